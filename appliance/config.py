@@ -1,0 +1,235 @@
+"""The one contract: a site's hosts, cards, models, engines, roles, users' limits and gateway.
+
+People write it as TOML, NixOS renders it as JSON; both end here, in :class:`Site`. Reading files and turning
+pydantic's reports into one line each is :mod:`appliance.configfile`; rules that span several sections are
+:mod:`appliance.rules`.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+"""Names of things: letters, digits, dot, dash, underscore; no slash, so a name fits a path and a unit name."""
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,126}$")]
+"""Like :data:`Name`, and one may keep the slash of a repository (``Qwen/Qwen3-0.6B``)."""
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Text = Annotated[str, StringConstraints(max_length=100_000)]
+
+
+class Section(BaseModel):
+    """Base of every table: unknown keys are errors, values are never guessed, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Gpu(Section):
+    """One card of a host, as ``nvidia-smi`` counts them."""
+
+    index: int = Field(ge=0, le=63, description="Index of the card on its host, as nvidia-smi shows it.")
+    model: str = Field(
+        min_length=1, description="What card it is.", examples=["RTX PRO 6000 Blackwell Workstation"]
+    )
+    memory_mib: int = Field(
+        gt=0, le=4_194_304, description="Memory the driver shows, in MiB (97887 for an RTX PRO 6000)."
+    )
+    power_limit_w: int | None = Field(
+        default=None, ge=100, le=2000, description="Power limit in watts; the card's own default when absent."
+    )
+    numa_node: int | None = Field(default=None, ge=0, le=63, description="NUMA node of the card's PCIe slot.")
+
+
+class Host(Section):
+    """One machine."""
+
+    memory_gib: int = Field(gt=0, le=65536, description="RAM in GiB.")
+    gpus: tuple[Gpu, ...] = Field(default=(), description="Its cards; none on a machine without a GPU.")
+
+
+class Model(Section):
+    """One set of weights, pinned."""
+
+    source: str = Field(
+        min_length=1,
+        description="Repository on the model hub, or a folder.",
+        examples=["Qwen/Qwen3-30B-A3B", "./var/models/tiny-qwen3"],
+    )
+    revision: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{40}$",
+        description="Commit of the repository; required unless `source` is a folder.",
+    )
+    task: Literal["generate", "embed"] = Field(default="generate", description="What it is for.")
+    weights_gib: float | None = Field(
+        default=None, gt=0, le=16384, description="Size of the weights as loaded, in GiB, over all its shards."
+    )
+    max_context: int | None = Field(
+        default=None, gt=0, le=16_777_216, description="Longest context it was trained for, in tokens."
+    )
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether ``source`` names a folder rather than a repository."""
+        return self.source.startswith(("/", "./", "../", "~"))
+
+
+class Engine(Section):
+    """One engine: ``replicas`` copies of a model server, each over ``tensor_parallel`` cards."""
+
+    kind: Literal["vllm", "llamacpp", "fake"] = Field(
+        default="vllm", description="vLLM, llama.cpp's server, or the fake engine that tests and demos use."
+    )
+    host: Name = Field(description="The host it runs on.")
+    model: ModelName = Field(description="The model it serves, by its name in `models`.")
+    device: Literal["cuda", "cpu"] = Field(default="cuda", description="Where it computes.")
+    gpus: tuple[int, ...] = Field(
+        default=(),
+        description="Cards of the host, replica after replica: 2 replicas over 2 cards each name 4.",
+    )
+    replicas: int = Field(default=1, ge=1, le=64, description="Independent copies.")
+    tensor_parallel: int = Field(default=1, ge=1, le=64, description="Cards that share one copy.")
+    context: int = Field(gt=0, le=16_777_216, description="Longest prompt plus answer, in tokens.")
+    concurrency: int = Field(
+        gt=0,
+        le=4096,
+        description="Sequences one replica decodes at once (vLLM's --max-num-seqs, llama.cpp's --parallel).",
+    )
+    port: Port = Field(description="First loopback port; replica i listens on port + i.")
+    gpu_memory_utilization: float = Field(
+        default=0.92, gt=0, le=1, description="Share of each of its cards that one replica may take."
+    )
+    kv_cache_gib: float = Field(
+        default=1.0, gt=0, le=4096, description="RAM for the KV cache in GiB, on `device = cpu` only."
+    )
+    shutdown_timeout_s: int = Field(
+        default=30, ge=0, le=3600, description="Seconds a stopping replica may spend on what still runs."
+    )
+    start_timeout_s: int = Field(
+        default=600, ge=1, le=86400, description="Seconds from start to the first generated token."
+    )
+    command: str | None = Field(
+        default=None,
+        description="Python of the engine's environment (vllm), or the llama-server binary (llamacpp).",
+    )
+    options: dict[str, JsonValue] = Field(
+        default={},
+        description="Further flags of the engine, without dashes in front; checked against the pinned version.",
+        examples=[{"enable-expert-parallel": True, "tool-call-parser": "hermes"}],
+    )
+    environment: dict[str, str] = Field(default={}, description="Environment variables for the engine.")
+
+    @property
+    def ports(self) -> range:
+        """The loopback ports of its replicas, in order."""
+        return range(self.port, self.port + self.replicas)
+
+    def cards(self, replica: int) -> tuple[int, ...]:
+        """Indices of the cards of replica number ``replica``; empty on the CPU."""
+        return self.gpus[replica * self.tensor_parallel : (replica + 1) * self.tensor_parallel]
+
+
+class Role(Section):
+    """A name clients may ask for instead of a model: planner, coder, writer."""
+
+    model: ModelName = Field(description="The model behind it.")
+    system_prompt: Text | None = Field(
+        default=None, description="Put first in the conversation; the client's own system message follows it."
+    )
+    sampling: dict[str, JsonValue] = Field(
+        default={},
+        description="Request fields used when the client does not set them.",
+        examples=[{"temperature": 0.6, "top_p": 0.95}],
+    )
+
+    @field_validator("sampling")
+    @classmethod
+    def _only_sampling(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        reserved = sorted({"model", "messages", "prompt", "input", "stream", "stream_options"} & value.keys())
+        if reserved:
+            raise ValueError(f"{reserved[0]!r} belongs to the client's request; leave only sampling fields here")
+        return value
+
+
+class Limits(Section):
+    """What one user may use. A missing figure means no limit."""
+
+    requests_per_minute: int | None = Field(default=None, gt=0, description="Requests begun per minute.")
+    tokens_per_minute: int | None = Field(
+        default=None, gt=0, description="Prompt plus completion tokens per minute."
+    )
+    requests_in_flight: int | None = Field(default=None, gt=0, description="Requests running at once.")
+
+
+class Gateway(Section):
+    """The one door to the engines."""
+
+    host: str = Field(default="127.0.0.1", description="Address it listens on: loopback or the tunnel's.")
+    port: Port = Field(default=8000, description="Port it listens on.")
+    data_dir: str = Field(
+        default="var", min_length=1, description="Folder of keys and usage; relative to where the gateway runs."
+    )
+    max_body_bytes: int = Field(
+        default=16 * 2**20, gt=0, le=2**31, description="Largest request body in bytes; over it, 413."
+    )
+    connect_timeout_s: float = Field(default=2.0, gt=0, le=60, description="Seconds to reach an engine.")
+    first_byte_timeout_s: float = Field(
+        default=600.0, gt=0, le=86400, description="Seconds an engine may take to begin its answer."
+    )
+    stall_timeout_s: float = Field(
+        default=120.0, gt=0, le=86400, description="Seconds an engine may be silent inside an answer."
+    )
+    ready_cache_s: float = Field(
+        default=5.0, gt=0, le=600, description="Seconds for which /ready repeats its last generated token."
+    )
+
+    @field_validator("host")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        address = ip_address(value)
+        if not (address.is_loopback or address.is_private) or address.is_unspecified:
+            raise ValueError(
+                f"{value} is a public address; listen on loopback or on the WireGuard address, "
+                "the VPS is the public side"
+            )
+        return value
+
+
+class Slo(Section):
+    """What the smoke test holds the service to; the gate of facts/operations: 2 s, 100 ms, none truncated."""
+
+    ttft_p99_ms: float = Field(default=2000.0, gt=0, description="Time to the first content token, p99.")
+    tpot_p99_ms: float = Field(default=100.0, gt=0, description="Time per output token after it, p99.")
+    error_rate: float = Field(default=0.0, ge=0, le=1, description="Share of requests that may fail.")
+
+
+class Smoke(Section):
+    """The load of the smoke test."""
+
+    users: int = Field(default=4, ge=1, le=1000, description="Users at once.")
+    requests_per_user: int = Field(default=5, ge=1, le=10_000, description="Requests each of them makes.")
+    max_tokens: int = Field(default=32, ge=2, le=4096, description="Tokens asked for per request.")
+    slo: Slo = Field(default=Slo(), description="What must hold.")
+
+
+class Site(Section):
+    """A whole site. See ``examples/`` for three of them."""
+
+    version: Literal[1] = Field(description="Version of this contract.")
+    hosts: dict[Name, Host] = Field(min_length=1, description="Machines by name.")
+    models: dict[ModelName, Model] = Field(min_length=1, description="Models by the name clients use.")
+    engines: dict[Name, Engine] = Field(min_length=1, description="Engines by name.")
+    roles: dict[Name, Role] = Field(default={}, description="Roles by the name clients use.")
+    limits: Limits = Field(default=Limits(), description="Limits of a user who has none of his own.")
+    users: dict[Name, Limits] = Field(default={}, description="Limits of single users, by name.")
+    gateway: Gateway = Field(default=Gateway(), description="The gateway.")
+    smoke: Smoke = Field(default=Smoke(), description="The smoke test.")
+
+    def data_path(self, base: Path) -> Path:
+        """Folder of keys and usage, absolute or under ``base``."""
+        return base / self.gateway.data_dir

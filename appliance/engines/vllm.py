@@ -1,0 +1,119 @@
+"""vLLM's command line.
+
+The flags are those of the pinned release (``vllm_flags.txt``, read from its own parser; a test compares the
+two). Old blog posts name flags that are long gone: :data:`GONE` says what to write instead.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache
+from importlib.resources import files
+
+from pydantic import JsonValue
+
+from appliance.config import Engine, Model
+from appliance.rules import nearest
+
+MODULE = "vllm.entrypoints.openai.api_server"
+"""Started as a module: the ``vllm`` script looks for a distribution named vllm, and the CPU build is not."""
+
+OURS = {
+    "model": "model",
+    "revision": "the model's revision",
+    "tokenizer-revision": "the model's revision",
+    "served-model-name": "model",
+    "host": "nothing: engines listen on loopback",
+    "port": "port",
+    "uds": "port",
+    "api-key": "nothing: the gateway holds the keys",
+    "max-model-len": "context",
+    "max-num-seqs": "concurrency",
+    "tensor-parallel-size": "tensor_parallel",
+    "gpu-memory-utilization": "gpu_memory_utilization",
+    "device-memory-utilization": "gpu_memory_utilization",
+    "shutdown-timeout": "shutdown_timeout_s",
+    "device-ids": "gpus",
+    "runner": "the model's task",
+    "convert": "the model's task",
+}
+"""Flags we set ourselves, and the key of the configuration that sets them."""
+
+GONE = {
+    "speculative-decoding": "write speculative-config, a table such as {method = 'mtp', num_speculative_tokens = 1}",
+    "draft-model": "write speculative-config = {model = ..., num_speculative_tokens = ...}",
+    "enable-flash-attention": "leave it out: the attention backend is chosen for the card",
+    "max-concurrent-requests": "set `concurrency` of the engine",
+    "max-batch-size": "set `concurrency` of the engine",
+    "swap-space": "leave it out: preempted sequences are recomputed",
+    "num-scheduler-steps": "leave it out: scheduling is asynchronous by itself",
+    "use-v2-block-manager": "leave it out: there is one block manager",
+    "task": "set `task` of the model",
+    "disable-log-requests": "leave it out: requests are not logged unless enable-log-requests is set",
+}
+"""Flags of old notes and posts, and what to do instead (facts: vLLM 0.33.0's own parser refuses them)."""
+
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+"""Weights are pinned and fetched beforehand; an engine has no business on the network."""
+
+
+@cache
+def known_flags() -> frozenset[str]:
+    """Flags of the pinned vLLM, without dashes in front."""
+    text = files("appliance.engines").joinpath("vllm_flags.txt").read_text()
+    return frozenset(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[str, str]]:
+    """argv and environment of replica number ``replica``."""
+    argv = [engine.command or sys.executable, "-m", MODULE, "--model", model.source]
+    if not model.is_folder and model.revision is not None:
+        argv += ["--revision", model.revision, "--tokenizer-revision", model.revision]
+    argv += ["--served-model-name", engine.model, "--host", "127.0.0.1", "--port", str(engine.port + replica)]
+    argv += ["--max-model-len", str(engine.context), "--max-num-seqs", str(engine.concurrency)]
+    argv += ["--shutdown-timeout", str(engine.shutdown_timeout_s)]
+    if model.task == "embed":
+        argv += ["--runner", "pooling", "--convert", "embed"]
+    environment = dict(ENVIRONMENT)
+    if engine.device == "cpu":
+        environment["VLLM_CPU_KVCACHE_SPACE"] = f"{engine.kv_cache_gib:g}"
+    else:
+        argv += ["--tensor-parallel-size", str(engine.tensor_parallel)]
+        argv += ["--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}"]
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, engine.cards(replica)))
+    for flag, value in engine.options.items():
+        argv += option(flag, value)
+    return argv, environment
+
+
+def option(flag: str, value: JsonValue) -> list[str]:
+    """One flag: ``true`` alone, ``false`` as ``--no-…``, tables as JSON, lists as several words."""
+    if value is True:
+        return [f"--{flag}"]
+    if value is False:
+        return [f"--no-{flag}"]
+    if isinstance(value, dict):
+        return [f"--{flag}", json.dumps(value, separators=(",", ":"))]
+    if isinstance(value, list):
+        return [f"--{flag}", *(str(item) for item in value)]
+    return [f"--{flag}", str(value)]
+
+
+def check_options(engine: Engine) -> list[str]:
+    """Faults of ``engine.options``: unknown or gone flags, and flags that a key of ours sets."""
+    faults = []
+    for flag, value in engine.options.items():
+        bare = flag.lstrip("-")
+        if value is None:
+            faults.append(f"{flag} has no value; remove it")
+        elif bare in OURS:
+            faults.append(f"{flag} is set by {OURS[bare]}; remove it from options")
+        elif bare in GONE:
+            faults.append(f"vLLM has no {flag}; {GONE[bare]}")
+        elif flag != bare:
+            faults.append(f"{flag} has dashes in front; write {bare}")
+        elif bare not in known_flags():
+            faults.append(f"the pinned vLLM has no flag {flag}; {nearest(flag, sorted(known_flags()))}")
+    return faults

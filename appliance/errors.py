@@ -1,0 +1,145 @@
+"""The one error tree.
+
+Every error carries a sentence that names the culprit and the fix. It is mapped once to an exit code (the
+class attribute ``exit_code``, used by the CLI) and once to OpenAI's JSON shape (:func:`openai_body`, used by
+the gateway). Nothing else in the project decides what an error looks like to a person.
+"""
+
+from __future__ import annotations
+
+import json
+
+
+class ApplianceError(Exception):
+    """Something a person can mend. ``str(error)`` is one line: what, where, how to mend."""
+
+    exit_code = 1
+
+
+class ConfigError(ApplianceError):
+    """A configuration that cannot be read or cannot work."""
+
+    exit_code = 2
+
+
+class UsageError(ApplianceError):
+    """A command line that does not make sense."""
+
+    exit_code = 2
+
+
+class StartError(ApplianceError):
+    """A part of the service did not start: a taken port, an engine that died, a missing model."""
+
+
+class StoreError(ApplianceError):
+    """A database or state file cannot be read or written."""
+
+
+class RequestError(ApplianceError):
+    """An error answered to an HTTP client in OpenAI's shape.
+
+    ``status`` is the HTTP status, ``kind`` OpenAI's ``type`` and ``code`` OpenAI's ``code``; ``param`` names
+    the offending field and ``retry_after`` is in seconds.
+    """
+
+    status = 500
+    kind = "server_error"
+    code = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.retry_after = retry_after
+        if code is not None:
+            self.code = code
+
+
+class InvalidRequestError(RequestError):
+    """400: the request cannot be understood or asks for the impossible."""
+
+    status = 400
+    kind = "invalid_request_error"
+    code = "invalid_request"
+
+
+class AuthenticationError(RequestError):
+    """401: no key, or one that is unknown, revoked or expired. All look the same to the client."""
+
+    status = 401
+    kind = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class NotFoundError(RequestError):
+    """404: a path or a model that is not on offer."""
+
+    status = 404
+    kind = "invalid_request_error"
+    code = "not_found"
+
+
+class MethodNotAllowedError(RequestError):
+    """405: the path exists, under another method."""
+
+    status = 405
+    kind = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class BodyTooLargeError(RequestError):
+    """413: the body is over the gateway's limit."""
+
+    status = 413
+    kind = "invalid_request_error"
+    code = "request_too_large"
+
+
+class RateLimitError(RequestError):
+    """429: this user is over a limit of his own."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class EngineFailedError(RequestError):
+    """502: the engine broke off, or answered what is not HTTP."""
+
+    status = 502
+    code = "engine_failed"
+
+
+class EngineUnavailableError(RequestError):
+    """503: no engine can take the request now."""
+
+    status = 503
+    code = "engine_unavailable"
+
+
+class EngineTimeoutError(RequestError):
+    """504: the engine took the request and then said nothing for too long."""
+
+    status = 504
+    code = "engine_timeout"
+
+
+def openai_body(error: RequestError) -> bytes:
+    """``error`` as the JSON body that OpenAI's clients know how to read."""
+    return json.dumps(
+        {
+            "error": {
+                "message": str(error),
+                "type": error.kind,
+                "param": error.param,
+                "code": error.code,
+            }
+        }
+    ).encode()
