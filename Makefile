@@ -1,0 +1,43 @@
+# The two commands: `make up` serves on this machine, `make test` proves it. Everything else is for developers.
+#
+# PYTHON=…       a Python 3.11 or newer (the CPU engine wants 3.11)
+# PORT=…         the gateway's port, 8000 when absent
+# ENGINE=fake    no engine: tokens by the clock, named as such in every output
+# MODEL=tiny     leave the model hub alone and make the tiny random model
+# ONCE=1         end after the smoke test, with its exit code
+# TORCH_INDEX=…  where torch's CPU build comes from, if your pip is not set up for it: the address that
+#                pytorch.org shows for "CPU"
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ENGINE ?= vllm
+MODEL ?= auto
+export TORCH_INDEX
+
+.PHONY: up test lint fmt lock clean
+
+up:
+	@$(PYTHON) -m appliance.bootstrap --engine $(ENGINE)
+	@exec .venv/bin/appliance up --engine $(ENGINE) --model $(MODEL) $(if $(PORT),--port $(PORT)) $(if $(ONCE),--once)
+
+test:
+	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)
+	@.venv/bin/python -m pytest $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
+
+lint:
+	@$(PYTHON) -m appliance.bootstrap --tests --engine fake
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+fmt:
+	@$(PYTHON) -m appliance.bootstrap --tests --engine fake
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --require-hashes -r requirements/lock.lock
+	.venv-lock/bin/python requirements/lock.py
+
+clean:
+	rm -rf .venv .venv-engine .venv-lock var

@@ -1,0 +1,217 @@
+"""The command line: ``appliance check``, ``engine``, ``gateway``, ``keys``, ``smoke``, ``up``, ``schema``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from appliance import __version__
+from appliance.config import Site
+from appliance.configfile import load
+from appliance.engines import argv as engine_argv
+from appliance.errors import ApplianceError, UsageError
+
+DEFAULT_CONFIG = "/etc/appliance/appliance.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. Every :class:`ApplianceError` becomes its message, never a traceback."""
+    args = _parser().parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except ApplianceError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # `appliance keys list | head`: the reader has what it wanted.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="appliance", description="A private LLM service from bare machines.")
+    parser.add_argument("--version", action="version", version=f"appliance {__version__}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    check = commands.add_parser("check", help="validate a configuration; exit 2 and one line per fault")
+    check.add_argument("file", type=Path)
+    check.set_defaults(run=_check)
+
+    schema = commands.add_parser("schema", help="print the JSON Schema of the configuration")
+    schema.set_defaults(run=_schema)
+
+    engine = commands.add_parser("engine", help="run an engine, or show what would run")
+    engine_commands = engine.add_subparsers(metavar="action", required=True)
+    for action, run, text in (("exec", _engine_exec, "become the engine"), ("argv", _engine_argv, "print its command")):
+        one = engine_commands.add_parser(action, help=text)
+        one.add_argument("name", help="engine, or engine.N for replica N")
+        one.set_defaults(run=run)
+        _config_option(one)
+
+    gateway = commands.add_parser("gateway", help="run the gateway")
+    gateway.set_defaults(run=_gateway)
+    _config_option(gateway)
+
+    keys = commands.add_parser("keys", help="API keys")
+    key_commands = keys.add_subparsers(metavar="action", required=True)
+    create = key_commands.add_parser("create", help="make a key and print it, once")
+    create.add_argument("user")
+    create.add_argument("--expires-in", metavar="30d", help="lifetime: a number and s, m, h or d")
+    create.set_defaults(run=_keys_create)
+    revoke = key_commands.add_parser("revoke", help="make a key useless, within a second")
+    revoke.add_argument("id", help="the key's id, the twelve digits after sk-")
+    revoke.set_defaults(run=_keys_revoke)
+    listing = key_commands.add_parser("list", help="show keys, never their secrets")
+    listing.add_argument("--json", action="store_true")
+    listing.set_defaults(run=_keys_list)
+    for one in (create, revoke, listing):
+        _config_option(one)
+
+    smoke = commands.add_parser("smoke", help="prove a running service with a short load; exit 0 or 1 by its SLOs")
+    smoke.add_argument("--url", help="base URL of the gateway; from the configuration when absent")
+    smoke.add_argument("--model", help="model or role to ask for; the first generating model when absent")
+    smoke.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    smoke.set_defaults(run=_smoke)
+    _config_option(smoke)
+
+    up = commands.add_parser("up", help="the whole service on this machine, without Nix (what `make up` runs)")
+    up.add_argument("--engine", choices=("vllm", "fake"), default="vllm")
+    up.add_argument("--model", choices=("auto", "tiny"), default="auto")
+    up.add_argument("--port", type=int, help="port of the gateway")
+    up.add_argument("--once", action="store_true", help="end after the smoke test, with its exit code")
+    up.add_argument("--engine-python", metavar="PATH", default=".venv-engine/bin/python")
+    up.set_defaults(run=_up)
+    _config_option(up, "examples/laptop.toml")
+    return parser
+
+
+def _config_option(parser: argparse.ArgumentParser, default: str = DEFAULT_CONFIG) -> None:
+    path = Path(os.environ.get("APPLIANCE_CONFIG", default)) if default == DEFAULT_CONFIG else Path(default)
+    parser.add_argument("--config", type=Path, default=path, metavar="FILE", help=f"configuration ({path})")
+
+
+def _check(args: argparse.Namespace) -> int:
+    site = load(args.file)
+    count = len(engine_argv.replicas(site))
+    print(f"{args.file}: ok; {len(site.models)} models, {count} engine replicas, {len(site.roles)} roles")
+    return 0
+
+
+def _schema(_: argparse.Namespace) -> int:
+    print(json.dumps(Site.model_json_schema(), indent=2))
+    return 0
+
+
+def _engine_argv(args: argparse.Namespace) -> int:
+    site = load(args.config)
+    command = engine_argv.command(site, engine_argv.find(site, args.name), Path.cwd())
+    for name, value in sorted(command.environment.items()):
+        print(f"{name}={value}")
+    for word in command.argv:
+        print(word)
+    return 0
+
+
+def _engine_exec(args: argparse.Namespace) -> int:
+    site = load(args.config)
+    command = engine_argv.command(site, engine_argv.find(site, args.name), Path.cwd())
+    try:
+        os.execvpe(command.argv[0], command.argv, {**os.environ, **command.environment})
+    except OSError as error:
+        message = f"engines.{args.name}.command: {command.argv[0]} cannot be run ({error.strerror})"
+        raise UsageError(f"{message}; name the engine's Python or binary there") from None
+
+
+def _gateway(args: argparse.Namespace) -> int:
+    # Imported late: `appliance check` in a Nix build needs no server.
+    from appliance.gateway.serve import serve  # noqa: PLC0415
+
+    site = load(args.config)
+    return serve(site, Path.cwd())
+
+
+def _keys_create(args: argparse.Namespace) -> int:
+    from appliance.gateway.keys import KeyStore  # noqa: PLC0415
+
+    expires = None if args.expires_in is None else time.time() + seconds(args.expires_in)
+    store = KeyStore(load(args.config).data_path(Path.cwd()))
+    print(store.create(args.user, expires_at=expires))
+    return 0
+
+
+def _keys_revoke(args: argparse.Namespace) -> int:
+    from appliance.gateway.keys import KeyStore  # noqa: PLC0415
+
+    key = KeyStore(load(args.config).data_path(Path.cwd())).revoke(args.id)
+    print(f"key {key.id} of {key.user} is revoked")
+    return 0
+
+
+def _keys_list(args: argparse.Namespace) -> int:
+    from appliance.gateway.keys import KeyStore  # noqa: PLC0415
+
+    now = time.time()
+    keys = KeyStore(load(args.config).data_path(Path.cwd())).list()
+    if args.json:
+        rows = [
+            {"id": k.id, "user": k.user, "state": k.state(now), "created_at": k.created_at, "expires_at": k.expires_at}
+            for k in keys
+        ]
+        print(json.dumps(rows, indent=2))
+        return 0
+    table = Table("id", "user", "state", "created")
+    for key in keys:
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created_at))
+        table.add_row(key.id, key.user, key.state(now), created)
+    Console().print(table)
+    return 0
+
+
+def _smoke(args: argparse.Namespace) -> int:
+    from appliance.ops import smoke  # noqa: PLC0415
+
+    site = load(args.config)
+    key = os.environ.get("APPLIANCE_API_KEY")
+    if not key:
+        raise UsageError("APPLIANCE_API_KEY is not set; make a key with `appliance keys create smoke`")
+    url = args.url or f"http://{site.gateway.host}:{site.gateway.port}"
+    model = args.model or smoke.default_model(site)
+    report = asyncio.run(smoke.run(site.smoke, url=url, key=key, model=model, folder=site.data_path(Path.cwd())))
+    smoke.show(report, Console(), subject=model)
+    if args.json is not None:
+        args.json.write_text(report.to_json())
+    return report.exit_code
+
+
+def _up(args: argparse.Namespace) -> int:
+    from appliance.up import Options, up  # noqa: PLC0415
+
+    options = Options(
+        config=args.config,
+        engine=args.engine,
+        model=args.model,
+        port=args.port,
+        once=args.once,
+        engine_python=Path(args.engine_python).absolute(),
+        base=Path.cwd(),
+    )
+    return up(options)
+
+
+def seconds(text: str) -> float:
+    """``30d`` as seconds; raises :class:`UsageError`."""
+    match = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if match is None:
+        raise UsageError(f"{text!r} is no duration; write a number and s, m, h or d, such as 30d")
+    return int(match.group(1)) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]

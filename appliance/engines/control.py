@@ -1,0 +1,192 @@
+"""Starting and keeping processes, behind a protocol that systemd implements on hosts.
+
+:class:`Supervisor` is what the rest of the project knows; :class:`ChildProcesses` is the one for `make up` and
+tests. Each child leads a process group of its own, so that an engine's workers are stopped with it, and
+asks the kernel to end it when the supervisor dies, so that nothing is left running even then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from appliance.errors import StartError
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal this process gets when its parent dies; survives execve."""
+
+FIRST_DELAY_S = 0.5
+LAST_DELAY_S = 30.0
+"""Seconds before a restart: the first, doubled after each failure up to the last."""
+
+HEALTHY_S = 60.0
+"""A process that ran this long is taken as healthy: the delay starts over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One process to keep: what to run, where its output goes, how long it may take to stop."""
+
+    name: str
+    argv: tuple[str, ...]
+    log: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    stop_timeout_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """``running``, ``restarting`` or ``stopped``; how often it was restarted; its last exit code."""
+
+    phase: str
+    pid: int | None
+    restarts: int
+    exit_code: int | None
+
+
+class Supervisor(Protocol):
+    """Keeps units running."""
+
+    async def start(self, unit: Unit) -> None:
+        """Run ``unit`` and restart it whenever it ends by itself."""
+
+    async def stop(self, name: str) -> None:
+        """Stop a unit and everything it started."""
+
+    def state(self, name: str) -> UnitState:
+        """How a unit is."""
+
+
+@dataclass(slots=True)
+class _Child:
+    unit: Unit
+    process: asyncio.subprocess.Process | None = None
+    keeper: asyncio.Task[None] | None = None
+    restarts: int = 0
+    exit_code: int | None = None
+    stopping: bool = False
+
+
+class ChildProcesses:
+    """A :class:`Supervisor` whose units are children of this process."""
+
+    def __init__(self, on_exit: Callable[[str, int], None] | None = None) -> None:
+        self._children: dict[str, _Child] = {}
+        self._on_exit = on_exit or (lambda _name, _code: None)
+
+    async def start(self, unit: Unit) -> None:
+        """Run ``unit``; raises :class:`StartError` when it cannot be run at all."""
+        child = _Child(unit)
+        self._children[unit.name] = child
+        await self._spawn(child)
+        child.keeper = asyncio.create_task(self._keep(child))
+
+    async def stop(self, name: str) -> None:
+        """SIGTERM to the unit's process group, SIGKILL to whatever of it outlives ``stop_timeout_s``."""
+        child = self._children[name]
+        child.stopping = True
+        if child.keeper is not None:
+            # First, so that nothing is started again while we stop it.
+            child.keeper.cancel()
+            await asyncio.gather(child.keeper, return_exceptions=True)
+        if child.process is not None:
+            child.exit_code = await _end_group(child.process, child.unit.stop_timeout_s)
+
+    async def stop_all(self) -> None:
+        """Stop every unit, the last started first."""
+        for name in reversed([*self._children]):
+            await self.stop(name)
+
+    def state(self, name: str) -> UnitState:
+        """How a unit is."""
+        child = self._children[name]
+        alive = child.process is not None and child.process.returncode is None
+        phase = "running" if alive else "stopped" if child.stopping else "restarting"
+        pid = child.process.pid if alive and child.process is not None else None
+        return UnitState(phase, pid, child.restarts, child.exit_code)
+
+    async def _spawn(self, child: _Child) -> None:
+        unit = child.unit
+        unit.log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with unit.log.open("ab") as log:
+                child.process = await asyncio.create_subprocess_exec(
+                    *unit.argv,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, **unit.environment},
+                    start_new_session=True,
+                    preexec_fn=die_with_parent,
+                )
+        except OSError as error:
+            message = f"{unit.name}: {unit.argv[0]} cannot be run ({error.strerror})"
+            raise StartError(f"{message}; run `make up` again, it repairs the environments") from error
+
+    async def _keep(self, child: _Child) -> None:
+        delay = FIRST_DELAY_S
+        while True:
+            process = child.process
+            assert process is not None
+            began = time.monotonic()
+            child.exit_code = await process.wait()
+            if child.stopping:
+                return
+            _signal_group(process.pid, signal.SIGKILL)
+            self._on_exit(child.unit.name, child.exit_code)
+            delay = FIRST_DELAY_S if time.monotonic() - began > HEALTHY_S else min(delay * 2, LAST_DELAY_S)
+            await asyncio.sleep(delay)
+            child.restarts += 1
+            await self._spawn(child)
+
+
+async def run_step(argv: Sequence[str], *, log: Path, environment: dict[str, str] | None = None) -> int:
+    """Run one command to its end and return its exit code; ended with all it started when we are cancelled."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    try:
+        return await process.wait()
+    finally:
+        await _end_group(process, 5.0)
+
+
+async def _end_group(process: asyncio.subprocess.Process, timeout_s: float) -> int:
+    """End a process and the group it leads; its exit code."""
+    if process.returncode is None:
+        _signal_group(process.pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await process.wait()
+    # Also after an orderly exit: workers may have outlived their leader.
+    _signal_group(process.pid, signal.SIGKILL)
+    return await process.wait()
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent dies; runs in the child, between fork and exec."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)

@@ -1,0 +1,34 @@
+"""Whether an engine works: it must generate a token. ``/health`` also answers when the engine core hangs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+CANARY_TIMEOUT_S = 20.0
+"""Seconds a canary may take. A busy engine answers it among its other sequences, a hung one never."""
+
+
+def canary(model: str, task: str) -> tuple[str, bytes]:
+    """``(path, body)`` of the smallest request that makes the engine compute."""
+    if task == "embed":
+        return "/v1/embeddings", json.dumps({"model": model, "input": "ready?"}).encode()
+    body = {"model": model, "messages": [{"role": "user", "content": "ready?"}], "max_tokens": 1, "temperature": 0}
+    return "/v1/chat/completions", json.dumps(body).encode()
+
+
+def canary_passed(status: int, body: bytes) -> bool:
+    """Whether the answer to a canary proves a computed token or vector."""
+    if status != 200:
+        return False
+    try:
+        answer: Any = json.loads(body)
+    except ValueError:
+        return False
+    if not isinstance(answer, dict):
+        return False
+    usage = answer.get("usage")
+    if isinstance(usage, dict) and (usage.get("completion_tokens") or 0) >= 1:
+        return True
+    rows = answer.get("data")
+    return isinstance(rows, list) and bool(rows) and bool(rows[0].get("embedding"))

@@ -1,0 +1,1 @@
+"""The gateway: one process between clients and engines. Bytes pass through; see docs/decisions/0003."""

@@ -1,0 +1,125 @@
+"""What the gateway reads in a request's body, and how it edits it without re-serialising it. Pure.
+
+One msgspec decode finds the few fields we need. An edit adds or replaces a field of the outermost object
+and leaves the bytes of every other value as they came: tool definitions, unknown fields and number formats
+survive exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from appliance.config import Role
+from appliance.errors import InvalidRequestError
+
+INCLUDE_USAGE = b'"stream_options":{"include_usage":true}'
+
+
+class StreamOptions(msgspec.Struct):
+    """The part of ``stream_options`` that concerns us."""
+
+    include_usage: bool | None = None
+
+
+class Fields(msgspec.Struct):
+    """The fields of a request that the gateway acts on."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | UnsetType | None = UNSET
+
+
+class _Message(msgspec.Struct):
+    role: str = ""
+    content: Raw | UnsetType = UNSET
+
+
+_FIELDS = msgspec.json.Decoder(Fields)
+_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+_MESSAGES = msgspec.json.Decoder(list[Raw])
+_MESSAGE = msgspec.json.Decoder(_Message)
+_MESSAGE_FIELDS = msgspec.json.Decoder(dict[str, Raw])
+
+
+def decode(body: bytes) -> Fields:
+    """The fields of ``body``; raises :class:`InvalidRequestError` that names what is wrong and where."""
+    try:
+        return _FIELDS.decode(body)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        param = path.rstrip("`").lstrip(".") or None
+        if "required field `model`" in message:
+            message, param = "The request names no model; set `model`, GET /v1/models lists them", "model"
+        raise InvalidRequestError(f"{message}{f' (field {param})' if param else ''}", param=param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"The body is not JSON: {error}", code="invalid_json") from None
+    except RecursionError:
+        raise InvalidRequestError("The body is nested too deeply", code="invalid_json") from None
+
+
+def wants_usage(fields: Fields) -> bool:
+    """Whether the client itself asked for the usage frame of a stream."""
+    options = fields.stream_options
+    return isinstance(options, StreamOptions) and options.include_usage is True
+
+
+def with_usage(body: bytes, fields: Fields) -> bytes:
+    """``body`` with ``stream_options.include_usage`` true, whatever else ``stream_options`` holds."""
+    if fields.stream_options is UNSET:
+        start = body.index(b"{") + 1
+        return body[:start] + INCLUDE_USAGE + b"," + body[start:]
+    table = _OBJECT.decode(body)
+    options = {} if fields.stream_options is None else _OBJECT.decode(table["stream_options"])
+    options["include_usage"] = Raw(b"true")
+    table["stream_options"] = Raw(_join(options))
+    return _join(table)
+
+
+def with_role(body: bytes, role: Role, endpoint: str) -> bytes:
+    """``body`` as asked of ``role``: its model, its system prompt, its sampling where the client set none.
+
+    A client's own system message keeps its place after the role's: both are joined into one, because Qwen's
+    templates accept a system message only at the top.
+    """
+    table = _OBJECT.decode(body)
+    table["model"] = Raw(msgspec.json.encode(role.model))
+    for name, value in role.sampling.items():
+        if name not in table or bytes(table[name]) == b"null":
+            table[name] = Raw(msgspec.json.encode(value))
+    if role.system_prompt is not None:
+        if endpoint == "/v1/chat/completions" and "messages" in table:
+            table["messages"] = Raw(_with_system(table["messages"], role.system_prompt))
+        elif endpoint == "/v1/responses":
+            own = table.get("instructions")
+            text = msgspec.json.decode(own) if own is not None else None
+            joined = f"{role.system_prompt}\n\n{text}" if isinstance(text, str) else role.system_prompt
+            table["instructions"] = Raw(msgspec.json.encode(joined))
+    return _join(table)
+
+
+def _with_system(raw: Raw, prompt: str) -> bytes:
+    try:
+        messages = _MESSAGES.decode(raw)
+        first = _MESSAGE.decode(messages[0]) if messages else _Message()
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"messages: {error}", param="messages") from None
+    if first.role in ("system", "developer") and first.content is not UNSET:
+        content: Any = msgspec.json.decode(first.content)
+        if isinstance(content, list):
+            joined: Any = [{"type": "text", "text": prompt + "\n\n"}, *content]
+        else:
+            joined = f"{prompt}\n\n{content}" if isinstance(content, str) else prompt
+        fields = _MESSAGE_FIELDS.decode(messages[0])
+        fields["content"] = Raw(msgspec.json.encode(joined))
+        rest = [_join(fields), *messages[1:]]
+    else:
+        rest = [msgspec.json.encode({"role": "system", "content": prompt}), *messages]
+    return b"[" + b",".join(bytes(message) for message in rest) + b"]"
+
+
+def _join(table: dict[str, Raw]) -> bytes:
+    """``table`` as a JSON object; the bytes of its values are those that came."""
+    return b"{" + b",".join(msgspec.json.encode(key) + b":" + bytes(value) for key, value in table.items()) + b"}"

@@ -1,0 +1,187 @@
+"""Reads what matters in an engine's answer while its bytes pass by. Pure: no clock, no socket.
+
+Two facts make it cheap. In JSON a string never holds a raw newline or an unescaped quote, so ``\\n\\n`` ends a
+frame, and ``"usage":{`` or ``"choices":[]`` in the bytes is a field and not text. And nearly every piece
+needs neither: one ``rfind``, one ``count`` and three ``in`` per piece is all a token costs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from appliance.errors import EngineFailedError
+
+MAX_FRAME = 16 * 2**20
+"""Bytes of one frame beyond which an answer is no stream of frames. The last event of /v1/responses repeats
+the whole answer, so frames of a megabyte do occur."""
+
+
+class PromptDetails(msgspec.Struct):
+    """Details of the prompt's tokens."""
+
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """Token counts as chat, completions and embeddings (first two) or responses (last two) report them."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+    input_tokens_details: PromptDetails | None = None
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the prompt."""
+        return self.prompt_tokens or self.input_tokens or 0
+
+    @property
+    def completion(self) -> int:
+        """Tokens of the answer."""
+        return self.completion_tokens or self.output_tokens or 0
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompt that came from the prefix cache, where the engine says so."""
+        details = self.prompt_tokens_details or self.input_tokens_details
+        return (details.cached_tokens or 0) if details is not None else 0
+
+
+class _Delta(msgspec.Struct):
+    content: Any = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    tool_calls: Any = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    text: Any = None
+
+
+class _Answer(msgspec.Struct):
+    usage: Usage | None = None
+
+
+class _Frame(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: Usage | None = None
+    type: str = ""
+    delta: Any = None
+    response: _Answer | None = None
+
+
+_FRAME = msgspec.json.Decoder(_Frame)
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+def read_usage(body: bytes) -> Usage | None:
+    """The usage of a whole (not streamed) answer, if it has one."""
+    try:
+        return _ANSWER.decode(body).usage
+    except msgspec.DecodeError:
+        return None
+
+
+class Relay:
+    """Follows one SSE answer: feed it what arrived, forward what it returns.
+
+    It returns whole frames only, so that an answer cut in the middle of a frame can still be ended by an
+    error event. ``strip_usage`` takes out the extra frame that we asked for and the client did not.
+    """
+
+    __slots__ = ("_rest", "_strip", "began", "done", "failed", "frames", "usage")
+
+    def __init__(self, *, strip_usage: bool) -> None:
+        self._rest = b""
+        self._strip = strip_usage
+        self.began = False
+        self.done = False
+        self.failed = False
+        self.frames = 0
+        self.usage: Usage | None = None
+
+    @property
+    def estimated_tokens(self) -> int:
+        """Tokens so far, if no usage ever comes: a frame each, but for the one that opens the answer."""
+        return max(0, self.frames - 1) if self.began else 0
+
+    def feed(self, data: bytes) -> bytes:
+        """What of ``data`` and the rest kept before may be forwarded now."""
+        rest = self._rest
+        if rest:
+            data = rest + data
+        end = data.rfind(b"\n\n", max(0, len(rest) - 1)) + 2
+        if end == 1:
+            if len(data) > MAX_FRAME:
+                raise EngineFailedError("the engine sent a frame without an end; see its log")
+            self._rest = data
+            return b""
+        if end == len(data):
+            self._rest = b""
+        else:
+            data, self._rest = data[:end], data[end:]
+        self.frames += data.count(b"\n\n")
+        if not self.began:
+            self._look_for_token(data)
+        if b'"usage":{' in data or b'"choices":[]' in data:
+            data = self._take_usage(data)
+        if data.endswith(b"data: [DONE]\n\n") and _at_line_start(data, len(data) - 14):
+            self.done = True
+        if b'data: {"error"' in data and _at_line_start(data, data.index(b'data: {"error"')):
+            self.failed = True
+        return data
+
+    def finish(self) -> bytes:
+        """What is left when the engine's answer is complete: an unfinished frame goes out as it came."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+    def _look_for_token(self, data: bytes) -> None:
+        for frame in data.split(b"\n\n"):
+            value = _decode(frame)
+            if value is None:
+                continue
+            for choice in value.choices or ():
+                delta = choice.delta
+                if choice.text or (
+                    delta and (delta.content or delta.reasoning or delta.reasoning_content or delta.tool_calls)
+                ):
+                    self.began = True
+                    return
+            if value.delta and value.type.endswith(".delta"):
+                self.began = True
+                return
+
+    def _take_usage(self, data: bytes) -> bytes:
+        kept = []
+        for frame in data.split(b"\n\n")[:-1]:
+            value = _decode(frame)
+            if value is not None:
+                usage = value.usage or (value.response.usage if value.response is not None else None)
+                if usage is not None:
+                    self.usage = usage
+                    if self._strip and value.choices == []:
+                        self.frames -= 1
+                        continue
+            kept.append(frame + b"\n\n")
+        return b"".join(kept)
+
+
+def _decode(frame: bytes) -> _Frame | None:
+    """The JSON of one frame; ``None`` for comments, ``[DONE]`` and what is no JSON."""
+    start = frame.find(b"data: {")
+    if start < 0:
+        return None
+    try:
+        return _FRAME.decode(frame[start + 6 :])
+    except msgspec.DecodeError:
+        return None
+
+
+def _at_line_start(data: bytes, index: int) -> bool:
+    return index == 0 or data[index - 1 : index] == b"\n"

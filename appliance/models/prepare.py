@@ -1,0 +1,106 @@
+"""Chooses the model that `make up` serves: the real Qwen3-0.6B where the hub answers, else a tiny random one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.engines.control import run_step
+from appliance.errors import StartError
+
+REPOSITORY = "Qwen/Qwen3-0.6B"
+REVISION = "c1899de289a04d12100db370d81485cdf75e47ca"
+WEIGHTS_SHA256 = "f47f71177f32bcd101b7573ec9171e6a57f4f4d31148d38e382306f42996874b"
+"""SHA-256 of model.safetensors (1,503,300,328 bytes) at that revision, as the hub's own metadata gives it."""
+
+HUB = "https://huggingface.co"
+HUB_TIMEOUT_S = 4.0
+TINY_NAME = "tiny-qwen3-random"
+DOWNLOAD_TIMEOUT_S = 3600.0
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model on disk: the name clients use, its folder, its longest context, and what to tell the person."""
+
+    name: str
+    folder: Path
+    context: int
+    notice: str
+
+
+
+
+async def prepare(choice: str, python: Path, data: Path, say: Callable[[str], None]) -> Prepared:
+    """The model to serve. ``choice``: ``auto``, or ``tiny`` to leave the hub alone.
+
+    ``python`` is the engine's interpreter, ``data`` the folder for models and logs, ``say`` tells the person
+    what takes long. Raises :class:`StartError` when not even the tiny model can be made.
+    """
+    if choice == "auto":
+        real = data / "models" / "Qwen3-0.6B"
+        if is_verified(real):
+            return _real(real)
+        if await asyncio.to_thread(hub_answers):
+            say(f"downloading {REPOSITORY} at {REVISION[:12]} (1.5 GB) ...")
+            if await _download(python, real, data):
+                return _real(real)
+            say(f"the download failed (see {data / 'log' / 'model.log'}); run again to resume it")
+    return await _tiny(python, data)
+
+
+def is_verified(folder: Path) -> bool:
+    """Whether an earlier run downloaded this revision into ``folder`` and checked its weights."""
+    mark = folder / ".verified"
+    return mark.exists() and mark.read_text() == f"{REVISION} {WEIGHTS_SHA256}\n"
+
+
+def hub_answers() -> bool:
+    """Whether the model hub (``HF_ENDPOINT``, else the public one) answers for our revision within seconds."""
+    base = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+    request = urllib.request.Request(f"{base}/api/models/{REPOSITORY}/revision/{REVISION}", method="GET")  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as response:  # noqa: S310
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+async def _download(python: Path, folder: Path, data: Path) -> bool:
+    argv = [str(python), str(HERE / "fetch.py"), REPOSITORY, REVISION, str(folder), WEIGHTS_SHA256]
+    try:
+        async with asyncio.timeout(DOWNLOAD_TIMEOUT_S):
+            return await run_step(argv, log=data / "log" / "model.log") == 0
+    except TimeoutError:
+        return False
+
+
+async def _tiny(python: Path, data: Path) -> Prepared:
+    folder = data / "models" / "tiny-qwen3"
+    # Written aside and moved into place: a half-written model is never served.
+    making = data / "models" / "tiny-qwen3.new"
+    if not (folder / "config.json").exists():
+        code = await run_step(
+            [str(python), str(HERE / "tiny_qwen3.py"), str(making)],
+            log=data / "log" / "model.log",
+            environment={"HF_HUB_OFFLINE": "1"},
+        )
+        if code != 0:
+            raise StartError(f"the tiny model could not be made (exit code {code}); see {data / 'log' / 'model.log'}")
+        making.rename(folder)
+    notice = (
+        "TINY RANDOM MODEL: the model hub does not answer from here (or MODEL=tiny was asked for), so this is a\n"
+        "two-layer Qwen3 with random weights. The path from client to engine is real, the answers are noise."
+    )
+    return Prepared(TINY_NAME, folder, 8192, notice)
+
+
+def _real(folder: Path) -> Prepared:
+    return Prepared(REPOSITORY, folder, 40960, f"{REPOSITORY} at revision {REVISION[:12]}, weights verified")

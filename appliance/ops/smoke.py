@@ -1,0 +1,79 @@
+"""The smoke test: Locust in a process of its own against a running gateway, and its verdict as a table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from appliance.config import Site, Smoke
+from appliance.engines.control import run_step
+from appliance.errors import StartError, UsageError
+from loadtests import report as reports
+from loadtests.report import Report
+
+LOCUSTFILE = Path(__file__).resolve().parents[2] / "loadtests" / "locustfile.py"
+
+
+def default_model(site: Site) -> str:
+    """The first generating model that an engine serves; raises :class:`UsageError` where none does."""
+    for engine in site.engines.values():
+        if site.models[engine.model].task == "generate":
+            return engine.model
+    raise UsageError("no engine of this configuration generates text; the smoke test needs one")
+
+
+async def run(smoke: Smoke, *, url: str, key: str, model: str, folder: Path) -> Report:
+    """Run the smoke load against ``url``. The key travels in the environment, never in arguments.
+
+    Raises :class:`StartError` when Locust itself fails; its log lies in ``folder``.
+    """
+    result, log = folder / "smoke.json", folder / "log" / "smoke.log"
+    result.unlink(missing_ok=True)
+    argv = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--host", url]
+    argv += ["-u", str(smoke.users), "-r", str(smoke.users), "--only-summary", "--stop-timeout", "5"]
+    environment = {
+        "APPLIANCE_API_KEY": key,
+        "APPLIANCE_MODEL": model,
+        "APPLIANCE_SMOKE": smoke.model_dump_json(),
+        "APPLIANCE_REPORT": str(result),
+        "PYTHONPATH": str(LOCUSTFILE.parents[1]),
+    }
+    code = await run_step(argv, log=log, environment=environment)
+    if not result.exists():
+        raise StartError(f"the smoke test ended with code {code} and no report; see {log}")
+    return Report.from_json(result.read_text())
+
+
+def show(report: Report, console: Console, *, subject: str) -> None:
+    """The verdict as a table: what was asked, what came, what holds."""
+    table = Table(title=f"Smoke test of {subject}", title_justify="left")
+    for column in ("measure", "p50", "p95", "p99", "SLO", "verdict"):
+        table.add_column(column, justify="left" if column in ("measure", "verdict") else "right")
+    checks = {check.name.partition(" ")[0]: check for check in report.checks}
+    for name, values in report.percentiles.items():
+        check = checks.get(name)
+        limit = f"p99 <= {check.limit:.0f}" if check else ""
+        cells = [f"{values[p]:.1f}" for p in ("p50", "p95", "p99")]
+        table.add_row(f"{name} (ms)", *cells, limit, _word(check))
+    errors = checks["errors"]
+    failed = sum(report.failures.values())
+    table.add_row("failed requests", "", "", f"{failed} of {report.requests}", f"<= {errors.limit:.0%}", _word(errors))
+    console.print(table)
+    for cause, count in sorted(report.failures.items()):
+        console.print(f"  {count} x {cause}", style="red", highlight=False)
+    rate = f"{report.output_tokens_per_s:.0f} output tokens/s over {report.duration_s:.1f} s"
+    verdict = {
+        reports.PASS: "[bold green]PASS[/]: every SLO holds",
+        reports.MISSED: "[bold red]FAIL[/]: an SLO is missed",
+        reports.INVALID: "[bold red]INVALID[/]: no request was made",
+    }[report.exit_code]
+    console.print(f"{verdict}; {rate}", highlight=False)
+
+
+def _word(check: reports.Check | None) -> str:
+    if check is None:
+        return ""
+    return "[green]holds[/]" if check.holds else "[red]missed[/]"

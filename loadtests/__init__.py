@@ -1,0 +1,1 @@
+"""Load tests: what a client sees of the service, measured so that it cannot lie."""
