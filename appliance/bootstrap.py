@@ -75,7 +75,9 @@ def fingerprint(lock: Path) -> str:
 LOCKS = ROOT / "requirements"
 SERVICE = Environment(ROOT / ".venv", LOCKS / "loadtest.lock", "the appliance")
 TESTS = Environment(ROOT / ".venv", LOCKS / "dev.lock", "the appliance and its tests", covers=("loadtest",))
-ENGINE = Environment(ROOT / ".venv-engine", LOCKS / "engine-cpu.lock", "vLLM for the CPU (about 1.6 GB)", no_deps=True)
+ENGINE = Environment(
+    ROOT / ".venv-engine", LOCKS / "engine-cpu.lock", "vLLM for the CPU (about 1.6 GB)", no_deps=True
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,8 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check_machine(engine: str) -> None:
     """Refuse what cannot work here, and say what can."""
-    if sys.version_info < (3, 11):
-        raise SetupError(f"Python 3.11 or newer is needed, this is {platform.python_version()}; set PYTHON=python3.11")
+    if sys.version_info < (3, 11):  # noqa: UP036 - an older Python must get a sentence, not a traceback
+        raise SetupError(
+            f"Python 3.11 or newer is needed, this is {platform.python_version()}; set PYTHON=python3.11"
+        )
     if engine != "vllm":
         return
     offer = "or run `make up ENGINE=fake`, which needs no engine and says so in every output"
@@ -115,7 +119,9 @@ def check_machine(engine: str) -> None:
         )
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     if "avx2" not in flags:
-        raise SetupError(f"vLLM for the CPU needs a processor with AVX2, this one has none; use another machine, {offer}")
+        raise SetupError(
+            f"vLLM for the CPU needs a processor with AVX2, this one has none; use another machine, {offer}"
+        )
 
 
 def system_packages(engine: str) -> None:
@@ -133,7 +139,9 @@ def system_packages(engine: str) -> None:
     with progress(f"installing {' '.join(wanted)} with apt-get"):
         quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
         subprocess.run(["apt-get", "update"], check=False, **quiet)  # type: ignore[call-overload]
-        done = subprocess.run(["apt-get", "install", "-y", "--no-install-recommends", *wanted], check=False, **quiet)  # type: ignore[call-overload]
+        done = subprocess.run(
+            ["apt-get", "install", "-y", "--no-install-recommends", *wanted], check=False, **quiet
+        )  # type: ignore[call-overload]
     if done.returncode != 0:
         raise SetupError(f"`{command}` failed; run it by hand and mend what it says")
 
@@ -148,10 +156,22 @@ def install(environment: Environment) -> None:
     if not environment.python.exists():
         made = subprocess.run([sys.executable, "-m", "venv", str(environment.folder)], check=False)
         if made.returncode != 0:
-            raise SetupError(f"{environment.folder.name} could not be made; on Debian: apt-get install python3-venv")
+            raise SetupError(
+                f"{environment.folder.name} could not be made; on Debian: apt-get install python3-venv"
+            )
     count = sum("==" in line for line in environment.lock.read_text().splitlines())
-    pip = [str(environment.python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-input"]
-    locked = [*pip, "--require-hashes", "-r", str(environment.lock)] + (["--no-deps"] if environment.no_deps else [])
+    pip = [
+        str(environment.python),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "--quiet",
+        "--no-input",
+    ]
+    locked = [*pip, "--require-hashes", "-r", str(environment.lock)] + (
+        ["--no-deps"] if environment.no_deps else []
+    )
     index = os.environ.get("TORCH_INDEX", "")
     if environment is ENGINE and index:
         locked += ["--extra-index-url", index]
@@ -197,7 +217,11 @@ def progress(what: str) -> Iterator[None]:
     def tick() -> None:
         while not stop.wait(1 if terminal else 20):
             spent = time.monotonic() - began
-            print(f"\r{what} ... {spent:.0f} s " if terminal else f"{what} ... {spent:.0f} s", end="" if terminal else "\n", flush=True)
+            print(
+                f"\r{what} ... {spent:.0f} s " if terminal else f"{what} ... {spent:.0f} s",
+                end="" if terminal else "\n",
+                flush=True,
+            )
 
     thread = threading.Thread(target=tick, daemon=True)
     print(f"{what} ...", end="" if terminal else "\n", flush=True)

@@ -53,7 +53,10 @@ def _parser() -> argparse.ArgumentParser:
 
     engine = commands.add_parser("engine", help="run an engine, or show what would run")
     engine_commands = engine.add_subparsers(metavar="action", required=True)
-    for action, run, text in (("exec", _engine_exec, "become the engine"), ("argv", _engine_argv, "print its command")):
+    for action, run, text in (
+        ("exec", _engine_exec, "become the engine"),
+        ("argv", _engine_argv, "print its command"),
+    ):
         one = engine_commands.add_parser(action, help=text)
         one.add_argument("name", help="engine, or engine.N for replica N")
         one.set_defaults(run=run)
@@ -165,7 +168,13 @@ def _keys_list(args: argparse.Namespace) -> int:
     keys = KeyStore(load(args.config).data_path(Path.cwd())).list()
     if args.json:
         rows = [
-            {"id": k.id, "user": k.user, "state": k.state(now), "created_at": k.created_at, "expires_at": k.expires_at}
+            {
+                "id": k.id,
+                "user": k.user,
+                "state": k.state(now),
+                "created_at": k.created_at,
+                "expires_at": k.expires_at,
+            }
             for k in keys
         ]
         print(json.dumps(rows, indent=2))

@@ -67,7 +67,10 @@ class Model(Section):
     )
     task: Literal["generate", "embed"] = Field(default="generate", description="What it is for.")
     weights_gib: float | None = Field(
-        default=None, gt=0, le=16384, description="Size of the weights as loaded, in GiB, over all its shards."
+        default=None,
+        gt=0,
+        le=16384,
+        description="Size of the weights as loaded, in GiB, over all its shards.",
     )
     max_context: int | None = Field(
         default=None, gt=0, le=16_777_216, description="Longest context it was trained for, in tokens."
@@ -172,7 +175,9 @@ class Gateway(Section):
     host: str = Field(default="127.0.0.1", description="Address it listens on: loopback or the tunnel's.")
     port: Port = Field(default=8000, description="Port it listens on.")
     data_dir: str = Field(
-        default="var", min_length=1, description="Folder of keys and usage; relative to where the gateway runs."
+        default="var",
+        min_length=1,
+        description="Folder of keys and usage; relative to where the gateway runs.",
     )
     max_body_bytes: int = Field(
         default=16 * 2**20, gt=0, le=2**31, description="Largest request body in bytes; over it, 413."

@@ -110,7 +110,9 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
         elif part in node.get("properties", {}):
             node = node["properties"][part]
         else:
-            extra = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), {})
+            extra: Any = node.get("additionalProperties") or next(
+                iter(node.get("patternProperties", {}).values()), {}
+            )
             node = extra if isinstance(extra, dict) else {}
         if "$ref" in node:
             node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]

@@ -149,7 +149,9 @@ def _weights(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
     if engine.device == "cpu":
         needed = (model.weights_gib + engine.kv_cache_gib) * engine.replicas
         if needed > host.memory_gib:
-            what = f"{engine.replicas} x ({model.weights_gib:g} GiB of weights + {engine.kv_cache_gib:g} of KV cache)"
+            what = (
+                f"{engine.replicas} x ({model.weights_gib:g} GiB of weights + {engine.kv_cache_gib:g} of KV cache)"
+            )
             what += f" do not fit the {host.memory_gib} GiB of {engine.host}"
             yield Violation(f"engines.{name}", what, "take a smaller model, fewer replicas or more RAM")
         return

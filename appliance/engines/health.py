@@ -13,7 +13,12 @@ def canary(model: str, task: str) -> tuple[str, bytes]:
     """``(path, body)`` of the smallest request that makes the engine compute."""
     if task == "embed":
         return "/v1/embeddings", json.dumps({"model": model, "input": "ready?"}).encode()
-    body = {"model": model, "messages": [{"role": "user", "content": "ready?"}], "max_tokens": 1, "temperature": 0}
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "ready?"}],
+        "max_tokens": 1,
+        "temperature": 0,
+    }
     return "/v1/chat/completions", json.dumps(body).encode()
 
 

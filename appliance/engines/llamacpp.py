@@ -54,7 +54,9 @@ def check_options(engine: Engine) -> list[str]:
     faults = []
     for flag, value in engine.options.items():
         if not re.fullmatch(r"[a-z][a-z0-9-]*", flag):
-            faults.append(f"{flag!r} is no long flag; write it as llama-server --help does, without dashes in front")
+            faults.append(
+                f"{flag!r} is no long flag; write it as llama-server --help does, without dashes in front"
+            )
         elif flag in OURS:
             faults.append(f"{flag} is set by {OURS[flag]}; remove it from options")
         elif value is None:

@@ -41,7 +41,7 @@ OURS = {
 """Flags we set ourselves, and the key of the configuration that sets them."""
 
 GONE = {
-    "speculative-decoding": "write speculative-config, a table such as {method = 'mtp', num_speculative_tokens = 1}",
+    "speculative-decoding": "write speculative-config, a table such as {method = 'mtp'}",
     "draft-model": "write speculative-config = {model = ..., num_speculative_tokens = ...}",
     "enable-flash-attention": "leave it out: the attention backend is chosen for the card",
     "max-concurrent-requests": "set `concurrency` of the engine",

@@ -71,7 +71,9 @@ class KeyStore:
     def create(self, user: str, *, expires_at: float | None = None) -> str:
         """Make a key for ``user`` and return it; nothing keeps it in clear."""
         if not USER.fullmatch(user):
-            raise UsageError(f"{user!r} is no user's name; use letters, digits, dot, dash and underscore, at most 63")
+            raise UsageError(
+                f"{user!r} is no user's name; use letters, digits, dot, dash and underscore, at most 63"
+            )
         key_id = secrets.token_hex(6)
         key = f"sk-{key_id}-{secrets.token_urlsafe(32)}"
         row = (key_id, user, hashlib.sha256(key.encode()).digest(), time.time(), expires_at)
@@ -82,7 +84,9 @@ class KeyStore:
         """Revoke the key with this id (or the key itself); raises :class:`UsageError` where there is none."""
         match = KEY.fullmatch(key_id)
         wanted = match.group(1) if match else key_id
-        self._db.execute("UPDATE keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", (time.time(), wanted))
+        self._db.execute(
+            "UPDATE keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", (time.time(), wanted)
+        )
         for key in self.list():
             if key.id == wanted:
                 return key

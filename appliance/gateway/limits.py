@@ -53,7 +53,10 @@ class Ledger:
         if limits.requests_in_flight is not None and allowance.in_flight >= limits.requests_in_flight:
             message = f"You have {allowance.in_flight} requests running, your limit; wait for one to end"
             raise RateLimitError(message, retry_after=1)
-        for bucket, amount, what in ((allowance.requests, 1.0, "requests"), (allowance.tokens, 0.0, "tokens")):
+        for bucket, amount, what in (
+            (allowance.requests, 1.0, "requests"),
+            (allowance.tokens, 0.0, "tokens"),
+        ):
             if bucket is not None:
                 bucket.refill(now)
                 if wait := bucket.wait(amount):

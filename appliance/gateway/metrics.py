@@ -16,7 +16,10 @@ class Metrics:
         self._registry = CollectorRegistry()
         prefix = "appliance_gateway"
         self._requests = Counter(
-            f"{prefix}_requests", "Requests answered.", ["endpoint", "model", "outcome"], registry=self._registry
+            f"{prefix}_requests",
+            "Requests answered.",
+            ["endpoint", "model", "outcome"],
+            registry=self._registry,
         )
         self._tokens = Counter(f"{prefix}_tokens", "Tokens.", ["model", "kind"], registry=self._registry)
         self._ttft = Histogram(
@@ -34,9 +37,14 @@ class Metrics:
             registry=self._registry,
         )
         self.in_flight = Gauge(f"{prefix}_requests_in_flight", "Requests running.", registry=self._registry)
-        self.unauthorized = Counter(f"{prefix}_unauthorized", "Requests without a valid key.", registry=self._registry)
+        self.unauthorized = Counter(
+            f"{prefix}_unauthorized", "Requests without a valid key.", registry=self._registry
+        )
         self.engine_up = Gauge(
-            f"{prefix}_engine_up", "Whether the engine's last canary token came.", ["engine"], registry=self._registry
+            f"{prefix}_engine_up",
+            "Whether the engine's last canary token came.",
+            ["engine"],
+            registry=self._registry,
         )
         self.rows_dropped = Gauge(
             f"{prefix}_usage_rows_dropped", "Usage rows lost to a full disk.", registry=self._registry

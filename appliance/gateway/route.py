@@ -41,7 +41,12 @@ class Router:
 
     def __init__(self, site: Site) -> None:
         self.targets = [
-            Target(replica.name, replica.engine.model, _task(site, replica.engine.model), _pool(site.gateway, replica.port))
+            Target(
+                replica.name,
+                replica.engine.model,
+                _task(site, replica.engine.model),
+                _pool(site.gateway, replica.port),
+            )
             for replica in replicas(site)
         ]
         served = {target.model for target in self.targets}

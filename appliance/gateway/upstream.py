@@ -29,8 +29,22 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_loop", "_parser", "_paused", "_parts", "_size", "_transport", "_waiter", "_wanted",
-        "complete", "content_type", "deadline", "failure", "keep_alive", "received", "silence_s", "status",
+        "_loop",
+        "_parser",
+        "_parts",
+        "_paused",
+        "_size",
+        "_transport",
+        "_waiter",
+        "_wanted",
+        "complete",
+        "content_type",
+        "deadline",
+        "failure",
+        "keep_alive",
+        "received",
+        "silence_s",
+        "status",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -182,7 +196,7 @@ class Pool:
         self._silence_s = stall_timeout_s
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
-        self._host = b"host: 127.0.0.1:%d\r\n" % port
+        self._host = b"host: 127.0.0.1:%d\r\ncontent-type: application/json\r\n" % port
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def send(self, path: bytes, body: bytes, request_id: bytes) -> Connection:
@@ -192,9 +206,7 @@ class Pool:
         of the answer had come, and the engine had not read the request. The caller must :meth:`release`.
         Raises :class:`EngineUnavailableError` where nothing listens, and the failures of :class:`Connection`.
         """
-        request = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\nx-request-id: %s\r\ncontent-length: %d\r\n\r\n%s" % (
-            path, self._host, request_id, len(body), body,
-        )  # fmt: skip
+        request = self._request(path, body, b"x-request-id: " + request_id)
         connection = self._take_idle()
         if connection is not None:
             try:
@@ -210,9 +222,7 @@ class Pool:
 
     async def probe(self, path: bytes, body: bytes, timeout_s: float) -> tuple[int, bytes]:
         """One whole exchange on a connection of its own: ``(status, body)``; for canaries."""
-        request = b"POST %s HTTP/1.1\r\n%scontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (
-            path, self._host, len(body), body,
-        )  # fmt: skip
+        request = self._request(path, body, b"connection: close")
         connection = await self._connect()
         try:
             await self._begin(connection, request, timeout_s)
@@ -242,6 +252,15 @@ class Pool:
             connection.fail(EngineFailedError("the gateway is stopping"))
         self._idle.clear()
         self._busy.clear()
+
+    def _request(self, path: bytes, body: bytes, header: bytes) -> bytes:
+        return b"POST %s HTTP/1.1\r\n%s%s\r\ncontent-length: %d\r\n\r\n%s" % (
+            path,
+            self._host,
+            header,
+            len(body),
+            body,
+        )
 
     def _take_idle(self) -> Connection | None:
         while self._idle:

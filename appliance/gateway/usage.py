@@ -123,7 +123,9 @@ class UsageWriter:
                     db.executemany(INSERT, [astuple(row) for row in waiting])
                 waiting.clear()
             except sqlite3.Error as error:
-                LOG.error("%s: %d usage rows wait, the disk refuses them (%s)", self.path, len(waiting), error)
+                LOG.error(  # noqa: TRY400 - a full disk needs no traceback, every second
+                    "%s: %d usage rows wait, the disk refuses them (%s)", self.path, len(waiting), error
+                )
                 if stopping:
                     self.dropped += len(waiting)
                     break

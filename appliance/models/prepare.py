@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import urllib.error
 import urllib.request
@@ -34,8 +35,6 @@ class Prepared:
     folder: Path
     context: int
     notice: str
-
-
 
 
 async def prepare(choice: str, python: Path, data: Path, say: Callable[[str], None]) -> Prepared:
@@ -83,9 +82,11 @@ async def _download(python: Path, folder: Path, data: Path) -> bool:
 
 
 async def _tiny(python: Path, data: Path) -> Prepared:
-    folder = data / "models" / "tiny-qwen3"
+    # The script's own digest in the name: a newer script makes a newer model.
+    digest = hashlib.sha256((HERE / "tiny_qwen3.py").read_bytes()).hexdigest()[:12]
+    folder = data / "models" / f"tiny-qwen3-{digest}"
     # Written aside and moved into place: a half-written model is never served.
-    making = data / "models" / "tiny-qwen3.new"
+    making = folder.with_suffix(".new")
     if not (folder / "config.json").exists():
         code = await run_step(
             [str(python), str(HERE / "tiny_qwen3.py"), str(making)],
@@ -93,7 +94,9 @@ async def _tiny(python: Path, data: Path) -> Prepared:
             environment={"HF_HUB_OFFLINE": "1"},
         )
         if code != 0:
-            raise StartError(f"the tiny model could not be made (exit code {code}); see {data / 'log' / 'model.log'}")
+            raise StartError(
+                f"the tiny model could not be made (exit code {code}); see {data / 'log' / 'model.log'}"
+            )
         making.rename(folder)
     notice = (
         "TINY RANDOM MODEL: the model hub does not answer from here (or MODEL=tiny was asked for), so this is a\n"

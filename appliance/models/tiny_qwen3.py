@@ -43,13 +43,13 @@ TEMPLATE = (
     "{%- for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n"
     'To call one answer <tool_call>{"name": ..., "arguments": ...}</tool_call><|im_end|>\n'
     "{%- elif messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n{% endif %}"
-    "{%- for message in messages if not (loop.first and message.role == 'system') %}"
+    "{%- for message in messages %}{% if not (loop.first and message.role == 'system') %}"
     "<|im_start|>{{ 'user' if message.role == 'tool' else message.role }}\n"
     "{%- if message.role == 'tool' %}<tool_response>\n{{ message.content }}\n</tool_response>"
     "{%- else %}{{ message.content or '' }}{% endif %}"
     "{%- for call in message.tool_calls or [] %}\n<tool_call>\n"
     '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
-    "{%- endfor %}<|im_end|>\n{% endfor %}"
+    "{%- endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -61,11 +61,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(ADDED), special_tokens=MARKERS, initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY - len(ADDED),
+        special_tokens=MARKERS,
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator([TEXT] * 3, trainer)
     tokenizer.add_tokens(ADDED)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")  # noqa: S106
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     fast.chat_template = TEMPLATE
     return fast
 

@@ -60,7 +60,9 @@ def show(report: Report, console: Console, *, subject: str) -> None:
         table.add_row(f"{name} (ms)", *cells, limit, _word(check))
     errors = checks["errors"]
     failed = sum(report.failures.values())
-    table.add_row("failed requests", "", "", f"{failed} of {report.requests}", f"<= {errors.limit:.0%}", _word(errors))
+    table.add_row(
+        "failed requests", "", "", f"{failed} of {report.requests}", f"<= {errors.limit:.0%}", _word(errors)
+    )
     console.print(table)
     for cause, count in sorted(report.failures.items()):
         console.print(f"  {count} x {cause}", style="red", highlight=False)

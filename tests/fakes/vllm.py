@@ -214,7 +214,11 @@ class Connection(asyncio.Protocol):
         elif plan.fault == "error_body":
             self.answer({"error": {"message": "as told", "type": "InternalServerError", "code": 500}})
         elif request.model != self.engine.model:
-            error = {"message": f"The model `{request.model}` does not exist.", "type": "NotFoundError", "code": 404}
+            error = {
+                "message": f"The model `{request.model}` does not exist.",
+                "type": "NotFoundError",
+                "code": 404,
+            }
             self.answer({"error": error}, 404)
         elif path == b"/v1/embeddings" and self.engine.task == "embed":
             self.embeddings(request)
@@ -315,7 +319,9 @@ class Connection(asyncio.Protocol):
         else:
             yield plan.itl_ms, b""
 
-    def ending(self, plan: Plan, request: Request, finish: dict[str, object], base: dict[str, object]) -> list[bytes]:
+    def ending(
+        self, plan: Plan, request: Request, finish: dict[str, object], base: dict[str, object]
+    ) -> list[bytes]:
         wants = request.stream_options is not None and request.stream_options.include_usage
         return [
             b"" if plan.fault == "no_finish" else frame(finish),
@@ -367,12 +373,24 @@ class Connection(asyncio.Protocol):
         text = "".join(self.texts(plan))
         usage = {"input_tokens": self.usage["prompt_tokens"], "output_tokens": plan.tokens}
         part = {"type": "output_text", "text": text, "annotations": []}
-        item = {"type": "message", "id": "msg_fake", "role": "assistant", "status": "completed", "content": [part]}
-        full = {"id": "resp_fake", "object": "response", "model": self.engine.model, "status": "completed"}
+        item = {
+            "type": "message",
+            "id": "msg_fake",
+            "role": "assistant",
+            "status": "completed",
+            "content": [part],
+        }
+        full: dict[str, object] = {
+            "id": "resp_fake",
+            "object": "response",
+            "model": self.engine.model,
+            "status": "completed",
+        }
         full |= {"output": [item], "usage": usage | {"total_tokens": sum(usage.values())}}
         if not request.stream:
             return self.whole(plan, full)
-        first = frame({"type": "response.created", "response": full | {"output": [], "usage": None}})
+        empty: dict[str, object] = {"output": [], "usage": None}
+        first = frame({"type": "response.created", "response": full | empty})
         one: dict[str, object] = {"type": "response.output_text.delta", "item_id": "msg_fake", "delta": "@"}
         return self.stream(plan, first, one, "@", [frame({"type": "response.completed", "response": full})])
 

@@ -1,0 +1,236 @@
+"""Fixtures: real processes on loopback, started here and stopped here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.gateway.keys import KeyStore
+
+ROOT = Path(__file__).resolve().parent.parent
+FAKE = ROOT / "tests" / "fakes" / "vllm.py"
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> float:
+    """Poll ``condition`` until it holds; the seconds it took."""
+    began = time.monotonic()
+    while time.monotonic() < began + timeout_s:
+        if condition():
+            return time.monotonic() - began
+        time.sleep(0.01)
+    pytest.fail(f"{what} did not happen within {timeout_s} s")
+
+
+@dataclass
+class Response:
+    """A whole HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def http(
+    url: str, *, body: object = None, key: str | None = None, method: str | None = None, timeout: float = 30
+) -> Response:
+    """One request; error statuses are answers, not exceptions."""
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, method=method or ("POST" if data is not None else "GET"))
+    request.add_header("Content-Type", "application/json")
+    if key is not None:
+        request.add_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return Response(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Response(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
+
+
+def opens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@dataclass
+class Process:
+    """A child with a port and a log."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout=20)
+
+
+def start(argv: list[str], port: int, log: Path, **environment: str) -> Process:
+    """Start ``argv`` and wait until it listens on ``port``."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            argv, stdout=output, stderr=output, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        )
+    started = Process(port, process, log)
+
+    def listening() -> bool:
+        if process.poll() is not None:
+            pytest.fail(f"{argv[:4]} ended with {process.returncode}: {log.read_text()[-2000:]}")
+        return opens(port)
+
+    wait_until(listening, f"{argv[:4]} on port {port}")
+    return started
+
+
+def start_fake(log: Path, *options: str, port: int | None = None) -> Process:
+    """The fake engine."""
+    port = port or free_port()
+    return start([sys.executable, str(FAKE), "--port", str(port), *options], port, log)
+
+
+def a_site(port: int, engine_port: int, data: Path, **more: Any) -> dict[str, Any]:
+    """A small site on fake engines: model ``fake``, role ``writer``."""
+    site: dict[str, Any] = {
+        "version": 1,
+        "hosts": {"here": {"memory_gib": 8}},
+        "models": {"fake": {"source": "./fake"}},
+        "engines": {
+            "chat": {
+                "kind": "fake",
+                "host": "here",
+                "model": "fake",
+                "device": "cpu",
+                "context": 4096,
+                "concurrency": 8,
+                "port": engine_port,
+            }
+        },
+        "gateway": {"port": port, "data_dir": str(data), "ready_cache_s": 0.2},
+    }
+    site["gateway"] |= more.pop("gateway", {})
+    return site | more
+
+
+@dataclass
+class Service:
+    """A gateway in front of engines, with a key of user ``ada``."""
+
+    gateway: Process
+    engine: Process
+    data: Path
+    key: str
+    config: Path
+    model: str = "fake"
+    extra: list[Process] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return self.gateway.url
+
+    def post(self, path: str, body: object, key: str | None = None) -> Response:
+        return http(self.url + path, body=body, key=key or self.key)
+
+    def get(self, path: str, key: str | None = None) -> Response:
+        return http(self.url + path, key=key)
+
+    def stats(self) -> dict[str, int]:
+        counters: dict[str, int] = http(self.engine.url + "/stats").json
+        return counters
+
+    def last(self) -> dict[str, str]:
+        seen: dict[str, str] = http(self.engine.url + "/last").json
+        return seen
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The usage rows, oldest first."""
+        import sqlite3  # noqa: PLC0415
+
+        db = sqlite3.connect(self.data / "usage.sqlite")
+        try:
+            db.row_factory = sqlite3.Row
+            return [dict(row) for row in db.execute("SELECT * FROM usage ORDER BY rowid")]
+        finally:
+            db.close()
+
+    def wait_rows(self, count: int) -> list[dict[str, Any]]:
+        wait_until(lambda: len(self.rows()) >= count, f"{count} usage rows", 5)
+        return self.rows()
+
+
+@contextmanager
+def serving(folder: Path, **more: Any) -> Iterator[Service]:
+    """A gateway process before one fake engine; ``more`` replaces top-level parts of the site."""
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = start_fake(folder / "engine.log")
+    port = free_port()
+    config = folder / "site.json"
+    config.write_text(json.dumps(a_site(port, engine.port, folder, **more)))
+    store = KeyStore(folder)
+    key = store.create("ada")
+    store.close()
+    argv = [sys.executable, "-m", "appliance", "gateway", "--config", str(config)]
+    gateway = start(argv, port, folder / "gateway.log")
+    try:
+        yield Service(gateway, engine, folder, key, config)
+    finally:
+        code = gateway.stop()
+        engine.stop()
+        log = (folder / "gateway.log").read_text()
+        assert code == 0, log
+        assert "Traceback" not in log, log
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with serving(tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+def chat(text: str = "hi", **more: Any) -> dict[str, Any]:
+    """A chat request's body; directives for the fake engine go into ``text``."""
+    return {"model": "fake", "messages": [{"role": "user", "content": text}], **more}
+
+
+async def open_stream(service: Service, body: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Send a request by hand, so that the test decides when to leave."""
+    data = json.dumps(body).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.gateway.port)
+    writer.write(
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n".encode()
+        + data
+    )
+    await writer.drain()
+    return reader, writer

@@ -1,0 +1,188 @@
+"""Clients that leave, engines that die: nothing generates for nobody, nothing looks finished that is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Service, chat, http, open_stream, serving, start_fake, wait_until
+
+SLOW_STREAM = chat("fake: tokens=2000 itl_ms=20 ttft_ms=20", stream=True)
+SLOW_PLAIN = chat("fake: ttft_ms=60000")
+ABORTS = 20
+
+
+@pytest.mark.parametrize("kind", ["stream", "plain"])
+async def test_20_of_20_aborts_reach_the_engine_within_half_a_second(service: Service, kind: str) -> None:
+    before, rows = service.stats(), len(service.rows())
+    body = SLOW_STREAM if kind == "stream" else SLOW_PLAIN
+    clients = await asyncio.gather(*(open_stream(service, body) for _ in range(ABORTS)))
+    if kind == "stream":
+        for reader, _ in clients:
+            await asyncio.wait_for(reader.readuntil(b"quick"), 5)
+    await asyncio.to_thread(wait_until, lambda: service.stats()["active"] == before["active"] + ABORTS, "all run", 5)
+    for _, writer in clients:
+        writer.transport.abort()
+    left = time.monotonic()
+    await asyncio.to_thread(
+        wait_until, lambda: service.stats()["aborted"] == before["aborted"] + ABORTS, "all aborts arrive", 0.5
+    )
+    assert time.monotonic() - left < 0.6
+    new = (await asyncio.to_thread(service.wait_rows, rows + ABORTS))[rows:]
+    assert [row["outcome"] for row in new] == ["aborted"] * ABORTS
+    assert all(row["estimated"] for row in new)
+    if kind == "stream":
+        assert all(row["completion_tokens"] >= 2 for row in new)
+
+
+async def test_a_client_that_leaves_while_sending_its_body_leaves_a_row(service: Service) -> None:
+    rows = len(service.rows())
+    _, writer = await asyncio.open_connection("127.0.0.1", service.gateway.port)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\n"
+    writer.write(f"{head}content-length: 1000\r\n\r\n{{".encode())
+    await writer.drain()
+    await asyncio.to_thread(wait_until, lambda: b"in_flight 1.0" in service.get("/metrics").body, "it began", 5)
+    writer.transport.abort()
+    row = (await asyncio.to_thread(service.wait_rows, rows + 1))[-1]
+    assert (row["outcome"], row["status"]) == ("aborted", 499)
+
+
+def last_event(body: bytes) -> object:
+    assert b"[DONE]" not in body
+    return json.loads(body.rstrip().rsplit(b"\n\n", 1)[-1].removeprefix(b"data: "))
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_cut_stream_ends_in_an_error_event_and_no_done(service: Service, after: int) -> None:
+    answer = service.post("/v1/chat/completions", chat(f"fake: tokens=9 fault=cut:{after}", stream=True))
+    if after == 0:
+        assert (answer.status, answer.json["error"]["code"]) == (502, "engine_failed")
+    else:
+        event = last_event(answer.body)
+        assert isinstance(event, dict)
+        assert event["error"]["code"] == "engine_failed"
+        assert answer.body.count(b'"content":') == after + 1
+    assert service.wait_rows(1)[-1]["outcome"] == "engine_failed"
+
+
+def test_a_plain_answer_cut_in_half_is_502(service: Service) -> None:
+    answer = service.post("/v1/chat/completions", chat("fake: fault=cut"))
+    assert (answer.status, answer.json["error"]["code"]) == (502, "engine_failed")
+
+
+def test_a_stream_without_done_counts_as_truncated(service: Service) -> None:
+    service.post("/v1/chat/completions", chat("fake: fault=no_done", stream=True))
+    row = service.wait_rows(1)[-1]
+    assert (row["outcome"], row["status"]) == ("truncated", 200)
+
+
+def test_a_stream_without_usage_is_estimated(service: Service) -> None:
+    service.post("/v1/chat/completions", chat("fake: tokens=7 fault=no_usage", stream=True))
+    row = service.wait_rows(1)[-1]
+    assert row["estimated"] == 1
+    assert 7 <= row["completion_tokens"] <= 9
+
+
+def test_an_error_inside_the_stream_is_the_engines(service: Service) -> None:
+    answer = service.post("/v1/chat/completions", chat("fake: fault=error:2", stream=True))
+    assert b"EngineCore encountered" in answer.body
+    assert service.wait_rows(1)[-1]["outcome"] == "engine_error"
+
+
+def test_a_silent_engine_times_out(tmp_path_factory: pytest.TempPathFactory) -> None:
+    timeouts = {"first_byte_timeout_s": 0.5, "stall_timeout_s": 0.5}
+    with serving(tmp_path_factory.mktemp("silent"), gateway=timeouts) as service:
+        answer = service.post("/v1/chat/completions", SLOW_PLAIN)
+        assert (answer.status, answer.json["error"]["code"]) == (504, "engine_timeout")
+        for fault in ("stall:2", "hang"):
+            answer = service.post("/v1/chat/completions", chat(f"fake: fault={fault}", stream=True))
+            event = last_event(answer.body)
+            assert isinstance(event, dict)
+            assert event["error"]["code"] == "engine_timeout"
+        assert [row["outcome"] for row in service.wait_rows(3)] == ["timeout"] * 3
+        wait_until(lambda: service.stats()["active"] == 0, "the engine is told", 1)
+
+
+def test_a_dead_engine_is_503_and_comes_back_by_itself(tmp_path: Path) -> None:
+    with serving(tmp_path / "dead") as service:
+        assert service.post("/v1/chat/completions", chat()).status == 200
+        service.engine.stop(signal.SIGKILL)
+        answer = service.post("/v1/chat/completions", chat())
+        assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+        wait_until(lambda: service.get("/ready").status == 503, "/ready tells", 2)
+        assert service.get("/health").status == 200
+        service.engine = start_fake(tmp_path / "again.log", port=service.engine.port)
+        wait_until(lambda: service.get("/ready").status == 200, "/ready recovers", 2)
+        assert service.post("/v1/chat/completions", chat()).status == 200
+
+
+def test_a_stale_connection_is_tried_again(tmp_path: Path) -> None:
+    """The engine restarted between two requests: the idle connection is dead, the client must not notice."""
+    with serving(tmp_path / "stale") as service:
+        for _ in range(3):
+            assert service.post("/v1/chat/completions", chat()).status == 200
+            service.engine.stop(signal.SIGKILL)
+            service.engine = start_fake(tmp_path / "again.log", port=service.engine.port)
+        assert service.post("/v1/chat/completions", chat("fake: fault=reset")).status == 502
+        assert service.stats()["requests"] == 1, "a fresh connection that breaks is not tried again"
+
+
+def test_a_refusing_replica_is_passed_over(tmp_path: Path) -> None:
+    second = start_fake(tmp_path / "second.log")
+    try:
+        one = {"kind": "fake", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
+        engines = {"dead": one | {"port": 1}, "live": one | {"port": second.port}}
+        with serving(tmp_path / "two", engines=engines) as service:
+            assert {service.post("/v1/chat/completions", chat()).status for _ in range(6)} == {200}
+            assert {row["engine"] for row in service.wait_rows(6)} == {"live"}
+            ready = service.get("/ready")
+            assert ready.status == 200
+            assert ready.json["engines"]["dead"].startswith("the engine is not up")
+    finally:
+        second.stop()
+
+
+async def test_a_slow_reader_holds_the_engine_back_and_costs_little_memory(service: Service) -> None:
+    def resident_mib() -> int:
+        text = Path(f"/proc/{service.gateway.process.pid}/status").read_text()
+        return int(text.split("VmRSS:")[1].split()[0]) // 1024
+
+    before = resident_mib()
+    reader, writer = await open_stream(service, chat("fake: tokens=1000000 itl_ms=0 ttft_ms=1", stream=True))
+    await reader.readuntil(b"quick")
+    await asyncio.sleep(1)  # time enough for 200 MB to come, were nobody to hold them back
+    assert resident_mib() - before < 20
+    writer.transport.abort()
+    await asyncio.to_thread(wait_until, lambda: service.stats()["active"] == 0, "the engine stops", 2)
+
+
+def test_concurrent_load_leaves_one_row_per_request(service: Service) -> None:
+    rows = len(service.rows())
+
+    async def many() -> list[int]:
+        def one(i: int) -> int:
+            return service.post("/v1/chat/completions", chat("fake: itl_ms=1", stream=i % 2 == 0)).status
+
+        return await asyncio.gather(*(asyncio.to_thread(one, i) for i in range(60)))
+
+    assert asyncio.run(many()) == [200] * 60
+    assert {row["outcome"] for row in service.wait_rows(rows + 60)[rows:]} == {"ok"}
+    assert len(service.rows()) == rows + 60
+
+
+def test_the_port_is_taken(service: Service, tmp_path: Path) -> None:
+    import subprocess  # noqa: PLC0415
+    import sys  # noqa: PLC0415
+
+    argv = [sys.executable, "-m", "appliance", "gateway", "--config", str(service.config)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: port {service.gateway.port} on 127.0.0.1 is taken by another program")
+    assert "make up PORT=" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert http(service.url + "/health").status == 200

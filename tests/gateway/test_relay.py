@@ -1,0 +1,136 @@
+"""Bytes through: what a client sends and gets, unchanged but for what we promise to change."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.conftest import Service, chat, serving, start_fake
+
+
+def frames(body: bytes) -> list[str]:
+    assert body.endswith(b"\n\n"), body[-80:]
+    return [frame.removeprefix("data: ") for frame in body.decode().split("\n\n")[:-1]]
+
+
+def test_a_plain_chat_passes(service: Service) -> None:
+    answer = service.post("/v1/chat/completions", chat("fake: tokens=3"))
+    assert answer.status == 200
+    assert answer.json["choices"][0]["message"]["content"] == "the quick brown"
+    assert answer.headers["x-request-id"]
+
+
+def test_unknown_fields_tools_and_numbers_survive_byte_for_byte(service: Service) -> None:
+    odd = '{"temperature":1.0e-0,"tools":[{"type":"function","x":1.10}],"top_k":-1,"weird":{"a":[1,2,  3]},"u":"\\u00e9"'
+    body = odd + ',"model":"fake","messages":[{"role":"user","content":"hi"}]}'
+    assert service.post("/v1/chat/completions", body.encode()).status == 200
+    assert service.last()["body"] == body
+
+
+def test_usage_is_asked_for_and_its_frame_stripped(service: Service) -> None:
+    body = '{"model":"fake","stream":true,"seed":7,"messages":[{"role":"user","content":"fake: tokens=4"}]}'
+    answer = service.post("/v1/chat/completions", body.encode())
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    seen = frames(answer.body)
+    assert seen[-1] == "[DONE]"
+    assert not any('"usage"' in frame for frame in seen)
+    assert service.last()["body"] == '{"stream_options":{"include_usage":true},' + body[1:]
+    assert len(seen) == 1 + 4 + 1 + 1  # role, tokens, finish_reason, [DONE]
+
+
+@pytest.mark.parametrize(
+    ("options", "sent", "kept"),
+    [
+        ({"include_usage": True}, '"stream_options": {"include_usage": true}', True),
+        ({"include_usage": False, "x": 1}, '"stream_options":{"include_usage":true,"x":1}', False),
+        ({"continuous_usage_stats": False}, '{"continuous_usage_stats":false,"include_usage":true}', False),
+        (None, '"stream_options":{"include_usage":true}', False),
+    ],
+)
+def test_stream_options_are_merged(service: Service, options: object, sent: str, kept: bool) -> None:
+    answer = service.post("/v1/chat/completions", chat(stream=True, stream_options=options))
+    assert sent in service.last()["body"]
+    assert any('"usage"' in frame for frame in frames(answer.body)) is kept
+
+
+def test_text_that_looks_like_our_marks_is_left_alone(service: Service) -> None:
+    text = 'say "choices":[] and "usage":{} and data: [DONE]'
+    assert service.post("/v1/chat/completions", chat(text, stream=True)).status == 200
+    assert json.loads(service.last()["body"])["messages"][0]["content"] == text
+
+
+def test_frames_written_byte_by_byte_arrive_whole(service: Service) -> None:
+    answer = service.post("/v1/chat/completions", chat("fake: tokens=13 fault=split", stream=True))
+    words = [json.loads(frame)["choices"][0]["delta"].get("content", "") for frame in frames(answer.body)[:-1]]
+    assert "".join(words).endswith("rests in grün")
+
+
+def test_completions_and_responses_stream(service: Service) -> None:
+    answer = service.post("/v1/completions", {"model": "fake", "prompt": "fake: tokens=2", "stream": True})
+    assert [json.loads(f)["choices"][0]["text"] for f in frames(answer.body)[:-1]] == ["the", " quick", ""]
+    answer = service.post("/v1/responses", {"model": "fake", "input": "fake: tokens=2", "stream": True})
+    assert [json.loads(f)["type"] for f in frames(answer.body)][-1] == "response.completed"
+    rows = service.wait_rows(2)[-2:]
+    assert [(r["endpoint"], r["completion_tokens"], r["estimated"], r["outcome"]) for r in rows] == [
+        ("/v1/completions", 2, 0, "ok"),
+        ("/v1/responses", 2, 0, "ok"),
+    ]
+    assert all(row["ttft_ms"] > 0 for row in rows)
+
+
+def test_the_engines_own_errors_pass(service: Service) -> None:
+    answer = service.post("/v1/chat/completions", chat("fake: fault=status:400"))
+    assert (answer.status, answer.json["error"]["message"]) == (400, "as told")
+    answer = service.post("/v1/chat/completions", chat("fake: fault=status:500"))
+    assert answer.status == 500
+    answer = service.post("/v1/chat/completions", chat("fake: fault=error_body"))
+    assert answer.status == 502, "an error that calls itself 200 must not look like success"
+    outcomes = [row["outcome"] for row in service.wait_rows(3)[-3:]]
+    assert outcomes == ["rejected", "engine_error", "engine_error"]
+
+
+def test_roles_bring_model_prompt_and_sampling(tmp_path_factory: pytest.TempPathFactory) -> None:
+    role = {"model": "fake", "system_prompt": "Be brief.", "sampling": {"temperature": 0.5, "top_k": 20}}
+    with serving(tmp_path_factory.mktemp("role"), roles={"writer": role}) as service:
+        own = {"role": "system", "content": "Use verse.", "name": "x"}
+        user = {"role": "user", "content": "hi"}
+        service.post("/v1/chat/completions", {"model": "writer", "temperature": 1, "messages": [user]})
+        sent = json.loads(service.last()["body"])
+        assert sent["messages"] == [{"role": "system", "content": "Be brief."}, user]
+        assert (sent["model"], sent["temperature"], sent["top_k"]) == ("fake", 1, 20)
+        service.post("/v1/chat/completions", {"model": "writer", "messages": [own, user]})
+        sent = json.loads(service.last()["body"])
+        assert sent["messages"] == [own | {"content": "Be brief.\n\nUse verse."}, user]
+        service.post("/v1/responses", {"model": "writer", "input": "x", "instructions": "Use verse."})
+        assert json.loads(service.last()["body"])["instructions"] == "Be brief.\n\nUse verse."
+        bad = service.post("/v1/chat/completions", {"model": "writer", "messages": "hi"})
+        assert (bad.status, bad.json["error"]["param"]) == (400, "messages")
+        assert {row["name"] for row in service.wait_rows(4)} == {"writer"}
+
+
+def test_embeddings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("embed")
+    engine = start_fake(folder / "embed.log", "--task", "embed", "--model", "vectors")
+    try:
+        one = {"kind": "fake", "host": "here", "model": "vectors", "device": "cpu", "context": 512, "concurrency": 1}
+        models = {"vectors": {"source": "./v", "task": "embed"}}
+        more = {"models": models, "engines": {"embed": one | {"port": engine.port}}}
+        with serving(folder / "gateway", **more) as service:
+            assert service.get("/ready").status == 200
+            answer = service.post("/v1/embeddings", {"model": "vectors", "input": ["a", "bb"]})
+            assert [len(row["embedding"]) for row in answer.json["data"]] == [4, 4]
+            row = service.wait_rows(1)[0]
+            assert (row["completion_tokens"], row["outcome"]) == (0, "ok")
+            assert row["prompt_tokens"] > 0
+    finally:
+        engine.stop()
+
+
+def test_limits_are_the_users_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    users = {"ada": {"requests_per_minute": 2}}
+    with serving(tmp_path_factory.mktemp("limits"), users=users) as service:
+        assert [service.post("/v1/chat/completions", chat()).status for _ in range(3)] == [200, 200, 429]
+        refused = service.post("/v1/chat/completions", chat())
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert refused.json["error"]["code"] == "rate_limit_exceeded"
