@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +152,6 @@ class Service:
     data: Path
     key: str
     config: Path
-    model: str = "fake"
-    extra: list[Process] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -184,6 +182,12 @@ class Service:
         finally:
             db.close()
 
+    def row(self, answer: Response) -> dict[str, Any]:
+        """The usage row of ``answer``."""
+        wanted = answer.headers["x-request-id"]
+        wait_until(lambda: any(r["request_id"] == wanted for r in self.rows()), "the usage row", 5)
+        return next(r for r in self.rows() if r["request_id"] == wanted)
+
     def wait_rows(self, count: int) -> list[dict[str, Any]]:
         wait_until(lambda: len(self.rows()) >= count, f"{count} usage rows", 5)
         return self.rows()
@@ -202,11 +206,12 @@ def serving(folder: Path, **more: Any) -> Iterator[Service]:
     store.close()
     argv = [sys.executable, "-m", "appliance", "gateway", "--config", str(config)]
     gateway = start(argv, port, folder / "gateway.log")
+    service = Service(gateway, engine, folder, key, config)
     try:
-        yield Service(gateway, engine, folder, key, config)
+        yield service
     finally:
         code = gateway.stop()
-        engine.stop()
+        service.engine.stop()
         log = (folder / "gateway.log").read_text()
         assert code == 0, log
         assert "Traceback" not in log, log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -57,6 +58,10 @@ def serve(site: Site, base: Path) -> int:
         backlog=2048,
         timeout_graceful_shutdown=DRAIN_S,
     )
+    # uvicorn raises the signal that stopped it once more when it is done; unhandled, that would kill us
+    # before the last usage rows are written.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:

@@ -25,7 +25,9 @@ async def test_20_of_20_aborts_reach_the_engine_within_half_a_second(service: Se
     if kind == "stream":
         for reader, _ in clients:
             await asyncio.wait_for(reader.readuntil(b"quick"), 5)
-    await asyncio.to_thread(wait_until, lambda: service.stats()["active"] == before["active"] + ABORTS, "all run", 5)
+    await asyncio.to_thread(
+        wait_until, lambda: service.stats()["active"] == before["active"] + ABORTS, "all run", 5
+    )
     for _, writer in clients:
         writer.transport.abort()
     left = time.monotonic()
@@ -67,7 +69,7 @@ def test_a_cut_stream_ends_in_an_error_event_and_no_done(service: Service, after
         assert isinstance(event, dict)
         assert event["error"]["code"] == "engine_failed"
         assert answer.body.count(b'"content":') == after + 1
-    assert service.wait_rows(1)[-1]["outcome"] == "engine_failed"
+    assert service.row(answer)["outcome"] == "engine_failed"
 
 
 def test_a_plain_answer_cut_in_half_is_502(service: Service) -> None:
@@ -76,14 +78,12 @@ def test_a_plain_answer_cut_in_half_is_502(service: Service) -> None:
 
 
 def test_a_stream_without_done_counts_as_truncated(service: Service) -> None:
-    service.post("/v1/chat/completions", chat("fake: fault=no_done", stream=True))
-    row = service.wait_rows(1)[-1]
+    row = service.row(service.post("/v1/chat/completions", chat("fake: fault=no_done", stream=True)))
     assert (row["outcome"], row["status"]) == ("truncated", 200)
 
 
 def test_a_stream_without_usage_is_estimated(service: Service) -> None:
-    service.post("/v1/chat/completions", chat("fake: tokens=7 fault=no_usage", stream=True))
-    row = service.wait_rows(1)[-1]
+    row = service.row(service.post("/v1/chat/completions", chat("fake: tokens=7 fault=no_usage", stream=True)))
     assert row["estimated"] == 1
     assert 7 <= row["completion_tokens"] <= 9
 
@@ -91,7 +91,7 @@ def test_a_stream_without_usage_is_estimated(service: Service) -> None:
 def test_an_error_inside_the_stream_is_the_engines(service: Service) -> None:
     answer = service.post("/v1/chat/completions", chat("fake: fault=error:2", stream=True))
     assert b"EngineCore encountered" in answer.body
-    assert service.wait_rows(1)[-1]["outcome"] == "engine_error"
+    assert service.row(answer)["outcome"] == "engine_error"
 
 
 def test_a_silent_engine_times_out(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -152,13 +152,14 @@ async def test_a_slow_reader_holds_the_engine_back_and_costs_little_memory(servi
         text = Path(f"/proc/{service.gateway.process.pid}/status").read_text()
         return int(text.split("VmRSS:")[1].split()[0]) // 1024
 
-    before = resident_mib()
+    before, rows = resident_mib(), len(service.rows())
     reader, writer = await open_stream(service, chat("fake: tokens=1000000 itl_ms=0 ttft_ms=1", stream=True))
     await reader.readuntil(b"quick")
     await asyncio.sleep(1)  # time enough for 200 MB to come, were nobody to hold them back
     assert resident_mib() - before < 20
     writer.transport.abort()
     await asyncio.to_thread(wait_until, lambda: service.stats()["active"] == 0, "the engine stops", 2)
+    assert (await asyncio.to_thread(service.wait_rows, rows + 1))[-1]["outcome"] == "aborted"
 
 
 def test_concurrent_load_leaves_one_row_per_request(service: Service) -> None:
