@@ -40,6 +40,7 @@ def ask(target: Target, prompt: str, max_tokens: int) -> Sample:
     }
     headers = {"Authorization": f"Bearer {target.key}", "Content-Type": "application/json"}
     sample = Sample(time.monotonic())
+    cut = False
     try:
         connection.request("POST", f"{parts.path.rstrip('/')}/v1/chat/completions", json.dumps(body), headers)
         response = connection.getresponse()
@@ -52,7 +53,9 @@ def ask(target: Target, prompt: str, max_tokens: int) -> Sample:
         else:
             while line := response.readline():
                 sample.line(line, time.monotonic())
-        sample.end(time.monotonic())
+            # http.client ends a broken chunked body as quietly as a whole one; only a whole one closes it.
+            cut = not response.isclosed()
+        sample.end(time.monotonic(), cut=cut)
     except TimeoutError:
         sample.cause = sample.cause or "timeout"
         sample.end(time.monotonic())

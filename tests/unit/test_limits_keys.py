@@ -1,0 +1,117 @@
+"""Allowances over time, and keys at rest."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.config import Limits
+from appliance.errors import AuthenticationError, RateLimitError, StoreError, UsageError
+from appliance.gateway.keys import Authenticator, KeyStore
+from appliance.gateway.limits import Ledger
+
+
+def refused(ledger: Ledger, user: str, now: float) -> float | None:
+    """Seconds to wait, or ``None`` when admitted."""
+    try:
+        ledger.admit(user, now)
+    except RateLimitError as error:
+        return error.retry_after
+    return None
+
+
+def test_requests_per_minute_refill_and_are_each_users_own() -> None:
+    ledger = Ledger(Limits(requests_per_minute=2), {"vip": Limits()})
+    assert [refused(ledger, "a", 0), refused(ledger, "a", 0), refused(ledger, "a", 0)] == [None, None, 30.0]
+    assert refused(ledger, "b", 0) is None
+    assert all(refused(ledger, "vip", 0) is None for _ in range(100))
+    assert refused(ledger, "a", 29) == pytest.approx(1.0)
+    assert refused(ledger, "a", 30) is None
+
+
+def test_tokens_are_charged_afterwards_and_bar_the_next() -> None:
+    ledger = Ledger(Limits(tokens_per_minute=60), {})
+    assert refused(ledger, "a", 0) is None
+    ledger.finish("a", 90, 0)
+    assert refused(ledger, "a", 0) == 30.0
+    assert refused(ledger, "a", 30) is None
+
+
+def test_requests_in_flight() -> None:
+    ledger = Ledger(Limits(requests_in_flight=1), {})
+    assert refused(ledger, "a", 0) is None
+    assert refused(ledger, "a", 0) == 1
+    ledger.finish("a", 0, 1)
+    assert refused(ledger, "a", 1) is None
+
+
+@given(st.lists(st.tuples(st.floats(-5, 20), st.integers(0, 200)), max_size=60))
+def test_no_more_than_burst_plus_rate_however_the_clock_moves(steps: list[tuple[float, int]]) -> None:
+    ledger = Ledger(Limits(requests_per_minute=6, tokens_per_minute=600), {})
+    now, forward, admitted = 0.0, 0.0, 0
+    for step, tokens in steps:
+        now += step
+        forward += max(step, 0.0)
+        if refused(ledger, "a", now) is None:
+            admitted += 1
+            ledger.finish("a", tokens, now)
+    assert admitted <= 6 + forward / 10 + 1e-6
+
+
+def header(key: str) -> list[tuple[bytes, bytes]]:
+    return [(b"authorization", f"Bearer {key}".encode())]
+
+
+def test_keys_are_stored_as_digests_and_readable_by_their_owner_only(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path)
+    key = store.create("ada")
+    store.close()
+    assert (tmp_path / "keys.sqlite").stat().st_mode & 0o077 == 0
+    assert key.encode() not in (tmp_path / "keys.sqlite").read_bytes()
+    row = sqlite3.connect(tmp_path / "keys.sqlite").execute("SELECT digest FROM keys").fetchone()
+    assert row[0] == hashlib.sha256(key.encode()).digest()
+
+
+def test_authentication_by_state_and_time(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path)
+    now = 1000.0
+    key, brief = store.create("ada"), store.create("bob", expires_at=2000.0)
+    authenticator = Authenticator(store, lambda: now)
+    assert authenticator.authenticate(header(key)).user == "ada"
+    assert authenticator.authenticate(header(brief)).user == "bob"
+    now = 2000.0
+    with pytest.raises(AuthenticationError):
+        authenticator.authenticate(header(brief))
+    swapped = key[:-1] + ("A" if key[-1] != "A" else "B")
+    for wrong in (swapped, key + "A", key[:-1], key.upper(), "", "sk-", store.list()[0].id):
+        with pytest.raises(AuthenticationError):
+            authenticator.authenticate(header(wrong))
+    with pytest.raises(AuthenticationError, match="You sent no API key"):
+        authenticator.authenticate([])
+    other = KeyStore(tmp_path)
+    assert other.revoke(key).state(now) == "revoked"
+    authenticator.refresh()
+    with pytest.raises(AuthenticationError):
+        authenticator.authenticate(header(key))
+
+
+@pytest.mark.parametrize("user", ["", "a b", "-x", "é", "x" * 64, "a\n"])
+def test_users_have_plain_names(tmp_path: Path, user: str) -> None:
+    with pytest.raises(UsageError, match="is no user's name"):
+        KeyStore(tmp_path).create(user)
+
+
+def test_what_cannot_be_opened_or_found_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        KeyStore(tmp_path / "file")
+    with pytest.raises(UsageError, match="there is no key with that id"):
+        KeyStore(tmp_path).revoke("000000000000")
+    (tmp_path / "keys.sqlite").write_bytes(b"not a database, not at all, really not" * 40)
+    with pytest.raises(StoreError, match="cannot be opened"):
+        KeyStore(tmp_path)

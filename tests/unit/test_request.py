@@ -1,0 +1,82 @@
+"""Edits of a request's body leave every other byte alone; decoding refuses what is no request."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.config import Role
+from appliance.errors import InvalidRequestError
+from appliance.gateway.request import decode, wants_usage, with_role, with_usage
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+OPTIONS = st.none() | st.dictionaries(st.sampled_from(["include_usage", "x"]), st.booleans(), max_size=2)
+BODIES = st.dictionaries(st.text(max_size=8), JSON, max_size=5).map(
+    lambda extra: {k: v for k, v in extra.items() if k not in ("model", "stream", "stream_options")}
+)
+
+
+@given(BODIES, OPTIONS, st.booleans(), st.sampled_from([None, 2]))
+def test_asking_for_usage_changes_nothing_else(
+    extra: dict[str, Any], options: dict[str, bool] | None, has_options: bool, indent: int | None
+) -> None:
+    table = {"model": "m", "stream": True, **extra} | ({"stream_options": options} if has_options else {})
+    body = json.dumps(table, indent=indent).encode()
+    edited = json.loads(with_usage(body, decode(body)))
+    assert edited.pop("stream_options") == {**(options or {}), "include_usage": True} if has_options else True
+    table.pop("stream_options", None)
+    edited.pop("stream_options", None)
+    assert edited == table
+    assert wants_usage(decode(body)) is (has_options and options is not None and options.get("include_usage") is True)
+
+
+@given(BODIES)
+def test_a_role_keeps_the_bytes_of_every_other_value(extra: dict[str, Any]) -> None:
+    body = json.dumps({**extra, "model": "writer", "odd": 0}).replace('"odd": 0', '"odd": 1.50e+1').encode()
+    edited = with_role(body, Role(model="m", system_prompt="s", sampling={"top_k": 3}), "/v1/completions")
+    assert b'"odd":1.50e+1' in edited
+    expected = {"top_k": 3, **extra, "model": "m", "odd": 15.0}
+    if extra.get("top_k", 3) is None:
+        expected["top_k"] = 3
+    assert json.loads(edited) == expected
+
+
+def system_of(messages: object, prompt: str = "P") -> Any:
+    body = json.dumps({"model": "r", "messages": messages}).encode()
+    return json.loads(with_role(body, Role(model="m", system_prompt=prompt), "/v1/chat/completions"))["messages"]
+
+
+def test_the_roles_prompt_comes_first() -> None:
+    user = {"role": "user", "content": "hi"}
+    assert system_of([]) == [{"role": "system", "content": "P"}]
+    assert system_of([user]) == [{"role": "system", "content": "P"}, user]
+    assert system_of([{"role": "developer", "content": "D"}, user])[0] == {"role": "developer", "content": "P\n\nD"}
+    parts = [{"type": "text", "text": "D"}]
+    joined = system_of([{"role": "system", "content": parts}])[0]["content"]
+    assert joined == [{"type": "text", "text": "P\n\n"}, *parts]
+    assert system_of([{"role": "system", "content": None}])[0]["content"] == "P"
+
+
+@pytest.mark.parametrize("messages", ["hi", {"role": "user"}, [1], 7])
+def test_messages_that_are_none_are_refused(messages: object) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        system_of(messages)
+    assert caught.value.param == "messages"
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_decoded_or_refused(body: bytes) -> None:
+    try:
+        fields = decode(body)
+    except InvalidRequestError as error:
+        assert str(error)
+    else:
+        assert isinstance(fields.model, str)
