@@ -40,7 +40,6 @@ def ask(target: Target, prompt: str, max_tokens: int) -> Sample:
     }
     headers = {"Authorization": f"Bearer {target.key}", "Content-Type": "application/json"}
     sample = Sample(time.monotonic())
-    cut = False
     try:
         connection.request("POST", f"{parts.path.rstrip('/')}/v1/chat/completions", json.dumps(body), headers)
         response = connection.getresponse()
@@ -51,11 +50,14 @@ def ask(target: Target, prompt: str, max_tokens: int) -> Sample:
         elif content_type != "text/event-stream":
             sample.cause = f"content type {content_type}"
         else:
-            while line := response.readline():
-                sample.line(line, time.monotonic())
-            # http.client ends a broken chunked body as quietly as a whole one; only a whole one closes it.
-            cut = not response.isclosed()
-        sample.end(time.monotonic(), cut=cut)
+            # read1, not readline: http.client's readline ends a broken body as quietly as a whole one.
+            rest = b""
+            while piece := response.read1(65536):
+                now = time.monotonic()
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
+                    sample.line(line, now)
+        sample.end(time.monotonic())
     except TimeoutError:
         sample.cause = sample.cause or "timeout"
         sample.end(time.monotonic())
