@@ -112,7 +112,9 @@ async def _serve(
             await first_token(site, replica, log, died)
         console.print(f"engine {replica.name} generated its first token")
 
+    # Before the gateway starts, so that it knows both keys from its first request.
     keys = KeyStore(folder)
+    own_key, key = _own_key(keys, folder), keys.create("smoke")
     url = f"http://{site.gateway.host}:{site.gateway.port}"
     gateway = Unit("gateway", (*own, "gateway", "--config", str(config)), logs / "gateway.log", stop_timeout_s=40)
     await children.start(gateway)
@@ -120,7 +122,6 @@ async def _serve(
         await _until_ready(site, logs / "gateway.log", died)
 
     model = smoke.default_model(site)
-    key = keys.create("smoke")
     try:
         async with _step(
             console, f"smoke test: {site.smoke.users} users, {site.smoke.requests_per_user} requests each"
@@ -132,7 +133,7 @@ async def _serve(
     smoke.show(report, console, subject=subject)
     if options.once:
         return report.exit_code
-    _invite(console, url, model, _own_key(keys, folder), logs)
+    _invite(console, url, model, own_key, logs)
     died.clear()
     await _watch(console, died, logs)
     return 0

@@ -84,7 +84,7 @@ class ChildProcesses:
 
     async def start(self, unit: Unit) -> None:
         """Run ``unit``; raises :class:`StartError` when it cannot be run at all."""
-        child = _Child(unit, await _spawn(unit))
+        child = _Child(unit, await _spawn(unit.argv, unit.log, unit.environment))
         self._children[unit.name] = child
         child.keeper = asyncio.create_task(self._keep(child))
 
@@ -122,36 +122,31 @@ class ChildProcesses:
             delay = FIRST_DELAY_S if time.monotonic() - began > HEALTHY_S else min(delay * 2, LAST_DELAY_S)
             await asyncio.sleep(delay)
             child.restarts += 1
-            child.process = await _spawn(child.unit)
+            child.process = await _spawn(child.unit.argv, child.unit.log, child.unit.environment)
 
 
-async def _spawn(unit: Unit) -> asyncio.subprocess.Process:
-    unit.log.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return await _child(unit.argv, unit.log, unit.environment)
-    except OSError as error:
-        message = f"{unit.name}: {unit.argv[0]} cannot be run ({error.strerror})"
-        raise StartError(f"{message}; run `make up` again, it repairs the environments") from error
-
-
-async def _child(argv: Sequence[str], log: Path, environment: dict[str, str]) -> asyncio.subprocess.Process:
+async def _spawn(argv: Sequence[str], log: Path, environment: dict[str, str]) -> asyncio.subprocess.Process:
     """A child that leads its own process group, writes to ``log`` and does not outlive us."""
-    with log.open("ab") as output:
-        return await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **environment},
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with log.open("ab") as output:
+            return await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **environment},
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+    except OSError as error:
+        message = f"{argv[0]} cannot be run ({error.strerror})"
+        raise StartError(f"{message}; run `make up`, which sets up what is missing") from error
 
 
 async def run_step(argv: Sequence[str], *, log: Path, environment: dict[str, str] | None = None) -> int:
     """Run one command to its end and return its exit code; ended with all it started when we are cancelled."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    process = await _child(argv, log, environment or {})
+    process = await _spawn(argv, log, environment or {})
     try:
         return await process.wait()
     finally:

@@ -50,7 +50,6 @@ GONE = {
     "num-scheduler-steps": "leave it out: scheduling is asynchronous by itself",
     "use-v2-block-manager": "leave it out: there is one block manager",
     "task": "set `task` of the model",
-    "disable-log-requests": "leave it out: requests are not logged unless enable-log-requests is set",
 }
 """Flags of old notes and posts, and what to do instead (facts: vLLM 0.33.0's own parser refuses them)."""
 

@@ -84,32 +84,53 @@ FAULTS: list[tuple[Edit, str]] = [
     (put("engines/chat/gpu_memory_utilization", 1.1), "input should be less than or equal to 1, not 1.1"),
     (put("engines/chat/kind", "ollama"), "engines.chat.kind: input should be 'vllm', 'llamacpp' or 'fake'"),
     (put("engines/a b", ONE_CARD["engines"]["chat"]), "engines.a b: is no name: letters, digits, dot"),
-    (put("engines/chat/model", "qwen3-3b"), "engines.chat.model: there is no model 'qwen3-3b'; did you mean 'qwen3-30b'?"),
+    (
+        put("engines/chat/model", "qwen3-3b"),
+        "engines.chat.model: there is no model 'qwen3-3b'; did you mean 'qwen3-30b'?",
+    ),
     (put("engines/chat/host", "gpu2"), "engines.chat.host: there is no host 'gpu2'; did you mean 'gpu'?"),
     (put("engines/chat/gpus", [3]), "engines.chat.gpus: host gpu has no card 3; it has: 0"),
     (put("engines/chat/gpus", []), "engines.chat.gpus: names 0 cards; 1 replicas over 1 cards each need 1"),
-    (put("engines/chat/tensor_parallel", 2), "engines.chat.gpus: names 1 cards; 1 replicas over 2 cards each need 2"),
+    (
+        put("engines/chat/tensor_parallel", 2),
+        "engines.chat.gpus: names 1 cards; 1 replicas over 2 cards each need 2",
+    ),
     (put("engines/embed/gpus", [0]), "engines.embed: names cards though device is cpu; remove gpus"),
     (put("engines/chat/context", 50000), "engines.chat.context: 50000 tokens are more than the 40960 of qwen3-30b"),
     (put("engines/embed/port", 8101), "engines.embed.port: port 8101 is already used by engines.chat; give each"),
     (put("gateway/port", 8101), "engines.chat.port: port 8101 is already used by gateway"),
     (two_on_one_card, "hosts.gpu.gpus.0: chat and second together ask for 142% of the card's 97887 MiB; lower"),
     (put("models/qwen3-30b/weights_gib", 90), "engines.chat: 90.0 GiB of weights per card do not fit the 84.4 GiB"),
-    (put("models/qwen3-embed/weights_gib", 200), "engines.embed: 1 x (200 GiB of weights + 4 of KV cache) do not fit"),
-    (put("models/qwen3-30b/revision", None), "models.qwen3-30b: Qwen/Qwen3-30B-A3B is a repository without a revision"),
+    (
+        put("models/qwen3-embed/weights_gib", 200),
+        "engines.embed: 1 x (200 GiB of weights + 4 of KV cache) do not fit",
+    ),
+    (
+        put("models/qwen3-30b/revision", None),
+        "models.qwen3-30b: Qwen/Qwen3-30B-A3B is a repository without a revision",
+    ),
     (put("models/qwen3-30b/revision", "main"), "models.qwen3-30b.revision: string should match pattern"),
     (put("roles/coder/model", "gpt"), "roles.coder.model: there is no model 'gpt'; known: qwen3-30b, qwen3-embed"),
     (put("roles/qwen3-30b", {"model": "qwen3-30b"}), "roles.qwen3-30b: has the name of a model; rename the role"),
-    (put("roles/coder/sampling", {"stream": True}), "roles.coder.sampling: 'stream' belongs to the client's request"),
+    (
+        put("roles/coder/sampling", {"stream": True}),
+        "roles.coder.sampling: 'stream' belongs to the client's request",
+    ),
     (put("gateway/host", "0.0.0.0"), "gateway.host: 0.0.0.0 is a public address; listen on loopback or"),
     (put("gateway/host", "8.8.8.8"), "gateway.host: 8.8.8.8 is a public address"),
     (put("gateway/host", "localhost"), "gateway.host: 'localhost' does not appear to be an IPv4 or IPv6 address"),
     (put("engines/chat/options", {"max-num-seqs": 4}), "options: max-num-seqs is set by concurrency; remove it"),
-    (put("engines/chat/options", {"draft-model": "x"}), "options: vLLM has no draft-model; write speculative-config"),
+    (
+        put("engines/chat/options", {"draft-model": "x"}),
+        "options: vLLM has no draft-model; write speculative-config",
+    ),
     (put("engines/chat/options", {"max-batch-size": 1}), "options: vLLM has no max-batch-size; set `concurrency`"),
     (put("engines/chat/options", {"enforce-eagre": True}), "no flag enforce-eagre; did you mean 'enforce-eager'?"),
     (put("engines/chat/options", {"--dtype": "auto"}), "options: --dtype has dashes in front; write dtype"),
-    (put("users/ada", {"requests_per_minute": -1}), "users.ada.requests_per_minute: input should be greater than 0"),
+    (
+        put("users/ada", {"requests_per_minute": -1}),
+        "users.ada.requests_per_minute: input should be greater than 0",
+    ),
     (lambda site: site.pop("engines"), "engines: is missing; add it"),
     (lambda site: site.update(engines={}), "engines: dictionary should have at least 1 item"),
 ]
@@ -133,7 +154,7 @@ BROKEN = [
     (b"", "site.toml: is empty; start from examples/laptop.toml"),
     (b" \n\n", "site.toml: is empty"),
     (b"version = 1\n[hosts\n", "site.toml: is not TOML: "),
-    (b"version = 1\nx = \"a\0b\"\n", "site.toml: line 2 holds a NUL byte; save the file as plain text"),
+    (b'version = 1\nx = "a\0b"\n', "site.toml: line 2 holds a NUL byte; save the file as plain text"),
     (b"# caf\xe9\n", "site.toml: line 1 is not UTF-8; save the file as UTF-8"),
     (b"#" * 10_000_000, "site.toml: 10000000 bytes; a site's file has at most 1000000: is it the right file?"),
     (b"a = " + b"[" * 50_000, "site.toml: is nested too deeply"),
@@ -163,7 +184,11 @@ def check(file: Path) -> subprocess.CompletedProcess[str]:
 def test_appliance_check_on_a_folder_and_on_broken_json(tmp_path: Path) -> None:
     assert "is a folder; name the TOML or JSON file in it" in check(tmp_path).stderr
     file = tmp_path / "site.json"
-    for text, words in (("{", "is not JSON"), ("[1]", "is a JSON list; a site is an object"), ("[" * 200_000, "nested")):
+    for text, words in (
+        ("{", "is not JSON"),
+        ("[1]", "is a JSON list; a site is an object"),
+        ("[" * 200_000, "nested"),
+    ):
         file.write_text(text)
         assert words in check(file).stderr
 

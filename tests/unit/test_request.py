@@ -14,7 +14,11 @@ from appliance.errors import InvalidRequestError
 from appliance.gateway.request import decode, wants_usage, with_role, with_usage
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
@@ -35,7 +39,9 @@ def test_asking_for_usage_changes_nothing_else(
     table.pop("stream_options", None)
     edited.pop("stream_options", None)
     assert edited == table
-    assert wants_usage(decode(body)) is (has_options and options is not None and options.get("include_usage") is True)
+    assert wants_usage(decode(body)) is (
+        has_options and options is not None and options.get("include_usage") is True
+    )
 
 
 @given(BODIES)

@@ -34,7 +34,11 @@ def relay(pieces: list[bytes], *, strip: bool) -> tuple[bytes, Relay]:
     return out + one.finish(), one
 
 
-@given(st.lists(st.text(min_size=1, max_size=12), max_size=6), st.lists(st.integers(0, 10_000), max_size=20), st.booleans())
+@given(
+    st.lists(st.text(min_size=1, max_size=12), max_size=6),
+    st.lists(st.integers(0, 10_000), max_size=20),
+    st.booleans(),
+)
 def test_cuts_anywhere_change_nothing(texts: list[str], cuts: list[int], strip: bool) -> None:
     tokens = b"".join(frame(delta(text)) for text in texts)
     whole = OPENING + tokens + USAGE_FRAME + DONE

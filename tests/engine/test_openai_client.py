@@ -1,0 +1,188 @@
+"""The openai client against `make up` on real vLLM: what n8n, editors and note tools do all day."""
+
+from __future__ import annotations
+
+import json
+
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.conftest import wait_until
+from tests.engine.conftest import Up
+
+pytestmark = pytest.mark.vllm
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a place.",
+        "parameters": {
+            "type": "object",
+            "properties": {"place": {"enum": ["Rome", "Oslo"]}},
+            "required": ["place"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_make_up_says_what_it_runs(up: Up) -> None:
+    assert "TINY RANDOM MODEL" in up.output
+    assert "the answers are noise" in up.output
+    assert "starting vLLM on the CPU" in up.output
+    assert "PASS: every SLO holds" in up.output
+
+
+def test_list_models(client: OpenAI, model: str) -> None:
+    assert [card.id for card in client.models.list()] == [model, "writer"]
+    assert client.models.retrieve(model).id == model
+
+
+def test_chat(client: OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": "Hello!"}], max_tokens=12, temperature=0
+    )
+    assert answer.choices[0].message.content
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage
+    assert answer.usage.completion_tokens == 12
+
+
+def test_streaming_chat_and_its_usage_row(client: OpenAI, up: Up, model: str) -> None:
+    rows = len(up.rows())
+    chunks = list(
+        client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": "Hello!"}], max_tokens=12, temperature=0, stream=True
+        )
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert all(chunk.choices for chunk in chunks), "the usage frame that only we asked for is stripped"
+    assert chunks[-1].choices[0].finish_reason == "length"
+    wait_until(lambda: len(up.rows()) > rows, "the usage row", 5)
+    row = up.rows()[-1]
+    assert (row["outcome"], row["completion_tokens"], row["estimated"], row["user"]) == ("ok", 12, 0, "me")
+    assert row["prompt_tokens"] > 5
+    assert 0 < row["ttft_ms"] < row["duration_ms"]
+
+
+def test_streaming_with_usage_asked_for(client: OpenAI, model: str) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "Hello!"}],
+            max_tokens=5,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert chunks[-1].usage
+    assert chunks[-1].usage.completion_tokens == 5
+
+
+def test_tool_definitions(client: OpenAI, model: str) -> None:
+    for choice in ("auto", {"type": "function", "function": {"name": "weather"}}):
+        answer = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "What is the weather in Rome?"}],
+            tools=[WEATHER],  # type: ignore[list-item]
+            tool_choice=choice,  # type: ignore[arg-type]
+            max_tokens=64,
+        )
+        message = answer.choices[0].message
+        if choice == "auto":
+            assert message.content or message.tool_calls
+        else:
+            assert message.tool_calls
+            call = message.tool_calls[0]
+            assert call.type == "function"
+            assert call.function.name == "weather"
+            assert json.loads(call.function.arguments)["place"] in ("Rome", "Oslo")
+
+
+def test_json_mode(client: OpenAI, model: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": "Answer in JSON."}],
+        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
+        max_tokens=64,
+    )
+    assert isinstance(json.loads(answer.choices[0].message.content or "")["ok"], bool)
+    answer = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": "Answer in JSON."}],
+        response_format={"type": "json_object"},
+        max_tokens=16,
+    )
+    assert (answer.choices[0].message.content or "").lstrip().startswith("{")
+
+
+def test_legacy_completions(client: OpenAI, model: str) -> None:
+    answer = client.completions.create(model=model, prompt="A river", max_tokens=6, temperature=0)
+    assert answer.choices[0].text
+    streamed = client.completions.create(model=model, prompt="A river", max_tokens=6, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == answer.choices[0].text
+
+
+def test_responses(client: OpenAI, up: Up, model: str) -> None:
+    rows = len(up.rows())
+    answer = client.responses.create(model=model, input="Hello!", max_output_tokens=8)
+    assert answer.output_text
+    events = list(client.responses.create(model=model, input="Hello!", max_output_tokens=8, stream=True))
+    assert events[-1].type in ("response.completed", "response.incomplete")
+    wait_until(lambda: len(up.rows()) >= rows + 2, "both rows", 5)
+    assert [(row["outcome"], row["completion_tokens"]) for row in up.rows()[rows:]] == [("ok", 8), ("ok", 8)]
+
+
+def test_a_role(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="writer",
+        messages=[{"role": "system", "content": "Verse."}, {"role": "user", "content": "x"}],
+        max_tokens=4,
+    )
+    assert answer.choices[0].message.content
+
+
+def test_a_wrong_key(up: Up, model: str) -> None:
+    with OpenAI(base_url=f"{up.url}/v1", api_key="sk-wrong", max_retries=0) as stranger:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            stranger.models.list()
+        assert caught.value.code == "invalid_api_key"
+
+
+def test_an_unknown_model(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-4", messages=[{"role": "user", "content": "x"}])
+    assert caught.value.code == "model_not_found"
+
+
+def test_embeddings_need_a_model_for_them(client: OpenAI, model: str) -> None:
+    with pytest.raises(openai.NotFoundError, match="is not for /v1/embeddings"):
+        client.embeddings.create(model=model, input="x")
+
+
+@pytest.mark.parametrize("bad", [{"max_tokens": -1}, {"temperature": 9}, {"messages": []}, {"n": 10**9}])
+def test_the_engine_refuses_nonsense_and_lives(client: OpenAI, model: str, bad: dict[str, object]) -> None:
+    body = {"model": model, "messages": [{"role": "user", "content": "x"}], "max_tokens": 2, **bad}
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(**body)  # type: ignore[call-overload]
+    assert client.models.list()
+
+
+def test_a_client_that_leaves_frees_the_engine(client: OpenAI, up: Up, model: str) -> None:
+    stream = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": "Hello!"}], max_tokens=4000, stream=True
+    )
+    next(iter(stream))
+    wait_until(lambda: up.engine_metric("vllm:num_requests_running") == 1, "the engine runs it", 5)
+    stream.close()
+    wait_until(lambda: up.engine_metric("vllm:num_requests_running") == 0, "the engine stops", 3)
+    wait_until(lambda: up.rows()[-1]["outcome"] == "aborted", "the row", 3)
+    assert up.rows()[-1]["completion_tokens"] > 0

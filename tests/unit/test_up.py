@@ -1,0 +1,138 @@
+"""`make up` on the fake engine: once, until Ctrl-C, and when a step fails; nothing is left running."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import free_port, http, wait_until
+from tests.engine.conftest import Up, alive, descendants, start_up
+
+FAKE = ("--engine", "fake")
+
+
+def finish(up: Up) -> int:
+    return up.process.wait(60)
+
+
+def serving(up: Up) -> bool:
+    assert up.process.poll() is None, up.output
+    return "Ctrl-C stops everything" in up.output
+
+
+def test_once_ends_with_the_verdict_and_names_the_fake(tmp_path: Path) -> None:
+    up = start_up(tmp_path, *FAKE, "--once")
+    assert finish(up) == 0, up.output
+    assert "FAKE ENGINE: no model runs here" in up.output
+    assert "Smoke test of fake (fake engine)" in up.output
+    assert "PASS: every SLO holds" in up.output
+
+
+def test_once_fails_when_an_slo_is_missed(tmp_path: Path) -> None:
+    up = start_up(tmp_path, *FAKE, "--once")
+    finish(up)
+    config = tmp_path / "laptop.json"
+    config.write_text(config.read_text().replace('"ttft_p99_ms": 20000', '"ttft_p99_ms": 0.001'))
+    again = subprocess.Popen(
+        [*up.process.args[:5], str(config), *FAKE, "--once"],  # type: ignore[index]
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    output, _ = again.communicate(timeout=60)
+    assert again.returncode == 1, output
+    assert "FAIL: an SLO is missed" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_stop_every_child(tmp_path: Path, number: signal.Signals) -> None:
+    up = start_up(tmp_path, *FAKE)
+    wait_until(lambda: serving(up), "it serves", 60)
+    assert http(f"{up.url}/v1/models", key=up.key).status == 200
+    children = descendants(up.process.pid)
+    assert len(children) >= 2
+    up.process.send_signal(number)
+    assert finish(up) == 130
+    assert not alive(children)
+    assert (tmp_path / "var" / "key").stat().st_mode & 0o077 == 0
+
+
+def test_even_sigkill_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
+    up = start_up(tmp_path, *FAKE)
+    wait_until(lambda: serving(up), "it serves", 60)
+    children = descendants(up.process.pid)
+    up.process.kill()
+    finish(up)
+    wait_until(lambda: not alive(children), "the kernel ends the children", 10)
+
+
+def test_an_engine_that_dies_is_restarted_and_a_taken_key_is_kept(tmp_path: Path) -> None:
+    up = start_up(tmp_path, *FAKE)
+    wait_until(lambda: serving(up), "it serves", 60)
+    key = up.key
+    engine = next(
+        p for p in descendants(up.process.pid) if b"fakes/vllm.py" in Path(f"/proc/{p}/cmdline").read_bytes()
+    )
+    os.kill(engine, signal.SIGKILL)
+    wait_until(lambda: http(f"{up.url}/ready").status == 503, "/ready tells", 5)
+    wait_until(lambda: http(f"{up.url}/ready").status == 200, "/ready recovers by itself", 15)
+    up.process.send_signal(signal.SIGINT)
+    finish(up)
+    assert "engine-chat ended with code -9" in up.output
+    again = start_up(tmp_path, *FAKE)
+    wait_until(lambda: serving(again), "it serves again", 60)
+    assert again.key == key
+    again.process.send_signal(signal.SIGINT)
+    finish(again)
+
+
+def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        up = start_up(tmp_path, *FAKE, "--port", str(port))
+        assert finish(up) == 1
+    assert f"error: port {port} on 127.0.0.1 is taken by another program; choose another with" in up.output
+    assert f"make up PORT={port + 1}" in up.output
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (("--engine-python", "/nowhere/python", "--model", "tiny"), r"error: .*/nowhere/python cannot be run"),
+        (
+            ("--engine-python", "/bin/false", "--model", "tiny"),
+            r"the tiny model could not be made \(exit code 1\); see",
+        ),
+        (("--config", "/nowhere.toml", *FAKE), r"error: /nowhere.toml: no such file"),
+    ],
+)
+def test_a_step_that_fails_says_so_and_leaves_nothing(
+    tmp_path: Path, break_it: tuple[str, ...], words: str
+) -> None:
+    up = start_up(tmp_path, *break_it)
+    assert finish(up) in (1, 2)
+    assert re.search(words, " ".join(up.output.split())), up.output
+    assert "Traceback" not in up.output
+
+
+def test_an_engine_that_ends_while_starting_is_told_with_its_log(tmp_path: Path) -> None:
+    config = (Path(__file__).resolve().parents[2] / "examples" / "laptop.toml").read_text()
+    site = tmp_path / "site.toml"
+    site.write_text(config.replace("[gateway]\n", f'[gateway]\ndata_dir = "{tmp_path}/v"\n'))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        site.write_text(site.read_text().replace("port = 8101", f"port = {port}"))
+        up = start_up(tmp_path, "--config", str(site), "--port", str(free_port()), *FAKE)
+        assert finish(up) == 1
+    said = " ".join(up.output.split())
+    assert "error: engine chat ended with code 1: " in said
+    assert "address already in use" in said
+    assert "its log is" in said
