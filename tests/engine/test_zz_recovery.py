@@ -20,7 +20,11 @@ def test_a_killed_engine_is_an_error_event_and_comes_back(client: OpenAI, up: Up
     before = up.engine_pids()
     assert set(before) == {"VLLM::EngineCore", "api_server"}
     stream = client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": "Hello!"}], max_tokens=4000, stream=True
+        model=model,
+        messages=[{"role": "user", "content": "Hello!"}],
+        max_tokens=4000,
+        stream=True,
+        extra_body={"ignore_eos": True},
     )
     next(iter(stream))
     os.kill(before["api_server"], signal.SIGKILL)
@@ -29,9 +33,11 @@ def test_a_killed_engine_is_an_error_event_and_comes_back(client: OpenAI, up: Up
     assert caught.value.code == "engine_failed"
     with pytest.raises(openai.InternalServerError) as refused:
         client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}])
-    assert refused.value.code == "engine_unavailable"
+    # The engine's workers may hold its port open for a moment longer than it lives.
+    assert refused.value.code in ("engine_unavailable", "engine_failed")
     assert http(f"{up.url}/ready").status == 503
-    wait_until(lambda: up.rows()[-2]["outcome"] == "engine_failed", "the row of the cut stream", 3)
+    cut = (1, "engine_failed")
+    wait_until(lambda: any((r["stream"], r["outcome"]) == cut for r in up.rows()), "the row of the cut stream", 3)
     wait_until(lambda: http(f"{up.url}/ready").status == 200, "/ready recovers by itself", 200)
     assert client.completions.create(model=model, prompt="x", max_tokens=2).choices[0].text
     assert "engine-chat ended with code -9; starting it again" in " ".join(up.output.split())

@@ -64,8 +64,10 @@ def test_models_need_a_key(service: Service, path: str) -> None:
     [
         "/", "/docs", "/openapi.json", "/v1", "/v1/", "/v1/chat/completions/", "//v1/chat/completions",
         "/v1//chat/completions", "/v1/chat%2fcompletions", "/v1/%63hat/completions", "/v1/../v1/chat/completions",
-        "/invocations", "/pause", "/sleep", "/wake_up", "/is_sleeping", "/collective_rpc", "/tokenize", "/detokenize",
-        "/load", "/score", "/pooling", "/v1/load_lora_adapter", "/v1/audio/transcriptions", "/server_info", "/version",
+        "/invocations", "/pause", "/sleep", "/wake_up", "/is_sleeping", "/collective_rpc", "/tokenize",
+        "/detokenize",
+        "/load", "/score", "/pooling", "/v1/load_lora_adapter", "/v1/audio/transcriptions",
+        "/server_info", "/version",
     ],
 )  # fmt: skip
 def test_everything_else_is_404_and_never_reaches_the_engine(service: Service, path: str) -> None:
@@ -87,7 +89,8 @@ def test_other_methods_are_405(service: Service, method: str, path: str) -> None
 @pytest.mark.parametrize(
     "header",
     [
-        "", "authorization: Bearer sk-000000000000-" + "A" * 43, "authorization: Bearer", "authorization: Basic YTpi",
+        "", "authorization: Bearer sk-000000000000-" + "A" * 43, "authorization: Bearer",
+        "authorization: Basic YTpi",
         "authorization: Bearer sk-nonsense", "authorization: Bearer " + "x" * 30_000,
     ],
 )  # fmt: skip

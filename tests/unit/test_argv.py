@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from appliance.config import Engine, Model, Site
 from appliance.configfile import load
@@ -72,7 +73,7 @@ def test_embeddings_on_the_cpu() -> None:
         ([1, 2], ["--x", "1", "2"]),
     ],
 )
-def test_options_become_words(value: vllm.JsonValue, words: list[str]) -> None:
+def test_options_become_words(value: JsonValue, words: list[str]) -> None:
     assert vllm.option("x", value) == words
 
 

@@ -60,9 +60,10 @@ def test_every_key_is_described() -> None:
 def put(path: str, value: object) -> Edit:
     def edit(site: dict[str, Any]) -> None:
         *parents, last = path.split("/")
+        node: Any = site
         for part in parents:
-            site = site[int(part)] if isinstance(site, list) else site.setdefault(part, {})
-        site[last] = value
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[last] = value
 
     return edit
 

@@ -82,7 +82,6 @@ def test_messages_that_are_none_are_refused(messages: object) -> None:
 def test_any_bytes_are_decoded_or_refused(body: bytes) -> None:
     try:
         fields = decode(body)
-    except InvalidRequestError as error:
-        assert str(error)
-    else:
-        assert isinstance(fields.model, str)
+    except InvalidRequestError:
+        return
+    assert isinstance(fields.model, str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -43,7 +44,7 @@ def test_cuts_anywhere_change_nothing(texts: list[str], cuts: list[int], strip: 
     tokens = b"".join(frame(delta(text)) for text in texts)
     whole = OPENING + tokens + USAGE_FRAME + DONE
     places = sorted({cut % len(whole) for cut in cuts} | {0, len(whole)})
-    pieces = [whole[a:b] for a, b in zip(places, places[1:], strict=False)]
+    pieces = [whole[a:b] for a, b in pairwise(places)]
     out, one = relay(pieces, strip=strip)
     assert out == (OPENING + tokens + DONE if strip else whole)
     assert one.usage is not None
