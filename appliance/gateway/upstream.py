@@ -121,8 +121,9 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another request may be sent on it."""
-        return self.complete and self.keep_alive and self.failure is None and not self._transport.is_closing()
+        """Whether another request may be sent on it; not while it is held back, with bytes nobody took."""
+        whole = self.complete and self.keep_alive and self.failure is None
+        return whole and not self._paused and not self._transport.is_closing()
 
     def send(self, data: bytes, first_byte_s: float, silence_s: float) -> None:
         """Send one request, given as bytes, and expect its answer."""
