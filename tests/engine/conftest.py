@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import OpenAI
+from openai import OpenAI, Stream
+from openai.types.chat import ChatCompletionChunk
 
 from appliance.models.prepare import TINY_NAME
 from tests.conftest import ROOT, free_port, http, wait_until
@@ -153,3 +154,24 @@ def client(up: Up) -> Iterator[OpenAI]:
 @pytest.fixture
 def model() -> str:
     return TINY_NAME
+
+
+def running_stream(client: OpenAI, up: Up, model: str) -> Stream[ChatCompletionChunk]:
+    """A stream that has begun and that the engine is still at.
+
+    On two busy cores vLLM may generate all tokens before its own HTTP side gets a turn; such a stream is over
+    when we see it, so we ask again.
+    """
+    for _ in range(10):
+        stream = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "Hello!"}],
+            max_tokens=4000,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        next(stream)
+        if up.engine_metric("vllm:num_requests_running") == 1:
+            return stream
+        stream.close()
+    pytest.fail("ten streams in a row were over before the engine could be seen running one")

@@ -10,7 +10,7 @@ import pytest
 from openai import OpenAI
 
 from tests.conftest import wait_until
-from tests.engine.conftest import Up
+from tests.engine.conftest import Up, running_stream
 
 pytestmark = pytest.mark.vllm
 
@@ -190,16 +190,11 @@ def test_the_engine_refuses_nonsense_and_lives(client: OpenAI, model: str, bad: 
 
 
 def test_a_client_that_leaves_frees_the_engine(client: OpenAI, up: Up, model: str) -> None:
-    stream = client.chat.completions.create(
-        model=model,
-        messages=[{"role": "user", "content": "Hello!"}],
-        max_tokens=4000,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    )
-    next(iter(stream))
-    wait_until(lambda: up.engine_metric("vllm:num_requests_running") == 1, "the engine runs it", 5)
+    def aborted() -> int:
+        return sum(row["outcome"] == "aborted" for row in up.rows())
+
+    stream = running_stream(client, up, model)
+    before = aborted()
     stream.close()
-    wait_until(lambda: up.engine_metric("vllm:num_requests_running") == 0, "the engine stops", 3)
-    wait_until(lambda: any(row["outcome"] == "aborted" for row in up.rows()), "the row", 3)
-    assert next(row for row in up.rows() if row["outcome"] == "aborted")["completion_tokens"] > 0
+    wait_until(lambda: aborted() == before + 1, "the row", 10)
+    wait_until(lambda: up.engine_metric("vllm:num_requests_running") == 0, "the engine stops", 10)

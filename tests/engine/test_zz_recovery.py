@@ -10,7 +10,7 @@ import pytest
 from openai import OpenAI
 
 from tests.conftest import http, wait_until
-from tests.engine.conftest import Up, alive, descendants
+from tests.engine.conftest import Up, alive, descendants, running_stream
 
 pytestmark = pytest.mark.vllm
 
@@ -19,14 +19,7 @@ pytestmark = pytest.mark.vllm
 def test_a_killed_engine_is_an_error_event_and_comes_back(client: OpenAI, up: Up, model: str) -> None:
     before = up.engine_pids()
     assert set(before) == {"VLLM::EngineCore", "api_server"}
-    stream = client.chat.completions.create(
-        model=model,
-        messages=[{"role": "user", "content": "Hello!"}],
-        max_tokens=4000,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    )
-    next(iter(stream))
+    stream = running_stream(client, up, model)
     os.kill(before["api_server"], signal.SIGKILL)
     with pytest.raises(openai.APIError, match="the engine closed the connection") as caught:
         list(stream)
