@@ -80,7 +80,7 @@ async def _run(options: Options, console: Console) -> int:
     else:
         async with _step(console, "preparing the model") as say:
             prepared = await prepare(options.model, options.engine_python, data, say)
-        console.print(f"[bold yellow]{prepared.notice}[/]" if "TINY" in prepared.notice else prepared.notice)
+        console.print(prepared.notice, style="bold yellow" if "TINY" in prepared.notice else "")
 
     config = write_site(table, options, prepared, port, data)
     site = load(config)

@@ -99,8 +99,8 @@ async def _tiny(python: Path, data: Path) -> Prepared:
             )
         making.rename(folder)
     notice = (
-        "TINY RANDOM MODEL: the model hub does not answer from here (or MODEL=tiny was asked for), so this is a\n"
-        "two-layer Qwen3 with random weights. The path from client to engine is real, the answers are noise."
+        "TINY RANDOM MODEL: the model hub does not answer from here, or MODEL=tiny was asked for. This is a "
+        "two-layer Qwen3 with random weights: the path from client to engine is real, the answers are noise."
     )
     return Prepared(TINY_NAME, folder, 8192, notice)
 
