@@ -47,7 +47,7 @@ def point(row: Row, known: dict[str, Shape] | None = None) -> Point:
     machine = _machine(row.get("gpu") or "", assumed)
     shape = _shape(row.get("model") or "", known, assumed)
     engine = _engine(row.get("engine") or "", assumed)
-    dtype = _precision(row.get("dtype") or "", notes, shape, assumed)
+    dtype = _precision(row.get("dtype") or "", notes, shape, engine, assumed)
     layout = _layout(row, notes, engine, machine.card)
     shape, layout = _fit(shape, layout, dtype)
     words = f"{row.get('dtype') or ''} {notes}"
@@ -74,6 +74,7 @@ def point(row: Row, known: dict[str, Shape] | None = None) -> Point:
         cpu_expert_share=expert_share,
         cpu_bytes_share=bytes_share,
         decode_only=_decode_only(row, notes, engine),
+        requests=_requests(notes),
         assumed=tuple(assumed),
     )
 
@@ -178,11 +179,14 @@ def _engine(text: str, assumed: list[str]) -> EngineKind:
     return "vllm"
 
 
-def _precision(text: str, notes: str, shape: Shape, assumed: list[str]) -> Precision:
+def _precision(text: str, notes: str, shape: Shape, engine: EngineKind, assumed: list[str]) -> Precision:
     if not text.strip():
         assumed.append(f"precision not stated: taken as {shape.native}")
     said_kv = re.search(r"\bkv (fp8|bf16|int8|nvfp4)", f"{text}, {notes}", re.IGNORECASE)
     dtype = precision.parse(text or shape.native, said_kv.group(1).lower() if said_kv else None)
+    if engine == "tensorrt-llm" and not said_kv and dtype.name in {"fp8", "nvfp4"}:
+        # NVIDIA's FP8 and NVFP4 checkpoints say kv_cache_quant_algo = FP8.
+        dtype = dataclasses.replace(dtype, kv_bytes=1.0)
     size = re.search(r"(\d+(?:\.\d+)?) ?GiB", f"{text} " + " ".join(re.findall(r"GGUF [\d.]+ GiB", notes)))
     if size:
         # A file's own size beats the usual bits per weight of its format.
@@ -323,6 +327,14 @@ def _decode_only(row: Row, notes: str, engine: EngineKind) -> bool:
     if engine == "llamacpp" or re.search(r"\bdecode tok/s|\b0[ -](?:context|ctx)", notes):
         return True
     return not (row.get("output_tokens") or "").strip() and "ShareGPT" not in notes and bool(row.get("input_tokens"))
+
+
+def _requests(notes: str) -> float | None:
+    """Requests of a ShareGPT run: all at once, of unequal length."""
+    if "sharegpt" not in notes.lower() or "max concurrency" in notes:
+        return None
+    prompts = re.search(r"(\d+) prompts", notes)
+    return float(prompts.group(1)) if prompts else 1000.0
 
 
 def readable(row: Row) -> bool:

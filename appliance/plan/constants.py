@@ -31,6 +31,17 @@ class Constants:
         0.55, 0.30, "share", "memory bandwidth reached by the grouped GEMM over experts",
         "A3B models at batch 1 reach about 0.26, launch time included",
     )
+    kv_memory_share: float = _constant(
+        0.60, 0.35, "share", "memory bandwidth reached by attention over the KV cache", "guess: gathers of small pages",
+    )
+    quantised_kv_factor: float = _constant(
+        0.60, 0.35, "factor", "bandwidth of attention over a quantised KV cache against a 16-bit one",
+        "guess: unpacking, and fewer kernels to choose from",
+    )
+    routing_share: float = _constant(
+        0.80, 0.25, "share", "tokens of a batch that choose experts independently of each other",
+        "guess: popular experts are shared",
+    )
     bf16_share: float = _constant(
         0.60, 0.20, "share", "share of bf16 peak in large GEMMs of a prefill",
         "measured 8192^3 GEMM: 0.64 (Workstation) and 0.80 (Server) of peak, less attention and norms",
@@ -81,9 +92,6 @@ class Constants:
     sm120_share: float = _constant(
         0.80, 0.20, "factor", "how much less tuned kernels for compute capability 12 are than for 9 and 10", "guess",
     )
-    old_kernel_share: float = _constant(
-        0.90, 0.20, "factor", "the same for capability below 9 (no TMA, no async warp groups)", "guess",
-    )
     offline_factor: float = _constant(
         0.50, 0.40, "factor", "host times of a C++ engine run offline (TensorRT-LLM), against vLLM's server",
         "no HTTP, no Python on the path",
@@ -91,18 +99,15 @@ class Constants:
     tuned_factor: float = _constant(
         1.25, 0.20, "factor", "card throughput of TensorRT-LLM at maximal load against vLLM's kernels", "guess",
     )
-    llamacpp_floor_factor: float = _constant(
-        0.70, 0.40, "factor", "llama.cpp's floors per layer against vLLM's: fused kernels, batch 1", "guess",
-    )
     cpu_memory_share: float = _constant(
         0.60, 0.30, "share", "RAM bandwidth that experts on the processor reach", "Qwen3-235B on EPYC 9355",
     )
     cpu_layer_s: float = _constant(
         150e-6, 0.40, "s", "hand-over between card and processor, per layer with experts in RAM", "guess",
     )
-    mixed_share: float = _constant(
-        0.75, 0.20, "share", "throughput under load that survives mixing prefill with decode, and ramps at both ends",
-        "guess",
+    drain: float = _constant(
+        0.50, 0.40, "factor", "time the last long answers add to a burst of unequal requests, per wave of them",
+        "ShareGPT: the longest of a thousand answers is several times the mean",
     )
     acceptance_cost: float = _constant(
         0.08, 0.50, "share", "cost of drafting one token, as a share of a step", "MTP head: one layer of many",

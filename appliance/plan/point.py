@@ -73,6 +73,8 @@ class Point:
     """Share of all weights in RAM because the card is too small (llama.cpp without all layers on the card)."""
     decode_only: bool = False
     """Whether the figure wanted is the rate while decoding, prompts left out (as llama-bench reports it)."""
+    requests: float | None = None
+    """Requests of unequal length that arrive at once and are the whole run; None for a steady state."""
     utilization: float = 0.92
     max_sequences: int | None = None
     max_context: int | None = None

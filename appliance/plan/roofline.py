@@ -64,7 +64,7 @@ def bandwidth(point: Point) -> float:
 def kernel_share(point: Point, k: Constants) -> float:
     """How well kernels are tuned for this generation of card, and for this engine."""
     compute = point.card.compute
-    share = k.sm120_share if compute >= 12 else k.old_kernel_share if compute < 9 else 1.0
+    share = k.sm120_share if compute >= 12 else 1.0
     return share * (k.tuned_factor if point.engine == "tensorrt-llm" else 1.0)
 
 
@@ -102,11 +102,13 @@ def decode_step(point: Point, batch: float, context: float, k: Constants) -> Ste
     if isinstance(shape.full, Attention):
         kv_shards = min(tp, shape.full.kv_heads) if not layout.attention_dp else tp
     state = 2.0 * shape.state_bytes_per_sequence * micro / pp / tp
-    memory = (dense + kv / kv_shards + state) / rate
+    kv_rate = bandwidth(point) * k.kv_memory_share * (k.quantised_kv_factor if dtype.kv_bytes < 2 else 1.0)
+    memory = (dense + state) / rate + kv / kv_shards / kv_rate
     skew = k.expert_parallel_skew if (layout.ep or layout.attention_dp) and tp > 1 else 1.0
     cpu = 0.0
     if shape.moe is not None:
-        read = distinct_experts(shape.moe.experts, shape.moe.per_token, tokens) / shape.moe.experts
+        independent = 1.0 + (tokens - 1.0) * k.routing_share
+        read = distinct_experts(shape.moe.experts, shape.moe.per_token, independent) / shape.moe.experts
         experts = parts.experts * read / pp
         on_cpu = experts * point.cpu_expert_share
         memory += (experts - on_cpu) * on_card / tp * skew / (bandwidth(point) * k.expert_memory_share)
@@ -147,8 +149,7 @@ def _token_flops(point: Point, local: float, tokens: float, context: float, k: C
 def _floor(point: Point, k: Constants) -> float:
     """Launch time of one pass over all layers."""
     shape = point.shape
-    floor = shape.layers * k.layer_s + shape.moe_layers * k.expert_layer_s + shape.linear_layers * k.linear_layer_s
-    return floor * (k.llamacpp_floor_factor if point.engine == "llamacpp" else 1.0)
+    return shape.layers * k.layer_s + shape.moe_layers * k.expert_layer_s + shape.linear_layers * k.linear_layer_s
 
 
 def communication(point: Point, tokens: float, k: Constants) -> float:

@@ -60,9 +60,8 @@ def predict(point: Point, k: Constants | None = None) -> Prediction:
     else:
         alone = prefill_latency(point, point.input, k)
         cycle = decode + max(prefills, alone)
-        if running > 1:
-            # Mixing prefill into decode steps, and ramps at both ends, cost a share that grows with the batch.
-            cycle /= k.mixed_share ** (1.0 - 1.0 / running)
+        if point.requests is not None:
+            cycle *= 1.0 + k.drain * min(1.0, running * busy / point.requests)
         rate = running * point.output / cycle
         tpot = (cycle - alone) / point.output if running > 1 else step.total / point.accepted
     rate *= busy
@@ -92,7 +91,7 @@ def room_for(point: Point, memory: CardMemory) -> float:
     """
     if point.engine == "llamacpp" or point.decode_only:
         return max(1.0, point.concurrency)
-    average = point.input + point.output * 0.6
+    average = point.input + point.output / 2.0
     return max(1.0, memory.sequences(average)) * (point.layout.tp if point.layout.attention_dp else 1)
 
 
