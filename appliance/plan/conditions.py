@@ -68,6 +68,7 @@ def point(row: Row, known: dict[str, Shape] | None = None) -> Point:
         layout=layout,
         engine=engine,
         power_w=_power(row, machine.card),
+        one_shot=bool(re.search(r"one-?shot[\w -]* ON", notes)),
         draft_tokens=draft,
         accepted=accepted,
         cpu=cpu if expert_share or bytes_share else None,

@@ -61,6 +61,8 @@ class Summary:
     p90: float | None
     inside: float | None
     rank: float | None
+    """Spearman within a group, mean over groups of at least three rows."""
+    rank_median: float | None
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -98,7 +100,7 @@ def evaluate(rows: Sequence[conditions.Row], k: Constants | None = None) -> list
 
 
 def summarise(results: Iterable[Result]) -> Summary:
-    """Figures over ``results``; the rank correlation is the mean over groups of at least three truths."""
+    """Figures over ``results``."""
     everything = list(results)
     scored = [result for result in everything if result.error is not None]
     errors = sorted(abs(result.error or 0.0) for result in scored)
@@ -111,6 +113,7 @@ def summarise(results: Iterable[Result]) -> Summary:
         quantile(errors, 0.9) if errors else None,
         sum(result.inside for result in scored) / len(scored) if scored else None,
         sum(ranks) / len(ranks) if ranks else None,
+        quantile(sorted(ranks), 0.5) if ranks else None,
     )
 
 

@@ -59,6 +59,8 @@ class Point:
     power_w: float | None = None
     p2p: bool | None = None
     """Peer-to-peer between cards; the card's own ability where None."""
+    one_shot: bool = False
+    """Whether small all-reduces over PCIe use a one-shot kernel instead of NCCL."""
     link_gb_s: float | None = None
     """Link between the machines of one copy, GB/s in one direction."""
     draft_tokens: int = 0
