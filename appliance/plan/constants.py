@@ -97,7 +97,7 @@ class Constants:
         "no HTTP, no Python on the path",
     )
     tuned_factor: float = _constant(
-        1.25, 0.20, "factor", "card throughput of TensorRT-LLM at maximal load against vLLM's kernels", "guess",
+        1.25, 0.20, "factor", "speed of TensorRT-LLM's GEMMs against vLLM's", "guess",
     )
     cpu_memory_share: float = _constant(
         0.60, 0.30, "share", "RAM bandwidth that experts on the processor reach", "Qwen3-235B on EPYC 9355",

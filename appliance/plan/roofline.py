@@ -19,7 +19,7 @@ DECODE_SLACK = 0.85
 """Speed of the units is ``(P / (knee x TDP)) ^ exponent``, and bandwidth suffers once that falls under the slack.
 Source: llama.cpp's power sweep from 200 to 600 W on an RTX PRO 6000 Workstation, prefill and decode."""
 
-ONE_SHOT_S = 10e-6
+ONE_SHOT_S = 20e-6
 """Latency of a one-shot all-reduce over PCIe. Source: community kernels, 6 to 12 us against NCCL's 25."""
 
 
@@ -68,6 +68,14 @@ def kernel_share(point: Point, k: Constants) -> float:
     return share * (k.tuned_factor if point.engine == "tensorrt-llm" else 1.0)
 
 
+def expert_rate(point: Point, k: Constants) -> float:
+    """Bytes per second at which grouped GEMMs read experts."""
+    share = k.expert_memory_share
+    if point.engine == "tensorrt-llm":
+        share *= k.tuned_factor
+    return bandwidth(point) * min(share, 1.0)
+
+
 def flops(point: Point, k: Constants) -> float:
     """FLOP/s that large dense GEMMs reach."""
     card, units = point.card, point.precision.units
@@ -111,7 +119,7 @@ def decode_step(point: Point, batch: float, context: float, k: Constants) -> Ste
         read = distinct_experts(shape.moe.experts, shape.moe.per_token, independent) / shape.moe.experts
         experts = parts.experts * read / pp
         on_cpu = experts * point.cpu_expert_share
-        memory += (experts - on_cpu) * on_card / tp * skew / (bandwidth(point) * k.expert_memory_share)
+        memory += (experts - on_cpu) * on_card / tp * skew / expert_rate(point, k)
         if point.cpu is not None and point.cpu_expert_share:
             layers = shape.moe_layers * min(1.0, point.cpu_expert_share * 1.0)
             cpu += on_cpu * pp / (point.cpu.memory_gb_s * 1e9 * k.cpu_memory_share) + layers * k.cpu_layer_s
