@@ -43,4 +43,6 @@ class Cpu:
 
     name: str
     memory_gb_s: float
+    bf16_tflops: float
+    """What its cores reach in large GEMMs, all together."""
     aliases: tuple[str, ...] = ()

@@ -67,9 +67,12 @@ def layout(
     kv_bytes: float = 2.0,
     block: int = GPU_BLOCK,
     batched_tokens: int = 8192,
-    state_pages: int = 1,
+    state_pages: int = 2,
 ) -> KvLayout:
-    """The groups of ``shape`` on one of ``tp`` x ``pp`` cards; a KV head is never cut, only repeated."""
+    """The groups of ``shape`` on one of ``tp`` x ``pp`` cards; a KV head is never cut, only repeated.
+
+    A sequence holds ``state_pages`` recurrent states: two while prefix caching keeps them aligned with blocks.
+    """
 
     def token_bytes(attention: object) -> int:
         if isinstance(attention, Attention):
