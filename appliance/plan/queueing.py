@@ -14,7 +14,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from math import log
 from random import Random
@@ -217,8 +217,6 @@ def breaking_point(
     engine: Engine, load: Load, *, seed: int = 1, ttft_slo_s: float = 2.0, tpot_slo_s: float = 0.1, requests: int = 6000
 ) -> int:
     """Open chats at which the SLO breaks: more than 5 % of requests miss it. To within a twentieth."""
-    from dataclasses import replace
-
     def holds(chats: int) -> bool:
         outcome = simulate(
             engine, replace(load, chats=chats), max(requests, 6 * chats), seed=seed, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s

@@ -228,10 +228,18 @@ def _under_load(option: Option, replicas: int, demand: Demand) -> tuple[float, P
     return flight, answer
 
 
-def _merit(plan: Plan) -> tuple[float, bool, float, float]:
-    """Enough headroom first, then surviving a lost card, then the speed a user sees, then more headroom."""
-    speed = 1.0 / max(plan.tpot_ms, 1.0)
-    return (round(min(plan.headroom, COMFORT), 2), plan.resilient, round(speed, 4), plan.headroom)
+def _merit(plan: Plan) -> tuple[float, ...]:
+    """What makes a plan better, most important first.
+
+    The model that has least; then all models, each up to comfort; then cards not spent on embeddings that the processor
+    carries; then what is left after a card dies (many small replicas); then the speed a user sees.
+    """
+    parts = plan.parts
+    capped = sum(min(part.headroom, COMFORT) for part in parts)
+    pooling = sum(part.option.cards * part.replicas for part in parts if part.option.work.shape.pooling)
+    left = sum((1.0 - 1.0 / part.replicas) * part.option.work.share for part in parts if part.option.card is not None)
+    speed = sum(part.option.work.share / part.now.tpot_ms for part in parts if part.now is not None)
+    return (round(min(plan.headroom, COMFORT), 1), round(capped, 1), -pooling, round(left, 2), speed, plan.headroom)
 
 
 def _reasons(best: Plan, plans: list[Plan], demand: Demand) -> list[str]:
@@ -283,10 +291,21 @@ def _alternatives(plans: list[Plan]) -> tuple[tuple[Plan, str], ...]:
     tough = [plan for plan in plans if plan.resilient]
     if tough:
         note(max(tough, key=lambda plan: plan.headroom), "survives a lost card")
-    for plan in plans[1:6]:
-        if len(titles) < 6 and plan.title not in titles:
-            note(plan, "close")
+    # Further ones only where they differ in a model that answers, not in where embeddings run.
+    seen = {_layouts(plan) for plan, _ in titles.values()}
+    for plan in plans[1:]:
+        if len(titles) < 6 and _layouts(plan) not in seen:
+            seen.add(_layouts(plan))
+            note(plan, "next")
     return tuple((plan, ", ".join(what)) for plan, what in titles.values())
+
+
+def _layouts(plan: Plan) -> str:
+    return " + ".join(
+        f"{part.replicas} x {part.option.title.removesuffix(' EP')}"
+        for part in plan.parts
+        if not part.option.work.shape.pooling
+    )
 
 
 def _nothing_fits(machines: tuple[Machine, ...], demand: Demand) -> str:
