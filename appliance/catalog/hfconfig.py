@@ -1,7 +1,8 @@
 """Reads a Hugging Face ``config.json`` into a :class:`~appliance.catalog.shape.Shape`.
 
-Pure: takes the parsed table. Families differ in where they say things and in what they do not say at all (Qwen3
-normalises queries and keys without a word of it in the file), so each family's silence is written down here.
+Pure: takes the parsed table. Families differ in where they say things and in what they do not say at all
+(Qwen3 normalises queries and keys without a word of it in the file), so each family's silence is written down
+here.
 """
 
 from __future__ import annotations
@@ -46,9 +47,23 @@ UNSUPPORTED_FIELDS = {
 }
 """Fields that betray such a family under another name."""
 
-QK_NORM_PER_HEAD = {"qwen3", "qwen3_moe", "qwen3_vl", "qwen3_vl_moe", "qwen3_next", "qwen3_5", "qwen3_5_moe", "gemma3",
-    "gemma4", "gemma4_text", "gemma3_text", "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text",
-    "qwen3_5_moe_text"}  # fmt: skip
+QK_NORM_PER_HEAD = {
+    "qwen3",
+    "qwen3_moe",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "qwen3_next",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "gemma3",
+    "gemma4",
+    "gemma4_text",
+    "gemma3_text",
+    "qwen3_vl_text",
+    "qwen3_vl_moe_text",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+}
 """Families that normalise queries and keys, one weight per head dimension, without saying so."""
 
 QKV_BIAS = {"qwen2", "qwen2_moe", "qwen2_vl", "qwen2_5_vl"}
@@ -56,7 +71,8 @@ QKV_BIAS = {"qwen2", "qwen2_moe", "qwen2_vl", "qwen2_5_vl"}
 
 
 def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool = False) -> Shape:
-    """The shape in ``config``; :class:`ConfigError` with one line where a field is missing or cannot be true."""
+    """The shape in ``config``; :class:`ConfigError` with one line where a field is missing or cannot be
+    true."""
     if not isinstance(config, Mapping):
         raise ConfigError(f"{name}: config.json holds no object; is it the model's config.json?")
     kind = str(config.get("model_type", ""))
@@ -66,10 +82,14 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
     for family in (kind, text_kind):
         what = next((what for prefix, what in UNSUPPORTED.items() if family.startswith(prefix)), None)
         if what:
-            raise ConfigError(f"{name}: {family} is not supported ({what}); describe it by hand in models.toml")
+            raise ConfigError(
+                f"{name}: {family} is not supported ({what}); describe it by hand in models.toml"
+            )
     betrayed = next((what for field, what in UNSUPPORTED_FIELDS.items() if table.get(field)), None)
     if betrayed:
-        raise ConfigError(f"{name}: config.json speaks of {betrayed}, which is not supported; describe it by hand")
+        raise ConfigError(
+            f"{name}: config.json speaks of {betrayed}, which is not supported; describe it by hand"
+        )
     read = _Reader(name, table)
     for key in LIMITS:
         read.integer(key)
@@ -83,7 +103,8 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
     gemma = text_kind.startswith("gemma")
     extra, norms = 0, 4 if gemma else 2
     if text_kind.startswith("gemma4"):
-        # Layer scale; beside experts, three more norms, the router's scale per hidden unit and one per expert.
+        # Layer scale; beside experts, three more norms, the router's scale per hidden unit and one per
+        # expert.
         extra = 1 + (3 * hidden + hidden + moe.experts if moe else 0)
     dense = _dense_width(read, moe, text_kind)
     return Shape(
@@ -124,7 +145,9 @@ class _Reader:
         if key is None:
             if default is not None:
                 return default
-            raise ConfigError(f"{self.name}: config.json has no {keys[0]}; take the model's own file, not an adapter's")
+            raise ConfigError(
+                f"{self.name}: config.json has no {keys[0]}; take the model's own file, not an adapter's"
+            )
         value = self.table[key]
         low, high = LIMITS.get(key, (0, 1 << 24))
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -143,7 +166,8 @@ class _Reader:
         if not isinstance(kinds, list) or len(kinds) != layers:
             count = len(kinds) if isinstance(kinds, list) else 0
             raise ConfigError(
-                f"{self.name}: layer_types names {count} layers, num_hidden_layers says {layers}; make them agree"
+                f"{self.name}: layer_types names {count} layers, num_hidden_layers says {layers}; make "
+                "them agree"
             )
         return [str(kind) for kind in kinds]
 
@@ -164,7 +188,9 @@ def _attention(read: _Reader, kind: str, *, full: bool) -> Attention:
             f"{read.name}: num_key_value_heads = {kv_heads} does not divide {heads} heads; nearest: {fit}"
         )
     if "head_dim" not in table and hidden % heads:
-        raise ConfigError(f"{read.name}: hidden_size {hidden} is no multiple of {heads} heads and head_dim is missing")
+        raise ConfigError(
+            f"{read.name}: hidden_size {hidden} is no multiple of {heads} heads and head_dim is missing"
+        )
     gpt_oss = kind == "gpt_oss"
     bias = "all" if gpt_oss else "qkv" if kind in QKV_BIAS or table.get("attention_bias") else "none"
     norm = "head" if kind in QK_NORM_PER_HEAD else "none"
@@ -221,7 +247,11 @@ def _layer_kinds(read: _Reader, layers: int) -> tuple[int, int]:
     pattern = read.table.get("sliding_window_pattern")
     if window and isinstance(pattern, int) and pattern > 1:
         return 0, layers - layers // pattern
-    if window and str(read.table.get("model_type")) == "mistral" and window < read.integer("max_position_embeddings"):
+    if (
+        window
+        and str(read.table.get("model_type")) == "mistral"
+        and window < read.integer("max_position_embeddings")
+    ):
         return 0, layers
     return 0, 0
 
@@ -235,7 +265,8 @@ def _moe(read: _Reader, kind: str, layers: int) -> tuple[Moe | None, int]:
     per_token = read.integer("num_experts_per_tok", "top_k_experts", "experts_per_token")
     if not 1 <= per_token <= experts:
         raise ConfigError(
-            f"{read.name}: num_experts_per_tok = {per_token} of {experts} experts cannot be true; nearest: {experts}"
+            f"{read.name}: num_experts_per_tok = {per_token} of {experts} experts cannot be true; "
+            f"nearest: {experts}"
         )
     width = read.integer("moe_intermediate_size", "intermediate_size")
     shared = read.integer("shared_expert_intermediate_size", default=0)
@@ -267,7 +298,11 @@ def _moe(read: _Reader, kind: str, layers: int) -> tuple[Moe | None, int]:
 def _dense_width(read: _Reader, moe: Moe | None, kind: str) -> int:
     if moe is None:
         return read.integer("intermediate_size")
-    if read.table.get("enable_moe_block") or "first_k_dense_replace" in read.table or kind.startswith("qwen2_moe"):
+    if (
+        read.table.get("enable_moe_block")
+        or "first_k_dense_replace" in read.table
+        or kind.startswith("qwen2_moe")
+    ):
         return read.integer("intermediate_size", default=0)
     return read.integer("intermediate_size", default=0) if read.table.get("mlp_only_layers") else 0
 

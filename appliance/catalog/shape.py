@@ -1,7 +1,7 @@
 """A model's shape, and what follows from it by arithmetic: parameters, KV cache, recurrent state.
 
-Pure. Counts are exact, weight by weight, for the text model: vision towers and multi-token-prediction heads are
-left out, as in the published counts they are checked against (``tests/plan/test_shape.py``).
+Pure. Counts are exact, weight by weight, for the text model: vision towers and multi-token-prediction heads
+are left out, as in the published counts they are checked against (``tests/plan/test_shape.py``).
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Mla:
         expand = self.kv_rank * self.heads * (self.nope_dim + self.v_dim)
         index = 0
         if self.index_heads:
-            # Lightning indexer: its queries from the compressed query, one key per token, one weight per head.
+            # Lightning indexer: its queries from the compressed query, one key per token, one weight per
+            # head.
             index = self.q_rank * self.index_heads * self.index_dim
             index += hidden * self.index_dim + 2 * self.index_dim + hidden * self.index_heads
         return query + compress + expand + self.heads * self.v_dim * hidden + index
@@ -247,10 +248,14 @@ class Shape:
         """Weights that one token passes, input embedding included."""
         if self.moe is None:
             return self.total_params
-        return self.total_params - self.expert_params * (self.moe.experts - self.moe.per_token) // self.moe.experts
+        return (
+            self.total_params
+            - self.expert_params * (self.moe.experts - self.moe.per_token) // self.moe.experts
+        )
 
     def kv_bytes_per_token(self, kv_bytes: float = 2.0) -> float:
-        """KV cache of one token over all softmax layers, before any window closes; ``kv_bytes`` per number."""
+        """KV cache of one token over all softmax layers, before any window closes; ``kv_bytes`` per
+        number."""
         count = self.full_layers * self.full.kv_values()
         if self.sliding is not None:
             count += self.sliding_layers * self.sliding.kv_values()
@@ -260,7 +265,9 @@ class Shape:
         """KV cache of one sequence of ``tokens`` tokens: sliding layers stop growing at their window."""
         count = self.full_layers * self.full.kv_values() * tokens
         if self.sliding is not None:
-            count += self.sliding_layers * self.sliding.kv_values() * min(tokens, self.sliding.window or tokens)
+            count += (
+                self.sliding_layers * self.sliding.kv_values() * min(tokens, self.sliding.window or tokens)
+            )
         return count * kv_bytes
 
     @property

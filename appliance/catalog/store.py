@@ -66,7 +66,9 @@ def models(extra: Path | None = None) -> dict[str, Shape]:
         try:
             table = tomllib.loads(extra.read_text("utf-8"))["models"]
         except (OSError, tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{extra}: is no catalogue ({error}); write it with `appliance catalog add-model`") from None
+            raise ConfigError(
+                f"{extra}: is no catalogue ({error}); write it with `appliance catalog add-model`"
+            ) from None
         known |= {name: read_model(name, entry) for name, entry in table.items()}
     return known
 
@@ -79,7 +81,9 @@ def read_model(name: str, table: dict[str, Any]) -> Shape:
         full = parts.pop("mla", None) or parts.pop("attention")
         return Shape(name=name, full=full, **parts, **fields)
     except (TypeError, KeyError) as error:
-        raise ConfigError(f"catalogue: model {name}: {error}; write it with `appliance catalog add-model`") from None
+        raise ConfigError(
+            f"catalogue: model {name}: {error}; write it with `appliance catalog add-model`"
+        ) from None
 
 
 def dump_model(shape: Shape) -> str:

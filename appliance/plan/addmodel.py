@@ -1,4 +1,5 @@
-"""``appliance catalog add-model``: reads a model's ``config.json`` from a folder or from the hub's local cache."""
+"""``appliance catalog add-model``: reads a model's ``config.json`` from a folder or from the hub's local
+cache."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ TOLERANCE = 0.15
 
 
 def read(source: str, pooling: bool = False) -> Shape:
-    """The shape of the model at ``source``: a config.json, a folder, or a repository already in the local cache."""
+    """The shape of the model at ``source``: a config.json, a folder, or a repository already in the local
+    cache."""
     path = locate(source)
     try:
         if path.stat().st_size > 4_000_000:
@@ -30,7 +32,9 @@ def read(source: str, pooling: bool = False) -> Shape:
         raise ConfigError(f"{path}: is not JSON ({error}); download it again") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: holds no object; is it the model's config.json?")
-    name = str(config.get("_name_or_path") or "") or (source if _is_repository(source) else path.parent.resolve().name)
+    name = str(config.get("_name_or_path") or "") or (
+        source if _is_repository(source) else path.parent.resolve().name
+    )
     if _is_repository(source):
         name = source
     shape = hfconfig.parse(name, config, source=f"config.json of {name}", pooling=pooling)
@@ -52,7 +56,11 @@ def locate(source: str) -> Path:
         home = os.environ.get("HF_HOME")
         base = Path(home) if home else Path.home() / ".cache" / "huggingface"
         folder = base / "hub" / f"models--{source.replace('/', '--')}" / "snapshots"
-        found = sorted(folder.glob("*/config.json"), key=lambda one: one.stat().st_mtime) if folder.is_dir() else []
+        found = (
+            sorted(folder.glob("*/config.json"), key=lambda one: one.stat().st_mtime)
+            if folder.is_dir()
+            else []
+        )
         if found:
             return found[-1]
         raise ConfigError(
@@ -77,7 +85,8 @@ def _against_index(shape: Shape, index: Path) -> Shape:
     counted = precision.weights(shape, precision.parse(shape.native)).total
     if not 1 - TOLERANCE <= size / counted <= 1 + 2 * TOLERANCE:
         raise ConfigError(
-            f"{shape.name}: config.json describes {counted / 1e9:.2f} GB of {shape.native} weights, the index says "
+            f"{shape.name}: config.json describes {counted / 1e9:.2f} GB of {shape.native} weights, the "
+            "index says "
             f"{size / 1e9:.2f} GB; one of them belongs to another model"
         )
     return dataclasses.replace(shape, checkpoint_bytes=size)

@@ -43,7 +43,12 @@ class Answer:
 
 
 def answer(
-    machines: tuple[Machine, ...], demand: Demand, *, requests: int = SIMULATED, seed: int = 1, pattern: queueing.Pattern = "n8n"
+    machines: tuple[Machine, ...],
+    demand: Demand,
+    *,
+    requests: int = SIMULATED,
+    seed: int = 1,
+    pattern: queueing.Pattern = "n8n",
 ) -> Answer:
     """Topology, simulation of the recommended one, and what changes would bring."""
     advice = advise(machines, demand)
@@ -99,19 +104,19 @@ def memory_bars(plan: Plan) -> list[dict[str, Any]]:
         memory = part.option.memory
         if memory is None or part.option.card is None:
             continue
-        for machine, cards in part.places:
-            for card in cards:
-                bars.append(
-                    {
-                        "card": f"{machine} {card}",
-                        "model": part.option.work.name,
-                        "total": memory.total / GIB,
-                        "weights": memory.weights / GIB,
-                        "working": memory.overhead / GIB,
-                        "kv": max(memory.kv, 0.0) / GIB,
-                        "kv_tokens": memory.kv_tokens,
-                    }
-                )
+        bars += [
+            {
+                "card": f"{machine} {card}",
+                "model": part.option.work.name,
+                "total": memory.total / GIB,
+                "weights": memory.weights / GIB,
+                "working": memory.overhead / GIB,
+                "kv": max(memory.kv, 0.0) / GIB,
+                "kv_tokens": memory.kv_tokens,
+            }
+            for machine, cards in part.places
+            for card in cards
+        ]
     return bars
 
 
@@ -154,7 +159,9 @@ def as_json(answer: Answer) -> dict[str, Any]:
             for change in answer.changes
         ],
         "memory": memory_bars(best),
-        "curves": {part.option.work.name: curve(part) for part in best.parts if part.option.point is not None},
+        "curves": {
+            part.option.work.name: curve(part) for part in best.parts if part.option.point is not None
+        },
     }
 
 
@@ -172,7 +179,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             {
                 "model": part.option.work.name,
                 "shape": part.option.work.shape.name,
-                "precision": part.option.point.precision.name if part.option.point else part.option.work.precision.name,
+                "precision": part.option.point.precision.name
+                if part.option.point
+                else part.option.work.precision.name,
                 "layout": part.option.title,
                 "replicas": part.replicas,
                 "cards": [{"machine": machine, "cards": list(cards)} for machine, cards in part.places],

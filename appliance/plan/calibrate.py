@@ -1,8 +1,8 @@
 """Fits the constants to the published measurements: ``python -m appliance.plan.calibrate``.
 
-Least squares of ln(predicted / true) with a bounded loss, so that no single row can bend the fit, and with each
-constant tied to its prior by its ``spread``. Intervals come from the errors of rows whose (model, card) group was
-held out. Needs numpy, which the planner itself does not.
+Least squares of ln(predicted / true) with a bounded loss, so that no single row can bend the fit, and with
+each constant tied to its prior by its ``spread``. Intervals come from the errors of rows whose (model, card)
+group was held out. Needs numpy, which the planner itself does not.
 """
 
 from __future__ import annotations
@@ -66,7 +66,12 @@ def samples(rows: Sequence[conditions.Row]) -> list[Sample]:
     for _, _, group in found:
         sizes[group] += 1
     return [
-        Sample(point, truth, group, sizes[group] ** (GROUP_POWER - 1) * (ASSUMED_WEIGHT if point.assumed else 1.0))
+        Sample(
+            point,
+            truth,
+            group,
+            sizes[group] ** (GROUP_POWER - 1) * (ASSUMED_WEIGHT if point.assumed else 1.0),
+        )
         for point, truth, group in found
     ]
 
@@ -126,7 +131,8 @@ def fit(data: Sequence[Sample], rounds: int = 25) -> Vector:
 
 
 PRIOR_WEIGHT = 0.02
-"""Weight of the priors against the measurements: about the squared error one set-up leaves when all is known."""
+"""Weight of the priors against the measurements: about the squared error one set-up leaves when all is
+known."""
 
 
 def folds(data: Sequence[Sample], count: int = FOLDS, seed: int = SEED) -> list[set[tuple[str, str]]]:
@@ -163,7 +169,9 @@ def interval_table(data: Sequence[Sample], held: Vector) -> dict[str, tuple[floa
     """
     table = {"all": _ends(-held)}
     for name in sorted({answer_class(sample.point) for sample in data}):
-        own = np.array([-error for sample, error in zip(data, held, strict=True) if answer_class(sample.point) == name])
+        own = np.array(
+            [-error for sample, error in zip(data, held, strict=True) if answer_class(sample.point) == name]
+        )
         share = len(own) / (len(own) + 10.0)
         low, high = _ends(own)
         table[name] = (
@@ -180,7 +188,10 @@ def _ends(values: Vector) -> tuple[float, float]:
 
 def dump(k: Constants, table: dict[str, tuple[float, float]]) -> str:
     """``constants.toml``."""
-    lines = ["# Written by `python -m appliance.plan.calibrate`; meanings and priors stand in constants.py.", ""]
+    lines = [
+        "# Written by `python -m appliance.plan.calibrate`; meanings and priors stand in constants.py.",
+        "",
+    ]
     for entry in fields(Constants):
         lines += [
             f"[constants.{entry.name}]",

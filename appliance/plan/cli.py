@@ -16,14 +16,14 @@ from appliance.catalog import store
 from appliance.catalog.shape import Shape
 from appliance.config import Site
 from appliance.errors import ConfigError, UsageError
-from appliance.plan import addmodel, demand, evaluate, precision, report, write
+from appliance.plan import addmodel, conditions, demand, evaluate, precision, report, write
 from appliance.plan import site as sites
 from appliance.plan.answer import Answer, answer, as_json
 from appliance.plan.arguments import add_parser
 from appliance.plan.page import page
 from appliance.plan.point import Layout, Point
 from appliance.plan.serving import Prediction, predict
-from appliance.rules import violations
+from appliance.rules import nearest, violations
 
 __all__ = ["add_parser", "run"]
 
@@ -57,7 +57,10 @@ def _plan(args: argparse.Namespace) -> int:
     site = configfile.load(args.config) if args.config is not None else None
     machines, wanted = _question(args, site, known)
     if not 1 <= args.simulate <= 10_000_000:
-        raise UsageError(f"--simulate {args.simulate} makes no sense; nearest valid: {min(max(args.simulate, 1), 10_000_000)}")
+        raise UsageError(
+            f"--simulate {args.simulate} makes no sense; nearest valid: "
+            f"{min(max(args.simulate, 1), 10_000_000)}"
+        )
     found = answer(machines, wanted, requests=args.simulate, seed=args.seed, pattern=args.automation)
     if args.json:
         _print_json(as_json(found))
@@ -83,14 +86,18 @@ def _question(
             machines = tuple(dataclasses.replace(machine, power_w=args.power) for machine in machines)
         works = sites.works(site, shares, prompt=args.prompt, answer=args.answer, known=known)
         if args.context:
-            works = tuple(dataclasses.replace(work, context=min(args.context, work.shape.max_context)) for work in works)
+            works = tuple(
+                dataclasses.replace(work, context=min(args.context, work.shape.max_context)) for work in works
+            )
     else:
         machines, works = _from_flags(args, shares, known)
     for machine in machines:
         for card in machine.cards:
             if args.power is not None and not card.min_power_w <= args.power <= card.max_power_w:
                 nearest = card.min_power_w if args.power < card.min_power_w else card.max_power_w
-                raise UsageError(f"{args.power:g} W is out of {card.name}'s range; nearest valid: {nearest:g} W")
+                raise UsageError(
+                    f"{args.power:g} W is out of {card.name}'s range; nearest valid: {nearest:g} W"
+                )
     return machines, demand.Demand(
         users=args.users,
         chats=args.chats,
@@ -106,9 +113,13 @@ def _from_flags(
     args: argparse.Namespace, shares: dict[str, float], known: dict[str, Shape]
 ) -> tuple[tuple[demand.Machine, ...], tuple[demand.Work, ...]]:
     if not args.cards or not args.model:
-        raise UsageError("say what to plan: --config FILE, or --cards '2x RTX PRO 6000 Blackwell Workstation' --model NAME")
+        raise UsageError(
+            "say what to plan: --config FILE, or --cards '2x RTX PRO 6000 Blackwell Workstation' --model NAME"
+        )
     if not 1 <= args.machines <= demand.MAX_MACHINES:
-        raise UsageError(f"--machines {args.machines} makes no sense; nearest valid: {min(max(args.machines, 1), 8)}")
+        raise UsageError(
+            f"--machines {args.machines} makes no sense; nearest valid: {min(max(args.machines, 1), 8)}"
+        )
     cards = demand.cards(args.cards)
     cpu = store.find_cpu(args.cpu or ("generic server" if args.ram >= 64 else "generic desktop"))
     machines = tuple(
@@ -129,8 +140,10 @@ def _from_flags(
         left = (1.0 - sum(shares.values())) / max(1, len(args.model) - len(shares))
         context = min(args.context or sites.DEFAULT_CONTEXT, shape.max_context)
         if args.context and args.context > shape.max_context:
-            raise UsageError(f"context {args.context} is more than the {shape.max_context} of {shape.name}; "
-                             f"nearest: {shape.max_context}")  # fmt: skip
+            raise UsageError(
+                f"context {args.context} is more than the {shape.max_context} of {shape.name}; "
+                f"nearest: {shape.max_context}"
+            )
         works.append(
             demand.Work(
                 name=name,
@@ -145,7 +158,9 @@ def _from_flags(
     names = {work.name for work in works} | {work.shape.name for work in works}
     stray = [name for name in shares if name not in names]
     if stray:
-        raise UsageError(f"--share names {stray[0]!r}, which is not planned; {store.nearest(stray[0], sorted(names))}")
+        raise UsageError(
+            f"--share names {stray[0]!r}, which is not planned; {nearest(stray[0], sorted(names))}"
+        )
     return machines, tuple(works)
 
 
@@ -158,7 +173,9 @@ def _shares(texts: list[str]) -> dict[str, float]:
         except ValueError:
             raise UsageError(f"--share {text!r} is not NAME=SHARE; write --share coder=0.4") from None
         if not 0 <= shares[name] <= 1:
-            raise UsageError(f"--share {text}: a share is between 0 and 1; nearest: {min(max(shares[name], 0), 1):g}")
+            raise UsageError(
+                f"--share {text}: a share is between 0 and 1; nearest: {min(max(shares[name], 0), 1):g}"
+            )
     return shares
 
 
@@ -241,7 +258,7 @@ def _prediction(prediction: Prediction) -> dict[str, Any]:
 def _evaluate(args: argparse.Namespace) -> int:
     results = evaluate.evaluate(evaluate.read(args.csv))
     if args.json:
-        stated = [result for result in results if evaluate.conditions.readable(result.row)]
+        stated = [result for result in results if conditions.readable(result.row)]
         _print_json(
             {
                 "all": dataclasses.asdict(evaluate.summarise(results)),
@@ -293,8 +310,10 @@ def _add_model(args: argparse.Namespace) -> int:
         sys.stdout.write(store.dump_model(shape))
     if not args.json:
         sys.stderr.write(
-            f"{shape.name}: {shape.total_params / 1e9:.3f} B parameters, {shape.active_params / 1e9:.3f} B active, "
-            f"{size / 1e9:.2f} GB as {shape.native}, {shape.kv_bytes_per_token():.0f} B of KV cache per token, "
+            f"{shape.name}: {shape.total_params / 1e9:.3f} B parameters, {shape.active_params / 1e9:.3f} "
+            "B active, "
+            f"{size / 1e9:.2f} GB as {shape.native}, {shape.kv_bytes_per_token():.0f} B of KV cache per "
+            "token, "
             f"{shape.state_bytes_per_sequence} B of state per sequence\n"
         )
     return 0
@@ -315,7 +334,9 @@ def _list(args: argparse.Namespace) -> int:
         _print_json({"cards": list(store.cards()), "cpus": list(store.cpus()), "models": models})
         return 0
     for name, card in store.cards().items():
-        sys.stdout.write(f"card   {name}: {card.memory_mib} MiB, {card.memory_gb_s:g} GB/s, {card.tdp_w:g} W\n")
+        sys.stdout.write(
+            f"card   {name}: {card.memory_mib} MiB, {card.memory_gb_s:g} GB/s, {card.tdp_w:g} W\n"
+        )
     for name, params in models.items():
         sys.stdout.write(f"model  {name}: {params / 1e9:.3f} B\n")
     return 0

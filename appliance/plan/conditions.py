@@ -1,8 +1,8 @@
 """Reads one row of a measurements file as a :class:`~appliance.plan.point.Point`.
 
-Pure. The columns are those of ``catalog/measurements.csv``. What a row says in words (``pp=4``, ``layout DEP2,PP2``,
-``kv fp8``, ``--n-cpu-moe 24``, ``ShareGPT``) is read from its notes by general patterns; what it does not say is
-taken from the benchmark's usual conditions, and the answer says so in ``assumed``.
+Pure. The columns are those of ``catalog/measurements.csv``. What a row says in words (``pp=4``, ``layout
+DEP2,PP2``, ``kv fp8``, ``--n-cpu-moe 24``, ``ShareGPT``) is read from its notes by general patterns; what it
+does not say is taken from the benchmark's usual conditions, and the answer says so in ``assumed``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def point(row: Row, known: dict[str, Shape] | None = None) -> Point:
     shape = _shape(row.get("model") or "", known, assumed)
     engine = _engine(row.get("engine") or "", assumed)
     dtype = _precision(row.get("dtype") or "", notes, shape, engine, assumed)
-    layout = _layout(row, notes, engine, machine.card)
+    layout = _layout(row, notes, engine)
     shape, layout = _fit(shape, layout, dtype)
     words = f"{row.get('dtype') or ''} {notes}"
     expert_share, bytes_share = _offload(words, machine, shape, dtype, layout)
@@ -143,24 +143,32 @@ def guess(name: str) -> Shape | None:
         return None
     size, used = float(total.group(1)) * 1e9, float(active.group(1)) * 1e9 if active else None
     base = used * 4 if used else size
-    hidden = max(1024, min(16384, int(round((base / 20) ** (1 / 3) / 128)) * 128))
+    hidden = max(1024, min(16384, round((base / 20) ** (1 / 3) / 128) * 128))
     attention = Attention(heads=max(8, hidden // 128), kv_heads=8, head_dim=128)
     vocab = 150_000
+    moe: Moe | None = None
+    width = int(3.5 * hidden)
     if used is None:
-        width = int(3.5 * hidden)
         layers = max(8, round((size - 2 * vocab * hidden) / (attention.params(hidden) + 3 * hidden * width)))
-        moe = None
-        dense = {"dense_width": width, "dense_layers": layers}
     else:
         layers = max(16, min(96, hidden // 64))
         spare = max(used - 2 * vocab * hidden - layers * attention.params(hidden), used * 0.3)
-        width = max(128, int(spare / layers / 8 / (3 * hidden) / 64) * 64)
-        experts = max(16, round((size - used) / layers / (3 * hidden * width) + 8))
-        moe, dense = Moe(experts=experts, per_token=8, width=width), {}
+        each = max(128, int(spare / layers / 8 / (3 * hidden) / 64) * 64)
+        experts = max(16, round((size - used) / layers / (3 * hidden * each) + 8))
+        moe = Moe(experts=experts, per_token=8, width=each)
     return Shape(
-        name=name, hidden=hidden, layers=layers, vocab=vocab, max_context=1 << 20, tied=False, full=attention,
-        moe=moe, approximate=True, **dense,
-    )  # fmt: skip
+        name=name,
+        hidden=hidden,
+        layers=layers,
+        vocab=vocab,
+        max_context=1 << 20,
+        tied=False,
+        full=attention,
+        moe=moe,
+        approximate=True,
+        dense_width=width if moe is None else 0,
+        dense_layers=layers if moe is None else 0,
+    )
 
 
 def _plain(name: str) -> str:
@@ -192,16 +200,18 @@ def _precision(text: str, notes: str, shape: Shape, engine: EngineKind, assumed:
     if size:
         # A file's own size beats the usual bits per weight of its format.
         each = float(size.group(1)) * GIB / shape.total_params
-        dtype = Precision(dtype.name, dtype.units, *([each] * 5), dtype.kv_bytes)
+        dtype = precision.uniform(dtype.name, dtype.units, each, dtype.kv_bytes)
     if "marlin" in notes.lower() and dtype.units == "fp4":
         dtype = dataclasses.replace(dtype, units="w4a16")
     return dtype
 
 
-def _layout(row: Row, notes: str, engine: EngineKind, card: Card) -> Layout:
+def _layout(row: Row, notes: str, engine: EngineKind) -> Layout:
     cards = int(number(row.get("gpu_count"), "gpu_count") or 1)
     if not 1 <= cards <= 4096:
-        raise UsageError(f"gpu_count = {cards} makes no sense; nearest valid value: {min(max(cards, 1), 4096)}")
+        raise UsageError(
+            f"gpu_count = {cards} makes no sense; nearest valid value: {min(max(cards, 1), 4096)}"
+        )
     said = re.search(r"layout (?:D?EP|TP)(\d+)(?:, ?PP(\d+))?", notes)
     if said:
         tp, pp = int(said.group(1)), int(said.group(2) or 1)
@@ -234,7 +244,9 @@ def _fit(shape: Shape, layout: Layout, dtype: Precision) -> tuple[Shape, Layout]
     return shape, layout
 
 
-def _offload(words: str, machine: _Machine, shape: Shape, dtype: Precision, layout: Layout) -> tuple[float, float]:
+def _offload(
+    words: str, machine: _Machine, shape: Shape, dtype: Precision, layout: Layout
+) -> tuple[float, float]:
     """Share of experts, and share of all weights, that lie in RAM."""
     ngl = re.search(r"\bngl (\d+)", words)
     if ngl:
@@ -242,16 +254,19 @@ def _offload(words: str, machine: _Machine, shape: Shape, dtype: Precision, layo
     if machine.cpu is None or shape.moe is None:
         return 0.0, 0.0
     count = re.search(r"n-cpu-moe[ =](\d+)", words)
-    if count:
-        return min(1.0, int(count.group(1)) / max(1, shape.moe_layers)), 0.0
     part = re.search(r"(\d+) of (\d+) experts on GPU", words)
-    if part:
-        return 1.0 - int(part.group(1)) / int(part.group(2)), 0.0
     layers = re.search(r"layers (\d+)-(\d+) \w+ on GPU", words)
-    if layers:
-        return 1.0 - (int(layers.group(2)) - int(layers.group(1)) + 1) / shape.layers, 0.0
-    if re.search(r"exps=CPU|experts on (?:the )?CPU", words):
-        return 1.0, 0.0
+    share = None
+    if count:
+        share = int(count.group(1)) / max(1, shape.moe_layers)
+    elif part:
+        share = 1.0 - int(part.group(1)) / int(part.group(2))
+    elif layers:
+        share = 1.0 - (int(layers.group(2)) - int(layers.group(1)) + 1) / shape.layers
+    elif re.search(r"exps=CPU|experts on (?:the )?CPU", words):
+        share = 1.0
+    if share is not None:
+        return min(1.0, max(0.0, share)), 0.0
     parts = precision.weights(shape, dtype)
     free = 0.85 * machine.card.memory_bytes * layout.cards_per_replica - parts.dense
     return min(1.0, max(0.0, 1.0 - free / parts.experts)), 0.0
@@ -327,7 +342,11 @@ def _speculation(notes: str) -> tuple[int, float]:
 def _decode_only(row: Row, notes: str, engine: EngineKind) -> bool:
     if engine == "llamacpp" or re.search(r"\bdecode tok/s|\b0[ -](?:context|ctx)", notes):
         return True
-    return not (row.get("output_tokens") or "").strip() and "ShareGPT" not in notes and bool(row.get("input_tokens"))
+    return (
+        not (row.get("output_tokens") or "").strip()
+        and "ShareGPT" not in notes
+        and bool(row.get("input_tokens"))
+    )
 
 
 def _requests(notes: str) -> float | None:
@@ -341,6 +360,8 @@ def _requests(notes: str) -> float | None:
 def readable(row: Row) -> bool:
     """Whether the row states lengths and concurrency."""
     try:
-        return all(number(row.get(key), key) is not None for key in ("input_tokens", "output_tokens", "concurrency"))
+        return all(
+            number(row.get(key), key) is not None for key in ("input_tokens", "output_tokens", "concurrency")
+        )
     except ApplianceError:
         return False

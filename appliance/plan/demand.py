@@ -50,7 +50,8 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """People and their pace. Each open chat sends its next message ``think_s`` after the last answer ended."""
+    """People and their pace. Each open chat sends its next message ``think_s`` after the last answer
+    ended."""
 
     users: int
     chats: int
@@ -76,7 +77,9 @@ def check(machines: tuple[Machine, ...], demand: Demand) -> None:
     _within("prefix hit share", demand.prefix_hit, 0, 1)
     for machine in machines:
         if len(machine.cards) > MAX_CARDS:
-            raise UsageError(f"{machine.name} has {len(machine.cards)} cards; nearest valid: {MAX_CARDS} per machine")
+            raise UsageError(
+                f"{machine.name} has {len(machine.cards)} cards; nearest valid: {MAX_CARDS} per machine"
+            )
         _within(f"RAM of {machine.name}", machine.ram_gib, 1, 65536)
     if not demand.work:
         raise UsageError("no model is asked for; name one with --model")
@@ -89,10 +92,13 @@ def check(machines: tuple[Machine, ...], demand: Demand) -> None:
         _within(f"answer of {work.name}", work.answer, 1, 16_777_216)
         limit = work.shape.max_context
         if work.context > limit:
-            raise UsageError(f"context {work.context} is more than the {limit} of {work.shape.name}; nearest: {limit}")
+            raise UsageError(
+                f"context {work.context} is more than the {limit} of {work.shape.name}; nearest: {limit}"
+            )
         if work.prompt + work.answer > work.context:
             raise UsageError(
-                f"prompt and answer of {work.name} come to {work.prompt + work.answer:.0f} tokens, its context holds "
+                f"prompt and answer of {work.name} come to {work.prompt + work.answer:.0f} tokens, its "
+                "context holds "
                 f"{work.context}; nearest: context {int(work.prompt + work.answer)}"
             )
 
@@ -104,14 +110,22 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 
 SUFFIXES = {
-    "fp8": "fp8", "awq": "awq-int4", "gptq": "awq-int4", "int4": "awq-int4", "nvfp4": "nvfp4", "mxfp4": "mxfp4",
-    "int8": "int8", "w4a16": "awq-int4", "gguf": "Q4_K_M",
-}  # fmt: skip
+    "fp8": "fp8",
+    "awq": "awq-int4",
+    "gptq": "awq-int4",
+    "int4": "awq-int4",
+    "nvfp4": "nvfp4",
+    "mxfp4": "mxfp4",
+    "int8": "int8",
+    "w4a16": "awq-int4",
+    "gguf": "Q4_K_M",
+}
 """What the end of a repository's name says of its precision."""
 
 
 def model(text: str, known: dict[str, Shape] | None = None) -> tuple[Shape, Precision]:
-    """``Qwen/Qwen3-30B-A3B``, ``Qwen/Qwen3-30B-A3B:fp8``, or a folder that ends like a repository (``…-FP8``)."""
+    """``Qwen/Qwen3-30B-A3B``, ``Qwen/Qwen3-30B-A3B:fp8``, or a folder that ends like a repository
+    (``…-FP8``)."""
     name, _, said = text.partition(":")
     said = said.strip()
     tail = name.rstrip("/").rsplit("/", 1)[-1]

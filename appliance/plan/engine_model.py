@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from appliance.plan.constants import calibrated
 from appliance.plan.options import at
 from appliance.plan.queueing import Engine
@@ -31,7 +33,7 @@ def engine_of(part: Placed) -> Engine | None:
             break
         count = min(slots, max(count + 1, int(count * 1.5)))
     table = [knots[0][1]]
-    for (low, fast), (high, slow) in zip(knots, knots[1:], strict=False):
+    for (low, fast), (high, slow) in pairwise(knots):
         table += [fast + (slow - fast) * (n - low) / (high - low) for n in range(low, high)]
     table.append(knots[-1][1])
     per_token = prefill_time(point, point.input, k) / max(point.input, 1.0)

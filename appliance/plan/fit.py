@@ -1,8 +1,8 @@
 """Whether a site's engines fit its cards and RAM: what ``appliance check`` runs for every host.
 
-Pure. Only what would surely fail is a violation: shards that cut heads or experts, a context beyond the model, weights
-that leave no room for one request, RAM that is not there. Models and cards outside the catalogue are left to the
-simpler rules of :mod:`appliance.rules`, which know ``weights_gib``.
+Pure. Only what would surely fail is a violation: shards that cut heads or experts, a context beyond the
+model, weights that leave no room for one request, RAM that is not there. Models and cards outside the
+catalogue are left to the simpler rules of :mod:`appliance.rules`, which know ``weights_gib``.
 """
 
 from __future__ import annotations
@@ -63,45 +63,47 @@ def _engine(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
     if known is None:
         return
     shape, dtype = known
-    declared = site.models[engine.model].max_context
-    limit = max(shape.max_context, declared or 0)
+    limit = max(shape.max_context, site.models[engine.model].max_context or 0)
     if engine.context > limit:
         what = f"{engine.context} tokens are more than the {limit} of {shape.name}"
         yield Violation(f"{where}.context", what, f"set it to {limit} or less")
-        return
-    host = site.hosts.get(engine.host)
-    if engine.kind != "vllm" or engine.device != "cuda" or host is None:
-        return
-    cards: list[Card] = []
-    for gpu in host.gpus:
-        if gpu.index in engine.gpus:
-            try:
-                cards.append(card_of(gpu))
-            except UsageError:
-                return
-    if not cards:
-        return
+    elif engine.kind == "vllm" and engine.device == "cuda" and engine.host in site.hosts:
+        pairs = _pairs(site, engine)
+        if pairs:
+            found = _shard(where, engine, shape, dtype, pairs) or _memory(where, engine, shape, dtype, pairs)
+            if found is not None:
+                yield found
+
+
+def _shard(
+    where: str, engine: Engine, shape: Shape, dtype: Precision, pairs: list[tuple[int, Card]]
+) -> Violation | None:
+    """A replica over cards of two vendors, or a cut that heads or experts do not allow."""
     for replica in range(engine.replicas):
-        names = {card.vendor for gpu, card in _pairs(site, engine) if gpu in engine.cards(replica)}
-        if len(names) > 1:
-            what = f"replica {replica} spreads over cards of {' and '.join(sorted(names))}"
-            yield Violation(f"{where}.gpus", what, "give each replica cards of one vendor")
-            return
-    layout = _layout(engine)
+        vendors = sorted({card.vendor for index, card in pairs if index in engine.cards(replica)})
+        if len(vendors) > 1:
+            what = f"replica {replica} spreads over cards of {' and '.join(vendors)}"
+            return Violation(f"{where}.gpus", what, "give each replica cards of one vendor")
     try:
-        check_shards(shape, layout, dtype)
+        check_shards(shape, _layout(engine), dtype)
     except UsageError as error:
         what, _, fix = str(error).partition("; ")
-        yield Violation(f"{where}.tensor_parallel", what, fix or "lower it")
-        return
+        return Violation(f"{where}.tensor_parallel", what, fix or "lower it")
+    return None
+
+
+def _memory(
+    where: str, engine: Engine, shape: Shape, dtype: Precision, pairs: list[tuple[int, Card]]
+) -> Violation | None:
+    """Weights or one request's KV cache without room on the smallest card."""
     if engine.options.get("cpu-offload-gb"):
-        return  # weights partly in RAM: the host's account looks at them
-    smallest = min(cards, key=lambda card: card.memory_mib)
+        return None  # weights partly in RAM: the host's account looks at them
+    smallest = min((card for _, card in pairs), key=lambda card: card.memory_mib)
     memory = card_memory(
         smallest,
         shape,
         dtype,
-        layout,
+        _layout(engine),
         utilization=engine.gpu_memory_utilization,
         context=engine.context,
         sequences=engine.concurrency,
@@ -109,20 +111,27 @@ def _engine(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
         graphs=not engine.options.get("enforce-eager"),
     )
     if memory.kv_tokens >= engine.context:
-        return
+        return None
     room, weights = memory.budget / GIB, memory.weights / GIB
     if memory.kv <= 0:
         what = (
-            f"{weights:.1f} GiB of weights and {memory.overhead / GIB:.1f} GiB of working space per card do not fit the "
-            f"{room:.1f} GiB that gpu_memory_utilization = {engine.gpu_memory_utilization:g} leaves"
+            f"{weights:.1f} GiB of weights and {memory.overhead / GIB:.1f} GiB of working space per card "
+            "do not "
+            f"fit the {room:.1f} GiB that gpu_memory_utilization = {engine.gpu_memory_utilization:g} leaves"
         )
     else:
-        what = f"the KV cache would hold {memory.kv_tokens} tokens, one request of {engine.context} does not fit"
-    yield Violation(where, what, _nearest(engine, shape, dtype, smallest, memory.kv_tokens))
+        what = (
+            f"the KV cache would hold {memory.kv_tokens} tokens, one request of {engine.context} does not fit"
+        )
+    return Violation(where, what, _nearest(engine, shape, dtype, smallest, memory.kv_tokens))
 
 
 def _pairs(site: Site, engine: Engine) -> list[tuple[int, Card]]:
-    return [(gpu.index, card_of(gpu)) for gpu in site.hosts[engine.host].gpus if gpu.index in engine.gpus]
+    """The engine's cards with their indices; empty where the catalogue lacks one of them."""
+    try:
+        return [(gpu.index, card_of(gpu)) for gpu in site.hosts[engine.host].gpus if gpu.index in engine.gpus]
+    except UsageError:
+        return []
 
 
 def _nearest(engine: Engine, shape: Shape, dtype: Precision, card: Card, tokens: int) -> str:
@@ -136,12 +145,16 @@ def _nearest(engine: Engine, shape: Shape, dtype: Precision, card: Card, tokens:
             check_shards(shape, Layout(tp=tp), dtype)
         except UsageError:
             continue
-        memory = card_memory(card, shape, dtype, Layout(tp=tp), context=engine.context, sequences=engine.concurrency)
+        memory = card_memory(
+            card, shape, dtype, Layout(tp=tp), context=engine.context, sequences=engine.concurrency
+        )
         if memory.kv_tokens >= engine.context:
             return f"raise tensor_parallel to {tp}"
     for name in ("fp8", "awq-int4"):
         smaller = precision.parse(name)
-        memory = card_memory(card, shape, smaller, _layout(engine), context=engine.context, sequences=engine.concurrency)
+        memory = card_memory(
+            card, shape, smaller, _layout(engine), context=engine.context, sequences=engine.concurrency
+        )
         if memory.kv_tokens >= engine.context:
             return f"take the model in {name}"
     return "take a smaller model or more cards"
@@ -173,9 +186,11 @@ def _ram(site: Site, host: str) -> Iterator[Violation]:
     if not engines:
         return
     account = hostram.account(site.hosts[host].memory_gib, engines)
-    heavy = sum(engine.in_ram + engine.offload + (engine.weights if engine.sleeps else 0.0) for engine in engines)
-    # Processes alone are an estimate; only what is asked for in gigabytes may refuse a site.
-    if not account.fits and heavy > 0:
+    # Processes alone are an estimate; only what is asked for by the gigabyte may refuse a site.
+    if (
+        sum(engine.asked for engine in engines)
+        > account.total * (1 - hostram.FREE_SHARE) - hostram.SYSTEM_GIB * GIB / 2
+    ):
         yield Violation(
             f"hosts.{host}.memory_gib",
             f"{account.needed / GIB:.0f} GiB of RAM are needed, {site.hosts[host].memory_gib} are there; "

@@ -1,4 +1,5 @@
-"""Where a host's RAM goes: engines' processes, pinned copies of weights, offload, models in tmpfs, huge pages.
+"""Where a host's RAM goes: engines' processes, pinned copies of weights, offload, models in tmpfs, huge
+pages.
 
 Pure. What vLLM offloads is budgeted twice: ``--kv-offloading-size`` was seen to take 1.92 times its size and
 ``--cpu-offload-gb`` 1.9 times (vLLM issues 53042 and 56410).
@@ -14,6 +15,9 @@ SYSTEM_GIB = 4.0
 """The system, the gateway, monitoring."""
 ENGINE_GIB = 6.0
 """One engine's API server and scheduler, Python and CUDA libraries mapped. Source: RSS of vLLM processes."""
+CPU_ENGINE_GIB = 2.0
+"""The same on the processor, without CUDA. Source: a tiny model on vLLM's CPU wheel serves within 3 GB in
+all."""
 WORKER_GIB = 3.0
 """Each card's worker process, with its pinned staging buffers."""
 OFFLOAD_FACTOR = 2.0
@@ -39,8 +43,17 @@ class EngineRam:
     @property
     def total(self) -> float:
         """Bytes of RAM."""
-        pinned = self.weights if self.sleeps else 0.0
-        return (ENGINE_GIB + WORKER_GIB * self.cards) * GIB + pinned + self.in_ram + OFFLOAD_FACTOR * self.offload
+        return self.processes + self.asked
+
+    @property
+    def processes(self) -> float:
+        """Bytes of the processes themselves: an estimate."""
+        return ((ENGINE_GIB if self.cards else CPU_ENGINE_GIB) + WORKER_GIB * self.cards) * GIB
+
+    @property
+    def asked(self) -> float:
+        """Bytes that the configuration asks for by the gigabyte: pinned, offloaded, held in RAM."""
+        return (self.weights if self.sleeps else 0.0) + self.in_ram + OFFLOAD_FACTOR * self.offload
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +81,7 @@ def account(
     """The account of a host with ``ram_gib`` of RAM."""
     parts = {
         "system": SYSTEM_GIB * GIB,
-        "engine processes": sum((ENGINE_GIB + WORKER_GIB * engine.cards) * GIB for engine in engines),
+        "engine processes": sum(engine.processes for engine in engines),
         "pinned copies for sleep": sum(engine.weights for engine in engines if engine.sleeps),
         "weights and KV cache in RAM": sum(engine.in_ram for engine in engines),
         "offload, counted twice": sum(OFFLOAD_FACTOR * engine.offload for engine in engines),

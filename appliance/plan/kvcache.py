@@ -1,9 +1,9 @@
 """How vLLM lays out a KV cache: groups of layers that share one pool of equal pages.
 
-Pure. The tokens vLLM reports at start ("KV cache size: N tokens") are the pool's pages over the pages that one
-request of the longest context needs, times that context. Sliding layers need only their window, linear attention
-layers one state each; their pages are padded to one size. Read from vLLM 0.32's v1/core/kv_cache_utils.py and held
-to what it reports (``tests/plan/test_kvcache.py``).
+Pure. The tokens vLLM reports at start ("KV cache size: N tokens") are the pool's pages over the pages that
+one request of the longest context needs, times that context. Sliding layers need only their window, linear
+attention layers one state each; their pages are padded to one size. Read from vLLM 0.32's
+v1/core/kv_cache_utils.py and held to what it reports (``tests/plan/test_kvcache.py``).
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def layout(
 ) -> KvLayout:
     """The groups of ``shape`` on one of ``tp`` x ``pp`` cards; a KV head is never cut, only repeated.
 
-    A sequence holds ``state_pages`` recurrent states: two while prefix caching keeps them aligned with blocks.
+    A sequence holds ``state_pages`` recurrent states: two while prefix caching keeps them aligned with
+    blocks.
     """
 
     def token_bytes(attention: object) -> int:
@@ -81,7 +82,10 @@ def layout(
 
     full_page = block * token_bytes(shape.full)
     counts: list[tuple[int, Group]] = []
-    stage = lambda layers: ceil(layers / pp)  # noqa: E731
+
+    def stage(layers: int) -> int:
+        return ceil(layers / pp)
+
     if shape.linear is not None and shape.linear_layers:
         # Attention pages grow until one holds a layer's whole state; states are padded to it.
         block *= ceil(shape.linear.state_bytes() / tp / full_page)

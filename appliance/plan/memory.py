@@ -17,9 +17,11 @@ from appliance.plan.precision import Precision
 
 GIB = 2.0**30
 
+SINGLE = Layout()
+
 CONTEXT_BYTES = 0.6 * GIB
-"""CUDA context, cuBLAS and kernel images of one process. Source: nvidia-smi of an idle torch process, order of
-magnitude; with the other terms here a Qwen3-30B-A3B comes to NVIDIA's 3.5 GB "other_mem"."""
+"""CUDA context, cuBLAS and kernel images of one process. Source: nvidia-smi of an idle torch process, order
+of magnitude; with the other terms here a Qwen3-30B-A3B comes to NVIDIA's 3.5 GB "other_mem"."""
 
 NCCL_BYTES = 342e6
 """NCCL's buffers at TP2. Source: aiconfigurator, rtxpro6000_blackwell_server.yaml."""
@@ -111,7 +113,7 @@ def card_memory(
     card: Card,
     shape: Shape,
     dtype: Precision,
-    layout: Layout = Layout(),
+    layout: Layout = SINGLE,
     *,
     utilization: float = 0.92,
     context: int | None = None,
@@ -131,7 +133,11 @@ def card_memory(
     budget = card.memory_bytes * utilization
     kv = budget - weights - activations - fragments - graph_bytes - nccl - CONTEXT_BYTES
     pages = kvcache.layout(
-        shape, tp=1 if layout.attention_dp else layout.tp, pp=layout.pp, kv_bytes=dtype.kv_bytes, batched_tokens=batched
+        shape,
+        tp=1 if layout.attention_dp else layout.tp,
+        pp=layout.pp,
+        kv_bytes=dtype.kv_bytes,
+        batched_tokens=batched,
     )
     tokens = pages.tokens(max(kv, 0.0), context) * (layout.tp if layout.attention_dp else 1)
     return CardMemory(

@@ -15,9 +15,13 @@ LADDER = ("fp8", "awq-int4", "nvfp4")
 def suggest(work: Work, machines: tuple[Machine, ...], demand: Demand) -> str:
     """One line: what does not fit, and the smallest change that would."""
     size = precision.weights(work.shape, work.precision).total / GIB
-    where = ", ".join(f"{len(machine.cards)} x {machine.cards[0].name}" for machine in machines if machine.cards)
-    start = f"{work.name}: {size:.0f} GiB of {work.precision.name} weights and {work.context} tokens of context do not fit "
-    start += where or "a machine without cards"
+    where = ", ".join(
+        f"{len(machine.cards)} x {machine.cards[0].name}" for machine in machines if machine.cards
+    )
+    start = (
+        f"{work.name}: {size:.0f} GiB of {work.precision.name} weights and {work.context} tokens of context "
+    )
+    start += f"do not fit {where or 'a machine without cards'}"
     for dtype in LADDER:
         smaller = dataclasses.replace(work, precision=precision.parse(dtype))
         if any(options(smaller, machine, demand, 1) for machine in machines):
@@ -25,7 +29,9 @@ def suggest(work: Work, machines: tuple[Machine, ...], demand: Demand) -> str:
     context = work.context
     while context > 2048 and context > work.prompt + work.answer:
         context //= 2
-        shorter = dataclasses.replace(work, context=context, prompt=min(work.prompt, context / 2), answer=min(work.answer, context / 4))
+        shorter = dataclasses.replace(
+            work, context=context, prompt=min(work.prompt, context / 2), answer=min(work.answer, context / 4)
+        )
         if any(options(shorter, machine, demand, 1) for machine in machines):
             return f"{start}; nearest that fits: a context of {context}"
     for machine in machines:

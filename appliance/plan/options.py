@@ -1,7 +1,7 @@
 """The ways in which one model could run on one machine (or across machines), each with what it can carry.
 
-Pure. An option is a unit: the cards of one replica, its layout and its engine. Its capacity is the request rate at
-which it still holds the SLO, found by bisection on the number of requests in flight.
+Pure. An option is a unit: the cards of one replica, its layout and its engine. Its capacity is the request
+rate at which it still holds the SLO, found by bisection on the number of requests in flight.
 """
 
 from __future__ import annotations
@@ -63,7 +63,11 @@ class Option:
         """In a word."""
         if self.card is None:
             return "CPU"
-        name = {"experts in RAM": "1 card, experts in RAM", "vulkan": f"{self.card.name}, Vulkan"}.get(self.kind)
+        dtype = self.point.precision.name if self.point is not None else ""
+        name = {
+            "experts in RAM": f"1 card, experts in RAM ({dtype})",
+            "vulkan": f"{self.card.name}, Vulkan",
+        }.get(self.kind)
         if name:
             return name
         parts = [f"TP{self.layout.tp}"] if self.layout.tp > 1 else []
@@ -75,8 +79,7 @@ class Option:
 
 def options(work: Work, machine: Machine, demand: Demand, machines: int = 1) -> list[Option]:
     """Every option of ``work`` on ``machine``; ``machines`` equal ones may share a replica."""
-    found = list(_options(work, machine, demand, machines))
-    return found
+    return list(_options(work, machine, demand, machines))
 
 
 @lru_cache(maxsize=4096)
@@ -88,10 +91,13 @@ def _options(work: Work, machine: Machine, demand: Demand, machines: int) -> tup
             found += _on_cards(work, machine, demand, card, count, machines)
             if work.shape.moe is not None and not work.shape.pooling:
                 found += _experts_in_ram(work, machine, demand, card)
-        elif work.shape.pooling or precision.weights(work.shape, work.precision).total < card.memory_bytes * 0.8:
+        elif (
+            work.shape.pooling
+            or precision.weights(work.shape, work.precision).total < card.memory_bytes * 0.8
+        ):
             found += _vulkan(work, machine, demand, card)
     if work.shape.pooling or precision.weights(work.shape, work.precision).total < 6e9:
-        found += _on_cpu(work, machine, demand)
+        found += _on_cpu(work, machine)
     return tuple(found)
 
 
@@ -99,7 +105,12 @@ def _on_cards(
     work: Work, machine: Machine, demand: Demand, card: Card, count: int, machines: int
 ) -> list[Option]:
     found = []
-    layouts = [Layout(tp=tp, ep=ep) for tp in TP_SIZES if tp <= count for ep in ((False, True) if tp > 1 else (False,))]
+    layouts = [
+        Layout(tp=tp, ep=ep)
+        for tp in TP_SIZES
+        if tp <= count
+        for ep in ((False, True) if tp > 1 else (False,))
+    ]
     layouts += [Layout(tp=tp, pp=pp) for tp in (1, 2, 4) for pp in (2, 4, 8) if tp * pp <= count]
     if machines > 1 and count in TP_SIZES:
         layouts += [Layout(tp=count, pp=hosts, hosts=hosts) for hosts in (2, 4, 8) if hosts <= machines]
@@ -111,14 +122,24 @@ def _on_cards(
         except UsageError:
             continue
         sequences = 256
-        memory = card_memory(card, work.shape, work.precision, layout, context=work.context, sequences=sequences)
+        memory = card_memory(
+            card, work.shape, work.precision, layout, context=work.context, sequences=sequences
+        )
         if not memory.fits or memory.layout.tokens(memory.kv, work.context) < work.context * MIN_CHATS:
             continue
         point = Point(
-            card=card, shape=work.shape, precision=work.precision, input=work.prompt, output=work.answer, concurrency=1,
-            layout=layout, power_w=machine.power_w, prefix_hit=demand.prefix_hit, max_sequences=sequences,
+            card=card,
+            shape=work.shape,
+            precision=work.precision,
+            input=work.prompt,
+            output=work.answer,
+            concurrency=1,
+            layout=layout,
+            power_w=machine.power_w,
+            prefix_hit=demand.prefix_hit,
+            max_sequences=sequences,
             link_gb_s=machine.link_gb_s if layout.hosts > 1 else None,
-        )  # fmt: skip
+        )
         weights = memory.weights * layout.cards_per_replica
         ram = hostram.EngineRam(cards=layout.cards_per_replica, weights=weights).total
         found.append(_option(work, demand, "cards", card, layout, point, memory, ram))
@@ -138,24 +159,40 @@ def _experts_in_ram(work: Work, machine: Machine, demand: Demand, card: Card) ->
     if ram > machine.ram_gib * 2.0**30 * (1 - hostram.FREE_SHARE):
         return []
     point = Point(
-        card=card, shape=work.shape, precision=dtype, input=work.prompt, output=work.answer, concurrency=1,
-        engine="llamacpp", power_w=machine.power_w, cpu=machine.cpu, cpu_expert_share=away,
-        prefix_hit=demand.prefix_hit, max_sequences=4,
-    )  # fmt: skip
+        card=card,
+        shape=work.shape,
+        precision=dtype,
+        input=work.prompt,
+        output=work.answer,
+        concurrency=1,
+        engine="llamacpp",
+        power_w=machine.power_w,
+        cpu=machine.cpu,
+        cpu_expert_share=away,
+        prefix_hit=demand.prefix_hit,
+        max_sequences=4,
+    )
     return [_option(work, demand, "experts in RAM", card, Layout(), point, None, ram)]
 
 
 def _vulkan(work: Work, machine: Machine, demand: Demand, card: Card) -> list[Option]:
     point = Point(
-        card=card, shape=work.shape, precision=work.precision, input=work.prompt, output=work.answer, concurrency=1,
-        engine="llamacpp", prefix_hit=0.0 if work.shape.pooling else demand.prefix_hit, max_sequences=16,
+        card=card,
+        shape=work.shape,
+        precision=work.precision,
+        input=work.prompt,
+        output=work.answer,
+        concurrency=1,
+        engine="llamacpp",
+        prefix_hit=0.0 if work.shape.pooling else demand.prefix_hit,
+        max_sequences=16,
         power_w=None if machine.power_w is None else min(machine.power_w, card.max_power_w),
-    )  # fmt: skip
+    )
     ram = hostram.EngineRam(cards=1).total
     return [_option(work, demand, "vulkan", card, Layout(), point, None, ram)]
 
 
-def _on_cpu(work: Work, machine: Machine, demand: Demand) -> list[Option]:
+def _on_cpu(work: Work, machine: Machine) -> list[Option]:
     """A small model on the processor: prompts are bound by arithmetic, answers by RAM bandwidth."""
     parts = precision.weights(work.shape, work.precision)
     used = work.shape.total_params - work.shape.embedding_params
@@ -168,9 +205,18 @@ def _on_cpu(work: Work, machine: Machine, demand: Demand) -> list[Option]:
     if ram > machine.ram_gib * 2.0**30:
         return []
     option = Option(
-        work=work, kind="cpu", card=None, layout=Layout(), point=None, memory=None, ram_bytes=ram,
-        requests_per_s=0.7 / seconds, in_flight=1.0, alone_tok_s=1.0 / step, limit="processor",
-    )  # fmt: skip
+        work=work,
+        kind="cpu",
+        card=None,
+        layout=Layout(),
+        point=None,
+        memory=None,
+        ram_bytes=ram,
+        requests_per_s=0.7 / seconds,
+        in_flight=1.0,
+        alone_tok_s=1.0 / step,
+        limit="processor",
+    )
     return [option]
 
 
@@ -196,9 +242,18 @@ def _option(
         once = predict(dataclasses.replace(point, output=1.0, prefix_hit=0.0, decode_only=False))
         rate = 1.0 / max(once.ttft_ms / 1e3 - once.step.total, 1e-4)
         return Option(
-            work=work, kind=kind, card=card, layout=layout, point=point, memory=memory or once.memory, ram_bytes=ram,
-            requests_per_s=0.7 * rate, in_flight=1.0, alone_tok_s=rate * work.prompt, limit="arithmetic",
-        )  # fmt: skip
+            work=work,
+            kind=kind,
+            card=card,
+            layout=layout,
+            point=point,
+            memory=memory or once.memory,
+            ram_bytes=ram,
+            requests_per_s=0.7 * rate,
+            in_flight=1.0,
+            alone_tok_s=rate * work.prompt,
+            limit="arithmetic",
+        )
     alone = predict(point)
     low, high = 1.0, float(point.max_sequences or 256)
     for _ in range(7):
@@ -208,6 +263,15 @@ def _option(
         low, high = (middle, high) if held else (low, middle)
     best = predict(dataclasses.replace(point, concurrency=low))
     return Option(
-        work=work, kind=kind, card=card, layout=layout, point=point, memory=memory or alone.memory, ram_bytes=ram,
-        requests_per_s=best.output_tok_s / work.answer, in_flight=low, alone_tok_s=alone.output_tok_s, limit=best.limit,
-    )  # fmt: skip
+        work=work,
+        kind=kind,
+        card=card,
+        layout=layout,
+        point=point,
+        memory=memory or alone.memory,
+        ram_bytes=ram,
+        requests_per_s=best.output_tok_s / work.answer,
+        in_flight=low,
+        alone_tok_s=alone.output_tok_s,
+        limit=best.limit,
+    )

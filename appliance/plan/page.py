@@ -12,20 +12,36 @@ from math import log10
 from typing import Any
 
 STYLE = """
-:root{--ink:#16202a;--soft:#5b6875;--line:#d8dee4;--back:#fff;--panel:#f5f7f9;--a:#2563a8;--b:#c98a1b;--c:#2e8b68;--d:#e3e7eb}
-@media (prefers-color-scheme:dark){:root{--ink:#e6ebf0;--soft:#9aa7b3;--line:#33404c;--back:#12181e;--panel:#1a222a;
+:root{--ink:#16202a;--soft:#5b6875;--line:#d8dee4;--back:#fff;--panel:#f5f7f9;
+--a:#2563a8;--b:#c98a1b;--c:#2e8b68;--d:#e3e7eb}
+@media (prefers-color-scheme:dark){:root{--ink:#e6ebf0;--soft:#9aa7b3;--line:#33404c;--back:#12181e;
+--panel:#1a222a;
 --a:#6aa6e8;--b:#e0b055;--c:#5fc39a;--d:#2a343e}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:1080px;padding:32px 24px 64px;background:var(--back);color:var(--ink);
-font:15px/1.5 system-ui,sans-serif}h1{font-size:24px;margin:0 0 4px;line-height:1.25}h2{font-size:17px;margin:36px 0 10px}
-p{margin:4px 0;color:var(--soft)}ul{margin:12px 0;padding-left:20px}li{margin:3px 0}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:1080px;padding:32px 24px 64px;background:var(--back);color:var(--ink);
+font:15px/1.5 system-ui,sans-serif}
+h1{font-size:24px;margin:0 0 4px;line-height:1.25}
+h2{font-size:17px;margin:36px 0 10px}
+p{margin:4px 0;color:var(--soft)}
+ul{margin:12px 0;padding-left:20px}
+li{margin:3px 0}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
 th,td{padding:6px 10px;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
-th{color:var(--soft);font-weight:600;white-space:nowrap}td:first-child,th:first-child,.l{text-align:left}
-tr.best td{background:var(--panel);font-weight:600}.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));
-gap:12px;margin:20px 0}.tile{background:var(--panel);border-radius:8px;padding:12px 14px}.tile b{display:block;font-size:22px}
-.tile span{color:var(--soft);font-size:13px}.key{display:inline-block;width:11px;height:11px;border-radius:2px;margin:0 5px 0 14px}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:20px}@media(max-width:520px){.charts{display:block}}
-svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui,sans-serif}figure{margin:0}
+th{color:var(--soft);font-weight:600;white-space:nowrap}
+td:first-child,th:first-child,.l{text-align:left}
+tr.best td{background:var(--panel);font-weight:600}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));
+gap:12px;margin:20px 0}
+.tile{background:var(--panel);border-radius:8px;padding:12px 14px}
+.tile b{display:block;font-size:22px}
+.tile span{color:var(--soft);font-size:13px}
+.key{display:inline-block;width:11px;height:11px;border-radius:2px;margin:0 5px 0 14px}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:20px}
+@media(max-width:520px){.charts{display:block}}
+svg{width:100%;height:auto;display:block}
+svg text{fill:var(--soft);font:12px system-ui,sans-serif}
+figure{margin:0}
 figcaption{font-weight:600;margin-bottom:4px}
 """.strip()
 
@@ -34,21 +50,24 @@ def page(data: dict[str, Any]) -> str:
     """The page for what :func:`appliance.plan.answer.as_json` gives."""
     best = data["recommended"]
     cards = "; ".join(
-        f"{machine['name']}: {', '.join(_counted(machine['cards'])) or 'no cards'}, {machine['ram_gib']:g} GiB of RAM"
+        f"{machine['name']}: {', '.join(_counted(machine['cards'])) or 'no cards'}, "
+        f"{machine['ram_gib']:g} GiB of RAM"
         for machine in data["machines"]
     )
     demand = data["demand"]
+    asked = f"{demand['users']} users, {demand['chats']} open chats, a message every {demand['think_s']:g} s per chat,"
     body = [
         f"<h1>{escape(best['title'])}</h1>",
-        f"<p>{demand['users']} users, {demand['chats']} open chats, a message every {demand['think_s']:g} s per chat, "
-        f"on {escape(cards)}.</p>",
+        f"<p>{asked} on {escape(cards)}.</p>",
         _tiles(data),
         "<ul>" + "".join(f"<li>{escape(reason)}</li>" for reason in data["reasons"]) + "</ul>",
         "<h2>Memory per card</h2>",
         _memory(data["memory"]),
         "<h2>Throughput and latency</h2>",
-        '<div class="charts">' + "".join(_curve(name, points) for name, points in data["curves"].items() if points) + "</div>",
-        "<p>Each point is a number of answers in flight; the band is the 80 % interval of the throughput.</p>",
+        '<div class="charts">'
+        + "".join(_curve(name, points) for name, points in data["curves"].items() if points)
+        + "</div>",
+        "<p>Each point is a number of answers in flight; the band is the 80 % interval.</p>",
         "<h2>Alternatives</h2>",
         _alternatives(data["alternatives"]),
         "<h2>In front of real people</h2>",
@@ -80,15 +99,20 @@ def _tiles(data: dict[str, Any]) -> str:
         (str(breaks), "chats of the tightest model before it breaks"),
         ("yes" if best["resilient"] else "no", "survives the loss of one card"),
     ]
-    return '<div class="tiles">' + "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in tiles
-    ) + "</div>"
+    return (
+        '<div class="tiles">'
+        + "".join(
+            f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>'
+            for value, what in tiles
+        )
+        + "</div>"
+    )
 
 
 def _memory(bars: list[dict[str, Any]]) -> str:
     if not bars:
         return "<p>No card is used.</p>"
-    left, width, height = 190, 620, 26
+    left, width, height = 190, 590, 26
     rows = []
     for place, bar in enumerate(bars):
         y = place * 36
@@ -103,16 +127,17 @@ def _memory(bars: list[dict[str, Any]]) -> str:
                 f"<title>{tip}</title></rect>"
             )
             x += wide
-        note = f"{bar['weights']:.1f} + {bar['working']:.1f} + {bar['kv']:.1f} GiB · {bar['kv_tokens']:,} tokens"
+        note = (
+            f"{bar['weights']:.1f} + {bar['working']:.1f} + {bar['kv']:.1f} GiB · {bar['kv_tokens']:,} tokens"
+        )
         rows.append(f'<text x="{left + width + 10}" y="{y + 17}">{note}</text>')
     keys = "".join(
         f'<span class="key" style="background:var(--{colour})"></span>{name}'
         for name, colour in (("weights", "a"), ("working space", "b"), ("KV cache", "c"), ("left free", "d"))
     )
     tall = len(bars) * 36
-    return f'<p>{keys}</p><div class="scroll"><svg style="min-width:760px" viewBox="0 0 1060 {tall}" role="img" ' + (
-        f'aria-label="Memory per card">{"".join(rows)}</svg></div>'
-    )
+    drawing = f'viewBox="0 0 1060 {tall}" role="img" aria-label="Memory per card">{"".join(rows)}'
+    return f'<p>{keys}</p><div class="scroll"><svg style="min-width:760px" {drawing}</svg></div>'
 
 
 def _curve(name: str, points: list[dict[str, float]]) -> str:
@@ -131,11 +156,11 @@ def _curve(name: str, points: list[dict[str, float]]) -> str:
 
     grid = []
     for value in _ticks(10**x0, 10**x1):
-        grid.append(f'<line x1="{at_x(value):.1f}" x2="{at_x(value):.1f}" y1="{top}" y2="{height - bottom}" stroke="var(--line)"/>')
-        grid.append(f'<text x="{at_x(value):.1f}" y="{height - bottom + 16}" text-anchor="middle">{value:,.0f}</text>')
+        grid.append(_line(at_x(value), at_x(value), top, height - bottom))
+        grid.append(_text(at_x(value), height - bottom + 16, "middle", f"{value:,.0f}"))
     for value in _ticks(10**y0, 10**y1):
-        grid.append(f'<line x1="{left}" x2="{width - right}" y1="{at_y(value):.1f}" y2="{at_y(value):.1f}" stroke="var(--line)"/>')
-        grid.append(f'<text x="{left - 6}" y="{at_y(value) + 4:.1f}" text-anchor="end">{value:,.0f}</text>')
+        grid.append(_line(left, width - right, at_y(value), at_y(value)))
+        grid.append(_text(left - 6, at_y(value) + 4, "end", f"{value:,.0f}"))
     band = [f"{at_x(point['low']):.1f},{at_y(point['tpot_ms']):.1f}" for point in points]
     band += [f"{at_x(point['high']):.1f},{at_y(point['tpot_ms']):.1f}" for point in reversed(points)]
     line = " ".join(f"{at_x(point['tok_s']):.1f},{at_y(point['tpot_ms']):.1f}" for point in points)
@@ -144,17 +169,28 @@ def _curve(name: str, points: list[dict[str, float]]) -> str:
         x, y = at_x(point["tok_s"]), at_y(point["tpot_ms"])
         tip = f"{point['in_flight']:.0f} in flight: {point['tok_s']:.0f} tok/s ({point['low']:.0f} to {point['high']:.0f}), "
         tip += f"{point['tpot_ms']:.1f} ms per token, TTFT {point['ttft_ms']:.0f} ms"
-        dots.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="var(--a)"><title>{tip}</title></circle>')
-        dots.append(f'<text x="{x - 8:.1f}" y="{y - 8:.1f}" text-anchor="end">{point["in_flight"]:.0f}</text>')
+        dots.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="var(--a)"><title>{tip}</title></circle>'
+        )
+        dots.append(_text(x - 8, y - 8, "end", f"{point['in_flight']:.0f}"))
     return (
         f'<figure><figcaption>{escape(name)}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="Throughput and latency of {escape(name)}">{"".join(grid)}'
         f'<polygon points="{" ".join(band)}" fill="var(--a)" opacity="0.15"/>'
         f'<polyline points="{line}" fill="none" stroke="var(--a)" stroke-width="2"/>{"".join(dots)}'
-        f'<text x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">output tok/s, all replicas</text>'
-        f'<text transform="translate(12 {(height - bottom + top) / 2}) rotate(-90)" text-anchor="middle">ms per token</text>'
+        f"{_text((left + width - right) / 2, height - 6, 'middle', 'output tok/s, all replicas')}"
+        f'<text transform="translate(12 {(height - bottom + top) / 2}) rotate(-90)" '
+        'text-anchor="middle">ms per token</text>'
         "</svg></figure>"
     )
+
+
+def _line(x0: float, x1: float, y0: float, y1: float) -> str:
+    return f'<line x1="{x0:.1f}" x2="{x1:.1f}" y1="{y0:.1f}" y2="{y1:.1f}" stroke="var(--line)"/>'
+
+
+def _text(x: float, y: float, anchor: str, text: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -170,7 +206,9 @@ def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], left
 
     head = "".join(cell("th", place, text) for place, text in enumerate(heads))
     body = "".join(
-        f'<tr class="{kind}">' + "".join(cell("td", place, text) for place, text in enumerate(cells)) + "</tr>"
+        f'<tr class="{kind}">'
+        + "".join(cell("td", place, text) for place, text in enumerate(cells))
+        + "</tr>"
         for kind, cells in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -181,13 +219,20 @@ def _alternatives(plans: list[dict[str, Any]]) -> str:
         (
             "best" if place == 0 else "",
             [
-                plan["title"], plan["best_at"], f"{plan['headroom']:.2f}x", f"{plan['tpot_ms']:.0f}",
-                f"{plan['ttft_ms']:.0f}", f"{plan['chats_of_full_context']:.0f}", str(plan["spare_cards"]),
+                plan["title"],
+                plan["best_at"],
+                f"{plan['headroom']:.2f}x",
+                f"{plan['tpot_ms']:.0f}",
+                f"{plan['ttft_ms']:.0f}",
+                f"{plan['chats_of_full_context']:.0f}",
+                str(plan["spare_cards"]),
             ],
         )
         for place, plan in enumerate(plans)
-    ]  # fmt: skip
-    return _table(("topology", "best at", "headroom", "ms/token", "TTFT ms", "long chats", "spare cards"), rows, 2)
+    ]
+    return _table(
+        ("topology", "best at", "headroom", "ms/token", "TTFT ms", "long chats", "spare cards"), rows, 2
+    )
 
 
 def _simulation(queues: list[dict[str, Any]]) -> str:
@@ -200,14 +245,23 @@ def _simulation(queues: list[dict[str, Any]]) -> str:
                 queue["model"],
                 " / ".join(f"{queue['ttft_s'][name]:.2f}" for name in ("p50", "p95", "p99")),
                 f"{queue['tpot_s']['p50'] * 1e3:.0f} / {queue['tpot_s']['p99'] * 1e3:.0f}",
-                str(queue["chats_inside"]), str(queue["users_inside"]), f"{queue['requests_inside']:.1%}",
+                str(queue["chats_inside"]),
+                str(queue["users_inside"]),
+                f"{queue['requests_inside']:.1%}",
                 str(queue["breaks_at_chats"]),
             ],
         )
         for queue in queues
-    ]  # fmt: skip
-    heads = ("model", "TTFT p50/p95/p99 s", "ms/token p50/p99", "chats inside", "users inside", "requests inside",
-        "breaks at chats")  # fmt: skip
+    ]
+    heads = (
+        "model",
+        "TTFT p50/p95/p99 s",
+        "ms/token p50/p99",
+        "chats inside",
+        "users inside",
+        "requests inside",
+        "breaks at chats",
+    )
     return _table(heads, rows)
 
 
@@ -218,5 +272,7 @@ def _changes(changes: list[dict[str, Any]]) -> str:
         if plan is None:
             rows.append(("", [change["what"], "nothing would fit", "", ""]))
         else:
-            rows.append(("", [change["what"], plan["title"], f"{plan['headroom']:.2f}x", f"{plan['tpot_ms']:.0f}"]))
+            rows.append(
+                ("", [change["what"], plan["title"], f"{plan['headroom']:.2f}x", f"{plan['tpot_ms']:.0f}"])
+            )
     return _table(("with", "then best", "headroom", "ms/token"), rows, 2)

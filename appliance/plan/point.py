@@ -46,7 +46,8 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """``input`` and ``output`` are tokens per request, ``concurrency`` requests in flight over all replicas."""
+    """``input`` and ``output`` are tokens per request, ``concurrency`` requests in flight over all
+    replicas."""
 
     card: Card
     shape: Shape
@@ -72,7 +73,8 @@ class Point:
     cpu_expert_share: float = 0.0
     """Share of the experts that the processor computes from RAM."""
     cpu_bytes_share: float = 0.0
-    """Share of all weights in RAM because the card is too small (llama.cpp without all layers on the card)."""
+    """Share of all weights in RAM because the card is too small (llama.cpp without all layers on the
+    card)."""
     decode_only: bool = False
     """Whether the figure wanted is the rate while decoding, prompts left out (as llama-bench reports it)."""
     requests: float | None = None
@@ -104,13 +106,16 @@ def check(point: Point) -> Point:
     limit = point.shape.max_context
     if point.input + point.output > limit * 1.001:
         raise UsageError(
-            f"{point.input + point.output:.0f} tokens of context are more than the {limit} of {point.shape.name}; "
+            f"{point.input + point.output:.0f} tokens of context are more than the {limit} of "
+            f"{point.shape.name}; "
             f"nearest valid: {limit} in all"
         )
     power = point.power_w
     if power is not None and not point.card.min_power_w * 0.5 <= power <= point.card.max_power_w * 1.02:
         nearest = point.card.min_power_w if power < point.card.min_power_w else point.card.max_power_w
-        raise UsageError(f"power limit {power:g} W is out of {point.card.name}'s range; nearest valid: {nearest:g} W")
+        raise UsageError(
+            f"power limit {power:g} W is out of {point.card.name}'s range; nearest valid: {nearest:g} W"
+        )
     return point
 
 
@@ -125,12 +130,16 @@ def check_shards(shape: Shape, layout: Layout, precision: Precision) -> None:
     sizes = [size for size in range(1, max(heads) + 1) if all(count % size == 0 for count in heads)]
     if not layout.attention_dp and any(count % tp for count in heads):
         nearest = min(sizes, key=lambda size: abs(size - tp))
-        raise UsageError(f"tensor parallel {tp} does not divide the {min(heads)} heads of {shape.name}; nearest: {nearest}")
+        raise UsageError(
+            f"tensor parallel {tp} does not divide the {min(heads)} heads of {shape.name}; nearest: {nearest}"
+        )
     if layout.ep and shape.moe is None:
         raise UsageError(f"{shape.name} has no experts; leave expert parallelism off")
     if layout.ep and shape.moe and shape.moe.experts % tp:
         nearest = min((n for n in sizes if shape.moe.experts % n == 0), key=lambda size: abs(size - tp))
-        raise UsageError(f"{tp} cards do not divide the {shape.moe.experts} experts of {shape.name}; nearest: {nearest}")
+        raise UsageError(
+            f"{tp} cards do not divide the {shape.moe.experts} experts of {shape.name}; nearest: {nearest}"
+        )
     if shape.moe and not layout.ep and not layout.attention_dp:
         # vLLM's block-quantised FP8 experts come in blocks of 128 that a shard must not cut.
         block = max(1, shape.fp8_block) if precision.name == "fp8" else 1
@@ -142,4 +151,6 @@ def check_shards(shape: Shape, layout: Layout, precision: Precision) -> None:
                 f"blocks of {block}); nearest: {nearest}, or {tp} with expert parallelism"
             )
     if layout.pp > shape.layers:
-        raise UsageError(f"pipeline parallel {layout.pp} is more than the {shape.layers} layers; nearest: {shape.layers}")
+        raise UsageError(
+            f"pipeline parallel {layout.pp} is more than the {shape.layers} layers; nearest: {shape.layers}"
+        )

@@ -1,6 +1,7 @@
 """What a precision's name means: bytes per weight, which weights it covers, and on which units it computes.
 
-Pure. Accepts what people write: ``bf16``, ``nvfp4 (unsloth), kv bf16``, ``awq-int4``, ``Q4_K_M``, ``UD-IQ2_M``.
+Pure. Accepts what people write: ``bf16``, ``nvfp4 (unsloth), kv bf16``, ``awq-int4``, ``Q4_K_M``,
+``UD-IQ2_M``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,37 @@ from appliance.rules import nearest
 Units = Literal["bf16", "fp8", "fp4", "w4a16", "gguf"]
 
 GGUF_BITS: dict[str, float] = {
-    "IQ1_M": 1.75, "IQ2_XXS": 2.06, "IQ2_XS": 2.31, "IQ2_S": 2.5, "IQ2_M": 2.7, "Q2_K": 3.35, "IQ3_XXS": 3.06,
-    "IQ3_S": 3.44, "IQ3_M": 3.66, "IQ3_K": 3.9, "Q3_K_S": 3.5, "Q3_K_M": 3.91, "Q3_K_L": 4.27, "IQ4_XS": 4.25,
-    "IQ4_NL": 4.5, "Q4_0": 4.5, "Q4_1": 5.0, "Q4_K_S": 4.58, "Q4_K_M": 4.85, "Q4_K_XL": 4.95, "Q5_0": 5.5,
-    "Q5_K_S": 5.54, "Q5_K_M": 5.69, "Q5_K_XL": 5.8, "Q6_K": 6.59, "Q6_K_XL": 7.0, "Q8_0": 8.5, "Q8_K_XL": 9.5,
-    "F16": 16.0, "BF16": 16.0,
-}  # fmt: skip
+    "IQ1_M": 1.75,
+    "IQ2_XXS": 2.06,
+    "IQ2_XS": 2.31,
+    "IQ2_S": 2.5,
+    "IQ2_M": 2.7,
+    "Q2_K": 3.35,
+    "IQ3_XXS": 3.06,
+    "IQ3_S": 3.44,
+    "IQ3_M": 3.66,
+    "IQ3_K": 3.9,
+    "Q3_K_S": 3.5,
+    "Q3_K_M": 3.91,
+    "Q3_K_L": 4.27,
+    "IQ4_XS": 4.25,
+    "IQ4_NL": 4.5,
+    "Q4_0": 4.5,
+    "Q4_1": 5.0,
+    "Q4_K_S": 4.58,
+    "Q4_K_M": 4.85,
+    "Q4_K_XL": 4.95,
+    "Q5_0": 5.5,
+    "Q5_K_S": 5.54,
+    "Q5_K_M": 5.69,
+    "Q5_K_XL": 5.8,
+    "Q6_K": 6.59,
+    "Q6_K_XL": 7.0,
+    "Q8_0": 8.5,
+    "Q8_K_XL": 9.5,
+    "F16": 16.0,
+    "BF16": 16.0,
+}
 """Bits per weight of llama.cpp's formats over a whole file. Source: its quantize tool's table; IQ3_K from the
 106.8 GiB of a 235.1 B model."""
 
@@ -35,9 +61,19 @@ QUANTISED_BYTES: dict[str, float] = {
 """Bytes per quantised weight, scales included."""
 
 ALIASES = {
-    "bfloat16": "bf16", "float16": "bf16", "fp16": "bf16", "half": "bf16", "awq": "awq-int4", "gptq": "awq-int4",
-    "int4": "awq-int4", "w4a16": "awq-int4", "gptq-int4": "awq-int4", "float8": "fp8", "w8a8": "int8", "fp4": "nvfp4",
-}  # fmt: skip
+    "bfloat16": "bf16",
+    "float16": "bf16",
+    "fp16": "bf16",
+    "half": "bf16",
+    "awq": "awq-int4",
+    "gptq": "awq-int4",
+    "int4": "awq-int4",
+    "w4a16": "awq-int4",
+    "gptq-int4": "awq-int4",
+    "float8": "fp8",
+    "w8a8": "int8",
+    "fp4": "nvfp4",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +88,11 @@ class Precision:
     linear_bytes: float
     embedding_bytes: float
     kv_bytes: float = 2.0
+
+
+def uniform(name: str, units: Units, each: float, kv_bytes: float) -> Precision:
+    """The same bytes for every weight."""
+    return Precision(name, units, each, each, each, each, each, kv_bytes)
 
 
 def parse(text: str, kv: str | None = None) -> Precision:
@@ -69,7 +110,7 @@ def parse(text: str, kv: str | None = None) -> Precision:
         bits = GGUF_BITS.get(name)
         if bits is None:
             raise UsageError(f"there is no GGUF format {gguf.group(1)!r}; {nearest(name, list(GGUF_BITS))}")
-        return Precision(name, "gguf", *([bits / 8] * 5), kv_bytes)
+        return uniform(name, "gguf", bits / 8, kv_bytes)
     word = (re.findall(r"[a-z][a-z0-9-]*", words.lower()) or ["bf16"])[0] if not mixed else "mxfp4"
     word = ALIASES.get(word, word)
     if word == "bf16":
@@ -119,8 +160,10 @@ def weights(shape: Shape, precision: Precision) -> Weights:
         dense, embedding = dense + embedding, 0.0
     else:
         dense += shape.head_params * precision.embedding_bytes
-    bias = shape.moe_layers * shape.moe.experts * (2 * shape.moe.width + shape.hidden) if (
-        shape.moe and shape.moe.expert_bias
-    ) else 0
+    bias = (
+        shape.moe_layers * shape.moe.experts * (2 * shape.moe.width + shape.hidden)
+        if (shape.moe and shape.moe.expert_bias)
+        else 0
+    )
     experts = (shape.expert_params - bias) * precision.expert_bytes + bias * 2.0
     return Weights(dense, experts, embedding)

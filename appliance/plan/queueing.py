@@ -1,12 +1,13 @@
 """Discrete-event simulation of people and automations in front of the predicted engine.
 
-Pure and seeded. Chats are a closed population: each thinks, sends, reads the answer, thinks again. Automations come on
-top, as a Poisson stream, in bursts, or in n8n's batches. A replica prefills one prompt at a time and decodes all its
-running requests together, each at the speed the roofline gives for that many; beyond its slots requests wait in line.
+Pure and seeded. Chats are a closed population: each thinks, sends, reads the answer, thinks again.
+Automations come on top, as a Poisson stream, in bursts, or in n8n's batches. A replica prefills one prompt at
+a time and decodes all its running requests together, each at the speed the roofline gives for that many;
+beyond its slots requests wait in line.
 
-Decoding is kept in virtual time: while ``n`` requests run, the clock of tokens advances by ``1 / tpot(n)`` per second,
-so that a request ends when that clock has advanced by its answer's length, whatever joins or leaves meanwhile. One
-request then costs a handful of heap operations, and a million take well under a minute.
+Decoding is kept in virtual time: while ``n`` requests run, the clock of tokens advances by ``1 / tpot(n)``
+per second, so that a request ends when that clock has advanced by its answer's length, whatever joins or
+leaves meanwhile. One request then costs a handful of heap operations, and a million take well under a minute.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Literal
 from appliance.errors import UsageError
 
 ARRIVE, PREFILLED, FINISHED = 0, 1, 2
+
+MAX_REQUESTS = 10_000_000
 
 Pattern = Literal["none", "poisson", "bursts", "n8n"]
 
@@ -87,139 +90,195 @@ class _Replica:
 
 
 def simulate(
-    engine: Engine, load: Load, requests: int, *, seed: int = 1, ttft_slo_s: float = 2.0, tpot_slo_s: float = 0.1
+    engine: Engine,
+    load: Load,
+    requests: int,
+    *,
+    seed: int = 1,
+    ttft_slo_s: float = 2.0,
+    tpot_slo_s: float = 0.1,
 ) -> Outcome:
     """``requests`` requests from the first on; the same seed gives the same outcome."""
-    if requests < 1 or requests > 10_000_000:
-        raise UsageError(f"{requests} requests cannot be simulated; nearest valid: {min(max(requests, 1), 10_000_000)}")
-    if load.chats < 1 and load.rate <= 0:
-        raise UsageError("nobody asks anything: name chats or a rate of automations")
-    random = Random(seed).random  # noqa: S311
-    prefill_token, first, slots = engine.prefill_s_per_token, engine.first_s, engine.slots
-    tpot_table = engine.tpot_s
-    last = len(tpot_table) - 1
-    replicas = [_Replica() for _ in range(engine.replicas)]
-    events: list[tuple[float, int, int, int, float, float, float]] = []
-    sequence = 0
+    if requests < 1 or requests > MAX_REQUESTS:
+        nearest = min(max(requests, 1), MAX_REQUESTS)
+        raise UsageError(f"{requests} requests cannot be simulated; nearest valid: {nearest}")
+    if load.chats < 1 and (load.rate <= 0 or load.pattern == "none"):
+        raise UsageError("nobody asks anything: name chats, or a rate of automations")
+    run = _Run(engine, load, seed, ttft_slo_s, tpot_slo_s)
+    while run.events and run.done < requests:
+        run.step()
+    return run.outcome()
 
-    def exponential(mean: float) -> float:
-        return -mean * log(1.0 - random())
 
-    # (time, order, kind, replica or chat, arrival, prompt, answer); `order` breaks ties, so that runs repeat exactly.
-    for chat in range(load.chats):
-        heappush(events, (exponential(load.think_s), sequence, ARRIVE, chat, 0.0, 0.0, 0.0))
-        sequence += 1
-    automation = -1
-    if load.pattern != "none" and load.rate > 0:
-        heappush(events, (exponential(1.0 / load.rate), sequence, ARRIVE, automation, 0.0, 0.0, 0.0))
-        sequence += 1
-    ttfts, tpots = array("d"), array("d")
-    good = [0] * (load.chats + 1)
-    total = [0] * (load.chats + 1)
-    started = done = longest = waiting_now = 0
-    now = 0.0
+class _Run:
+    """The state of one simulation. Events are (time, order, kind, who, arrival or version, answer).
 
-    def advance(replica: _Replica) -> None:
+    ``order`` breaks ties, so that a run repeats exactly.
+    """
+
+    __slots__ = (
+        "engine",
+        "events",
+        "good",
+        "load",
+        "longest",
+        "now",
+        "order",
+        "random",
+        "replicas",
+        "slo",
+        "table",
+        "total",
+        "tpots",
+        "ttfts",
+        "waiting",
+    )
+
+    def __init__(self, engine: Engine, load: Load, seed: int, ttft_slo_s: float, tpot_slo_s: float) -> None:
+        self.engine, self.load, self.slo = engine, load, (ttft_slo_s, tpot_slo_s)
+        # Every slot count has its entry, so that looking one up never checks a bound.
+        table = engine.tpot_s
+        self.table = table + (table[-1],) * max(0, engine.slots + 1 - len(table))
+        self.random = Random(seed).random  # noqa: S311
+        self.replicas = [_Replica() for _ in range(engine.replicas)]
+        self.events: list[tuple[float, int, int, int, float, float]] = []
+        self.ttfts, self.tpots = array("d"), array("d")
+        # The last place counts what automations asked.
+        self.good, self.total = [0] * (load.chats + 1), [0] * (load.chats + 1)
+        self.now, self.order, self.waiting, self.longest = 0.0, 0, 0, 0
+        for chat in range(load.chats):
+            self._push(self._exponential(load.think_s), ARRIVE, chat)
+        if load.pattern != "none" and load.rate > 0:
+            self._push(self._exponential(1.0 / load.rate), ARRIVE, load.chats)
+
+    @property
+    def done(self) -> int:
+        """Requests answered so far."""
+        return len(self.ttfts)
+
+    def step(self) -> None:
+        """The next event."""
+        self.now, _, kind, who, extra, answer = heappop(self.events)
+        if kind == FINISHED:
+            if extra == self.replicas[who].version:
+                self._finish(who)
+            # Otherwise the batch changed since, and a newer entry stands in the heap.
+        elif kind == PREFILLED:
+            index, chat = divmod(who, self.load.chats + 1)
+            replica = self.replicas[index]
+            self._advance(replica)
+            heappush(replica.ends, (replica.clock + answer, chat, extra, self.now, answer))
+            self._schedule(index, replica)
+        elif who == self.load.chats:
+            self._automation()
+        else:
+            self._arrive(who)
+
+    def _push(self, time: float, kind: int, who: int, extra: float = 0.0, answer: float = 0.0) -> None:
+        self.order += 1
+        heappush(self.events, (time, self.order, kind, who, extra, answer))
+
+    def _exponential(self, mean: float) -> float:
+        return -mean * log(1.0 - self.random())
+
+    def _advance(self, replica: _Replica) -> None:
         if replica.running:
-            replica.clock += (now - replica.at) / tpot_table[min(replica.running, last)]
-        replica.at = now
+            replica.clock += (self.now - replica.at) / self.table[replica.running]
+        replica.at = self.now
 
-    def schedule(index: int, replica: _Replica) -> None:
-        nonlocal sequence
+    def _schedule(self, index: int, replica: _Replica) -> None:
         replica.version += 1
         if replica.ends:
-            left = max(0.0, replica.ends[0][0] - replica.clock) * tpot_table[min(replica.running, last)]
-            heappush(events, (now + left, sequence, FINISHED, index, float(replica.version), 0.0, 0.0))
-            sequence += 1
+            left = max(0.0, replica.ends[0][0] - replica.clock) * self.table[replica.running]
+            self._push(self.now + left, FINISHED, index, float(replica.version))
 
-    def start(index: int, replica: _Replica, request: tuple[float, int, float, float]) -> None:
-        nonlocal sequence
-        arrival, chat, prompt, answer = request
+    def _start(
+        self, index: int, replica: _Replica, arrival: float, chat: int, prompt: float, answer: float
+    ) -> None:
         replica.running += 1
-        begin = max(now, replica.prefill_until)
-        replica.prefill_until = begin + prompt * prefill_token
-        heappush(events, (replica.prefill_until + first, sequence, PREFILLED, index * 16777216 + chat + 1, arrival, 0.0, answer))
-        sequence += 1
+        begin = max(self.now, replica.prefill_until)
+        replica.prefill_until = begin + prompt * self.engine.prefill_s_per_token
+        who = index * (self.load.chats + 1) + chat
+        self._push(replica.prefill_until + self.engine.first_s, PREFILLED, who, arrival, answer)
 
-    def arrive(chat: int) -> None:
-        nonlocal started, longest, waiting_now
-        started += 1
-        request = (now, chat, 1.0 + exponential(load.prompt - 1.0), 1.0 + exponential(max(load.answer - 1.0, 0.01)))
-        index = min(range(len(replicas)), key=lambda place: replicas[place].running + len(replicas[place].waiting))
-        replica = replicas[index]
-        if replica.running < slots:
-            advance(replica)
-            start(index, replica, request)
-            schedule(index, replica)
+    def _arrive(self, chat: int) -> None:
+        prompt = 1.0 + self._exponential(max(self.load.prompt - 1.0, 0.01))
+        answer = 1.0 + self._exponential(max(self.load.answer - 1.0, 0.01))
+        index, replica = min(enumerate(self.replicas), key=lambda one: one[1].running + len(one[1].waiting))
+        if replica.running < self.engine.slots:
+            self._advance(replica)
+            self._start(index, replica, self.now, chat, prompt, answer)
+            self._schedule(index, replica)
         else:
-            replica.waiting.append(request)
-            waiting_now += 1
-            longest = max(longest, waiting_now)
+            replica.waiting.append((self.now, chat, prompt, answer))
+            self.waiting += 1
+            self.longest = max(self.longest, self.waiting)
 
-    while events and done < requests:
-        now, _, kind, who, arrival, _, answer = heappop(events)
-        if kind == FINISHED:
-            replica = replicas[who]
-            if arrival != replica.version:
-                continue  # the batch changed since; a newer entry stands in the heap
-            advance(replica)
-            _, chat, asked, begun, length = heappop(replica.ends)
-            replica.running -= 1
-            ttft, tpot = begun - asked, (now - begun) / length
-            ttfts.append(ttft)
-            tpots.append(tpot)
-            done += 1
-            total[chat] += 1
-            good[chat] += ttft <= ttft_slo_s and tpot <= tpot_slo_s
-            if replica.waiting:
-                waiting_now -= 1
-                start(who, replica, replica.waiting.popleft())
-            schedule(who, replica)
-            if chat >= 0 and chat < load.chats:
-                heappush(events, (now + exponential(load.think_s), sequence, ARRIVE, chat, 0.0, 0.0, 0.0))
-                sequence += 1
-        elif kind == PREFILLED:
-            index, chat = who // 16777216, who % 16777216 - 1
-            replica = replicas[index]
-            advance(replica)
-            heappush(replica.ends, (replica.clock + answer, chat, arrival, now, answer))
-            schedule(index, replica)
-        elif who == automation:
-            size = 1 if load.pattern == "poisson" else load.batch
-            for _ in range(size):
-                arrive(load.chats)
-            # n8n runs on a timer; the others come at random.
-            gap = size / load.rate
-            later = gap if load.pattern == "n8n" else exponential(gap)
-            heappush(events, (now + later, sequence, ARRIVE, automation, 0.0, 0.0, 0.0))
-            sequence += 1
-        else:
-            arrive(who)
-    inside = [total[chat] > 0 and good[chat] >= 0.95 * total[chat] for chat in range(load.chats)]
-    silent = [total[chat] == 0 for chat in range(load.chats)]
-    users = max(1, min(load.users, load.chats)) if load.chats else 0
-    happy = sum(
-        all(inside[chat] or silent[chat] for chat in range(user, load.chats, users)) for user in range(users)
-    )
-    return Outcome(
-        done,
-        now,
-        _percentiles(ttfts),
-        _percentiles(tpots),
-        sum(one or quiet for one, quiet in zip(inside, silent, strict=True)),
-        happy,
-        sum(good) / max(1, sum(total)),
-        longest,
-    )
+    def _automation(self) -> None:
+        load = self.load
+        size = 1 if load.pattern == "poisson" else load.batch
+        for _ in range(size):
+            self._arrive(load.chats)
+        # n8n runs on a timer; the others come at random.
+        gap = size / load.rate
+        self._push(self.now + (gap if load.pattern == "n8n" else self._exponential(gap)), ARRIVE, load.chats)
+
+    def _finish(self, index: int) -> None:
+        replica = self.replicas[index]
+        self._advance(replica)
+        _, chat, asked, begun, length = heappop(replica.ends)
+        replica.running -= 1
+        ttft, tpot = begun - asked, (self.now - begun) / length
+        self.ttfts.append(ttft)
+        self.tpots.append(tpot)
+        self.total[chat] += 1
+        self.good[chat] += ttft <= self.slo[0] and tpot <= self.slo[1]
+        if replica.waiting:
+            self.waiting -= 1
+            self._start(index, replica, *replica.waiting.popleft())
+        self._schedule(index, replica)
+        if chat < self.load.chats:
+            self._push(self.now + self._exponential(self.load.think_s), ARRIVE, chat)
+
+    def outcome(self) -> Outcome:
+        """What was seen so far. A chat that never got an answer is not inside."""
+        chats = self.load.chats
+        inside = [
+            self.total[chat] > 0 and self.good[chat] >= 0.95 * self.total[chat] for chat in range(chats)
+        ]
+        users = min(self.load.users, chats)
+        happy = sum(all(inside[user:chats:users]) for user in range(users))
+        return Outcome(
+            self.done,
+            self.now,
+            _percentiles(self.ttfts),
+            _percentiles(self.tpots),
+            sum(inside),
+            happy,
+            sum(self.good) / max(1, sum(self.total)),
+            self.longest,
+        )
 
 
 def breaking_point(
-    engine: Engine, load: Load, *, seed: int = 1, ttft_slo_s: float = 2.0, tpot_slo_s: float = 0.1, requests: int = 6000
+    engine: Engine,
+    load: Load,
+    *,
+    seed: int = 1,
+    ttft_slo_s: float = 2.0,
+    tpot_slo_s: float = 0.1,
+    requests: int = 6000,
 ) -> int:
     """Open chats at which the SLO breaks: more than 5 % of requests miss it. To within a twentieth."""
+
     def holds(chats: int) -> bool:
         outcome = simulate(
-            engine, replace(load, chats=chats), max(requests, 6 * chats), seed=seed, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s
+            engine,
+            replace(load, chats=chats),
+            max(requests, 6 * chats),
+            seed=seed,
+            ttft_slo_s=ttft_slo_s,
+            tpot_slo_s=tpot_slo_s,
         )
         return outcome.requests_inside >= 0.95
 

@@ -17,7 +17,9 @@ BAR_WIDTH = 40
 def show_plan(console: Console, answer: Answer) -> None:
     """The recommendation, its reasons, alternatives, memory, simulation, changes."""
     best, demand = answer.advice.best, answer.demand
-    cards = ", ".join(f"{machine.name}: {_cards(machine.cards)}, {machine.ram_gib:g} GiB" for machine in answer.machines)
+    cards = ", ".join(
+        f"{machine.name}: {_cards(machine.cards)}, {machine.ram_gib:g} GiB" for machine in answer.machines
+    )
     console.print(f"[bold]{best.title}[/bold]")
     console.print(f"for {demand.users} users, {demand.chats} chats on {cards}\n", highlight=False)
     for reason in answer.advice.reasons:
@@ -47,7 +49,9 @@ def show_plan(console: Console, answer: Answer) -> None:
             if plan_or is None:
                 table.add_row(change.what, "nothing would fit", "", "")
             else:
-                table.add_row(change.what, plan_or.title, f"{plan_or.headroom:.2f}x", f"{plan_or.tpot_ms:.0f}")
+                table.add_row(
+                    change.what, plan_or.title, f"{plan_or.headroom:.2f}x", f"{plan_or.tpot_ms:.0f}"
+                )
         console.print(table)
 
 
@@ -65,7 +69,11 @@ def _show_memory(console: Console, answer: Answer) -> None:
         table.add_column(name)
     for bar in bars:
         unit = BAR_WIDTH / bar["total"]
-        drawn = "#" * round(bar["weights"] * unit) + "+" * round(bar["working"] * unit) + "=" * round(bar["kv"] * unit)
+        drawn = (
+            "#" * round(bar["weights"] * unit)
+            + "+" * round(bar["working"] * unit)
+            + "=" * round(bar["kv"] * unit)
+        )
         table.add_row(
             bar["card"],
             bar["model"],
@@ -82,7 +90,14 @@ def _show_queues(console: Console, answer: Answer) -> None:
     if not answer.queues:
         return
     table = Table(title="Simulated (chats, and n8n's batches on top)", title_justify="left")
-    for name in ("model", "TTFT p50/p95/p99 s", "ms/token p50/p99", "chats inside", "users inside", "breaks at"):
+    for name in (
+        "model",
+        "TTFT p50/p95/p99 s",
+        "ms/token p50/p99",
+        "chats inside",
+        "users inside",
+        "breaks at",
+    ):
         table.add_column(name)
     for queue in answer.queues:
         one = queue.outcome
@@ -101,12 +116,15 @@ def show_prediction(console: Console, prediction: Prediction) -> None:
     """One point."""
     step = prediction.step
     console.print(
-        f"[bold]{prediction.output_tok_s:.0f} tok/s[/bold] of output (80 %: {prediction.low:.0f} to {prediction.high:.0f}), "
-        f"TTFT {prediction.ttft_ms:.0f} ms, {prediction.tpot_ms:.1f} ms per token, {prediction.running:.0f} running",
+        f"[bold]{prediction.output_tok_s:.0f} tok/s[/bold] of output (80 %: {prediction.low:.0f} to "
+        f"{prediction.high:.0f}), "
+        f"TTFT {prediction.ttft_ms:.0f} ms, {prediction.tpot_ms:.1f} ms per token, "
+        f"{prediction.running:.0f} running",
         highlight=False,
     )
     console.print(
-        f"limited by {prediction.limit}; one step: memory {step.memory * 1e3:.2f} ms, arithmetic {step.compute * 1e3:.2f}, "
+        f"limited by {prediction.limit}; one step: memory {step.memory * 1e3:.2f} ms, arithmetic "
+        f"{step.compute * 1e3:.2f}, "
         f"launches {step.floor * 1e3:.2f}, links {step.communication * 1e3:.2f}, host {step.host * 1e3:.2f}",
         highlight=False,
     )

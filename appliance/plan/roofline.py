@@ -1,12 +1,13 @@
 """Time of one decode step and of one prefill: bandwidth, arithmetic, floors, communication.
 
-Pure. A step's time is the larger of reading memory and multiplying, softened where the two are near, plus what
-neither hides: launches, collectives, the host. See docs/planner.md for the derivation.
+Pure. A step's time is the larger of reading memory and multiplying, softened where the two are near, plus
+what neither hides: launches, collectives, the host. See docs/planner.md for the derivation.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import exp, hypot, log
 
 from appliance.catalog.shape import Attention
 from appliance.plan import precision
@@ -16,8 +17,9 @@ from appliance.plan.point import Point
 POWER_KNEE = 0.8
 POWER_EXPONENT = 0.58
 DECODE_SLACK = 0.85
-"""Speed of the units is ``(P / (knee x TDP)) ^ exponent``, and bandwidth suffers once that falls under the slack.
-Source: llama.cpp's power sweep from 200 to 600 W on an RTX PRO 6000 Workstation, prefill and decode."""
+"""Speed of the units is ``(P / (knee x TDP)) ^ exponent``, and bandwidth suffers once that falls under the
+slack. Source: llama.cpp's power sweep from 200 to 600 W on an RTX PRO 6000 Workstation, prefill and
+decode."""
 
 ONE_SHOT_S = 20e-6
 """Latency of a one-shot all-reduce over PCIe. Source: community kernels, 6 to 12 us against NCCL's 25."""
@@ -36,7 +38,7 @@ class Step:
     @property
     def card(self) -> float:
         """Reading and multiplying, overlapped."""
-        return (self.memory**2 + self.compute**2) ** 0.5
+        return hypot(self.memory, self.compute)
 
     @property
     def total(self) -> float:
@@ -53,7 +55,8 @@ def unit_speed(point: Point) -> float:
     """Speed of the card's units under its power limit, 1 without one."""
     if point.power_w is None:
         return 1.0
-    return float(min(1.0, (point.power_w / (POWER_KNEE * point.card.tdp_w)) ** POWER_EXPONENT))
+    share = point.power_w / (POWER_KNEE * point.card.tdp_w)
+    return min(1.0, exp(POWER_EXPONENT * log(share)))
 
 
 def bandwidth(point: Point) -> float:
@@ -133,7 +136,9 @@ def decode_step(point: Point, batch: float, context: float, k: Constants) -> Ste
         host_scale = 0.2  # its server's loop is C++, and one sequence decodes at a time
     host = host_scale * (k.step_s * min(pp, batch) + k.sequence_s * batch)
     draft = 1.0 + k.acceptance_cost * point.draft_tokens
-    return Step(memory * pp * draft, compute * pp * draft, floor * draft + cpu, communication(point, tokens, k), host)
+    return Step(
+        memory * pp * draft, compute * pp * draft, floor * draft + cpu, communication(point, tokens, k), host
+    )
 
 
 def _token_flops(point: Point, local: float, tokens: float, context: float, k: Constants) -> float:
@@ -149,15 +154,23 @@ def _token_flops(point: Point, local: float, tokens: float, context: float, k: C
         dense += shape.embedding_params
     pairs = shape.full_layers * shape.full.core_dim() * context
     if shape.sliding is not None:
-        pairs += shape.sliding_layers * shape.sliding.core_dim() * min(context, shape.sliding.window or context)
+        pairs += (
+            shape.sliding_layers * shape.sliding.core_dim() * min(context, shape.sliding.window or context)
+        )
     skew = k.expert_parallel_skew if (layout.ep or layout.attention_dp) and layout.tp > 1 else 1.0
-    return (2.0 * dense + 4.0 * pairs) * local / shards + 2.0 * routed * tokens / layout.tp * skew / k.expert_flops_share
+    return (
+        2.0 * dense + 4.0 * pairs
+    ) * local / shards + 2.0 * routed * tokens / layout.tp * skew / k.expert_flops_share
 
 
 def _floor(point: Point, k: Constants) -> float:
     """Launch time of one pass over all layers."""
     shape = point.shape
-    return shape.layers * k.layer_s + shape.moe_layers * k.expert_layer_s + shape.linear_layers * k.linear_layer_s
+    return (
+        shape.layers * k.layer_s
+        + shape.moe_layers * k.expert_layer_s
+        + shape.linear_layers * k.linear_layer_s
+    )
 
 
 def communication(point: Point, tokens: float, k: Constants) -> float:

@@ -1,8 +1,8 @@
 """From step times to what a client sees: output tok/s, TTFT and TPOT of a closed loop of requests.
 
-Pure. ``concurrency`` requests are always in flight; a replica runs as many as its KV cache and its slots hold, the
-rest wait. Over one request's life every other running request is prefilled once, so a cycle is the decode steps of
-one answer plus the prefills of all that run beside it.
+Pure. ``concurrency`` requests are always in flight; a replica runs as many as its KV cache and its slots
+hold, the rest wait. Over one request's life every other running request is prefilled once, so a cycle is the
+decode steps of one answer plus the prefills of all that run beside it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,12 @@ def predict(point: Point, k: Constants | None = None) -> Prediction:
     check(point)
     k = k or calibrated()
     memory = card_memory(
-        point.card, point.shape, point.precision, point.layout, utilization=point.utilization, sequences=point.max_sequences
+        point.card,
+        point.shape,
+        point.precision,
+        point.layout,
+        utilization=point.utilization,
+        sequences=point.max_sequences,
     )
     layout = point.layout
     busy = min(float(layout.replicas), point.concurrency)
@@ -87,7 +92,8 @@ def predict(point: Point, k: Constants | None = None) -> Prediction:
 def room_for(point: Point, memory: CardMemory) -> float:
     """Requests of this point that the KV cache of one replica holds, on average over their growth.
 
-    Published runs are taken as true even where our account says the weights do not fit: then one request runs.
+    Published runs are taken as true even where our account says the weights do not fit: then one request
+    runs.
     """
     if point.engine == "llamacpp" or point.decode_only:
         return max(1.0, point.concurrency)

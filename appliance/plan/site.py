@@ -1,7 +1,7 @@
 """A site's file as the planner's question: its hosts as machines, its models as work.
 
-Pure. Model names are resolved through the catalogue by the last part of their ``source``; a card's memory is what the
-site says, since the driver knows better than a data sheet.
+Pure. Model names are resolved through the catalogue by the last part of their ``source``; a card's memory is
+what the site says, since the driver knows better than a data sheet.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from appliance.catalog.shape import Shape
 from appliance.config import Gpu, Host, Model, Site
 from appliance.errors import UsageError
 from appliance.plan import demand
-from appliance.plan.demand import Demand, Machine, Work
+from appliance.plan.demand import Machine, Work
 from appliance.plan.precision import Precision
+from appliance.rules import nearest
 
 DEFAULT_PROMPT = 2000.0
 DEFAULT_ANSWER = 400.0
@@ -75,11 +76,11 @@ def works(
     unknown = [name for name in shares if name not in site.roles and name not in site.models]
     if unknown:
         names = [*site.roles, *site.models]
-        raise UsageError(f"there is no role or model {unknown[0]!r}; {store.nearest(unknown[0], names)}")
+        raise UsageError(f"there is no role or model {unknown[0]!r}; {nearest(unknown[0], names)}")
     given: dict[str, float] = {}
     for name, share in shares.items():
-        model = site.roles[name].model if name in site.roles else name
-        given[model] = given.get(model, 0.0) + share
+        served = site.roles[name].model if name in site.roles else name
+        given[served] = given.get(served, 0.0) + share
     rest = [name for name in site.models if name not in given]
     left = 1.0 - sum(given.values())
     if left < -1e-6 or (left > 1e-6 and not rest):
@@ -105,13 +106,3 @@ def works(
             )
         )
     return tuple(found)
-
-
-def question(site: Site, base: Demand, shares: Mapping[str, float], cpu: Cpu | None = None) -> tuple[
-    tuple[Machine, ...], Demand
-]:
-    """Machines and demand of ``site``; ``base`` gives the pace, its work is replaced."""
-    first = next((work for work in base.work), None)
-    prompt = first.prompt if first else DEFAULT_PROMPT
-    answer = first.answer if first else DEFAULT_ANSWER
-    return machines(site, cpu), dataclasses.replace(base, work=works(site, shares, prompt=prompt, answer=answer))

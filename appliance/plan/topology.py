@@ -1,8 +1,8 @@
 """Which model on which cards: every sensible split of the cards, predicted, compared, one recommended.
 
-Pure. For each choice of one option per model (its unit: single card, shard, experts in RAM, processor, AMD card) the
-units are placed on machines, spare cards go to the model that needs them most, and the result is measured by how many
-times the demand it carries within the SLO.
+Pure. For each choice of one option per model (its unit: single card, shard, experts in RAM, processor, AMD
+card) the units are placed on machines, spare cards go to the model that needs them most, and the result is
+measured by how many times the demand it carries within the SLO.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from appliance.errors import UsageError
 from appliance.plan import hostram
 from appliance.plan.demand import Demand, Machine, check
+from appliance.plan.nearest import suggest
 from appliance.plan.options import Option, at, options
 from appliance.plan.serving import Prediction
 
@@ -61,7 +62,9 @@ class Plan:
     @property
     def title(self) -> str:
         """``2 x TP4 planner + 4 x 1 card coder``."""
-        return " + ".join(f"{part.replicas} x {part.option.title} {part.option.work.name}" for part in self.parts)
+        return " + ".join(
+            f"{part.replicas} x {part.option.title} {part.option.work.name}" for part in self.parts
+        )
 
     @property
     def tpot_ms(self) -> float:
@@ -188,11 +191,16 @@ def _place(chosen: tuple[Option, ...], machines: tuple[Machine, ...], demand: De
         places[index].append(place)
     while True:
         # The neediest model that a further unit can help gets it.
-        order = sorted(range(len(chosen)), key=lambda index: _headroom(chosen[index], len(places[index]), demand))
+        order = sorted(
+            range(len(chosen)), key=lambda index: _headroom(chosen[index], len(places[index]), demand)
+        )
         for index in order:
             if chosen[index].card is None or chosen[index].kind == "vulkan":
                 continue
-            if chosen[index].work.shape.pooling and _headroom(chosen[index], len(places[index]), demand) > COMFORT:
+            if (
+                chosen[index].work.shape.pooling
+                and _headroom(chosen[index], len(places[index]), demand) > COMFORT
+            ):
                 continue
             place = board.place(chosen[index])
             if place is not None:
@@ -231,20 +239,31 @@ def _under_load(option: Option, replicas: int, demand: Demand) -> tuple[float, P
 def _merit(plan: Plan) -> tuple[float, ...]:
     """What makes a plan better, most important first.
 
-    The model that has least; then all models, each up to comfort; then cards not spent on embeddings that the processor
-    carries; then what is left after a card dies (many small replicas); then the speed a user sees.
+    The model that has least; then all models, each up to comfort; then cards not spent on embeddings that the
+    processor carries; then what is left after a card dies (many small replicas); then the speed a user sees.
     """
     parts = plan.parts
     capped = sum(min(part.headroom, COMFORT) for part in parts)
     pooling = sum(part.option.cards * part.replicas for part in parts if part.option.work.shape.pooling)
-    left = sum((1.0 - 1.0 / part.replicas) * part.option.work.share for part in parts if part.option.card is not None)
+    left = sum(
+        (1.0 - 1.0 / part.replicas) * part.option.work.share for part in parts if part.option.card is not None
+    )
     speed = sum(part.option.work.share / part.now.tpot_ms for part in parts if part.now is not None)
-    return (round(min(plan.headroom, COMFORT), 1), round(capped, 1), -pooling, round(left, 2), speed, plan.headroom)
+    return (
+        round(min(plan.headroom, COMFORT), 1),
+        round(capped, 1),
+        -pooling,
+        round(left, 2),
+        speed,
+        plan.headroom,
+    )
 
 
 def _reasons(best: Plan, plans: list[Plan], demand: Demand) -> list[str]:
     tight = min(best.parts, key=lambda part: part.headroom)
-    carries = f"carries {best.headroom:.1f} times the demand within {demand.tpot_slo_s * 1e3:.0f} ms per token"
+    carries = (
+        f"carries {best.headroom:.1f} times the demand within {demand.tpot_slo_s * 1e3:.0f} ms per token"
+    )
     found = [f"It {carries}; {tight.option.work.name} is the tightest, limited by {tight.option.limit}."]
     if best.headroom < 1.0:
         found[0] = (
@@ -255,7 +274,8 @@ def _reasons(best: Plan, plans: list[Plan], demand: Demand) -> list[str]:
         option = part.option
         if part.now is not None:
             found.append(
-                f"{option.work.name}: {part.load:.0f} answers at once per replica, each {1e3 / part.now.tpot_ms:.0f} tok/s "
+                f"{option.work.name}: {part.load:.0f} answers at once per replica, each "
+                f"{1e3 / part.now.tpot_ms:.0f} tok/s "
                 f"(80 %: {part.now.output_tok_s:.0f} in all, {part.now.low:.0f} to {part.now.high:.0f})."
             )
         others = [
@@ -271,7 +291,9 @@ def _reasons(best: Plan, plans: list[Plan], demand: Demand) -> list[str]:
                 f"{rival.option.title} {its:.0f}."
             )
     found.append(
-        "It survives the loss of one card." if best.resilient else "One lost card stops a model until it is moved."
+        "It survives the loss of one card."
+        if best.resilient
+        else "One lost card stops a model until it is moved."
     )
     return found
 
@@ -311,8 +333,6 @@ def _layouts(plan: Plan) -> str:
 def _nothing_fits(machines: tuple[Machine, ...], demand: Demand) -> str:
     for work in demand.work:
         if not any(options(work, machine, demand, len(machines)) for machine in machines):
-            from appliance.plan.nearest import suggest
-
             return suggest(work, machines, demand)
     count = sum(len(machine.cards) for machine in machines)
     names = ", ".join(work.name for work in demand.work)

@@ -1,7 +1,7 @@
 """The engines section of a site's TOML, from a plan.
 
-Pure: text in, text out. Only ``[engines…]`` tables are replaced; comments and everything else stay as they were. What a
-person set on the engine of the same model (options, command, timeouts) is kept.
+Pure: text in, text out. Only ``[engines…]`` tables are replaced; comments and everything else stay as they
+were. What a person set on the engine of the same model (options, command, timeouts) is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ EMBED_CONCURRENCY = 8
 def engines_section(plan: Plan, site: Site) -> str:
     """``[engines.*]`` tables of ``plan``."""
     if not plan.writable:
-        raise UsageError(f"{plan.title} cannot be written: the contract knows no pipelines; take another alternative")
+        raise UsageError(
+            f"{plan.title} cannot be written: the contract knows no pipelines; take another alternative"
+        )
     tables = []
     names: set[str] = set()
     ports: set[tuple[str, int]] = {(host, site.gateway.port) for host in site.hosts}
@@ -45,7 +47,9 @@ def engines_section(plan: Plan, site: Site) -> str:
 
 def _old(site: Site, model: str) -> tuple[str | None, Engine | None]:
     """The engine that serves ``model`` so far, and its name."""
-    return next(((name, engine) for name, engine in site.engines.items() if engine.model == model), (None, None))
+    return next(
+        ((name, engine) for name, engine in site.engines.items() if engine.model == model), (None, None)
+    )
 
 
 def _free_name(name: str, names: set[str]) -> str:
@@ -62,7 +66,13 @@ def _name(model: str) -> str:
 
 
 def _table(
-    name: str, machine: str, groups: list[tuple[int, ...]], port: int, part: Placed, site: Site, old: Engine | None
+    name: str,
+    machine: str,
+    groups: list[tuple[int, ...]],
+    port: int,
+    part: Placed,
+    site: Site,
+    old: Engine | None,
 ) -> str:
     option = part.option
     gpus = sorted(host_gpu.index for host_gpu in site.hosts[machine].gpus)
@@ -83,14 +93,20 @@ def _table(
         slots = old.concurrency if old is not None else EMBED_CONCURRENCY
     lines += [f"context = {option.work.context}", f"concurrency = {slots}", f"port = {port}"]
     lines += _kept(old, option.kind, option.card is None)
-    flags = dict(old.options) if old is not None and (old.kind == "llamacpp") == (option.kind == "experts in RAM") else {}
+    flags = (
+        dict(old.options)
+        if old is not None and (old.kind == "llamacpp") == (option.kind == "experts in RAM")
+        else {}
+    )
     flags.pop("enable-expert-parallel", None)
     if option.layout.ep:
         flags["enable-expert-parallel"] = True
     if option.kind == "experts in RAM" and option.point is not None:
         flags["n-cpu-moe"] = ceil(option.point.cpu_expert_share * option.work.shape.moe_layers)
     if flags:
-        lines.append("options = { " + ", ".join(f"{key} = {_value(value)}" for key, value in flags.items()) + " }")
+        lines.append(
+            "options = { " + ", ".join(f"{key} = {_value(value)}" for key, value in flags.items()) + " }"
+        )
     if old is not None and old.environment:
         pairs = ", ".join(f"{key} = {json.dumps(value)}" for key, value in old.environment.items())
         lines.append(f"environment = {{ {pairs} }}")
@@ -113,7 +129,9 @@ def _kept(old: Engine | None, kind: str, cpu: bool) -> list[str]:
 
 def _value(value: object) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(str(key))} = {_value(item)}" for key, item in value.items()) + " }"
+        return (
+            "{ " + ", ".join(f"{json.dumps(str(key))} = {_value(item)}" for key, item in value.items()) + " }"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(_value(item) for item in value) + "]"
     return json.dumps(value)
