@@ -55,7 +55,7 @@ def page(data: dict[str, Any]) -> str:
         for machine in data["machines"]
     )
     demand = data["demand"]
-    asked = f"{demand['users']} users, {demand['chats']} open chats, a message every {demand['think_s']:g} s per chat,"
+    asked = f"{demand['users']} users, {demand['chats']} open chats, a message every {demand['think_s']:g} s in each,"
     body = [
         f"<h1>{escape(best['title'])}</h1>",
         f"<p>{asked} on {escape(cards)}.</p>",
@@ -75,7 +75,7 @@ def page(data: dict[str, Any]) -> str:
         "<h2>What would change</h2>",
         _changes(data["changes"]),
     ]
-    raw = json.dumps(data).replace("</", "<\\/")
+    raw = json.dumps(data).replace("<", "\\u003c")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Plan</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
@@ -167,7 +167,8 @@ def _curve(name: str, points: list[dict[str, float]]) -> str:
     dots = []
     for point in points:
         x, y = at_x(point["tok_s"]), at_y(point["tpot_ms"])
-        tip = f"{point['in_flight']:.0f} in flight: {point['tok_s']:.0f} tok/s ({point['low']:.0f} to {point['high']:.0f}), "
+        tip = f"{point['in_flight']:.0f} in flight: {point['tok_s']:.0f} tok/s "
+        tip += f"({point['low']:.0f} to {point['high']:.0f}), "
         tip += f"{point['tpot_ms']:.1f} ms per token, TTFT {point['ttft_ms']:.0f} ms"
         dots.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="var(--a)"><title>{tip}</title></circle>'

@@ -6,8 +6,8 @@ what neither hides: launches, collectives, the host. See docs/planner.md for the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from math import exp, hypot, log
 
 from appliance.catalog.shape import Attention
 from appliance.plan import precision
@@ -38,7 +38,7 @@ class Step:
     @property
     def card(self) -> float:
         """Reading and multiplying, overlapped."""
-        return hypot(self.memory, self.compute)
+        return math.hypot(self.memory, self.compute)
 
     @property
     def total(self) -> float:
@@ -48,15 +48,15 @@ class Step:
 
 def distinct_experts(experts: int, per_token: int, tokens: float) -> float:
     """Expected experts that ``tokens`` tokens choose between them, each ``per_token`` of ``experts``."""
-    return experts * (1.0 - (1.0 - per_token / experts) ** max(tokens, 0.0))
+    return experts * (1.0 - math.pow(1.0 - per_token / experts, max(tokens, 0.0)))
 
 
 def unit_speed(point: Point) -> float:
     """Speed of the card's units under its power limit, 1 without one."""
     if point.power_w is None:
         return 1.0
-    share = point.power_w / (POWER_KNEE * point.card.tdp_w)
-    return min(1.0, exp(POWER_EXPONENT * log(share)))
+    share = min(1.0, point.power_w / (POWER_KNEE * point.card.tdp_w))
+    return math.pow(share, POWER_EXPONENT)
 
 
 def bandwidth(point: Point) -> float:
