@@ -17,6 +17,8 @@ from appliance.plan.whatif import Change, changes
 SIMULATED = 20_000
 """Requests per model in a plan's simulation; `--simulate N` takes more."""
 CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+N8N_BATCH = 20
+"""Requests of one n8n run, over all models."""
 N8N_RATE_SHARE = 0.2
 """Automations of n8n, as a share of what the chats ask, on top of it."""
 
@@ -65,6 +67,7 @@ def answer(
             prompt=part.option.work.prompt,
             answer=part.option.work.answer,
             pattern=pattern,
+            batch=max(1, round(N8N_BATCH * part.option.work.share)),
             rate=N8N_RATE_SHARE * chats / demand.think_s if pattern != "none" else 0.0,
         )
         limits = {"ttft_slo_s": demand.ttft_slo_s, "tpot_slo_s": demand.tpot_slo_s}

@@ -65,7 +65,7 @@ class Option:
             return "CPU"
         dtype = self.point.precision.name if self.point is not None else ""
         name = {
-            "experts in RAM": f"1 card, experts in RAM ({dtype})",
+            "experts in RAM": f"card + experts in RAM ({dtype})",
             "vulkan": f"{self.card.name}, Vulkan",
         }.get(self.kind)
         if name:
@@ -74,7 +74,7 @@ class Option:
         parts += [f"PP{self.layout.pp}"] if self.layout.pp > 1 else []
         parts += ["EP"] if self.layout.ep else []
         parts += [f"over {self.layout.hosts} machines"] if self.layout.hosts > 1 else []
-        return " ".join(parts) or "1 card"
+        return " ".join(parts) or "single card"
 
 
 def options(work: Work, machine: Machine, demand: Demand, machines: int = 1) -> list[Option]:
@@ -172,7 +172,13 @@ def _experts_in_ram(work: Work, machine: Machine, demand: Demand, card: Card) ->
         prefix_hit=demand.prefix_hit,
         max_sequences=4,
     )
-    return [_option(work, demand, "experts in RAM", card, Layout(), point, None, ram)]
+    # llama.cpp takes the card whole: what weights and working space leave is its KV cache.
+    whole = card_memory(card, work.shape, dtype, sequences=4, batched_tokens=2048)
+    held = parts.dense + parts.experts * (1.0 - away)
+    kv = card.memory_bytes * 0.95 - held - whole.overhead
+    tokens = int(kv / work.shape.kv_bytes_per_token(dtype.kv_bytes))
+    memory = dataclasses.replace(whole, weights=held, kv=kv, kv_tokens=tokens)
+    return [_option(work, demand, "experts in RAM", card, Layout(), point, memory, ram)]
 
 
 def _vulkan(work: Work, machine: Machine, demand: Demand, card: Card) -> list[Option]:

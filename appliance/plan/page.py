@@ -55,7 +55,8 @@ def page(data: dict[str, Any]) -> str:
         for machine in data["machines"]
     )
     demand = data["demand"]
-    asked = f"{demand['users']} users, {demand['chats']} open chats, a message every {demand['think_s']:g} s in each,"
+    asked = f"{demand['users']} users, {demand['chats']} open chats, "
+    asked += f"a message every {demand['think_s']:g} s in each,"
     body = [
         f"<h1>{escape(best['title'])}</h1>",
         f"<p>{asked} on {escape(cards)}.</p>",

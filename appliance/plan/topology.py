@@ -228,10 +228,14 @@ def _under_load(option: Option, replicas: int, demand: Demand) -> tuple[float, P
     chats = demand.chats * option.work.share / replicas
     flight = 1.0
     answer = at(option, flight)
-    for _ in range(6):
+    # From below, where every step only adds: the cycle of a chat grows with what runs beside it.
+    for _ in range(12):
         assert answer is not None  # noqa: S101
         seconds = answer.ttft_ms / 1e3 + option.work.answer * answer.tpot_ms / 1e3
-        flight = (flight + max(1.0, chats * seconds / (seconds + demand.think_s))) / 2
+        wanted = max(1.0, chats * seconds / (seconds + demand.think_s))
+        if wanted < flight * 1.02:
+            break
+        flight = wanted
         answer = at(option, flight)
     return flight, answer
 
@@ -336,4 +340,6 @@ def _nothing_fits(machines: tuple[Machine, ...], demand: Demand) -> str:
             return suggest(work, machines, demand)
     count = sum(len(machine.cards) for machine in machines)
     names = ", ".join(work.name for work in demand.work)
-    return f"{count} cards do not hold {names} all at once; take a smaller or quantised model, or another card"
+    return (
+        f"{count} cards do not hold {names} all at once; take a smaller or quantised model, or another card"
+    )

@@ -1,6 +1,6 @@
 """Errors of the planner per group, held out: a CSV, and two drawings for docs/planner.md.
 
-    python benchmarks/planner/errors.py
+python benchmarks/planner/errors.py
 """
 
 from __future__ import annotations
@@ -40,23 +40,24 @@ def by_group(data: list[calibrate.Sample], held: list[float]) -> str:
     groups: dict[tuple[str, str], list[tuple[float, calibrate.Sample]]] = defaultdict(list)
     for sample, error in zip(data, held, strict=True):
         groups[sample.group].append((error, sample))
-    left, width, row, top = 400.0, 880.0, 15.0, 54.0
+    left, width, row, top = 430.0, 910.0, 15.0, 54.0
     height = top + row * len(groups) + 16
     scale = (width - left - 20) / 2.0
 
     def at(error: float) -> float:
         return left + scale * (max(-1.0, min(1.0, error)) + 1.0)
 
-    body = [text(8, 20, "ln(predicted / measured), group held out; the band is the 80 % of all rows", kind="h")]
+    body = [
+        text(8, 20, "ln(predicted / measured), group held out; the band is the 80 % of all rows", kind="h")
+    ]
     body += legend(8, 40)
     low, high = (sorted(held)[int(len(held) * share)] for share in (0.1, 0.9))
-    body.append(
-        f'<rect x="{at(low):.1f}" y="{top - 8}" width="{at(high) - at(low):.1f}" height="{height - top}" fill="#edf1f5"/>'
-    )
+    wide = at(high) - at(low)
+    band = f'x="{at(low):.1f}" y="{top - 8}" width="{wide:.1f}" height="{height - top}"'
+    body.append(f'<rect {band} fill="#edf1f5"/>')
     for tick in (-1.0, -0.5, 0.0, 0.5, 1.0):
-        body.append(
-            f'<line x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="{top - 8}" y2="{height - 8}" stroke="#cbd3da"/>'
-        )
+        ends = f'x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="{top - 8}" y2="{height - 8}"'
+        body.append(f'<line {ends} stroke="#cbd3da"/>')
         body.append(text(at(tick), top - 12, f"{exp(tick):.2f}x", "middle"))
     for place, ((model, card), rows) in enumerate(sorted(groups.items())):
         y = top + row * (place + 0.5)
@@ -64,7 +65,9 @@ def by_group(data: list[calibrate.Sample], held: list[float]) -> str:
         for error, sample in rows:
             shape = "none" if sample.point.assumed else COLOURS[sample.point.engine]
             stroke = COLOURS[sample.point.engine]
-            body.append(f'<circle cx="{at(error):.1f}" cy="{y:.1f}" r="3.4" fill="{shape}" stroke="{stroke}"/>')
+            body.append(
+                f'<circle cx="{at(error):.1f}" cy="{y:.1f}" r="3.4" fill="{shape}" stroke="{stroke}"/>'
+            )
     return frame(width, height, body)
 
 
@@ -81,7 +84,10 @@ def scatter(data: list[calibrate.Sample], held: list[float]) -> str:
         x, y = left + at(10**power), edge - at(10**power) + 8
         body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{edge + 8}" stroke="#e3e7eb"/>')
         body.append(f'<line x1="{left}" x2="{edge}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e3e7eb"/>')
-        body += [text(x, edge + 22, f"{10**power:,}", "middle"), text(left - 6, y + 4, f"{10**power:,}", "end")]
+        body += [
+            text(x, edge + 22, f"{10**power:,}", "middle"),
+            text(left - 6, y + 4, f"{10**power:,}", "end"),
+        ]
     for factor, dash in ((1.0, ""), (2.0, "4 4"), (0.5, "4 4")):
         x0, x1 = 10**0.31, 10**4.45
         body.append(
@@ -109,7 +115,9 @@ def main() -> None:
         for sample, error in zip(data, held, strict=True):
             predicted = f"{sample.truth * exp(error):.1f}"
             assumed = "; ".join(sample.point.assumed)
-            writer.writerow([*sample.group, sample.point.engine, sample.truth, predicted, f"{error:.3f}", assumed])
+            writer.writerow(
+                [*sample.group, sample.point.engine, sample.truth, predicted, f"{error:.3f}", assumed]
+            )
     (ROOT / "docs" / "img" / "planner-errors.svg").write_text(by_group(data, held), "utf-8")
     (ROOT / "docs" / "img" / "planner-scatter.svg").write_text(scatter(data, held), "utf-8")
     inside = sum(low <= -error <= high for sample, error in zip(data, held, strict=True)

@@ -31,7 +31,17 @@ def call(*argv: str) -> int:
 
 
 def test_predict_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ("plan", "predict", "--card", PRO, "--model", "Qwen/Qwen3-30B-A3B", "--concurrency", "64", "--json")
+    argv = (
+        "plan",
+        "predict",
+        "--card",
+        PRO,
+        "--model",
+        "Qwen/Qwen3-30B-A3B",
+        "--concurrency",
+        "64",
+        "--json",
+    )
     assert call(*argv) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["low"] < answer["output_tok_s"] < answer["high"]
@@ -76,16 +86,36 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_plan_for_a_site_with_page_json_and_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_for_a_site_with_page_json_and_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "site.toml"
     shutil.copy(EXAMPLES / "eight-cards-hybrid.toml", config)
     where = tmp_path / "plan.html"
     start = time.perf_counter()
-    argv = ["plan", "--config", str(config), "--share", "planner=0.15", "--share", "coder=0.65", "--json", "--write"]
+    argv = [
+        "plan",
+        "--config",
+        str(config),
+        "--share",
+        "planner=0.15",
+        "--share",
+        "coder=0.65",
+        "--json",
+        "--write",
+    ]
     assert call(*argv, "--html", str(where)) == 0
     assert time.perf_counter() - start < 10
     answer: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert {"recommended", "reasons", "alternatives", "simulation", "changes", "memory", "curves"} <= answer.keys()
+    assert {
+        "recommended",
+        "reasons",
+        "alternatives",
+        "simulation",
+        "changes",
+        "memory",
+        "curves",
+    } <= answer.keys()
     assert len(answer["memory"]) == 8
     for bar in answer["memory"]:
         assert bar["weights"] + bar["working"] + bar["kv"] <= bar["total"]
@@ -102,10 +132,23 @@ def test_a_plan_for_a_site_with_page_json_and_write(tmp_path: Path, capsys: pyte
 def test_names_cannot_break_out_of_the_page() -> None:
     evil = "</script><script>alert(1)</script>"
     plan = {
-        "title": evil, "headroom": 1.0, "tpot_ms": 1.0, "ttft_ms": 1.0, "chats_of_full_context": 1.0, "spare_cards": 0,
+        "title": evil,
+        "headroom": 1.0,
+        "tpot_ms": 1.0,
+        "ttft_ms": 1.0,
+        "chats_of_full_context": 1.0,
+        "spare_cards": 0,
         "resilient": False,
-    }  # fmt: skip
-    bar = {"card": evil, "model": evil, "total": 90.0, "weights": 1.0, "working": 1.0, "kv": 1.0, "kv_tokens": 5}
+    }
+    bar = {
+        "card": evil,
+        "model": evil,
+        "total": 90.0,
+        "weights": 1.0,
+        "working": 1.0,
+        "kv": 1.0,
+        "kv_tokens": 5,
+    }
     data: dict[str, Any] = {
         "machines": [{"name": evil, "cards": [evil], "ram_gib": 1.0}],
         "demand": {"users": 1, "chats": 1, "think_s": 1.0},
@@ -124,17 +167,25 @@ def test_a_plan_from_flags(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--cards", f"2x {PRO}", "--model", "Qwen/Qwen3-30B-A3B", "--model", "Qwen/Qwen3-Embedding-0.6B"]
     assert call("plan", *argv, "--share", "Qwen3-Embedding-0.6B=0.2", "--simulate", "2000") == 0
     out = capsys.readouterr().out
-    assert "2 x 1 card Qwen3-30B-A3B" in out
+    assert "2 x single card Qwen3-30B-A3B" in out
     assert "What would change" in out
     assert "Memory per card" in out
 
 
 def test_add_model_and_plan_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {
-        "model_type": "qwen3", "hidden_size": 4096, "num_hidden_layers": 36, "vocab_size": 151936,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 12288,
-        "max_position_embeddings": 40960, "tie_word_embeddings": False, "_name_or_path": "My/Own-8B",
-    }  # fmt: skip
+        "model_type": "qwen3",
+        "hidden_size": 4096,
+        "num_hidden_layers": 36,
+        "vocab_size": 151936,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 12288,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": False,
+        "_name_or_path": "My/Own-8B",
+    }
     (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
     catalogue = tmp_path / "models.toml"
     assert call("catalog", "add-model", str(tmp_path), "--into", str(catalogue), "--json") == 0

@@ -57,7 +57,9 @@ def test_held_out_errors_meet_the_musts() -> None:
 def test_no_group_is_in_two_folds() -> None:
     data = calibrate.samples(ROWS)
     dealt = calibrate.folds(data)
-    assert sum(len(fold) for fold in dealt) == len(set.union(*dealt)) == len({sample.group for sample in data})
+    assert (
+        sum(len(fold) for fold in dealt) == len(set.union(*dealt)) == len({sample.group for sample in data})
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,10 @@ def test_a_model_outside_the_catalogue_is_guessed_from_its_name() -> None:
     ("notes", "check"),
     [
         ("pp=4", lambda point: point.layout.pp == 4),
-        ("offline max load; layout DEP2,PP2", lambda point: point.layout.attention_dp and point.layout.tp == 2),
+        (
+            "offline max load; layout DEP2,PP2",
+            lambda point: point.layout.attention_dp and point.layout.tp == 2,
+        ),
         ("kv fp8", lambda point: point.precision.kv_bytes == 1.0),
         ("MTP num_speculative_tokens=2", lambda point: point.draft_tokens == 2 and point.accepted > 1),
         ("no MTP", lambda point: point.draft_tokens == 0),

@@ -1,4 +1,5 @@
-"""KV tokens are those that real vLLM on the CPU reported (benchmarks/planner/kv_on_cpu.py wrote them down)."""
+"""KV tokens are those that real vLLM on the CPU reported (benchmarks/planner/kv_on_cpu.py wrote them
+down)."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_more_chats_are_never_better_off(chats: int, seed: int) -> None:
 def test_batches_are_harder_than_a_stream_of_the_same_rate() -> None:
     stream = simulate(engine(), Load(pattern="poisson", rate=2.0), 20_000)
     for pattern in ("bursts", "n8n"):
-        batches = simulate(engine(), Load(pattern=pattern, rate=2.0, batch=40), 20_000)  # type: ignore[arg-type]
+        batches = simulate(engine(), Load(pattern=pattern, rate=2.0, batch=40), 20_000)
         assert batches.ttft[2] > stream.ttft[2]
 
 

@@ -37,7 +37,9 @@ def test_one_token_reads_exactly_its_experts() -> None:
 
 @same
 @given(batch=st.floats(1, 512), more=st.floats(1, 256), context=st.floats(1, 30000))
-def test_a_larger_batch_or_context_is_never_faster(point: Build, batch: float, more: float, context: float) -> None:
+def test_a_larger_batch_or_context_is_never_faster(
+    point: Build, batch: float, more: float, context: float
+) -> None:
     one, k = point(), calibrated()
     base = decode_step(one, batch, context, k).total
     assert decode_step(one, batch + more, context, k).total >= base
@@ -124,7 +126,7 @@ def test_impossible_points_are_refused_in_one_line(point: Build, said: dict[str,
 
 
 def test_fp8_blocks_of_the_235b_are_not_cut(point: Build) -> None:
-    with pytest.raises(UsageError, match="blocks of 128.*nearest: 4, or 8 with expert parallelism"):
+    with pytest.raises(UsageError, match=r"blocks of 128.*nearest: 4, or 8 with expert parallelism"):
         predict(point("Qwen/Qwen3-235B-A22B:fp8", layout=Layout(tp=8)))
     assert predict(point("Qwen/Qwen3-235B-A22B:fp8", layout=Layout(tp=8, ep=True))).output_tok_s > 0
     assert predict(point("Qwen/Qwen3-235B-A22B:fp8", layout=Layout(tp=4))).output_tok_s > 0

@@ -100,7 +100,8 @@ shapes = st.builds(
     dense_width=st.integers(0, 8192),
     dense_layers=st.integers(0, 4),
     moe=st.one_of(
-        st.none(), st.builds(Moe, experts=st.integers(8, 128), per_token=st.integers(1, 8), width=st.just(256))
+        st.none(),
+        st.builds(Moe, experts=st.integers(8, 128), per_token=st.integers(1, 8), width=st.just(256)),
     ),
 )
 
