@@ -113,7 +113,10 @@ def decode_step(point: Point, batch: float, context: float, k: Constants) -> Ste
     if isinstance(shape.full, Attention):
         kv_shards = min(tp, shape.full.kv_heads) if not layout.attention_dp else tp
     state = 2.0 * shape.state_bytes_per_sequence * micro / pp / tp
-    kv_rate = bandwidth(point) * k.kv_memory_share * (k.quantised_kv_factor if dtype.kv_bytes < 2 else 1.0)
+    kv_rate = bandwidth(point) * k.kv_memory_share
+    if dtype.kv_bytes < 2 and point.engine != "tensorrt-llm":
+        # TensorRT-LLM's own attention kernels read FP8 at full speed; the open engines unpack it.
+        kv_rate *= k.quantised_kv_factor
     memory = (dense + state) / rate + kv / kv_shards / kv_rate
     skew = k.expert_parallel_skew if (layout.ep or layout.attention_dp) and tp > 1 else 1.0
     cpu = 0.0
