@@ -14,7 +14,7 @@ from appliance.plan.queueing import Load, Outcome
 from appliance.plan.topology import Advice, Placed, Plan, advise
 from appliance.plan.whatif import Change, changes
 
-SIMULATED = 20_000
+SIMULATED = 5_000
 """Requests per model in a plan's simulation; `--simulate N` takes more."""
 CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 N8N_BATCH = 20
@@ -72,7 +72,7 @@ def answer(
         )
         limits = {"ttft_slo_s": demand.ttft_slo_s, "tpot_slo_s": demand.tpot_slo_s}
         outcome = queueing.simulate(engine, load, requests, seed=seed, **limits)
-        breaks = queueing.breaking_point(engine, load, seed=seed, requests=3000, **limits)
+        breaks = queueing.breaking_point(engine, load, seed=seed, requests=1500, **limits)
         queues.append(Queue(part.option.work.name, outcome, breaks))
     return Answer(machines, demand, advice, tuple(queues), tuple(changes(machines, demand)))
 

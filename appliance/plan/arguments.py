@@ -69,7 +69,7 @@ def _plan(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     plan.add_argument("--ttft-slo", type=float, default=2.0, metavar="S", help="SLO: time to first token (2)")
     plan.add_argument("--tpot-slo", type=float, default=0.1, metavar="S", help="SLO: time per token (0.1)")
     plan.add_argument(
-        "--simulate", type=int, default=20_000, metavar="N", help="requests to simulate per model (20000)"
+        "--simulate", type=int, default=5_000, metavar="N", help="requests to simulate per model (5000)"
     )
     plan.add_argument("--seed", type=int, default=1, help="seed of the simulation (1)")
     plan.add_argument(

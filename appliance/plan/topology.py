@@ -119,8 +119,9 @@ def enumerate_plans(machines: tuple[Machine, ...], demand: Demand) -> list[Plan]
             found += [option for option in options(work, machine, demand, equal) if option not in found]
         lists.append(_prune(found))
     plans = []
+    loads: Loads = {}
     for chosen in itertools.islice(itertools.product(*lists), MAX_COMBINATIONS):
-        plan = _place(chosen, machines, demand)
+        plan = _place(chosen, machines, demand, loads)
         if plan is not None:
             plans.append(plan)
     return plans
@@ -181,7 +182,13 @@ class _Board:
         return sum(len(free) for free in self.free.values())
 
 
-def _place(chosen: tuple[Option, ...], machines: tuple[Machine, ...], demand: Demand) -> Plan | None:
+Loads = dict[tuple[int, int], tuple[float, Prediction | None]]
+"""What was found for (option, replicas): the same unit stands in many combinations."""
+
+
+def _place(
+    chosen: tuple[Option, ...], machines: tuple[Machine, ...], demand: Demand, loads: Loads
+) -> Plan | None:
     board = _Board(machines)
     places: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in chosen]
     for index in sorted(range(len(chosen)), key=lambda index: -chosen[index].cards):
@@ -210,7 +217,10 @@ def _place(chosen: tuple[Option, ...], machines: tuple[Machine, ...], demand: De
             break
     parts = []
     for option, where in zip(chosen, places, strict=True):
-        load, now = _under_load(option, len(where), demand)
+        key = (id(option), len(where))
+        if key not in loads:
+            loads[key] = _under_load(option, len(where), demand)
+        load, now = loads[key]
         parts.append(Placed(option, tuple(where), _headroom(option, len(where), demand), load, now))
     resilient = all(part.replicas > 1 or part.option.card is None for part in parts)
     return Plan(tuple(parts), min(part.headroom for part in parts), board.spare, resilient)

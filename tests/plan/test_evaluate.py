@@ -42,6 +42,8 @@ def test_errors_rank_and_coverage() -> None:
     assert summary.p90 <= 0.50
     assert summary.inside is not None
     assert 0.70 <= summary.inside <= 0.90
+    assert summary.rank is not None
+    assert summary.rank >= 0.9
     stated = evaluate.summarise(result for result in RESULTS if conditions.readable(result.row))
     assert stated.rank is not None
     assert stated.rank >= 0.9
