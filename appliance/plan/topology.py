@@ -287,10 +287,12 @@ def _reasons(best: Plan, plans: list[Plan], demand: Demand) -> list[str]:
     for part in best.parts:
         option = part.option
         if part.now is not None:
+            count, now = part.replicas, part.now
             found.append(
                 f"{option.work.name}: {part.load:.0f} answers at once per replica, each "
-                f"{1e3 / part.now.tpot_ms:.0f} tok/s "
-                f"(80 %: {part.now.output_tok_s:.0f} in all, {part.now.low:.0f} to {part.now.high:.0f})."
+                f"{1e3 / now.tpot_ms:.0f} tok/s; "
+                f"{now.output_tok_s * count:.0f} in all (80 %: {now.low * count:.0f} to "
+                f"{now.high * count:.0f})."
             )
         others = [
             other for plan in plans for other in plan.parts

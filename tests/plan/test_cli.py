@@ -92,7 +92,7 @@ def test_a_plan_for_a_site_with_page_json_and_write(
     config = tmp_path / "site.toml"
     shutil.copy(EXAMPLES / "eight-cards-hybrid.toml", config)
     where = tmp_path / "plan.html"
-    start = time.perf_counter()
+    start = time.process_time()
     argv = [
         "plan",
         "--config",
@@ -105,7 +105,7 @@ def test_a_plan_for_a_site_with_page_json_and_write(
         "--write",
     ]
     assert call(*argv, "--html", str(where)) == 0
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     answer: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert {
         "recommended",

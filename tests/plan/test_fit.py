@@ -175,6 +175,14 @@ def test_a_written_plan_is_valid_and_fits(path: Path) -> None:
     assert path.read_text("utf-8").splitlines()[0] == text.splitlines()[0]
 
 
+def test_comments_and_other_tables_stay() -> None:
+    text = "a = 1\n\n[engines.x]\nport = 1\n# options inside go\n\n# The roles.\n[roles.r]\nmodel = 'm'\n"
+    written = write.replace_engines(text, "[engines.y]\nport = 2\n")
+    assert written.startswith("a = 1\n\n[engines.y]\nport = 2\n")
+    assert written.endswith("# The roles.\n[roles.r]\nmodel = 'm'\n")
+    assert "port = 1" not in written
+
+
 def test_engines_are_appended_where_there_are_none() -> None:
     assert write.replace_engines("version = 1\n", "[engines.a]\n") == "version = 1\n\n[engines.a]\n"
 

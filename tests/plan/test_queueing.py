@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import factorial
 
 import pytest
 from hypothesis import given, settings
@@ -40,6 +41,17 @@ def test_littles_law_holds_for_a_closed_population() -> None:
     assert cycle == pytest.approx(60 + outcome.ttft[0] + 400 * outcome.tpot[0], rel=0.03)
 
 
+def test_sharing_one_processor_follows_the_machine_repair_formula() -> None:
+    # n running requests each go n times slower: 1 s of service shared by 8 chats that think 5 s.
+    chats, think, service = 8, 5.0, 1.0
+    table = tuple(0.01 * max(1, running) for running in range(chats + 1))
+    shared = Engine(replicas=1, slots=chats, tpot_s=table, prefill_s_per_token=0.0, first_s=0.0)
+    outcome = simulate(shared, Load(chats=chats, think_s=think, prompt=2, answer=100), 100_000)
+    weights = [factorial(chats) / factorial(chats - k) * (service / think) ** k for k in range(chats + 1)]
+    busy = 1.0 - weights[0] / sum(weights)
+    assert outcome.requests / outcome.seconds == pytest.approx(busy / service, rel=0.02)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(20, 400), st.integers(1, 4))
 def test_more_chats_are_never_better_off(chats: int, seed: int) -> None:
@@ -69,14 +81,14 @@ def test_an_overrun_engine_lets_nobody_inside() -> None:
     outcome = simulate(engine(slots=2, replicas=1), Load(chats=400), 5000)
     assert outcome.chats_inside == 0
     assert outcome.users_inside == 0
-    assert outcome.longest_queue > 300
+    assert 300 < outcome.longest_queue <= 400
 
 
 def test_a_million_requests_take_under_a_minute() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     outcome = simulate(engine(), Load(pattern="poisson", rate=1.0), 100_000)
     assert outcome.requests == 100_000
-    assert (time.perf_counter() - start) * 10 < 60
+    assert (time.process_time() - start) * 10 < 60
 
 
 @pytest.mark.parametrize("requests", [0, -1, 10**9])

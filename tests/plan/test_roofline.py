@@ -158,10 +158,10 @@ def test_unknown_cards_name_the_nearest() -> None:
 def test_one_point_takes_under_2_ms(point: Build) -> None:
     one = point()
     predict(one)
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(100):
         predict(one)
-    assert (time.perf_counter() - start) / 100 < 0.002
+    assert (time.process_time() - start) / 100 < 0.002
 
 
 def test_every_constant_says_what_it_means() -> None:

@@ -121,9 +121,9 @@ def test_eight_cards_and_five_models_within_two_seconds(work: MakeWork, machine:
         work("Qwen/Qwen3-VL-30B-A3B-Instruct", 0.1),
         work("Qwen/Qwen3-Embedding-0.6B", 0.2),
     )
-    start = time.perf_counter()
+    start = time.process_time()
     advice = advise((machine(f"8x {SERVER}", 512),), asked(*works))
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
     assert len(advice.best.parts) == 5
 
 
