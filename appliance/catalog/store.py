@@ -115,18 +115,18 @@ def _toml(value: object) -> str:
 
 def find_card(name: str) -> Card:
     """The card that ``name`` means: its name, an alias, or its name without the maker's words."""
-    wanted = _plain(name)
+    wanted = plain(name)
     for card in cards().values():
-        if wanted in {_plain(card.name), *map(_plain, card.aliases)}:
+        if wanted in {plain(card.name), *map(plain, card.aliases)}:
             return card
     raise UsageError(f"there is no card {name!r} in the catalogue; {nearest(name, list(cards()))}")
 
 
 def find_cpu(name: str) -> Cpu:
     """The processor that ``name`` means."""
-    wanted = _plain(name)
+    wanted = plain(name)
     for cpu in cpus().values():
-        if wanted in {_plain(cpu.name), *map(_plain, cpu.aliases)}:
+        if wanted in {plain(cpu.name), *map(plain, cpu.aliases)}:
             return cpu
     raise UsageError(f"there is no processor {name!r} in the catalogue; {nearest(name, list(cpus()))}")
 
@@ -136,9 +136,9 @@ def find_model(name: str, known: dict[str, Shape] | None = None) -> Shape:
     known = shipped_models() if known is None else known
     if name in known:
         return known[name]
-    wanted = _plain(name.rsplit("/", 1)[-1])
+    wanted = plain(name.rsplit("/", 1)[-1])
     for shape in known.values():
-        if _plain(shape.name.rsplit("/", 1)[-1]) == wanted:
+        if plain(shape.name.rsplit("/", 1)[-1]) == wanted:
             return shape
     raise UsageError(
         f"there is no model {name!r} in the catalogue; {nearest(name, list(known))} "
@@ -146,7 +146,8 @@ def find_model(name: str, known: dict[str, Shape] | None = None) -> Shape:
     )
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """``name`` in letters and digits alone, without the maker's words."""
     for word in ("nvidia", "geforce", "edition", "generation"):
         name = name.lower().replace(word, " ")
     return "".join(letter for letter in name if letter.isalnum())

@@ -98,7 +98,7 @@ def _machine(text: str, assumed: list[str]) -> _Machine:
     cpu: Cpu | None = None
     for part in parts:
         try:
-            found = store.find_card(part)
+            found = _card(part)
             # Unequal cards in one machine: the first rules, it holds what is read most.
             card = card or found
             continue
@@ -113,6 +113,22 @@ def _machine(text: str, assumed: list[str]) -> _Machine:
     if card is None:
         raise UsageError(f"gpu = {text!r} names no card; name one of the catalogue")
     return _Machine(card, cpu)
+
+
+def _card(text: str) -> Card:
+    """The card that ``text`` begins with, however it goes on (``H100 80GB HBM3``, ``4x RTX 5090 32GB``)."""
+    name = re.sub(r"^\s*(?:NVIDIA\s+)?\d+\s*[x*]\s*", "", text)
+    try:
+        return store.find_card(name)
+    except UsageError:
+        plain = store.plain(name)
+        starts = {
+            store.plain(one): card for card in store.cards().values() for one in (card.name, *card.aliases)
+        }
+        fits = [start for start in starts if len(start) >= 4 and plain.startswith(start)]
+        if not fits:
+            raise
+        return starts[max(fits, key=len)]
 
 
 def _shape(text: str, known: dict[str, Shape] | None, assumed: list[str]) -> Shape:
@@ -192,7 +208,15 @@ def _precision(text: str, notes: str, shape: Shape, engine: EngineKind, assumed:
     if not text.strip():
         assumed.append(f"precision not stated: taken as {shape.native}")
     said_kv = re.search(r"\bkv (fp8|bf16|int8|nvfp4)", f"{text}, {notes}", re.IGNORECASE)
-    dtype = precision.parse(text or shape.native, said_kv.group(1).lower() if said_kv else None)
+    kv = said_kv.group(1).lower() if said_kv else None
+    try:
+        dtype = precision.parse(text or shape.native, kv)
+    except UsageError:
+        bits = re.search(r"(?<!\d)([48])[- ]?bit", text, re.IGNORECASE)
+        if bits is None:
+            raise
+        dtype = precision.parse({"4": "awq-int4", "8": "fp8"}[bits.group(1)], kv)
+        assumed.append(f"{text}: taken as {dtype.name}")
     if engine == "tensorrt-llm" and not said_kv and dtype.name in {"fp8", "nvfp4"}:
         # NVIDIA's FP8 and NVFP4 checkpoints say kv_cache_quant_algo = FP8.
         dtype = dataclasses.replace(dtype, kv_bytes=1.0)

@@ -106,6 +106,19 @@ def test_a_model_outside_the_catalogue_is_guessed_from_its_name() -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "card"),
+    [
+        ({"gpu": "NVIDIA H100 80GB HBM3"}, "H100 SXM 80GB"),
+        ({"gpu": "2x RTX 5090 32GB", "dtype": "4-bit"}, "RTX 5090"),
+        ({"gpu": "NVIDIA RTX PRO 6000 Blackwell Server Edition"}, "RTX PRO 6000 Blackwell Server"),
+        ({"gpu": "A100-SXM-80GB", "dtype": "GPTQ-Int4"}, "A100 SXM 80GB"),
+    ],
+)
+def test_names_as_people_write_them(change: dict[str, str], card: str) -> None:
+    assert conditions.point({**ROW, **change}).card.name == card
+
+
+@pytest.mark.parametrize(
     ("notes", "check"),
     [
         ("pp=4", lambda point: point.layout.pp == 4),
