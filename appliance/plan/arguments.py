@@ -10,6 +10,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Adds ``plan`` and ``catalog``."""
     _plan(subparsers)
     catalog = subparsers.add_parser("catalog", help="cards and models the planner knows")
+    catalog.set_defaults(planner="catalog")
     commands = catalog.add_subparsers(dest="catalog_command", required=True)
     add = commands.add_parser("add-model", help="describe a model from its config.json")
     add.add_argument(
@@ -24,6 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _plan(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     plan = subparsers.add_parser("plan", help="decide what to run on which card")
+    plan.set_defaults(planner="plan")
     plan.add_argument("--config", type=Path, metavar="FILE", help="a site: its hosts, models and roles")
     plan.add_argument("--write", action="store_true", help="write the engines section back into --config")
     plan.add_argument("--json", action="store_true", help="the plan as JSON")

@@ -30,7 +30,7 @@ __all__ = ["add_parser", "run"]
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command that ``args`` names; errors are :class:`~appliance.errors.ApplianceError`."""
-    if args.command == "catalog":
+    if args.planner == "catalog":
         return _add_model(args) if args.catalog_command == "add-model" else _list(args)
     if args.plan_command == "predict":
         return _predict(args)
