@@ -1,0 +1,286 @@
+"""A model's shape, and what follows from it by arithmetic: parameters, KV cache, recurrent state.
+
+Pure. Counts are exact, weight by weight, for the text model: vision towers and multi-token-prediction heads
+are left out, as in the published counts they are checked against (``tests/plan/test_shape.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SSM_STATE_BYTES = 4
+"""Recurrent state is kept in fp32 (``mamba_ssm_dtype`` of Qwen3.5's config.json)."""
+CONV_STATE_BYTES = 2
+"""The convolution's window is kept in the model's 16-bit type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Softmax attention of one kind of layer. ``window`` is None where it sees the whole context."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int | None = None
+    bias: Literal["none", "qkv", "all"] = "none"
+    qk_norm: Literal["none", "head", "full"] = "none"
+    output_gate: bool = False
+    sinks: bool = False
+    value_is_key: bool = False
+
+    def params(self, hidden: int) -> int:
+        """Weights of one layer."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        values = 0 if self.value_is_key else key
+        count = hidden * (query * (2 if self.output_gate else 1) + key + values) + query * hidden
+        if self.bias != "none":
+            count += query + key + values
+        if self.bias == "all":
+            count += hidden
+        count += {"none": 0, "head": 2 * self.head_dim, "full": query + key}[self.qk_norm]
+        return count + (self.heads if self.sinks else 0)
+
+    def kv_values(self) -> int:
+        """Numbers cached per token and layer. Engines store K and V apart even where they are the same."""
+        return 2 * self.kv_heads * self.head_dim
+
+    def core_dim(self) -> int:
+        """Width of the score and value products: FLOPs per token pair are 4 x this."""
+        return self.heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mla:
+    """Multi-head latent attention (DeepSeek): one compressed vector per token instead of K and V."""
+
+    heads: int
+    q_rank: int
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    v_dim: int
+    index_heads: int = 0
+    index_dim: int = 0
+    index_top: int = 0
+
+    def params(self, hidden: int) -> int:
+        """Weights of one layer."""
+        width = self.heads * (self.nope_dim + self.rope_dim)
+        query = hidden * self.q_rank + self.q_rank + self.q_rank * width if self.q_rank else hidden * width
+        compress = hidden * (self.kv_rank + self.rope_dim) + self.kv_rank
+        expand = self.kv_rank * self.heads * (self.nope_dim + self.v_dim)
+        index = 0
+        if self.index_heads:
+            # Lightning indexer: its queries from the compressed query, one key per token, one weight per
+            # head.
+            index = self.q_rank * self.index_heads * self.index_dim
+            index += hidden * self.index_dim + 2 * self.index_dim + hidden * self.index_heads
+        return query + compress + expand + self.heads * self.v_dim * hidden + index
+
+    def kv_values(self) -> int:
+        """Numbers cached per token and layer."""
+        return self.kv_rank + self.rope_dim
+
+    def core_dim(self) -> int:
+        """Width of the absorbed score and value products."""
+        return self.heads * (2 * self.kv_rank + self.rope_dim) // 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearAttention:
+    """Gated DeltaNet: a state of fixed size per sequence instead of a KV cache."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    conv: int
+
+    def _widths(self) -> tuple[int, int]:
+        return self.key_heads * self.key_dim, self.value_heads * self.value_dim
+
+    def params(self, hidden: int) -> int:
+        """Weights of one layer."""
+        key, value = self._widths()
+        mixed = 2 * key + value
+        inputs = hidden * (mixed + value) + hidden * 2 * self.value_heads
+        small = mixed * self.conv + 2 * self.value_heads + self.value_dim
+        return inputs + small + value * hidden
+
+    def state_bytes(self) -> int:
+        """Bytes of recurrent state per sequence and layer."""
+        key, value = self._widths()
+        return (
+            self.value_heads * self.key_dim * self.value_dim * SSM_STATE_BYTES
+            + (2 * key + value) * (self.conv - 1) * CONV_STATE_BYTES
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moe:
+    """A layer's experts. ``shared`` is the width of the expert that every token passes, 0 where none."""
+
+    experts: int
+    per_token: int
+    width: int
+    shared: int = 0
+    shared_gate: bool = False
+    router_bias: bool = False
+    expert_bias: bool = False
+
+    def expert_params(self, hidden: int) -> int:
+        """Weights of one expert: gate, up and down."""
+        return 3 * hidden * self.width + (2 * self.width + hidden if self.expert_bias else 0)
+
+    def common_params(self, hidden: int) -> int:
+        """Weights of one layer that every token passes: router and shared expert."""
+        router = hidden * self.experts + (self.experts if self.router_bias else 0)
+        return router + 3 * hidden * self.shared + (hidden if self.shared_gate else 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Everything the planner knows of a model. Layer counts say how many layers are of which kind."""
+
+    name: str
+    hidden: int
+    layers: int
+    vocab: int
+    max_context: int
+    tied: bool
+    full: Attention | Mla
+    sliding: Attention | None = None
+    linear: LinearAttention | None = None
+    sliding_layers: int = 0
+    linear_layers: int = 0
+    dense_width: int = 0
+    moe: Moe | None = None
+    dense_layers: int = 0
+    """Layers whose MLP is dense though the model has experts; all layers where it has none."""
+    extra_per_layer: int = 0
+    """Further small weights per layer (Gemma 4: layer scale, router scales, further norms)."""
+    norms_per_layer: int = 2
+    dense_beside_moe: bool = False
+    """Whether a dense MLP stands beside the experts in every MoE layer (Gemma 4)."""
+    pooling: bool = False
+    """Embedding models never compute logits."""
+    native: str = "bf16"
+    """Precision of the published checkpoint, as :func:`appliance.plan.precision.parse` reads it."""
+    checkpoint_bytes: int | None = None
+    """Quoted size of the published checkpoint, where it holds more than the text model counted here."""
+    fp8_block: int = 0
+    """Width of the blocks in which the published FP8 checkpoint is quantised; a shard must not cut one."""
+    approximate: bool = False
+    """True for a shape guessed from a name: answers then carry a wider interval."""
+    source: str = ""
+
+    @property
+    def full_layers(self) -> int:
+        """Layers that attend to the whole context."""
+        return self.layers - self.sliding_layers - self.linear_layers
+
+    @property
+    def moe_layers(self) -> int:
+        """Layers with experts."""
+        return self.layers - self.dense_layers if self.moe else 0
+
+    @property
+    def embedding_params(self) -> int:
+        """The input embedding."""
+        return self.vocab * self.hidden
+
+    @property
+    def head_params(self) -> int:
+        """The output projection, 0 where it shares the embedding's weights or is not needed."""
+        return 0 if self.tied or self.pooling else self.vocab * self.hidden
+
+    @property
+    def attention_params(self) -> int:
+        """All softmax attention layers."""
+        count = self.full_layers * self.full.params(self.hidden)
+        if self.sliding is not None:
+            count += self.sliding_layers * self.sliding.params(self.hidden)
+        return count
+
+    @property
+    def linear_params(self) -> int:
+        """All linear attention layers."""
+        return self.linear_layers * self.linear.params(self.hidden) if self.linear else 0
+
+    @property
+    def dense_mlp_params(self) -> int:
+        """All dense MLPs."""
+        layers = self.dense_layers + (self.moe_layers if self.dense_beside_moe else 0)
+        return 3 * self.hidden * self.dense_width * layers
+
+    @property
+    def moe_common_params(self) -> int:
+        """Routers and shared experts of all layers."""
+        return self.moe_layers * self.moe.common_params(self.hidden) if self.moe else 0
+
+    @property
+    def expert_params(self) -> int:
+        """All routed experts of all layers."""
+        return self.moe_layers * self.moe.experts * self.moe.expert_params(self.hidden) if self.moe else 0
+
+    @property
+    def small_params(self) -> int:
+        """Norms and the like."""
+        return self.layers * (self.norms_per_layer * self.hidden + self.extra_per_layer) + self.hidden
+
+    @property
+    def total_params(self) -> int:
+        """Every weight, input embedding included."""
+        return (
+            self.embedding_params
+            + self.head_params
+            + self.attention_params
+            + self.linear_params
+            + self.dense_mlp_params
+            + self.moe_common_params
+            + self.expert_params
+            + self.small_params
+        )
+
+    @property
+    def active_params(self) -> int:
+        """Weights that one token passes, input embedding included."""
+        if self.moe is None:
+            return self.total_params
+        return (
+            self.total_params
+            - self.expert_params * (self.moe.experts - self.moe.per_token) // self.moe.experts
+        )
+
+    def kv_bytes_per_token(self, kv_bytes: float = 2.0) -> float:
+        """KV cache of one token over all softmax layers, before any window closes; ``kv_bytes`` per
+        number."""
+        count = self.full_layers * self.full.kv_values()
+        if self.sliding is not None:
+            count += self.sliding_layers * self.sliding.kv_values()
+        return count * kv_bytes
+
+    def kv_bytes_of(self, tokens: float, kv_bytes: float = 2.0) -> float:
+        """KV cache of one sequence of ``tokens`` tokens: sliding layers stop growing at their window."""
+        count = self.full_layers * self.full.kv_values() * tokens
+        if self.sliding is not None:
+            count += (
+                self.sliding_layers * self.sliding.kv_values() * min(tokens, self.sliding.window or tokens)
+            )
+        return count * kv_bytes
+
+    @property
+    def state_bytes_per_sequence(self) -> int:
+        """Recurrent state of one sequence, whatever its length."""
+        return self.linear_layers * self.linear.state_bytes() if self.linear else 0
+
+    @property
+    def max_tp(self) -> int:
+        """Largest tensor parallel size that divides the heads (attention, sliding and linear)."""
+        sizes = [self.full.heads]
+        if self.sliding is not None:
+            sizes.append(self.sliding.heads)
+        if self.linear is not None:
+            sizes.append(self.linear.value_heads)
+        return max(n for n in (1, 2, 4, 8, 16, 32, 64) if all(size % n == 0 for size in sizes))
