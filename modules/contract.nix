@@ -15,7 +15,11 @@ let
     if lib.isAttrs value then lib.mapAttrs (_: dropNull) (lib.filterAttrs (_: v: v != null) value)
     else if lib.isList value then map dropNull value
     else value;
-  rendered = dropNull cfg.settings;
+  withCommand = engine:
+    if engine.host == cfg.host && engine.command == null && cfg.engines.enable
+    then engine // { command = cfg.engines.commandFor engine; }
+    else engine;
+  rendered = dropNull (cfg.settings // { engines = lib.mapAttrs (_: withCommand) cfg.settings.engines; });
 
   defaultWatts = model:
     if lib.hasInfix "Max-Q" model then 300
