@@ -4,15 +4,14 @@
 let
   inherit (pkgs) lib;
   toplevel = name: self.nixosConfigurations.${name}.config.system.build.toplevel;
-  cases = import ../../tests/nix/cases.nix { inherit lib; };
-  run = import ../../tests/nix/run.nix;
-  results = run {
+  cases = import ../../tests/nix/cases { inherit lib; };
+  results = (import ../../tests/nix/run.nix {
     inherit lib cases;
     evaluate = modules: (import (pkgs.path + "/nixos/lib/eval-config.nix") {
       system = null;
       modules = [ self.nixosModules.default { nixpkgs.hostPlatform = "x86_64-linux"; } ] ++ modules;
     }).config;
-  };
+  }).outcomes;
   wrong = lib.filterAttrs (_: result: result.fault != null) results;
 in
 {

@@ -1,0 +1,106 @@
+"""Finds the offline checker (nix-check, beside the repository) and evaluates expressions with its parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKER = Path(os.environ.get("NIX_CHECK", ROOT.parent / "shared" / "nix-check"))
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nix-check"
+NOT_A_PACKAGE = {"lib", "system", "config", "formats", "stdenv", "writeText", "callPackage", "path"}
+
+
+def require(binary: str) -> str:
+    """The path of ``binary``, or a loud skip that says what to install."""
+    folders = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    found = shutil.which(binary, path=folders)
+    if found is None:
+        pytest.skip(f"NOT CHECKED: {binary} is missing; apt-get install $(cat tests/nix/apt.txt)")
+    return found
+
+
+@cache
+def _nix() -> str | None:
+    local = CACHE / "nix" / "bin" / "nix"
+    return str(local) if local.exists() else shutil.which("nix")
+
+
+def ready() -> str:
+    """The Nix to use; a loud skip where the checker or its library is absent."""
+    if not (CHECKER / "nix-check").exists():
+        pytest.skip(f"NOT CHECKED: {CHECKER} is absent, so no NixOS module was evaluated")
+    if not (CACHE / "lib").exists() and "NIXPKGS_LIB" not in os.environ:
+        pytest.skip("NOT CHECKED: nixpkgs.lib is not registered here; run `nix-check setup GITDIR`, see its README")
+    nix = _nix()
+    if nix is None:
+        pytest.skip("NOT CHECKED: there is no nix on this machine")
+    return nix
+
+
+def _library() -> str:
+    given = os.environ.get("NIXPKGS_LIB")
+    return f"{given}/lib" if given else f"{(CACHE / 'lib').read_text().strip()}/lib"
+
+
+@cache
+def _package_names() -> list[str]:
+    names: set[str] = set()
+    for folder in ("modules", "hosts", "tests/nix"):
+        for file in (ROOT / folder).rglob("*.nix"):
+            text = file.read_text()
+            names |= set(re.findall(r"\bpkgs\.([A-Za-z_][\w'-]*)", text))
+            for block in re.findall(r"with pkgs\s*;\s*\[(.*?)\]", text, re.DOTALL):
+                names |= set(re.findall(r"[A-Za-z_][\w'-]*", block))
+    libraries = json.loads((ROOT / "modules" / "engine-libraries.json").read_text())["nixpkgs"].values()
+    return sorted((names | {path.split(".")[0] for path in libraries}) - NOT_A_PACKAGE)
+
+
+def run(only: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Evaluate tests/nix/offline.nix: every case, or ``only`` one of them."""
+    nix = ready()
+    tree = CACHE / "options-tree.json"
+    arguments = {"tree": str(tree), "names": _package_names(), "only": only}
+    expression = (
+        f"let a = builtins.fromJSON {json.dumps(json.dumps(arguments)).replace('${', chr(92) + '${')}; in "
+        f"import {ROOT}/tests/nix/offline.nix (a // {{ libPath = {_library()}; checker = {CHECKER}; "
+        "tree = /. + a.tree; })"
+    )
+    argv = [nix, "--extra-experimental-features", "nix-command flakes", "eval", "--impure", "--json"]
+    return subprocess.run([*argv, "--expr", expression], capture_output=True, text=True, check=False)
+
+
+@cache
+def value(only: str | None = None) -> Any:
+    """What :func:`run` gives, as JSON; fails the test with Nix's own words where it does not evaluate."""
+    done = run(only)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def host(name: str) -> dict[str, Any]:
+    """Every option that ``hosts/NAME.nix`` sets, as ``nix-check eval`` gives them."""
+    return _host(name, ())
+
+
+@cache
+def _host(name: str, extra: tuple[str, ...]) -> dict[str, Any]:
+    ready()
+    out = Path(os.environ.get("PYTEST_TMP", "/tmp")) / f"nix-check-{os.getpid()}-{name}.json"  # noqa: S108
+    argv = [str(CHECKER / "nix-check"), "eval", "--harness", str(ROOT / "tests/nix/harness.nix")]
+    argv += ["--root", str(ROOT), "--json", str(out), str(ROOT / "hosts" / f"{name}.nix"), *extra]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    try:
+        values: dict[str, Any] = json.loads(out.read_text())["values"]
+    finally:
+        out.unlink(missing_ok=True)
+    return values
