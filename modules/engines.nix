@@ -56,6 +56,10 @@ let
       HF_HOME = appliance.models.store.path;
       # Kernels are compiled at the first start; keep them, and keep them apart from other replicas'.
       XDG_CACHE_HOME = "%C/appliance-engine-${replica.name}";
+      # Workers find each other on loopback; left alone they take the LAN address, which the sandbox refuses.
+      VLLM_HOST_IP = "127.0.0.1";
+      GLOO_SOCKET_IFNAME = "lo";
+      NCCL_SOCKET_IFNAME = "lo";
     } // lib.optionalAttrs (replica.engine.device == "cuda") {
       # What compiles kernels looks for nvcc, a C compiler and the driver by these names; NixOS has no ldconfig.
       CUDA_HOME = "${cfg.cudaEnvironment}/${cfg.cudaHome}";

@@ -22,7 +22,7 @@ stdenv.mkDerivation {
   srcs = map fetch (lib.importJSON wheelList);
   dontUnpack = true;
   nativeBuildInputs = [ autoPatchelfHook python313.pkgs.pip ];
-  buildInputs = map (path: lib.getLib (lib.attrByPath (lib.splitString "." path) null pkgs)) fromNixpkgs;
+  buildInputs = map (path: lib.getLib (lib.attrByPath (lib.splitString "." path) (throw "engine-libraries.json: nixpkgs has no ${path}") pkgs)) fromNixpkgs;
 
   installPhase = ''
     runHook preInstall
