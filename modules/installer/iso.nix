@@ -2,7 +2,6 @@
 { config, lib, pkgs, flakeSource, targetSystem, diskoInstall, ... }:
 let
   cfg = config.appliance.installer;
-  inherit (lib) mkOption types;
   script = pkgs.writeShellApplication {
     name = "appliance-install";
     runtimeInputs = [ pkgs.coreutils pkgs.gawk pkgs.gnugrep pkgs.openssh pkgs.util-linux diskoInstall ];
@@ -10,17 +9,7 @@ let
   };
 in
 {
-  options.appliance.installer = {
-    host = mkOption { type = types.str; default = "gpu"; example = "gpu"; description = "Which host of the flake is installed."; };
-    minimumRamGiB = mkOption { type = types.ints.positive; default = 60; example = 120; description = "Smallest RAM the installer accepts."; };
-    minimumDiskGiB = mkOption { type = types.ints.positive; default = 400; example = 900; description = "Smallest disk the installer accepts."; };
-    answerKeys = mkOption {
-      type = types.listOf types.str;
-      default = [ ];
-      example = [ "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExampleExam admin@home" ];
-      description = "SSH public keys whose signed answer file may stand for typing the disk's serial. None: somebody must type.";
-    };
-  };
+  imports = [ ./options.nix ];
 
   config = {
     environment.systemPackages = [ script ];

@@ -1,14 +1,11 @@
-# Boots a GPU host without a GPU and a VPS, with the fake engine in the real unit's sandbox, and asks through
-# nginx and the tunnel. Only a machine with nixpkgs and KVM can run it.
+# Boots a GPU host without a GPU: the fake engine in the real unit's sandbox, the real gateway, the real
+# firewall, the smoke test. Only a machine with nixpkgs and KVM can run it.
 { self }:
 { pkgs, ... }:
-let
-  common = { networking.firewall.enable = false; };
-in
 {
   name = "appliance";
   nodes.gpu = {
-    imports = [ self.nixosModules.default common ];
+    imports = [ self.nixosModules.default ];
     appliance = {
       base.enable = true;
       engines.enable = true;

@@ -15,7 +15,7 @@ let
   quick = lib.filterAttrs (_: case: !(case ? errors)) all;
 in
 if only == "list" then lib.mapAttrs (_: case: { kind = if case ? errors then "errors" else if case ? refuses then "refuses" else if case ? invalid then "invalid" else "gives"; text = case.errors or case.refuses or case.invalid or ""; }) all
-else if only == "options-doc" then import ../../modules/options-text.nix { inherit lib; options = (evaluated [ ../../modules ]).options.appliance; root = toString ../..; }
+else if only == "options-doc" then import ../../modules/options-text.nix { inherit lib; options = (evaluated (import ../../modules/documented.nix)).options.appliance; root = toString ../..; }
 else if only == "engine-cuda" then
   let
     recorded = import ../../modules/packages/engine-cuda.nix {
