@@ -32,4 +32,5 @@ in
     touch $out
   '';
   vm = pkgs.testers.runNixOSTest (import ./vm-test.nix { inherit self; });
+  loadtest-vm = pkgs.testers.runNixOSTest (import ./loadtest-vm.nix { inherit self packages; });
 }

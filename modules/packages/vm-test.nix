@@ -1,35 +1,10 @@
 # Boots a GPU host without a GPU: the fake engine in the real unit's sandbox, the real gateway, the real
 # firewall, the smoke test. Only a machine with nixpkgs and KVM can run it.
 { self }:
-{ pkgs, ... }:
+{ ... }:
 {
   name = "appliance";
-  nodes.gpu = {
-    imports = [ self.nixosModules.default ];
-    appliance = {
-      base.enable = true;
-      engines.enable = true;
-      gateway.enable = true;
-      smoke.enable = true;
-      network.firewall.enable = true;
-      settings = {
-        hosts.gpu.memory_gib = 4;
-        models.tiny = { source = "/var/lib/appliance-models/tiny"; };
-        engines.fake = {
-          kind = "fake";
-          device = "cpu";
-          host = "gpu";
-          model = "tiny";
-          context = 2048;
-          concurrency = 8;
-          port = 8101;
-        };
-      };
-    };
-    # The fake engine lives with the tests and is no part of the installed appliance.
-    systemd.services.appliance-engine-fake.serviceConfig.ExecStart = pkgs.lib.mkForce
-      "${pkgs.python313}/bin/python ${../../tests/fakes/vllm.py} --model tiny --port 8101 --context 2048 --task generate";
-  };
+  nodes.gpu = import ./vm-node.nix { inherit self; };
   testScript = ''
     gpu.wait_for_unit("appliance-engine-fake.service")
     gpu.wait_for_unit("appliance-gateway.service")

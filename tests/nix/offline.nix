@@ -16,6 +16,19 @@ let
 in
 if only == "list" then lib.mapAttrs (_: case: { kind = if case ? errors then "errors" else if case ? refuses then "refuses" else if case ? invalid then "invalid" else "gives"; text = case.errors or case.refuses or case.invalid or ""; }) all
 else if only == "options-doc" then import ../../modules/options-text.nix { inherit lib; options = (evaluated (import ../../modules/documented.nix)).options.appliance; root = toString ../..; }
+else if only == "flake" then
+  let
+    # Only what the flake names its outputs can be seen here: nixpkgs itself is a stand-in.
+    self = outputs // { outPath = toString ../..; };
+    outputs = (import ../../flake.nix).outputs {
+      inherit self;
+      nixpkgs = { outPath = toString ./nixpkgs.nix; inherit lib; };
+      disko = { nixosModules.disko = { }; packages.x86_64-linux.disko-install = pkgs.stdenv; };
+      sops-nix.nixosModules.sops = { };
+    };
+    pick = lib.genAttrs [ "packages" "apps" "checks" "devShells" "formatter" ] (kind: lib.attrNames (outputs.${kind}.x86_64-linux or outputs.${kind}));
+  in
+  pick // { formatter = lib.attrNames outputs.formatter; hosts = lib.attrNames outputs.nixosConfigurations; modules = lib.attrNames outputs.nixosModules; templates = lib.attrNames outputs.templates; apps = lib.mapAttrs (_: app: app.type) outputs.apps.x86_64-linux; }
 else if only == "engine-cuda" then
   let
     recorded = import ../../modules/packages/engine-cuda.nix {

@@ -10,8 +10,9 @@ let
   hosts = {
     gpu = ../../hosts/gpu.nix;
     vps = ../../hosts/vps.nix;
-    # A VPS before anybody has given it values.
-    bare = { };
+    # What `nix flake init -t` gives, as its flake puts it together.
+    my-gpu.imports = [ ../../modules/roles/gpu.nix ../../modules/installer/disk.nix ../../templates/default/gpu.nix ];
+    my-vps.imports = [ ../../modules/roles/vps.nix ../../templates/default/vps.nix ];
   };
   oneLine = text: lib.concatStringsSep " " (lib.filter (word: word != "") (lib.splitString " " (lib.replaceStrings [ "\n" ] [ " " ] text)));
   # Enough of the configuration for a wrong value to be met.

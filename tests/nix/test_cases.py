@@ -76,6 +76,29 @@ def test_every_option_has_description_and_example() -> None:
             assert "- example:" in rest, f"{title} has no example"
 
 
+def test_the_flake_offers_what_it_should() -> None:
+    flake = checker.value("flake")
+    assert flake["hosts"] == ["gpu", "installer", "vps"]
+    assert {"default", "gpu", "vps"} <= set(flake["modules"])
+    assert {"iso", "appliance", "engine-cuda", "loadtest", "options-doc"} <= set(flake["packages"])
+    assert flake["apps"] == dict.fromkeys(("default", "doctor", "loadtest", "plan"), "app")
+    assert {"gpu", "vps", "installer", "evaluation", "options-doc", "example-sites", "vm"} <= set(flake["checks"])
+    assert flake["devShells"] == flake["templates"] == ["default"]
+
+
+def test_the_lock_is_of_this_flake(tmp_path: Path) -> None:
+    """Nix itself finds flake.lock complete and in step with flake.nix, without asking the network."""
+    nix = checker.ready()
+    for name in ("flake.nix", "flake.lock"):
+        (tmp_path / name).write_text((checker.ROOT / name).read_text())
+    argv = [nix, "--extra-experimental-features", "nix-command flakes", "flake", "metadata", "--offline"]
+    done = subprocess.run([*argv, "--no-update-lock-file", f"path:{tmp_path}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "flake.nix").write_text((tmp_path / "flake.nix").read_text().replace("nixos-26.05", "nixos-25.11"))
+    done = subprocess.run([*argv, "--no-update-lock-file", f"path:{tmp_path}"], capture_output=True, text=True)
+    assert done.returncode != 0
+
+
 def test_wheels_reach_fetch_pypi() -> None:
     """The engine's derivation asks for exactly the locked files, by names that add up to the file's own."""
     engine = checker.value("engine-cuda")

@@ -16,4 +16,8 @@ in
   "the smoke test once" = { host = "gpu"; module.appliance.smoke.when = "first-boot"; gives = c: c.systemd.services.appliance-smoke.unitConfig.ConditionPathExists; is = "!/var/lib/appliance-smoke/passed"; };
   "a locked model is verified before it is loaded" = { host = "gpu"; module.appliance.models.lock = /etc/hostname; gives = c: c.systemd.services."appliance-engine-agents.0".requires; is = [ "appliance-models-verify.service" ]; };
   "the VPS runs nothing of ours" = { host = "vps"; gives = c: lib.filter (lib.hasPrefix "appliance-") (lib.attrNames c.systemd.services); is = [ ]; };
+
+  "the template's GPU server" = { host = "my-gpu"; gives = engines; is = [ "appliance-engine-chat" ]; };
+  "the template's VPS" = { host = "my-vps"; gives = c: lib.attrNames c.services.nginx.virtualHosts; is = [ "_" "llm.example.org" ]; };
+  "an example key warns" = { host = "my-vps"; gives = c: lib.any (lib.hasInfix "peers.gpu.publicKey is this repository's example") c.warnings; is = true; };
 }
