@@ -29,7 +29,11 @@
         vps = host ./hosts/vps.nix { };
         installer = host ./hosts/installer.nix {
           flakeSource = self;
-          targetSystem = self.nixosConfigurations.gpu.config.system.build.toplevel;
+          installClosure = import ./modules/installer/closure.nix {
+            inherit (nixpkgs) lib;
+            target = self.nixosConfigurations.gpu;
+            inputs = { inherit nixpkgs disko sops-nix; };
+          };
           diskoInstall = disko.packages.${system}.disko-install;
         };
       };

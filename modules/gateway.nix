@@ -1,5 +1,5 @@
 # The gateway: one process, loopback or the tunnel's address, nothing of the machine in sight.
-{ config, lib, ... }:
+{ config, lib, pkgs, ... }:
 let
   inherit (config) appliance;
   cfg = appliance.gateway;
@@ -45,13 +45,20 @@ in
     ];
 
     users.groups.appliance-gateway = { };
-    # A user of its own, not a dynamic one: `appliance keys` writes beside it, under the same owner.
+    # A user of its own, not a dynamic one: `appliance-keys` and the smoke test write beside it, under the same owner.
     users.users.appliance-gateway = {
       isSystemUser = true;
       group = "appliance-gateway";
       description = "LLM gateway";
     };
-    environment.systemPackages = [ appliance.package ];
+    environment.variables.APPLIANCE_CONFIG = "/etc/appliance/appliance.json";
+    environment.systemPackages = [
+      appliance.package
+      # As the gateway's user: a file that root made in its folder would stop it.
+      (pkgs.writeShellScriptBin "appliance-keys" ''
+        exec ${lib.getExe' pkgs.util-linux "runuser"} -u appliance-gateway -- ${lib.getExe appliance.package} keys "$@"
+      '')
+    ];
 
     systemd.services.appliance-gateway = {
       description = "LLM gateway";
@@ -59,6 +66,8 @@ in
       after = [ "network-online.target" ] ++ lib.optional own.enable "wireguard-wg0.service";
       wants = [ "network-online.target" ];
       restartTriggers = [ appliance.configFile ];
+      # The tunnel's address may come late; it tries again for as long as that takes.
+      unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = appliance.lib.hardened // {
         Type = "exec";
         User = "appliance-gateway";

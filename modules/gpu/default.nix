@@ -36,6 +36,10 @@ in
       }
     ];
 
+    hardware.enableRedistributableFirmware = lib.mkDefault true;
+    hardware.cpu.amd.updateMicrocode = lib.mkDefault true;
+    hardware.cpu.intel.updateMicrocode = lib.mkDefault true;
+
     # The gate of NixOS's NVIDIA support, on a machine without a screen too.
     services.xserver.videoDrivers = [ "nvidia" ];
     hardware.graphics.enable = true;

@@ -18,6 +18,9 @@ in
     };
   };
 
+  # What the first stage needs to reach any disk this may be installed on.
+  config.boot.initrd.availableKernelModules = [ "nvme" "ahci" "xhci_pci" "usbhid" "usb_storage" "sd_mod" ];
+
   config.disko.devices.disk.main = {
     type = "disk";
     inherit (cfg) device;

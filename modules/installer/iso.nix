@@ -1,5 +1,5 @@
 # The installer's ISO: carries the flake and the finished system, so that installing needs no network.
-{ config, lib, pkgs, flakeSource, targetSystem, diskoInstall, ... }:
+{ config, lib, pkgs, flakeSource, installClosure, diskoInstall, ... }:
 let
   cfg = config.appliance.installer;
   script = pkgs.writeShellApplication {
@@ -23,7 +23,7 @@ in
       '';
     };
     # The whole system, so that disko-install copies instead of downloading.
-    isoImage.storeContents = [ targetSystem ];
+    isoImage.storeContents = installClosure;
     isoImage.squashfsCompression = "zstd -Xcompression-level 6";
     boot.supportedFilesystems = [ "vfat" "ext4" ];
     services.getty.helpLine = "To install: appliance-install. It shows what it would erase and asks before it does.";

@@ -1,8 +1,7 @@
 # `nix run .#loadtest`: the Locust scenarios against a gateway.
-{ lib, appliance, python313, writeShellApplication }:
+{ lib, appliance, writeShellApplication }:
 writeShellApplication {
   name = "loadtest";
-  runtimeInputs = [ appliance (python313.withPackages (ps: [ ps.locust ])) ];
   text = ''
     exec ${lib.getExe appliance} loadtest "$@"
   '';

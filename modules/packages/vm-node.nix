@@ -3,6 +3,8 @@
 { pkgs, ... }:
 {
   imports = [ self.nixosModules.default ];
+  # Nobody logs in; the test driver has its own door.
+  users.allowNoPasswordLogin = true;
   appliance = {
     base.enable = true;
     engines.enable = true;
@@ -25,5 +27,5 @@
   };
   # The fake engine lives with the tests and is no part of the installed appliance.
   systemd.services.appliance-engine-fake.serviceConfig.ExecStart = pkgs.lib.mkForce
-    "${pkgs.python313}/bin/python ${../../tests/fakes/vllm.py} --model tiny --port 8101 --context 2048 --task generate";
+    "${pkgs.python313.withPackages (ps: [ ps.httptools ps.msgspec ps.uvloop ])}/bin/python ${../../tests/fakes/vllm.py} --model tiny --port 8101 --context 2048 --task generate";
 }

@@ -4,7 +4,7 @@
 {
   specialArgs = {
     flakeSource = "/nix/store/eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee-source";
-    targetSystem = pkgs.stdenv;
+    installClosure = [ pkgs.stdenv ];
     diskoInstall = pkgs.stdenv;
   };
   modules = [
