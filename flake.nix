@@ -29,14 +29,13 @@
         vps = host ./hosts/vps.nix { };
         installer = host ./hosts/installer.nix {
           flakeSource = self;
-          installClosure = import ./modules/installer/closure.nix {
-            inherit (nixpkgs) lib;
-            target = self.nixosConfigurations.gpu;
-            inputs = { inherit nixpkgs disko sops-nix; };
-          };
+          installClosure = self.lib.installClosure self.nixosConfigurations.gpu { inherit nixpkgs disko sops-nix; };
           diskoInstall = disko.packages.${system}.disko-install;
         };
       };
+
+      # For an ISO of a site of one's own: see templates/default/flake.nix.
+      lib.installClosure = target: inputs: import ./modules/installer/closure.nix { inherit (nixpkgs) lib; inherit target inputs; };
 
       packages.${system} = packages;
       apps.${system} = import ./modules/packages/apps.nix { inherit pkgs packages; };

@@ -45,7 +45,16 @@ def resolve(python: str) -> list[Wheel]:
         raise UsageError(f"{python} is {' '.join(seen)}; lock with a Python {TARGET_PYTHON} on x86_64 Linux")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        argv = [python, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--only-binary=:all:", "--quiet"]
+        argv = [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--dry-run",
+            "--ignore-installed",
+            "--only-binary=:all:",
+            "--quiet",
+        ]
         argv += ["--progress-bar=off", "--report", str(report), "-r", str(SOURCE), *target_options()]
         if subprocess.run(argv, env={**os.environ, **PLAIN_INDEX}, check=False).returncode:
             raise ApplianceError(f"pip could not resolve {SOURCE.name}; it said above what is missing")
@@ -57,11 +66,15 @@ def faults(wheels: list[Wheel], lock: str) -> list[str]:
     locked, found = parse_lock(lock), []
     for wheel in wheels:
         if locked.get(wheel.name) != (wheel.version, wheel.sha256):
-            found.append(f"{wheel.name} {wheel.version} is not what engine-cuda.lock names; run lock_engine again")
+            found.append(
+                f"{wheel.name} {wheel.version} is not what engine-cuda.lock names; run lock_engine again"
+            )
         if wheel.file.count("-") != 4:
             found.append(f"{wheel.file} has a build tag, which fetchPypi cannot ask for; pin another version")
         if too_new(wheel):
-            found.append(f"{wheel.file} is newer than manylinux_2_28; pin an older one or name it in NEWER_THAN_TARGET")
+            found.append(
+                f"{wheel.file} is newer than manylinux_2_28; pin an older one or name it in NEWER_THAN_TARGET"
+            )
     found += [f"{name} stands in engine-cuda.lock only; run lock_engine again" for name in
               sorted(locked.keys() - {wheel.name for wheel in wheels})]  # fmt: skip
     return found

@@ -27,8 +27,11 @@ from appliance.pins.wheels import TARGET_PYTHON, Wheel, parse_json, target_optio
 REPORT = ROOT / "docs" / "wheels.md"
 LIBRARIES = ROOT / "modules" / "engine-libraries.json"
 PINS = ROOT / "modules" / "pins.nix"
-KERNELS = {"_C": r"vllm/_C(_stable_libtorch)?\.abi3\.so", "_moe_C": r"vllm/_moe_C(_stable_libtorch)?\.abi3\.so"}
-"""vLLM's two libraries of kernels, by the name people use; their files carry a suffix since torch's stable ABI."""
+KERNELS = {
+    "_C": r"vllm/_C(_stable_libtorch)?\.abi3\.so",
+    "_moe_C": r"vllm/_moe_C(_stable_libtorch)?\.abi3\.so",
+}
+"""vLLM's two libraries of kernels, as people call them; with torch's stable ABI their files got a suffix."""
 
 ARCHITECTURE = "sm_120"
 DRIVER_FOR_CUDA = {"12": 525, "13": 580}
@@ -46,9 +49,20 @@ class Finding:
 
 def download(folder: Path) -> Finding:
     """Fetch the set as pip does under ``--require-hashes``, then compare every file with wheels.json."""
-    argv = [sys.executable, "-m", "pip", "download", "--require-hashes", "--no-deps", "--no-cache-dir", "--quiet"]
+    argv = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--require-hashes",
+        "--no-deps",
+        "--no-cache-dir",
+        "--quiet",
+    ]
     argv += [*target_options(), "--progress-bar=off", "-r", str(LOCK), "-d", str(folder)]
-    done = subprocess.run(argv, env={**os.environ, **PLAIN_INDEX}, check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        argv, env={**os.environ, **PLAIN_INDEX}, check=False, capture_output=True, text=True
+    )
     return Finding("complete under `pip download --require-hashes --no-deps`", "exit 0",
                    [] if done.returncode == 0 else done.stderr.strip().splitlines()[-3:])  # fmt: skip
 
@@ -66,7 +80,9 @@ def hashes(wheels: list[Wheel], folder: Path) -> Finding:
             size += path.stat().st_size
     extra = {path.name for path in folder.glob("*.whl")} - {wheel.file for wheel in wheels}
     wrong += [f"{name} is not in the lock" for name in sorted(extra)]
-    return Finding("files equal the lock and modules/wheels.json", f"{len(wheels)} wheels, {size / 1e9:.2f} GB", wrong)
+    return Finding(
+        "files equal the lock and modules/wheels.json", f"{len(wheels)} wheels, {size / 1e9:.2f} GB", wrong
+    )
 
 
 def dependencies(wheels: list[Wheel], folder: Path) -> Finding:
@@ -84,10 +100,18 @@ def needed(found: list[tuple[Wheel, str, elf.Elf]], listed: dict[str, dict[str, 
         for name in item.needed:
             asked[name].add(wheel.name)
     outside = {name: users for name, users in asked.items() if name not in have}
-    kinds = {name: next((kind for kind, names in listed.items() for pattern in names if fnmatch(name, pattern)), None)
-             for name in outside}  # fmt: skip
-    wrong = [f"{name}, needed by {', '.join(sorted(outside[name]))}, is nowhere" for name, kind in kinds.items() if not kind]
-    idle = [pattern for names in listed.values() for pattern in names if not any(fnmatch(n, pattern) for n in outside)]
+    kinds = {name: _kind(name, listed) for name in outside}
+    wrong = [
+        f"{name}, needed by {', '.join(sorted(outside[name]))}, is nowhere"
+        for name, kind in kinds.items()
+        if not kind
+    ]
+    idle = [
+        pattern
+        for names in listed.values()
+        for pattern in names
+        if not any(fnmatch(n, pattern) for n in outside)
+    ]
     wrong += [f"{pattern} is listed in engine-libraries.json, but nothing needs it" for pattern in idle]
     per = {kind: sum(1 for value in kinds.values() if value == kind) for kind in listed}
     runtimes = sorted(name for name in asked if name.startswith("libcudart.so"))
@@ -101,7 +125,9 @@ def needed(found: list[tuple[Wheel, str, elf.Elf]], listed: dict[str, dict[str, 
             wrong,
         ),
         Finding(
-            "one CUDA runtime", ", ".join(runtimes), [] if len(runtimes) == 1 else [f"{len(runtimes)} runtimes are linked"]
+            "one CUDA runtime",
+            ", ".join(runtimes),
+            [] if len(runtimes) == 1 else [f"{len(runtimes)} runtimes are linked"],
         ),
     ]
 
@@ -117,8 +143,18 @@ def kernels(wheels: list[Wheel], folder: Path) -> list[Finding]:
             for title, pattern in KERNELS.items():
                 members = [name for name in vllm.namelist() if re.fullmatch(pattern, name)]
                 count = sum(_cubins(tool, Path(vllm.extract(name, scratch))) for name in members)
-                wrong = [] if count else [f"no {ARCHITECTURE} code in {title} ({', '.join(members) or 'no such file'})"]
-                findings.append(Finding(f"`{title}` carries {ARCHITECTURE} code", f"{count} cubins in {', '.join(members)}", wrong))
+                wrong = (
+                    []
+                    if count
+                    else [f"no {ARCHITECTURE} code in {title} ({', '.join(members) or 'no such file'})"]
+                )
+                findings.append(
+                    Finding(
+                        f"`{title}` carries {ARCHITECTURE} code",
+                        f"{count} cubins in {', '.join(members)}",
+                        wrong,
+                    )
+                )
     return findings
 
 
@@ -130,19 +166,40 @@ def driver(wheels: list[Wheel]) -> Finding:
     lowest = DRIVER_FOR_CUDA.get(runtime.split(".", 1)[0])
     fits = match is not None and lowest is not None and int(pinned.split(".", 1)[0]) >= lowest
     wrong = [] if fits else [f"CUDA {runtime} needs driver {lowest} or newer; modules/pins.nix says {pinned}"]
-    return Finding("CUDA runtime fits the pinned driver", f"CUDA {runtime} (needs ≥ {lowest}), driver {pinned}", wrong)
+    return Finding(
+        "CUDA runtime fits the pinned driver", f"CUDA {runtime} (needs ≥ {lowest}), driver {pinned}", wrong
+    )
 
 
 def report(findings: list[Finding], wheels: list[Wheel], listed: dict[str, dict[str, str]]) -> str:
     """docs/wheels.md."""
     version = {wheel.name: wheel.version for wheel in wheels}
-    names = ("vllm", "torch", "triton", "flashinfer-python", "transformers", "nvidia-nccl-cu13", "nvidia-cudnn-cu13")
-    lines = ["# The engine's wheel set", "", "Written by `make verify-wheels`, which looked at the wheels themselves."]
-    lines += [f"Target: Python {TARGET_PYTHON}, manylinux_2_28 x86_64. No kernel was run: that needs a card.", ""]
+    names = (
+        "vllm",
+        "torch",
+        "triton",
+        "flashinfer-python",
+        "transformers",
+        "nvidia-nccl-cu13",
+        "nvidia-cudnn-cu13",
+    )
+    lines = [
+        "# The engine's wheel set",
+        "",
+        "Written by `make verify-wheels`, which looked at the wheels themselves.",
+    ]
+    lines += [
+        f"Target: Python {TARGET_PYTHON}, manylinux_2_28 x86_64. No kernel was run: that needs a card.",
+        "",
+    ]
     lines += ["| what | found | holds |", "|---|---|---|"]
     lines += [f"| {item.title} | {item.found} | {'NO' if item.wrong else 'yes'} |" for item in findings]
     lines += [f"\n- {fault}" for item in findings for fault in item.wrong]
-    lines += ["", "Versions: " + ", ".join(f"{name} {version[name]}" for name in names if name in version) + ".", ""]
+    lines += [
+        "",
+        "Versions: " + ", ".join(f"{name} {version[name]}" for name in names if name in version) + ".",
+        "",
+    ]
     for kind, names_of_kind in listed.items():
         lines += [f"## Libraries: {kind}", "", "| name | |", "|---|---|"]
         lines += [f"| `{name}` | {reason} |" for name, reason in names_of_kind.items()] + [""]
@@ -152,7 +209,9 @@ def report(findings: list[Finding], wheels: list[Wheel], listed: dict[str, dict[
 def main() -> int:
     """Verify, write the report, say what does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--wheels", type=Path, help="a folder that holds the wheels already; nothing is fetched")
+    parser.add_argument(
+        "--wheels", type=Path, help="a folder that holds the wheels already; nothing is fetched"
+    )
     parser.add_argument("--report", type=Path, default=REPORT)
     arguments = parser.parse_args()
     wheels = parse_json(WHEELS.read_text())
@@ -169,6 +228,11 @@ def main() -> int:
         sys.stdout.write(f"{'NO ' if item.wrong else 'ok '} {item.title}: {item.found}\n")
         sys.stdout.write("".join(f"     {fault}\n" for fault in item.wrong))
     return 1 if any(item.wrong for item in findings) else 0
+
+
+def _kind(name: str, listed: dict[str, dict[str, str]]) -> str | None:
+    """Under which heading of engine-libraries.json ``name`` is listed."""
+    return next((kind for kind, names in listed.items() if any(fnmatch(name, item) for item in names)), None)
 
 
 def _cubins(tool: Path, library: Path) -> int:

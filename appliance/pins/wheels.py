@@ -16,13 +16,18 @@ NEWER_THAN_TARGET = {"llguidance": "manylinux_2_31_x86_64"}
 
 PLATFORMS = tuple(
     f"{tag}_x86_64"
-    for tag in (*(f"manylinux_2_{minor}" for minor in range(31, 4, -1)), "manylinux2014", "manylinux2010", "manylinux1")
+    for tag in (
+        *(f"manylinux_2_{minor}" for minor in range(31, 4, -1)),
+        "manylinux2014",
+        "manylinux2010",
+        "manylinux1",
+    )
 )
-"""What pip may choose from: manylinux_2_28 and every older tag, and up to 2_31 for :data:`NEWER_THAN_TARGET`."""
+"""What pip may choose from: manylinux_2_28 and older, and up to 2_31 for :data:`NEWER_THAN_TARGET`."""
 
 HEADER = (
-    "# Written by `python -m appliance.pins.lock_engine` from engine-cuda.in. Names, versions and hashes; never an\n"
-    "# address. One wheel per package: the one for Python 3.13 on manylinux_2_28 x86_64.\n"
+    "# Written by `python -m appliance.pins.lock_engine` from engine-cuda.in. Names, versions and hashes;\n"
+    "# never an address. One wheel per package: the one for Python 3.13 on manylinux_2_28 x86_64.\n"
 )
 
 
@@ -76,7 +81,9 @@ def from_report(report: dict[str, Any]) -> list[Wheel]:
         file = item["download_info"]["url"].rsplit("/", 1)[1].split("#", 1)[0]
         digest = item["download_info"]["archive_info"]["hashes"]["sha256"]
         metadata = item["metadata"]
-        wheels.append(Wheel(normalised(metadata["name"]), metadata["version"], file.replace("%2B", "+"), digest))
+        wheels.append(
+            Wheel(normalised(metadata["name"]), metadata["version"], file.replace("%2B", "+"), digest)
+        )
     return sorted(wheels)
 
 
@@ -96,7 +103,13 @@ def render_json(wheels: list[Wheel]) -> str:
     lines = []
     for wheel in wheels:
         python, abi, platform = wheel.tags
-        fields = {"name": wheel.name, "version": wheel.version, "pname": wheel.stem, "python": python, "abi": abi}
+        fields = {
+            "name": wheel.name,
+            "version": wheel.version,
+            "pname": wheel.stem,
+            "python": python,
+            "abi": abi,
+        }
         fields |= {"platform": platform, "file": wheel.file, "sha256": wheel.sha256}
         lines.append("  " + json.dumps(fields))
     return "[\n" + ",\n".join(lines) + "\n]\n"

@@ -28,6 +28,19 @@ def require(binary: str) -> str:
     return found
 
 
+def said(argv: list[Any], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``argv`` and keep what it says; whether it may fail is the caller's affair."""
+    env = {**os.environ, **(environment or {})}
+    return subprocess.run([str(word) for word in argv], env=env, capture_output=True, text=True, check=False)
+
+
+def did(argv: list[Any]) -> str:
+    """What ``argv`` prints; it has to succeed."""
+    done = said(argv)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @cache
 def _nix() -> str | None:
     local = CACHE / "nix" / "bin" / "nix"
@@ -39,7 +52,9 @@ def ready() -> str:
     if not (CHECKER / "nix-check").exists():
         pytest.skip(f"NOT CHECKED: {CHECKER} is absent, so no NixOS module was evaluated")
     if not (CACHE / "lib").exists() and "NIXPKGS_LIB" not in os.environ:
-        pytest.skip("NOT CHECKED: nixpkgs.lib is not registered here; run `nix-check setup GITDIR`, see its README")
+        pytest.skip(
+            "NOT CHECKED: nixpkgs.lib is not registered here; run `nix-check setup GITDIR`, see its README"
+        )
     nix = _nix()
     if nix is None:
         pytest.skip("NOT CHECKED: there is no nix on this machine")
@@ -94,7 +109,7 @@ def host(name: str) -> dict[str, Any]:
 @cache
 def _host(name: str, extra: tuple[str, ...]) -> dict[str, Any]:
     ready()
-    out = Path(os.environ.get("PYTEST_TMP", "/tmp")) / f"nix-check-{os.getpid()}-{name}.json"  # noqa: S108
+    out = Path(os.environ.get("PYTEST_TMP", "/tmp")) / f"nix-check-{os.getpid()}-{name}.json"
     argv = [str(CHECKER / "nix-check"), "eval", "--harness", str(ROOT / "tests/nix/harness.nix")]
     argv += ["--root", str(ROOT), "--json", str(out), str(ROOT / "hosts" / f"{name}.nix"), *extra]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Writes docs/options.md from the modules (``python -m tests.nix.options_doc``); a test tells when it is stale."""
+"""Writes docs/options.md from the modules (``make options-doc``); a test says when it is stale."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,7 @@ def test_case(name: str, tmp_path: Path) -> None:
 def test_project_holds() -> None:
     """nix-check's own view: every file parses, every host evaluates, every assertion of ours holds."""
     checker.ready()
-    done = subprocess.run([checker.CHECKER / "nix-check", "project", checker.ROOT], capture_output=True, text=True)
+    done = checker.said([checker.CHECKER / "nix-check", "project", checker.ROOT])
     assert done.returncode == 0, done.stdout
 
 
@@ -71,7 +70,8 @@ def test_every_option_has_description_and_example() -> None:
     for entry in entries:
         title, _, rest = entry.partition("\n")
         described = rest.strip().split("\n", 1)[0]
-        assert described and not described.startswith("- type"), f"{title} has no description"
+        assert described, f"{title} has no description"
+        assert not described.startswith("- type"), f"{title} has no description"
         if "- type: boolean" not in rest:
             assert "- example:" in rest, f"{title} has no example"
 
@@ -82,7 +82,9 @@ def test_the_flake_offers_what_it_should() -> None:
     assert {"default", "gpu", "vps"} <= set(flake["modules"])
     assert {"iso", "appliance", "engine-cuda", "loadtest", "options-doc"} <= set(flake["packages"])
     assert flake["apps"] == dict.fromkeys(("default", "doctor", "loadtest", "plan"), "app")
-    assert {"gpu", "vps", "installer", "evaluation", "options-doc", "example-sites", "vm"} <= set(flake["checks"])
+    assert {"gpu", "vps", "installer", "evaluation", "options-doc", "example-sites", "vm"} <= set(
+        flake["checks"]
+    )
     assert flake["devShells"] == flake["templates"] == ["default"]
 
 
@@ -92,10 +94,12 @@ def test_the_lock_is_of_this_flake(tmp_path: Path) -> None:
     for name in ("flake.nix", "flake.lock"):
         (tmp_path / name).write_text((checker.ROOT / name).read_text())
     argv = [nix, "--extra-experimental-features", "nix-command flakes", "flake", "metadata", "--offline"]
-    done = subprocess.run([*argv, "--no-update-lock-file", f"path:{tmp_path}"], capture_output=True, text=True)
+    done = checker.said([*argv, "--no-update-lock-file", f"path:{tmp_path}"])
     assert done.returncode == 0, done.stderr
-    (tmp_path / "flake.nix").write_text((tmp_path / "flake.nix").read_text().replace("nixos-26.05", "nixos-25.11"))
-    done = subprocess.run([*argv, "--no-update-lock-file", f"path:{tmp_path}"], capture_output=True, text=True)
+    (tmp_path / "flake.nix").write_text(
+        (tmp_path / "flake.nix").read_text().replace("nixos-26.05", "nixos-25.11")
+    )
+    done = checker.said([*argv, "--no-update-lock-file", f"path:{tmp_path}"])
     assert done.returncode != 0
 
 

@@ -1,4 +1,4 @@
-"""The installer's script, run for real on a made-up machine: fake /sys and /proc, fake lsblk and disko-install."""
+"""The installer's script, run on a made-up machine: fake /sys, /proc, lsblk and disko-install."""
 
 from __future__ import annotations
 
@@ -34,10 +34,25 @@ class Machine:
     environment: dict[str, str] = field(default_factory=dict)
 
     def install(self, *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "FAKE_SIZE": str(4 * 10**12), "FAKE_MOUNT": "", "FAKE_LABEL": "", "FAKE_SERIAL": SERIAL}
-        environment |= {"APPLIANCE_ROOT": str(self.root), "PATH": f"{self.root}/bin:{os.environ['PATH']}", **self.environment}
+        environment = {
+            **os.environ,
+            "FAKE_SIZE": str(4 * 10**12),
+            "FAKE_MOUNT": "",
+            "FAKE_LABEL": "",
+            "FAKE_SERIAL": SERIAL,
+        }
+        environment |= {
+            "APPLIANCE_ROOT": str(self.root),
+            "PATH": f"{self.root}/bin:{os.environ['PATH']}",
+            **self.environment,
+        }
         return subprocess.run(
-            ["bash", SCRIPT, "--disk", "/dev/nvme0n1", *arguments], env=environment, input=typed, capture_output=True, text=True
+            ["bash", SCRIPT, "--disk", "/dev/nvme0n1", *arguments],
+            env=environment,
+            input=typed,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     @property
@@ -70,7 +85,9 @@ def test_the_serial_typed_installs(machine: Machine) -> None:
     done = machine.install(typed=f"{SERIAL}\n")
     assert done.returncode == 0, done.stderr
     assert "This would be erased" in done.stdout
-    assert machine.erased.endswith("/etc/appliance-installer/flake#gpu --disk main /dev/nvme0n1 --write-efi-boot-entries")
+    assert machine.erased.endswith(
+        "/etc/appliance-installer/flake#gpu --disk main /dev/nvme0n1 --write-efi-boot-entries"
+    )
 
 
 @pytest.mark.parametrize("typed", ["", "\n", "yes\n", "S7KGNJ0X12345\n"])
@@ -143,10 +160,14 @@ def sign(machine: Machine, text: str, *, trusted: bool = True) -> Path:
     subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     if trusted:
         public = (machine.root / "key.pub").read_text()
-        machine.write("etc/appliance-installer/allowed_signers", f'installer namespaces="appliance-install" {public}')
+        machine.write(
+            "etc/appliance-installer/allowed_signers", f'installer namespaces="appliance-install" {public}'
+        )
     answers = machine.root / "answers"
     answers.write_text(text)
-    subprocess.run([keygen, "-Y", "sign", "-n", "appliance-install", "-f", key, answers], check=True, capture_output=True)
+    subprocess.run(
+        [keygen, "-Y", "sign", "-n", "appliance-install", "-f", key, answers], check=True, capture_output=True
+    )
     return answers
 
 

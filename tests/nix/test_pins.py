@@ -12,7 +12,15 @@ import pytest
 
 from appliance.pins import contents, elf, verify_wheels
 from appliance.pins.lock_engine import LOCK, WHEELS, faults
-from appliance.pins.wheels import Wheel, from_report, parse_json, parse_lock, render_json, render_lock, too_new
+from appliance.pins.wheels import (
+    Wheel,
+    from_report,
+    parse_json,
+    parse_lock,
+    render_json,
+    render_lock,
+    too_new,
+)
 from tests.nix import checker
 
 
@@ -24,16 +32,30 @@ def shared_library(*needed: str, machine: int = elf.X86_64) -> bytes:
     entries = [(elf.DT_NEEDED, o) for o in offsets] + [(elf.DT_STRTAB, start), (elf.DT_NULL, 0)]
     dynamic = b"".join(struct.pack("<qQ", *entry) for entry in entries)
     total = start + len(strings) + len(dynamic)
-    header = elf.MAGIC + b"\1" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, machine, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    header = (
+        elf.MAGIC
+        + b"\1"
+        + bytes(9)
+        + struct.pack("<HHIQQQIHHHHHH", 3, machine, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    )
     load = struct.pack("<IIQQQQQQ", elf.PT_LOAD, 4, 0, 0, 0, total, total, 4096)
-    table = struct.pack("<IIQQQQQQ", elf.PT_DYNAMIC, 4, start + len(strings), 0, 0, len(dynamic), len(dynamic), 8)
+    table = struct.pack(
+        "<IIQQQQQQ", elf.PT_DYNAMIC, 4, start + len(strings), 0, 0, len(dynamic), len(dynamic), 8
+    )
     return header + load + table + strings + dynamic
 
 
-def wheel(folder: Path, name: str, requires: tuple[str, ...] = (), files: dict[str, bytes] | None = None) -> Wheel:
+def wheel(
+    folder: Path, name: str, requires: tuple[str, ...] = (), files: dict[str, bytes] | None = None
+) -> Wheel:
     file = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(file, "w") as archive:
-        lines = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 1.0", *(f"Requires-Dist: {r}" for r in requires)]
+        lines = [
+            "Metadata-Version: 2.1",
+            f"Name: {name}",
+            "Version: 1.0",
+            *(f"Requires-Dist: {r}" for r in requires),
+        ]
         archive.writestr(f"{name}-1.0.dist-info/METADATA", "\n".join(lines) + "\n")
         for path, data in (files or {}).items():
             archive.writestr(path, data)
@@ -56,7 +78,9 @@ def test_no_address_in_the_locks() -> None:
 def test_a_changed_hash_is_noticed() -> None:
     wheels = parse_json(WHEELS.read_text())
     text = LOCK.read_text().replace(wheels[3].sha256, "0" * 64)
-    assert faults(wheels, text) == [f"{wheels[3].name} {wheels[3].version} is not what engine-cuda.lock names; run lock_engine again"]
+    assert faults(wheels, text) == [
+        f"{wheels[3].name} {wheels[3].version} is not what engine-cuda.lock names; run lock_engine again"
+    ]
     assert "stands in engine-cuda.lock only" in faults(wheels[1:], LOCK.read_text())[0]
 
 
@@ -68,7 +92,10 @@ def test_a_wheel_for_a_newer_glibc_is_noticed() -> None:
 
 def test_a_report_becomes_a_set() -> None:
     item = {
-        "download_info": {"url": "x/torch-2.13.0%2Bcu130-cp313-cp313-linux_x86_64.whl", "archive_info": {"hashes": {"sha256": "a" * 64}}},
+        "download_info": {
+            "url": "x/torch-2.13.0%2Bcu130-cp313-cp313-linux_x86_64.whl",
+            "archive_info": {"hashes": {"sha256": "a" * 64}},
+        },
         "metadata": {"name": "Torch", "version": "2.13.0+cu130"},
     }
     (found,) = from_report({"install": [item]})
@@ -105,7 +132,11 @@ def test_unmet(tmp_path: Path, requires: tuple[str, ...], said: str | None) -> N
 
 
 def test_needed_is_resolved_or_named(tmp_path: Path) -> None:
-    made = wheel(tmp_path, "a", files={"a/liba.so": shared_library("libb.so", "libc.so.6"), "a/libb.so": shared_library("libx.so.9")})
+    made = wheel(
+        tmp_path,
+        "a",
+        files={"a/liba.so": shared_library("libb.so", "libc.so.6"), "a/libb.so": shared_library("libx.so.9")},
+    )
     found = list(contents.libraries([made], tmp_path))
     listed = {"nixpkgs": {"libc.so.6": "glibc"}, "driver": {}, "optional": {}}
     resolved, _ = verify_wheels.needed(found, listed)
@@ -127,7 +158,9 @@ def test_a_driver_too_old_for_the_wheels(tmp_path: Path, monkeypatch: pytest.Mon
     old = tmp_path / "pins.nix"
     old.write_text(verify_wheels.PINS.read_text().replace("595.71.05", "575.57.08"))
     monkeypatch.setattr(verify_wheels, "PINS", old)
-    assert "needs driver 580 or newer; modules/pins.nix says 575.57.08" in verify_wheels.driver(wheels).wrong[0]
+    assert (
+        "needs driver 580 or newer; modules/pins.nix says 575.57.08" in verify_wheels.driver(wheels).wrong[0]
+    )
 
 
 def test_the_committed_report_is_of_this_set() -> None:

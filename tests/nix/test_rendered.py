@@ -47,9 +47,7 @@ def test_units_are_all_there() -> None:
 def test_systemd_reads_every_unit(unit_folder: Path) -> None:
     for name in services():
         argv = ["systemd-analyze", "verify", "--man=no", str(unit_folder / f"{name}.service")]
-        done = subprocess.run(
-            argv, capture_output=True, text=True, env={**os.environ, "SYSTEMD_UNIT_PATH": f"{unit_folder}:"}
-        )
+        done = checker.said(argv, {"SYSTEMD_UNIT_PATH": f"{unit_folder}:"})
         # Others' units on this machine may be at fault; ours must not be.
         ours = [line for line in done.stderr.splitlines() if OWN in line]
         assert not ours, "\n".join(ours)
@@ -58,14 +56,14 @@ def test_systemd_reads_every_unit(unit_folder: Path) -> None:
 def test_systemd_notices_a_typo(unit_folder: Path) -> None:
     broken = unit_folder / "appliance-broken.service"
     broken.write_text("[Service]\nExecStart=/bin/true\nProtectSytem=strict\n")
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", broken], capture_output=True, text=True)
+    done = checker.said(["systemd-analyze", "verify", "--man=no", broken])
     assert any(OWN in line and "ProtectSytem" in line for line in done.stderr.splitlines())
 
 
 def exposure(file: Path) -> float:
     """The figure of ``systemd-analyze security``."""
     argv = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(file)]
-    done = subprocess.run(argv, capture_output=True, text=True)
+    done = checker.said(argv)
     found = re.search(r"Overall exposure level for .*: ([0-9.]+)", done.stdout)
     assert found, done.stdout + done.stderr
     return float(found[1])
@@ -76,9 +74,15 @@ def test_exposure_of_every_unit(unit_folder: Path) -> None:
         file = unit_folder / f"{name}.service"
         threshold = next((limit for start, limit in THRESHOLDS.items() if name.startswith(start)), 2.0)
         reached = exposure(file)
-        print(f"{name}: {reached} (at most {threshold})")  # noqa: T201 - the figure docs/verification.md gives
-        argv = ["systemd-analyze", "security", "--offline=true", f"--threshold={round(threshold * 10)}", str(file)]
-        done = subprocess.run(argv, capture_output=True, text=True)
+        print(f"{name}: {reached} (at most {threshold})")
+        argv = [
+            "systemd-analyze",
+            "security",
+            "--offline=true",
+            f"--threshold={round(threshold * 10)}",
+            str(file),
+        ]
+        done = checker.said(argv)
         assert done.returncode == 0, f"{name}: {reached} is over {threshold}"
 
 
@@ -95,7 +99,7 @@ def test_nft_reads_the_table(host: str, tmp_path: Path) -> None:
     for name, table in checker.host(host)["networking.nftables.tables"].items():
         file = tmp_path / f"{name}.nft"
         file.write_text(f"table {table['family']} {name} {{\n{table['content']}\n}}\n")
-        done = subprocess.run([nft, "--check", "--file", file], capture_output=True, text=True)
+        done = checker.said([nft, "--check", "--file", file])
         if "Operation not permitted" in done.stderr:
             pytest.skip("NOT CHECKED: nft may not open its socket here; run as root")
         assert done.returncode == 0, done.stderr
@@ -104,8 +108,10 @@ def test_nft_reads_the_table(host: str, tmp_path: Path) -> None:
 def test_nft_notices_a_broken_table(tmp_path: Path) -> None:
     nft = checker.require("nft")
     file = tmp_path / "broken.nft"
-    file.write_text("table inet appliance {\n chain input { type filter hook input priority filter; polcy drop; }\n}\n")
-    assert subprocess.run([nft, "--check", "--file", file], capture_output=True).returncode != 0
+    file.write_text(
+        "table inet appliance {\n chain input { type filter hook input priority filter; polcy drop; }\n}\n"
+    )
+    assert checker.said([nft, "--check", "--file", file]).returncode != 0
 
 
 def nginx_conf(values: dict[str, Any], folder: Path) -> str:
@@ -132,21 +138,29 @@ def nginx_conf(values: dict[str, Any], folder: Path) -> str:
             lines.append(f"location {path} {{\n{chr(10).join(inner)}\n{location['extraConfig']}\n}}")
         blocks.append("server {\n" + "\n".join(lines) + "\n}")
     head = f"pid {folder}/nginx.pid;\nerror_log {folder}/error.log;\nevents {{}}\n"
-    temp = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    temp = "".join(
+        f"{kind}_temp_path {folder}/{kind};\n"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
     return head + "http {\naccess_log off;\n" + temp + "\n".join(blocks) + "\n}\n"
 
 
 def test_nginx_reads_the_edge(tmp_path: Path) -> None:
     nginx = checker.require("nginx")
     text = nginx_conf(checker.host("vps"), tmp_path)
-    for needed in ("limit_req zone=per_key", "limit_conn address_conn", "proxy_buffering off", "client_max_body_size"):
+    for needed in (
+        "limit_req zone=per_key",
+        "limit_conn address_conn",
+        "proxy_buffering off",
+        "client_max_body_size",
+    ):
         assert needed in text
     file = tmp_path / "nginx.conf"
     file.write_text(text)
-    done = subprocess.run([nginx, "-t", "-c", file, "-e", tmp_path / "error.log"], capture_output=True, text=True)
+    done = checker.said([nginx, "-t", "-c", file, "-e", tmp_path / "error.log"])
     assert done.returncode == 0, done.stderr
     file.write_text(text.replace("proxy_buffering off", "proxy_bufering off"))
-    done = subprocess.run([nginx, "-t", "-c", file, "-e", tmp_path / "error.log"], capture_output=True, text=True)
+    done = checker.said([nginx, "-t", "-c", file, "-e", tmp_path / "error.log"])
     assert done.returncode != 0
     assert "proxy_bufering" in done.stderr
 
@@ -155,7 +169,7 @@ def test_nginx_reads_the_edge(tmp_path: Path) -> None:
 def namespace() -> Iterator[str]:
     ip = checker.require("ip")
     name = f"wg{uuid.uuid4().hex[:8]}"
-    made = subprocess.run([ip, "netns", "add", name], capture_output=True, text=True)
+    made = checker.said([ip, "netns", "add", name])
     if made.returncode:
         pytest.skip(f"NOT CHECKED: no network namespace here ({made.stderr.strip()}); run as root")
     yield name
@@ -168,7 +182,11 @@ def wg_conf(interface: dict[str, Any], private: str) -> str:
     if interface["listenPort"]:
         lines.append(f"ListenPort = {interface['listenPort']}")
     for peer in interface["peers"]:
-        lines += ["[Peer]", f"PublicKey = {peer['publicKey']}", f"AllowedIPs = {', '.join(peer['allowedIPs'])}"]
+        lines += [
+            "[Peer]",
+            f"PublicKey = {peer['publicKey']}",
+            f"AllowedIPs = {', '.join(peer['allowedIPs'])}",
+        ]
         if peer["endpoint"]:
             lines.append(f"Endpoint = {peer['endpoint']}")
         if peer["persistentKeepalive"]:
@@ -180,13 +198,15 @@ def wg_conf(interface: dict[str, Any], private: str) -> str:
 def test_wg_takes_the_peers(host: str, namespace: str, tmp_path: Path) -> None:
     wg, userspace, ip = (checker.require(name) for name in ("wg", "wireguard-go", "ip"))
     interface = checker.host(host)["networking.wireguard.interfaces"]["wg0"]
-    private = subprocess.run([wg, "genkey"], check=True, capture_output=True, text=True).stdout.strip()
+    private = checker.did([wg, "genkey"]).strip()
     file = tmp_path / "wg.conf"
     file.write_text(wg_conf(interface, private))
     device = f"t{uuid.uuid4().hex[:6]}"
     enter = [ip, "netns", "exec", namespace]
     quiet = {**os.environ, "WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD": "1"}
-    process = subprocess.Popen([*enter, userspace, "-f", device], env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*enter, userspace, "-f", device], env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     try:
         for _ in range(50):
             if process.poll() is not None or Path(f"/var/run/wireguard/{device}.sock").exists():
@@ -195,8 +215,10 @@ def test_wg_takes_the_peers(host: str, namespace: str, tmp_path: Path) -> None:
         if process.poll() is not None:
             pytest.skip("NOT CHECKED: wireguard-go cannot open /dev/net/tun here")
         subprocess.run([*enter, wg, "setconf", device, file], check=True)
-        shown = subprocess.run([*enter, wg, "show", device, "allowed-ips"], check=True, capture_output=True, text=True)
-        assert shown.stdout.split() == [w for p in interface["peers"] for w in (p["publicKey"], *p["allowedIPs"])]
+        shown = checker.did([*enter, wg, "show", device, "allowed-ips"])
+        assert shown.split() == [
+            w for p in interface["peers"] for w in (p["publicKey"], *p["allowedIPs"])
+        ]
         for address in interface["ips"]:
             subprocess.run([*enter, ip, "address", "add", address, "dev", device], check=True)
     finally:
@@ -209,5 +231,5 @@ def test_wg_takes_the_peers(host: str, namespace: str, tmp_path: Path) -> None:
 def test_the_installer_is_clean_bash() -> None:
     shellcheck = checker.require("shellcheck")
     script = checker.ROOT / "modules/installer/install.sh"
-    done = subprocess.run([shellcheck, "--shell=bash", script], capture_output=True, text=True)
+    done = checker.said([shellcheck, "--shell=bash", script])
     assert done.returncode == 0, done.stdout

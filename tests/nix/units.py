@@ -12,7 +12,7 @@ LISTS = {
 
 
 def render(service: dict[str, Any]) -> str:
-    """The unit file's text. Programs of the store do not exist here: each becomes /bin/true, arguments kept."""
+    """The unit file's text. Its programs are not on this machine: each becomes /bin/true, arguments kept."""
     unit = ["[Unit]", f"Description={service['description']}"]
     unit += [f"{key}={' '.join(service[name])}" for name, key in LISTS.items() if service.get(name)]
     unit += _lines(service.get("unitConfig") or {})

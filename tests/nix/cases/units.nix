@@ -20,4 +20,5 @@ in
   "the template's GPU server" = { host = "my-gpu"; gives = engines; is = [ "appliance-engine-chat" ]; };
   "the template's VPS" = { host = "my-vps"; gives = c: lib.attrNames c.services.nginx.virtualHosts; is = [ "_" "llm.example.org" ]; };
   "an example key warns" = { host = "my-vps"; gives = c: lib.any (lib.hasInfix "peers.gpu.publicKey is this repository's example") c.warnings; is = true; };
+  "a smoke test without a gateway" = { host = "gpu"; module.appliance.gateway.enable = lib.mkForce false; refuses = "appliance.smoke.enable without appliance.gateway.enable"; };
 }
