@@ -13,6 +13,8 @@ let
   ports = map (r: { port = r.engine.port + r.index; inherit (r) name; }) replicas;
   clashes = lib.filter (p: lib.count (q: q.port == p.port) ports > 1 || p.port == appliance.settings.gateway.port) ports;
   odd = lib.filterAttrs (_: e: !(lib.elem e.tensor_parallel [ 1 2 4 8 16 ])) appliance.myEngines;
+  # No CUDA-free vLLM is locked here: its CPU build is for `make up`, on machines without Nix.
+  homeless = lib.filterAttrs (_: e: e.kind == "vllm" && e.device == "cpu" && e.command == null) appliance.myEngines;
   absent = lib.filterAttrs (_: e: e.device == "cuda" && !(lib.all (i: lib.any (g: g.index == i) appliance.thisHost.gpus) e.gpus)) appliance.myEngines;
   names = attrs: lib.concatStringsSep ", " (lib.attrNames attrs);
 
@@ -133,6 +135,10 @@ in
       {
         assertion = odd == { };
         message = "appliance.settings.engines.${names odd}: tensor_parallel must be 1, 2, 4, 8 or 16, since it has to divide the model's attention heads: use fewer cards, or several replicas.";
+      }
+      {
+        assertion = homeless == { };
+        message = "appliance.settings.engines.${names homeless}: vLLM on the CPU has no environment in this flake: set command to the Python of one, or kind = \"llamacpp\".";
       }
       {
         assertion = absent == { };

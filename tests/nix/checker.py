@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def said(argv: list[Any], environment: dict[str, str] | None = None) -> subproce
 def did(argv: list[Any]) -> str:
     """What ``argv`` prints; it has to succeed."""
     done = said(argv)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
@@ -101,21 +102,13 @@ def value(only: str | None = None) -> Any:
     return json.loads(done.stdout)
 
 
-def host(name: str) -> dict[str, Any]:
-    """Every option that ``hosts/NAME.nix`` sets, as ``nix-check eval`` gives them."""
-    return _host(name, ())
-
-
 @cache
-def _host(name: str, extra: tuple[str, ...]) -> dict[str, Any]:
+def host(name: str, *extra: str) -> dict[str, Any]:
+    """Every option that ``hosts/NAME.nix`` and the modules ``extra`` set, as ``nix-check eval`` gives them."""
     ready()
-    out = Path(os.environ.get("PYTEST_TMP", "/tmp")) / f"nix-check-{os.getpid()}-{name}.json"
-    argv = [str(CHECKER / "nix-check"), "eval", "--harness", str(ROOT / "tests/nix/harness.nix")]
-    argv += ["--root", str(ROOT), "--json", str(out), str(ROOT / "hosts" / f"{name}.nix"), *extra]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "values.json"
+        argv = [CHECKER / "nix-check", "eval", "--harness", ROOT / "tests/nix/harness.nix", "--root", ROOT]
+        did([*argv, "--json", out, ROOT / "hosts" / f"{name}.nix", *(ROOT / file for file in extra)])
         values: dict[str, Any] = json.loads(out.read_text())["values"]
-    finally:
-        out.unlink(missing_ok=True)
-    return values
+        return values
