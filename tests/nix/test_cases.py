@@ -28,6 +28,8 @@ def test_every_case_is_run() -> None:
     negative = [name for name, case in kinds().items() if case["kind"] != "gives"]
     assert len(NAMES) >= 40
     assert len(negative) * 2 >= len(NAMES)
+    claimed = f"| {len(NAMES)} evaluation cases, {len(negative)} of them negative"
+    assert claimed in (checker.ROOT / "docs/verification.md").read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)
