@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from appliance.pins import elf
+from appliance.pins import compiler, elf
 from appliance.pins.contents import digest, libraries, provided, unmet
 from appliance.pins.lock_engine import LOCK, PLAIN_INDEX, ROOT, WHEELS, faults
 from appliance.pins.wheels import TARGET_PYTHON, Wheel, parse_json, target_options
@@ -158,6 +158,16 @@ def kernels(wheels: list[Wheel], folder: Path) -> list[Finding]:
     return findings
 
 
+def toolkit(wheels: list[Wheel], folder: Path) -> Finding:
+    """The set's own nvcc compiles and links for the cards: FlashInfer and others do so while the engine runs."""
+    with tempfile.TemporaryDirectory() as scratch:
+        home = compiler.lay_out(wheels, folder, Path(scratch))
+        library, told = compiler.compiled(home, Path(scratch), ARCHITECTURE)
+        version = next(wheel.version for wheel in wheels if wheel.name == "nvidia-cuda-nvcc")
+        found = f"nvcc {version} compiled and linked a kernel" if library else "nvcc failed"
+        return Finding(f"the set compiles for {ARCHITECTURE} by itself", found, [] if library else [told])
+
+
 def driver(wheels: list[Wheel]) -> Finding:
     """The pinned driver runs the CUDA that the wheels carry."""
     runtime = next(wheel.version for wheel in wheels if wheel.name == "nvidia-cuda-runtime")
@@ -222,7 +232,7 @@ def main() -> int:
         findings += [hashes(wheels, folder)]
         if not findings[-1].wrong:
             findings += [dependencies(wheels, folder), *needed(list(libraries(wheels, folder)), listed)]
-            findings += [*kernels(wheels, folder), driver(wheels)]
+            findings += [*kernels(wheels, folder), toolkit(wheels, folder), driver(wheels)]
     arguments.report.write_text(report(findings, wheels, listed))
     for item in findings:
         sys.stdout.write(f"{'NO ' if item.wrong else 'ok '} {item.title}: {item.found}\n")

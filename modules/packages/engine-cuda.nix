@@ -30,9 +30,14 @@ stdenv.mkDerivation {
     mkdir wheels
     for wheel in $srcs; do ln -s "$wheel" "wheels/$(stripHash "$wheel")"; done
     ${python313.interpreter} -m venv --without-pip "$out"
-    pip --python "$out/bin/python" install --no-index --no-deps --no-warn-script-location wheels/*.whl
-    # The parts of a package that other wheels would find by absolute path do not move: this is their place.
-    rm -f "$out/lib64"
+    pip --python "$out/bin/python" install --no-index --no-deps --no-compile --no-warn-script-location wheels/*.whl
+    # Kernels are compiled while the engine runs: compilers look for lib64, linkers for names without a version.
+    cuda="$out/${site}/nvidia/cu13"
+    ln -s lib "$cuda/lib64"
+    for library in "$cuda"/lib/lib*.so.*; do
+      bare="''${library%%.so.*}.so"
+      [ -e "$bare" ] || ln -s "$(basename "$library")" "$bare"
+    done
     runHook postInstall
   '';
 

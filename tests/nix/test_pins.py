@@ -172,4 +172,5 @@ def test_the_committed_report_is_of_this_set() -> None:
         assert f"{name} {next(w.version for w in wheels if w.name == name)}" in text
     assert "82 cubins" in text
     assert "26 cubins" in text
+    assert "compiled and linked a kernel" in text
     assert json.loads(verify_wheels.LIBRARIES.read_text()).keys() == {"nixpkgs", "driver", "optional"}
