@@ -40,6 +40,8 @@ in
     client_body_timeout 15s;
     send_timeout 30s;
     reset_timedout_connection on;
+    # One spelling per path: `//v1` is not `/v1`, here as in the gateway.
+    merge_slashes off;
     client_header_buffer_size 2k;
     large_client_header_buffers 4 8k;
     # The gateway's own limit, refused here already.
