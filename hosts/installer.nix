@@ -1,0 +1,8 @@
+# The installer's ISO: `nix build .#iso`.
+{ modulesPath, ... }:
+{
+  imports = [ (modulesPath + "/installer/cd-dvd/installation-cd-minimal.nix") ../modules/installer/iso.nix ];
+
+  networking.hostName = "installer";
+  system.stateVersion = "26.05";
+}

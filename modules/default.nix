@@ -1,0 +1,22 @@
+# Every concern of the appliance. Nothing here acts until a role (roles/gpu.nix, roles/vps.nix) or a host
+# switches it on, so importing this module alone changes no machine.
+{
+  imports = [
+    ./contract.nix
+    ./pins.nix
+    ./lib.nix
+    ./base.nix
+    ./gpu
+    ./memory.nix
+    ./numa.nix
+    ./models.nix
+    ./engines.nix
+    ./gateway.nix
+    ./smoke.nix
+    ./network/firewall.nix
+    ./network/ssh.nix
+    ./network/wireguard.nix
+    ./network/edge.nix
+    ./network/edge-limits.nix
+  ];
+}

@@ -1,0 +1,6 @@
+# The modules whose options docs/options.md describes.
+[
+  ./default.nix
+  ./installer/disk.nix
+  ./installer/options.nix
+]

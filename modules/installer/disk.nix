@@ -1,0 +1,43 @@
+# How the GPU server's disk is laid out. disko-install reads it; the running system mounts by it.
+{ config, lib, ... }:
+let
+  cfg = config.appliance.disk;
+in
+{
+  options.appliance.disk = {
+    device = lib.mkOption {
+      type = lib.types.strMatching "/dev/disk/by-id/.+";
+      example = "/dev/disk/by-id/nvme-Samsung_SSD_990_PRO_4TB_S7KGNJ0X123456";
+      description = "The disk, by its id: `ls -l /dev/disk/by-id`. A name like /dev/nvme0n1 may be another disk after the next boot.";
+    };
+    minimumGiB = lib.mkOption {
+      type = lib.types.ints.positive;
+      default = 400;
+      example = 900;
+      description = "Smallest disk the installer accepts: weights, two generations with CUDA, chats.";
+    };
+  };
+
+  # What the first stage needs to reach any disk this may be installed on.
+  config.boot.initrd.availableKernelModules = [ "nvme" "ahci" "xhci_pci" "usbhid" "usb_storage" "sd_mod" ];
+
+  config.disko.devices.disk.main = {
+    type = "disk";
+    inherit (cfg) device;
+    content = {
+      type = "gpt";
+      partitions = {
+        ESP = {
+          # Kernel and initrd of many generations: rollback is worth a gigabyte or two.
+          size = "2G";
+          type = "EF00";
+          content = { type = "filesystem"; format = "vfat"; mountpoint = "/boot"; mountOptions = [ "umask=0077" ]; };
+        };
+        root = {
+          size = "100%";
+          content = { type = "filesystem"; format = "ext4"; mountpoint = "/"; extraArgs = [ "-L" "appliance-root" ]; };
+        };
+      };
+    };
+  };
+}

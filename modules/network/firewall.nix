@@ -1,0 +1,61 @@
+# One nftables table, drop by default. NixOS's own firewall is off: two tables that both may drop are two
+# places to look.
+{ config, lib, ... }:
+let
+  inherit (config.appliance) gateway network settings;
+  cfg = network.firewall;
+  wg = network.wireguard;
+  rule = test: text: lib.optionalString test "    ${text}\n";
+  isV6 = lib.hasInfix ":";
+  set = elements: "{ ${lib.concatStringsSep ", " elements} }";
+  sshFrom = family: sources: rule (network.ssh.enable && sources != [ ])
+    "${family} saddr ${set sources} tcp dport ${toString network.ssh.port} ct state new limit rate 30/minute burst 20 packets accept";
+  peerAddresses = map (p: p.address) (lib.attrValues wg.peers);
+in
+{
+  options.appliance.network.firewall = {
+    enable = lib.mkEnableOption "the firewall: drop all that is not named";
+    extraInput = lib.mkOption {
+      type = lib.types.lines;
+      default = "";
+      example = "iifname \"lan0\" tcp dport 9100 accept";
+      description = "Further nftables rules of the input chain. Say in a comment why each is needed.";
+    };
+  };
+
+  config = lib.mkIf cfg.enable {
+    networking.firewall.enable = false;
+    networking.nftables = {
+      enable = true;
+      tables.appliance = {
+        family = "inet";
+        content = ''
+          chain input {
+            type filter hook input priority filter; policy drop;
+            ct state invalid drop
+            ct state { established, related } accept
+            iifname "lo" accept
+            ip protocol icmp icmp type echo-request limit rate 10/second accept
+            # IPv6 does not work without neighbour discovery and packet-too-big.
+            icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept
+            icmpv6 type echo-request limit rate 10/second accept
+            ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept
+        '' + rule (wg.enable && wg.listenPort != null) "udp dport ${toString wg.listenPort} accept"
+        # The API: through the tunnel, from the peers named in it, and from nowhere else.
+        + rule (gateway.enable && wg.enable && peerAddresses != [ ])
+          "iifname \"wg0\" ip saddr ${set peerAddresses} tcp dport ${toString settings.gateway.port} accept"
+        + rule network.edge.enable "tcp dport { 80, 443 } accept"
+        + rule (network.ssh.enable && wg.enable) "iifname \"wg0\" tcp dport ${toString network.ssh.port} accept"
+        + sshFrom "ip" (lib.filter (s: !(isV6 s)) network.ssh.sources)
+        + sshFrom "ip6" (lib.filter isV6 network.ssh.sources)
+        + lib.concatMapStrings (rule true) (lib.filter (l: l != "") (lib.splitString "\n" cfg.extraInput))
+        + ''
+          }
+          chain forward {
+            type filter hook forward priority filter; policy drop;
+          }
+        '';
+      };
+    };
+  };
+}

@@ -1,0 +1,24 @@
+# The appliance itself. Its few dependencies come from nixpkgs: they are ordinary, and the pin fixes them.
+{ lib, python313Packages }:
+python313Packages.buildPythonApplication {
+  pname = "llm-appliance";
+  version = (lib.importTOML ../../pyproject.toml).project.version;
+  pyproject = true;
+  src = lib.fileset.toSource {
+    root = ../..;
+    fileset = lib.fileset.unions [ ../../pyproject.toml ../../LICENSE ../../appliance (lib.fileset.maybeMissing ../../README.md) (lib.fileset.maybeMissing ../../loadtests) ];
+  };
+  build-system = [ python313Packages.setuptools ];
+  dependencies = with python313Packages; [ httptools msgspec prometheus-client pydantic rich uvicorn uvloop ]
+    # The smoke test and `appliance loadtest` are Locust scenarios.
+    ++ [ locust ];
+  # The versions that pyproject.toml asks for are what pip resolved; nixpkgs' are what the pin holds. The tests
+  # decide, not the ranges.
+  pythonRelaxDeps = true;
+  pythonImportsCheck = [ "appliance.config" "appliance.engines.argv" ];
+  meta = {
+    description = "Private LLM service: gateway, engine start, checks";
+    license = lib.licenses.mit;
+    mainProgram = "appliance";
+  };
+}

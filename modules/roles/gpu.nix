@@ -1,0 +1,17 @@
+# The GPU server: engines and gateway, reachable through the tunnel only.
+{ lib, ... }:
+{
+  imports = [ ../default.nix ];
+  appliance = {
+    base.enable = lib.mkDefault true;
+    gpu.enable = lib.mkDefault true;
+    memory.enable = lib.mkDefault true;
+    models.enable = lib.mkDefault true;
+    engines.enable = lib.mkDefault true;
+    gateway.enable = lib.mkDefault true;
+    smoke.enable = lib.mkDefault true;
+    network.firewall.enable = lib.mkDefault true;
+    network.ssh.enable = lib.mkDefault true;
+    network.wireguard.enable = lib.mkDefault true;
+  };
+}

@@ -1,0 +1,13 @@
+# The VPS: a public address with TLS, and the tunnel behind it. No model, key or chat ever lies here.
+{ lib, ... }:
+{
+  imports = [ ../default.nix ];
+  appliance = {
+    base.enable = lib.mkDefault true;
+    network.firewall.enable = lib.mkDefault true;
+    network.ssh.enable = lib.mkDefault true;
+    network.ssh.sources = lib.mkDefault [ "0.0.0.0/0" "::/0" ];
+    network.wireguard.enable = lib.mkDefault true;
+    network.edge.enable = lib.mkDefault true;
+  };
+}

@@ -1,0 +1,9 @@
+# Every evaluation case, by its name.
+{ lib }:
+let
+  files = [ ./gpu.nix ./site.nix ./network.nix ./units.nix ./typos.nix ];
+  sets = map (file: import file { inherit lib; }) files;
+  all = lib.foldl' (a: b: a // b) { } sets;
+in
+assert lib.length (lib.attrNames all) == lib.foldl' (n: s: n + lib.length (lib.attrNames s)) 0 sets;
+all

@@ -1,0 +1,114 @@
+"""Finds the offline checker (nix-check, beside the repository) and evaluates expressions with its parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKER = Path(os.environ.get("NIX_CHECK", ROOT.parent / "shared" / "nix-check"))
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nix-check"
+NOT_A_PACKAGE = {"lib", "system", "config", "formats", "stdenv", "writeText", "callPackage", "path"}
+
+
+def require(binary: str) -> str:
+    """The path of ``binary``, or a loud skip that says what to install."""
+    folders = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    found = shutil.which(binary, path=folders)
+    if found is None:
+        pytest.skip(f"NOT CHECKED: {binary} is missing; apt-get install $(cat tests/nix/apt.txt)")
+    return found
+
+
+def said(argv: list[Any], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``argv`` and keep what it says; whether it may fail is the caller's affair."""
+    env = {**os.environ, **(environment or {})}
+    return subprocess.run([str(word) for word in argv], env=env, capture_output=True, text=True, check=False)
+
+
+def did(argv: list[Any]) -> str:
+    """What ``argv`` prints; it has to succeed."""
+    done = said(argv)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@cache
+def _nix() -> str | None:
+    local = CACHE / "nix" / "bin" / "nix"
+    return str(local) if local.exists() else shutil.which("nix")
+
+
+def ready() -> str:
+    """The Nix to use; a loud skip where the checker or its library is absent."""
+    if not (CHECKER / "nix-check").exists():
+        pytest.skip(f"NOT CHECKED: {CHECKER} is absent, so no NixOS module was evaluated")
+    if not (CACHE / "lib").exists() and "NIXPKGS_LIB" not in os.environ:
+        pytest.skip(
+            "NOT CHECKED: nixpkgs.lib is not registered here; run `nix-check setup GITDIR`, see its README"
+        )
+    nix = _nix()
+    if nix is None:
+        pytest.skip("NOT CHECKED: there is no nix on this machine")
+    return nix
+
+
+def _library() -> str:
+    given = os.environ.get("NIXPKGS_LIB")
+    return f"{given}/lib" if given else f"{(CACHE / 'lib').read_text().strip()}/lib"
+
+
+@cache
+def _package_names() -> list[str]:
+    names: set[str] = set()
+    for folder in ("modules", "hosts", "tests/nix"):
+        for file in (ROOT / folder).rglob("*.nix"):
+            text = file.read_text()
+            names |= set(re.findall(r"\bpkgs\.([A-Za-z_][\w'-]*)", text))
+            for block in re.findall(r"with pkgs\s*;\s*\[(.*?)\]", text, re.DOTALL):
+                names |= set(re.findall(r"[A-Za-z_][\w'-]*", block))
+    libraries = json.loads((ROOT / "modules" / "engine-libraries.json").read_text())["nixpkgs"].values()
+    return sorted((names | {path.split(".")[0] for path in libraries}) - NOT_A_PACKAGE)
+
+
+def run(only: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Evaluate tests/nix/offline.nix: every case, or ``only`` one of them."""
+    nix = ready()
+    tree = CACHE / "options-tree.json"
+    arguments = {"tree": str(tree), "names": _package_names(), "only": only}
+    expression = (
+        f"let a = builtins.fromJSON {json.dumps(json.dumps(arguments)).replace('${', chr(92) + '${')}; in "
+        f"import {ROOT}/tests/nix/offline.nix (a // {{ libPath = {_library()}; checker = {CHECKER}; "
+        "tree = /. + a.tree; })"
+    )
+    argv = [nix, "--extra-experimental-features", "nix-command flakes", "eval", "--impure", "--json"]
+    return subprocess.run([*argv, "--expr", expression], capture_output=True, text=True, check=False)
+
+
+@cache
+def value(only: str | None = None) -> Any:
+    """What :func:`run` gives, as JSON; fails the test with Nix's own words where it does not evaluate."""
+    done = run(only)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+@cache
+def host(name: str, *extra: str) -> dict[str, Any]:
+    """Every option that ``hosts/NAME.nix`` and the modules ``extra`` set, as ``nix-check eval`` gives them."""
+    ready()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "values.json"
+        argv = [CHECKER / "nix-check", "eval", "--harness", ROOT / "tests/nix/harness.nix", "--root", ROOT]
+        did([*argv, "--json", out, ROOT / "hosts" / f"{name}.nix", *(ROOT / file for file in extra)])
+        values: dict[str, Any] = json.loads(out.read_text())["values"]
+        return values

@@ -1,0 +1,26 @@
+# Every choice that changes a unit's text, at once: laid over hosts/gpu.nix for the tools that read units.
+{ lib, ... }:
+{
+  appliance = {
+    gpu.peerToPeer = "off";
+    models.lock = /etc/hostname;
+    engines.credentials.hub-token = "/run/secrets/hub-token";
+    gateway.credentials.admin-token = "/run/secrets/admin-token";
+    smoke = { when = "first-boot"; onPass = [ "appliance-bless.service" ]; onFail = [ "appliance-rollback.service" ]; };
+    settings.hosts.gpu.gpus = lib.mkForce (map (index: {
+      inherit index;
+      model = "RTX PRO 6000 Blackwell Server";
+      memory_mib = 97887;
+      numa_node = index;
+    }) [ 0 1 ]);
+    settings.engines.embed = {
+      kind = "llamacpp";
+      device = "cpu";
+      host = "gpu";
+      model = "qwen3-30b";
+      context = 8192;
+      concurrency = 8;
+      port = 8120;
+    };
+  };
+}

@@ -1,0 +1,19 @@
+# What flake.nix gives the hosts, for evaluation without nixpkgs: stand-ins for the flake's own sources, and
+# options newer than the checker's list of December 2024.
+{ lib, pkgs }:
+{
+  specialArgs = {
+    flakeSource = "/nix/store/eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee-source";
+    installClosure = [ pkgs.stdenv ];
+    diskoInstall = pkgs.stdenv;
+  };
+  modules = [
+    {
+      # nixpkgs#473282, in nixos-26.05: changes that a live switch refuses.
+      options.system.switch.inhibitors = lib.mkOption {
+        type = lib.types.attrsOf lib.types.str;
+        default = { };
+      };
+    }
+  ];
+}

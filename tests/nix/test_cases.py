@@ -1,0 +1,117 @@
+"""The evaluation cases of tests/nix/cases: what the modules give, and what they refuse in which words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from appliance.configfile import load
+from appliance.errors import ConfigError
+from tests.nix import checker
+
+NAMES = sorted(
+    name
+    for file in (checker.ROOT / "tests/nix/cases").glob("*.nix")
+    for name in re.findall(r'^  "([^"]+)" = \{ host', file.read_text(), re.MULTILINE)
+)
+
+
+def kinds() -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = checker.value("list")
+    return found
+
+
+def test_every_case_is_run() -> None:
+    assert sorted(kinds()) == NAMES
+    negative = [name for name, case in kinds().items() if case["kind"] != "gives"]
+    assert len(NAMES) >= 40
+    assert len(negative) * 2 >= len(NAMES)
+    claimed = f"| {len(NAMES)} evaluation cases, {len(negative)} of them negative"
+    assert claimed in (checker.ROOT / "docs/verification.md").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_case(name: str, tmp_path: Path) -> None:
+    case = kinds()[name]
+    if case["kind"] == "errors":
+        done = checker.run(name)
+        assert done.returncode != 0, f"was accepted: {name}"
+        assert case["text"] in " ".join(done.stderr.split())
+        return
+    outcome = checker.value()[name]
+    assert outcome["fault"] is None, outcome["fault"]
+    if case["kind"] == "refuses" or outcome.get("site") is None:
+        return
+    # The rendered file goes through the configuration's own validation, as the NixOS build does.
+    site = tmp_path / "appliance.json"
+    site.write_text(outcome["site"])
+    if case["kind"] == "invalid":
+        with pytest.raises(ConfigError, match=re.escape(case["text"])):
+            load(site)
+    else:
+        load(site)
+
+
+def test_project_holds() -> None:
+    """nix-check's own view: every file parses, every host evaluates, every assertion of ours holds."""
+    checker.ready()
+    done = checker.said([checker.CHECKER / "nix-check", "project", checker.ROOT])
+    assert done.returncode == 0, done.stdout
+
+
+def test_options_doc_is_current() -> None:
+    text = checker.value("options-doc")
+    assert (checker.ROOT / "docs/options.md").read_text() == text, "stale: run `make options-doc`"
+
+
+def test_every_option_has_description_and_example() -> None:
+    entries = re.split(r"^### ", checker.value("options-doc"), flags=re.MULTILINE)[1:]
+    assert len(entries) > 60
+    for entry in entries:
+        title, _, rest = entry.partition("\n")
+        described = rest.strip().split("\n", 1)[0]
+        assert described, f"{title} has no description"
+        assert not described.startswith("- type"), f"{title} has no description"
+        if "- type: boolean" not in rest:
+            assert "- example:" in rest, f"{title} has no example"
+
+
+def test_the_flake_offers_what_it_should() -> None:
+    flake = checker.value("flake")
+    assert flake["hosts"] == ["gpu", "installer", "vps"]
+    assert {"default", "gpu", "vps"} <= set(flake["modules"])
+    assert {"iso", "appliance", "engine-cuda", "loadtest", "options-doc"} <= set(flake["packages"])
+    assert flake["apps"] == dict.fromkeys(("default", "doctor", "loadtest", "plan"), "app")
+    assert {"gpu", "vps", "installer", "evaluation", "options-doc", "example-sites", "vm"} <= set(
+        flake["checks"]
+    )
+    assert flake["devShells"] == flake["templates"] == ["default"]
+
+
+def test_the_lock_is_of_this_flake(tmp_path: Path) -> None:
+    """Nix itself finds flake.lock complete and in step with flake.nix, without asking the network."""
+    nix = checker.ready()
+    for name in ("flake.nix", "flake.lock"):
+        (tmp_path / name).write_text((checker.ROOT / name).read_text())
+    argv = [nix, "--extra-experimental-features", "nix-command flakes", "flake", "metadata", "--offline"]
+    done = checker.said([*argv, "--no-update-lock-file", f"path:{tmp_path}"])
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "flake.nix").write_text(
+        (tmp_path / "flake.nix").read_text().replace("nixos-26.05", "nixos-25.11")
+    )
+    done = checker.said([*argv, "--no-update-lock-file", f"path:{tmp_path}"])
+    assert done.returncode != 0
+
+
+def test_wheels_reach_fetch_pypi() -> None:
+    """The engine's derivation asks for exactly the locked files, by names that add up to the file's own."""
+    engine = checker.value("engine-cuda")
+    assert engine["version"] == "0.32.0"
+    assert engine["inputs"] >= 1
+    for wheel in engine["srcs"]:
+        name = f"{wheel['pname']}-{wheel['version']}-{wheel['python']}-{wheel['abi']}-{wheel['platform']}.whl"
+        assert re.fullmatch(r"[0-9a-f]{64}", wheel["sha256"]), name
+        assert wheel["dist"] == wheel["python"]
+    assert "libcuda.so.1" in engine["autoPatchelfIgnoreMissingDeps"]

@@ -1,0 +1,199 @@
+"""The installer's script, run on a made-up machine: fake /sys, /proc, lsblk and disko-install."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.nix import checker
+
+SCRIPT = checker.ROOT / "modules/installer/install.sh"
+SERIAL = "S7KGNJ0X123456"
+
+LSBLK = """#!/bin/bash
+case "$*" in
+  *"-dno TYPE"*) echo disk ;;
+  *"-bdno SIZE"*) echo "$FAKE_SIZE" ;;
+  *"-nro MOUNTPOINT"*) echo "$FAKE_MOUNT" ;;
+  *"-nro LABEL"*) echo "$FAKE_LABEL" ;;
+  *"-dno SERIAL"*) echo "$FAKE_SERIAL" ;;
+  *) echo "nvme0n1 4T $FAKE_SERIAL" ;;
+esac
+"""
+
+
+@dataclass
+class Machine:
+    """A made-up machine, and what was erased on it."""
+
+    root: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def install(self, *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "FAKE_SIZE": str(4 * 10**12),
+            "FAKE_MOUNT": "",
+            "FAKE_LABEL": "",
+            "FAKE_SERIAL": SERIAL,
+        }
+        environment |= {
+            "APPLIANCE_ROOT": str(self.root),
+            "PATH": f"{self.root}/bin:{os.environ['PATH']}",
+            **self.environment,
+        }
+        return subprocess.run(
+            ["bash", SCRIPT, "--disk", "/dev/nvme0n1", *arguments],
+            env=environment,
+            input=typed,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    @property
+    def erased(self) -> str:
+        log = self.root / "disko.log"
+        return log.read_text().strip() if log.exists() else ""
+
+    def write(self, path: str, text: str) -> None:
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / path).write_text(text)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    made = Machine(tmp_path)
+    (tmp_path / "sys/firmware/efi").mkdir(parents=True)
+    made.write("sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de\n")
+    made.write("sys/bus/pci/devices/0000:01:00.0/device", "0x2bb1\n")
+    made.write("proc/meminfo", "MemTotal:       131072000 kB\n")
+    made.write("etc/appliance-installer/limits", "host=gpu\nminimum_ram_gib=60\nminimum_disk_gib=400\n")
+    made.write("etc/appliance-installer/allowed_signers", "")
+    made.write("bin/lsblk", LSBLK)
+    made.write("bin/disko-install", f'#!/bin/bash\necho "$@" >> {tmp_path}/disko.log\n')
+    for tool in ("lsblk", "disko-install"):
+        (tmp_path / "bin" / tool).chmod(0o755)
+    return made
+
+
+def test_the_serial_typed_installs(machine: Machine) -> None:
+    done = machine.install(typed=f"{SERIAL}\n")
+    assert done.returncode == 0, done.stderr
+    assert "This would be erased" in done.stdout
+    assert machine.erased.endswith(
+        "/etc/appliance-installer/flake#gpu --disk main /dev/nvme0n1 --write-efi-boot-entries"
+    )
+
+
+@pytest.mark.parametrize("typed", ["", "\n", "yes\n", "S7KGNJ0X12345\n"])
+def test_anything_else_erases_nothing(machine: Machine, typed: str) -> None:
+    done = machine.install(typed=typed)
+    assert done.returncode == 5
+    assert "is not the serial number of /dev/nvme0n1; nothing was changed" in done.stderr
+    assert machine.erased == ""
+
+
+def test_check_erases_nothing(machine: Machine) -> None:
+    assert machine.install("--check", typed=f"{SERIAL}\n").returncode == 0
+    assert machine.erased == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "said"),
+    [
+        ("sys/bus/pci/devices/0000:01:00.0/device", "0x2684\n", "no Blackwell card on the PCI bus"),
+        ("sys/bus/pci/devices/0000:01:00.0/vendor", "0x1002\n", "no Blackwell card on the PCI bus"),
+        ("proc/meminfo", "MemTotal:       16384000 kB\n", "15 GiB of RAM, 60 are needed"),
+    ],
+)
+def test_wrong_hardware_stops_before_the_question(machine: Machine, path: str, text: str, said: str) -> None:
+    machine.write(path, text)
+    done = machine.install(typed=f"{SERIAL}\n")
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert machine.erased == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("FAKE_SIZE", str(10**11), "/dev/nvme0n1 has 93 GiB, 400 are needed"),
+        ("FAKE_MOUNT", "/iso", "is in use (mounted)"),
+        ("FAKE_SERIAL", "", "reports no serial number"),
+    ],
+)
+def test_wrong_disk_stops(machine: Machine, name: str, value: str, said: str) -> None:
+    machine.environment[name] = value
+    done = machine.install(typed="\n")
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert machine.erased == ""
+
+
+def test_no_uefi_stops(machine: Machine) -> None:
+    (machine.root / "sys/firmware/efi").rmdir()
+    done = machine.install(typed=f"{SERIAL}\n")
+    assert "not started by UEFI" in done.stderr
+    assert machine.erased == ""
+
+
+def test_a_finished_install_is_not_erased_again(machine: Machine) -> None:
+    machine.environment["FAKE_LABEL"] = "appliance-root"
+    done = machine.install(typed=f"{SERIAL}\n")
+    assert done.returncode == 3
+    assert "already holds an appliance. Nothing was changed" in done.stderr
+    assert machine.erased == ""
+    assert machine.install("--reinstall", typed="yes\n").returncode == 5
+    assert machine.erased == ""
+    assert machine.install("--reinstall", typed=f"{SERIAL}\n").returncode == 0
+    assert machine.erased
+
+
+def sign(machine: Machine, text: str, *, trusted: bool = True) -> Path:
+    keygen = checker.require("ssh-keygen")
+    key = machine.root / "key"
+    subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    if trusted:
+        public = (machine.root / "key.pub").read_text()
+        machine.write(
+            "etc/appliance-installer/allowed_signers", f'installer namespaces="appliance-install" {public}'
+        )
+    answers = machine.root / "answers"
+    answers.write_text(text)
+    subprocess.run(
+        [keygen, "-Y", "sign", "-n", "appliance-install", "-f", key, answers], check=True, capture_output=True
+    )
+    return answers
+
+
+def test_a_signed_answer_installs(machine: Machine) -> None:
+    answers = sign(machine, f"serial={SERIAL}\n")
+    done = machine.install("--answers", str(answers))
+    assert done.returncode == 0, done.stderr
+    assert machine.erased
+
+
+def test_an_answer_of_a_stranger_does_not(machine: Machine) -> None:
+    answers = sign(machine, f"serial={SERIAL}\n", trusted=False)
+    done = machine.install("--answers", str(answers))
+    assert done.returncode == 4
+    assert "is not signed by one of appliance.installer.answerKeys" in done.stderr
+    assert machine.erased == ""
+
+
+def test_an_answer_changed_after_signing_does_not(machine: Machine) -> None:
+    answers = sign(machine, "serial=OTHER\n")
+    answers.write_text(f"serial={SERIAL}\n")
+    assert machine.install("--answers", str(answers)).returncode == 4
+    assert machine.erased == ""
+
+
+def test_an_answer_for_another_disk_does_not(machine: Machine) -> None:
+    answers = sign(machine, "serial=OTHER\n")
+    assert machine.install("--answers", str(answers)).returncode == 5
+    assert machine.erased == ""

@@ -1,0 +1,251 @@
+"""What the modules render, through the programs that will read it: nft, systemd, nginx, wg, bash."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.nix import checker, units
+
+OWN = "appliance-"
+THRESHOLDS = {"engine-": 5.0, "gpu-power": 5.0}
+"""Highest exposure allowed, by what stands in a unit's name; everything else has to reach 2.0."""
+
+
+def services(*extra: str) -> dict[str, dict[str, Any]]:
+    return {n: s for n, s in checker.host("gpu", *extra)["systemd.services"].items() if n.startswith(OWN)}
+
+
+def everything() -> dict[str, dict[str, Any]]:
+    """The shipped host's units, and beside them those of a host on which every choice is made."""
+    chosen = services("tests/nix/everything.nix")
+    return services() | {name.replace(OWN, f"{OWN}all-"): service for name, service in chosen.items()}
+
+
+@pytest.fixture(scope="module")
+def unit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    checker.require("systemd-analyze")
+    folder = tmp_path_factory.mktemp("units")
+    for name, service in everything().items():
+        (folder / f"{name}.service").write_text(units.render(service))
+    # What other modules of NixOS bring.
+    for name in (
+        "nvidia-persistenced",
+        "wireguard-wg0",
+        "appliance-bless",
+        "appliance-rollback",
+        "appliance-models-verify",
+    ):
+        if not (folder / f"{name}.service").exists():
+            (folder / f"{name}.service").write_text("[Service]\nType=oneshot\nExecStart=/bin/true\n")
+    return folder
+
+
+def test_units_are_all_there() -> None:
+    assert set(services()) == {
+        "appliance-engine-agents.0", "appliance-engine-agents.1", "appliance-gateway", "appliance-gpu-power",
+        "appliance-smoke",
+    }  # fmt: skip
+
+
+def test_every_choice_reaches_its_unit() -> None:
+    chosen = services("tests/nix/everything.nix")
+    assert {"appliance-engine-embed", "appliance-models-verify"} <= set(chosen)
+    assert [chosen[f"appliance-engine-agents.{n}"]["serviceConfig"]["NUMAMask"] for n in (0, 1)] == ["0", "1"]
+
+
+def test_systemd_reads_every_unit(unit_folder: Path) -> None:
+    for name in everything():
+        argv = ["systemd-analyze", "verify", "--man=no", str(unit_folder / f"{name}.service")]
+        done = checker.said(argv, {"SYSTEMD_UNIT_PATH": f"{unit_folder}:"})
+        # Others' units on this machine may be at fault; ours must not be.
+        ours = [line for line in done.stderr.splitlines() if OWN in line]
+        assert not ours, "\n".join(ours)
+
+
+def test_systemd_notices_a_typo(unit_folder: Path) -> None:
+    broken = unit_folder / "appliance-broken.service"
+    broken.write_text("[Service]\nExecStart=/bin/true\nProtectSytem=strict\n")
+    done = checker.said(["systemd-analyze", "verify", "--man=no", broken])
+    assert any(OWN in line and "ProtectSytem" in line for line in done.stderr.splitlines())
+
+
+def exposure(file: Path) -> float:
+    """The figure of ``systemd-analyze security``."""
+    argv = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(file)]
+    done = checker.said(argv)
+    found = re.search(r"Overall exposure level for .*: ([0-9.]+)", done.stdout)
+    assert found, done.stdout + done.stderr
+    return float(found[1])
+
+
+def test_exposure_of_every_unit(unit_folder: Path) -> None:
+    for name in everything():
+        file = unit_folder / f"{name}.service"
+        threshold = next((limit for start, limit in THRESHOLDS.items() if start in name), 2.0)
+        reached = exposure(file)
+        print(f"{name}: {reached} (at most {threshold})")
+        argv = [
+            "systemd-analyze",
+            "security",
+            "--offline=true",
+            f"--threshold={round(threshold * 10)}",
+            str(file),
+        ]
+        done = checker.said(argv)
+        assert done.returncode == 0, f"{name}: {reached} is over {threshold}"
+
+
+def test_exposure_notices_a_bare_unit(tmp_path: Path) -> None:
+    checker.require("systemd-analyze")
+    bare = tmp_path / "bare.service"
+    bare.write_text("[Service]\nExecStart=/bin/true\n")
+    assert exposure(bare) > 9
+
+
+@pytest.mark.parametrize("host", ["gpu", "vps"])
+def test_nft_reads_the_table(host: str, tmp_path: Path) -> None:
+    nft = checker.require("nft")
+    for name, table in checker.host(host)["networking.nftables.tables"].items():
+        file = tmp_path / f"{name}.nft"
+        file.write_text(f"table {table['family']} {name} {{\n{table['content']}\n}}\n")
+        done = checker.said([nft, "--check", "--file", file])
+        if "Operation not permitted" in done.stderr:
+            pytest.skip("NOT CHECKED: nft may not open its socket here; run as root")
+        assert done.returncode == 0, done.stderr
+
+
+def test_nft_notices_a_broken_table(tmp_path: Path) -> None:
+    nft = checker.require("nft")
+    file = tmp_path / "broken.nft"
+    file.write_text(
+        "table inet appliance {\n chain input { type filter hook input priority filter; polcy drop; }\n}\n"
+    )
+    assert checker.said([nft, "--check", "--file", file]).returncode != 0
+
+
+def nginx_conf(values: dict[str, Any], folder: Path) -> str:
+    """nginx.conf of what the edge sets, in the order in which NixOS writes it; certificates are made here."""
+    openssl = checker.require("openssl")
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "1",
+         "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True,
+    )  # fmt: skip
+    blocks = [values["services.nginx.commonHttpConfig"]]
+    for name, upstream in values["services.nginx.upstreams"].items():
+        servers = "\n".join(f"server {address};" for address in upstream["servers"])
+        blocks.append(f"upstream {name} {{\n{servers}\n{upstream['extraConfig']}\n}}")
+    for name, virtual in values["services.nginx.virtualHosts"].items():
+        lines = [f"server_name {name};"]
+        if virtual["rejectSSL"]:
+            lines += ["listen 127.0.0.1:18443 ssl default_server;", "ssl_reject_handshake on;"]
+        else:
+            lines += [f"listen 127.0.0.1:18443 ssl{' http2' if virtual['http2'] else ''};"]
+            lines += [f"ssl_certificate {folder}/cert.pem;", f"ssl_certificate_key {folder}/key.pem;"]
+        for path, location in virtual["locations"].items():
+            inner = [f"proxy_pass {location['proxyPass']};"] if location["proxyPass"] else []
+            inner += [f"return {location['return']};"] if location["return"] else []
+            lines.append(f"location {path} {{\n{chr(10).join(inner)}\n{location['extraConfig']}\n}}")
+        blocks.append("server {\n" + "\n".join(lines) + "\n}")
+    head = f"pid {folder}/nginx.pid;\nerror_log {folder}/error.log;\nevents {{}}\n"
+    temp = "".join(
+        f"{kind}_temp_path {folder}/{kind};\n"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return head + "http {\naccess_log off;\n" + temp + "\n".join(blocks) + "\n}\n"
+
+
+def test_nginx_reads_the_edge(tmp_path: Path) -> None:
+    nginx = checker.require("nginx")
+    text = nginx_conf(checker.host("vps"), tmp_path)
+    for needed in (
+        "limit_req zone=per_key",
+        "limit_conn address_conn",
+        "proxy_buffering off",
+        "client_max_body_size",
+    ):
+        assert needed in text
+    file = tmp_path / "nginx.conf"
+    file.write_text(text)
+    done = checker.said([nginx, "-t", "-c", file, "-e", tmp_path / "error.log"])
+    assert done.returncode == 0, done.stderr
+    file.write_text(text.replace("proxy_buffering off", "proxy_bufering off"))
+    done = checker.said([nginx, "-t", "-c", file, "-e", tmp_path / "error.log"])
+    assert done.returncode != 0
+    assert "proxy_bufering" in done.stderr
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    ip = checker.require("ip")
+    name = f"wg{uuid.uuid4().hex[:8]}"
+    made = checker.said([ip, "netns", "add", name])
+    if made.returncode:
+        pytest.skip(f"NOT CHECKED: no network namespace here ({made.stderr.strip()}); run as root")
+    yield name
+    subprocess.run([ip, "netns", "delete", name], check=False)
+
+
+def wg_conf(interface: dict[str, Any], private: str) -> str:
+    """The file `wg setconf` reads, from the interface as NixOS has it."""
+    lines = ["[Interface]", f"PrivateKey = {private}"]
+    if interface["listenPort"]:
+        lines.append(f"ListenPort = {interface['listenPort']}")
+    for peer in interface["peers"]:
+        lines += [
+            "[Peer]",
+            f"PublicKey = {peer['publicKey']}",
+            f"AllowedIPs = {', '.join(peer['allowedIPs'])}",
+        ]
+        if peer["endpoint"]:
+            lines.append(f"Endpoint = {peer['endpoint']}")
+        if peer["persistentKeepalive"]:
+            lines.append(f"PersistentKeepalive = {peer['persistentKeepalive']}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("host", ["gpu", "vps"])
+def test_wg_takes_the_peers(host: str, namespace: str, tmp_path: Path) -> None:
+    wg, userspace, ip = (checker.require(name) for name in ("wg", "wireguard-go", "ip"))
+    interface = checker.host(host)["networking.wireguard.interfaces"]["wg0"]
+    private = checker.did([wg, "genkey"]).strip()
+    file = tmp_path / "wg.conf"
+    file.write_text(wg_conf(interface, private))
+    device = f"t{uuid.uuid4().hex[:6]}"
+    enter = [ip, "netns", "exec", namespace]
+    quiet = {**os.environ, "WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD": "1"}
+    process = subprocess.Popen(
+        [*enter, userspace, "-f", device], env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        for _ in range(50):
+            if process.poll() is not None or Path(f"/var/run/wireguard/{device}.sock").exists():
+                break
+            time.sleep(0.1)
+        if process.poll() is not None:
+            pytest.skip("NOT CHECKED: wireguard-go cannot open /dev/net/tun here")
+        subprocess.run([*enter, wg, "setconf", device, file], check=True)
+        shown = checker.did([*enter, wg, "show", device, "allowed-ips"])
+        assert shown.split() == [w for p in interface["peers"] for w in (p["publicKey"], *p["allowedIPs"])]
+        for address in interface["ips"]:
+            subprocess.run([*enter, ip, "address", "add", address, "dev", device], check=True)
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+        if process.stderr:
+            process.stderr.close()
+
+
+def test_the_installer_is_clean_bash() -> None:
+    shellcheck = checker.require("shellcheck")
+    script = checker.ROOT / "modules/installer/install.sh"
+    done = checker.said([shellcheck, "--shell=bash", script])
+    assert done.returncode == 0, done.stdout
