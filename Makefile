@@ -13,7 +13,7 @@ ENGINE ?= vllm
 MODEL ?= auto
 export TORCH_INDEX
 
-.PHONY: up test lint fmt lock clean
+.PHONY: up test lint fmt lock lock-engine verify-wheels options-doc calibrate clean
 
 up:
 	@$(PYTHON) -m appliance.bootstrap --engine $(ENGINE)
@@ -38,6 +38,18 @@ lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --require-hashes -r requirements/lock.lock
 	.venv-lock/bin/python requirements/lock.py
+
+lock-engine:
+	.venv/bin/python -m appliance.pins.lock_engine --python python3.13
+
+verify-wheels:
+	.venv/bin/python -m appliance.pins.verify_wheels
+
+options-doc:
+	.venv/bin/python -m tests.nix.options_doc
+
+calibrate:
+	.venv/bin/python -m appliance.plan.calibrate
 
 clean:
 	rm -rf .venv .venv-engine .venv-lock var

@@ -1,4 +1,4 @@
-"""The command line: ``appliance check``, ``engine``, ``gateway``, ``keys``, ``smoke``, ``up``, ``schema``."""
+"""The command line: check, schema, engine, gateway, keys, smoke, up; plan and catalog come from the planner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from appliance import __version__
 from appliance.config import Site
 from appliance.configfile import load
 from appliance.engines import argv as engine_argv
-from appliance.errors import ApplianceError, UsageError
+from appliance.errors import ApplianceError, ConfigError, UsageError
+from appliance.plan.arguments import add_parser
 
 DEFAULT_CONFIG = "/etc/appliance/appliance.json"
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Every :class:`ApplianceError` becomes its message, never a traceback."""
     args = _parser().parse_args(arguments)
     try:
-        return int(args.run(args))
+        return int(args.run(args)) if hasattr(args, "run") else _planner(args)
     except ApplianceError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -96,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--engine-python", metavar="PATH", default=".venv-engine/bin/python")
     up.set_defaults(run=_up)
     _config_option(up, "examples/laptop.toml")
+    add_parser(commands)
     return parser
 
 
@@ -105,10 +107,20 @@ def _config_option(parser: argparse.ArgumentParser, default: str = DEFAULT_CONFI
 
 
 def _check(args: argparse.Namespace) -> int:
+    from appliance.plan.fit import fit  # noqa: PLC0415
+
     site = load(args.file)
+    if unfit := fit(site):
+        raise ConfigError("\n".join(f"{args.file}: {violation}" for violation in unfit))
     count = len(engine_argv.replicas(site))
     print(f"{args.file}: ok; {len(site.models)} models, {count} engine replicas, {len(site.roles)} roles")
     return 0
+
+
+def _planner(args: argparse.Namespace) -> int:
+    from appliance.plan import cli  # noqa: PLC0415
+
+    return cli.run(args)
 
 
 def _schema(_: argparse.Namespace) -> int:

@@ -82,14 +82,10 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
     for family in (kind, text_kind):
         what = next((what for prefix, what in UNSUPPORTED.items() if family.startswith(prefix)), None)
         if what:
-            raise ConfigError(
-                f"{name}: {family} is not supported ({what}); describe it by hand in models.toml"
-            )
+            raise ConfigError(f"{name}: {family} is not supported ({what}); describe it by hand in models.toml")
     betrayed = next((what for field, what in UNSUPPORTED_FIELDS.items() if table.get(field)), None)
     if betrayed:
-        raise ConfigError(
-            f"{name}: config.json speaks of {betrayed}, which is not supported; describe it by hand"
-        )
+        raise ConfigError(f"{name}: config.json speaks of {betrayed}, which is not supported; describe it by hand")
     read = _Reader(name, table)
     for key in LIMITS:
         read.integer(key)
@@ -166,8 +162,7 @@ class _Reader:
         if not isinstance(kinds, list) or len(kinds) != layers:
             count = len(kinds) if isinstance(kinds, list) else 0
             raise ConfigError(
-                f"{self.name}: layer_types names {count} layers, num_hidden_layers says {layers}; make "
-                "them agree"
+                f"{self.name}: layer_types names {count} layers, num_hidden_layers says {layers}; make them agree"
             )
         return [str(kind) for kind in kinds]
 
@@ -298,11 +293,7 @@ def _moe(read: _Reader, kind: str, layers: int) -> tuple[Moe | None, int]:
 def _dense_width(read: _Reader, moe: Moe | None, kind: str) -> int:
     if moe is None:
         return read.integer("intermediate_size")
-    if (
-        read.table.get("enable_moe_block")
-        or "first_k_dense_replace" in read.table
-        or kind.startswith("qwen2_moe")
-    ):
+    if read.table.get("enable_moe_block") or "first_k_dense_replace" in read.table or kind.startswith("qwen2_moe"):
         return read.integer("intermediate_size", default=0)
     return read.integer("intermediate_size", default=0) if read.table.get("mlp_only_layers") else 0
 

@@ -248,10 +248,7 @@ class Shape:
         """Weights that one token passes, input embedding included."""
         if self.moe is None:
             return self.total_params
-        return (
-            self.total_params
-            - self.expert_params * (self.moe.experts - self.moe.per_token) // self.moe.experts
-        )
+        return self.total_params - self.expert_params * (self.moe.experts - self.moe.per_token) // self.moe.experts
 
     def kv_bytes_per_token(self, kv_bytes: float = 2.0) -> float:
         """KV cache of one token over all softmax layers, before any window closes; ``kv_bytes`` per
@@ -265,9 +262,7 @@ class Shape:
         """KV cache of one sequence of ``tokens`` tokens: sliding layers stop growing at their window."""
         count = self.full_layers * self.full.kv_values() * tokens
         if self.sliding is not None:
-            count += (
-                self.sliding_layers * self.sliding.kv_values() * min(tokens, self.sliding.window or tokens)
-            )
+            count += self.sliding_layers * self.sliding.kv_values() * min(tokens, self.sliding.window or tokens)
         return count * kv_bytes
 
     @property

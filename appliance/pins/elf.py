@@ -40,9 +40,7 @@ def parse(data: bytes) -> Elf | None:
             break
         entries.append((tag, value))
     table = next((value for tag, value in entries if tag == DT_STRTAB), 0)
-    strings = next(
-        (at + table - start for start, at, length in loads if start <= table < start + length), table
-    )
+    strings = next((at + table - start for start, at, length in loads if start <= table < start + length), table)
     return Elf(machine, tuple(_string(data, strings + value) for tag, value in entries if tag == DT_NEEDED))
 
 

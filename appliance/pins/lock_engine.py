@@ -66,9 +66,7 @@ def faults(wheels: list[Wheel], lock: str) -> list[str]:
     locked, found = parse_lock(lock), []
     for wheel in wheels:
         if locked.get(wheel.name) != (wheel.version, wheel.sha256):
-            found.append(
-                f"{wheel.name} {wheel.version} is not what engine-cuda.lock names; run lock_engine again"
-            )
+            found.append(f"{wheel.name} {wheel.version} is not what engine-cuda.lock names; run lock_engine again")
         if wheel.file.count("-") != 4:
             found.append(f"{wheel.file} has a build tag, which fetchPypi cannot ask for; pin another version")
         if too_new(wheel):

@@ -60,9 +60,7 @@ def download(folder: Path) -> Finding:
         "--quiet",
     ]
     argv += [*target_options(), "--progress-bar=off", "-r", str(LOCK), "-d", str(folder)]
-    done = subprocess.run(
-        argv, env={**os.environ, **PLAIN_INDEX}, check=False, capture_output=True, text=True
-    )
+    done = subprocess.run(argv, env={**os.environ, **PLAIN_INDEX}, check=False, capture_output=True, text=True)
     return Finding("complete under `pip download --require-hashes --no-deps`", "exit 0",
                    [] if done.returncode == 0 else done.stderr.strip().splitlines()[-3:])  # fmt: skip
 
@@ -107,10 +105,7 @@ def needed(found: list[tuple[Wheel, str, elf.Elf]], listed: dict[str, dict[str, 
         if not kind
     ]
     idle = [
-        pattern
-        for names in listed.values()
-        for pattern in names
-        if not any(fnmatch(n, pattern) for n in outside)
+        pattern for names in listed.values() for pattern in names if not any(fnmatch(n, pattern) for n in outside)
     ]
     wrong += [f"{pattern} is listed in engine-libraries.json, but nothing needs it" for pattern in idle]
     per = {kind: sum(1 for value in kinds.values() if value == kind) for kind in listed}
@@ -144,9 +139,7 @@ def kernels(wheels: list[Wheel], folder: Path) -> list[Finding]:
                 members = [name for name in vllm.namelist() if re.fullmatch(pattern, name)]
                 count = sum(_cubins(tool, Path(vllm.extract(name, scratch))) for name in members)
                 wrong = (
-                    []
-                    if count
-                    else [f"no {ARCHITECTURE} code in {title} ({', '.join(members) or 'no such file'})"]
+                    [] if count else [f"no {ARCHITECTURE} code in {title} ({', '.join(members) or 'no such file'})"]
                 )
                 findings.append(
                     Finding(
@@ -219,9 +212,7 @@ def report(findings: list[Finding], wheels: list[Wheel], listed: dict[str, dict[
 def main() -> int:
     """Verify, write the report, say what does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--wheels", type=Path, help="a folder that holds the wheels already; nothing is fetched"
-    )
+    parser.add_argument("--wheels", type=Path, help="a folder that holds the wheels already; nothing is fetched")
     parser.add_argument("--report", type=Path, default=REPORT)
     arguments = parser.parse_args()
     wheels = parse_json(WHEELS.read_text())

@@ -81,9 +81,7 @@ def from_report(report: dict[str, Any]) -> list[Wheel]:
         file = item["download_info"]["url"].rsplit("/", 1)[1].split("#", 1)[0]
         digest = item["download_info"]["archive_info"]["hashes"]["sha256"]
         metadata = item["metadata"]
-        wheels.append(
-            Wheel(normalised(metadata["name"]), metadata["version"], file.replace("%2B", "+"), digest)
-        )
+        wheels.append(Wheel(normalised(metadata["name"]), metadata["version"], file.replace("%2B", "+"), digest))
     return sorted(wheels)
 
 

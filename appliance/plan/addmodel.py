@@ -56,11 +56,7 @@ def locate(source: str) -> Path:
         home = os.environ.get("HF_HOME")
         base = Path(home) if home else Path.home() / ".cache" / "huggingface"
         folder = base / "hub" / f"models--{source.replace('/', '--')}" / "snapshots"
-        found = (
-            sorted(folder.glob("*/config.json"), key=lambda one: one.stat().st_mtime)
-            if folder.is_dir()
-            else []
-        )
+        found = sorted(folder.glob("*/config.json"), key=lambda one: one.stat().st_mtime) if folder.is_dir() else []
         if found:
             return found[-1]
         raise ConfigError(

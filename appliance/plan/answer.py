@@ -162,9 +162,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
             for change in answer.changes
         ],
         "memory": memory_bars(best),
-        "curves": {
-            part.option.work.name: curve(part) for part in best.parts if part.option.point is not None
-        },
+        "curves": {part.option.work.name: curve(part) for part in best.parts if part.option.point is not None},
     }
 
 

@@ -36,9 +36,7 @@ def _plan(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     plan.add_argument("--ram", type=float, default=128.0, metavar="GIB", help="RAM of each machine (128)")
     plan.add_argument("--cpu", metavar="NAME", help="processor of each machine")
     plan.add_argument("--power", type=float, metavar="W", help="power limit per card")
-    plan.add_argument(
-        "--link", type=float, default=3.0, metavar="GB/S", help="network between machines (3.0)"
-    )
+    plan.add_argument("--link", type=float, default=3.0, metavar="GB/S", help="network between machines (3.0)")
     plan.add_argument(
         "--model",
         action="append",
@@ -58,12 +56,8 @@ def _plan(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     plan.add_argument(
         "--think", type=float, default=60.0, metavar="S", help="seconds between messages of a chat (60)"
     )
-    plan.add_argument(
-        "--prompt", type=float, default=2000.0, metavar="TOKENS", help="tokens of a prompt (2000)"
-    )
-    plan.add_argument(
-        "--answer", type=float, default=400.0, metavar="TOKENS", help="tokens of an answer (400)"
-    )
+    plan.add_argument("--prompt", type=float, default=2000.0, metavar="TOKENS", help="tokens of a prompt (2000)")
+    plan.add_argument("--answer", type=float, default=400.0, metavar="TOKENS", help="tokens of an answer (400)")
     plan.add_argument("--context", type=int, metavar="TOKENS", help="longest prompt plus answer (16384)")
     plan.add_argument(
         "--prefix-hit", type=float, default=0.5, metavar="SHARE", help="part of prompts in the cache (0.5)"
@@ -95,9 +89,7 @@ def _predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     one.add_argument("--kv", help="type of the KV cache (auto, fp8)")
     one.add_argument("--input", type=float, default=1024.0, metavar="TOKENS")
     one.add_argument("--output", type=float, default=1024.0, metavar="TOKENS")
-    one.add_argument(
-        "--concurrency", type=float, default=1.0, help="requests in flight over all replicas (1)"
-    )
+    one.add_argument("--concurrency", type=float, default=1.0, help="requests in flight over all replicas (1)")
     one.add_argument("--tp", type=int, default=1, help="tensor parallel (1)")
     one.add_argument("--pp", type=int, default=1, help="pipeline parallel (1)")
     one.add_argument("--replicas", type=int, default=1, help="copies (1)")
@@ -116,7 +108,5 @@ def _predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--prefix-hit", type=float, default=0.0, metavar="SHARE", help="part of the prompt in the cache"
     )
     one.add_argument("--cpu", metavar="NAME", help="processor that holds experts")
-    one.add_argument(
-        "--cpu-experts", type=float, default=0.0, metavar="SHARE", help="share of experts in RAM"
-    )
+    one.add_argument("--cpu-experts", type=float, default=0.0, metavar="SHARE", help="share of experts in RAM")
     one.add_argument("--json", action="store_true", help="as JSON")

@@ -58,8 +58,7 @@ def _plan(args: argparse.Namespace) -> int:
     machines, wanted = _question(args, site, known)
     if not 1 <= args.simulate <= 10_000_000:
         raise UsageError(
-            f"--simulate {args.simulate} makes no sense; nearest valid: "
-            f"{min(max(args.simulate, 1), 10_000_000)}"
+            f"--simulate {args.simulate} makes no sense; nearest valid: {min(max(args.simulate, 1), 10_000_000)}"
         )
     found = answer(machines, wanted, requests=args.simulate, seed=args.seed, pattern=args.automation)
     if args.json:
@@ -95,9 +94,7 @@ def _question(
         for card in machine.cards:
             if args.power is not None and not card.min_power_w <= args.power <= card.max_power_w:
                 nearest = card.min_power_w if args.power < card.min_power_w else card.max_power_w
-                raise UsageError(
-                    f"{args.power:g} W is out of {card.name}'s range; nearest valid: {nearest:g} W"
-                )
+                raise UsageError(f"{args.power:g} W is out of {card.name}'s range; nearest valid: {nearest:g} W")
     return machines, demand.Demand(
         users=args.users,
         chats=args.chats,
@@ -158,9 +155,7 @@ def _from_flags(
     names = {work.name for work in works} | {work.shape.name for work in works}
     stray = [name for name in shares if name not in names]
     if stray:
-        raise UsageError(
-            f"--share names {stray[0]!r}, which is not planned; {nearest(stray[0], sorted(names))}"
-        )
+        raise UsageError(f"--share names {stray[0]!r}, which is not planned; {nearest(stray[0], sorted(names))}")
     return machines, tuple(works)
 
 
@@ -334,9 +329,7 @@ def _list(args: argparse.Namespace) -> int:
         _print_json({"cards": list(store.cards()), "cpus": list(store.cpus()), "models": models})
         return 0
     for name, card in store.cards().items():
-        sys.stdout.write(
-            f"card   {name}: {card.memory_mib} MiB, {card.memory_gb_s:g} GB/s, {card.tdp_w:g} W\n"
-        )
+        sys.stdout.write(f"card   {name}: {card.memory_mib} MiB, {card.memory_gb_s:g} GB/s, {card.tdp_w:g} W\n")
     for name, params in models.items():
         sys.stdout.write(f"model  {name}: {params / 1e9:.3f} B\n")
     return 0

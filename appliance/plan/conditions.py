@@ -122,9 +122,7 @@ def _card(text: str) -> Card:
         return store.find_card(name)
     except UsageError:
         plain = store.plain(name)
-        starts = {
-            store.plain(one): card for card in store.cards().values() for one in (card.name, *card.aliases)
-        }
+        starts = {store.plain(one): card for card in store.cards().values() for one in (card.name, *card.aliases)}
         fits = [start for start in starts if len(start) >= 4 and plain.startswith(start)]
         if not fits:
             raise
@@ -233,9 +231,7 @@ def _precision(text: str, notes: str, shape: Shape, engine: EngineKind, assumed:
 def _layout(row: Row, notes: str, engine: EngineKind) -> Layout:
     cards = int(number(row.get("gpu_count"), "gpu_count") or 1)
     if not 1 <= cards <= 4096:
-        raise UsageError(
-            f"gpu_count = {cards} makes no sense; nearest valid value: {min(max(cards, 1), 4096)}"
-        )
+        raise UsageError(f"gpu_count = {cards} makes no sense; nearest valid value: {min(max(cards, 1), 4096)}")
     said = re.search(r"layout (?:D?EP|TP)(\d+)(?:, ?PP(\d+))?", notes)
     if said:
         tp, pp = int(said.group(1)), int(said.group(2) or 1)
@@ -268,9 +264,7 @@ def _fit(shape: Shape, layout: Layout, dtype: Precision) -> tuple[Shape, Layout]
     return shape, layout
 
 
-def _offload(
-    words: str, machine: _Machine, shape: Shape, dtype: Precision, layout: Layout
-) -> tuple[float, float]:
+def _offload(words: str, machine: _Machine, shape: Shape, dtype: Precision, layout: Layout) -> tuple[float, float]:
     """Share of experts, and share of all weights, that lie in RAM."""
     ngl = re.search(r"\bngl (\d+)", words)
     if ngl:
@@ -323,9 +317,7 @@ def _lengths(row: Row, notes: str, engine: EngineKind, assumed: list[str]) -> tu
     return prompt, max(1.0, answer or 1.0)
 
 
-def _concurrency(
-    row: Row, notes: str, engine: EngineKind, layout: Layout, card: Card, assumed: list[str]
-) -> float:
+def _concurrency(row: Row, notes: str, engine: EngineKind, layout: Layout, card: Card, assumed: list[str]) -> float:
     said = number(row.get("concurrency"), "concurrency")
     if said is not None:
         return said
@@ -367,9 +359,7 @@ def _decode_only(row: Row, notes: str, engine: EngineKind) -> bool:
     if engine == "llamacpp" or re.search(r"\bdecode tok/s|\b0[ -](?:context|ctx)", notes):
         return True
     return (
-        not (row.get("output_tokens") or "").strip()
-        and "ShareGPT" not in notes
-        and bool(row.get("input_tokens"))
+        not (row.get("output_tokens") or "").strip() and "ShareGPT" not in notes and bool(row.get("input_tokens"))
     )
 
 

@@ -73,14 +73,10 @@ def read(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            rows = [
-                {key: value or "" for key, value in row.items() if isinstance(key, str)} for row in reader
-            ]
+            rows = [{key: value or "" for key, value in row.items() if isinstance(key, str)} for row in reader]
             columns = reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(
-            f"{path}: cannot be read as CSV ({error}); give a file like measurements.csv"
-        ) from None
+        raise ConfigError(f"{path}: cannot be read as CSV ({error}); give a file like measurements.csv") from None
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         raise ConfigError(f"{path}: has no column {missing[0]!r}; the columns are those of measurements.csv")
@@ -100,9 +96,7 @@ def evaluate(rows: Sequence[conditions.Row], k: Constants | None = None) -> list
             answer = predict(point, k)
             low, high = interval(point)
             rate = answer.output_tok_s
-            results.append(
-                Result(row, line, truth, rate, rate * exp(low), rate * exp(high), None, point.assumed)
-            )
+            results.append(Result(row, line, truth, rate, rate * exp(low), rate * exp(high), None, point.assumed))
         except ApplianceError as error:
             results.append(Result(row, line, truth, refused=str(error)))
     return results

@@ -120,9 +120,7 @@ def _memory(
             f"fit the {room:.1f} GiB that gpu_memory_utilization = {engine.gpu_memory_utilization:g} leaves"
         )
     else:
-        what = (
-            f"the KV cache would hold {memory.kv_tokens} tokens, one request of {engine.context} does not fit"
-        )
+        what = f"the KV cache would hold {memory.kv_tokens} tokens, one request of {engine.context} does not fit"
     return Violation(where, what, _nearest(engine, shape, dtype, smallest, memory.kv_tokens))
 
 

@@ -15,12 +15,8 @@ LADDER = ("fp8", "awq-int4", "nvfp4")
 def suggest(work: Work, machines: tuple[Machine, ...], demand: Demand) -> str:
     """One line: what does not fit, and the smallest change that would."""
     size = precision.weights(work.shape, work.precision).total / GIB
-    where = ", ".join(
-        f"{len(machine.cards)} x {machine.cards[0].name}" for machine in machines if machine.cards
-    )
-    start = (
-        f"{work.name}: {size:.0f} GiB of {work.precision.name} weights and {work.context} tokens of context "
-    )
+    where = ", ".join(f"{len(machine.cards)} x {machine.cards[0].name}" for machine in machines if machine.cards)
+    start = f"{work.name}: {size:.0f} GiB of {work.precision.name} weights and {work.context} tokens of context "
     start += f"do not fit {where or 'a machine without cards'}"
     for dtype in LADDER:
         smaller = dataclasses.replace(work, precision=precision.parse(dtype))

@@ -91,25 +91,17 @@ def _options(work: Work, machine: Machine, demand: Demand, machines: int) -> tup
             found += _on_cards(work, machine, demand, card, count, machines)
             if work.shape.moe is not None and not work.shape.pooling:
                 found += _experts_in_ram(work, machine, demand, card)
-        elif (
-            work.shape.pooling
-            or precision.weights(work.shape, work.precision).total < card.memory_bytes * 0.8
-        ):
+        elif work.shape.pooling or precision.weights(work.shape, work.precision).total < card.memory_bytes * 0.8:
             found += _vulkan(work, machine, demand, card)
     if work.shape.pooling or precision.weights(work.shape, work.precision).total < 6e9:
         found += _on_cpu(work, machine)
     return tuple(found)
 
 
-def _on_cards(
-    work: Work, machine: Machine, demand: Demand, card: Card, count: int, machines: int
-) -> list[Option]:
+def _on_cards(work: Work, machine: Machine, demand: Demand, card: Card, count: int, machines: int) -> list[Option]:
     found = []
     layouts = [
-        Layout(tp=tp, ep=ep)
-        for tp in TP_SIZES
-        if tp <= count
-        for ep in ((False, True) if tp > 1 else (False,))
+        Layout(tp=tp, ep=ep) for tp in TP_SIZES if tp <= count for ep in ((False, True) if tp > 1 else (False,))
     ]
     layouts += [Layout(tp=tp, pp=pp) for tp in (1, 2, 4) for pp in (2, 4, 8) if tp * pp <= count]
     if machines > 1 and count in TP_SIZES:
@@ -122,9 +114,7 @@ def _on_cards(
         except UsageError:
             continue
         sequences = 256
-        memory = card_memory(
-            card, work.shape, work.precision, layout, context=work.context, sequences=sequences
-        )
+        memory = card_memory(card, work.shape, work.precision, layout, context=work.context, sequences=sequences)
         if not memory.fits or memory.layout.tokens(memory.kv, work.context) < work.context * MIN_CHATS:
             continue
         point = Point(

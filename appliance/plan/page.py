@@ -103,8 +103,7 @@ def _tiles(data: dict[str, Any]) -> str:
     return (
         '<div class="tiles">'
         + "".join(
-            f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>'
-            for value, what in tiles
+            f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in tiles
         )
         + "</div>"
     )
@@ -128,9 +127,7 @@ def _memory(bars: list[dict[str, Any]]) -> str:
                 f"<title>{tip}</title></rect>"
             )
             x += wide
-        note = (
-            f"{bar['weights']:.1f} + {bar['working']:.1f} + {bar['kv']:.1f} GiB · {bar['kv_tokens']:,} tokens"
-        )
+        note = f"{bar['weights']:.1f} + {bar['working']:.1f} + {bar['kv']:.1f} GiB · {bar['kv_tokens']:,} tokens"
         rows.append(f'<text x="{left + width + 10}" y="{y + 17}">{note}</text>')
     keys = "".join(
         f'<span class="key" style="background:var(--{colour})"></span>{name}'
@@ -171,9 +168,7 @@ def _curve(name: str, points: list[dict[str, float]]) -> str:
         tip = f"{point['in_flight']:.0f} in flight: {point['tok_s']:.0f} tok/s "
         tip += f"({point['low']:.0f} to {point['high']:.0f}), "
         tip += f"{point['tpot_ms']:.1f} ms per token, TTFT {point['ttft_ms']:.0f} ms"
-        dots.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="var(--a)"><title>{tip}</title></circle>'
-        )
+        dots.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="var(--a)"><title>{tip}</title></circle>')
         dots.append(_text(x - 8, y - 8, "end", f"{point['in_flight']:.0f}"))
     return (
         f'<figure><figcaption>{escape(name)}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
@@ -208,9 +203,7 @@ def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], left
 
     head = "".join(cell("th", place, text) for place, text in enumerate(heads))
     body = "".join(
-        f'<tr class="{kind}">'
-        + "".join(cell("td", place, text) for place, text in enumerate(cells))
-        + "</tr>"
+        f'<tr class="{kind}">' + "".join(cell("td", place, text) for place, text in enumerate(cells)) + "</tr>"
         for kind, cells in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -232,9 +225,7 @@ def _alternatives(plans: list[dict[str, Any]]) -> str:
         )
         for place, plan in enumerate(plans)
     ]
-    return _table(
-        ("topology", "best at", "headroom", "ms/token", "TTFT ms", "long chats", "spare cards"), rows, 2
-    )
+    return _table(("topology", "best at", "headroom", "ms/token", "TTFT ms", "long chats", "spare cards"), rows, 2)
 
 
 def _simulation(queues: list[dict[str, Any]]) -> str:
@@ -274,7 +265,5 @@ def _changes(changes: list[dict[str, Any]]) -> str:
         if plan is None:
             rows.append(("", [change["what"], "nothing would fit", "", ""]))
         else:
-            rows.append(
-                ("", [change["what"], plan["title"], f"{plan['headroom']:.2f}x", f"{plan['tpot_ms']:.0f}"])
-            )
+            rows.append(("", [change["what"], plan["title"], f"{plan['headroom']:.2f}x", f"{plan['tpot_ms']:.0f}"]))
     return _table(("with", "then best", "headroom", "ms/token"), rows, 2)

@@ -243,9 +243,7 @@ class _Run:
     def outcome(self) -> Outcome:
         """What was seen so far. A chat that never got an answer is not inside."""
         chats = self.load.chats
-        inside = [
-            self.total[chat] > 0 and self.good[chat] >= 0.95 * self.total[chat] for chat in range(chats)
-        ]
+        inside = [self.total[chat] > 0 and self.good[chat] >= 0.95 * self.total[chat] for chat in range(chats)]
         users = min(self.load.users, chats)
         happy = sum(all(inside[user:chats:users]) for user in range(users))
         return Outcome(

@@ -49,9 +49,7 @@ def show_plan(console: Console, answer: Answer) -> None:
             if plan_or is None:
                 table.add_row(change.what, "nothing would fit", "", "")
             else:
-                table.add_row(
-                    change.what, plan_or.title, f"{plan_or.headroom:.2f}x", f"{plan_or.tpot_ms:.0f}"
-                )
+                table.add_row(change.what, plan_or.title, f"{plan_or.headroom:.2f}x", f"{plan_or.tpot_ms:.0f}")
         console.print(table)
 
 
@@ -70,9 +68,7 @@ def _show_memory(console: Console, answer: Answer) -> None:
     for bar in bars:
         unit = BAR_WIDTH / bar["total"]
         drawn = (
-            "#" * round(bar["weights"] * unit)
-            + "+" * round(bar["working"] * unit)
-            + "=" * round(bar["kv"] * unit)
+            "#" * round(bar["weights"] * unit) + "+" * round(bar["working"] * unit) + "=" * round(bar["kv"] * unit)
         )
         table.add_row(
             bar["card"],

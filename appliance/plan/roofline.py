@@ -157,9 +157,7 @@ def _token_flops(point: Point, local: float, tokens: float, context: float, k: C
         dense += shape.embedding_params
     pairs = shape.full_layers * shape.full.core_dim() * context
     if shape.sliding is not None:
-        pairs += (
-            shape.sliding_layers * shape.sliding.core_dim() * min(context, shape.sliding.window or context)
-        )
+        pairs += shape.sliding_layers * shape.sliding.core_dim() * min(context, shape.sliding.window or context)
     skew = k.expert_parallel_skew if (layout.ep or layout.attention_dp) and layout.tp > 1 else 1.0
     return (
         2.0 * dense + 4.0 * pairs
@@ -169,11 +167,7 @@ def _token_flops(point: Point, local: float, tokens: float, context: float, k: C
 def _floor(point: Point, k: Constants) -> float:
     """Launch time of one pass over all layers."""
     shape = point.shape
-    return (
-        shape.layers * k.layer_s
-        + shape.moe_layers * k.expert_layer_s
-        + shape.linear_layers * k.linear_layer_s
-    )
+    return shape.layers * k.layer_s + shape.moe_layers * k.expert_layer_s + shape.linear_layers * k.linear_layer_s
 
 
 def communication(point: Point, tokens: float, k: Constants) -> float:

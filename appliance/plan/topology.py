@@ -62,9 +62,7 @@ class Plan:
     @property
     def title(self) -> str:
         """``2 x TP4 planner + 4 x 1 card coder``."""
-        return " + ".join(
-            f"{part.replicas} x {part.option.title} {part.option.work.name}" for part in self.parts
-        )
+        return " + ".join(f"{part.replicas} x {part.option.title} {part.option.work.name}" for part in self.parts)
 
     @property
     def tpot_ms(self) -> float:
@@ -186,9 +184,7 @@ Loads = dict[tuple[int, int], tuple[float, Prediction | None]]
 """What was found for (option, replicas): the same unit stands in many combinations."""
 
 
-def _place(
-    chosen: tuple[Option, ...], machines: tuple[Machine, ...], demand: Demand, loads: Loads
-) -> Plan | None:
+def _place(chosen: tuple[Option, ...], machines: tuple[Machine, ...], demand: Demand, loads: Loads) -> Plan | None:
     board = _Board(machines)
     places: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in chosen]
     for index in sorted(range(len(chosen)), key=lambda index: -chosen[index].cards):
@@ -198,16 +194,11 @@ def _place(
         places[index].append(place)
     while True:
         # The neediest model that a further unit can help gets it.
-        order = sorted(
-            range(len(chosen)), key=lambda index: _headroom(chosen[index], len(places[index]), demand)
-        )
+        order = sorted(range(len(chosen)), key=lambda index: _headroom(chosen[index], len(places[index]), demand))
         for index in order:
             if chosen[index].card is None or chosen[index].kind == "vulkan":
                 continue
-            if (
-                chosen[index].work.shape.pooling
-                and _headroom(chosen[index], len(places[index]), demand) > COMFORT
-            ):
+            if chosen[index].work.shape.pooling and _headroom(chosen[index], len(places[index]), demand) > COMFORT:
                 continue
             place = board.place(chosen[index])
             if place is not None:
@@ -275,9 +266,7 @@ def _merit(plan: Plan) -> tuple[float, ...]:
 
 def _reasons(best: Plan, plans: list[Plan], demand: Demand) -> list[str]:
     tight = min(best.parts, key=lambda part: part.headroom)
-    carries = (
-        f"carries {best.headroom:.1f} times the demand within {demand.tpot_slo_s * 1e3:.0f} ms per token"
-    )
+    carries = f"carries {best.headroom:.1f} times the demand within {demand.tpot_slo_s * 1e3:.0f} ms per token"
     found = [f"It {carries}; {tight.option.work.name} is the tightest, limited by {tight.option.limit}."]
     if best.headroom < 1.0:
         found[0] = (
@@ -307,9 +296,7 @@ def _reasons(best: Plan, plans: list[Plan], demand: Demand) -> list[str]:
                 f"{rival.option.title} {its:.0f}."
             )
     found.append(
-        "It survives the loss of one card."
-        if best.resilient
-        else "One lost card stops a model until it is moved."
+        "It survives the loss of one card." if best.resilient else "One lost card stops a model until it is moved."
     )
     return found
 
@@ -352,6 +339,4 @@ def _nothing_fits(machines: tuple[Machine, ...], demand: Demand) -> str:
             return suggest(work, machines, demand)
     count = sum(len(machine.cards) for machine in machines)
     names = ", ".join(work.name for work in demand.work)
-    return (
-        f"{count} cards do not hold {names} all at once; take a smaller or quantised model, or another card"
-    )
+    return f"{count} cards do not hold {names} all at once; take a smaller or quantised model, or another card"

@@ -36,9 +36,7 @@ def changes(machines: tuple[Machine, ...], demand: Demand) -> list[Change]:
             watts = max(card.min_power_w, round(card.tdp_w * share / 50) * 50)
             if watts != first.power_w and (share < 1.0 or first.power_w is not None) and watts <= card.tdp_w:
                 tried.append((f"{watts:.0f} W per card", dataclasses.replace(first, power_w=watts)))
-    tried.append(
-        (f"{first.ram_gib * 2:.0f} GiB of RAM", dataclasses.replace(first, ram_gib=first.ram_gib * 2))
-    )
+    tried.append((f"{first.ram_gib * 2:.0f} GiB of RAM", dataclasses.replace(first, ram_gib=first.ram_gib * 2)))
     found = []
     for what, machine in tried:
         try:

@@ -47,9 +47,7 @@ def engines_section(plan: Plan, site: Site) -> str:
 
 def _old(site: Site, model: str) -> tuple[str | None, Engine | None]:
     """The engine that serves ``model`` so far, and its name."""
-    return next(
-        ((name, engine) for name, engine in site.engines.items() if engine.model == model), (None, None)
-    )
+    return next(((name, engine) for name, engine in site.engines.items() if engine.model == model), (None, None))
 
 
 def _free_name(name: str, names: set[str]) -> str:
@@ -104,9 +102,7 @@ def _table(
     if option.kind == "experts in RAM" and option.point is not None:
         flags["n-cpu-moe"] = ceil(option.point.cpu_expert_share * option.work.shape.moe_layers)
     if flags:
-        lines.append(
-            "options = { " + ", ".join(f"{key} = {_value(value)}" for key, value in flags.items()) + " }"
-        )
+        lines.append("options = { " + ", ".join(f"{key} = {_value(value)}" for key, value in flags.items()) + " }")
     if old is not None and old.environment:
         pairs = ", ".join(f"{key} = {json.dumps(value)}" for key, value in old.environment.items())
         lines.append(f"environment = {{ {pairs} }}")
@@ -129,9 +125,7 @@ def _kept(old: Engine | None, kind: str, cpu: bool) -> list[str]:
 
 def _value(value: object) -> str:
     if isinstance(value, dict):
-        return (
-            "{ " + ", ".join(f"{json.dumps(str(key))} = {_value(item)}" for key, item in value.items()) + " }"
-        )
+        return "{ " + ", ".join(f"{json.dumps(str(key))} = {_value(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(_value(item) for item in value) + "]"
     return json.dumps(value)

@@ -47,9 +47,7 @@ def by_group(data: list[calibrate.Sample], held: list[float]) -> str:
     def at(error: float) -> float:
         return left + scale * (max(-1.0, min(1.0, error)) + 1.0)
 
-    body = [
-        text(8, 20, "ln(predicted / measured), group held out; the band is the 80 % of all rows", kind="h")
-    ]
+    body = [text(8, 20, "ln(predicted / measured), group held out; the band is the 80 % of all rows", kind="h")]
     body += legend(8, 40)
     low, high = (sorted(held)[int(len(held) * share)] for share in (0.1, 0.9))
     wide = at(high) - at(low)
@@ -65,9 +63,7 @@ def by_group(data: list[calibrate.Sample], held: list[float]) -> str:
         for error, sample in rows:
             shape = "none" if sample.point.assumed else COLOURS[sample.point.engine]
             stroke = COLOURS[sample.point.engine]
-            body.append(
-                f'<circle cx="{at(error):.1f}" cy="{y:.1f}" r="3.4" fill="{shape}" stroke="{stroke}"/>'
-            )
+            body.append(f'<circle cx="{at(error):.1f}" cy="{y:.1f}" r="3.4" fill="{shape}" stroke="{stroke}"/>')
     return frame(width, height, body)
 
 
@@ -115,9 +111,7 @@ def main() -> None:
         for sample, error in zip(data, held, strict=True):
             predicted = f"{sample.truth * exp(error):.1f}"
             assumed = "; ".join(sample.point.assumed)
-            writer.writerow(
-                [*sample.group, sample.point.engine, sample.truth, predicted, f"{error:.3f}", assumed]
-            )
+            writer.writerow([*sample.group, sample.point.engine, sample.truth, predicted, f"{error:.3f}", assumed])
     (ROOT / "docs" / "img" / "planner-errors.svg").write_text(by_group(data, held), "utf-8")
     (ROOT / "docs" / "img" / "planner-scatter.svg").write_text(scatter(data, held), "utf-8")
     inside = sum(low <= -error <= high for sample, error in zip(data, held, strict=True)

@@ -45,9 +45,7 @@ def main() -> None:
             )
             print(points[-1])
     where = Path(__file__).with_name("qwen3_30b_predicted.json")
-    where.write_text(
-        json.dumps({"what": "vLLM, closed loop; predicted, not measured", "points": points}, indent=1)
-    )
+    where.write_text(json.dumps({"what": "vLLM, closed loop; predicted, not measured", "points": points}, indent=1))
 
 
 if __name__ == "__main__":

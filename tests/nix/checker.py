@@ -53,9 +53,7 @@ def ready() -> str:
     if not (CHECKER / "nix-check").exists():
         pytest.skip(f"NOT CHECKED: {CHECKER} is absent, so no NixOS module was evaluated")
     if not (CACHE / "lib").exists() and "NIXPKGS_LIB" not in os.environ:
-        pytest.skip(
-            "NOT CHECKED: nixpkgs.lib is not registered here; run `nix-check setup GITDIR`, see its README"
-        )
+        pytest.skip("NOT CHECKED: nixpkgs.lib is not registered here; run `nix-check setup GITDIR`, see its README")
     nix = _nix()
     if nix is None:
         pytest.skip("NOT CHECKED: there is no nix on this machine")

@@ -84,9 +84,7 @@ def test_the_flake_offers_what_it_should() -> None:
     assert {"default", "gpu", "vps"} <= set(flake["modules"])
     assert {"iso", "appliance", "engine-cuda", "loadtest", "options-doc"} <= set(flake["packages"])
     assert flake["apps"] == dict.fromkeys(("default", "doctor", "loadtest", "plan"), "app")
-    assert {"gpu", "vps", "installer", "evaluation", "options-doc", "example-sites", "vm"} <= set(
-        flake["checks"]
-    )
+    assert {"gpu", "vps", "installer", "evaluation", "options-doc", "example-sites", "vm"} <= set(flake["checks"])
     assert flake["devShells"] == flake["templates"] == ["default"]
 
 
@@ -98,9 +96,7 @@ def test_the_lock_is_of_this_flake(tmp_path: Path) -> None:
     argv = [nix, "--extra-experimental-features", "nix-command flakes", "flake", "metadata", "--offline"]
     done = checker.said([*argv, "--no-update-lock-file", f"path:{tmp_path}"])
     assert done.returncode == 0, done.stderr
-    (tmp_path / "flake.nix").write_text(
-        (tmp_path / "flake.nix").read_text().replace("nixos-26.05", "nixos-25.11")
-    )
+    (tmp_path / "flake.nix").write_text((tmp_path / "flake.nix").read_text().replace("nixos-26.05", "nixos-25.11"))
     done = checker.said([*argv, "--no-update-lock-file", f"path:{tmp_path}"])
     assert done.returncode != 0
 

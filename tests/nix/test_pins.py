@@ -33,21 +33,14 @@ def shared_library(*needed: str, machine: int = elf.X86_64) -> bytes:
     dynamic = b"".join(struct.pack("<qQ", *entry) for entry in entries)
     total = start + len(strings) + len(dynamic)
     header = (
-        elf.MAGIC
-        + b"\1"
-        + bytes(9)
-        + struct.pack("<HHIQQQIHHHHHH", 3, machine, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+        elf.MAGIC + b"\1" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, machine, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
     )
     load = struct.pack("<IIQQQQQQ", elf.PT_LOAD, 4, 0, 0, 0, total, total, 4096)
-    table = struct.pack(
-        "<IIQQQQQQ", elf.PT_DYNAMIC, 4, start + len(strings), 0, 0, len(dynamic), len(dynamic), 8
-    )
+    table = struct.pack("<IIQQQQQQ", elf.PT_DYNAMIC, 4, start + len(strings), 0, 0, len(dynamic), len(dynamic), 8)
     return header + load + table + strings + dynamic
 
 
-def wheel(
-    folder: Path, name: str, requires: tuple[str, ...] = (), files: dict[str, bytes] | None = None
-) -> Wheel:
+def wheel(folder: Path, name: str, requires: tuple[str, ...] = (), files: dict[str, bytes] | None = None) -> Wheel:
     file = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(file, "w") as archive:
         lines = [
@@ -158,9 +151,7 @@ def test_a_driver_too_old_for_the_wheels(tmp_path: Path, monkeypatch: pytest.Mon
     old = tmp_path / "pins.nix"
     old.write_text(verify_wheels.PINS.read_text().replace("595.71.05", "575.57.08"))
     monkeypatch.setattr(verify_wheels, "PINS", old)
-    assert (
-        "needs driver 580 or newer; modules/pins.nix says 575.57.08" in verify_wheels.driver(wheels).wrong[0]
-    )
+    assert "needs driver 580 or newer; modules/pins.nix says 575.57.08" in verify_wheels.driver(wheels).wrong[0]
 
 
 def test_the_committed_report_is_of_this_set() -> None:

@@ -157,8 +157,7 @@ def nginx_conf(values: dict[str, Any], folder: Path) -> str:
         blocks.append("server {\n" + "\n".join(lines) + "\n}")
     head = f"pid {folder}/nginx.pid;\nerror_log {folder}/error.log;\nevents {{}}\n"
     temp = "".join(
-        f"{kind}_temp_path {folder}/{kind};\n"
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     return head + "http {\naccess_log off;\n" + temp + "\n".join(blocks) + "\n}\n"
 

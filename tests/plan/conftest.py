@@ -39,9 +39,7 @@ def work() -> Callable[..., demand.Work]:
 
 @pytest.fixture
 def machine() -> Callable[..., demand.Machine]:
-    def build(
-        cards: str = f"1x {PRO}", ram: float = 256, name: str = "gpu", **said: object
-    ) -> demand.Machine:
+    def build(cards: str = f"1x {PRO}", ram: float = 256, name: str = "gpu", **said: object) -> demand.Machine:
         cpu = store.find_cpu("EPYC 9355")
         return demand.Machine(name=name, cards=demand.cards(cards), ram_gib=ram, cpu=cpu, **said)  # type: ignore[arg-type]
 

@@ -86,9 +86,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_plan_for_a_site_with_page_json_and_write(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_for_a_site_with_page_json_and_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "site.toml"
     shutil.copy(EXAMPLES / "eight-cards-hybrid.toml", config)
     where = tmp_path / "plan.html"

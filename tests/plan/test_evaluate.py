@@ -59,9 +59,7 @@ def test_held_out_errors_meet_the_musts() -> None:
 def test_no_group_is_in_two_folds() -> None:
     data = calibrate.samples(ROWS)
     dealt = calibrate.folds(data)
-    assert (
-        sum(len(fold) for fold in dealt) == len(set.union(*dealt)) == len({sample.group for sample in data})
-    )
+    assert sum(len(fold) for fold in dealt) == len(set.union(*dealt)) == len({sample.group for sample in data})
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,7 @@ def build(**changes: Any) -> Site:
         "hosts": {
             "gpu": {
                 "memory_gib": gib,
-                "gpus": [
-                    {"index": index, "model": name, "memory_mib": memory} for index, name in enumerate(cards)
-                ],
+                "gpus": [{"index": index, "model": name, "memory_mib": memory} for index, name in enumerate(cards)],
             }
         },
         "models": {"chat": model},

@@ -50,10 +50,7 @@ def test_sliding_window_by_layer_types() -> None:
 
 
 def test_a_window_switched_off_does_not_slide() -> None:
-    assert (
-        hfconfig.parse("m", {**DENSE, "sliding_window": 4096, "use_sliding_window": False}).sliding_layers
-        == 0
-    )
+    assert hfconfig.parse("m", {**DENSE, "sliding_window": 4096, "use_sliding_window": False}).sliding_layers == 0
 
 
 def test_yarn_lengthens_the_context() -> None:
@@ -109,11 +106,7 @@ def test_contradictions(change: dict[str, Any], word: str) -> None:
 
 
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**40), 2**40)
-    | st.floats(allow_nan=False)
-    | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )

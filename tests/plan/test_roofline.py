@@ -37,9 +37,7 @@ def test_one_token_reads_exactly_its_experts() -> None:
 
 @same
 @given(batch=st.floats(1, 512), more=st.floats(1, 256), context=st.floats(1, 30000))
-def test_a_larger_batch_or_context_is_never_faster(
-    point: Build, batch: float, more: float, context: float
-) -> None:
+def test_a_larger_batch_or_context_is_never_faster(point: Build, batch: float, more: float, context: float) -> None:
     one, k = point(), calibrated()
     base = decode_step(one, batch, context, k).total
     assert decode_step(one, batch + more, context, k).total >= base
