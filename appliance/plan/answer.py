@@ -149,6 +149,8 @@ def as_json(answer: Answer) -> dict[str, Any]:
                 "requests": queue.outcome.requests,
                 "ttft_s": dict(zip(("p50", "p95", "p99"), queue.outcome.ttft, strict=True)),
                 "tpot_s": dict(zip(("p50", "p95", "p99"), queue.outcome.tpot, strict=True)),
+                "chats": queue.outcome.chats,
+                "users": queue.outcome.users,
                 "chats_inside": queue.outcome.chats_inside,
                 "users_inside": queue.outcome.users_inside,
                 "requests_inside": queue.outcome.requests_inside,

@@ -130,11 +130,16 @@ def _from_flags(
         )
         for number in range(args.machines)
     )
+    asked = [demand.model(text, known) for text in args.model]
+    names = {shape.name: shape.name.rsplit("/", 1)[-1] for shape, _ in asked}
+    stated = {full: shares.get(short, shares.get(full)) for full, short in names.items()}
+    shared = sites.share_out(
+        {shape.name: shape.pooling for shape, _ in asked},
+        {name: share for name, share in stated.items() if share is not None},
+    )
     works = []
-    for text in args.model:
-        shape, dtype = demand.model(text, known)
-        name = shape.name.rsplit("/", 1)[-1]
-        left = (1.0 - sum(shares.values())) / max(1, len(args.model) - len(shares))
+    for shape, dtype in asked:
+        name = names[shape.name]
         context = min(args.context or sites.DEFAULT_CONTEXT, shape.max_context)
         if args.context and args.context > shape.max_context:
             raise UsageError(
@@ -146,16 +151,16 @@ def _from_flags(
                 name=name,
                 shape=shape,
                 precision=dtype,
-                share=shares.get(name, shares.get(shape.name, left)),
+                share=shared[shape.name],
                 prompt=min(sites.EMBED_PROMPT, context / 2) if shape.pooling else args.prompt,
                 answer=1.0 if shape.pooling else args.answer,
                 context=context,
             )
         )
-    names = {work.name for work in works} | {work.shape.name for work in works}
-    stray = [name for name in shares if name not in names]
+    planned = {*names, *names.values()}
+    stray = [name for name in shares if name not in planned]
     if stray:
-        raise UsageError(f"--share names {stray[0]!r}, which is not planned; {nearest(stray[0], sorted(names))}")
+        raise UsageError(f"--share names {stray[0]!r}, which is not planned; {nearest(stray[0], sorted(planned))}")
     return machines, tuple(works)
 
 

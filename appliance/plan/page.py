@@ -92,11 +92,12 @@ def _counted(names: Sequence[str]) -> list[str]:
 def _tiles(data: dict[str, Any]) -> str:
     best = data["recommended"]
     inside = sum(queue["chats_inside"] for queue in data["simulation"])
+    chats = sum(queue["chats"] for queue in data["simulation"])
     breaks = min((queue["breaks_at_chats"] for queue in data["simulation"]), default=0)
     tiles = [
         (f"{best['headroom']:.1f}x", "of the demand carried within the SLO"),
         (f"{best['tpot_ms']:.0f} ms", "per token for the slowest model"),
-        (str(inside), "simulated chats stay inside the SLO"),
+        (f"{inside} of {chats}", "simulated chats stay inside the SLO"),
         (str(breaks), "chats of the tightest model before it breaks"),
         ("yes" if best["resilient"] else "no", "survives the loss of one card"),
     ]
@@ -238,8 +239,8 @@ def _simulation(queues: list[dict[str, Any]]) -> str:
                 queue["model"],
                 " / ".join(f"{queue['ttft_s'][name]:.2f}" for name in ("p50", "p95", "p99")),
                 f"{queue['tpot_s']['p50'] * 1e3:.0f} / {queue['tpot_s']['p99'] * 1e3:.0f}",
-                str(queue["chats_inside"]),
-                str(queue["users_inside"]),
+                f"{queue['chats_inside']} of {queue['chats']}",
+                f"{queue['users_inside']} of {queue['users']}",
                 f"{queue['requests_inside']:.1%}",
                 str(queue["breaks_at_chats"]),
             ],

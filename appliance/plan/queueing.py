@@ -69,6 +69,8 @@ class Outcome:
     ttft: tuple[float, float, float]
     """p50, p95, p99."""
     tpot: tuple[float, float, float]
+    chats: int
+    users: int
     chats_inside: int
     """Chats of which at least 95 % of requests held the SLO."""
     users_inside: int
@@ -251,6 +253,8 @@ class _Run:
             self.now,
             _percentiles(self.ttfts),
             _percentiles(self.tpots),
+            chats,
+            users,
             sum(inside),
             happy,
             sum(self.good) / max(1, sum(self.total)),

@@ -101,8 +101,8 @@ def _show_queues(console: Console, answer: Answer) -> None:
             queue.work,
             "/".join(f"{value:.2f}" for value in one.ttft),
             f"{one.tpot[0] * 1e3:.0f}/{one.tpot[2] * 1e3:.0f}",
-            str(one.chats_inside),
-            str(one.users_inside),
+            f"{one.chats_inside} of {one.chats}",
+            f"{one.users_inside} of {one.users}",
             f"{queue.breaks_at} chats",
         )
     console.print(table)

@@ -24,6 +24,9 @@ DEFAULT_ANSWER = 400.0
 DEFAULT_CONTEXT = 16384
 EMBED_PROMPT = 500.0
 
+EMBED_SHARE = 0.1
+"""Share of requests that are for embeddings when nobody says: one retrieval in ten chat messages."""
+
 
 def card_of(gpu: Gpu) -> Card:
     """The catalogue's card with the memory the site states."""
@@ -64,6 +67,22 @@ def machines(site: Site, cpu: Cpu | None = None) -> tuple[Machine, ...]:
     return tuple(found)
 
 
+def share_out(pooling: Mapping[str, bool], stated: Mapping[str, float]) -> dict[str, float]:
+    """The share of all requests of each model of ``pooling`` (name → whether it only embeds).
+
+    What ``stated`` leaves is split evenly among the models that generate; embeddings that nobody stated get
+    :data:`EMBED_SHARE` of it together, because chats do not wait in their queue.
+    """
+    left = 1.0 - sum(stated.values())
+    generating = [name for name, embeds in pooling.items() if name not in stated and not embeds]
+    embedding = [name for name, embeds in pooling.items() if name not in stated and embeds]
+    to_embed = left * (EMBED_SHARE if generating else 1.0)
+    even = {name: to_embed / len(embedding) for name in embedding}
+    for_chats = left - (to_embed if embedding else 0.0)
+    even |= {name: for_chats / len(generating) for name in generating}
+    return {name: stated.get(name, even.get(name, 0.0)) for name in pooling}
+
+
 def works(
     site: Site,
     shares: Mapping[str, float],
@@ -72,7 +91,7 @@ def works(
     answer: float = DEFAULT_ANSWER,
     known: Mapping[str, Shape] | None = None,
 ) -> tuple[Work, ...]:
-    """One piece of work per model. ``shares`` are by role or model; what they leave is split evenly."""
+    """One piece of work per model. ``shares`` are by role or model; :func:`share_out` gives the rest."""
     unknown = [name for name in shares if name not in site.roles and name not in site.models]
     if unknown:
         names = [*site.roles, *site.models]
@@ -86,6 +105,7 @@ def works(
     if left < -1e-6 or (left > 1e-6 and not rest):
         total = sum(given.values())
         raise UsageError(f"the shares add up to {total:g}; nearest valid: divide each by {total:g}")
+    shared = share_out({name: model.task == "embed" for name, model in site.models.items()}, given)
     found = []
     for name, model in site.models.items():
         shape, dtype = model_of(model, known)
@@ -99,7 +119,7 @@ def works(
                 name=name,
                 shape=shape,
                 precision=dtype,
-                share=given.get(name, left / len(rest) if rest else 0.0),
+                share=shared[name],
                 prompt=asked,
                 answer=1.0 if embeds else min(answer, context / 2),
                 context=context,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from appliance.errors import UsageError
 from appliance.plan import hostram
 from appliance.plan.demand import Demand, Machine, Work, cards
+from appliance.plan.site import share_out
 from appliance.plan.topology import advise
 from appliance.plan.whatif import changes
 
@@ -162,3 +163,19 @@ def test_ram_counts_offload_twice_and_sleep_once() -> None:
     assert not account.fits
     assert account.biggest == "models in tmpfs"
     assert hostram.account(128, [plain]).fits
+
+
+@pytest.mark.parametrize(
+    ("stated", "shares"),
+    [
+        ({}, {"chat": 0.45, "code": 0.45, "embed": 0.1}),
+        ({"chat": 0.6}, {"chat": 0.6, "code": 0.36, "embed": 0.04}),
+        ({"embed": 0.2}, {"chat": 0.4, "code": 0.4, "embed": 0.2}),
+        ({"chat": 0.5, "code": 0.3}, {"chat": 0.5, "code": 0.3, "embed": 0.2}),
+        ({"chat": 0.5, "code": 0.3, "embed": 0.2}, {"chat": 0.5, "code": 0.3, "embed": 0.2}),
+    ],
+)
+def test_what_nobody_stated_goes_to_the_models_that_chat(
+    stated: dict[str, float], shares: dict[str, float]
+) -> None:
+    assert share_out({"chat": False, "code": False, "embed": True}, stated) == pytest.approx(shares)
