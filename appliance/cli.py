@@ -11,17 +11,21 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from appliance import __version__
-from appliance.config import Site
+from appliance.config import Site, Smoke
 from appliance.configfile import load
 from appliance.engines import argv as engine_argv
 from appliance.errors import ApplianceError, ConfigError, UsageError
+from appliance.models import lock
 from appliance.plan.arguments import add_parser
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DEFAULT_CONFIG = "/etc/appliance/appliance.json"
 
 
@@ -52,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="print the JSON Schema of the configuration")
     schema.set_defaults(run=_schema)
 
+    for add in (_add_engine, _add_keys, _add_proofs, _add_models, _add_up, add_parser):
+        add(commands)
+    return parser
+
+
+def _add_engine(commands: Commands) -> None:
     engine = commands.add_parser("engine", help="run an engine, or show what would run")
     engine_commands = engine.add_subparsers(metavar="action", required=True)
     for action, run, text in (
@@ -67,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     gateway.set_defaults(run=_gateway)
     _config_option(gateway)
 
+
+def _add_keys(commands: Commands) -> None:
     keys = commands.add_parser("keys", help="API keys")
     key_commands = keys.add_subparsers(metavar="action", required=True)
     create = key_commands.add_parser("create", help="make a key and print it, once")
@@ -82,13 +94,39 @@ def _parser() -> argparse.ArgumentParser:
     for one in (create, revoke, listing):
         _config_option(one)
 
-    smoke = commands.add_parser("smoke", help="prove a running service with a short load; exit 0 or 1 by its SLOs")
-    smoke.add_argument("--url", help="base URL of the gateway; from the configuration when absent")
-    smoke.add_argument("--model", help="model or role to ask for; the first generating model when absent")
-    smoke.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
-    smoke.set_defaults(run=_smoke)
-    _config_option(smoke)
 
+def _add_proofs(commands: Commands) -> None:
+    smoke = commands.add_parser("smoke", help="prove a running service with a short load; exit code by its SLOs")
+    loadtest = commands.add_parser("loadtest", help="the same load, as large as asked for")
+    for one in (smoke, loadtest):
+        one.add_argument("--url", help="base URL of the gateway; from the configuration when absent")
+        one.add_argument("--model", help="model or role to ask for; the first generating model when absent")
+        one.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+        one.set_defaults(run=_smoke, users=None, requests=None, max_tokens=None)
+        _config_option(one)
+    loadtest.add_argument("--users", type=int, help="users at once")
+    loadtest.add_argument("--requests", type=int, help="requests of each user")
+    loadtest.add_argument("--max-tokens", type=int, help="tokens asked for per request")
+
+    doctor = commands.add_parser("doctor", help="is this host what its configuration says? read-only")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(run=_doctor)
+    _config_option(doctor)
+
+
+def _add_models(commands: Commands) -> None:
+    models = commands.add_parser("models", help="weights on disk against models.lock")
+    model_commands = models.add_subparsers(metavar="action", required=True)
+    verify = model_commands.add_parser("verify", help="exit 1 and one line per file that is not what the lock says")
+    verify.add_argument("--lock", type=Path, required=True)
+    verify.set_defaults(run=_models_verify)
+    make = model_commands.add_parser("lock", help="print the lock of what the store holds now")
+    make.set_defaults(run=_models_lock)
+    for one in (verify, make):
+        one.add_argument("--store", type=Path, required=True, help="the model hub's cache folder (HF_HOME)")
+
+
+def _add_up(commands: Commands) -> None:
     up = commands.add_parser("up", help="the whole service on this machine, without Nix (what `make up` runs)")
     up.add_argument("--engine", choices=("vllm", "fake"), default="vllm")
     up.add_argument("--model", choices=("auto", "tiny"), default="auto")
@@ -97,8 +135,6 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--engine-python", metavar="PATH", default=".venv-engine/bin/python")
     up.set_defaults(run=_up)
     _config_option(up, "examples/laptop.toml")
-    add_parser(commands)
-    return parser
 
 
 def _config_option(parser: argparse.ArgumentParser, default: str = DEFAULT_CONFIG) -> None:
@@ -207,12 +243,45 @@ def _smoke(args: argparse.Namespace) -> int:
     if not key:
         raise UsageError("APPLIANCE_API_KEY is not set; make a key with `appliance keys create smoke`")
     url = args.url or f"http://{site.gateway.host}:{site.gateway.port}"
+    asked = {"users": args.users, "requests_per_user": args.requests, "max_tokens": args.max_tokens}
+    table = site.smoke.model_dump() | {name: value for name, value in asked.items() if value is not None}
+    try:
+        load_asked = Smoke.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{first['loc'][0]}: {first['msg'].lower()}, not {first['input']}") from None
     model = args.model or smoke.default_model(site)
-    report = asyncio.run(smoke.run(site.smoke, url=url, key=key, model=model, folder=site.data_path(Path.cwd())))
+    report = asyncio.run(smoke.run(load_asked, url=url, key=key, model=model, folder=site.data_path(Path.cwd())))
     smoke.show(report, Console(), subject=model)
     if args.json is not None:
         args.json.write_text(report.to_json())
     return report.exit_code
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from appliance.ops import doctor  # noqa: PLC0415
+
+    findings = list(doctor.examine(load(args.config), Path.cwd()))
+    if args.json:
+        print(doctor.as_json(findings))
+    else:
+        doctor.show(findings, Console())
+    return doctor.exit_code(findings)
+
+
+def _models_verify(args: argparse.Namespace) -> int:
+    entries = lock.read(args.lock)
+    faults = list(lock.verify(entries, args.store))
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    if not faults:
+        print(f"{len(entries)} files of {args.lock} are whole in {args.store}")
+    return 1 if faults else 0
+
+
+def _models_lock(args: argparse.Namespace) -> int:
+    print(lock.HEADER + "\n".join(str(entry) for entry in lock.make(args.store)))
+    return 0
 
 
 def _up(args: argparse.Namespace) -> int:
