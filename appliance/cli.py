@@ -25,7 +25,7 @@ from appliance.errors import ApplianceError, ConfigError, UsageError
 from appliance.models import lock
 from appliance.plan.arguments import add_parser
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no other name
 DEFAULT_CONFIG = "/etc/appliance/appliance.json"
 
 
