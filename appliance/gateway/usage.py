@@ -8,7 +8,8 @@ import queue
 import sqlite3
 import threading
 import time
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 
 from appliance.errors import StoreError
@@ -47,6 +48,8 @@ class UsageRow:
 
 
 COLUMNS = tuple(field.name for field in fields(UsageRow))
+VALUES = attrgetter(*COLUMNS)
+"""A row as a tuple; ``dataclasses.astuple`` copies deeply and cost 6 % of a request."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS usage (
@@ -120,7 +123,7 @@ class UsageWriter:
             try:
                 db = db or self._connect()
                 with db:
-                    db.executemany(INSERT, [astuple(row) for row in waiting])
+                    db.executemany(INSERT, map(VALUES, waiting))
                 waiting.clear()
             except sqlite3.Error as error:
                 LOG.error(  # noqa: TRY400 - a full disk needs no traceback, every second
