@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -143,6 +144,16 @@ def a_site(port: int, engine_port: int, data: Path, **more: Any) -> dict[str, An
     return site | more
 
 
+def usage_rows(data: Path) -> list[dict[str, Any]]:
+    """The usage rows of the gateway with this data folder, oldest first."""
+    db = sqlite3.connect(data / "usage.sqlite")
+    try:
+        db.row_factory = sqlite3.Row
+        return [dict(row) for row in db.execute("SELECT * FROM usage ORDER BY rowid")]
+    finally:
+        db.close()
+
+
 @dataclass
 class Service:
     """A gateway in front of engines, with a key of user ``ada``."""
@@ -173,14 +184,7 @@ class Service:
 
     def rows(self) -> list[dict[str, Any]]:
         """The usage rows, oldest first."""
-        import sqlite3  # noqa: PLC0415
-
-        db = sqlite3.connect(self.data / "usage.sqlite")
-        try:
-            db.row_factory = sqlite3.Row
-            return [dict(row) for row in db.execute("SELECT * FROM usage ORDER BY rowid")]
-        finally:
-            db.close()
+        return usage_rows(self.data)
 
     def row(self, answer: Response) -> dict[str, Any]:
         """The usage row of ``answer``."""

@@ -114,6 +114,9 @@ class Exchange:
                 raise
             task.uncancel()
         except RequestError as error:
+            if watcher is not None:
+                # The last words are short; nobody needs to be told to stop saying them.
+                watcher.cancel()
             await self._report(error)
         finally:
             if watcher is not None:

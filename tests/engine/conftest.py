@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from openai import OpenAI, Stream
 from openai.types.chat import ChatCompletionChunk
 
 from appliance.models.prepare import TINY_NAME
-from tests.conftest import ROOT, free_port, http, wait_until
+from tests.conftest import ROOT, free_port, http, usage_rows, wait_until
 
 ENGINE_PYTHON = ROOT / ".venv-engine" / "bin" / "python"
 
@@ -102,12 +101,7 @@ class Up:
         return names
 
     def rows(self) -> list[dict[str, Any]]:
-        db = sqlite3.connect(self.data / "usage.sqlite")
-        try:
-            db.row_factory = sqlite3.Row
-            return [dict(row) for row in db.execute("SELECT * FROM usage ORDER BY rowid")]
-        finally:
-            db.close()
+        return usage_rows(self.data)
 
     def engine_metric(self, name: str) -> float:
         text = http(f"http://127.0.0.1:{self.engine_port}/metrics").body.decode()
