@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -34,6 +34,8 @@ from appliance.ops import smoke
 POLL_S = 0.5
 REMIND_S = 20.0
 GATEWAY_START_S = 30.0
+INTERRUPTED = 130
+"""The shell's exit code of a command that Ctrl-C ended before it was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Options:
 
 
 def up(options: Options) -> int:
-    """Run the service; the exit code of the smoke test, or 0 after Ctrl-C while serving."""
+    """Run the service; the exit code of the smoke test, 0 after Ctrl-C while serving, 130 after Ctrl-C before."""
     return asyncio.run(_guarded(options))
 
 
@@ -62,10 +64,12 @@ async def _guarded(options: Options) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, work.cancel)
     try:
-        return await work
+        code = await work
     except asyncio.CancelledError:
+        code = INTERRUPTED
+    if code == INTERRUPTED or not options.once:
         console.print("stopped; nothing is left running")
-        return 130
+    return code
 
 
 async def _run(options: Options, console: Console) -> int:
@@ -135,11 +139,14 @@ async def _serve(
         return report.exit_code
     _invite(console, url, model, own_key, logs)
     died.clear()
-    await _watch(console, died, logs)
-    return 0
+    try:
+        await _watch(console, died, logs)
+    except asyncio.CancelledError:
+        # The ordinary end of a service that came up: the caller stops the children and reports no failure.
+        return 0
 
 
-async def _watch(console: Console, died: dict[str, int], logs: Path) -> None:
+async def _watch(console: Console, died: dict[str, int], logs: Path) -> NoReturn:
     """Serve until cancelled; say when a part ended by itself and was restarted."""
     while True:
         await asyncio.sleep(POLL_S)

@@ -56,9 +56,23 @@ def test_signals_stop_every_child(tmp_path: Path, number: signal.Signals) -> Non
     children = descendants(up.process.pid)
     assert len(children) >= 2
     up.process.send_signal(number)
-    assert finish(up) == 130
+    assert finish(up) == 0
+    assert up.output.endswith("stopped; nothing is left running\n")
     assert not alive(children)
     assert (tmp_path / "var" / "key").stat().st_mode & 0o077 == 0
+
+
+def test_ctrl_c_in_the_middle_of_a_step(tmp_path: Path) -> None:
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nsleep 600 &\nwait\n")
+    slow.chmod(0o755)
+    up = start_up(tmp_path, "--model", "tiny", "--engine-python", str(slow))
+    wait_until(lambda: len(descendants(up.process.pid)) == 2, "the step runs", 20)
+    children = descendants(up.process.pid)
+    up.process.send_signal(signal.SIGINT)
+    assert finish(up) == 130
+    assert up.output.endswith("stopped; nothing is left running\n")
+    assert not alive(children)
 
 
 def test_even_sigkill_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
