@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -239,7 +240,8 @@ async def _status(host: str, port: int, path: str) -> int:
 def tail(log: Path) -> str:
     """The last line of ``log`` that looks like the cause."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    causes = [line for line in lines if "error" in line.lower()]
+    # An engine core that fails is reported by its own process first, then by those that waited for it.
+    causes = [line for line in lines if re.search(r"Error|error: ", line) and "root cause above" not in line]
     return (causes or lines or ["it said nothing"])[-1][-300:]
 
 

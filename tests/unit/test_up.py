@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.up import tail
 from tests.conftest import free_port, http, wait_until
 from tests.engine.conftest import Up, alive, descendants, start_up
 
@@ -150,3 +151,20 @@ def test_an_engine_that_ends_while_starting_is_told_with_its_log(tmp_path: Path)
     assert "error: engine chat ended with code 1: " in said
     assert "address already in use" in said
     assert "its log is" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("", "it said nothing"),
+        ("INFO a\n\nINFO b\n", "INFO b"),
+        ("ValueError: too long\nINFO bye\n", "ValueError: too long"),
+        (
+            "(core) CalledProcessError: x\nRuntimeError: failed. See root cause above.\n",
+            "(core) CalledProcessError: x",
+        ),
+    ],
+)
+def test_the_cause_in_a_log(tmp_path: Path, text: str, cause: str) -> None:
+    (tmp_path / "log").write_text(text)
+    assert tail(tmp_path / "log") == cause
