@@ -76,7 +76,8 @@ async def _guarded(options: Options) -> int:
 async def _run(options: Options, console: Console) -> int:
     table = parse(options.config, read(options.config))
     port = options.port or table.get("gateway", {}).get("port", 8000)
-    bind(table.get("gateway", {}).get("host", "127.0.0.1"), port).close()
+    other = f"`make up PORT={port + 1}`, or another gateway.port in {options.config}"
+    bind(table.get("gateway", {}).get("host", "127.0.0.1"), port, other).close()
     data = options.base / table.get("gateway", {}).get("data_dir", "var")
 
     prepared: Prepared | None = None
@@ -109,6 +110,8 @@ async def _serve(
     logs = folder / "log"
     own = [sys.executable, "-m", "appliance"]
     for replica in replicas(site):
+        # Somebody else's engine on our port would answer in the place of ours.
+        bind("127.0.0.1", replica.port, f"another `port` of engines.{replica.name} in {options.config}").close()
         argv = (*own, "engine", "exec", replica.name, "--config", str(config))
         log = logs / f"engine-{replica.name}.log"
         stop_s = replica.engine.shutdown_timeout_s + 10.0
@@ -190,29 +193,40 @@ def write_site(table: dict[str, Any], options: Options, prepared: Prepared | Non
 
 async def first_token(site: Site, replica: Replica, log: Path, died: dict[str, int]) -> None:
     """Wait until ``replica`` generated a token; raises :class:`StartError` when it ends or takes too long."""
-    task = site.models[replica.engine.model].task
-    path, body = canary(replica.engine.model, task)
+    unit, said = f"engine-{replica.name}", ["it did not open its port"]
+    asking = asyncio.create_task(_ask_for_token(site, replica, said))
+    try:
+        async with asyncio.timeout(replica.engine.start_timeout_s):
+            while not asking.done():
+                if unit in died:
+                    reason = f"ended with code {died[unit]}: {tail(log)}"
+                    raise StartError(f"engine {replica.name} {reason}; its log is {log}")
+                await asyncio.wait([asking], timeout=POLL_S)
+    except TimeoutError:
+        reason = f"generated no token within {replica.engine.start_timeout_s} s ({said[-1]})"
+        raise StartError(f"engine {replica.name} {reason}; its log is {log}") from None
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+
+async def _ask_for_token(site: Site, replica: Replica, said: list[str]) -> None:
+    """Ask until a token comes; what came instead is appended to ``said``."""
+    path, body = canary(replica.engine.model, site.models[replica.engine.model].task)
     timeout_s = CANARY_TIMEOUT_S
     pool = Pool(replica.port, connect_timeout_s=2, first_byte_timeout_s=timeout_s, stall_timeout_s=timeout_s)
-    deadline = time.monotonic() + replica.engine.start_timeout_s
-    said = "it did not open its port"
-    while time.monotonic() < deadline:
-        unit = f"engine-{replica.name}"
-        if unit in died:
-            raise StartError(f"engine {replica.name} ended with code {died[unit]}: {tail(log)}; its log is {log}")
+    while True:
         try:
             status, answer = await pool.probe(path.encode(), body, timeout_s)
         except EngineUnavailableError:
             pass
         except RequestError as error:
-            said = str(error)
+            said.append(str(error))
         else:
             if canary_passed(status, answer):
                 return
-            said = f"it answered {status}: {answer[:200].decode('utf-8', 'replace')}"
+            said.append(f"it answered {status}: {answer[:200].decode('utf-8', 'replace')}")
         await asyncio.sleep(POLL_S)
-    waited = replica.engine.start_timeout_s
-    raise StartError(f"engine {replica.name} generated no token within {waited} s ({said}); its log is {log}")
 
 
 async def _until_ready(site: Site, log: Path, died: dict[str, int]) -> None:

@@ -21,8 +21,8 @@ DRAIN_S = 30
 """Seconds that running requests get after SIGTERM."""
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; raises :class:`StartError` that names a taken port and how to choose another."""
+def bind(host: str, port: int, instead: str = "another gateway.port in the configuration") -> socket.socket:
+    """A listening socket; raises :class:`StartError` that names a taken port and what to use ``instead``."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -31,8 +31,8 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            message = f"port {port} on {host} is taken by another program; choose another with"
-            raise StartError(f"{message} `make up PORT={port + 1}`, or gateway.port in the configuration") from None
+            message = f"port {port} on {host} is taken by another program"
+            raise StartError(f"{message}; use {instead}") from None
         raise StartError(f"cannot listen on {host} port {port} ({error.strerror}); check gateway.host") from None
     return listener
 

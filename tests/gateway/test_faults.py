@@ -185,6 +185,6 @@ def test_the_port_is_taken(service: Service, tmp_path: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: port {service.gateway.port} on 127.0.0.1 is taken by another program")
-    assert "make up PORT=" in done.stderr
+    assert "use another gateway.port" in done.stderr
     assert "Traceback" not in done.stderr
     assert http(service.url + "/health").status == 200

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from appliance.up import tail
-from tests.conftest import free_port, http, wait_until
+from tests.conftest import ROOT, free_port, http, wait_until
 from tests.engine.conftest import Up, alive, descendants, start_up
 
 FAKE = ("--engine", "fake")
@@ -112,8 +112,8 @@ def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         up = start_up(tmp_path, *FAKE, "--port", str(port))
         assert finish(up) == 1
-    assert f"error: port {port} on 127.0.0.1 is taken by another program; choose another with" in up.output
-    assert f"make up PORT={port + 1}" in up.output
+    said = " ".join(up.output.split())
+    assert f"error: port {port} on 127.0.0.1 is taken by another program; use `make up PORT={port + 1}`" in said
 
 
 @pytest.mark.parametrize(
@@ -136,21 +136,35 @@ def test_a_step_that_fails_says_so_and_leaves_nothing(
     assert "Traceback" not in up.output
 
 
-def test_an_engine_that_ends_while_starting_is_told_with_its_log(tmp_path: Path) -> None:
-    config = (Path(__file__).resolve().parents[2] / "examples" / "laptop.toml").read_text()
-    site = tmp_path / "site.toml"
-    site.write_text(config.replace("[gateway]\n", f'[gateway]\ndata_dir = "{tmp_path}/v"\n'))
+def test_a_taken_engine_port_is_named(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        site.write_text(site.read_text().replace("port = 8101", f"port = {port}"))
+        site = tmp_path / "site.toml"
+        text = (ROOT / "examples" / "laptop.toml").read_text().replace("port = 8101", f"port = {port}")
+        site.write_text(text.replace("[gateway]\n", f'[gateway]\ndata_dir = "{tmp_path}/v"\n'))
         up = start_up(tmp_path, "--config", str(site), "--port", str(free_port()), *FAKE)
         assert finish(up) == 1
     said = " ".join(up.output.split())
-    assert "error: engine chat ended with code 1: " in said
-    assert "address already in use" in said
-    assert "its log is" in said
+    assert (
+        f"error: port {port} on 127.0.0.1 is taken by another program; use another `port` of engines.chat" in said
+    )
+
+
+def test_an_engine_that_ends_while_starting_is_told_with_its_cause_and_log(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in *tiny_qwen3.py) mkdir -p "$2"; echo "{}" > "$2/config.json"; exit 0;; esac\n'
+        'echo "RuntimeError: no such luck" >&2; exit 3\n'
+    )
+    python.chmod(0o755)
+    up = start_up(tmp_path, "--model", "tiny", "--engine-python", str(python))
+    assert finish(up) == 1
+    said = " ".join(up.output.split())
+    assert "error: engine chat ended with code 3: RuntimeError: no such luck; its log is" in said
+    assert f"{tmp_path}/var/log/engine-chat.log" in said
 
 
 @pytest.mark.parametrize(
