@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -39,7 +40,8 @@ async def run(smoke: Smoke, *, url: str, key: str, model: str, folder: Path) -> 
         "APPLIANCE_MODEL": model,
         "APPLIANCE_SMOKE": smoke.model_dump_json(),
         "APPLIANCE_REPORT": str(result),
-        "PYTHONPATH": str(LOCUSTFILE.parents[1]),
+        # Our own path, whole: under Nix the interpreter alone knows none of our packages.
+        "PYTHONPATH": os.pathsep.join([str(LOCUSTFILE.parents[1]), *filter(None, sys.path)]),
     }
     code = await run_step(argv, log=log, environment=environment)
     if not result.exists():

@@ -98,6 +98,26 @@ def test_a_loadtest_as_large_as_asked_for(service: Service, tmp_path: Path) -> N
     assert "PASS" in done.stdout
 
 
+def test_a_loadtest_where_the_interpreter_knows_no_packages(service: Service, tmp_path: Path) -> None:
+    """As in a Nix package: what is imported was added to ``sys.path`` by a wrapper, ``sys.executable`` is bare."""
+    bare = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    assert subprocess.run([bare, "-c", "import locust"], capture_output=True, check=False).returncode != 0
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    words = ["loadtest", "--config", str(service.config), "--users", "1", "--requests", "2"]
+    wrapper = (
+        f"import site, sys; site.addsitedir({packages!r}); sys.path.append({str(ROOT)!r}); "
+        f"from appliance.cli import main; sys.exit(main({words!r}))"
+    )
+    environment = {**os.environ, "APPLIANCE_API_KEY": service.key}
+    environment.pop("PYTHONPATH", None)
+    argv = [str(bare), "-c", wrapper]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASS" in done.stdout
+
+
 def test_a_loadtest_that_cannot_be(service: Service) -> None:
     done = run("loadtest", "--config", service.config, "--users", "0", APPLIANCE_API_KEY=service.key)
     assert (done.returncode, done.stderr) == (
