@@ -189,6 +189,9 @@ class Gateway(Section):
     stall_timeout_s: float = Field(
         default=120.0, gt=0, le=86400, description="Seconds an engine may be silent inside an answer."
     )
+    drain_timeout_s: int = Field(
+        default=30, ge=0, le=3600, description="Seconds that running requests get when the gateway is stopped."
+    )
     ready_cache_s: float = Field(
         default=5.0, gt=0, le=600, description="Seconds for which /ready repeats its last generated token."
     )

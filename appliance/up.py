@@ -124,7 +124,10 @@ async def _serve(
     keys = KeyStore(folder)
     own_key, key = _own_key(keys, folder), keys.create("smoke")
     url = f"http://{site.gateway.host}:{site.gateway.port}"
-    gateway = Unit("gateway", (*own, "gateway", "--config", str(config)), logs / "gateway.log", stop_timeout_s=40)
+    stop_s = site.gateway.drain_timeout_s + 10.0
+    gateway = Unit(
+        "gateway", (*own, "gateway", "--config", str(config)), logs / "gateway.log", stop_timeout_s=stop_s
+    )
     await children.start(gateway)
     async with _step(console, f"starting the gateway on {url}"):
         await _until_ready(site, logs / "gateway.log", died)

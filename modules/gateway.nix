@@ -44,6 +44,8 @@ in
       }
     ];
 
+    appliance.settings.gateway.drain_timeout_s = cfg.drainSec;
+
     users.groups.appliance-gateway = { };
     # A user of its own, not a dynamic one: `appliance-keys` and the smoke test write beside it, under the same owner.
     users.users.appliance-gateway = {

@@ -98,7 +98,7 @@ class Exchange:
         self._admitted = False
 
     async def run(self, headers: list[tuple[bytes, bytes]], max_body_bytes: int) -> None:
-        """Answer the request; never raises but for a shutdown of the whole server."""
+        """Answer the request, whatever happens: the client leaves, an engine fails, the server stops."""
         row, client = self._row, self._client
         task = cast("asyncio.Task[None]", asyncio.current_task())
         watcher: asyncio.Task[None] | None = None
@@ -108,16 +108,17 @@ class Exchange:
             watcher = asyncio.create_task(client.watch(task))
             await self._forward(body)
         except asyncio.CancelledError:
-            row.outcome = "aborted"
-            row.status = row.status or 499
-            if not client.gone:
-                raise
             task.uncancel()
+            if client.gone:
+                row.outcome = "aborted"
+                row.status = row.status or 499
+            else:
+                # The server cancels what outlives its drain deadline; the client shall know why.
+                stopping = EngineUnavailableError("The gateway is stopping; try again shortly", retry_after=5)
+                await self._report(stopping, watcher)
+                row.outcome = "stopped"
         except RequestError as error:
-            if watcher is not None:
-                # The last words are short; nobody needs to be told to stop saying them.
-                watcher.cancel()
-            await self._report(error)
+            await self._report(error, watcher)
         finally:
             if watcher is not None:
                 watcher.cancel()
@@ -205,8 +206,11 @@ class Exchange:
                 row.completion_tokens = relay.estimated_tokens
                 row.estimated = True
 
-    async def _report(self, error: RequestError) -> None:
+    async def _report(self, error: RequestError, watcher: asyncio.Task[None] | None) -> None:
         """Tell the client, in the stream where it has begun, in a whole answer before."""
+        if watcher is not None:
+            # The last words are short; nobody needs to be told to stop saying them.
+            watcher.cancel()
         row = self._row
         row.outcome = _outcome(error)
         if self._client.started:

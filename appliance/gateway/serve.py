@@ -17,9 +17,6 @@ from appliance.gateway.app import Gateway
 from appliance.gateway.keys import KeyStore
 from appliance.gateway.usage import UsageWriter
 
-DRAIN_S = 30
-"""Seconds that running requests get after SIGTERM."""
-
 
 def bind(host: str, port: int, instead: str = "another gateway.port in the configuration") -> socket.socket:
     """A listening socket; raises :class:`StartError` that names a taken port and what to use ``instead``."""
@@ -56,7 +53,7 @@ def serve(site: Site, base: Path) -> int:
         date_header=False,
         proxy_headers=False,
         backlog=2048,
-        timeout_graceful_shutdown=DRAIN_S,
+        timeout_graceful_shutdown=site.gateway.drain_timeout_s,
     )
     # uvicorn raises the signal that stopped it once more when it is done; unhandled, that would kill us
     # before the last usage rows are written.

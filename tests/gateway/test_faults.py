@@ -163,6 +163,28 @@ async def test_a_slow_reader_holds_the_engine_back_and_costs_little_memory(servi
     assert (await asyncio.to_thread(service.wait_rows, rows + 1))[-1]["outcome"] == "aborted"
 
 
+@pytest.mark.parametrize(("seconds", "whole"), [(10, True), (0, False)])
+def test_a_stopping_gateway_gives_running_streams_their_time(tmp_path: Path, seconds: int, whole: bool) -> None:
+    with (
+        serving(tmp_path / "drain", gateway={"drain_timeout_s": seconds}) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        body = chat("fake: tokens=100 itl_ms=15", stream=True)
+        before = service.stats()["active"]
+        answer = pool.submit(service.post, "/v1/chat/completions", body)
+        wait_until(lambda: service.stats()["active"] == before + 1, "the stream runs", 5)
+        service.gateway.process.send_signal(signal.SIGTERM)
+        got = answer.result(20).body
+        service.gateway.process.wait(20)
+        assert service.wait_rows(1)[-1]["outcome"] == ("ok" if whole else "stopped")
+        if whole:
+            assert got.endswith(b"data: [DONE]\n\n")
+        else:
+            event = last_event(got)
+            assert isinstance(event, dict)
+            assert event["error"]["message"] == "The gateway is stopping; try again shortly"
+
+
 def test_concurrent_load_leaves_one_row_per_request(service: Service) -> None:
     def one(i: int) -> str:
         answer = service.post("/v1/chat/completions", chat("fake: itl_ms=1", stream=i % 2 == 0))
