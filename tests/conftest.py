@@ -209,7 +209,11 @@ def serving(folder: Path, **more: Any) -> Iterator[Service]:
     key = store.create("ada")
     store.close()
     argv = [sys.executable, "-m", "appliance", "gateway", "--config", str(config)]
-    gateway = start(argv, port, folder / "gateway.log")
+    try:
+        gateway = start(argv, port, folder / "gateway.log")
+    except BaseException:
+        engine.stop()
+        raise
     service = Service(gateway, engine, folder, key, config)
     try:
         yield service
