@@ -26,15 +26,19 @@ def load(path: Path) -> Site:
 
     Raises :class:`ConfigError` with one line per fault, each: file, where, what, how to mend.
     """
-    table = parse(path, read(path))
+    return validate(str(path), parse(path, read(path)))
+
+
+def validate(name: str, table: dict[str, Any]) -> Site:
+    """``table`` as a site; raises :class:`ConfigError` with one line per fault, each beginning with ``name``."""
     try:
         # JSON mode: arrays become tuples, and a value of the wrong type is still refused.
         site = Site.model_validate_json(json.dumps(table))
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in _lines(error, table))) from None
+        raise ConfigError("\n".join(f"{name}: {line}" for line in _lines(error, table))) from None
     broken = [str(violation) for violation in violations(site)] + check_options(site)
     if broken:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in broken))
+        raise ConfigError("\n".join(f"{name}: {line}" for line in broken))
     return site
 
 

@@ -128,15 +128,13 @@ async def _serve(
     gateway = Unit(
         "gateway", (*own, "gateway", "--config", str(config)), logs / "gateway.log", stop_timeout_s=stop_s
     )
-    await children.start(gateway)
-    async with _step(console, f"starting the gateway on {url}"):
-        await _until_ready(site, logs / "gateway.log", died)
-
     model = smoke.default_model(site)
+    load = f"{site.smoke.users} users, {site.smoke.requests_per_user} requests each"
     try:
-        async with _step(
-            console, f"smoke test: {site.smoke.users} users, {site.smoke.requests_per_user} requests each"
-        ):
+        await children.start(gateway)
+        async with _step(console, f"starting the gateway on {url}"):
+            await _until_ready(site, logs / "gateway.log", died)
+        async with _step(console, f"smoke test: {load}"):
             report = await smoke.run(site.smoke, url=url, key=key, model=model, folder=folder)
     finally:
         keys.revoke(key)
@@ -187,7 +185,8 @@ def write_site(table: dict[str, Any], options: Options, prepared: Prepared | Non
         if prepared is None:
             engine.update(kind="fake", options={})
     for role in table.get("roles", {}).values():
-        role["model"] = new if role.get("model") == old else role.get("model")
+        if role.get("model") == old:
+            role["model"] = new
     data.mkdir(parents=True, exist_ok=True)
     path = data / "site.json"
     path.write_text(json.dumps(table, indent=2))

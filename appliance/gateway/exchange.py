@@ -12,7 +12,6 @@ from appliance.errors import (
     EngineFailedError,
     EngineTimeoutError,
     EngineUnavailableError,
-    InvalidRequestError,
     RequestError,
 )
 from appliance.gateway.keys import Key
@@ -145,7 +144,6 @@ class Exchange:
             else:
                 await self._relay_whole(connection)
         finally:
-            target.pool.in_flight -= 1
             target.pool.release(connection)
 
     async def _send(self, targets: list[Target], body: bytes) -> tuple[Target, Connection]:
@@ -154,17 +152,12 @@ class Exchange:
         while True:
             target = pick(targets, tried, self._began)
             tried.add(target.name)
-            target.pool.in_flight += 1
             self._row.engine = target.name
             try:
                 path, request_id = self._row.endpoint.encode(), self._row.request_id.encode()
                 return target, await target.pool.send(path, body, request_id)
             except EngineUnavailableError:
-                target.pool.in_flight -= 1
                 target.down_until = time.monotonic() + DOWN_S
-            except BaseException:
-                target.pool.in_flight -= 1
-                raise
 
     async def _relay_whole(self, connection: Connection) -> None:
         row = self._row
@@ -260,4 +253,4 @@ def _outcome(error: RequestError) -> str:
         return "timeout"
     if isinstance(error, EngineFailedError):
         return "engine_failed"
-    return "rejected" if isinstance(error, InvalidRequestError) or error.status < 500 else "error"
+    return "rejected" if error.status < 500 else "error"

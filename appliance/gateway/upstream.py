@@ -191,14 +191,19 @@ class Pool:
         self, port: int, *, connect_timeout_s: float, first_byte_timeout_s: float, stall_timeout_s: float
     ) -> None:
         self.port = port
-        self.in_flight = 0
         self._connect_s = connect_timeout_s
         self._first_byte_s = first_byte_timeout_s
         self._silence_s = stall_timeout_s
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
+        self._connecting = 0
         self._host = b"host: 127.0.0.1:%d\r\ncontent-type: application/json\r\n" % port
         self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the replica is at, or that are on their way to it."""
+        return len(self._busy) + self._connecting
 
     async def send(self, path: bytes, body: bytes, request_id: bytes) -> Connection:
         """POST ``body`` to ``path`` and wait for the status of the answer.
@@ -283,12 +288,15 @@ class Pool:
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
+        self._connecting += 1
         try:
             async with asyncio.timeout(self._connect_s):
                 _, connection = await loop.create_connection(lambda: Connection(loop), "127.0.0.1", self.port)
         except (OSError, TimeoutError) as error:
             reason = "did not accept a connection in time" if isinstance(error, TimeoutError) else "is not up"
             raise EngineUnavailableError(f"the engine {reason}; try again shortly", retry_after=2) from error
+        finally:
+            self._connecting -= 1
         return connection
 
     def _sweep(self) -> None:

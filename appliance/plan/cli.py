@@ -23,7 +23,7 @@ from appliance.plan.arguments import add_parser
 from appliance.plan.page import page
 from appliance.plan.point import Layout, Point
 from appliance.plan.serving import Prediction, predict
-from appliance.rules import nearest, violations
+from appliance.rules import nearest
 
 __all__ = ["add_parser", "run"]
 
@@ -186,10 +186,7 @@ def _write(path: Path, site: Site, found: Answer) -> None:
     if path.suffix == ".json":
         raise UsageError(f"{path} is rendered by Nix; put the engines into the NixOS options instead")
     text = write.replace_engines(path.read_text("utf-8"), write.engines_section(plan, site))
-    table = configfile.parse(path, text)
-    broken = [str(violation) for violation in violations(Site.model_validate_json(json.dumps(table)))]
-    if broken:
-        raise ConfigError("\n".join(f"{path} (not written): {line}" for line in broken))
+    configfile.validate(f"{path} (not written)", configfile.parse(path, text))
     _save(path, text)
     sys.stderr.write(f"{path}: engines are now {plan.title}\n")
 

@@ -7,6 +7,7 @@ import json
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,32 @@ def test_a_refusing_replica_is_passed_over(tmp_path: Path) -> None:
             assert ready.json["engines"]["dead"].startswith("the engine is not up")
     finally:
         second.stop()
+
+
+async def test_the_less_loaded_replica_gets_the_next_request(tmp_path: Path) -> None:
+    replicas = [start_fake(tmp_path / f"{i}.log") for i in range(2)]
+    try:
+        one = {"kind": "fake", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
+        engines = {f"e{i}": one | {"port": replica.port} for i, replica in enumerate(replicas)}
+        with serving(tmp_path / "two", engines=engines) as service:
+
+            def active() -> list[int]:
+                return [http(replica.url + "/stats").json["active"] for replica in replicas]
+
+            def running(number: int) -> bool:
+                return sum(active()) == number
+
+            writers = []
+            for number in range(1, 5):
+                writers.append((await open_stream(service, SLOW_STREAM))[1])
+                await asyncio.to_thread(wait_until, partial(running, number), "it runs", 5)
+                assert max(active()) - min(active()) <= 1
+            for writer in writers:
+                writer.transport.abort()
+            await asyncio.to_thread(wait_until, partial(running, 0), "the engines are told", 5)
+    finally:
+        for replica in replicas:
+            replica.stop()
 
 
 async def test_a_slow_reader_holds_the_engine_back_and_costs_little_memory(service: Service) -> None:

@@ -144,3 +144,21 @@ async def test_closing_the_pool_ends_what_runs() -> None:
         pool.close()
         with pytest.raises(EngineFailedError, match="the gateway is stopping"):
             await asking
+
+
+async def test_the_pool_counts_what_it_carries() -> None:
+    async with engine(lambda n, writer: writer.write(whole(b"hello")) if n == 1 else None) as (pool, _):
+        connection = await pool.send(b"/x", b"{}", b"id")
+        assert pool.in_flight == 1
+        await read_all(connection)
+        pool.release(connection)
+        assert pool.in_flight == 0
+        asking = asyncio.create_task(ask(pool))
+        await until(lambda: pool.in_flight == 1)
+        with pytest.raises(EngineTimeoutError):
+            await asking
+        assert pool.in_flight == 0
+    nobody = Pool(free_port(), connect_timeout_s=1, first_byte_timeout_s=1, stall_timeout_s=1)
+    with pytest.raises(EngineUnavailableError):
+        await ask(nobody)
+    assert nobody.in_flight == 0
