@@ -95,7 +95,12 @@ class Process:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(timeout=20)
+        try:
+            return self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
 
 
 def start(argv: list[str], port: int, log: Path, **environment: str) -> Process:
@@ -218,8 +223,10 @@ def serving(folder: Path, **more: Any) -> Iterator[Service]:
     try:
         yield service
     finally:
-        code = gateway.stop()
-        service.engine.stop()
+        try:
+            code = gateway.stop()
+        finally:
+            service.engine.stop()
         log = (folder / "gateway.log").read_text()
         assert code == 0, log
         assert "Traceback" not in log, log
