@@ -193,7 +193,7 @@ def _gateway(args: argparse.Namespace) -> int:
 
 
 def _keys_create(args: argparse.Namespace) -> int:
-    from appliance.gateway.keys import KeyStore  # noqa: PLC0415
+    from appliance.store.keys import KeyStore  # noqa: PLC0415
 
     expires = None if args.expires_in is None else time.time() + seconds(args.expires_in)
     store = KeyStore(load(args.config).data_path(Path.cwd()))
@@ -202,7 +202,7 @@ def _keys_create(args: argparse.Namespace) -> int:
 
 
 def _keys_revoke(args: argparse.Namespace) -> int:
-    from appliance.gateway.keys import KeyStore  # noqa: PLC0415
+    from appliance.store.keys import KeyStore  # noqa: PLC0415
 
     key = KeyStore(load(args.config).data_path(Path.cwd())).revoke(args.id)
     print(f"key {key.id} of {key.user} is revoked")
@@ -210,10 +210,10 @@ def _keys_revoke(args: argparse.Namespace) -> int:
 
 
 def _keys_list(args: argparse.Namespace) -> int:
-    from appliance.gateway.keys import KeyStore  # noqa: PLC0415
+    from appliance.store.keys import KeyStore  # noqa: PLC0415
 
     now = time.time()
-    keys = KeyStore(load(args.config).data_path(Path.cwd())).list()
+    keys = KeyStore(load(args.config).data_path(Path.cwd())).all()
     if args.json:
         rows = [
             {

@@ -10,6 +10,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator
 
@@ -65,7 +66,7 @@ class Model(Section):
         pattern=r"^[0-9a-f]{40}$",
         description="Commit of the repository; required unless `source` is a folder.",
     )
-    task: Literal["generate", "embed"] = Field(default="generate", description="What it is for.")
+    task: Literal["generate", "embed", "rerank"] = Field(default="generate", description="What it is for.")
     weights_gib: float | None = Field(
         default=None,
         gt=0,
@@ -103,6 +104,12 @@ class Engine(Section):
         le=4096,
         description="Sequences one replica decodes at once (vLLM's --max-num-seqs, llama.cpp's --parallel).",
     )
+    in_flight: int | None = Field(
+        default=None,
+        gt=0,
+        le=65536,
+        description="Requests the gateway has running on one replica; `concurrency` when absent.",
+    )
     port: Port = Field(description="First loopback port; replica i listens on port + i.")
     gpu_memory_utilization: float = Field(
         default=0.92, gt=0, le=1, description="Share of each of its cards that one replica may take."
@@ -128,6 +135,11 @@ class Engine(Section):
     environment: dict[str, str] = Field(default={}, description="Environment variables for the engine.")
 
     @property
+    def slots(self) -> int:
+        """Requests that one replica may have running, so that its own queue stays short."""
+        return self.in_flight or self.concurrency
+
+    @property
     def ports(self) -> range:
         """The loopback ports of its replicas, in order."""
         return range(self.port, self.port + self.replicas)
@@ -150,6 +162,11 @@ class Role(Section):
         examples=[{"temperature": 0.6, "top_p": 0.95}],
     )
 
+    @property
+    def served_name(self) -> str:
+        """What the engine calls it."""
+        return self.model
+
     @field_validator("sampling")
     @classmethod
     def _only_sampling(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -166,7 +183,31 @@ class Limits(Section):
     tokens_per_minute: int | None = Field(
         default=None, gt=0, description="Prompt plus completion tokens per minute."
     )
-    requests_in_flight: int | None = Field(default=None, gt=0, description="Requests running at once.")
+    requests_in_flight: int | None = Field(default=None, gt=0, description="Requests running or waiting at once.")
+    weight: float = Field(
+        default=1.0, gt=0, le=1000, description="Share of a busy engine against users of weight 1."
+    )
+
+
+class Queue(Section):
+    """How requests wait when every engine of a model is at its `in_flight`."""
+
+    max_waiting: int = Field(
+        default=1000, ge=0, le=100_000, description="Requests that may wait in all; over it, 503."
+    )
+    max_waiting_per_user: int = Field(
+        default=100, ge=0, le=100_000, description="Requests of one user that may wait; over it, 429."
+    )
+    max_wait_s: float = Field(default=120.0, gt=0, le=86400, description="Seconds one may wait; then 503.")
+    keepalive_s: float = Field(
+        default=10.0, gt=0, le=600, description="Seconds of silence after which a waiting stream gets a comment."
+    )
+    headroom: float = Field(
+        default=0.125,
+        ge=0,
+        lt=1,
+        description="Share of a model's slots that one user alone cannot take, so that the next one finds room.",
+    )
 
 
 class Gateway(Section):
@@ -179,8 +220,27 @@ class Gateway(Section):
         min_length=1,
         description="Folder of keys and usage; relative to where the gateway runs.",
     )
+    database_url: str | None = Field(
+        default=None,
+        description="PostgreSQL for keys and usage, without a password: that comes from PGPASSFILE or the "
+        "socket's owner. SQLite in `data_dir` when absent.",
+        examples=["postgresql:///appliance?host=/run/postgresql"],
+    )
+    usage_keep_days: int = Field(default=400, ge=1, le=36500, description="Days for which usage rows are kept.")
     max_body_bytes: int = Field(
         default=16 * 2**20, gt=0, le=2**31, description="Largest request body in bytes; over it, 413."
+    )
+    header_timeout_s: float = Field(
+        default=10.0, gt=0, le=600, description="Seconds a client may take to send a request's headers; then 408."
+    )
+    body_timeout_s: float = Field(
+        default=60.0, gt=0, le=3600, description="Seconds a client may take to send a request's body; then 408."
+    )
+    idle_timeout_s: float = Field(
+        default=120.0, gt=0, le=3600, description="Seconds an idle kept-alive connection of a client stays open."
+    )
+    reader_timeout_s: float = Field(
+        default=60.0, gt=0, le=3600, description="Seconds a client may read nothing of what waits for it; then cut."
     )
     connect_timeout_s: float = Field(default=2.0, gt=0, le=60, description="Seconds to reach an engine.")
     first_byte_timeout_s: float = Field(
@@ -195,6 +255,46 @@ class Gateway(Section):
     ready_cache_s: float = Field(
         default=5.0, gt=0, le=600, description="Seconds for which /ready repeats its last generated token."
     )
+    canary_interval_s: float = Field(
+        default=10.0, gt=0, le=600, description="Seconds between canary tokens asked of an idle or busy replica."
+    )
+    canary_timeout_s: float = Field(
+        default=20.0, gt=0, le=600, description="Seconds a canary token may take before its replica is ejected."
+    )
+    breaker_failures: int = Field(
+        default=5, ge=1, le=1000, description="Failures of a replica in a row after which it is left alone."
+    )
+    affinity_load: float = Field(
+        default=1.25,
+        ge=1,
+        le=10,
+        description="How much busier than the mean a chat's own replica may be before another one is taken.",
+    )
+    max_n: int = Field(default=16, ge=1, le=1024, description="Largest `n` or `best_of` of a request.")
+    media_domains: tuple[str, ...] = Field(
+        default=(),
+        description="Hosts from which images and other media may be fetched; without any, only data: URLs pass.",
+        examples=[["upload.wikimedia.org"]],
+    )
+    idempotency_s: float = Field(
+        default=600.0,
+        ge=0,
+        le=86400,
+        description="Seconds for which an answer is repeated to the same Idempotency-Key.",
+    )
+    queue: Queue = Field(default=Queue(), description="How requests wait.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme != "postgresql":
+            raise ValueError("only postgresql:// is supported; leave it out for SQLite")
+        if parts.password is not None or "password=" in parts.query:
+            raise ValueError("a password does not belong into the configuration; put it into a PGPASSFILE")
+        return value
 
     @field_validator("host")
     @classmethod

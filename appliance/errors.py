@@ -78,6 +78,14 @@ class AuthenticationError(RequestError):
     code = "invalid_api_key"
 
 
+class PermissionDeniedError(RequestError):
+    """403: the key is good and does not allow this."""
+
+    status = 403
+    kind = "invalid_request_error"
+    code = "permission_denied"
+
+
 class NotFoundError(RequestError):
     """404: a path or a model that is not on offer."""
 
@@ -92,6 +100,22 @@ class MethodNotAllowedError(RequestError):
     status = 405
     kind = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class RequestTimeoutError(RequestError):
+    """408: the client did not send its request in time."""
+
+    status = 408
+    kind = "invalid_request_error"
+    code = "request_timeout"
+
+
+class ConflictError(RequestError):
+    """422: an Idempotency-Key that stands for another request."""
+
+    status = 422
+    kind = "invalid_request_error"
+    code = "idempotency_key_reused"
 
 
 class BodyTooLargeError(RequestError):
@@ -122,6 +146,20 @@ class EngineUnavailableError(RequestError):
 
     status = 503
     code = "engine_unavailable"
+
+
+class QueueFullError(RequestError):
+    """503: more requests wait than the service takes on, or one waited too long."""
+
+    status = 503
+    code = "queue_full"
+
+
+class DrainingError(RequestError):
+    """503: the gateway is stopping and takes no new requests."""
+
+    status = 503
+    code = "draining"
 
 
 class EngineTimeoutError(RequestError):

@@ -26,11 +26,12 @@ from appliance.engines.argv import Replica, replicas
 from appliance.engines.control import ChildProcesses, Unit
 from appliance.engines.health import CANARY_TIMEOUT_S, canary, canary_passed
 from appliance.errors import ConfigError, EngineUnavailableError, RequestError, StartError
-from appliance.gateway.keys import KeyStore
+from appliance.gateway.outbox import Outbox
 from appliance.gateway.serve import bind
 from appliance.gateway.upstream import Pool
 from appliance.models.prepare import Prepared, prepare
 from appliance.ops import smoke
+from appliance.store.keys import KeyStore
 
 POLL_S = 0.5
 REMIND_S = 20.0
@@ -216,7 +217,10 @@ async def _ask_for_token(site: Site, replica: Replica, said: list[str]) -> None:
     """Ask until a token comes; what came instead is appended to ``said``."""
     path, body = canary(replica.engine.model, site.models[replica.engine.model].task)
     timeout_s = CANARY_TIMEOUT_S
-    pool = Pool(replica.port, connect_timeout_s=2, first_byte_timeout_s=timeout_s, stall_timeout_s=timeout_s)
+    outbox = Outbox(asyncio.get_running_loop())
+    pool = Pool(
+        replica.port, outbox, connect_timeout_s=2, first_byte_timeout_s=timeout_s, stall_timeout_s=timeout_s
+    )
     while True:
         try:
             status, answer = await pool.probe(path.encode(), body, timeout_s)

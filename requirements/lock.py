@@ -41,6 +41,9 @@ LEFT_OUT = {
     "triton": "compiles for GPUs; xgrammar asks for it and does without",
 }
 
+UPGRADE = "--upgrade" in sys.argv[1:]
+"""Whether to take the newest versions; without it only what pyproject.toml asks for anew is resolved."""
+
 ADDRESS = re.compile(r"https?://|file://|^\s*--(index|extra-index|find-links)", re.MULTILINE)
 
 
@@ -60,6 +63,9 @@ def compile_lock(source: Path, target: Path, *options: str) -> None:
     print(f"{source.name} -> {target.name}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / target.name
+        if target.exists() and not UPGRADE:
+            # pip-compile keeps the versions that it finds in its output file.
+            out.write_text(target.read_text())
         subprocess.run([*PIP_COMPILE, *options, "-o", str(out), str(source)], check=True, cwd=ROOT)
         write_lock(target, out.read_text(), source.name)
 

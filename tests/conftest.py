@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from appliance.gateway.keys import KeyStore
+from appliance.store.keys import KeyStore
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE = ROOT / "tests" / "fakes" / "vllm.py"
@@ -139,7 +139,7 @@ def a_site(port: int, engine_port: int, data: Path, **more: Any) -> dict[str, An
                 "model": "fake",
                 "device": "cpu",
                 "context": 4096,
-                "concurrency": 8,
+                "concurrency": 64,
                 "port": engine_port,
             }
         },
@@ -151,7 +151,7 @@ def a_site(port: int, engine_port: int, data: Path, **more: Any) -> dict[str, An
 
 def usage_rows(data: Path) -> list[dict[str, Any]]:
     """The usage rows of the gateway with this data folder, oldest first."""
-    db = sqlite3.connect(data / "usage.sqlite")
+    db = sqlite3.connect(data / "appliance.sqlite")
     try:
         db.row_factory = sqlite3.Row
         return [dict(row) for row in db.execute("SELECT * FROM usage ORDER BY rowid")]

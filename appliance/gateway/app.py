@@ -1,8 +1,7 @@
-"""The gateway's ASGI application: what is on offer, who may, and the way of a request.
+"""The gateway as an application: what is on offer, who may, and who answers.
 
-Raw ASGI, no framework: the data plane pays for what it does and nothing else. Every path that is not in
-:data:`INFERENCE` or among the few GETs is 404, so an engine's control paths cannot be reached however they
-are spelled.
+Every path that is not in :data:`INFERENCE` or among the few GETs is 404, so an engine's control paths cannot be
+reached however they are spelled.
 """
 
 from __future__ import annotations
@@ -10,140 +9,257 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sqlite3
+import os
+import time
+from collections.abc import Coroutine, Iterator
+from itertools import count
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.config import Site
 from appliance.errors import (
     AuthenticationError,
+    DrainingError,
     MethodNotAllowedError,
     NotFoundError,
     RequestError,
+    StoreError,
 )
-from appliance.gateway.exchange import Client, Exchange
-from appliance.gateway.keys import POLL_S, Authenticator, Key, KeyStore
+from appliance.gateway import reply
+from appliance.gateway.canaries import Canaries
+from appliance.gateway.exchange import Exchange, Parts
+from appliance.gateway.idempotency import Tapes
+from appliance.gateway.keys import POLL_S, Authenticator, Key
 from appliance.gateway.limits import Ledger
-from appliance.gateway.metrics import Metrics
-from appliance.gateway.ready import ReadyCheck
-from appliance.gateway.respond import Receive, Scope, Send, answer, answer_error
+from appliance.gateway.metrics import Metrics, Sample
+from appliance.gateway.outbox import Outbox
 from appliance.gateway.route import Router
-from appliance.gateway.usage import UsageWriter
+from appliance.gateway.server import ClientConnection, Request
+from appliance.gateway.usage import UsageRow, UsageWriter
+from appliance.store.keys import KeyStore
 
 LOG = logging.getLogger(__name__)
 
-INFERENCE = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
+INFERENCE = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/messages",
+        "/v1/rerank",
+        "/v1/responses",
+        "/v1/score",
+    }
+)
 """Paths that are forwarded, by POST, to an engine of the model that the body names."""
+
+TICK_S = 0.5
+"""How often waiting and running requests are looked at: time limits, keep-alive comments, charges."""
+
+SMALL_BODY = 64 * 1024
+"""Bytes of a body on a path that wants none; it is not looked at."""
 
 
 class Gateway:
-    """The application for one site. Stores are opened by the lifespan's caller and closed by it."""
+    """The application for one site. Stores are opened and closed by the caller."""
 
     def __init__(self, site: Site, keys: KeyStore, usage: UsageWriter) -> None:
+        self._loop = asyncio.get_running_loop()
         self._site = site
-        self._authenticator = Authenticator(keys)
+        self._authenticator = Authenticator()
+        self._keys = keys
+        self._changes = -1
+        self._take_keys(keys.snapshot(self._changes))
         self._usage = usage
-        self._router = Router(site)
-        self._ledger = Ledger(site.limits, site.users)
-        self._metrics = Metrics()
-        self._ready: ReadyCheck | None = None
-        self._poll: asyncio.Task[None] | None = None
-        self._models = {name: _card(name, route.model) for name, route in self._router.routes.items()}
+        self.outbox = Outbox(self._loop)
+        self.router = Router(site, self.outbox)
+        self._metrics = Metrics(self._samples)
+        self._running: set[Exchange] = set()
+        self._shared = Parts(
+            site, self.router, Ledger(site.limits, site.users), usage, self._metrics, self._running, self._loop.time
+        )
+        self._tapes = Tapes(site.gateway.idempotency_s, self._loop.time)
+        self._canaries = Canaries(self.router, site.gateway)
+        self._cards = {name: _card(name, route.service.model) for name, route in self.router.routes.items()}
+        self._prefix = os.urandom(6).hex()
+        self._numbers = count(1)
+        self._draining = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spawn(self._poll_keys())
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI connection: HTTP or the lifespan; there are no WebSockets here."""
-        if scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
+    # What a connection calls.
+
+    def begin(self, request: Request) -> int:
+        """Know who asks before his body is read; the bytes it may have."""
+        if request.path not in INFERENCE or request.method != "POST":
+            return SMALL_BODY
+        if self._draining:
+            raise DrainingError("The gateway is stopping; try again shortly", retry_after=5)
+        request.owner = self._authenticate(request)
+        return self._site.gateway.max_body_bytes
+
+    def broken_off(self, request: Request, error: RequestError | None) -> None:
+        """A request whose body never came whole leaves a row too."""
+        owner = request.owner
+        if isinstance(owner, Key):
+            row = UsageRow(time.time(), self._request_id(), owner.user, owner.id, request.path)
+            row.status, row.outcome = (499, "aborted") if error is None else (error.status, "rejected")
+            self._metrics.count(row)
+            self._usage.put(row)
+
+    def handle(self, request: Request, client: ClientConnection) -> None:
+        """Answer a whole request, now or later."""
+        path, method = request.path, request.method
+        if path in INFERENCE:
+            _require(method, "POST", path)
+            self._infer(request, client)
+        elif path in ("/health", "/ready", "/metrics"):
+            _require(method, "GET", path)
+            self._operations(path, client)
+        elif path == "/v1/models" or path.startswith("/v1/models/"):
+            _require(method, "GET", path)
+            self._list_models(path, self._authenticate(request), client)
+        elif "%" in path:
+            # What a proxy in front understood and what we understand must be the same path.
+            raise NotFoundError("There is nothing at this path; write it without encoded characters")
         else:
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
+            raise NotFoundError(f"There is nothing at {path[:100]}; GET /v1/models lists what is on offer")
 
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                self._ready = ReadyCheck(self._router.targets, self._site.gateway.ready_cache_s, self._metrics)
-                self._poll = asyncio.create_task(self._poll_keys())
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                if self._poll is not None:
-                    self._poll.cancel()
-                self._router.close()
-                await send({"type": "lifespan.shutdown.complete"})
+    # What the server calls.
+
+    def drain(self) -> None:
+        """Take no new requests."""
+        self._draining = True
+
+    def stop(self) -> None:
+        """The drain's deadline has come: end what still runs, and say so."""
+        for exchange in [*self._running]:
+            exchange.stop()
+
+    def close(self) -> None:
+        """Stop everything that runs beside requests."""
+        self._ticker.cancel()
+        self._canaries.close()
+        for task in self._tasks:
+            task.cancel()
+        self.router.close()
+
+    # Inside.
+
+    def _infer(self, request: Request, client: ClientConnection) -> None:
+        owner = request.owner
+        if not isinstance(owner, Key):
+            raise AuthenticationError("You sent no API key; send it as `Authorization: Bearer sk-...`")
+        request_id = self._request_id()
+        key = request.headers.get(b"idempotency-key")
+        if key is None:
+            exchange = Exchange(self._shared, owner, request, client, request_id)
+            client.exchange = exchange
+        else:
+            tape = self._tapes.find(owner.user, key, request.path, request.body)
+            if tape is not None:
+                tape.follow(client)
                 return
+            tape = self._tapes.record(owner.user, key, request.path, request.body)
+            tape.follow(client)
+            exchange = Exchange(self._shared, owner, request, tape, request_id)
+            tape.exchange = exchange
+        exchange.begin(owner)
+
+    def _request_id(self) -> str:
+        return f"{self._prefix}{next(self._numbers):012x}"
+
+    def _authenticate(self, request: Request) -> Key:
+        headers = request.headers
+        sent = headers.get(b"authorization")
+        if sent is None and b"x-api-key" in headers:
+            # How Anthropic's clients send it.
+            sent = b"Bearer " + headers[b"x-api-key"]
+        try:
+            return self._authenticator.authenticate(sent)
+        except AuthenticationError:
+            self._metrics.unauthorized += 1
+            raise
+
+    def _operations(self, path: str, client: ClientConnection) -> None:
+        if path == "/health":
+            client.answer(200, b'{"status":"ok"}')
+        elif path == "/metrics":
+            client.answer(200, self._metrics.text(), reply.TEXT)
+        elif self._draining:
+            client.answer(503, b'{"status":"draining","engines":{}}')
+        else:
+            self._spawn(self._ready(client))
+
+    async def _ready(self, client: ClientConnection) -> None:
+        readiness = await self._canaries.check()
+        body = {"status": "ready" if readiness.ready else "not ready", "engines": readiness.engines}
+        client.answer(200 if readiness.ready else 503, json.dumps(body).encode())
+
+    def _list_models(self, path: str, key: Key, client: ClientConnection) -> None:
+        offered = {name: card for name, card in self._cards.items() if key.allows(name)}
+        if path == "/v1/models":
+            body: object = {"object": "list", "data": list(offered.values())}
+        else:
+            name = path.removeprefix("/v1/models/")
+            if name not in offered:
+                message = f"The model `{name[:80]}` does not exist; GET /v1/models lists what is on offer"
+                raise NotFoundError(message, code="model_not_found", param="model")
+            body = offered[name]
+        client.answer(200, json.dumps(body).encode())
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        for exchange in [*self._running]:
+            exchange.tick(now)
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+
+    def _take_keys(self, found: tuple[int, list[Key]] | None) -> None:
+        if found is not None:
+            self._changes = found[0]
+            self._authenticator.replace(found[1])
 
     async def _poll_keys(self) -> None:
+        complained = False
         while True:
             await asyncio.sleep(POLL_S)
             try:
-                self._authenticator.refresh()
-            except sqlite3.Error:
-                # The last snapshot stays in force; a gateway that forgot all keys would serve nobody.
-                LOG.exception("the keys cannot be read; changes to them wait until they can")
+                # In a thread: a database across a network must not hold up a stream.
+                self._take_keys(await asyncio.to_thread(self._keys.snapshot, self._changes))
+                complained = False
+            except (SQLAlchemyError, StoreError) as error:
+                if not complained:
+                    # The last snapshot stays in force; a gateway that forgot all keys would serve nobody.
+                    LOG.error("the keys cannot be read, changes to them wait until they can: %s", error)  # noqa: TRY400
+                complained = True
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
-        method: str = scope["method"]
-        try:
-            # What a proxy in front understood and what we decoded must be the same path.
-            if scope["raw_path"] != path.encode():
-                raise NotFoundError("There is nothing at this path; write it without encoded characters")
-            if path in INFERENCE:
-                _require(method, "POST", path)
-                await self._infer(scope, receive, send, path)
-            elif path in ("/health", "/ready", "/metrics"):
-                _require(method, "GET", path)
-                await self._operations(path, send)
-            elif path == "/v1/models" or path.startswith("/v1/models/"):
-                _require(method, "GET", path)
-                self._authenticate(scope)
-                await self._list_models(path, send)
-            else:
-                raise NotFoundError(f"There is nothing at {path[:100]}; GET /v1/models lists what is on offer")
-        except RequestError as error:
-            await answer_error(send, error)
-
-    def _authenticate(self, scope: Scope) -> Key:
-        try:
-            return self._authenticator.authenticate(scope["headers"])
-        except AuthenticationError:
-            self._metrics.unauthorized.inc()
-            raise
-
-    async def _operations(self, path: str, send: Send) -> None:
-        if path == "/health":
-            await answer(send, 200, b'{"status":"ok"}')
-        elif path == "/metrics":
-            self._metrics.rows_dropped.set(self._usage.dropped)
-            await answer(send, 200, self._metrics.text(), b"text/plain; version=0.0.4; charset=utf-8")
-        elif self._ready is not None:
-            readiness = await self._ready.check()
-            body = {"status": "ready" if readiness.ready else "not ready", "engines": readiness.engines}
-            await answer(send, 200 if readiness.ready else 503, json.dumps(body).encode())
-
-    async def _list_models(self, path: str, send: Send) -> None:
-        if path == "/v1/models":
-            body: object = {"object": "list", "data": list(self._models.values())}
-        else:
-            name = path.removeprefix("/v1/models/")
-            if name not in self._models:
-                message = f"The model `{name[:80]}` does not exist; GET /v1/models lists what is on offer"
-                raise NotFoundError(message, code="model_not_found", param="model")
-            body = self._models[name]
-        await answer(send, 200, json.dumps(body).encode())
-
-    async def _infer(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
-        key = self._authenticate(scope)
-        exchange = Exchange(
-            key,
-            path,
-            Client(receive, send),
-            router=self._router,
-            ledger=self._ledger,
-            usage=self._usage,
-            metrics=self._metrics,
+    def _samples(self) -> Iterator[Sample]:
+        replicas, services = self.router.replicas, self.router.services.values()
+        yield Sample(
+            "engine_up",
+            "Whether the engine is loaded, and its last canary token came.",
+            "engine",
+            {replica.name: float(replica.open) for replica in replicas},
         )
-        await exchange.run(scope["headers"], self._site.gateway.max_body_bytes)
+        yield Sample(
+            "engine_requests_in_flight",
+            "Requests running on the engine.",
+            "engine",
+            {replica.name: float(replica.in_flight) for replica in replicas},
+        )
+        yield Sample(
+            "queue_length",
+            "Requests waiting for a slot.",
+            "model",
+            {service.model: float(service.queue.waiting) for service in services},
+        )
+        yield Sample("usage_rows_dropped", "Usage rows lost to a full disk.", "", {"": float(self._usage.dropped)})
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task: asyncio.Task[None] = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _require(method: str, wanted: str, path: str) -> None:

@@ -1,256 +1,493 @@
-"""The way of one inference request: read, route, send, relay, account. Whatever happens, one usage row."""
+"""The way of one inference request, as events: begun, granted a slot, answered by an engine, ended.
+
+No task and no future: each event is a call from the client's connection, the queue or the engine's connection, and
+each leaves the exchange in a state that the next one may find. Whatever happens, one usage row and one answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from typing import cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
+from appliance.config import Site
 from appliance.errors import (
-    BodyTooLargeError,
+    DrainingError,
     EngineFailedError,
     EngineTimeoutError,
     EngineUnavailableError,
+    PermissionDeniedError,
+    QueueFullError,
+    RateLimitError,
     RequestError,
 )
+from appliance.gateway import media, reply
+from appliance.gateway.affinity import chat_key
 from appliance.gateway.keys import Key
-from appliance.gateway.limits import Ledger
+from appliance.gateway.limits import Allowance, Ledger
 from appliance.gateway.metrics import Metrics
-from appliance.gateway.request import decode, wants_usage, with_role, with_usage
-from appliance.gateway.respond import Receive, Send, answer, answer_error, error_event
-from appliance.gateway.route import DOWN_S, Router, Target, pick
+from appliance.gateway.request import check, decode, wants_usage, with_role, with_usage
+from appliance.gateway.route import Replica, Router, Service
+from appliance.gateway.server import Request
 from appliance.gateway.stream import Relay, Usage, read_usage
-from appliance.gateway.upstream import Connection
+from appliance.gateway.upstream import Connection, Rebound, cancel
 from appliance.gateway.usage import UsageRow, UsageWriter
 
-SSE_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+BYTES_PER_TOKEN = 4
+"""A prompt's tokens before the engine has counted them: English has some 4 bytes each."""
+
+OTHER_USAGE = frozenset({"/v1/responses", "/v1/messages"})
+"""Endpoints that tell a stream's usage without being asked, and end without ``[DONE]``."""
+
+WAITING = b": waiting for an engine\n\n"
+"""A comment in an SSE stream: keeps proxies and clients from giving up, and no client shows it."""
 
 
-class Client:
-    """The client's side of an exchange, and whether it is still there.
+class Client(Protocol):
+    """Where an answer goes: a client's connection, or what stands between it and several of them."""
 
-    ASGI servers neither cancel an application whose client left nor let its ``send`` fail, so without
-    :meth:`watch` an engine would go on generating for nobody.
-    """
+    def answer(self, status: int, body: bytes, kind: bytes = ..., headers: bytes = ...) -> None:
+        """One whole answer."""
 
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self.receive = receive
-        self.send = send
-        self.gone = False
-        self.started = False
+    def answer_error(self, error: RequestError, path: str, headers: bytes = ...) -> None:
+        """An error as a whole answer."""
 
-    async def body(self, headers: list[tuple[bytes, bytes]], limit: int) -> bytes:
-        """The request's body; raises :class:`BodyTooLargeError` before reading more than ``limit`` bytes."""
-        too_large = BodyTooLargeError(f"The body is over the limit of {limit} bytes")
-        for name, value in headers:
-            if name == b"content-length" and (not value.isdigit() or len(value) > 15 or int(value) > limit):
-                raise too_large
-        parts = []
-        size = 0
-        while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                self.gone = True
-                raise asyncio.CancelledError
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise too_large
-            parts.append(part)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+    def start_stream(self, status: int, headers: bytes) -> None:
+        """The head of a streamed answer."""
 
-    async def watch(self, task: asyncio.Task[None]) -> None:
-        """Cancel ``task`` as soon as the client leaves, in whatever it is waiting for."""
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
-        self.gone = True
-        task.cancel()
+    def write(self, data: bytes) -> None:
+        """A piece of it."""
+
+    def end_stream(self, data: bytes = ...) -> None:
+        """Its end, after a last piece."""
 
 
-class Exchange:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every exchange of one gateway shares."""
+
+    site: Site
+    router: Router
+    ledger: Ledger
+    usage: UsageWriter
+    metrics: Metrics
+    running: set[Exchange]
+    clock: Callable[[], float]
+    """The loop's clock, in seconds; durations and deadlines are taken from it."""
+
+
+class Exchange(Rebound):
     """One request from its key to its usage row."""
 
-    def __init__(
-        self,
-        key: Key,
-        endpoint: str,
-        client: Client,
-        *,
-        router: Router,
-        ledger: Ledger,
-        usage: UsageWriter,
-        metrics: Metrics,
-    ) -> None:
+    __slots__ = (
+        "_admitted",
+        "_began",
+        "_body",
+        "_charged",
+        "_client",
+        "_content_type",
+        "_ended",
+        "_headers",
+        "_parts",
+        "_pieces",
+        "_position",
+        "_relay",
+        "_replica",
+        "_request",
+        "_row",
+        "_service",
+        "_shared",
+        "_slow",
+        "_status",
+        "_streaming",
+        "_strip",
+        "_tried",
+        "_way",
+        "_wrote_at",
+        "key",
+        "user",
+        "weight",
+    )
+
+    def __init__(self, shared: Parts, owner: Key, request: Request, client: Client, request_id: str) -> None:
+        self._shared = shared
+        self._request = request
         self._client = client
-        self._router = router
-        self._ledger = ledger
-        self._usage = usage
-        self._metrics = metrics
-        self._began = time.monotonic()
-        self._row = UsageRow(time.time(), secrets.token_hex(12), key.user, key.id, endpoint)
-        self._admitted = False
+        self._began = shared.clock()
+        self._row = UsageRow(time.time(), request_id, owner.user, owner.id, request.path)
+        self.user = owner.user
+        self.weight = 1.0
+        self.key: bytes | None = None
+        self._admitted: tuple[Allowance, ...] = ()
+        self._body = b""
+        self._charged = 0
+        self._content_type = b""
+        self._ended = False
+        self._headers = b""
+        self._parts: list[bytes] = []
+        self._pieces = 0
+        self._position = 0
+        self._relay: Relay | None = None
+        self._replica: Replica | None = None
+        self._service: Service | None = None
+        self._slow = False
+        self._status = 0
+        self._streaming = False
+        self._strip = False
+        self._tried: set[str] | None = None
+        self._way: Connection | asyncio.Task[None] | None = None
+        self._wrote_at = self._began
 
-    async def run(self, headers: list[tuple[bytes, bytes]], max_body_bytes: int) -> None:
-        """Answer the request, whatever happens: the client leaves, an engine fails, the server stops."""
-        row, client = self._row, self._client
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        watcher: asyncio.Task[None] | None = None
-        self._metrics.in_flight.inc()
+    @property
+    def repeatable(self) -> bool:
+        """Whether its answer, now complete, would be the same again: the client's own fault, or a success."""
+        return self._row.outcome in ("ok", "rejected") and self._row.status not in (408, 429)
+
+    def begin(self, owner: Key) -> None:
+        """Read the request and start it, or let it wait; a refusal is its answer."""
+        shared, row = self._shared, self._row
+        shared.running.add(self)
+        shared.metrics.in_flight += 1
         try:
-            body = await client.body(headers, max_body_bytes)
-            watcher = asyncio.create_task(client.watch(task))
-            await self._forward(body)
-        except asyncio.CancelledError:
-            task.uncancel()
-            if client.gone:
-                row.outcome = "aborted"
-                row.status = row.status or 499
-            else:
-                # The server cancels what outlives its drain deadline; the client shall know why.
-                stopping = EngineUnavailableError("The gateway is stopping; try again shortly", retry_after=5)
-                await self._report(stopping, watcher)
-                row.outcome = "stopped"
+            request = self._request
+            path, body = request.path, request.body
+            fields = decode(body)
+            name = fields.model
+            route = shared.router.find(name, path)
+            service, role = route.service, route.role
+            row.name, row.model, row.stream = name, service.model, bool(fields.stream)
+            if not owner.allows(name):
+                message = f"This key may not use `{name[:80]}`; GET /v1/models lists what it may"
+                raise PermissionDeniedError(message, code="model_not_allowed", param="model")
+            gateway = shared.site.gateway
+            check(fields, path, context=service.context, max_n=gateway.max_n)
+            media.check(body, gateway.media_domains)
+            self._admitted = shared.ledger.admit(owner, self._began)
+            self.weight = shared.ledger.weight(owner)
+            if row.stream and path not in OTHER_USAGE and not wants_usage(fields):
+                self._strip = True
+                body = with_usage(body, fields)
+            if role is not None:
+                row.role = name
+                body = with_role(body, role, path)
+            self._body = body
+            request.body = b""
+            if len(service.replicas) > 1:
+                self.key = chat_key(fields, request.headers, self.user)
+            self._service = service
+            self._charged = len(body) // BYTES_PER_TOKEN
+            self._position = service.submit(self, self._began)
         except RequestError as error:
-            await self._report(error, watcher)
-        finally:
-            if watcher is not None:
-                watcher.cancel()
-            self._close_books()
+            self._fail(error)
 
-    async def _forward(self, body: bytes) -> None:
-        row = self._row
-        fields = decode(body)
-        route = self._router.find(fields.model, row.endpoint)
-        row.name, row.model, row.stream = fields.model, route.model, bool(fields.stream)
-        self._ledger.admit(row.user, self._began)
-        self._admitted = True
-        strip = False
-        if row.stream and row.endpoint != "/v1/responses" and not wants_usage(fields):
-            strip = True
-            body = with_usage(body, fields)
-        if route.role is not None:
-            body = with_role(body, route.role, row.endpoint)
-        target, connection = await self._send(route.targets, body)
+    # What the queue calls.
+
+    def granted(self, replica: Replica) -> None:
+        """A slot of ``replica``: send the request there."""
+        now = self._shared.clock()
+        self._row.queue_ms = (now - self._began) * 1000
+        service = self._service
+        if service is not None:
+            service.queue.charge(self.user, self._charged)
+        self._replica = replica
+        self._post(replica)
+
+    def refused(self, error: RequestError) -> None:
+        """No slot will come."""
+        self._fail(error)
+
+    # What the engine's connection calls.
+
+    def on_rebound(self, way: Connection | asyncio.Task[None]) -> None:
+        """The request travels on ``way`` now."""
+        self._way = way
+        if self._slow and isinstance(way, Connection):
+            way.pause()
+
+    def on_head(self, status: int, content_type: bytes) -> None:
+        """The engine answers: stream what is a stream, gather the rest."""
+        self._status = status
+        self._content_type = content_type
+        replica = self._replica
+        if replica is not None:
+            replica.last_token = self._shared.clock()
+        if content_type.startswith(b"text/event-stream"):
+            self._relay = Relay(strip_usage=self._strip)
+            self._row.status = status
+            if not self._streaming:
+                self._start_stream(status)
+
+    def on_data(self, data: bytes) -> None:
+        """A piece of the engine's answer."""
+        relay = self._relay
+        if relay is None:
+            self._parts.append(data)
+            return
         try:
-            row.status = connection.status
-            if connection.content_type.startswith(b"text/event-stream"):
-                await self._relay_stream(connection, Relay(strip_usage=strip))
-            else:
-                await self._relay_whole(connection)
-        finally:
-            target.pool.release(connection)
-
-    async def _send(self, targets: list[Target], body: bytes) -> tuple[Target, Connection]:
-        """Hand the request to a replica; where nothing listens, to the next one."""
-        tried: set[str] = set()
-        while True:
-            target = pick(targets, tried, self._began)
-            tried.add(target.name)
-            self._row.engine = target.name
-            try:
-                path, request_id = self._row.endpoint.encode(), self._row.request_id.encode()
-                return target, await target.pool.send(path, body, request_id)
-            except EngineUnavailableError:
-                target.down_until = time.monotonic() + DOWN_S
-
-    async def _relay_whole(self, connection: Connection) -> None:
+            ready = relay.feed(data)
+        except EngineFailedError as error:
+            cancel(self._way)
+            self.on_failure(error)
+            return
         row = self._row
-        pieces = []
-        while piece := await connection.read():
-            pieces.append(piece)
-        body = b"".join(pieces)
-        if connection.status >= 500:
+        if row.ttft_ms is None and relay.began:
+            row.ttft_ms = (self._shared.clock() - self._began) * 1000
+        if ready:
+            self._pieces += 1
+            self._client.write(ready)
+
+    def on_end(self) -> None:
+        """The engine's answer is whole."""
+        self._way = None
+        replica = self._replica
+        if replica is not None:
+            replica.last_token = self._shared.clock()
+        relay = self._relay
+        if relay is not None:
+            row = self._row
+            row.outcome = _ending(relay, row.endpoint)
+            self._count_stream(relay)
+            self._judge(row.outcome)
+            self._close_books()
+            self._client.end_stream(relay.finish())
+        else:
+            self._end_whole()
+
+    def on_failure(self, failure: RequestError) -> None:
+        """The engine broke off: another replica before its first byte, the truth to the client after it."""
+        self._way = None
+        if self._ended:
+            return
+        replica = self._replica
+        if replica is not None:
+            at_once = isinstance(failure, EngineUnavailableError)
+            if replica.breaker.failed(str(failure), self._shared.clock(), at_once=at_once):
+                self._shared.router.service_of(replica).went_down()
+        if self._status == 0 and self._elsewhere():
+            return
+        self._fail(failure)
+
+    # What the client's connection calls.
+
+    def client_gone(self) -> None:
+        """Nobody waits for the answer: stop whatever is done for it."""
+        if self._ended:
+            return
+        self._give_up()
+        row = self._row
+        row.outcome = "aborted"
+        row.status = row.status or 499
+        if self._relay is not None:
+            self._count_stream(self._relay)
+        row.estimated = row.estimated or not row.completion_tokens
+        self._close_books()
+
+    def client_slow(self) -> None:
+        """The client lags: the engine's socket is not read either."""
+        self._slow = True
+        if isinstance(self._way, Connection):
+            self._way.pause()
+
+    def client_ready(self) -> None:
+        """The client caught up."""
+        self._slow = False
+        if isinstance(self._way, Connection):
+            self._way.resume()
+
+    # What the gateway calls.
+
+    def tick(self, now: float) -> None:
+        """Look at the time: waited too long, silent too long; charge what has come so far."""
+        service = self._service
+        if self._ended or service is None:
+            return
+        queue = self._shared.site.gateway.queue
+        if self._replica is None:
+            if now - self._began > queue.max_wait_s:
+                service.leave(self)
+                message = f"No engine was free within {queue.max_wait_s:g} s; try again shortly"
+                self._fail(QueueFullError(message, code="queue_timeout", retry_after=service.wait_s(1)))
+                return
+        elif self._relay is not None:
+            so_far = len(self._body) // BYTES_PER_TOKEN + self._relay.frames
+            service.queue.charge(self.user, so_far - self._charged)
+            self._charged = so_far
+            return
+        if self._row.stream and self._status == 0 and now - self._wrote_at > queue.keepalive_s:
+            self._wrote_at = now
+            if not self._streaming:
+                self._start_stream(200)
+            self._client.write(WAITING)
+
+    def stop(self) -> None:
+        """The drain's deadline has come: say so, in the stream where it has begun."""
+        if self._ended:
+            return
+        error = DrainingError("The gateway is stopping; try again shortly", retry_after=5)
+        self._give_up()
+        self._fail(error, "stopped")
+
+    # Inside.
+
+    def _post(self, replica: Replica) -> None:
+        row = self._row
+        row.engine = replica.name
+        self._way = replica.pool.post(
+            self, row.endpoint.encode(), self._body, b"x-request-id: " + row.request_id.encode()
+        )
+
+    def _elsewhere(self) -> bool:
+        """Send the request to a replica that was not tried; false where there is none."""
+        replica, service = self._replica, self._service
+        if replica is None or service is None:
+            return False
+        tried = self._tried or set()
+        self._tried = tried
+        tried.add(replica.name)
+        other = service.move(replica, tried)
+        if other is None:
+            return False
+        self._replica = other
+        self._status = 0
+        self._parts = []
+        self._post(other)
+        return True
+
+    def _end_whole(self) -> None:
+        row, status = self._row, self._status
+        parts = self._parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if status >= 500:
             row.outcome = "engine_error"
-        elif connection.status >= 400:
+        elif status >= 400:
             row.outcome = "rejected"
         elif body.lstrip()[:9] == b'{"error":':
             # An engine that says 200 and means an error must not look like success.
-            row.outcome, row.status = "engine_error", 502
+            row.outcome, status = "engine_error", 502
         else:
             row.outcome = "ok"
-            self._count(read_usage(body))
-        self._client.started = True
-        content_type = connection.content_type or b"application/json"
-        await answer(self._client.send, row.status, body, content_type, self._id_header)
-
-    async def _relay_stream(self, connection: Connection, relay: Relay) -> None:
-        row, send = self._row, self._client.send
-        self._client.started = True
-        headers = [*SSE_HEADERS, self._id_header]
-        await send({"type": "http.response.start", "status": connection.status, "headers": headers})
-        try:
-            while data := await connection.read():
-                ready = relay.feed(data)
-                if row.ttft_ms is None and relay.began:
-                    row.ttft_ms = self._elapsed_ms()
-                if ready:
-                    await send({"type": "http.response.body", "body": ready, "more_body": True})
-            row.outcome = _ending(relay, row.endpoint)
-            await send({"type": "http.response.body", "body": relay.finish()})
-        finally:
-            self._count(relay.usage)
-            if relay.usage is None:
-                row.completion_tokens = relay.estimated_tokens
-                row.estimated = True
-
-    async def _report(self, error: RequestError, watcher: asyncio.Task[None] | None) -> None:
-        """Tell the client, in the stream where it has begun, in a whole answer before."""
-        if watcher is not None:
-            # The last words are short; nobody needs to be told to stop saying them.
-            watcher.cancel()
-        row = self._row
-        row.outcome = _outcome(error)
-        if self._client.started:
-            await self._client.send({"type": "http.response.body", "body": error_event(error)})
+            usage = read_usage(body)
+            if usage is not None:
+                self._count(usage)
+        self._judge(row.outcome)
+        if status >= 500 and self._status >= 500 and self._elsewhere():
+            row.outcome = ""
+            return
+        row.status = status
+        client, kind = self._client, self._content_type or reply.JSON
+        headers = self._id_headers()
+        self._close_books()
+        if self._streaming:
+            # Comments went out already, so the status did too.
+            client.end_stream(b"data: " + body.replace(b"\n", b" ") + b"\n\n")
         else:
-            row.status = error.status
-            self._client.started = True
-            await answer_error(self._client.send, error, self._id_header)
+            client.answer(status, body, kind, headers)
 
-    def _count(self, usage: Usage | None) -> None:
-        if usage is not None:
-            self._row.prompt_tokens = usage.prompt
-            self._row.completion_tokens = usage.completion
-            self._row.cached_tokens = usage.cached
+    def _start_stream(self, status: int) -> None:
+        self._streaming = True
+        self._client.start_stream(status, self._id_headers())
+
+    def _id_headers(self) -> bytes:
+        row = self._row
+        if not self._position:
+            return b"x-request-id: %s\r\n" % row.request_id.encode()
+        waited = row.queue_ms if self._replica is not None else (self._shared.clock() - self._began) * 1000
+        return b"x-request-id: %s\r\nx-queue-position: %d\r\nx-queue-wait-ms: %d\r\n" % (
+            row.request_id.encode(),
+            self._position,
+            waited,
+        )
+
+    def _give_up(self) -> None:
+        """Leave the queue, or the engine."""
+        if self._replica is None and self._service is not None:
+            self._service.leave(self)
+        way, self._way = self._way, None
+        cancel(way)
+
+    def _fail(self, error: RequestError, outcome: str | None = None) -> None:
+        """Answer ``error``: in the stream where it has begun, whole before."""
+        row = self._row
+        row.outcome = outcome or _outcome(error)
+        relay = self._relay
+        if relay is not None:
+            self._count_stream(relay)
+        if not self._streaming:
+            row.status = error.status
+        headers = self._id_headers()
+        self._close_books()
+        if self._streaming:
+            self._client.end_stream(reply.error_event(error, row.endpoint))
+        else:
+            self._client.answer_error(error, row.endpoint, headers)
+
+    def _judge(self, outcome: str) -> None:
+        """Tell the replica's breaker; what a client did wrong says nothing about an engine."""
+        replica = self._replica
+        if replica is None:
+            return
+        if outcome in ("ok", "rejected"):
+            replica.breaker.succeeded()
+        elif replica.breaker.failed(f"an answer ended as {outcome}", self._shared.clock()):
+            self._shared.router.service_of(replica).went_down()
+
+    def _count_stream(self, relay: Relay) -> None:
+        if relay.usage is not None:
+            self._count(relay.usage)
+        if relay.usage is None or (not relay.final and self._row.endpoint == "/v1/messages"):
+            self._row.completion_tokens = max(self._row.completion_tokens, relay.estimated_tokens)
+            self._row.estimated = True
+
+    def _count(self, usage: Usage) -> None:
+        row = self._row
+        row.prompt_tokens = usage.prompt
+        row.completion_tokens = usage.completion
+        row.cached_tokens = usage.cached
 
     def _close_books(self) -> None:
-        row = self._row
-        row.duration_ms = self._elapsed_ms()
-        if row.outcome == "aborted" and not row.completion_tokens:
-            row.estimated = True
+        """Give everything back and leave a row; once."""
+        if self._ended:
+            return
+        self._ended = True
+        shared, row = self._shared, self._row
+        now = shared.clock()
+        row.duration_ms = (now - self._began) * 1000
+        tokens = row.prompt_tokens + row.completion_tokens
         if self._admitted:
-            self._ledger.finish(row.user, row.prompt_tokens + row.completion_tokens, time.monotonic())
-        self._metrics.in_flight.dec()
-        self._metrics.count(row)
-        self._usage.put(row)
-
-    def _elapsed_ms(self) -> float:
-        return (time.monotonic() - self._began) * 1000
-
-    @property
-    def _id_header(self) -> tuple[bytes, bytes]:
-        return b"x-request-id", self._row.request_id.encode()
+            shared.ledger.finish(self._admitted, tokens, now)
+        shared.running.discard(self)
+        shared.metrics.in_flight -= 1
+        shared.metrics.count(row)
+        shared.usage.put(row)
+        service, replica = self._service, self._replica
+        if service is not None and replica is not None:
+            # A failed request is no service; one that ended is charged what it took.
+            service.queue.charge(self.user, (tokens or self._charged) - self._charged)
+            service.release(replica, self.user, now)
 
 
 def _ending(relay: Relay, endpoint: str) -> str:
-    """How a stream ended that HTTP calls complete; /v1/responses has no ``[DONE]``, its last event has usage."""
+    """How a stream ended that HTTP calls complete; where there is no ``[DONE]``, the last event has usage."""
     if relay.failed:
         return "engine_error"
-    whole = relay.usage is not None if endpoint == "/v1/responses" else relay.done
+    whole = relay.final if endpoint in OTHER_USAGE else relay.done
     return "ok" if whole else "truncated"
 
 
 def _outcome(error: RequestError) -> str:
-    if isinstance(error, EngineUnavailableError):
-        return "unavailable"
-    if isinstance(error, EngineTimeoutError):
-        return "timeout"
-    if isinstance(error, EngineFailedError):
-        return "engine_failed"
+    for kind, outcome in _OUTCOMES:
+        if isinstance(error, kind):
+            return outcome
     return "rejected" if error.status < 500 else "error"
+
+
+_OUTCOMES: tuple[tuple[type[RequestError], str], ...] = (
+    (EngineUnavailableError, "unavailable"),
+    (EngineTimeoutError, "timeout"),
+    (EngineFailedError, "engine_failed"),
+    (QueueFullError, "queue_full"),
+    (RateLimitError, "limited"),
+    (DrainingError, "draining"),
+)

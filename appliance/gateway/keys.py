@@ -1,50 +1,48 @@
-"""API keys: made once, shown once, stored as SHA-256, compared in constant time.
+"""API keys as the gateway knows them: a snapshot in memory, compared in constant time.
 
 A key is ``sk-<id>-<secret>``. The id finds the row, the digest of the whole key decides; a key holds 256
-random bits, so a plain SHA-256 is as good as a slow hash. The gateway keeps a snapshot in memory and looks
-every :data:`POLL_S` whether the file changed, so a revocation bites within a second.
+random bits, so a plain SHA-256 is as good as a slow hash. The store is asked every :data:`POLL_S` whether
+anything changed, so a revocation bites within a second.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
-import secrets
-import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from hashlib import sha256
+from hmac import compare_digest
 
-from appliance.errors import AuthenticationError, StoreError, UsageError
+from appliance.errors import AuthenticationError
 
 POLL_S = 0.25
-KEY = re.compile(r"sk-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
+KEY = re.compile(rb"sk-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
 USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+LONGEST = 128
+"""Bytes of what is sent that are hashed; a key has 60."""
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS keys (
-    id TEXT PRIMARY KEY,
-    user TEXT NOT NULL,
-    digest BLOB NOT NULL,
-    created_at REAL NOT NULL,
-    expires_at REAL,
-    revoked_at REAL
-)
-"""
+NO_DIGEST = bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key as stored; times are seconds since the epoch."""
+    """One key as stored; times are seconds since the epoch. Its limits narrow its user's, never widen them."""
 
     id: str
     user: str
     digest: bytes
     created_at: float
-    expires_at: float | None
-    revoked_at: float | None
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    name: str = ""
+    models: frozenset[str] | None = None
+    """Models and roles it may ask for; all when ``None``."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    requests_in_flight: int | None = None
+    weight: float | None = None
+    """Priority weight in the queue; its user's when ``None``."""
 
     def state(self, now: float) -> str:
         """``active``, ``expired`` or ``revoked``."""
@@ -52,93 +50,51 @@ class Key:
             return "revoked"
         return "expired" if self.expires_at is not None and now >= self.expires_at else "active"
 
-
-class KeyStore:
-    """The keys of one gateway, in ``keys.sqlite`` of its data folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "keys.sqlite"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # The file must exist with its mode before SQLite opens it: it holds digests and users' names.
-            self.path.touch(mode=0o600)
-            self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA busy_timeout = 5000")
-            self._db.execute(SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{self.path}: cannot be opened ({error}); check the folder and its owner") from error
-
-    def create(self, user: str, *, expires_at: float | None = None) -> str:
-        """Make a key for ``user`` and return it; nothing keeps it in clear."""
-        if not USER.fullmatch(user):
-            raise UsageError(
-                f"{user!r} is no user's name; use letters, digits, dot, dash and underscore, at most 63"
-            )
-        key_id = secrets.token_hex(6)
-        key = f"sk-{key_id}-{secrets.token_urlsafe(32)}"
-        row = (key_id, user, hashlib.sha256(key.encode()).digest(), time.time(), expires_at)
-        self._db.execute("INSERT INTO keys (id, user, digest, created_at, expires_at) VALUES (?, ?, ?, ?, ?)", row)
-        return key
-
-    def revoke(self, key_id: str) -> Key:
-        """Revoke the key with this id (or the key itself); raises :class:`UsageError` where there is none."""
-        match = KEY.fullmatch(key_id)
-        wanted = match.group(1) if match else key_id
-        self._db.execute(
-            "UPDATE keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", (time.time(), wanted)
+    @property
+    def limited(self) -> bool:
+        """Whether it has limits of its own."""
+        return (
+            self.requests_per_minute is not None
+            or self.tokens_per_minute is not None
+            or self.requests_in_flight is not None
         )
-        for key in self.list():
-            if key.id == wanted:
-                return key
-        raise UsageError("there is no key with that id; `appliance keys list` shows them")
 
-    def list(self) -> list[Key]:
-        """Every key, oldest first."""
-        columns = "id, user, digest, created_at, expires_at, revoked_at"
-        return [Key(*row) for row in self._db.execute(f"SELECT {columns} FROM keys ORDER BY created_at")]  # noqa: S608
-
-    def version(self) -> int:
-        """A number that changes when another process wrote to the file."""
-        row = self._db.execute("PRAGMA data_version").fetchone()
-        return int(row[0])
-
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+    def allows(self, name: str) -> bool:
+        """Whether it may ask for the model or role ``name``."""
+        return self.models is None or name in self.models
 
 
 class Authenticator:
     """Tells whose key a request bears."""
 
-    def __init__(self, store: KeyStore, clock: Callable[[], float] = time.time) -> None:
-        self._store = store
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._version = -1
-        self._keys: dict[str, Key] = {}
-        self.refresh()
+        self._keys: dict[bytes, Key] = {}
+        self._verified: dict[bytes, Key] = {}
 
-    def refresh(self) -> None:
-        """Take over what other processes changed; cheap when nothing did."""
-        version = self._store.version()
-        if version != self._version:
-            self._keys = {key.id: key for key in self._store.list()}
-            self._version = version
+    def replace(self, keys: Iterable[Key]) -> None:
+        """From now on these are the keys."""
+        self._verified = {}
+        self._keys = {key.id.encode(): key for key in keys}
 
-    def authenticate(self, headers: list[tuple[bytes, bytes]]) -> Key:
-        """The key of a request's ``authorization`` header.
+    def authenticate(self, sent: bytes | None) -> Key:
+        """The key of a request's ``authorization`` header (or of ``Bearer`` and an ``x-api-key``).
 
         Raises :class:`AuthenticationError`, with the same words whatever is wrong with a key that was sent.
         An unknown id costs the same hash and comparison as a known one.
         """
-        values = [value for name, value in headers if name == b"authorization"]
-        if not values:
+        if sent is None:
             raise AuthenticationError("You sent no API key; send it as `Authorization: Bearer sk-...`")
-        token = values[0].decode("latin1")
-        scheme, _, sent = token.partition(" ")
-        match = KEY.fullmatch(sent.strip()) if scheme.lower() == "bearer" and len(values) == 1 else None
+        known = self._verified.get(sent)
+        if known is not None and (known.expires_at is None or self._clock() < known.expires_at):
+            # Verified since the keys last changed. Who gets here knows the whole key already.
+            return known
+        token = sent[7:].strip()
+        match = KEY.fullmatch(token) if sent[:7].lower() == b"bearer " else None
         key = self._keys.get(match.group(1)) if match else None
-        digest = hashlib.sha256(sent.strip().encode()).digest()
-        same = hmac.compare_digest(digest, key.digest if key is not None else bytes(32))
+        digest = sha256(token[:LONGEST]).digest()
+        same = compare_digest(digest, key.digest if key is not None else NO_DIGEST)
         if key is None or not same or key.state(self._clock()) != "active":
             raise AuthenticationError("This API key is not valid; ask the owner of the service for one")
+        self._verified[sent] = key
         return key

@@ -1,4 +1,7 @@
-"""What each user has left of his limits: token buckets per minute, and a count in flight. Pure: time is given."""
+"""What users and keys have left of their limits: token buckets per minute, and a count in flight.
+
+Pure: time is given. A key may have limits of its own; they narrow its user's, never widen them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 
 from appliance.config import Limits
 from appliance.errors import RateLimitError
+from appliance.gateway.keys import Key
 
 WINDOW_S = 60.0
 
@@ -20,7 +24,9 @@ class Bucket:
 
     def refill(self, now: float) -> None:
         """Bring the level up to ``now``; a clock that went back adds nothing."""
-        self.level = min(self.size, self.level + max(0.0, now - self.at) * self.size / WINDOW_S)
+        if now > self.at:
+            level = self.level + (now - self.at) * self.size / WINDOW_S
+            self.level = min(self.size, level)
         self.at = now
 
     def wait(self, amount: float) -> float:
@@ -30,56 +36,101 @@ class Bucket:
 
 @dataclass(slots=True)
 class Allowance:
-    """One user's state."""
+    """What one user, or one key, has left."""
 
-    limits: Limits
+    whose: str
     requests: Bucket | None
     tokens: Bucket | None
+    most_in_flight: int | None
     in_flight: int = 0
+
+    def check(self, now: float) -> None:
+        """Raise :class:`RateLimitError`, with the seconds to wait, where one more request is too many."""
+        if self.most_in_flight is not None and self.in_flight >= self.most_in_flight:
+            message = f"{self.whose} {self.in_flight} requests running, your limit; wait for one to end"
+            raise RateLimitError(message, retry_after=1)
+        if self.requests is not None:
+            self._need(self.requests, 1.0, "requests", now)
+        if self.tokens is not None:
+            self._need(self.tokens, 0.0, "tokens", now)
+
+    def _need(self, bucket: Bucket, amount: float, what: str, now: float) -> None:
+        bucket.refill(now)
+        if bucket.level < amount:
+            wait = bucket.wait(amount)
+            message = f"{self.whose} used up {bucket.size:.0f} {what} per minute; try again in {wait:.0f} s"
+            raise RateLimitError(message, retry_after=wait)
+
+    def begin(self) -> None:
+        """Count a request in."""
+        if self.requests is not None:
+            self.requests.level -= 1
+        self.in_flight += 1
+
+    def finish(self, tokens: int, now: float) -> None:
+        """Count a request out, with the tokens it used."""
+        self.in_flight -= 1
+        if self.tokens is not None:
+            self.tokens.refill(now)
+            self.tokens.level -= tokens
 
 
 class Ledger:
-    """All users' allowances."""
+    """All allowances, of users and of the keys that have limits of their own."""
 
     def __init__(self, default: Limits, users: dict[str, Limits]) -> None:
         self._default = default
         self._limits = users
         self._users: dict[str, Allowance] = {}
+        self._keys: dict[str, tuple[Key, Allowance]] = {}
 
-    def admit(self, user: str, now: float) -> None:
-        """Count a request of ``user`` in; raises :class:`RateLimitError` with the seconds to wait."""
-        allowance = self._users.get(user) or self._open(user, now)
-        limits = allowance.limits
-        if limits.requests_in_flight is not None and allowance.in_flight >= limits.requests_in_flight:
-            message = f"You have {allowance.in_flight} requests running, your limit; wait for one to end"
-            raise RateLimitError(message, retry_after=1)
-        for bucket, amount, what in (
-            (allowance.requests, 1.0, "requests"),
-            (allowance.tokens, 0.0, "tokens"),
-        ):
-            if bucket is not None:
-                bucket.refill(now)
-                if wait := bucket.wait(amount):
-                    message = f"You used up your {bucket.size:.0f} {what} per minute; try again in {wait:.0f} s"
-                    raise RateLimitError(message, retry_after=wait)
-        if allowance.requests is not None:
-            allowance.requests.level -= 1
-        allowance.in_flight += 1
+    def weight(self, key: Key) -> float:
+        """How much of a busy engine is this key's, against weight 1."""
+        return self._limits.get(key.user, self._default).weight if key.weight is None else key.weight
 
-    def finish(self, user: str, tokens: int, now: float) -> None:
-        """Count a request of ``user`` out, with the tokens it used."""
-        allowance = self._users[user]
-        allowance.in_flight -= 1
-        if allowance.tokens is not None:
-            allowance.tokens.refill(now)
-            allowance.tokens.level -= tokens
+    def admit(self, key: Key, now: float) -> tuple[Allowance, ...]:
+        """Count a request of ``key`` in: what to give to :meth:`finish`. Raises :class:`RateLimitError`."""
+        user = self._users.get(key.user) or self._open(key.user, now)
+        user.check(now)
+        if not key.limited:
+            user.begin()
+            return (user,)
+        own = self._own(key, now)
+        own.check(now)
+        user.begin()
+        own.begin()
+        return (user, own)
+
+    @staticmethod
+    def finish(allowances: tuple[Allowance, ...], tokens: int, now: float) -> None:
+        """Count a request out, with the tokens it used."""
+        for allowance in allowances:
+            allowance.finish(tokens, now)
 
     def _open(self, user: str, now: float) -> Allowance:
         limits = self._limits.get(user, self._default)
-        allowance = self._users[user] = Allowance(
-            limits, _bucket(limits.requests_per_minute, now), _bucket(limits.tokens_per_minute, now)
+        made = self._users[user] = Allowance(
+            "You have",
+            _bucket(limits.requests_per_minute, now),
+            _bucket(limits.tokens_per_minute, now),
+            limits.requests_in_flight,
         )
-        return allowance
+        return made
+
+    def _own(self, key: Key, now: float) -> Allowance:
+        known = self._keys.get(key.id)
+        if known is not None and known[0] == key:
+            return known[1]
+        requests = _bucket(key.requests_per_minute, now)
+        tokens = _bucket(key.tokens_per_minute, now)
+        if known is None:
+            own = Allowance("This key has", requests, tokens, key.requests_in_flight)
+        else:
+            # Its limits were changed; what runs is still counted where it was.
+            own = known[1]
+            own.requests, own.tokens, own.most_in_flight = requests, tokens, key.requests_in_flight
+        self._keys[key.id] = (key, own)
+        return own
 
 
 def _bucket(per_minute: int | None, now: float) -> Bucket | None:

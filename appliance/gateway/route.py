@@ -1,58 +1,289 @@
-"""Which replica answers for a name that a client asked for."""
+"""What a name stands for, which replica answers, and who waits: one :class:`Service` per model.
+
+The pure parts are :mod:`~appliance.gateway.queue`, :mod:`~appliance.gateway.affinity` and
+:mod:`~appliance.gateway.breaker`; here they meet the replicas and their connections.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from appliance.config import Gateway, Model, Role, Site
+from appliance.config import Gateway, Role, Site
 from appliance.engines.argv import replicas
-from appliance.errors import EngineUnavailableError, NotFoundError
+from appliance.errors import (
+    EngineUnavailableError,
+    NotFoundError,
+    QueueFullError,
+    RateLimitError,
+    RequestError,
+)
+from appliance.gateway.affinity import SLACK, Ring, bound
+from appliance.gateway.breaker import Breaker
+from appliance.gateway.outbox import Outbox
+from appliance.gateway.queue import FairQueue
 from appliance.gateway.upstream import Pool
 from appliance.rules import nearest
 
-DOWN_S = 1.0
-"""Seconds for which a replica that refused a connection is not asked again while others are up."""
+TASKS = {
+    "/v1/embeddings": "embed",
+    "/v1/rerank": "rerank",
+    "/v1/score": "rerank",
+}
+"""What a model must be for, by endpoint; the others generate."""
+
+INSTEAD = {"embed": "/v1/embeddings", "rerank": "/v1/rerank", "generate": "/v1/chat/completions"}
+
+SMOOTHING = 0.1
+"""Weight of the newest gap between two finished requests in the mean that waiting times are told from."""
 
 
-@dataclass(slots=True)
-class Target:
+class Waiter(Protocol):
+    """A request as its service knows it."""
+
+    user: str
+    weight: float
+    key: bytes | None
+
+    def granted(self, replica: Replica) -> None:
+        """A slot of ``replica`` is yours; give it back with :meth:`Service.release`."""
+
+    def refused(self, error: RequestError) -> None:
+        """There will be no slot."""
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
     """One replica as the gateway sees it."""
 
     name: str
     model: str
     task: str
+    slots: int
     pool: Pool
-    down_until: float = 0.0
+    breaker: Breaker
+    resident: bool = True
+    """Whether its engine is loaded; the swap controller takes on-demand engines in and out."""
+    in_flight: int = 0
+    last_token: float = 0.0
+    """Loop time at which something last came from it."""
+    last_used: float = 0.0
+
+    @property
+    def open(self) -> bool:
+        """Whether new requests may go there."""
+        return self.resident and self.breaker.up
+
+    @property
+    def load(self) -> float:
+        """Share of its slots in use."""
+        return self.in_flight / self.slots
+
+
+@dataclass(eq=False)
+class Service:
+    """A model: its replicas, and the requests that wait for one of them."""
+
+    model: str
+    task: str
+    context: int
+    replicas: list[Replica]
+    queue: FairQueue[Waiter]
+    max_waiting_per_user: int
+    affinity_load: float
+    on_demand: bool
+    notice: Callable[[], None]
+    """Called when a request waits for a model that is not loaded, and when one of it ended."""
+    full: Callable[[], bool]
+    """Whether as many requests wait, over all models, as may."""
+    ring: Ring = field(init=False)
+    by_name: dict[str, Replica] = field(init=False)
+    gap_s: float = 0.0
+    _finished_at: float = 0.0
+    waiting_since: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ring = Ring([replica.name for replica in self.replicas])
+        self.by_name = {replica.name: replica for replica in self.replicas}
+
+    @property
+    def free(self) -> int:
+        """Slots that are free on open replicas."""
+        free = 0
+        for replica in self.replicas:
+            if replica.resident and replica.breaker.up and replica.in_flight < replica.slots:
+                free += replica.slots - replica.in_flight
+        return free
+
+    @property
+    def served(self) -> bool:
+        """Whether any replica is open."""
+        return any(replica.open for replica in self.replicas)
+
+    @property
+    def oldest_wait(self) -> float | None:
+        """Loop time since which the longest-waiting request waits."""
+        return min(self.waiting_since.values(), default=None)
+
+    def submit(self, waiter: Waiter, now: float) -> int:
+        """Start ``waiter`` now, or let it wait: how many are before it, 0 when it started.
+
+        Raises :class:`EngineUnavailableError` where no replica is up, :class:`RateLimitError` and
+        :class:`QueueFullError` where its user's requests, or all, are too many.
+        """
+        free = self.free
+        if free <= 0 and not self.on_demand and not self.served:
+            raise self.down()
+        if self.queue.enter(waiter.user, waiter.weight, free):
+            waiter.granted(self._take(waiter.key))
+            return 0
+        if self.queue.waiting_of(waiter.user) >= self.max_waiting_per_user:
+            message = f"{self.max_waiting_per_user} requests of yours wait already; let some of them finish"
+            raise RateLimitError(message, code="queue_full", retry_after=self.wait_s(1))
+        if self.full():
+            wait = self.wait_s(self.queue.waiting)
+            raise QueueFullError("The service is full and its queue too; try again shortly", retry_after=wait)
+        position = self.queue.wait(waiter, waiter.weight)
+        self.waiting_since[id(waiter)] = now
+        if not self.served:
+            self.notice()
+        return position
+
+    def leave(self, waiter: Waiter) -> None:
+        """``waiter`` waits no longer."""
+        if self.waiting_since.pop(id(waiter), None) is not None:
+            self.queue.leave(waiter)
+
+    def release(self, replica: Replica, user: str, now: float) -> None:
+        """A request of ``user`` on ``replica`` ended, however it ended; the next one may start."""
+        replica.in_flight -= 1
+        replica.last_used = now
+        self.queue.finish(user)
+        if self.queue.waiting:
+            if self._finished_at:
+                gap = now - self._finished_at
+                self.gap_s += SMOOTHING * (gap - self.gap_s) if self.gap_s else gap
+            self._finished_at = now
+            self.pump()
+        else:
+            self._finished_at = 0.0
+        if self.on_demand:
+            self.notice()
+
+    def move(self, old: Replica, tried: set[str]) -> Replica | None:
+        """Another open replica for a request that failed on ``old``, its slot moved; ``None`` without one.
+
+        It may go over the other's slots by one: who was already served must not go back to the queue's end.
+        """
+        left = [replica for replica in self.replicas if replica.open and replica.name not in tried]
+        if not left:
+            return None
+        new = min(left, key=lambda replica: replica.load)
+        old.in_flight -= 1
+        new.in_flight += 1
+        return new
+
+    def pump(self) -> None:
+        """Start what may start."""
+        while (waiter := self.queue.next(self.free)) is not None:
+            self.waiting_since.pop(id(waiter), None)
+            waiter.granted(self._take(waiter.key))
+
+    def refuse(self, error: RequestError) -> None:
+        """Answer everything that waits with ``error``."""
+        for waiter in self.queue.tickets():
+            self.leave(waiter)
+            waiter.refused(error)
+
+    def went_down(self) -> None:
+        """A replica is not open any more: where it was the last, nobody waits for what will not come."""
+        if not self.on_demand and not self.served:
+            self.refuse(self.down())
+
+    def down(self) -> EngineUnavailableError:
+        """Why nothing of this model is served."""
+        return EngineUnavailableError(f"No engine of {self.model} is up; try again shortly", retry_after=2)
+
+    def wait_s(self, position: int) -> float:
+        """Seconds that ``position`` requests before one's own take, by how fast requests ended lately."""
+        return max(1.0, position * self.gap_s)
+
+    def _take(self, key: bytes | None) -> Replica:
+        replica = self._pick(key)
+        replica.in_flight += 1
+        return replica
+
+    def _pick(self, key: bytes | None) -> Replica:
+        """The chat's own replica unless it is much busier than the mean, else the least loaded one."""
+        replicas = self.replicas
+        if len(replicas) == 1:
+            return replicas[0]
+        if key is not None:
+            own = self.by_name[self.ring.order(key)[0]]
+            if own.resident and own.breaker.up and own.in_flight < own.slots // SLACK:
+                return own
+        room = [r for r in replicas if r.open and r.in_flight < r.slots]
+        if len(room) == 1:
+            return room[0]
+        if key is not None:
+            total = sum(replica.in_flight for replica in room)
+            for name in self.ring.order(key):
+                replica = self.by_name[name]
+                if replica in room and replica.in_flight < bound(
+                    total, len(room), replica.slots, self.affinity_load
+                ):
+                    return replica
+        return min(room, key=lambda replica: (replica.load, replica.last_used))
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a name stands for: a model, perhaps through a role, and the replicas that serve it."""
+    """What a name stands for: a model, perhaps through a role."""
 
     name: str
-    model: str
-    task: str
+    service: Service
     role: Role | None
-    targets: list[Target] = field(default_factory=list)
 
 
 class Router:
-    """The routes of a site."""
+    """The services and routes of a site."""
 
-    def __init__(self, site: Site) -> None:
-        self.targets = [
-            Target(
+    def __init__(self, site: Site, outbox: Outbox, notice: Callable[[], None] = lambda: None) -> None:
+        gateway = site.gateway
+        self.replicas = [
+            Replica(
                 replica.name,
                 replica.engine.model,
-                _task(site, replica.engine.model),
-                _pool(site.gateway, replica.port),
+                site.models[replica.engine.model].task,
+                replica.engine.slots,
+                _pool(gateway, replica.port, outbox),
+                Breaker(gateway.breaker_failures),
             )
             for replica in replicas(site)
         ]
-        served = {target.model for target in self.targets}
-        self.routes = {name: self._route(site, name, name, None) for name in site.models if name in served}
+        self._max_waiting = gateway.queue.max_waiting
+        self.services: dict[str, Service] = {}
+        for name, model in site.models.items():
+            mine = [replica for replica in self.replicas if replica.model == name]
+            if mine:
+                engines = [engine for engine in site.engines.values() if engine.model == name]
+                self.services[name] = Service(
+                    name,
+                    model.task,
+                    max(engine.context for engine in engines),
+                    mine,
+                    FairQueue(gateway.queue.headroom),
+                    gateway.queue.max_waiting_per_user,
+                    gateway.affinity_load,
+                    on_demand=False,
+                    notice=notice,
+                    full=self._full,
+                )
+        self.routes = {name: Route(name, service, None) for name, service in self.services.items()}
         for name, role in site.roles.items():
-            self.routes[name] = self._route(site, name, role.model, role)
+            self.routes[name] = Route(name, self.services[role.model], role)
 
     def find(self, name: str, endpoint: str) -> Route:
         """The route of ``name``; raises :class:`NotFoundError` where there is none for this endpoint."""
@@ -61,42 +292,40 @@ class Router:
             hint = nearest(name[:80], list(self.routes))
             message = f"The model `{name[:80]}` does not exist; {hint}"
             raise NotFoundError(message, code="model_not_found", param="model")
-        if (route.task == "embed") != (endpoint == "/v1/embeddings"):
-            use = "/v1/embeddings" if route.task == "embed" else "/v1/chat/completions"
-            message = f"The model `{name}` is not for {endpoint}; use it with {use}"
+        task = route.service.task
+        if task != TASKS.get(endpoint, "generate"):
+            message = f"The model `{name}` is not for {endpoint}; use it with {INSTEAD[task]}"
             raise NotFoundError(message, code="model_not_found", param="model")
         return route
 
+    def service_of(self, replica: Replica) -> Service:
+        """The service that ``replica`` is of."""
+        return self.services[replica.model]
+
     def close(self) -> None:
         """Close all connections to engines."""
-        for target in self.targets:
-            target.pool.close()
+        for replica in self.replicas:
+            replica.pool.close()
 
-    def _route(self, site: Site, name: str, model: str, role: Role | None) -> Route:
-        targets = [target for target in self.targets if target.model == model]
-        return Route(name, model, _task(site, model), role, targets)
+    @property
+    def waiting(self) -> int:
+        """Requests that wait, over all models."""
+        return sum(service.queue.waiting for service in self.services.values())
 
-
-def pick(targets: list[Target], tried: set[str], now: float) -> Target:
-    """The least loaded of ``targets`` not yet ``tried``; one that is down only when all are.
-
-    Raises :class:`EngineUnavailableError` when all were tried.
-    """
-    left = [target for target in targets if target.name not in tried]
-    if not left:
-        raise EngineUnavailableError("No engine of this model is up; try again shortly", retry_after=2)
-    return min(left, key=lambda target: (target.down_until > now, target.pool.in_flight))
+    def _full(self) -> bool:
+        return self.waiting >= self._max_waiting
 
 
-def _task(site: Site, model: str) -> str:
-    found: Model = site.models[model]
-    return found.task
-
-
-def _pool(gateway: Gateway, port: int) -> Pool:
+def _pool(gateway: Gateway, port: int, outbox: Outbox) -> Pool:
     return Pool(
         port,
+        outbox,
         connect_timeout_s=gateway.connect_timeout_s,
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         stall_timeout_s=gateway.stall_timeout_s,
     )
+
+
+def loop_time() -> float:
+    """Seconds of the running loop's clock, which no clock change moves."""
+    return asyncio.get_running_loop().time()

@@ -18,6 +18,9 @@ MAX_FRAME = 16 * 2**20
 the whole answer, so frames of a megabyte do occur."""
 
 
+_DONE = b"data: [DONE]\n\n"
+
+
 class PromptDetails(msgspec.Struct):
     """Details of the prompt's tokens."""
 
@@ -25,7 +28,7 @@ class PromptDetails(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """Token counts as chat, completions and embeddings (first two) or responses (last two) report them."""
+    """Token counts as chat, completions and embeddings, or responses and messages (input, output), report them."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -33,6 +36,7 @@ class Usage(msgspec.Struct):
     output_tokens: int | None = None
     prompt_tokens_details: PromptDetails | None = None
     input_tokens_details: PromptDetails | None = None
+    cache_read_input_tokens: int | None = None
 
     @property
     def prompt(self) -> int:
@@ -48,7 +52,7 @@ class Usage(msgspec.Struct):
     def cached(self) -> int:
         """Tokens of the prompt that came from the prefix cache, where the engine says so."""
         details = self.prompt_tokens_details or self.input_tokens_details
-        return (details.cached_tokens or 0) if details is not None else 0
+        return (details.cached_tokens or 0) if details is not None else self.cache_read_input_tokens or 0
 
 
 class _Delta(msgspec.Struct):
@@ -73,6 +77,7 @@ class _Frame(msgspec.Struct):
     type: str = ""
     delta: Any = None
     response: _Answer | None = None
+    message: _Answer | None = None
 
 
 _FRAME = msgspec.json.Decoder(_Frame)
@@ -94,7 +99,7 @@ class Relay:
     error event. ``strip_usage`` takes out the extra frame that we asked for and the client did not.
     """
 
-    __slots__ = ("_rest", "_strip", "began", "done", "failed", "frames", "usage")
+    __slots__ = ("_rest", "_strip", "began", "done", "failed", "final", "frames", "usage")
 
     def __init__(self, *, strip_usage: bool) -> None:
         self._rest = b""
@@ -102,6 +107,7 @@ class Relay:
         self.began = False
         self.done = False
         self.failed = False
+        self.final = False
         self.frames = 0
         self.usage: Usage | None = None
 
@@ -130,7 +136,7 @@ class Relay:
             self._look_for_token(data)
         if b'"usage":{' in data or b'"choices":[]' in data:
             data = self._take_usage(data)
-        if data.endswith(b"data: [DONE]\n\n") and _at_line_start(data, len(data) - 14):
+        if data.endswith(_DONE) and _at_line_start(data, len(data) - 14):
             self.done = True
         if b'data: {"error"' in data and _at_line_start(data, data.index(b'data: {"error"')):
             self.failed = True
@@ -153,7 +159,7 @@ class Relay:
                 ):
                     self.began = True
                     return
-            if value.delta and value.type.endswith(".delta"):
+            if value.delta and value.type.endswith(("_delta", ".delta")):
                 self.began = True
                 return
 
@@ -162,14 +168,25 @@ class Relay:
         for frame in data.split(b"\n\n")[:-1]:
             value = _decode(frame)
             if value is not None:
-                usage = value.usage or (value.response.usage if value.response is not None else None)
+                answer = value.response or value.message
+                usage = value.usage or (answer.usage if answer is not None else None)
                 if usage is not None:
-                    self.usage = usage
+                    self.usage = _merge(self.usage, usage)
+                    self.final = value.message is None
                     if self._strip and value.choices == []:
                         self.frames -= 1
                         continue
             kept.append(frame + b"\n\n")
         return b"".join(kept)
+
+
+def _merge(known: Usage | None, new: Usage) -> Usage:
+    """/v1/messages tells the prompt's tokens when it begins and the answer's when it ends."""
+    if known is not None:
+        for field in Usage.__struct_fields__:
+            if not getattr(new, field):
+                setattr(new, field, getattr(known, field))
+    return new
 
 
 def _decode(frame: bytes) -> _Frame | None:

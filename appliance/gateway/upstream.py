@@ -1,72 +1,78 @@
 """Our own pooled HTTP/1.1 client for engines, on asyncio.Protocol and httptools.
 
-One wake-up per socket read, not per chunk; what one read delivered is taken as one piece. General-purpose
-clients cost 5 to 40 times as much per request (docs/decisions/0003). It speaks to engines on loopback only,
-and knows just what they need: POST and GET, a JSON body, a streamed answer.
+What one socket read delivered is handed on as one piece, by a call and without a task or a future: a
+general-purpose client costs 5 to 40 times as much per request (docs/decisions/0003 and 0006). It speaks to
+engines on loopback only, and knows just what they need: POST, a JSON body, a streamed answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import Protocol, cast
 
 import httptools
 
 from appliance.errors import EngineFailedError, EngineTimeoutError, EngineUnavailableError, RequestError
-
-HIGH_WATER = 256 * 1024
-"""Bytes waiting for a slow client above which the engine's socket is no longer read."""
+from appliance.gateway.outbox import Outbox
 
 SWEEP_S = 0.5
 """How often deadlines are looked at: one timer for the pool, none per read."""
 
 
-class Connection(asyncio.Protocol):
-    """One connection to an engine; answers one request at a time.
+class Sink(Protocol):
+    """Who takes an engine's answer, in this order: a head, pieces, then an end; or a failure at any time."""
 
-    After :meth:`Pool.send`: ``status`` and ``content_type`` are set once :meth:`head` returned, then
-    :meth:`read` gives the body piece by piece and ``b""`` at its end.
-    """
+    def on_head(self, status: int, content_type: bytes) -> None:
+        """The answer begins."""
+
+    def on_data(self, data: bytes) -> None:
+        """A piece of its body."""
+
+    def on_end(self) -> None:
+        """The answer is whole, and its connection back in the pool."""
+
+    def on_failure(self, failure: RequestError) -> None:
+        """There will be no (more) answer."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection to an engine; answers one request at a time."""
 
     __slots__ = (
-        "_loop",
+        "_begun",
+        "_complete",
+        "_content_type",
         "_parser",
         "_parts",
         "_paused",
-        "_size",
+        "_pool",
+        "_reused",
         "_transport",
-        "_waiter",
-        "_wanted",
-        "complete",
-        "content_type",
         "deadline",
-        "failure",
         "keep_alive",
         "received",
-        "silence_s",
-        "status",
-    )  # fmt: skip
+        "request",
+        "sink",
+    )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._waiter: asyncio.Future[None] | None = None
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self._transport: asyncio.Transport
-        self.failure: RequestError | None = None
-        self._reset(0.0, 0.0)
-
-    def _reset(self, first_byte_s: float, silence_s: float) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
-        self._size = 0
+        self.sink: Sink | None = None
+        self.request = b""
+        self._reused = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._content_type = b""
+        self._begun = False
+        self._complete = False
         self._paused = False
-        self._wanted = False
-        self.status = 0
-        self.content_type = b""
-        self.complete = False
-        self.keep_alive = False
+        self.keep_alive = True
         self.received = False
-        self.silence_s = silence_s
-        self.deadline = self._loop.time() + first_byte_s
+        self.deadline = 0.0
 
     # What the event loop calls.
 
@@ -76,232 +82,295 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, hold the socket back when the client lags, wake the reader."""
+        """Feed the parser and hand on what came."""
+        if self.sink is None:
+            # Nobody asked anything: an engine that talks unasked is not to be believed the next time.
+            self.close()
+            return
         self.received = True
-        self.deadline = self._loop.time() + self.silence_s
+        self.deadline = self._pool.now() + self._pool.silence_s
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self.fail(EngineFailedError(f"the engine did not answer in HTTP ({error}); see its log"))
             return
-        if self._size > HIGH_WATER and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
-        self._wake()
+        parts = self._parts
+        if parts:
+            self._parts = []
+            sink = self.sink
+            if sink is not None:
+                sink.on_data(parts[0] if len(parts) == 1 else b"".join(parts))
+        if self._complete:
+            self._end()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """An answer cut short is a failure, an idle connection closed is not."""
         self.keep_alive = False
-        if self.failure is None and not self.complete:
-            self.failure = EngineFailedError("the engine closed the connection before its answer was complete")
-        self._wake()
+        self._pool.forget(self)
+        if self.sink is not None and not self._complete:
+            if self._reused and not self.received:
+                # It was idle and the engine had closed it just before: nothing was read of the request.
+                self._pool.again(self)
+            else:
+                self.fail(EngineFailedError("the engine closed the connection before its answer was complete"))
 
     # What the parser calls.
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Of the engine's headers only the content type concerns a client."""
-        if name.lower() == b"content-type":
-            self.content_type = value
+        if len(name) == 12 and name.lower() == b"content-type":
+            self._content_type = value
 
     def on_headers_complete(self) -> None:
-        """Publish the status."""
-        self.status = self._parser.get_status_code()
+        """Tell the status, but for an interim one."""
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self._begun = True
+            if self.sink is not None:
+                self.sink.on_head(status, self._content_type)
 
     def on_body(self, data: bytes) -> None:
-        """Keep a piece of the body."""
+        """Keep a piece until the read it came with is parsed."""
         self._parts.append(data)
-        self._size += len(data)
 
     def on_message_complete(self) -> None:
         """The answer is whole, as HTTP sees it."""
-        self.complete = True
-        self.keep_alive = self._parser.should_keep_alive()
+        if self._begun:
+            self._complete = True
+            self.keep_alive = self._parser.should_keep_alive()
 
     # What the gateway calls.
 
     @property
     def reusable(self) -> bool:
-        """Whether another request may be sent on it; not while it is held back, with bytes nobody took."""
-        whole = self.complete and self.keep_alive and self.failure is None
-        return whole and not self._paused and not self._transport.is_closing()
+        """Whether another request may be sent on it."""
+        return self.keep_alive and not self._transport.is_closing()
 
-    def send(self, data: bytes, first_byte_s: float, silence_s: float) -> None:
-        """Send one request, given as bytes, and expect its answer."""
-        self._reset(first_byte_s, silence_s)
-        self._transport.write(data)
+    @property
+    def begun(self) -> bool:
+        """Whether the answer's head has come."""
+        return self._begun
 
-    async def head(self) -> None:
-        """Wait for the answer's status; raises the :class:`RequestError` that prevented it."""
-        while self.status == 0:
-            if self.failure is not None:
-                raise self.failure
-            await self._wait()
+    def send(self, sink: Sink, request: bytes, first_byte_s: float, *, reused: bool) -> None:
+        """Send one request, given as bytes; ``sink`` gets its answer."""
+        self._reset()
+        self.sink = sink
+        self.request = request
+        self._reused = reused
+        self.deadline = self._pool.now() + first_byte_s
+        self._pool.outbox.write(self._transport, request)
 
-    async def read(self) -> bytes:
-        """The next piece of the body; ``b""`` at its end. Raises the failure that cut it short."""
-        while True:
-            if self._parts:
-                parts = self._parts
-                data = parts[0] if len(parts) == 1 else b"".join(parts)
-                self._parts = []
-                self._size = 0
-                if self._paused:
-                    self._paused = False
-                    self.deadline = self._loop.time() + self.silence_s
-                    self._transport.resume_reading()
-                return data
-            if self.complete:
-                return b""
-            if self.failure is not None:
-                raise self.failure
-            await self._wait()
+    def pause(self) -> None:
+        """Read nothing more: the client lags. The engine's own buffers fill, then it waits."""
+        if not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
 
-    def fail(self, failure: RequestError) -> None:
-        """Give up: the engine sees the connection close and stops generating."""
-        if self.failure is None:
-            self.failure = failure
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused:
+            self._paused = False
+            self.deadline = self._pool.now() + self._pool.silence_s
+            self._transport.resume_reading()
+
+    def abandon(self) -> None:
+        """The answer is not wanted any more: the engine sees the connection close and stops generating."""
+        self.sink = None
+        self._pool.forget(self)
+        self.close()
+
+    def close(self) -> None:
+        """Close it at once."""
         self.keep_alive = False
         self._transport.abort()
-        self._wake()
+
+    def fail(self, failure: RequestError) -> None:
+        """Give up, and tell who waits."""
+        sink, self.sink = self.sink, None
+        self._pool.forget(self)
+        self.close()
+        if sink is not None:
+            sink.on_failure(failure)
 
     def expire(self, now: float) -> None:
-        """Fail when the engine owes us bytes since before ``now``."""
-        if self._wanted and now > self.deadline:
-            what = "begin its answer" if self.status == 0 else "go on with its answer"
+        """Fail when the engine owes us bytes since before ``now``; not while we do not read."""
+        if now > self.deadline and not self._paused and self.sink is not None:
+            what = "go on with its answer" if self._begun else "begin its answer"
             self.fail(EngineTimeoutError(f"the engine did not {what} in time; see its log"))
 
-    async def _wait(self) -> None:
-        self._waiter = self._loop.create_future()
-        self._wanted = True
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-            self._wanted = False
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def _end(self) -> None:
+        sink, self.sink = self.sink, None
+        self._pool.release(self)
+        if sink is not None:
+            sink.on_end()
 
 
 class Pool:
     """Connections to one engine replica."""
 
     def __init__(
-        self, port: int, *, connect_timeout_s: float, first_byte_timeout_s: float, stall_timeout_s: float
+        self,
+        port: int,
+        outbox: Outbox,
+        *,
+        connect_timeout_s: float,
+        first_byte_timeout_s: float,
+        stall_timeout_s: float,
     ) -> None:
         self.port = port
+        self.outbox = outbox
+        self.silence_s = stall_timeout_s
         self._connect_s = connect_timeout_s
         self._first_byte_s = first_byte_timeout_s
-        self._silence_s = stall_timeout_s
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
-        self._connecting = 0
+        self._connecting: set[asyncio.Task[None]] = set()
         self._host = b"host: 127.0.0.1:%d\r\ncontent-type: application/json\r\n" % port
         self._sweeper: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
 
-    @property
-    def in_flight(self) -> int:
-        """Requests that the replica is at, or that are on their way to it."""
-        return len(self._busy) + self._connecting
+    def post(self, sink: Sink, path: bytes, body: bytes, header: bytes) -> Connection | asyncio.Task[None]:
+        """POST ``body`` to ``path``; ``header`` is one further header line without its end.
 
-    async def send(self, path: bytes, body: bytes, request_id: bytes) -> Connection:
-        """POST ``body`` to ``path`` and wait for the status of the answer.
-
-        A kept-alive connection that the engine closed just before is tried once more on a fresh one: nothing
-        of the answer had come, and the engine had not read the request. The caller must :meth:`release`.
-        Raises :class:`EngineUnavailableError` where nothing listens, and the failures of :class:`Connection`.
+        Returns what :func:`cancel` takes: the connection, or the task that opens one. The sink hears of
+        :class:`EngineUnavailableError` where nothing listens, else of :class:`EngineFailedError` and
+        :class:`EngineTimeoutError`. A kept-alive connection that the engine closed just before is replaced by a
+        fresh one.
         """
-        request = self._request(path, body, b"x-request-id: " + request_id)
-        connection = self._take_idle()
-        if connection is not None:
-            try:
-                await self._begin(connection, request, self._first_byte_s)
-            except EngineFailedError:
-                if connection.received:
-                    raise
-            else:
-                return connection
-        connection = await self._connect()
-        await self._begin(connection, request, self._first_byte_s)
-        return connection
-
-    async def probe(self, path: bytes, body: bytes, timeout_s: float) -> tuple[int, bytes]:
-        """One whole exchange on a connection of its own: ``(status, body)``; for canaries."""
-        request = self._request(path, body, b"connection: close")
-        connection = await self._connect()
-        try:
-            await self._begin(connection, request, timeout_s)
-            pieces = []
-            while piece := await connection.read():
-                pieces.append(piece)
-            return connection.status, b"".join(pieces)
-        finally:
-            self.release(connection)
-
-    def release(self, connection: Connection) -> None:
-        """Take the connection back: for reuse after a whole answer, closed otherwise."""
-        if connection not in self._busy:
-            return
-        self._busy.discard(connection)
-        if connection.reusable:
-            self._idle.append(connection)
-        elif connection.failure is None:
-            connection.fail(EngineFailedError("the request was given up"))
-
-    def close(self) -> None:
-        """Close every connection."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
-        for connection in [*self._idle, *self._busy]:
-            connection.fail(EngineFailedError("the gateway is stopping"))
-        self._idle.clear()
-        self._busy.clear()
-
-    def _request(self, path: bytes, body: bytes, header: bytes) -> bytes:
-        return b"POST %s HTTP/1.1\r\n%s%s\r\ncontent-length: %d\r\n\r\n%s" % (
+        request = b"POST %s HTTP/1.1\r\n%s%s\r\ncontent-length: %d\r\n\r\n%s" % (
             path,
             self._host,
             header,
             len(body),
             body,
         )
-
-    def _take_idle(self) -> Connection | None:
-        while self._idle:
-            connection = self._idle.pop()
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
             if connection.reusable:
+                self._begin(connection, sink, request, reused=True)
                 return connection
-        return None
+        return self._open(sink, request, self._first_byte_s)
 
-    async def _begin(self, connection: Connection, request: bytes, first_byte_s: float) -> None:
+    async def probe(self, path: bytes, body: bytes, timeout_s: float) -> tuple[int, bytes]:
+        """One whole exchange on a connection of its own: ``(status, body)``; for canaries."""
+        sink = _Collect(self._loop.create_future())
+        request = b"POST %s HTTP/1.1\r\n%sconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (
+            path,
+            self._host,
+            len(body),
+            body,
+        )
+        task = self._open(sink, request, timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s + self._connect_s):
+                return await sink.done
+        except TimeoutError:
+            raise EngineTimeoutError("the engine did not finish a token in time; see its log") from None
+        finally:
+            task.cancel()
+            for connection in [c for c in self._busy if c.sink is sink]:
+                connection.abandon()
+
+    def again(self, connection: Connection) -> None:
+        """Send the request of a connection that turned out stale on a fresh one."""
+        sink, connection.sink = connection.sink, None
+        if sink is not None:
+            task = self._open(sink, connection.request, self._first_byte_s)
+            if isinstance(sink, Rebound):
+                sink.on_rebound(task)
+
+    def release(self, connection: Connection) -> None:
+        """Take a connection back after a whole answer."""
+        self._busy.discard(connection)
+        if connection.reusable:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is of no more use."""
+        self._busy.discard(connection)
+
+    def close(self) -> None:
+        """Close every connection."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for task in [*self._connecting]:
+            task.cancel()
+        for connection in [*self._idle, *self._busy]:
+            connection.fail(EngineFailedError("the gateway is stopping"))
+        self._idle.clear()
+
+    def _begin(self, connection: Connection, sink: Sink, request: bytes, *, reused: bool) -> None:
         self._busy.add(connection)
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
-        try:
-            connection.send(request, first_byte_s, self._silence_s)
-            await connection.head()
-        except BaseException:
-            self.release(connection)
-            raise
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+        connection.send(sink, request, self._first_byte_s, reused=reused)
 
-    async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
-        self._connecting += 1
+    def _open(self, sink: Sink, request: bytes, first_byte_s: float) -> asyncio.Task[None]:
+        task = self._loop.create_task(self._connect(sink, request, first_byte_s))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        return task
+
+    async def _connect(self, sink: Sink, request: bytes, first_byte_s: float) -> None:
         try:
             async with asyncio.timeout(self._connect_s):
-                _, connection = await loop.create_connection(lambda: Connection(loop), "127.0.0.1", self.port)
+                _, connection = await self._loop.create_connection(lambda: Connection(self), "127.0.0.1", self.port)
         except (OSError, TimeoutError) as error:
             reason = "did not accept a connection in time" if isinstance(error, TimeoutError) else "is not up"
-            raise EngineUnavailableError(f"the engine {reason}; try again shortly", retry_after=2) from error
-        finally:
-            self._connecting -= 1
-        return connection
+            sink.on_failure(EngineUnavailableError(f"the engine {reason}; try again shortly", retry_after=2))
+            return
+        if isinstance(sink, Rebound):
+            sink.on_rebound(connection)
+        self._begin(connection, sink, request, reused=False)
+        connection.deadline = self.now() + first_byte_s
 
     def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self.now()
         for connection in [*self._busy]:
             connection.expire(now)
-        self._sweeper = loop.call_later(SWEEP_S, self._sweep) if self._busy else None
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._busy else None
+
+
+class Rebound:
+    """A sink that wants to know on what its request travels, so that it can give it up."""
+
+    __slots__ = ()
+
+    def on_rebound(self, way: Connection | asyncio.Task[None]) -> None:
+        """The request is now on ``way``."""
+
+
+def cancel(way: Connection | asyncio.Task[None] | None) -> None:
+    """Give up a request that :meth:`Pool.post` sent."""
+    if isinstance(way, Connection):
+        way.abandon()
+    elif way is not None:
+        way.cancel()
+
+
+class _Collect:
+    """A sink that gathers a small answer into a future."""
+
+    def __init__(self, done: asyncio.Future[tuple[int, bytes]]) -> None:
+        self.done = done
+        self._status = 0
+        self._parts: list[bytes] = []
+
+    def on_head(self, status: int, content_type: bytes) -> None:  # noqa: ARG002 - the protocol's signature
+        self._status = status
+
+    def on_data(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def on_end(self) -> None:
+        if not self.done.done():
+            self.done.set_result((self._status, b"".join(self._parts)))
+
+    def on_failure(self, failure: RequestError) -> None:
+        if not self.done.done():
+            self.done.set_exception(failure)

@@ -108,7 +108,7 @@ def test_roles_bring_model_prompt_and_sampling(tmp_path_factory: pytest.TempPath
         assert json.loads(service.last()["body"])["instructions"] == "Be brief.\n\nUse verse."
         bad = service.post("/v1/chat/completions", {"model": "writer", "messages": "hi"})
         assert (bad.status, bad.json["error"]["param"]) == (400, "messages")
-        assert {row["name"] for row in service.wait_rows(4)} == {"writer"}
+        assert {row["role"] for row in service.wait_rows(4)} == {"writer", ""}
 
 
 def test_embeddings(tmp_path_factory: pytest.TempPathFactory) -> None:

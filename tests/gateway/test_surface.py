@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from appliance.gateway.keys import KeyStore
+from appliance.store.keys import KeyStore
 from tests.conftest import Service, chat, http, serving, wait_until
 
 
@@ -103,11 +103,11 @@ def test_no_or_wrong_key_is_401(service: Service, header: str) -> None:
     assert b'"code": "invalid_api_key"' in answer
 
 
-def test_two_authorization_headers_are_401(service: Service) -> None:
+def test_two_authorization_headers_are_400(service: Service) -> None:
     key = f"authorization: Bearer {service.key}\r\n"
     assert raw(service, f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{key}\r\n".encode()).startswith(b"HTTP/1.1 200 ")
     assert raw(service, f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{key * 2}\r\n".encode()).startswith(
-        b"HTTP/1.1 401 "
+        b"HTTP/1.1 400 "
     )
 
 

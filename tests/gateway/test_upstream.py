@@ -8,15 +8,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from appliance.errors import EngineFailedError, EngineTimeoutError, EngineUnavailableError
-from appliance.gateway.upstream import HIGH_WATER, Connection, Pool
+from appliance.errors import EngineFailedError, EngineTimeoutError, EngineUnavailableError, RequestError
+from appliance.gateway.outbox import Outbox
+from appliance.gateway.upstream import Connection, Pool, Rebound, cancel
 from tests.conftest import free_port
 
-Answer = Callable[[int, asyncio.StreamWriter], None]
+Serve = Callable[[int, asyncio.StreamWriter], None]
 
 
 @asynccontextmanager
-async def engine(answer: Answer) -> AsyncIterator[tuple[Pool, list[int]]]:
+async def engine(answer: Serve) -> AsyncIterator[tuple[Pool, list[int]]]:
     """A server that answers request number n of all with ``answer``, and the connections it saw."""
     seen: list[int] = []
     count = 0
@@ -39,7 +40,7 @@ async def engine(answer: Answer) -> AsyncIterator[tuple[Pool, list[int]]]:
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    pool = Pool(port, connect_timeout_s=1, first_byte_timeout_s=0.5, stall_timeout_s=0.5)
+    pool = a_pool(port)
     try:
         yield pool, seen
     finally:
@@ -51,19 +52,45 @@ def whole(body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
 
 
-async def read_all(connection: Connection) -> bytes:
-    pieces = []
-    while piece := await connection.read():
-        pieces.append(piece)
-    return b"".join(pieces)
+def a_pool(port: int) -> Pool:
+    outbox = Outbox(asyncio.get_running_loop())
+    return Pool(port, outbox, connect_timeout_s=1, first_byte_timeout_s=0.5, stall_timeout_s=0.5)
+
+
+class Answer(Rebound):
+    """One answer as it comes."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.status = 0
+        self.body = b""
+        self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.way: Connection | asyncio.Task[None] | None = None
+        self.way = pool.post(self, b"/x", b"{}", b"x-request-id: id")
+
+    def on_rebound(self, way: Connection | asyncio.Task[None]) -> None:
+        self.way = way
+
+    def on_head(self, status: int, content_type: bytes) -> None:
+        self.status = status
+
+    def on_data(self, data: bytes) -> None:
+        self.body += data
+
+    def on_end(self) -> None:
+        self.done.set_result(self.body)
+
+    def on_failure(self, failure: RequestError) -> None:
+        self.done.set_exception(failure)
+
+    @property
+    def connection(self) -> Connection:
+        assert isinstance(self.way, Connection)
+        return self.way
 
 
 async def ask(pool: Pool) -> bytes:
-    connection = await pool.send(b"/x", b"{}", b"id")
-    try:
-        return await read_all(connection)
-    finally:
-        pool.release(connection)
+    async with asyncio.timeout(5):
+        return await Answer(pool).done
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -78,38 +105,42 @@ async def test_a_connection_is_reused() -> None:
         assert seen == [0, 0, 0]
 
 
-async def test_a_connection_held_back_is_not_reused() -> None:
-    """Its answer is whole but nobody took it: reading is paused, so another answer on it would never come."""
-    big = b"x" * (HIGH_WATER + 1)
-    async with engine(lambda n, writer: writer.write(whole(big if n == 1 else b"small"))) as (pool, seen):
-        connection = await pool.send(b"/x", b"{}", b"id")
-        await until(lambda: connection.complete)
-        pool.release(connection)
-        async with asyncio.timeout(2):
-            assert await ask(pool) == b"small"
-        assert seen == [0, 1]
+BIG = b"x" * 20_000_000
 
 
-async def test_more_than_fits_waits_in_the_socket_and_comes_whole() -> None:
-    body = b"x" * (HIGH_WATER * 20)
-    async with engine(lambda _, writer: writer.write(whole(body))) as (pool, _):
-        connection = await pool.send(b"/x", b"{}", b"id")
-        await until(lambda: connection._paused)
-        held = connection._size
-        await asyncio.sleep(0.1)
-        assert connection._size == held < HIGH_WATER * 3
-        assert await read_all(connection) == body
-        pool.release(connection)
-
-
-async def test_a_slow_reader_is_no_silent_engine() -> None:
-    """While we hold the engine back it cannot speak: its deadline stands still."""
-    body = b"x" * (HIGH_WATER * 20)
-    async with engine(lambda _, writer: writer.write(whole(body))) as (pool, _):
-        connection = await pool.send(b"/x", b"{}", b"id")
+async def test_an_answer_held_back_waits_in_the_socket_and_comes_whole() -> None:
+    """While we hold the engine back it cannot speak: nothing more arrives, and its deadline stands still."""
+    async with engine(lambda _, writer: writer.write(whole(BIG))) as (pool, _):
+        answer = Answer(pool)
+        await until(lambda: bool(answer.body))
+        answer.connection.pause()
+        held = len(answer.body)
         await asyncio.sleep(1.5)  # three times the stall timeout
-        assert await read_all(connection) == body
-        pool.release(connection)
+        assert len(answer.body) == held < len(BIG)
+        answer.connection.resume()
+        async with asyncio.timeout(5):
+            assert await answer.done == BIG
+
+
+async def test_an_abandoned_answer_closes_its_connection_and_the_next_one_gets_another() -> None:
+    async with engine(lambda n, writer: writer.write(whole(BIG if n == 1 else b"small"))) as (pool, seen):
+        answer = Answer(pool)
+        await until(lambda: bool(answer.body))
+        cancel(answer.way)
+        assert await ask(pool) == b"small"
+        assert seen == [0, 1]
+        assert not answer.done.done()
+
+
+async def test_an_engine_that_talks_unasked_is_not_believed() -> None:
+    """What it says beside an answer must never become the next one's."""
+
+    def twice(n: int, writer: asyncio.StreamWriter) -> None:
+        writer.write(whole(b"hello") + (whole(b"a lie") if n == 1 else b""))
+
+    async with engine(twice) as (pool, _):
+        assert (await ask(pool)).startswith(b"hello")
+        assert await ask(pool) == b"hello"
 
 
 async def test_a_connection_closed_while_idle_is_replaced_once() -> None:
@@ -132,9 +163,8 @@ async def test_garbage_silence_and_nobody() -> None:
     async with engine(lambda _, writer: writer.write(whole(b"hello")[:-1])) as (pool, _):
         with pytest.raises(EngineTimeoutError, match="did not go on with its answer"):
             await ask(pool)
-    nobody = Pool(free_port(), connect_timeout_s=1, first_byte_timeout_s=1, stall_timeout_s=1)
     with pytest.raises(EngineUnavailableError, match="is not up"):
-        await ask(nobody)
+        await ask(a_pool(free_port()))
 
 
 async def test_closing_the_pool_ends_what_runs() -> None:
@@ -144,21 +174,3 @@ async def test_closing_the_pool_ends_what_runs() -> None:
         pool.close()
         with pytest.raises(EngineFailedError, match="the gateway is stopping"):
             await asking
-
-
-async def test_the_pool_counts_what_it_carries() -> None:
-    async with engine(lambda n, writer: writer.write(whole(b"hello")) if n == 1 else None) as (pool, _):
-        connection = await pool.send(b"/x", b"{}", b"id")
-        assert pool.in_flight == 1
-        await read_all(connection)
-        pool.release(connection)
-        assert pool.in_flight == 0
-        asking = asyncio.create_task(ask(pool))
-        await until(lambda: pool.in_flight == 1)
-        with pytest.raises(EngineTimeoutError):
-            await asking
-        assert pool.in_flight == 0
-    nobody = Pool(free_port(), connect_timeout_s=1, first_byte_timeout_s=1, stall_timeout_s=1)
-    with pytest.raises(EngineUnavailableError):
-        await ask(nobody)
-    assert nobody.in_flight == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,14 +13,19 @@ from hypothesis import strategies as st
 
 from appliance.config import Limits
 from appliance.errors import AuthenticationError, RateLimitError, StoreError, UsageError
-from appliance.gateway.keys import Authenticator, KeyStore
+from appliance.gateway.keys import Authenticator, Key
 from appliance.gateway.limits import Ledger
+from appliance.store.keys import KeyStore
+
+
+def a_key(user: str, key_id: str = "0" * 12, **limits: Any) -> Key:
+    return Key(key_id, user, b"", 0.0, **limits)
 
 
 def refused(ledger: Ledger, user: str, now: float) -> float | None:
     """Seconds to wait, or ``None`` when admitted."""
     try:
-        ledger.admit(user, now)
+        ledger.admit(a_key(user), now)
     except RateLimitError as error:
         return error.retry_after
     return None
@@ -36,17 +42,16 @@ def test_requests_per_minute_refill_and_are_each_users_own() -> None:
 
 def test_tokens_are_charged_afterwards_and_bar_the_next() -> None:
     ledger = Ledger(Limits(tokens_per_minute=60), {})
-    assert refused(ledger, "a", 0) is None
-    ledger.finish("a", 90, 0)
+    ledger.finish(ledger.admit(a_key("a"), 0), 90, 0)
     assert refused(ledger, "a", 0) == 30.0
     assert refused(ledger, "a", 30) is None
 
 
 def test_requests_in_flight() -> None:
     ledger = Ledger(Limits(requests_in_flight=1), {})
-    assert refused(ledger, "a", 0) is None
+    running = ledger.admit(a_key("a"), 0)
     assert refused(ledger, "a", 0) == 1
-    ledger.finish("a", 0, 1)
+    ledger.finish(running, 0, 1)
     assert refused(ledger, "a", 1) is None
 
 
@@ -57,23 +62,61 @@ def test_no_more_than_burst_plus_rate_however_the_clock_moves(steps: list[tuple[
     for step, tokens in steps:
         now += step
         forward += max(step, 0.0)
-        if refused(ledger, "a", now) is None:
-            admitted += 1
-            ledger.finish("a", tokens, now)
+        try:
+            running = ledger.admit(a_key("a"), now)
+        except RateLimitError:
+            continue
+        admitted += 1
+        ledger.finish(running, tokens, now)
     assert admitted <= 6 + forward / 10 + 1e-6
 
 
-def header(key: str) -> list[tuple[bytes, bytes]]:
-    return [(b"authorization", f"Bearer {key}".encode())]
+def test_a_keys_own_limits_narrow_its_users_and_may_change() -> None:
+    ledger = Ledger(Limits(requests_per_minute=3), {})
+    narrow = a_key("a", requests_per_minute=1)
+    ledger.finish(ledger.admit(narrow, 0), 0, 0)
+    with pytest.raises(RateLimitError, match="This key has used up 1 requests per minute"):
+        ledger.admit(narrow, 0)
+    wider = a_key("a", requests_per_minute=100)
+    assert [refused_by(ledger, wider, 0) for _ in range(3)] == [None, None, 30.0 - 10.0]
+    once = a_key("b", "1" * 12, requests_in_flight=1)
+    running = ledger.admit(once, 0)
+    changed = a_key("b", "1" * 12, requests_in_flight=2)
+    second = ledger.admit(changed, 0)
+    assert refused_by(ledger, changed, 0) == 1, "what ran before the change still counts"
+    ledger.finish(running, 0, 0)
+    ledger.finish(second, 0, 0)
+    ledger.admit(changed, 0)
+
+
+def refused_by(ledger: Ledger, key: Key, now: float) -> float | None:
+    try:
+        ledger.admit(key, now)
+    except RateLimitError as error:
+        return error.retry_after
+    return None
+
+
+def test_a_keys_weight_comes_before_its_users() -> None:
+    ledger = Ledger(Limits(weight=2.0), {"vip": Limits(weight=5.0)})
+    assert [ledger.weight(a_key("a")), ledger.weight(a_key("vip")), ledger.weight(a_key("vip", weight=1.0))] == [
+        2.0,
+        5.0,
+        1.0,
+    ]
+
+
+def header(key: str) -> bytes:
+    return f"Bearer {key}".encode()
 
 
 def test_keys_are_stored_as_digests_and_readable_by_their_owner_only(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     key = store.create("ada")
     store.close()
-    assert (tmp_path / "keys.sqlite").stat().st_mode & 0o077 == 0
-    assert key.encode() not in (tmp_path / "keys.sqlite").read_bytes()
-    row = sqlite3.connect(tmp_path / "keys.sqlite").execute("SELECT digest FROM keys").fetchone()
+    assert (tmp_path / "appliance.sqlite").stat().st_mode & 0o077 == 0
+    assert key.encode() not in (tmp_path / "appliance.sqlite").read_bytes()
+    row = sqlite3.connect(tmp_path / "appliance.sqlite").execute("SELECT digest FROM keys").fetchone()
     assert row[0] == hashlib.sha256(key.encode()).digest()
 
 
@@ -81,21 +124,29 @@ def test_authentication_by_state_and_time(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     now = 1000.0
     key, brief = store.create("ada"), store.create("bob", expires_at=2000.0)
-    authenticator = Authenticator(store, lambda: now)
+    authenticator = Authenticator(lambda: now)
+    found = store.snapshot(-1)
+    assert found is not None
+    number, keys = found
+    authenticator.replace(keys)
+    assert store.snapshot(number) is None
     assert authenticator.authenticate(header(key)).user == "ada"
     assert authenticator.authenticate(header(brief)).user == "bob"
     now = 2000.0
     with pytest.raises(AuthenticationError):
         authenticator.authenticate(header(brief))
     swapped = key[:-1] + ("A" if key[-1] != "A" else "B")
-    for wrong in (swapped, key + "A", key[:-1], key.upper(), "", "sk-", store.list()[0].id):
+    for wrong in (swapped, key + "A", key[:-1], key.upper(), "", "sk-", store.all()[0].id):
         with pytest.raises(AuthenticationError):
             authenticator.authenticate(header(wrong))
     with pytest.raises(AuthenticationError, match="You sent no API key"):
-        authenticator.authenticate([])
+        authenticator.authenticate(None)
     other = KeyStore(tmp_path)
     assert other.revoke(key).state(now) == "revoked"
-    authenticator.refresh()
+    assert authenticator.authenticate(header(key)).user == "ada", "not known yet"
+    changed = store.snapshot(number)
+    assert changed is not None
+    authenticator.replace(changed[1])
     with pytest.raises(AuthenticationError):
         authenticator.authenticate(header(key))
 
@@ -112,6 +163,8 @@ def test_what_cannot_be_opened_or_found_is_said(tmp_path: Path) -> None:
         KeyStore(tmp_path / "file")
     with pytest.raises(UsageError, match="there is no key with that id"):
         KeyStore(tmp_path).revoke("000000000000")
-    (tmp_path / "keys.sqlite").write_bytes(b"not a database, not at all, really not" * 40)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "appliance.sqlite").write_bytes(b"not a database, not at all, really not" * 40)
     with pytest.raises(StoreError, match="cannot be opened"):
-        KeyStore(tmp_path)
+        KeyStore(broken)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.config import Role
 from appliance.errors import InvalidRequestError
-from appliance.gateway.request import decode, wants_usage, with_role, with_usage
+from appliance.gateway.request import Fields, decode, wants_usage, with_role, with_usage
 
 JSON = st.recursive(
     st.none()
@@ -23,8 +23,11 @@ JSON = st.recursive(
     max_leaves=8,
 )
 OPTIONS = st.none() | st.dictionaries(st.sampled_from(["include_usage", "x"]), st.booleans(), max_size=2)
+OURS = frozenset(Fields.__struct_fields__)
+"""Fields that have a type here; what else a body holds is free."""
+
 BODIES = st.dictionaries(st.text(max_size=8), JSON, max_size=5).map(
-    lambda extra: {k: v for k, v in extra.items() if k not in ("model", "stream", "stream_options")}
+    lambda extra: {k: v for k, v in extra.items() if k not in OURS}
 )
 
 

@@ -1,0 +1,165 @@
+"""``Idempotency-Key``: a request that is sent again gets the answer of the first one, which runs once.
+
+A client behind two edges cannot know whether the engine was already at work when its connection broke. With a key
+it may simply ask again: the answer is recorded on a :class:`Tape`, and whoever sends the same key and body reads
+the tape from its beginning, also while it is still being written. Without a key nothing is repeated.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from appliance.errors import ConflictError, InvalidRequestError, RequestError
+from appliance.gateway import reply
+from appliance.gateway.exchange import Client, Exchange
+from appliance.gateway.server import ClientConnection
+
+MAX_KEY = 255
+MAX_BYTES = 64 * 2**20
+"""Bytes of finished answers that are kept; beyond, the oldest are forgotten first."""
+
+
+class Tape:
+    """One answer as it is written, and its readers. To the exchange it is the client."""
+
+    def __init__(self, finished: Callable[[Tape], None]) -> None:
+        self._finished = finished
+        self._calls: list[Callable[[Client], None]] = []
+        self._readers: list[ClientConnection] = []
+        self.exchange: Exchange | None = None
+        self.size = 0
+        self.complete = False
+
+    def follow(self, reader: ClientConnection) -> None:
+        """Play everything so far to ``reader``, and what comes."""
+        if not self.complete:
+            self._readers.append(reader)
+            reader.exchange = _Reader(self, reader)
+        for call in self._calls:
+            call(reader)
+
+    def leave(self, reader: ClientConnection) -> None:
+        """``reader`` has gone; the answer is recorded all the same."""
+        if reader in self._readers:
+            self._readers.remove(reader)
+
+    # What the exchange calls.
+
+    def answer(self, status: int, body: bytes, kind: bytes = reply.JSON, headers: bytes = b"") -> None:
+        """One whole answer."""
+        self._end(len(body), lambda client: client.answer(status, body, kind, headers))
+
+    def answer_error(self, error: RequestError, path: str, headers: bytes = b"") -> None:
+        """An error as a whole answer."""
+        self._end(0, lambda client: client.answer_error(error, path, headers))
+
+    def start_stream(self, status: int, headers: bytes) -> None:
+        """The head of a streamed answer."""
+        self._record(0, lambda client: client.start_stream(status, headers))
+
+    def write(self, data: bytes) -> None:
+        """A piece of it."""
+        self._record(len(data), lambda client: client.write(data))
+
+    def end_stream(self, data: bytes = b"") -> None:
+        """Its end."""
+        self._end(len(data), lambda client: client.end_stream(data))
+
+    def _record(self, size: int, call: Callable[[Client], None]) -> None:
+        self.size += size
+        self._calls.append(call)
+        for reader in self._readers:
+            call(reader)
+
+    def _end(self, size: int, call: Callable[[Client], None]) -> None:
+        self.complete = True
+        self._record(size, call)
+        self._readers.clear()
+        self._finished(self)
+
+
+class _Reader:
+    """A connection that reads a tape: its leaving and lagging stop nobody."""
+
+    def __init__(self, tape: Tape, connection: ClientConnection) -> None:
+        self._tape = tape
+        self._connection = connection
+
+    def client_gone(self) -> None:
+        self._tape.leave(self._connection)
+
+    def client_slow(self) -> None:
+        """It lags by at most one answer, which is kept anyway; the server cuts who reads nothing."""
+
+    def client_ready(self) -> None:
+        """It caught up."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    digest: bytes
+    tape: Tape
+    finished_at: float | None = None
+
+
+class Tapes:
+    """The answers that may be asked for again, by user and key."""
+
+    def __init__(self, keep_s: float, clock: Callable[[], float]) -> None:
+        self._keep_s = keep_s
+        self._clock = clock
+        self._entries: OrderedDict[tuple[str, bytes], _Entry] = OrderedDict()
+        self._bytes = 0
+
+    def find(self, user: str, key: bytes, path: str, body: bytes) -> Tape | None:
+        """The tape of this very request; ``None`` when it is new.
+
+        Raises :class:`ConflictError` where the key stands for another request, :class:`InvalidRequestError` where
+        it is none.
+        """
+        if not 0 < len(key) <= MAX_KEY:
+            raise InvalidRequestError(f"Idempotency-Key has {len(key)} bytes; use 1 to {MAX_KEY}")
+        self._expire()
+        entry = self._entries.get((user, key))
+        if entry is None:
+            return None
+        if entry.digest != _digest(path, body):
+            raise ConflictError("This Idempotency-Key was used for another request; take a new one")
+        return entry.tape
+
+    def record(self, user: str, key: bytes, path: str, body: bytes) -> Tape:
+        """A new tape for this request."""
+        name = (user, key)
+        tape = Tape(lambda tape: self._finish(name, tape))
+        self._entries[name] = _Entry(_digest(path, body), tape)
+        return tape
+
+    def _finish(self, name: tuple[str, bytes], tape: Tape) -> None:
+        entry = self._entries.get(name)
+        if entry is None or entry.tape is not tape:
+            return
+        if tape.exchange is None or not tape.exchange.repeatable:
+            # A failure is not an answer: who asks again shall have another try.
+            del self._entries[name]
+            return
+        entry.finished_at = self._clock()
+        self._entries.move_to_end(name)
+        self._bytes += tape.size
+        self._expire()
+
+    def _expire(self) -> None:
+        now = self._clock()
+        for name, entry in [*self._entries.items()]:
+            if entry.finished_at is None:
+                continue
+            if self._bytes <= MAX_BYTES and now - entry.finished_at <= self._keep_s:
+                return
+            del self._entries[name]
+            self._bytes -= entry.tape.size
+
+
+def _digest(path: str, body: bytes) -> bytes:
+    return blake2b(body, key=path.encode()[:64], digest_size=16).digest()

@@ -1,0 +1,88 @@
+"""HTTP/1.1 answers as bytes. Pure: what to write, never where."""
+
+from __future__ import annotations
+
+import json
+import math
+from http import HTTPStatus
+
+from appliance.errors import RequestError, openai_body
+
+JSON = b"application/json"
+TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
+}
+_OK_JSON = _STATUS_LINES[200] + b"content-type: application/json\r\n"
+
+SSE = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+
+LAST_CHUNK = b"0\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def status_line(status: int) -> bytes:
+    """The first line of an answer; a status nobody registered gets an empty phrase."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+def whole(status: int, body: bytes, kind: bytes, headers: bytes, *, close: bool) -> bytes:
+    """One whole answer; ``headers`` are further lines, each with its CRLF."""
+    first = _OK_JSON if status == 200 and kind == JSON else b"%scontent-type: %s\r\n" % (status_line(status), kind)
+    last = b"connection: close\r\n" if close else b""
+    return b"%s%s%scontent-length: %d\r\n\r\n%s" % (first, headers, last, len(body), body)
+
+
+def stream_head(status: int, headers: bytes, *, chunked: bool, close: bool) -> bytes:
+    """The head of an SSE answer; HTTP/1.0 clients get no chunks but the end of the connection."""
+    framing = b"transfer-encoding: chunked\r\n" if chunked else b""
+    return b"%s%s%s%s%s\r\n" % (
+        status_line(status),
+        SSE,
+        headers,
+        framing,
+        b"connection: close\r\n" if close else b"",
+    )
+
+
+def lines(headers: Headers) -> bytes:
+    """Header lines."""
+    return b"".join(b"%s: %s\r\n" % header for header in headers)
+
+
+def error_headers(error: RequestError) -> bytes:
+    """``Retry-After`` where waiting helps, ``WWW-Authenticate`` with 401."""
+    found = b""
+    if error.retry_after is not None:
+        found += b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after))
+    if error.status == 401:
+        found += b"www-authenticate: Bearer\r\n"
+    return found
+
+
+def error_body(error: RequestError, path: str) -> bytes:
+    """``error`` in the shape that the clients of ``path`` know: OpenAI's, or Anthropic's for /v1/messages."""
+    if path != "/v1/messages":
+        return openai_body(error)
+    kind = _ANTHROPIC.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+    return json.dumps({"type": "error", "error": {"type": kind, "message": str(error)}}).encode()
+
+
+def error_event(error: RequestError, path: str) -> bytes:
+    """``error`` as the last event of a stream that cannot go on; no ``[DONE]`` follows it."""
+    event = b"event: error\n" if path in ("/v1/messages", "/v1/responses") else b""
+    return b"%sdata: %s\n\n" % (event, error_body(error, path))
+
+
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""Anthropic's ``error.type`` by status (its API reference, "Errors")."""

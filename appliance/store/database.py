@@ -1,0 +1,128 @@
+"""Opens the database of a gateway, and brings its tables up to date."""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from appliance.errors import StoreError
+from appliance.store import legacy
+from appliance.store.schema import REVISION, REVISIONS
+
+FILE = "appliance.sqlite"
+BUSY_MS = 5000
+CONNECT_S = 5
+ADVISORY_LOCK = 0x61_70_70_6C
+"""Two gateways that start at once on one PostgreSQL migrate one after the other ("appl")."""
+
+
+def open_database(folder: Path, url: str | None = None) -> Engine:
+    """The database at ``url``, or ``appliance.sqlite`` in ``folder``, with its tables up to date.
+
+    Raises :class:`StoreError` where it cannot be reached, or was made by a newer version.
+    """
+    where = str(folder / FILE) if url is None else make_safe(url)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        engine = _sqlite(folder / FILE) if url is None else _postgres(url)
+        with _alone(folder):
+            upgrade(engine, where)
+            if url is None:
+                legacy.take_over(engine, folder)
+    except (OSError, sqlite3.Error, SQLAlchemyError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        fix = (
+            "check the folder and its owner"
+            if url is None
+            else "check that PostgreSQL runs and that PGPASSFILE holds the password"
+        )
+        raise StoreError(f"{where}: cannot be opened ({first}); {fix}") from error
+    return engine
+
+
+def make_safe(url: str) -> str:
+    """``url`` for messages: without its password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        raise StoreError(
+            "gateway.database_url is no URL; write it like postgresql://appliance@localhost/appliance"
+        ) from None
+
+
+def upgrade(engine: Engine, where: str) -> None:
+    """Run the migrations that are missing; refuse a database of a newer version."""
+    with engine.connect() as connection:
+        current = _revision(connection)
+    if current == REVISION:
+        return
+    if current is not None and current not in REVISIONS:
+        raise StoreError(
+            f"{where}: was made by a newer version (its schema is {current}, this one knows {REVISION}); "
+            "upgrade the appliance, or restore the backup from before"
+        )
+    # Imported late: a gateway whose tables are up to date never needs it.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", "appliance.store:migrations")
+    config.set_main_option("path_separator", "os")
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return None if found is None else str(found)
+
+
+def _sqlite(path: Path) -> Engine:
+    # The file must exist with its mode before SQLite opens it: it holds digests and users' names.
+    path.touch(mode=0o600)
+    engine = create_engine(
+        f"sqlite:///{path}", connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False}
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: object) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        # A power cut may lose the last moments' rows, never the file.
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    return engine
+
+
+def _postgres(url: str) -> Engine:
+    make_safe(url)
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "postgresql":
+        raise StoreError(f"gateway.database_url: {parsed.get_backend_name()} is not supported; use postgresql://…")
+    return create_engine(
+        parsed.set(drivername="postgresql+psycopg"),
+        pool_pre_ping=True,
+        pool_size=2,
+        connect_args={"connect_timeout": CONNECT_S},
+    )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time brings a folder's database up to date."""
+    with (folder / ".database.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,137 @@
+"""API keys at rest: made once, shown once, stored as SHA-256. Every change is counted, so that gateways notice."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from appliance.errors import StoreError, UsageError
+from appliance.gateway.keys import KEY, USER, Key
+from appliance.store.database import open_database
+from appliance.store.schema import CHANGES, KEYS
+
+CHANGEABLE = frozenset(
+    {"name", "models", "requests_per_minute", "tokens_per_minute", "requests_in_flight", "weight", "expires_at"}
+)
+MAX_NAME = 100
+
+
+class KeyStore:
+    """The keys of one site; raises :class:`StoreError` where the database fails."""
+
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        self._engine = open_database(folder, url)
+
+    def create(self, user: str, **limits: Any) -> str:
+        """Make a key for ``user`` and return it; nothing keeps it in clear. ``limits`` as in :meth:`change`."""
+        if not USER.fullmatch(user):
+            raise UsageError(
+                f"{user!r} is no user's name; use letters, digits, dot, dash and underscore, at most 63"
+            )
+        key_id = secrets.token_hex(6)
+        key = f"sk-{key_id}-{secrets.token_urlsafe(32)}"
+        values = {
+            "id": key_id,
+            "user": user,
+            "digest": sha256(key.encode()).digest(),
+            "created_at": time.time(),
+            **_checked(limits),
+        }
+        self._write(insert(KEYS).values(values))
+        return key
+
+    def change(self, key_id: str, **changes: Any) -> Key:
+        """Change :data:`CHANGEABLE` columns of a key; ``None`` takes a limit away. Raises :class:`UsageError`."""
+        wanted = self.get(key_id).id
+        if changes:
+            self._write(update(KEYS).where(KEYS.c.id == wanted).values(_checked(changes)))
+        return self.get(wanted)
+
+    def revoke(self, key_id: str) -> Key:
+        """Revoke the key with this id (or the key itself); raises :class:`UsageError` where there is none."""
+        wanted = self.get(key_id).id
+        self._write(
+            update(KEYS).where(KEYS.c.id == wanted, KEYS.c.revoked_at.is_(None)).values(revoked_at=time.time())
+        )
+        return self.get(wanted)
+
+    def get(self, key_id: str) -> Key:
+        """One key, by its id or by itself; raises :class:`UsageError` where there is none."""
+        match = KEY.fullmatch(key_id.encode())
+        wanted = match.group(1).decode() if match else key_id
+        with self._reading() as connection:
+            row = connection.execute(select(KEYS).where(KEYS.c.id == wanted)).first()
+        if row is None:
+            raise UsageError("there is no key with that id; `appliance keys list` shows them")
+        return _key(row)
+
+    def all(self) -> list[Key]:
+        """Every key, oldest first."""
+        with self._reading() as connection:
+            return [_key(row) for row in connection.execute(select(KEYS).order_by(KEYS.c.created_at))]
+
+    def snapshot(self, since: int) -> tuple[int, list[Key]] | None:
+        """All keys and the count of changes; ``None`` when nothing changed after change number ``since``."""
+        with self._reading() as connection:
+            number = connection.execute(select(CHANGES.c.number).where(CHANGES.c.what == "keys")).scalar_one()
+            if number == since:
+                return None
+            return int(number), [_key(row) for row in connection.execute(select(KEYS))]
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def _write(self, statement: Any) -> None:
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(
+                    update(CHANGES).where(CHANGES.c.what == "keys").values(number=CHANGES.c.number + 1)
+                )
+                connection.execute(statement)
+        except SQLAlchemyError as error:
+            raise _failed(error) from error
+
+    def _reading(self) -> Any:
+        try:
+            return self._engine.connect()
+        except SQLAlchemyError as error:
+            raise _failed(error) from error
+
+
+def _failed(error: SQLAlchemyError) -> StoreError:
+    first = str(getattr(error, "orig", error)).strip().splitlines()[0]
+    return StoreError(f"the database refuses ({first}); check that it runs and has room")
+
+
+def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as columns; raises :class:`UsageError` that names what is out of range."""
+    unknown = sorted(values.keys() - CHANGEABLE)
+    if unknown:
+        raise UsageError(f"a key has no {unknown[0]!r}; it has {', '.join(sorted(CHANGEABLE))}")
+    for column in ("requests_per_minute", "tokens_per_minute", "requests_in_flight", "weight"):
+        value = values.get(column)
+        if value is not None and not 0 < value <= 2**31 - 1:
+            raise UsageError(f"{column} is {value}; it must be more than 0, or be left out for no limit")
+    if len(values.get("name") or "") > MAX_NAME:
+        raise UsageError(f"the name has more than {MAX_NAME} characters; shorten it")
+    found = dict(values)
+    if "name" in found:
+        found["name"] = found["name"] or ""
+    if found.get("models") is not None:
+        found["models"] = json.dumps(sorted(found["models"]))
+    return found
+
+
+def _key(row: Row[Any]) -> Key:
+    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+    models = values.pop("models")
+    return Key(models=None if models is None else frozenset(json.loads(models)), **values)

@@ -1,0 +1,16 @@
+"""Run by Alembic: migrates on the connection that :func:`appliance.store.database.upgrade` hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from appliance.store.schema import METADATA
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=METADATA,
+    # SQLite cannot alter a column in place: Alembic copies the table.
+    render_as_batch=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

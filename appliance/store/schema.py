@@ -1,0 +1,76 @@
+"""The tables, once for both databases. How they came to be is in ``migrations/``."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+)
+
+REVISION = "0001"
+"""The migration that makes the tables below; a test holds it to the newest one there is."""
+
+REVISIONS = ("0001",)
+"""Every migration this version knows, oldest first."""
+
+METADATA = MetaData()
+
+KEYS = Table(
+    "keys",
+    METADATA,
+    Column("id", String(12), primary_key=True),
+    Column("user", String(63), nullable=False),
+    Column("name", String(100), nullable=False, server_default=""),
+    Column("digest", LargeBinary, nullable=False),
+    Column("models", String),
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
+    Column("requests_in_flight", Integer),
+    Column("weight", Double),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+)
+"""``models`` is a JSON list of names, or NULL for all. Times are seconds since the epoch."""
+
+CHANGES = Table(
+    "changes",
+    METADATA,
+    Column("what", String(20), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+)
+"""How often a table was changed, counted in the transaction that changes it: cheap to poll."""
+
+USAGE = Table(
+    "usage",
+    METADATA,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("started_at", Double, nullable=False),
+    Column("request_id", String(40), nullable=False),
+    Column("user", String(63), nullable=False),
+    Column("key_id", String(12), nullable=False),
+    Column("endpoint", String(60), nullable=False),
+    Column("name", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("role", String, nullable=False),
+    Column("engine", String, nullable=False),
+    Column("stream", Boolean, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("outcome", String(40), nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("cached_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    Column("estimated", Boolean, nullable=False),
+    Column("queue_ms", Double, nullable=False),
+    Column("ttft_ms", Double),
+    Column("duration_ms", Double, nullable=False),
+)
+Index("usage_started_at", USAGE.c.started_at)
