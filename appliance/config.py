@@ -53,6 +53,13 @@ class Host(Section):
     gpus: tuple[Gpu, ...] = Field(default=(), description="Its cards; none on a machine without a GPU.")
 
 
+class Adapter(Section):
+    """A LoRA adapter of a model, pinned."""
+
+    source: str = Field(min_length=1, description="Folder that holds the adapter.", examples=["/models/sql-lora"])
+    rank: int = Field(default=16, ge=1, le=512, description="Its rank; the engine makes room for the largest.")
+
+
 class Model(Section):
     """One set of weights, pinned."""
 
@@ -76,6 +83,8 @@ class Model(Section):
     max_context: int | None = Field(
         default=None, gt=0, le=16_777_216, description="Longest context it was trained for, in tokens."
     )
+
+    adapters: dict[Name, Adapter] = Field(default={}, description="LoRA adapters by name, for roles.")
 
     @property
     def is_folder(self) -> bool:
@@ -134,6 +143,21 @@ class Engine(Section):
     )
     environment: dict[str, str] = Field(default={}, description="Environment variables for the engine.")
 
+    residency: Literal["always", "on-demand"] = Field(
+        default="always",
+        description="Whether it is always loaded, or only while requests ask for its model.",
+    )
+    sleep: bool = Field(
+        default=False,
+        description="Put an on-demand vLLM to sleep (weights in RAM) instead of stopping it; wakes in seconds.",
+    )
+    asleep_share: float = Field(
+        default=0.03,
+        ge=0,
+        le=1,
+        description="Share of each of its cards that a sleeping replica keeps (CUDA context, graphs).",
+    )
+
     @property
     def slots(self) -> int:
         """Requests that one replica may have running, so that its own queue stays short."""
@@ -153,6 +177,7 @@ class Role(Section):
     """A name clients may ask for instead of a model: planner, coder, writer."""
 
     model: ModelName = Field(description="The model behind it.")
+    adapter: Name | None = Field(default=None, description="LoRA adapter of the model, by its name there.")
     system_prompt: Text | None = Field(
         default=None, description="Put first in the conversation; the client's own system message follows it."
     )
@@ -165,7 +190,7 @@ class Role(Section):
     @property
     def served_name(self) -> str:
         """What the engine calls it."""
-        return self.model
+        return self.model if self.adapter is None else f"{self.model}:{self.adapter}"
 
     @field_validator("sampling")
     @classmethod
@@ -207,6 +232,26 @@ class Queue(Section):
         ge=0,
         lt=1,
         description="Share of a model's slots that one user alone cannot take, so that the next one finds room.",
+    )
+
+
+class Swap(Section):
+    """When engines that do not fit beside each other take turns."""
+
+    max_wait_s: float = Field(
+        default=30.0, gt=0, le=86400, description="Seconds after which a waiting request forces a swap."
+    )
+    min_residency_s: float = Field(
+        default=20.0, ge=0, le=86400, description="Seconds a loaded model stays, whoever waits."
+    )
+    batch: int = Field(
+        default=32,
+        ge=1,
+        le=100_000,
+        description="Requests of the loaded model that may still begin while another model is waited for.",
+    )
+    drain_timeout_s: float = Field(
+        default=600.0, ge=0, le=86400, description="Seconds that running requests get before their model goes."
     )
 
 
@@ -283,6 +328,11 @@ class Gateway(Section):
         description="Seconds for which an answer is repeated to the same Idempotency-Key.",
     )
     queue: Queue = Field(default=Queue(), description="How requests wait.")
+    swap: Swap = Field(default=Swap(), description="How on-demand engines take turns.")
+    engine_control: Literal["none", "child", "systemd"] = Field(
+        default="none",
+        description="How the gateway starts and stops on-demand engines: as units of systemd, or as its children.",
+    )
 
     @field_validator("database_url")
     @classmethod

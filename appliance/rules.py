@@ -37,6 +37,7 @@ def violations(site: Site) -> list[Violation]:
         *_ports(site),
         *_card_memory(site),
         *_roles(site),
+        *_residency(site),
     ]
 
 
@@ -129,7 +130,10 @@ def _card_memory(site: Site) -> Iterator[Violation]:
         engines = {n: e for n, e in site.engines.items() if e.host == host_name and e.device == "cuda"}
         for gpu in host.gpus:
             users = [(n, e) for n, e in engines.items() for card in e.gpus if card == gpu.index]
-            total = sum(engine.gpu_memory_utilization for _, engine in users)
+            total = sum(e.gpu_memory_utilization for _, e in users if e.residency == "always")
+            # Engines on demand take turns: what counts is the largest, and what the others keep asleep.
+            demand = [e for _, e in users if e.residency == "on-demand"]
+            total += max((e.gpu_memory_utilization + _asleep(demand, e) for e in demand), default=0.0)
             if total > 1 + 1e-9:
                 names = " and ".join(dict.fromkeys(name for name, _ in users))
                 yield Violation(
@@ -139,6 +143,27 @@ def _card_memory(site: Site) -> Iterator[Violation]:
                 )
     for name, engine in site.engines.items():
         yield from _weights(site, name, engine)
+
+
+def _asleep(engines: list[Engine], awake: Engine) -> float:
+    return sum(engine.asleep_share for engine in engines if engine is not awake and engine.sleep)
+
+
+def _residency(site: Site) -> Iterator[Violation]:
+    for name, engine in site.engines.items():
+        where = f"engines.{name}"
+        if engine.residency == "on-demand" and site.gateway.engine_control == "none":
+            yield Violation(
+                f"{where}.residency",
+                "is on-demand, and nobody may start it",
+                'set gateway.engine_control = "systemd" on a host, "child" elsewhere',
+            )
+        if engine.sleep and engine.kind == "llamacpp":
+            yield Violation(f"{where}.sleep", "llama.cpp has no sleep mode", "remove it: it is stopped instead")
+        if engine.sleep and engine.device == "cpu" and engine.kind == "vllm":
+            yield Violation(f"{where}.sleep", "vLLM sleeps on cards only", "remove it: it is stopped instead")
+        if engine.sleep and engine.residency == "always":
+            yield Violation(f"{where}.sleep", "an engine that is always loaded never sleeps", "remove it")
 
 
 def _weights(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
@@ -180,3 +205,12 @@ def _roles(site: Site) -> Iterator[Violation]:
             yield Violation(f"{where}.model", f"there is no model {role.model!r}", fix)
         elif role.model not in served:
             yield Violation(f"{where}.model", f"no engine serves {role.model!r}", "add an engine for it")
+        elif role.adapter is not None:
+            adapters = site.models[role.model].adapters
+            if role.adapter not in adapters:
+                fix = nearest(role.adapter, list(adapters))
+                yield Violation(f"{where}.adapter", f"{role.model} has no adapter {role.adapter!r}", fix)
+            elif any(e.kind == "llamacpp" for e in site.engines.values() if e.model == role.model):
+                yield Violation(
+                    f"{where}.adapter", "llama.cpp's server takes no adapter by name", "use vLLM for it"
+                )

@@ -13,7 +13,7 @@ from appliance.config import Engine, Model
 SCRIPT = Path(__file__).resolve().parents[2] / "tests" / "fakes" / "vllm.py"
 """The one fake lives with the tests: a checkout has it, an installed appliance has no use for it."""
 
-OPTIONS = ("itl-ms", "ttft-ms", "load-delay-s", "tokens")
+OPTIONS = ("itl-ms", "ttft-ms", "load-delay-s", "tokens", "fail-load", "wake-delay-s", "capacity")
 
 
 def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[str, str]]:
@@ -22,7 +22,7 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     argv += ["--port", str(engine.port + replica), "--context", str(engine.context), "--task", model.task]
     for flag, value in engine.options.items():
         argv += [f"--{flag}", str(value)]
-    return argv, {}
+    return argv, {"VLLM_SERVER_DEV_MODE": "1"} if engine.sleep else {}
 
 
 def check_options(engine: Engine) -> list[str]:

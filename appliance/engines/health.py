@@ -13,6 +13,8 @@ def canary(model: str, task: str) -> tuple[str, bytes]:
     """``(path, body)`` of the smallest request that makes the engine compute."""
     if task == "embed":
         return "/v1/embeddings", json.dumps({"model": model, "input": "ready?"}).encode()
+    if task == "rerank":
+        return "/v1/rerank", json.dumps({"model": model, "query": "ready?", "documents": ["yes"]}).encode()
     body = {
         "model": model,
         "messages": [{"role": "user", "content": "ready?"}],
@@ -35,5 +37,7 @@ def canary_passed(status: int, body: bytes) -> bool:
     usage = answer.get("usage")
     if isinstance(usage, dict) and (usage.get("completion_tokens") or 0) >= 1:
         return True
-    rows = answer.get("data")
+    rows, results = answer.get("data"), answer.get("results")
+    if isinstance(results, list) and results:
+        return isinstance(results[0], dict) and "relevance_score" in results[0]
     return isinstance(rows, list) and bool(rows) and bool(rows[0].get("embedding"))

@@ -54,6 +54,7 @@ GONE = {
 """Flags of old notes and posts, and what to do instead (facts: vLLM 0.33.0's own parser refuses them)."""
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+ENVIRONMENT |= {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0", "VLLM_MAX_N_SEQUENCES": "16"}
 """Weights are pinned and fetched beforehand; an engine has no business on the network."""
 
 
@@ -72,9 +73,20 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     argv += ["--served-model-name", engine.model, "--host", "127.0.0.1", "--port", str(engine.port + replica)]
     argv += ["--max-model-len", str(engine.context), "--max-num-seqs", str(engine.concurrency)]
     argv += ["--shutdown-timeout", str(engine.shutdown_timeout_s)]
+    if model.task == "rerank":
+        argv += ["--runner", "pooling", "--convert", "classify"]
     if model.task == "embed":
         argv += ["--runner", "pooling", "--convert", "embed"]
+    if model.adapters:
+        argv += ["--enable-lora", "--max-loras", str(len(model.adapters))]
+        argv += ["--max-lora-rank", str(max(_lora_rank(adapter.rank) for adapter in model.adapters.values()))]
+        modules = [f"{engine.model}:{name}={adapter.source}" for name, adapter in model.adapters.items()]
+        argv += ["--lora-modules", *modules]
     environment = dict(ENVIRONMENT)
+    if engine.sleep:
+        # Its control paths are on loopback only, and the gateway forwards none of them.
+        argv.append("--enable-sleep-mode")
+        environment["VLLM_SERVER_DEV_MODE"] = "1"
     if engine.device == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = f"{engine.kv_cache_gib:g}"
     else:
@@ -85,6 +97,14 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     for flag, value in engine.options.items():
         argv += option(flag, value)
     return argv, environment
+
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks for which vLLM 0.32.0 has kernels (``MaxLoRARanks`` in vllm/config/lora.py)."""
+
+
+def _lora_rank(rank: int) -> int:
+    return next(known for known in LORA_RANKS if known >= rank)
 
 
 def option(flag: str, value: JsonValue) -> list[str]:

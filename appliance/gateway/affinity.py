@@ -18,7 +18,9 @@ POINTS = 64
 """Places of each replica on the ring; with 64, shares of 8 replicas differ by some 12 % (1 / sqrt(64))."""
 
 SLACK = 4
-"""A replica may hold 1 / SLACK of its slots whatever the mean is: at low load moving a chat costs more than it wins."""
+"""A replica may hold 1 / SLACK of its slots whatever the mean is: at low load, moving a chat costs more
+than it wins.
+"""
 
 PROMPT_PREFIX = 1024
 """Bytes of a plain prompt that make its key: templates and files' heads repeat, their ends do not."""

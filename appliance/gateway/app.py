@@ -17,6 +17,7 @@ from itertools import count
 from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.config import Site
+from appliance.engines.load import EngineControl
 from appliance.errors import (
     AuthenticationError,
     DrainingError,
@@ -35,6 +36,7 @@ from appliance.gateway.metrics import Metrics, Sample
 from appliance.gateway.outbox import Outbox
 from appliance.gateway.route import Router
 from appliance.gateway.server import ClientConnection, Request
+from appliance.gateway.swapper import SwapController
 from appliance.gateway.usage import UsageRow, UsageWriter
 from appliance.store.keys import KeyStore
 
@@ -63,7 +65,9 @@ SMALL_BODY = 64 * 1024
 class Gateway:
     """The application for one site. Stores are opened and closed by the caller."""
 
-    def __init__(self, site: Site, keys: KeyStore, usage: UsageWriter) -> None:
+    def __init__(
+        self, site: Site, keys: KeyStore, usage: UsageWriter, control: EngineControl | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._site = site
         self._authenticator = Authenticator()
@@ -72,7 +76,7 @@ class Gateway:
         self._take_keys(keys.snapshot(self._changes))
         self._usage = usage
         self.outbox = Outbox(self._loop)
-        self.router = Router(site, self.outbox)
+        self.router = Router(site, self.outbox, self._notice)
         self._metrics = Metrics(self._samples)
         self._running: set[Exchange] = set()
         self._shared = Parts(
@@ -80,6 +84,10 @@ class Gateway:
         )
         self._tapes = Tapes(site.gateway.idempotency_s, self._loop.time)
         self._canaries = Canaries(self.router, site.gateway)
+        self.swapper: SwapController | None = None
+        if control is not None:
+            self.swapper = SwapController(site, self.router, control, self._canaries, self._loop.time)
+            self.swapper.start()
         self._cards = {name: _card(name, route.service.model) for name, route in self.router.routes.items()}
         self._prefix = os.urandom(6).hex()
         self._numbers = count(1)
@@ -137,8 +145,37 @@ class Gateway:
         for exchange in [*self._running]:
             exchange.stop()
 
-    def close(self) -> None:
+    def status(self) -> dict[str, object]:
+        """What is loaded, what runs and what waits, as JSON."""
+        return {
+            "models": {
+                name: {
+                    "task": service.task,
+                    "loaded": service.served,
+                    "on_demand": service.on_demand,
+                    "waiting": service.queue.waiting,
+                    "running": service.queue.running,
+                }
+                for name, service in self.router.services.items()
+            },
+            "engines": {
+                replica.name: {
+                    "model": replica.model,
+                    "state": "up" if replica.open else "down" if replica.resident else "not loaded",
+                    "in_flight": replica.in_flight,
+                    "slots": replica.slots,
+                    "why": replica.breaker.why,
+                }
+                for replica in self.router.replicas
+            },
+            "on_demand": self.swapper.status() if self.swapper is not None else {},
+            "draining": self._draining,
+        }
+
+    async def close(self) -> None:
         """Stop everything that runs beside requests."""
+        if self.swapper is not None:
+            await self.swapper.close()
         self._ticker.cancel()
         self._canaries.close()
         for task in self._tasks:
@@ -146,6 +183,10 @@ class Gateway:
         self.router.close()
 
     # Inside.
+
+    def _notice(self) -> None:
+        if self.swapper is not None:
+            self.swapper.notice()
 
     def _infer(self, request: Request, client: ClientConnection) -> None:
         owner = request.owner
@@ -254,6 +295,11 @@ class Gateway:
             "model",
             {service.model: float(service.queue.waiting) for service in services},
         )
+        if self.swapper is not None:
+            yield Sample("swaps", "Models loaded on demand.", "", {"": float(self.swapper.swaps)}, counter=True)
+            failures = {"": float(self.swapper.failures)}
+            yield Sample("swap_failures", "Loads that failed.", "", failures, counter=True)
+            yield Sample("last_swap_seconds", "How long the last one took.", "", {"": self.swapper.last_swap_s})
         yield Sample("usage_rows_dropped", "Usage rows lost to a full disk.", "", {"": float(self._usage.dropped)})
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

@@ -140,8 +140,8 @@ class Metrics(Collector):
             f"{PREFIX}_unauthorized", "Requests without a valid key.", value=self.unauthorized
         )
         for sample in self._samples():
-            family = CounterMetricFamily if sample.counter else GaugeMetricFamily
-            found = family(f"{PREFIX}_{sample.name}", sample.help, labels=[sample.label] if sample.label else [])
+            make = CounterMetricFamily if sample.counter else GaugeMetricFamily
+            found = make(f"{PREFIX}_{sample.name}", sample.help, labels=[sample.label] if sample.label else [])
             for label, value in sample.values.items():
                 found.add_metric([label] if sample.label else [], value)
             yield found

@@ -101,6 +101,10 @@ class Service:
     ring: Ring = field(init=False)
     by_name: dict[str, Replica] = field(init=False)
     gap_s: float = 0.0
+    begun: int = 0
+    """Requests that were given a slot so far."""
+    blocked: tuple[float, RequestError] | None = None
+    """Until when, and why, a model that could not be loaded is not waited for."""
     _finished_at: float = 0.0
     waiting_since: dict[int, float] = field(default_factory=dict)
 
@@ -134,8 +138,11 @@ class Service:
         :class:`QueueFullError` where its user's requests, or all, are too many.
         """
         free = self.free
-        if free <= 0 and not self.on_demand and not self.served:
-            raise self.down()
+        if free <= 0 and not self.served:
+            if not self.on_demand:
+                raise self.down()
+            if self.blocked is not None and now < self.blocked[0]:
+                raise self.blocked[1]
         if self.queue.enter(waiter.user, waiter.weight, free):
             waiter.granted(self._take(waiter.key))
             return 0
@@ -213,6 +220,7 @@ class Service:
     def _take(self, key: bytes | None) -> Replica:
         replica = self._pick(key)
         replica.in_flight += 1
+        self.begun += 1
         return replica
 
     def _pick(self, key: bytes | None) -> Replica:
@@ -260,6 +268,7 @@ class Router:
                 replica.engine.slots,
                 _pool(gateway, replica.port, outbox),
                 Breaker(gateway.breaker_failures),
+                resident=replica.engine.residency == "always",
             )
             for replica in replicas(site)
         ]
@@ -277,7 +286,7 @@ class Router:
                     FairQueue(gateway.queue.headroom),
                     gateway.queue.max_waiting_per_user,
                     gateway.affinity_load,
-                    on_demand=False,
+                    on_demand=all(engine.residency == "on-demand" for engine in engines),
                     notice=notice,
                     full=self._full,
                 )

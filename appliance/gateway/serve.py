@@ -14,6 +14,7 @@ from pathlib import Path
 import uvloop
 
 from appliance.config import Site
+from appliance.engines.load import ChildControl, EngineControl, SystemdControl
 from appliance.errors import StartError
 from appliance.gateway.app import Gateway
 from appliance.gateway.server import Server, Timeouts
@@ -51,20 +52,29 @@ def serve(site: Site, base: Path) -> int:
     keys = KeyStore(folder, url)
     usage = UsageWriter(folder, url, keep_days=site.gateway.usage_keep_days)
     try:
-        uvloop.run(_serve(site, listener, keys, usage))
+        uvloop.run(_serve(site, base, listener, keys, usage))
     finally:
         usage.close()
         keys.close()
     return 0
 
 
-async def _serve(site: Site, listener: socket.socket, keys: KeyStore, usage: UsageWriter) -> None:
+def _engine_control(site: Site, base: Path) -> EngineControl | None:
+    """What starts and stops on-demand engines; ``None`` where there are none."""
+    if all(engine.residency == "always" for engine in site.engines.values()):
+        return None
+    if site.gateway.engine_control == "systemd":
+        return SystemdControl()
+    return ChildControl(site, base, site.data_path(base) / "log")
+
+
+async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore, usage: UsageWriter) -> None:
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     settings = site.gateway
-    app = Gateway(site, keys, usage)
+    app = Gateway(site, keys, usage, _engine_control(site, base))
     timeouts = Timeouts(
         settings.header_timeout_s, settings.body_timeout_s, settings.idle_timeout_s, settings.reader_timeout_s
     )
@@ -94,5 +104,5 @@ async def _serve(site: Site, listener: socket.socket, keys: KeyStore, usage: Usa
                 logging.getLogger(__name__).warning("some clients did not take the last words of their streams")
     finally:
         listening.close()
-        app.close()
+        await app.close()
         server.close()

@@ -12,6 +12,7 @@ sends a frame that is no JSON, ``double`` sends each token twice, ``content_type
 ``reset`` closes without an answer, ``hang`` sends headers and then nothing, ``split`` writes byte by byte,
 ``status:n`` answers status n.
 
+``POST /sleep`` and ``/wake_up`` exist as in vLLM's development mode, with ``VLLM_SERVER_DEV_MODE=1``.
 ``GET /stats`` counts requests and aborts, ``GET /last`` shows the last request as it arrived.
 """
 
@@ -20,10 +21,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import cast
@@ -49,6 +52,7 @@ class Request(msgspec.Struct):
     max_completion_tokens: int | None = None
     max_output_tokens: int | None = None
     input: object = None
+    documents: list[object] | None = None
 
 
 DECODE = msgspec.json.Decoder(Request)
@@ -74,8 +78,19 @@ class Engine:
     context: int
     task: str
     plan: Plan
+    capacity: int = 0
+    wake_delay_s: float = 0.0
+    asleep: bool = False
+    queue: deque[Connection] = field(default_factory=deque)
     counters: dict[str, int] = field(
-        default_factory=lambda: {"requests": 0, "active": 0, "done": 0, "aborted": 0, "connections": 0}
+        default_factory=lambda: {
+            "requests": 0,
+            "active": 0,
+            "done": 0,
+            "aborted": 0,
+            "connections": 0,
+            "waiting": 0,
+        }
     )
     last: dict[str, str] = field(default_factory=dict)
 
@@ -131,10 +146,12 @@ class Connection(asyncio.Protocol):
         counters["connections"] -= 1
         if self.timer:
             self.timer.cancel()
-        if self.live:
-            self.live = False
-            counters["active"] -= 1
+        if self in self.engine.queue:
+            self.engine.queue.remove(self)
+            counters["waiting"] -= 1
             counters["aborted"] += 1
+        if self.live:
+            self.end("aborted")
 
     def pause_writing(self) -> None:
         self.writable = False
@@ -166,6 +183,8 @@ class Connection(asyncio.Protocol):
         if method == b"GET":
             self.get(path)
             return
+        if self.control(path):
+            return
         counters = self.engine.counters
         counters["requests"] += 1
         lines = "\n".join(f"{name.decode('latin1')}: {value.decode('latin1')}" for name, value in head)
@@ -183,6 +202,7 @@ class Connection(asyncio.Protocol):
         known: dict[bytes, object] = {
             b"/health": {},
             b"/stats": engine.counters,
+            b"/is_sleeping": {"is_sleeping": engine.asleep},
             b"/last": engine.last,
             b"/v1/models": {"object": "list", "data": [card | {"max_model_len": engine.context}]},
         }
@@ -213,7 +233,9 @@ class Connection(asyncio.Protocol):
             self.answer({"error": {"message": "as told", "type": "fake", "code": plan.after}}, plan.after)
         elif plan.fault == "error_body":
             self.answer({"error": {"message": "as told", "type": "InternalServerError", "code": 500}})
-        elif request.model != self.engine.model:
+        elif self.engine.asleep:
+            self.answer({"error": {"message": "asleep", "type": "InternalServerError", "code": 500}}, 500)
+        elif request.model.partition(":")[0] != self.engine.model:
             error = {
                 "message": f"The model `{request.model}` does not exist.",
                 "type": "NotFoundError",
@@ -223,12 +245,49 @@ class Connection(asyncio.Protocol):
         elif path == b"/v1/embeddings" and self.engine.task == "embed":
             self.embeddings(request)
         elif path in routes and self.engine.task == "generate":
-            self.live = True
-            self.engine.counters["active"] += 1
             self.steps = routes[path](request, plan)
-            self.step()
+            self.begin()
+        elif path == b"/v1/rerank" and self.engine.task == "rerank":
+            count = len(request.documents or [])
+            scores = [{"index": i, "relevance_score": 1 / (i + 1)} for i in range(count)]
+            self.answer({"id": "rerank-fake", "model": request.model, "results": scores, "usage": self.usage})
         else:
             self.answer({"detail": "Not Found"}, 404)
+
+    def control(self, path: bytes) -> bool:
+        """What vLLM has in development mode only; whether it was that."""
+        engine = self.engine
+        if os.environ.get("VLLM_SERVER_DEV_MODE") != "1" or path not in (b"/sleep", b"/wake_up"):
+            return False
+
+        def done() -> None:
+            engine.asleep = path == b"/sleep"
+            self.answer({})
+
+        self.loop.call_later(engine.wake_delay_s if path == b"/wake_up" else 0, done)
+        return True
+
+    def begin(self) -> None:
+        """Decode, or wait in the engine's own line while ``capacity`` others do."""
+        engine = self.engine
+        if engine.capacity and engine.counters["active"] >= engine.capacity:
+            engine.counters["waiting"] += 1
+            engine.queue.append(self)
+            return
+        self.live = True
+        engine.counters["active"] += 1
+        self.step()
+
+    def end(self, how: str) -> None:
+        """One sequence is over; the next in line begins."""
+        engine = self.engine
+        self.live = False
+        engine.counters["active"] -= 1
+        engine.counters[how] += how != "active"
+        if engine.queue:
+            engine.counters["waiting"] -= 1
+            following = engine.queue.popleft()
+            self.loop.call_soon(following.begin)
 
     def embeddings(self, request: Request) -> None:
         texts = request.input if isinstance(request.input, list) else [request.input]
@@ -247,9 +306,7 @@ class Connection(asyncio.Protocol):
         while self.live and self.writable and self.steps is not None:
             wait, data = next(self.steps, (0.0, None))
             if data is None:
-                self.live = False
-                self.engine.counters["active"] -= 1
-                self.engine.counters["done"] += 1
+                self.end("done")
                 return
             if wait > 0:
                 self.timer = self.loop.call_later(wait / 1000, self.write_and_step, data)
@@ -265,8 +322,7 @@ class Connection(asyncio.Protocol):
         if data:
             self.transport.write(data)
         else:
-            self.live = False
-            self.engine.counters["active"] -= 1
+            self.end("active")
             self.transport.abort()
 
     def texts(self, plan: Plan) -> Iterator[str]:
@@ -401,10 +457,12 @@ async def serve(args: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     plan = Plan(args.tokens, args.itl_ms, args.ttft_ms)
-    engine = Engine(args.model, args.context, args.task, plan)
+    engine = Engine(args.model, args.context, args.task, plan, args.capacity, args.wake_delay_s)
     loading = asyncio.create_task(asyncio.sleep(args.load_delay_s))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if args.fail_load:
+        sys.exit(f"{NAME}: told to fail instead of loading")
     if not stop.is_set():
         server = await loop.create_server(lambda: Connection(engine, loop), "127.0.0.1", args.port, backlog=2048)
         port = server.sockets[0].getsockname()[1]
@@ -417,12 +475,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--model", default="fake")
-    parser.add_argument("--task", choices=("generate", "embed"), default="generate")
+    parser.add_argument("--task", choices=("generate", "embed", "rerank"), default="generate")
     parser.add_argument("--context", type=int, default=32768)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--itl-ms", type=float, default=5.0)
     parser.add_argument("--ttft-ms", type=float, default=5.0)
     parser.add_argument("--load-delay-s", type=float, default=0.0)
+    parser.add_argument("--fail-load", type=int, default=0)
+    parser.add_argument("--wake-delay-s", type=float, default=0.0)
+    parser.add_argument("--capacity", type=int, default=0, help="sequences decoded at once; others wait in line")
     uvloop.run(serve(parser.parse_args()))
     return 0
 

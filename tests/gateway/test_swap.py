@@ -1,0 +1,162 @@
+"""Models that take turns on one card: nothing is lost, nobody starves, a load that fails changes nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import Service, free_port, http, serving, wait_until
+
+CARD = {"index": 0, "model": "pretended", "memory_mib": 97887}
+
+
+def engine(model: str, port: int, **more: Any) -> dict[str, Any]:
+    one = {"kind": "fake", "host": "here", "model": model, "gpus": [0], "context": 4096, "concurrency": 16}
+    return one | {"port": port, "residency": "on-demand", "gpu_memory_utilization": 0.9, **more}
+
+
+@contextmanager
+def two_models(folder: Path, swap: dict[str, Any] | None = None, **second: Any) -> Iterator[Service]:
+    """A gateway whose models ``a`` and ``b`` both want nine tenths of the only card."""
+    rules = {"max_wait_s": 1.0, "min_residency_s": 0.0, "batch": 8} | (swap or {})
+    site = {
+        "hosts": {"here": {"memory_gib": 8, "gpus": [CARD]}},
+        "models": {"a": {"source": "./a"}, "b": {"source": "./b"}},
+        "engines": {"ea": engine("a", free_port()), "eb": engine("b", free_port(), **second)},
+    }
+    with serving(folder, gateway={"engine_control": "child", "swap": rules}, **site) as service:
+        yield service
+
+
+def ask(service: Service, model: str, text: str = "hi", **more: Any) -> Any:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
+    return service.post("/v1/chat/completions", body)
+
+
+def metric(service: Service, name: str) -> float:
+    text = service.get("/metrics").body.decode()
+    line = next(line for line in text.splitlines() if line.startswith(f"appliance_gateway_{name} "))
+    return float(line.split()[-1])
+
+
+def test_20_swaps_under_load_lose_nothing(tmp_path: Path) -> None:
+    with two_models(tmp_path / "swap", {"max_wait_s": 0.2, "batch": 4}) as service:
+
+        def client(number: int) -> list[int]:
+            statuses = []
+            turn = number
+            while metric(service, "swaps_total") < 20:
+                turn += 1
+                answer = ask(service, "ab"[turn % 2], "fake: tokens=5 itl_ms=2", stream=turn % 3 == 0)
+                whole = b"[DONE]" in answer.body if turn % 3 == 0 else answer.json["model"] == "ab"[turn % 2]
+                statuses.append(answer.status if whole else 0)
+            return statuses
+
+        with ThreadPoolExecutor(8) as clients:
+            statuses = [status for found in clients.map(client, range(8)) for status in found]
+        assert len(statuses) >= 40
+        assert set(statuses) == {200}
+        assert metric(service, "swap_failures_total") == 0
+        rows = service.wait_rows(len(statuses))
+        assert {row["outcome"] for row in rows} == {"ok"}
+        assert any(row["queue_ms"] > 1 for row in rows)
+
+
+def test_what_runs_is_finished_before_its_model_goes(tmp_path: Path) -> None:
+    with two_models(tmp_path / "drain", {"max_wait_s": 0.1}) as service, ThreadPoolExecutor(2) as pool:
+        assert ask(service, "a").status == 200
+        long = pool.submit(ask, service, "a", "fake: tokens=100 itl_ms=15", stream=True)
+        wait_until(lambda: b'in_flight{engine="ea"} 1.0' in service.get("/metrics").body, "a runs", 5)
+        assert ask(service, "b").status == 200
+        assert long.done(), "b must not be served while a's stream still runs"
+        assert long.result().body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_waiting_stream_gets_comments_and_its_place_in_line(tmp_path: Path) -> None:
+    with serving_slow(tmp_path / "wait") as service:
+        answer = ask(service, "b", stream=True)
+        assert answer.status == 200
+        assert answer.body.startswith(b": waiting for an engine\n\n")
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        assert answer.headers["x-queue-position"] == "1"
+        row = service.row(answer)
+        assert row["queue_ms"] >= 1500
+
+
+@contextmanager
+def serving_slow(folder: Path) -> Iterator[Service]:
+    site = {
+        "hosts": {"here": {"memory_gib": 8, "gpus": [CARD]}},
+        "models": {"b": {"source": "./b"}},
+        "engines": {"eb": engine("b", free_port(), options={"load-delay-s": 1.5})},
+    }
+    queue = {"keepalive_s": 0.4}
+    with serving(folder, gateway={"engine_control": "child", "queue": queue}, **site) as service:
+        yield service
+
+
+def test_a_model_that_fails_to_load_leaves_the_old_one_and_tells_why(tmp_path: Path) -> None:
+    with two_models(tmp_path / "fail", options={"fail-load": 1}) as service:
+        assert ask(service, "a").status == 200
+        failed = ask(service, "b")
+        assert failed.status == 503
+        assert "b could not be loaded: eb ended while it was loading" in failed.json["error"]["message"]
+        assert ask(service, "a").status == 200, "the old one serves again"
+        again = time.monotonic()
+        assert ask(service, "b").status == 503
+        assert time.monotonic() - again < 1, "not tried again at once, and nobody waits for it"
+        assert metric(service, "swap_failures_total") == 1
+
+
+def test_a_model_without_a_token_fails_its_canary_and_the_old_one_returns(tmp_path: Path) -> None:
+    # It listens and answers nothing within its start timeout: the canary, not the port, decides.
+    with two_models(tmp_path / "mute", start_timeout_s=2, options={"ttft-ms": 60000}) as service:
+        assert ask(service, "a").status == 200
+        failed = ask(service, "b")
+        assert failed.status == 503
+        assert "generated no token within 2 s" in failed.json["error"]["message"]
+        assert ask(service, "a").status == 200
+
+
+def test_a_loading_engine_that_is_killed_is_told(tmp_path: Path) -> None:
+    with two_models(tmp_path / "kill", options={"load-delay-s": 30}) as service, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, service, "b")
+        children = Path(f"/proc/{service.gateway.process.pid}/task/{service.gateway.process.pid}/children")
+        wait_until(lambda: bool(children.read_text().split()), "the engine starts", 10)
+        import os  # noqa: PLC0415
+
+        os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+        assert waiting.result(20).status == 503
+        assert ask(service, "a").status == 200
+
+
+def test_a_sleeping_engine_is_woken_not_started(tmp_path: Path) -> None:
+    with two_models(tmp_path / "sleep", sleep=True) as service:
+        assert ask(service, "b").status == 200
+        port = json.loads(service.config.read_text())["engines"]["eb"]["port"]
+        assert ask(service, "a").status == 200
+        assert http(f"http://127.0.0.1:{port}/is_sleeping").json == {"is_sleeping": True}
+        assert ask(service, "b").status == 200
+        assert http(f"http://127.0.0.1:{port}/is_sleeping").json == {"is_sleeping": False}
+        assert http(f"http://127.0.0.1:{port}/stats").json["requests"] >= 4, "the same process all along"
+
+
+def test_engines_that_fit_beside_each_other_do_not_swap(tmp_path: Path) -> None:
+    site = {
+        "hosts": {"here": {"memory_gib": 8, "gpus": [CARD]}},
+        "models": {"a": {"source": "./a"}, "b": {"source": "./b"}},
+        "engines": {
+            "ea": engine("a", free_port(), gpu_memory_utilization=0.4),
+            "eb": engine("b", free_port(), gpu_memory_utilization=0.4),
+        },
+    }
+    with serving(tmp_path / "beside", gateway={"engine_control": "child"}, **site) as service:
+        for model in "abab":
+            assert ask(service, model).status == 200
+        assert metric(service, "swaps_total") == 2
