@@ -6,18 +6,16 @@ import argparse
 import asyncio
 import json
 import os
-import re
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from appliance import __version__
+from appliance.admin.cli import add_keys, add_models, add_usage
 from appliance.config import Site, Smoke
 from appliance.configfile import load
 from appliance.engines import argv as engine_argv
@@ -56,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="print the JSON Schema of the configuration")
     schema.set_defaults(run=_schema)
 
-    for add in (_add_engine, _add_keys, _add_proofs, _add_models, _add_up, add_parser):
+    add_keys(commands, _config_option)
+    add_usage(commands, _config_option)
+    for add in (_add_engine, _add_proofs, _add_models, _add_up, add_parser):
         add(commands)
     return parser
 
@@ -76,23 +76,6 @@ def _add_engine(commands: Commands) -> None:
     gateway = commands.add_parser("gateway", help="run the gateway")
     gateway.set_defaults(run=_gateway)
     _config_option(gateway)
-
-
-def _add_keys(commands: Commands) -> None:
-    keys = commands.add_parser("keys", help="API keys")
-    key_commands = keys.add_subparsers(metavar="action", required=True)
-    create = key_commands.add_parser("create", help="make a key and print it, once")
-    create.add_argument("user")
-    create.add_argument("--expires-in", metavar="30d", help="lifetime: a number and s, m, h or d")
-    create.set_defaults(run=_keys_create)
-    revoke = key_commands.add_parser("revoke", help="make a key useless, within a second")
-    revoke.add_argument("id", help="the key's id, the twelve digits after sk-")
-    revoke.set_defaults(run=_keys_revoke)
-    listing = key_commands.add_parser("list", help="show keys, never their secrets")
-    listing.add_argument("--json", action="store_true")
-    listing.set_defaults(run=_keys_list)
-    for one in (create, revoke, listing):
-        _config_option(one)
 
 
 def _add_proofs(commands: Commands) -> None:
@@ -115,13 +98,14 @@ def _add_proofs(commands: Commands) -> None:
 
 
 def _add_models(commands: Commands) -> None:
-    models = commands.add_parser("models", help="weights on disk against models.lock")
+    models = commands.add_parser("models", help="what is loaded, swaps, and weights on disk against models.lock")
     model_commands = models.add_subparsers(metavar="action", required=True)
     verify = model_commands.add_parser("verify", help="exit 1 and one line per file that is not what the lock says")
     verify.add_argument("--lock", type=Path, required=True)
     verify.set_defaults(run=_models_verify)
     make = model_commands.add_parser("lock", help="print the lock of what the store holds now")
     make.set_defaults(run=_models_lock)
+    add_models(model_commands, _config_option)
     for one in (verify, make):
         one.add_argument("--store", type=Path, required=True, help="the model hub's cache folder (HF_HOME)")
 
@@ -192,49 +176,6 @@ def _gateway(args: argparse.Namespace) -> int:
     return serve(site, Path.cwd())
 
 
-def _keys_create(args: argparse.Namespace) -> int:
-    from appliance.store.keys import KeyStore  # noqa: PLC0415
-
-    expires = None if args.expires_in is None else time.time() + seconds(args.expires_in)
-    store = KeyStore(load(args.config).data_path(Path.cwd()))
-    print(store.create(args.user, expires_at=expires))
-    return 0
-
-
-def _keys_revoke(args: argparse.Namespace) -> int:
-    from appliance.store.keys import KeyStore  # noqa: PLC0415
-
-    key = KeyStore(load(args.config).data_path(Path.cwd())).revoke(args.id)
-    print(f"key {key.id} of {key.user} is revoked")
-    return 0
-
-
-def _keys_list(args: argparse.Namespace) -> int:
-    from appliance.store.keys import KeyStore  # noqa: PLC0415
-
-    now = time.time()
-    keys = KeyStore(load(args.config).data_path(Path.cwd())).all()
-    if args.json:
-        rows = [
-            {
-                "id": k.id,
-                "user": k.user,
-                "state": k.state(now),
-                "created_at": k.created_at,
-                "expires_at": k.expires_at,
-            }
-            for k in keys
-        ]
-        print(json.dumps(rows, indent=2))
-        return 0
-    table = Table("id", "user", "state", "created")
-    for key in keys:
-        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created_at))
-        table.add_row(key.id, key.user, key.state(now), created)
-    Console().print(table)
-    return 0
-
-
 def _smoke(args: argparse.Namespace) -> int:
     from appliance.ops import smoke  # noqa: PLC0415
 
@@ -297,11 +238,3 @@ def _up(args: argparse.Namespace) -> int:
         base=Path.cwd(),
     )
     return up(options)
-
-
-def seconds(text: str) -> float:
-    """``30d`` as seconds; raises :class:`UsageError`."""
-    match = re.fullmatch(r"(\d{1,6})([smhd])", text)
-    if match is None:
-        raise UsageError(f"{text!r} is no duration; write a number and s, m, h or d, such as 30d")
-    return int(match.group(1)) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]

@@ -30,6 +30,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _not_public(value: str) -> str:
+    address = ip_address(value)
+    if not (address.is_loopback or address.is_private) or address.is_unspecified:
+        raise ValueError(
+            f"{value} is a public address; listen on loopback or on the WireGuard address, "
+            "the VPS is the public side"
+        )
+    return value
+
+
 class Gpu(Section):
     """One card of a host, as ``nvidia-smi`` counts them."""
 
@@ -349,13 +359,19 @@ class Gateway(Section):
     @field_validator("host")
     @classmethod
     def _an_address(cls, value: str) -> str:
-        address = ip_address(value)
-        if not (address.is_loopback or address.is_private) or address.is_unspecified:
-            raise ValueError(
-                f"{value} is a public address; listen on loopback or on the WireGuard address, "
-                "the VPS is the public side"
-            )
-        return value
+        return _not_public(value)
+
+
+class Admin(Section):
+    """The admin API: keys, usage, models; a process of its own (`appliance admin`)."""
+
+    host: str = Field(default="127.0.0.1", description="Address it listens on: loopback or the tunnel's.")
+    port: Port = Field(default=8001, description="Port it listens on.")
+
+    @field_validator("host")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        return _not_public(value)
 
 
 class Slo(Section):
@@ -386,6 +402,7 @@ class Site(Section):
     limits: Limits = Field(default=Limits(), description="Limits of a user who has none of his own.")
     users: dict[Name, Limits] = Field(default={}, description="Limits of single users, by name.")
     gateway: Gateway = Field(default=Gateway(), description="The gateway.")
+    admin: Admin = Field(default=Admin(), description="The admin API.")
     smoke: Smoke = Field(default=Smoke(), description="The smoke test.")
 
     def data_path(self, base: Path) -> Path:

@@ -111,6 +111,14 @@ class RequestTimeoutError(RequestError):
 
 
 class ConflictError(RequestError):
+    """409: things are not as the request supposes."""
+
+    status = 409
+    kind = "invalid_request_error"
+    code = "conflict"
+
+
+class IdempotencyError(RequestError):
     """422: an Idempotency-Key that stands for another request."""
 
     status = 422

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from appliance.errors import ConflictError, InvalidRequestError, RequestError
+from appliance.errors import IdempotencyError, InvalidRequestError, RequestError
 from appliance.gateway import reply
 from appliance.gateway.exchange import Client, Exchange
 from appliance.gateway.server import ClientConnection
@@ -117,8 +117,8 @@ class Tapes:
     def find(self, user: str, key: bytes, path: str, body: bytes) -> Tape | None:
         """The tape of this very request; ``None`` when it is new.
 
-        Raises :class:`ConflictError` where the key stands for another request, :class:`InvalidRequestError` where
-        it is none.
+        Raises :class:`IdempotencyError` where the key stands for another request, :class:`InvalidRequestError`
+        where it is none.
         """
         if not 0 < len(key) <= MAX_KEY:
             raise InvalidRequestError(f"Idempotency-Key has {len(key)} bytes; use 1 to {MAX_KEY}")
@@ -127,7 +127,7 @@ class Tapes:
         if entry is None:
             return None
         if entry.digest != _digest(path, body):
-            raise ConflictError("This Idempotency-Key was used for another request; take a new one")
+            raise IdempotencyError("This Idempotency-Key was used for another request; take a new one")
         return entry.tape
 
     def record(self, user: str, key: bytes, path: str, body: bytes) -> Tape:

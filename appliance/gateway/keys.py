@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest
+from typing import Literal
 
 from appliance.errors import AuthenticationError
 
@@ -23,6 +24,9 @@ LONGEST = 128
 """Bytes of what is sent that are hashed; a key has 60."""
 
 NO_DIGEST = bytes(32)
+
+
+State = Literal["active", "expired", "revoked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Key:
     weight: float | None = None
     """Priority weight in the queue; its user's when ``None``."""
 
-    def state(self, now: float) -> str:
+    def state(self, now: float) -> State:
         """``active``, ``expired`` or ``revoked``."""
         if self.revoked_at is not None:
             return "revoked"

@@ -17,6 +17,7 @@ from appliance.config import Site
 from appliance.engines.load import ChildControl, EngineControl, SystemdControl
 from appliance.errors import StartError
 from appliance.gateway.app import Gateway
+from appliance.gateway.control import SOCKET, Control
 from appliance.gateway.server import Server, Timeouts
 from appliance.gateway.usage import UsageWriter
 from appliance.store.keys import KeyStore
@@ -87,6 +88,10 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
     # The usage writer gives the interpreter back to the loop after a millisecond, not after five.
     sys.setswitchinterval(0.001)
     listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
+    control = Server(Control(app), timeouts, app.outbox)
+    path = site.data_path(base) / SOCKET
+    controlling = await loop.create_unix_server(control.connect, str(path))
+    path.chmod(0o600)
     try:
         await told.wait()
         # It goes on listening: who comes now shall hear why and when, not find a closed door.
@@ -104,5 +109,7 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
                 logging.getLogger(__name__).warning("some clients did not take the last words of their streams")
     finally:
         listening.close()
+        controlling.close()
+        control.close()
         await app.close()
         server.close()

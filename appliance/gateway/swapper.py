@@ -14,8 +14,8 @@ from appliance.config import Site
 from appliance.engines.argv import replicas
 from appliance.engines.load import EngineControl
 from appliance.errors import (
+    ConflictError,
     EngineUnavailableError,
-    InvalidRequestError,
     NotFoundError,
     RequestError,
     StartError,
@@ -108,11 +108,11 @@ class SwapController:
         for engine in self.engines.values():
             if engine.service.model == model:
                 if engine.state == "ready":
-                    raise InvalidRequestError(f"{model} is loaded already", code="already_loaded")
+                    raise ConflictError(f"{model} is loaded already", code="already_loaded")
                 self._wanted = engine.name
                 self.notice()
                 return
-        raise InvalidRequestError(f"{model} is always loaded; there is nothing to swap", code="always_loaded")
+        raise ConflictError(f"{model} is always loaded; there is nothing to swap", code="always_loaded")
 
     def status(self) -> dict[str, object]:
         """Every on-demand engine, as JSON."""

@@ -1,0 +1,131 @@
+"""Questions about usage rows: sums by user, key, model, role, engine, outcome or day."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from sqlalchemy import ColumnElement, case, func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from appliance.errors import StoreError, UsageError
+from appliance.store.database import open_database
+from appliance.store.schema import USAGE
+
+COLUMNS: dict[str, ColumnElement[str]] = {
+    "user": USAGE.c.user,
+    "key": USAGE.c.key_id,
+    "model": USAGE.c.model,
+    "role": USAGE.c.role,
+    "engine": USAGE.c.engine,
+    "outcome": USAGE.c.outcome,
+}
+BY = (*COLUMNS, "day")
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for a formula at the start of a cell (OWASP, "CSV Injection")."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageLine:
+    """Sums over the requests that share ``name``. Times in milliseconds."""
+
+    name: str
+    requests: int
+    failed: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    estimated: int
+    queue_ms_mean: float
+    ttft_ms_p50: float | None
+    ttft_ms_p95: float | None
+
+
+class UsageReader:
+    """Reads usage rows; raises :class:`StoreError` where the database fails."""
+
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        self._engine = open_database(folder, url)
+
+    def sums(self, by: str, since: float, until: float | None = None) -> list[UsageLine]:
+        """Sums by one of :data:`BY`, of requests begun from ``since`` to ``until`` (seconds since the epoch)."""
+        if by not in BY:
+            raise UsageError(f"usage cannot be summed by {by!r}; take one of {', '.join(BY)}")
+        column = self._day() if by == "day" else COLUMNS[by]
+        end = time.time() + 60 if until is None else until
+        within = (USAGE.c.started_at >= since) & (USAGE.c.started_at < end)
+        failed = case((USAGE.c.status >= 400, 1), (USAGE.c.outcome != "ok", 1), else_=0)
+        question = (
+            select(
+                column,
+                func.count(),
+                func.sum(failed),
+                func.sum(USAGE.c.prompt_tokens),
+                func.sum(USAGE.c.cached_tokens),
+                func.sum(USAGE.c.completion_tokens),
+                func.sum(case((USAGE.c.estimated, 1), else_=0)),
+                func.avg(USAGE.c.queue_ms),
+            )
+            .where(within)
+            .group_by(column)
+            .order_by(func.sum(USAGE.c.completion_tokens).desc(), column)
+        )
+        # Exact percentiles need the values in order; SQLite has no function for them, so both are asked alike.
+        times = (
+            select(column, USAGE.c.ttft_ms).where(within, USAGE.c.ttft_ms.is_not(None)).order_by(USAGE.c.ttft_ms)
+        )
+        try:
+            with self._engine.connect() as connection:
+                ordered: dict[str, list[float]] = {}
+                for name, ttft in connection.execute(times):
+                    ordered.setdefault(str(name), []).append(ttft)
+                rows = connection.execute(question)
+                return [
+                    UsageLine(
+                        str(name),
+                        int(requests),
+                        int(failures),
+                        int(prompt),
+                        int(cached),
+                        int(completion),
+                        int(estimated),
+                        float(queue),
+                        _percentile(ordered.get(str(name), []), 0.50),
+                        _percentile(ordered.get(str(name), []), 0.95),
+                    )
+                    for name, requests, failures, prompt, cached, completion, estimated, queue in rows
+                ]
+        except SQLAlchemyError as error:
+            raise StoreError(f"usage cannot be read ({getattr(error, 'orig', error)})") from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def _day(self) -> ColumnElement[str]:
+        """The day in UTC as ``YYYY-MM-DD``."""
+        if self._engine.dialect.name == "sqlite":
+            return func.date(USAGE.c.started_at, "unixepoch")
+        return func.to_char(func.timezone("UTC", func.to_timestamp(USAGE.c.started_at)), "YYYY-MM-DD")
+
+
+def as_csv(lines: list[UsageLine]) -> str:
+    """``lines`` as CSV with a head; a cell that a spreadsheet would compute is quoted with an apostrophe."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([field.name for field in fields(UsageLine)])
+    for line in lines:
+        cells = asdict(line)
+        if line.name.startswith(FORMULA):
+            cells["name"] = "'" + line.name
+        writer.writerow(["" if value is None else value for value in cells.values()])
+    return out.getvalue()
+
+
+def _percentile(ordered: list[float], share: float) -> float | None:
+    """Nearest rank of sorted values."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else None
