@@ -44,7 +44,7 @@ def _whole(value: object) -> object:
 
 UserName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 KeyId = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{12}$")]
-Amount = Annotated[int, BeforeValidator(_whole), Field(gt=0, le=2**31 - 1)]
+Amount = Annotated[int, Field(gt=0, le=2**31 - 1), BeforeValidator(_whole)]
 Moment = Annotated[float, Field(ge=0, le=253_402_300_799)]
 """Seconds since the epoch, up to the year 9999."""
 
