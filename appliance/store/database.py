@@ -33,10 +33,14 @@ def open_database(folder: Path, url: str | None = None) -> Engine:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         engine = _sqlite(folder / FILE) if url is None else _postgres(url)
-        with _alone(folder):
-            upgrade(engine, where)
-            if url is None:
-                legacy.take_over(engine, folder)
+        try:
+            with _alone(folder):
+                upgrade(engine, where)
+                if url is None:
+                    legacy.take_over(engine, folder)
+        except BaseException:
+            engine.dispose()
+            raise
     except (OSError, sqlite3.Error, SQLAlchemyError) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
