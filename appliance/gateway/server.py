@@ -204,6 +204,9 @@ class ClientConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; those of :data:`SINGLE` once only."""
+        self._head_size += len(name) + len(value)
+        if self._head_size > MAX_HEADERS:
+            raise HeadersTooLargeError
         name = name.lower()
         if name in self._headers:
             if name in SINGLE:
@@ -223,6 +226,8 @@ class ClientConnection(asyncio.Protocol):
             http10=version == "1.0",
         )
         self._target, self._headers, self._head_size = b"", {}, 0
+        if version not in ("1.0", "1.1"):
+            raise InvalidRequestError(f"HTTP/{version} is not spoken here; use HTTP/1.1", code="invalid_http")
         if version == "1.1" and b"host" not in headers:
             raise InvalidRequestError("The header Host is missing; HTTP/1.1 needs it", code="invalid_http")
         self._limit = self._server.handler.begin(request)

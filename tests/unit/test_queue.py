@@ -1,0 +1,164 @@
+"""Fair admission: who starts next, whatever the order of events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from appliance.gateway.queue import MAX_IDLE_FLOWS, FairQueue
+
+
+@dataclass(eq=False)
+class Ticket:
+    user: str
+
+
+def test_a_lone_user_leaves_room_and_the_next_one_finds_it() -> None:
+    queue: FairQueue[Ticket] = FairQueue(1 / 8)
+    running = 0
+    while queue.enter("flood", 1.0, 64 - running):
+        running += 1
+    assert running == 56, "a user alone gets seven eighths"
+    assert queue.enter("quiet", 1.0, 64 - running), "without waiting"
+
+
+def test_without_headroom_one_user_may_take_all() -> None:
+    queue: FairQueue[Ticket] = FairQueue(0)
+    assert [queue.enter("a", 1.0, free) for free in (2, 1, 0)] == [True, True, False]
+
+
+def test_a_single_slot_serves_everybody() -> None:
+    queue: FairQueue[Ticket] = FairQueue(1 / 8)
+    assert queue.enter("a", 1.0, 1)
+    tickets = [Ticket("a"), Ticket("b")]
+    for ticket in tickets:
+        queue.wait(ticket, 1.0)
+    queue.charge("a", 10)
+    queue.finish("a")
+    assert queue.next(1) is tickets[1], "b received nothing yet"
+    queue.finish("b")
+    assert queue.next(1) is tickets[0]
+
+
+def test_service_is_shared_by_weight() -> None:
+    queue: FairQueue[Ticket] = FairQueue(0)
+    weights = {"light": 1.0, "heavy": 3.0}
+    for user, weight in weights.items():
+        for _ in range(400):
+            queue.wait(Ticket(user), weight)
+    served = dict.fromkeys(weights, 0)
+    for _ in range(400):
+        ticket = queue.next(1)
+        assert ticket is not None
+        served[ticket.user] += 1
+        queue.charge(ticket.user, 100)
+        queue.finish(ticket.user)
+    assert served["heavy"] / served["light"] == pytest.approx(3, rel=0.05)
+
+
+def test_absence_earns_no_credit() -> None:
+    queue: FairQueue[Ticket] = FairQueue(0)
+    queue.wait(Ticket("busy"), 1.0)
+    queue.wait(Ticket("busy"), 1.0)
+    assert queue.next(1) is not None
+    queue.charge("busy", 1_000_000)
+    for _ in range(5):
+        queue.wait(Ticket("late"), 1.0)
+        queue.wait(Ticket("busy"), 1.0)
+    queue.finish("busy")
+    order = []
+    while (ticket := queue.next(1)) is not None:
+        order.append(ticket.user)
+        queue.charge(ticket.user, 10)
+        queue.finish(ticket.user)
+    assert order.index("busy") <= 1, "who comes late does not make up for a million tokens"
+
+
+def test_idle_counters_are_bounded() -> None:
+    queue: FairQueue[Ticket] = FairQueue(0)
+    for number in range(MAX_IDLE_FLOWS + 500):
+        assert queue.enter(f"u{number}", 1.0, 1)
+        queue.finish(f"u{number}")
+    assert len(queue._flows) <= MAX_IDLE_FLOWS + 1
+
+
+class Machine(RuleBasedStateMachine):
+    """Any order of requests, ends, departures and changing room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: FairQueue[Ticket] = FairQueue(1 / 4)
+        self.slots = 4
+        self.running: list[str] = []
+        self.waiting: list[Ticket] = []
+
+    @property
+    def free(self) -> int:
+        return self.slots - len(self.running)
+
+    @rule(user=st.sampled_from("abcd"), weight=st.sampled_from([0.5, 1.0, 4.0]))
+    def request(self, user: str, weight: float) -> None:
+        if self.queue.enter(user, weight, self.free):
+            assert self.free > 0
+            assert not any(ticket.user == user for ticket in self.waiting), "nobody overtakes himself"
+            self.running.append(user)
+            return
+        ticket = Ticket(user)
+        assert self.queue.wait(ticket, weight) == len(self.waiting) + 1
+        self.waiting.append(ticket)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), tokens=st.integers(0, 5000))
+    def end(self, data: st.DataObject, tokens: int) -> None:
+        user = data.draw(st.sampled_from(self.running))
+        self.running.remove(user)
+        self.queue.charge(user, tokens)
+        self.queue.finish(user)
+        self.pump()
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.waiting))
+        self.waiting.remove(ticket)
+        assert self.queue.leave(ticket)
+        assert not self.queue.leave(ticket)
+        self.pump()
+
+    @rule(slots=st.integers(0, 8))
+    def room_changes(self, slots: int) -> None:
+        self.slots = slots
+        self.pump()
+
+    def pump(self) -> None:
+        while (ticket := self.queue.next(self.free)) is not None:
+            first = next(other for other in self.waiting if other.user == ticket.user)
+            assert ticket is first, "a user's own requests keep their order"
+            self.waiting.remove(ticket)
+            self.running.append(ticket.user)
+
+    @invariant()
+    def counts_agree(self) -> None:
+        assert self.queue.waiting == len(self.waiting)
+        assert self.queue.running == len(self.running)
+        for user in "abcd":
+            assert self.queue.waiting_of(user) == sum(ticket.user == user for ticket in self.waiting)
+
+    @invariant()
+    def nobody_without_a_slot_waits_beside_a_free_one(self) -> None:
+        idle = {ticket.user for ticket in self.waiting} - set(self.running)
+        assert not (idle and self.free > 0)
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@given(st.floats(0, 0.9), st.integers(1, 64))
+def test_somebody_can_always_start(headroom: float, slots: int) -> None:
+    queue: FairQueue[Ticket] = FairQueue(headroom)
+    assert queue.enter("a", 0.001, slots)
