@@ -80,6 +80,7 @@ in
             port = mkOption { type = types.port; example = 8101; description = "First loopback port; replica i takes port + i."; };
             shutdown_timeout_s = mkOption { type = types.ints.between 0 3600; default = 30; example = 120; description = "Seconds a stopping replica may spend on what still runs."; };
             start_timeout_s = mkOption { type = types.ints.between 1 86400; default = 600; example = 1200; description = "Seconds from start to the first token."; };
+            residency = mkOption { type = types.enum [ "always" "on-demand" ]; default = "always"; example = "on-demand"; description = "Always loaded, or only while requests ask for its model; then the gateway starts and stops its units."; };
             options = mkOption { type = types.attrsOf format.type; default = { }; example = { tool-call-parser = "hermes"; }; description = "Further flags of the engine, without dashes."; };
             command = mkOption { type = types.nullOr types.str; default = null; example = "/run/current-system/sw/bin/llama-server"; description = "Python of the engine's environment or the llama-server binary; set from `appliance.engines` on this host."; };
           } // { example = { chat = { host = "gpu"; model = "qwen3-30b"; gpus = [ 0 ]; context = 32768; concurrency = 64; port = 8101; }; }; };

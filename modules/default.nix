@@ -12,6 +12,7 @@
     ./models.nix
     ./engines.nix
     ./gateway.nix
+    ./admin.nix
     ./smoke.nix
     ./network/firewall.nix
     ./network/ssh.nix

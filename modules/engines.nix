@@ -42,7 +42,8 @@ let
 
   unit = replica: lib.nameValuePair "appliance-engine-${replica.name}" {
     description = "Engine ${replica.name}: ${replica.engine.model}";
-    wantedBy = [ "multi-user.target" ];
+    # An engine on demand is started by the gateway, when somebody asks for its model.
+    wantedBy = lib.optional (replica.engine.residency == "always") "multi-user.target";
     after = [ "appliance-gpu-power.service" "nvidia-persistenced.service" "appliance-models-verify.service" ];
     requires = lib.optional (appliance.models.lock != null) "appliance-models-verify.service";
     unitConfig = {

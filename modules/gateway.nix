@@ -6,6 +6,7 @@ let
   listen = appliance.settings.gateway;
   dataDir = "/var/lib/appliance-gateway";
   own = appliance.network.wireguard;
+  onDemand = lib.filterAttrs (_: e: e.residency == "on-demand") appliance.myEngines;
   isLoopback = lib.hasPrefix "127." listen.host || listen.host == "::1";
 in
 {
@@ -44,7 +45,23 @@ in
       }
     ];
 
-    appliance.settings.gateway.drain_timeout_s = cfg.drainSec;
+    appliance.settings.gateway = {
+      drain_timeout_s = cfg.drainSec;
+    } // lib.optionalAttrs (onDemand != { }) { engine_control = lib.mkDefault "systemd"; };
+
+    # The gateway may start and stop the engines' units, and nothing else of systemd.
+    security.polkit = lib.mkIf (onDemand != { }) {
+      enable = true;
+      extraConfig = ''
+        polkit.addRule(function(action, subject) {
+          if (action.id == "org.freedesktop.systemd1.manage-units" && subject.user == "appliance-gateway" &&
+              /^appliance-engine-[A-Za-z0-9._-]+\\.service$/.test(action.lookup("unit")) &&
+              ["start", "stop"].indexOf(action.lookup("verb")) >= 0) {
+            return polkit.Result.YES;
+          }
+        });
+      '';
+    };
 
     users.groups.appliance-gateway = { };
     # A user of its own, not a dynamic one: `appliance-keys` and the smoke test write beside it, under the same owner.
@@ -68,6 +85,8 @@ in
       after = [ "network-online.target" ] ++ lib.optional own.enable "wireguard-wg0.service";
       wants = [ "network-online.target" ];
       restartTriggers = [ appliance.configFile ];
+      # systemctl, for engines on demand.
+      path = lib.optional (onDemand != { }) pkgs.systemd;
       # The tunnel's address may come late; it tries again for as long as that takes.
       unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = appliance.lib.hardened // {

@@ -7,7 +7,7 @@ let
   inherit (config) appliance;
   cfg = appliance.smoke;
   inherit (lib) mkOption types;
-  engineUnits = map (name: "${name}.service") (lib.filter (lib.hasPrefix "appliance-engine-") (lib.attrNames config.systemd.services));
+  engineUnits = map (name: "${name}.service") (lib.filter (lib.hasPrefix "appliance-engine-") (lib.attrNames (lib.filterAttrs (_: unit: unit.wantedBy != [ ]) config.systemd.services)));
   # A key for an hour, made by the gateway's own user and handed over in the environment: it stands in no file
   # and no argument list.
   run = pkgs.writeShellScript "appliance-smoke" ''

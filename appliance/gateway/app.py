@@ -80,7 +80,7 @@ class Gateway:
         self._metrics = Metrics(self._samples)
         self._running: set[Exchange] = set()
         self._shared = Parts(
-            site, self.router, Ledger(site.limits, site.users), usage, self._metrics, self._running, self._loop.time
+            site, self.router, Ledger(site.limits, site.users), usage, self._metrics, self._running, time.monotonic
         )
         self._tapes = Tapes(site.gateway.idempotency_s, self._loop.time)
         self._canaries = Canaries(self.router, site.gateway)

@@ -5,6 +5,7 @@
     gpu.peerToPeer = "off";
     models.lock = /etc/hostname;
     engines.credentials.hub-token = "/run/secrets/hub-token";
+    admin = { enable = true; tokenFile = "/run/secrets/admin-token"; };
     gateway.credentials.admin-token = "/run/secrets/admin-token";
     smoke = { when = "first-boot"; onPass = [ "appliance-bless.service" ]; onFail = [ "appliance-rollback.service" ]; };
     settings.hosts.gpu.gpus = lib.mkForce (map (index: {

@@ -18,6 +18,14 @@ in
   "a locked model is verified before it is loaded" = { host = "gpu"; module.appliance.models.lock = /etc/hostname; gives = c: c.systemd.services."appliance-engine-agents.0".requires; is = [ "appliance-models-verify.service" ]; };
   "the VPS runs nothing of ours" = { host = "vps"; gives = c: lib.filter (lib.hasPrefix "appliance-") (lib.attrNames c.systemd.services); is = [ ]; };
 
+  "an engine on demand is started by nobody else" = { host = "gpu"; module.appliance.settings.engines.agents.residency = "on-demand"; gives = c: { inherit (c.systemd.services."appliance-engine-agents.0") wantedBy; smoke = lib.any (lib.hasPrefix "appliance-engine-") c.systemd.services.appliance-smoke.wants; control = c.appliance.settings.gateway.engine_control; }; is = { wantedBy = [ ]; smoke = false; control = "systemd"; }; };
+  "the gateway may manage engines' units only" = { host = "gpu"; module.appliance.settings.engines.agents.residency = "on-demand"; gives = c: map (word: lib.hasInfix word c.security.polkit.extraConfig) [ "subject.user == \"appliance-gateway\"" "/^appliance-engine-" "manage-units" ]; is = [ true true true ]; };
+  "engines that are always loaded need no polkit" = { host = "gpu"; gives = c: lib.hasInfix "appliance-engine" (c.security.polkit.extraConfig or ""); is = false; };
+  "the admin API reads its token as a credential" = { host = "gpu"; module.appliance.admin = { enable = true; tokenFile = "/run/secrets/admin-token"; }; gives = c: { inherit (service "appliance-admin" c) LoadCredential IPAddressAllow User; }; is = { LoadCredential = [ "admin-token:/run/secrets/admin-token" ]; IPAddressAllow = "localhost"; User = "appliance-gateway"; }; };
+  "the admin API without a token" = { host = "gpu"; module.appliance.admin.enable = true; refuses = "appliance.admin.enable without a token"; };
+  "the admin API with its token in the store" = { host = "gpu"; module.appliance.admin = { enable = true; tokenFile = "/nix/store/token"; }; errors = "absolute path outside the Nix store"; forces = c: (service "appliance-admin" c).LoadCredential; };
+  "the admin API on the tunnel" = { host = "gpu"; module.appliance = { admin = { enable = true; tokenFile = "/run/secrets/t"; }; settings.admin.host = "10.77.0.1"; }; refuses = "settings.admin.host = \"10.77.0.1\" is not loopback"; };
+
   "the template's GPU server" = { host = "my-gpu"; gives = engines; is = [ "appliance-engine-chat" ]; };
   "the template's VPS" = { host = "my-vps"; gives = c: lib.attrNames c.services.nginx.virtualHosts; is = [ "_" "llm.example.org" ]; };
   "an example key warns" = { host = "my-vps"; gives = c: lib.any (lib.hasInfix "peers.gpu.publicKey is this repository's example") c.warnings; is = true; };
