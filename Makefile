@@ -13,7 +13,7 @@ ENGINE ?= vllm
 MODEL ?= auto
 export TORCH_INDEX
 
-.PHONY: up test lint fmt lock lock-engine verify-wheels options-doc calibrate clean
+.PHONY: up test lint fmt lock lock-engine verify-wheels options-doc calibrate bench clean
 
 up:
 	@$(PYTHON) -m appliance.bootstrap --engine $(ENGINE)
@@ -47,6 +47,10 @@ verify-wheels:
 
 options-doc:
 	.venv/bin/python -m tests.nix.options_doc
+
+bench:
+	@$(PYTHON) -m appliance.bootstrap --tests --engine vllm
+	.venv/bin/python -m benchmarks.gateway.run $(ARGS)
 
 calibrate:
 	.venv/bin/python -m appliance.plan.calibrate

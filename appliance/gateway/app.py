@@ -28,14 +28,15 @@ from appliance.errors import (
 )
 from appliance.gateway import reply
 from appliance.gateway.canaries import Canaries
-from appliance.gateway.exchange import Exchange, Parts
+from appliance.gateway.connection import ClientConnection, Request
+from appliance.gateway.exchange import Exchange
 from appliance.gateway.idempotency import Tapes
 from appliance.gateway.keys import POLL_S, Authenticator, Key
 from appliance.gateway.limits import Ledger
 from appliance.gateway.metrics import Metrics, Sample
 from appliance.gateway.outbox import Outbox
+from appliance.gateway.parts import Parts
 from appliance.gateway.route import Router
-from appliance.gateway.server import ClientConnection, Request
 from appliance.gateway.swapper import SwapController
 from appliance.gateway.usage import UsageRow, UsageWriter
 from appliance.store.keys import KeyStore

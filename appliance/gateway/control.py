@@ -11,7 +11,7 @@ import msgspec
 
 from appliance.errors import ConflictError, InvalidRequestError, MethodNotAllowedError, NotFoundError
 from appliance.gateway.app import Gateway
-from appliance.gateway.server import ClientConnection, Request
+from appliance.gateway.connection import ClientConnection, Request
 
 SOCKET = "control.sock"
 """Its name in the gateway's data folder."""

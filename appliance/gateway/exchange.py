@@ -8,74 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
-from appliance.config import Site
 from appliance.errors import (
     DrainingError,
     EngineFailedError,
-    EngineTimeoutError,
     EngineUnavailableError,
     PermissionDeniedError,
     QueueFullError,
-    RateLimitError,
     RequestError,
 )
 from appliance.gateway import media, reply
 from appliance.gateway.affinity import chat_key
+from appliance.gateway.connection import Request
 from appliance.gateway.keys import Key
-from appliance.gateway.limits import Allowance, Ledger
-from appliance.gateway.metrics import Metrics
+from appliance.gateway.limits import Allowance
+from appliance.gateway.outcome import OTHER_USAGE, ending, outcome_of
+from appliance.gateway.parts import Client, Parts
 from appliance.gateway.request import check, decode, wants_usage, with_role, with_usage
-from appliance.gateway.route import Replica, Router, Service
-from appliance.gateway.server import Request
+from appliance.gateway.route import Replica, Service
 from appliance.gateway.stream import Relay, Usage, read_usage
 from appliance.gateway.upstream import Connection, Rebound, cancel
-from appliance.gateway.usage import UsageRow, UsageWriter
+from appliance.gateway.usage import UsageRow
 
 BYTES_PER_TOKEN = 4
 """A prompt's tokens before the engine has counted them: English has some 4 bytes each."""
 
-OTHER_USAGE = frozenset({"/v1/responses", "/v1/messages"})
-"""Endpoints that tell a stream's usage without being asked, and end without ``[DONE]``."""
-
 WAITING = b": waiting for an engine\n\n"
 """A comment in an SSE stream: keeps proxies and clients from giving up, and no client shows it."""
-
-
-class Client(Protocol):
-    """Where an answer goes: a client's connection, or what stands between it and several of them."""
-
-    def answer(self, status: int, body: bytes, kind: bytes = ..., headers: bytes = ...) -> None:
-        """One whole answer."""
-
-    def answer_error(self, error: RequestError, path: str, headers: bytes = ...) -> None:
-        """An error as a whole answer."""
-
-    def start_stream(self, status: int, headers: bytes) -> None:
-        """The head of a streamed answer."""
-
-    def write(self, data: bytes) -> None:
-        """A piece of it."""
-
-    def end_stream(self, data: bytes = ...) -> None:
-        """Its end, after a last piece."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What every exchange of one gateway shares."""
-
-    site: Site
-    router: Router
-    ledger: Ledger
-    usage: UsageWriter
-    metrics: Metrics
-    running: set[Exchange]
-    clock: Callable[[], float]
-    """The loop's clock, in seconds; durations and deadlines are taken from it."""
 
 
 class Exchange(Rebound):
@@ -247,7 +206,7 @@ class Exchange(Rebound):
         relay = self._relay
         if relay is not None:
             row = self._row
-            row.outcome = _ending(relay, row.endpoint)
+            row.outcome = ending(relay, row.endpoint)
             self._count_stream(relay)
             self._judge(row.outcome)
             self._close_books()
@@ -410,7 +369,7 @@ class Exchange(Rebound):
     def _fail(self, error: RequestError, outcome: str | None = None) -> None:
         """Answer ``error``: in the stream where it has begun, whole before."""
         row = self._row
-        row.outcome = outcome or _outcome(error)
+        row.outcome = outcome or outcome_of(error)
         relay = self._relay
         if relay is not None:
             self._count_stream(relay)
@@ -466,28 +425,3 @@ class Exchange(Rebound):
             # A failed request is no service; one that ended is charged what it took.
             service.queue.charge(self.user, (tokens or self._charged) - self._charged)
             service.release(replica, self.user, now)
-
-
-def _ending(relay: Relay, endpoint: str) -> str:
-    """How a stream ended that HTTP calls complete; where there is no ``[DONE]``, the last event has usage."""
-    if relay.failed:
-        return "engine_error"
-    whole = relay.final if endpoint in OTHER_USAGE else relay.done
-    return "ok" if whole else "truncated"
-
-
-def _outcome(error: RequestError) -> str:
-    for kind, outcome in _OUTCOMES:
-        if isinstance(error, kind):
-            return outcome
-    return "rejected" if error.status < 500 else "error"
-
-
-_OUTCOMES: tuple[tuple[type[RequestError], str], ...] = (
-    (EngineUnavailableError, "unavailable"),
-    (EngineTimeoutError, "timeout"),
-    (EngineFailedError, "engine_failed"),
-    (QueueFullError, "queue_full"),
-    (RateLimitError, "limited"),
-    (DrainingError, "draining"),
-)

@@ -14,8 +14,9 @@ from hashlib import blake2b
 
 from appliance.errors import IdempotencyError, InvalidRequestError, RequestError
 from appliance.gateway import reply
-from appliance.gateway.exchange import Client, Exchange
-from appliance.gateway.server import ClientConnection
+from appliance.gateway.connection import ClientConnection
+from appliance.gateway.exchange import Exchange
+from appliance.gateway.parts import Client
 
 MAX_KEY = 255
 MAX_BYTES = 64 * 2**20

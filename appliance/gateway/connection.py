@@ -1,0 +1,422 @@
+"""The gateway's own HTTP/1.1 server side: one :class:`ClientConnection` per client, on asyncio and httptools.
+
+An ASGI server costs more per request than everything the gateway itself does (docs/decisions/0006), and hides
+the two things that matter here: that a client left, and that a client does not read. Here both are callbacks.
+
+llhttp, under httptools, is strict: a Content-Length beside Transfer-Encoding, twice, or with a sign, folded
+headers and broken chunk extensions are errors, so nothing can be smuggled past a proxy in front. What llhttp
+leaves open (Host and Authorization sent twice) is refused here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Protocol, cast
+
+import httptools
+
+from appliance.errors import (
+    BodyTooLargeError,
+    InvalidRequestError,
+    RequestError,
+    RequestTimeoutError,
+)
+from appliance.gateway import reply
+
+if TYPE_CHECKING:
+    from appliance.gateway.server import Server
+
+MAX_HEADERS = 32 * 1024
+"""Bytes of one request's head. nginx in front allows 32 KB as well; an API key has 60."""
+
+LINGER_S = 2.0
+"""Seconds for which a refused client may go on sending, unread, before its connection is cut."""
+
+SINGLE = frozenset({b"host", b"authorization", b"x-api-key", b"content-type", b"idempotency-key"})
+"""Headers that a request may bear once: a second one is how two programs come to disagree about it."""
+
+
+class Request:
+    """One request: its head when it begins, its body when it is whole."""
+
+    __slots__ = ("body", "close", "headers", "http10", "method", "owner", "path")
+
+    def __init__(
+        self, method: str, target: bytes, headers: dict[bytes, bytes], *, close: bool, http10: bool
+    ) -> None:
+        self.method = method
+        self.path = target.partition(b"?")[0].decode("latin1")
+        self.headers = headers
+        self.close = close
+        self.http10 = http10
+        self.body = b""
+        self.owner: object = None
+        """Who asked, once the application knows."""
+
+
+class Exchange(Protocol):
+    """What happens to one request after it was handed over, as the connection needs to know it."""
+
+    def client_gone(self) -> None:
+        """Nobody waits for the answer any more."""
+
+    def client_slow(self) -> None:
+        """What was written has not been read; stop producing."""
+
+    def client_ready(self) -> None:
+        """The client caught up."""
+
+
+class Handler(Protocol):
+    """The application."""
+
+    def begin(self, request: Request) -> int:
+        """The head of a request is there: the bytes its body may have. Raises :class:`RequestError` to refuse."""
+
+    def broken_off(self, request: Request, error: RequestError | None) -> None:
+        """The request began and will not become whole: it was refused, or its client left (``None``)."""
+
+    def handle(self, request: Request, client: ClientConnection) -> None:
+        """The request is whole: answer it, now or later. Raises :class:`RequestError` to refuse."""
+
+
+class Timeouts:
+    """Seconds a client gets: for a head, for a body, between requests, and to read what was written."""
+
+    __slots__ = ("body_s", "head_s", "idle_s", "read_s")
+
+    def __init__(self, head_s: float, body_s: float, idle_s: float, read_s: float) -> None:
+        self.head_s, self.body_s, self.idle_s, self.read_s = head_s, body_s, idle_s, read_s
+
+
+class HeadersTooLargeError(RequestError):
+    """431: the head is over the limit."""
+
+    status = 431
+    kind = "invalid_request_error"
+    code = "headers_too_large"
+
+    def __init__(self) -> None:
+        super().__init__(f"The headers are over the limit of {MAX_HEADERS} bytes")
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client's connection; answers its requests in order, one at a time."""
+
+    __slots__ = (
+        "_body",
+        "_chunked",
+        "_close",
+        "_fresh",
+        "_head_size",
+        "_headers",
+        "_limit",
+        "_parser",
+        "_request",
+        "_server",
+        "_size",
+        "_target",
+        "_transport",
+        "_waiting",
+        "answering",
+        "deadline",
+        "exchange",
+        "phase",
+        "slow",
+    )
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpRequestParser(self)
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._head_size = 0
+        self._fresh = True
+        self._body: list[bytes] = []
+        self._size = 0
+        self._limit = 0
+        self._request: Request | None = None
+        self._waiting: deque[Request | RequestError] = deque()
+        self._chunked = False
+        self._close = False
+        self.answering = False
+        self.slow = False
+        self.exchange: Exchange | None = None
+        self.phase = "idle"
+        self.deadline = 0.0
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there; it has the time of a head to say something."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._server.connections.add(self)
+        self.deadline = self._server.now() + self._server.timeouts.head_s
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; what it cannot read is answered 400 and ends the connection."""
+        if self.phase == "closing":
+            return
+        if self.phase == "idle":
+            self.phase = "head"
+            self.deadline = self._server.now() + self._server.timeouts.head_s
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(InvalidRequestError("This server upgrades to no other protocol; speak plain HTTP/1.1"))
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            if not isinstance(cause, RequestError):
+                raise
+            self._refuse(cause)
+        except httptools.HttpParserError as error:
+            self._refuse(InvalidRequestError(f"This is no HTTP/1.1 request: {error}", code="invalid_http"))
+        if not self._fresh and self._request is None and self.phase != "closing":
+            self._head_size += len(data)
+            if self._head_size > MAX_HEADERS:
+                self._refuse(HeadersTooLargeError())
+
+    def eof_received(self) -> None:
+        """A client that closes its half will not read the answer either; asyncio closes the rest."""
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Tell whoever is answering."""
+        self.phase = "closed"
+        self._server.connections.discard(self)
+        self._waiting.clear()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+        self._break_off(None)
+        self._server.look()
+
+    def pause_writing(self) -> None:
+        """The client lags behind."""
+        self.slow = True
+        self.deadline = self._server.now() + self._server.timeouts.read_s
+        if self.exchange is not None:
+            self.exchange.client_slow()
+
+    def resume_writing(self) -> None:
+        """The client caught up."""
+        self.slow = False
+        if self.exchange is not None:
+            self.exchange.client_ready()
+
+    # What the parser calls.
+
+    def on_url(self, url: bytes) -> None:
+        """The request's target, perhaps in pieces."""
+        self._fresh = False
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; those of :data:`SINGLE` once only."""
+        self._head_size += len(name) + len(value)
+        if self._head_size > MAX_HEADERS:
+            raise HeadersTooLargeError
+        name = name.lower()
+        if name in self._headers:
+            if name in SINGLE:
+                raise InvalidRequestError(f"The header {name.decode()} is there twice; send it once")
+            value = self._headers[name] + b", " + value
+        self._headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        """Let the application refuse before a body is read; llhttp has checked the framing."""
+        parser, headers = self._parser, self._headers
+        version = parser.get_http_version()
+        request = Request(
+            parser.get_method().decode(),
+            self._target,
+            headers,
+            close=not parser.should_keep_alive(),
+            http10=version == "1.0",
+        )
+        self._target, self._headers, self._head_size = b"", {}, 0
+        if version not in ("1.0", "1.1"):
+            raise InvalidRequestError(f"HTTP/{version} is not spoken here; use HTTP/1.1", code="invalid_http")
+        if version == "1.1" and b"host" not in headers:
+            raise InvalidRequestError("The header Host is missing; HTTP/1.1 needs it", code="invalid_http")
+        self._limit = self._server.handler.begin(request)
+        self._request = request
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > self._limit:
+            raise BodyTooLargeError(f"The body is over the limit of {self._limit} bytes")
+        if not self.answering:
+            self.phase = "body"
+            self.deadline = self._server.now() + self._server.timeouts.body_s
+            if headers.get(b"expect", b"").lower() == b"100-continue":
+                self._server.outbox.write(self._transport, reply.CONTINUE)
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body; over the limit nothing more is kept."""
+        self._size += len(data)
+        if self._size > self._limit:
+            raise BodyTooLargeError(f"The body is over the limit of {self._limit} bytes")
+        self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """A whole request: answered at once, or after the one before it."""
+        request = self._request
+        if request is None:
+            return
+        parts = self._body
+        if parts:
+            request.body = parts[0] if len(parts) == 1 else b"".join(parts)
+            self._body = []
+            self._size = 0
+        self._request = None
+        self._fresh = True
+        if self.answering:
+            # Pipelined: the next ones wait, and the client is not read until their turn comes.
+            self._waiting.append(request)
+            self._transport.pause_reading()
+        else:
+            self._dispatch(request)
+
+    # What the application calls.
+
+    @property
+    def peer_closed(self) -> bool:
+        """Whether nobody is left to write to."""
+        return self.phase == "closed" or self._transport.is_closing()
+
+    @property
+    def buffered(self) -> int:
+        """Bytes written that the client has not taken."""
+        return self._transport.get_write_buffer_size()
+
+    def answer(self, status: int, body: bytes, kind: bytes = reply.JSON, headers: bytes = b"") -> None:
+        """One whole answer."""
+        if self.phase != "closed":
+            self._server.outbox.write(self._transport, reply.whole(status, body, kind, headers, close=self._closes))
+        self._finish()
+
+    def answer_error(self, error: RequestError, path: str, headers: bytes = b"") -> None:
+        """``error`` as a whole answer."""
+        body = reply.error_body(error, path)
+        self.answer(error.status, body, reply.JSON, reply.error_headers(error) + headers)
+
+    def start_stream(self, status: int, headers: bytes) -> None:
+        """The head of a streamed answer; :meth:`write` and :meth:`end_stream` follow."""
+        if self.phase != "closed":
+            self._server.outbox.write(
+                self._transport, reply.stream_head(status, headers, chunked=self._chunked, close=self._closes)
+            )
+
+    def write(self, data: bytes) -> None:
+        """A piece of a streamed answer."""
+        if self.phase != "closed":
+            self._server.outbox.write(
+                self._transport, b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data
+            )
+
+    def end_stream(self, data: bytes = b"") -> None:
+        """The end of a streamed answer, after a last piece."""
+        if self.phase != "closed":
+            if self._chunked:
+                self._server.outbox.write(
+                    self._transport, b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data) if data else reply.LAST_CHUNK
+                )
+            elif data:
+                self._server.outbox.write(self._transport, data)
+        self._finish()
+
+    def cut(self) -> None:
+        """End the connection at once, whatever was still to be said."""
+        self._transport.abort()
+
+    # What the server calls.
+
+    def expire(self, now: float) -> None:
+        """End what took too long: a head, a body, idling, or reading."""
+        if now <= self.deadline or self.phase == "closed":
+            return
+        if self.answering:
+            if self.slow:
+                self.cut()
+        elif self.phase in ("head", "body"):
+            what = "headers" if self.phase == "head" else "body"
+            self._refuse(RequestTimeoutError(f"Your request's {what} did not come in time; send it again"))
+        elif self.phase == "idle":
+            self._transport.close()
+        else:
+            self.cut()
+
+    def drain(self) -> None:
+        """Close between requests, now or after the one being answered."""
+        self._close = True
+        if self.phase == "idle" and not self.answering:
+            self._transport.close()
+
+    # Inside.
+
+    @property
+    def _closes(self) -> bool:
+        return self._close or self._server.draining
+
+    def _dispatch(self, request: Request) -> None:
+        self.answering = True
+        self.phase = "answer"
+        self._close = self._close or request.close
+        self._chunked = not request.http10
+        try:
+            self._server.handler.handle(request, self)
+        except RequestError as error:
+            self.answer_error(error, request.path)
+
+    def _finish(self) -> None:
+        """The answer is written: close, or take the next request."""
+        self.exchange = None
+        self.answering = False
+        if self._server.draining:
+            self._server.look()
+        if self.phase == "closed":
+            return
+        if self._closes:
+            self.phase = "closing"
+            if self._fresh:
+                self._server.outbox.flush()
+                self._transport.close()
+            else:
+                # The client is still sending: closing now would reset the connection and lose our answer.
+                self._server.outbox.flush()
+                self._transport.write_eof()
+                self.deadline = self._server.now() + LINGER_S
+            return
+        if self._fresh:
+            self.phase = "idle"
+            self.deadline = self._server.now() + self._server.timeouts.idle_s
+        else:
+            self.phase = "head" if self._request is None else "body"
+            self.deadline = self._server.now() + self._server.timeouts.body_s
+        if self._waiting:
+            following = self._waiting.popleft()
+            if not self._waiting:
+                self._transport.resume_reading()
+            if isinstance(following, RequestError):
+                self._refuse(following)
+            else:
+                self._server.loop.call_soon(self._dispatch, following)
+                self.answering = True
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer ``error`` and end the connection: where the next request would begin is not known."""
+        if self.answering:
+            # The one being answered has its right; this comes after it.
+            self._waiting.append(error)
+            self._transport.pause_reading()
+            return
+        self.answering = True
+        self._close = True
+        path = self._request.path if self._request is not None else ""
+        self._break_off(error)
+        self.answer_error(error, path)
+
+    def _break_off(self, error: RequestError | None) -> None:
+        request, self._request = self._request, None
+        if request is not None:
+            self._server.handler.broken_off(request, error)
