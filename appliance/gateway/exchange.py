@@ -43,6 +43,7 @@ class Exchange(Rebound):
     __slots__ = (
         "_admitted",
         "_began",
+        "_begun",
         "_body",
         "_charged",
         "_client",
@@ -50,7 +51,6 @@ class Exchange(Rebound):
         "_ended",
         "_headers",
         "_parts",
-        "_pieces",
         "_position",
         "_relay",
         "_replica",
@@ -80,13 +80,13 @@ class Exchange(Rebound):
         self.weight = 1.0
         self.key: bytes | None = None
         self._admitted: tuple[Allowance, ...] = ()
+        self._begun = False
         self._body = b""
         self._charged = 0
         self._content_type = b""
         self._ended = False
         self._headers = b""
         self._parts: list[bytes] = []
-        self._pieces = 0
         self._position = 0
         self._relay: Relay | None = None
         self._replica: Replica | None = None
@@ -173,10 +173,9 @@ class Exchange(Rebound):
         if replica is not None:
             replica.last_token = self._shared.clock()
         if content_type.startswith(b"text/event-stream"):
+            # The client hears of it with the first frame: until then another replica may still take over.
             self._relay = Relay(strip_usage=self._strip)
             self._row.status = status
-            if not self._streaming:
-                self._start_stream(status)
 
     def on_data(self, data: bytes) -> None:
         """A piece of the engine's answer."""
@@ -194,7 +193,10 @@ class Exchange(Rebound):
         if row.ttft_ms is None and relay.began:
             row.ttft_ms = (self._shared.clock() - self._began) * 1000
         if ready:
-            self._pieces += 1
+            if not self._begun:
+                self._begun = True
+                if not self._streaming:
+                    self._start_stream(self._status)
             self._client.write(ready)
 
     def on_end(self) -> None:
@@ -210,6 +212,8 @@ class Exchange(Rebound):
             self._count_stream(relay)
             self._judge(row.outcome)
             self._close_books()
+            if not self._streaming:
+                self._start_stream(self._status)
             self._client.end_stream(relay.finish())
         else:
             self._end_whole()
@@ -224,7 +228,7 @@ class Exchange(Rebound):
             at_once = isinstance(failure, EngineUnavailableError)
             if replica.breaker.failed(str(failure), self._shared.clock(), at_once=at_once):
                 self._shared.router.service_of(replica).went_down()
-        if self._status == 0 and self._elsewhere():
+        if not self._begun and self._elsewhere():
             return
         self._fail(failure)
 
@@ -269,12 +273,12 @@ class Exchange(Rebound):
                 message = f"No engine was free within {queue.max_wait_s:g} s; try again shortly"
                 self._fail(QueueFullError(message, code="queue_timeout", retry_after=service.wait_s(1)))
                 return
-        elif self._relay is not None:
+        elif self._begun and self._relay is not None:
             so_far = len(self._body) // BYTES_PER_TOKEN + self._relay.frames
             service.queue.charge(self.user, so_far - self._charged)
             self._charged = so_far
             return
-        if self._row.stream and self._status == 0 and now - self._wrote_at > queue.keepalive_s:
+        if self._row.stream and not self._begun and now - self._wrote_at > queue.keepalive_s:
             self._wrote_at = now
             if not self._streaming:
                 self._start_stream(200)
@@ -311,6 +315,7 @@ class Exchange(Rebound):
         self._replica = other
         self._status = 0
         self._parts = []
+        self._relay = None
         self._post(other)
         return True
 

@@ -119,17 +119,15 @@ class Relay:
     def feed(self, data: bytes) -> bytes:
         """What of ``data`` and the rest kept before may be forwarded now."""
         rest = self._rest
-        if rest:
-            data = rest + data
-        end = data.rfind(b"\n\n", max(0, len(rest) - 1)) + 2
-        if end == 1:
-            if len(data) > MAX_FRAME:
-                raise EngineFailedError("the engine sent a frame without an end; see its log")
-            self._rest = data
-            return b""
-        if end == len(data):
-            self._rest = b""
-        else:
+        if rest or data[-2:] != b"\n\n":
+            if rest:
+                data = rest + data
+            end = data.rfind(b"\n\n", max(0, len(rest) - 1)) + 2
+            if end == 1:
+                if len(data) > MAX_FRAME:
+                    raise EngineFailedError("the engine sent a frame without an end; see its log")
+                self._rest = data
+                return b""
             data, self._rest = data[:end], data[end:]
         self.frames += data.count(b"\n\n")
         if not self.began:

@@ -88,7 +88,8 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self.received = True
-        self.deadline = self._pool.now() + self._pool.silence_s
+        pool = self._pool
+        self.deadline = pool.time + pool.silence_s
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -229,6 +230,8 @@ class Pool:
         self._sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
+        self.time = 0.0
+        """The loop's time at the last sweep: near enough for deadlines of seconds, and free to read."""
 
     def post(self, sink: Sink, path: bytes, body: bytes, header: bytes) -> Connection | asyncio.Task[None]:
         """POST ``body`` to ``path``; ``header`` is one further header line without its end.
@@ -307,6 +310,7 @@ class Pool:
     def _begin(self, connection: Connection, sink: Sink, request: bytes, *, reused: bool) -> None:
         self._busy.add(connection)
         if self._sweeper is None:
+            self.time = self.now()
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         connection.send(sink, request, self._first_byte_s, reused=reused)
 
@@ -330,7 +334,7 @@ class Pool:
         connection.deadline = self.now() + first_byte_s
 
     def _sweep(self) -> None:
-        now = self.now()
+        self.time = now = self.now()
         for connection in [*self._busy]:
             connection.expire(now)
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._busy else None

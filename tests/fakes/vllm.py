@@ -90,6 +90,7 @@ class Engine:
             "aborted": 0,
             "connections": 0,
             "waiting": 0,
+            "tokens": 0,
         }
     )
     last: dict[str, str] = field(default_factory=dict)
@@ -347,7 +348,9 @@ class Connection(asyncio.Protocol):
         before, _, after = json.dumps(one, separators=(",", ":")).partition(f'"{put}"')
         pieces = (b"data: " + before.encode(), after.encode() + b"\n\n")
         wait = plan.ttft_ms
+        counters = self.engine.counters
         for i, text in enumerate(self.texts(plan)):
+            counters["tokens"] += 1
             if plan.fault in ("cut", "stall", "error", "garbage") and i == plan.after:
                 yield from self.break_off(plan, head if i == 0 else b"")
             data = chunk(json.dumps(text, ensure_ascii=False).encode().join(pieces))

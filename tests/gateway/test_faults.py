@@ -6,13 +6,13 @@ import asyncio
 import json
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Service, chat, http, open_stream, serving, start_fake, wait_until
+from tests.conftest import Response, Service, chat, http, open_stream, serving, start_fake, wait_until
 
 SLOW_STREAM = chat("fake: tokens=2000 itl_ms=20 ttft_ms=20", stream=True)
 SLOW_PLAIN = chat("fake: ttft_ms=60000")
@@ -100,13 +100,14 @@ def test_an_error_inside_the_stream_is_the_engines(service: Service) -> None:
 def test_a_silent_engine_times_out(tmp_path_factory: pytest.TempPathFactory) -> None:
     timeouts = {"first_byte_timeout_s": 0.5, "stall_timeout_s": 0.5}
     with serving(tmp_path_factory.mktemp("silent"), gateway=timeouts) as service:
-        answer = service.post("/v1/chat/completions", SLOW_PLAIN)
-        assert (answer.status, answer.json["error"]["code"]) == (504, "engine_timeout")
-        for fault in ("stall:2", "hang"):
-            answer = service.post("/v1/chat/completions", chat(f"fake: fault={fault}", stream=True))
-            event = last_event(answer.body)
-            assert isinstance(event, dict)
-            assert event["error"]["code"] == "engine_timeout"
+        for body in (SLOW_PLAIN, chat("fake: fault=hang", stream=True)):
+            # A stream of which no byte has come is not begun: it gets a status, not an event.
+            answer = service.post("/v1/chat/completions", body)
+            assert (answer.status, answer.json["error"]["code"]) == (504, "engine_timeout")
+        answer = service.post("/v1/chat/completions", chat("fake: fault=stall:2", stream=True))
+        event = last_event(answer.body)
+        assert isinstance(event, dict)
+        assert event["error"]["code"] == "engine_timeout"
         assert [row["outcome"] for row in service.wait_rows(3)] == ["timeout"] * 3
         wait_until(lambda: service.stats()["active"] == 0, "the engine is told", 1)
 
@@ -148,6 +149,48 @@ def test_a_refusing_replica_is_passed_over(tmp_path: Path) -> None:
             assert ready.json["engines"]["dead"].startswith("the engine is not up")
     finally:
         second.stop()
+
+
+def test_a_request_moves_on_until_its_first_byte_and_never_after(tmp_path: Path) -> None:
+    """The first replica takes the request and dies, before or after its first frame; the second one would do."""
+    replicas = [start_fake(tmp_path / f"{i}.log") for i in range(2)]
+    try:
+        one = {"kind": "fake", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
+        engines = {f"e{i}": one | {"port": replica.port} for i, replica in enumerate(replicas)}
+        with serving(tmp_path / "two", engines=engines) as service, ThreadPoolExecutor(1) as pool:
+            victim: dict[str, int] = {}
+
+            def send(text: str) -> Future[Response]:
+                answer = pool.submit(service.post, "/v1/chat/completions", chat(text, stream=True))
+
+                def taken() -> bool:
+                    active = [http(replica.url + "/stats").json["active"] for replica in replicas]
+                    victim["index"] = active.index(max(active))
+                    return bool(sum(active) == 1)
+
+                wait_until(taken, "a replica takes it", 5)
+                return answer
+
+            answer = send("fake: tokens=3 ttft_ms=1500")
+            index = victim["index"]
+            replicas[index].stop(signal.SIGKILL)
+            moved = answer.result(15)
+            assert (moved.status, moved.body.count(b"[DONE]")) == (200, 1)
+            assert service.row(moved)["engine"] == f"e{1 - index}"
+            replicas[index] = start_fake(tmp_path / "again.log", port=replicas[index].port)
+            wait_until(lambda: service.get("/ready").json["engines"][f"e{index}"] == "ready", "it is back", 10)
+            begun = send("fake: tokens=200 itl_ms=20 ttft_ms=10")
+            reached = victim["index"]
+            wait_until(lambda: bool(http(replicas[reached].url + "/stats").json["tokens"] > 20), "tokens flow", 5)
+            replicas[reached].stop(signal.SIGKILL)
+            cut = begun.result(15)
+            event = last_event(cut.body)
+            assert isinstance(event, dict)
+            assert event["error"]["code"] == "engine_failed"
+            assert cut.body.count(b'"role":"assistant"') == 1, "nothing is generated twice into one stream"
+    finally:
+        for replica in replicas:
+            replica.stop()
 
 
 async def test_a_chat_stays_on_its_replica_until_that_is_much_busier(tmp_path: Path) -> None:
