@@ -37,6 +37,11 @@ OURS = {
     "device-ids": "gpus",
     "runner": "the model's task",
     "convert": "the model's task",
+    "enable-lora": "`adapters` of the model",
+    "lora-modules": "`adapters` of the model",
+    "max-loras": "`adapters` of the model",
+    "max-lora-rank": "`adapters` of the model",
+    "enable-sleep-mode": "`sleep` of the engine",
 }
 """Flags we set ourselves, and the key of the configuration that sets them."""
 

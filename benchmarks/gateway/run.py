@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -73,6 +74,8 @@ def main() -> int:
     parser.add_argument("--measures", default=",".join([*LOAD, *OWN]))
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
+    # A run that is told to stop takes what it started with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     names = [name for name in NAMES if name in args.only.split(",")]
     measures = args.measures.split(",")
     began = time.monotonic()

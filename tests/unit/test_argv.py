@@ -54,6 +54,30 @@ def test_folders_are_absolute_and_have_no_revision() -> None:
     assert "--revision" not in planner.argv
 
 
+def test_an_engine_that_sleeps_has_its_control_paths_and_others_have_none() -> None:
+    swap = load(ROOT / "examples" / "one-card-swap.toml")
+    fast = command(swap, "fast")
+    assert "--enable-sleep-mode" in fast.argv
+    assert fast.environment["VLLM_SERVER_DEV_MODE"] == "1"
+    assert flag(fast.argv, "--host") == "127.0.0.1"
+    assert "VLLM_SERVER_DEV_MODE" not in command(HYBRID, "planner").environment
+    assert fast.environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+
+
+def test_adapters_and_rerankers() -> None:
+    site = HYBRID.model_dump(mode="python", exclude_unset=True)
+    site["models"]["qwen3-30b"]["adapters"] = {"sql": {"source": "/m/sql", "rank": 20}, "de": {"source": "/m/de"}}
+    site["models"]["qwen3-30b"]["task"] = "rerank"
+    site["roles"] = {"sql": {"model": "qwen3-30b", "adapter": "sql"}}
+    words = command(Site.model_validate(site), "agents.0").argv
+    assert flag(words, "--max-lora-rank") == "32", "the next rank that vLLM has kernels for"
+    assert flag(words, "--max-loras") == "2"
+    at = words.index("--lora-modules")
+    assert words[at + 1 : at + 3] == ("qwen3-30b:sql=/m/sql", "qwen3-30b:de=/m/de")
+    assert (flag(words, "--runner"), flag(words, "--convert")) == ("pooling", "classify")
+    assert Site.model_validate(site).roles["sql"].served_name == "qwen3-30b:sql"
+
+
 def test_embeddings_on_the_cpu() -> None:
     embed = command(HYBRID, "embed")
     assert flag(embed.argv, "--runner") == "pooling"

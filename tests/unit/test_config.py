@@ -36,8 +36,9 @@ def fault(tmp_path: Path, edit: Edit) -> list[str]:
     return [line.removeprefix(f"{file}: ") for line in lines]
 
 
-def test_there_are_three_examples() -> None:
-    assert [path.name for path in EXAMPLES] == ["eight-cards-hybrid.toml", "laptop.toml", "one-card.toml"]
+def test_there_are_four_examples() -> None:
+    names = [path.stem for path in EXAMPLES]
+    assert names == ["eight-cards-hybrid", "laptop", "one-card-swap", "one-card"]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -132,6 +133,20 @@ FAULTS: list[tuple[Edit, str]] = [
         put("users/ada", {"requests_per_minute": -1}),
         "users.ada.requests_per_minute: input should be greater than 0",
     ),
+    (put("engines/chat/residency", "on-demand"), "engines.chat.residency: is on-demand, and nobody may start it; set"),
+    (put("engines/chat/sleep", True), "engines.chat.sleep: an engine that is always loaded never sleeps; remove it"),
+    (put("engines/embed/sleep", True), "engines.embed.sleep: "),
+    (
+        put("roles/coder", {"model": "qwen3-30b", "adapter": "sql"}),
+        "roles.coder.adapter: qwen3-30b has no adapter 'sql'; known: none",
+    ),
+    (put("engines/chat/options", {"enable-lora": True}), "enable-lora is set by `adapters` of the model; remove it"),
+    (
+        put("gateway/database_url", "postgresql://a:secret@localhost/x"),
+        "gateway.database_url: a password does not belong into the configuration; put it into a PGPASSFILE",
+    ),
+    (put("gateway/database_url", "mysql://localhost/x"), "gateway.database_url: only postgresql:// is supported"),
+    (put("admin/host", "8.8.8.8"), "admin.host: 8.8.8.8 is a public address"),
     (lambda site: site.pop("engines"), "engines: is missing; add it"),
     (lambda site: site.update(engines={}), "engines: dictionary should have at least 1 item"),
 ]
