@@ -17,7 +17,7 @@ from appliance.errors import (
     QueueFullError,
     RequestError,
 )
-from appliance.gateway import media, reply
+from appliance.gateway import log, media, reply
 from appliance.gateway.affinity import chat_key
 from appliance.gateway.connection import Request
 from appliance.gateway.keys import Key
@@ -425,6 +425,8 @@ class Exchange(Rebound):
         shared.metrics.in_flight -= 1
         shared.metrics.count(row)
         shared.usage.put(row)
+        if row.outcome in log.FAULTS:
+            log.fault(row)
         service, replica = self._service, self._replica
         if service is not None and replica is not None:
             # A failed request is no service; one that ended is charged what it took.

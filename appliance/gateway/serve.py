@@ -16,6 +16,7 @@ import uvloop
 from appliance.config import Site
 from appliance.engines.load import ChildControl, EngineControl, SystemdControl
 from appliance.errors import StartError
+from appliance.gateway import log
 from appliance.gateway.app import Gateway
 from appliance.gateway.connection import Timeouts
 from appliance.gateway.control import SOCKET, Control
@@ -47,7 +48,7 @@ def bind(host: str, port: int, instead: str = "another gateway.port in the confi
 
 def serve(site: Site, base: Path) -> int:
     """Serve until told to stop; the exit code. Data folders are relative to ``base``."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log.set_up()
     listener = bind(site.gateway.host, site.gateway.port)
     folder = site.data_path(base)
     url = site.gateway.database_url

@@ -38,13 +38,11 @@ def roles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
         pytest.fail("there is no .venv-engine; run `make test`, or leave these tests out with -m 'not vllm'")
     folder = tmp_path_factory.mktemp("roles")
     model, adapter = folder / "model", folder / "adapter"
-    for script, *arguments in (
-        (ROOT / "appliance" / "models" / "tiny_qwen3.py", model),
-        (ROOT / "tests" / "engine" / "make_lora.py", model, adapter),
-    ):
-        subprocess.run([str(ENGINE_PYTHON), str(script), *map(str, arguments)], check=True, capture_output=True)
+    make_model, make_adapter = ROOT / "appliance/models/tiny_qwen3.py", ROOT / "tests/engine/make_lora.py"
+    for argv in ((make_model, model), (make_adapter, model, adapter)):
+        subprocess.run([str(ENGINE_PYTHON), *map(str, argv)], check=True, capture_output=True)
     port, engine_port = free_port(), free_port()
-    site = {
+    site: dict[str, Any] = {
         "version": 1,
         "hosts": {"here": {"memory_gib": 16}},
         "models": {"tiny": {"source": str(model), "adapters": {"odd": {"source": str(adapter), "rank": 8}}}},

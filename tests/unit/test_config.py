@@ -133,14 +133,23 @@ FAULTS: list[tuple[Edit, str]] = [
         put("users/ada", {"requests_per_minute": -1}),
         "users.ada.requests_per_minute: input should be greater than 0",
     ),
-    (put("engines/chat/residency", "on-demand"), "engines.chat.residency: is on-demand, and nobody may start it; set"),
-    (put("engines/chat/sleep", True), "engines.chat.sleep: an engine that is always loaded never sleeps; remove it"),
+    (
+        put("engines/chat/residency", "on-demand"),
+        "engines.chat.residency: is on-demand, and nobody may start it; set",
+    ),
+    (
+        put("engines/chat/sleep", True),
+        "engines.chat.sleep: an engine that is always loaded never sleeps; remove it",
+    ),
     (put("engines/embed/sleep", True), "engines.embed.sleep: "),
     (
         put("roles/coder", {"model": "qwen3-30b", "adapter": "sql"}),
         "roles.coder.adapter: qwen3-30b has no adapter 'sql'; known: none",
     ),
-    (put("engines/chat/options", {"enable-lora": True}), "enable-lora is set by `adapters` of the model; remove it"),
+    (
+        put("engines/chat/options", {"enable-lora": True}),
+        "enable-lora is set by `adapters` of the model; remove it",
+    ),
     (
         put("gateway/database_url", "postgresql://a:secret@localhost/x"),
         "gateway.database_url: a password does not belong into the configuration; put it into a PGPASSFILE",
