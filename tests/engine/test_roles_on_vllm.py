@@ -25,7 +25,7 @@ class Roles:
         self.url, self.data, self.key = gateway.url, data, key
 
     def say(self, model: str, **more: Any) -> str:
-        body = {"model": model, "messages": [{"role": "user", "content": "Tell me about rivers."}]}
+        body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "Tell me about rivers."}]}
         body |= {"max_tokens": 12, "temperature": 0, **more}
         answer = http(f"{self.url}/v1/chat/completions", body=body, key=self.key, timeout=120)
         assert answer.status == 200, answer.body
