@@ -245,7 +245,8 @@ def image(url: object, **more: object) -> dict[str, object]:
         "http://169.254.169.254/latest/meta-data", "http://127.0.0.1:8101/pause", "http://[::1]/", "http://10.77.0.2/",
         "file:///etc/passwd", "http://images.example.org@127.0.0.1/", "http://images.example.org\\@127.0.0.1/",
         "http://images.example.org.evil.net/", "http://2130706433/", "//127.0.0.1/x", "HTTP://LOCALHOST/", "gopher://x/",
-        "http://images.example.org:80@10.0.0.1/", " http://127.0.0.1/",
+        "http://images.example.org:80@10.0.0.1/", " http://127.0.0.1/", "http://127.0.0.1\\@images.example.org/",
+        "http://user@images.example.org/", "ftp://images.example.org/x", "http://images.example.org/\r\nx",
     ],
 )  # fmt: skip
 def test_no_engine_is_made_to_fetch_what_it_must_not(guarded: Service, url: str) -> None:
