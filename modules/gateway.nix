@@ -73,7 +73,10 @@ in
     environment.variables.APPLIANCE_CONFIG = "/etc/appliance/appliance.json";
     environment.systemPackages = [
       appliance.package
-      # As the gateway's user: a file that root made in its folder would stop it.
+      # As the gateway's user: a file that root made in its folder would stop it, and its socket is its own.
+      (pkgs.writeShellScriptBin "appliance-gateway" ''
+        exec ${lib.getExe' pkgs.util-linux "runuser"} -u appliance-gateway -- ${lib.getExe appliance.package} "$@"
+      '')
       (pkgs.writeShellScriptBin "appliance-keys" ''
         exec ${lib.getExe' pkgs.util-linux "runuser"} -u appliance-gateway -- ${lib.getExe appliance.package} keys "$@"
       '')

@@ -418,6 +418,9 @@ class Exchange(Rebound):
         shared, row = self._shared, self._row
         now = shared.clock()
         row.duration_ms = (now - self._began) * 1000
+        if self._replica is None and self._position:
+            # It waited and never got a slot.
+            row.queue_ms = row.duration_ms
         tokens = row.prompt_tokens + row.completion_tokens
         if self._admitted:
             shared.ledger.finish(self._admitted, tokens, now)

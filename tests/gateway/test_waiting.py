@@ -133,6 +133,7 @@ async def test_who_leaves_the_line_frees_his_place(tmp_path: Path) -> None:
         assert long.result(20).status == 200
         left = next(row for row in service.wait_rows(2) if row["outcome"] == "aborted")
         assert (left["engine"], left["completion_tokens"]) == ("", 0), "nothing was generated for who left"
+        assert left["queue_ms"] == left["duration_ms"] > 0
 
 
 def test_a_stopped_engine_is_ejected_and_taken_back(tmp_path: Path) -> None:
