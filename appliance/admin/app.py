@@ -32,7 +32,7 @@ from appliance.errors import (
 )
 from appliance.gateway.keys import Key
 from appliance.store.keys import KeyStore
-from appliance.store.usage import UsageReader, as_csv
+from appliance.store.usage import UsageLine, UsageReader, as_csv
 
 BEARER = HTTPBearer(auto_error=False, description="The admin token.")
 
@@ -93,21 +93,6 @@ class SwapOrder(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(min_length=1, max_length=200)
-
-
-class UsageOut(BaseModel):
-    """Sums over the requests that share ``name``."""
-
-    name: str
-    requests: int
-    failed: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    estimated: int
-    queue_ms_mean: float
-    ttft_ms_p50: float | None
-    ttft_ms_p95: float | None
 
 
 class Problem(BaseModel):
@@ -209,7 +194,7 @@ def _keys(site: Site, keys: KeyStore) -> APIRouter:
 def _usage(usage: UsageReader) -> APIRouter:
     router = APIRouter(prefix="/admin/usage", tags=["usage"])
 
-    @router.get("", response_model=list[UsageOut], responses={200: {"content": {"text/csv": {}}}})
+    @router.get("", response_model=list[UsageLine], responses={200: {"content": {"text/csv": {}}}})
     def sums(
         by: Literal["user", "key", "model", "role", "engine", "outcome", "day"] = "user",
         since: Annotated[
@@ -221,7 +206,7 @@ def _usage(usage: UsageReader) -> APIRouter:
         lines = usage.sums(by, time.time() - 86400 if since is None else since, until)
         if kind == "csv":
             return Response(as_csv(lines), media_type="text/csv")
-        return [UsageOut(**{name: getattr(line, name) for name in UsageOut.model_fields}) for line in lines]
+        return lines
 
     return router
 

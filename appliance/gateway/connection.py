@@ -280,11 +280,6 @@ class ClientConnection(asyncio.Protocol):
     # What the application calls.
 
     @property
-    def peer_closed(self) -> bool:
-        """Whether nobody is left to write to."""
-        return self.phase == "closed" or self._transport.is_closing()
-
-    @property
     def buffered(self) -> int:
         """Bytes written that the client has not taken."""
         return self._transport.get_write_buffer_size()

@@ -49,7 +49,6 @@ class Exchange(Rebound):
         "_client",
         "_content_type",
         "_ended",
-        "_headers",
         "_parts",
         "_position",
         "_relay",
@@ -85,7 +84,6 @@ class Exchange(Rebound):
         self._charged = 0
         self._content_type = b""
         self._ended = False
-        self._headers = b""
         self._parts: list[bytes] = []
         self._position = 0
         self._relay: Relay | None = None

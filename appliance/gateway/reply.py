@@ -11,8 +11,6 @@ from appliance.errors import RequestError, openai_body
 JSON = b"application/json"
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
-Headers = tuple[tuple[bytes, bytes], ...]
-
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
@@ -46,11 +44,6 @@ def stream_head(status: int, headers: bytes, *, chunked: bool, close: bool) -> b
         framing,
         b"connection: close\r\n" if close else b"",
     )
-
-
-def lines(headers: Headers) -> bytes:
-    """Header lines."""
-    return b"".join(b"%s: %s\r\n" % header for header in headers)
 
 
 def error_headers(error: RequestError) -> bytes:

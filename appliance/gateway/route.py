@@ -6,7 +6,6 @@ The pure parts are :mod:`~appliance.gateway.queue`, :mod:`~appliance.gateway.aff
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -333,8 +332,3 @@ def _pool(gateway: Gateway, port: int, outbox: Outbox) -> Pool:
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         stall_timeout_s=gateway.stall_timeout_s,
     )
-
-
-def loop_time() -> float:
-    """Seconds of the running loop's clock, which no clock change moves."""
-    return asyncio.get_running_loop().time()

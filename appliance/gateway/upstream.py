@@ -147,11 +147,6 @@ class Connection(asyncio.Protocol):
         """Whether another request may be sent on it."""
         return self.keep_alive and not self._transport.is_closing()
 
-    @property
-    def begun(self) -> bool:
-        """Whether the answer's head has come."""
-        return self._begun
-
     def send(self, sink: Sink, request: bytes, first_byte_s: float, *, reused: bool) -> None:
         """Send one request, given as bytes; ``sink`` gets its answer."""
         self._reset()
