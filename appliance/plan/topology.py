@@ -339,4 +339,7 @@ def _nothing_fits(machines: tuple[Machine, ...], demand: Demand) -> str:
             return suggest(work, machines, demand)
     count = sum(len(machine.cards) for machine in machines)
     names = ", ".join(work.name for work in demand.work)
-    return f"{count} cards do not hold {names} all at once; take a smaller or quantised model, or another card"
+    return (
+        f"{count} cards do not hold {names} all at once; take a smaller or quantised model or another card, or let "
+        'them take turns: residency = "on-demand" (examples/one-card-swap.toml)'
+    )

@@ -22,6 +22,7 @@ from appliance.plan.topology import advise
 from appliance.rules import violations
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
+SWAP = next(path for path in EXAMPLES if path.stem == "one-card-swap")
 CARD = "RTX PRO 6000 Blackwell Workstation"
 
 
@@ -152,7 +153,19 @@ def test_fit_answers_for_any_engine(context: int, utilization: float, memory: in
     assert all("\n" not in str(violation) for violation in fit(site))
 
 
-@pytest.mark.parametrize("path", EXAMPLES[:1] + EXAMPLES[2:], ids=lambda path: path.stem)
+def test_models_that_take_turns_fit_one_by_one_and_are_not_planned_together() -> None:
+    site = configfile.load(SWAP)
+    assert fit(site) == []
+    demand = Demand(users=20, chats=40, think_s=60.0, work=sites.works(site, {}))
+    with pytest.raises(UsageError, match=r"all at once; .* or let them take turns"):
+        advise(sites.machines(site), demand)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in EXAMPLES if path.stem in ("eight-cards-hybrid", "one-card")],
+    ids=lambda path: path.stem,
+)
 def test_a_written_plan_is_valid_and_fits(path: Path) -> None:
     site = configfile.load(path)
     works = sites.works(site, {})
