@@ -91,6 +91,16 @@ def test_a_stream_without_usage_is_estimated(service: Service) -> None:
     assert 7 <= row["completion_tokens"] <= 9
 
 
+def test_a_frame_that_is_no_json_harms_nothing_else(service: Service) -> None:
+    """Two tokens, rubbish, and the rest of the tokens: the client sees it all, and the count is right."""
+    answer = service.post("/v1/chat/completions", chat("fake: tokens=4 fault=garbage:2", stream=True))
+    assert answer.status == 200
+    assert b"data: {not json\n\n" in answer.body
+    assert answer.body.count(b'"content":') == 5, "the opening frame and four tokens"
+    row = service.row(answer)
+    assert (row["outcome"], row["completion_tokens"], row["estimated"]) == ("ok", 4, 0)
+
+
 def test_an_error_inside_the_stream_is_the_engines(service: Service) -> None:
     answer = service.post("/v1/chat/completions", chat("fake: fault=error:2", stream=True))
     assert b"EngineCore encountered" in answer.body
