@@ -143,7 +143,7 @@ def a_site(port: int, engine_port: int, data: Path, **more: Any) -> dict[str, An
                 "port": engine_port,
             }
         },
-        "gateway": {"port": port, "data_dir": str(data), "ready_cache_s": 0.2},
+        "gateway": {"port": port, "data_dir": str(data), "ready_cache_s": 0.2, "canary_interval_s": 600},
     }
     site["gateway"] |= more.pop("gateway", {})
     return site | more

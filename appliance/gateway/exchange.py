@@ -237,11 +237,14 @@ class Exchange(Rebound):
         if self._ended:
             return
         self._give_up()
-        row = self._row
+        row, relay = self._row, self._relay
         row.outcome = "aborted"
         row.status = row.status or 499
-        if self._relay is not None:
-            self._count_stream(self._relay)
+        if relay is not None:
+            self._count_stream(relay)
+            if ending(relay, row.endpoint) == "ok":
+                # It had everything and left at the last word, as OpenAI's own client does.
+                row.outcome = "ok"
         row.estimated = row.estimated or not row.completion_tokens
         self._close_books()
 

@@ -6,6 +6,7 @@ The pure parts are :mod:`~appliance.gateway.queue`, :mod:`~appliance.gateway.aff
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -259,6 +260,8 @@ class Router:
 
     def __init__(self, site: Site, outbox: Outbox, notice: Callable[[], None] = lambda: None) -> None:
         gateway = site.gateway
+        # Taken as up until the first canary, an interval from now, or a request says otherwise.
+        now = asyncio.get_running_loop().time()
         self.replicas = [
             Replica(
                 replica.name,
@@ -268,6 +271,7 @@ class Router:
                 _pool(gateway, replica.port, outbox),
                 Breaker(gateway.breaker_failures),
                 resident=replica.engine.residency == "always",
+                last_token=now,
             )
             for replica in replicas(site)
         ]

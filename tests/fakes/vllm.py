@@ -9,6 +9,7 @@ Faults: ``cut:n`` closes the connection after n tokens, ``stall:n`` falls silent
 error frame after n as vLLM does, ``no_done``, ``no_usage`` and ``no_finish`` leave a part out, ``garbage``
 sends a frame that is no JSON, ``double`` sends each token twice, ``content_type`` names the wrong type,
 ``early_empty`` sends an empty chunk before the first token, ``error_body`` answers 200 with an error,
+``late_end`` lets HTTP's own end come half a second after ``[DONE]``,
 ``reset`` closes without an answer, ``hang`` sends headers and then nothing, ``split`` writes byte by byte,
 ``status:n`` answers status n.
 
@@ -364,7 +365,8 @@ class Connection(asyncio.Protocol):
             else:
                 yield wait, data
             wait = plan.itl_ms
-        yield 0, b"".join(chunk(part) for part in last if part) + b"0\r\n\r\n"
+        yield 0, b"".join(chunk(part) for part in last if part)
+        yield (500 if plan.fault == "late_end" else 0), b"0\r\n\r\n"
 
     def break_off(self, plan: Plan, head: bytes) -> Iterator[tuple[float, bytes]]:
         if plan.fault == "garbage":

@@ -44,6 +44,17 @@ async def test_20_of_20_aborts_reach_the_engine_within_half_a_second(service: Se
         assert all(row["completion_tokens"] >= 2 for row in new)
 
 
+async def test_a_client_that_leaves_at_the_last_word_had_everything(service: Service) -> None:
+    """OpenAI's client hangs up at ``[DONE]``, which may be before the engine has ended its answer in HTTP."""
+    rows = len(service.rows())
+    body = chat("fake: tokens=5 fault=late_end", stream=True, stream_options={"include_usage": True})
+    reader, writer = await open_stream(service, body)
+    await reader.readuntil(b"data: [DONE]\n\n")
+    writer.transport.abort()
+    row = (await asyncio.to_thread(service.wait_rows, rows + 1))[-1]
+    assert (row["outcome"], row["estimated"], row["completion_tokens"]) == ("ok", 0, 5)
+
+
 async def test_a_client_that_leaves_while_sending_its_body_leaves_a_row(service: Service) -> None:
     rows = len(service.rows())
     reader, writer = await asyncio.open_connection("127.0.0.1", service.gateway.port)

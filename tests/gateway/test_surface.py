@@ -33,7 +33,7 @@ def test_health_needs_no_key_and_ready_is_a_generated_token(service: Service) ->
     time.sleep(0.25)  # let the cached readiness (0.2 s in this site) grow old
     answer = service.get("/ready")
     assert (answer.status, answer.json) == (200, {"status": "ready", "engines": {"chat": "ready"}})
-    assert service.stats()["requests"] == before + 1
+    assert service.stats()["requests"] >= before + 1
     assert '"max_tokens": 1' in service.last()["body"]
 
 
