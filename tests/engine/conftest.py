@@ -156,7 +156,7 @@ def running_stream(client: OpenAI, up: Up, model: str) -> Stream[ChatCompletionC
     On two busy cores vLLM may generate all tokens before its own HTTP side gets a turn; such a stream is over
     when we see it, so we ask again.
     """
-    for _ in range(10):
+    for _ in range(30):
         stream = client.chat.completions.create(
             model=model,
             messages=[{"role": "user", "content": "Hello!"}],
@@ -168,4 +168,4 @@ def running_stream(client: OpenAI, up: Up, model: str) -> Stream[ChatCompletionC
         if up.engine_metric("vllm:num_requests_running") == 1:
             return stream
         stream.close()
-    pytest.fail("ten streams in a row were over before the engine could be seen running one")
+    pytest.fail("thirty streams in a row were over before the engine could be seen running one")
