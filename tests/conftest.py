@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -236,6 +237,21 @@ def serving(folder: Path, **more: Any) -> Iterator[Service]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with serving(tmp_path_factory.mktemp("service")) as running:
         yield running
+
+
+def exchange(service: Service, *pieces: bytes, timeout: float = 8, to_the_end: bool = False) -> bytes:
+    """Send ``pieces``, read until the gateway closes or says a whole answer."""
+    with socket.create_connection(("127.0.0.1", service.gateway.port), timeout=timeout) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        seen = b""
+        while piece := connection.recv(65536):
+            seen += piece
+            head, _, body = seen.partition(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            if not to_the_end and length and len(body) >= int(length.group(1)) and b"connection: close" not in head:
+                break
+        return seen
 
 
 def chat(text: str = "hi", **more: Any) -> dict[str, Any]:

@@ -58,9 +58,15 @@ GONE = {
 }
 """Flags of old notes and posts, and what to do instead (facts: vLLM 0.33.0's own parser refuses them)."""
 
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-ENVIRONMENT |= {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0", "VLLM_MAX_N_SEQUENCES": "16"}
-"""Weights are pinned and fetched beforehand; an engine has no business on the network."""
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+    "VLLM_MAX_N_SEQUENCES": "16",
+}
+"""Weights are pinned and fetched beforehand; an engine has no business on the network. vLLM's own bound of
+parallel answers, 16384, would let one request fill it."""
 
 
 @cache

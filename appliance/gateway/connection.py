@@ -373,12 +373,11 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._closes:
             self.phase = "closing"
+            self._server.outbox.flush()
             if self._fresh:
-                self._server.outbox.flush()
                 self._transport.close()
             else:
                 # The client is still sending: closing now would reset the connection and lose our answer.
-                self._server.outbox.flush()
                 self._transport.write_eof()
                 self.deadline = self._server.now() + LINGER_S
             return

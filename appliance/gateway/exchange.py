@@ -221,11 +221,7 @@ class Exchange(Rebound):
         self._way = None
         if self._ended:
             return
-        replica = self._replica
-        if replica is not None:
-            at_once = isinstance(failure, EngineUnavailableError)
-            if replica.breaker.failed(str(failure), self._shared.clock(), at_once=at_once):
-                self._shared.router.service_of(replica).went_down()
+        self._blame(str(failure), at_once=isinstance(failure, EngineUnavailableError))
         if not self._begun and self._elsewhere():
             return
         self._fail(failure)
@@ -390,13 +386,18 @@ class Exchange(Rebound):
 
     def _judge(self, outcome: str) -> None:
         """Tell the replica's breaker; what a client did wrong says nothing about an engine."""
-        replica = self._replica
-        if replica is None:
+        if outcome not in ("ok", "rejected"):
+            self._blame(f"an answer ended as {outcome}")
+        elif self._replica is not None:
+            self._replica.breaker.succeeded()
+
+    def _blame(self, why: str, *, at_once: bool = False) -> None:
+        """Hold a failure against the replica; its service is told when that takes it down."""
+        replica, service = self._replica, self._service
+        if replica is None or service is None:
             return
-        if outcome in ("ok", "rejected"):
-            replica.breaker.succeeded()
-        elif replica.breaker.failed(f"an answer ended as {outcome}", self._shared.clock()):
-            self._shared.router.service_of(replica).went_down()
+        if replica.breaker.failed(why, self._shared.clock(), at_once=at_once):
+            service.went_down()
 
     def _count_stream(self, relay: Relay) -> None:
         if relay.usage is not None:
@@ -429,8 +430,7 @@ class Exchange(Rebound):
         shared.metrics.in_flight -= 1
         shared.metrics.count(row)
         shared.usage.put(row)
-        if row.outcome in log.FAULTS:
-            log.fault(row)
+        log.fault(row)
         service, replica = self._service, self._replica
         if service is not None and replica is not None:
             # A failed request is no service; one that ended is charged what it took.

@@ -2,7 +2,7 @@
 
 An engine that loads any ``image_url`` reads the metadata service, the router and the neighbours for whoever asks
 (CVE-2026-24779 and its bypasses). What is not a data: URL must name an allowed host, spelled plainly, so that no
-two parsers can disagree about it; the engine itself gets the same list and follows no redirect.
+two parsers can disagree about it; the engine itself follows no redirect.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ One transition at a time. A load that fails brings back what made room for it, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -133,19 +134,20 @@ class SwapController:
         await self._learn()
         while True:
             self._event.clear()
-            await self._watch()
+            self._watch()
             step = decide(self._states(), self._budget, self.site.gateway.swap, self.clock(), self._wanted)
             if isinstance(step, Load):
                 if step.name == self._wanted:
                     self._wanted = None
                 await self._swap(self.engines[step.name], [self.engines[name] for name in step.victims])
                 continue
-            timeout = 1.0 if step.until is None else max(0.0, min(1.0, step.until - self.clock()))
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._event.wait()
-            except TimeoutError:
-                pass
+            await self._noticed(1.0 if step.until is None else step.until - self.clock())
+
+    async def _noticed(self, within_s: float) -> None:
+        """Wait until something changed, a second at most: not every change is told."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, min(1.0, within_s))):
+                await self._event.wait()
 
     async def _learn(self) -> None:
         """What an earlier gateway left running is taken over awake, or stopped."""
@@ -166,8 +168,8 @@ class SwapController:
             return False
         return True
 
-    async def _watch(self) -> None:
-        """Notice a loaded engine whose process is gone for good; systemd and the keeper restart what crashed."""
+    def _watch(self) -> None:
+        """Nobody waits for a loaded engine that is down; systemd, or the keeper of children, restarts it."""
         for engine in self.engines.values():
             down = engine.state == "ready" and not any(replica.breaker.up for replica in engine.replicas)
             if down and engine.service.queue.waiting:
@@ -228,11 +230,7 @@ class SwapController:
                 LOG.warning("%s still runs requests at the drain's deadline; they are cut", engine.name)
                 return
             self._event.clear()
-            try:
-                async with asyncio.timeout(min(left, 1.0)):
-                    await self._event.wait()
-            except TimeoutError:
-                pass
+            await self._noticed(left)
 
     async def _unload(self, engine: Managed) -> None:
         if engine.sleeps:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import Service, chat, serving, wait_until
+from tests.conftest import Service, chat, exchange, serving, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +30,6 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     }
     with serving(tmp_path_factory.mktemp("guarded"), gateway=limits) as service:
         yield service
-
-
-def exchange(service: Service, *pieces: bytes, timeout: float = 8, to_the_end: bool = False) -> bytes:
-    """Send ``pieces``, read until the gateway closes or says a whole answer."""
-    with socket.create_connection(("127.0.0.1", service.gateway.port), timeout=timeout) as connection:
-        for piece in pieces:
-            connection.sendall(piece)
-        seen = b""
-        while piece := connection.recv(65536):
-            seen += piece
-            head, _, body = seen.partition(b"\r\n\r\n")
-            length = re.search(rb"content-length: (\d+)", head)
-            if not to_the_end and length and len(body) >= int(length.group(1)) and b"connection: close" not in head:
-                break
-        return seen
 
 
 def head(service: Service, *lines: str, path: str = "/v1/chat/completions") -> bytes:

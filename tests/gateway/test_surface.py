@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-import socket
 import time
 
 import pytest
 
 from appliance.store.keys import KeyStore
-from tests.conftest import Service, chat, http, serving, wait_until
-
-
-def raw(service: Service, request: bytes) -> bytes:
-    """Send bytes as they are and read the answer to its end."""
-    with socket.create_connection(("127.0.0.1", service.gateway.port), timeout=5) as connection:
-        connection.sendall(request)
-        seen = b""
-        while piece := connection.recv(65536):
-            seen += piece
-            head, _, body = seen.partition(b"\r\n\r\n")
-            length = re.search(rb"content-length: (\d+)", head)
-            if length and len(body) >= int(length.group(1)):
-                break
-        return seen
+from tests.conftest import Service, chat, exchange, http, serving, wait_until
 
 
 def test_health_needs_no_key_and_ready_is_a_generated_token(service: Service) -> None:
@@ -97,7 +81,7 @@ def test_other_methods_are_405(service: Service, method: str, path: str) -> None
 def test_no_or_wrong_key_is_401(service: Service, header: str) -> None:
     body = json.dumps(chat()).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{header}{header and chr(13) + chr(10)}"
-    answer = raw(service, f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    answer = exchange(service, f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     assert answer.startswith(b"HTTP/1.1 401 ")
     assert b"www-authenticate: Bearer" in answer
     assert b'"code": "invalid_api_key"' in answer
@@ -105,8 +89,10 @@ def test_no_or_wrong_key_is_401(service: Service, header: str) -> None:
 
 def test_two_authorization_headers_are_400(service: Service) -> None:
     key = f"authorization: Bearer {service.key}\r\n"
-    assert raw(service, f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{key}\r\n".encode()).startswith(b"HTTP/1.1 200 ")
-    assert raw(service, f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{key * 2}\r\n".encode()).startswith(
+    assert exchange(service, f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{key}\r\n".encode()).startswith(
+        b"HTTP/1.1 200 "
+    )
+    assert exchange(service, f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{key * 2}\r\n".encode()).startswith(
         b"HTTP/1.1 400 "
     )
 
@@ -171,11 +157,11 @@ def test_a_body_over_the_limit_is_413_by_length_and_by_chunks(tmp_path_factory: 
         answer = service.post("/v1/chat/completions", chat("x" * 1000))
         assert (answer.status, answer.json["error"]["code"]) == (413, "request_too_large")
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\n".encode()
-        assert raw(service, head + b"content-length: 99999999\r\n\r\n").startswith(b"HTTP/1.1 413 ")
+        assert exchange(service, head + b"content-length: 99999999\r\n\r\n").startswith(b"HTTP/1.1 413 ")
         chunks = (
             b"transfer-encoding: chunked\r\n\r\n" + b"200\r\n" + b" " * 512 + b"\r\n200\r\n" + b" " * 512 + b"\r\n"
         )
-        assert raw(service, head + chunks).startswith(b"HTTP/1.1 413 ")
+        assert exchange(service, head + chunks).startswith(b"HTTP/1.1 413 ")
         assert [row["status"] for row in service.wait_rows(4)] == [200, 413, 413, 413]
 
 
