@@ -14,8 +14,6 @@ import time
 from collections.abc import Coroutine, Iterator
 from itertools import count
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from appliance.config import Site
 from appliance.engines.load import EngineControl
 from appliance.errors import (
@@ -270,7 +268,7 @@ class Gateway:
                 # In a thread: a database across a network must not hold up a stream.
                 self._take_keys(await asyncio.to_thread(self._keys.snapshot, self._changes))
                 complained = False
-            except (SQLAlchemyError, StoreError) as error:
+            except StoreError as error:
                 if not complained:
                     # The last snapshot stays in force; a gateway that forgot all keys would serve nobody.
                     LOG.error("the keys cannot be read, changes to them wait until they can: %s", error)  # noqa: TRY400

@@ -19,6 +19,9 @@ from appliance.gateway.exchange import Exchange
 from appliance.gateway.parts import Client
 
 MAX_KEY = 255
+OVERHEAD = 1024
+"""Bytes that a tape takes besides its answer: refusals are short, and must not be free."""
+
 MAX_BYTES = 64 * 2**20
 """Bytes of finished answers that are kept; beyond, the oldest are forgotten first."""
 
@@ -31,7 +34,7 @@ class Tape:
         self._calls: list[Callable[[Client], None]] = []
         self._readers: list[ClientConnection] = []
         self.exchange: Exchange | None = None
-        self.size = 0
+        self.size = OVERHEAD
         self.complete = False
 
     def follow(self, reader: ClientConnection) -> None:
@@ -153,13 +156,16 @@ class Tapes:
 
     def _expire(self) -> None:
         now = self._clock()
-        for name, entry in [*self._entries.items()]:
+        stale = []
+        for name, entry in self._entries.items():
             if entry.finished_at is None:
                 continue
             if self._bytes <= MAX_BYTES and now - entry.finished_at <= self._keep_s:
-                return
-            del self._entries[name]
+                break
+            stale.append(name)
             self._bytes -= entry.tape.size
+        for name in stale:
+            del self._entries[name]
 
 
 def _digest(path: str, body: bytes) -> bytes:

@@ -100,5 +100,7 @@ class Authenticator:
         same = compare_digest(digest, key.digest if key is not None else NO_DIGEST)
         if key is None or not same or key.state(self._clock()) != "active":
             raise AuthenticationError("This API key is not valid; ask the owner of the service for one")
-        self._verified[sent] = key
+        if len(sent) == len(token) + 7:
+            # Only as it is meant to be written: one key with ever more spaces must not fill the memory.
+            self._verified[sent] = key
         return key

@@ -107,7 +107,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """An answer cut short is a failure, an idle connection closed is not."""
         self.keep_alive = False
-        self._pool.forget(self)
+        self._pool.lost(self)
         if self.sink is not None and not self._complete:
             if self._reused and not self.received:
                 # It was idle and the engine had closed it just before: nothing was read of the request.
@@ -290,6 +290,12 @@ class Pool:
     def forget(self, connection: Connection) -> None:
         """A connection is of no more use."""
         self._busy.discard(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """The engine closed a connection, busy or idle: after a restart none of the old ones stays behind."""
+        self._busy.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
 
     def close(self) -> None:
         """Close every connection."""

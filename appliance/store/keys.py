@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.errors import StoreError, UsageError
@@ -100,9 +101,11 @@ class KeyStore:
         except SQLAlchemyError as error:
             raise _failed(error) from error
 
-    def _reading(self) -> Any:
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
         try:
-            return self._engine.connect()
+            with self._engine.connect() as connection:
+                yield connection
         except SQLAlchemyError as error:
             raise _failed(error) from error
 

@@ -153,6 +153,22 @@ async def test_a_connection_closed_while_idle_is_replaced_once() -> None:
         assert seen == [0, 1, 2]
 
 
+async def test_idle_connections_that_the_engine_closed_do_not_stay_behind() -> None:
+    writers: list[asyncio.StreamWriter] = []
+
+    def keep(_: int, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        writer.write(whole(b"hello"))
+
+    async with engine(keep) as (pool, _):
+        first, second = Answer(pool), Answer(pool)
+        assert [await first.done, await second.done] == [b"hello", b"hello"]
+        assert len(pool._idle) == 2
+        for writer in writers:
+            writer.close()
+        await until(lambda: not pool._idle)
+
+
 async def test_garbage_silence_and_nobody() -> None:
     async with engine(lambda _, writer: writer.write(b"hello, I am no engine\r\n\r\n")) as (pool, _):
         with pytest.raises(EngineFailedError, match="did not answer in HTTP"):

@@ -151,6 +151,31 @@ def test_authentication_by_state_and_time(tmp_path: Path) -> None:
         authenticator.authenticate(header(key))
 
 
+def test_one_key_in_many_spellings_does_not_fill_the_memory(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path)
+    key = store.create("ada")
+    authenticator = Authenticator()
+    authenticator.replace(store.all())
+    for spaces in range(1, 200):
+        sent = b"Bearer " + b" " * spaces + key.encode()
+        assert authenticator.authenticate(sent).user == "ada"
+    assert not authenticator._verified
+    authenticator.authenticate(header(key))
+    assert len(authenticator._verified) == 1
+    store.close()
+
+
+def test_a_database_that_breaks_while_it_is_read_is_said(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path)
+    with sqlite3.connect(tmp_path / "appliance.sqlite") as db:
+        db.execute("DROP TABLE keys")
+    db.close()
+    for read in (store.all, lambda: store.snapshot(-1), lambda: store.get("000000000000")):
+        with pytest.raises(StoreError, match="the database refuses"):
+            read()
+    store.close()
+
+
 @pytest.mark.parametrize("user", ["", "a b", "-x", "é", "x" * 64, "a\n"])
 def test_users_have_plain_names(tmp_path: Path, user: str) -> None:
     with pytest.raises(UsageError, match="is no user's name"):
