@@ -75,7 +75,7 @@ _NO_EDGE = checks.needs("edge", "this host is no edge")
 CHECKS: tuple[Check, ...] = (
     Check(
         "pins",
-        "kernel, driver, CUDA, Python, torch, vLLM against their pins; nginx on a VPS; kernels that wait for a reboot",
+        "kernel, driver, CUDA, Python, torch, vLLM against their pins; nginx on a VPS; a kernel that waits",
         "What runs is the tested set, or a mixture nobody tested.",
         "`nixos-rebuild boot --flake .#gpu && reboot`",
         checks.has_pins,
