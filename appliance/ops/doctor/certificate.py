@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import math
 import re
 import socket
 import ssl
@@ -178,8 +179,8 @@ def _file(edge: Edge, found: Certificate, now: float, mend: str) -> Verdict:
         )
     if days < WARN_DAYS:
         level = fail if days < FAIL_DAYS else warn
-        return level(f"{days:.0f} days left", "It should have been renewed at 30 days.", mend, "file")
-    return ok(f"{days:.0f} days left", "file")
+        return level(f"{math.floor(days)} days left", "It should have been renewed at 30 days.", mend, "file")
+    return ok(f"{math.floor(days)} days left", "file")
 
 
 def _covers(name: str, domain: str) -> bool:
