@@ -62,7 +62,7 @@ class FakeHost:
     """A healthy GPU host or VPS under a folder; tests break one thing and look."""
 
     root: Path
-    site: dict[str, Any] | None
+    site: dict[str, Any]
     machine: dict[str, Any]
     sockets: list[tuple[str, str, int, int]] = field(default_factory=list)
     """Protocol, address, port, process."""
@@ -93,7 +93,8 @@ class FakeHost:
             load = "not-found" if state == "not-found" else "loaded"
             blocks.append(
                 f"Type=simple\nRemainAfterExit=no\nResult={result}\nExecMainExitTimestamp=\nId={unit}\n"
-                f"LoadState={load}\nActiveState={'inactive' if load == 'not-found' else state}\nConditionResult=yes\n"
+                f"LoadState={load}\nConditionResult=yes\n"
+                f"ActiveState={'inactive' if load == 'not-found' else state}\n"
             )
         self.says("systemctl", "\n".join(blocks))
 
@@ -127,7 +128,7 @@ class FakeHost:
 
     def scene(self, *, hashes: bool = False) -> Scene:
         self.lay_out()
-        site = validate("site", self.site) if self.site is not None else None
+        site = validate("site", self.site) if self.site else None
         machine = Machine.model_validate_json(json.dumps(self.machine))
         return Scene(Host(self.root, timeout_s=5), site, machine, self.root, self.now, hashes)
 
@@ -241,7 +242,7 @@ def _openssl(*words: object, begins: str = "") -> None:
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     folder = tmp_path_factory.mktemp("authority")
     _openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "3650",
-             "-subj", "/CN=Authority of the tests", "-keyout", folder / "ca.key", "-out", folder / "ca.pem")  # fmt: skip
+             "-subj", "/CN=Authority", "-keyout", folder / "ca.key", "-out", folder / "ca.pem")  # fmt: skip
     return Authority(folder)
 
 
@@ -329,7 +330,9 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
             "tunnel": {
                 "interface": "wg0", "address": "10.77.0.1", "mtu": 1420,
                 "private_key_file": "/var/lib/wireguard/wg0.key",
-                "peers": {"vps": {"public_key": KEYS["vps"], "address": "10.77.0.2", "endpoint": "203.0.113.5:51820"}},
+                "peers": {
+                    "vps": {"public_key": KEYS["vps"], "address": "10.77.0.2", "endpoint": "203.0.113.5:51820"},
+                },
             },
             "firewall": {
                 "openings": [
@@ -415,7 +418,7 @@ def vps(
                     "gateways": [f"127.0.0.1:{gateway}"],
                 },
             }  # fmt: skip
-            host = FakeHost(root, None, machine)
+            host = FakeHost(root, {}, machine)
             host.says("nft", nft_json(accepts("udp", 51820), accepts("tcp", port, 22)))
             (root / "var/lib/acme/llm.example.org").mkdir(parents=True)
             shutil.copy(cert, root / "var/lib/acme/llm.example.org/fullchain.pem")
