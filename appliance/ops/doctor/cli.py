@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
     from appliance.ops.doctor.catalogue import CHECKS, examine  # noqa: PLC0415
     from appliance.ops.doctor.host import Host  # noqa: PLC0415
     from appliance.ops.doctor.scene import Scene  # noqa: PLC0415
-    from appliance.ops.doctor.show import as_json, show  # noqa: PLC0415
+    from appliance.ops.doctor.show import as_json, show, show_list  # noqa: PLC0415
 
     machine = _machine(args)
     site = load(args.config) if _has_site(args, machine) else None
@@ -61,9 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     # Plain text has no width of its own: a long command must not be folded where it is copied from a log.
     console = Console(highlight=False, soft_wrap=False)
     if args.list:
-        for check in CHECKS:
-            why = check.applies(scene)
-            console.print(f"{check.name:12} {f'(not here: {why})' if why else check.looks}", markup=False)
+        show_list(((check.name, check.looks, check.applies(scene)) for check in CHECKS), console)
         return 0
     report = examine(scene, args.only)
     if args.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -58,6 +59,14 @@ def show(report: Report, console: Console) -> None:
         names = ", ".join(one.name for one in report.left_out)
         console.print(Padding(f"[dim]not for this host: {names}[/]", (1, 0, 0, 0)))
     console.print(Padding(_summary(report), (1, 0, 0, 0)))
+
+
+def show_list(checks: Iterable[tuple[str, str, str]], console: Console) -> None:
+    """Names of checks, what each looks at, and why one does not concern this host."""
+    table = Table.grid("check", "looks", padding=(0, 2, 0, 0))
+    for name, looks, why in checks:
+        table.add_row(f"[bold]{name}[/]", f"[dim]not here: {escape(why)}[/]" if why else escape(looks))
+    console.print(table)
 
 
 def _said(one: Result) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.machine import Peer, Tunnel
-from appliance.ops.doctor.host import CannotLookError, Host
+from appliance.ops.doctor.host import CannotLookError, Host, Output
 from appliance.ops.doctor.result import Verdict, fail, ok, warn
 
 DEAD_AFTER_S = 180
@@ -65,7 +66,9 @@ def read_state(host: Host, interface: str) -> State | None:
         return None
     done = host.run("wg", "show", interface, "dump")
     if done.code != 0:
-        raise CannotLookError(f"wg: {done.first_error}", "run `appliance doctor` as root")
+        # What it prints beside an error may hold keys, so its words are taken without them.
+        said = re.sub(r"[A-Za-z0-9+/]{43}=", "(a key)", Output(done.code, "", done.err).first_error)
+        raise CannotLookError(f"wg: {said}", "run `appliance doctor` as root")
     public, peers = parse_dump(done.out)
     return State(public, peers, host.number(Path("/sys/class/net") / interface / "mtu"))
 
