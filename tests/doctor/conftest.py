@@ -33,7 +33,7 @@ KEYS = {
     "vps": "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=",
     "stranger": "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
 }
-PRIVATE = "aSecretThatMustNeverBeSeenInAnyOutput0000000="
+PRIVATE = "aSecretThatMustNeverBeSeenInAnyOutput000000="
 
 CARD = {
     "index": "0", "name": "NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "pci.bus_id": "00000000:41:00.0",
@@ -48,7 +48,11 @@ case "$*" in
   *--query-gpu*) cat "$FAKE/cards"; exit "$(cat "$FAKE/smi.code")" ;;
 esac
 """
-PRINT = '#!/bin/sh\ncat "$FAKE/{name}"; exit "$(cat "$FAKE/{name}.code")"\n'
+PRINT = """#!/bin/sh
+code=$(cat "$FAKE/{name}.code")
+if [ "$code" = 0 ]; then cat "$FAKE/{name}"; else cat "$FAKE/{name}" >&2; fi
+exit "$code"
+"""
 
 
 def hex_address(address: str, port: int) -> str:
