@@ -251,7 +251,18 @@ def check_ports(scene: Scene) -> Iterator[Verdict]:
         known.add(gateway.port)
         yield from ports.judge_gateway(gateway.host, gateway.port, scene.listeners)
     if scene.machine is not None:
-        yield from ports.judge_others(scene.machine, known, scene.listeners)
+        yield from ports.judge_others(scene.machine, known, scene.listeners, _tunnel_port(scene))
+
+
+def _tunnel_port(scene: Scene) -> int | None:
+    expected = _machine(scene).tunnel
+    if expected is None:
+        return None
+    try:
+        state = tunnel.read_state(scene.host, expected.interface)
+    except CannotLookError:
+        return None  # `tunnel` says so; here its port then counts as a stranger's
+    return state.listen_port if state is not None else None
 
 
 def check_units(scene: Scene) -> Iterator[Verdict]:

@@ -74,8 +74,13 @@ def judge_gateway(address: str, port: int, listeners: Sequence[Listener]) -> Ite
         yield ok(str(mine[0]), "gateway")
 
 
-def judge_others(machine: Machine, known: set[int], listeners: Sequence[Listener]) -> Iterator[Verdict]:
-    """What the machine opens is listened to, and nothing else listens beyond loopback."""
+def judge_others(
+    machine: Machine, known: set[int], listeners: Sequence[Listener], tunnel_port: int | None
+) -> Iterator[Verdict]:
+    """What the machine opens is listened to, and nothing else listens beyond loopback.
+
+    ``tunnel_port`` is where WireGuard listens now; one that only dials out takes any free port.
+    """
     openings = machine.firewall.openings if machine.firewall else ()
     for opening in openings:
         if opening.port in known:
@@ -88,14 +93,11 @@ def judge_others(machine: Machine, known: set[int], listeners: Sequence[Listener
                 opening.by,
                 f"{opening.by}-not-listening" if opening.by in {"edge", "tunnel"} else "",
             )
-    wanted = {(o.protocol, o.port) for o in openings} | set(OWN_PORTS)
-    tunnel = machine.tunnel
+    wanted = {(o.protocol, o.port) for o in openings} | set(OWN_PORTS) | {("udp", tunnel_port)}
     strangers = []
     for one in listeners:
         if not one.beyond_loopback or (one.protocol, one.port) in wanted or one.port in known:
             continue
-        if one.protocol == "udp" and one.process is None and tunnel is not None and tunnel.listen_port is None:
-            continue  # a WireGuard that dials out takes any free port; its socket belongs to the kernel
         if one.process is not None and one.process.unit.startswith("appliance-engine-"):
             continue  # said above
         strangers.append(one)

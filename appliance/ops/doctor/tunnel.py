@@ -37,6 +37,7 @@ class State:
     public_key: str | None
     peers: tuple[PeerState, ...]
     mtu: int | None
+    listen_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +70,18 @@ def read_state(host: Host, interface: str) -> State | None:
         # What it prints beside an error may hold keys, so its words are taken without them.
         said = re.sub(r"[A-Za-z0-9+/]{43}=", "(a key)", Output(done.code, "", done.err).first_error)
         raise CannotLookError(f"wg: {said}", "run `appliance doctor` as root")
-    public, peers = parse_dump(done.out)
-    return State(public, peers, host.number(Path("/sys/class/net") / interface / "mtu"))
+    return parse_dump(done.out, host.number(Path("/sys/class/net") / interface / "mtu"))
 
 
-def parse_dump(text: str) -> tuple[str | None, tuple[PeerState, ...]]:
-    """This host's public key and its peers, from ``wg show … dump``.
+def parse_dump(text: str, mtu: int | None = None) -> State:
+    """The interface, from ``wg show … dump``.
 
     The first line begins with the private key and each peer's second column is the preshared key: neither is
     taken over, not even into an error's message.
     """
     lines = [line.split("\t") for line in text.splitlines() if line]
     try:
-        public = lines[0][1]
+        public, port = lines[0][1], int(lines[0][2])
         peers = tuple(
             PeerState(
                 public_key=words[0],
@@ -94,7 +94,7 @@ def parse_dump(text: str) -> tuple[str | None, tuple[PeerState, ...]]:
         )
     except (IndexError, ValueError):
         raise CannotLookError("wg answers what is no dump of an interface", "run `wg show` by hand") from None
-    return (None if public == "(none)" else public), peers
+    return State(None if public == "(none)" else public, peers, mtu, port or None)
 
 
 def judge_tunnel(expected: Tunnel, key: KeyFile, state: State | None, now: float) -> Iterator[Verdict]:
