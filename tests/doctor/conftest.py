@@ -238,7 +238,7 @@ class Authority:
 
 
 def _openssl(*words: object, begins: str = "") -> None:
-    argv = [*(("faketime", begins) if begins else ()), "openssl", *map(str, words)]
+    argv = [*(("faketime", "-f", begins) if begins else ()), "openssl", *map(str, words)]
     subprocess.run(argv, check=True, capture_output=True)
 
 
