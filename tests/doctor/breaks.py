@@ -277,7 +277,7 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
         ("not loaded", _says("nft", '{"nftables": [{"metainfo": {}}]}'), "fail", "nftables is not loaded"),
         ("another table", _says("nft", nft_json(table="filter")), "fail", "loaded are: inet filter"),
         ("policy accept", _says("nft", nft_json(policy="accept")), "fail", "has policy accept"),
-        ("a rule for everything", _says("nft", nft_json([{"accept": None}])), "fail", "1 rules accept everything"),
+        ("a rule for everything", _says("nft", nft_json([{"accept": None}])), "fail", "1 rules accept every port"),
         ("a port too many", lambda h: _rules(h, 8001), "fail", "lets in 8001/tcp"),
         ("a port too few", _says("nft", nft_json(accepts("tcp", 22))), "fail", "does not let in"),
         ("no permission", _says("nft", "", 1), "unknown", "nft:"),

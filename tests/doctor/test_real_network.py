@@ -209,6 +209,57 @@ def test_a_rule_that_somebody_added_is_noticed(index: int, pair: tuple[Node, Nod
     assert one.codes("firewall") == ["firewall-open"]
 
 
+@pytest.mark.parametrize(
+    ("rule", "level", "seen"),
+    [
+        ("accept", "fail", "1 rules accept every port"),
+        ("iifname eth0 accept", "fail", "1 rules accept every port"),
+        ("ip saddr 198.51.100.0/24 accept", "fail", "1 rules accept every port"),
+        ("meta l4proto tcp accept", "fail", "1 rules accept every port"),
+        ("ct state new accept", "fail", "1 rules accept every port"),
+        ("ip saddr 198.51.100.1 tcp dport 6379 accept", "fail", "lets in 6379/tcp"),
+        ("tcp dport { 3306, 33060 } accept", "fail", "lets in 3306/tcp, 33060/tcp"),
+        ("tcp dport != 22 accept", "unknown", "1 rules lead elsewhere"),
+        ("tcp dport vmap { 2049 : accept }", "unknown", "1 rules lead elsewhere"),
+        ("icmp type echo-request accept", "ok", ""),
+        ("meta l4proto ipv6-icmp accept", "ok", ""),
+        ("ct state established accept", "ok", ""),
+        ("tcp dport 6379 drop", "ok", ""),
+        ("counter", "ok", ""),
+    ],
+)
+def test_rules_that_somebody_added(rule: str, level: str, seen: str, pair: tuple[Node, Node]) -> None:
+    gpu, _ = pair
+    gpu.do("nft", f"add rule inet appliance input {rule}")
+    report = gpu.doctor("firewall")
+    assert report["worst"] == level, report["checks"]
+    assert any(seen in check["seen"] for check in report["checks"] if check["level"] == level), report["checks"]
+
+
+def test_rules_that_lead_to_a_chain_or_a_set(pair: tuple[Node, Node]) -> None:
+    gpu, _ = pair
+    gpu.do("nft", "add set inet appliance mine { type inet_service; elements = { 6379 }; }")
+    gpu.do("nft", "add chain inet appliance more { tcp dport 7000 accept; }")
+    assert gpu.doctor("firewall")["worst"] == "ok"
+    gpu.do("nft", "add rule inet appliance input tcp dport @mine accept")
+    gpu.do("nft", "add rule inet appliance input jump more")
+    found = [check["seen"] for check in gpu.doctor("firewall")["checks"] if check["level"] == "unknown"]
+    assert found == ["2 rules lead elsewhere (jump, map, named set), which is not followed"]
+
+
+def test_the_owners_own_rules(pair: tuple[Node, Node]) -> None:
+    gpu, _ = pair
+    gpu.machine["firewall"]["extra_input"] = 'iifname "lan0" tcp dport 9100 accept\nip saddr 192.168.1.7 accept'
+    try:
+        for rule in gpu.machine["firewall"]["extra_input"].splitlines():
+            gpu.do("nft", f"add rule inet appliance input {rule}")
+        assert gpu.doctor("firewall")["worst"] == "ok"
+        gpu.do("nft", "add rule inet appliance input tcp dport 9101 accept")
+        assert gpu.doctor("firewall")["worst"] == "fail"
+    finally:
+        gpu.machine["firewall"]["extra_input"] = ""
+
+
 @pytest.mark.parametrize("index", [0, 1], ids=["gpu", "vps"])
 def test_a_missing_key_is_named(index: int, pair: tuple[Node, Node]) -> None:
     one = pair[index]

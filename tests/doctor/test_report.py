@@ -136,6 +136,15 @@ def test_no_secret_in_any_output(words: tuple[str, ...], gpu: FakeHost) -> None:
     assert "cannot use (a key)" in done.stdout
 
 
+def test_what_others_may_name_cannot_steer_the_terminal(gpu: FakeHost) -> None:
+    gpu.sockets.append(("tcp", "0.0.0.0", 6666, 950))
+    gpu.process(950, "\x1b]0;owned\x07[red]x", "evil.service")
+    done = doctor(gpu, "--only", "ports")
+    assert done.returncode == 3
+    assert not {"\x1b", "\x07"} & set(done.stdout)
+    assert "]0;owned [red]x" in done.stdout
+
+
 def test_the_list(gpu: FakeHost) -> None:
     done = doctor(gpu, "--list")
     assert done.returncode == 0

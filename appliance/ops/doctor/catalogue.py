@@ -67,7 +67,12 @@ def _made(check: Check, scene: Scene) -> Iterator[Verdict]:
 
 
 def _named(name: str, v: Verdict) -> Result:
-    return Result(name, v.subject, v.level, v.seen, v.meaning, v.fix, v.cause)
+    return Result(name, _plain(v.subject), v.level, _plain(v.seen), _plain(v.meaning), _plain(v.fix), v.cause)
+
+
+def _plain(text: str) -> str:
+    """Without control characters: names of processes and words of the kernel's log are anybody's to choose."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 _NO_EDGE = checks.needs("edge", "this host is no edge")

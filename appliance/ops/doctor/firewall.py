@@ -10,7 +10,7 @@ from typing import Any
 
 from appliance.machine import Firewall
 from appliance.ops.doctor.host import CannotLookError, Host
-from appliance.ops.doctor.result import Verdict, fail, ok
+from appliance.ops.doctor.result import Verdict, fail, ok, unknown
 
 RELOAD = "systemctl restart nftables; journalctl -u nftables"
 
@@ -26,12 +26,17 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """What matters of one table: ``opened`` holds (protocol, port), ``bare`` counts rules that accept all."""
+    """What matters of one table.
+
+    ``opened`` holds (protocol, port). ``bare`` counts rules that accept every port, ``dark`` those that lead
+    elsewhere (a jump, a map, a named set) and are not followed.
+    """
 
     tables: tuple[str, ...]
     chains: tuple[Chain, ...]
     opened: frozenset[tuple[str, int]]
     bare: int
+    dark: int
 
 
 def read_ruleset(host: Host, family: str, table: str) -> Ruleset:
@@ -57,18 +62,46 @@ def parse_ruleset(document: dict[str, Any], family: str, table: str) -> Ruleset:
     ]
     chains = tuple(Chain(c["name"], c["hook"], c.get("policy", "accept")) for c in mine if "hook" in c)
     inputs = {chain.name for chain in chains if chain.hook == "input"}
-    accepting = [
-        r["expr"] for r in mine if "expr" in r and r["chain"] in inputs and any("accept" in e for e in r["expr"])
-    ]
-    opened = {port for expression in accepting for port in _ports(expression)}
-    bare = sum(not any("match" in part for part in expression) for expression in accepting)
-    return Ruleset(tables, chains, frozenset(opened), bare)
+    rules = [rule["expr"] for rule in mine if "expr" in rule and rule["chain"] in inputs]
+    accepting = [rule for rule in rules if any("accept" in part for part in rule)]
+    opened = {port for rule in accepting for port in _ports(rule)}
+    bare = sum(not any(_narrows(part) for part in rule) for rule in accepting)
+    dark = sum(any(_leads_elsewhere(part) for part in rule) for rule in rules)
+    return Ruleset(tables, chains, frozenset(opened), bare, dark)
+
+
+def _left(part: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The left side of a match, where it is of this kind: ``payload``, ``meta`` or ``ct``."""
+    left = part.get("match", {}).get("left", {})
+    found = left.get(kind, {}) if isinstance(left, dict) else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _narrows(part: dict[str, Any]) -> bool:
+    """Whether a match keeps a rule from letting everything in: a port, a known connection, loopback, ICMP."""
+    right = part.get("match", {}).get("right")
+    states = right.get("set", []) if isinstance(right, dict) else right if isinstance(right, list) else [right]
+    payload = _left(part, "payload")
+    return (
+        payload.get("field") == "dport"
+        or (_left(part, "ct").get("key") == "state" and set(map(str, states)) <= {"established", "related"})
+        or (_left(part, "meta").get("key") in {"iif", "iifname"} and right == "lo")
+        or payload.get("protocol") in {"icmp", "icmpv6"}
+        or (_left(part, "meta").get("key") == "l4proto" and right in {"icmp", "icmpv6", "ipv6-icmp"})
+    )
+
+
+def _leads_elsewhere(part: dict[str, Any]) -> bool:
+    match = part.get("match", {})
+    a_port = _left(part, "payload").get("field") == "dport"
+    return bool(part.keys() & {"jump", "goto", "vmap"}) or (
+        a_port and (match.get("op") != "==" or not isinstance(match.get("right"), (int, dict)))
+    )
 
 
 def _ports(expression: list[dict[str, Any]]) -> Iterator[tuple[str, int]]:
     for part in expression:
-        payload = part.get("match", {}).get("left", {})
-        payload = payload.get("payload", {}) if isinstance(payload, dict) else {}
+        payload = _left(part, "payload")
         if payload.get("field") == "dport" and part["match"].get("op") == "==":
             for port in _numbers(part["match"]["right"]):
                 yield str(payload["protocol"]), port
@@ -112,13 +145,20 @@ def judge_firewall(expected: Firewall, seen: Ruleset) -> Iterator[Verdict]:
             )
         else:
             yield ok("drops what no rule names", hook)
-    if seen.bare:
+    lines = [line for line in expected.extra_input.splitlines() if "accept" in line and "dport" not in line]
+    if seen.bare > len(lines):
         yield fail(
-            f"{seen.bare} rules accept everything",
-            "Every port that listens is open.",
+            f"{seen.bare - len(lines)} rules accept every port",
+            "Every port that listens is open, to all or to some.",
             f"nft list table {name}; {RELOAD}",
             "rules",
             "firewall-open",
+        )
+    if seen.dark and not expected.extra_input.strip():
+        yield unknown(
+            f"{seen.dark} rules lead elsewhere (jump, map, named set), which is not followed",
+            f"nft list table {name}; {RELOAD}",
+            "rules",
         )
     yield _openings(expected, seen)
 
