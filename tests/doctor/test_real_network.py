@@ -299,7 +299,7 @@ def test_a_wrong_peer_key_in_the_description_is_named_on_either_host(pair: tuple
         bad = next(check for check in report["checks"] if check["level"] == "fail")
         assert bad["seen"].startswith("no handshake, ever")
         assert "A wrong peer key on either host" in bad["meaning"]
-        assert one.do("wg", "show", "wg0", "public-key").strip() in bad["meaning"]
+        assert one.do("wg", "show", "wg0", "public-key").strip() in bad["fix"]
     assert "bytes sent, none received" in next(
         check["seen"] for check in gpu.doctor("tunnel")["checks"] if check["level"] == "fail"
     )

@@ -21,7 +21,7 @@ from appliance.ops.doctor.catalogue import CHECKS, examine
 from appliance.ops.doctor.causes import CAUSES, causes
 from appliance.ops.doctor.host import CannotLookError, Host, TimedOutError
 from appliance.ops.doctor.result import EXIT_CODES, ORDER, Level, Result, worst
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_until
 from tests.doctor.conftest import KEYS, PRIVATE, FakeHost, dump
 
 ARGV = [sys.executable, "-m", "appliance", "doctor"]
@@ -189,6 +189,34 @@ def test_a_machine_of_another_name(gpu: FakeHost) -> None:
     assert (done.returncode, "this machine is 'other'" in done.stderr) == (2, True)
 
 
+def test_a_site_of_several_hosts(gpu: FakeHost) -> None:
+    """Where nothing tells which host this is, nothing is passed over in silence."""
+    gpu.site["hosts"] = {"alpha": gpu.site["hosts"]["gpu"], "beta": {"memory_gib": 8}}
+    gpu.site["engines"]["chat"]["host"] = "alpha"
+    site = gpu.root.parent / "appliance.json"
+    site.write_text(json.dumps(gpu.site))
+    argv = [*ARGV, "--config", str(site), "--list"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
+    assert (done.returncode, "none of the site's hosts (alpha, beta)" in done.stderr) == (2, True)
+    listed = {}
+    for name in ("alpha", "beta"):
+        done = subprocess.run(
+            [*argv, "--host", name], capture_output=True, text=True, check=False, timeout=60, cwd=ROOT
+        )
+        listed[name] = re.search(r"^cards .*not here", done.stdout, re.MULTILINE) is None
+    assert listed == {"alpha": True, "beta": False}
+
+
+def test_a_host_without_the_gateway(gpu: FakeHost) -> None:
+    gpu.machine["units"].remove("appliance-gateway.service")
+    gpu.machine["firewall"]["openings"].pop(0)
+    report = examine(gpu.scene(), ())
+    left_out = {one.name: one.why for one in report.left_out}
+    assert {"gateway", "engines", "database"} <= set(left_out)
+    assert left_out["gateway"] == "the gateway runs on another host"
+    assert not [one for one in report.results if one.subject == "gateway"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -217,7 +245,7 @@ def test_a_machine_file_that_is_no_json(tmp_path: Path) -> None:
 
 def test_a_driver_that_hangs_is_a_failure_and_is_not_waited_for(gpu: FakeHost, programs: Path) -> None:
     # What it starts holds its pipes open, as a wrapper's child would.
-    (programs / "nvidia-smi").write_text("#!/bin/sh\nsleep 300 & sleep 300\n")
+    (programs / "nvidia-smi").write_text('#!/bin/sh\nsleep 300 &\necho $! >> "$FAKE/children"\nwait\n')
     scene = gpu.scene()
     object.__setattr__(scene, "host", Host(gpu.root, timeout_s=0.5))
     began = time.monotonic()
@@ -227,6 +255,9 @@ def test_a_driver_that_hangs_is_a_failure_and_is_not_waited_for(gpu: FakeHost, p
     assert [one.level for one in results] == ["fail", "unknown", "unknown", "unknown", "unknown"]
     assert "did not answer within 0.5 s" in results[0].seen
     assert results[0].cause == "driver-mismatch"
+    children = [int(pid) for pid in (gpu.fake / "children").read_text().split()]
+    assert children
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "the end of what it started")
 
 
 def test_a_program_that_is_missing_or_hangs(gpu: FakeHost) -> None:

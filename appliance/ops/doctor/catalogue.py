@@ -80,7 +80,7 @@ _NO_EDGE = checks.needs("edge", "this host is no edge")
 CHECKS: tuple[Check, ...] = (
     Check(
         "pins",
-        "kernel, driver, CUDA, Python, torch, vLLM against their pins; nginx on a VPS; a kernel that waits",
+        "kernel, driver, CUDA, Python, torch, vLLM against their pins; nginx on a VPS; a newer kernel",
         "What runs is the tested set, or a mixture nobody tested.",
         "`nixos-rebuild boot --flake .#gpu && reboot`",
         checks.has_pins,
@@ -235,7 +235,7 @@ CHECKS: tuple[Check, ...] = (
         "whether this host's gateway answers `/ready`",
         "Nobody gets an answer.",
         "`systemctl status appliance-gateway`",
-        checks.has_site,
+        checks.has_gateway,
         checks.check_gateway,
     ),
     Check(
@@ -243,7 +243,7 @@ CHECKS: tuple[Check, ...] = (
         "whether each replica generated a token a moment ago",
         "Its requests go to another replica, or get 503.",
         "`journalctl -u appliance-engine-NAME`",
-        checks.has_site,
+        checks.has_gateway,
         checks.check_engines,
     ),
     Check(

@@ -41,6 +41,11 @@ def has_site(scene: Scene) -> str:
     return "" if scene.site is not None else "no site is described on this host"
 
 
+def has_gateway(scene: Scene) -> str:
+    """A gateway on this host."""
+    return has_site(scene) or ("" if scene.has_gateway else "the gateway runs on another host")
+
+
 def needs(part: str, what: str) -> Callable[[Scene], str]:
     """A part of the machine's description; ``what`` is said where it is absent."""
 
@@ -221,7 +226,7 @@ def has_database(scene: Scene) -> str:
     """Keys and usage in SQLite."""
     if scene.site is not None and scene.site.gateway.database_url is not None:
         return "keys and usage are in PostgreSQL; the gateway's own check speaks for it"
-    return has_site(scene)
+    return has_gateway(scene)
 
 
 def check_firewall(scene: Scene) -> Iterator[Verdict]:
@@ -246,7 +251,7 @@ def check_ports(scene: Scene) -> Iterator[Verdict]:
     of_engines = {replica.port: replica.name for replica in scene.replicas}
     known = set(of_engines)
     yield from ports.judge_engines(of_engines, scene.listeners)
-    if scene.site is not None:
+    if scene.site is not None and scene.has_gateway:
         gateway = scene.site.gateway
         known.add(gateway.port)
         yield from ports.judge_gateway(gateway.host, gateway.port, scene.listeners)

@@ -38,6 +38,7 @@ def add_doctor(commands: Commands, config_option: Callable[[argparse.ArgumentPar
     doctor.add_argument(
         "--machine", type=Path, metavar="FILE", help=f"description of this machine ({default}, where there is one)"
     )
+    doctor.add_argument("--host", metavar="NAME", help="which of the site's hosts this is, where nothing tells")
     doctor.add_argument(
         "--root",
         type=Path,
@@ -57,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
 
     machine = _machine(args)
     site = load(args.config) if _has_site(args, machine) else None
-    scene = Scene(Host(args.root), site, machine, Path.cwd(), time.time(), args.hashes)
+    scene = Scene(Host(args.root), site, machine, Path.cwd(), time.time(), args.hashes, args.host)
     # Plain text has no width of its own: a long command must not be folded where it is copied from a log.
     console = Console(highlight=False, soft_wrap=False)
     if args.list:

@@ -92,7 +92,7 @@ def _userland(module: Module, userland: Userland) -> Verdict:
             "userland",
             "driver-mismatch",
         )
-    return ok(f"the same version; {len(userland.cards)} cards answer", "userland")
+    return ok(f"the same version; cards that answer: {len(userland.cards)}", "userland")
 
 
 def judge_cards(expected: Sequence[Gpu], seen: Sequence[Card]) -> Iterator[Verdict]:

@@ -15,6 +15,8 @@ from appliance.ops.doctor import nvidia, processes, service
 from appliance.ops.doctor.host import CannotLookError, Host
 from appliance.ops.doctor.memory import Placement, read_placement
 
+GATEWAY_UNIT = "appliance-gateway.service"
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -26,19 +28,29 @@ class Scene:
     base: Path
     now: float
     hashes: bool = False
+    called: str | None = None
 
     @cached_property
     def name(self) -> str:
-        """Which of the site's hosts this is. Raises :class:`ConfigError` where nothing tells."""
+        """Which of the site's hosts this is.
+
+        As ``called``, as the machine says, the only one there is, or by the kernel's name of it; raises
+        :class:`ConfigError` where that is none: checks of an unknown host would pass over all that is on it.
+        """
         known = list(self.site.hosts) if self.site is not None else []
-        if self.machine is not None:
-            if known and self.machine.host not in known:
-                raise ConfigError(
-                    f"this machine is {self.machine.host!r}, which is none of the site's hosts "
-                    f"({', '.join(known)}); set appliance.host"
-                )
-            return self.machine.host
-        return known[0] if len(known) == 1 else socket.gethostname()
+        only = known[0] if len(known) == 1 else socket.gethostname()
+        name = self.called or (self.machine.host if self.machine is not None else only)
+        if known and name not in known:
+            raise ConfigError(
+                f"this machine is {name!r}, which is none of the site's hosts ({', '.join(known)}); "
+                "set appliance.host, or say --host NAME"
+            )
+        return name
+
+    @property
+    def has_gateway(self) -> bool:
+        """Whether the gateway runs here: a machine names its unit, without one the site's only host has it."""
+        return self.site is not None and (self.machine is None or GATEWAY_UNIT in self.machine.units)
 
     @cached_property
     def gpus(self) -> tuple[Gpu, ...]:

@@ -179,9 +179,8 @@ def _handshake(label: str, peer: Peer, seen: PeerState, state: State, now: float
         )
         return fail(
             f"no handshake, ever ({answer})",
-            "A wrong peer key on either host, or the VPS's UDP port is not reachable. "
-            f"This host's key is {own}; it expects {peer.public_key}.",
-            "on the other host: `wg show` must name the first as its peer and the second as its own key",
+            "A wrong peer key on either host, or the VPS's UDP port is not reachable.",
+            f"wg show, on the other host: its peer must be {own}, its own key {peer.public_key}",
             subject,
             "wireguard-no-handshake",
         )
