@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from appliance.ops.doctor import clock
-from tests.doctor.conftest import KEYS, FakeHost, accepts, dump, nft_json
+from tests.doctor.fakehost import KEYS, FakeHost, accepts, dump, nft_json
 
 Break = Callable[[FakeHost], object]
 

@@ -10,7 +10,7 @@ from appliance.ops.doctor import clock, storage
 from appliance.ops.doctor.catalogue import CHECKS, examine
 from appliance.ops.doctor.causes import ORDER
 from tests.doctor.breaks import BREAKS, Break
-from tests.doctor.conftest import FakeHost
+from tests.doctor.fakehost import FakeHost
 
 NAMES = [check.name for check in CHECKS]
 ON_VPS = {"gateways", "certificate", "edge"}

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, Service, free_port, opens, wait_until
-from tests.doctor.conftest import KEYS, Authority
+from tests.doctor.fakehost import KEYS
+from tests.doctor.servers import Authority
 from tests.nix import checker
 
 DOMAIN = "llm.example.org"

@@ -22,7 +22,7 @@ from appliance.ops.doctor.causes import CAUSES, causes
 from appliance.ops.doctor.host import CannotLookError, Host, TimedOutError
 from appliance.ops.doctor.result import EXIT_CODES, ORDER, Level, Result, worst
 from tests.conftest import ROOT, wait_until
-from tests.doctor.conftest import KEYS, PRIVATE, FakeHost, dump
+from tests.doctor.fakehost import KEYS, PRIVATE, FakeHost, dump
 
 ARGV = [sys.executable, "-m", "appliance", "doctor"]
 
