@@ -75,6 +75,7 @@ class Opening(Section):
     protocol: Literal["tcp", "udp"] = Field(description="Its protocol.")
     port: Port = Field(description="Its number.")
     by: str = Field(description="Who listens there.", examples=["ssh"])
+    interface: str | None = Field(default=None, description="The only interface on which it may be reached.")
 
 
 class Firewall(Section):

@@ -46,7 +46,8 @@ let
     firewall = part network.firewall.enable {
       openings =
         opening (wg.enable && wg.listenPort != null) "udp" wg.listenPort "tunnel"
-        ++ opening (appliance.gateway.enable && wg.enable && wg.peers != { }) "tcp" appliance.settings.gateway.port "gateway"
+        # The API comes through the tunnel and from nowhere else.
+        ++ map (o: o // { interface = "wg0"; }) (opening (appliance.gateway.enable && wg.enable && wg.peers != { }) "tcp" appliance.settings.gateway.port "gateway")
         ++ lib.concatMap (port: opening network.edge.enable "tcp" port "edge") [ 80 443 ]
         ++ opening (network.ssh.enable && (wg.enable || network.ssh.sources != [ ])) "tcp" network.ssh.port "ssh";
       extra_input = network.firewall.extraInput;

@@ -82,6 +82,47 @@ def test_a_healthy_host_as_a_whole(kind: str, request: pytest.FixtureRequest) ->
     assert (made & ON_VPS == ON_VPS) is (kind == "vps")
 
 
+def test_engines_on_demand_that_are_not_loaded(gpu: FakeHost) -> None:
+    gpu.site["engines"]["chat"]["residency"] = "on-demand"
+    gpu.site["gateway"]["engine_control"] = "systemd"
+    gpu.sockets.pop(0)
+    assert [(one.level, one.seen) for one in gpu.look("memlock")] == [("ok", "no engine is loaded now")]
+    assert gpu.levels("ports") == gpu.levels("numa") == {"ok"}
+
+
+def test_a_host_of_llama_cpp_has_no_pins_of_vllm(gpu: FakeHost) -> None:
+    gpu.site["engines"]["chat"] |= {"kind": "llamacpp", "command": "/run/current-system/sw/bin/llama-server"}
+    assert [(one.subject, one.level) for one in gpu.look("pins")] == [
+        ("kernel", "ok"), ("driver", "ok"), ("booted system", "ok"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "level"),
+    [
+        (
+            "Type=oneshot\nRemainAfterExit=no\nExecMainExitTimestamp=Wed 2026-11-25 10:00:00 UTC\nResult=success",
+            "ok",
+        ),
+        ("Type=oneshot\nRemainAfterExit=no\nExecMainExitTimestamp=\nResult=success", "fail"),
+        (
+            "Type=oneshot\nRemainAfterExit=no\nExecMainExitTimestamp=Wed 2026-11-25 10:00:00 UTC\nResult=timeout",
+            "fail",
+        ),
+        ("Type=simple\nConditionResult=no\nConditionTimestamp=Wed 2026-11-25 10:00:00 UTC\nResult=success", "ok"),
+        ("Type=simple\nConditionResult=no\nConditionTimestamp=\nResult=success", "fail"),
+        (
+            "Type=simple\nConditionResult=yes\nConditionTimestamp=Wed 2026-11-25 10:00:00 UTC\nResult=success",
+            "fail",
+        ),
+    ],
+)
+def test_units_that_are_inactive_as_they_should_be(said: str, level: str, gpu: FakeHost) -> None:
+    gpu.machine["units"] = ["appliance-smoke.service"]
+    gpu.says("systemctl", f"Id=appliance-smoke.service\nLoadState=loaded\nActiveState=inactive\n{said}\n")
+    assert gpu.levels("units") == {level}
+
+
 @pytest.mark.parametrize("kind", ["gpu", "vps"])
 def test_the_doctor_leaves_no_trace(kind: str, request: pytest.FixtureRequest) -> None:
     host: FakeHost = request.getfixturevalue(kind)

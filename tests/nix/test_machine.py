@@ -52,6 +52,14 @@ def test_the_edge_is_the_one_that_nginx_serves(tmp_path: Path) -> None:
     assert list(values["services.nginx.upstreams"]["gateway"]["servers"]) == list(edge.gateways)
 
 
+def test_the_api_is_open_on_the_tunnel_only(tmp_path: Path) -> None:
+    described = machine("gpu", tmp_path)
+    assert described.firewall is not None
+    assert described.tunnel is not None
+    only = {opening.by: opening.interface for opening in described.firewall.openings}
+    assert only == {"gateway": described.tunnel.interface, "ssh": None}
+
+
 def test_the_pins_are_the_tested_set(tmp_path: Path) -> None:
     cards = machine("gpu", tmp_path).cards
     assert cards is not None

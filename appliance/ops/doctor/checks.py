@@ -80,7 +80,8 @@ def check_pins(scene: Scene) -> Iterator[Verdict]:
     machine = _machine(scene)
     if machine.cards is not None:
         command = next((r.engine.command for r in scene.on_cards if r.engine.kind == "vllm"), None)
-        yield from pins.judge_versions(machine.cards.pins, pins.read_versions(scene.host, command))
+        found = pins.read_versions(scene.host, command)
+        yield from pins.judge_versions(machine.cards.pins, found, environment=command is not None)
     yield from pins.judge_booted(pins.read_booted(scene.host))
     if machine.edge is not None:
         version = pins.read_nginx(scene.host, scene.listeners, machine.edge.https_port)

@@ -28,13 +28,13 @@ class Chain:
 class Ruleset:
     """What matters of one table.
 
-    ``opened`` holds (protocol, port). ``bare`` counts rules that accept every port, ``dark`` those that lead
-    elsewhere (a jump, a map, a named set) and are not followed.
+    ``opened`` holds (protocol, port, interface or ""). ``bare`` counts rules that accept every port, ``dark`` those
+    that lead elsewhere (a jump, a map, a named set) and are not followed.
     """
 
     tables: tuple[str, ...]
     chains: tuple[Chain, ...]
-    opened: frozenset[tuple[str, int]]
+    opened: frozenset[tuple[str, int, str]]
     bare: int
     dark: int
 
@@ -99,12 +99,20 @@ def _leads_elsewhere(part: dict[str, Any]) -> bool:
     )
 
 
-def _ports(expression: list[dict[str, Any]]) -> Iterator[tuple[str, int]]:
+def _ports(expression: list[dict[str, Any]]) -> Iterator[tuple[str, int, str]]:
+    interface = next(
+        (
+            str(part["match"]["right"])
+            for part in expression
+            if _left(part, "meta").get("key") == "iifname" and part["match"].get("op") == "=="
+        ),
+        "",
+    )
     for part in expression:
         payload = _left(part, "payload")
         if payload.get("field") == "dport" and part["match"].get("op") == "==":
             for port in _numbers(part["match"]["right"]):
-                yield str(payload["protocol"]), port
+                yield str(payload["protocol"]), port, interface
 
 
 def _numbers(right: Any) -> Iterator[int]:
@@ -166,8 +174,27 @@ def judge_firewall(expected: Firewall, seen: Ruleset) -> Iterator[Verdict]:
 def _openings(expected: Firewall, seen: Ruleset) -> Verdict:
     wanted = {(opening.protocol, opening.port) for opening in expected.openings}
     own = {int(number) for number in re.findall(r"\b\d{1,5}\b", expected.extra_input)}
-    more = sorted(o for o in seen.opened - wanted - {DHCPV6_CLIENT} if o[1] not in own)
-    less = sorted(wanted - seen.opened)
+    opened = {(protocol, port) for protocol, port, _ in seen.opened}
+    more = sorted(o for o in opened - wanted - {DHCPV6_CLIENT} if o[1] not in own)
+    less = sorted(wanted - opened)
+    wider = [
+        opening
+        for opening in expected.openings
+        if opening.interface is not None
+        and any(
+            (protocol, port) == (opening.protocol, opening.port) and interface != opening.interface
+            for protocol, port, interface in seen.opened
+        )
+    ]
+    if wider:
+        said = ", ".join(f"{o.port}/{o.protocol} beyond {o.interface}" for o in wider)
+        return fail(
+            f"lets in {said}",
+            "The API can be reached without the tunnel: keys and prompts cross a network in the clear.",
+            RELOAD,
+            "openings",
+            "firewall-open",
+        )
     if more:
         said = ", ".join(f"{port}/{protocol}" for protocol, port in more[:8])
         return fail(

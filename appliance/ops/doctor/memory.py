@@ -114,6 +114,8 @@ def parse_cpus(text: str) -> frozenset[int]:
 
 def judge_memlock(placements: Mapping[str, Placement | None]) -> Iterator[Verdict]:
     """Engines on cards may lock as much memory as they like: pinned host buffers need it."""
+    if not placements:
+        yield ok("no engine is loaded now")
     for name, placement in placements.items():
         subject = f"engine {name}"
         if placement is None:

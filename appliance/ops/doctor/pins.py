@@ -55,9 +55,14 @@ def read_versions(host: Host, command: str | None) -> dict[str, str]:
     return found
 
 
-def judge_versions(pins: Pins, found: Mapping[str, str]) -> Iterator[Verdict]:
-    """Every pin against what is there. A pin of two numbers is a series."""
+def judge_versions(pins: Pins, found: Mapping[str, str], *, environment: bool) -> Iterator[Verdict]:
+    """Every pin against what is there. A pin of two numbers is a series.
+
+    Without an ``environment`` (no vLLM runs here) only kernel and driver are looked at.
+    """
     for name, wanted in pins.model_dump().items():
+        if name not in {"kernel", "driver"} and not environment:
+            continue
         actual = found.get(name)
         if actual is None:
             what = "the kernel module is not loaded" if name == "driver" else "is not to be found"

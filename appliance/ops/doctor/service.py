@@ -14,6 +14,12 @@ READY_TIMEOUT_S = 30.0
 """Above the gateway's own time for a canary token."""
 
 
+PROPERTIES = (
+    "Id", "LoadState", "ActiveState", "Result", "Type", "RemainAfterExit", "ConditionResult", "ConditionTimestamp",
+    "ExecMainExitTimestamp",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """A unit as systemd has it."""
@@ -28,7 +34,7 @@ class Unit:
 
 def read_units(host: Host, names: Sequence[str]) -> list[Unit]:
     """The state of each unit, in that order. Raises :class:`CannotLookError` where systemd does not answer."""
-    wanted = "--property=Id,LoadState,ActiveState,Result,Type,RemainAfterExit,ConditionResult,ExecMainExitTimestamp"
+    wanted = f"--property={','.join(PROPERTIES)}"
     done = host.run("systemctl", "show", "--no-pager", wanted, "--", *names)
     if done.code != 0:
         raise CannotLookError(f"systemctl: {done.first_error}", "run `appliance doctor` on the host itself")
@@ -50,9 +56,14 @@ def read_units(host: Host, names: Sequence[str]) -> list[Unit]:
 
 
 def _is_done(found: Mapping[str, str]) -> bool:
-    ended = found.get("ExecMainExitTimestamp", "") not in {"", "n/a"}
-    once = found.get("Type") == "oneshot" and found.get("RemainAfterExit") == "no" and ended
-    return found.get("Result") == "success" and (once or found.get("ConditionResult") == "no")
+    def happened(stamp: str) -> bool:
+        return found.get(stamp, "") not in {"", "n/a", "0"}
+
+    # A unit that was never started has Result=success and ConditionResult=no, too: the times tell.
+    once = found.get("Type") == "oneshot" and found.get("RemainAfterExit") == "no"
+    ended = once and happened("ExecMainExitTimestamp")
+    excused = found.get("ConditionResult") == "no" and happened("ConditionTimestamp")
+    return found.get("Result") == "success" and (ended or excused)
 
 
 UNIT_CAUSES = {"nftables.service": "firewall-not-loaded", "nginx.service": "edge-down"}
