@@ -183,6 +183,14 @@ def test_a_gpu_host_without_its_site(gpu: FakeHost) -> None:
     assert "/etc/appliance/appliance.json: no such file" in done.stderr
 
 
+def test_a_host_of_nothing_but_a_tunnel_needs_no_site(gpu: FakeHost) -> None:
+    gpu.site = {}
+    gpu.machine = {name: gpu.machine[name] for name in ("version", "host", "tunnel")}
+    done = doctor(gpu)
+    assert "error" not in done.stderr
+    assert done.returncode in {0, 3}, done.stdout
+
+
 def test_a_machine_of_another_name(gpu: FakeHost) -> None:
     gpu.machine["host"] = "other"
     done = doctor(gpu, "--only", "tunnel")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MACHINE = "/etc/appliance/machine.json"
 
+SERVING_UNITS = ("appliance-gateway", "appliance-engine-")
+
 EPILOG = """exit code, by the worst result: 0 all is ok, 3 a warning, 4 something could not be looked at,
 1 a failure; 2 a wrong command line or configuration. See docs/doctor.md."""
 
@@ -82,5 +84,7 @@ def _machine(args: argparse.Namespace) -> Machine | None:
 
 
 def _has_site(args: argparse.Namespace, machine: Machine | None) -> bool:
-    """Whether a site has to be there: everywhere but on an edge, which knows no engine."""
-    return machine is None or machine.edge is None or args.config != args.default_config or args.config.exists()
+    """Whether a site has to be there: where one is named, and where a gateway or an engine runs."""
+    named = args.config != args.default_config or args.config.exists()
+    serves = machine is not None and any(unit.startswith(SERVING_UNITS) for unit in machine.units)
+    return machine is None or named or serves
