@@ -55,8 +55,8 @@ def decide(state: State, event: Event, *, enforce: bool, at: str = "") -> Decisi
     generation had set: what would have been done is said instead.
     """
     if isinstance(event, Booted):
-        state, actions = _booted(state, event, at)
-        return (state, actions) if enforce or event.rescue else _released(state, event.generation)
+        # In either mode: what an enforcing generation began is brought to its end.
+        return _booted(state, event, at)
     return _enforced(state, event, at) if enforce else _reported(state, event)
 
 
@@ -78,44 +78,42 @@ def _installed(state: State, event: Installed) -> Decision:
     if proven is None and not event.rescue:
         # The first system of a machine without a rescue entry: there is nothing to hold on to.
         return replace(state, trial=None, last=f"{new.label} is the first here; nothing to go back to"), ()
-    state = replace(state, proven=proven, owns_default=True)
     if proven is not None and new.same(proven):
-        state = replace(state, proven=new, trial=None, last=f"{new.label} is the proven system")
-        return state, (SetDefault(new), ClearOneshot())
-    fallback = SetDefault(new, rescue=True) if proven is None else SetDefault(proven)
+        hold = SetDefault(new)
+        state = replace(state, proven=new, trial=None, held=hold, last=f"{new.label} is the proven system")
+        return state, (hold, ClearOneshot())
+    hold = SetDefault(new, rescue=True) if proven is None else SetDefault(proven)
     stays = "the rescue system" if proven is None else proven.label
+    state = replace(state, proven=proven, held=hold)
     failure = state.why_not(new)
     if failure and not event.again:
         line = (
             f"{new.label} was rolled back on {failure.at or 'an earlier day'} ({failure.reason}) and is not tried "
             f"again by itself; {stays} stays. `appliance upgrade --again` tries it once more"
         )
-        return replace(state, trial=None, last=line), (fallback, ClearOneshot())
+        return replace(state, trial=None, last=line), (hold, ClearOneshot())
     rolled_back = tuple(one for one in state.rolled_back if not new.same(one.generation))
     line = f"{new.label} is tried at the next boot; {stays} stays the default until it has passed"
     state = replace(state, trial=Trial(new, Phase.ARMED), rolled_back=rolled_back, last=line)
     if proven is None:
         # In this order: a rescue system is better than a hang, and worse than the system itself.
-        return state, (SetOneshot(new), fallback)
-    return state, (Keep(proven), fallback, SetOneshot(new))
+        return state, (SetOneshot(new), hold)
+    return state, (Keep(proven), hold, SetOneshot(new))
 
 
 def _booted(state: State, event: Booted, at: str) -> Decision:
     trial, here = state.trial, event.generation
-    if state.proven is not None:
-        home: tuple[Action, ...] = (SetDefault(state.proven),)
-    else:
-        home = (SetDefault(here, rescue=True),) if event.rescue or trial is not None else ()
+    # Set anew at each boot: the firmware may have lost its variables, or the power went before they were set.
+    hold: tuple[Action, ...] = (state.held,) if state.held is not None else ()
     if trial is None:
-        # Where the firmware lost its variables the default is set anew.
-        return state, home if state.owns_default else ()
+        return state, hold
     if here.same(trial.candidate) and not event.rescue:
         state = replace(state, trial=Trial(here, Phase.BOOTED), last=f"{here.label} is on trial")
-        return state, (*home, ClearOneshot())
+        return state, (*hold, ClearOneshot())
     came = "its rescue system" if event.rescue else here.label
     state = _remember(state, trial.candidate, _VANISHED[trial.phase], at, then=f"{came} runs")
     back = (SetProfile(state.proven),) if state.proven is not None else ()
-    return state, (*home, ClearOneshot(), *back)
+    return state, (*hold, ClearOneshot(), *back)
 
 
 def _switched(state: State, here: Generation) -> Decision:
@@ -132,8 +130,9 @@ def _switched(state: State, here: Generation) -> Decision:
 
 def _passed(state: State, here: Generation) -> Decision:
     if (state.proven is None and state.trial is None) or here.same(state.proven):
-        state = replace(state, proven=here, owns_default=True, last=f"{here.label} passed its smoke test")
-        return state, (Keep(here), SetDefault(here))
+        hold = SetDefault(here)
+        state = replace(state, proven=here, held=hold, last=f"{here.label} passed its smoke test")
+        return state, (Keep(here), hold)
     trial = _on_trial(state, here, Phase.BOOTED, Phase.LIVE)
     if trial is None:
         return state, ()
@@ -143,8 +142,9 @@ def _passed(state: State, here: Generation) -> Decision:
             return replace(state, trial=None, last=line), ()
         line = f"{here.label} passed after a live switch; it becomes the default once it has passed after a boot"
         return replace(state, trial=Trial(here, Phase.LIVE_PASSED), last=line), ()
-    state = replace(state, proven=here, trial=None, owns_default=True, last=f"{here.label} passed: the new default")
-    return state, (Keep(here), SetDefault(here), ClearOneshot())
+    hold = SetDefault(here)
+    state = replace(state, proven=here, trial=None, held=hold, last=f"{here.label} passed: the new default")
+    return state, (Keep(here), hold, ClearOneshot())
 
 
 def _failed(state: State, here: Generation, reason: str, at: str) -> Decision:
@@ -152,37 +152,41 @@ def _failed(state: State, here: Generation, reason: str, at: str) -> Decision:
     if proven is None:
         # It came up, which a rescue system would do too, but nothing more: stay, and boot here again.
         line = f"{here.label} failed its smoke test ({reason}); nothing was ever proven here, so it stays"
-        state = _alert(replace(state, trial=None), line)
-        return state, (SetDefault(here), ClearOneshot()) if state.owns_default else ()
+        if state.held is None:
+            return _alert(replace(state, trial=None), line), ()
+        hold = SetDefault(here)
+        return _alert(replace(state, trial=None, held=hold), line), (hold, ClearOneshot())
     if trial is None:
         kind = "the proven one" if here.same(proven) else "not on trial"
         return _alert(state, f"{here.label} failed its smoke test ({reason}); it is {kind}, so it stays"), ()
-    state = _remember(state, here, reason, at, then=f"back to {proven.label}")
-    actions: tuple[Action, ...] = (SetDefault(proven), ClearOneshot(), SetProfile(proven))
+    hold = SetDefault(proven)
+    state = replace(_remember(state, here, reason, at, then=f"back to {proven.label}"), held=hold)
+    actions: tuple[Action, ...] = (hold, ClearOneshot(), SetProfile(proven))
     return state, (*actions, Reboot(proven) if trial.phase is Phase.BOOTED else SwitchBack(proven))
 
 
 def _reported(state: State, event: Installed | Switched | Verdict | Deadline) -> Decision:
-    """Report only. What an enforcing generation set is taken back by the first boot, not before."""
-    if isinstance(event, Installed) and state.owns_default:
+    """Report only. What an enforcing generation set is taken back by the verdict on the first boot, not before."""
+    if isinstance(event, Installed) and state.held is not None:
         # The way out of enforcement is a candidate like any other: it might not boot.
         return _installed(state, event)
     if not isinstance(event, Verdict):
         return state, ()
     here = event.generation
-    if not event.passed:
+    if event.passed:
+        state = replace(state, last=f"{here.label} passed its smoke test (report only)")
+    else:
         would = "nothing better is known"
         if state.proven is not None and not here.same(state.proven):
             would = f"enforced, the machine would have gone back to {state.proven.label}"
-        return _alert(state, f"{here.label} failed its smoke test ({event.reason}); report only: {would}"), ()
-    line = f"{here.label} passed its smoke test (report only)"
-    # While the default is still held, it is held at what was proven when it was set.
-    return replace(state, proven=state.proven if state.owns_default else here, last=line), ()
-
-
-def _released(state: State, here: Generation) -> Decision:
-    released: tuple[Action, ...] = (ReleaseDefault(here), ClearOneshot()) if state.owns_default else ()
-    return replace(state, trial=None, owns_default=False), released
+        state = _alert(state, f"{here.label} failed its smoke test ({event.reason}); report only: {would}")
+    if state.held is None:
+        return (replace(state, proven=here) if event.passed else state), ()
+    if here.same(state.proven) or _on_trial(state, here, Phase.BOOTED):
+        proven = here if event.passed else state.proven
+        state = replace(state, proven=proven, trial=None, held=None)
+        return state, (ReleaseDefault(here), ClearOneshot())
+    return state, ()
 
 
 def _on_trial(state: State, here: Generation, *phases: Phase) -> Trial | None:

@@ -8,7 +8,7 @@ from appliance.errors import LoaderError, StoreError
 from appliance.trial.decide import decide
 from appliance.trial.machine import Machine
 from appliance.trial.record import Record
-from appliance.trial.state import Action, Event, Reboot, SetDefault, SetOneshot, State, SwitchBack
+from appliance.trial.state import Action, ClearOneshot, Event, Reboot, SetDefault, SetOneshot, State, SwitchBack
 
 
 def now() -> str:
@@ -26,7 +26,12 @@ def drive(event: Event, *, record: Record, machine: Machine, enforce: bool) -> S
     with record.locked():
         before = record.load()
         state, actions = decide(before, event, enforce=enforce, at=now())
-        failure: LoaderError | StoreError | None = _save(record, before, state, actions)
+        failure: LoaderError | StoreError | None = None
+        try:
+            if state != before:
+                record.save(state)
+        except StoreError as error:
+            failure, actions = error, tuple(action for action in actions if _needs_no_record(action, before))
         for action in actions:
             if isinstance(action, (Reboot, SwitchBack)):
                 continue
@@ -35,7 +40,7 @@ def drive(event: Event, *, record: Record, machine: Machine, enforce: bool) -> S
             except LoaderError as error:
                 if isinstance(action, (SetDefault, SetOneshot)):
                     raise
-                failure = error
+                failure = failure or error
     # Outside the lock: the switch installs the boot loader, which tells us so.
     for action in actions:
         if isinstance(action, (Reboot, SwitchBack)):
@@ -46,14 +51,11 @@ def drive(event: Event, *, record: Record, machine: Machine, enforce: bool) -> S
     return state
 
 
-def _save(record: Record, before: State, state: State, actions: tuple[Action, ...]) -> StoreError | None:
-    """Write the record first. A full disk keeps a candidate from being armed or blessed, not from going back."""
-    if state == before:
-        return None
-    try:
-        record.save(state)
-    except StoreError as error:
-        if any(isinstance(action, (Reboot, SwitchBack)) for action in actions):
-            return error
-        raise
-    return None
+def _needs_no_record(action: Action, before: State) -> bool:
+    """Whether ``action`` is right though the disk is full: it holds or goes to what was proven before.
+
+    So a full disk keeps a candidate from being armed or blessed, and not from being left.
+    """
+    if isinstance(action, SetDefault):
+        return action == before.held
+    return isinstance(action, (ClearOneshot, Reboot, SwitchBack))

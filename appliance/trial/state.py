@@ -59,13 +59,25 @@ class RolledBack:
 
 
 @dataclass(frozen=True, slots=True)
+class SetDefault:
+    """Make the entry of ``generation`` (or its rescue entry) the one that boots by itself."""
+
+    generation: Generation
+    rescue: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class State:
-    """The record that survives reboots. ``owns_default``: the loader's default entry was set by us."""
+    """The record that survives reboots.
+
+    ``held`` is what the loader's default entry was set to by us, ``None`` while it is NixOS's. It names the proven
+    generation, or what came nearest to it where none was proven yet.
+    """
 
     proven: Generation | None = None
     trial: Trial | None = None
     rolled_back: tuple[RolledBack, ...] = ()
-    owns_default: bool = False
+    held: SetDefault | None = None
     last: str = ""
     """The last decision in one line, for the login screen."""
     unsent: tuple[str, ...] = ()
@@ -122,14 +134,6 @@ class Deadline:
 
 
 Event: TypeAlias = Installed | Booted | Switched | Verdict | Deadline
-
-
-@dataclass(frozen=True, slots=True)
-class SetDefault:
-    """Make the entry of ``generation`` (or its rescue entry) the one that boots by itself."""
-
-    generation: Generation
-    rescue: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A machine made of variables, under the real decisions: it boots as systemd-boot does, and can lose power anywhere."""
+"""A machine of variables under the real decisions: boots as systemd-boot does, can lose power anywhere."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from appliance.trial.state import (
 )
 
 Health = Literal["good", "fails", "dies-early", "dies-late"]
-"""What a generation does when it is booted: passes; comes up and fails; hangs or panics before or after it is seen."""
+"""What a generation does when booted: passes; comes up and fails; hangs or panics before or after it is seen."""
 
 Entry = tuple[int, bool]
 """A boot entry: the system's index, and whether it is its rescue entry."""
 
 
-class PowerCut(Exception):
+class PowerCut(Exception):  # noqa: N818 - an event, not an error
     """The power went."""
 
 
-class Reset(Exception):
+class Reset(Exception):  # noqa: N818 - an event, not an error
     """The machine reboots because we asked for it."""
 
 

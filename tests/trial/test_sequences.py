@@ -1,4 +1,4 @@
-"""No sequence of passes, failures, hangs, panics, power cuts, reboots, full disks and outages strands the machine."""
+"""No sequence of passes, failures, hangs, power cuts, reboots, full disks and outages strands the machine."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Trials(RuleBasedStateMachine):
 
     def _install(self, index: int, cut: int | None, *, again: bool = False) -> None:
         machine = self.machine
-        if not machine.disk.state.owns_default:
+        if machine.disk.state.held is None:
             # Nothing holds the default yet: until the hook has run once the machine is NixOS's, as it always was.
             cut, machine.disk.full = None, False
         if machine.disk.state.proven is None and not machine.booted[1]:
@@ -155,7 +155,7 @@ class Trials(RuleBasedStateMachine):
     @invariant()
     def boots_by_itself_what_worked(self) -> None:
         machine = self.machine
-        if machine.disk.state.owns_default and machine.systems:
+        if machine.disk.state.held is not None and machine.systems:
             default = machine.default or machine.conf
             assert default in self.worked, f"{default} boots by itself and never worked"
 
