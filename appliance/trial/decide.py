@@ -66,10 +66,9 @@ def _enforced(state: State, event: Installed | Switched | Verdict | Deadline, at
     if isinstance(event, Switched):
         return _switched(state, event.generation)
     if isinstance(event, Verdict):
-        here = event.generation
-        return _passed(state, here) if event.passed else _failed(state, here, event.reason, at)
+        return _passed(state, event) if event.passed else _failed(state, event, at)
     if _on_trial(state, event.generation, Phase.BOOTED, Phase.LIVE):
-        return _failed(state, event.generation, "no verdict in time", at)
+        return _failed(state, Verdict(event.generation, passed=False, reason="no verdict in time"), at)
     return state, ()
 
 
@@ -128,8 +127,9 @@ def _switched(state: State, here: Generation) -> Decision:
     return replace(state, trial=Trial(here, Phase.LIVE, armed=armed), last=line), ()
 
 
-def _passed(state: State, here: Generation) -> Decision:
-    if (state.proven is None and state.trial is None) or here.same(state.proven):
+def _passed(state: State, event: Verdict) -> Decision:
+    here = event.generation
+    if here.same(state.proven) or (state.proven is None and state.trial is None and event.booted):
         hold = SetDefault(here)
         state = replace(state, proven=here, held=hold, last=f"{here.label} passed its smoke test")
         return state, (Keep(here), hold)
@@ -147,12 +147,13 @@ def _passed(state: State, here: Generation) -> Decision:
     return state, (Keep(here), hold, ClearOneshot())
 
 
-def _failed(state: State, here: Generation, reason: str, at: str) -> Decision:
+def _failed(state: State, event: Verdict, at: str) -> Decision:
+    here, reason = event.generation, event.reason
     trial, proven = _on_trial(state, here, Phase.BOOTED, Phase.LIVE, Phase.LIVE_PASSED), state.proven
     if proven is None:
         # It came up, which a rescue system would do too, but nothing more: stay, and boot here again.
         line = f"{here.label} failed its smoke test ({reason}); nothing was ever proven here, so it stays"
-        if state.held is None:
+        if state.held is None or not event.booted:
             return _alert(replace(state, trial=None), line), ()
         hold = SetDefault(here)
         return _alert(replace(state, trial=None, held=hold), line), (hold, ClearOneshot())
@@ -181,8 +182,9 @@ def _reported(state: State, event: Installed | Switched | Verdict | Deadline) ->
             would = f"enforced, the machine would have gone back to {state.proven.label}"
         state = _alert(state, f"{here.label} failed its smoke test ({event.reason}); report only: {would}")
     if state.held is None:
-        return (replace(state, proven=here) if event.passed else state), ()
-    if here.same(state.proven) or _on_trial(state, here, Phase.BOOTED):
+        # That it ran says nothing of its boot.
+        return (replace(state, proven=here) if event.passed and event.booted else state), ()
+    if (here.same(state.proven) and state.trial is None) or _on_trial(state, here, Phase.BOOTED):
         proven = here if event.passed else state.proven
         state = replace(state, proven=proven, trial=None, held=None)
         return state, (ReleaseDefault(here), ClearOneshot())

@@ -119,11 +119,12 @@ class Switched:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The smoke test of the running ``generation`` ended."""
+    """The smoke test of the running ``generation`` ended. ``booted``: it came up by a boot, not by a switch."""
 
     generation: Generation
     passed: bool
     reason: str = ""
+    booted: bool = True
 
 
 @dataclass(frozen=True, slots=True)

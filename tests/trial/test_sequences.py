@@ -50,7 +50,7 @@ class Trials(RuleBasedStateMachine):
 
     @rule(health=HEALTH, cut=CUT, enforce=st.sampled_from([True, True, True, False]), works=st.booleans())
     def upgrade(self, health: Health, cut: int | None, enforce: bool, works: bool) -> None:
-        enforce = enforce or self.machine.disk.state.proven is None
+        enforce = enforce or self.machine.disk.state.held is None
         self.machine.systems.append(System(health, enforce=enforce, switch_back_works=works))
         self._install(len(self.machine.systems) - 1, cut)
 
@@ -72,7 +72,9 @@ class Trials(RuleBasedStateMachine):
         self._install(data.draw(st.integers(0, len(self.machine.systems) - 1)), cut, again=True)
 
     def _install(self, index: int, cut: int | None, *, again: bool = False) -> None:
-        machine = self.machine
+        machine, system = self.machine, self.machine.systems[index]
+        if machine.disk.state.held is None and not system.enforce and system.health.startswith("dies"):
+            return  # A machine that nobody armed is NixOS's own, and so are its loops.
         if machine.disk.state.held is None:
             # Nothing holds the default yet: until the hook has run once the machine is NixOS's, as it always was.
             cut, machine.disk.full = None, False
@@ -107,10 +109,11 @@ class Trials(RuleBasedStateMachine):
         passed = system.health != "fails" and machine.network and not machine.disk.full
         self._outside(cut)
         proven = machine.disk.state.proven
-        if (passed and machine.booted[0] == machine.live) or proven is None:
+        booted = machine.booted == (machine.live, False)
+        if booted and (passed or proven is None):
             self.worked.add((machine.live, False))
         try:
-            machine.tell(Deadline(here) if late and not passed else Verdict(here, passed, "a reason"))
+            machine.tell(Deadline(here) if late and not passed else Verdict(here, passed, "a reason", booted))
         except PowerCut:
             self._boot()
         except Reset:
