@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 
 from appliance.errors import LoaderError, StoreError
@@ -16,8 +17,17 @@ def now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def drive(event: Event, *, record: Record, machine: Machine, enforce: bool) -> State:
+def drive(
+    event: Event,
+    *,
+    record: Record,
+    machine: Machine,
+    enforce: bool,
+    announce: Callable[[State], object] = lambda _: None,
+) -> State:
     """The state after ``event``; all that follows from it is done, a reboot or a switch last.
+
+    ``announce`` is told the new state before a reboot or a switch may end this process.
 
     Raises :class:`StoreError` or :class:`LoaderError` where something could not be done: at once where the
     loader would not take an entry, for nobody shall reboot towards a default that could not be set; at the end
@@ -41,6 +51,11 @@ def drive(event: Event, *, record: Record, machine: Machine, enforce: bool) -> S
                 if isinstance(action, (SetDefault, SetOneshot)):
                     raise
                 failure = failure or error
+    try:
+        announce(state)
+    except StoreError as error:
+        # That nobody can be told is no reason to stay in what failed.
+        failure = failure or error
     # Outside the lock: the switch installs the boot loader, which tells us so.
     for action in actions:
         if isinstance(action, (Reboot, SwitchBack)):

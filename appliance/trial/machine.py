@@ -26,6 +26,8 @@ from appliance.trial.state import (
     SwitchBack,
 )
 
+SWITCH_UNIT = "appliance-switch-back"
+
 LOCK_WAIT_S = 300.0
 """Seconds to wait for a switch that is still under way: NixOS's own refuses at once."""
 
@@ -132,7 +134,9 @@ class Nixos:
     def _switch_back(self, generation: Generation) -> None:
         self._wait_for_lock()
         program = f"{generation.system}/bin/switch-to-configuration"
-        done = subprocess.run([program, "switch"], check=False)
+        # In a unit of its own: the switch may change the one that we run in, and wants none of its restrictions.
+        run = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", f"--unit={SWITCH_UNIT}", program, "switch"]
+        done = subprocess.run(run, stdin=subprocess.DEVNULL, check=False)
         if self.running().generation.same(generation):
             # Units of the proven generation that fail are its own affair (exit 4): it runs.
             return
@@ -140,6 +144,7 @@ class Nixos:
         self._reboot(generation)
 
     def _wait_for_lock(self) -> None:
+        # Somebody's own switch may still be at it, of which this verdict is the consequence.
         file = self.run / "nixos" / "switch-to-configuration.lock"
         if not file.exists():
             return
