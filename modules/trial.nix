@@ -39,7 +39,8 @@ let
       # lie in /sys and bear the immutable flag.
       ReadWritePaths = [ esp "-/nix/var/nix" "-/sys/firmware/efi/efivars" ];
       ProtectKernelTunables = false;
-      CapabilityBoundingSet = "CAP_LINUX_IMMUTABLE";
+      # The second: the report lies in a folder of the gateway's user alone.
+      CapabilityBoundingSet = "CAP_LINUX_IMMUTABLE CAP_DAC_READ_SEARCH";
       # systemd is asked for a reboot as root, and root owns what is written.
       PrivateUsers = false;
       # bootctl reads the partition table before it believes that the boot partition is one.

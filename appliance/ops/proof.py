@@ -92,15 +92,23 @@ def save(proof: Proof, folder: Path) -> None:
 
 
 def latest(reports: Path, generation: Generation) -> Proof | None:
-    """The report on ``generation``; ``None`` where there is none that is whole and of the same system."""
+    """The report on ``generation``; ``None`` where there is none that is whole and of the same system.
+
+    Raises :class:`StoreError` where there is one that may not be read.
+    """
     file = folder_of(reports, generation) / NAME
     try:
         table = json.loads(file.read_text())
         table.pop("verdict")
         proof = Proof(**{**table, "steps": tuple(Step(**step) for step in table["steps"])})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        # A number is given again after old generations were deleted, and a power cut leaves half a file.
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read ({error.strerror}); run as root") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        # A power cut leaves half a file, and another version other fields.
+        return None
+    # A number is given again after old generations were deleted.
     return proof if generation.same(Generation(proof.system)) else None
 
 

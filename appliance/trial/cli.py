@@ -108,7 +108,12 @@ def _verdict(args: argparse.Namespace) -> int:
     machine = _machine(args)
     running, booted = machine.running(), machine.booted()
     passed = args.outcome == "passed"
-    proof = latest(REPORTS, running.generation)
+    try:
+        proof = latest(REPORTS, running.generation)
+    except StoreError as error:
+        # It only says why: what follows does not wait for that.
+        print(f"error: {error}", flush=True)
+        proof = None
     if proof is not None and os.environ.get("MONITOR_INVOCATION_ID", proof.invocation) != proof.invocation:
         proof = None
     reason = "" if passed else _reason(proof, os.environ)

@@ -135,8 +135,8 @@ class Nixos:
         self._wait_for_lock()
         program = f"{generation.system}/bin/switch-to-configuration"
         # In a unit of its own: the switch may change the one that we run in, and wants none of its restrictions.
-        run = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", f"--unit={SWITCH_UNIT}", program, "switch"]
-        done = subprocess.run(run, stdin=subprocess.DEVNULL, check=False)
+        run = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", f"--unit={SWITCH_UNIT}"]
+        done = subprocess.run([*run, program, "switch"], stdin=subprocess.DEVNULL, check=False)
         if self.running().generation.same(generation):
             # Units of the proven generation that fail are its own affair (exit 4): it runs.
             return
