@@ -66,7 +66,9 @@ def _drive(args: argparse.Namespace, machine: Nixos, event: Event, verdict: str 
 
     def announce(state: State) -> None:
         announcer.login(state, verdict)
-        print(state.last, flush=True)
+        if not isinstance(event, Deadline):
+            # It mostly comes when all is over; what it does lead to is said by who does it.
+            print(state.last, flush=True)
 
     return drive(event, record=record, machine=machine, enforce=args.enforce, announce=announce)
 

@@ -282,9 +282,10 @@ def _guest(tree: Path) -> None:
     (tree / "var" / "lib" / "appliance-models").mkdir(parents=True)
     (tree / "boot" / "loader").mkdir(parents=True, exist_ok=True)
     shell = (
-        "[Unit]\nDescription=The tester\nDefaultDependencies=no\nAfter=systemd-remount-fs.service\n[Service]\n"
-        "Environment=PS1= PS2=\nRestart=always\n"
-        "ExecStart=/bin/sh -c 'stty -F /dev/ttyS1 raw -echo; exec sh </dev/ttyS1 >/dev/ttyS1 2>&1'\n"
+        "[Unit]\nDescription=The tester\nDefaultDependencies=no\nAfter=systemd-remount-fs.service\n"
+        "Conflicts=shutdown.target\nBefore=shutdown.target\n[Service]\n"
+        "Environment=PS1= PS2=\nRestart=always\nTimeoutStopSec=1\n"
+        "ExecStart=/bin/sh -c 'stty -F /dev/ttyS1 raw -echo clocal; exec sh </dev/ttyS1 >/dev/ttyS1 2>&1'\n"
     )
     (tree / "usr/lib/systemd/system/tester.service").write_text(shell)
     wants = tree / "usr/lib/systemd/system/sysinit.target.wants"

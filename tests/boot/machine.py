@@ -29,6 +29,7 @@ class Machine:
     seed: int
     process: subprocess.Popen[bytes] | None = None
     shell: socket.socket | None = None
+    greeted: bool = False
     seen: int = 0
     """Bytes of the console that earlier waits have passed."""
     evidence: list[str] = field(default_factory=list)
@@ -73,6 +74,8 @@ class Machine:
     def note(self, text: str) -> None:
         """A line of evidence."""
         self.evidence.append(text)
+        with (self.folder / "evidence.log").open("a") as log:
+            log.write(f"{text}\n")
 
     def wait_for(self, pattern: str, timeout_s: float = BOOT_S) -> re.Match[str]:
         """The next line of the console that ``pattern`` is found in, after those that earlier waits have passed."""
@@ -108,29 +111,38 @@ class Machine:
         return int(code.split()[0]), text.replace("\r", "")
 
     def tell(self, command: str) -> None:
-        """Run a command whose end nobody will see, such as a reboot."""
-        self._shell(BOOT_S).sendall(f"{command} </dev/null >/dev/console 2>&1 &\n".encode())
-        self._drop_shell()
+        """Begin a command whose end nobody will see, such as a reboot."""
+        self.run(f"setsid sh -c '{command}' >/dev/console 2>&1 &")
+        self.greeted = False
 
     def _shell(self, timeout_s: float) -> socket.socket:
-        """The tester's shell, once it answers."""
-        if self.shell is not None:
-            return self.shell
+        """The tester's shell, once it answers; after a reboot that is another one on the same line."""
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            shell = socket.socket(socket.AF_UNIX)
+        while not (self.shell and self.greeted):
+            if time.monotonic() > deadline:
+                console = self.console_file.read_bytes()[-3000:].decode("latin-1")
+                raise BootError(f"no shell answered within {timeout_s:.0f} s; the console's end:\n{console}")
+            if self.shell is None:
+                self.shell = socket.socket(socket.AF_UNIX)
             try:
-                shell.connect(str(self.folder / "shell"))
-                # A line ends whatever the last boot left half read.
+                if not self._connected():
+                    self.shell.connect(str(self.folder / "shell"))
+                # The first line ends whatever the last boot left half read.
                 hello = f"HELLO-{time.monotonic_ns()}"
-                shell.sendall(f"\necho {hello[:5]}{hello[5:]}\n".encode())
-                self._until(shell, hello, 3)
-            except (OSError, TimeoutError):
-                shell.close()
+                self.shell.sendall(f"\necho {hello}\n".encode())
+                self._until(self.shell, hello, 3)
+                self.greeted = True
+            except TimeoutError:
                 continue
-            self.shell = shell
-            return shell
-        raise BootError(f"no shell answered within {timeout_s:.0f} s; {self.console_file.read_text()[-3000:]}")
+            except OSError:
+                self._drop_shell()
+        return self.shell
+
+    def _connected(self) -> bool:
+        try:
+            return bool(self.shell and self.shell.getpeername())
+        except OSError:
+            return False
 
     def _until(self, shell: socket.socket, pattern: str, timeout_s: float) -> str:
         shell.settimeout(timeout_s)
@@ -147,4 +159,4 @@ class Machine:
     def _drop_shell(self) -> None:
         if self.shell is not None:
             self.shell.close()
-            self.shell = None
+            self.shell, self.greeted = None, False
