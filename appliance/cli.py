@@ -21,6 +21,7 @@ from appliance.configfile import load
 from appliance.engines import argv as engine_argv
 from appliance.errors import ApplianceError, ConfigError, UsageError
 from appliance.models import lock
+from appliance.ops.doctor.cli import add_doctor
 from appliance.plan.arguments import add_parser
 from appliance.trial.cli import add_trial
 from appliance.trial.upgrade import add_upgrade
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_keys(commands, _config_option)
     add_usage(commands, _config_option)
+    add_doctor(commands, _config_option)
     for add in (_add_engine, _add_proofs, _add_models, _add_up, add_parser, add_trial, add_upgrade):
         add(commands)
     return parser
@@ -101,11 +103,6 @@ def _add_proofs(commands: Commands) -> None:
     loadtest.add_argument("--users", type=int, help="users at once")
     loadtest.add_argument("--requests", type=int, help="requests of each user")
     loadtest.add_argument("--max-tokens", type=int, help="tokens asked for per request")
-
-    doctor = commands.add_parser("doctor", help="is this host what its configuration says? read-only")
-    doctor.add_argument("--json", action="store_true")
-    doctor.set_defaults(run=_doctor)
-    _config_option(doctor)
 
 
 def _add_models(commands: Commands) -> None:
@@ -227,17 +224,6 @@ def _prove(site: Site, args: argparse.Namespace, key: str) -> int:
     made = prove.prove(site, Path.cwd(), key=key, folder=folder, what=what, say=say)
     print(made.line)
     return 0 if made.passed else 1
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    from appliance.ops import doctor  # noqa: PLC0415
-
-    findings = list(doctor.examine(load(args.config), Path.cwd()))
-    if args.json:
-        print(doctor.as_json(findings))
-    else:
-        doctor.show(findings, Console())
-    return doctor.exit_code(findings)
 
 
 def _models_verify(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@
     ./admin.nix
     ./smoke.nix
     ./trial.nix
+    ./doctor.nix
     ./network/firewall.nix
     ./network/ssh.nix
     ./network/wireguard.nix

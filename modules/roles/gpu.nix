@@ -4,6 +4,7 @@
   imports = [ ../default.nix ];
   appliance = {
     base.enable = lib.mkDefault true;
+    doctor.enable = lib.mkDefault true;
     gpu.enable = lib.mkDefault true;
     memory.enable = lib.mkDefault true;
     models.enable = lib.mkDefault true;

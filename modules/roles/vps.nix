@@ -4,6 +4,7 @@
   imports = [ ../default.nix ];
   appliance = {
     base.enable = lib.mkDefault true;
+    doctor.enable = lib.mkDefault true;
     network.firewall.enable = lib.mkDefault true;
     network.ssh.enable = lib.mkDefault true;
     network.ssh.sources = lib.mkDefault [ "0.0.0.0/0" "::/0" ];

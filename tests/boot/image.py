@@ -236,6 +236,8 @@ def _system(tree: Path, variant: Variant, host: dict[str, Any]) -> None:
         site["smoke"]["slo"] = variant.slo
     (system / "etc" / "appliance").mkdir()
     (system / "etc" / "appliance" / "appliance.json").write_text(json.dumps(site))
+    machine = host["environment.etc"]["appliance/machine.json"]["source"]["text"]
+    (system / "etc" / "appliance" / "machine.json").write_text(machine)
     rescue = tree / f"nix/store/{'0' * 32}-nixos-system-{variant.name}-rescue"
     rescue.mkdir()
     for name in ("init", "kernel-params", "sysctl"):

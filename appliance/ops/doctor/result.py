@@ -1,0 +1,95 @@
+"""What a check says: data only, and how the worst of it becomes an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["ok", "warn", "unknown", "fail"]
+
+EXIT_CODES: dict[Level, int] = {"ok": 0, "fail": 1, "warn": 3, "unknown": 4}
+"""By the worst level. 2 is a wrong command line or configuration, as everywhere in ``appliance``."""
+
+ORDER: tuple[Level, ...] = ("ok", "warn", "unknown", "fail")
+"""From best to worst. What could not be looked at may hide a failure, so it is worse than a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judge's answer: how it is, what was seen, what that means, the command that mends it.
+
+    ``cause`` is a stable code where this alone keeps requests from being answered (:mod:`.causes`).
+    """
+
+    level: Level
+    seen: str
+    meaning: str = ""
+    fix: str = ""
+    subject: str = ""
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One verdict of one check, by the check's name."""
+
+    name: str
+    subject: str
+    level: Level
+    seen: str
+    meaning: str
+    fix: str
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A check that does not concern this host, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that was looked at on one host."""
+
+    host: str
+    results: tuple[Result, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def worst(self) -> Level:
+        """The worst level among the results."""
+        return worst(result.level for result in self.results)
+
+    @property
+    def exit_code(self) -> int:
+        """What the command ends with, see :data:`EXIT_CODES`."""
+        return EXIT_CODES[self.worst]
+
+
+def worst(levels: Iterable[Level]) -> Level:
+    """The worst of ``levels``; ok when there is none."""
+    return max(levels, key=ORDER.index, default="ok")
+
+
+def ok(seen: str, subject: str = "") -> Verdict:
+    """Nothing to do."""
+    return Verdict("ok", seen, subject=subject)
+
+
+def warn(seen: str, meaning: str, fix: str, subject: str = "") -> Verdict:
+    """It works, and will or may stop to."""
+    return Verdict("warn", seen, meaning, fix, subject)
+
+
+def fail(seen: str, meaning: str, fix: str, subject: str = "", cause: str = "") -> Verdict:
+    """It does not work, or is not safe."""
+    return Verdict("fail", seen, meaning, fix, subject, cause)
+
+
+def unknown(seen: str, fix: str, subject: str = "") -> Verdict:
+    """It could not be looked at."""
+    return Verdict("unknown", seen, "This check could not look, so nothing is known.", fix, subject)

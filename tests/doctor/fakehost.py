@@ -1,0 +1,170 @@
+"""A host made of files and small programs: everything that this machine does not have."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appliance.configfile import validate
+from appliance.machine import Machine
+from appliance.ops.doctor.catalogue import examine
+from appliance.ops.doctor.host import Host
+from appliance.ops.doctor.result import Result
+from appliance.ops.doctor.scene import Scene
+
+KEYS = {
+    "gpu": "Hh5pYxr2pDsHMRbmvMhTTsQqFwnYdIQKDCvKoLTkyG4=",
+    "vps": "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=",
+    "stranger": "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
+}
+PRIVATE = "aSecretThatMustNeverBeSeenInAnyOutput000000="
+
+CARD = {
+    "index": "0", "name": "NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "pci.bus_id": "00000000:41:00.0",
+    "memory.total": "97887", "power.limit": "450.00", "power.default_limit": "600.00", "temperature.gpu": "54",
+    "persistence_mode": "Enabled", "pcie.link.width.current": "16", "pcie.link.width.max": "16",
+    "clocks_event_reasons.active": "0x0000000000000004", "driver_version": "595.71.05",
+}  # fmt: skip
+
+SMI = """#!/bin/sh
+case "$*" in
+  *gpu_recovery_action*) cat "$FAKE/recovery" ;;
+  *--query-gpu*) cat "$FAKE/cards"; exit "$(cat "$FAKE/smi.code")" ;;
+esac
+"""
+PRINT = """#!/bin/sh
+code=$(cat "$FAKE/{name}.code")
+if [ "$code" = 0 ]; then cat "$FAKE/{name}"; else cat "$FAKE/{name}" >&2; fi
+exit "$code"
+"""
+
+
+def hex_address(address: str, port: int) -> str:
+    """``127.0.0.1:80`` as /proc/net/tcp has it."""
+    parts = [int(part) for part in address.split(".")]
+    return f"{''.join(f'{part:02X}' for part in reversed(parts))}:{port:04X}"
+
+
+@dataclass
+class FakeHost:
+    """A healthy GPU host or VPS under a folder; tests break one thing and look."""
+
+    root: Path
+    site: dict[str, Any]
+    machine: dict[str, Any]
+    sockets: list[tuple[str, str, int, int]] = field(default_factory=list)
+    """Protocol, address, port, process."""
+    card: dict[str, str] = field(default_factory=lambda: dict(CARD))
+    now: float = field(default_factory=time.time)
+
+    @property
+    def fake(self) -> Path:
+        return self.root.parent / "fake"
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.root / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def says(self, name: str, text: str, code: int = 0) -> None:
+        """What a program prints, and its exit code."""
+        (self.fake / name).write_text(text)
+        (self.fake / f"{name}.code").write_text(str(code))
+
+    def units(self, **states: str) -> None:
+        """systemd's answers: every unit active, but for those named (dashes as underscores)."""
+        blocks = []
+        for unit in [*self.machine["units"], "appliance-models-verify.service"]:
+            state = states.get(unit.removesuffix(".service").replace("-", "_"), "active")
+            result = "exit-code" if state == "failed" else "success"
+            load = "not-found" if state == "not-found" else "loaded"
+            blocks.append(
+                f"Type=simple\nRemainAfterExit=no\nResult={result}\nExecMainExitTimestamp=\nId={unit}\n"
+                f"LoadState={load}\nConditionResult=yes\n"
+                f"ActiveState={'inactive' if load == 'not-found' else state}\n"
+            )
+        self.says("systemctl", "\n".join(blocks))
+
+    def lay_out(self) -> None:
+        """Write the sockets and cards as they are now."""
+        rows: dict[str, list[str]] = {"tcp": [], "udp": []}
+        for inode, (protocol, address, port, pid) in enumerate(self.sockets, 1000):
+            state = "0A" if protocol == "tcp" else "07"
+            rows[protocol].append(
+                f"   0: {hex_address(address, port)} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 "
+                f"    0        0 {inode} 1 0000000000000000 100 0 0 10 0"
+            )
+            handle = self.root / f"proc/{pid}/fd/{inode}"
+            handle.parent.mkdir(parents=True, exist_ok=True)
+            handle.unlink(missing_ok=True)
+            handle.symlink_to(f"socket:[{inode}]")
+        for protocol, lines in rows.items():
+            self.write(f"/proc/net/{protocol}", "\n".join(["  sl  local_address …", *lines]) + "\n")
+        row = ", ".join(self.card.values())
+        (self.fake / "cards").write_text(row + "\n" if self.card else "")
+
+    def process(self, pid: int, name: str, unit: str, program: str = "") -> None:
+        self.write(f"/proc/{pid}/comm", name + "\n")
+        self.write(f"/proc/{pid}/cgroup", f"0::/system.slice/{unit}\n")
+        self.write(
+            f"/proc/{pid}/limits", "Max locked memory         unlimited            unlimited            bytes\n"
+        )
+        self.write(f"/proc/{pid}/status", f"Name:\t{name}\nCpus_allowed_list:\t0-7\n")
+        if program:
+            (self.root / f"proc/{pid}/exe").symlink_to(program)
+
+    def scene(self, *, hashes: bool = False) -> Scene:
+        self.lay_out()
+        site = validate("site", self.site) if self.site else None
+        machine = Machine.model_validate_json(json.dumps(self.machine))
+        return Scene(Host(self.root, timeout_s=5), site, machine, self.root, self.now, hashes)
+
+    def look(self, *only: str, hashes: bool = False) -> list[Result]:
+        """Make the checks ``only``, or all."""
+        return list(examine(self.scene(hashes=hashes), only).results)
+
+    def one(self, check: str, subject: str = "") -> Result:
+        """The result of ``check`` about ``subject``."""
+        found = [one for one in self.look(check) if one.subject == subject]
+        assert len(found) == 1, [(one.subject, one.seen) for one in self.look(check)]
+        return found[0]
+
+    def levels(self, check: str) -> set[str]:
+        return {one.level for one in self.look(check)}
+
+
+def dump(own: str | None, peers: dict[str, int | None], *, private: str = PRIVATE) -> str:
+    """What ``wg show wg0 dump`` prints: peers by key, each with the age of its handshake in seconds."""
+    lines = [f"{private if own else '(none)'}\t{own or '(none)'}\t51820\toff"]
+    for key, age in peers.items():
+        stamp = 0 if age is None else int(time.time()) - age
+        lines.append(
+            f"{key}\t{PRIVATE}\t203.0.113.5:51820\t10.77.0.2/32\t{stamp}\t{0 if age is None else 920}\t148\t25"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def nft_json(*rules: list[dict[str, Any]], policy: str = "drop", table: str = "appliance") -> str:
+    """A ruleset as ``nft --json list ruleset`` prints it."""
+    at = {"family": "inet", "table": table}
+    things: list[dict[str, Any]] = [
+        {"metainfo": {"version": "1.0.6"}},
+        {"table": {"family": "inet", "name": table}},
+    ]
+    things += [
+        {"chain": {**at, "name": hook, "type": "filter", "hook": hook, "prio": 0, "policy": policy}}
+        for hook in ("input", "forward")
+    ]
+    things += [{"rule": {**at, "chain": "input", "expr": rule}} for rule in rules]
+    return json.dumps({"nftables": things})
+
+
+def accepts(protocol: str, *ports: int) -> list[dict[str, Any]]:
+    """A rule that lets in ``ports``."""
+    right: Any = ports[0] if len(ports) == 1 else {"set": list(ports)}
+    payload = {"payload": {"protocol": protocol, "field": "dport"}}
+    return [{"match": {"op": "==", "left": payload, "right": right}}, {"accept": None}]

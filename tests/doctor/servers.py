@@ -1,0 +1,72 @@
+"""Small servers that say one thing, and a certificate authority of the tests' own."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+def answering(body: bytes, status: int, context: ssl.SSLContext | None = None) -> ThreadingHTTPServer:
+    """A server that says one thing."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    return server
+
+
+@contextmanager
+def serving_ready(words: dict[str, str], status: int = 200) -> Iterator[int]:
+    """Something that answers ``/ready``; its port."""
+    server = answering(json.dumps({"engines": words}).encode(), status)
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority of the tests' own."""
+
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "ca.pem"
+
+    def issue(self, domain: str, days: int, folder: Path, *, begins: str = "") -> tuple[Path, Path]:
+        """A certificate for ``domain`` and its key; ``begins`` is a time that faketime understands."""
+        folder.mkdir(parents=True, exist_ok=True)
+        key, request, cert = folder / "key.pem", folder / "request.pem", folder / "fullchain.pem"
+        extension = folder / "extension"
+        extension.write_text(f"subjectAltName=DNS:{domain}\n")
+        openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={domain}",
+                 "-keyout", key, "-out", request)  # fmt: skip
+        openssl("x509", "-req", "-in", request, "-CA", self.file, "-CAkey", self.folder / "ca.key", "-days", days,
+                 "-extfile", extension, "-out", cert, begins=begins)  # fmt: skip
+        return cert, key
+
+
+def openssl(*words: object, begins: str = "") -> None:
+    argv = [*(("faketime", "-f", begins) if begins else ()), "openssl", *map(str, words)]
+    subprocess.run(argv, check=True, capture_output=True)

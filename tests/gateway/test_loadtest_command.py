@@ -1,0 +1,60 @@
+"""`appliance loadtest` against a running gateway."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT, Service, free_port
+
+
+def run(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "appliance", *map(str, words)]
+    environ = {**os.environ, **environment}
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT, env=environ)
+
+
+def test_a_loadtest_as_large_as_asked_for(service: Service, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    words = ("loadtest", "--config", service.config, "--users", "3", "--requests", "4", "--json", report)
+    done = run(*words, APPLIANCE_API_KEY=service.key)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(report.read_text())["requests"] == 12
+    assert "PASS" in done.stdout
+
+
+def test_a_loadtest_where_the_interpreter_knows_no_packages(service: Service, tmp_path: Path) -> None:
+    """As in a Nix package: what is imported was added to ``sys.path`` by a wrapper, ``sys.executable`` is bare."""
+    bare = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    assert subprocess.run([bare, "-c", "import locust"], capture_output=True, check=False).returncode != 0
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    words = ["loadtest", "--config", str(service.config), "--users", "1", "--requests", "2"]
+    wrapper = (
+        f"import site, sys; site.addsitedir({packages!r}); sys.path.append({str(ROOT)!r}); "
+        f"from appliance.cli import main; sys.exit(main({words!r}))"
+    )
+    environment = {**os.environ, "APPLIANCE_API_KEY": service.key}
+    environment.pop("PYTHONPATH", None)
+    argv = [str(bare), "-c", wrapper]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASS" in done.stdout
+
+
+def test_a_loadtest_that_cannot_be(service: Service) -> None:
+    done = run("loadtest", "--config", service.config, "--users", "0", APPLIANCE_API_KEY=service.key)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: users: input should be greater than or equal to 1, not 0\n",
+    )
+    done = run("loadtest", "--config", service.config, APPLIANCE_API_KEY="")
+    assert (done.returncode, done.stderr.startswith("error: APPLIANCE_API_KEY is not set")) == (2, True)
+    port = free_port()
+    done = run("loadtest", "--config", service.config, "--url", f"http://127.0.0.1:{port}", APPLIANCE_API_KEY="x")
+    assert done.returncode == 1
+    assert "no answer (ConnectionRefusedError)" in done.stdout
