@@ -4,6 +4,7 @@
 # PORT=…         the gateway's port, 8000 when absent
 # ENGINE=fake    no engine: tokens by the clock, named as such in every output
 # MODEL=tiny     leave the model hub alone and make the tiny random model
+# SEEDS="1 2"    the machines that `make test-boot` boots, one a seed
 # ONCE=1         end after the smoke test, with its exit code
 # TORCH_INDEX=…  where torch's CPU build comes from, if your pip is not set up for it: the address that
 #                pytorch.org shows for "CPU"
@@ -11,9 +12,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENGINE ?= vllm
 MODEL ?= auto
+SEEDS ?= 1 2 3
 export TORCH_INDEX
 
-.PHONY: up test lint fmt lock lock-engine verify-wheels options-doc calibrate bench clean
+.PHONY: up test test-boot lint fmt lock lock-engine verify-wheels options-doc calibrate bench clean
 
 up:
 	@$(PYTHON) -m appliance.bootstrap --engine $(ENGINE)
@@ -22,6 +24,10 @@ up:
 test:
 	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)
 	@.venv/bin/python -m pytest $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
+
+test-boot:
+	@$(PYTHON) -m appliance.bootstrap --tests --engine fake
+	@.venv/bin/python -m tests.boot.run --seeds $(SEEDS) $(ARGS)
 
 lint:
 	@$(PYTHON) -m appliance.bootstrap --tests --engine fake

@@ -23,6 +23,8 @@ from appliance.errors import ApplianceError, ConfigError, UsageError
 from appliance.models import lock
 from appliance.ops.doctor.cli import add_doctor
 from appliance.plan.arguments import add_parser
+from appliance.trial.cli import add_trial
+from appliance.trial.upgrade import add_upgrade
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no other name
 DEFAULT_CONFIG = "/etc/appliance/appliance.json"
@@ -58,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add_keys(commands, _config_option)
     add_usage(commands, _config_option)
     add_doctor(commands, _config_option)
-    for add in (_add_engine, _add_proofs, _add_models, _add_up, add_parser):
+    for add in (_add_engine, _add_proofs, _add_models, _add_up, add_parser, add_trial, add_upgrade):
         add(commands)
     return parser
 
@@ -87,8 +89,17 @@ def _add_proofs(commands: Commands) -> None:
         one.add_argument("--url", help="base URL of the gateway; from the configuration when absent")
         one.add_argument("--model", help="model or role to ask for; the first generating model when absent")
         one.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
-        one.set_defaults(run=_smoke, users=None, requests=None, max_tokens=None)
+        one.set_defaults(run=_smoke, users=None, requests=None, max_tokens=None, reports=None)
         _config_option(one)
+    smoke.add_argument(
+        "--reports",
+        type=Path,
+        metavar="FOLDER",
+        help="prove this whole host, and keep the report there by generation",
+    )
+    smoke.add_argument(
+        "--once", action="store_true", help="not again at a boot of a generation that passed after a boot before"
+    )
     loadtest.add_argument("--users", type=int, help="users at once")
     loadtest.add_argument("--requests", type=int, help="requests of each user")
     loadtest.add_argument("--max-tokens", type=int, help="tokens asked for per request")
@@ -180,6 +191,8 @@ def _smoke(args: argparse.Namespace) -> int:
     key = os.environ.get("APPLIANCE_API_KEY")
     if not key:
         raise UsageError("APPLIANCE_API_KEY is not set; make a key with `appliance keys create smoke`")
+    if args.reports is not None:
+        return _prove(site, args, key)
     url = args.url or f"http://{site.gateway.host}:{site.gateway.port}"
     asked = {"users": args.users, "requests_per_user": args.requests, "max_tokens": args.max_tokens}
     table = site.smoke.model_dump() | {name: value for name, value in asked.items() if value is not None}
@@ -194,6 +207,23 @@ def _smoke(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(report.to_json())
     return report.exit_code
+
+
+def _prove(site: Site, args: argparse.Namespace, key: str) -> int:
+    from appliance.ops import proof, prove  # noqa: PLC0415
+
+    what = prove.subject()
+    if args.once and (earlier := prove.proven_before(args.reports, what)):
+        print(f"{earlier.line} (on {earlier.began}; not again at each boot)")
+        return 0
+    folder = proof.folder_of(args.reports, what.place.generation)
+
+    def say(step: proof.Step) -> None:
+        print(f"{step.level:4} {step.sentence}{f'; {step.mend}' if step.mend else ''}", flush=True)
+
+    made = prove.prove(site, Path.cwd(), key=key, folder=folder, what=what, say=say)
+    print(made.line)
+    return 0 if made.passed else 1
 
 
 def _models_verify(args: argparse.Namespace) -> int:

@@ -36,6 +36,10 @@ class StoreError(ApplianceError):
     """A database or state file cannot be read or written."""
 
 
+class LoaderError(ApplianceError):
+    """The boot loader, a system profile or a switch did not do what was asked."""
+
+
 class RequestError(ApplianceError):
     """An error answered to an HTTP client in OpenAI's shape.
 

@@ -14,6 +14,7 @@
     ./gateway.nix
     ./admin.nix
     ./smoke.nix
+    ./trial.nix
     ./doctor.nix
     ./network/firewall.nix
     ./network/ssh.nix

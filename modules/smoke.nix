@@ -1,47 +1,53 @@
-# Proves the machine once it is up: a load of real requests through the gateway, held to the SLO.
-#
-# The seam for trial boots: what shall follow a pass or a failure is a unit named below. Nothing follows yet;
-# a failure is reported (a failed unit) and changes nothing.
+# Proves the machine once it is up: what the doctor sees, a token from each engine, the gateway's lock, a load of
+# real requests held to the SLO. What a verdict leads to is modules/trial.nix.
 { config, lib, pkgs, ... }:
 let
   inherit (config) appliance;
   cfg = appliance.smoke;
   inherit (lib) mkOption types;
   engineUnits = map (name: "${name}.service") (lib.filter (lib.hasPrefix "appliance-engine-") (lib.attrNames (lib.filterAttrs (_: unit: unit.wantedBy != [ ]) config.systemd.services)));
+  cuda = lib.any (e: e.device == "cuda") (lib.attrValues appliance.myEngines);
   # A key for an hour, made by the gateway's own user and handed over in the environment: it stands in no file
   # and no argument list.
   run = pkgs.writeShellScript "appliance-smoke" ''
     set -eu
     APPLIANCE_API_KEY=$(${lib.getExe appliance.package} keys create smoke --expires-in 1h --config /etc/appliance/appliance.json)
     export APPLIANCE_API_KEY
-    exec ${lib.getExe appliance.package} smoke --config /etc/appliance/appliance.json
+    exec ${lib.getExe appliance.package} smoke --config /etc/appliance/appliance.json --reports /var/lib/appliance/smoke${lib.optionalString (cfg.when == "per-generation") " --once"}
   '';
-  slowest = lib.foldl' lib.max 600 (lib.mapAttrsToList (_: e: e.start_timeout_s) appliance.myEngines);
 in
 {
   options.appliance.smoke = {
     enable = lib.mkEnableOption "the smoke test after boot";
     when = mkOption {
-      type = types.enum [ "first-boot" "every-boot" ];
-      default = "every-boot";
-      example = "first-boot";
-      description = "Whether each boot proves the machine, or only the first one after installing.";
+      type = types.enum [ "per-generation" "every-boot" ];
+      default = "per-generation";
+      example = "every-boot";
+      description = "Whether each boot proves the machine, or only the first ones of a generation, until it has passed after a boot. A live switch is always proven.";
+    };
+    timeoutSec = mkOption {
+      type = types.ints.positive;
+      # The slowest engine's start, then the requests themselves.
+      default = lib.foldl' lib.max 600 (lib.mapAttrsToList (_: e: e.start_timeout_s) appliance.myEngines) + 600;
+      defaultText = lib.literalMD "the longest `start_timeout_s` of this host's engines, at least 600, and 600 more";
+      example = 900;
+      description = "Seconds after which a smoke test that has not ended has failed.";
     };
     onPass = mkOption {
       type = types.listOf types.str;
       default = [ ];
-      example = [ "appliance-bless.service" ];
-      description = "Units to start once it has passed.";
+      example = [ "tell-the-fleet.service" ];
+      description = "Further units to start once it has passed.";
     };
     onFail = mkOption {
       type = types.listOf types.str;
       default = [ ];
-      example = [ "appliance-rollback.service" ];
-      description = "Units to start once it has failed.";
+      example = [ "ring-the-bell.service" ];
+      description = "Further units to start once it has failed.";
     };
   };
 
-  config = lib.mkIf cfg.enable {
+  config = lib.mkIf (cfg.enable && !appliance.trial.isRescue) {
     assertions = [
       {
         assertion = appliance.gateway.enable;
@@ -50,34 +56,42 @@ in
     ];
     systemd.services.appliance-smoke = {
       description = "Smoke test of the whole service";
+      # Not active after it has passed: each start of multi-user.target, so each switch, runs it anew.
       wantedBy = [ "multi-user.target" ];
-      after = [ "appliance-gateway.service" ] ++ engineUnits;
+      after = [ "appliance-gateway.service" "appliance-trial-arrived.service" ] ++ engineUnits;
       wants = [ "appliance-gateway.service" ] ++ engineUnits;
-      onSuccess = cfg.onPass;
-      onFailure = cfg.onFail;
-      unitConfig = lib.optionalAttrs (cfg.when == "first-boot") {
-        ConditionPathExists = "!/var/lib/appliance-smoke/passed";
-      };
-      # A live switch must not load a busy machine with test requests.
+      onSuccess = [ "appliance-trial-passed.service" ] ++ cfg.onPass;
+      onFailure = [ "appliance-trial-failed.service" ] ++ cfg.onFail;
+      # A test under way is not cut by a switch: its own start is what a switch asks for.
       restartIfChanged = false;
+      # nvidia-smi, nft and wg, for what the doctor looks at.
+      path = [ pkgs.nftables pkgs.wireguard-tools ] ++ lib.optional cuda config.hardware.nvidia.package;
       serviceConfig = appliance.lib.hardened // {
         Type = "oneshot";
-        RemainAfterExit = true;
         User = "appliance-gateway";
         Group = "appliance-gateway";
         ExecStart = run;
-        ExecStartPost = "/run/current-system/sw/bin/touch /var/lib/appliance-smoke/passed";
-        # The gateway's folder: where keys are, and where the test leaves its report.
-        StateDirectory = [ "appliance-smoke" "appliance-gateway" ];
+        # The gateway's folder, where keys are; and where the test leaves its report.
+        StateDirectory = [ "appliance/smoke" "appliance-gateway" ];
         StateDirectoryMode = "0700";
-        WorkingDirectory = "/var/lib/appliance-smoke";
+        # Emptied by a reboot only: tells a boot from a switch.
+        RuntimeDirectory = "appliance-smoke";
+        RuntimeDirectoryPreserve = true;
+        WorkingDirectory = "/var/lib/appliance/smoke";
         # The load generator watches its own CPU time, to say when it is the bottleneck.
         ProcSubset = "all";
-        # The slowest engine's start, then the requests themselves.
-        TimeoutStartSec = slowest + 600;
+        TimeoutStartSec = cfg.timeoutSec;
         # It is a client of the gateway: sockets, to this host and the tunnel's own address.
-        RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
+        RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" "AF_NETLINK" ];
         IPAddressAllow = [ "localhost" ] ++ lib.optional appliance.network.wireguard.enable appliance.network.wireguard.address;
+        # To read the firewall and the tunnel's handshake over netlink, which the kernel shows to this alone.
+        AmbientCapabilities = "CAP_NET_ADMIN";
+        CapabilityBoundingSet = "CAP_NET_ADMIN";
+        PrivateUsers = false;
+      } // lib.optionalAttrs cuda {
+        # It asks the driver how the cards are.
+        PrivateDevices = false;
+        DeviceAllow = [ "char-nvidia-frontend rw" "char-nvidia rw" "char-nvidia-uvm rw" ];
       };
     };
   };

@@ -7,7 +7,7 @@
     engines.credentials.hub-token = "/run/secrets/hub-token";
     admin = { enable = true; tokenFile = "/run/secrets/admin-token"; };
     gateway.credentials.admin-token = "/run/secrets/admin-token";
-    smoke = { when = "first-boot"; onPass = [ "appliance-bless.service" ]; onFail = [ "appliance-rollback.service" ]; };
+    smoke = { when = "every-boot"; enforce = true; onPass = [ "appliance-bless.service" ]; onFail = [ "appliance-rollback.service" ]; };
     settings.hosts.gpu.gpus = lib.mkForce (map (index: {
       inherit index;
       model = "RTX PRO 6000 Blackwell Server";

@@ -14,6 +14,8 @@
         type = lib.types.attrsOf lib.types.str;
         default = { };
       };
+      # NixOS's own default, which the checker's list does not compute.
+      config.nix.package = lib.mkOverride 1450 pkgs.nix;
     }
   ];
 }

@@ -52,7 +52,8 @@ def unit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_units_are_all_there() -> None:
     assert set(services()) == {
         "appliance-engine-agents.0", "appliance-engine-agents.1", "appliance-gateway", "appliance-gpu-power",
-        "appliance-smoke",
+        "appliance-smoke", "appliance-trial-arrived", "appliance-trial-deadline", "appliance-trial-failed",
+        "appliance-trial-passed",
     }  # fmt: skip
 
 

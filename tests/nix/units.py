@@ -11,15 +11,30 @@ LISTS = {
 }  # fmt: skip
 
 
-def render(service: dict[str, Any]) -> str:
-    """The unit file's text. Its programs are not on this machine: each becomes /bin/true, arguments kept."""
-    unit = ["[Unit]", f"Description={service['description']}"]
-    unit += [f"{key}={' '.join(service[name])}" for name, key in LISTS.items() if service.get(name)]
-    unit += _lines(service.get("unitConfig") or {})
+def render(service: dict[str, Any], *, programs: bool = False) -> str:
+    """The text of a service's unit file.
+
+    Its programs are not on this machine: each becomes /bin/true, arguments kept, unless ``programs`` says that
+    whoever runs the unit has put them where it names them.
+    """
+    unit = _head(service)
     body = ["[Service]", *(f'Environment="{k}={v}"' for k, v in (service.get("environment") or {}).items())]
     body += _lines(service["serviceConfig"])
     text = "\n".join([*unit, "", *body, ""])
-    return re.sub(r"^(Exec\w+=)\S+", r"\1/bin/true", text, flags=re.MULTILINE)
+    return text if programs else re.sub(r"^(Exec\w+=)\S+", r"\1/bin/true", text, flags=re.MULTILINE)
+
+
+def render_other(kind: str, unit: dict[str, Any]) -> str:
+    """The text of a ``timer`` or ``path`` unit file."""
+    return "\n".join([*_head(unit), "", f"[{kind.title()}]", *_lines(unit[f"{kind}Config"]), ""])
+
+
+def _head(unit: dict[str, Any]) -> list[str]:
+    lines = ["[Unit]", f"Description={unit['description']}"]
+    lines += [f"{key}={' '.join(unit[name])}" for name, key in LISTS.items() if unit.get(name)]
+    if isinstance(unit.get("startLimitIntervalSec"), int):
+        lines.append(f"StartLimitIntervalSec={unit['startLimitIntervalSec']}")
+    return lines + _lines(unit.get("unitConfig") or {})
 
 
 def _lines(section: dict[str, Any]) -> list[str]:
@@ -32,4 +47,7 @@ def _lines(section: dict[str, Any]) -> list[str]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        # A file that Nix would write: the unit names its place.
+        return str(value["path"])
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,197 @@
+"""Proves a running host: what ``appliance doctor`` sees, a token from each engine, the gateway's lock, then load.
+
+In this order, because each step explains the failures of the next: a card that is missing, an engine without
+it, a gateway without engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from appliance.config import Site
+from appliance.engines.argv import Replica, replicas
+from appliance.engines.health import CANARY_TIMEOUT_S, canary, canary_passed
+from appliance.errors import ApplianceError
+from appliance.machine import load_machine
+from appliance.ops import proof, smoke
+from appliance.ops.doctor.catalogue import CHECKS, examine
+from appliance.ops.doctor.host import Host
+from appliance.ops.doctor.scene import Scene
+from appliance.ops.proof import Proof, Step
+from appliance.trial.loader import Loader
+from appliance.trial.machine import Nixos, Place
+from loadtests import report as reports
+
+MACHINE = Path("/etc/appliance/machine.json")
+BETWEEN_TRIES_S = 0.5
+BEGUN = Path("/run/appliance-smoke/begun")
+"""Made by the first smoke test of a boot: a later one of the same boot follows a switch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is proven: the running system, and how it came to run."""
+
+    place: Place
+    booted: bool
+
+    @staticmethod
+    def of(machine: Nixos) -> Subject:
+        """What runs on ``machine``; raises :class:`LoaderError` where that is not NixOS."""
+        running = machine.running()
+        return Subject(running, booted=machine.booted() == running)
+
+
+def subject() -> Subject:
+    """What runs here."""
+    return Subject.of(Nixos(Loader()))
+
+
+def proven_before(reports_folder: Path, what: Subject, begun: Path = BEGUN) -> Proof | None:
+    """The report that makes another run needless: this generation passed by a boot, and no switch came since.
+
+    Notes in ``begun`` that this boot has had its test; ``begun`` lies on a file system that a reboot empties.
+    """
+    first = not begun.exists()
+    begun.touch()
+    earlier = proof.latest(reports_folder, what.place.generation)
+    return earlier if first and what.booted and earlier and earlier.passed and earlier.booted else None
+
+
+def prove(site: Site, base: Path, *, key: str, folder: Path, what: Subject, say: Callable[[Step], object]) -> Proof:
+    """Every step, told to ``say`` as it ends; the report is written to ``folder``.
+
+    Raises :class:`StoreError` where the report cannot be written: what cannot be recorded does not pass.
+    """
+    began, clock = datetime.now().astimezone().isoformat(timespec="seconds"), time.monotonic()
+    steps: list[Step] = []
+    load: dict[str, object] | None = None
+
+    def take(found: Iterator[Step]) -> bool:
+        taken = list(found)
+        for step in taken:
+            say(step)
+        steps.extend(taken)
+        return all(step.level != "fail" for step in taken)
+
+    # All engines first: until they have answered, what the doctor says of them would be about their start.
+    take(tokens(site))
+    take(_host(site, base))
+    # Load on a service whose lock is open or whose engines are down says nothing.
+    if take(lock(site, key)) and all(step.level != "fail" for step in steps):
+        load = _load(site, key, folder, lambda step: take(iter((step,))))
+    generation = what.place.generation
+    made = Proof(
+        generation.system,
+        generation.number,
+        what.booted,
+        began,
+        time.monotonic() - clock,
+        tuple(steps),
+        load,
+        os.environ.get("INVOCATION_ID", ""),
+    )
+    proof.save(made, folder)
+    return made
+
+
+def _host(site: Site, base: Path) -> Iterator[Step]:
+    machine = load_machine(MACHINE) if MACHINE.exists() else None
+    # Not the units: the smoke test is one of them, and has not ended.
+    only = [check.name for check in CHECKS if check.name != "units"]
+    for result in examine(Scene(Host(Path("/")), site, machine, base, time.time()), only).results:
+        name = f"{result.name} {result.subject}".strip()
+        # What could not be looked at, for this is not root, is not what the machine is sent back for.
+        level: proof.Level = "warn" if result.level == "unknown" else result.level
+        yield Step(name, level, result.seen, result.fix)
+
+
+def tokens(site: Site, try_for_s: float | None = None) -> Iterator[Step]:
+    """One token from each engine that is always loaded, waiting for each as long as its start may take."""
+    clock = time.monotonic()
+    for replica in replicas(site):
+        name = f"token {replica.name}"
+        if replica.engine.residency == "on-demand":
+            yield Step(name, "ok", "is loaded on demand; not asked here")
+            continue
+        limit = replica.engine.start_timeout_s if try_for_s is None else try_for_s
+        while (said := _token(site, replica)) and time.monotonic() < clock + limit:
+            time.sleep(BETWEEN_TRIES_S)
+        if said:
+            unit = f"appliance-engine-{replica.name}"
+            mend = f"systemctl status {unit}; journalctl -u {unit}"
+            yield Step(name, "fail", f"no token within {limit:.0f} s ({said})", mend)
+        else:
+            yield Step(name, "ok", f"answered after {time.monotonic() - clock:.0f} s")
+
+
+def _token(site: Site, replica: Replica) -> str:
+    """Ask once; what was wrong, empty where nothing was."""
+    path, body = canary(replica.engine.model, site.models[replica.engine.model].task)
+    try:
+        status, answer = _exchange("127.0.0.1", replica.port, "POST", path, body, CANARY_TIMEOUT_S)
+    except (OSError, http.client.HTTPException) as error:
+        return type(error).__name__
+    return "" if canary_passed(status, answer) else f"it answered {status}"
+
+
+def lock(site: Site, key: str) -> Iterator[Step]:
+    """The gateway refuses who has no key or a wrong one, and lets in who has one."""
+    for name, sent, wanted in (
+        ("refuses no key", None, 401),
+        ("refuses a wrong key", "sk-not-a-key", 401),
+        ("takes a key", key, 200),
+    ):
+        try:
+            status = _exchange(site.gateway.host, site.gateway.port, "GET", "/v1/models", None, 30, sent)[0]
+        except (OSError, http.client.HTTPException) as error:
+            mend = "systemctl status appliance-gateway; journalctl -u appliance-gateway"
+            yield Step(f"gateway {name}", "fail", f"no answer ({type(error).__name__})", mend)
+            return
+        seen, level = f"answered {status}", proof_level(status == wanted)
+        yield Step(f"gateway {name}", level, seen, "" if level == "ok" else "journalctl -u appliance-gateway")
+
+
+def proof_level(holds: bool) -> proof.Level:
+    """``ok`` or ``fail``."""
+    return "ok" if holds else "fail"
+
+
+def _load(site: Site, key: str, folder: Path, add: Callable[[Step], object]) -> dict[str, object] | None:
+    url, model = f"http://{site.gateway.host}:{site.gateway.port}", smoke.default_model(site)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        report = asyncio.run(smoke.run(site.smoke, url=url, key=key, model=model, folder=folder))
+    except ApplianceError as error:
+        add(Step("load", "fail", str(error), "run `appliance loadtest` by hand"))
+        return None
+    for check in report.checks:
+        seen = "not measured" if check.value is None else f"{check.value:.3g} {check.unit}"
+        limit = f"limit {check.limit:.3g} {check.unit}"
+        mend = "" if check.holds else "`appliance loadtest` shows more; smoke.slo holds the limits"
+        add(Step(f"load {check.name}", proof_level(check.holds), f"{seen}, {limit}", mend))
+    if report.exit_code == reports.INVALID:
+        add(Step("load", "fail", "the run is invalid: no request was made", f"see {folder}"))
+    table: dict[str, object] = json.loads(report.to_json())
+    return table
+
+
+def _exchange(
+    host: str, port: int, method: str, path: str, body: bytes | None, timeout_s: float, key: str | None = None
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()

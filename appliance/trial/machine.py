@@ -1,0 +1,183 @@
+"""What decisions are carried out with: the loader, Nix profiles, a switch, a reboot."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from appliance.errors import LoaderError
+from appliance.trial.loader import Loader
+from appliance.trial.state import (
+    Action,
+    ClearOneshot,
+    Generation,
+    Keep,
+    Reboot,
+    ReleaseDefault,
+    SetDefault,
+    SetOneshot,
+    SetProfile,
+    SwitchBack,
+)
+
+SWITCH_UNIT = "appliance-switch-back"
+
+LOCK_WAIT_S = 300.0
+"""Seconds to wait for a switch that is still under way: NixOS's own refuses at once."""
+
+
+class Machine(Protocol):
+    """What a decision needs of a machine."""
+
+    def act(self, action: Action) -> None:
+        """Carry out one action; raises :class:`LoaderError` where it did not succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the machine is: a generation, and whether it is that generation's rescue system."""
+
+    generation: Generation
+    rescue: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Nixos:
+    """A NixOS machine that boots by systemd-boot."""
+
+    loader: Loader
+    rescue: str | None = None
+    profiles: Path = Path("/nix/var/nix/profiles")
+    run: Path = Path("/run")
+
+    def act(self, action: Action) -> None:
+        """Carry out one action."""
+        match action:
+            case SetDefault(generation, rescue):
+                self.loader.set_default(self.loader.entry(self._system(generation, rescue=rescue)))
+            case ReleaseDefault(generation):
+                self.loader.release_default(self.loader.entry(Path(generation.system)))
+            case SetOneshot(generation):
+                self.loader.set_oneshot(self.loader.entry(Path(generation.system)))
+            case ClearOneshot():
+                self.loader.clear_oneshot()
+            case Keep(generation):
+                self._keep(generation)
+            case SetProfile(generation):
+                self._set_profile(generation)
+            case SwitchBack(generation):
+                self._switch_back(generation)
+            case Reboot(generation):
+                self._reboot(generation)
+
+    def booted(self) -> Place:
+        """Where the machine came up."""
+        return self._place(self.run / "booted-system")
+
+    def running(self) -> Place:
+        """What is activated now."""
+        return self._place(self.run / "current-system")
+
+    def generation(self, system: Path) -> Generation:
+        """The generation of ``system``, with its number where the system profile holds it."""
+        real = system.resolve()
+        numbers = [number for number, link in self._links() if link.resolve() == real]
+        return Generation(str(real), max(numbers, default=None))
+
+    def _place(self, link: Path) -> Place:
+        if not link.exists():
+            raise LoaderError(f"{link} does not exist; is this NixOS?")
+        real = link.resolve()
+        if self.rescue is not None:
+            for number, parent in sorted(self._links(), reverse=True):
+                if (parent / "specialisation" / self.rescue).resolve() == real:
+                    return Place(Generation(str(parent.resolve()), number), rescue=True)
+        return Place(self.generation(real))
+
+    def _links(self) -> list[tuple[int, Path]]:
+        links = (
+            (re.fullmatch(r"system-(\d+)-link", link.name), link) for link in self.profiles.glob("system-*-link")
+        )
+        return [(int(match[1]), link) for match, link in links if match]
+
+    def _system(self, generation: Generation, *, rescue: bool) -> Path:
+        if not rescue:
+            return Path(generation.system)
+        return (Path(generation.system) / "specialisation" / (self.rescue or "")).resolve()
+
+    def _keep(self, generation: Generation) -> None:
+        # A profile of its own: its current generation is never collected, and the builder gives each profile its
+        # own share of boot entries.
+        profile = self.profiles / "system-profiles" / "proven"
+        if profile.resolve() == Path(generation.system).resolve():
+            return
+        profile.parent.mkdir(parents=True, exist_ok=True)
+        _run(["nix-env", "--profile", str(profile), "--set", generation.system])
+        _run(["nix-env", "--profile", str(profile), "--delete-generations", "+1"])
+
+    def _set_profile(self, generation: Generation) -> None:
+        profile, system = self.profiles / "system", Path(generation.system).resolve()
+        if profile.resolve() == system:
+            return
+        known, number = dict(self._links()), generation.number
+        if number in known and known[number].resolve() == system:
+            _run(["nix-env", "--profile", str(profile), "--switch-generation", str(number)])
+        else:
+            _run(["nix-env", "--profile", str(profile), "--set", generation.system])
+
+    def _switch_back(self, generation: Generation) -> None:
+        self._wait_for_lock()
+        program = f"{generation.system}/bin/switch-to-configuration"
+        # In a unit of its own: the switch may change the one that we run in, and wants none of its restrictions.
+        run = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", f"--unit={SWITCH_UNIT}"]
+        done = subprocess.run([*run, program, "switch"], stdin=subprocess.DEVNULL, check=False)
+        if self.running().generation.same(generation):
+            # Units of the proven generation that fail are its own affair (exit 4): it runs.
+            return
+        print(f"{program} switch ended with {done.returncode} and {generation.label} does not run: rebooting")
+        self._reboot(generation)
+
+    def _wait_for_lock(self) -> None:
+        # Somebody's own switch may still be at it, of which this verdict is the consequence.
+        file = self.run / "nixos" / "switch-to-configuration.lock"
+        if not file.exists():
+            return
+        lock = os.open(file, os.O_RDONLY)
+        try:
+            until = time.monotonic() + LOCK_WAIT_S
+            while time.monotonic() < until:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    time.sleep(1)
+                else:
+                    return
+        finally:
+            os.close(lock)
+
+    def _reboot(self, generation: Generation) -> None:
+        # The last guard against a loop: only where the reboot leads to the proven generation, and away from here.
+        entry = self.loader.entry(Path(generation.system))
+        default = self.loader.variable("LoaderEntryDefault")
+        oneshot = self.loader.variable("LoaderEntryOneShot")
+        if default != entry or oneshot is not None:
+            raise LoaderError(f"no reboot: it would lead to {oneshot or default}, not to {entry}; `bootctl list`")
+        if self.booted() == Place(generation) and self.running() == Place(generation):
+            raise LoaderError(f"no reboot: {generation.label} runs already")
+        _run(["systemctl", "reboot"])
+
+
+def _run(argv: list[str]) -> None:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise LoaderError(f"{argv[0]} cannot be run ({error.strerror}); is this NixOS?") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
+        raise LoaderError(f"{' '.join(argv)}: {said[-1]}")

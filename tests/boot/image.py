@@ -1,0 +1,335 @@
+"""Builds the guest's disk: Debian with systemd-boot, our package, and systems as the modules render them.
+
+Debian stands in for NixOS's closure; the units, the loader's hook, kernel parameters, sysctl and systemd's own
+settings are what ``hosts/gpu.nix`` with ``tests/boot/guest.nix`` gives.
+"""
+
+from __future__ import annotations
+
+import compileall
+import json
+import py_compile
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.nix import checker, units
+
+ROOT = Path(__file__).resolve().parents[2]
+GUEST = Path(__file__).parent / "guest"
+CACHE = ROOT / "build" / "boot"
+MARKER = "/nix/store/eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee-appliance.nix/bin/appliance.nix"
+"""Where the evaluated units find the program: nix-check's stand-in for the package's path."""
+
+PACKAGES = (
+    "systemd", "systemd-sysv", "systemd-boot", "kmod", "udev", "dbus", "python3-minimal", "python3", "util-linux",
+    "libnss-systemd", "procps", "busybox-static",
+)  # fmt: skip
+INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+GUEST_MODULES = ("vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs", "i6300esb")
+NOT_NEEDED = re.compile(
+    r"(mypy|mypyc|numpy|openai|schemathesis|jsonschema_rs|hypothesis|pip|setuptools|psycopg|pytest|_pytest|graphql|"
+    r"ruff|[0-9a-f]{20}__mypyc|pandas|__editable__|_pytest|jsonschema|litellm)"
+)
+ESP_MIB, ROOT_MIB = 48, 900
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One system: what is wrong with it, as a script of its boot or a change of its site."""
+
+    name: str
+    early: str = ""
+    """Shell that runs before systemd."""
+    late: str = ""
+    """Shell that a unit runs before the smoke test."""
+    slo: dict[str, float] | None = None
+
+    @property
+    def system(self) -> str:
+        return f"/nix/store/{'0' * 32}-nixos-system-{self.name}"
+
+
+# All CPUs taken by threads that nothing may interrupt: systemd no longer feeds the watchdog. What it looks like
+# from outside is a machine that has stopped.
+HANG = """
+echo GUEST hangs > /dev/console
+echo -1 > /proc/sys/kernel/sched_rt_runtime_us
+for _ in 1 2 3 4; do chrt --fifo 99 sh -c 'while :; do :; done' & done
+wait
+"""
+PANIC = "echo GUEST panics > /dev/console; echo c > /proc/sysrq-trigger"
+
+VARIANTS = (
+    Variant("good-1"),
+    Variant("good-2"),
+    Variant("good-3"),
+    Variant("slow", slo={"ttft_p99_ms": 0.001, "tpot_p99_ms": 20000, "error_rate": 0.0}),
+    Variant("hangs", late=HANG),
+    Variant("panics", late=PANIC),
+    Variant("panics-early", early=PANIC),
+    # Its smoke test never starts: what it waits for never ends.
+    Variant("stalls", late="echo GUEST stalls > /dev/console; sleep infinity"),
+    Variant("cut"),
+)
+
+
+def build(folder: Path) -> Path:
+    """The disk, a qcow2 file in ``folder``; the Debian part is kept in :data:`CACHE` from run to run."""
+    base = _debian()
+    tree = folder / "tree"
+    subprocess.run(["cp", "-a", "--reflink=auto", str(base / "root"), str(tree)], check=True)
+    host = checker.host("gpu", "tests/boot/guest.nix")
+    _appliance(tree)
+    for variant in VARIANTS:
+        _system(tree, variant, host)
+    _guest(tree)
+    disk = folder / "disk.raw"
+    _disk(tree, base, disk)
+    shutil.rmtree(tree)
+    image = folder / "disk.qcow2"
+    _run("qemu-img", "convert", "-O", "qcow2", disk, image)
+    disk.unlink()
+    return image
+
+
+def _run(*argv: object) -> str:
+    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def _debian() -> Path:
+    """Debian's part: root file system, kernel, drivers, first stage."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    kernel = re.search(r"Depends: (linux-image-\S+)", _run("apt-cache", "depends", "linux-image-amd64"))
+    assert kernel, "apt does not know linux-image-amd64"
+    known = CACHE / f"debian-{kernel[1]}"
+    stamp = json.dumps([PACKAGES, INITRD_MODULES, GUEST_MODULES, (GUEST / "initrd-init").read_text()])
+    if (known / "stamp").exists() and (known / "stamp").read_text() == stamp:
+        return known
+    shutil.rmtree(known, ignore_errors=True)
+    known.mkdir()
+    small = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale", "info")]
+    codename = re.search(r"VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text())
+    assert codename
+    argv = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", f"--include={','.join(PACKAGES)}"]
+    _run(*argv, "--dpkgopt=force-unsafe-io", *small, codename[1], known / "root")
+    with tempfile.TemporaryDirectory() as scratch:
+        download = subprocess.run(["apt-get", "download", kernel[1]], cwd=scratch, capture_output=True, check=False)
+        assert download.returncode == 0, download.stderr
+        package = next(Path(scratch).glob("*.deb"))
+        _run("dpkg-deb", "-x", package, Path(scratch) / "kernel")
+        _kernel(Path(scratch) / "kernel", known)
+    (known / "stamp").write_text(stamp)
+    return known
+
+
+def _kernel(unpacked: Path, known: Path) -> None:
+    """Kernel and first stage; of the drivers those that the guest's few devices need."""
+    image = next((unpacked / "boot").glob("vmlinuz-*"))
+    version = image.name.removeprefix("vmlinuz-")
+    shutil.copy(image, known / "kernel")
+    modules = known / "root" / "lib" / "modules" / version
+    shutil.copytree(unpacked / "lib" / "modules" / version, modules)
+    _run("chroot", known / "root", "depmod", version)
+    needs = dict(line.split(":") for line in (modules / "modules.dep").read_text().splitlines())
+    path_of = {Path(path).name.removesuffix(".ko"): path for path in needs}
+
+    def order(names: tuple[str, ...]) -> list[str]:
+        found: list[str] = []
+        for name in names:
+            path = path_of[name]
+            found += [one for one in (*reversed(needs[path].split()), path) if one not in found]
+        return found
+
+    first = order(INITRD_MODULES)
+    # ext4 asks for its checksum by name, which no dependency says.
+    checksums = (path_of.get(name) for name in ("crc32c_generic", "crc32c-intel"))
+    first += [path for path in checksums if path and path not in first]
+    keep = {*first, *order(GUEST_MODULES)}
+    with tempfile.TemporaryDirectory() as scratch:
+        stage = Path(scratch)
+        for folder in ("bin", "dev", "proc", "sys", "root", "modules"):
+            (stage / folder).mkdir()
+        shutil.copy(known / "root" / "bin" / "busybox", stage / "bin" / "busybox")
+        shutil.copy(GUEST / "initrd-init", stage / "init")
+        ordered = [path for path in first if "crc32c" in path] + [path for path in first if "crc32c" not in path]
+        for path in ordered:
+            shutil.copy(modules / path, stage / "modules")
+        (stage / "modules.order").write_text("\n".join(Path(path).name for path in ordered))
+        pack = f"cd {stage} && find . | cpio --quiet -o -H newc | gzip -1"
+        with (known / "initrd").open("wb") as out:
+            subprocess.run(["sh", "-c", pack], stdout=out, check=True)
+    for file in modules.rglob("*.ko"):
+        if str(file.relative_to(modules)) not in keep:
+            file.unlink()
+    _run("chroot", known / "root", "depmod", version)
+
+
+def _appliance(tree: Path) -> None:
+    """Our package and what it needs, and the program at the path that the units name."""
+    library = tree / "usr" / "lib" / "appliance"
+    site = Path(sysconfig.get_path("purelib"))
+
+    def leave(folder: str, names: list[str]) -> set[str]:
+        top = Path(folder) == site
+        return {name for name in names if (top and NOT_NEEDED.match(name)) or name == "tests"}
+
+    shutil.copytree(site, library, ignore=leave, symlinks=True)
+    for part in ("appliance", "loadtests"):
+        shutil.copytree(ROOT / part, library / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (library / "tests" / "fakes").mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "fakes" / "vllm.py", library / "tests" / "fakes")
+    shutil.copy(ROOT / "pyproject.toml", library)
+    # Compiled beforehand and never checked again: the emulated CPU would take minutes.
+    never = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    compileall.compile_dir(library, quiet=2, workers=2, stripdir=tree, invalidation_mode=never)
+    program = tree / MARKER.removeprefix("/")
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\nPYTHONPATH=/usr/lib/appliance exec /usr/bin/python3 -m appliance "$@"\n')
+    program.chmod(0o755)
+
+
+def _system(tree: Path, variant: Variant, host: dict[str, Any]) -> None:
+    """One system, in the guest's /nix/store."""
+    system = tree / variant.system.removeprefix("/")
+    (system / "bin").mkdir(parents=True)
+    shutil.copy(GUEST / "init", system / "init")
+    shutil.copy(GUEST / "switch-to-configuration", system / "bin" / "switch-to-configuration")
+    (system / "install-hook").write_text(host["boot.loader.systemd-boot.extraInstallCommands"])
+    parameters = [*host["boot.kernelParams"], "console=ttyS0", "quiet", "systemd.show_status=0", "tsc=reliable"]
+    (system / "kernel-params").write_text(" ".join(parameters))
+    sysctl = {name: value for name, value in host["boot.kernel.sysctl"].items() if name.startswith("kernel.panic")}
+    (system / "sysctl").write_text("\n".join(f"{name}={value}" for name, value in sysctl.items()))
+    if variant.early:
+        (system / "early-fault").write_text(variant.early)
+    folder = system / "etc" / "systemd" / "system"
+    folder.mkdir(parents=True)
+    rendered = {
+        f"{name}.service": (units.render(unit, programs=True), unit["wantedBy"])
+        for name, unit in host["systemd.services"].items()
+        if name.startswith("appliance-")
+    }
+    for kind in ("timer", "path"):
+        for name, unit in host[f"systemd.{kind}s"].items():
+            rendered[f"{name}.{kind}"] = (units.render_other(kind, unit), unit["wantedBy"])
+    if variant.late:
+        fault = ["[Unit]", "Before=appliance-smoke.service", "After=appliance-trial-arrived.service", "[Service]"]
+        fault += ["Type=oneshot", f"ExecStart=/bin/sh {variant.system}/late-fault"]
+        rendered["late-fault.service"] = ("\n".join([*fault, ""]), ["multi-user.target"])
+        (system / "late-fault").write_text(variant.late)
+    for name, (text, wanted_by) in rendered.items():
+        (folder / name).write_text(text)
+        for target in wanted_by:
+            (folder / f"{target}.wants").mkdir(exist_ok=True)
+            (folder / f"{target}.wants" / name).symlink_to(f"../{name}")
+    manager = "".join(f"{name}={value}\n" for name, value in host["systemd.settings"]["Manager"].items())
+    (system / "etc" / "systemd" / "system.conf").write_text(f"[Manager]\n{manager}")
+    site = json.loads(host["environment.etc"]["appliance/appliance.json"]["source"]["text"])
+    if variant.slo is not None:
+        site["smoke"]["slo"] = variant.slo
+    (system / "etc" / "appliance").mkdir()
+    (system / "etc" / "appliance" / "appliance.json").write_text(json.dumps(site))
+    machine = host["environment.etc"]["appliance/machine.json"]["source"]["text"]
+    (system / "etc" / "appliance" / "machine.json").write_text(machine)
+    rescue = tree / f"nix/store/{'0' * 32}-nixos-system-{variant.name}-rescue"
+    rescue.mkdir()
+    for name in ("init", "kernel-params", "sysctl"):
+        shutil.copy(system / name, rescue / name)
+    arrived = folder / "appliance-trial-arrived.service"
+    (rescue / "etc/systemd/system/multi-user.target.wants").mkdir(parents=True)
+    shutil.copy(arrived, rescue / "etc/systemd/system")
+    (rescue / "etc/systemd/system/multi-user.target.wants" / arrived.name).symlink_to(f"../{arrived.name}")
+    shutil.copy(system / "etc/systemd/system.conf", rescue / "etc/systemd/system.conf")
+    (system / "specialisation").mkdir()
+    (system / "specialisation" / "rescue").symlink_to(f"/{rescue.relative_to(tree)}")
+    _texts(tree, host)
+
+
+def _texts(tree: Path, host: dict[str, Any]) -> None:
+    """Scripts that the units run, at the store paths under which the units name them."""
+    for unit in host["systemd.services"].values():
+        for value in unit["serviceConfig"].values():
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, dict) and "text" in item:
+                    file = tree / item["path"].removeprefix("/")
+                    file.write_text(f"#!/bin/bash\n{item['text']}")
+                    file.chmod(0o755)
+
+
+def _guest(tree: Path) -> None:
+    """What is the same for every system: accounts, file systems, the tester's shell, the first generation."""
+    guest = tree / "usr" / "lib" / "guest"
+    shutil.copytree(GUEST, guest)
+    shutil.move(guest / "nix-env", tree / "usr" / "local" / "bin" / "nix-env")
+    account = "appliance-gateway"
+    _run("chroot", tree, "groupadd", "-r", account)
+    _run("chroot", tree, "useradd", "-r", "-M", "-s", "/usr/sbin/nologin", "-g", account, account)
+    (tree / "etc" / "fstab").write_text("/dev/vda2 / ext4 defaults 0 0\n/dev/vda1 /boot vfat umask=0077 0 0\n")
+    (tree / "etc" / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+    (tree / "etc" / "hostname").write_text("gpu\n")
+    (tree / "etc" / "modules").write_text("")
+    (tree / "etc" / "modules-load.d" / "guest.conf").write_text("i6300esb\nefivarfs\n")
+    shutil.rmtree(tree / "etc" / "systemd" / "system")
+    for name in ("system", "system.conf"):
+        (tree / "etc" / "systemd" / name).unlink(missing_ok=True)
+        (tree / "etc" / "systemd" / name).symlink_to(f"/run/current-system/etc/systemd/{name}")
+    (tree / "etc" / "appliance").symlink_to("/run/current-system/etc/appliance")
+    (tree / "var" / "lib" / "appliance-models").mkdir(parents=True)
+    (tree / "boot" / "loader").mkdir(parents=True, exist_ok=True)
+    shell = (
+        "[Unit]\nDescription=The tester\nDefaultDependencies=no\nAfter=systemd-remount-fs.service\n"
+        "Conflicts=shutdown.target\nBefore=shutdown.target\n[Service]\n"
+        "Environment=PS1= PS2=\nRestart=always\nTimeoutStopSec=1\n"
+        "ExecStart=/bin/sh -c 'stty -F /dev/ttyS1 raw -echo clocal; exec sh </dev/ttyS1 >/dev/ttyS1 2>&1'\n"
+    )
+    (tree / "usr/lib/systemd/system/tester.service").write_text(shell)
+    wants = tree / "usr/lib/systemd/system/sysinit.target.wants"
+    (wants / "tester.service").symlink_to("../tester.service")
+    (tree / "usr/lib/systemd/system/default.target").unlink()
+    (tree / "usr/lib/systemd/system/default.target").symlink_to("multi-user.target")
+    for unit in ("getty.target", "systemd-tmpfiles-clean.timer", "e2scrub_all.timer", "fstrim.timer"):
+        for found in (tree / "usr/lib/systemd/system").rglob(f"*.wants/{unit}"):
+            found.unlink()
+    profile = tree / "nix" / "var" / "nix" / "profiles"
+    profile.mkdir(parents=True)
+    (profile / "system-1-link").symlink_to(VARIANTS[0].system)
+    (profile / "system").symlink_to("system-1-link")
+
+
+def _disk(tree: Path, base: Path, disk: Path) -> None:
+    """GPT, a boot partition with systemd-boot, the root file system."""
+    esp_start, root_start = 1, 1 + ESP_MIB
+    with disk.open("wb") as file:
+        file.truncate((root_start + ROOT_MIB + 1) * 2**20)
+    esp_line = f"start={esp_start}MiB, size={ESP_MIB}MiB, type=uefi"
+    table = f"label: gpt\n{esp_line}\nstart={root_start}MiB, size={ROOT_MIB}MiB\n"
+    subprocess.run(["sfdisk", "--quiet", str(disk)], input=table, text=True, check=True)
+    esp = f"{disk}@@{esp_start}M"
+    _run("mformat", "-i", esp, "-F", "-T", ESP_MIB * 2048, "-h", 64, "-s", 32, "::")
+    for folder in ("EFI", "EFI/BOOT", "loader", "loader/entries"):
+        _run("mmd", "-i", esp, f"::/{folder}")
+    loader = tree / "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+    first = VARIANTS[0].system
+    parameters = (tree / first.removeprefix("/") / "kernel-params").read_text()
+    entry = f"title NixOS\nsort-key nixos\nlinux /kernel\ninitrd /initrd\noptions init={first}/init {parameters}\n"
+    with tempfile.TemporaryDirectory() as scratch:
+        for target, source in {
+            "EFI/BOOT/BOOTX64.EFI": loader,
+            "kernel": base / "kernel",
+            "initrd": base / "initrd",
+            "loader/loader.conf": "timeout 0\ndefault nixos-generation-1.conf\n",
+            "loader/entries/nixos-generation-1.conf": entry,
+        }.items():
+            text = Path(scratch) / "text"
+            if isinstance(source, str):
+                text.write_text(source)
+            _run("mcopy", "-i", esp, text if isinstance(source, str) else source, f"::/{target}")
+    options = f"offset={root_start * 2**20}"
+    _run("mke2fs", "-q", "-t", "ext4", "-E", options, "-d", tree, disk, f"{ROOT_MIB}M")

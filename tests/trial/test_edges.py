@@ -1,0 +1,163 @@
+"""What stands around the decisions: entries found by what they boot, places, the login screen, alerts, reasons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import LoaderError, StartError
+from appliance.ops.proof import Proof, Step
+from appliance.trial.announce import Announcer, send_alerts
+from appliance.trial.cli import _reason
+from appliance.trial.drive import drive
+from appliance.trial.loader import Loader
+from appliance.trial.machine import Nixos, Place
+from appliance.trial.record import Record
+from appliance.trial.state import Generation, SetDefault, State, SwitchBack, Trial, Verdict
+from appliance.trial.upgrade import build_command
+from tests.trial.model import MemoryRecord
+from tests.trial.test_decide import NEW, OLD
+
+
+def entry(boot: Path, name: str, system: str) -> None:
+    folder = boot / "loader" / "entries"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f"title NixOS\noptions init={system}/init panic=10\n")
+
+
+def test_an_entry_is_found_by_what_it_boots(tmp_path: Path) -> None:
+    entry(tmp_path, "nixos-proven-generation-3.conf", "/nix/store/a")
+    entry(tmp_path, "nixos-generation-9.conf", "/nix/store/a")
+    entry(tmp_path, "nixos-generation-12.conf", "/nix/store/a")
+    entry(tmp_path, "nixos-generation-13.conf", "/nix/store/ab")
+    loader = Loader(boot=tmp_path, variables=tmp_path)
+    assert loader.entry(Path("/nix/store/a")) == "nixos-generation-12.conf"
+    assert loader.entry(Path("/nix/store/ab")) == "nixos-generation-13.conf"
+    with pytest.raises(LoaderError, match=r"no boot entry starts /nix/store/b; `nixos-rebuild boot`"):
+        loader.entry(Path("/nix/store/b"))
+
+
+def test_an_entry_that_the_limit_dropped_is_found_under_its_other_name(tmp_path: Path) -> None:
+    entry(tmp_path, "nixos-proven-generation-3.conf", "/nix/store/a")
+    assert Loader(boot=tmp_path).entry(Path("/nix/store/a")) == "nixos-proven-generation-3.conf"
+
+
+@pytest.fixture
+def nixos(tmp_path: Path) -> Nixos:
+    """Two generations of one profile; the second brings a rescue system."""
+    profiles, store, run = tmp_path / "profiles", tmp_path / "store", tmp_path / "run"
+    for folder in (profiles, run, store / "a", store / "b" / "specialisation", store / "r"):
+        folder.mkdir(parents=True)
+    (store / "b" / "specialisation" / "rescue").symlink_to(store / "r")
+    (profiles / "system-4-link").symlink_to(store / "a")
+    (profiles / "system-5-link").symlink_to(store / "b")
+    return Nixos(Loader(boot=tmp_path, variables=tmp_path), rescue="rescue", profiles=profiles, run=run)
+
+
+def test_where_the_machine_is(nixos: Nixos, tmp_path: Path) -> None:
+    (nixos.run / "booted-system").symlink_to(tmp_path / "store" / "a")
+    (nixos.run / "current-system").symlink_to(tmp_path / "store" / "r")
+    assert nixos.booted() == Place(Generation(str(tmp_path / "store" / "a"), 4))
+    assert nixos.running() == Place(Generation(str(tmp_path / "store" / "b"), 5), rescue=True)
+
+
+def test_a_machine_that_is_not_nixos_says_so(nixos: Nixos) -> None:
+    with pytest.raises(LoaderError, match="booted-system does not exist; is this NixOS"):
+        nixos.booted()
+
+
+def test_the_login_screen_shows_the_decision_the_verdict_and_what_waits(tmp_path: Path) -> None:
+    motd = tmp_path / "motd.d" / "appliance"
+    announcer = Announcer(motd)
+    announcer.login(
+        State(last="generation 8 was rolled back: no token", unsent=("an older alert",)), "smoke test: FAIL"
+    )
+    assert motd.read_text().splitlines() == [
+        "appliance: generation 8 was rolled back: no token",
+        "appliance: smoke test: FAIL",
+        "appliance: waiting to be sent: an older alert",
+    ]
+    assert list(motd.parent.iterdir()) == [motd], "a draft was left"
+
+
+def hook(folder: Path, text: str) -> str:
+    program = folder / "hook"
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_alerts_are_sent_oldest_first_and_forgotten(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    record.save(State(unsent=("one", "two")))
+    assert send_alerts(record, hook(tmp_path, f"cat >> {tmp_path}/got")) == 2
+    assert (tmp_path / "got").read_text() == "one\ntwo\n"
+    assert record.load().unsent == ()
+
+
+def test_an_alert_that_is_not_taken_waits(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    record.save(State(unsent=("one", "two", "three")))
+    takes_one = hook(tmp_path, f'read line; echo "$line" >> {tmp_path}/got; [ "$line" = one ]')
+    with pytest.raises(StartError, match="ended with 1; it is tried again later"):
+        send_alerts(record, takes_one)
+    assert record.load().unsent == ("two", "three")
+    assert (tmp_path / "got").read_text() == "one\ntwo\n", "the third was tried before the second was taken"
+    with pytest.raises(StartError, match="cannot be run"):
+        send_alerts(record, str(tmp_path / "absent"))
+
+
+def proof(*steps: Step, invocation: str = "i") -> Proof:
+    return Proof("/nix/store/new", 8, True, "2026-11-25", 1.0, steps, invocation=invocation)
+
+
+def test_the_reason_is_the_first_failed_step() -> None:
+    steps = Step("cards", "ok", "2"), Step("token a", "fail", "no token"), Step("load", "fail", "slow")
+    assert _reason(proof(*steps), {}) == "token a: no token"
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"MONITOR_SERVICE_RESULT": "timeout"}, "it did not end in time"),
+        ({"MONITOR_SERVICE_RESULT": "exit-code", "MONITOR_EXIT_STATUS": "2"}, "without a report (exit-code, 2)"),
+        ({"MONITOR_SERVICE_RESULT": "resources"}, "it could not be started"),
+        ({}, "without a report (unknown)"),
+    ],
+)
+def test_without_a_report_the_reason_is_how_it_ended(environment: dict[str, str], reason: str) -> None:
+    assert reason in _reason(None, environment)
+
+
+def test_a_login_screen_that_cannot_be_written_keeps_nobody_in_a_failed_system(tmp_path: Path) -> None:
+    """The disk is full, /run is full: it still goes back."""
+    from appliance.errors import StoreError  # noqa: PLC0415
+    from tests.trial.model import Disk  # noqa: PLC0415
+
+    done: list[object] = []
+
+    class Machine:
+        def act(self, action: object) -> None:
+            done.append(action)
+
+    def announce(_: State) -> None:
+        raise StoreError("/run/motd.d/appliance cannot be written")
+
+    live = State(proven=OLD, held=SetDefault(OLD), trial=Trial(NEW, phase="live"))  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="motd"):
+        drive(
+            Verdict(NEW, passed=False, reason="slow", booted=False),
+            record=MemoryRecord(disk=Disk(live)),
+            machine=Machine(),
+            enforce=True,
+            announce=announce,
+        )
+    assert done[-1] == SwitchBack(OLD)
+
+
+def test_what_upgrade_builds() -> None:
+    assert build_command("/etc/nixos", "gpu")[-1] == (
+        '/etc/nixos#nixosConfigurations."gpu".config.system.build.toplevel'
+    )
+    assert '"other"' in build_command("github:me/site#other", "gpu")[-1]
