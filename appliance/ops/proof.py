@@ -116,7 +116,7 @@ _STYLE = """
 :root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;
 padding:0 1rem}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid #8884;
-vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}.ok{color:#197a3b}.warn{color:#a06500}
+vertical-align:top}th.n,td.n{text-align:right;font-variant-numeric:tabular-nums}.ok{color:#197a3b}.warn{color:#a06500}
 .fail{color:#c22;font-weight:600}h1 small{font-weight:400;opacity:.7;font-size:60%}
 @media(prefers-color-scheme:dark){.ok{color:#5fd38a}.warn{color:#ffc266}.fail{color:#ff7a7a}}
 """
@@ -147,7 +147,7 @@ def _load(load: dict[str, object] | None) -> str:
     if not isinstance(percentiles, dict) or not percentiles:
         return ""
     shares = sorted({share for values in percentiles.values() for share in values}, key=lambda s: float(s[1:]))
-    head = "".join(f"<th>{escape(share)}</th>" for share in shares)
+    head = "".join(f'<th class="n">{escape(share)}</th>' for share in shares)
     rows = "".join(_row(name, values, shares) for name, values in percentiles.items())
     return f"<h2>Load <small>milliseconds</small></h2><table><tr><th></th>{head}</tr>{rows}</table>"
 

@@ -174,14 +174,18 @@ def _load(site: Site, key: str, folder: Path, add: Callable[[Step], object]) -> 
         add(Step("load", "fail", str(error), "run `appliance loadtest` by hand"))
         return None
     for check in report.checks:
-        seen = "not measured" if check.value is None else f"{check.value:.3g} {check.unit}"
-        limit = f"limit {check.limit:.3g} {check.unit}"
+        seen = "not measured" if check.value is None else _amount(check.value, check.unit)
+        limit = f"limit {_amount(check.limit, check.unit)}"
         mend = "" if check.holds else "`appliance loadtest` shows more; smoke.slo holds the limits"
         add(Step(f"load {check.name}", proof_level(check.holds), f"{seen}, {limit}", mend))
     if report.exit_code == reports.INVALID:
         add(Step("load", "fail", "the run is invalid: no request was made", f"see {folder}"))
     table: dict[str, object] = json.loads(report.to_json())
     return table
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{value:.1%}" if unit == "share" else f"{value:.{0 if value >= 100 else 1}f} {unit}"
 
 
 def _exchange(

@@ -203,7 +203,7 @@ def _system(tree: Path, variant: Variant, host: dict[str, Any]) -> None:
     shutil.copy(GUEST / "init", system / "init")
     shutil.copy(GUEST / "switch-to-configuration", system / "bin" / "switch-to-configuration")
     (system / "install-hook").write_text(host["boot.loader.systemd-boot.extraInstallCommands"])
-    parameters = [*host["boot.kernelParams"], "console=ttyS0", "quiet", "systemd.show_status=0", "tsc=reliable"]
+    parameters = [*host["boot.kernelParams"], "console=ttyS0", "quiet", "systemd.show_status=0", "mitigations=off"]
     (system / "kernel-params").write_text(" ".join(parameters))
     sysctl = {name: value for name, value in host["boot.kernel.sysctl"].items() if name.startswith("kernel.panic")}
     (system / "sysctl").write_text("\n".join(f"{name}={value}" for name, value in sysctl.items()))

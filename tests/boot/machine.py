@@ -50,7 +50,7 @@ class Machine:
         """Start it; what the console said before stays in its log."""
         assert self.process is None
         drive = f"file={self.folder}/disk.qcow2,if=virtio,format=qcow2,cache=unsafe"
-        argv = ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]
+        argv = ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1"]
         argv += ["-m", "1024", "-nodefaults", "-display", "none", "-nic", "none", "-seed", str(self.seed)]
         argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}"]
         argv += ["-drive", f"if=pflash,format=raw,unit=1,file={self.folder}/variables.fd", "-drive", drive]
