@@ -128,8 +128,9 @@ class Client:
         why = ""
         try:
             ending = self._exchange(data, answer, ask.cancel_after)
-        except (TimeoutError, ssl.SSLWantReadError):
-            ending = Ending.STALLED if sample.first_token_at is not None else Ending.TIMEOUT
+        except TimeoutError:
+            silent = time.monotonic() - answer.now >= self.target.stall_s
+            ending = Ending.STALLED if sample.first_token_at is not None and silent else Ending.TIMEOUT
         except (OSError, httptools.HttpParserError) as error:
             ending, why = Ending.CUT, type(error).__name__
         sample.ended_at = time.monotonic()

@@ -148,9 +148,7 @@ def _arrive(load: Load, host: str | None, arrivals: Iterator[Turn]) -> None:
 
     def one(turn: Turn, at: float) -> None:
         waiting = idle.setdefault(turn.user, [])
-        session = (
-            waiting.pop() if waiting else Session(load.target(turn.user, host), parameters, load.plan.models)
-        )
+        session = waiting.pop() if waiting else Session(load.target(turn.user, host), parameters, load.plan.models)
         recorder.in_flight += 1
         try:
             load.record(session.ask(turn, scheduled_at=at))

@@ -68,22 +68,21 @@ def classify(
 
 def _of_200(sample: Sample, ending: Ending, content_type: str, fault: Fault, texts: Sequence[str]) -> str:
     wanted = "text/event-stream" if sample.streamed else "application/json"
-    if content_type != wanted:
-        return Cause.ERROR_BODY if fault == ERROR else Cause.CONTENT_TYPE
-    if fault == ERROR:
-        return Cause.ERROR_EVENT if sample.streamed else Cause.ERROR_BODY
-    if ending is Ending.CUT and not sample.done:
-        return Cause.TRUNCATED
-    if fault == GARBAGE:
-        return Cause.GARBAGE
-    if sample.done:
-        # Silence or a break after [DONE] takes nothing from the answer.
-        return _of_whole(sample, texts)
-    if ending is Ending.STALLED:
-        # Silent after its first token, it stalled; before it, nothing ever came.
-        return Cause.STALLED if sample.first_token_at is not None else Cause.TIMEOUT
-    if ending is Ending.TIMEOUT:
-        return Cause.TIMEOUT
+    begun = sample.first_token_at is not None
+    as_event = sample.streamed and content_type == wanted
+    for seen, cause in (
+        (fault == ERROR, Cause.ERROR_EVENT if as_event else Cause.ERROR_BODY),
+        (content_type != wanted, Cause.CONTENT_TYPE),
+        (ending is Ending.CUT and not sample.done, Cause.TRUNCATED),
+        (fault == GARBAGE, Cause.GARBAGE),
+        # Silence or a break after [DONE] takes nothing from an answer. Silent after its first token, a stream
+        # stalled; before it, nothing ever came.
+        (ending in (Ending.STALLED, Ending.TIMEOUT) and not sample.done and not begun, Cause.TIMEOUT),
+        (ending is Ending.STALLED and not sample.done, Cause.STALLED),
+        (ending is Ending.TIMEOUT and not sample.done, Cause.TIMEOUT),
+    ):
+        if seen:
+            return cause
     return _of_whole(sample, texts)
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import msgspec
 
 from appliance.config import Slo
+from loadtests.baseline import Comparison
 from loadtests.collect import Collector
 from loadtests.estimates import BATCHES, Interval, batch_means, jain, percentile, percentile_interval, wilson
 from loadtests.outcome import NOT_ERRORS, Cause
 from loadtests.parameters import Limits, Plan
 from loadtests.sample import Beat, Sample
+from loadtests.search import Step
 from loadtests.timeline import Point, Timeline, points, timeline
 
 PASS, MISSED, INVALID = 0, 1, 2
@@ -121,13 +123,23 @@ class Report:
     """What was scraped beside the run (:mod:`loadtests.scrape`)."""
     about: dict[str, str] = field(default_factory=dict)
     """Where and when."""
+    baseline: list[Comparison] = field(default_factory=list)
+    """Against an earlier run, where one was named."""
+    search: list[Step] = field(default_factory=list)
+    """Loads that were tried to find the highest that holds; the report is that of the last that did."""
 
     @property
     def exit_code(self) -> int:
         """:data:`PASS`, :data:`MISSED` or :data:`INVALID`."""
         if self.invalid or self.requests == 0:
             return INVALID
-        return PASS if all(check.holds for check in self.checks) else MISSED
+        worse = any(comparison.verdict == "worse" for comparison in self.baseline)
+        return PASS if all(check.holds for check in self.checks) and not worse else MISSED
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody ended it."""
+        return any(INTERRUPTED in reason for reason in self.invalid)
 
     def to_json(self) -> str:
         """The report as JSON, with its verdict."""
@@ -225,9 +237,7 @@ def _series(good: Sequence[Sample]) -> dict[str, list[float]]:
         "max ITL": lambda s: s.gaps.longest if s.streamed and s.chunks > 1 else None,
         "E2E": lambda s: s.e2e,
     }
-    series = {
-        name: [1000 * value for s in good if (value := take(s)) is not None] for name, take in takes.items()
-    }
+    series = {name: [1000 * value for s in good if (value := take(s)) is not None] for name, take in takes.items()}
     # The gateway says so only of those that had to wait; the others waited for nothing.
     if any(s.queue_ms is not None for s in good):
         series["queue wait"] = [s.queue_ms or 0.0 for s in good]
@@ -262,7 +272,11 @@ def _rate_interval(good: Sequence[Sample], duration: float, ended: float) -> Int
 
 
 def _checks(
-    percentiles: dict[str, dict[str, float]], samples: Sequence[Sample], failures: Counter[str], share: float, slo: Slo
+    percentiles: dict[str, dict[str, float]],
+    samples: Sequence[Sample],
+    failures: Counter[str],
+    share: float,
+    slo: Slo,
 ) -> tuple[Check, ...]:
     streamed = any(sample.streamed for sample in samples) or not samples
 
@@ -281,9 +295,7 @@ def _checks(
     errors = sum(failures.values()) / len(samples) if samples else None
     checks.append(Check("errors", "share", errors, slo.error_rate))
     if slo.goodput_share is not None:
-        checks.append(
-            Check("good share", "share", share if samples else None, slo.goodput_share, at_least=True)
-        )
+        checks.append(Check("good share", "share", share if samples else None, slo.goodput_share, at_least=True))
     return tuple(checks)
 
 

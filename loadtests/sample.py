@@ -52,7 +52,7 @@ class Gaps:
         return self.zeros + sum(self.counts.values())
 
     def percentile(self, share: float) -> float | None:
-        """Nearest-rank percentile in seconds, ``share`` in 0..1; the middle of its bucket. ``None`` without gaps."""
+        """Nearest-rank percentile in seconds, ``share`` in 0..1, to 0.5 %; ``None`` without gaps."""
         total = self.total
         if not total:
             return None
@@ -114,7 +114,7 @@ class Sample:
 
     @property
     def began_at(self) -> float:
-        """Where latency is counted from: the schedule's time in an open loop, so that a late client hides nothing."""
+        """Where latency is counted from: in an open loop the schedule's time, so that lateness hides nothing."""
         return self.sent_at if self.scheduled_at is None else self.scheduled_at
 
     @property
@@ -166,5 +166,7 @@ DECODE: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 def encode(line: Line) -> bytes:
     """One line of a samples file, with its end."""
-    table = {name: value for name in ("sample", "beat", "began", "note") if (value := getattr(line, name)) is not None}
+    table = {
+        name: value for name in ("sample", "beat", "began", "note") if (value := getattr(line, name)) is not None
+    }
     return ENCODE.encode(table) + b"\n"

@@ -107,7 +107,7 @@ def swapping(parameters: Parameters, lexicon: Lexicon, user: int) -> Iterator[Tu
 
 
 def mixed(parameters: Parameters, lexicon: Lexicon, user: int) -> Iterator[Turn]:
-    """What a house has in a day: of ten users five chat, two ask documents, one edits, one automates, one leaves."""
+    """A day in a house: of ten users five chat, two ask documents, one edits, one automates, one leaves."""
     place = user % 10
     if place < 5:
         return chats(parameters.model_copy(update={"turns": 5, "prefix_tokens": 300}), lexicon, user)
@@ -171,7 +171,9 @@ def _all() -> Iterator[Scenario]:
         "n8n", "an automation's bursts of unstreamed requests beside people who chat",
         p(users=6, duration_s=60, rate=1), arrivals=bursts,
     )  # fmt: skip
-    yield Scenario("cancels", "one of ten clients leaves in the middle", p(users=16, duration_s=60, cancel_share=0.1), chats)
+    yield Scenario(
+        "cancels", "one of ten clients leaves in the middle", p(users=16, duration_s=60, cancel_share=0.1), chats
+    )
     yield Scenario(
         "swap", "users who turn from one model to the other while others wait (needs --model twice)",
         p(users=8, duration_s=180, timeout_s=600, think_s=(0, 1)), swapping, models=2,
@@ -187,7 +189,9 @@ def _all() -> Iterator[Scenario]:
             prompt_tokens=(40, 250), output_tokens=(64, 256),
         ), chats,
     )  # fmt: skip
-    yield Scenario("poisson", "an open loop: Poisson arrivals at --rate", p(users=50, duration_s=120, rate=2), arrivals=poisson)
+    yield Scenario(
+        "poisson", "an open loop: Poisson arrivals at --rate", p(users=50, duration_s=120, rate=2), arrivals=poisson
+    )
     yield Scenario(
         "soak", "an hour of everything at once; says whether it gets slower",
         p(users=40, duration_s=3600, warmup_s=60, ramp_s=30, think_s=(1, 5)), mixed,

@@ -19,10 +19,10 @@ EVERY_S = 2.0
 TIMEOUT_S = 2.0
 
 GAUGES = {
-    "gateway": ("appliance_gateway_requests_in_flight", "appliance_gateway_waiting"),
+    "gateway": ("appliance_gateway_requests_in_flight", "appliance_gateway_queue_length"),
     "engine": ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"),
 }
-"""Gauges drawn over time, summed over their labels (mean for shares)."""
+"""Gauges drawn over time, summed over their labels."""
 
 MEANS = {
     "gateway": {
@@ -112,7 +112,9 @@ class Scraper:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join()
 
@@ -162,7 +164,9 @@ def _tell(result: Result, source: Source, seen: Seen, began: float) -> None:
         result.notes.append(f"{source.name}: {source.url}/metrics could not be read ({seen.error})")
         return
     if seen.failures:
-        result.notes.append(f"{source.name}: {seen.failures} of {seen.failures + len(seen.times)} looks failed ({seen.error})")
+        result.notes.append(
+            f"{source.name}: {seen.failures} of {seen.failures + len(seen.times)} looks failed ({seen.error})"
+        )
     grown = {name: value - seen.first.get(name, 0.0) for name, value in seen.last.items()}
     means = {}
     for name, metric in MEANS[source.kind].items():
@@ -170,11 +174,9 @@ def _tell(result: Result, source: Source, seen: Seen, began: float) -> None:
         if count > 0:
             means[name] = 1000 * grown.get(f"{metric}_sum", 0.0) / count
     counters = {
-        name: value
-        for name, value in grown.items()
-        if name.partition("{")[0] in COUNTERS[source.kind] and value
+        name: value for name, value in grown.items() if name.partition("{")[0] in COUNTERS[source.kind] and value
     }
-    table = {
+    table: dict[str, Any] = {
         "kind": source.kind,
         "at_s": [round(at - began, 3) for at in seen.times],
         "series": seen.series,
@@ -185,20 +187,24 @@ def _tell(result: Result, source: Source, seen: Seen, began: float) -> None:
     if queries:
         table["prefix_cache_hit_rate"] = grown.get("vllm:prefix_cache_hits_total", 0.0) / queries
     if preempted := grown.get("vllm:num_preemptions_total", 0.0):
-        result.notes.append(f"{source.name}: {preempted:.0f} sequences were preempted; its KV cache is too small for this load")
+        result.notes.append(
+            f"{source.name}: {preempted:.0f} sequences were preempted; its KV cache is too small for this load"
+        )
     result.table[source.name] = table
 
 
-def _tell_cards(result: Result, source: Source, seen: Sequence[tuple[float, tuple[Card, ...]]], began: float) -> None:
+def _tell_cards(
+    result: Result, source: Source, seen: Sequence[tuple[float, tuple[Card, ...]]], began: float
+) -> None:
     if not seen:
         return
     indices = sorted({card.index for _, found in seen for card in found})
     series: dict[str, list[float | None]] = {}
     for index in indices:
         own = [next((card for card in found if card.index == index), None) for _, found in seen]
-        series[f"GPU {index} °C"] = [card and card.temperature_c for card in own]
-        series[f"GPU {index} W"] = [card and card.power_w for card in own]
-        series[f"GPU {index} %"] = [card and card.utilization for card in own]
+        series[f"GPU {index} °C"] = [card.temperature_c if card else None for card in own]
+        series[f"GPU {index} W"] = [card.power_w if card else None for card in own]
+        series[f"GPU {index} %"] = [card.utilization if card else None for card in own]
         reasons = sorted({reason for card in own if card for reason in throttled(card.reasons)})
         if reasons:
             result.notes.append(f"GPU {index} was slowed down: {', '.join(reasons)}")

@@ -52,7 +52,9 @@ def by_tokenizer(engine_url: str, model: str) -> Lexicon:
         raise TokenizerUnavailableError(f"{engine_url}/tokenize: {type(error).__name__}: {error}") from None
     finally:
         connection.close()
-    return Lexicon(costs, sum(costs.values()) / len(costs), overhead, f"the engine's own tokenizer, {engine_url}/tokenize")
+    return Lexicon(
+        costs, sum(costs.values()) / len(costs), overhead, f"the engine's own tokenizer, {engine_url}/tokenize"
+    )
 
 
 def by_usage(target: Target, model: str) -> Lexicon:

@@ -68,9 +68,7 @@ def timeline(collected: Collector, warmup_s: float) -> Timeline:
     found.ttft_p99_ms = [percentile(values, 0.99) if values else None for values in ttft]
     found.max_itl_ms = [max(values) if values else None for values in itl]
     every = max(1, len(collected.beats) // STEPS)
-    found.client = [
-        (b.at - zero, b.cpu_share, 1000 * b.lag_s, b.in_flight) for b in collected.beats[::every]
-    ]
+    found.client = [(b.at - zero, b.cpu_share, 1000 * b.lag_s, b.in_flight) for b in collected.beats[::every]]
     return found
 
 

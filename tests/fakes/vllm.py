@@ -13,6 +13,9 @@ sends a frame that is no JSON, ``double`` sends each token twice, ``content_type
 ``reset`` closes without an answer, ``hang`` sends headers and then nothing, ``split`` writes byte by byte,
 ``status:n`` answers status n.
 
+``--fault`` gives a fault to every request. ``merge`` puts all tokens after the first into chunks of three.
+``POST /tokenize`` counts as vLLM's does.
+
 ``POST /sleep`` and ``/wake_up`` exist as in vLLM's development mode, with ``VLLM_SERVER_DEV_MODE=1``.
 ``GET /stats`` counts requests and aborts, ``GET /last`` shows the last request as it arrived.
 """
@@ -99,7 +102,7 @@ class Engine:
 
 def read_plan(body: bytes, default: Plan) -> Plan:
     """The directive in ``body`` over ``default``."""
-    plan = Plan(default.tokens, default.itl_ms, default.ttft_ms, default.stamp)
+    plan = Plan(default.tokens, default.itl_ms, default.ttft_ms, default.stamp, default.fault, default.after)
     match = DIRECTIVE.search(body)
     for pair in match.group(1).decode().split() if match else ():
         key, value = pair.split("=")
@@ -185,6 +188,9 @@ class Connection(asyncio.Protocol):
         if method == b"GET":
             self.get(path)
             return
+        if path == b"/tokenize":
+            self.tokenize(body)
+            return
         if self.control(path):
             return
         counters = self.engine.counters
@@ -209,6 +215,16 @@ class Connection(asyncio.Protocol):
             b"/v1/models": {"object": "list", "data": [card | {"max_model_len": engine.context}]},
         }
         self.answer(known.get(path, {"detail": "Not Found"}), 200 if path in known else 404)
+
+    def tokenize(self, body: bytes) -> None:
+        """One token per five letters of a word begun, and 10 for a chat's template; as exact as it is untrue."""
+        asked = msgspec.json.decode(body)
+        if "messages" in asked:
+            text, extra = " ".join(message["content"] for message in asked["messages"]), 10
+        else:
+            text, extra = asked["prompt"], 0
+        count = extra + sum(-(-len(word) // 5) for word in text.split())
+        self.answer({"count": count, "max_model_len": self.engine.context, "tokens": list(range(count))})
 
     def answer(self, value: object, status: int = 200) -> None:
         body = json.dumps(value, ensure_ascii=False).encode()
@@ -328,6 +344,14 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def texts(self, plan: Plan) -> Iterator[str]:
+        if plan.fault == "merge":
+            words = list(self.words(plan))
+            yield from words[:1]
+            yield from ("".join(words[i : i + 3]) for i in range(1, len(words), 3))
+        else:
+            yield from self.words(plan)
+
+    def words(self, plan: Plan) -> Iterator[str]:
         for i in range(plan.tokens):
             if plan.stamp:
                 yield f"t={time.monotonic_ns() // 1000:016d}"
@@ -461,7 +485,8 @@ async def serve(args: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    plan = Plan(args.tokens, args.itl_ms, args.ttft_ms)
+    fault, _, after = args.fault.partition(":")
+    plan = Plan(args.tokens, args.itl_ms, args.ttft_ms, fault=fault, after=int(after or 0))
     engine = Engine(args.model, args.context, args.task, plan, args.capacity, args.wake_delay_s)
     loading = asyncio.create_task(asyncio.sleep(args.load_delay_s))
     stopping = asyncio.create_task(stop.wait())
@@ -485,6 +510,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--itl-ms", type=float, default=5.0)
     parser.add_argument("--ttft-ms", type=float, default=5.0)
+    parser.add_argument("--fault", default="", help="what every answer has that asks for no other fault")
     parser.add_argument("--load-delay-s", type=float, default=0.0)
     parser.add_argument("--fail-load", type=int, default=0)
     parser.add_argument("--wake-delay-s", type=float, default=0.0)
