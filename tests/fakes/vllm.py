@@ -84,6 +84,7 @@ class Engine:
     plan: Plan
     capacity: int = 0
     wake_delay_s: float = 0.0
+    spread: float = 1.0
     asleep: bool = False
     queue: deque[Connection] = field(default_factory=deque)
     counters: dict[str, int] = field(
@@ -235,6 +236,11 @@ class Connection(asyncio.Protocol):
 
     def post(self, path: bytes, request: Request, body: bytes) -> None:
         plan = read_plan(body, self.engine.plan)
+        if self.engine.spread > 1:
+            # The golden ratio's multiples fill 0..1 evenly, whoever sends the requests and however many.
+            turn = self.engine.counters["requests"] * 0.6180339887498949 % 1
+            plan.ttft_ms *= self.engine.spread ** (2 * turn - 1)
+            plan.itl_ms *= self.engine.spread ** (1 - 2 * (turn * 7 % 1))
         wanted = request.max_completion_tokens or request.max_tokens or request.max_output_tokens
         self.finish = "stop" if wanted is None or wanted >= plan.tokens else "length"
         plan.tokens = plan.tokens if wanted is None else min(plan.tokens, wanted)
@@ -487,7 +493,7 @@ async def serve(args: argparse.Namespace) -> None:
         loop.add_signal_handler(number, stop.set)
     fault, _, after = args.fault.partition(":")
     plan = Plan(args.tokens, args.itl_ms, args.ttft_ms, fault=fault, after=int(after or 0))
-    engine = Engine(args.model, args.context, args.task, plan, args.capacity, args.wake_delay_s)
+    engine = Engine(args.model, args.context, args.task, plan, args.capacity, args.wake_delay_s, args.spread)
     loading = asyncio.create_task(asyncio.sleep(args.load_delay_s))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -511,6 +517,9 @@ def main() -> int:
     parser.add_argument("--itl-ms", type=float, default=5.0)
     parser.add_argument("--ttft-ms", type=float, default=5.0)
     parser.add_argument("--fault", default="", help="what every answer has that asks for no other fault")
+    parser.add_argument(
+        "--spread", type=float, default=1.0, help="times vary from 1/SPREAD to SPREAD of what is said"
+    )
     parser.add_argument("--load-delay-s", type=float, default=0.0)
     parser.add_argument("--fail-load", type=int, default=0)
     parser.add_argument("--wake-delay-s", type=float, default=0.0)
