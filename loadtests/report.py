@@ -374,10 +374,12 @@ def _invalid(collected: Collector, samples: Sequence[Sample], client: ClientHeal
         reasons.append(f"{what}; ask for a longer --duration or more --requests")
     if unsent := sum(sample.cause == Cause.CLIENT_LIMIT for sample in samples):
         reasons.append(f"{unsent} requests were not sent, over --max-in-flight; the service is far behind the rate")
-    fix = "take a faster client machine, or less load"
+    late = []
     if client.cpu_mean is not None and len(collected.beats) >= BUSY_BEATS and client.cpu_mean > limits.cpu_share:
-        reasons.append(f"the client used {client.cpu_mean:.0%} of its core (limit {limits.cpu_share:.0%}); {fix}")
+        late.append(f"the client used {client.cpu_mean:.0%} of its core (limit {limits.cpu_share:.0%})")
     for name, value in (("lag p95", client.lag_p95_ms), ("late sending p99", client.late_p99_ms)):
         if value is not None and value > limits.lag_ms:
-            reasons.append(f"the client's {name} is {value:.0f} ms (limit {limits.lag_ms:.0f} ms); {fix}")
+            late.append(f"the client's {name} is {value:.0f} ms (limit {limits.lag_ms:g} ms)")
+    if late:
+        reasons += [*late, "take a faster client machine, or less load"]
     return reasons

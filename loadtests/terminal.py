@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -134,23 +135,27 @@ def verdict(report: Report) -> str:
 
 
 def _measures(report: Report, subject: str) -> Table:
-    table = Table(title=escape(subject), title_justify="left")
+    table = Table(title=escape(subject), title_justify="left", box=SIMPLE_HEAD)
     for column in ("measure", "p50", "p90", "p95", "p99", "max", "SLO", "verdict"):
-        table.add_column(column, justify="left" if column in ("measure", "verdict") else "right")
+        table.add_column(column, justify="left" if column in ("measure", "verdict") else "right", no_wrap=True)
     checks = {check.name: check for check in report.checks}
     for name, values in report.percentiles.items():
         check = checks.get(f"{name} p99") or checks.get(name)
-        bound = "" if check is None else f"{'p99' if check.name.endswith('p99') else 'max'} <= {check.limit:g}"
-        cells = [f"{values[p]:.1f}" for p in ("p50", "p90", "p95", "p99", "max")]
+        bound = "" if check is None else f"{'p99' if check.name.endswith('p99') else 'max'} ≤{check.limit:g}"
+        cells = [_ms(values[p]) for p in ("p50", "p90", "p95", "p99", "max")]
         table.add_row(f"{name} (ms)", *cells, bound, _word(check))
     errors = checks.get("errors")
     failed = sum(report.failures.values())
-    limit = f"<= {errors.limit:.0%}" if errors else ""
+    limit = f"≤{errors.limit:.0%}" if errors else ""
     table.add_row("failed requests", "", "", "", "", f"{failed} of {report.requests}", limit, _word(errors))
     if (share := checks.get("good share")) is not None:
         value = "" if share.value is None else f"{share.value:.1%}"
-        table.add_row("requests within SLOs", "", "", "", "", value, f">= {share.limit:.1%}", _word(share))
+        table.add_row("requests within SLOs", "", "", "", "", value, f"≥{share.limit:.1%}", _word(share))
     return table
+
+
+def _ms(value: float) -> str:
+    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 
 def _facts(report: Report) -> list[str]:

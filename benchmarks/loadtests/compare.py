@@ -172,7 +172,7 @@ reports them itself. "Agree" means within 5 % or 2 ms. {verdict}.
 {where["python"]}; clients and engine share the machine. {results["requests"]} requests per run and tool. The engine
 (`tests/fakes/vllm.py --tokens {TOKENS} --ttft-ms {TTFT_MS} --itl-ms {ITL_MS} --spread {SPREAD}`) answers with
 {TOKENS} tokens by the clock; first-token and token times of each request vary from 1/{SPREAD} to {SPREAD} times
-that, by the same sequence for every tool. One run of each; none leaves out a warm-up.
+that, by the same sequence for every tool. One run of each; none leaves out a warm-up.{results["note"]}
 
 **Names.** guidellm's `inter_token_latency` is what the others and we call TPOT; its `time_per_output_token` holds
 the first token too. Percentiles are interpolated by vllm bench and are nearest ranks here.
@@ -191,6 +191,9 @@ def main() -> int:
     parser.add_argument("--vllm-path", default="", help="folder with what the benchmark needs beside vLLM")
     parser.add_argument("--tokenizer", required=True, help="folder with any tokenizer")
     parser.add_argument("--requests", type=int, default=304)
+    parser.add_argument(
+        "--note", default="", help="what else was particular about the machine; stands in the README"
+    )
     args = parser.parse_args()
     for name in ("guidellm", "vllm_python", "vllm_path", "tokenizer"):
         # Links stay: an environment's python is one.
@@ -200,7 +203,7 @@ def main() -> int:
         "guidellm": _said(args.guidellm, "--version").split()[-1],
     }
     results: dict[str, Any] = {
-        "conditions": conditions(), "requests": args.requests, "versions": versions, "loads": {},
+        "conditions": {key: value for key, value in conditions().items() if key in ("date", "cpu", "cores", "kernel", "python")}, "requests": args.requests, "note": args.note and f" {args.note}", "versions": versions, "loads": {},
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
