@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from pydantic import ValidationError
 from rich.console import Console
 
 from appliance import __version__
 from appliance.admin.cli import add_keys, add_models, add_usage
-from appliance.config import Site, Smoke
+from appliance.config import Site
 from appliance.configfile import load
 from appliance.engines import argv as engine_argv
 from appliance.errors import ApplianceError, ConfigError, UsageError
@@ -25,6 +24,7 @@ from appliance.ops.doctor.cli import add_doctor
 from appliance.plan.arguments import add_parser
 from appliance.trial.cli import add_trial
 from appliance.trial.upgrade import add_upgrade
+from loadtests.flags import add as add_loadtest
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no other name
 DEFAULT_CONFIG = "/etc/appliance/appliance.json"
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add_keys(commands, _config_option)
     add_usage(commands, _config_option)
     add_doctor(commands, _config_option)
+    add_loadtest(commands, _config_option)
     for add in (_add_engine, _add_proofs, _add_models, _add_up, add_parser, add_trial, add_upgrade):
         add(commands)
     return parser
@@ -84,13 +85,11 @@ def _add_engine(commands: Commands) -> None:
 
 def _add_proofs(commands: Commands) -> None:
     smoke = commands.add_parser("smoke", help="prove a running service with a short load; exit code by its SLOs")
-    loadtest = commands.add_parser("loadtest", help="the same load, as large as asked for")
-    for one in (smoke, loadtest):
-        one.add_argument("--url", help="base URL of the gateway; from the configuration when absent")
-        one.add_argument("--model", help="model or role to ask for; the first generating model when absent")
-        one.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
-        one.set_defaults(run=_smoke, users=None, requests=None, max_tokens=None, reports=None)
-        _config_option(one)
+    smoke.add_argument("--url", help="base URL of the gateway; from the configuration when absent")
+    smoke.add_argument("--model", help="model or role to ask for; the first generating model when absent")
+    smoke.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    smoke.set_defaults(run=_smoke)
+    _config_option(smoke)
     smoke.add_argument(
         "--reports",
         type=Path,
@@ -100,9 +99,6 @@ def _add_proofs(commands: Commands) -> None:
     smoke.add_argument(
         "--once", action="store_true", help="not again at a boot of a generation that passed after a boot before"
     )
-    loadtest.add_argument("--users", type=int, help="users at once")
-    loadtest.add_argument("--requests", type=int, help="requests of each user")
-    loadtest.add_argument("--max-tokens", type=int, help="tokens asked for per request")
 
 
 def _add_models(commands: Commands) -> None:
@@ -194,15 +190,8 @@ def _smoke(args: argparse.Namespace) -> int:
     if args.reports is not None:
         return _prove(site, args, key)
     url = args.url or f"http://{site.gateway.host}:{site.gateway.port}"
-    asked = {"users": args.users, "requests_per_user": args.requests, "max_tokens": args.max_tokens}
-    table = site.smoke.model_dump() | {name: value for name, value in asked.items() if value is not None}
-    try:
-        load_asked = Smoke.model_validate(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"{first['loc'][0]}: {first['msg'].lower()}, not {first['input']}") from None
     model = args.model or smoke.default_model(site)
-    report = asyncio.run(smoke.run(load_asked, url=url, key=key, model=model, folder=site.data_path(Path.cwd())))
+    report = asyncio.run(smoke.run(site.smoke, url=url, key=key, model=model, folder=site.data_path(Path.cwd())))
     smoke.show(report, Console(), subject=model)
     if args.json is not None:
         args.json.write_text(report.to_json())

@@ -375,10 +375,19 @@ class Admin(Section):
 
 
 class Slo(Section):
-    """What the smoke test holds the service to; the gate of facts/operations: 2 s, 100 ms, none truncated."""
+    """What a load test holds the service to. A request counts for goodput when it meets each bound by itself."""
 
     ttft_p99_ms: float = Field(default=2000.0, gt=0, description="Time to the first content token, p99.")
     tpot_p99_ms: float = Field(default=100.0, gt=0, description="Time per output token after it, p99.")
+    itl_max_ms: float | None = Field(
+        default=None, gt=0, description="Longest silence between two tokens of any answer; no bound when absent."
+    )
+    e2e_p99_ms: float | None = Field(
+        default=None, gt=0, description="From the request to the end of its answer, p99; no bound when absent."
+    )
+    goodput_share: float | None = Field(
+        default=None, gt=0, le=1, description="Least share of requests that meet every bound; none when absent."
+    )
     error_rate: float = Field(default=0.0, ge=0, le=1, description="Share of requests that may fail.")
 
 
@@ -389,6 +398,13 @@ class Smoke(Section):
     requests_per_user: int = Field(default=5, ge=1, le=10_000, description="Requests each of them makes.")
     max_tokens: int = Field(default=32, ge=2, le=4096, description="Tokens asked for per request.")
     slo: Slo = Field(default=Slo(), description="What must hold.")
+
+
+class LoadTest(Section):
+    """What `appliance loadtest` takes for granted where no flag says otherwise."""
+
+    slo: Slo = Field(default=Slo(), description="What must hold.")
+    seed: int = Field(default=1, ge=0, description="Seed of prompts and arrivals: the same seed, the same load.")
 
 
 class Site(Section):
@@ -404,6 +420,7 @@ class Site(Section):
     gateway: Gateway = Field(default=Gateway(), description="The gateway.")
     admin: Admin = Field(default=Admin(), description="The admin API.")
     smoke: Smoke = Field(default=Smoke(), description="The smoke test.")
+    loadtest: LoadTest = Field(default=LoadTest(), description="The load tests.")
 
     def data_path(self, base: Path) -> Path:
         """Folder of keys and usage, absolute or under ``base``."""

@@ -1,73 +1,226 @@
-"""The smoke scenario for Locust: short streamed chats, each judged whole.
+"""The scenarios under Locust: ``appliance loadtest`` and ``appliance smoke`` run this file headless, and
 
-``appliance smoke`` runs it headless; ``locust -f loadtests/locustfile.py --host URL`` shows Locust's own page
-(set APPLIANCE_API_KEY and APPLIANCE_MODEL first).
+    APPLIANCE_API_KEY=sk-... locust -f loadtests/locustfile.py --host http://gateway:8000 --model qwen3-30b
+
+shows the same load on Locust's own page, with the scenario to choose. There every request appears once as E2E,
+failures under the name of their cause, and TTFT, TPOT and the longest ITL of the good ones beside it.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 from locust import User, events, task
 from locust.exception import StopUser
+from locust.runners import MasterRunner
 
-from appliance.config import Smoke
-from loadtests.client import Target, ask
-from loadtests.report import summarise
+from loadtests.client import Target
+from loadtests.lexicon import Lexicon
+from loadtests.outcome import NOT_ERRORS, Cause
+from loadtests.parameters import Parameters, Plan
+from loadtests.recorder import SLEEP_S, Recorder
+from loadtests.report import INTERRUPTED, summarise
 from loadtests.sample import Sample
+from loadtests.scenarios import SCENARIOS, Scenario, Turn
+from loadtests.session import Session
 
-SMOKE = Smoke.model_validate_json(os.environ.get("APPLIANCE_SMOKE", "{}"))
-REPORT = os.environ.get("APPLIANCE_REPORT")
-SAMPLES: list[Sample] = []
-TOPICS = ("the sea", "a bridge", "bread", "the night sky", "a small garden", "trains", "snow", "an old clock")
+PLAN = os.environ.get("APPLIANCE_LOADTEST")
+KEYS = os.environ.get("APPLIANCE_API_KEY", "").split() or [""]
 
 
-class ChatUser(User):
-    """One user who asks, reads the answer to its end, and asks again."""
+class Load:
+    """What all users of one test share."""
 
-    finished = 0
+    def __init__(self, plan: Plan, environment: Any) -> None:
+        self.plan = plan
+        self.scenario: Scenario = SCENARIOS[plan.scenario]
+        self.lexicon: Lexicon = plan.lexicon
+        self.environment = environment
+        self.started = self.finished = 0
+        # Under a person's hand, on Locust's page, a test ends when he says so.
+        self.by_hand = PLAN is None
+        samples = os.environ.get("APPLIANCE_SAMPLES")
+        self.recorder = Recorder(plan.parameters, Path(samples) if samples else None)
 
-    def on_start(self) -> None:
-        """Know where to ask."""
-        key, model = os.environ.get("APPLIANCE_API_KEY", ""), os.environ.get("APPLIANCE_MODEL", "")
-        self.target = Target(self.host or "http://127.0.0.1:8000", key, model)
-        self.asked = 0
+    def target(self, user: int, host: str | None) -> Target:
+        """Where user number ``user`` asks; users take the keys in turn."""
+        parameters = self.plan.parameters
+        key = KEYS[user % len(KEYS)]
+        return Target(host or "http://127.0.0.1:8000", key, parameters.timeout_s, parameters.stall_s)
 
-    @task
-    def chat(self) -> None:
-        """One chat; fires one Locust event per metric, failures under the name of their cause."""
-        topic = TOPICS[(id(self) // 64 + self.asked) % len(TOPICS)]
-        sample = ask(self.target, f"Write two sentences about {topic}.", SMOKE.max_tokens)
-        SAMPLES.append(sample)
-        self._fire("E2E", sample.e2e, len("".join(sample.text)), sample.cause)
-        if not sample.cause:
-            self._fire("TTFT", sample.ttft, 0, "")
-            self._fire("TPOT", sample.tpot, 0, "")
-            self._fire("max ITL", sample.max_itl, 0, "")
-        self.asked += 1
-        if REPORT is not None and self.asked >= SMOKE.requests_per_user:
-            ChatUser.finished += 1
-            if ChatUser.finished >= SMOKE.users:
-                self.environment.runner.quit()
-            raise StopUser
+    def record(self, sample: Sample) -> None:
+        """Keep a sample and tell Locust."""
+        sample.warmup = sample.warmup or self.recorder.warming_up(sample.began_at)
+        self.recorder.record(sample)
+        failed = sample.cause and sample.cause not in NOT_ERRORS
+        self._fire("E2E", sample.e2e, sample.completion_tokens or 0, sample.cause if failed else "")
+        if sample.good:
+            for name, seconds in (("TTFT", sample.ttft), ("TPOT", sample.tpot), ("max ITL", sample.gaps.longest)):
+                self._fire(name, seconds, 0, "")
 
     def _fire(self, name: str, seconds: float | None, length: int, cause: str) -> None:
         if seconds is not None:
             self.environment.events.request.fire(
-                request_type="chat",
+                request_type=self.plan.scenario,
                 name=name,
                 response_time=1000 * seconds,
                 response_length=length,
                 exception=RuntimeError(cause) if cause else None,
             )
 
+    def watch(self) -> None:
+        """Watch ourselves until the end."""
+        while True:
+            before = time.monotonic()
+            gevent.sleep(SLEEP_S)
+            self.recorder.slept(SLEEP_S, time.monotonic() - before)
+
+
+class ScenarioUser(User):
+    """One user of a closed loop; in an open loop the first one sends everybody's requests."""
+
+    def on_start(self) -> None:
+        """Take a number; the number and the seed are what this user will ask."""
+        load: Load = self.environment.load
+        self.load, self.number = load, load.started
+        load.started += 1
+        load.recorder.begin()
+        load.recorder.users += 1
+        self.session = Session(load.target(self.number, self.host), load.plan.parameters, load.plan.models)
+        self.asked = 0
+        if not load.scenario.open_loop and load.scenario.turns is not None:
+            self.turns = load.scenario.turns(load.plan.parameters, load.lexicon, self.number)
+
+    def on_stop(self) -> None:
+        """Leave."""
+        self.load.recorder.users -= 1
+        self.session.close()
+
+    @task
+    def go_on(self) -> None:
+        """One request of a closed loop, or all of an open one."""
+        load, parameters = self.load, self.load.plan.parameters
+        if load.scenario.arrivals is not None:
+            if self.number == 0:
+                _arrive(load, self.host, load.scenario.arrivals(parameters, load.lexicon))
+            self._leave(everybody=self.number == 0)
+        if self._done(parameters):
+            self._leave()
+        turn = next(self.turns)
+        gevent.sleep(turn.think_s)
+        if load.recorder.over and not load.by_hand:
+            self._leave()
+        load.recorder.in_flight += 1
+        try:
+            sample = self.session.ask(turn)
+        finally:
+            load.recorder.in_flight -= 1
+        load.record(sample)
+        self.asked += not sample.warmup
+        if sample.status == 0 or sample.status >= 400:
+            # A refusal comes back at once; asking again at once would be another load than the one wanted.
+            gevent.sleep(0.1)
+
+    def _done(self, parameters: Parameters) -> bool:
+        enough = parameters.requests is not None and self.asked >= parameters.requests
+        return not self.load.by_hand and (enough or self.load.recorder.over)
+
+    def _leave(self, *, everybody: bool = False) -> None:
+        load = self.load
+        load.finished += 1
+        if not load.by_hand and (everybody or load.finished >= load.plan.parameters.users):
+            # From a greenlet of its own: quitting ends the users' greenlets, this one too.
+            gevent.spawn(self.environment.runner.quit)
+        raise StopUser
+
+
+def _arrive(load: Load, host: str | None, arrivals: Iterator[Turn]) -> None:
+    """Send each request at its time, whatever became of the earlier ones; wait for all in the end."""
+    parameters, recorder = load.plan.parameters, load.recorder
+    idle: dict[int, list[Session]] = {}
+    running: set[gevent.Greenlet] = set()
+    sent = 0
+
+    def one(turn: Turn, at: float) -> None:
+        waiting = idle.setdefault(turn.user, [])
+        session = waiting.pop() if waiting else Session(load.target(turn.user, host), parameters, load.plan.models)
+        recorder.in_flight += 1
+        try:
+            load.record(session.ask(turn, scheduled_at=at))
+        finally:
+            recorder.in_flight -= 1
+        waiting.append(session)
+
+    for turn in arrivals:
+        at = recorder.began + (turn.at_s or 0.0)
+        if not load.by_hand and parameters.duration_s is not None and (turn.at_s or 0.0) >= parameters.duration_s:
+            break
+        gevent.sleep(max(0.0, at - time.monotonic()))
+        if recorder.in_flight >= parameters.max_in_flight:
+            model = load.plan.models[turn.model % len(load.plan.models)]
+            now = time.monotonic()
+            load.record(Sample(now, turn.user, model, scheduled_at=at, ended_at=now, cause=Cause.CLIENT_LIMIT))
+            continue
+        greenlet = gevent.spawn(one, turn, at)
+        running.add(greenlet)
+        greenlet.link(running.discard)
+        sent += not recorder.warming_up(at)
+        if not load.by_hand and parameters.requests is not None and sent >= parameters.requests:
+            break
+    gevent.joinall(list(running))
+    for sessions in idle.values():
+        for session in sessions:
+            session.close()
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser: Any) -> None:
+    """What Locust's own page offers."""
+    parser.add_argument(
+        "--scenario", default="chat", choices=sorted(SCENARIOS), help="which load", env_var="APPLIANCE_SCENARIO"
+    )
+    parser.add_argument(
+        "--model", default="", help="model to ask for; two with a comma to swap", env_var="APPLIANCE_MODEL"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the prompts", env_var="APPLIANCE_SEED")
+
+
+@events.test_start.add_listener
+def start(environment: Any, **_: object) -> None:
+    """Make the plan: the one we were given, or the one of Locust's page."""
+    if isinstance(environment.runner, MasterRunner):
+        return
+    if PLAN is not None:
+        plan = Plan.model_validate_json(PLAN)
+    else:
+        options = environment.parsed_options
+        parameters = SCENARIOS[options.scenario].defaults.model_copy(update={"seed": options.seed})
+        plan = Plan(scenario=options.scenario, parameters=parameters, models=tuple(options.model.split(",")))
+    environment.load = Load(plan, environment)
+    environment.watch = gevent.spawn(environment.load.watch)
+
+
+@events.test_stop.add_listener
+def stop(environment: Any, **_: object) -> None:
+    """The watch ends with the test."""
+    if hasattr(environment, "watch"):
+        environment.watch.kill()
+
 
 @events.quitting.add_listener
 def judge(environment: Any, **_: object) -> None:
-    """Write the report and let Locust exit by it."""
-    report = summarise(SAMPLES, SMOKE.slo)
+    """Let Locust exit by the verdict, and write the report where one is wanted."""
+    load: Load | None = getattr(environment, "load", None)
+    if load is None:
+        return
+    if not load.by_hand and load.finished < load.plan.parameters.users and not load.scenario.open_loop:
+        load.recorder.note(INTERRUPTED)
+    report = summarise(load.recorder.collector, load.plan)
     environment.process_exit_code = report.exit_code
-    if REPORT is not None:
-        Path(REPORT).write_text(report.to_json())
+    if path := os.environ.get("APPLIANCE_REPORT"):
+        Path(path).write_text(report.to_json())

@@ -1,18 +1,32 @@
-"""From samples to a verdict. Pure."""
+"""From what a run left to a verdict. Pure; docs/loadtests.md has every formula."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
 
 from appliance.config import Slo
-from loadtests.sample import Sample
+from loadtests.baseline import Comparison
+from loadtests.collect import Collector
+from loadtests.estimates import BATCHES, Interval, batch_means, jain, percentile, percentile_interval, wilson
+from loadtests.outcome import NOT_ERRORS, Cause
+from loadtests.parameters import Limits, Plan
+from loadtests.sample import Beat, Sample
+from loadtests.search import Step
+from loadtests.timeline import Point, Timeline, points, timeline
 
 PASS, MISSED, INVALID = 0, 1, 2
 """Exit codes: every SLO holds; one is missed; the run proves nothing."""
+
+VERDICTS = {PASS: "pass", MISSED: "slo missed", INVALID: "invalid"}
+INTERRUPTED = "interrupted before its end"
+SHARES = (50, 90, 95, 99)
+BUSY_BEATS = 5
+"""Seconds that a run must have for its client's CPU share to mean something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,73 +37,349 @@ class Check:
     unit: str
     value: float | None
     limit: float
+    at_least: bool = False
 
     @property
     def holds(self) -> bool:
         """Whether it holds; what could not be measured does not."""
-        return self.value is not None and self.value <= self.limit
+        if self.value is None:
+            return False
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """The verdict on a run."""
+class ClientHealth:
+    """How the load client itself was. Lag: how late a greenlet ran that had to run now."""
+
+    cpu_mean: float | None = None
+    cpu_max: float | None = None
+    lag_p95_ms: float | None = None
+    lag_max_ms: float | None = None
+    late_p99_ms: float | None = None
+    """Open loops: how much later than scheduled requests went out."""
+    reconnects: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens as the engine counted them, over the measured good answers."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    chunks: int = 0
+    first_prompts_wanted: float | None = None
+    """Median size wanted of prompts that begin a chat."""
+    first_prompts_counted: float | None = None
+    sizing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PerModel:
+    """One model's part of a run."""
 
     requests: int
+    failures: int
+    ttft_p50_ms: float | None
+    ttft_p99_ms: float | None
+    output_tokens: int
+
+
+@dataclass(slots=True)
+class Report:
+    """The verdict on a run, and what it rests on."""
+
+    requests: int
+    """Measured ones, but for those that we left ourselves."""
     failures: dict[str, int]
     checks: tuple[Check, ...]
     percentiles: dict[str, dict[str, float]]
+    """In ms: TTFT, TPOT, ITL, max ITL, E2E, queue wait."""
     output_tokens_per_s: float
     duration_s: float
+    scenario: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
+    warmup_requests: int = 0
+    cancelled: int = 0
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    """95 % intervals by measure; what a baseline is compared by."""
+    goodput: Interval | None = None
+    """Requests per second that met every SLO."""
+    fairness: float | None = None
+    users: int = 0
+    drift: float | None = None
+    """Median TTFT of the last quarter over that of the first."""
+    client: ClientHealth = ClientHealth()
+    tokens: Tokens = Tokens()
+    by_model: dict[str, PerModel] = field(default_factory=dict)
+    invalid: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    timeline: Timeline = field(default_factory=Timeline)
+    points: list[Point] = field(default_factory=list)
+    cdf: dict[str, list[float]] = field(default_factory=dict)
+    """The 0th to 100th percentile of a measure in ms, for plots."""
+    server: dict[str, Any] = field(default_factory=dict)
+    """What was scraped beside the run (:mod:`loadtests.scrape`)."""
+    about: dict[str, str] = field(default_factory=dict)
+    """Where and when."""
+    baseline: list[Comparison] = field(default_factory=list)
+    """Against an earlier run, where one was named."""
+    search: list[Step] = field(default_factory=list)
+    """Loads that were tried to find the highest that holds; the report is that of the last that did."""
 
     @property
     def exit_code(self) -> int:
         """:data:`PASS`, :data:`MISSED` or :data:`INVALID`."""
-        if self.requests == 0:
+        if self.invalid or self.requests == 0:
             return INVALID
-        return PASS if all(check.holds for check in self.checks) else MISSED
+        worse = any(comparison.verdict == "worse" for comparison in self.baseline)
+        return PASS if all(check.holds for check in self.checks) and not worse else MISSED
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody ended it."""
+        return any(INTERRUPTED in reason for reason in self.invalid)
 
     def to_json(self) -> str:
         """The report as JSON, with its verdict."""
-        verdict = {PASS: "pass", MISSED: "slo missed", INVALID: "invalid"}[self.exit_code]
-        return json.dumps({"verdict": verdict, **asdict(self)}, indent=2)
+        table = {"verdict": VERDICTS[self.exit_code], **msgspec.to_builtins(self)}
+        return msgspec.json.format(msgspec.json.encode(table), indent=2).decode()
 
     @staticmethod
-    def from_json(text: str) -> Report:
-        """What :meth:`to_json` wrote."""
-        table = json.loads(text)
-        table.pop("verdict")
-        table["checks"] = tuple(Check(**check) for check in table["checks"])
-        return Report(**table)
+    def from_json(text: str | bytes) -> Report:
+        """What :meth:`to_json` wrote; raises :class:`msgspec.DecodeError` for anything else."""
+        return msgspec.json.decode(text, type=Report)
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile of ``values``, ``share`` in 0..1: a value that really occurred."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+def meets(sample: Sample, slo: Slo) -> bool:
+    """Whether this one request met every SLO, each as a bound on itself: what goodput counts (DistServe, 2024)."""
+    bounds = (
+        (sample.ttft, slo.ttft_p99_ms),
+        (sample.tpot, slo.tpot_p99_ms),
+        (sample.gaps.longest, slo.itl_max_ms),
+        (sample.e2e, slo.e2e_p99_ms),
+    )
+    return sample.good and all(
+        seconds is None or limit is None or 1000 * seconds <= limit for seconds, limit in bounds
+    )
 
 
-def summarise(samples: Sequence[Sample], slo: Slo) -> Report:
-    """The report on ``samples``. Failed requests count as failures and lend no latency to the percentiles."""
-    good = [sample for sample in samples if not sample.cause]
+def summarise(collected: Collector, plan: Plan) -> Report:
+    """The report. Failed requests count as failures and lend no latency to the percentiles."""
+    samples = [sample for sample in collected.samples if sample.cause not in NOT_ERRORS]
+    good = [sample for sample in samples if sample.good]
     failures = Counter(sample.cause for sample in samples if sample.cause)
-    series = {
-        "TTFT": [1000 * s.ttft for s in good if s.ttft is not None],
-        "TPOT": [1000 * s.tpot for s in good if s.tpot is not None],
-        "max ITL": [1000 * s.max_itl for s in good],
-        "E2E": [1000 * s.e2e for s in good],
-    }
+    series = _series(good)
     percentiles = {
-        name: {f"p{share:g}": percentile(values, share / 100) for share in (50, 90, 95, 99)}
+        name: {**{f"p{share}": percentile(values, share / 100) for share in SHARES}, "max": max(values)}
         for name, values in series.items()
         if values
     }
-    checks = (
-        Check("TTFT p99", "ms", percentiles.get("TTFT", {}).get("p99"), slo.ttft_p99_ms),
-        Check("TPOT p99", "ms", percentiles.get("TPOT", {}).get("p99"), slo.tpot_p99_ms),
-        Check("errors", "share", sum(failures.values()) / len(samples) if samples else None, slo.error_rate),
+    if collected.gaps.total:
+        gaps = {f"p{share}": 1000 * (collected.gaps.percentile(share / 100) or 0.0) for share in SHARES}
+        percentiles["ITL"] = {**gaps, "max": 1000 * collected.gaps.longest}
+    duration, ended = _window(collected, plan)
+    met = sum(meets(sample, plan.slo) for sample in samples)
+    share = wilson(met, len(samples))
+    tokens = sum(sample.completion_tokens or 0 for sample in good)
+    intervals = {
+        f"{name} p{point}": percentile_interval(values, point / 100)
+        for name, values in series.items()
+        for point in SHARES
+        if values
+    }
+    if samples:
+        intervals["error share"] = wilson(sum(failures.values()), len(samples))
+        intervals["good share"] = share
+    goodput = share.scaled(len(samples) / duration) if duration and samples else None
+    if goodput is not None:
+        intervals["goodput"] = goodput
+    if (rate := _rate_interval(good, duration, ended)) is not None:
+        intervals["output tokens/s"] = rate
+    client = _health(collected, samples)
+    return Report(
+        requests=len(samples),
+        failures=dict(failures),
+        checks=_checks(percentiles, samples, failures, share.value, plan.slo),
+        percentiles=percentiles,
+        output_tokens_per_s=tokens / duration if duration else 0.0,
+        duration_s=duration,
+        scenario=plan.scenario,
+        parameters=plan.parameters.model_dump(mode="json"),
+        models=plan.models,
+        warmup_requests=collected.warmup,
+        cancelled=sum(sample.cause == Cause.CANCELLED for sample in collected.samples),
+        intervals=intervals,
+        goodput=goodput,
+        fairness=fairness(samples),
+        users=len({sample.user for sample in samples}),
+        drift=_drift(good),
+        client=client,
+        tokens=_tokens(good, plan),
+        by_model=_by_model(samples),
+        invalid=tuple(_invalid(collected, samples, client, plan.limits)),
+        notes=[note for note in collected.notes if note != INTERRUPTED],
+        timeline=timeline(collected, plan.parameters.warmup),
+        points=points(collected),
+        cdf={
+            name: [percentile(values, max(0.0001, point / 100)) for point in range(101)]
+            for name, values in series.items()
+            if len(values) > 1
+        },
     )
-    began = min((s.sent_at for s in samples), default=0.0)
-    duration = max((s.ended_at for s in samples), default=0.0) - began
-    tokens = sum(s.completion_tokens or 0 for s in good)
-    rate = tokens / duration if duration > 0 else 0.0
-    return Report(len(samples), dict(failures), checks, percentiles, rate, duration)
+
+
+def _series(good: Sequence[Sample]) -> dict[str, list[float]]:
+    takes: dict[str, Callable[[Sample], float | None]] = {
+        "TTFT": lambda s: s.ttft,
+        "TPOT": lambda s: s.tpot,
+        "max ITL": lambda s: s.gaps.longest if s.streamed and s.chunks > 1 else None,
+        "E2E": lambda s: s.e2e,
+    }
+    series = {name: [1000 * value for s in good if (value := take(s)) is not None] for name, take in takes.items()}
+    # The gateway says so only of those that had to wait; the others waited for nothing.
+    if any(s.queue_ms is not None for s in good):
+        series["queue wait"] = [s.queue_ms or 0.0 for s in good]
+    return series
+
+
+def _window(collected: Collector, plan: Plan) -> tuple[float, float]:
+    """Length and end of the measured time: from the warm-up's end to the last answer's end."""
+    if not collected.samples:
+        return 0.0, 0.0
+    first = min(sample.sent_at for sample in collected.samples)
+    began = max(first, collected.began + plan.parameters.warmup) if plan.parameters.warmup else first
+    ended = max(sample.ended_at for sample in collected.samples)
+    return max(0.0, ended - began), ended
+
+
+def _rate_interval(good: Sequence[Sample], duration: float, ended: float) -> Interval | None:
+    """Output tokens per second by batches of the measured time; each answer's tokens spread over its stream."""
+    if duration < BATCHES:
+        return None
+    began, width = ended - duration, duration / BATCHES
+    batches = [0.0] * BATCHES
+    for sample in good:
+        since = sample.first_token_at if sample.streamed and sample.first_token_at else sample.sent_at
+        until = max(sample.ended_at, since + 1e-6)
+        for batch in range(BATCHES):
+            low, high = began + batch * width, began + (batch + 1) * width
+            overlap = min(high, until) - max(low, since)
+            if overlap > 0:
+                batches[batch] += (sample.completion_tokens or 0) * overlap / (until - since)
+    return batch_means([tokens / width for tokens in batches])
+
+
+def _checks(
+    percentiles: dict[str, dict[str, float]],
+    samples: Sequence[Sample],
+    failures: Counter[str],
+    share: float,
+    slo: Slo,
+) -> tuple[Check, ...]:
+    streamed = any(sample.streamed for sample in samples) or not samples
+
+    def p99(name: str) -> float | None:
+        return percentiles.get(name, {}).get("p99")
+
+    checks = []
+    if streamed:
+        # Answers in one piece have no first token; a run of nothing else is not held to one.
+        checks.append(Check("TTFT p99", "ms", p99("TTFT"), slo.ttft_p99_ms))
+        checks.append(Check("TPOT p99", "ms", p99("TPOT"), slo.tpot_p99_ms))
+        if slo.itl_max_ms is not None:
+            checks.append(Check("max ITL", "ms", percentiles.get("max ITL", {}).get("max"), slo.itl_max_ms))
+    if slo.e2e_p99_ms is not None:
+        checks.append(Check("E2E p99", "ms", p99("E2E"), slo.e2e_p99_ms))
+    errors = sum(failures.values()) / len(samples) if samples else None
+    checks.append(Check("errors", "share", errors, slo.error_rate))
+    if slo.goodput_share is not None:
+        checks.append(Check("good share", "share", share if samples else None, slo.goodput_share, at_least=True))
+    return tuple(checks)
+
+
+def fairness(samples: Sequence[Sample]) -> float | None:
+    """Jain's index over users, of the tokens each received per second of waiting for answers.
+
+    Per second of waiting, because users who ask more or think longer are not treated better or worse for it; tokens
+    of whole answers only, because one whose requests fail is.
+    """
+    got: dict[int, float] = {}
+    waited: dict[int, float] = {}
+    for sample in samples:
+        got[sample.user] = got.get(sample.user, 0.0) + (sample.completion_tokens or 0 if sample.good else 0)
+        waited[sample.user] = waited.get(sample.user, 0.0) + sample.e2e
+    return jain([got[user] / waited[user] if waited[user] > 0 else 0.0 for user in got])
+
+
+def _drift(good: Sequence[Sample]) -> float | None:
+    ordered = [s.ttft for s in sorted(good, key=lambda s: s.sent_at) if s.ttft is not None]
+    quarter = len(ordered) // 4
+    if quarter < 10:
+        return None
+    return percentile(ordered[-quarter:], 0.5) / percentile(ordered[:quarter], 0.5)
+
+
+def _health(collected: Collector, samples: Sequence[Sample]) -> ClientHealth:
+    beats: list[Beat] = collected.beats
+    lags = [1000 * beat.lag_s for beat in beats]
+    late = [1000 * (s.sent_at - s.scheduled_at) for s in samples if s.scheduled_at is not None]
+    return ClientHealth(
+        sum(beat.cpu_share for beat in beats) / len(beats) if beats else None,
+        max((beat.cpu_share for beat in beats), default=None),
+        percentile(lags, 0.95) if lags else None,
+        max(lags, default=None),
+        percentile(late, 0.99) if late else None,
+        sum(sample.reconnected for sample in samples),
+    )
+
+
+def _tokens(good: Sequence[Sample], plan: Plan) -> Tokens:
+    pairs = [(s.wanted_prompt_tokens, s.prompt_tokens) for s in good]
+    sized = [(wanted, counted) for wanted, counted in pairs if wanted is not None and counted is not None]
+    return Tokens(
+        sum(s.prompt_tokens or 0 for s in good),
+        sum(s.cached_tokens or 0 for s in good),
+        sum(s.completion_tokens or 0 for s in good),
+        sum(s.chunks for s in good),
+        percentile([wanted for wanted, _ in sized], 0.5) if sized else None,
+        percentile([counted for _, counted in sized], 0.5) if sized else None,
+        plan.sizing,
+    )
+
+
+def _by_model(samples: Sequence[Sample]) -> dict[str, PerModel]:
+    found = {}
+    for model in sorted({sample.model for sample in samples}):
+        own = [sample for sample in samples if sample.model == model]
+        ttft = [1000 * s.ttft for s in own if s.good and s.ttft is not None]
+        found[model] = PerModel(
+            len(own),
+            sum(not s.good for s in own),
+            percentile(ttft, 0.5) if ttft else None,
+            percentile(ttft, 0.99) if ttft else None,
+            sum(s.completion_tokens or 0 for s in own if s.good),
+        )
+    return found
+
+
+def _invalid(collected: Collector, samples: Sequence[Sample], client: ClientHealth, limits: Limits) -> list[str]:
+    """Why the run proves nothing, a sentence each."""
+    reasons = []
+    if INTERRUPTED in collected.notes:
+        reasons.append(f"the run was {INTERRUPTED}")
+    if not samples:
+        what = "every request fell into the warm-up" if collected.warmup else "no request was made"
+        reasons.append(f"{what}; ask for a longer --duration or more --requests")
+    if unsent := sum(sample.cause == Cause.CLIENT_LIMIT for sample in samples):
+        reasons.append(f"{unsent} requests were not sent, over --max-in-flight; the service is far behind the rate")
+    late = []
+    if client.cpu_mean is not None and len(collected.beats) >= BUSY_BEATS and client.cpu_mean > limits.cpu_share:
+        late.append(f"the client used {client.cpu_mean:.0%} of its core (limit {limits.cpu_share:.0%})")
+    for name, value in (("lag p95", client.lag_p95_ms), ("late sending p99", client.late_p99_ms)):
+        if value is not None and value > limits.lag_ms:
+            late.append(f"the client's {name} is {value:.0f} ms (limit {limits.lag_ms:g} ms)")
+    if late:
+        reasons += [*late, "take a faster client machine, or less load"]
+    return reasons

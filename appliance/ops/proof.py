@@ -146,12 +146,13 @@ def _load(load: dict[str, object] | None) -> str:
     percentiles = (load or {}).get("percentiles")
     if not isinstance(percentiles, dict) or not percentiles:
         return ""
-    shares = sorted({share for values in percentiles.values() for share in values}, key=lambda s: float(s[1:]))
-    head = "".join(f'<th class="n">{escape(share)}</th>' for share in shares)
-    rows = "".join(_row(name, values, shares) for name, values in percentiles.items())
-    return f"<h2>Load <small>milliseconds</small></h2><table><tr><th></th>{head}</tr>{rows}</table>"
+    columns = list(dict.fromkeys(column for values in percentiles.values() for column in values))
+    head = "".join(f'<th class="n">{escape(column)}</th>' for column in columns)
+    rows = "".join(_row(name, values, columns) for name, values in percentiles.items())
+    more = '<p>With plots: <a href="load.html">load.html</a></p>'
+    return f"<h2>Load <small>milliseconds</small></h2><table><tr><th></th>{head}</tr>{rows}</table>{more}"
 
 
-def _row(name: str, values: dict[str, float], shares: Sequence[str]) -> str:
-    cells = "".join(f'<td class="n">{values[s]:.1f}</td>' if s in values else "<td></td>" for s in shares)
+def _row(name: str, values: dict[str, float], columns: Sequence[str]) -> str:
+    cells = "".join(f'<td class="n">{values[s]:.1f}</td>' if s in values else "<td></td>" for s in columns)
     return f"<tr><td>{escape(name)}</td>{cells}</tr>"

@@ -28,6 +28,7 @@ from appliance.ops.doctor.scene import Scene
 from appliance.ops.proof import Proof, Step
 from appliance.trial.loader import Loader
 from appliance.trial.machine import Nixos, Place
+from loadtests import html
 from loadtests import report as reports
 
 MACHINE = Path("/etc/appliance/machine.json")
@@ -179,7 +180,10 @@ def _load(site: Site, key: str, folder: Path, add: Callable[[Step], object]) -> 
         mend = "" if check.holds else "`appliance loadtest` shows more; smoke.slo holds the limits"
         add(Step(f"load {check.name}", proof_level(check.holds), f"{seen}, {limit}", mend))
     if report.exit_code == reports.INVALID:
-        add(Step("load", "fail", "the run is invalid: no request was made", f"see {folder}"))
+        why = "; ".join(report.invalid) or "no request was made"
+        add(Step("load", "fail", f"the run proves nothing: {why}", f"see {folder}"))
+    # As a page with plots, beside the report.
+    (folder / "load.html").write_text(html.render(report))
     table: dict[str, object] = json.loads(report.to_json())
     return table
 

@@ -13,6 +13,9 @@ sends a frame that is no JSON, ``double`` sends each token twice, ``content_type
 ``reset`` closes without an answer, ``hang`` sends headers and then nothing, ``split`` writes byte by byte,
 ``status:n`` answers status n.
 
+``--fault`` gives a fault to every request. ``merge`` puts all tokens after the first into chunks of three.
+``POST /tokenize`` counts as vLLM's does.
+
 ``POST /sleep`` and ``/wake_up`` exist as in vLLM's development mode, with ``VLLM_SERVER_DEV_MODE=1``.
 ``GET /stats`` counts requests and aborts, ``GET /last`` shows the last request as it arrived.
 """
@@ -81,6 +84,7 @@ class Engine:
     plan: Plan
     capacity: int = 0
     wake_delay_s: float = 0.0
+    spread: float = 1.0
     asleep: bool = False
     queue: deque[Connection] = field(default_factory=deque)
     counters: dict[str, int] = field(
@@ -99,7 +103,7 @@ class Engine:
 
 def read_plan(body: bytes, default: Plan) -> Plan:
     """The directive in ``body`` over ``default``."""
-    plan = Plan(default.tokens, default.itl_ms, default.ttft_ms, default.stamp)
+    plan = Plan(default.tokens, default.itl_ms, default.ttft_ms, default.stamp, default.fault, default.after)
     match = DIRECTIVE.search(body)
     for pair in match.group(1).decode().split() if match else ():
         key, value = pair.split("=")
@@ -185,6 +189,9 @@ class Connection(asyncio.Protocol):
         if method == b"GET":
             self.get(path)
             return
+        if path == b"/tokenize":
+            self.tokenize(body)
+            return
         if self.control(path):
             return
         counters = self.engine.counters
@@ -210,6 +217,16 @@ class Connection(asyncio.Protocol):
         }
         self.answer(known.get(path, {"detail": "Not Found"}), 200 if path in known else 404)
 
+    def tokenize(self, body: bytes) -> None:
+        """One token per five letters of a word begun, and 10 for a chat's template; as exact as it is untrue."""
+        asked = msgspec.json.decode(body)
+        if "messages" in asked:
+            text, extra = " ".join(message["content"] for message in asked["messages"]), 10
+        else:
+            text, extra = asked["prompt"], 0
+        count = extra + sum(-(-len(word) // 5) for word in text.split())
+        self.answer({"count": count, "max_model_len": self.engine.context, "tokens": list(range(count))})
+
     def answer(self, value: object, status: int = 200) -> None:
         body = json.dumps(value, ensure_ascii=False).encode()
         self.transport.write(
@@ -219,6 +236,11 @@ class Connection(asyncio.Protocol):
 
     def post(self, path: bytes, request: Request, body: bytes) -> None:
         plan = read_plan(body, self.engine.plan)
+        if self.engine.spread > 1:
+            # The golden ratio's multiples fill 0..1 evenly, whoever sends the requests and however many.
+            turn = self.engine.counters["requests"] * 0.6180339887498949 % 1
+            plan.ttft_ms *= self.engine.spread ** (2 * turn - 1)
+            plan.itl_ms *= self.engine.spread ** (1 - 2 * (turn * 7 % 1))
         wanted = request.max_completion_tokens or request.max_tokens or request.max_output_tokens
         self.finish = "stop" if wanted is None or wanted >= plan.tokens else "length"
         plan.tokens = plan.tokens if wanted is None else min(plan.tokens, wanted)
@@ -328,6 +350,14 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def texts(self, plan: Plan) -> Iterator[str]:
+        if plan.fault == "merge":
+            words = list(self.words(plan))
+            yield from words[:1]
+            yield from ("".join(words[i : i + 3]) for i in range(1, len(words), 3))
+        else:
+            yield from self.words(plan)
+
+    def words(self, plan: Plan) -> Iterator[str]:
         for i in range(plan.tokens):
             if plan.stamp:
                 yield f"t={time.monotonic_ns() // 1000:016d}"
@@ -461,8 +491,9 @@ async def serve(args: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    plan = Plan(args.tokens, args.itl_ms, args.ttft_ms)
-    engine = Engine(args.model, args.context, args.task, plan, args.capacity, args.wake_delay_s)
+    fault, _, after = args.fault.partition(":")
+    plan = Plan(args.tokens, args.itl_ms, args.ttft_ms, fault=fault, after=int(after or 0))
+    engine = Engine(args.model, args.context, args.task, plan, args.capacity, args.wake_delay_s, args.spread)
     loading = asyncio.create_task(asyncio.sleep(args.load_delay_s))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -485,6 +516,10 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--itl-ms", type=float, default=5.0)
     parser.add_argument("--ttft-ms", type=float, default=5.0)
+    parser.add_argument("--fault", default="", help="what every answer has that asks for no other fault")
+    parser.add_argument(
+        "--spread", type=float, default=1.0, help="times vary from 1/SPREAD to SPREAD of what is said"
+    )
     parser.add_argument("--load-delay-s", type=float, default=0.0)
     parser.add_argument("--fail-load", type=int, default=0)
     parser.add_argument("--wake-delay-s", type=float, default=0.0)

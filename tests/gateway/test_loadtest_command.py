@@ -57,4 +57,4 @@ def test_a_loadtest_that_cannot_be(service: Service) -> None:
     port = free_port()
     done = run("loadtest", "--config", service.config, "--url", f"http://127.0.0.1:{port}", APPLIANCE_API_KEY="x")
     assert done.returncode == 1
-    assert "no answer (ConnectionRefusedError)" in done.stdout
+    assert "no answer (ConnectionRefusedError); is the gateway running there?" in done.stderr

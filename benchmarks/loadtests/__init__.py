@@ -1,0 +1,1 @@
+"""Our load test beside others."""

@@ -1,0 +1,65 @@
+"""Compares a run with an earlier one. Pure: worse only where the 95 % intervals of both do not touch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from loadtests.estimates import Interval
+
+if TYPE_CHECKING:
+    from loadtests.report import Report
+
+LESS_IS_BETTER = (
+    "TTFT p50",
+    "TTFT p95",
+    "TPOT p50",
+    "TPOT p95",
+    "E2E p50",
+    "E2E p95",
+    "max ITL p95",
+    "error share",
+)
+MORE_IS_BETTER = ("good share", "goodput", "output tokens/s")
+
+IGNORED = frozenset({"timeout_s", "stall_s", "max_in_flight", "warmup_s"})
+"""Parameters that may differ: they do not change what is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One measure of both runs."""
+
+    measure: str
+    before: Interval
+    now: Interval
+    verdict: Literal["worse", "better", "same"]
+
+
+def differences(before: Report, now_scenario: str, now_parameters: dict[str, Any]) -> list[str]:
+    """Why two runs cannot be compared: a sentence for each thing that was asked otherwise."""
+    if before.scenario != now_scenario:
+        return [f"it ran scenario {before.scenario!r}, not {now_scenario!r}"]
+    return [
+        f"its {name} was {before.parameters.get(name)}, not {value}"
+        for name, value in now_parameters.items()
+        if name not in IGNORED and before.parameters.get(name) != value
+    ]
+
+
+def compare(before: Report, now: Report) -> list[Comparison]:
+    """Every measure that both runs have an interval of."""
+    found = []
+    for measure in (*LESS_IS_BETTER, *MORE_IS_BETTER):
+        one, other = before.intervals.get(measure), now.intervals.get(measure)
+        if one is not None and other is not None:
+            more, less = above(other, one), above(one, other)
+            if measure in MORE_IS_BETTER:
+                more, less = less, more
+            found.append(Comparison(measure, one, other, "worse" if more else "better" if less else "same"))
+    return found
+
+
+def above(one: Interval, other: Interval) -> bool:
+    """Whether ``one`` lies wholly above ``other``; an interval without a bound there never does."""
+    return one.low is not None and other.high is not None and one.low > other.high

@@ -1,0 +1,70 @@
+"""How NVIDIA cards are, by ``nvidia-smi``, which is there wherever the driver is."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+FIELDS = ("index", "temperature.gpu", "power.draw", "utilization.gpu", "clocks_event_reasons.active")
+
+REASONS = {
+    0x0000000000000004: "power cap (software)",
+    0x0000000000000008: "hardware slowdown",
+    0x0000000000000020: "temperature (software)",
+    0x0000000000000040: "temperature (hardware)",
+    0x0000000000000080: "power brake (hardware)",
+}
+"""Bits of NVML's nvmlClocksEventReasons that take speed from a load; idle, settings and sync boost do not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One card at one time; ``None`` for what it does not tell."""
+
+    index: int
+    temperature_c: float | None
+    power_w: float | None
+    utilization: float | None
+    reasons: int
+
+
+def throttled(reasons: int) -> list[str]:
+    """What slows a card down, in words."""
+    return [name for bit, name in REASONS.items() if reasons & bit]
+
+
+def cards() -> tuple[Card, ...]:
+    """All cards; none where there is no ``nvidia-smi``, or where it fails."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    try:
+        done = subprocess.run(
+            [program, f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"],
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(card for line in done.stdout.splitlines() if (card := parse(line)) is not None)
+
+
+def parse(line: str) -> Card | None:
+    """One line of ``nvidia-smi``'s CSV; ``None`` for a line that is no card."""
+    cells = [cell.strip() for cell in line.split(",")]
+    if len(cells) != len(FIELDS) or not cells[0].isdigit():
+        return None
+    temperature, power, utilization = (_number(cell) for cell in cells[1:4])
+    try:
+        reasons = int(cells[4], 16)
+    except ValueError:
+        reasons = 0
+    return Card(int(cells[0]), temperature, power, utilization, reasons)
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        # "[N/A]" and its like.
+        return None

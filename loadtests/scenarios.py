@@ -1,0 +1,201 @@
+"""The scenarios: from parameters and a seed to requests. Pure; what answers come does not change what is asked.
+
+Closed loops have users who wait for their answer: ``turns`` yields one user's requests without end. Open loops have
+arrivals that wait for nobody: ``arrivals`` yields requests of all users in the order of their times.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from loadtests.lexicon import Lexicon
+from loadtests.parameters import Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One request to make. ``fresh`` begins a new chat, otherwise the earlier turns of ``chat`` go before it."""
+
+    user: int
+    text: str
+    prompt_tokens: int
+    max_tokens: int
+    chat: str = ""
+    fresh: bool = True
+    system: str = ""
+    kind: str = "chat"
+    stream: bool = True
+    cancel_after: int | None = None
+    think_s: float = 0.0
+    model: int = 0
+    at_s: float | None = None
+
+
+Turns = Callable[[Parameters, Lexicon, int], Iterator[Turn]]
+Arrivals = Callable[[Parameters, Lexicon], Iterator[Turn]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A load by name; ``turns`` in a closed loop, ``arrivals`` in an open one."""
+
+    name: str
+    text: str
+    defaults: Parameters
+    turns: Turns | None = None
+    arrivals: Arrivals | None = None
+    models: int = 1
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether requests come by a clock and wait for nobody."""
+        return self.arrivals is not None
+
+
+def _rng(parameters: Parameters, *names: object) -> random.Random:
+    # A string seeds the same in every process; numbers would make users of neighbouring seeds alike.
+    return random.Random("/".join(map(str, (parameters.seed, *names))))  # noqa: S311 - repeatable on purpose
+
+
+def shared_prefix(parameters: Parameters, lexicon: Lexicon) -> str:
+    """The system prompt of all users."""
+    if not parameters.prefix_tokens:
+        return ""
+    return lexicon.text(_rng(parameters, "prefix"), parameters.prefix_tokens)
+
+
+def chats(parameters: Parameters, lexicon: Lexicon, user: int) -> Iterator[Turn]:
+    """Chats of ``turns`` turns, one after the other; some left in the middle."""
+    rng = _rng(parameters, "chats", user)
+    system = shared_prefix(parameters, lexicon)
+    number = 0
+    while True:
+        for turn in range(parameters.turns):
+            tokens = rng.randint(*parameters.prompt_tokens)
+            wanted = rng.randint(*parameters.output_tokens)
+            cancel = rng.random() < parameters.cancel_share
+            yield Turn(
+                user,
+                lexicon.text(rng, tokens),
+                tokens + parameters.prefix_tokens + round(lexicon.overhead),
+                wanted,
+                chat=f"load-{parameters.seed}-{user}-{number}",
+                fresh=turn == 0,
+                system=system,
+                cancel_after=rng.randint(1, max(1, wanted // 2)) if cancel else None,
+                think_s=rng.uniform(*parameters.think_s),
+            )
+        number += 1
+
+
+def completions(parameters: Parameters, lexicon: Lexicon, user: int) -> Iterator[Turn]:
+    """An editor: the beginning of a file, to be gone on with."""
+    rng = _rng(parameters, "completions", user)
+    while True:
+        tokens = rng.randint(*parameters.prompt_tokens)
+        text = lexicon.code(rng, tokens)
+        think = rng.uniform(*parameters.think_s)
+        yield Turn(user, text, tokens, rng.randint(*parameters.output_tokens), kind="completion", think_s=think)
+
+
+def swapping(parameters: Parameters, lexicon: Lexicon, user: int) -> Iterator[Turn]:
+    """Chats that turn from one model to the other and back, every ``swap_after`` requests."""
+    for number, turn in enumerate(chats(parameters, lexicon, user)):
+        yield replace(turn, model=number // parameters.swap_after % 2)
+
+
+def mixed(parameters: Parameters, lexicon: Lexicon, user: int) -> Iterator[Turn]:
+    """A day in a house: of ten users five chat, two ask documents, one edits, one automates, one leaves."""
+    place = user % 10
+    if place < 5:
+        return chats(parameters.model_copy(update={"turns": 5, "prefix_tokens": 300}), lexicon, user)
+    if place < 7:
+        return chats(parameters.model_copy(update={"prompt_tokens": (2048, 4096)}), lexicon, user)
+    if place == 7:
+        return completions(parameters.model_copy(update={"prompt_tokens": (256, 768)}), lexicon, user)
+    if place == 8:
+        return (replace(turn, stream=False) for turn in chats(parameters, lexicon, user))
+    return chats(parameters.model_copy(update={"cancel_share": 0.3}), lexicon, user)
+
+
+def poisson(parameters: Parameters, lexicon: Lexicon, *, first_user: int = 0) -> Iterator[Turn]:
+    """Arrivals at ``rate`` per second with exponential gaps, user after user."""
+    rng = _rng(parameters, "poisson")
+    users = range(first_user, max(first_user + 1, parameters.users))
+    streams = {user: chats(parameters.model_copy(update={"turns": 1}), lexicon, user) for user in users}
+    at = 0.0
+    while True:
+        at += rng.expovariate(parameters.rate)
+        user = rng.choice(users)
+        yield replace(next(streams[user]), at_s=at, think_s=0.0)
+
+
+def bursts(parameters: Parameters, lexicon: Lexicon) -> Iterator[Turn]:
+    """User 0 automates: ``burst`` answers in one piece wanted at once; the others chat, in a Poisson stream."""
+    people = poisson(parameters, lexicon, first_user=1)
+    automation = chats(parameters.model_copy(update={"turns": 1}), lexicon, 0)
+    person = next(people)
+    number = 0
+    while True:
+        at = number * parameters.burst_every_s
+        while (person.at_s or 0.0) < at:
+            yield person
+            person = next(people)
+        for _ in range(parameters.burst):
+            yield replace(next(automation), at_s=at, stream=False, think_s=0.0)
+        number += 1
+
+
+def _all() -> Iterator[Scenario]:
+    p = Parameters
+    yield Scenario(
+        "smoke", "a few short chats: what the smoke test after boot asks",
+        p(users=4, requests=5, duration_s=None, output_tokens=(32, 32), ignore_eos=False), chats,
+    )  # fmt: skip
+    yield Scenario("chat", "short questions, short answers", p(users=8, duration_s=60), chats)
+    yield Scenario(
+        "rag", "prompts of 4k to 16k tokens: documents before a question",
+        p(users=4, duration_s=120, prompt_tokens=(4096, 16384), output_tokens=(64, 256)), chats,
+    )  # fmt: skip
+    yield Scenario(
+        "multiturn", "chats of 6 turns with one long system prompt: what a prefix cache is for",
+        p(users=16, duration_s=120, turns=6, prefix_tokens=1024, think_s=(0.5, 2)), chats,
+    )  # fmt: skip
+    yield Scenario(
+        "code", "an editor's completions on /v1/completions: long beginnings, few tokens",
+        p(users=8, duration_s=60, prompt_tokens=(256, 1536), output_tokens=(8, 48), think_s=(0.2, 1)), completions,
+    )  # fmt: skip
+    yield Scenario(
+        "n8n", "an automation's bursts of unstreamed requests beside people who chat",
+        p(users=6, duration_s=60, rate=1), arrivals=bursts,
+    )  # fmt: skip
+    yield Scenario(
+        "cancels", "one of ten clients leaves in the middle", p(users=16, duration_s=60, cancel_share=0.1), chats
+    )
+    yield Scenario(
+        "swap", "users who turn from one model to the other while others wait (needs --model twice)",
+        p(users=8, duration_s=180, timeout_s=600, think_s=(0, 1)), swapping, models=2,
+    )  # fmt: skip
+    yield Scenario(
+        "users100", "100 users in a closed loop, each with a pause before he asks",
+        p(users=100, duration_s=180, ramp_s=10, think_s=(1, 3), turns=3), chats,
+    )  # fmt: skip
+    yield Scenario(
+        "chats200", "200 open chats with history, think time and one system prompt",
+        p(
+            users=200, duration_s=300, ramp_s=20, turns=8, prefix_tokens=256, think_s=(3, 12),
+            prompt_tokens=(40, 250), output_tokens=(64, 256),
+        ), chats,
+    )  # fmt: skip
+    yield Scenario(
+        "poisson", "an open loop: Poisson arrivals at --rate", p(users=50, duration_s=120, rate=2), arrivals=poisson
+    )
+    yield Scenario(
+        "soak", "an hour of everything at once; says whether it gets slower",
+        p(users=40, duration_s=3600, warmup_s=60, ramp_s=30, think_s=(1, 5)), mixed,
+    )  # fmt: skip
+
+
+SCENARIOS = {scenario.name: scenario for scenario in _all()}

@@ -1,0 +1,138 @@
+"""Reads one answer's bytes into a :class:`Sample`. Pure: the caller says when each piece came.
+
+TTFT is counted to the first *content*: neither headers, comments nor the empty chunk that opens an answer count.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from loadtests.sample import Sample
+
+TEXTS_KEPT = 65536
+"""Pieces of text kept of one answer, for the next turn of its chat and to recognise doubled tokens."""
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[object] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    message: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+    kind: str | None = msgspec.field(default=None, name="object")
+
+
+_DECODE = msgspec.json.Decoder(_Event)
+
+GARBAGE, ERROR = "garbage", "error"
+Fault: TypeAlias = str
+
+
+class Reader:
+    """One answer; ``fault`` is the first thing in it that cannot be right (:data:`GARBAGE` or :data:`ERROR`)."""
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+        self.texts: list[str] = []
+        self.fault: Fault = ""
+        self._rest = b""
+        self._last_count = 0
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self.texts)
+
+    def feed(self, piece: bytes, now: float) -> None:
+        """Take a piece of an event stream that came at ``now``. After a fault nothing is read any more."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            if self.fault or self.sample.done:
+                return
+            if line.startswith(b"data:"):
+                self._data(line[5:].strip(), now)
+
+    def whole(self, body: bytes, now: float) -> None:
+        """Take an answer in one piece, which ended at ``now``."""
+        try:
+            event = _DECODE.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self.fault = GARBAGE
+            return
+        if event.error is not None or event.kind == "error":
+            self.fault = ERROR
+            return
+        self._event(event, now)
+        self.sample.done = True
+
+    def _data(self, data: bytes, now: float) -> None:
+        if data == b"[DONE]":
+            self.sample.done = True
+            return
+        try:
+            event = _DECODE.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self.fault = GARBAGE
+            return
+        if event.error is not None or event.kind == "error":
+            self.fault = ERROR
+        else:
+            self._event(event, now)
+
+    def _event(self, event: _Event, now: float) -> None:
+        sample = self.sample
+        count: int | None = None
+        if event.usage is not None:
+            count = event.usage.completion_tokens
+            sample.completion_tokens = count if count is not None else sample.completion_tokens
+            sample.prompt_tokens = event.usage.prompt_tokens or sample.prompt_tokens
+            if event.usage.prompt_tokens_details is not None:
+                sample.cached_tokens = event.usage.prompt_tokens_details.cached_tokens
+        for choice in event.choices or ():
+            sample.finish_reason = choice.finish_reason or sample.finish_reason
+            part = choice.delta or choice.message
+            text = choice.text
+            called = False
+            if part is not None:
+                text = part.content or part.reasoning_content or part.reasoning
+                called = bool(part.tool_calls)
+            if text or called:
+                self._content(text or "", count, now)
+
+    def _content(self, text: str, count: int | None, now: float) -> None:
+        """A chunk with content; ``count`` is the engine's running token count where each chunk bears one."""
+        sample = self.sample
+        if sample.first_token_at is None:
+            sample.first_token_at = now
+            # vLLM's continuous_usage_stats: how many tokens one chunk brought is known, not guessed.
+            sample.first_tokens = count or 1
+        elif sample.last_token_at is not None:
+            sample.gaps.add(now - sample.last_token_at, now)
+        sample.last_token_at = now
+        sample.chunks += 1
+        if len(self.texts) < TEXTS_KEPT:
+            self.texts.append(text)
