@@ -202,9 +202,14 @@ def main() -> int:
         "vllm": _said(args.vllm_python, "-c", "import vllm; print(vllm.__version__)").split()[-1].partition("+")[0],
         "guidellm": _said(args.guidellm, "--version").split()[-1],
     }
+    kept = ("date", "cpu", "cores", "kernel", "python")
     results: dict[str, Any] = {
-        "conditions": {key: value for key, value in conditions().items() if key in ("date", "cpu", "cores", "kernel", "python")}, "requests": args.requests, "note": args.note and f" {args.note}", "versions": versions, "loads": {},
-    }  # fmt: skip
+        "conditions": {key: value for key, value in conditions().items() if key in kept},
+        "requests": args.requests,
+        "note": args.note and f"\n{args.note}",
+        "versions": versions,
+        "loads": {},
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for load in LOADS:

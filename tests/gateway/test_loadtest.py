@@ -149,7 +149,7 @@ def test_a_client_that_is_too_slow_invalidates_the_run(engine: Process, tmp_path
 
 def test_a_baseline(engine: Process, tmp_path: Path) -> None:
     before, now = tmp_path / "before.json", tmp_path / "now.json"
-    words = ("--model", "fake", "--users", "4", "--requests", "12", "--client-lag-ms", "5000")
+    words = ("--model", "fake", "--users", "6", "--requests", "6", "--client-lag-ms", "5000")
     assert loadtest("--url", engine.url, *words, "--json", before).returncode == 0
     slow = start_fake(tmp_path / "log", "--ttft-ms", "200", "--itl-ms", "1")
     try:
@@ -174,9 +174,9 @@ def test_the_highest_load_that_holds(tmp_path: Path) -> None:
             "--model",
             "fake",
             "--users",
-            "1",
+            "2",
             "--requests",
-            "3",
+            "2",
             "--client-lag-ms",
             "5000",
         )
@@ -185,12 +185,7 @@ def test_the_highest_load_that_holds(tmp_path: Path) -> None:
         small.stop()
     assert done.returncode == 0, done.stdout + done.stderr
     report = report_of(out)
-    assert [(step["load"], step["held"]) for step in report["search"]] == [
-        (1, True),
-        (2, True),
-        (4, False),
-        (3, False),
-    ]
+    assert [(step["load"], step["held"]) for step in report["search"]] == [(2, True), (4, False), (3, False)]
     assert report["parameters"]["users"] == 2
     assert "highest load that holds: 2 users" in done.stdout
 
@@ -276,12 +271,13 @@ async def test_the_smoke_scenario_passes_and_misses(engine: Process, tmp_path: P
 
 def test_locust_exits_by_our_verdict(engine: Process, tmp_path: Path) -> None:
     parameters = SCENARIOS["smoke"].defaults.model_copy(update={"users": 1, "requests": 1})
-    plan = Plan(scenario="smoke", parameters=parameters, models=("nobody",))
+    # Nothing fails, which is all that Locust itself would look at.
+    plan = Plan(scenario="smoke", parameters=parameters, models=("fake",), slo=Slo(ttft_p99_ms=0.01))
     out = tmp_path / "report.json"
     argv = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--host", engine.url]
     environ = {**os.environ, **environment(plan, ["k"], None, out)}
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT, env=environ)
-    assert (done.returncode, Report.from_json(out.read_bytes()).failures) == (1, {"status 404": 1}), done.stderr
+    assert (done.returncode, Report.from_json(out.read_bytes()).failures) == (1, {}), done.stderr
 
 
 def test_locusts_own_page_with_the_same_file(engine: Process, tmp_path: Path) -> None:

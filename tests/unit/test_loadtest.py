@@ -86,7 +86,9 @@ def test_a_good_answer(engine: Process) -> None:
 def test_each_sabotage_is_named(engine: Process, fault: str, cause: str) -> None:
     timeout_s = 0.7 if fault in ("stall:0", "hang") else 20
     stall_s = 0.7 if fault == "stall:1" else 20
-    assert asked(engine, f"fault={fault}", timeout_s, stall_s=stall_s).cause == cause
+    sample = asked(engine, f"fault={fault}", timeout_s, stall_s=stall_s)
+    assert sample.cause == cause
+    assert sample.e2e < 15, "silence ends a request long before its time is over"
 
 
 @pytest.mark.parametrize(

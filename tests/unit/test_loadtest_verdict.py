@@ -412,4 +412,5 @@ def test_plots() -> None:
 def test_ticks_lie_inside(low: float, span: float) -> None:
     found = ticks(low, low + span)
     assert len(found) <= 12
-    assert all(low - 1e-6 * (1 + low) <= tick <= (low + span) * (1 + 1e-6) for tick in found)
+    slack = 1e-6 * (1 + low + span)
+    assert all(low - slack <= tick <= low + span + slack for tick in found)
