@@ -228,7 +228,9 @@ def _sized(where: Where, parameters: Parameters) -> tuple[Lexicon, list[str]]:
 
 
 def _sources(where: Where) -> list[Source]:
-    sources = [Source("gateway", "gateway", where.url)] if answers(f"{where.url}/metrics") else []
+    # Where an engine is asked directly there is no gateway to tell anything.
+    direct = where.url in where.engines
+    sources = [] if direct or not answers(f"{where.url}/metrics") else [Source("gateway", "gateway", where.url)]
     sources += [
         Source(f"engine {i + 1}", "engine", url) for i, url in enumerate(where.engines) if answers(f"{url}/metrics")
     ]

@@ -45,6 +45,8 @@ class Lexicon:
     default_cost: float = 1.3
     overhead: float = 8.0
     """Tokens that the chat template adds to a message with generation prompt."""
+    code_signs: float = 12.0
+    """Tokens of a function of :meth:`code` beside its seven words."""
     source: str = "estimated at 1.3 tokens a word: nothing was asked"
 
     def cost(self, word: str) -> float:
@@ -74,8 +76,9 @@ class Lexicon:
         while left > 0:
             one, two, three = (rng.choice(WORDS) for _ in range(3))
             lines.append(f"def {one}_{two}({three}):\n    return {two} + {three} * {rng.randrange(100)}\n")
-            # Counted by its words; the signs between them cost about one token each.
-            left -= sum(self.cost(word) for word in (one, two, three, two, three, "def", "return")) + 12
+            left -= (
+                sum(self.cost(word) for word in (one, two, three, two, three, "def", "return")) + self.code_signs
+            )
         return "\n".join(lines) + f"\ndef {rng.choice(WORDS)}_"
 
     @property

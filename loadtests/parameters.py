@@ -101,12 +101,13 @@ class Plan(Section):
     costs: dict[str, float] = Field(default={})
     default_cost: float = 1.3
     overhead: float = 8.0
+    code_signs: float = 12.0
     sizing: str = Lexicon().source
 
     @property
     def lexicon(self) -> Lexicon:
         """What words cost."""
-        return Lexicon(self.costs, self.default_cost, self.overhead, self.sizing)
+        return Lexicon(self.costs, self.default_cost, self.overhead, self.code_signs, self.sizing)
 
     def sized_by(self, lexicon: Lexicon) -> Plan:
         """The same plan with these costs."""
@@ -115,6 +116,7 @@ class Plan(Section):
                 "costs": dict(lexicon.costs),
                 "default_cost": lexicon.default_cost,
                 "overhead": lexicon.overhead,
+                "code_signs": lexicon.code_signs,
                 "sizing": lexicon.source,
             }
         )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
+import re
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,13 +51,15 @@ def by_tokenizer(engine_url: str, model: str) -> Lexicon:
         costs = {word: float(words(f" {word}")) for word in WORDS}
         empty = [{"role": "user", "content": ""}]
         overhead = float(count({"model": model, "messages": empty}))
+        lexicon = Lexicon(costs, sum(costs.values()) / len(costs), overhead)
+        code = lexicon.code(random.Random(0), PROBE * 5)  # noqa: S311 - any code does
+        signs = words(code) - sum(lexicon.cost(word) for word in re.findall("[a-z]+", code))
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         raise TokenizerUnavailableError(f"{engine_url}/tokenize: {type(error).__name__}: {error}") from None
     finally:
         connection.close()
-    return Lexicon(
-        costs, sum(costs.values()) / len(costs), overhead, f"the engine's own tokenizer, {engine_url}/tokenize"
-    )
+    each = max(1.0, signs / code.count("return"))
+    return replace(lexicon, code_signs=each, source=f"the engine's own tokenizer, {engine_url}/tokenize")
 
 
 def by_usage(target: Target, model: str) -> Lexicon:
@@ -80,4 +85,4 @@ def by_usage(target: Target, model: str) -> Lexicon:
     if per_word <= 0:
         return Lexicon(source="estimated at 1.3 tokens a word: the engine counts no more tokens for more words")
     overhead = max(0.0, counts[0] - per_word * (PROBE // 10))
-    return Lexicon({}, per_word, overhead, f"the engine's usage of two probes: {per_word:.2f} tokens a word")
+    return Lexicon({}, per_word, overhead, source=f"the engine's usage of two probes: {per_word:.2f} tokens a word")
