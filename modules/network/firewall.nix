@@ -11,6 +11,8 @@ let
   sshFrom = family: sources: rule (network.ssh.enable && sources != [ ])
     "${family} saddr ${set sources} tcp dport ${toString network.ssh.port} ct state new limit rate 30/minute burst 20 packets accept";
   peerAddresses = map (p: p.address) (lib.attrValues wg.peers);
+  # What listens to others, or opens a way to it.
+  behind = lib.optional gateway.enable "appliance-gateway" ++ lib.optional wg.enable "wireguard-wg0" ++ lib.optional network.edge.enable "nginx";
 in
 {
   options.appliance.network.firewall = {
@@ -25,6 +27,12 @@ in
 
   config = lib.mkIf cfg.enable {
     networking.firewall.enable = false;
+    # Fails closed: rules that do not load leave a machine with none at all, so nothing starts behind them. SSH
+    # does, with keys only: somebody has to get in and mend it.
+    systemd.services = lib.genAttrs behind (_: {
+      requires = [ "nftables.service" ];
+      after = [ "nftables.service" ];
+    });
     networking.nftables = {
       enable = true;
       tables.appliance = {
