@@ -41,7 +41,7 @@ in
       proxy_cache off;
       gzip off;
       # Within two seconds the client knows, and a first SYN may be lost (TCP repeats it after one).
-      proxy_connect_timeout 1800ms;
+      proxy_connect_timeout 1500ms;
       proxy_read_timeout ${toString edge.answerTimeoutSec}s;
       proxy_send_timeout 60s;
       # Only a request that never reached a gateway goes to the next one: a repeated generation is paid for

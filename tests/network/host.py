@@ -101,6 +101,10 @@ class Host:
         assert changed != text, f"the change to {name} changes nothing"
         return changed
 
+    def close(self) -> None:
+        """Take down the machine that it is by now."""
+        self.machine.close()
+
     def require(self) -> None:
         """Fail unless every unit is active."""
         failed = {name: why for name, why in self.state.items() if why != "active"}

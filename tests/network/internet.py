@@ -18,6 +18,9 @@ class Internet:
         self.machine.do("ip", "link", "set", "br0", "up")
         for address in (V4.format(1), V6.format(1)):
             self.machine.do("ip", "address", "add", address, "dev", "br0")
+        # Private addresses lead nowhere, and its routers say so.
+        self.machine.do("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self.machine.do("ip", "route", "add", "unreachable", "10.0.0.0/8")
         self.machine.do(
             "nft",
             "-f",
@@ -31,15 +34,24 @@ class Internet:
         argv = ["ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(machine.pid)]
         self.machine.do(*argv)
         self.machine.do("ip", "link", "set", port, "master", "br0", "up")
+        # Packets as they are on a wire, not several in one: what drops large ones has to see them.
+        for owner, device in ((self.machine, port), (machine, "eth0")):
+            owner.do("ip", "link", "set", device, "gso_max_segs", "1")
+        # A machine that boots again has the network card that it had; its neighbours remember it.
+        machine.do("ip", "link", "set", "eth0", "address", f"02:00:00:00:00:{numbers[0]:02x}")
         machine.do("ip", "link", "set", "eth0", "up")
         for number in numbers:
             self.give(machine, number)
-        machine.do("ip", "route", "replace", "default", "via", V4.format(1).partition("/")[0])
+
+    def unplug(self, machine: Machine) -> None:
+        """Pull the cable out, for good."""
+        self.machine.do("ip", "link", "delete", _port(machine))
 
     def give(self, machine: Machine, number: int) -> None:
         """One more address."""
         machine.do("ip", "address", "add", V4.format(number), "dev", "eth0")
         machine.do("ip", "address", "add", V6.format(number), "dev", "eth0", "nodad")
+        machine.do("ip", "route", "replace", "default", "via", V4.format(1).partition("/")[0])
 
     def take(self, machine: Machine, number: int) -> None:
         """One address less."""
@@ -49,6 +61,10 @@ class Internet:
     def cut(self, machine: Machine) -> None:
         """Nothing passes the line any more, and nobody is told."""
         self._only(machine, "drop")
+
+    def part(self, machine: Machine, address: str) -> None:
+        """Nothing passes between ``machine`` and ``address``; to all others both lines work."""
+        self._only(machine, f"ip saddr {address} drop", f"ip daddr {address} drop")
 
     def lose(self, machine: Machine, percent: int) -> None:
         """Packets are lost at random, both ways."""
@@ -60,16 +76,15 @@ class Internet:
 
     def mend(self, machine: Machine) -> None:
         """The line is as it was."""
-        self._only(machine, None)
+        self._only(machine)
 
-    def _only(self, machine: Machine, rule: str | None) -> None:
+    def _only(self, machine: Machine, *rules: str) -> None:
         port = _port(machine)
         chain = f"chain {port.replace('-', '_')}"
         text = f"table bridge line {{\n {chain} {{ type filter hook forward priority 1; }}\n}}\n"
         text += f"flush {chain.replace('chain ', 'chain bridge line ')}\n"
-        if rule is not None:
-            text += f"table bridge line {{\n {chain} {{\n"
-            text += f"  iifname {port} {rule}\n  oifname {port} {rule}\n }}\n}}\n"
+        lines = [f"{way} {port} {rule}" for rule in rules for way in ("iifname", "oifname")]
+        text += f"table bridge line {{\n {chain} {{\n" + "".join(f"  {line}\n" for line in lines) + " }\n}\n"
         self.machine.do("nft", "-f", "-", given=text)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -34,7 +35,10 @@ def _enter(descriptor: int) -> None:
 
 
 class Machine:
-    """A machine. ``/run`` and ``/var/lib`` are its own and empty; everything else is this machine's."""
+    """A machine. ``/run`` and ``/var/lib`` are its own; everything else is that of the machine it runs on.
+
+    ``/var/lib`` outlives it, as a disk does: a machine of the same name finds it again.
+    """
 
     def __init__(self, name: str, logs: Path) -> None:
         self.name = name
@@ -51,8 +55,10 @@ class Machine:
             "--propagation",
             "private",
         ]
-        mounts = "mount -t tmpfs run /run && mount -t tmpfs lib /var/lib && touch /run/up"
-        script = f"{mounts} && hostname {name} && ip link set lo up && exec sleep infinity"
+        self.disk = logs / f"disk-{name}"
+        self.disk.mkdir(exist_ok=True)
+        mounts = f"mount -t tmpfs run /run && mount --bind {shlex.quote(str(self.disk))} /var/lib"
+        script = f"{mounts} && hostname {name} && ip link set lo up && touch /run/up && exec sleep infinity"
         self._holder = subprocess.Popen([*argv, "sh", "-c", script])
         wait_until(self._is_up, f"machine {name} is there")
 

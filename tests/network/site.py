@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,23 @@ class Site:
     client: Client
     attacker: Machine
     public_keys: dict[str, str]
-    machines: list[Machine] = field(default_factory=list)
 
     def edge(self, name: str = "vps-a") -> str:
         """The public address of a VPS."""
         return address(name)
+
+    def power_off(self, name: str) -> None:
+        """A host is without power from one moment to the next: no FIN, no last word."""
+        self.internet.unplug(self.hosts[name].machine)
+        self.hosts[name].machine.power_off()
+
+    def power_on(self, name: str) -> None:
+        """It boots again, with the disk it had."""
+        host = self.hosts[name]
+        host.machine = Machine(name, self.folder)
+        host.daemons = {}
+        self.internet.plug(host.machine, NUMBERS[name])
+        host.boot()
 
     def stats(self, name: str = "gpu") -> dict[str, int]:
         """What all fake engines of a GPU host counted together."""
@@ -82,7 +94,7 @@ class Site:
         config = f"{ETC}/appliance/appliance.json"
         argv = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "appliance", "usage", "--by", "user"]
         said = self.hosts[name].machine.do(*argv, "--format", "json", "--config", config)
-        return {row["user"]: row for row in json.loads(said)}
+        return {row["name"]: row for row in json.loads(said)}
 
     def wait_for_tunnel(self, edge: str = "vps-a", timeout_s: float = 30) -> float:
         """Wait until a request passes from client to engine; the seconds it took."""
@@ -102,9 +114,9 @@ def address(name: str) -> str:
 
 
 def data_folder(host: Host) -> Path:
-    """Where the gateway of a GPU host keeps keys and usage."""
+    """Where the gateway of a GPU host keeps keys and usage, on its disk."""
     site = json.loads(host.values["environment.etc"]["appliance/appliance.json"]["source"]["text"])
-    return host.machine.path(site["gateway"]["data_dir"])
+    return host.machine.disk / Path(site["gateway"]["data_dir"]).relative_to("/var/lib")
 
 
 def evaluate(kind: str, changes: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:
@@ -213,13 +225,15 @@ def running(
             return made
 
         hosts = {name: Host(machine(name, NUMBERS[name]), values[name]) for name in names}
+        for host in hosts.values():
+            stack.callback(host.close)
         attacker = machine("attacker", NUMBERS["attacker"])
         outside = machine("client", *CLIENT_NUMBERS)
         for name, host in hosts.items():
             prepare(host, folder, name, domain)
         addresses = [f"203.0.113.{number}" for number in CLIENT_NUMBERS]
         client = Client(outside, trust, domain, address("vps-a"), addresses)
-        client.keys = users(hosts, names, folder)
+        client.keys = users(hosts, names)
         site = Site(folder, internet, hosts, client, attacker, public)
         if boots:
             for name in reversed(names):
@@ -238,13 +252,12 @@ def prepare(host: Host, folder: Path, name: str, domain: str) -> None:
             host.machine.write(f"/var/lib/acme/{domain}/{file}", (folder / file).read_text())
 
 
-def users(hosts: Mapping[str, Host], names: tuple[str, ...], folder: Path) -> list[str]:
+def users(hosts: Mapping[str, Host], names: tuple[str, ...]) -> list[str]:
     """The keys of :data:`USERS` users, known to every gateway."""
-    data = folder / "keys"
-    store = KeyStore(data)
+    first, *others = [data_folder(hosts[name]) for name in names if name.startswith("gpu")]
+    store = KeyStore(first)
     keys = [store.create(f"user{number}") for number in range(USERS)]
     store.close()
-    for name in names:
-        if name.startswith("gpu"):
-            shutil.copytree(data, data_folder(hosts[name]), dirs_exist_ok=True)
+    for other in others:
+        shutil.copytree(first, other)
     return keys
