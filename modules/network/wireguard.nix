@@ -80,8 +80,13 @@ in
     boot.kernel.sysctl = {
       # Where even small packets vanish without an ICMP, TCP finds out by itself.
       "net.ipv4.tcp_mtu_probing" = 1;
+      # But a line that is silent for a while is not taken for a narrow one for ever.
+      "net.ipv4.tcp_mtu_probe_floor" = 512;
       # After a cut, streams go on within 5 s, and not after as long as the cut was. (Linux 6.15 and newer.)
       "net.ipv4.tcp_rto_max_ms" = 5000;
+      # An answer that was finished meanwhile is still delivered: the kernel's default gives up what its program
+      # has closed as soon as the pause between two attempts is at its longest.
+      "net.ipv4.tcp_orphan_retries" = 15;
     };
 
     # A peer that was restarted knows neither this host's keys of the hour nor its address, and a keepalive

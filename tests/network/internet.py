@@ -66,6 +66,18 @@ class Internet:
         """Nothing passes between ``machine`` and ``address``; to all others both lines work."""
         self._only(machine, f"ip saddr {address} drop", f"ip daddr {address} drop")
 
+    def renumber(self, machine: Machine, number: int, other: int) -> None:
+        """The home router of ``machine`` gets another address, and the machine behind it is not told.
+
+        Its packets bear ``other`` from now on, and no way leads to the old one.
+        """
+        old, new = (V4.format(n).partition("/")[0] for n in (number, other))
+        machine.do("ip", "address", "add", V4.format(other), "dev", "eth0")
+        port = _port(machine)
+        out = f"iifname {port} ip saddr {old} ip saddr set {new}"
+        into = [f"oifname {port} ip daddr {old} drop", f"oifname {port} ip daddr {new} ip daddr set {old}"]
+        self._load(machine, [*into, out])
+
     def lose(self, machine: Machine, percent: int) -> None:
         """Packets are lost at random, both ways."""
         self._only(machine, f"numgen random mod 100 < {percent} drop")
@@ -80,10 +92,14 @@ class Internet:
 
     def _only(self, machine: Machine, *rules: str) -> None:
         port = _port(machine)
+        self._load(machine, [f"{way} {port} {rule}" for rule in rules for way in ("iifname", "oifname")])
+
+    def _load(self, machine: Machine, lines: list[str]) -> None:
+        """Give the line these rules, and no others."""
+        port = _port(machine)
         chain = f"chain {port.replace('-', '_')}"
         text = f"table bridge line {{\n {chain} {{ type filter hook forward priority 1; }}\n}}\n"
         text += f"flush {chain.replace('chain ', 'chain bridge line ')}\n"
-        lines = [f"{way} {port} {rule}" for rule in rules for way in ("iifname", "oifname")]
         text += f"table bridge line {{\n {chain} {{\n" + "".join(f"  {line}\n" for line in lines) + " }\n}\n"
         self.machine.do("nft", "-f", "-", given=text)
 

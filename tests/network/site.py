@@ -22,6 +22,7 @@ from tests.network.client import Client
 from tests.network.host import ETC, Host
 from tests.network.internet import Internet
 from tests.network.machine import Machine
+from tests.network.probes import knock
 from tests.nix import checker
 
 PROGRAMS = ("ip", "nft", "wg", "wireguard-go", "nginx", "openssl", "ss", "unshare", "nsenter", "setpriv", "sysctl")
@@ -96,6 +97,13 @@ class Site:
         said = self.hosts[name].machine.do(*argv, "--format", "json", "--config", config)
         return {row["name"]: row for row in json.loads(said)}
 
+    def wait_for_gateways(self, edge: str = "vps-a") -> None:
+        """Wait until a VPS reaches every gateway through the tunnel."""
+        vps = self.hosts[edge].machine
+        for name, host in self.hosts.items():
+            if name.startswith("gpu"):
+                _wait_for_door(vps, host.tunnel_address, f"{edge} reaches {name}")
+
     def wait_for_tunnel(self, edge: str = "vps-a", timeout_s: float = 30) -> float:
         """Wait until a request passes from client to engine; the seconds it took."""
 
@@ -106,6 +114,10 @@ class Site:
                 return False
 
         return wait_until(served, f"a request through {edge} is answered", timeout_s)
+
+
+def _wait_for_door(machine: Machine, target: str, what: str) -> None:
+    wait_until(lambda: knock(machine, target, 8000) == "open", what, 30)
 
 
 def address(name: str) -> str:
@@ -240,6 +252,7 @@ def running(
                 hosts[name].boot()
                 hosts[name].require()
             for name in names[:edges]:
+                site.wait_for_gateways(name)
                 site.wait_for_tunnel(name)
         yield site
 
