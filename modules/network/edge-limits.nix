@@ -13,6 +13,8 @@ in
     perAddressPerSecond = figure 40 "Requests per second of one address.";
     perKeyConnections = figure 64 "Requests of one key at once.";
     perAddressConnections = figure 128 "Requests of one address at once.";
+    perAddressTcpConnections = figure 256 "TCP connections of one address at once, held by the firewall: those that say nothing yet are no requests.";
+    connections = figure 8192 "Connections of one nginx worker, to clients and GPU hosts together: a stream takes two.";
     locationConfig = mkOption {
       type = types.lines;
       internal = true;
@@ -33,6 +35,12 @@ in
   };
 
   config.services.nginx = lib.mkIf edge.enable {
+    # nginx's default of 512 is less than what 200 streams and one idle visitor need.
+    eventsConfig = "worker_connections ${toString cfg.connections};";
+    appendConfig = ''
+      worker_processes auto;
+      worker_rlimit_nofile ${toString (2 * cfg.connections)};
+    '';
     # The gateway's own limit, refused here already. Not in commonHttpConfig: NixOS writes the line itself, and
     # nginx takes it once.
     clientMaxBodySize = toString config.appliance.settings.gateway.max_body_bytes;

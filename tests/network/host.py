@@ -150,7 +150,7 @@ class Host:
         machine = self.machine
         machine.do("mkdir", "-p", "/run/nginx", "/var/lib/acme/acme-challenge")
         text = self._edited("nginx", translate.nginx(self.values, translate.Places()))
-        text = "user root;\nworker_processes 1;\nworker_rlimit_nofile 4096;\n" + text
+        text = "user root;\n" + text
         conf = machine.write("/run/nginx/nginx.conf", text)
         argv = ["nginx", "-c", conf, "-e", "/run/nginx/error.log"]
         self._daemon("nginx", argv, {}, lambda: machine.listens(443))

@@ -60,7 +60,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     threading.Thread(target=gateway.serve_forever, daemon=True).start()
     text = edge_conf(folder, f"127.0.0.1:{free_port()}", f"127.0.0.1:{port}")
     text = text.replace("10.77.0.1:8000", f"127.0.0.1:{gateway.server_address[1]}")
-    (folder / "nginx.conf").write_text("user root;\nworker_processes 1;\n" + text)
+    (folder / "nginx.conf").write_text("user root;\n" + text)
     process = subprocess.Popen([nginx, "-c", folder / "nginx.conf", "-e", folder / "error.log"])
     for _ in range(50):
         with socket.socket() as probe:

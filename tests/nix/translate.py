@@ -22,9 +22,11 @@ TRANSLATED = frozenset(
         "networking.nftables.enable",
         "networking.nftables.tables",
         "networking.wireguard.interfaces",
+        "services.nginx.appendConfig",
         "services.nginx.clientMaxBodySize",
         "services.nginx.commonHttpConfig",
         "services.nginx.enable",
+        "services.nginx.eventsConfig",
         "services.nginx.recommendedTlsSettings",
         "services.nginx.serverTokens",
         "services.nginx.upstreams",
@@ -184,8 +186,9 @@ def nginx(values: Mapping[str, Any], places: Places) -> str:
     http += [values.get("services.nginx.commonHttpConfig", "")]
     for name, virtual in values["services.nginx.virtualHosts"].items():
         http += _servers(name, virtual, places)
-    head = f"pid {runtime}/nginx.pid;\nerror_log {runtime}/error.log;\ndaemon off;\nevents {{\n}}\n"
-    return head + "http {\n" + "\n".join(http) + "\n}\n"
+    head = f"pid {runtime}/nginx.pid;\nerror_log {runtime}/error.log;\ndaemon off;\n"
+    events = _block("events", [values.get("services.nginx.eventsConfig", "")])
+    return "\n".join([head, events, _block("http", http), values.get("services.nginx.appendConfig", "")])
 
 
 def _upstream(name: str, upstream: Mapping[str, Any]) -> str:
