@@ -21,5 +21,6 @@
     ./network/wireguard.nix
     ./network/edge.nix
     ./network/edge-limits.nix
+    ./network/edge-answers.nix
   ];
 }

@@ -285,7 +285,10 @@ class Exchange(Rebound):
         """The drain's deadline has come: say so, in the stream where it has begun."""
         if self._ended:
             return
-        error = DrainingError("The gateway is stopping; try again shortly", retry_after=5)
+        error: RequestError = DrainingError("The gateway is stopping; try again shortly", retry_after=5)
+        if self._replica is not None:
+            # No 503: an edge hands that to another host, and what an engine has begun must not be repeated.
+            error = EngineFailedError(str(error), code=error.code)
         self._give_up()
         self._fail(error, "stopped")
 

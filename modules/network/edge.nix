@@ -3,7 +3,6 @@
 let
   cfg = config.appliance.network.edge;
   inherit (lib) mkOption types;
-  gatewayPort = toString config.appliance.settings.gateway.port;
   nginx = config.services.nginx.package;
 in
 {
@@ -46,10 +45,6 @@ in
       package = lib.mkDefault pkgs.nginx;
       serverTokens = false;
       recommendedTlsSettings = true;
-      upstreams.gateway = {
-        servers = lib.genAttrs (map (address: "${address}:${gatewayPort}") cfg.gateways) (_: { });
-        extraConfig = "keepalive 64;";
-      };
       virtualHosts = {
         # Whoever does not know the name gets no certificate and no answer.
         "_" = {
@@ -65,24 +60,9 @@ in
           locations."/".return = "404";
           locations."/v1/" = {
             proxyPass = "http://gateway";
-            extraConfig = ''
-              proxy_http_version 1.1;
-              proxy_set_header Connection "";
-              proxy_set_header Host $host;
-              proxy_set_header X-Forwarded-For $remote_addr;
-              proxy_set_header X-Forwarded-Proto https;
-              # A token goes out when it comes in.
-              proxy_buffering off;
-              proxy_cache off;
-              gzip off;
-              proxy_connect_timeout 3s;
-              proxy_read_timeout ${toString cfg.answerTimeoutSec}s;
-              proxy_send_timeout 60s;
-              # Only a request that never reached a gateway goes to the next one: a repeated generation is
-              # paid for twice.
-              proxy_next_upstream error timeout;
-              proxy_next_upstream_tries 2;
-              ${cfg.limits.locationConfig}
+            extraConfig = cfg.proxyConfig + cfg.limits.locationConfig + lib.optionalString (lib.length cfg.gateways > 1) ''
+              proxy_intercept_errors on;
+              error_page 503 = @elsewhere;
             '';
           };
         };

@@ -11,6 +11,9 @@ let
   sshFrom = family: sources: rule (network.ssh.enable && sources != [ ])
     "${family} saddr ${set sources} tcp dport ${toString network.ssh.port} ct state new limit rate 30/minute burst 20 packets accept";
   peerAddresses = map (p: p.address) (lib.attrValues wg.peers);
+  held = toString network.edge.limits.perAddressTcpConnections;
+  # What listens to others, or opens a way to it.
+  behind = lib.optional gateway.enable "appliance-gateway" ++ lib.optional wg.enable "wireguard-wg0" ++ lib.optional network.edge.enable "nginx";
 in
 {
   options.appliance.network.firewall = {
@@ -25,11 +28,20 @@ in
 
   config = lib.mkIf cfg.enable {
     networking.firewall.enable = false;
+    # Fails closed: rules that do not load leave a machine with none at all, so nothing starts behind them. SSH
+    # does, with keys only: somebody has to get in and mend it.
+    systemd.services = lib.genAttrs behind (_: {
+      requires = [ "nftables.service" ];
+      after = [ "nftables.service" ];
+    });
     networking.nftables = {
       enable = true;
       tables.appliance = {
         family = "inet";
-        content = ''
+        content = lib.optionalString network.edge.enable ''
+          set edge4 { type ipv4_addr; flags dynamic; size 65536; }
+          set edge6 { type ipv6_addr; flags dynamic; size 65536; }
+        '' + ''
           chain input {
             type filter hook input priority filter; policy drop;
             ct state invalid drop
@@ -44,6 +56,9 @@ in
         # The API: through the tunnel, from the peers named in it, and from nowhere else.
         + rule (gateway.enable && wg.enable && peerAddresses != [ ])
           "iifname \"wg0\" ip saddr ${set peerAddresses} tcp dport ${toString settings.gateway.port} accept"
+        # Who only holds connections open is no request that nginx could count. An IPv6 client owns a whole /64.
+        + rule network.edge.enable "tcp dport { 80, 443 } ct state new add @edge4 { ip saddr ct count over ${held} } drop"
+        + rule network.edge.enable "tcp dport { 80, 443 } ct state new add @edge6 { ip6 saddr & ffff:ffff:ffff:ffff:: ct count over ${held} } drop"
         + rule network.edge.enable "tcp dport { 80, 443 } accept"
         + rule (network.ssh.enable && wg.enable) "iifname \"wg0\" tcp dport ${toString network.ssh.port} accept"
         + sshFrom "ip" (lib.filter (s: !(isV6 s)) network.ssh.sources)

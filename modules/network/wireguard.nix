@@ -1,6 +1,6 @@
 # The tunnel between the VPS and the GPU host. Private keys are made on each host and never leave it; public
 # keys and addresses stand inline, so a peer needs neither DNS nor a file at boot.
-{ config, lib, ... }:
+{ config, lib, pkgs, ... }:
 let
   cfg = config.appliance.network.wireguard;
   inherit (lib) mkOption types;
@@ -32,9 +32,17 @@ in
     };
     mtu = mkOption {
       type = types.ints.between 1280 1500;
-      default = 1420;
-      example = 1380;
-      description = "MTU of the tunnel. Lower it where the line itself is a tunnel (DS-Lite, PPPoE), or streams stall.";
+      # The least that IPv6 allows: 1340 bytes on an IPv4 line, which DS-Lite, PPPoE and mobile lines all carry. A
+      # larger one stalls streams where ICMP is filtered, and small tokens gain nothing from it.
+      default = 1280;
+      example = 1420;
+      description = "MTU of the tunnel. The default passes every common line; 1420 suits one that carries 1500 bytes for sure.";
+    };
+    keepaliveSec = mkOption {
+      type = types.ints.between 1 60;
+      default = 5;
+      example = 25;
+      description = "Seconds between signs of life to the peers this host dials: how long they may take to notice that its address changed, or that they were restarted.";
     };
     peers = mkOption {
       default = { };
@@ -69,6 +77,37 @@ in
     warnings = map (name: "appliance.network.wireguard.peers.${name}.publicKey is this repository's example: put the real one there before installing.")
       (bad (p: p.publicKey != null && lib.hasPrefix "ZXhhbXBsZS" p.publicKey));
 
+    boot.kernel.sysctl = {
+      # Where even small packets vanish without an ICMP, TCP finds out by itself.
+      "net.ipv4.tcp_mtu_probing" = 1;
+      # But a line that is silent for a while is not taken for a narrow one for ever.
+      "net.ipv4.tcp_mtu_probe_floor" = 512;
+      # After a cut, streams go on within 5 s, and not after as long as the cut was. (Linux 6.15 and newer.)
+      "net.ipv4.tcp_rto_max_ms" = 5000;
+      # An answer that was finished meanwhile is still delivered: the kernel's default gives up what its program
+      # has closed as soon as the pause between two attempts is at its longest.
+      "net.ipv4.tcp_orphan_retries" = 15;
+    };
+
+    # A peer that was restarted knows neither this host's keys of the hour nor its address, and a keepalive
+    # needs no answer: only unanswered traffic makes WireGuard shake hands again.
+    systemd.services = lib.mapAttrs' (name: peer: lib.nameValuePair "appliance-tunnel-watch-${name}" {
+      description = "Signs of life to ${name} through the tunnel";
+      wantedBy = [ "multi-user.target" ];
+      after = [ "wireguard-wg0.service" ];
+      unitConfig.StartLimitIntervalSec = 0;
+      serviceConfig = config.appliance.lib.hardened // {
+        Type = "exec";
+        DynamicUser = true;
+        ExecStart = "${lib.getExe' pkgs.iputils "ping"} -q -n -I wg0 -i ${toString cfg.keepaliveSec} ${peer.address}";
+        Restart = "always";
+        RestartSec = cfg.keepaliveSec;
+        # It sends echo requests into the tunnel: an unprivileged ICMP socket, to that peer only.
+        RestrictAddressFamilies = [ "AF_INET" ];
+        IPAddressAllow = peer.address;
+      };
+    }) (lib.filterAttrs (_: peer: peer.endpoint != null) cfg.peers);
+
     networking.wireguard.interfaces.wg0 = {
       ips = [ "${cfg.address}/${lib.last (lib.splitString "/" cfg.network)}" ];
       inherit (cfg) listenPort mtu privateKeyFile;
@@ -78,8 +117,8 @@ in
         inherit (peer) endpoint presharedKeyFile;
         publicKey = peer.publicKey or "";
         allowedIPs = [ "${peer.address}/32" ];
-        # Home routers forget a quiet UDP flow within half a minute.
-        persistentKeepalive = if peer.endpoint == null then null else 25;
+        # Home routers forget a quiet UDP flow within half a minute, and a peer learns a new address from it.
+        persistentKeepalive = if peer.endpoint == null then null else cfg.keepaliveSec;
       }) (lib.filterAttrs (_: p: p.publicKey != null) cfg.peers);
     };
   };

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, wait_until
-from tests.nix import checker
-from tests.nix.test_rendered import wg_conf
+from tests.nix import checker, translate
 
 ADDRESSES = {"gpu": "203.0.113.9", "vps": "203.0.113.5"}
 """The VPS has the address that hosts/gpu.nix dials."""
@@ -58,9 +57,14 @@ class Node:
         """Give the device a key and its one peer, as if it were new."""
         interface = checker.host(self.name)["networking.wireguard.interfaces"]["wg0"]
         interface = interface | {"peers": [interface["peers"][0] | {"publicKey": peer}]}
-        file = self.folder / "wg.conf"
-        file.write_text(wg_conf(interface, private or self.private))
-        self.do("wg", "setconf", "wg0", file)
+        tunnel = translate.tunnel({"networking.wireguard.interfaces": {"wg0": interface}})
+        key = self.folder / "wg.key"
+        key.write_text(private or self.private)
+        for known in self.do("wg", "show", "wg0", "peers").split():
+            self.do("wg", "set", "wg0", "peer", known, "remove")
+        self.do("wg", "set", "wg0", "private-key", key, *tunnel.interface)
+        for words in tunnel.peers:
+            self.do("wg", "set", "wg0", *words)
 
     def handshakes(self) -> list[int]:
         return [int(line.split()[1]) for line in self.do("wg", "show", "wg0", "latest-handshakes").splitlines()]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.nix import checker
-from tests.nix.test_rendered import nginx_conf
+from tests.nix.test_rendered import edge_conf
 
 DOMAIN = "llm.example.org"
 PAUSE = 0.3
@@ -58,9 +58,9 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     gateway = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
     gateway.daemon_threads = True
     threading.Thread(target=gateway.serve_forever, daemon=True).start()
-    text = nginx_conf(checker.host("vps"), folder).replace("127.0.0.1:18443", f"127.0.0.1:{port}")
+    text = edge_conf(folder, f"127.0.0.1:{free_port()}", f"127.0.0.1:{port}")
     text = text.replace("10.77.0.1:8000", f"127.0.0.1:{gateway.server_address[1]}")
-    (folder / "nginx.conf").write_text("daemon off;\nuser root;\nworker_processes 1;\n" + text)
+    (folder / "nginx.conf").write_text("user root;\n" + text)
     process = subprocess.Popen([nginx, "-c", folder / "nginx.conf", "-e", folder / "error.log"])
     for _ in range(50):
         with socket.socket() as probe:

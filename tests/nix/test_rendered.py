@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.nix import checker, units
+from tests.nix import checker, translate, units
 
 OWN = "appliance-"
 THRESHOLDS = {"engine-": 5.0, "gpu-power": 5.0}
@@ -40,6 +40,7 @@ def unit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (
         "nvidia-persistenced",
         "wireguard-wg0",
+        "nftables",
         "appliance-bless",
         "appliance-rollback",
         "appliance-models-verify",
@@ -53,7 +54,7 @@ def test_units_are_all_there() -> None:
     assert set(services()) == {
         "appliance-engine-agents.0", "appliance-engine-agents.1", "appliance-gateway", "appliance-gpu-power",
         "appliance-smoke", "appliance-trial-arrived", "appliance-trial-deadline", "appliance-trial-failed",
-        "appliance-trial-passed",
+        "appliance-trial-passed", "appliance-tunnel-watch-vps",
     }  # fmt: skip
 
 
@@ -115,13 +116,12 @@ def test_exposure_notices_a_bare_unit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["gpu", "vps"])
 def test_nft_reads_the_table(host: str, tmp_path: Path) -> None:
     nft = checker.require("nft")
-    for name, table in checker.host(host)["networking.nftables.tables"].items():
-        file = tmp_path / f"{name}.nft"
-        file.write_text(f"table {table['family']} {name} {{\n{table['content']}\n}}\n")
-        done = checker.said([nft, "--check", "--file", file])
-        if "Operation not permitted" in done.stderr:
-            pytest.skip("NOT CHECKED: nft may not open its socket here; run as root")
-        assert done.returncode == 0, done.stderr
+    file = tmp_path / "host.nft"
+    file.write_text(translate.nftables(checker.host(host)))
+    done = checker.said([nft, "--check", "--file", file])
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("NOT CHECKED: nft may not open its socket here; run as root")
+    assert done.returncode == 0, done.stderr
 
 
 def test_nft_notices_a_broken_table(tmp_path: Path) -> None:
@@ -133,39 +133,21 @@ def test_nft_notices_a_broken_table(tmp_path: Path) -> None:
     assert checker.said([nft, "--check", "--file", file]).returncode != 0
 
 
-def nginx_conf(values: dict[str, Any], folder: Path) -> str:
-    """nginx.conf of what the edge sets, in the order in which NixOS writes it; certificates are made here."""
+def edge_conf(folder: Path, http: str = "127.0.0.1:18080", https: str = "127.0.0.1:18443") -> str:
+    """nginx.conf of the VPS with everything in ``folder``; a certificate for its domain is made there."""
     openssl = checker.require("openssl")
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "1",
-         "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True,
-    )  # fmt: skip
-    blocks = [values["services.nginx.commonHttpConfig"]]
-    for name, upstream in values["services.nginx.upstreams"].items():
-        servers = "\n".join(f"server {address};" for address in upstream["servers"])
-        blocks.append(f"upstream {name} {{\n{servers}\n{upstream['extraConfig']}\n}}")
-    for name, virtual in values["services.nginx.virtualHosts"].items():
-        lines = [f"server_name {name};"]
-        if virtual["rejectSSL"]:
-            lines += ["listen 127.0.0.1:18443 ssl default_server;", "ssl_reject_handshake on;"]
-        else:
-            lines += [f"listen 127.0.0.1:18443 ssl{' http2' if virtual['http2'] else ''};"]
-            lines += [f"ssl_certificate {folder}/cert.pem;", f"ssl_certificate_key {folder}/key.pem;"]
-        for path, location in virtual["locations"].items():
-            inner = [f"proxy_pass {location['proxyPass']};"] if location["proxyPass"] else []
-            inner += [f"return {location['return']};"] if location["return"] else []
-            lines.append(f"location {path} {{\n{chr(10).join(inner)}\n{location['extraConfig']}\n}}")
-        blocks.append("server {\n" + "\n".join(lines) + "\n}")
-    head = f"pid {folder}/nginx.pid;\nerror_log {folder}/error.log;\nevents {{}}\n"
-    temp = "".join(
-        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    return head + "http {\naccess_log off;\n" + temp + "\n".join(blocks) + "\n}\n"
+    values = checker.host("vps")
+    domain = values["appliance.network.edge.domain"]
+    (folder / domain).mkdir()
+    made = ["-keyout", folder / domain / "key.pem", "-out", folder / domain / "fullchain.pem"]
+    new = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "1"]
+    subprocess.run([*new, *made], check=True, capture_output=True)
+    return translate.nginx(values, translate.Places(str(folder), str(folder), (http,), (https,)))
 
 
 def test_nginx_reads_the_edge(tmp_path: Path) -> None:
     nginx = checker.require("nginx")
-    text = nginx_conf(checker.host("vps"), tmp_path)
+    text = edge_conf(tmp_path)
     for needed in (
         "limit_req zone=per_key",
         "limit_conn address_conn",
@@ -194,31 +176,13 @@ def namespace() -> Iterator[str]:
     subprocess.run([ip, "netns", "delete", name], check=False)
 
 
-def wg_conf(interface: dict[str, Any], private: str) -> str:
-    """The file `wg setconf` reads, from the interface as NixOS has it."""
-    lines = ["[Interface]", f"PrivateKey = {private}"]
-    if interface["listenPort"]:
-        lines.append(f"ListenPort = {interface['listenPort']}")
-    for peer in interface["peers"]:
-        lines += [
-            "[Peer]",
-            f"PublicKey = {peer['publicKey']}",
-            f"AllowedIPs = {', '.join(peer['allowedIPs'])}",
-        ]
-        if peer["endpoint"]:
-            lines.append(f"Endpoint = {peer['endpoint']}")
-        if peer["persistentKeepalive"]:
-            lines.append(f"PersistentKeepalive = {peer['persistentKeepalive']}")
-    return "\n".join(lines) + "\n"
-
-
 @pytest.mark.parametrize("host", ["gpu", "vps"])
 def test_wg_takes_the_peers(host: str, namespace: str, tmp_path: Path) -> None:
     wg, userspace, ip = (checker.require(name) for name in ("wg", "wireguard-go", "ip"))
-    interface = checker.host(host)["networking.wireguard.interfaces"]["wg0"]
-    private = checker.did([wg, "genkey"]).strip()
-    file = tmp_path / "wg.conf"
-    file.write_text(wg_conf(interface, private))
+    interface = translate.tunnel(checker.host(host))
+    file = tmp_path / "wg.key"
+    file.touch(0o600)
+    file.write_text(checker.did([wg, "genkey"]))
     device = f"t{uuid.uuid4().hex[:6]}"
     enter = [ip, "netns", "exec", namespace]
     quiet = {**os.environ, "WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD": "1"}
@@ -232,10 +196,12 @@ def test_wg_takes_the_peers(host: str, namespace: str, tmp_path: Path) -> None:
             time.sleep(0.1)
         if process.poll() is not None:
             pytest.skip("NOT CHECKED: wireguard-go cannot open /dev/net/tun here")
-        subprocess.run([*enter, wg, "setconf", device, file], check=True)
+        subprocess.run([*enter, wg, "set", device, "private-key", file, *interface.interface], check=True)
+        for peer in interface.peers:
+            subprocess.run([*enter, wg, "set", device, *peer], check=True)
         shown = checker.did([*enter, wg, "show", device, "allowed-ips"])
-        assert shown.split() == [w for p in interface["peers"] for w in (p["publicKey"], *p["allowedIPs"])]
-        for address in interface["ips"]:
+        assert shown.split() == [word for peer in interface.peers for word in (peer[1], peer[-1])]
+        for address in interface.addresses:
             subprocess.run([*enter, ip, "address", "add", address, "dev", device], check=True)
     finally:
         process.terminate()

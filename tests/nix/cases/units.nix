@@ -24,7 +24,7 @@ in
   "the rescue system" = { host = "gpu";
     module = { appliance.trial.isRescue = true; appliance.engines.enable = lib.mkForce false; appliance.gateway.enable = lib.mkForce false; appliance.admin.enable = lib.mkForce false; appliance.gpu.enable = lib.mkForce false; appliance.memory.enable = lib.mkForce false; appliance.models.enable = lib.mkForce false; };
     gives = c: { ours = lib.filter (lib.hasPrefix "appliance-") (lib.attrNames c.systemd.services); ssh = c.services.openssh.enable; tunnel = c.networking.wireguard.interfaces ? wg0; inherit (c.networking.nftables) enable; };
-    is = { ours = [ "appliance-trial-arrived" ]; ssh = true; tunnel = true; enable = true; };
+    is = { ours = [ "appliance-trial-arrived" "appliance-tunnel-watch-vps" ]; ssh = true; tunnel = true; enable = true; };
   };
   "no rescue entry without systemd-boot" = { host = "gpu"; module = { boot.loader.systemd-boot.enable = lib.mkForce false; }; gives = c: c.specialisation or { }; is = { }; };
   "an alert program" = { host = "gpu"; module.appliance.trial.alertHook = "/run/current-system/sw/bin/alert"; gives = c: { exec = lib.hasSuffix "trial alerts --hook /run/current-system/sw/bin/alert" c.systemd.services.appliance-trial-alerts.serviceConfig.ExecStart; path = c.systemd.paths.appliance-trial-alerts.pathConfig.PathChanged; }; is = { exec = true; path = "/var/lib/appliance/trial/record.json"; }; };
@@ -32,6 +32,10 @@ in
   "a trial armed without EFI variables" = { host = "gpu"; module = { appliance.smoke.enforce = true; boot.loader.efi.canTouchEfiVariables = lib.mkForce false; }; refuses = "appliance.smoke.enforce needs systemd-boot"; };
   "a trial armed without a smoke test" = { host = "gpu"; module = { appliance.smoke.enforce = true; appliance.smoke.enable = false; appliance.trial.enable = true; }; refuses = "appliance.smoke.enforce without appliance.smoke.enable"; };
   "a trial armed without a watchdog" = { host = "gpu"; module = { appliance.smoke.enforce = true; systemd.settings.Manager.RuntimeWatchdogSec = "off"; }; refuses = "appliance.smoke.enforce without a hardware watchdog"; };
+  "a smoke test that may take no time" = { host = "gpu"; module.appliance.smoke.timeoutSec = 0; forces = c: c.systemd.services.appliance-smoke.serviceConfig.TimeoutStartSec; errors = "is not of type `positive integer"; };
+  "an alert program by a relative path" = { host = "gpu"; module.appliance.trial.alertHook = "alert"; forces = c: c.systemd.services.appliance-trial-alerts.serviceConfig.ExecStart; errors = "is not of type"; };
+  "the smoke test at a time that is none" = { host = "gpu"; module.appliance.smoke.when = "first-boot"; forces = c: c.systemd.services.appliance-smoke.serviceConfig.ExecStart.text; errors = "is not of type `one of"; };
+  "a trial armed by a word" = { host = "gpu"; module.appliance.smoke.enforce = "yes"; forces = c: c.boot.kernelParams; errors = "is not of type `boolean'"; };
   "a deadline before the smoke test's own" = { host = "gpu"; module.appliance.trial.deadlineSec = 600; refuses = "appliance.trial.deadlineSec = 600 is not after"; };
   "a locked model is verified before it is loaded" = { host = "gpu"; module.appliance.models.lock = /etc/hostname; gives = c: c.systemd.services."appliance-engine-agents.0".requires; is = [ "appliance-models-verify.service" ]; };
   "the VPS runs nothing of ours" = { host = "vps"; gives = c: lib.filter (lib.hasPrefix "appliance-") (lib.attrNames c.systemd.services); is = [ ]; };

@@ -1,0 +1,276 @@
+"""The whole site: clients and an attacker on the Internet, VPSs, GPU hosts; each as hosts/*.nix says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.store.keys import KeyStore
+from tests.conftest import ROOT, http, wait_until
+from tests.network.client import Client
+from tests.network.host import ETC, Host
+from tests.network.internet import Internet
+from tests.network.machine import Machine
+from tests.network.probes import knock
+from tests.nix import checker
+
+PROGRAMS = ("ip", "nft", "wg", "wireguard-go", "nginx", "openssl", "ss", "unshare", "nsenter", "setpriv", "sysctl")
+
+NUMBERS = {"vps-a": 5, "vps-b": 6, "gpu": 50, "gpu-b": 52, "attacker": 66}
+"""The last number of each machine's address on the Internet; 203.0.113.5 is what hosts/gpu.nix dials."""
+
+TUNNEL = {"gpu": "10.77.0.1", "vps-a": "10.77.0.2", "gpu-b": "10.77.0.3", "vps-b": "10.77.0.4"}
+CLIENT_NUMBERS = range(100, 140)
+USERS = 40
+
+FAKE: dict[str, Any] = {"settings": {"engines": {"agents": {"kind": "fake", "options": {}, "concurrency": 128}}}}
+"""The one thing that a GPU host cannot have here: its engines. Two of these run 200 streams at once."""
+
+
+def require_parts() -> None:
+    """Skip, and say why, where the network cannot be built."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT CHECKED: network namespaces, nft and raw sockets need root")
+    for program in PROGRAMS:
+        checker.require(program)
+    checker.ready()
+    if subprocess.run(
+        ["unshare", "--net", "--mount", "--uts", "true"], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("NOT CHECKED: no network namespaces can be made here; the machine's owner has to allow them")
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("NOT CHECKED: there is no /dev/net/tun, which wireguard-go needs")
+
+
+@dataclass
+class Site:
+    """A running site."""
+
+    folder: Path
+    internet: Internet
+    hosts: dict[str, Host]
+    client: Client
+    attacker: Machine
+    public_keys: dict[str, str]
+
+    def edge(self, name: str = "vps-a") -> str:
+        """The public address of a VPS."""
+        return address(name)
+
+    def power_off(self, name: str) -> None:
+        """A host is without power from one moment to the next: no FIN, no last word."""
+        self.internet.unplug(self.hosts[name].machine)
+        self.hosts[name].machine.power_off()
+
+    def power_on(self, name: str) -> None:
+        """It boots again, with the disk it had."""
+        host = self.hosts[name]
+        host.machine = Machine(name, self.folder)
+        host.daemons = {}
+        self.internet.plug(host.machine, NUMBERS[name])
+        host.boot()
+
+    def stats(self, name: str = "gpu") -> dict[str, int]:
+        """What all fake engines of a GPU host counted together."""
+        total: dict[str, int] = {}
+        with self.hosts[name].machine.inside():
+            for engine in ("8101", "8102"):
+                for key, value in http(f"http://127.0.0.1:{engine}/stats").json.items():
+                    total[key] = total.get(key, 0) + value
+        return total
+
+    def usage(self, name: str = "gpu") -> dict[str, dict[str, Any]]:
+        """What `appliance usage` says of each user."""
+        config = f"{ETC}/appliance/appliance.json"
+        argv = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "appliance", "usage", "--by", "user"]
+        said = self.hosts[name].machine.do(*argv, "--format", "json", "--config", config)
+        return {row["name"]: row for row in json.loads(said)}
+
+    def wait_for_gateways(self, edge: str = "vps-a") -> None:
+        """Wait until a VPS reaches every gateway through the tunnel."""
+        vps = self.hosts[edge].machine
+        for name, host in self.hosts.items():
+            if name.startswith("gpu"):
+                _wait_for_door(vps, host.tunnel_address, f"{edge} reaches {name}")
+
+    def wait_for_tunnel(self, edge: str = "vps-a", timeout_s: float = 30) -> float:
+        """Wait until a request passes from client to engine; the seconds it took."""
+
+        def served() -> bool:
+            try:
+                return self.client.get("/v1/models", edge=address(edge), timeout=3).status == 200
+            except OSError:
+                return False
+
+        return wait_until(served, f"a request through {edge} is answered", timeout_s)
+
+
+def _wait_for_door(machine: Machine, target: str, what: str) -> None:
+    wait_until(lambda: knock(machine, target, 8000) == "open", what, 30)
+
+
+def address(name: str) -> str:
+    """The public IPv4 address of a machine."""
+    return f"203.0.113.{NUMBERS[name]}"
+
+
+def data_folder(host: Host) -> Path:
+    """Where the gateway of a GPU host keeps keys and usage, on its disk."""
+    site = json.loads(host.values["environment.etc"]["appliance/appliance.json"]["source"]["text"])
+    return host.machine.disk / Path(site["gateway"]["data_dir"]).relative_to("/var/lib")
+
+
+def evaluate(kind: str, changes: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:
+    """hosts/KIND.nix with ``changes`` forced upon it, through the real module system."""
+    file = folder / f"{name}.nix"
+    (folder / f"{name}.json").write_text(json.dumps(changes))
+    file.write_text(
+        "{ lib, ... }:\nlet\n  force = v: if builtins.isAttrs v && v != { } then builtins.mapAttrs (_: force) v"
+        f" else lib.mkForce v;\nin\nforce (builtins.fromJSON (builtins.readFile ./{name}.json))\n"
+    )
+    return checker.host(kind, str(file))
+
+
+def keypair(folder: Path, name: str) -> str:
+    """Make a private key in ``folder``; its public half."""
+    private = subprocess.run(["wg", "genkey"], capture_output=True, text=True, check=True).stdout
+    file = folder / f"{name}.key"
+    file.touch(0o600)
+    file.write_text(private)
+    return subprocess.run(
+        ["wg", "pubkey"], input=private, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def authority(folder: Path, domain: str) -> str:
+    """A certificate authority, and in ``folder`` what it gave to ``domain``; the authority's own certificate."""
+    new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+
+    def run(argv: list[str]) -> None:
+        subprocess.run(argv, check=True, capture_output=True, cwd=folder)
+
+    root = [*new, "-x509", "-subj", "/CN=Test authority", "-keyout", "root.key", "-out", "root.pem"]
+    run([*root, "-addext", "keyUsage=critical,keyCertSign,cRLSign"])
+    run([*new, "-subj", f"/CN={domain}", "-keyout", "key.pem", "-out", "site.csr"])
+    (folder / "site.ext").write_text(f"subjectAltName=DNS:{domain}\nbasicConstraints=CA:FALSE\n")
+    sign = ["openssl", "x509", "-req", "-in", "site.csr", "-CA", "root.pem", "-CAkey", "root.key", "-days", "2"]
+    run([*sign, "-CAcreateserial", "-extfile", "site.ext", "-out", "fullchain.pem"])
+    return (folder / "root.pem").read_text()
+
+
+def configurations(
+    folder: Path, names: tuple[str, ...], public: Mapping[str, str], more: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The evaluated configuration of each host; ``more`` are further ``appliance.*`` settings of some."""
+    edges = [name for name in names if name.startswith("vps")]
+    gpus = [name for name in names if name.startswith("gpu")]
+
+    def changes(name: str) -> dict[str, Any]:
+        others = edges if name in gpus else gpus
+        peers = {
+            other.replace("vps-a", "vps"): {
+                "publicKey": public[other], "address": TUNNEL[other],
+                **({"endpoint": f"{address(other)}:51820"} if other in edges else {}),
+            }
+            for other in others
+        }  # fmt: skip
+        network: dict[str, Any] = {"wireguard": {"address": TUNNEL[name], "peers": peers}}
+        own: dict[str, Any] = {"network": network}
+        if name in edges:
+            network["edge"] = {"gateways": [TUNNEL[gpu] for gpu in gpus]}
+        else:
+            own = merged(own, FAKE)
+            own = merged(own, {"settings": {"gateway": {"host": TUNNEL[name]}}})
+        return {"appliance": merged(own, more.get(name, {}))}
+
+    def one(name: str) -> dict[str, Any]:
+        return evaluate("vps" if name in edges else "gpu", changes(name), folder, name)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(names, pool.map(one, names), strict=True))
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid on ``base``, table by table."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = (
+            merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) and value else value
+        )
+    return result
+
+
+@contextmanager
+def running(
+    folder: Path, *, edges: int = 1, gpus: int = 1, more: Mapping[str, Mapping[str, Any]] | None = None,
+    boots: bool = True,
+) -> Iterator[Site]:  # fmt: skip
+    """A site with so many VPSs and GPU hosts, booted; taken down afterwards, whatever happens."""
+    require_parts()
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    names = (*("vps-a", "vps-b")[:edges], *("gpu", "gpu-b")[:gpus])
+    public = {name: keypair(folder, name) for name in names}
+    values = configurations(folder, names, public, more or {})
+    domain = values["vps-a"]["appliance.network.edge.domain"]
+    trust = authority(folder, domain)
+    with ExitStack() as stack:
+        internet = Internet(folder)
+        stack.callback(internet.close)
+
+        def machine(name: str, *numbers: int) -> Machine:
+            made = Machine(name, folder)
+            stack.callback(made.close)
+            internet.plug(made, *numbers)
+            return made
+
+        hosts = {name: Host(machine(name, NUMBERS[name]), values[name]) for name in names}
+        for host in hosts.values():
+            stack.callback(host.close)
+        attacker = machine("attacker", NUMBERS["attacker"])
+        outside = machine("client", *CLIENT_NUMBERS)
+        for name, host in hosts.items():
+            prepare(host, folder, name, domain)
+        addresses = [f"203.0.113.{number}" for number in CLIENT_NUMBERS]
+        client = Client(outside, trust, domain, address("vps-a"), addresses)
+        client.keys = users(hosts, names)
+        site = Site(folder, internet, hosts, client, attacker, public)
+        if boots:
+            for name in reversed(names):
+                hosts[name].boot()
+                hosts[name].require()
+            for name in names[:edges]:
+                site.wait_for_gateways(name)
+                site.wait_for_tunnel(name)
+        yield site
+
+
+def prepare(host: Host, folder: Path, name: str, domain: str) -> None:
+    """Put onto a host's disk what is there before it boots: its key and, on a VPS, its certificate."""
+    host.machine.write("/var/lib/wireguard/wg0.key", (folder / f"{name}.key").read_text())
+    if name.startswith("vps"):
+        for file in ("fullchain.pem", "key.pem"):
+            host.machine.write(f"/var/lib/acme/{domain}/{file}", (folder / file).read_text())
+
+
+def users(hosts: Mapping[str, Host], names: tuple[str, ...]) -> list[str]:
+    """The keys of :data:`USERS` users, known to every gateway."""
+    first, *others = [data_folder(hosts[name]) for name in names if name.startswith("gpu")]
+    store = KeyStore(first)
+    keys = [store.create(f"user{number}") for number in range(USERS)]
+    store.close()
+    for other in others:
+        shutil.copytree(first, other)
+    return keys
