@@ -145,7 +145,6 @@ in
     } // lib.optionalAttrs (cfg.alertHook != null) {
       appliance-trial-alerts = {
         description = "Alerts that wait to be sent";
-        wantedBy = [ "multi-user.target" ];
         after = [ "network-online.target" ];
         wants = [ "network-online.target" ];
         # A machine that has just come back may have no network for hours.
@@ -166,9 +165,9 @@ in
     };
     systemd.paths = lib.optionalAttrs (cfg.alertHook != null) {
       appliance-trial-alerts = {
-        description = "A new alert";
+        description = "Whether alerts wait";
         wantedBy = [ "multi-user.target" ];
-        pathConfig.PathChanged = "${record}/record.json";
+        pathConfig.PathExists = "${record}/unsent";
       };
     };
     systemd.timers = lib.optionalAttrs (!cfg.isRescue) {

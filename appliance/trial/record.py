@@ -16,6 +16,9 @@ from appliance.trial.state import State
 
 FOLDER = Path("/var/lib/appliance/trial")
 NAME = "record.json"
+UNSENT = "unsent"
+"""A file that is there while alerts wait. systemd looks for it whenever the sender has ended; a change of the
+record while the sender runs it would miss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,10 @@ class Record:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_file(file, draft, msgspec.json.format(msgspec.json.encode(state), indent=1))
+            if state.unsent:
+                (self.folder / UNSENT).touch()
+            else:
+                (self.folder / UNSENT).unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"{file} cannot be written ({error.strerror}); free space on its disk") from None
 

@@ -13,7 +13,7 @@ from appliance.trial.cli import _reason
 from appliance.trial.drive import drive
 from appliance.trial.loader import Loader
 from appliance.trial.machine import Nixos, Place
-from appliance.trial.record import Record
+from appliance.trial.record import UNSENT, Record
 from appliance.trial.state import Generation, SetDefault, State, SwitchBack, Trial, Verdict
 from appliance.trial.upgrade import build_command
 from tests.trial.model import MemoryRecord
@@ -94,6 +94,7 @@ def test_alerts_are_sent_oldest_first_and_forgotten(tmp_path: Path) -> None:
     assert send_alerts(record, hook(tmp_path, f"cat >> {tmp_path}/got")) == 2
     assert (tmp_path / "got").read_text() == "one\ntwo\n"
     assert record.load().unsent == ()
+    assert not (tmp_path / UNSENT).exists(), "the sender would be started for ever"
 
 
 def test_an_alert_that_is_not_taken_waits(tmp_path: Path) -> None:
@@ -103,6 +104,7 @@ def test_an_alert_that_is_not_taken_waits(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="ended with 1; it is tried again later"):
         send_alerts(record, takes_one)
     assert record.load().unsent == ("two", "three")
+    assert (tmp_path / UNSENT).exists(), "nobody would start the sender again"
     assert (tmp_path / "got").read_text() == "one\ntwo\n", "the third was tried before the second was taken"
     with pytest.raises(StartError, match="cannot be run"):
         send_alerts(record, str(tmp_path / "absent"))
