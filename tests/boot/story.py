@@ -53,7 +53,7 @@ class Story:
 
     def rolled_back(self, name: str, reason: str) -> None:
         """``name`` failed: the record says why, a person reads it at login, the alert was sent, it stays out."""
-        self.machine.wait_for(f"GUEST alert: .*rolled back.*{reason}")
+        self.alerted(reason)
         self.holds()
         kept = [one for one in self.state()["rolled_back"] if one["generation"]["system"] == SYSTEMS[name]]
         expect(len(kept) == 1 and reason in kept[0]["reason"], f"the record has {kept}")
@@ -64,6 +64,12 @@ class Story:
         expect(code == 2 and reason in said, f"tried again by itself: {code} {said}")
         expect(self.machine.run("ls /boot/loader/entries") == before, "something was installed")
         self.machine.note(f"{name} is not tried again: {said.strip()[:150]}")
+
+    def alerted(self, reason: str) -> None:
+        """The owner's program was given the reason."""
+        sent = f"journalctl -b -u appliance-trial-alerts | grep 'GUEST alert: .*rolled back.*{reason}'"
+        said = self.machine.run(f"until {sent}; do sleep 0.5; done")
+        self.machine.note(said.strip().splitlines()[-1].partition("GUEST ")[2])
 
     # What happens.
 
@@ -157,7 +163,7 @@ class Story:
         self.machine.run(f"{system}/bin/switch-to-configuration switch")
         self.machine.wait_for("smoke test of generation [0-9]+: FAIL")
         self.machine.wait_for("switching back")
-        self.machine.wait_for("GUEST alert: .*rolled back.*load TTFT p99")
+        self.alerted("load TTFT p99")
         # What runs again was switched to as well, so it is proven as well.
         self.machine.wait_for("smoke test of generation [0-9]+: PASS")
         self.settled()
