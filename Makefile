@@ -13,7 +13,7 @@ ENGINE ?= vllm
 MODEL ?= auto
 export TORCH_INDEX
 
-.PHONY: up test lint fmt lock lock-engine verify-wheels options-doc calibrate bench clean
+.PHONY: up test test-network network-table lint fmt lock lock-engine verify-wheels options-doc calibrate bench clean
 
 up:
 	@$(PYTHON) -m appliance.bootstrap --engine $(ENGINE)
@@ -22,6 +22,15 @@ up:
 test:
 	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)
 	@.venv/bin/python -m pytest $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
+
+# The network with real parts, in namespaces: as root. What it cannot run here it names, with the reason.
+test-network:
+	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)
+	@.venv/bin/python -m pytest tests/network $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
+
+network-table:
+	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)
+	@.venv/bin/python -m tests.network.table $(ARGS)
 
 lint:
 	@$(PYTHON) -m appliance.bootstrap --tests --engine fake
