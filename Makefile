@@ -15,7 +15,8 @@ MODEL ?= auto
 SEEDS ?= 1 2 3
 export TORCH_INDEX
 
-.PHONY: up test test-boot lint fmt lock lock-engine verify-wheels options-doc calibrate bench clean
+.PHONY: up test test-boot test-network network-table lint fmt lock lock-engine verify-wheels options-doc calibrate
+.PHONY: bench clean
 
 up:
 	@$(PYTHON) -m appliance.bootstrap --engine $(ENGINE)
@@ -25,9 +26,19 @@ test:
 	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)
 	@.venv/bin/python -m pytest $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
 
+# Real boots under emulation, one machine a seed, as root.
 test-boot:
 	@$(PYTHON) -m appliance.bootstrap --tests --engine fake
 	@.venv/bin/python -m tests.boot.run --seeds $(SEEDS) $(ARGS)
+
+# The network with real parts, in namespaces: as root. What it cannot run here it names, with the reason.
+test-network:
+	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)
+	@.venv/bin/python -m pytest tests/network $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
+
+network-table:
+	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)
+	@.venv/bin/python -m tests.network.table $(ARGS)
 
 lint:
 	@$(PYTHON) -m appliance.bootstrap --tests --engine fake

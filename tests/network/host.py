@@ -167,7 +167,7 @@ class Host:
             engine, _, replica = name.removeprefix("appliance-engine-").partition(".")
             port = site["engines"][engine]["port"] + int(replica or 0)
         argv = [sys.executable, "-m", "appliance", *arguments]
-        self._daemon(name, argv, unit.environment, lambda: machine.listens(port), patience_s=60)
+        self._daemon(name, argv, unit.environment, lambda: machine.listens(port), patience_s=400)
 
     def _daemon(
         self, name: str, argv: list[str], environment: Any, ready: Callable[[], bool], patience_s: float = 30

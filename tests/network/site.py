@@ -25,7 +25,21 @@ from tests.network.machine import Machine
 from tests.network.probes import knock
 from tests.nix import checker
 
-PROGRAMS = ("ip", "nft", "wg", "wireguard-go", "nginx", "openssl", "ss", "unshare", "nsenter", "setpriv", "sysctl")
+PROGRAMS = (
+    "ip",
+    "nft",
+    "wg",
+    "wireguard-go",
+    "nginx",
+    "openssl",
+    "ss",
+    "unshare",
+    "nsenter",
+    "setpriv",
+    "sysctl",
+    "ping",
+    "nmap",
+)
 
 NUMBERS = {"vps-a": 5, "vps-b": 6, "gpu": 50, "gpu-b": 52, "attacker": 66}
 """The last number of each machine's address on the Internet; 203.0.113.5 is what hosts/gpu.nix dials."""

@@ -1,0 +1,116 @@
+"""Runs the network tests three times and writes what they saw into docs/verification.md.
+
+python -m tests.network.table [--runs 3] [PYTEST ARGUMENT ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from tests.conftest import ROOT
+
+DOCUMENT = ROOT / "docs" / "verification.md"
+BEGIN, END = "<!-- network table: make network-table -->", "<!-- end of the network table -->"
+
+
+@dataclass
+class Row:
+    """One case: what was expected, and what each run saw, in how long."""
+
+    expected: str
+    seen: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """One run of the tests."""
+
+    seconds: float
+    passed: int
+    controls: int
+    skipped: int
+
+
+def read(report: Path, rows: dict[str, Row], seconds: float) -> Run:
+    """Add the run whose JUnit ``report`` this is to ``rows``."""
+    passed = controls = skipped = 0
+    for case in ET.parse(report).getroot().iter("testcase"):
+        if case.find("skipped") is not None:
+            skipped += 1
+            continue
+        passed += 1
+        controls += "control" in case.get("name", "")
+        for prop in case.iter("property"):
+            if prop.get("name") == "row":
+                name, expected, seen = prop.get("value", "").split("\t")
+                row = rows.setdefault(name, Row(expected))
+                row.seen.append(seen)
+                row.seconds.append(float(case.get("time", "0")))
+    return Run(seconds, passed, controls, skipped)
+
+
+def table(rows: dict[str, Row], runs: list[Run]) -> str:
+    """The table, by case."""
+    lines = [
+        f"{len(runs)} runs of `make test-network`: " + "; ".join(
+            f"{run.passed} passed in {run.seconds:.0f} s" + (f", {run.skipped} skipped" if run.skipped else "")
+            for run in runs
+        ) + f". {runs[-1].controls} of the tests are controls by name; others hold theirs within.",
+        "",
+        "| case | expected | seen, run by run | seconds of the test |",
+        "|---|---|---|---|",
+    ]  # fmt: skip
+    for name, row in sorted(rows.items(), key=lambda item: (item[0].split()[0], item[0])):
+        once = [seen for number, seen in enumerate(row.seen) if seen not in row.seen[:number]]
+        took = " / ".join(f"{seconds:.1f}" for seconds in row.seconds)
+        lines.append(f"| {name} | {row.expected} | {' / '.join(once)} | {took} |")
+    return "\n".join(lines)
+
+
+def put(text: str, document: Path = DOCUMENT) -> None:
+    """Replace what stands between the two marks."""
+    whole = document.read_text()
+    before, _, rest = whole.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        sys.exit(f"{document} has no place for the table: put {BEGIN} and {END} there")
+    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--runs", type=int, default=3)
+    options, further = parser.parse_known_args()
+    rows: dict[str, Row] = {}
+    runs: list[Run] = []
+    for _ in range(options.runs):
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.xml"
+            began = time.monotonic()
+            argv = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "tests/network",
+                f"--junitxml={report}",
+                "-o",
+                "junit_family=xunit1",
+            ]
+            code = subprocess.run([*argv, *further], cwd=ROOT, check=False).returncode
+            if code:
+                return code
+            runs.append(read(report, rows, time.monotonic() - began))
+    put(table(rows, runs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
