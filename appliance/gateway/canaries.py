@@ -44,7 +44,7 @@ class Canaries:
             task.cancel()
 
     async def check(self) -> Readiness:
-        """Whether every model has a replica that generated a token; asked at most once per ``ready_cache_s``."""
+        """Whether every model that is always loaded has a replica that generated a token; asked at most once per ``ready_cache_s``."""
         async with self._lock:
             now = self._loop.time()
             if self._last is None or now - self._last.checked_at > self._cache_s:
@@ -53,7 +53,8 @@ class Canaries:
                 engines = {replica.name: word for replica, word in zip(resident, said, strict=True)}
                 up = {replica.model for replica in resident if engines[replica.name] == "ready"}
                 wanted = {s.model for s in self._router.services.values() if not s.on_demand}
-                ready = bool(up) and wanted <= up
+                # Where all models take turns and none is loaded yet, a request is what loads one.
+                ready = wanted <= up and (bool(up) or not resident)
                 engines |= {r.name: "not loaded" for r in self._router.replicas if not r.resident}
                 self._last = Readiness(ready, engines, self._loop.time())
             return self._last

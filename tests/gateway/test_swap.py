@@ -162,3 +162,12 @@ def test_engines_that_fit_beside_each_other_do_not_swap(tmp_path: Path) -> None:
         for model in "abab":
             assert ask(service, model).status == 200
         assert metric(service, "swaps_total") == 2
+
+
+def test_a_site_whose_models_all_take_turns_is_ready_before_the_first_request(tmp_path: Path) -> None:
+    with two_models(tmp_path / "ready") as service:
+        before = service.get("/ready")
+        assert (before.status, set(before.json["engines"].values())) == (200, {"not loaded"})
+        assert ask(service, "a").status == 200
+        wait_until(lambda: service.get("/ready").json["engines"]["ea"] == "ready", "a is loaded", 5)
+        assert service.get("/ready").status == 200
