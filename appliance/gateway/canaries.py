@@ -44,7 +44,10 @@ class Canaries:
             task.cancel()
 
     async def check(self) -> Readiness:
-        """Whether every model that is always loaded has a replica that generated a token; asked at most once per ``ready_cache_s``."""
+        """Whether every model that is always loaded has a replica that generated a token.
+
+        Asked at most once per ``ready_cache_s``.
+        """
         async with self._lock:
             now = self._loop.time()
             if self._last is None or now - self._last.checked_at > self._cache_s:
