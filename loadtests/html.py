@@ -21,7 +21,7 @@ margin:0 auto;padding:24px 20px 60px}h1{font-size:22px;margin:0}h2{font-size:17p
 header{display:flex;gap:14px;align-items:center;flex-wrap:wrap}.soft{color:var(--soft)}
 .badge{padding:3px 12px;border-radius:99px;color:#fff;font-weight:600;letter-spacing:.03em}
 .pass{background:#12805c}.missed{background:#c62f2f}.invalid{background:#a86200}.cards{display:grid;
-grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:12px;margin-top:18px}
+grid-template-columns:repeat(auto-fit,minmax(145px,1fr));gap:12px;margin-top:18px}
 .card,figure,.box{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px;
 margin:0}.card b{display:block;font-size:22px;line-height:1.3}.card span{color:var(--soft);font-size:13px}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));gap:14px}

@@ -91,10 +91,11 @@ def plot(title: str, axes: Axes, series: Sequence[Series]) -> str:
 
 def _frame(axes: Axes, low_x: float, high_x: float, high_y: float, px: Place, py: Place) -> list[str]:
     parts = []
-    if axes.shade > low_x and not axes.log:
-        wide = px(min(axes.shade, high_x)) - LEFT
+    if axes.shade > 0 and not axes.log:
+        left, right = px(0.0), px(min(axes.shade, high_x))
         parts.append(
-            f'<rect class="warm" x="{LEFT}" y="{TOP}" width="{wide:.1f}" height="{HEIGHT - TOP - BOTTOM}"/>'
+            f'<rect class="warm" x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" '
+            f'height="{HEIGHT - TOP - BOTTOM}"/>'
         )
     for value in ticks(0, high_y):
         y = py(value)
