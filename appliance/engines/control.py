@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from appliance.errors import StartError
 
@@ -125,8 +125,14 @@ class ChildProcesses:
             child.process = await _spawn(child.unit.argv, child.unit.log, child.unit.environment)
 
 
-async def _spawn(argv: Sequence[str], log: Path, environment: dict[str, str]) -> asyncio.subprocess.Process:
-    """A child that leads its own process group, writes to ``log`` and does not outlive us."""
+async def _spawn(
+    argv: Sequence[str], log: Path, environment: dict[str, str], *, session: bool = True
+) -> asyncio.subprocess.Process:
+    """A child that leads its own process group, writes to ``log`` and does not outlive us.
+
+    With ``session`` it leads a session as well, which the kernel gives a share of the processor of its own.
+    """
+    own: dict[str, Any] = {"start_new_session": True} if session else {"process_group": 0}
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
         with log.open("ab") as output:
@@ -136,8 +142,8 @@ async def _spawn(argv: Sequence[str], log: Path, environment: dict[str, str]) ->
                 stdout=output,
                 stderr=output,
                 env={**os.environ, **environment},
-                start_new_session=True,
                 preexec_fn=die_with_parent,
+                **own,
             )
     except OSError as error:
         message = f"{argv[0]} cannot be run ({error.strerror})"
@@ -146,7 +152,8 @@ async def _spawn(argv: Sequence[str], log: Path, environment: dict[str, str]) ->
 
 async def run_step(argv: Sequence[str], *, log: Path, environment: dict[str, str] | None = None) -> int:
     """Run one command to its end and return its exit code; ended with all it started when we are cancelled."""
-    process = await _spawn(argv, log, environment or {})
+    # Not a session: a load generator beside a busy engine would get its turn late, and blame the engine.
+    process = await _spawn(argv, log, environment or {}, session=False)
     try:
         return await process.wait()
     finally:
