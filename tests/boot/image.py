@@ -287,7 +287,7 @@ def _guest(tree: Path) -> None:
         "[Unit]\nDescription=The tester\nDefaultDependencies=no\nAfter=systemd-remount-fs.service\n"
         "Conflicts=shutdown.target\nBefore=shutdown.target\n[Service]\n"
         "Environment=PS1= PS2=\nRestart=always\nTimeoutStopSec=1\n"
-        "ExecStart=/bin/sh -c 'stty -F /dev/ttyS1 raw -echo clocal; exec sh </dev/ttyS1 >/dev/ttyS1 2>&1'\n"
+        "ExecStart=/bin/sh -c 'exec </dev/ttyS1 >/dev/ttyS1 2>&1; stty raw -echo clocal; exec sh'\n"
     )
     (tree / "usr/lib/systemd/system/tester.service").write_text(shell)
     wants = tree / "usr/lib/systemd/system/sysinit.target.wants"

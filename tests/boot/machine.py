@@ -151,9 +151,10 @@ class Machine:
             try:
                 if not self._connected():
                     self.shell.connect(str(self.folder / "shell"))
-                # The first line ends whatever the last boot left half read.
+                # The first line ends whatever the last boot left half read. Quoted, so that a terminal that echoes
+                # what it is given is not taken for a shell.
                 hello = f"HELLO-{time.monotonic_ns()}"
-                self.shell.sendall(f"\necho {hello}\n".encode())
+                self.shell.sendall(f"\necho 'HELLO'{hello[5:]}\n".encode())
                 self._until(self.shell, hello, 3)
                 self.greeted = True
             except TimeoutError:
