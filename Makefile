@@ -34,7 +34,7 @@ test-boot:
 # The network with real parts, in namespaces: as root. What it cannot run here it names, with the reason.
 test-network:
 	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)
-	@.venv/bin/python -m pytest tests/network $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
+	@.venv/bin/python -m tests.network.together $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
 
 network-table:
 	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)

@@ -6,7 +6,6 @@ python -m tests.network.table [--runs 3] [PYTEST ARGUMENT ...]
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from tests.conftest import ROOT
+from tests.network import together
 
 DOCUMENT = ROOT / "docs" / "verification.md"
 BEGIN, END = "<!-- network table: make network-table -->", "<!-- end of the network table -->"
@@ -39,10 +39,10 @@ class Run:
     skipped: int
 
 
-def read(report: Path, rows: dict[str, Row], seconds: float) -> Run:
-    """Add the run whose JUnit ``report`` this is to ``rows``."""
+def read(reports: list[Path], rows: dict[str, Row], seconds: float) -> Run:
+    """Add the run whose JUnit ``reports`` these are to ``rows``."""
     passed = controls = skipped = 0
-    for case in ET.parse(report).getroot().iter("testcase"):
+    for case in (case for report in reports for case in ET.parse(report).getroot().iter("testcase")):
         if case.find("skipped") is not None:
             skipped += 1
             continue
@@ -65,7 +65,7 @@ def table(rows: dict[str, Row], runs: list[Run]) -> str:
             for run in runs
         ) + f". {runs[-1].controls} of the tests are controls by name; others hold theirs within.",
         "",
-        "| case | expected | seen, run by run | seconds of the test |",
+        "| case | expected | seen, run by run | seconds, with the set-up where it is the first |",
         "|---|---|---|---|",
     ]  # fmt: skip
     for name, row in sorted(rows.items(), key=lambda item: (item[0].split()[0], item[0])):
@@ -87,28 +87,24 @@ def put(text: str, document: Path = DOCUMENT) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=3, help="runs to add; 0 writes the table of those in --reports")
+    parser.add_argument(
+        "--reports", type=Path, help="folder that keeps the runs, so that they can be made one by one"
+    )
     options, further = parser.parse_known_args()
-    rows: dict[str, Row] = {}
-    runs: list[Run] = []
-    for _ in range(options.runs):
-        with tempfile.TemporaryDirectory() as folder:
-            report = Path(folder) / "report.xml"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.reports or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for _ in range(options.runs):
             began = time.monotonic()
-            argv = [
-                sys.executable,
-                "-m",
-                "pytest",
-                "tests/network",
-                f"--junitxml={report}",
-                "-o",
-                "junit_family=xunit1",
-            ]
-            code = subprocess.run([*argv, *further], cwd=ROOT, check=False).returncode
-            if code:
+            reports = Path(tempfile.mkdtemp(dir=folder, prefix=f"{time.time_ns()}-"))
+            if code := together.run(further, reports):
                 return code
-            runs.append(read(report, rows, time.monotonic() - began))
-    put(table(rows, runs))
+            (reports / "seconds").write_text(f"{time.monotonic() - began:.0f}")
+        rows: dict[str, Row] = {}
+        made = sorted(file.parent for file in folder.glob("*/seconds"))
+        runs = [read(sorted(one.glob("*.xml")), rows, float((one / "seconds").read_text())) for one in made]
+        put(table(rows, runs))
     return 0
 
 

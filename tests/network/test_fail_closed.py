@@ -88,7 +88,7 @@ def regardless(host: Host) -> None:
 def gateway_from_the_neighbourhood(site: Site) -> str:
     """What the attacker meets who sends to the tunnel's address by way of the GPU host's network card."""
     site.attacker.do("ip", "route", "replace", "10.77.0.1/32", "via", address("gpu"))
-    return knock(site.attacker, "10.77.0.1", 8000)
+    return knock(site.attacker, "10.77.0.1", 8000, 0.7)
 
 
 def failing(host: Host) -> set[str]:

@@ -32,6 +32,12 @@ async def p95(site: Site) -> float:
     return sorted(stream.ttft_s for stream in found)[int(len(found) * 0.95)]
 
 
+@pytest.fixture(scope="module")
+def alone(site: Site) -> float:
+    """The others' TTFT while nobody disturbs."""
+    return asyncio.run(p95(site))
+
+
 @contextmanager
 def flood(site: Site, habit: str, count: int, key: str) -> Iterator[dict[str, Any]]:
     """Somebody with this habit is at it meanwhile; what he met, afterwards."""
@@ -89,10 +95,9 @@ MET = {
 
 
 @pytest.mark.parametrize("what", HABITS)
-async def test_the_others_notice_nothing(site: Site, what: str, saw: Saw) -> None:
+async def test_the_others_notice_nothing(site: Site, alone: float, what: str, saw: Saw) -> None:
     habit, count, with_key = HABITS[what]
     key = site.client.key(ATTACKER) if with_key else ""
-    alone = await p95(site)
     with flood(site, habit, count, key) as met:
         if habit == "slow-reader":
             await asyncio.to_thread(stalled, site)
@@ -110,14 +115,12 @@ async def test_the_others_notice_nothing(site: Site, what: str, saw: Saw) -> Non
     assert during < 1.5 * alone
 
 
-async def test_control_without_room_the_others_notice(site: Site) -> None:
+async def test_control_without_room_the_others_notice(site: Site, alone: float) -> None:
     """The same slow headers before an edge with fewer connections than they hold."""
 
     def small(text: str) -> str:
         text = text.replace("worker_processes auto;", "worker_processes 1;")
         return text.replace("worker_connections 8192;", "worker_connections 128;")
-
-    alone = await p95(site)
 
     async def noticed() -> bool:
         try:

@@ -210,7 +210,7 @@ def test_control_a_larger_tunnel_falls_into_the_black_hole(site: Site) -> None:
 
 def test_the_clock_is_behind_at_boot(site: Site, saw: Saw) -> None:
     """The VPS has seen a later time than the GPU host's clock shows: it holds its handshakes for old ones."""
-    host, behind_s = site.hosts["gpu"], 8.0
+    host, behind_s = site.hosts["gpu"], 5.0
     private = (host.machine.disk / "wireguard/wg0.key").read_text()
     host.stop("wireguard-wg0")
     ahead = time.time() + behind_s
@@ -235,7 +235,7 @@ def test_the_clock_is_behind_at_boot(site: Site, saw: Saw) -> None:
     assert late >= 0
     assert vps.handshake_age_s(key) is not None
     saw(
-        "5 clock behind at boot (by 8 s)",
+        "5 clock behind at boot (by 5 s)",
         "the tunnel comes by itself once the clock is right",
         f"{late:.1f} s later",
     )
