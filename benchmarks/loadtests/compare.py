@@ -9,7 +9,8 @@ Each tool lives in an environment of its own; nothing of them is needed to run o
     .venv/bin/python -m benchmarks.loadtests.compare --guidellm /tmp/guidellm/bin/guidellm \\
         --vllm-python .venv-engine/bin/python --vllm-path /tmp/vllm-extra --tokenizer /tmp/tiny
 
-rewrites README.md and results.json beside this file.
+rewrites README.md and results.json beside this file. On a machine that is shared put `nice -n -15` before the last
+command, as the committed figures had it (`--note` says so in the table).
 """
 
 from __future__ import annotations
