@@ -331,6 +331,24 @@ def test_without_rights_it_says_that_it_does_not_know(pair: tuple[Node, Node]) -
     assert report["exit_code"] == 4
 
 
+def test_a_key_that_one_may_not_see_hides_no_handshake(pair: tuple[Node, Node]) -> None:
+    """As in the smoke test's sandbox: it may ask the kernel for the tunnel, and not look into the key's folder."""
+    gpu, _ = pair
+    folder = gpu.folder / "closed"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / "wg0.key").touch(mode=0o600)
+    gpu.machine["tunnel"]["private_key_file"] = str(folder / "wg0.key")
+    # Root without the right to pass over permissions, before a folder that is somebody else's.
+    os.chown(folder, 65534, 65534)
+    try:
+        powers = "-dac_override,-dac_read_search"
+        report = gpu.doctor("tunnel", prefix=("setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"))
+        levels = {check["subject"]: check["level"] for check in report["checks"]}
+        assert levels == {"private key": "unknown", "peer vps": "ok"}, report["checks"]
+    finally:
+        gpu.machine["tunnel"]["private_key_file"] = str(gpu.key_file)
+
+
 @contextmanager
 def listening(one: Node, address: str, port: int) -> Iterator[None]:
     """A process inside that listens, as an engine would."""

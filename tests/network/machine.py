@@ -57,7 +57,9 @@ class Machine:
         ]
         self.disk = logs / f"disk-{name}"
         self.disk.mkdir(exist_ok=True)
-        mounts = f"mount -t tmpfs run /run && mount --bind {shlex.quote(str(self.disk))} /var/lib"
+        # /sys shows the network that its mounter had.
+        own = ["mount -t sysfs sys /sys", "mount -t tmpfs run /run"]
+        mounts = " && ".join([*own, f"mount --bind {shlex.quote(str(self.disk))} /var/lib"])
         script = f"{mounts} && hostname {name} && ip link set lo up && touch /run/up && exec sleep infinity"
         self._holder = subprocess.Popen([*argv, "sh", "-c", script])
         wait_until(self._is_up, f"machine {name} is there")

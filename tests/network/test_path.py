@@ -41,11 +41,14 @@ def test_chat(site: Site, saw: Saw) -> None:
 
 
 async def test_tokens_are_not_held_back(site: Site, saw: Saw) -> None:
-    stream = await site.client.stream(chat(STAMPED))
-    assert stream.done, stream
-    assert len(stream.tokens) == 12
-    # On a busy machine one may be late by chance; an edge that buffers holds back all of them.
-    late = held_back(stream)
+    late = 12
+    for _ in range(3):  # on a busy machine all may be late by chance; an edge that buffers is late each time
+        stream = await site.client.stream(chat(STAMPED))
+        assert stream.done, stream
+        assert len(stream.tokens) == 12
+        late = min(late, held_back(stream))
+        if late <= 2:
+            break
     saw("1 no buffering", "each token arrives before the next is made", f"{11 - late} of 11")
     assert late <= 2, delays(stream)
 

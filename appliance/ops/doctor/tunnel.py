@@ -97,10 +97,9 @@ def parse_dump(text: str, mtu: int | None = None) -> State:
     return State(None if public == "(none)" else public, peers, mtu, port or None)
 
 
-def judge_tunnel(expected: Tunnel, key: KeyFile, state: State | None, now: float) -> Iterator[Verdict]:
-    """Key, interface, then each peer; the first that is broken explains those behind it."""
+def judge_tunnel(expected: Tunnel, state: State | None, now: float) -> Iterator[Verdict]:
+    """The interface, then each peer; without the first nothing is said of the others."""
     name = expected.interface
-    yield from _key(expected, key, state)
     if state is None:
         yield fail(
             f"there is no interface {name}",
@@ -142,7 +141,8 @@ def judge_tunnel(expected: Tunnel, key: KeyFile, state: State | None, now: float
         )
 
 
-def _key(expected: Tunnel, key: KeyFile, state: State | None) -> Iterator[Verdict]:
+def judge_key(expected: Tunnel, key: KeyFile, state: State | None) -> Iterator[Verdict]:
+    """The private key is there, loaded, and nobody else's to read."""
     if not key.exists or key.size == 0 or (state is not None and state.public_key is None):
         what = (
             f"{expected.private_key_file} is missing"
