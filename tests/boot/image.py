@@ -28,7 +28,7 @@ MARKER = "/nix/store/eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee-appliance.nix/bin/applianc
 
 PACKAGES = (
     "systemd", "systemd-sysv", "systemd-boot", "kmod", "udev", "dbus", "python3-minimal", "python3", "util-linux",
-    "libnss-systemd", "procps", "busybox-static",
+    "libnss-systemd", "procps", "busybox-static", "iproute2",
 )  # fmt: skip
 INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 GUEST_MODULES = ("vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs", "i6300esb")
@@ -68,7 +68,6 @@ PANIC = "echo GUEST panics > /dev/console; echo c > /proc/sysrq-trigger"
 VARIANTS = (
     Variant("good-1"),
     Variant("good-2"),
-    Variant("good-3"),
     Variant("slow", slo={"ttft_p99_ms": 0.001, "tpot_p99_ms": 20000, "error_rate": 0.0}),
     Variant("hangs", late=HANG),
     Variant("panics", late=PANIC),

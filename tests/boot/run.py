@@ -25,7 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=2, help="machines at once (%(default)s)")
-    parser.add_argument("--only", nargs="+", default=(), metavar="FAULT", help="these faults alone")
+    parser.add_argument("--only", nargs="+", default=(), metavar="FAULT", help="these alone")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave disks and consoles there")
     args = parser.parse_args()
     missing = [tool for tool in TOOLS if shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin") is None]
