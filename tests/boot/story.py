@@ -202,7 +202,7 @@ def expect(holds: bool, otherwise: str) -> None:
 
 
 def tell_all(machine: Machine, *, faults: tuple[str, ...] = ()) -> Story:
-    """The whole story of one seed: :data:`ALWAYS`, and :data:`EACH` of the others in turn; or those of ``faults``."""
+    """The whole story of a seed: :data:`ALWAYS` and :data:`EACH` of the others in turn; or those of ``faults``."""
     rng, story = random.Random(machine.seed), Story(machine)
     steps: dict[str, Callable[[], None]] = {
         "good": lambda: story.blessed("good-2"),
