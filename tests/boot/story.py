@@ -107,7 +107,7 @@ class Story:
         self.proven = name
         self.settled()
         self.holds()
-        listed = self.machine.run("bootctl list --no-pager --no-legend 2>/dev/null | grep -Eo 'id: nixos[^ ]*'")
+        listed = self.machine.run("bootctl list --no-pager | grep -aEo 'id: nixos[^ ]*'")
         expect("specialisation-rescue" in listed.split()[-1], f"the rescue entry does not stand last: {listed}")
 
     def fails(self) -> None:
