@@ -28,6 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FAKE = ROOT / "tests" / "fakes" / "vllm.py"
 
 
+START_S = 60.0
+"""Seconds within which a server listens, also where other work takes the machine's cores."""
+
 _HANDED_OUT: set[int] = set()
 
 
@@ -127,7 +130,12 @@ def start(argv: list[str], port: int, log: Path, **environment: str) -> Process:
             pytest.fail(f"{argv[:4]} ended with {process.returncode}: {log.read_text()[-2000:]}")
         return opens(port)
 
-    wait_until(listening, f"{argv[:4]} on port {port}")
+    try:
+        wait_until(listening, f"{argv[:4]} on port {port}", START_S)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     return started
 
 
