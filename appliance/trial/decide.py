@@ -105,6 +105,11 @@ def _booted(state: State, event: Booted, at: str) -> Decision:
     # Set anew at each boot: the firmware may have lost its variables, or the power went before they were set.
     hold: tuple[Action, ...] = (state.held,) if state.held is not None else ()
     if trial is None:
+        elsewhere = event.rescue or not here.same(state.proven)
+        if elsewhere and state.proven is not None and state.held == SetDefault(state.proven):
+            # Chosen by hand, or the power went between the record of a pass and the loader's new default.
+            runs = f"the rescue system of {here.label}" if event.rescue else here.label
+            state = replace(state, last=f"{runs} runs; {state.proven.label} is the proven system and boots next")
         return state, hold
     if here.same(trial.candidate) and not event.rescue:
         state = replace(state, trial=Trial(here, Phase.BOOTED), last=f"{here.label} is on trial")

@@ -63,12 +63,15 @@ echo -1 > /proc/sys/kernel/sched_rt_runtime_us
 for _ in 1 2 3 4; do chrt --fifo 99 sh -c 'while :; do :; done' & done
 wait
 """
+UNREACHABLE = {"ttft_p99_ms": 0.001, "tpot_p99_ms": 20000, "error_rate": 0.0}
 PANIC = "echo GUEST panics > /dev/console; echo c > /proc/sysrq-trigger"
 
 VARIANTS = (
     Variant("good-1"),
     Variant("good-2"),
-    Variant("slow", slo={"ttft_p99_ms": 0.001, "tpot_p99_ms": 20000, "error_rate": 0.0}),
+    Variant("slow", slo=UNREACHABLE),
+    # What was rolled back is not tried again, so the live switch needs a failure of its own.
+    Variant("slow-live", slo=UNREACHABLE),
     Variant("hangs", late=HANG),
     Variant("panics", late=PANIC),
     Variant("panics-early", early=PANIC),

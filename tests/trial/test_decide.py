@@ -103,6 +103,24 @@ def test_the_proven_one_is_never_left(event: Verdict | Deadline | Booted) -> Non
     assert state.proven == OLD
 
 
+@pytest.mark.parametrize("came", [Booted(OLD), Booted(OLD, rescue=True), Booted(NEW, rescue=True)])
+def test_power_lost_between_the_record_of_a_pass_and_the_loader_is_made_good_and_said(came: Booted) -> None:
+    state, _ = decide(on_trial(Phase.BOOTED), Verdict(NEW, passed=True), enforce=True)
+    state, actions = decide(state, came, enforce=True)
+    assert actions == (SetDefault(NEW),)
+    assert state.proven == NEW
+    assert state.last.endswith("generation 8 is the proven system and boots next")
+    # What runs meanwhile takes nothing back, whatever its smoke test says.
+    for passed in (True, False):
+        after, actions = decide(state, Verdict(OLD, passed=passed, reason="x"), enforce=True)
+        assert (actions, after.proven, after.held) == ((), NEW, SetDefault(NEW))
+
+
+def test_the_proven_one_at_home_is_no_news() -> None:
+    state, _ = decide(HELD, Booted(OLD), enforce=True)
+    assert state == HELD
+
+
 @pytest.mark.parametrize("phase", list(Phase))
 @pytest.mark.parametrize("passed", [True, False])
 def test_report_only_never_leaves_and_never_reboots(phase: Phase, passed: bool) -> None:
