@@ -117,6 +117,16 @@ def prefix(folder: Path) -> dict[str, Any]:
 
 
 def killed(folder: Path) -> dict[str, Any]:
+    """:func:`kill`, at most three times: a tiny model on a busy machine may be done before the signal comes."""
+    result: dict[str, Any] = {}
+    for attempt in range(1, 4):
+        result = kill(folder / str(attempt)) | {"attempt": attempt}
+        if result["broken"] >= 5:
+            break
+    return result
+
+
+def kill(folder: Path) -> dict[str, Any]:
     """50 streams over two replicas, one of which is killed: what became of those begun on it, and of the others.
 
     40 have begun when the signal comes (with bounded loads no replica has more than 1.25 of its share, so at least
@@ -129,7 +139,7 @@ def killed(folder: Path) -> dict[str, Any]:
             begun = [asyncio.Event() for _ in range(streams)]
 
             async def one(number: int) -> Answer:
-                body = chat(f"Chat {number}: a long story, please.", "tiny", stream=True, max_tokens=1500)
+                body = chat(f"Chat {number}: a long story, please.", "tiny", stream=True, max_tokens=3500)
                 return await ask(at, keys[0], body | {"ignore_eos": True}, begun[number])
 
             tasks = [asyncio.create_task(one(i)) for i in range(early)]
