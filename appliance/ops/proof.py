@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from appliance.errors import StoreError
+from appliance.trial.record import replace_file
 from appliance.trial.state import Generation
 
 Level = Literal["ok", "warn", "fail"]
@@ -81,14 +82,13 @@ def save(proof: Proof, folder: Path) -> None:
     """Write the report as JSON and as a page; raises :class:`StoreError` where the disk refuses."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / PAGE).write_text(page(proof))
-        # Last and whole: who finds it finds everything.
-        draft = folder / f".{NAME}.new"
         verdict = "pass" if proof.passed else "fail"
-        draft.write_text(json.dumps({"verdict": verdict, **asdict(proof)}, indent=2))
-        draft.rename(folder / NAME)
+        report = json.dumps({"verdict": verdict, **asdict(proof)}, indent=2)
+        # The report last: who finds it finds everything.
+        for name, text in ((PAGE, page(proof)), (NAME, report)):
+            replace_file(folder / name, folder / f".{name}.new", text.encode())
     except OSError as error:
-        raise StoreError(f"{folder} cannot be written ({error.strerror}); free space on its disk") from None
+        raise StoreError.unwritable(folder, error) from None
 
 
 def latest(reports: Path, generation: Generation) -> Proof | None:

@@ -97,7 +97,7 @@ def _arrived(args: argparse.Namespace) -> int:
     try:
         replace_file(ARRIVED, ARRIVED.with_suffix(".new"), running.generation.system.encode())
     except OSError as error:
-        raise StoreError(f"{ARRIVED} cannot be written ({error.strerror}); run as root") from None
+        raise StoreError.unwritable(ARRIVED, error) from None
     if not known:
         _drive(args, machine, Booted(booted.generation, rescue=booted.rescue))
         known = booted.generation.system

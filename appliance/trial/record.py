@@ -60,7 +60,7 @@ class Record:
             else:
                 (self.folder / UNSENT).unlink(missing_ok=True)
         except OSError as error:
-            raise StoreError(f"{file} cannot be written ({error.strerror}); free space on its disk") from None
+            raise StoreError.unwritable(file, error) from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -69,7 +69,7 @@ class Record:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise StoreError(f"{self.folder} cannot be used ({error.strerror}); run as root") from None
+            raise StoreError.unwritable(self.folder, error) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -31,6 +31,7 @@ from appliance.trial.state import (
     Trial,
     Verdict,
 )
+from tests.smalldisk import SmallDisk
 
 OLD, NEW = Generation("/nix/store/old", 7), Generation("/nix/store/new", 8)
 HELD = State(proven=OLD, held=SetDefault(OLD))
@@ -173,5 +174,18 @@ def test_a_broken_record_is_put_aside_and_said(content: str, tmp_path: Path) -> 
 
 def test_a_record_that_cannot_be_written_names_the_fix(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="free space on its disk"):
+    with pytest.raises(StoreError, match=r"cannot be written \(File exists\); `df -h"):
         Record(tmp_path / "file").save(HELD)
+
+
+def test_a_record_on_a_full_or_read_only_disk_stays_what_it_was(small_disk: SmallDisk) -> None:
+    record = Record(small_disk.folder / "trial")
+    record.save(HELD)
+    small_disk.fill()
+    with pytest.raises(StoreError, match=r"No space left on device.*free space on its disk"):
+        record.save(on_trial(Phase.BOOTED))
+    assert record.load() == HELD
+    small_disk.read_only()
+    with pytest.raises(StoreError, match=r"Read-only file system.*mount -o remount,rw"):
+        record.save(on_trial(Phase.BOOTED))
+    assert record.load() == HELD
