@@ -64,8 +64,8 @@ in
       onFailure = [ "appliance-trial-failed.service" ] ++ cfg.onFail;
       # A test under way is not cut by a switch: its own start is what a switch asks for.
       restartIfChanged = false;
-      # nvidia-smi, nft and wg, for what the doctor looks at.
-      path = [ pkgs.nftables pkgs.wireguard-tools ] ++ lib.optional cuda config.hardware.nvidia.package;
+      # nvidia-smi, nft and wg, for what the doctor looks at; ip, for the first hop towards a silent peer.
+      path = [ pkgs.nftables pkgs.wireguard-tools pkgs.iproute2 ] ++ lib.optional cuda config.hardware.nvidia.package;
       serviceConfig = appliance.lib.hardened // {
         Type = "oneshot";
         User = "appliance-gateway";

@@ -20,12 +20,16 @@ PAGE = "report.html"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that was proven, or was not: what was looked at, how it is, what mends it."""
+    """One thing that was proven, or was not: what was looked at, how it is, what mends it.
+
+    ``external``: it failed, and no generation causes or mends that; so it is a warning here.
+    """
 
     name: str
     level: Level
     seen: str
     mend: str = ""
+    external: bool = False
 
     @property
     def sentence(self) -> str:
@@ -56,6 +60,11 @@ class Proof:
         return tuple(step for step in self.steps if step.level == "fail")
 
     @property
+    def external(self) -> tuple[Step, ...]:
+        """What failed outside of any generation."""
+        return tuple(step for step in self.steps if step.external)
+
+    @property
     def passed(self) -> bool:
         """Whether nothing failed, and there was anything to fail."""
         return bool(self.steps) and not self.failed
@@ -64,12 +73,15 @@ class Proof:
     def line(self) -> str:
         """The verdict in one line, for the console and the login screen."""
         label = Generation(self.system, self.number).label
+        outside = "; ".join(step.sentence for step in self.external)
+        beside = f"; no generation's fault: {outside}" if outside else ""
         if self.passed:
             warned = sum(step.level == "warn" for step in self.steps)
             remark = f", {warned} with a warning" if warned else ""
-            return f"smoke test of {label}: PASS, {len(self.steps)} steps{remark}, {self.duration_s:.0f} s"
+            steps = f"{len(self.steps)} steps{remark}, {self.duration_s:.0f} s"
+            return f"smoke test of {label}: PASS, {steps}{beside}"
         what = "; ".join(step.sentence for step in self.failed) or "nothing was looked at"
-        return f"smoke test of {label}: FAIL: {what}"
+        return f"smoke test of {label}: FAIL: {what}{beside}"
 
 
 def folder_of(reports: Path, generation: Generation) -> Path:
@@ -112,6 +124,8 @@ def latest(reports: Path, generation: Generation) -> Proof | None:
     return proof if generation.same(Generation(proof.system)) else None
 
 
+_OUTSIDE = "<br><small>It fails, and no generation causes or mends that.</small>"
+
 _STYLE = """
 :root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;
 padding:0 1rem}table{border-collapse:collapse;width:100%}
@@ -128,7 +142,8 @@ def page(proof: Proof) -> str:
     verdict, colour = ("PASS", "ok") if proof.passed else ("FAIL", "fail")
     came = "came up by a boot" if proof.booted else "was switched to live"
     rows = "".join(
-        f'<tr><td>{escape(s.name)}</td><td class="{s.level}">{s.level}</td><td>{escape(s.seen)}</td>'
+        f'<tr><td>{escape(s.name)}</td><td class="{s.level}">{s.level}</td>'
+        f"<td>{escape(s.seen)}{_OUTSIDE if s.external else ''}</td>"
         f"<td>{escape(s.mend)}</td></tr>"
         for s in proof.steps
     )

@@ -11,7 +11,7 @@ import http.client
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,9 +21,10 @@ from appliance.engines.argv import Replica, replicas
 from appliance.engines.health import CANARY_TIMEOUT_S, canary, canary_passed
 from appliance.errors import ApplianceError, StoreError
 from appliance.machine import load_machine
-from appliance.ops import proof, smoke
+from appliance.ops import handshake, proof, smoke
 from appliance.ops.doctor.catalogue import CHECKS, examine
 from appliance.ops.doctor.host import Host
+from appliance.ops.doctor.result import Result
 from appliance.ops.doctor.scene import Scene
 from appliance.ops.proof import Proof, Step
 from appliance.trial.loader import Loader
@@ -91,7 +92,7 @@ def prove(site: Site, base: Path, *, key: str, folder: Path, what: Subject, say:
         return all(step.level != "fail" for step in taken)
 
     take(tokens(site))
-    take(_host(site, base))
+    take(_host(site, base, folder.parent / handshake.NAME))
     if take(lock(site, key)) and all(step.level != "fail" for step in steps):
         try:
             load = _load(site, key, folder, lambda step: take(iter((step,))))
@@ -115,15 +116,27 @@ def prove(site: Site, base: Path, *, key: str, folder: Path, what: Subject, say:
     return made
 
 
-def _host(site: Site, base: Path) -> Iterator[Step]:
+def _host(site: Site, base: Path, known: Path) -> Iterator[Step]:
     machine = load_machine(MACHINE) if MACHINE.exists() else None
+    host, tunnel = Host(Path("/")), machine.tunnel if machine is not None else None
+    if tunnel is not None:
+        handshake.wait(host, tunnel)
     # Not the units: the smoke test is one of them, and has not ended.
     only = [check.name for check in CHECKS if check.name != "units"]
-    for result in examine(Scene(Host(Path("/")), site, machine, base, time.time()), only).results:
-        name = f"{result.name} {result.subject}".strip()
-        # What could not be looked at, for this is not root, is not what the machine is sent back for.
-        level: proof.Level = "warn" if result.level == "unknown" else result.level
-        yield Step(name, level, result.seen, result.fix)
+    scene = Scene(host, site, machine, base, time.time())
+    results: Iterable[Result] = examine(scene, only).results
+    if tunnel is not None:
+        results = handshake.weigh(host, tunnel, results, known, scene.now)
+    yield from map(step_of, results)
+
+
+def step_of(result: Result) -> Step:
+    """What the doctor found, as a step: a failure only where a generation can be at fault for it."""
+    name = f"{result.name} {result.subject}".strip()
+    external = result.level == "fail" and result.fault_domain == "external"
+    # What could not be looked at, for this is not root, is not what the machine is sent back for.
+    level: proof.Level = "warn" if external or result.level == "unknown" else result.level
+    return Step(name, level, result.seen, result.fix, external)
 
 
 def tokens(site: Site, try_for_s: float | None = None) -> Iterator[Step]:
