@@ -32,29 +32,29 @@ def add_trial(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     actions = trial.add_subparsers(metavar="action", required=True)
 
-    status = actions.add_parser("status", help="what is proven, on trial, rolled back")
-    status.add_argument("--json", action="store_true")
-    status.set_defaults(run=_status)
-
-    installed = actions.add_parser("installed", help="(boot loader's hook) a system was installed")
-    installed.add_argument("system", type=Path)
-    installed.add_argument("--again", action="store_true", help="try it although it was rolled back before")
-    arrived = actions.add_parser("arrived", help="(unit) the machine came up, or was switched")
-    verdict = actions.add_parser("verdict", help="(unit) the smoke test ended")
-    verdict.add_argument("outcome", choices=("passed", "failed"))
-    deadline = actions.add_parser("deadline", help="(timer) there should have been a verdict by now")
-    for one, run in ((installed, _installed), (arrived, _arrived), (verdict, _verdict), (deadline, _deadline)):
-        one.add_argument("--enforce", action="store_true", help="act; without it, only say what would be done")
+    def action(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        one = actions.add_parser(name, help=text)
+        one.add_argument("--record", type=Path, default=FOLDER, help="folder of the record (%(default)s)")
         one.set_defaults(run=run)
-    for one in (installed, arrived, verdict, deadline):
+        return one
+
+    def event(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        one = action(name, run, text)
+        one.add_argument("--enforce", action="store_true", help="act; without it, only say what would be done")
         one.add_argument("--rescue", metavar="NAME", help="the specialisation that is the rescue system")
         one.add_argument("--boot", type=Path, default=Path("/boot"), help="the EFI system partition (%(default)s)")
+        return one
 
-    alerts = actions.add_parser("alerts", help="(unit) give waiting alerts to a program, each on standard input")
+    action("status", _status, "what is proven, on trial, rolled back").add_argument("--json", action="store_true")
+    installed = event("installed", _installed, "(boot loader's hook) a system was installed")
+    installed.add_argument("system", type=Path)
+    installed.add_argument("--again", action="store_true", help="try it although it was rolled back before")
+    event("arrived", _arrived, "(unit) the machine came up, or was switched")
+    verdict = event("verdict", _verdict, "(unit) the smoke test ended")
+    verdict.add_argument("outcome", choices=("passed", "failed"))
+    event("deadline", _deadline, "(timer) there should have been a verdict by now")
+    alerts = action("alerts", _alerts, "(unit) give waiting alerts to a program, each on standard input")
     alerts.add_argument("--hook", required=True, metavar="PROGRAM")
-    alerts.set_defaults(run=_alerts)
-    for one in (status, installed, arrived, verdict, deadline, alerts):
-        one.add_argument("--record", type=Path, default=FOLDER, help="folder of the record (%(default)s)")
 
 
 def _machine(args: argparse.Namespace) -> Nixos:

@@ -10,11 +10,11 @@ firmware forgets its variables.
 from __future__ import annotations
 
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import LoaderError
+from appliance.trial.command import run
 from appliance.trial.record import replace_file
 
 VENDOR = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -87,15 +87,7 @@ class Loader:
             raise LoaderError(f"{file} cannot be changed ({error.strerror}); is {self.boot} mounted?") from None
 
     def _bootctl(self, *words: str) -> None:
-        try:
-            done = subprocess.run(
-                ["bootctl", f"--esp-path={self.boot}", *words], capture_output=True, text=True, check=False
-            )
-        except OSError as error:
-            raise LoaderError(f"bootctl cannot be run ({error.strerror}); trial boots need systemd-boot") from None
-        if done.returncode:
-            said = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
-            raise LoaderError(f"bootctl {' '.join(words)}: {said[-1]}; trial boots need systemd-boot and EFI")
+        run(["bootctl", f"--esp-path={self.boot}", *words], hint="trial boots need systemd-boot and EFI")
 
 
 def _number(name: str) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from appliance.errors import LoaderError
+from appliance.trial.command import run
 from appliance.trial.loader import Loader
 from appliance.trial.state import (
     Action,
@@ -26,6 +27,7 @@ from appliance.trial.state import (
     SwitchBack,
 )
 
+HINT = "is this NixOS?"
 SWITCH_UNIT = "appliance-switch-back"
 
 LOCK_WAIT_S = 300.0
@@ -118,8 +120,8 @@ class Nixos:
         if profile.resolve() == Path(generation.system).resolve():
             return
         profile.parent.mkdir(parents=True, exist_ok=True)
-        _run(["nix-env", "--profile", str(profile), "--set", generation.system])
-        _run(["nix-env", "--profile", str(profile), "--delete-generations", "+1"])
+        run(["nix-env", "--profile", str(profile), "--set", generation.system], hint=HINT)
+        run(["nix-env", "--profile", str(profile), "--delete-generations", "+1"], hint=HINT)
 
     def _set_profile(self, generation: Generation) -> None:
         profile, system = self.profiles / "system", Path(generation.system).resolve()
@@ -127,9 +129,9 @@ class Nixos:
             return
         known, number = dict(self._links()), generation.number
         if number in known and known[number].resolve() == system:
-            _run(["nix-env", "--profile", str(profile), "--switch-generation", str(number)])
+            run(["nix-env", "--profile", str(profile), "--switch-generation", str(number)], hint=HINT)
         else:
-            _run(["nix-env", "--profile", str(profile), "--set", generation.system])
+            run(["nix-env", "--profile", str(profile), "--set", generation.system], hint=HINT)
 
     def _switch_back(self, generation: Generation) -> None:
         self._wait_for_lock()
@@ -170,14 +172,4 @@ class Nixos:
             raise LoaderError(f"no reboot: it would lead to {oneshot or default}, not to {entry}; `bootctl list`")
         if self.booted() == Place(generation) and self.running() == Place(generation):
             raise LoaderError(f"no reboot: {generation.label} runs already")
-        _run(["systemctl", "reboot"])
-
-
-def _run(argv: list[str]) -> None:
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise LoaderError(f"{argv[0]} cannot be run ({error.strerror}); is this NixOS?") from None
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
-        raise LoaderError(f"{' '.join(argv)}: {said[-1]}")
+        run(["systemctl", "reboot"], hint=HINT)
