@@ -108,11 +108,25 @@ def latest(reports: Path, generation: Generation) -> Proof | None:
 
     Raises :class:`StoreError` where there is one that may not be read.
     """
-    file = folder_of(reports, generation) / NAME
+    proof = _read(folder_of(reports, generation) / NAME)
+    # A number is given again after old generations were deleted.
+    return proof if proof is not None and generation.same(Generation(proof.system)) else None
+
+
+def of_run(reports: Path, invocation: str) -> Proof | None:
+    """The report of the run that systemd calls ``invocation``, on whatever generation; ``None`` without one.
+
+    Raises :class:`StoreError` where a report may not be read.
+    """
+    found = (_read(file) for file in reports.glob(f"*/{NAME}"))
+    return next((proof for proof in found if proof is not None and proof.invocation == invocation), None)
+
+
+def _read(file: Path) -> Proof | None:
     try:
         table = json.loads(file.read_text())
         table.pop("verdict")
-        proof = Proof(**{**table, "steps": tuple(Step(**step) for step in table["steps"])})
+        return Proof(**{**table, "steps": tuple(Step(**step) for step in table["steps"])})
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -120,8 +134,6 @@ def latest(reports: Path, generation: Generation) -> Proof | None:
     except (ValueError, TypeError, KeyError, AttributeError):
         # A power cut leaves half a file, and another version other fields.
         return None
-    # A number is given again after old generations were deleted.
-    return proof if generation.same(Generation(proof.system)) else None
 
 
 _OUTSIDE = "<br><small>It fails, and no generation causes or mends that.</small>"

@@ -53,4 +53,5 @@ def send_alerts(record: Record, hook: str) -> int:
         if done.returncode:
             raise StartError(f"the alert program {hook} ended with {done.returncode}; it is tried again later")
         record.sent(line)
+    record.settle()
     return len(waiting)

@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 
 from appliance.errors import LoaderError, StoreError
-from appliance.ops.proof import Proof, latest
+from appliance.ops.proof import Proof, latest, of_run
 from appliance.trial.announce import MOTD, Announcer, send_alerts
 from appliance.trial.drive import drive
 from appliance.trial.loader import Loader
@@ -111,12 +111,18 @@ def _verdict(args: argparse.Namespace) -> int:
     running, booted = machine.running(), machine.booted()
     passed = args.outcome == "passed"
     try:
-        proof = latest(REPORTS, running.generation)
+        proof = _proof(running.generation, os.environ.get("MONITOR_INVOCATION_ID", ""))
     except StoreError as error:
         # It only says why: what follows does not wait for that.
         print(f"error: {error}", flush=True)
         proof = None
-    if proof is not None and os.environ.get("MONITOR_INVOCATION_ID", proof.invocation) != proof.invocation:
+    if proof is not None and not running.generation.same(Generation(proof.system)):
+        # Its start found the test of what ran before under way, and so was none of its own.
+        print(f"{proof.line}; {running.generation.label} was switched to meanwhile and is tested now", flush=True)
+        machine.test_again()
+        return 0
+    if proof is not None and proof.passed is not passed:
+        # It was written, and the test still did not end as it says: stopped at the very end, or out of time.
         proof = None
     reason = "" if passed else _reason(proof, os.environ)
     line = proof.line if proof is not None else f"smoke test: {'PASS' if passed else f'FAIL: {reason}'}"
@@ -124,6 +130,14 @@ def _verdict(args: argparse.Namespace) -> int:
     event = Verdict(running.generation, passed=passed, reason=reason, booted=booted == running)
     _drive(args, machine, event, verdict=line)
     return 0
+
+
+def _proof(here: Generation, invocation: str) -> Proof | None:
+    """The report of the run ``invocation``, on whatever generation; without one (by hand) the last on ``here``."""
+    if not invocation:
+        return latest(REPORTS, here)
+    mine = latest(REPORTS, here)
+    return mine if mine is not None and mine.invocation == invocation else of_run(REPORTS, invocation)
 
 
 def _reason(proof: Proof | None, environment: Mapping[str, str]) -> str:
@@ -134,11 +148,15 @@ def _reason(proof: Proof | None, environment: Mapping[str, str]) -> str:
     result = environment.get("MONITOR_SERVICE_RESULT", "unknown")
     how = {"timeout": "it did not end in time", "resources": "it could not be started"}.get(result)
     status = environment.get("MONITOR_EXIT_STATUS", "")
-    return how or f"it ended without a report ({result}{f', {status}' if status else ''})"
+    ended = f"it ended without a report ({result}{f', {status}' if status else ''})"
+    return how or f"{ended}: journalctl -u appliance-smoke says why"
 
 
 def _deadline(args: argparse.Namespace) -> int:
     machine = _machine(args)
+    if machine.verdict_comes():
+        print("the smoke test still runs, or what follows from it does; their own time limits end them", flush=True)
+        return 0
     _drive(args, machine, Deadline(machine.running().generation))
     return 0
 

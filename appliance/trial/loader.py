@@ -34,11 +34,15 @@ class Loader:
         By content, not by number: NixOS names the same system twice where two profiles hold it, and drops the
         oldest names once there are more than its limit.
         """
-        found = [
-            file.name
-            for file in (self.boot / "loader" / "entries").glob("nixos*.conf")
-            if re.search(rf"\binit={re.escape(str(init_of))}/init(\s|$)", file.read_text(errors="replace"))
-        ]
+        try:
+            found = [
+                file.name
+                for file in (self.boot / "loader" / "entries").glob("nixos*.conf")
+                if re.search(rf"\binit={re.escape(str(init_of))}/init(\s|$)", file.read_text(errors="replace"))
+            ]
+        except OSError as error:
+            what = f"{error.filename or self.boot} cannot be read ({error.strerror})"
+            raise LoaderError(f"{what}; check that file system with fsck, and run as root") from None
         if not found:
             raise LoaderError(f"no boot entry starts {init_of}; `nixos-rebuild boot` writes them anew")
         # An entry of the system profile before one of a named profile, the newest first.

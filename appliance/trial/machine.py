@@ -30,8 +30,12 @@ from appliance.trial.state import (
 HINT = "is this NixOS?"
 SWITCH_UNIT = "appliance-switch-back"
 
-LOCK_WAIT_S = 300.0
-"""Seconds to wait for a switch that is still under way: NixOS's own refuses at once."""
+LOCK_WAIT_S, SWITCH_S = 300.0, 480.0
+"""Seconds to wait for a switch that is still under way, since NixOS's own refuses at once; and for ours. Together
+less than what systemd gives the unit that we run in, or there would be no time left to reboot."""
+
+SMOKE_UNIT = "appliance-smoke.service"
+VERDICT_UNITS = ("appliance-trial-passed.service", "appliance-trial-failed.service")
 
 
 class Machine(Protocol):
@@ -92,6 +96,19 @@ class Nixos:
         numbers = [number for number, link in self._links() if link.resolve() == real]
         return Generation(str(real), max(numbers, default=None))
 
+    def verdict_comes(self) -> bool:
+        """Whether the smoke test runs, or what follows from it is on its way: each has a time limit of its own."""
+        words = ["systemctl", "show", "--property=Id,ActiveState,Job", "--", SMOKE_UNIT, *VERDICT_UNITS]
+        try:
+            return under_way(run(words, hint=HINT))
+        except LoaderError:
+            # Nobody says that one comes.
+            return False
+
+    def test_again(self) -> None:
+        """Let the smoke test begin once more."""
+        run(["systemctl", "start", "--no-block", SMOKE_UNIT], hint=HINT)
+
     def _place(self, link: Path) -> Place:
         if not link.exists():
             raise LoaderError(f"{link} does not exist; is this NixOS?")
@@ -137,20 +154,37 @@ class Nixos:
         self._wait_for_lock()
         program = f"{generation.system}/bin/switch-to-configuration"
         # In a unit of its own: the switch may change the one that we run in, and wants none of its restrictions.
-        run = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", f"--unit={SWITCH_UNIT}"]
-        done = subprocess.run([*run, program, "switch"], stdin=subprocess.DEVNULL, check=False)
+        words = [
+            "systemd-run",
+            "--quiet",
+            "--collect",
+            "--wait",
+            "--pipe",
+            f"--unit={SWITCH_UNIT}",
+            program,
+            "switch",
+        ]
+        try:
+            # Its output is ours: through a pipe of our own it would keep us waiting beyond the limit.
+            code = subprocess.run(words, stdin=subprocess.DEVNULL, check=False, timeout=SWITCH_S).returncode
+            how = f"ended with {code}"
+        except subprocess.TimeoutExpired:
+            how = f"did not end within {SWITCH_S:g} s"
+        except OSError as error:
+            how = f"could not be begun ({error.strerror})"
         if self.running().generation.same(generation):
             # Units of the proven generation that fail are its own affair (exit 4): it runs.
             return
-        print(f"{program} switch ended with {done.returncode} and {generation.label} does not run: rebooting")
+        print(f"{program} switch {how} and {generation.label} does not run: rebooting", flush=True)
         self._reboot(generation)
 
     def _wait_for_lock(self) -> None:
         # Somebody's own switch may still be at it, of which this verdict is the consequence.
         file = self.run / "nixos" / "switch-to-configuration.lock"
-        if not file.exists():
-            return
-        lock = os.open(file, os.O_RDONLY)
+        try:
+            lock = os.open(file, os.O_RDONLY)
+        except OSError:
+            return  # no switch since this boot
         try:
             until = time.monotonic() + LOCK_WAIT_S
             while time.monotonic() < until:
@@ -173,3 +207,19 @@ class Nixos:
         if self.booted() == Place(generation) and self.running() == Place(generation):
             raise LoaderError(f"no reboot: {generation.label} runs already")
         run(["systemctl", "reboot"], hint=HINT)
+
+
+def under_way(shown: str) -> bool:
+    """Whether ``systemctl show`` of the smoke test and of what follows it says that a verdict comes.
+
+    A smoke test that only waits for its turn does not count, for that may never come.
+    """
+    blocks = [dict(line.split("=", 1) for line in one.splitlines() if "=" in line) for one in shown.split("\n\n")]
+    states = {one.get("Id"): one for one in blocks}
+
+    def stirs(unit: str, *, also_waiting: bool) -> bool:
+        state = states.get(unit, {})
+        waits = state.get("Job", "") not in {"", "0"}
+        return state.get("ActiveState") in {"activating", "deactivating"} or (also_waiting and waits)
+
+    return stirs(SMOKE_UNIT, also_waiting=False) or any(stirs(unit, also_waiting=True) for unit in VERDICT_UNITS)
