@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from appliance.errors import LoaderError
 from appliance.trial.command import run
+from tests.conftest import ROOT
 
 
 def test_what_it_prints() -> None:
@@ -51,6 +53,9 @@ def test_what_a_person_waits_for_is_shown(capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr() == ("out\n", "err\n")
 
 
-def test_it_takes_nothing_from_who_calls(tmp_path: Path) -> None:
+def test_it_takes_nothing_from_who_calls() -> None:
     """A hook whose standard input is somebody's pipe must not eat from it, nor wait for it."""
-    assert not run(["cat"], hint="h", timeout_s=20)
+    calls = "from appliance.trial.command import run; run(['cat'], hint='h', timeout_s=20)"
+    with subprocess.Popen([sys.executable, "-c", calls], stdin=subprocess.PIPE, cwd=ROOT) as caller:
+        # The pipe stays open: `cat` would wait for its end.
+        assert caller.wait(timeout=60) == 0
