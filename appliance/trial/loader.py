@@ -89,6 +89,10 @@ class Loader:
                 replace_file(file, file.with_name("loader.conf.new"), after.encode())
         except OSError as error:
             raise LoaderError(f"{file} cannot be changed ({error.strerror}); is {self.boot} mounted?") from None
+        except UnicodeDecodeError:
+            raise LoaderError(
+                f"{file} is damaged; check {self.boot} with fsck, then `nixos-rebuild boot`"
+            ) from None
 
     def _bootctl(self, *words: str) -> None:
         run(["bootctl", f"--esp-path={self.boot}", *words], hint="trial boots need systemd-boot and EFI")

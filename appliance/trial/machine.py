@@ -136,7 +136,10 @@ class Nixos:
         profile = self.profiles / "system-profiles" / "proven"
         if profile.resolve() == Path(generation.system).resolve():
             return
-        profile.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            profile.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LoaderError(f"{profile.parent} cannot be made ({error.strerror}); {HINT}") from None
         run(["nix-env", "--profile", str(profile), "--set", generation.system], hint=HINT)
         run(["nix-env", "--profile", str(profile), "--delete-generations", "+1"], hint=HINT)
 

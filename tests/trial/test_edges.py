@@ -14,7 +14,7 @@ from appliance.trial.drive import drive
 from appliance.trial.loader import Loader
 from appliance.trial.machine import Nixos, Place
 from appliance.trial.record import UNSENT, Record
-from appliance.trial.state import Generation, SetDefault, State, SwitchBack, Trial, Verdict
+from appliance.trial.state import Generation, Keep, SetDefault, State, SwitchBack, Trial, Verdict
 from appliance.trial.upgrade import build_command
 from tests.trial.model import MemoryRecord, PowerCut
 from tests.trial.test_decide import NEW, OLD
@@ -134,6 +134,23 @@ def test_a_boot_partition_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "loader" / "entries" / "nixos-generation-1.conf").mkdir(parents=True)
     with pytest.raises(LoaderError, match=r"generation-1\.conf cannot be read \(Is a directory\); check that"):
         Loader(boot=tmp_path).entry(Path("/nix/store/a"))
+
+
+def test_a_loader_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    conf = tmp_path / "loader" / "loader.conf"
+    loader = Loader(boot=tmp_path, variables=tmp_path)
+    with pytest.raises(LoaderError, match=r"cannot be changed .*is .* mounted"):
+        loader.release_default("nixos-generation-1.conf")
+    conf.parent.mkdir()
+    conf.write_bytes(b"default \xff\xfe\n")
+    with pytest.raises(LoaderError, match=r"loader\.conf is damaged; check"):
+        loader.release_default("nixos-generation-1.conf")
+
+
+def test_a_profile_folder_that_cannot_be_made_is_named(nixos: Nixos, tmp_path: Path) -> None:
+    (nixos.profiles / "system-profiles").write_text("")
+    with pytest.raises(LoaderError, match=r"system-profiles cannot be made \(File exists\)"):
+        nixos.act(Keep(Generation(str(tmp_path / "store" / "a"), 4)))
 
 
 def proof(*steps: Step, invocation: str = "i") -> Proof:
