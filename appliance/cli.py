@@ -18,7 +18,7 @@ from appliance.admin.cli import add_keys, add_models, add_usage
 from appliance.config import Site
 from appliance.configfile import load
 from appliance.engines import argv as engine_argv
-from appliance.errors import ApplianceError, ConfigError, UsageError
+from appliance.errors import ApplianceError, ConfigError, StoreError, UsageError
 from appliance.models import lock
 from appliance.ops.doctor.cli import add_doctor
 from appliance.plan.arguments import add_parser
@@ -194,7 +194,10 @@ def _smoke(args: argparse.Namespace) -> int:
     report = asyncio.run(smoke.run(site.smoke, url=url, key=key, model=model, folder=site.data_path(Path.cwd())))
     smoke.show(report, Console(), subject=model)
     if args.json is not None:
-        args.json.write_text(report.to_json())
+        try:
+            args.json.write_text(report.to_json())
+        except OSError as error:
+            raise StoreError.unwritable(args.json, error) from None
     return report.exit_code
 
 

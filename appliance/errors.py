@@ -7,7 +7,9 @@ the gateway). Nothing else in the project decides what an error looks like to a 
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 
 
 class ApplianceError(Exception):
@@ -34,6 +36,23 @@ class StartError(ApplianceError):
 
 class StoreError(ApplianceError):
     """A database or state file cannot be read or written."""
+
+    @classmethod
+    def unwritable(cls, path: Path, error: OSError) -> StoreError:
+        """``path`` cannot be written, for ``error``: what to do depends on which it is."""
+        fix = _WRITING.get(error.errno or 0, f"`df -h {path.parent}` and `journalctl -k` show more")
+        return cls(f"{path} cannot be written ({error.strerror or error}); {fix}")
+
+
+_WRITING = {
+    errno.ENOSPC: "free space on its disk",
+    errno.EDQUOT: "free space on its disk",
+    errno.EROFS: "its disk is read-only: `journalctl -k` says why, `mount -o remount,rw` ends it",
+    errno.EACCES: "run as root",
+    errno.EPERM: "run as root",
+    errno.EIO: "its disk is failing: `journalctl -k`, then exchange it",
+}
+"""What mends a refused write, by its reason (errno(3))."""
 
 
 class LoaderError(ApplianceError):

@@ -7,11 +7,11 @@ let
   inherit (lib) mkOption types;
   engineUnits = map (name: "${name}.service") (lib.filter (lib.hasPrefix "appliance-engine-") (lib.attrNames (lib.filterAttrs (_: unit: unit.wantedBy != [ ]) config.systemd.services)));
   cuda = lib.any (e: e.device == "cuda") (lib.attrValues appliance.myEngines);
-  # A key for an hour, made by the gateway's own user and handed over in the environment: it stands in no file
-  # and no argument list.
+  # A key for an hour, or for as long as the test may take where that is more, made by the gateway's own user and
+  # handed over in the environment: it stands in no file and no argument list.
   run = pkgs.writeShellScript "appliance-smoke" ''
     set -eu
-    APPLIANCE_API_KEY=$(${lib.getExe appliance.package} keys create smoke --expires-in 1h --config /etc/appliance/appliance.json)
+    APPLIANCE_API_KEY=$(${lib.getExe appliance.package} keys create smoke --expires-in ${toString (lib.max 3600 cfg.timeoutSec)}s --config /etc/appliance/appliance.json)
     export APPLIANCE_API_KEY
     exec ${lib.getExe appliance.package} smoke --config /etc/appliance/appliance.json --reports /var/lib/appliance/smoke${lib.optionalString (cfg.when == "per-generation") " --once"}
   '';
@@ -64,8 +64,8 @@ in
       onFailure = [ "appliance-trial-failed.service" ] ++ cfg.onFail;
       # A test under way is not cut by a switch: its own start is what a switch asks for.
       restartIfChanged = false;
-      # nvidia-smi, nft and wg, for what the doctor looks at.
-      path = [ pkgs.nftables pkgs.wireguard-tools ] ++ lib.optional cuda config.hardware.nvidia.package;
+      # nvidia-smi, nft and wg, for what the doctor looks at; ip, for the first hop towards a silent peer.
+      path = [ pkgs.nftables pkgs.wireguard-tools pkgs.iproute2 ] ++ lib.optional cuda config.hardware.nvidia.package;
       serviceConfig = appliance.lib.hardened // {
         Type = "oneshot";
         User = "appliance-gateway";

@@ -82,7 +82,7 @@ in
         default = smoke.timeoutSec + 300;
         defaultText = lib.literalExpression "config.appliance.smoke.timeoutSec + 300";
         example = 1800;
-        description = "Seconds after boot by which there must be a verdict, for the case that the smoke test is never started.";
+        description = "Seconds after boot by which the smoke test must have begun or given its verdict. One that runs by then has a limit of its own, `appliance.smoke.timeoutSec`.";
       };
       alertHook = mkOption {
         type = types.nullOr types.path;

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from appliance.store.keys import KeyStore
+from tests.smalldisk import SmallDisk, mounted
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE = ROOT / "tests" / "fakes" / "vllm.py"
@@ -249,6 +250,13 @@ def serving(folder: Path, **more: Any) -> Iterator[Service]:
         log = (folder / "gateway.log").read_text()
         assert code == 0, log
         assert "Traceback" not in log, log
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of one megabyte; needs root."""
+    with mounted(tmp_path / "small") as disk:
+        yield disk
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from appliance.errors import StoreError
+from appliance.trial.record import replace_file
 from appliance.trial.state import Generation
 
 Level = Literal["ok", "warn", "fail"]
@@ -19,12 +20,16 @@ PAGE = "report.html"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that was proven, or was not: what was looked at, how it is, what mends it."""
+    """One thing that was proven, or was not: what was looked at, how it is, what mends it.
+
+    ``external``: it failed, and no generation causes or mends that; so it is a warning here.
+    """
 
     name: str
     level: Level
     seen: str
     mend: str = ""
+    external: bool = False
 
     @property
     def sentence(self) -> str:
@@ -55,6 +60,11 @@ class Proof:
         return tuple(step for step in self.steps if step.level == "fail")
 
     @property
+    def external(self) -> tuple[Step, ...]:
+        """What failed outside of any generation."""
+        return tuple(step for step in self.steps if step.external)
+
+    @property
     def passed(self) -> bool:
         """Whether nothing failed, and there was anything to fail."""
         return bool(self.steps) and not self.failed
@@ -63,12 +73,15 @@ class Proof:
     def line(self) -> str:
         """The verdict in one line, for the console and the login screen."""
         label = Generation(self.system, self.number).label
+        outside = "; ".join(step.sentence for step in self.external)
+        beside = f"; no generation's fault: {outside}" if outside else ""
         if self.passed:
             warned = sum(step.level == "warn" for step in self.steps)
             remark = f", {warned} with a warning" if warned else ""
-            return f"smoke test of {label}: PASS, {len(self.steps)} steps{remark}, {self.duration_s:.0f} s"
+            steps = f"{len(self.steps)} steps{remark}, {self.duration_s:.0f} s"
+            return f"smoke test of {label}: PASS, {steps}{beside}"
         what = "; ".join(step.sentence for step in self.failed) or "nothing was looked at"
-        return f"smoke test of {label}: FAIL: {what}"
+        return f"smoke test of {label}: FAIL: {what}{beside}"
 
 
 def folder_of(reports: Path, generation: Generation) -> Path:
@@ -81,14 +94,13 @@ def save(proof: Proof, folder: Path) -> None:
     """Write the report as JSON and as a page; raises :class:`StoreError` where the disk refuses."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / PAGE).write_text(page(proof))
-        # Last and whole: who finds it finds everything.
-        draft = folder / f".{NAME}.new"
         verdict = "pass" if proof.passed else "fail"
-        draft.write_text(json.dumps({"verdict": verdict, **asdict(proof)}, indent=2))
-        draft.rename(folder / NAME)
+        report = json.dumps({"verdict": verdict, **asdict(proof)}, indent=2)
+        # The report last: who finds it finds everything.
+        for name, text in ((PAGE, page(proof)), (NAME, report)):
+            replace_file(folder / name, folder / f".{name}.new", text.encode())
     except OSError as error:
-        raise StoreError(f"{folder} cannot be written ({error.strerror}); free space on its disk") from None
+        raise StoreError.unwritable(folder, error) from None
 
 
 def latest(reports: Path, generation: Generation) -> Proof | None:
@@ -96,11 +108,25 @@ def latest(reports: Path, generation: Generation) -> Proof | None:
 
     Raises :class:`StoreError` where there is one that may not be read.
     """
-    file = folder_of(reports, generation) / NAME
+    proof = _read(folder_of(reports, generation) / NAME)
+    # A number is given again after old generations were deleted.
+    return proof if proof is not None and generation.same(Generation(proof.system)) else None
+
+
+def of_run(reports: Path, invocation: str) -> Proof | None:
+    """The report of the run that systemd calls ``invocation``, on whatever generation; ``None`` without one.
+
+    Raises :class:`StoreError` where a report may not be read.
+    """
+    found = (_read(file) for file in reports.glob(f"*/{NAME}"))
+    return next((proof for proof in found if proof is not None and proof.invocation == invocation), None)
+
+
+def _read(file: Path) -> Proof | None:
     try:
         table = json.loads(file.read_text())
         table.pop("verdict")
-        proof = Proof(**{**table, "steps": tuple(Step(**step) for step in table["steps"])})
+        return Proof(**{**table, "steps": tuple(Step(**step) for step in table["steps"])})
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -108,9 +134,9 @@ def latest(reports: Path, generation: Generation) -> Proof | None:
     except (ValueError, TypeError, KeyError, AttributeError):
         # A power cut leaves half a file, and another version other fields.
         return None
-    # A number is given again after old generations were deleted.
-    return proof if generation.same(Generation(proof.system)) else None
 
+
+_OUTSIDE = "<br><small>It fails, and no generation causes or mends that.</small>"
 
 _STYLE = """
 :root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;
@@ -128,7 +154,8 @@ def page(proof: Proof) -> str:
     verdict, colour = ("PASS", "ok") if proof.passed else ("FAIL", "fail")
     came = "came up by a boot" if proof.booted else "was switched to live"
     rows = "".join(
-        f'<tr><td>{escape(s.name)}</td><td class="{s.level}">{s.level}</td><td>{escape(s.seen)}</td>'
+        f'<tr><td>{escape(s.name)}</td><td class="{s.level}">{s.level}</td>'
+        f"<td>{escape(s.seen)}{_OUTSIDE if s.external else ''}</td>"
         f"<td>{escape(s.mend)}</td></tr>"
         for s in proof.steps
     )

@@ -1,7 +1,7 @@
-"""Proves a running host: what ``appliance doctor`` sees, a token from each engine, the gateway's lock, then load.
+"""Proves a running host: a token from each engine, what ``appliance doctor`` sees, the gateway's lock, then load.
 
-In this order, because each step explains the failures of the next: a card that is missing, an engine without
-it, a gateway without engines.
+In this order: until the engines have answered, the doctor would find them starting; and a load on a service whose
+lock is open, or of which anything failed before, proves nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import http.client
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,11 +19,12 @@ from pathlib import Path
 from appliance.config import Site
 from appliance.engines.argv import Replica, replicas
 from appliance.engines.health import CANARY_TIMEOUT_S, canary, canary_passed
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, StoreError
 from appliance.machine import load_machine
-from appliance.ops import proof, smoke
+from appliance.ops import handshake, proof, smoke
 from appliance.ops.doctor.catalogue import CHECKS, examine
 from appliance.ops.doctor.host import Host
+from appliance.ops.doctor.result import Result
 from appliance.ops.doctor.scene import Scene
 from appliance.ops.proof import Proof, Step
 from appliance.trial.loader import Loader
@@ -60,9 +61,14 @@ def proven_before(reports_folder: Path, what: Subject, begun: Path = BEGUN) -> P
     """The report that makes another run needless: this generation passed by a boot, and no switch came since.
 
     Notes in ``begun`` that this boot has had its test; ``begun`` lies on a file system that a reboot empties.
+
+    Raises :class:`StoreError` where that cannot be noted: the next switch would be taken for this boot.
     """
-    first = not begun.exists()
-    begun.touch()
+    try:
+        first = not begun.exists()
+        begun.touch()
+    except OSError as error:
+        raise StoreError.unwritable(begun, error) from None
     earlier = proof.latest(reports_folder, what.place.generation)
     return earlier if first and what.booted and earlier and earlier.passed and earlier.booted else None
 
@@ -70,25 +76,29 @@ def proven_before(reports_folder: Path, what: Subject, begun: Path = BEGUN) -> P
 def prove(site: Site, base: Path, *, key: str, folder: Path, what: Subject, say: Callable[[Step], object]) -> Proof:
     """Every step, told to ``say`` as it ends; the report is written to ``folder``.
 
-    Raises :class:`StoreError` where the report cannot be written: what cannot be recorded does not pass.
+    Raises :class:`StoreError` where the report cannot be written: what cannot be recorded does not pass. Why is
+    said as a step before, and stands in the report where that still has room.
     """
     began, clock = datetime.now().astimezone().isoformat(timespec="seconds"), time.monotonic()
     steps: list[Step] = []
     load: dict[str, object] | None = None
+    refused: StoreError | None = None
 
     def take(found: Iterator[Step]) -> bool:
-        taken = list(found)
-        for step in taken:
+        before = len(steps)
+        for step in found:
+            steps.append(step)
             say(step)
-        steps.extend(taken)
-        return all(step.level != "fail" for step in taken)
+        return all(step.level != "fail" for step in steps[before:])
 
-    # All engines first: until they have answered, what the doctor says of them would be about their start.
     take(tokens(site))
-    take(_host(site, base))
-    # Load on a service whose lock is open or whose engines are down says nothing.
+    take(_host(site, base, folder.parent / handshake.NAME))
     if take(lock(site, key)) and all(step.level != "fail" for step in steps):
-        load = _load(site, key, folder, lambda step: take(iter((step,))))
+        try:
+            load = _load(site, key, folder, lambda step: take(iter((step,))))
+        except StoreError as error:
+            refused = error
+            take(iter((Step("load", "fail", str(error)),)))
     generation = what.place.generation
     made = Proof(
         generation.system,
@@ -101,18 +111,32 @@ def prove(site: Site, base: Path, *, key: str, folder: Path, what: Subject, say:
         os.environ.get("INVOCATION_ID", ""),
     )
     proof.save(made, folder)
+    if refused is not None:
+        raise refused
     return made
 
 
-def _host(site: Site, base: Path) -> Iterator[Step]:
+def _host(site: Site, base: Path, known: Path) -> Iterator[Step]:
     machine = load_machine(MACHINE) if MACHINE.exists() else None
+    host, tunnel = Host(Path("/")), machine.tunnel if machine is not None else None
+    if tunnel is not None:
+        handshake.wait(host, tunnel)
     # Not the units: the smoke test is one of them, and has not ended.
     only = [check.name for check in CHECKS if check.name != "units"]
-    for result in examine(Scene(Host(Path("/")), site, machine, base, time.time()), only).results:
-        name = f"{result.name} {result.subject}".strip()
-        # What could not be looked at, for this is not root, is not what the machine is sent back for.
-        level: proof.Level = "warn" if result.level == "unknown" else result.level
-        yield Step(name, level, result.seen, result.fix)
+    scene = Scene(host, site, machine, base, time.time())
+    results: Iterable[Result] = examine(scene, only).results
+    if tunnel is not None:
+        results = handshake.weigh(host, tunnel, results, known, scene.now)
+    yield from map(step_of, results)
+
+
+def step_of(result: Result) -> Step:
+    """What the doctor found, as a step: a failure only where a generation can be at fault for it."""
+    name = f"{result.name} {result.subject}".strip()
+    external = result.level == "fail" and result.fault_domain == "external"
+    # What could not be looked at, for this is not root, is not what the machine is sent back for.
+    level: proof.Level = "warn" if external or result.level == "unknown" else result.level
+    return Step(name, level, result.seen, result.fix, external)
 
 
 def tokens(site: Site, try_for_s: float | None = None) -> Iterator[Step]:
@@ -169,8 +193,9 @@ def proof_level(holds: bool) -> proof.Level:
 def _load(site: Site, key: str, folder: Path, add: Callable[[Step], object]) -> dict[str, object] | None:
     url, model = f"http://{site.gateway.host}:{site.gateway.port}", smoke.default_model(site)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         report = asyncio.run(smoke.run(site.smoke, url=url, key=key, model=model, folder=folder))
+    except StoreError:
+        raise
     except ApplianceError as error:
         add(Step("load", "fail", str(error), "run `appliance loadtest` by hand"))
         return None
@@ -182,8 +207,12 @@ def _load(site: Site, key: str, folder: Path, add: Callable[[Step], object]) -> 
     if report.exit_code == reports.INVALID:
         why = "; ".join(report.invalid) or "no request was made"
         add(Step("load", "fail", f"the run proves nothing: {why}", f"see {folder}"))
-    # As a page with plots, beside the report.
-    (folder / "load.html").write_text(html.render(report))
+    page = folder / "load.html"
+    try:
+        # As a page with plots, beside the report.
+        page.write_text(html.render(report))
+    except OSError as error:
+        raise StoreError.unwritable(page, error) from None
     table: dict[str, object] = json.loads(report.to_json())
     return table
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from appliance.config import Site, Smoke
 from appliance.engines.control import run_step
-from appliance.errors import StartError, UsageError
+from appliance.errors import StartError, StoreError, UsageError
 from loadtests import report as reports
 from loadtests.parameters import Limits, Plan
 from loadtests.report import Report
@@ -28,10 +30,16 @@ def default_model(site: Site) -> str:
 async def run(smoke: Smoke, *, url: str, key: str, model: str, folder: Path) -> Report:
     """Run the smoke load against ``url``. The key travels in the environment, never in arguments.
 
-    Raises :class:`StartError` when Locust itself fails; its log lies in ``folder``.
+    Raises :class:`StartError` when Locust itself fails; its log lies in ``folder``. Raises :class:`StoreError`
+    where ``folder`` takes neither its log nor its report.
     """
     result, log = folder / "smoke.json", folder / "log" / "smoke.log"
-    result.unlink(missing_ok=True)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+        result.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError.unwritable(log, error) from None
     size = {
         "users": smoke.users,
         "requests": smoke.requests_per_user,
@@ -42,9 +50,15 @@ async def run(smoke: Smoke, *, url: str, key: str, model: str, folder: Path) -> 
     limits = Limits(cpu_share=1.0, lag_ms=5000)
     plan = Plan(scenario="smoke", parameters=parameters, models=(model,), slo=smoke.slo, limits=limits)
     code = await run_step(command(plan, url), log=log, environment=environment(plan, [key], None, result))
-    if not result.exists():
-        raise StartError(f"the smoke test ended with code {code} and no report; see {log}")
-    return Report.from_json(result.read_text())
+    try:
+        return Report.from_json(result.read_bytes())
+    except (FileNotFoundError, msgspec.DecodeError):
+        if os.statvfs(folder).f_bavail == 0:
+            # Its log could not say so either.
+            raise StoreError(f"{folder} is full: the load test left no report; free space on its disk") from None
+        raise StartError(f"the smoke test ended with code {code} and no whole report; see {log}") from None
+    except OSError as error:
+        raise StoreError(f"{result} cannot be read ({error.strerror}); `journalctl -k` says why") from None
 
 
 def show(report: Report, console: Console, *, subject: str) -> None:

@@ -33,7 +33,7 @@ class Announcer:
             self.motd.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self.motd, self.motd.with_name(f".{self.motd.name}.new"), text.encode())
         except OSError as error:
-            raise StoreError(f"{self.motd} cannot be written ({error.strerror}); run as root") from None
+            raise StoreError.unwritable(self.motd, error) from None
 
 
 def send_alerts(record: Record, hook: str) -> int:
@@ -53,4 +53,5 @@ def send_alerts(record: Record, hook: str) -> int:
         if done.returncode:
             raise StartError(f"the alert program {hook} ended with {done.returncode}; it is tried again later")
         record.sent(line)
+    record.settle()
     return len(waiting)

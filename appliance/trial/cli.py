@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 
 from appliance.errors import LoaderError, StoreError
-from appliance.ops.proof import Proof, latest
+from appliance.ops.proof import Proof, latest, of_run
 from appliance.trial.announce import MOTD, Announcer, send_alerts
 from appliance.trial.drive import drive
 from appliance.trial.loader import Loader
@@ -32,29 +32,29 @@ def add_trial(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     actions = trial.add_subparsers(metavar="action", required=True)
 
-    status = actions.add_parser("status", help="what is proven, on trial, rolled back")
-    status.add_argument("--json", action="store_true")
-    status.set_defaults(run=_status)
-
-    installed = actions.add_parser("installed", help="(boot loader's hook) a system was installed")
-    installed.add_argument("system", type=Path)
-    installed.add_argument("--again", action="store_true", help="try it although it was rolled back before")
-    arrived = actions.add_parser("arrived", help="(unit) the machine came up, or was switched")
-    verdict = actions.add_parser("verdict", help="(unit) the smoke test ended")
-    verdict.add_argument("outcome", choices=("passed", "failed"))
-    deadline = actions.add_parser("deadline", help="(timer) there should have been a verdict by now")
-    for one, run in ((installed, _installed), (arrived, _arrived), (verdict, _verdict), (deadline, _deadline)):
-        one.add_argument("--enforce", action="store_true", help="act; without it, only say what would be done")
+    def action(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        one = actions.add_parser(name, help=text)
+        one.add_argument("--record", type=Path, default=FOLDER, help="folder of the record (%(default)s)")
         one.set_defaults(run=run)
-    for one in (installed, arrived, verdict, deadline):
+        return one
+
+    def event(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        one = action(name, run, text)
+        one.add_argument("--enforce", action="store_true", help="act; without it, only say what would be done")
         one.add_argument("--rescue", metavar="NAME", help="the specialisation that is the rescue system")
         one.add_argument("--boot", type=Path, default=Path("/boot"), help="the EFI system partition (%(default)s)")
+        return one
 
-    alerts = actions.add_parser("alerts", help="(unit) give waiting alerts to a program, each on standard input")
+    action("status", _status, "what is proven, on trial, rolled back").add_argument("--json", action="store_true")
+    installed = event("installed", _installed, "(boot loader's hook) a system was installed")
+    installed.add_argument("system", type=Path)
+    installed.add_argument("--again", action="store_true", help="try it although it was rolled back before")
+    event("arrived", _arrived, "(unit) the machine came up, or was switched")
+    verdict = event("verdict", _verdict, "(unit) the smoke test ended")
+    verdict.add_argument("outcome", choices=("passed", "failed"))
+    event("deadline", _deadline, "(timer) there should have been a verdict by now")
+    alerts = action("alerts", _alerts, "(unit) give waiting alerts to a program, each on standard input")
     alerts.add_argument("--hook", required=True, metavar="PROGRAM")
-    alerts.set_defaults(run=_alerts)
-    for one in (status, installed, arrived, verdict, deadline, alerts):
-        one.add_argument("--record", type=Path, default=FOLDER, help="folder of the record (%(default)s)")
 
 
 def _machine(args: argparse.Namespace) -> Nixos:
@@ -97,7 +97,7 @@ def _arrived(args: argparse.Namespace) -> int:
     try:
         replace_file(ARRIVED, ARRIVED.with_suffix(".new"), running.generation.system.encode())
     except OSError as error:
-        raise StoreError(f"{ARRIVED} cannot be written ({error.strerror}); run as root") from None
+        raise StoreError.unwritable(ARRIVED, error) from None
     if not known:
         _drive(args, machine, Booted(booted.generation, rescue=booted.rescue))
         known = booted.generation.system
@@ -111,12 +111,18 @@ def _verdict(args: argparse.Namespace) -> int:
     running, booted = machine.running(), machine.booted()
     passed = args.outcome == "passed"
     try:
-        proof = latest(REPORTS, running.generation)
+        proof = _proof(running.generation, os.environ.get("MONITOR_INVOCATION_ID", ""))
     except StoreError as error:
         # It only says why: what follows does not wait for that.
         print(f"error: {error}", flush=True)
         proof = None
-    if proof is not None and os.environ.get("MONITOR_INVOCATION_ID", proof.invocation) != proof.invocation:
+    if proof is not None and not running.generation.same(Generation(proof.system)):
+        # Its start found the test of what ran before under way, and so was none of its own.
+        print(f"{proof.line}; {running.generation.label} was switched to meanwhile and is tested now", flush=True)
+        machine.test_again()
+        return 0
+    if proof is not None and proof.passed is not passed:
+        # It was written, and the test still did not end as it says: stopped at the very end, or out of time.
         proof = None
     reason = "" if passed else _reason(proof, os.environ)
     line = proof.line if proof is not None else f"smoke test: {'PASS' if passed else f'FAIL: {reason}'}"
@@ -124,6 +130,14 @@ def _verdict(args: argparse.Namespace) -> int:
     event = Verdict(running.generation, passed=passed, reason=reason, booted=booted == running)
     _drive(args, machine, event, verdict=line)
     return 0
+
+
+def _proof(here: Generation, invocation: str) -> Proof | None:
+    """The report of the run ``invocation``, on whatever generation; without one (by hand) the last on ``here``."""
+    if not invocation:
+        return latest(REPORTS, here)
+    mine = latest(REPORTS, here)
+    return mine if mine is not None and mine.invocation == invocation else of_run(REPORTS, invocation)
 
 
 def _reason(proof: Proof | None, environment: Mapping[str, str]) -> str:
@@ -134,11 +148,15 @@ def _reason(proof: Proof | None, environment: Mapping[str, str]) -> str:
     result = environment.get("MONITOR_SERVICE_RESULT", "unknown")
     how = {"timeout": "it did not end in time", "resources": "it could not be started"}.get(result)
     status = environment.get("MONITOR_EXIT_STATUS", "")
-    return how or f"it ended without a report ({result}{f', {status}' if status else ''})"
+    ended = f"it ended without a report ({result}{f', {status}' if status else ''})"
+    return how or f"{ended}: journalctl -u appliance-smoke says why"
 
 
 def _deadline(args: argparse.Namespace) -> int:
     machine = _machine(args)
+    if machine.verdict_comes():
+        print("the smoke test still runs, or what follows from it does; their own time limits end them", flush=True)
+        return 0
     _drive(args, machine, Deadline(machine.running().generation))
     return 0
 

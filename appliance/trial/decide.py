@@ -67,7 +67,8 @@ def _enforced(state: State, event: Installed | Switched | Verdict | Deadline, at
         return _switched(state, event.generation)
     if isinstance(event, Verdict):
         return _passed(state, event) if event.passed else _failed(state, event, at)
-    if _on_trial(state, event.generation, Phase.BOOTED, Phase.LIVE):
+    # It counts from the boot: what was switched to since had less time, or none, and the test has its own limit.
+    if _on_trial(state, event.generation, Phase.BOOTED):
         return _failed(state, Verdict(event.generation, passed=False, reason="no verdict in time"), at)
     return state, ()
 
@@ -138,8 +139,8 @@ def _passed(state: State, event: Verdict) -> Decision:
         hold = SetDefault(here)
         state = replace(state, proven=here, held=hold, last=f"{here.label} passed its smoke test")
         return state, (Keep(here), hold)
-    trial = _on_trial(state, here, Phase.BOOTED, Phase.LIVE)
-    if trial is None:
+    trial = _under_test(state, event)
+    if trial is None or trial.phase is Phase.LIVE_PASSED:
         return state, ()
     if trial.phase is Phase.LIVE:
         if not trial.armed:
@@ -154,7 +155,7 @@ def _passed(state: State, event: Verdict) -> Decision:
 
 def _failed(state: State, event: Verdict, at: str) -> Decision:
     here, reason = event.generation, event.reason
-    trial, proven = _on_trial(state, here, Phase.BOOTED, Phase.LIVE, Phase.LIVE_PASSED), state.proven
+    trial, proven = _under_test(state, event), state.proven
     if proven is None:
         # It came up, which a rescue system would do too, but nothing more: stay, and boot here again.
         line = f"{here.label} failed its smoke test ({reason}); nothing was ever proven here, so it stays"
@@ -199,6 +200,13 @@ def _reported(state: State, event: Installed | Switched | Verdict | Deadline) ->
 def _on_trial(state: State, here: Generation, *phases: Phase) -> Trial | None:
     trial = state.trial
     return trial if trial is not None and here.same(trial.candidate) and trial.phase in phases else None
+
+
+def _under_test(state: State, event: Verdict) -> Trial | None:
+    """The trial that a verdict is about; one still armed, though booted, could not be recorded as it arrived."""
+    if event.booted and (armed := _on_trial(state, event.generation, Phase.ARMED)):
+        return replace(armed, phase=Phase.BOOTED)
+    return _on_trial(state, event.generation, Phase.BOOTED, Phase.LIVE, Phase.LIVE_PASSED)
 
 
 def _remember(state: State, failed: Generation, reason: str, at: str, *, then: str) -> State:

@@ -10,11 +10,11 @@ firmware forgets its variables.
 from __future__ import annotations
 
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import LoaderError
+from appliance.trial.command import run
 from appliance.trial.record import replace_file
 
 VENDOR = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -34,11 +34,15 @@ class Loader:
         By content, not by number: NixOS names the same system twice where two profiles hold it, and drops the
         oldest names once there are more than its limit.
         """
-        found = [
-            file.name
-            for file in (self.boot / "loader" / "entries").glob("nixos*.conf")
-            if re.search(rf"\binit={re.escape(str(init_of))}/init(\s|$)", file.read_text(errors="replace"))
-        ]
+        try:
+            found = [
+                file.name
+                for file in (self.boot / "loader" / "entries").glob("nixos*.conf")
+                if re.search(rf"\binit={re.escape(str(init_of))}/init(\s|$)", file.read_text(errors="replace"))
+            ]
+        except OSError as error:
+            what = f"{error.filename or self.boot} cannot be read ({error.strerror})"
+            raise LoaderError(f"{what}; check that file system with fsck, and run as root") from None
         if not found:
             raise LoaderError(f"no boot entry starts {init_of}; `nixos-rebuild boot` writes them anew")
         # An entry of the system profile before one of a named profile, the newest first.
@@ -85,17 +89,13 @@ class Loader:
                 replace_file(file, file.with_name("loader.conf.new"), after.encode())
         except OSError as error:
             raise LoaderError(f"{file} cannot be changed ({error.strerror}); is {self.boot} mounted?") from None
+        except UnicodeDecodeError:
+            raise LoaderError(
+                f"{file} is damaged; check {self.boot} with fsck, then `nixos-rebuild boot`"
+            ) from None
 
     def _bootctl(self, *words: str) -> None:
-        try:
-            done = subprocess.run(
-                ["bootctl", f"--esp-path={self.boot}", *words], capture_output=True, text=True, check=False
-            )
-        except OSError as error:
-            raise LoaderError(f"bootctl cannot be run ({error.strerror}); trial boots need systemd-boot") from None
-        if done.returncode:
-            said = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
-            raise LoaderError(f"bootctl {' '.join(words)}: {said[-1]}; trial boots need systemd-boot and EFI")
+        run(["bootctl", f"--esp-path={self.boot}", *words], hint="trial boots need systemd-boot and EFI")
 
 
 def _number(name: str) -> int:

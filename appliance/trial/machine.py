@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from appliance.errors import LoaderError
+from appliance.trial.command import run
 from appliance.trial.loader import Loader
 from appliance.trial.state import (
     Action,
@@ -26,10 +27,15 @@ from appliance.trial.state import (
     SwitchBack,
 )
 
+HINT = "is this NixOS?"
 SWITCH_UNIT = "appliance-switch-back"
 
-LOCK_WAIT_S = 300.0
-"""Seconds to wait for a switch that is still under way: NixOS's own refuses at once."""
+LOCK_WAIT_S, SWITCH_S = 300.0, 480.0
+"""Seconds to wait for a switch that is still under way, since NixOS's own refuses at once; and for ours. Together
+less than what systemd gives the unit that we run in, or there would be no time left to reboot."""
+
+SMOKE_UNIT = "appliance-smoke.service"
+VERDICT_UNITS = ("appliance-trial-passed.service", "appliance-trial-failed.service")
 
 
 class Machine(Protocol):
@@ -90,6 +96,19 @@ class Nixos:
         numbers = [number for number, link in self._links() if link.resolve() == real]
         return Generation(str(real), max(numbers, default=None))
 
+    def verdict_comes(self) -> bool:
+        """Whether the smoke test runs, or what follows from it is on its way: each has a time limit of its own."""
+        words = ["systemctl", "show", "--property=Id,ActiveState,Job", "--", SMOKE_UNIT, *VERDICT_UNITS]
+        try:
+            return under_way(run(words, hint=HINT))
+        except LoaderError:
+            # Nobody says that one comes.
+            return False
+
+    def test_again(self) -> None:
+        """Let the smoke test begin once more."""
+        run(["systemctl", "start", "--no-block", SMOKE_UNIT], hint=HINT)
+
     def _place(self, link: Path) -> Place:
         if not link.exists():
             raise LoaderError(f"{link} does not exist; is this NixOS?")
@@ -117,9 +136,12 @@ class Nixos:
         profile = self.profiles / "system-profiles" / "proven"
         if profile.resolve() == Path(generation.system).resolve():
             return
-        profile.parent.mkdir(parents=True, exist_ok=True)
-        _run(["nix-env", "--profile", str(profile), "--set", generation.system])
-        _run(["nix-env", "--profile", str(profile), "--delete-generations", "+1"])
+        try:
+            profile.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LoaderError(f"{profile.parent} cannot be made ({error.strerror}); {HINT}") from None
+        run(["nix-env", "--profile", str(profile), "--set", generation.system], hint=HINT)
+        run(["nix-env", "--profile", str(profile), "--delete-generations", "+1"], hint=HINT)
 
     def _set_profile(self, generation: Generation) -> None:
         profile, system = self.profiles / "system", Path(generation.system).resolve()
@@ -127,28 +149,45 @@ class Nixos:
             return
         known, number = dict(self._links()), generation.number
         if number in known and known[number].resolve() == system:
-            _run(["nix-env", "--profile", str(profile), "--switch-generation", str(number)])
+            run(["nix-env", "--profile", str(profile), "--switch-generation", str(number)], hint=HINT)
         else:
-            _run(["nix-env", "--profile", str(profile), "--set", generation.system])
+            run(["nix-env", "--profile", str(profile), "--set", generation.system], hint=HINT)
 
     def _switch_back(self, generation: Generation) -> None:
         self._wait_for_lock()
         program = f"{generation.system}/bin/switch-to-configuration"
         # In a unit of its own: the switch may change the one that we run in, and wants none of its restrictions.
-        run = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", f"--unit={SWITCH_UNIT}"]
-        done = subprocess.run([*run, program, "switch"], stdin=subprocess.DEVNULL, check=False)
+        words = [
+            "systemd-run",
+            "--quiet",
+            "--collect",
+            "--wait",
+            "--pipe",
+            f"--unit={SWITCH_UNIT}",
+            program,
+            "switch",
+        ]
+        try:
+            # Its output is ours: through a pipe of our own it would keep us waiting beyond the limit.
+            code = subprocess.run(words, stdin=subprocess.DEVNULL, check=False, timeout=SWITCH_S).returncode
+            how = f"ended with {code}"
+        except subprocess.TimeoutExpired:
+            how = f"did not end within {SWITCH_S:g} s"
+        except OSError as error:
+            how = f"could not be begun ({error.strerror})"
         if self.running().generation.same(generation):
             # Units of the proven generation that fail are its own affair (exit 4): it runs.
             return
-        print(f"{program} switch ended with {done.returncode} and {generation.label} does not run: rebooting")
+        print(f"{program} switch {how} and {generation.label} does not run: rebooting", flush=True)
         self._reboot(generation)
 
     def _wait_for_lock(self) -> None:
         # Somebody's own switch may still be at it, of which this verdict is the consequence.
         file = self.run / "nixos" / "switch-to-configuration.lock"
-        if not file.exists():
-            return
-        lock = os.open(file, os.O_RDONLY)
+        try:
+            lock = os.open(file, os.O_RDONLY)
+        except OSError:
+            return  # no switch since this boot
         try:
             until = time.monotonic() + LOCK_WAIT_S
             while time.monotonic() < until:
@@ -170,14 +209,20 @@ class Nixos:
             raise LoaderError(f"no reboot: it would lead to {oneshot or default}, not to {entry}; `bootctl list`")
         if self.booted() == Place(generation) and self.running() == Place(generation):
             raise LoaderError(f"no reboot: {generation.label} runs already")
-        _run(["systemctl", "reboot"])
+        run(["systemctl", "reboot"], hint=HINT)
 
 
-def _run(argv: list[str]) -> None:
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise LoaderError(f"{argv[0]} cannot be run ({error.strerror}); is this NixOS?") from None
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
-        raise LoaderError(f"{' '.join(argv)}: {said[-1]}")
+def under_way(shown: str) -> bool:
+    """Whether ``systemctl show`` of the smoke test and of what follows it says that a verdict comes.
+
+    A smoke test that only waits for its turn does not count, for that may never come.
+    """
+    blocks = [dict(line.split("=", 1) for line in one.splitlines() if "=" in line) for one in shown.split("\n\n")]
+    states = {one.get("Id"): one for one in blocks}
+
+    def stirs(unit: str, *, also_waiting: bool) -> bool:
+        state = states.get(unit, {})
+        waits = state.get("Job", "") not in {"", "0"}
+        return state.get("ActiveState") in {"activating", "deactivating"} or (also_waiting and waits)
+
+    return stirs(SMOKE_UNIT, also_waiting=False) or any(stirs(unit, also_waiting=True) for unit in VERDICT_UNITS)

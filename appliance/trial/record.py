@@ -30,8 +30,9 @@ class Record:
     def load(self) -> State:
         """The state; an empty one where nothing was ever written.
 
-        A record that cannot be understood is put aside and said so in an alert: without it the machine stays where
-        it is, and the loader's default entry, which no record is needed for, stays the proven one.
+        A record that cannot be understood is put aside and said so in an alert that stays until it was sent:
+        without it the machine stays where it is, and the loader's default entry, which no record is needed for,
+        stays the proven one.
         """
         file = self.folder / NAME
         try:
@@ -43,24 +44,30 @@ class Record:
         except msgspec.DecodeError as error:
             aside = file.with_suffix(".broken")
             line = f"{file} was broken ({error}) and is now {aside.name}; what is proven has to be found anew"
+            state = State(last=line, unsent=(line,))
             try:
-                file.rename(aside)
-            except OSError:
+                aside.unlink(missing_ok=True)
+                aside.hardlink_to(file)
+                # Only now, and whole: whoever looks next has to find the alert, not an empty record.
+                self.save(state)
+            except (OSError, StoreError):
                 line = f"{file} is broken ({error}); delete it: what is proven has to be found anew"
-            return State(last=line, unsent=(line,))
+                return State(last=line, unsent=(line,))
+            return state
 
     def save(self, state: State) -> None:
         """Write ``state``; a power cut leaves the old record or the new one. Raises :class:`StoreError`."""
         file, draft = self.folder / NAME, self.folder / f"{NAME}.new"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(file, draft, msgspec.json.format(msgspec.json.encode(state), indent=1))
             if state.unsent:
+                # Before the record: an alert that nobody looks for would wait for the next one.
                 (self.folder / UNSENT).touch()
-            else:
+            replace_file(file, draft, msgspec.json.format(msgspec.json.encode(state), indent=1))
+            if not state.unsent:
                 (self.folder / UNSENT).unlink(missing_ok=True)
         except OSError as error:
-            raise StoreError(f"{file} cannot be written ({error.strerror}); free space on its disk") from None
+            raise StoreError.unwritable(file, error) from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -69,7 +76,7 @@ class Record:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise StoreError(f"{self.folder} cannot be used ({error.strerror}); run as root") from None
+            raise StoreError.unwritable(self.folder, error) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -84,6 +91,18 @@ class Record:
             if line in rest:
                 rest.remove(line)
                 self.save(replace(state, unsent=tuple(rest)))
+
+    def settle(self) -> None:
+        """Take the mark away where no alert waits: a power cut may have left it, and it starts the sender for ever.
+
+        Raises :class:`StoreError` where it cannot be taken away.
+        """
+        with self.locked():
+            if not self.load().unsent:
+                try:
+                    (self.folder / UNSENT).unlink(missing_ok=True)
+                except OSError as error:
+                    raise StoreError.unwritable(self.folder / UNSENT, error) from None
 
 
 def replace_file(file: Path, draft: Path, content: bytes) -> None:

@@ -129,7 +129,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """So long after its boot ``generation`` should have had its verdict."""
+    """So long after its boot ``generation`` should have had its verdict, and none is on its way."""
 
     generation: Generation
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 from pathlib import Path
 
-from appliance.errors import LoaderError, UsageError
+from appliance.errors import UsageError
+from appliance.trial import command
 from appliance.trial.loader import Loader
 from appliance.trial.machine import Nixos
 from appliance.trial.record import FOLDER, Record
 
 PROFILE = Path("/nix/var/nix/profiles/system")
 FLAKE = "/etc/nixos"
+STAYS = "nothing was rebooted, the machine runs what it ran"
 
 
 def add_upgrade(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Build, refuse what was rolled back, install, and say or do what comes next."""
     if os.geteuid() != 0:
         raise UsageError("appliance upgrade changes the system: run it as root (sudo appliance upgrade)")
-    system = args.system or Path(_output(build_command(args.flake, os.uname().nodename)))
+    system = args.system or _build(args.flake)
     program = system / "bin" / "switch-to-configuration"
     if not program.exists():
         raise UsageError(f"{system} is no NixOS system: {program} does not exist")
@@ -57,23 +58,18 @@ def run(args: argparse.Namespace) -> int:
     if machine.running().generation.same(new):
         print(f"{new.label} runs already; nothing to do")
         return 0
-    _output(["nix-env", "--profile", str(PROFILE), "--set", str(system.resolve())])
+    command.run(["nix-env", "--profile", str(PROFILE), "--set", str(system.resolve())], hint=STAYS)
     # The boot loader's hook in there asks the record; it prints what follows.
     environment = os.environ | ({"APPLIANCE_TRIAL_AGAIN": "1"} if args.again else {})
-    code = subprocess.run([program, "boot"], env=environment, check=False).returncode
-    if code:
-        raise LoaderError(f"{program} boot ended with {code}; nothing was rebooted, the machine runs what it ran")
+    command.run([str(program), "boot"], hint=STAYS, shown="all", environment=environment, timeout_s=None)
     if not args.reboot:
         print("`systemctl reboot` tries it; without a reboot nothing changes")
         return 0
-    return subprocess.run(["systemctl", "reboot"], check=False).returncode
+    command.run(["systemctl", "reboot"], hint=STAYS, shown="all")
+    return 0
 
 
-def _output(argv: list[str]) -> str:
-    try:
-        done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
-    except OSError as error:
-        raise LoaderError(f"{argv[0]} cannot be run ({error.strerror}); is this NixOS?") from None
-    if done.returncode:
-        raise LoaderError(f"{argv[0]} ended with {done.returncode}: see above; nothing was installed")
-    return done.stdout.strip()
+def _build(flake: str) -> Path:
+    # As long as it takes, before the eyes of who waits for it.
+    argv = build_command(flake, os.uname().nodename)
+    return Path(command.run(argv, hint="nothing was installed", shown="errors", timeout_s=None))

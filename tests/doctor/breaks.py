@@ -205,6 +205,12 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
             "warn",
             "XID 38",
         ),
+        (
+            "its memory",
+            _says("journalctl", "x\nNVRM: Xid (PCI:0000:41:00): 95, pid=1, Uncontained ECC error.\n"),
+            "fail",
+            "XID 95, 1 times",
+        ),
         ("recovery", _says("recovery", "0, Drain and Reset\n"), "fail", "Drain and Reset"),
         ("a withheld log", _says("journalctl", ""), "unknown", "log of this boot is empty"),
         (

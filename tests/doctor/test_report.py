@@ -53,7 +53,7 @@ def test_the_json_has_its_schema(gpu: FakeHost) -> None:
     assert (report["version"], report["host"], report["worst"], report["exit_code"]) == (1, "gpu", "fail", 1)
     assert done.returncode == 1
     for one in report["checks"]:
-        assert set(one) == {"name", "subject", "level", "seen", "meaning", "fix", "cause"}
+        assert set(one) == {"name", "subject", "level", "seen", "meaning", "fix", "cause", "fault_domain"}
         assert one["level"] in ORDER
         assert all(isinstance(value, str) for value in one.values())
     assert [set(one) for one in report["left_out"]] == [{"name", "why"}] * 3

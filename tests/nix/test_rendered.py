@@ -215,3 +215,12 @@ def test_the_installer_is_clean_bash() -> None:
     script = checker.ROOT / "modules/installer/install.sh"
     done = checker.said([shellcheck, "--shell=bash", script])
     assert done.returncode == 0, done.stdout
+
+
+def test_the_smoke_test_finds_what_it_asks_and_its_key_outlives_it() -> None:
+    """Without ``ip`` no silence of the tunnel could be told from a fault of the generation."""
+    smoke = checker.host("gpu")["systemd.services"]["appliance-smoke"]
+    assert {f"<package {name}>" for name in ("nftables", "wireguard-tools", "iproute2")} <= set(smoke["path"])
+    lives = re.search(r"--expires-in (\d+)s ", smoke["serviceConfig"]["ExecStart"]["text"])
+    assert lives is not None
+    assert int(lives[1]) >= smoke["serviceConfig"]["TimeoutStartSec"]

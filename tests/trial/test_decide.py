@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from appliance.errors import LoaderError, StoreError
 from appliance.trial.decide import decide
 from appliance.trial.drive import drive
-from appliance.trial.record import Record
+from appliance.trial.record import UNSENT, Record
 from appliance.trial.state import (
     Action,
     Booted,
@@ -31,6 +32,7 @@ from appliance.trial.state import (
     Trial,
     Verdict,
 )
+from tests.smalldisk import SmallDisk
 
 OLD, NEW = Generation("/nix/store/old", 7), Generation("/nix/store/new", 8)
 HELD = State(proven=OLD, held=SetDefault(OLD))
@@ -129,6 +131,41 @@ def test_report_only_never_leaves_and_never_reboots(phase: Phase, passed: bool) 
         assert not any(isinstance(action, (Reboot, SwitchBack, SetOneshot)) for action in actions)
 
 
+def test_the_deadline_of_a_boot_judges_what_was_booted_alone() -> None:
+    """A live switch shortly before it, or a timer that the switch itself starts late, proves nothing."""
+    for phase in (Phase.LIVE, Phase.LIVE_PASSED, Phase.ARMED):
+        assert decide(on_trial(phase), Deadline(NEW), enforce=True) == (on_trial(phase), ())
+    _, actions = decide(on_trial(Phase.BOOTED), Deadline(NEW), enforce=True)
+    assert actions[-1] == Reboot(OLD)
+
+
+def test_an_arrival_that_could_not_be_recorded_is_judged_all_the_same() -> None:
+    """The record still says armed; that it came up by a boot says the verdict itself."""
+    _, actions = decide(on_trial(Phase.ARMED), Verdict(NEW, passed=False, reason="no token"), enforce=True)
+    assert actions[-1] == Reboot(OLD)
+    _, actions = decide(on_trial(Phase.ARMED), Verdict(NEW, passed=True), enforce=True)
+    assert actions == (Keep(NEW), SetDefault(NEW), ClearOneshot())
+    for passed in (True, False):
+        state, actions = decide(on_trial(Phase.ARMED), Verdict(NEW, passed, booted=False), enforce=True)
+        assert (actions, state.trial) == ((), Trial(NEW, Phase.ARMED)), "it was not booted yet"
+
+
+def test_a_disk_that_was_full_all_the_time_keeps_nobody_in_a_failed_system(small_disk: SmallDisk) -> None:
+    record, machine = Record(small_disk.folder / "trial"), Refusing()
+    record.save(on_trial(Phase.ARMED))
+    small_disk.fill()
+    for event in (Booted(NEW), Verdict(NEW, passed=False, reason="no token")):
+        with pytest.raises(StoreError, match="No space left"):
+            drive(event, record=record, machine=machine, enforce=True)
+    assert machine.done[-1] == Reboot(OLD)
+    # The proven one comes up with the same full disk, and stays.
+    machine.done.clear()
+    for again in (Booted(OLD), Verdict(OLD, passed=False, reason="no token"), Deadline(OLD)):
+        with suppress(StoreError):
+            drive(again, record=record, machine=machine, enforce=True)
+    assert not any(isinstance(action, (Reboot, SwitchBack)) for action in machine.done)
+
+
 def test_report_only_touches_no_loader() -> None:
     for event in (Installed(NEW, OLD), Booted(NEW), Switched(NEW), Verdict(NEW, passed=False), Deadline(NEW)):
         assert decide(State(proven=OLD), event, enforce=False)[1] == ()
@@ -186,10 +223,36 @@ def test_a_broken_record_is_put_aside_and_said(content: str, tmp_path: Path) -> 
     state = Record(tmp_path).load()
     assert (state.proven, state.held) == (None, None)
     assert "broken" in state.unsent[0]
-    assert (tmp_path / "record.broken").exists()
+    assert (tmp_path / "record.broken").read_text() == content
+    assert Record(tmp_path).load() == state, "whoever looked first has taken the alert away"
+    assert (tmp_path / UNSENT).exists(), "nobody would send it"
+
+
+def test_a_broken_record_on_a_full_disk_is_said_each_time(small_disk: SmallDisk) -> None:
+    record = Record(small_disk.folder / "trial")
+    record.save(HELD)
+    (record.folder / "record.json").write_text("{")
+    small_disk.fill()
+    for _ in range(2):
+        assert "broken" in record.load().unsent[0]
+    small_disk.free()
+    assert "is now record.broken" in record.load().unsent[0]
 
 
 def test_a_record_that_cannot_be_written_names_the_fix(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="free space on its disk"):
+    with pytest.raises(StoreError, match=r"cannot be written \(File exists\); `df -h"):
         Record(tmp_path / "file").save(HELD)
+
+
+def test_a_record_on_a_full_or_read_only_disk_stays_what_it_was(small_disk: SmallDisk) -> None:
+    record = Record(small_disk.folder / "trial")
+    record.save(HELD)
+    small_disk.fill()
+    with pytest.raises(StoreError, match=r"No space left on device.*free space on its disk"):
+        record.save(on_trial(Phase.BOOTED))
+    assert record.load() == HELD
+    small_disk.read_only()
+    with pytest.raises(StoreError, match=r"Read-only file system.*mount -o remount,rw"):
+        record.save(on_trial(Phase.BOOTED))
+    assert record.load() == HELD

@@ -14,9 +14,9 @@ from appliance.trial.drive import drive
 from appliance.trial.loader import Loader
 from appliance.trial.machine import Nixos, Place
 from appliance.trial.record import UNSENT, Record
-from appliance.trial.state import Generation, SetDefault, State, SwitchBack, Trial, Verdict
+from appliance.trial.state import Generation, Keep, SetDefault, State, SwitchBack, Trial, Verdict
 from appliance.trial.upgrade import build_command
-from tests.trial.model import MemoryRecord
+from tests.trial.model import MemoryRecord, PowerCut
 from tests.trial.test_decide import NEW, OLD
 
 
@@ -110,6 +110,49 @@ def test_an_alert_that_is_not_taken_waits(tmp_path: Path) -> None:
         send_alerts(record, str(tmp_path / "absent"))
 
 
+def test_a_mark_that_a_power_cut_left_does_not_start_the_sender_for_ever(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    record.save(State())
+    (tmp_path / UNSENT).touch()
+    assert send_alerts(record, hook(tmp_path, "exit 1")) == 0
+    assert not (tmp_path / UNSENT).exists()
+
+
+def test_an_alert_is_marked_before_it_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The power goes in between: a mark without an alert goes away by itself, an alert without a mark waits."""
+
+    def cut(*_: object) -> None:
+        raise PowerCut
+
+    monkeypatch.setattr("appliance.trial.record.replace_file", cut)
+    with pytest.raises(PowerCut):
+        Record(tmp_path).save(State(unsent=("one",)))
+    assert (tmp_path / UNSENT).exists()
+
+
+def test_a_boot_partition_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "loader" / "entries" / "nixos-generation-1.conf").mkdir(parents=True)
+    with pytest.raises(LoaderError, match=r"generation-1\.conf cannot be read \(Is a directory\); check that"):
+        Loader(boot=tmp_path).entry(Path("/nix/store/a"))
+
+
+def test_a_loader_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    conf = tmp_path / "loader" / "loader.conf"
+    loader = Loader(boot=tmp_path, variables=tmp_path)
+    with pytest.raises(LoaderError, match=r"cannot be changed .*is .* mounted"):
+        loader.release_default("nixos-generation-1.conf")
+    conf.parent.mkdir()
+    conf.write_bytes(b"default \xff\xfe\n")
+    with pytest.raises(LoaderError, match=r"loader\.conf is damaged; check"):
+        loader.release_default("nixos-generation-1.conf")
+
+
+def test_a_profile_folder_that_cannot_be_made_is_named(nixos: Nixos, tmp_path: Path) -> None:
+    (nixos.profiles / "system-profiles").write_text("")
+    with pytest.raises(LoaderError, match=r"system-profiles cannot be made \(File exists\)"):
+        nixos.act(Keep(Generation(str(tmp_path / "store" / "a"), 4)))
+
+
 def proof(*steps: Step, invocation: str = "i") -> Proof:
     return Proof("/nix/store/new", 8, True, "2026-11-25", 1.0, steps, invocation=invocation)
 
@@ -123,7 +166,10 @@ def test_the_reason_is_the_first_failed_step() -> None:
     ("environment", "reason"),
     [
         ({"MONITOR_SERVICE_RESULT": "timeout"}, "it did not end in time"),
-        ({"MONITOR_SERVICE_RESULT": "exit-code", "MONITOR_EXIT_STATUS": "2"}, "without a report (exit-code, 2)"),
+        (
+            {"MONITOR_SERVICE_RESULT": "exit-code", "MONITOR_EXIT_STATUS": "2"},
+            "without a report (exit-code, 2): journalctl -u appliance-smoke",
+        ),
         ({"MONITOR_SERVICE_RESULT": "resources"}, "it could not be started"),
         ({}, "without a report (unknown)"),
     ],

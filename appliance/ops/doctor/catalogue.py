@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from appliance.errors import UsageError
 from appliance.ops.doctor import checks
 from appliance.ops.doctor.host import CannotLookError
-from appliance.ops.doctor.result import LeftOut, Report, Result, Verdict, unknown
+from appliance.ops.doctor.result import FaultDomain, LeftOut, Report, Result, Verdict, unknown
 from appliance.ops.doctor.scene import Scene
 from appliance.rules import nearest
 
@@ -17,7 +17,9 @@ from appliance.rules import nearest
 class Check:
     """One check. ``looks`` and ``mend`` are for docs/doctor.md and ``--list``.
 
-    ``applies`` says why it does not concern a host, or nothing where it does.
+    ``applies`` says why it does not concern a host, or nothing where it does. ``fault_domain`` is whose fault its
+    failures are; ``otherwise`` says which of them are the other's, as their verdicts say. Only a generation's own
+    fail its smoke test (docs/decisions/0011-fault-domains.md).
     """
 
     name: str
@@ -26,6 +28,8 @@ class Check:
     mend: str
     applies: Callable[[Scene], str]
     run: Callable[[Scene], Iterable[Verdict]]
+    fault_domain: FaultDomain
+    otherwise: str = ""
 
 
 def examine(scene: Scene, only: Iterable[str] = ()) -> Report:
@@ -46,7 +50,7 @@ def examine(scene: Scene, only: Iterable[str] = ()) -> Report:
         if why := check.applies(scene):
             left_out.append(LeftOut(check.name, why))
         else:
-            results += [_named(check.name, verdict) for verdict in _made(check, scene)]
+            results += [_named(check, verdict) for verdict in _made(check, scene)]
     if wanted and not results:
         raise UsageError("; ".join(f"--only {one.name}: {one.why}" for one in left_out))
     return Report(scene.name, tuple(results), tuple(left_out))
@@ -66,8 +70,9 @@ def _made(check: Check, scene: Scene) -> Iterator[Verdict]:
             yield unknown("found nothing to look at", "is the description of this host complete? `appliance check`")
 
 
-def _named(name: str, v: Verdict) -> Result:
-    return Result(name, _plain(v.subject), v.level, _plain(v.seen), _plain(v.meaning), _plain(v.fix), v.cause)
+def _named(check: Check, v: Verdict) -> Result:
+    said = (_plain(v.seen), _plain(v.meaning), _plain(v.fix))
+    return Result(check.name, _plain(v.subject), v.level, *said, v.cause, v.fault_domain or check.fault_domain)
 
 
 def _plain(text: str) -> str:
@@ -85,6 +90,7 @@ CHECKS: tuple[Check, ...] = (
         "`nixos-rebuild boot --flake .#gpu && reboot`",
         checks.has_pins,
         checks.check_pins,
+        "generation",
     ),
     Check(
         "driver",
@@ -93,6 +99,7 @@ CHECKS: tuple[Check, ...] = (
         "`reboot`",
         checks.has_cards,
         checks.check_driver,
+        "generation",
     ),
     Check(
         "cards",
@@ -101,6 +108,7 @@ CHECKS: tuple[Check, ...] = (
         "look at the kernel's log, then at cable and slot",
         checks.has_cards,
         checks.check_cards,
+        "generation",
     ),
     Check(
         "power",
@@ -109,6 +117,7 @@ CHECKS: tuple[Check, ...] = (
         "`systemctl restart appliance-gpu-power`",
         checks.has_cards,
         checks.check_power,
+        "generation",
     ),
     Check(
         "throttle",
@@ -117,6 +126,7 @@ CHECKS: tuple[Check, ...] = (
         "cool the room, clean filters, check power cables, lower `power_limit_w`",
         checks.has_cards,
         checks.check_throttle,
+        "external",
     ),
     Check(
         "xid",
@@ -125,6 +135,8 @@ CHECKS: tuple[Check, ...] = (
         "reset the card or `reboot`; have it exchanged if it returns",
         checks.has_cards,
         checks.check_xid,
+        "generation",
+        "faults of the card's own memory (48, 64, 95), and the recovery asked for after nothing else",
     ),
     Check(
         "kernel",
@@ -133,6 +145,7 @@ CHECKS: tuple[Check, ...] = (
         "`nixos-rebuild boot --flake .#gpu && reboot`",
         checks.needs("kernel_parameters", "no kernel parameters are asked for"),
         checks.check_kernel,
+        "generation",
     ),
     Check(
         "hugepages",
@@ -141,6 +154,7 @@ CHECKS: tuple[Check, ...] = (
         "`sysctl vm.nr_hugepages=…`",
         checks.needs("memory", "its memory is not described"),
         checks.check_hugepages,
+        "generation",
     ),
     Check(
         "memlock",
@@ -149,6 +163,7 @@ CHECKS: tuple[Check, ...] = (
         "`LimitMEMLOCK=infinity` in its unit",
         checks.has_engines_on_cards,
         checks.check_memlock,
+        "generation",
     ),
     Check(
         "numa",
@@ -157,6 +172,7 @@ CHECKS: tuple[Check, ...] = (
         "set `numa_node` in the site",
         checks.has_cards,
         checks.check_numa,
+        "generation",
     ),
     Check(
         "clock",
@@ -165,6 +181,7 @@ CHECKS: tuple[Check, ...] = (
         "`systemctl restart systemd-timesyncd`",
         checks.always,
         checks.check_clock,
+        "external",
     ),
     Check(
         "disk",
@@ -173,6 +190,7 @@ CHECKS: tuple[Check, ...] = (
         "`nix-collect-garbage -d`",
         checks.always,
         checks.check_disk,
+        "external",
     ),
     Check(
         "models",
@@ -181,6 +199,7 @@ CHECKS: tuple[Check, ...] = (
         "fetch the model again",
         checks.has_models,
         checks.check_models,
+        "generation",
     ),
     Check(
         "database",
@@ -189,6 +208,7 @@ CHECKS: tuple[Check, ...] = (
         "restore the newest backup",
         checks.has_database,
         checks.check_database,
+        "generation",
     ),
     Check(
         "firewall",
@@ -197,6 +217,7 @@ CHECKS: tuple[Check, ...] = (
         "`systemctl restart nftables`",
         checks.needs("firewall", "no firewall is described"),
         checks.check_firewall,
+        "generation",
     ),
     Check(
         "tunnel",
@@ -205,6 +226,8 @@ CHECKS: tuple[Check, ...] = (
         "`systemctl restart wireguard-wg0`; compare both hosts' `wg show`",
         checks.needs("tunnel", "no tunnel is described"),
         checks.check_tunnel,
+        "generation",
+        "a silent other end, where the smoke test has evidence for it",
     ),
     Check(
         "ports",
@@ -213,6 +236,7 @@ CHECKS: tuple[Check, ...] = (
         "remove `host` from the engine's options",
         checks.has_sockets,
         checks.check_ports,
+        "generation",
     ),
     Check(
         "units",
@@ -221,6 +245,7 @@ CHECKS: tuple[Check, ...] = (
         "`journalctl -u UNIT -b`",
         checks.needs("units", "no units are described"),
         checks.check_units,
+        "generation",
     ),
     Check(
         "fit",
@@ -229,6 +254,7 @@ CHECKS: tuple[Check, ...] = (
         "what the planner says",
         checks.has_site,
         checks.check_fit,
+        "generation",
     ),
     Check(
         "gateway",
@@ -237,6 +263,7 @@ CHECKS: tuple[Check, ...] = (
         "`systemctl status appliance-gateway`",
         checks.has_gateway,
         checks.check_gateway,
+        "generation",
     ),
     Check(
         "engines",
@@ -245,6 +272,7 @@ CHECKS: tuple[Check, ...] = (
         "`journalctl -u appliance-engine-NAME`",
         checks.has_gateway,
         checks.check_engines,
+        "generation",
     ),
     Check(
         "gateways",
@@ -253,6 +281,7 @@ CHECKS: tuple[Check, ...] = (
         "`appliance doctor --only tunnel`, here and there",
         _NO_EDGE,
         checks.check_gateways,
+        "external",
     ),
     Check(
         "certificate",
@@ -261,6 +290,8 @@ CHECKS: tuple[Check, ...] = (
         "`systemctl start acme-order-renew-DOMAIN`, `systemctl reload nginx`",
         _NO_EDGE,
         checks.check_certificate,
+        "external",
+        "one that nginx does not serve, or that is for another name",
     ),
     Check(
         "edge",
@@ -269,5 +300,7 @@ CHECKS: tuple[Check, ...] = (
         "what `tunnel`, `gateways` and `certificate` say",
         _NO_EDGE,
         checks.check_front,
+        "generation",
+        "502, 503 and 504: no gateway behind it answers",
     ),
 )

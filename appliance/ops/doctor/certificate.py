@@ -129,6 +129,7 @@ def judge_certificate(edge: Edge, found: Certificate | None, served: Served, now
             "systemctl status nginx; journalctl -u nginx",
             "served",
             "edge-down",
+            "generation",
         )
     elif found is not None and served.fingerprint != found.fingerprint:
         yield fail(
@@ -136,6 +137,7 @@ def judge_certificate(edge: Edge, found: Certificate | None, served: Served, now
             "It was renewed, and nginx was not told: clients will meet the old one until it ends.",
             "systemctl reload nginx",
             "served",
+            fault_domain="generation",
         )
     elif served.distrust:
         yield fail(
@@ -168,6 +170,7 @@ def _file(edge: Edge, found: Certificate, now: float, mend: str) -> Verdict:
             mend,
             "file",
             "certificate",
+            "generation",
         )
     if found.issuer == found.subject or "minica" in found.issuer:
         return fail(
@@ -225,6 +228,7 @@ def judge_front(edge: Edge, status: int | str) -> Verdict:
             "nginx does not reach a gateway: the tunnel or the GPU host is down.",
             "appliance doctor --only tunnel --only gateways",
             cause="gateway-unreachable",
+            fault_domain="external",
         )
     return fail(
         f"{asked} gives {status}, not 401",

@@ -32,6 +32,14 @@ firewall, edge, weights and units. A VPS has the second one only. Without NixOS 
 `appliance doctor --config var/site.json` checks what it describes.
 """
 
+FAULTS = """## Whose fault
+
+A failure is a `generation`'s where one can cause it or lack what mends it: by its kernel, driver, parameters,
+units, rules, pins or site. It is `external` where none can: heat, power, a disk full of data, the clock, the other
+end of a line. The doctor's own levels and exit codes do not ask whose fault it is. The smoke test does: only a
+generation's own failures send it back, external ones are warnings in its report, on the console and at login
+([decision 11](decisions/0011-fault-domains.md))."""
+
 JSON = """## JSON
 
 ```json
@@ -43,7 +51,7 @@ JSON = """## JSON
   "causes": [{"code": "wireguard-key-missing", "name": "tunnel", "subject": "private key", "seen": "…",
               "fix": "…"}],
   "checks": [{"name": "tunnel", "subject": "private key", "level": "fail", "seen": "…", "meaning": "…", "fix": "…",
-              "cause": "wireguard-key-missing"}],
+              "cause": "wireguard-key-missing", "fault_domain": "generation"}],
   "left_out": [{"name": "certificate", "why": "this host is no edge"}]
 }
 ```
@@ -65,6 +73,7 @@ def text() -> str:
     """The whole page."""
     levels = [f"| {level} | {EXIT_CODES[level]} | {MEANS[level]} |" for level in ORDER]
     checks = [f"| `{check.name}` | {check.looks} | {check.means} | {check.mend} |" for check in CHECKS]
+    domains = [f"| `{check.name}` | {check.fault_domain} | {check.otherwise} |" for check in CHECKS]
     codes = [f"| `{code}` | {what} |" for code, what in CAUSES.items()]
     return "\n".join(
         [
@@ -84,6 +93,12 @@ def text() -> str:
             "| check | looks at | what a failure means | what mends it |",
             "|---|---|---|---|",
             *checks,
+            "",
+            *FAULTS.splitlines(),
+            "",
+            "| check | fault domain of its failures | but the other for |",
+            "|---|---|---|",
+            *domains,
             "",
             "## What to mend first",
             "",

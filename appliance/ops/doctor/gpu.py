@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from appliance.config import Gpu
 from appliance.ops.doctor.nvidia import Card, Module, Userland, Xid
-from appliance.ops.doctor.result import Verdict, fail, ok, unknown, warn
+from appliance.ops.doctor.result import FaultDomain, Verdict, fail, ok, unknown, warn
 
 LEAST_DRIVER = 580
 """CUDA 13 needs a driver of this major version or newer (NVIDIA's minor-version compatibility page)."""
@@ -21,6 +21,10 @@ WATTS_TOLERANCE = 1.0
 HARDWARE_XIDS = frozenset({48, 62, 64, 74, 79, 95, 119, 120})
 """What a restart of the engine does not mend: double-bit ECC, row remapping failed, NVLink, off the bus,
 uncontained ECC, GSP. The list of the alert rule of nvidia_gpu_exporter."""
+
+MEMORY_XIDS = frozenset({48, 64, 95})
+"""Of these, faults of the card's own memory: no driver and no parameter makes them. The others can come of a
+driver, its GSP firmware or a parameter of the kernel as well as of a card, a slot or a cable."""
 
 APPLICATION_XIDS = frozenset({13, 31, 43, 45})
 """A program's own fault or its end: illegal access, page fault, stopped channel, clean-up."""
@@ -214,6 +218,9 @@ def judge_throttle(seen: Sequence[Card]) -> Iterator[Verdict]:
 
 def judge_xids(xids: Sequence[Xid], recovery: Mapping[int, str]) -> Iterator[Verdict]:
     """What the driver complained about since boot, and what it wants done."""
+    numbers = {xid.number for xid in xids if xid.number in HARDWARE_XIDS}
+    # It asks for a reset after any of them, so it is whose they all are.
+    asked_by: FaultDomain = "external" if numbers and numbers <= MEMORY_XIDS else "generation"
     for index, action in recovery.items():
         if action not in {"None", "[N/A]", "N/A"}:
             yield fail(
@@ -223,6 +230,7 @@ def judge_xids(xids: Sequence[Xid], recovery: Mapping[int, str]) -> Iterator[Ver
                 if "Reset" in action
                 else "reboot",
                 f"card {index}",
+                fault_domain=asked_by,
             )
     counts = Counter(xid.number for xid in xids)
     last = {xid.number: xid for xid in xids}
@@ -234,6 +242,7 @@ def judge_xids(xids: Sequence[Xid], recovery: Mapping[int, str]) -> Iterator[Ver
                 "A fault of the card, its memory or its slot: an engine's restart does not mend it.",
                 "systemctl stop 'appliance-engine-*'; reboot; if it returns, have the card exchanged",
                 f"XID {number}",
+                fault_domain="external" if number in MEMORY_XIDS else "generation",
             )
         elif number not in APPLICATION_XIDS:
             yield warn(

@@ -8,6 +8,12 @@ from typing import Literal
 
 Level = Literal["ok", "warn", "unknown", "fail"]
 
+FaultDomain = Literal["generation", "external"]
+"""On which side of the system's boundary a fault lies (internal and external faults of Avizienis, Laprie, Randell
+and Landwehr, 2004). ``generation``: a generation can cause it or be what lacks to mend it, by its kernel, driver,
+parameters, units, rules or site. ``external``: none can; heat, power, a disk full of data, the other end of a line.
+"""
+
 EXIT_CODES: dict[Level, int] = {"ok": 0, "fail": 1, "warn": 3, "unknown": 4}
 """By the worst level. 2 is a wrong command line or configuration, as everywhere in ``appliance``."""
 
@@ -20,6 +26,7 @@ class Verdict:
     """A judge's answer: how it is, what was seen, what that means, the command that mends it.
 
     ``cause`` is a stable code where this alone keeps requests from being answered (:mod:`.causes`).
+    ``fault_domain`` is said where it is not the check's own (:class:`.catalogue.Check`).
     """
 
     level: Level
@@ -28,11 +35,12 @@ class Verdict:
     fix: str = ""
     subject: str = ""
     cause: str = ""
+    fault_domain: FaultDomain | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One verdict of one check, by the check's name."""
+    """One verdict of one check, by the check's name. ``fault_domain``: whose fault it is where it is one."""
 
     name: str
     subject: str
@@ -41,6 +49,7 @@ class Result:
     meaning: str
     fix: str
     cause: str = ""
+    fault_domain: FaultDomain = "generation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +94,16 @@ def warn(seen: str, meaning: str, fix: str, subject: str = "") -> Verdict:
     return Verdict("warn", seen, meaning, fix, subject)
 
 
-def fail(seen: str, meaning: str, fix: str, subject: str = "", cause: str = "") -> Verdict:
+def fail(
+    seen: str,
+    meaning: str,
+    fix: str,
+    subject: str = "",
+    cause: str = "",
+    fault_domain: FaultDomain | None = None,
+) -> Verdict:
     """It does not work, or is not safe."""
-    return Verdict("fail", seen, meaning, fix, subject, cause)
+    return Verdict("fail", seen, meaning, fix, subject, cause, fault_domain)
 
 
 def unknown(seen: str, fix: str, subject: str = "") -> Verdict:

@@ -1,0 +1,238 @@
+"""A silent peer: what tells a generation's own fault from that of the other end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import StoreError
+from appliance.ops import handshake, prove
+from appliance.ops.doctor.result import FaultDomain, Result
+from appliance.ops.handshake import Hop, Line, fault_domain
+from appliance.ops.proof import Step
+from tests.conftest import ROOT, wait_until
+from tests.doctor.fakehost import KEYS, FakeHost, dump
+from tests.smalldisk import SmallDisk
+
+LINE = Line(KEYS["gpu"], KEYS["vps"], "203.0.113.5:51820", None)
+ROUTER = Hop("enp5s0", "192.168.1.1", answers=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "last", "hop", "domain", "why"),
+    [
+        # Nothing on this side is other than it was, and this side works: the VPS is off, or the line beyond.
+        ({}, LINE, ROUTER, "external", "those of the last handshake"),
+        # A wrong key or port in the new generation, whether or not the VPS is off as well.
+        ({"own": KEYS["stranger"]}, LINE, ROUTER, "generation", "another key of this host"),
+        ({"own": None}, LINE, ROUTER, "generation", "key of this host"),
+        ({"peer": KEYS["stranger"]}, LINE, ROUTER, "generation", "key of the peer"),
+        ({"endpoint": "203.0.113.5:51821"}, LINE, ROUTER, "generation", "another endpoint"),
+        ({"endpoint": "203.0.113.6:51820"}, LINE, ROUTER, "generation", "another endpoint"),
+        ({"listen_port": 51820}, LINE, ROUTER, "generation", "another port"),
+        # Its network does not even reach the first hop: a driver or an address can do that.
+        ({}, LINE, None, "generation", "no way to 203.0.113.5:51820"),
+        ({}, LINE, dataclasses.replace(ROUTER, answers=False), "generation", "does not answer"),
+        # Nothing speaks for it.
+        ({}, None, ROUTER, "generation", "never shaken hands"),
+    ],
+)
+def test_whose_fault_a_silence_is(
+    changed: dict[str, str], last: Line | None, hop: Hop | None, domain: FaultDomain, why: str
+) -> None:
+    found, evidence = fault_domain(dataclasses.replace(LINE, **changed), last, hop)  # type: ignore[arg-type]
+    assert (found, why in evidence) == (domain, True), evidence
+
+
+IP = """#!/bin/sh
+case "$*" in
+  *"route get 203.0.113.5") cat "$FAKE/route" ;;
+  *"neigh show to 192.168.1.1 dev enp5s0") cat "$FAKE/neigh" ;;
+  *) echo "RTNETLINK answers: Network is unreachable" >&2; exit 2 ;;
+esac
+"""
+
+
+@pytest.fixture
+def host(gpu: FakeHost, programs: Path) -> FakeHost:
+    (programs / "ip").write_text(IP)
+    (programs / "ip").chmod(0o755)
+    gpu.says("route", '[{"dst":"203.0.113.5","gateway":"192.168.1.1","dev":"enp5s0","flags":[]}]')
+    gpu.says("neigh", '[{"dst":"192.168.1.1","lladdr":"02:00:00:00:00:01","state":["REACHABLE"]}]')
+    return gpu
+
+
+def look(host: FakeHost, known: Path) -> Result:
+    """What the smoke test makes of the peer."""
+    scene = host.scene()
+    assert scene.machine is not None
+    assert scene.machine.tunnel is not None
+    results = handshake.weigh(scene.host, scene.machine.tunnel, host.look("tunnel"), known, scene.now)
+    (found,) = [one for one in results if one.subject == "peer vps"]
+    return found
+
+
+def test_a_vps_that_is_off_is_told_from_a_wrong_key(host: FakeHost, tmp_path: Path) -> None:
+    known = tmp_path / "handshakes.json"
+    host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
+    assert look(host, known).fault_domain == "generation", "nothing was known yet"
+    host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: 41}))
+    assert look(host, known).level == "ok"
+    for age in (None, 900):
+        host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: age}))
+        found = look(host, known)
+        assert (found.level, found.fault_domain) == ("fail", "external")
+        assert "the first hop 192.168.1.1 answers" in found.seen
+    # The same silence, with another key of its own.
+    host.says("wg", dump(KEYS["stranger"], {KEYS["vps"]: None}))
+    assert look(host, known).fault_domain == "generation"
+    # And with another port.
+    host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
+    host.machine["tunnel"]["peers"]["vps"]["endpoint"] = "203.0.113.5:51821"
+    found = look(host, known)
+    assert (found.fault_domain, "with another endpoint" in found.seen) == ("generation", True)
+
+
+def test_a_network_that_ends_in_this_host_is_the_generations(host: FakeHost, tmp_path: Path) -> None:
+    known = tmp_path / "handshakes.json"
+    look(host, known)
+    host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
+    for state in ("FAILED", "INCOMPLETE"):
+        host.says("neigh", f'[{{"dst":"192.168.1.1","state":["{state}"]}}]')
+        found = look(host, known)
+        assert (found.fault_domain, "does not answer" in found.seen) == ("generation", True)
+    host.says("neigh", "[]")
+    assert look(host, known).fault_domain == "generation"
+    # A link without neighbours, such as PPP.
+    host.write("/sys/class/net/enp5s0/flags", "0x10d1\n")
+    assert look(host, known).fault_domain == "external"
+    host.says("route", "not JSON")
+    assert look(host, known).fault_domain == "generation"
+
+
+def test_other_failures_of_the_tunnel_stay_the_generations(host: FakeHost, tmp_path: Path) -> None:
+    known = tmp_path / "handshakes.json"
+    look(host, known)
+    host.says("wg", dump(KEYS["gpu"], {KEYS["stranger"]: 4}))
+    assert look(host, known).fault_domain == "generation"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 7}'])
+def test_evidence_that_is_broken_is_none(content: str, host: FakeHost, tmp_path: Path) -> None:
+    known = tmp_path / "handshakes.json"
+    known.write_text(content)
+    host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
+    assert look(host, known).fault_domain == "generation"
+
+
+def test_evidence_that_cannot_be_kept_is_said(host: FakeHost, small_disk: SmallDisk) -> None:
+    small_disk.fill()
+    with pytest.raises(StoreError, match=r"handshakes\.json cannot be written \(No space left"):
+        look(host, small_disk.folder / "handshakes.json")
+
+
+def test_what_is_known_is_not_written_again(host: FakeHost, small_disk: SmallDisk) -> None:
+    known = small_disk.folder / "handshakes.json"
+    look(host, known)
+    small_disk.read_only()
+    assert look(host, known).level == "ok"
+
+
+def test_the_first_handshake_is_waited_for(host: FakeHost, programs: Path) -> None:
+    """Silent at the first two looks."""
+    live, silent = host.fake / "live", host.fake / "silent"
+    live.write_text(dump(KEYS["gpu"], {KEYS["vps"]: 0}))
+    silent.write_text(dump(KEYS["gpu"], {KEYS["vps"]: None}))
+    (programs / "wg").write_text(
+        '#!/bin/sh\necho x >> "$FAKE/looks"\n[ "$(wc -l < "$FAKE/looks")" -gt 2 ] && exec cat "$FAKE/live"\n'
+        'exec cat "$FAKE/silent"\n'
+    )
+    scene = host.scene()
+    assert scene.machine is not None
+    assert scene.machine.tunnel is not None
+    began = time.monotonic()
+    handshake.wait(scene.host, scene.machine.tunnel)
+    assert time.monotonic() - began < handshake.WAIT_S
+    assert (host.fake / "looks").read_text().split() == ["x"] * 3
+    (host.fake / "live").write_text(silent.read_text())
+    began = time.monotonic()
+    handshake.wait(scene.host, scene.machine.tunnel, wait_s=1.5)
+    assert time.monotonic() - began >= 1.5, "it gave up early"
+
+
+def test_the_smoke_test_asks_whose_fault_it_is(
+    host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole doctor as the smoke test makes it: a VPS that is off is a warning, once it has been seen alive."""
+    scene = host.scene()
+    assert scene.site is not None
+    machine = tmp_path / "machine.json"
+    machine.write_text(json.dumps(host.machine))
+    monkeypatch.setattr(prove, "MACHINE", machine)
+    monkeypatch.setattr(prove, "Host", lambda _: scene.host)
+    monkeypatch.setattr(handshake, "wait", lambda *_: None)
+
+    def peer() -> Step:
+        assert scene.site is not None
+        steps = prove._host(scene.site, scene.base, tmp_path / "handshakes.json")
+        return next(step for step in steps if step.name == "tunnel peer vps")
+
+    assert peer().level == "ok"
+    host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
+    assert (peer().level, peer().external) == ("warn", True)
+    host.says("wg", dump(KEYS["stranger"], {KEYS["vps"]: None}))
+    assert (peer().level, peer().external) == ("fail", False)
+
+
+def test_the_first_hop_for_real(tmp_path: Path) -> None:
+    """A router in a network namespace of its own: it answers, it does not, there is no route."""
+    if shutil.which("ip") is None:
+        pytest.skip("NOT CHECKED: ip is not installed")
+    here, router = (f"hop-{name}-{time.monotonic_ns() % 10**8}" for name in ("a", "b"))
+
+    def do(*words: str) -> str:
+        done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OSError(done.stderr)
+        return done.stdout
+
+    def hop() -> str:
+        script = (
+            "import socket\n"
+            "from appliance.ops.handshake import read_hop\n"
+            "from appliance.ops.doctor.host import Host\n"
+            "try: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('203.0.113.5', 9))\n"
+            "except OSError: pass\n"
+            "print(read_hop(Host(), '203.0.113.5'))"
+        )
+        return do("netns", "exec", here, sys.executable, "-c", f"import sys; sys.path[0] = {str(ROOT)!r}\n{script}")
+
+    try:
+        try:
+            do("netns", "add", here)
+        except OSError as error:
+            pytest.skip(f"NOT CHECKED: no network namespace can be made here ({error}); run as root")
+        do("netns", "add", router)
+        do("-n", here, "link", "add", "lan", "type", "veth", "peer", "name", "lan", "netns", router)
+        do("-n", here, "address", "add", "192.168.1.2/24", "dev", "lan")
+        do("-n", router, "address", "add", "192.168.1.1/24", "dev", "lan")
+        for one in (here, router):
+            do("-n", one, "link", "set", "lan", "up")
+        assert hop() == "None\n"
+        do("-n", here, "route", "add", "default", "via", "192.168.1.1")
+        wait_until(lambda: "answers=True" in hop(), "the router's answer", 90)
+        assert "device='lan', address='192.168.1.1'" in hop()
+        # Its address is gone, the link is not: as a router that hangs.
+        do("-n", router, "address", "flush", "dev", "lan")
+        do("-n", here, "neigh", "flush", "dev", "lan")
+        wait_until(lambda: "answers=False" in hop(), "the router's silence", 90)
+    finally:
+        for one in (here, router):
+            subprocess.run(["ip", "netns", "delete", one], capture_output=True, check=False)
