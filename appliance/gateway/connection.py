@@ -112,6 +112,7 @@ class ClientConnection(asyncio.Protocol):
         "_head_size",
         "_headers",
         "_limit",
+        "_moved",
         "_parser",
         "_request",
         "_server",
@@ -137,6 +138,7 @@ class ClientConnection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._size = 0
         self._limit = 0
+        self._moved = False
         self._request: Request | None = None
         self._waiting: deque[Request | RequestError] = deque()
         self._chunked = False
@@ -162,6 +164,7 @@ class ClientConnection(asyncio.Protocol):
         if self.phase == "idle":
             self.phase = "head"
             self.deadline = self._server.now() + self._server.timeouts.head_s
+        self._moved = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -173,7 +176,8 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(cause)
         except httptools.HttpParserError as error:
             self._refuse(InvalidRequestError(f"This is no HTTP/1.1 request: {error}", code="invalid_http"))
-        if not self._fresh and self._request is None and self.phase != "closing":
+        if not self._fresh and not self._moved and self.phase != "closing":
+            # A head, a trailer or a chunk's extension that goes on and on: the parser keeps what it has of it.
             self._head_size += len(data)
             if self._head_size > MAX_HEADERS:
                 self._refuse(HeadersTooLargeError())
@@ -217,6 +221,9 @@ class ClientConnection(asyncio.Protocol):
         self._head_size += len(name) + len(value)
         if self._head_size > MAX_HEADERS:
             raise HeadersTooLargeError
+        if self._request is not None:
+            # A trailer. Nobody here wants one, and the next request must not inherit it (RFC 9110, 6.5.1).
+            return
         name = name.lower()
         if name in self._headers:
             if name in SINGLE:
@@ -235,7 +242,7 @@ class ClientConnection(asyncio.Protocol):
             close=not parser.should_keep_alive(),
             http10=version == "1.0",
         )
-        self._target, self._headers, self._head_size = b"", {}, 0
+        self._target, self._headers, self._head_size, self._moved = b"", {}, 0, True
         if version not in ("1.0", "1.1"):
             raise InvalidRequestError(f"HTTP/{version} is not spoken here; use HTTP/1.1", code="invalid_http")
         if version == "1.1" and b"host" not in headers:
@@ -253,6 +260,7 @@ class ClientConnection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body; over the limit nothing more is kept."""
+        self._head_size, self._moved = 0, True
         self._size += len(data)
         if self._size > self._limit:
             raise BodyTooLargeError(f"The body is over the limit of {self._limit} bytes")

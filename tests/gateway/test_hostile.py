@@ -89,9 +89,41 @@ def test_broken_chunks_are_400(guarded: Service, chunks: bytes) -> None:
     assert said.startswith(b"HTTP/1.1 400 ")
 
 
+def test_a_trailer_does_not_become_the_next_requests_header(guarded: Service) -> None:
+    """What follows a chunked body is nobody's header: not a key, and no second one beside the next request's own."""
+    first = head(guarded, "transfer-encoding: chunked") + b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
+    first += f"x: y\r\nauthorization: Bearer {guarded.key}\r\n\r\n".encode()
+    last = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+    said = exchange(guarded, first + last + b"\r\n", to_the_end=True)
+    assert re.findall(rb"HTTP/1.1 (\d{3}) ", said) == [b"200", b"401"]
+    own = f"authorization: Bearer {guarded.key}\r\n\r\n".encode()
+    said = exchange(guarded, first + last + own, to_the_end=True)
+    assert re.findall(rb"HTTP/1.1 (\d{3}) ", said) == [b"200", b"200"]
+
+
+@pytest.mark.parametrize("endless", [b"0\r\nx: ", b"0\r\n", b"5;x="])
+def test_a_trailer_or_a_chunk_extension_without_end_is_431(guarded: Service, endless: bytes) -> None:
+    before = resident_mib(guarded)
+    more = b"name: value\r\n" * 1000 if endless == b"0\r\n" else b"a" * 10_000
+    with socket.create_connection(("127.0.0.1", guarded.gateway.port), timeout=8) as connection:
+        # No key is needed for a body that nobody reads.
+        lines = b"POST /health HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection.sendall(lines)
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(endless)
+        for _ in range(8):
+            connection.sendall(more)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")
+    assert resident_mib(guarded) - before < 10
+
+
 @pytest.mark.parametrize(
-    "raw", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET /\r\n\r\n", b"hello\r\n\r\n"]
-)
+    "raw", [
+        b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET /\r\n\r\n", b"hello\r\n\r\n",
+        b"GET /health HTTP/1.1\nhost: x\n\n", b"GET /health HTTP/1.1\r\nhost: x\nx: y\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\n\n", b"GET /health HTTP/1.1\r\nhost: x\rx: y\r\n\r\n",
+    ]
+)  # fmt: skip
 def test_what_is_no_request_is_400(guarded: Service, raw: bytes) -> None:
     assert exchange(guarded, raw).startswith(b"HTTP/1.1 400 ")
 
