@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 MAX_HEADERS = 32 * 1024
 """Bytes of one request's head. nginx in front allows 32 KB as well; an API key has 60."""
 
+LEAST_READ = 16 * 1024
+"""Bytes that a client must take of what waits for it within ``reader_timeout_s``; less is not reading."""
+
 LINGER_S = 2.0
 """Seconds for which a refused client may go on sending, unread, before its connection is cut."""
 
@@ -117,8 +120,10 @@ class ClientConnection(asyncio.Protocol):
         "_request",
         "_server",
         "_size",
+        "_taken",
         "_target",
         "_transport",
+        "_unread",
         "_waiting",
         "answering",
         "deadline",
@@ -137,8 +142,10 @@ class ClientConnection(asyncio.Protocol):
         self._fresh = True
         self._body: list[bytes] = []
         self._size = 0
+        self._unread = 0
         self._limit = 0
         self._moved = False
+        self._taken = False
         self._request: Request | None = None
         self._waiting: deque[Request | RequestError] = deque()
         self._chunked = False
@@ -164,7 +171,7 @@ class ClientConnection(asyncio.Protocol):
         if self.phase == "idle":
             self.phase = "head"
             self.deadline = self._server.now() + self._server.timeouts.head_s
-        self._moved = False
+        self._moved = self._taken = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -181,6 +188,8 @@ class ClientConnection(asyncio.Protocol):
             self._head_size += len(data)
             if self._head_size > MAX_HEADERS:
                 self._refuse(HeadersTooLargeError())
+        if self._waiting:
+            self._follow()
 
     def eof_received(self) -> None:
         """A client that closes its half will not read the answer either; asyncio closes the rest."""
@@ -199,7 +208,7 @@ class ClientConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client lags behind."""
         self.slow = True
-        self.deadline = self._server.now() + self._server.timeouts.read_s
+        self._await_reader()
         if self.exchange is not None:
             self.exchange.client_slow()
 
@@ -208,6 +217,9 @@ class ClientConnection(asyncio.Protocol):
         self.slow = False
         if self.exchange is not None:
             self.exchange.client_ready()
+        if self.phase == "idle":
+            self.deadline = self._server.now() + self._server.timeouts.idle_s
+        self._follow()
 
     # What the parser calls.
 
@@ -278,11 +290,13 @@ class ClientConnection(asyncio.Protocol):
             self._size = 0
         self._request = None
         self._fresh = True
-        if self.answering:
-            # Pipelined: the next ones wait, and the client is not read until their turn comes.
+        if self.answering or self.slow or self._taken:
+            # Pipelined: the next ones wait, and the client is not read until their turn comes. One answer to a
+            # turn of the loop, and none to who does not read, or his answers would fill the memory.
             self._waiting.append(request)
             self._transport.pause_reading()
         else:
+            self._taken = True
             self._dispatch(request)
 
     # What the application calls.
@@ -338,16 +352,18 @@ class ClientConnection(asyncio.Protocol):
         """End what took too long: a head, a body, idling, or reading."""
         if now <= self.deadline or self.phase == "closed":
             return
-        if self.answering:
-            if self.slow:
+        if self.slow or self.phase == "closing":
+            if 0 < self.buffered <= self._unread - LEAST_READ:
+                self._await_reader()
+            else:
                 self.cut()
+        elif self.answering:
+            return
         elif self.phase in ("head", "body"):
             what = "headers" if self.phase == "head" else "body"
             self._refuse(RequestTimeoutError(f"Your request's {what} did not come in time; send it again"))
-        elif self.phase == "idle":
-            self._transport.close()
         else:
-            self.cut()
+            self._transport.close()
 
     def drain(self) -> None:
         """Close between requests, now or after the one being answered."""
@@ -362,6 +378,9 @@ class ClientConnection(asyncio.Protocol):
         return self._close or self._server.draining
 
     def _dispatch(self, request: Request) -> None:
+        if self.phase == "closed":
+            # It was pipelined, and its client left before its turn came.
+            return
         self.answering = True
         self.phase = "answer"
         self._close = self._close or request.close
@@ -382,28 +401,41 @@ class ClientConnection(asyncio.Protocol):
         if self._closes:
             self.phase = "closing"
             self._server.outbox.flush()
+            self._await_reader()
             if self._fresh:
                 self._transport.close()
             else:
                 # The client is still sending: closing now would reset the connection and lose our answer.
                 self._transport.write_eof()
-                self.deadline = self._server.now() + LINGER_S
+                if not self._unread:
+                    self.deadline = self._server.now() + LINGER_S
             return
         if self._fresh:
             self.phase = "idle"
-            self.deadline = self._server.now() + self._server.timeouts.idle_s
+            if not self.slow:
+                self.deadline = self._server.now() + self._server.timeouts.idle_s
         else:
             self.phase = "head" if self._request is None else "body"
             self.deadline = self._server.now() + self._server.timeouts.body_s
-        if self._waiting:
-            following = self._waiting.popleft()
-            if not self._waiting:
-                self._transport.resume_reading()
-            if isinstance(following, RequestError):
-                self._refuse(following)
-            else:
-                self._server.loop.call_soon(self._dispatch, following)
-                self.answering = True
+        self._follow()
+
+    def _await_reader(self) -> None:
+        """From now on the client has its time to take what was written."""
+        self._unread = self.buffered
+        self.deadline = self._server.now() + self._server.timeouts.read_s
+
+    def _follow(self) -> None:
+        """Take what was pipelined, once the answers before it are written and read."""
+        if not self._waiting or self.answering or self.slow or self.phase in ("closing", "closed"):
+            return
+        following = self._waiting.popleft()
+        if not self._waiting:
+            self._transport.resume_reading()
+        if isinstance(following, RequestError):
+            self._refuse(following)
+        else:
+            self._server.loop.call_soon(self._dispatch, following)
+            self.answering = True
 
     def _refuse(self, error: RequestError) -> None:
         """Answer ``error`` and end the connection: where the next request would begin is not known."""

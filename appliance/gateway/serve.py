@@ -102,6 +102,8 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
         try:
             async with asyncio.timeout(settings.drain_timeout_s):
                 await server.drained()
+                # The last words of a stream may still wait for a client that reads slowly.
+                await server.flushed()
         except TimeoutError:
             app.stop()
             try:
