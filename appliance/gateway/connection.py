@@ -11,6 +11,7 @@ leaves open (Host and Authorization sent twice) is refused here.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -19,6 +20,7 @@ import httptools
 from appliance.errors import (
     BodyTooLargeError,
     InvalidRequestError,
+    MethodNotAllowedError,
     RequestError,
     RequestTimeoutError,
 )
@@ -40,15 +42,20 @@ SINGLE = frozenset({b"host", b"authorization", b"x-api-key", b"content-type", b"
 """Headers that a request may bear once: a second one is how two programs come to disagree about it."""
 
 
+HOST = re.compile(rb"([A-Za-z0-9._~-]*|\[[0-9A-Fa-f:.]+\])(:\d{0,5})?")
+"""A host and perhaps a port, spelled plainly: what is more can be read as another address or path."""
+
+
 class Request:
     """One request: its head when it begins, its body when it is whole."""
 
-    __slots__ = ("body", "close", "headers", "http10", "method", "owner", "path")
+    __slots__ = ("body", "close", "headers", "http10", "method", "owner", "path", "target")
 
     def __init__(
         self, method: str, target: bytes, headers: dict[bytes, bytes], *, close: bool, http10: bool
     ) -> None:
         self.method = method
+        self.target = target
         self.path = target.partition(b"?")[0].decode("latin1")
         self.headers = headers
         self.close = close
@@ -56,6 +63,14 @@ class Request:
         self.body = b""
         self.owner: object = None
         """Who asked, once the application knows."""
+
+
+def without_upgrade(request: Request) -> bytes:
+    """The head of ``request`` as it would have come from a client that speaks HTTP/1.1 only."""
+    lines = [b"%s %s HTTP/1.1" % (request.method.encode(), request.target)]
+    left_out = (b"connection", b"upgrade", b"http2-settings")
+    lines += [b"%s: %s" % (name, value) for name, value in request.headers.items() if name not in left_out]
+    return b"\r\n".join([*lines, b"", b""])
 
 
 class Exchange(Protocol):
@@ -112,11 +127,13 @@ class ClientConnection(asyncio.Protocol):
         "_chunked",
         "_close",
         "_fresh",
+        "_head_only",
         "_head_size",
         "_headers",
         "_limit",
         "_moved",
         "_parser",
+        "_plain",
         "_request",
         "_server",
         "_size",
@@ -136,6 +153,7 @@ class ClientConnection(asyncio.Protocol):
         self._server = server
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
+        self._plain = b""
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._head_size = 0
@@ -149,6 +167,7 @@ class ClientConnection(asyncio.Protocol):
         self._request: Request | None = None
         self._waiting: deque[Request | RequestError] = deque()
         self._chunked = False
+        self._head_only = False
         self._close = False
         self.answering = False
         self.slow = False
@@ -174,8 +193,13 @@ class ClientConnection(asyncio.Protocol):
         self._moved = self._taken = False
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(InvalidRequestError("This server upgrades to no other protocol; speak plain HTTP/1.1"))
+        except httptools.HttpParserUpgrade as error:
+            # Nothing is upgraded here: the request goes on as if it had not asked for that (RFC 9110, 7.8).
+            plain, self._plain = self._plain, b""
+            if plain:
+                self._parser = httptools.HttpRequestParser(self)
+                self.data_received(plain + data[error.args[0] :])
+            return
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, RequestError):
@@ -251,14 +275,25 @@ class ClientConnection(asyncio.Protocol):
             parser.get_method().decode(),
             self._target,
             headers,
-            close=not parser.should_keep_alive(),
+            # In HTTP/1.0 it is the end of the connection that ends a stream.
+            close=not parser.should_keep_alive() or version == "1.0",
             http10=version == "1.0",
         )
         self._target, self._headers, self._head_size, self._moved = b"", {}, 0, True
         if version not in ("1.0", "1.1"):
             raise InvalidRequestError(f"HTTP/{version} is not spoken here; use HTTP/1.1", code="invalid_http")
-        if version == "1.1" and b"host" not in headers:
-            raise InvalidRequestError("The header Host is missing; HTTP/1.1 needs it", code="invalid_http")
+        host = headers.get(b"host")
+        if host is None:
+            if version == "1.1":
+                raise InvalidRequestError("The header Host is missing; HTTP/1.1 needs it", code="invalid_http")
+        elif not HOST.fullmatch(host):
+            raise InvalidRequestError("The header Host names no host; write a name, and a port", code="invalid_http")
+        if parser.should_upgrade():
+            # The parser reads no body after this.
+            if request.method == "CONNECT":
+                raise MethodNotAllowedError("This is no proxy; send requests for what it serves itself")
+            self._plain = without_upgrade(request)
+            return
         self._limit = self._server.handler.begin(request)
         self._request = request
         length = headers.get(b"content-length")
@@ -309,7 +344,11 @@ class ClientConnection(asyncio.Protocol):
     def answer(self, status: int, body: bytes, kind: bytes = reply.JSON, headers: bytes = b"") -> None:
         """One whole answer."""
         if self.phase != "closed":
-            self._server.outbox.write(self._transport, reply.whole(status, body, kind, headers, close=self._closes))
+            data = reply.whole(status, body, kind, headers, close=self._closes)
+            if self._head_only:
+                # Who asked for a head takes a body for the next answer.
+                data = data[: len(data) - len(body)]
+            self._server.outbox.write(self._transport, data)
         self._finish()
 
     def answer_error(self, error: RequestError, path: str, headers: bytes = b"") -> None:
@@ -385,6 +424,7 @@ class ClientConnection(asyncio.Protocol):
         self.phase = "answer"
         self._close = self._close or request.close
         self._chunked = not request.http10
+        self._head_only = request.method == "HEAD"
         try:
             self._server.handler.handle(request, self)
         except RequestError as error:

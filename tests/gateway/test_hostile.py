@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import signal
 import socket
 import struct
 import time
@@ -151,12 +152,65 @@ def test_pipelined_requests_are_answered_in_order(guarded: Service) -> None:
     assert said.count(b"HTTP/1.1 200 OK") == 3
 
 
-def test_http_1_0_gets_a_stream_without_chunks(guarded: Service) -> None:
+@pytest.mark.parametrize("more", [[], ["connection: keep-alive"]])
+def test_http_1_0_gets_a_stream_without_chunks_that_ends_with_its_connection(
+    guarded: Service, more: list[str]
+) -> None:
     body = json.dumps(chat("fake: tokens=2", stream=True)).encode()
-    first = head(guarded, f"content-length: {len(body)}").replace(b"HTTP/1.1", b"HTTP/1.0")
+    first = head(guarded, f"content-length: {len(body)}", *more).replace(b"HTTP/1.1", b"HTTP/1.0")
+    began = time.monotonic()
     said = exchange(guarded, first + body)
     assert b"transfer-encoding" not in said
+    assert b"connection: close" in said
     assert said.endswith(b"data: [DONE]\n\n")
+    assert time.monotonic() - began < 0.9, "not by the time of an idle connection"
+
+
+@pytest.mark.parametrize(
+    "host", ["a/?x=", "a@b", "a b", "a,b", "http://a", "a:b", "a:1:2", "[::1", "a\\b", "a#b", "\xe9", "a:123456"]
+)
+def test_a_host_that_is_none_is_400(guarded: Service, host: str) -> None:
+    lines = f"GET /health HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode("latin1")
+    assert exchange(guarded, lines).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("host", ["gw.example.org", "my_gateway:8000", "127.0.0.1:8000", "[::1]:8000", "[::1]", ""])
+def test_a_host_that_is_one_is_served(guarded: Service, host: str) -> None:
+    lines = f"GET /health HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode()
+    assert exchange(guarded, lines).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("at", [0, 200, 10_000])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_who_asks_for_an_upgrade_is_answered_in_http_1_1(guarded: Service, at: int, framing: str) -> None:
+    """As Java's client and curl --http2 do before a body: it is read, and the connection goes on."""
+    body = json.dumps(chat("fake: tokens=2 ttft_ms=50")).encode()
+    lines = ["connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__"]
+    if framing == "length":
+        first = head(guarded, *lines, f"content-length: {len(body)}") + body
+    else:
+        first = head(guarded, *lines, "transfer-encoding: chunked") + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    sent = first + b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    said = exchange(guarded, sent[:at], sent[at:], to_the_end=True)
+    assert re.findall(rb"HTTP/1.1 (\d{3}) ", said) == [b"200", b"200"], said
+    assert guarded.last()["body"] == body.decode()
+    asked = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+    assert exchange(guarded, asked).endswith(b'{"status":"ok"}')
+
+
+def test_it_is_no_proxy(guarded: Service) -> None:
+    said = exchange(guarded, b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nhost: 127.0.0.1:22\r\n\r\n", to_the_end=True)
+    assert re.findall(rb"HTTP/1.1 (\d{3}) ", said) == [b"405"]
+    through = f"GET http://127.0.0.1:{guarded.engine.port}/stats HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+    assert exchange(guarded, through).startswith(b"HTTP/1.1 404 ")
+
+
+def test_who_asks_for_a_head_gets_no_body(guarded: Service) -> None:
+    """What came behind the head would be read as the next answer."""
+    lines = b"HEAD /nothing HTTP/1.1\r\nhost: x\r\n\r\nGET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    first, second = exchange(guarded, lines, to_the_end=True).split(b"\r\n\r\n", 1)
+    assert first.startswith(b"HTTP/1.1 404 ")
+    assert second.startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_slow_head_and_a_slow_body_are_408(guarded: Service) -> None:
@@ -319,6 +373,22 @@ def reads_little(service: Service, sent: bytes) -> socket.socket:
     with contextlib.suppress(TimeoutError, ConnectionError):
         connection.sendall(sent)
     return connection
+
+
+def test_a_stopping_gateway_waits_for_who_reads_slowly(tmp_path: Path) -> None:
+    """The engine has said everything and the drain is over; what the client has not taken yet still arrives."""
+    with serving(tmp_path / "last", gateway={"drain_timeout_s": 30}) as service:
+        body = json.dumps(chat("fake: tokens=1500 itl_ms=0 ttft_ms=1", stream=True)).encode()
+        with reads_little(service, head(service, f"content-length: {len(body)}") + body) as connection:
+            wait_until(lambda: service.stats()["requests"] == 1, "it runs", 5)
+            service.gateway.process.send_signal(signal.SIGTERM)
+            connection.settimeout(10)
+            tail = b""
+            while piece := connection.recv(16_384):
+                tail = (tail + piece)[-100:]
+                time.sleep(0.002)
+        assert tail.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"), tail
+        assert service.gateway.process.wait(10) == 0
 
 
 def open_connections(service: Service) -> int:
