@@ -11,7 +11,10 @@ leaves open (Host and Authorization sent twice) is refused here.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import re
+import sys
+import termios
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -392,7 +395,7 @@ class ClientConnection(asyncio.Protocol):
         if now <= self.deadline or self.phase == "closed":
             return
         if self.slow or self.phase == "closing":
-            if 0 < self.buffered <= self._unread - LEAST_READ:
+            if 0 < self._outstanding() <= self._unread - LEAST_READ:
                 self._await_reader()
             else:
                 self.cut()
@@ -447,7 +450,7 @@ class ClientConnection(asyncio.Protocol):
             else:
                 # The client is still sending: closing now would reset the connection and lose our answer.
                 self._transport.write_eof()
-                if not self._unread:
+                if not self.buffered:
                     self.deadline = self._server.now() + LINGER_S
             return
         if self._fresh:
@@ -461,8 +464,15 @@ class ClientConnection(asyncio.Protocol):
 
     def _await_reader(self) -> None:
         """From now on the client has its time to take what was written."""
-        self._unread = self.buffered
+        self._unread = self._outstanding()
         self.deadline = self._server.now() + self._server.timeouts.read_s
+
+    def _outstanding(self) -> int:
+        """Bytes that the client's machine has not taken: ours, and those in the kernel, which may be megabytes."""
+        number = self._transport.get_extra_info("socket").fileno()
+        if number < 0:
+            return 0
+        return self.buffered + int.from_bytes(fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def _follow(self) -> None:
         """Take what was pipelined, once the answers before it are written and read."""
