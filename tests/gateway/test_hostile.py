@@ -17,6 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from appliance.errors import InvalidRequestError
+from appliance.gateway import media
 from tests.conftest import Service, chat, exchange, serving, wait_until
 
 
@@ -320,20 +322,98 @@ def image(url: object, **more: object) -> dict[str, object]:
         "http://images.example.org.evil.net/", "http://2130706433/", "//127.0.0.1/x", "HTTP://LOCALHOST/", "gopher://x/",
         "http://images.example.org:80@10.0.0.1/", " http://127.0.0.1/", "http://127.0.0.1\\@images.example.org/",
         "http://user@images.example.org/", "ftp://images.example.org/x", "http://images.example.org/\r\nx",
+        "http://0x7f.1/", "http://0177.0.0.1/", "http://127.1/", "http://[::ffff:169.254.169.254]/", "http://0/",
+        "http://images.example.org./", "http://images.example.org%2eevil.net/", "http://xn--images.example.org/",
+        "http://\u0131mages.example.org/", "http:images.example.org", "http:///x", "/etc/passwd", "", "blob:x", "dаta:,x",
     ],
 )  # fmt: skip
 def test_no_engine_is_made_to_fetch_what_it_must_not(guarded: Service, url: str) -> None:
     before = guarded.stats()["requests"]
     hidden = json.dumps(image(url)).replace("image_url", "image\\u005furl").replace('"url"', '"\\u0075rl"').encode()
-    for body in (
-        image(url),
-        hidden,
-        {"model": "fake", "input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]},
+    for path, body in (
+        ("/v1/chat/completions", image(url)),
+        ("/v1/chat/completions", hidden),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]}),
     ):
-        path = "/v1/responses" if isinstance(body, dict) and "input" in body else "/v1/chat/completions"
-        answer = guarded.post(path, body)
+        answer = guarded.post(path, body if isinstance(body, bytes) else {"model": "fake", **body})
         assert (answer.status, answer.json["error"]["code"]) == (400, "media_not_allowed"), body
     assert guarded.stats()["requests"] == before
+
+
+EVIL = "http://169.254.169.254/latest/meta-data"
+SAID = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": kind, kind: {"url": EVIL}}]}]})
+        for kind in ("image_url", "video_url", "audio_url")
+    ]
+    + [
+        # The short spelling without a type, which vLLM takes too.
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"image_url": EVIL}]}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "tool", "content": [{"image_url": {"url": EVIL}}]}]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": [
+            {"type": "image", "source": {"type": "url", "url": EVIL}}]}]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t",
+            "content": [{"type": "image", "source": {"type": "url", "url": EVIL}}]}]}]}),
+        ("/v1/responses", {"input": [{"type": "function_call_output", "call_id": "c",
+            "output": [{"type": "input_image", "image_url": EVIL}]}]}),
+        ("/v1/responses", {"input": [{"type": "computer_call_output", "call_id": "c",
+            "output": {"type": "computer_screenshot", "image_url": EVIL}}]}),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": EVIL}]}]}),
+        ("/v1/responses", {"input": [{"type": "input_image", "image_url": EVIL}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [
+            *[{"type": "text", "text": "x"}] * 50, {"type": "image_url", "image_url": {"url": EVIL}}]}]}),
+    ],
+)  # fmt: skip
+def test_no_way_to_name_an_address_is_forgotten(guarded: Service, path: str, body: dict[str, object]) -> None:
+    before = guarded.stats()["requests"]
+    answer = guarded.post(path, {"model": "fake", "max_tokens": 4, **body})
+    assert answer.status == 400, answer.body
+    assert EVIL in answer.json["error"]["message"]
+    assert guarded.stats()["requests"] == before
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v1/score"])
+@pytest.mark.parametrize("field", ["query", "queries", "documents", "items", "data_1", "data_2", "text_1", "text_2"])
+def test_what_is_ranked_names_no_address_either(path: str, field: str) -> None:
+    """vLLM takes content parts there as well, alone or in a list; pure, for the fake engine ranks no pictures."""
+    part = {"content": [{"type": "image_url", "image_url": {"url": EVIL}}]}
+    for value in (part, ["x", part]):
+        with pytest.raises(InvalidRequestError, match="may not be fetched"):
+            media.check(json.dumps({"model": "m", field: value}).encode(), ("images.example.org",))
+
+
+@given(st.integers(1, 900), st.sampled_from(["list", "dict"]))
+@settings(max_examples=20, deadline=None)
+def test_an_address_is_found_however_deep(depth: int, kind: str) -> None:
+    before, after = ("[" * depth, "]" * depth) if kind == "list" else ('{"x":' * depth, "}" * depth)
+    deep = f'{{"messages":[{{"content":[{before}{{"image_url":["{EVIL}"]}}{after}]}}]}}'
+    with pytest.raises(InvalidRequestError, match="may not be fetched"):
+        media.check(deep.encode(), ())
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        # A tool that fetches, called with an address: the engine reads that as words.
+        ("/v1/messages", {"messages": [SAID, {"role": "assistant", "content": [
+            {"type": "tool_use", "id": "t", "name": "fetch", "input": {"url": "http://10.0.0.1/", "prompt": "x"}}]}]}),
+        ("/v1/chat/completions", {"messages": [SAID, {"role": "assistant", "tool_calls": [{"id": "t",
+            "type": "function", "function": {"name": "fetch", "arguments": '{"url": "http://10.0.0.1/"}'}}]}]}),
+        ("/v1/responses", {"input": [{"role": "assistant", "content": [{"type": "output_text", "text": "x",
+            "annotations": [{"type": "url_citation", "url": "https://example.net/", "title": "x"}]}]}]}),
+        ("/v1/chat/completions", {"messages": [SAID], "documents": [{"title": "x", "url": "https://example.net/"}]}),
+    ],
+)  # fmt: skip
+def test_an_address_that_is_only_talked_about_passes(guarded: Service, path: str, body: dict[str, object]) -> None:
+    sent = {"model": "fake", "max_tokens": 4, **body}
+    before = guarded.stats()["requests"]
+    guarded.post(path, sent)
+    assert guarded.stats()["requests"] == before + 1
+    assert json.loads(guarded.last()["body"]) == sent
 
 
 @pytest.mark.parametrize(
