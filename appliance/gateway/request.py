@@ -131,6 +131,9 @@ def with_usage(body: bytes, fields: Fields) -> bytes:
     table = _OBJECT.decode(body)
     options = {} if fields.stream_options is None else _OBJECT.decode(table["stream_options"])
     options["include_usage"] = Raw(b"true")
+    if "continuous_usage_stats" in options:
+        # Nothing without include_usage, which the client did not set; with it, usage in every frame.
+        options["continuous_usage_stats"] = Raw(b"false")
     table["stream_options"] = Raw(_join(options))
     return _join(table)
 

@@ -45,6 +45,12 @@ def test_usage_is_asked_for_and_its_frame_stripped(service: Service) -> None:
         ({"include_usage": True}, '"stream_options": {"include_usage": true}', True),
         ({"include_usage": False, "x": 1}, '"stream_options":{"include_usage":true,"x":1}', False),
         ({"continuous_usage_stats": False}, '{"continuous_usage_stats":false,"include_usage":true}', False),
+        (
+            {"continuous_usage_stats": True, "y": [1, {}]},
+            '{"continuous_usage_stats":false,"y":[1, {}],"include_usage":true}',
+            False,
+        ),
+        ({"include_usage": True, "continuous_usage_stats": True}, '"continuous_usage_stats": true', True),
         (None, '"stream_options":{"include_usage":true}', False),
     ],
 )
