@@ -241,7 +241,8 @@ class Exchange(Rebound):
             if ending(relay, row.endpoint) == "ok":
                 # It had everything and left at the last word, as OpenAI's own client does.
                 row.outcome = "ok"
-        row.estimated = row.estimated or not row.completion_tokens
+        elif self._replica is not None:
+            self._estimate(0)
         self._close_books()
 
     def client_slow(self) -> None:
@@ -335,6 +336,9 @@ class Exchange(Rebound):
             usage = read_usage(body)
             if usage is not None:
                 self._count(usage)
+            else:
+                generates = self._service is not None and self._service.task == "generate"
+                self._estimate(len(body) // BYTES_PER_TOKEN if generates else 0)
         self._judge(row.outcome)
         if status >= 500 and self._status >= 500 and self._elsewhere():
             row.outcome = ""
@@ -406,8 +410,16 @@ class Exchange(Rebound):
         if relay.usage is not None:
             self._count(relay.usage)
         if relay.usage is None or (not relay.final and self._row.endpoint == "/v1/messages"):
-            self._row.completion_tokens = max(self._row.completion_tokens, relay.estimated_tokens)
-            self._row.estimated = True
+            self._estimate(relay.estimated_tokens)
+
+    def _estimate(self, completion: int) -> None:
+        """Tokens that an engine took and gave, and will not tell."""
+        row, service = self._row, self._service
+        if not row.prompt_tokens and service is not None:
+            # An image is long in bytes and short in tokens; no prompt is longer than the context.
+            row.prompt_tokens = min(len(self._body) // BYTES_PER_TOKEN, service.context)
+        row.completion_tokens = max(row.completion_tokens, completion)
+        row.estimated = True
 
     def _count(self, usage: Usage) -> None:
         row = self._row

@@ -441,7 +441,8 @@ class Connection(asyncio.Protocol):
         if not request.stream:
             message = {"role": "assistant", "content": "".join(self.texts(plan))}
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish}
-            return self.whole(plan, self.base("chat.completion") | {"choices": [choice], "usage": self.usage})
+            usage = {} if plan.fault == "no_usage" else {"usage": self.usage}
+            return self.whole(plan, self.base("chat.completion") | {"choices": [choice], **usage})
         base = self.base("chat.completion.chunk")
 
         def one(delta: dict[str, object], finish: str | None = None) -> dict[str, object]:

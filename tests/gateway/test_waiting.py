@@ -132,7 +132,8 @@ async def test_who_leaves_the_line_frees_his_place(tmp_path: Path) -> None:
         await asyncio.to_thread(wait_until, lambda: waiting(service) == 0, "it is gone", 5)
         assert long.result(20).status == 200
         left = next(row for row in service.wait_rows(2) if row["outcome"] == "aborted")
-        assert (left["engine"], left["completion_tokens"]) == ("", 0), "nothing was generated for who left"
+        used = (left["engine"], left["prompt_tokens"], left["completion_tokens"], left["estimated"])
+        assert used == ("", 0, 0, 0), "nothing was generated for who left, and that is exact"
         assert left["queue_ms"] == left["duration_ms"] > 0
 
 
