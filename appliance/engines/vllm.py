@@ -42,6 +42,7 @@ OURS = {
     "max-loras": "`adapters` of the model",
     "max-lora-rank": "`adapters` of the model",
     "enable-sleep-mode": "`sleep` of the engine",
+    "allowed-media-domains": "gateway.media_domains",
 }
 """Flags we set ourselves, and the key of the configuration that sets them."""
 
@@ -108,6 +109,15 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     for flag, value in engine.options.items():
         argv += option(flag, value)
     return argv, environment
+
+
+NO_HOST = "no-media.invalid"
+"""An empty list means every host to vLLM, so none is said with a name that nobody can have (RFC 6761)."""
+
+
+def media(domains: tuple[str, ...]) -> list[str]:
+    """From where the engine may fetch media: the second wall behind the gateway's own check of addresses."""
+    return ["--allowed-media-domains", *(domains or (NO_HOST,))]
 
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

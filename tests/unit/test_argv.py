@@ -64,6 +64,19 @@ def test_an_engine_that_sleeps_has_its_control_paths_and_others_have_none() -> N
     assert fast.environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
 
 
+def test_an_engine_fetches_media_from_named_hosts_only() -> None:
+    assert flag(command(HYBRID, "planner").argv, "--allowed-media-domains") == "no-media.invalid"
+    site = HYBRID.model_dump(mode="python", exclude_unset=True)
+    site["gateway"] = {"media_domains": ("a.example.org", "b.example.org")}
+    words = command(Site.model_validate(site), "planner").argv
+    at = words.index("--allowed-media-domains")
+    assert words[at + 1 : at + 3] == ("a.example.org", "b.example.org")
+    fault = vllm.check_options(
+        HYBRID.engines["planner"].model_copy(update={"options": {"allowed-media-domains": "*"}})
+    )
+    assert fault == ["allowed-media-domains is set by gateway.media_domains; remove it from options"]
+
+
 def test_adapters_and_rerankers() -> None:
     site = HYBRID.model_dump(mode="python", exclude_unset=True)
     site["models"]["qwen3-30b"]["adapters"] = {"sql": {"source": "/m/sql", "rank": 20}, "de": {"source": "/m/de"}}
