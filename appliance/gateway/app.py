@@ -47,6 +47,7 @@ INFERENCE = frozenset(
         "/v1/completions",
         "/v1/embeddings",
         "/v1/messages",
+        "/v1/messages/count_tokens",
         "/v1/rerank",
         "/v1/responses",
         "/v1/score",

@@ -22,7 +22,7 @@ from appliance.gateway.affinity import chat_key
 from appliance.gateway.connection import Request
 from appliance.gateway.keys import Key
 from appliance.gateway.limits import Allowance
-from appliance.gateway.outcome import OTHER_USAGE, ending, outcome_of
+from appliance.gateway.outcome import COUNTING, OTHER_USAGE, ending, outcome_of
 from appliance.gateway.parts import Client, Parts
 from appliance.gateway.request import check, decode, wants_usage, with_role, with_usage
 from appliance.gateway.route import Replica, Service
@@ -134,7 +134,7 @@ class Exchange(Rebound):
             if len(service.replicas) > 1:
                 self.key = chat_key(fields, request.headers, self.user)
             self._service = service
-            self._charged = len(body) // BYTES_PER_TOKEN
+            self._charged = 0 if path == COUNTING else len(body) // BYTES_PER_TOKEN
             self._position = service.submit(self, self._began)
         except RequestError as error:
             self._fail(error)
@@ -336,7 +336,7 @@ class Exchange(Rebound):
             usage = read_usage(body)
             if usage is not None:
                 self._count(usage)
-            else:
+            elif row.endpoint != COUNTING:
                 generates = self._service is not None and self._service.task == "generate"
                 self._estimate(len(body) // BYTES_PER_TOKEN if generates else 0)
         self._judge(row.outcome)

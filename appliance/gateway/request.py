@@ -18,7 +18,7 @@ from appliance.errors import InvalidRequestError
 INCLUDE_USAGE = b'"stream_options":{"include_usage":true}'
 
 
-CHATS = frozenset({"/v1/chat/completions", "/v1/messages"})
+CHATS = frozenset({"/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"})
 """Endpoints whose body holds a conversation in ``messages``."""
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
@@ -55,7 +55,11 @@ class Fields(msgspec.Struct):
     prompt_cache_key: str | None = None
 
 
-_SYSTEM_FIELD = {"/v1/responses": "instructions", "/v1/messages": "system"}
+_SYSTEM_FIELD = {
+    "/v1/responses": "instructions",
+    "/v1/messages": "system",
+    "/v1/messages/count_tokens": "system",
+}
 """Where an endpoint keeps its system prompt outside the messages."""
 
 _FIELDS = msgspec.json.Decoder(Fields)

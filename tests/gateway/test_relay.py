@@ -86,6 +86,69 @@ def test_completions_and_responses_stream(service: Service) -> None:
     assert all(row["ttft_ms"] > 0 for row in rows)
 
 
+def anthropic(text: str, **more: object) -> dict[str, object]:
+    return {"model": "fake", "max_tokens": 99, "messages": [{"role": "user", "content": text}], **more}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_messages_pass_and_are_counted(service: Service, stream: bool) -> None:
+    answer = service.post("/v1/messages", anthropic("fake: tokens=4", stream=stream))
+    if stream:
+        kinds = [f.partition("\n")[0] for f in answer.body.decode().split("\n\n")[:-1]]
+        assert kinds == ["event: message_start", *["event: content_block_delta"] * 4, "event: message_delta",
+                         "event: message_stop"]  # fmt: skip
+        assert "stream_options" not in service.last()["body"], "it tells its usage by itself"
+    else:
+        assert answer.json["content"][0]["text"] == "the quick brown fox"
+    row = service.row(answer)
+    assert (row["outcome"], row["completion_tokens"], row["estimated"]) == ("ok", 4, 0)
+    assert row["prompt_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "tokens"),
+    [("cut:3", "engine_failed", 3), ("error:3", "engine_error", 3), ("no_usage", "truncated", 6)],
+)
+def test_messages_that_break_off_end_in_anthropics_error_event(
+    service: Service, fault: str, outcome: str, tokens: int
+) -> None:
+    answer = service.post("/v1/messages", anthropic(f"fake: tokens=6 fault={fault}", stream=True))
+    last = answer.body.rstrip().rsplit(b"\n\n", 1)[-1]
+    if fault == "no_usage":
+        assert last.startswith(b"event: message_stop\n")
+    else:
+        assert last.startswith(b"event: error\ndata: ")
+        assert json.loads(last.partition(b"data: ")[2])["type"] == "error"
+    row = service.row(answer)
+    assert (row["outcome"], row["estimated"]) == (outcome, 1)
+    assert tokens <= row["completion_tokens"] <= tokens + 2
+    assert row["prompt_tokens"] > 0, "told when it began"
+
+
+def test_responses_that_break_off_end_in_an_error_event(service: Service) -> None:
+    answer = service.post("/v1/responses", {"model": "fake", "input": "fake: tokens=6 fault=cut:3", "stream": True})
+    last = answer.body.rstrip().rsplit(b"\n\n", 1)[-1]
+    assert last.startswith(b"event: error\ndata: ")
+    assert json.loads(last.partition(b"data: ")[2])["error"]["code"] == "engine_failed"
+    row = service.row(answer)
+    assert (row["outcome"], row["estimated"]) == ("engine_failed", 1)
+
+
+def test_tokens_are_counted_without_being_charged(service: Service) -> None:
+    body = anthropic("how long am I?")
+    answer = service.post("/v1/messages/count_tokens", body)
+    assert (answer.status, set(answer.json)) == (200, {"input_tokens"})
+    assert (service.last()["path"], json.loads(service.last()["body"])) == ("/v1/messages/count_tokens", body)
+    row = service.row(answer)
+    assert (row["outcome"], row["prompt_tokens"], row["completion_tokens"], row["estimated"]) == ("ok", 0, 0, 0)
+    for bad, status, kind in (
+        (body | {"messages": []}, 400, "invalid_request_error"),
+        (body | {"model": "nobody"}, 404, "not_found_error"),
+    ):
+        refused = service.post("/v1/messages/count_tokens", bad)
+        assert (refused.status, refused.json["type"], refused.json["error"]["type"]) == (status, "error", kind)
+
+
 def test_the_engines_own_errors_pass(service: Service) -> None:
     answer = service.post("/v1/chat/completions", chat("fake: fault=status:400"))
     assert (answer.status, answer.json["error"]["message"]) == (400, "as told")
