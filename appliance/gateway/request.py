@@ -7,6 +7,7 @@ survive exactly.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -65,6 +66,7 @@ _SYSTEM_FIELD = {
 _FIELDS = msgspec.json.Decoder(Fields)
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _MESSAGES = msgspec.json.Decoder(list[Raw])
+_SEVERAL = re.compile(rb"\s*\[\s*[\"\[]")
 _MESSAGE = msgspec.json.Decoder(Message)
 _MESSAGE_FIELDS = msgspec.json.Decoder(dict[str, Raw])
 
@@ -97,6 +99,14 @@ def check(fields: Fields, endpoint: str, *, context: int, max_n: int) -> None:
         _bound("n", fields.n, 1, max_n)
     if fields.best_of is not None:
         _bound("best_of", fields.best_of, 1, max_n)
+    if endpoint == "/v1/completions" and isinstance(fields.prompt, Raw):
+        # Each prompt of a list is a sequence of its own to the engine, as each of n answers is.
+        several = _prompts(fields.prompt) * max(fields.n or 1, fields.best_of or 1)
+        if several > max_n:
+            raise InvalidRequestError(
+                f"prompt asks for {several} answers at once; at most {max_n} here, so send it in several requests",
+                param="prompt",
+            )
     if fields.max_tokens is not None:
         # Completions may ask for no token at all, to have their prompt scored.
         _bound("max_tokens", fields.max_tokens, 0 if endpoint == "/v1/completions" else 1, context)
@@ -114,6 +124,12 @@ def check(fields: Fields, endpoint: str, *, context: int, max_n: int) -> None:
                 raise InvalidRequestError(
                     f"messages[{index}].role is {message.role[:40]!r}; known roles: {known}", param="messages"
                 )
+
+
+def _prompts(prompt: Raw) -> int:
+    """How many prompts there are: a list of texts or of lists of tokens has several, a list of tokens is one."""
+    text = bytes(prompt)
+    return len(_MESSAGES.decode(text)) if _SEVERAL.match(text) else 1
 
 
 def _bound(param: str, value: int, least: int, most: int) -> None:

@@ -289,6 +289,45 @@ def test_figures_out_of_range_are_400(guarded: Service, more: dict[str, object],
 
 
 @pytest.mark.parametrize(
+    ("prompt", "more", "allowed"),
+    [
+        (["x"] * 16, {}, True),
+        (["x"] * 17, {}, False),
+        ([["x"]] * 5000, {}, False),
+        ([[1, 2]] * 17, {}, False),
+        ([1] * 4000, {}, True),
+        ("x", {"n": 16}, True),
+        (["x"] * 2, {"n": 9}, False),
+        (["x"] * 2, {"best_of": 9}, False),
+        ([], {}, True),
+        (None, {}, True),
+    ],
+)
+def test_a_list_of_prompts_is_as_many_requests(
+    guarded: Service, prompt: object, more: dict[str, object], allowed: bool
+) -> None:
+    """A thousand sequences in one request would be a queue in the engine that nobody else gets past."""
+    before = guarded.stats()["requests"]
+    answer = guarded.post("/v1/completions", {"model": "fake", "prompt": prompt, "max_tokens": 1, **more})
+    assert guarded.stats()["requests"] == before + allowed
+    assert answer.status == (200 if allowed else 400)
+    assert allowed or answer.json["error"]["param"] == "prompt"
+
+
+def test_bodies_that_are_refused_cost_no_memory(guarded: Service) -> None:
+    deep = b'{"model":"fake","messages":[],"x":' + b"[" * 40_000 + b"]" * 40_000 + b"}"
+    chunks = b"".join(b"4000\r\n%s\r\n" % (b" " * 0x4000) for _ in range(40))
+    for _ in range(5):
+        assert guarded.post("/v1/chat/completions", deep).status == 400
+    before = resident_mib(guarded)
+    for _ in range(40):
+        assert guarded.post("/v1/chat/completions", deep).status == 400
+        said = exchange(guarded, head(guarded, "transfer-encoding: chunked"), chunks)
+        assert said.startswith(b"HTTP/1.1 413 ")
+    assert resident_mib(guarded) - before < 10
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b'{"model":"fake","temperature":NaN,"messages":[{"role":"user","content":"x"}]}',
