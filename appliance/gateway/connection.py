@@ -290,7 +290,9 @@ class ClientConnection(asyncio.Protocol):
             if version == "1.1":
                 raise InvalidRequestError("The header Host is missing; HTTP/1.1 needs it", code="invalid_http")
         elif not HOST.fullmatch(host):
-            raise InvalidRequestError("The header Host names no host; write a name, and a port", code="invalid_http")
+            raise InvalidRequestError(
+                "The header Host names no host; write a name, and a port", code="invalid_http"
+            )
         if parser.should_upgrade():
             # The parser reads no body after this.
             if request.method == "CONNECT":

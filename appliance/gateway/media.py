@@ -69,7 +69,9 @@ def _urls(parts: list[Any]) -> Iterator[str]:
         elif isinstance(part, dict):
             for key, value in part.items():
                 if key == "url" or key.endswith("_url"):
-                    yield from (one for one in (value if isinstance(value, list) else (value,)) if isinstance(one, str))
+                    yield from (
+                        one for one in (value if isinstance(value, list) else (value,)) if isinstance(one, str)
+                    )
                 if key not in WORDS and not isinstance(value, str):
                     left.append(value)
 

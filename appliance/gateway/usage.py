@@ -143,7 +143,9 @@ class UsageWriter:
         self._pruned_at = now
         with self._engine.begin() as connection:
             # Rows from the future were written under a wrong clock and say nothing about this one.
-            newest = connection.execute(select(func.max(USAGE.c.started_at)).where(USAGE.c.started_at < now)).scalar()
+            newest = connection.execute(
+                select(func.max(USAGE.c.started_at)).where(USAGE.c.started_at < now)
+            ).scalar()
             if newest is not None:
                 until = min(now, newest + TRUSTED_S) - self._keep_s
                 connection.execute(delete(USAGE).where(USAGE.c.started_at < until))

@@ -492,7 +492,6 @@ class Connection(asyncio.Protocol):
         one: dict[str, object] = {"type": "response.output_text.delta", "item_id": "msg_fake", "delta": "@"}
         return self.stream(plan, first, one, "@", [frame({"type": "response.completed", "response": full})])
 
-
     def message(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
         """Anthropic's API: the prompt's tokens are told when it begins, the answer's when it ends."""
         usage = {"input_tokens": self.usage["prompt_tokens"], "output_tokens": plan.tokens}

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
-import signal
 import socket
 import struct
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.errors import InvalidRequestError
-from appliance.gateway import media
-from tests.conftest import Service, chat, exchange, serving, wait_until
+from tests.conftest import Service, chat, exchange, head, resident_mib, serving, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +26,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "idle_timeout_s": 1.0,
         "reader_timeout_s": 1.0,
         "max_body_bytes": 100_000,
-        "media_domains": ["images.example.org"],
     }
     with serving(tmp_path_factory.mktemp("guarded"), gateway=limits) as service:
         yield service
-
-
-def head(service: Service, *lines: str, path: str = "/v1/chat/completions") -> bytes:
-    first = [f"POST {path} HTTP/1.1", "host: x", f"authorization: Bearer {service.key}", *lines]
-    return "\r\n".join([*first, "", ""]).encode("latin1")
-
-
-def resident_mib(service: Service) -> int:
-    text = Path(f"/proc/{service.gateway.process.pid}/status").read_text()
-    return int(text.split("VmRSS:")[1].split()[0]) // 1024
 
 
 BODY = json.dumps(chat("fake: tokens=1")).encode()
@@ -95,7 +79,7 @@ def test_broken_chunks_are_400(guarded: Service, chunks: bytes) -> None:
 
 
 def test_a_trailer_does_not_become_the_next_requests_header(guarded: Service) -> None:
-    """What follows a chunked body is nobody's header: not a key, and no second one beside the next request's own."""
+    """What follows a chunked body is nobody's header: not a key, and no second one beside the next one's own."""
     first = head(guarded, "transfer-encoding: chunked") + b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
     first += f"x: y\r\nauthorization: Bearer {guarded.key}\r\n\r\n".encode()
     last = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
@@ -347,226 +331,6 @@ def test_what_is_no_json_is_400(guarded: Service, body: bytes) -> None:
     answer = guarded.post("/v1/chat/completions", body)
     assert answer.status == 400, answer.body
     assert answer.json["error"]["type"] == "invalid_request_error"
-
-
-def image(url: object, **more: object) -> dict[str, object]:
-    return chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}, **more}]}])
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://169.254.169.254/latest/meta-data", "http://127.0.0.1:8101/pause", "http://[::1]/", "http://10.77.0.2/",
-        "file:///etc/passwd", "http://images.example.org@127.0.0.1/", "http://images.example.org\\@127.0.0.1/",
-        "http://images.example.org.evil.net/", "http://2130706433/", "//127.0.0.1/x", "HTTP://LOCALHOST/", "gopher://x/",
-        "http://images.example.org:80@10.0.0.1/", " http://127.0.0.1/", "http://127.0.0.1\\@images.example.org/",
-        "http://user@images.example.org/", "ftp://images.example.org/x", "http://images.example.org/\r\nx",
-        "http://0x7f.1/", "http://0177.0.0.1/", "http://127.1/", "http://[::ffff:169.254.169.254]/", "http://0/",
-        "http://images.example.org./", "http://images.example.org%2eevil.net/", "http://xn--images.example.org/",
-        "http://\u0131mages.example.org/", "http:images.example.org", "http:///x", "/etc/passwd", "", "blob:x", "dаta:,x",
-    ],
-)  # fmt: skip
-def test_no_engine_is_made_to_fetch_what_it_must_not(guarded: Service, url: str) -> None:
-    before = guarded.stats()["requests"]
-    hidden = json.dumps(image(url)).replace("image_url", "image\\u005furl").replace('"url"', '"\\u0075rl"').encode()
-    for path, body in (
-        ("/v1/chat/completions", image(url)),
-        ("/v1/chat/completions", hidden),
-        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]}),
-    ):
-        answer = guarded.post(path, body if isinstance(body, bytes) else {"model": "fake", **body})
-        assert (answer.status, answer.json["error"]["code"]) == (400, "media_not_allowed"), body
-    assert guarded.stats()["requests"] == before
-
-
-EVIL = "http://169.254.169.254/latest/meta-data"
-SAID = {"role": "user", "content": "x"}
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": kind, kind: {"url": EVIL}}]}]})
-        for kind in ("image_url", "video_url", "audio_url")
-    ]
-    + [
-        # The short spelling without a type, which vLLM takes too.
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"image_url": EVIL}]}]}),
-        ("/v1/chat/completions", {"messages": [{"role": "tool", "content": [{"image_url": {"url": EVIL}}]}]}),
-        ("/v1/messages", {"messages": [{"role": "user", "content": [
-            {"type": "image", "source": {"type": "url", "url": EVIL}}]}]}),
-        ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t",
-            "content": [{"type": "image", "source": {"type": "url", "url": EVIL}}]}]}]}),
-        ("/v1/responses", {"input": [{"type": "function_call_output", "call_id": "c",
-            "output": [{"type": "input_image", "image_url": EVIL}]}]}),
-        ("/v1/responses", {"input": [{"type": "computer_call_output", "call_id": "c",
-            "output": {"type": "computer_screenshot", "image_url": EVIL}}]}),
-        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": EVIL}]}]}),
-        ("/v1/responses", {"input": [{"type": "input_image", "image_url": EVIL}]}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [
-            *[{"type": "text", "text": "x"}] * 50, {"type": "image_url", "image_url": {"url": EVIL}}]}]}),
-    ],
-)  # fmt: skip
-def test_no_way_to_name_an_address_is_forgotten(guarded: Service, path: str, body: dict[str, object]) -> None:
-    before = guarded.stats()["requests"]
-    answer = guarded.post(path, {"model": "fake", "max_tokens": 4, **body})
-    assert answer.status == 400, answer.body
-    assert EVIL in answer.json["error"]["message"]
-    assert guarded.stats()["requests"] == before
-
-
-@pytest.mark.parametrize("path", ["/v1/rerank", "/v1/score"])
-@pytest.mark.parametrize("field", ["query", "queries", "documents", "items", "data_1", "data_2", "text_1", "text_2"])
-def test_what_is_ranked_names_no_address_either(path: str, field: str) -> None:
-    """vLLM takes content parts there as well, alone or in a list; pure, for the fake engine ranks no pictures."""
-    part = {"content": [{"type": "image_url", "image_url": {"url": EVIL}}]}
-    for value in (part, ["x", part]):
-        with pytest.raises(InvalidRequestError, match="may not be fetched"):
-            media.check(json.dumps({"model": "m", field: value}).encode(), ("images.example.org",))
-
-
-@given(st.integers(1, 900), st.sampled_from(["list", "dict"]))
-@settings(max_examples=20, deadline=None)
-def test_an_address_is_found_however_deep(depth: int, kind: str) -> None:
-    before, after = ("[" * depth, "]" * depth) if kind == "list" else ('{"x":' * depth, "}" * depth)
-    deep = f'{{"messages":[{{"content":[{before}{{"image_url":["{EVIL}"]}}{after}]}}]}}'
-    with pytest.raises(InvalidRequestError, match="may not be fetched"):
-        media.check(deep.encode(), ())
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        # A tool that fetches, called with an address: the engine reads that as words.
-        ("/v1/messages", {"messages": [SAID, {"role": "assistant", "content": [
-            {"type": "tool_use", "id": "t", "name": "fetch", "input": {"url": "http://10.0.0.1/", "prompt": "x"}}]}]}),
-        ("/v1/chat/completions", {"messages": [SAID, {"role": "assistant", "tool_calls": [{"id": "t",
-            "type": "function", "function": {"name": "fetch", "arguments": '{"url": "http://10.0.0.1/"}'}}]}]}),
-        ("/v1/responses", {"input": [{"role": "assistant", "content": [{"type": "output_text", "text": "x",
-            "annotations": [{"type": "url_citation", "url": "https://example.net/", "title": "x"}]}]}]}),
-        ("/v1/chat/completions", {"messages": [SAID], "documents": [{"title": "x", "url": "https://example.net/"}]}),
-    ],
-)  # fmt: skip
-def test_an_address_that_is_only_talked_about_passes(guarded: Service, path: str, body: dict[str, object]) -> None:
-    sent = {"model": "fake", "max_tokens": 4, **body}
-    before = guarded.stats()["requests"]
-    guarded.post(path, sent)
-    assert guarded.stats()["requests"] == before + 1
-    assert json.loads(guarded.last()["body"]) == sent
-
-
-@pytest.mark.parametrize(
-    "url", ["data:image/png;base64,AAAA", "https://images.example.org/a.png?b=c#d", "DATA:image/png,x"]
-)
-def test_media_that_may_be_fetched_pass(guarded: Service, url: str) -> None:
-    assert guarded.post("/v1/chat/completions", image(url)).status == 200
-
-
-def test_a_url_in_text_or_in_a_tool_is_no_media(guarded: Service) -> None:
-    tool = {
-        "type": "function",
-        "function": {"name": "get", "parameters": {"properties": {"url": {"type": "string"}}}},
-    }
-    body = chat('look at "url": http://127.0.0.1/', tools=[tool])
-    assert guarded.post("/v1/chat/completions", body).status == 200
-
-
-def test_a_client_that_reads_nothing_is_cut_and_costs_little(guarded: Service) -> None:
-    before, rows = resident_mib(guarded), len(guarded.rows())
-    body = json.dumps(chat("fake: tokens=1000000 itl_ms=0 ttft_ms=1", stream=True)).encode()
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", guarded.gateway.port))
-        connection.sendall(head(guarded, f"content-length: {len(body)}") + body)
-        wait_until(lambda: "aborted" in {row["outcome"] for row in guarded.rows()[rows:]}, "it is cut", 8)
-        assert resident_mib(guarded) - before < 20
-        wait_until(lambda: guarded.stats()["active"] == 0, "the engine stops", 3)
-
-
-def reads_little(service: Service, sent: bytes) -> socket.socket:
-    """A connection with the smallest of buffers that has sent ``sent`` as far as the gateway takes it."""
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.settimeout(0.5)
-    connection.connect(("127.0.0.1", service.gateway.port))
-    with contextlib.suppress(TimeoutError, ConnectionError):
-        connection.sendall(sent)
-    return connection
-
-
-def test_a_stopping_gateway_waits_for_who_reads_slowly(tmp_path: Path) -> None:
-    """The engine has said everything and the drain is over; what the client has not taken yet still arrives."""
-    with serving(tmp_path / "last", gateway={"drain_timeout_s": 30}) as service:
-        body = json.dumps(chat("fake: tokens=1000000 ttft_ms=500")).encode()
-        with reads_little(service, head(service, f"content-length: {len(body)}") + body) as connection:
-            wait_until(lambda: service.stats()["active"] == 1, "it runs", 5)
-            service.gateway.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: service.stats()["active"] == 0, "the engine is done", 10)
-            assert whole_answer(connection) > 4_000_000
-        assert service.gateway.process.wait(10) == 0
-
-
-def whole_answer(connection: socket.socket, pause_s: float = 0.0, pauses: int = 0) -> int:
-    """Read to the end, the first pieces with pauses between them: the bytes of a body that is as long as it says."""
-    connection.settimeout(10)
-    seen = bytearray()
-    while piece := connection.recv(65536):
-        seen += piece
-        if pauses:
-            pauses -= 1
-            time.sleep(pause_s)
-    length = re.search(rb"content-length: (\d+)", seen)
-    assert length
-    assert len(seen.partition(b"\r\n\r\n")[2]) == int(length[1])
-    return int(length[1])
-
-
-def open_connections(service: Service) -> int:
-    """Connections of clients that the gateway has, by the kernel's own table."""
-    port = f"{service.gateway.port:04X}"
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(words[1].endswith(f":{port}") and words[3] == "01" for words in lines)
-
-
-def test_who_asks_and_asks_and_never_reads_is_cut_and_costs_little(guarded: Service) -> None:
-    """Requests one behind the other, each with an answer of kilobytes, none of them read; no key is needed."""
-    before = resident_mib(guarded)
-    with reads_little(guarded, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 50_000) as connection:
-        assert resident_mib(guarded) - before < 20
-        assert guarded.get("/health").status == 200, "others are served meanwhile"
-        wait_until(lambda: open_connections(guarded) == 0, "it is cut", 8)
-        assert connection.fileno() > 0
-
-
-def test_a_reader_of_a_few_bytes_a_second_is_cut(guarded: Service) -> None:
-    before, rows = resident_mib(guarded), len(guarded.rows())
-    body = json.dumps(chat("fake: tokens=1000000 itl_ms=0 ttft_ms=1", stream=True)).encode()
-    with reads_little(guarded, head(guarded, f"content-length: {len(body)}") + body) as connection:
-        connection.settimeout(0.2)
-
-        def is_cut() -> bool:
-            connection.recv(1)
-            return "aborted" in {row["outcome"] for row in guarded.rows()[rows:]}
-
-        wait_until(is_cut, "it is cut", 8)
-    assert resident_mib(guarded) - before < 20
-
-
-@pytest.mark.parametrize("more", [[], ["connection: close"]])
-def test_a_whole_answer_that_nobody_reads_is_not_kept(guarded: Service, more: list[str]) -> None:
-    """Megabytes that the engine sent in one piece: given up after the reader's time, also between two requests."""
-    body = json.dumps(chat("fake: tokens=1000000 ttft_ms=1")).encode()
-    with reads_little(guarded, head(guarded, f"content-length: {len(body)}", *more) + body):
-        wait_until(lambda: open_connections(guarded) == 1, "it is there", 5)
-        wait_until(lambda: open_connections(guarded) == 0, "it is cut", 15)
-
-
-def test_a_whole_answer_read_slowly_but_steadily_arrives(guarded: Service) -> None:
-    """Longer than the reader's time in all, never within it without progress; the connection closes after it."""
-    body = json.dumps(chat("fake: tokens=1000000 ttft_ms=1")).encode()
-    sent = head(guarded, f"content-length: {len(body)}", "connection: close") + body
-    with reads_little(guarded, sent) as connection:
-        assert whole_answer(connection, 0.01, 300) > 4_000_000
 
 
 def test_a_hundred_half_open_clients_do_not_keep_others_out(guarded: Service) -> None:

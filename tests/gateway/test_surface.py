@@ -192,7 +192,9 @@ def test_clients_cannot_make_new_labels(tmp_path_factory: pytest.TempPathFactory
         for number in range(1, 5):
             some(number)
         assert series() == before
-        values = {value for one in before for value in re.findall(r'(?:endpoint|model|outcome|engine)="([^"]*)"', one)}
+        values = {
+            value for one in before for value in re.findall(r'(?:endpoint|model|outcome|engine)="([^"]*)"', one)
+        }
         assert values == {"", "/v1/chat/completions", "fake", "chat", "ok", "rejected"}
 
 

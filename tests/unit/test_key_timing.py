@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from hashlib import sha256
 from hmac import compare_digest
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from appliance.gateway import keys
 from appliance.gateway.keys import Authenticator, Key
 
 
-def a_key(number: int, **more: float) -> tuple[str, Key]:
+def a_key(number: int, **more: Any) -> tuple[str, Key]:
     text = f"sk-{number:012x}-{'s' * 43}"
     return text, Key(f"{number:012x}", "ada", sha256(text.encode()).digest(), 0.0, **more)
 
@@ -39,7 +40,8 @@ def test_every_refusal_costs_one_hash_and_one_comparison_of_all_bytes(monkeypatc
     authenticator = Authenticator(lambda: 10.0)
     authenticator.replace([known, dead, old])
     wrong = (
-        good[:-1] + "x", good[:17] + "x" * 43, unknown, revoked, expired, "", "sk-", good[:15], good + "x", "k" * 30_000,
+        good[:-1] + "x", good[:17] + "x" * 43, unknown, revoked, expired,
+        "", "sk-", good[:15], good + "x", "k" * 30_000,
     )  # fmt: skip
     said = set()
     for token in wrong:

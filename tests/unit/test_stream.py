@@ -57,7 +57,18 @@ def test_cuts_anywhere_change_nothing(texts: list[str], cuts: list[int], strip: 
     st.lists(
         st.binary(max_size=30)
         | st.sampled_from(
-            [OPENING, USAGE_FRAME, DONE, b"\n", b"\n\n", b": x\n\n", b"data: ", b'"usage":{', b'"choices":[]', b"\xc3"]
+            [
+                OPENING,
+                USAGE_FRAME,
+                DONE,
+                b"\n",
+                b"\n\n",
+                b": x\n\n",
+                b"data: ",
+                b'"usage":{',
+                b'"choices":[]',
+                b"\xc3",
+            ]
         ),
         max_size=12,
     )
