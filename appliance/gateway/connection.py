@@ -192,7 +192,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if self.phase == "idle":
             self.phase = "head"
-            self.deadline = self._server.now() + self._server.timeouts.head_s
+            self._await(self._server.timeouts.head_s)
         self._moved = self._taken = False
         try:
             self._parser.feed_data(data)
@@ -245,7 +245,9 @@ class ClientConnection(asyncio.Protocol):
         if self.exchange is not None:
             self.exchange.client_ready()
         if self.phase == "idle":
-            self.deadline = self._server.now() + self._server.timeouts.idle_s
+            self._await(self._server.timeouts.idle_s)
+        elif self.phase in ("head", "body"):
+            self._await(self._server.timeouts.body_s)
         self._follow()
 
     # What the parser calls.
@@ -306,7 +308,7 @@ class ClientConnection(asyncio.Protocol):
             raise BodyTooLargeError(f"The body is over the limit of {self._limit} bytes")
         if not self.answering:
             self.phase = "body"
-            self.deadline = self._server.now() + self._server.timeouts.body_s
+            self._await(self._server.timeouts.body_s)
             if headers.get(b"expect", b"").lower() == b"100-continue":
                 self._server.outbox.write(self._transport, reply.CONTINUE)
 
@@ -457,12 +459,16 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._fresh:
             self.phase = "idle"
-            if not self.slow:
-                self.deadline = self._server.now() + self._server.timeouts.idle_s
+            self._await(self._server.timeouts.idle_s)
         else:
             self.phase = "head" if self._request is None else "body"
-            self.deadline = self._server.now() + self._server.timeouts.body_s
+            self._await(self._server.timeouts.body_s)
         self._follow()
+
+    def _await(self, seconds: float) -> None:
+        """The client has ``seconds`` for what it does next; one that lags has the reader's time instead."""
+        if not self.slow:
+            self.deadline = self._server.now() + seconds
 
     def _await_reader(self) -> None:
         """From now on the client has its time to take what was written."""
