@@ -125,6 +125,8 @@ def test_usage_by_the_api_and_by_hand(admin: Admin) -> None:
     done = cli(admin.service, "usage", "--by", "day", "--format", "json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["requests"] >= 3
+    sheet = cli(admin.service, "usage", "--by", "user", "--format", "csv").stdout
+    assert {row["name"]: int(row["requests"]) for row in csv.DictReader(sheet.splitlines())}["ada"] >= 3
     table = cli(admin.service, "usage", "--by", "model").stdout
     assert "Usage by model, last 24h" in table
     assert "fake" in table
