@@ -2,7 +2,8 @@
 
 Each user has a counter of service received, in tokens over his weight: the virtual token counter of Sheng et al.,
 "Fairness in Serving Large Language Models", OSDI 2024. The next request always comes from the waiting user who
-has received least; who returns after idling is lifted to the least active counter, so absence earns no credit.
+has received least. Who begins to wait is lifted to the least counter of those who wait, or else to that of whoever
+started last: absence earns no credit, and what somebody was served while nobody waited is no debt.
 
 A counter alone lets one user with many long requests fill every slot before the next user comes. So each may
 hold only ``alpha * free`` slots, the dynamic threshold of Choudhury and Hahne, "Dynamic Queue Length Thresholds for
@@ -46,6 +47,8 @@ class FairQueue(Generic[T]):
         self._alpha = (1 - headroom) / headroom if headroom > 0 else None
         self._flows: dict[str, Flow[T]] = {}
         self._active: dict[str, Flow[T]] = {}
+        self._last: Flow[T] | None = None
+        """Whose request started last."""
         self.waiting = 0
         self.running = 0
 
@@ -59,8 +62,7 @@ class FairQueue(Generic[T]):
             if not flow.running and not flow.waiting:
                 del self._active[user]
             return False
-        flow.running += 1
-        self.running += 1
+        self._start(flow)
         return True
 
     def wait(self, ticket: T, weight: float) -> int:
@@ -78,8 +80,7 @@ class FairQueue(Generic[T]):
         if flow is None:
             return None
         self.waiting -= 1
-        flow.running += 1
-        self.running += 1
+        self._start(flow)
         return flow.waiting.popleft()
 
     def leave(self, ticket: T) -> bool:
@@ -116,19 +117,29 @@ class FairQueue(Generic[T]):
 
     def _activate(self, user: str, weight: float) -> Flow[T]:
         flow = self._active.get(user)
-        if flow is not None:
-            flow.weight = weight
-            return flow
-        flow = self._flows.get(user)
         if flow is None:
-            if len(self._flows) >= MAX_IDLE_FLOWS + len(self._active):
-                self._forget_one()
-            flow = self._flows[user] = Flow(weight)
+            flow = self._flows.get(user)
+            if flow is None:
+                if len(self._flows) >= MAX_IDLE_FLOWS + len(self._active):
+                    self._forget_one()
+                flow = self._flows[user] = Flow(weight)
+            self._active[user] = flow
         flow.weight = weight
-        if self._active:
-            flow.served = max(flow.served, min(other.served for other in self._active.values()))
-        self._active[user] = flow
+        if not flow.waiting:
+            self._lift(flow)
         return flow
+
+    def _lift(self, flow: Flow[T]) -> None:
+        """Bring up who had nothing waiting, as the paper does."""
+        if self.waiting:
+            flow.served = max(flow.served, min(other.served for other in self._active.values() if other.waiting))
+        elif self._last is not None:
+            flow.served = max(flow.served, self._last.served)
+
+    def _start(self, flow: Flow[T]) -> None:
+        flow.running += 1
+        self.running += 1
+        self._last = flow
 
     def _settle(self, user: str, flow: Flow[T]) -> None:
         if not flow.running and not flow.waiting:

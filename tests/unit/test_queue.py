@@ -78,6 +78,51 @@ def test_absence_earns_no_credit() -> None:
     assert order.index("busy") <= 1, "who comes late does not make up for a million tokens"
 
 
+def test_what_was_served_while_nobody_waited_is_no_debt() -> None:
+    """Ada had the engine to herself all morning; bob's agent, new, floods it: her next request is not his last."""
+    queue: FairQueue[Ticket] = FairQueue(0)
+    assert queue.enter("ada", 1.0, 2)
+    queue.charge("ada", 1_000_000)
+    queue.finish("ada")
+    assert queue.enter("bob", 1.0, 2)
+    assert queue.enter("bob", 1.0, 1)
+    for _ in range(50):
+        queue.wait(Ticket("bob"), 1.0)
+    queue.wait(Ticket("ada"), 1.0)
+    order = []
+    while len(order) < 4:
+        queue.finish("bob")
+        ticket = queue.next(1)
+        assert ticket is not None
+        order.append(ticket.user)
+        queue.charge(ticket.user, 100)
+    assert "ada" in order[:2], order
+
+
+def test_a_light_user_who_never_stops_does_not_make_debtors_of_others() -> None:
+    """Something of eve's always runs, and little: who used the rest of the machine owes no newcomer for it."""
+    queue: FairQueue[Ticket] = FairQueue(0)
+    assert queue.enter("eve", 1.0, 3)
+    for _ in range(10):
+        assert queue.enter("ada", 1.0, 2)
+        queue.charge("ada", 100_000)
+        queue.finish("ada")
+    assert queue.enter("bob", 1.0, 2)
+    for _ in range(50):
+        queue.wait(Ticket("bob"), 1.0)
+    queue.wait(Ticket("ada"), 1.0)
+    order = []
+    while len(order) < 4:
+        queue.charge("bob", 100)
+        queue.finish("bob")
+        ticket = queue.next(1)
+        assert ticket is not None
+        order.append(ticket.user)
+        if ticket.user == "ada":
+            break
+    assert order[-1] == "ada", order
+
+
 def test_idle_counters_are_bounded() -> None:
     queue: FairQueue[Ticket] = FairQueue(0)
     for number in range(MAX_IDLE_FLOWS + 500):
