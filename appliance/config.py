@@ -325,7 +325,12 @@ class Gateway(Section):
         le=10,
         description="How much busier than the mean a chat's own replica may be before another one is taken.",
     )
-    max_n: int = Field(default=16, ge=1, le=1024, description="Largest `n` or `best_of` of a request.")
+    max_n: int = Field(
+        default=16,
+        ge=1,
+        le=1024,
+        description="Largest `n` or `best_of` of a request, and most answers over all prompts of a completion.",
+    )
     media_domains: tuple[str, ...] = Field(
         default=(),
         description="Hosts from which images and other media may be fetched; without any, only data: URLs pass.",

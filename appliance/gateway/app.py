@@ -284,7 +284,7 @@ class Gateway:
         )
         yield Sample(
             "engine_requests_in_flight",
-            "Requests running on the engine.",
+            "Requests running on the engine; one for several answers counts as many times.",
             "engine",
             {replica.name: float(replica.in_flight) for replica in replicas},
         )

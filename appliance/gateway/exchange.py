@@ -24,7 +24,7 @@ from appliance.gateway.keys import Key
 from appliance.gateway.limits import Allowance
 from appliance.gateway.outcome import OTHER_USAGE, ending, outcome_of
 from appliance.gateway.parts import Client, Parts
-from appliance.gateway.request import check, decode, wants_usage, with_role, with_usage
+from appliance.gateway.request import check, decode, sequences, wants_usage, with_role, with_usage
 from appliance.gateway.route import Replica, Service
 from appliance.gateway.stream import Relay, Usage, read_usage
 from appliance.gateway.upstream import Connection, Rebound, cancel
@@ -65,6 +65,8 @@ class Exchange(Rebound):
         "_way",
         "_wrote_at",
         "key",
+        "line",
+        "size",
         "user",
         "weight",
     )
@@ -76,7 +78,9 @@ class Exchange(Rebound):
         self._began = shared.clock()
         self._row = UsageRow(time.time(), request_id, owner.user, owner.id, request.path)
         self.user = owner.user
+        self.line = owner.id
         self.weight = 1.0
+        self.size = 1
         self.key: bytes | None = None
         self._admitted: tuple[Allowance, ...] = ()
         self._begun = False
@@ -123,6 +127,7 @@ class Exchange(Rebound):
             media.check(body, gateway.media_domains)
             self._admitted = shared.ledger.admit(owner, self._began)
             self.weight = shared.ledger.weight(owner)
+            self.size = sequences(fields, path)
             if row.stream and path not in OTHER_USAGE and not wants_usage(fields):
                 self._strip = True
                 body = with_usage(body, fields)
@@ -147,7 +152,7 @@ class Exchange(Rebound):
         self._row.queue_ms = (now - self._began) * 1000
         service = self._service
         if service is not None:
-            service.queue.charge(self.user, self._charged)
+            service.queue.charge(self, self._charged)
         self._replica = replica
         self._post(replica)
 
@@ -272,7 +277,7 @@ class Exchange(Rebound):
                 return
         elif self._begun and self._relay is not None:
             so_far = len(self._body) // BYTES_PER_TOKEN + self._relay.frames
-            service.queue.charge(self.user, so_far - self._charged)
+            service.queue.charge(self, so_far - self._charged)
             self._charged = so_far
             return
         if self._row.stream and not self._begun and now - self._wrote_at > queue.keepalive_s:
@@ -309,7 +314,7 @@ class Exchange(Rebound):
         tried = self._tried or set()
         self._tried = tried
         tried.add(replica.name)
-        other = service.move(replica, tried)
+        other = service.move(self, replica, tried)
         if other is None:
             return False
         self._replica = other
@@ -437,5 +442,5 @@ class Exchange(Rebound):
         service, replica = self._service, self._replica
         if service is not None and replica is not None:
             # A failed request is no service; one that ended is charged what it took.
-            service.queue.charge(self.user, (tokens or self._charged) - self._charged)
-            service.release(replica, self.user, now)
+            service.queue.charge(self, (tokens or self._charged) - self._charged)
+            service.release(replica, self, now)

@@ -100,6 +100,9 @@ def check(fields: Fields, endpoint: str, *, context: int, max_n: int) -> None:
         _bound("max_completion_tokens", fields.max_completion_tokens, 1, context)
     if fields.max_output_tokens is not None:
         _bound("max_output_tokens", fields.max_output_tokens, 1, context)
+    if endpoint == "/v1/completions" and (many := sequences(fields, endpoint)) > max_n:
+        message = f"prompt and n ask for {many} answers at once; at most {max_n} here, send the rest apart"
+        raise InvalidRequestError(message, param="prompt")
     if endpoint in CHATS:
         messages = fields.messages
         if not isinstance(messages, list) or not messages:
@@ -110,6 +113,20 @@ def check(fields: Fields, endpoint: str, *, context: int, max_n: int) -> None:
                 raise InvalidRequestError(
                     f"messages[{index}].role is {message.role[:40]!r}; known roles: {known}", param="messages"
                 )
+
+
+def sequences(fields: Fields, endpoint: str) -> int:
+    """Sequences that an engine decodes for the request: the answers to each prompt, times its prompts."""
+    answers = max(fields.n or 1, fields.best_of or 1)
+    return answers * _prompts(fields.prompt) if endpoint == "/v1/completions" else answers
+
+
+def _prompts(prompt: Raw | UnsetType) -> int:
+    """How many prompts ``prompt`` holds: one as text or as tokens, or a list of such."""
+    text = bytes(prompt) if isinstance(prompt, Raw) else b""
+    if text[:1] != b"[" or text[1:].lstrip()[:1] not in (b'"', b"["):
+        return 1
+    return len(_MESSAGES.decode(text))
 
 
 def _bound(param: str, value: int, least: int, most: int) -> None:

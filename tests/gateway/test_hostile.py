@@ -198,6 +198,17 @@ def test_figures_out_of_range_are_400(guarded: Service, more: dict[str, object],
     assert guarded.stats()["requests"] == before
 
 
+def test_more_prompts_than_answers_allowed_are_400(guarded: Service) -> None:
+    """Each is a sequence of the engine: a list of thousands would fill it past any queue of ours."""
+    before = guarded.stats()["requests"]
+    for more in ({"prompt": ["x"] * 17}, {"prompt": [[1, 2]] * 17}, {"prompt": ["x", "y"], "n": 9}):
+        answer = guarded.post("/v1/completions", {"model": "fake", **more})
+        assert (answer.status, answer.json["error"]["param"]) == (400, "prompt"), answer.body
+    assert guarded.stats()["requests"] == before
+    for prompt in (["x"] * 16, list(range(1000)), "x"):
+        assert guarded.post("/v1/completions", {"model": "fake", "prompt": prompt}).status == 200
+
+
 @pytest.mark.parametrize(
     "body",
     [

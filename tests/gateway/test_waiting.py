@@ -72,6 +72,16 @@ def test_the_engine_never_gets_more_than_its_slots_and_waiting_is_told(tmp_path:
         assert all(answer.result().body.endswith(b"data: [DONE]\n\n") for answer in answers)
 
 
+def test_a_request_for_four_answers_takes_four_slots(tmp_path: Path) -> None:
+    with narrow(tmp_path / "many", slots=4, headroom=0.0) as (service, bob), ThreadPoolExecutor(2) as pool:
+        four = send(pool, service, LONG, n=4, stream=True)
+        wait_until(lambda: running(service) == 4, "all slots are taken", 5)
+        last = send(pool, service, "fake: tokens=1", bob)
+        wait_until(lambda: waiting(service) == 1, "bob waits", 5)
+        assert [four.result(20).status, last.result(20).status] == [200, 200]
+        wait_until(lambda: running(service) == 0, "all slots are given back", 5)
+
+
 def test_over_his_own_bound_it_is_429_and_over_all_it_is_503(tmp_path: Path) -> None:
     bounds: dict[str, Any] = {"max_waiting": 3, "max_waiting_per_user": 2, "headroom": 0.0}
     with narrow(tmp_path / "bounds", **bounds) as (service, bob), ThreadPoolExecutor(8) as pool:
