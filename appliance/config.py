@@ -121,7 +121,8 @@ class Engine(Section):
     concurrency: int = Field(
         gt=0,
         le=4096,
-        description="Sequences one replica decodes at once (vLLM's --max-num-seqs, llama.cpp's --parallel).",
+        description="Sequences one replica decodes at once: llama.cpp's --parallel. vLLM's --max-num-seqs is one "
+        "more, for the canary.",
     )
     in_flight: int | None = Field(
         default=None,

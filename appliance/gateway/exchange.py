@@ -172,9 +172,6 @@ class Exchange(Rebound):
         """The engine answers: stream what is a stream, gather the rest."""
         self._status = status
         self._content_type = content_type
-        replica = self._replica
-        if replica is not None:
-            replica.last_token = self._shared.clock()
         if content_type.startswith(b"text/event-stream"):
             # The client hears of it with the first frame: until then another replica may still take over.
             self._relay = Relay(strip_usage=self._strip)
@@ -205,9 +202,6 @@ class Exchange(Rebound):
     def on_end(self) -> None:
         """The engine's answer is whole."""
         self._way = None
-        replica = self._replica
-        if replica is not None:
-            replica.last_token = self._shared.clock()
         relay = self._relay
         if relay is not None:
             row = self._row
@@ -264,22 +258,31 @@ class Exchange(Rebound):
     # What the gateway calls.
 
     def tick(self, now: float) -> None:
-        """Look at the time: waited too long, silent too long; charge what has come so far."""
+        """Look at the time: waited too long, on a dead engine, silent too long; charge what has come so far."""
         service = self._service
         if self._ended or service is None:
             return
         queue = self._shared.site.gateway.queue
-        if self._replica is None:
+        replica, relay = self._replica, self._relay
+        if replica is None:
             if now - self._began > queue.max_wait_s:
                 service.leave(self)
                 message = f"No engine was free within {queue.max_wait_s:g} s; try again shortly"
                 self._fail(QueueFullError(message, code="queue_timeout", retry_after=service.wait_s(1)))
                 return
-        elif self._begun and self._relay is not None:
-            so_far = len(self._body) // BYTES_PER_TOKEN + self._relay.frames
+        elif self._begun and relay is not None:
+            so_far = len(self._body) // BYTES_PER_TOKEN + relay.frames
+            if so_far > self._charged:
+                # Tokens, and not a mere head: that comes also from an engine whose core hangs.
+                replica.last_token = now
             service.queue.charge(self, so_far - self._charged)
             self._charged = so_far
             return
+        elif not replica.breaker.up and not self._parts:
+            # It is left alone since this request was sent there, and has not answered it: another one may.
+            way = self._way
+            if self._elsewhere():
+                cancel(way)
         if self._row.stream and not self._begun and now - self._wrote_at > queue.keepalive_s:
             self._wrote_at = now
             if not self._streaming:
@@ -398,6 +401,8 @@ class Exchange(Rebound):
             self._blame(f"an answer ended as {outcome}")
         elif self._replica is not None:
             self._replica.breaker.succeeded()
+            if outcome == "ok":
+                self._replica.last_token = self._shared.clock()
 
     def _blame(self, why: str, *, at_once: bool = False) -> None:
         """Hold a failure against the replica; its service is told when that takes it down."""

@@ -101,8 +101,10 @@ def check(fields: Fields, endpoint: str, *, context: int, max_n: int) -> None:
     if fields.max_output_tokens is not None:
         _bound("max_output_tokens", fields.max_output_tokens, 1, context)
     if endpoint == "/v1/completions" and (many := sequences(fields, endpoint)) > max_n:
-        message = f"prompt and n ask for {many} answers at once; at most {max_n} here, send the rest apart"
-        raise InvalidRequestError(message, param="prompt")
+        raise InvalidRequestError(
+            f"prompt and n ask for {many} answers at once; at most {max_n} here, send the rest apart",
+            param="prompt",
+        )
     if endpoint in CHATS:
         messages = fields.messages
         if not isinstance(messages, list) or not messages:

@@ -71,7 +71,7 @@ class Replica:
     in_flight: int = 0
     """Sequences of ours that it runs: a request for four answers counts four times."""
     last_token: float = 0.0
-    """Loop time at which something last came from it."""
+    """Loop time at which it last was seen to generate."""
     last_used: float = 0.0
 
     @property

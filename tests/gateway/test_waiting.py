@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -167,11 +168,99 @@ def test_a_stopped_engine_is_ejected_and_taken_back(tmp_path: Path) -> None:
             replica.stop()
 
 
+def test_a_busy_engine_is_not_ejected_for_a_canary_that_waits(tmp_path: Path) -> None:
+    """All its sequences are taken by long answers: the canary stands behind them, and their tokens flow."""
+    engine = start_fake(tmp_path / "busy.log", "--capacity", "2")
+    watch = {"canary_interval_s": 0.3, "canary_timeout_s": 0.6, "queue": {"headroom": 0.0}}
+    try:
+        engines = {"chat": one_engine(2) | {"port": engine.port}}
+        with serving(tmp_path / "busy", engines=engines, gateway=watch) as service, ThreadPoolExecutor(3) as pool:
+            answers = [send(pool, service, "fake: tokens=200 itl_ms=20", stream=True) for _ in range(2)]
+            wait_until(lambda: running(service) == 2, "all its sequences are taken", 5)
+            answers.append(send(pool, service, "fake: tokens=1"))
+            assert service.get("/ready").status == 200, "a canary asked for now is late"
+            assert not answers[0].done()
+            assert [answer.result(30).status for answer in answers] == [200] * 3, "nobody is told that it is down"
+    finally:
+        engine.stop()
+
+
+async def test_an_engine_that_only_sends_heads_is_ejected(tmp_path: Path) -> None:
+    """Its core hangs and its API server lives: each new stream gets a head at once, and no token ever."""
+    import asyncio  # noqa: PLC0415
+
+    from tests.conftest import open_stream  # noqa: PLC0415
+
+    engine = start_fake(tmp_path / "hung.log", "--fault", "hang")
+    watch = {"canary_interval_s": 0.5, "canary_timeout_s": 1.0}
+    try:
+        engines = {"chat": one_engine(1000) | {"port": engine.port}}
+        with serving(tmp_path / "hung", engines=engines, gateway=watch) as service:
+            writers = []
+
+            async def up() -> bool:
+                text = (await asyncio.to_thread(service.get, "/metrics")).body
+                return b'engine_up{engine="chat"} 1.0' in text
+
+            async with asyncio.timeout(20):
+                while await up():
+                    writers.append((await open_stream(service, chat(stream=True)))[1])
+                    await asyncio.sleep(0.05)
+            for writer in writers:
+                writer.transport.abort()
+            await asyncio.to_thread(service.wait_rows, len(writers))
+    finally:
+        engine.stop()
+
+
+def test_a_request_on_a_replica_that_hangs_moves_to_the_other(tmp_path: Path) -> None:
+    """SIGSTOP before its first byte: once the canary has told, it need not wait for its own timeout, 10 min."""
+    replicas = [start_fake(tmp_path / f"{i}.log") for i in range(2)]
+    watch = {"canary_interval_s": 0.3, "canary_timeout_s": 1.0}
+    stopped = -1
+    try:
+        engines = {f"e{i}": one_engine(8) | {"port": replica.port} for i, replica in enumerate(replicas)}
+        with serving(tmp_path / "hang", engines=engines, gateway=watch) as service, ThreadPoolExecutor(2) as pool:
+            text = "fake: tokens=3 ttft_ms=3000"
+            answers = [send(pool, service, text), send(pool, service, text, stream=True)]
+
+            def both_run() -> bool:
+                active = [http(replica.url + "/stats").json["active"] for replica in replicas]
+                return bool(max(active) == 2)
+
+            wait_until(both_run, "the chat's own replica has both", 5)
+            stopped = 0 if http(replicas[0].url + "/stats").json["active"] == 2 else 1
+            os.kill(replicas[stopped].process.pid, signal.SIGSTOP)
+            for answer in answers:
+                moved = answer.result(30)
+                assert moved.status == 200
+                assert service.row(moved)["engine"] == f"e{1 - stopped}"
+            assert b"[DONE]" in answers[1].result().body
+    finally:
+        if stopped >= 0:
+            os.kill(replicas[stopped].process.pid, signal.SIGCONT)
+        for replica in replicas:
+            replica.stop()
+
+
+def ask_and_leave(service: Service, times: int) -> None:
+    """A client that hangs up while the engine computes for it; it is the engine's abort number ``times``."""
+    body = json.dumps(chat("fake: ttft_ms=60000")).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\n"
+    with socket.create_connection(("127.0.0.1", service.gateway.port)) as connection:
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until(lambda: service.stats()["active"] == 1, "it runs", 5)
+    wait_until(lambda: service.stats()["aborted"] == times, "the abort arrives", 5)
+
+
 def test_what_clients_do_wrong_does_not_eject_an_engine(tmp_path: Path) -> None:
     with serving(tmp_path / "clients", gateway={"breaker_failures": 2}) as service:
         for _ in range(6):
             assert service.post("/v1/chat/completions", chat("fake: fault=status:400")).status == 400
         assert service.post("/v1/chat/completions", chat()).status == 200
+        for number in range(3):
+            ask_and_leave(service, number + 1)
+        assert service.post("/v1/chat/completions", chat()).status == 200, "clients that left are not its fault"
         for _ in range(2):
             assert service.post("/v1/chat/completions", chat("fake: fault=status:500")).status == 500
         down = service.post("/v1/chat/completions", chat())

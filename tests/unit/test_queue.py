@@ -92,7 +92,7 @@ def test_what_was_served_while_nobody_waited_is_no_debt() -> None:
     for _ in range(50):
         queue.wait(Ticket("bob"))
     queue.wait(Ticket("ada"))
-    order = []
+    order: list[str] = []
     while len(order) < 4:
         queue.finish(Ticket("bob"))
         ticket = queue.next(1)
@@ -114,7 +114,7 @@ def test_a_light_user_who_never_stops_does_not_make_debtors_of_others() -> None:
     for _ in range(50):
         queue.wait(Ticket("bob"))
     queue.wait(Ticket("ada"))
-    order = []
+    order: list[str] = []
     while len(order) < 4:
         queue.charge(Ticket("bob"), 100)
         queue.finish(Ticket("bob"))
@@ -136,7 +136,7 @@ def test_a_users_agent_does_not_starve_his_own_chat() -> None:
     chat = Ticket("ada", line="chat")
     queue.wait(chat)
     queue.finish(started)
-    order = []
+    order: list[Ticket] = []
     while len(order) < 2:
         ticket = queue.next(1)
         assert ticket is not None
