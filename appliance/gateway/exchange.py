@@ -10,6 +10,7 @@ import asyncio
 import time
 
 from appliance.errors import (
+    AuthenticationError,
     DrainingError,
     EngineFailedError,
     EngineUnavailableError,
@@ -299,6 +300,12 @@ class Exchange(Rebound):
             error = EngineFailedError(str(error), code=error.code)
         self._give_up()
         self._fail(error, "stopped")
+
+    def revoke(self) -> None:
+        """Its key is of no use any more: nothing is done for it, wherever it is."""
+        if not self._ended:
+            self._give_up()
+            self._fail(AuthenticationError("This API key was revoked while your request ran"), "revoked")
 
     # Inside.
 

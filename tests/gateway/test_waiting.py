@@ -101,6 +101,36 @@ def test_over_his_own_bound_it_is_429_and_over_all_it_is_503(tmp_path: Path) -> 
         assert outcomes == {"ok", "limited", "queue_full"}
 
 
+def test_a_revoked_keys_requests_end_where_they_are(tmp_path: Path) -> None:
+    """One runs, one waits, of one the body is still coming: none of them goes on, and others' do."""
+    with narrow(tmp_path / "revoked", slots=2, headroom=0.0) as (service, bob), ThreadPoolExecutor(3) as pool:
+        store = KeyStore(service.data)
+        eve = store.create("eve")
+        wait_until(lambda: service.get("/v1/models", key=eve).status == 200, "eve is known", 5)
+        endless = "fake: tokens=3000 itl_ms=10"
+        runs, others = send(pool, service, endless, eve, stream=True), send(pool, service, LONG, bob, stream=True)
+        wait_until(lambda: running(service) == 2, "both run", 5)
+        waits = send(pool, service, "fake: tokens=1", eve)
+        wait_until(lambda: waiting(service) == 1, "one waits", 5)
+        body = json.dumps(chat()).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {eve}\r\n"
+        with socket.create_connection(("127.0.0.1", service.gateway.port), timeout=10) as slow:
+            slow.sendall(f"{head}expect: 100-continue\r\ncontent-length: {len(body)}\r\n\r\n".encode())
+            assert slow.recv(100).startswith(b"HTTP/1.1 100 ")
+            store.revoke(eve)
+            wait_until(lambda: runs.done() and waits.done(), "the revocation bites", 1)
+            slow.sendall(body)
+            assert slow.recv(1000).startswith(b"HTTP/1.1 401 ")
+        store.close()
+        last = json.loads(runs.result().body.rstrip().rsplit(b"\n\n", 1)[-1].removeprefix(b"data: "))
+        assert last["error"]["code"] == "invalid_api_key"
+        assert b"[DONE]" not in runs.result().body
+        assert (waits.result().status, waits.result().json["error"]["code"]) == (401, "invalid_api_key")
+        assert others.result(20).body.endswith(b"data: [DONE]\n\n")
+        wait_until(lambda: service.stats()["aborted"] == 1, "the engine is told", 5)
+        assert sorted(row["outcome"] for row in service.wait_rows(3)) == ["ok", "revoked", "revoked"]
+
+
 def test_who_received_least_is_next(tmp_path: Path) -> None:
     with narrow(tmp_path / "fair", slots=1, headroom=0.0) as (service, bob), ThreadPoolExecutor(8) as pool:
         ada = [send(pool, service, "fake: tokens=40 ttft_ms=700") for _ in range(4)]
