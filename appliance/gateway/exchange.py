@@ -140,7 +140,6 @@ class Exchange(Rebound):
             if len(service.replicas) > 1:
                 self.key = chat_key(fields, request.headers, self.user)
             self._service = service
-            self._charged = len(body) // BYTES_PER_TOKEN
             self._position = service.submit(self, self._began)
         except RequestError as error:
             self._fail(error)
@@ -151,9 +150,7 @@ class Exchange(Rebound):
         """A slot of ``replica``: send the request there."""
         now = self._shared.clock()
         self._row.queue_ms = (now - self._began) * 1000
-        service = self._service
-        if service is not None:
-            service.queue.charge(self, self._charged)
+        self._charge(self._prompt_tokens)
         self._replica = replica
         self._post(replica)
 
@@ -241,6 +238,8 @@ class Exchange(Rebound):
             if ending(relay, row.endpoint) == "ok":
                 # It had everything and left at the last word, as OpenAI's own client does.
                 row.outcome = "ok"
+        elif self._replica is not None:
+            row.prompt_tokens = self._prompt_tokens
         row.estimated = row.estimated or not row.completion_tokens
         self._close_books()
 
@@ -272,12 +271,11 @@ class Exchange(Rebound):
                 self._fail(QueueFullError(message, code="queue_timeout", retry_after=service.wait_s(1)))
                 return
         elif self._begun and relay is not None:
-            so_far = len(self._body) // BYTES_PER_TOKEN + relay.frames
+            so_far = self._prompt_tokens + relay.frames
             if so_far > self._charged:
                 # Tokens, and not a mere head: that comes also from an engine whose core hangs.
                 replica.last_token = now
-            service.queue.charge(self, so_far - self._charged)
-            self._charged = so_far
+            self._charge(so_far)
             return
         elif not replica.breaker.up and not self._parts:
             # It is left alone since this request was sent there, and has not answered it: another one may.
@@ -308,6 +306,20 @@ class Exchange(Rebound):
             self._fail(AuthenticationError("This API key was revoked while your request ran"), "revoked")
 
     # Inside.
+
+    @property
+    def _prompt_tokens(self) -> int:
+        """About how many tokens the prompt has; more than its context no model reads (an image has many bytes)."""
+        service = self._service
+        return min(len(self._body) // BYTES_PER_TOKEN, service.context) if service is not None else 0
+
+    def _charge(self, tokens: int) -> None:
+        """Bring what is counted for it so far, by the queue and by its limits, to ``tokens``."""
+        service = self._service
+        if service is not None:
+            more, self._charged = tokens - self._charged, tokens
+            service.queue.charge(self, more)
+            self._shared.ledger.charge(self._admitted, more, self._shared.clock())
 
     def _post(self, replica: Replica) -> None:
         row = self._row
@@ -424,6 +436,7 @@ class Exchange(Rebound):
             self._count(relay.usage)
         if relay.usage is None or (not relay.final and self._row.endpoint == "/v1/messages"):
             self._row.completion_tokens = max(self._row.completion_tokens, relay.estimated_tokens)
+            self._row.prompt_tokens = self._row.prompt_tokens or self._prompt_tokens
             self._row.estimated = True
 
     def _count(self, usage: Usage) -> None:
@@ -445,7 +458,7 @@ class Exchange(Rebound):
             row.queue_ms = row.duration_ms
         tokens = row.prompt_tokens + row.completion_tokens
         if self._admitted:
-            shared.ledger.finish(self._admitted, tokens, now)
+            shared.ledger.finish(self._admitted, tokens - self._charged, now)
         shared.running.discard(self)
         shared.metrics.in_flight -= 1
         shared.metrics.count(row)
