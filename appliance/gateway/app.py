@@ -196,11 +196,11 @@ class Gateway:
             exchange = Exchange(self._shared, owner, request, client, request_id)
             client.exchange = exchange
         else:
-            tape = self._tapes.find(owner.user, key, request.path, request.body)
+            tape = self._tapes.find(owner.id, key, request.path, request.body)
             if tape is not None:
                 tape.follow(client)
                 return
-            tape = self._tapes.record(owner.user, key, request.path, request.body)
+            tape = self._tapes.record(owner.id, key, request.path, request.body)
             tape.follow(client)
             exchange = Exchange(self._shared, owner, request, tape, request_id)
             tape.exchange = exchange
