@@ -140,6 +140,7 @@ def test_a_model_that_fails_to_load_leaves_the_old_one_and_tells_why(tmp_path: P
         failed = ask(service, "b")
         assert failed.status == 503
         assert "b could not be loaded: eb ended while it was loading" in failed.json["error"]["message"]
+        assert failed.headers["retry-after"] == "60"
         up = b'appliance_gateway_engine_up{engine="ea"} 1.0'
         wait_until(lambda: up in service.get("/metrics").body, "the old one is back, unasked", 10)
         assert ask(service, "a").status == 200

@@ -140,6 +140,52 @@ def test_who_received_least_is_next(tmp_path: Path) -> None:
         assert {answer.result(20).status for answer in ada} == {200}
 
 
+def test_a_keys_weight_buys_its_share(tmp_path: Path) -> None:
+    """Twelve requests of the same cost wait, half of them under a key of weight eight: those come eight to one."""
+    with narrow(tmp_path / "weight", slots=1, headroom=0.0) as (service, bob), ThreadPoolExecutor(13) as pool:
+        store = KeyStore(service.data)
+        heavy = store.create("eve", weight=8.0)
+        store.close()
+        wait_until(lambda: service.get("/v1/models", key=heavy).status == 200, "eve is known", 5)
+        first = send(pool, service, "fake: tokens=300 itl_ms=10", bob, stream=True)
+        wait_until(lambda: running(service) == 1, "it runs", 5)
+        answers = [send(pool, service, "fake: tokens=60 ttft_ms=20", key) for key in [None, heavy] * 6]
+        wait_until(lambda: waiting(service) == 12, "all wait", 5)
+        assert {answer.result(30).status for answer in [first, *answers]} == {200}
+        order = [row["user"] for row in service.wait_rows(13)[1:]]
+        assert order[:8].count("eve") == 6, order
+
+
+@pytest.mark.parametrize(("end", "last"), [("whole", b"[DONE]"), ("left", b""), ("refused", b"queue_timeout")])
+def test_requests_in_flight_are_counted_out_however_they_end(tmp_path: Path, end: str, last: bytes) -> None:
+    with narrow(tmp_path / "flight", slots=1, headroom=0.0, max_wait_s=1.0) as (service, bob):
+        store = KeyStore(service.data)
+        key = store.create("eve", requests_in_flight=1)
+        store.close()
+        wait_until(lambda: service.get("/v1/models", key=key).status == 200, "eve is known", 5)
+        text = "fake: tokens=150 itl_ms=10" if end == "whole" else "fake: tokens=3000 itl_ms=10"
+        with ThreadPoolExecutor(2) as pool:
+            if end == "refused":
+                blocks = send(pool, service, "fake: tokens=300 itl_ms=10", bob, stream=True)
+                wait_until(lambda: running(service) == 1, "bob's runs", 5)
+            body = json.dumps(chat(text, stream=True)).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+            with socket.create_connection(("127.0.0.1", service.gateway.port), timeout=20) as one:
+                one.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+                wait_until(lambda: running(service) + waiting(service) == 1 + (end == "refused"), "it is there", 5)
+                over = service.post("/v1/chat/completions", chat(), key)
+                assert (over.status, over.headers["retry-after"]) == (429, "1")
+                assert "1 requests running, your limit" in over.json["error"]["message"]
+                said = b""
+                while last not in said:
+                    piece = one.recv(65536)
+                    assert piece, said
+                    said += piece
+            if end == "refused":
+                assert blocks.result(20).status == 200
+            wait_until(lambda: service.post("/v1/chat/completions", chat(), key).status == 200, "it may again", 5)
+
+
 def test_a_wait_has_an_end(tmp_path: Path) -> None:
     with (
         narrow(tmp_path / "end", slots=1, max_wait_s=1.0, keepalive_s=0.3) as (service, _),
@@ -150,6 +196,9 @@ def test_a_wait_has_an_end(tmp_path: Path) -> None:
         plain, stream = send(pool, service, "hi"), send(pool, service, "hi", stream=True)
         late = plain.result(10)
         assert (late.status, late.json["error"]["code"]) == (503, "queue_timeout")
+        assert int(late.headers["retry-after"]) >= 1
+        assert int(late.headers["x-queue-position"]) in (1, 2)
+        assert int(late.headers["x-queue-wait-ms"]) >= 1000
         told = stream.result(10)
         assert told.status == 200, "comments had been sent"
         assert told.body.startswith(b": waiting for an engine\n\n")
