@@ -106,7 +106,7 @@ class Service:
     gap_s: float = 0.0
     begun: int = 0
     """Requests that were given a slot so far."""
-    blocked: tuple[float, RequestError] | None = None
+    blocked: tuple[float, str] | None = None
     """Until when, and why, a model that could not be loaded is not waited for."""
     _finished_at: float = 0.0
     waiting_since: dict[int, float] = field(default_factory=dict)
@@ -145,7 +145,7 @@ class Service:
             if not self.on_demand:
                 raise self.down()
             if self.blocked is not None and now < self.blocked[0]:
-                raise self.blocked[1]
+                raise EngineUnavailableError(self.blocked[1], retry_after=self.blocked[0] - now)
         if self.queue.enter(waiter, free):
             waiter.granted(self._take(waiter))
             return 0

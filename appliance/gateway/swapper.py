@@ -302,9 +302,9 @@ class SwapController:
             LOG.error("%s could not be stopped either: %s", engine.name, error)  # noqa: TRY400 - a line will do
         self._set(engine, "failed")
         engine.error = why
-        told = EngineUnavailableError(f"{engine.service.model} could not be loaded: {why}", retry_after=RETRY_S)
+        told = f"{engine.service.model} could not be loaded: {why}"
         engine.service.blocked = (self.clock() + RETRY_S, told)
-        engine.service.refuse(told)
+        engine.service.refuse(EngineUnavailableError(told, retry_after=RETRY_S))
 
     async def _bring_back(self, engine: Managed) -> None:
         """The old one serves again."""

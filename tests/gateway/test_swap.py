@@ -145,8 +145,10 @@ def test_a_model_that_fails_to_load_leaves_the_old_one_and_tells_why(tmp_path: P
         wait_until(lambda: up in service.get("/metrics").body, "the old one is back, unasked", 10)
         assert ask(service, "a").status == 200
         again = time.monotonic()
-        assert ask(service, "b").status == 503
+        refused = ask(service, "b")
+        assert (refused.status, refused.json) == (503, failed.json), "the same reason"
         assert time.monotonic() - again < 1, "not tried again at once, and nobody waits for it"
+        wait_until(lambda: int(ask(service, "b").headers["retry-after"]) < 59, "what is left of the minute", 10)
         assert metric(service, "swap_failures_total") == 1
 
 
@@ -258,6 +260,15 @@ def test_engines_that_fit_beside_each_other_do_not_swap(tmp_path: Path) -> None:
         for model in "abab":
             assert ask(service, model).status == 200
         assert metric(service, "swaps_total") == 2
+
+
+def test_engines_on_the_processor_take_turns_by_its_memory(tmp_path: Path) -> None:
+    """5 GiB each for their KV caches, on a host of 8."""
+    own: dict[str, Any] = {"device": "cpu", "gpus": [], "kv_cache_gib": 5.0}
+    with two_models(tmp_path / "ram", first=own, **own) as service:
+        for model in "aba":
+            assert ask(service, model).status == 200
+        assert metric(service, "swaps_total") == 3
 
 
 def test_a_site_whose_models_all_take_turns_is_ready_before_the_first_request(tmp_path: Path) -> None:
