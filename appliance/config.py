@@ -121,7 +121,8 @@ class Engine(Section):
     concurrency: int = Field(
         gt=0,
         le=4096,
-        description="Sequences one replica decodes at once (vLLM's --max-num-seqs, llama.cpp's --parallel).",
+        description="Sequences one replica decodes at once: llama.cpp's --parallel. vLLM's --max-num-seqs is one "
+        "more, for the canary.",
     )
     in_flight: int | None = Field(
         default=None,
@@ -329,7 +330,7 @@ class Gateway(Section):
         default=16,
         ge=1,
         le=1024,
-        description="Most answers that one request may ask for at once: `n`, `best_of`, prompts.",
+        description="Largest `n` or `best_of` of a request, and most answers over all prompts of a completion.",
     )
     media_domains: tuple[str, ...] = Field(
         default=(),

@@ -83,7 +83,8 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     if not model.is_folder and model.revision is not None:
         argv += ["--revision", model.revision, "--tokenizer-revision", model.revision]
     argv += ["--served-model-name", engine.model, "--host", "127.0.0.1", "--port", str(engine.port + replica)]
-    argv += ["--max-model-len", str(engine.context), "--max-num-seqs", str(engine.concurrency)]
+    # One place more than the gateway fills: its canary's, which else waits for a whole answer to end, and is late.
+    argv += ["--max-model-len", str(engine.context), "--max-num-seqs", str(engine.concurrency + 1)]
     argv += ["--shutdown-timeout", str(engine.shutdown_timeout_s)]
     if model.task == "rerank":
         argv += ["--runner", "pooling", "--convert", "classify"]

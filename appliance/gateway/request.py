@@ -7,7 +7,6 @@ survive exactly.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
@@ -66,7 +65,6 @@ _SYSTEM_FIELD = {
 _FIELDS = msgspec.json.Decoder(Fields)
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _MESSAGES = msgspec.json.Decoder(list[Raw])
-_SEVERAL = re.compile(rb"\s*\[\s*[\"\[]")
 _MESSAGE = msgspec.json.Decoder(Message)
 _MESSAGE_FIELDS = msgspec.json.Decoder(dict[str, Raw])
 
@@ -99,14 +97,6 @@ def check(fields: Fields, endpoint: str, *, context: int, max_n: int) -> None:
         _bound("n", fields.n, 1, max_n)
     if fields.best_of is not None:
         _bound("best_of", fields.best_of, 1, max_n)
-    if endpoint == "/v1/completions" and isinstance(fields.prompt, Raw):
-        # Each prompt of a list is a sequence of its own to the engine, as each of n answers is.
-        several = _prompts(fields.prompt) * max(fields.n or 1, fields.best_of or 1)
-        if several > max_n:
-            raise InvalidRequestError(
-                f"prompt asks for {several} answers at once; at most {max_n} here, so send it in several requests",
-                param="prompt",
-            )
     if fields.max_tokens is not None:
         # Completions may ask for no token at all, to have their prompt scored.
         _bound("max_tokens", fields.max_tokens, 0 if endpoint == "/v1/completions" else 1, context)
@@ -114,6 +104,11 @@ def check(fields: Fields, endpoint: str, *, context: int, max_n: int) -> None:
         _bound("max_completion_tokens", fields.max_completion_tokens, 1, context)
     if fields.max_output_tokens is not None:
         _bound("max_output_tokens", fields.max_output_tokens, 1, context)
+    if endpoint == "/v1/completions" and (many := sequences(fields, endpoint)) > max_n:
+        raise InvalidRequestError(
+            f"prompt and n ask for {many} answers at once; at most {max_n} here, send the rest apart",
+            param="prompt",
+        )
     if endpoint in CHATS:
         messages = fields.messages
         if not isinstance(messages, list) or not messages:
@@ -126,10 +121,18 @@ def check(fields: Fields, endpoint: str, *, context: int, max_n: int) -> None:
                 )
 
 
-def _prompts(prompt: Raw) -> int:
-    """How many prompts there are: a list of texts or of lists of tokens has several, a list of tokens is one."""
-    text = bytes(prompt)
-    return len(_MESSAGES.decode(text)) if _SEVERAL.match(text) else 1
+def sequences(fields: Fields, endpoint: str) -> int:
+    """Sequences that an engine decodes for the request: the answers to each prompt, times its prompts."""
+    answers = max(fields.n or 1, fields.best_of or 1)
+    return answers * _prompts(fields.prompt) if endpoint == "/v1/completions" else answers
+
+
+def _prompts(prompt: Raw | UnsetType) -> int:
+    """How many prompts ``prompt`` holds: one as text or as tokens, or a list of such."""
+    text = bytes(prompt) if isinstance(prompt, Raw) else b""
+    if text[:1] != b"[" or text[1:].lstrip()[:1] not in (b'"', b"["):
+        return 1
+    return len(_MESSAGES.decode(text))
 
 
 def _bound(param: str, value: int, least: int, most: int) -> None:

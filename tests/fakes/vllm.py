@@ -86,6 +86,7 @@ class Engine:
     wake_delay_s: float = 0.0
     spread: float = 1.0
     asleep: bool = False
+    fail_sleep: bool = False
     queue: deque[Connection] = field(default_factory=deque)
     counters: dict[str, int] = field(
         default_factory=lambda: {
@@ -289,7 +290,7 @@ class Connection(asyncio.Protocol):
 
         def done() -> None:
             engine.asleep = path == b"/sleep"
-            self.answer({})
+            self.answer({}, 500 if engine.asleep and engine.fail_sleep else 200)
 
         self.loop.call_later(engine.wake_delay_s if path == b"/wake_up" else 0, done)
         return True
@@ -519,6 +520,7 @@ async def serve(args: argparse.Namespace) -> None:
     fault, _, after = args.fault.partition(":")
     plan = Plan(args.tokens, args.itl_ms, args.ttft_ms, fault=fault, after=int(after or 0))
     engine = Engine(args.model, args.context, args.task, plan, args.capacity, args.wake_delay_s, args.spread)
+    engine.fail_sleep = bool(args.fail_sleep)
     loading = asyncio.create_task(asyncio.sleep(args.load_delay_s))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -548,6 +550,7 @@ def main() -> int:
     parser.add_argument("--load-delay-s", type=float, default=0.0)
     parser.add_argument("--fail-load", type=int, default=0)
     parser.add_argument("--wake-delay-s", type=float, default=0.0)
+    parser.add_argument("--fail-sleep", type=int, default=0, help="fall asleep, and say that it failed")
     parser.add_argument("--capacity", type=int, default=0, help="sequences decoded at once; others wait in line")
     uvloop.run(serve(parser.parse_args()))
     return 0

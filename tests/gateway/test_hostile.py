@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from appliance.store.keys import KeyStore
 from tests.conftest import Service, chat, exchange, head, resident_mib, serving, wait_until
 
 
@@ -272,6 +273,17 @@ def test_figures_out_of_range_are_400(guarded: Service, more: dict[str, object],
     assert guarded.stats()["requests"] == before
 
 
+def test_more_prompts_than_answers_allowed_are_400(guarded: Service) -> None:
+    """Each is a sequence of the engine: a list of thousands would fill it past any queue of ours."""
+    before = guarded.stats()["requests"]
+    for more in ({"prompt": ["x"] * 17}, {"prompt": [[1, 2]] * 17}, {"prompt": ["x", "y"], "n": 9}):
+        answer = guarded.post("/v1/completions", {"model": "fake", **more})
+        assert (answer.status, answer.json["error"]["param"]) == (400, "prompt"), answer.body
+    assert guarded.stats()["requests"] == before
+    for prompt in (["x"] * 16, list(range(1000)), "x"):
+        assert guarded.post("/v1/completions", {"model": "fake", "prompt": prompt}).status == 200
+
+
 @pytest.mark.parametrize(
     ("prompt", "more", "allowed"),
     [
@@ -371,6 +383,17 @@ async def test_an_idempotency_key_runs_once(guarded: Service, stream: bool) -> N
     )
     assert refused.startswith(b"HTTP/1.1 422 ")
     assert b"idempotency_key_reused" in refused
+
+
+def test_an_answer_is_not_repeated_to_another_key_of_the_same_user(guarded: Service) -> None:
+    """It may not be allowed the model that the first one asked."""
+    store = KeyStore(guarded.data)
+    other = store.create("ada", models=["nothing-else"])
+    store.close()
+    wait_until(lambda: guarded.get("/v1/models", key=other).status == 200, "it is known", 5)
+    sent = head(guarded, GOOD, "idempotency-key: mine") + BODY
+    assert exchange(guarded, sent).startswith(b"HTTP/1.1 200 ")
+    assert exchange(guarded, sent.replace(guarded.key.encode(), other.encode())).startswith(b"HTTP/1.1 403 ")
 
 
 def test_a_failed_answer_may_be_tried_again_with_the_same_key(guarded: Service) -> None:

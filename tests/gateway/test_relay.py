@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import Service, chat, serving, start_fake
+from tests.conftest import Service, chat, open_stream, serving, start_fake, wait_until
 
 
 def frames(body: bytes) -> list[str]:
@@ -203,6 +206,35 @@ def test_embeddings(tmp_path_factory: pytest.TempPathFactory) -> None:
             assert row["prompt_tokens"] > 0
     finally:
         engine.stop()
+
+
+def test_tokens_count_while_they_come(tmp_path: Path) -> None:
+    """A minute's tokens are used up long before the first answer has ended: the next request hears of it."""
+    users = {"ada": {"tokens_per_minute": 60}}
+    with serving(tmp_path / "tokens", users=users) as service, ThreadPoolExecutor(1) as pool:
+        body = chat("fake: tokens=400 itl_ms=15", stream=True)
+        long = pool.submit(service.post, "/v1/chat/completions", body)
+        wait_until(lambda: service.stats()["tokens"] > 200, "tokens come", 20)
+        refused = service.post("/v1/chat/completions", chat())
+        assert not long.done()
+        assert refused.status == 429
+        assert "60 tokens per minute" in refused.json["error"]["message"]
+        assert int(refused.headers["retry-after"]) >= 60
+        assert long.result(20).body.endswith(b"data: [DONE]\n\n"), "what runs is not cut"
+
+
+async def test_who_leaves_early_has_used_his_prompt(tmp_path: Path) -> None:
+    """Else long prompts were free for clients that hang up at the first token."""
+    with serving(tmp_path / "early", users={"ada": {"tokens_per_minute": 500}}) as service:
+        reader, writer = await open_stream(service, chat("x" * 8000 + " fake: tokens=2000 itl_ms=20", stream=True))
+        await reader.readuntil(b"quick")
+        writer.transport.abort()
+        row = (await asyncio.to_thread(service.wait_rows, 1))[-1]
+        assert (row["outcome"], row["estimated"]) == ("aborted", 1)
+        assert 2000 <= row["prompt_tokens"] < 2100
+        refused = await asyncio.to_thread(service.post, "/v1/chat/completions", chat())
+        assert refused.status == 429
+        assert 180 <= int(refused.headers["retry-after"]) <= 200
 
 
 def test_limits_are_the_users_own(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -44,6 +44,8 @@ def test_vllm_gets_loopback_offline_and_a_pinned_revision() -> None:
     assert flag(one.argv, "--revision") == HYBRID.models["qwen3-30b"].revision
     assert flag(one.argv, "--served-model-name") == "qwen3-30b"
     assert flag(one.argv, "--shutdown-timeout") == "30"
+    most = HYBRID.engines["agents"].concurrency
+    assert flag(one.argv, "--max-num-seqs") == str(most + 1), "the canary has a place of its own"
     assert one.environment["HF_HUB_OFFLINE"] == "1"
     assert "--api-key" not in one.argv
 
