@@ -26,9 +26,10 @@ from appliance.errors import (
 )
 from appliance.gateway import reply
 from appliance.gateway.canaries import Canaries
-from appliance.gateway.connection import ClientConnection, Request
+from appliance.gateway.connection import ClientConnection
 from appliance.gateway.exchange import Exchange
 from appliance.gateway.idempotency import Tapes
+from appliance.gateway.incoming import Request
 from appliance.gateway.keys import POLL_S, Authenticator, Key
 from appliance.gateway.limits import Ledger
 from appliance.gateway.metrics import Metrics, Sample

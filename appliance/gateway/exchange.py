@@ -20,7 +20,7 @@ from appliance.errors import (
 )
 from appliance.gateway import log, media, reply
 from appliance.gateway.affinity import chat_key
-from appliance.gateway.connection import Request
+from appliance.gateway.incoming import Request
 from appliance.gateway.keys import Key
 from appliance.gateway.limits import Allowance
 from appliance.gateway.outcome import COUNTING, OTHER_USAGE, ending, outcome_of
