@@ -238,8 +238,9 @@ class Exchange(Rebound):
             if ending(relay, row.endpoint) == "ok":
                 # It had everything and left at the last word, as OpenAI's own client does.
                 row.outcome = "ok"
-        elif self._replica is not None:
-            row.prompt_tokens = self._prompt_tokens
+        if self._replica is not None:
+            # Also before its first token: who leaves in time has made an engine read it all the same.
+            row.prompt_tokens = row.prompt_tokens or self._prompt_tokens
         row.estimated = row.estimated or not row.completion_tokens
         self._close_books()
 
@@ -436,7 +437,8 @@ class Exchange(Rebound):
             self._count(relay.usage)
         if relay.usage is None or (not relay.final and self._row.endpoint == "/v1/messages"):
             self._row.completion_tokens = max(self._row.completion_tokens, relay.estimated_tokens)
-            self._row.prompt_tokens = self._row.prompt_tokens or self._prompt_tokens
+            if relay.began:
+                self._row.prompt_tokens = self._row.prompt_tokens or self._prompt_tokens
             self._row.estimated = True
 
     def _count(self, usage: Usage) -> None:
@@ -466,6 +468,6 @@ class Exchange(Rebound):
         log.fault(row)
         service, replica = self._service, self._replica
         if service is not None and replica is not None:
-            # A failed request is no service; one that ended is charged what it took.
+            # One that ended is charged what it took, one that failed what was guessed: it had its slot.
             service.queue.charge(self, (tokens or self._charged) - self._charged)
             service.release(replica, self, now)
