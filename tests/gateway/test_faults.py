@@ -39,7 +39,7 @@ async def test_20_of_20_aborts_reach_the_engine_within_half_a_second(service: Se
     assert time.monotonic() - left < 0.6
     new = (await asyncio.to_thread(service.wait_rows, rows + ABORTS))[rows:]
     assert [row["outcome"] for row in new] == ["aborted"] * ABORTS
-    assert all(row["estimated"] for row in new)
+    assert all(row["estimated"] and row["prompt_tokens"] for row in new)
     if kind == "stream":
         assert all(row["completion_tokens"] >= 2 for row in new)
 
@@ -129,7 +129,9 @@ def test_a_silent_engine_times_out(tmp_path_factory: pytest.TempPathFactory) -> 
         event = last_event(answer.body)
         assert isinstance(event, dict)
         assert event["error"]["code"] == "engine_timeout"
-        assert [row["outcome"] for row in service.wait_rows(3)] == ["timeout"] * 3
+        rows = service.wait_rows(3)
+        assert [row["outcome"] for row in rows] == ["timeout"] * 3
+        assert [bool(row["prompt_tokens"]) for row in rows] == [False, False, True], "who got nothing used nothing"
         wait_until(lambda: service.stats()["active"] == 0, "the engine is told", 1)
 
 
