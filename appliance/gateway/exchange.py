@@ -238,7 +238,8 @@ class Exchange(Rebound):
             if ending(relay, row.endpoint) == "ok":
                 # It had everything and left at the last word, as OpenAI's own client does.
                 row.outcome = "ok"
-        elif self._replica is not None:
+        if self._replica is not None and not row.prompt_tokens:
+            # Also before its first token: who leaves in time has made an engine read it all the same.
             self._estimate(0)
         self._close_books()
 
@@ -439,12 +440,13 @@ class Exchange(Rebound):
         if relay.usage is not None:
             self._count(relay.usage)
         if relay.usage is None or (not relay.final and self._row.endpoint == "/v1/messages"):
-            self._estimate(relay.estimated_tokens)
+            self._estimate(relay.estimated_tokens, read=relay.began)
 
-    def _estimate(self, completion: int) -> None:
-        """Tokens that an engine took and gave, and will not tell."""
+    def _estimate(self, completion: int, *, read: bool = True) -> None:
+        """Tokens that an engine gave, and took where it ``read`` the prompt, and will not tell."""
         row = self._row
-        row.prompt_tokens = row.prompt_tokens or self._prompt_tokens
+        if read:
+            row.prompt_tokens = row.prompt_tokens or self._prompt_tokens
         row.completion_tokens = max(row.completion_tokens, completion)
         row.estimated = True
 
@@ -475,6 +477,6 @@ class Exchange(Rebound):
         log.fault(row)
         service, replica = self._service, self._replica
         if service is not None and replica is not None:
-            # A failed request is no service; one that ended is charged what it took.
+            # One that ended is charged what it took, one that failed what was guessed: it had its slot.
             service.queue.charge(self, (tokens or self._charged) - self._charged)
             service.release(replica, self, now)

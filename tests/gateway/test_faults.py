@@ -142,7 +142,9 @@ def test_a_silent_engine_times_out(tmp_path_factory: pytest.TempPathFactory) -> 
         event = last_event(answer.body)
         assert isinstance(event, dict)
         assert event["error"]["code"] == "engine_timeout"
-        assert [row["outcome"] for row in service.wait_rows(3)] == ["timeout"] * 3
+        rows = service.wait_rows(3)
+        assert [row["outcome"] for row in rows] == ["timeout"] * 3
+        assert [bool(row["prompt_tokens"]) for row in rows] == [False, False, True], "who got nothing used nothing"
         wait_until(lambda: service.stats()["active"] == 0, "the engine is told", 1)
 
 
