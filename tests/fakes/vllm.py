@@ -279,6 +279,9 @@ class Connection(asyncio.Protocol):
             count = len(request.documents or [])
             scores = [{"index": i, "relevance_score": 1 / (i + 1)} for i in range(count)]
             self.answer({"id": "rerank-fake", "model": request.model, "results": scores, "usage": self.usage})
+        elif path == b"/v1/score" and self.engine.task == "rerank":
+            score = {"index": 0, "object": "score", "score": 0.5}
+            self.answer({"id": "score-fake", "object": "list", "data": [score], "usage": self.usage})
         else:
             self.answer({"detail": "Not Found"}, 404)
 

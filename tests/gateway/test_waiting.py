@@ -372,6 +372,7 @@ def test_sigterm_finishes_20_streams_and_answers_new_requests_503(tmp_path: Path
 
 @pytest.mark.parametrize(("task", "path", "body"), [
     ("rerank", "/v1/rerank", {"query": "q", "documents": ["a", "b"]}),
+    ("rerank", "/v1/score", {"text_1": "q", "text_2": "a"}),
     ("embed", "/v1/embeddings", {"input": ["a"]}),
 ])  # fmt: skip
 def test_pooling_models_have_their_own_paths(tmp_path: Path, task: str, path: str, body: dict[str, Any]) -> None:
@@ -386,7 +387,8 @@ def test_pooling_models_have_their_own_paths(tmp_path: Path, task: str, path: st
             assert service.row(answer)["prompt_tokens"] > 0
             wrong = service.post("/v1/chat/completions", chat())
             assert (wrong.status, wrong.json["error"]["code"]) == (404, "model_not_found")
-            assert f"use it with {path}" in wrong.json["error"]["message"]
+            instead = path.replace("score", "rerank")
+            assert f"use it with {instead}" in wrong.json["error"]["message"]
     finally:
         engine.stop()
 
