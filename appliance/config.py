@@ -121,7 +121,8 @@ class Engine(Section):
     concurrency: int = Field(
         gt=0,
         le=4096,
-        description="Sequences one replica decodes at once (vLLM's --max-num-seqs, llama.cpp's --parallel).",
+        description="Sequences one replica decodes at once: llama.cpp's --parallel. vLLM's --max-num-seqs is one "
+        "more, for the canary.",
     )
     in_flight: int | None = Field(
         default=None,
@@ -325,7 +326,12 @@ class Gateway(Section):
         le=10,
         description="How much busier than the mean a chat's own replica may be before another one is taken.",
     )
-    max_n: int = Field(default=16, ge=1, le=1024, description="Largest `n` or `best_of` of a request.")
+    max_n: int = Field(
+        default=16,
+        ge=1,
+        le=1024,
+        description="Largest `n` or `best_of` of a request, and most answers over all prompts of a completion.",
+    )
     media_domains: tuple[str, ...] = Field(
         default=(),
         description="Hosts from which images and other media may be fetched; without any, only data: URLs pass.",

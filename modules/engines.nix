@@ -48,8 +48,9 @@ let
     requires = lib.optional (appliance.models.lock != null) "appliance-models-verify.service";
     unitConfig = {
       RequiresMountsFor = [ appliance.models.store.path ];
-      # A model that does not fit fails the same way each time; the smoke test says so, a loop would hide it.
-      StartLimitIntervalSec = "1h";
+      # A model that does not fit fails the same way each time; the smoke test says so, a loop would hide it. Starts by
+      # hand count too: an engine on demand starts with every turn of its model, and the gateway bounds its failures.
+      StartLimitIntervalSec = if replica.engine.residency == "on-demand" then 0 else "1h";
       StartLimitBurst = 5;
     };
     path = [ pkgs.gcc pkgs.ninja ];

@@ -55,7 +55,7 @@ in
       extraConfig = ''
         polkit.addRule(function(action, subject) {
           if (action.id == "org.freedesktop.systemd1.manage-units" && subject.user == "appliance-gateway" &&
-              /^appliance-engine-[A-Za-z0-9._-]+\\.service$/.test(action.lookup("unit")) &&
+              /^appliance-engine-[A-Za-z0-9._-]+[.]service$/.test(action.lookup("unit")) &&
               ["start", "stop"].indexOf(action.lookup("verb")) >= 0) {
             return polkit.Result.YES;
           }

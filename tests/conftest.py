@@ -280,6 +280,18 @@ def exchange(service: Service, *pieces: bytes, timeout: float = 8, to_the_end: b
         return seen
 
 
+def head(service: Service, *lines: str, path: str = "/v1/chat/completions") -> bytes:
+    """The head of a POST, written by hand, with the service's key and ``lines``."""
+    first = [f"POST {path} HTTP/1.1", "host: x", f"authorization: Bearer {service.key}", *lines]
+    return "\r\n".join([*first, "", ""]).encode("latin1")
+
+
+def resident_mib(service: Service) -> int:
+    """Memory that the gateway holds, in MiB."""
+    text = Path(f"/proc/{service.gateway.process.pid}/status").read_text()
+    return int(text.split("VmRSS:")[1].split()[0]) // 1024
+
+
 def chat(text: str = "hi", **more: Any) -> dict[str, Any]:
     """A chat request's body; directives for the fake engine go into ``text``."""
     return {"model": "fake", "messages": [{"role": "user", "content": text}], **more}

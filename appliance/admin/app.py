@@ -31,7 +31,7 @@ from appliance.errors import (
     openai_body,
 )
 from appliance.gateway.keys import Key
-from appliance.store.keys import KeyStore
+from appliance.store.keys import LEAST_WEIGHT, MOST_WEIGHT, KeyStore
 from appliance.store.usage import UsageLine, UsageReader, as_csv
 
 BEARER = HTTPBearer(auto_error=False, description="The admin token.")
@@ -61,7 +61,9 @@ class KeyLimits(BaseModel):
     requests_per_minute: Amount | None = None
     tokens_per_minute: Amount | None = None
     requests_in_flight: Amount | None = None
-    weight: float | None = Field(default=None, ge=0.001, le=1000, description="Priority weight in the queue.")
+    weight: float | None = Field(
+        default=None, ge=LEAST_WEIGHT, le=MOST_WEIGHT, description="Priority weight in the queue."
+    )
     expires_at: Moment | None = Field(default=None, description="Seconds since the epoch.")
 
 

@@ -72,6 +72,8 @@ def command(site: Site, replica: Replica, base: Path) -> Command:
     if model.is_folder:
         model = model.model_copy(update={"source": str((base / Path(model.source).expanduser()).resolve())})
     argv, environment = _BUILD[replica.engine.kind](replica.engine, model, replica.index)
+    if replica.engine.kind == "vllm":
+        argv += vllm.media(site.gateway.media_domains)
     return Command(tuple(argv), {**environment, **replica.engine.environment})
 
 

@@ -133,8 +133,8 @@ async def _spawn(
     With ``session`` it leads a session as well, which the kernel gives a share of the processor of its own.
     """
     own: dict[str, Any] = {"start_new_session": True} if session else {"process_group": 0}
-    log.parent.mkdir(parents=True, exist_ok=True)
     try:
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             return await asyncio.create_subprocess_exec(
                 *argv,

@@ -13,7 +13,7 @@ from appliance.config import Engine, Model
 SCRIPT = Path(__file__).resolve().parents[2] / "tests" / "fakes" / "vllm.py"
 """The one fake lives with the tests: a checkout has it, an installed appliance has no use for it."""
 
-OPTIONS = ("itl-ms", "ttft-ms", "load-delay-s", "tokens", "fail-load", "wake-delay-s", "capacity")
+OPTIONS = ("itl-ms", "ttft-ms", "load-delay-s", "tokens", "fail-load", "wake-delay-s", "capacity", "fail-sleep")
 
 
 def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[str, str]]:

@@ -83,17 +83,26 @@ class SystemdControl:
         await self._run("stop", _unit(replica))
 
     async def alive(self, replica: str) -> bool:
-        """Whether the unit is active or on its way."""
-        code, said = await self._call("is-active", _unit(replica))
-        return code == 0 or said in ("activating", "reloading")
+        """Whether the unit is active or on its way, the first time.
+
+        A start may wait for another unit (weights are verified first): then a job is queued and the unit still
+        inactive. One that waits to be restarted has ended by itself: what failed once is told at once, while an
+        engine that crashes again and again would keep the others out until its start timeout.
+        """
+        said = await self._run("show", "--property=ActiveState,SubState,Job", _unit(replica))
+        unit = dict(line.partition("=")[::2] for line in said.splitlines())
+        if unit.get("SubState", "").startswith("auto-restart"):
+            return False
+        return unit.get("ActiveState") in ("active", "activating", "reloading") or bool(unit.get("Job"))
 
     async def close(self) -> None:
         """Units outlive the gateway; it learns of them when it comes back."""
 
-    async def _run(self, *words: str) -> None:
+    async def _run(self, *words: str) -> str:
         code, said = await self._call(*words)
         if code != 0:
             raise StartError(f"systemctl {' '.join(words)} failed ({said}); see journalctl -u {words[-1]}")
+        return said
 
     async def _call(self, *words: str) -> tuple[int, str]:
         try:

@@ -42,6 +42,7 @@ OURS = {
     "max-loras": "`adapters` of the model",
     "max-lora-rank": "`adapters` of the model",
     "enable-sleep-mode": "`sleep` of the engine",
+    "allowed-media-domains": "gateway.media_domains",
 }
 """Flags we set ourselves, and the key of the configuration that sets them."""
 
@@ -82,7 +83,8 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     if not model.is_folder and model.revision is not None:
         argv += ["--revision", model.revision, "--tokenizer-revision", model.revision]
     argv += ["--served-model-name", engine.model, "--host", "127.0.0.1", "--port", str(engine.port + replica)]
-    argv += ["--max-model-len", str(engine.context), "--max-num-seqs", str(engine.concurrency)]
+    # One place more than the gateway fills: its canary's, which else waits for a whole answer to end, and is late.
+    argv += ["--max-model-len", str(engine.context), "--max-num-seqs", str(engine.concurrency + 1)]
     argv += ["--shutdown-timeout", str(engine.shutdown_timeout_s)]
     if model.task == "rerank":
         argv += ["--runner", "pooling", "--convert", "classify"]
@@ -108,6 +110,15 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     for flag, value in engine.options.items():
         argv += option(flag, value)
     return argv, environment
+
+
+NO_HOST = "no-media.invalid"
+"""An empty list means every host to vLLM, so none is said with a name that nobody can have (RFC 6761)."""
+
+
+def media(domains: tuple[str, ...]) -> list[str]:
+    """From where the engine may fetch media: the second wall behind the gateway's own check of addresses."""
+    return ["--allowed-media-domains", *(domains or (NO_HOST,))]
 
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

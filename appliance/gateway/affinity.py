@@ -7,12 +7,13 @@ that leaves moves its own chats only, and a hot one passes its chats to the same
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from zlib import crc32
 
 import msgspec
 
-from appliance.gateway.request import Fields
+from appliance.gateway.request import Fields, Message
 
 POINTS = 64
 """Places of each replica on the ring; with 64, shares of 8 replicas differ by some 12 % (1 / sqrt(64))."""
@@ -29,6 +30,7 @@ CHAT_HEADERS = frozenset({b"x-chat-id", b"x-session-id", b"x-openwebui-chat-id"}
 """Headers by which clients name a chat: ours, a common one, and Open WebUI's."""
 
 _ROLE_USER = "user"
+_ITEMS = msgspec.json.Decoder(list[Message])
 
 
 class Ring:
@@ -64,17 +66,26 @@ def chat_key(fields: Fields, headers: dict[bytes, bytes], user: str) -> bytes | 
         return b"%s\0%s" % (user.encode(), fields.prompt_cache_key.encode())
     messages = fields.messages
     if isinstance(messages, list):
-        key = b""
-        for message in messages:
-            if isinstance(message.content, msgspec.Raw):
-                key += bytes(message.content)
-            if message.role == _ROLE_USER:
-                break
-        return key
+        return _beginning(messages)
     for prompt in (fields.prompt, fields.input):
         if isinstance(prompt, msgspec.Raw):
-            return bytes(prompt)[:PROMPT_PREFIX]
+            text = bytes(prompt)
+            if text[:1] == b"[" and text[1:].lstrip()[:1] == b"{":
+                # /v1/responses: a conversation too, which grows at its end.
+                with contextlib.suppress(msgspec.ValidationError):
+                    return _beginning(_ITEMS.decode(text))
+            return text[:PROMPT_PREFIX]
     return None
+
+
+def _beginning(messages: list[Message]) -> bytes:
+    key = b""
+    for message in messages:
+        if isinstance(message.content, msgspec.Raw):
+            key += bytes(message.content)
+        if message.role == _ROLE_USER:
+            break
+    return key
 
 
 def _place(key: bytes) -> int:

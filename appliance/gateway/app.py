@@ -26,9 +26,10 @@ from appliance.errors import (
 )
 from appliance.gateway import reply
 from appliance.gateway.canaries import Canaries
-from appliance.gateway.connection import ClientConnection, Request
+from appliance.gateway.connection import ClientConnection
 from appliance.gateway.exchange import Exchange
 from appliance.gateway.idempotency import Tapes
+from appliance.gateway.incoming import Request
 from appliance.gateway.keys import POLL_S, Authenticator, Key
 from appliance.gateway.limits import Ledger
 from appliance.gateway.metrics import Metrics, Sample
@@ -47,6 +48,7 @@ INFERENCE = frozenset(
         "/v1/completions",
         "/v1/embeddings",
         "/v1/messages",
+        "/v1/messages/count_tokens",
         "/v1/rerank",
         "/v1/responses",
         "/v1/score",
@@ -72,12 +74,12 @@ class Gateway:
         self._authenticator = Authenticator()
         self._keys = keys
         self._changes = -1
+        self._running: set[Exchange] = set()
         self._take_keys(keys.snapshot(self._changes))
         self._usage = usage
         self.outbox = Outbox(self._loop)
         self.router = Router(site, self.outbox, self._notice)
         self._metrics = Metrics(self._samples)
-        self._running: set[Exchange] = set()
         self._shared = Parts(
             site, self.router, Ledger(site.limits, site.users), usage, self._metrics, self._running, time.monotonic
         )
@@ -188,20 +190,19 @@ class Gateway:
             self.swapper.notice()
 
     def _infer(self, request: Request, client: ClientConnection) -> None:
-        owner = request.owner
-        if not isinstance(owner, Key):
-            raise AuthenticationError("You sent no API key; send it as `Authorization: Bearer sk-...`")
+        # Once more: its body may have taken a minute, or it stood behind another one on its connection.
+        owner = self._authenticate(request)
         request_id = self._request_id()
         key = request.headers.get(b"idempotency-key")
         if key is None:
             exchange = Exchange(self._shared, owner, request, client, request_id)
             client.exchange = exchange
         else:
-            tape = self._tapes.find(owner.user, key, request.path, request.body)
+            tape = self._tapes.find(owner.id, key, request.path, request.body)
             if tape is not None:
                 tape.follow(client)
                 return
-            tape = self._tapes.record(owner.user, key, request.path, request.body)
+            tape = self._tapes.record(owner.id, key, request.path, request.body)
             tape.follow(client)
             exchange = Exchange(self._shared, owner, request, tape, request_id)
             tape.exchange = exchange
@@ -259,6 +260,9 @@ class Gateway:
         if found is not None:
             self._changes = found[0]
             self._authenticator.replace(found[1])
+            revoked = {key.id for key in found[1] if key.revoked_at is not None}
+            for exchange in [exchange for exchange in self._running if exchange.line in revoked]:
+                exchange.revoke()
 
     async def _poll_keys(self) -> None:
         complained = False
@@ -284,7 +288,7 @@ class Gateway:
         )
         yield Sample(
             "engine_requests_in_flight",
-            "Requests running on the engine.",
+            "Requests running on the engine; one for several answers counts as many times.",
             "engine",
             {replica.name: float(replica.in_flight) for replica in replicas},
         )

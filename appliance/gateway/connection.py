@@ -11,18 +11,23 @@ leaves open (Host and Authorization sent twice) is refused here.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
 from collections import deque
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import httptools
 
 from appliance.errors import (
     BodyTooLargeError,
     InvalidRequestError,
+    MethodNotAllowedError,
     RequestError,
     RequestTimeoutError,
 )
 from appliance.gateway import reply
+from appliance.gateway.incoming import HOST, Exchange, Request, without_upgrade
 
 if TYPE_CHECKING:
     from appliance.gateway.server import Server
@@ -30,64 +35,14 @@ if TYPE_CHECKING:
 MAX_HEADERS = 32 * 1024
 """Bytes of one request's head. nginx in front allows 32 KB as well; an API key has 60."""
 
+LEAST_READ = 16 * 1024
+"""Bytes that a client must take of what waits for it within ``reader_timeout_s``; less is not reading."""
+
 LINGER_S = 2.0
 """Seconds for which a refused client may go on sending, unread, before its connection is cut."""
 
 SINGLE = frozenset({b"host", b"authorization", b"x-api-key", b"content-type", b"idempotency-key"})
 """Headers that a request may bear once: a second one is how two programs come to disagree about it."""
-
-
-class Request:
-    """One request: its head when it begins, its body when it is whole."""
-
-    __slots__ = ("body", "close", "headers", "http10", "method", "owner", "path")
-
-    def __init__(
-        self, method: str, target: bytes, headers: dict[bytes, bytes], *, close: bool, http10: bool
-    ) -> None:
-        self.method = method
-        self.path = target.partition(b"?")[0].decode("latin1")
-        self.headers = headers
-        self.close = close
-        self.http10 = http10
-        self.body = b""
-        self.owner: object = None
-        """Who asked, once the application knows."""
-
-
-class Exchange(Protocol):
-    """What happens to one request after it was handed over, as the connection needs to know it."""
-
-    def client_gone(self) -> None:
-        """Nobody waits for the answer any more."""
-
-    def client_slow(self) -> None:
-        """What was written has not been read; stop producing."""
-
-    def client_ready(self) -> None:
-        """The client caught up."""
-
-
-class Handler(Protocol):
-    """The application."""
-
-    def begin(self, request: Request) -> int:
-        """The head of a request is there: the bytes its body may have. Raises :class:`RequestError` to refuse."""
-
-    def broken_off(self, request: Request, error: RequestError | None) -> None:
-        """The request began and will not become whole: it was refused, or its client left (``None``)."""
-
-    def handle(self, request: Request, client: ClientConnection) -> None:
-        """The request is whole: answer it, now or later. Raises :class:`RequestError` to refuse."""
-
-
-class Timeouts:
-    """Seconds a client gets: for a head, for a body, between requests, and to read what was written."""
-
-    __slots__ = ("body_s", "head_s", "idle_s", "read_s")
-
-    def __init__(self, head_s: float, body_s: float, idle_s: float, read_s: float) -> None:
-        self.head_s, self.body_s, self.idle_s, self.read_s = head_s, body_s, idle_s, read_s
 
 
 class HeadersTooLargeError(RequestError):
@@ -109,15 +64,20 @@ class ClientConnection(asyncio.Protocol):
         "_chunked",
         "_close",
         "_fresh",
+        "_head_only",
         "_head_size",
         "_headers",
         "_limit",
+        "_moved",
         "_parser",
+        "_plain",
         "_request",
         "_server",
         "_size",
+        "_taken",
         "_target",
         "_transport",
+        "_unread",
         "_waiting",
         "answering",
         "deadline",
@@ -130,16 +90,21 @@ class ClientConnection(asyncio.Protocol):
         self._server = server
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
+        self._plain = b""
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._head_size = 0
         self._fresh = True
         self._body: list[bytes] = []
         self._size = 0
+        self._unread = 0
         self._limit = 0
+        self._moved = False
+        self._taken = False
         self._request: Request | None = None
         self._waiting: deque[Request | RequestError] = deque()
         self._chunked = False
+        self._head_only = False
         self._close = False
         self.answering = False
         self.slow = False
@@ -161,11 +126,17 @@ class ClientConnection(asyncio.Protocol):
             return
         if self.phase == "idle":
             self.phase = "head"
-            self.deadline = self._server.now() + self._server.timeouts.head_s
+            self._await(self._server.timeouts.head_s)
+        self._moved = self._taken = False
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(InvalidRequestError("This server upgrades to no other protocol; speak plain HTTP/1.1"))
+        except httptools.HttpParserUpgrade as error:
+            # Nothing is upgraded here: the request goes on as if it had not asked for that (RFC 9110, 7.8).
+            plain, self._plain = self._plain, b""
+            if plain:
+                self._parser = httptools.HttpRequestParser(self)
+                self.data_received(plain + data[error.args[0] :])
+            return
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, RequestError):
@@ -173,10 +144,13 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(cause)
         except httptools.HttpParserError as error:
             self._refuse(InvalidRequestError(f"This is no HTTP/1.1 request: {error}", code="invalid_http"))
-        if not self._fresh and self._request is None and self.phase != "closing":
+        if not self._fresh and not self._moved and self.phase != "closing":
+            # A head, a trailer or a chunk's extension that goes on and on: the parser keeps what it has of it.
             self._head_size += len(data)
             if self._head_size > MAX_HEADERS:
                 self._refuse(HeadersTooLargeError())
+        if self._waiting:
+            self._follow()
 
     def eof_received(self) -> None:
         """A client that closes its half will not read the answer either; asyncio closes the rest."""
@@ -195,7 +169,7 @@ class ClientConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client lags behind."""
         self.slow = True
-        self.deadline = self._server.now() + self._server.timeouts.read_s
+        self._await_reader()
         if self.exchange is not None:
             self.exchange.client_slow()
 
@@ -204,6 +178,11 @@ class ClientConnection(asyncio.Protocol):
         self.slow = False
         if self.exchange is not None:
             self.exchange.client_ready()
+        if self.phase == "idle":
+            self._await(self._server.timeouts.idle_s)
+        elif self.phase in ("head", "body"):
+            self._await(self._server.timeouts.body_s)
+        self._follow()
 
     # What the parser calls.
 
@@ -217,6 +196,9 @@ class ClientConnection(asyncio.Protocol):
         self._head_size += len(name) + len(value)
         if self._head_size > MAX_HEADERS:
             raise HeadersTooLargeError
+        if self._request is not None:
+            # A trailer. Nobody here wants one, and the next request must not inherit it (RFC 9110, 6.5.1).
+            return
         name = name.lower()
         if name in self._headers:
             if name in SINGLE:
@@ -232,14 +214,27 @@ class ClientConnection(asyncio.Protocol):
             parser.get_method().decode(),
             self._target,
             headers,
-            close=not parser.should_keep_alive(),
+            # In HTTP/1.0 it is the end of the connection that ends a stream.
+            close=not parser.should_keep_alive() or version == "1.0",
             http10=version == "1.0",
         )
-        self._target, self._headers, self._head_size = b"", {}, 0
+        self._target, self._headers, self._head_size, self._moved = b"", {}, 0, True
         if version not in ("1.0", "1.1"):
             raise InvalidRequestError(f"HTTP/{version} is not spoken here; use HTTP/1.1", code="invalid_http")
-        if version == "1.1" and b"host" not in headers:
-            raise InvalidRequestError("The header Host is missing; HTTP/1.1 needs it", code="invalid_http")
+        host = headers.get(b"host")
+        if host is None:
+            if version == "1.1":
+                raise InvalidRequestError("The header Host is missing; HTTP/1.1 needs it", code="invalid_http")
+        elif not HOST.fullmatch(host):
+            raise InvalidRequestError(
+                "The header Host names no host; write a name, and a port", code="invalid_http"
+            )
+        if parser.should_upgrade():
+            # The parser reads no body after this.
+            if request.method == "CONNECT":
+                raise MethodNotAllowedError("This is no proxy; send requests for what it serves itself")
+            self._plain = without_upgrade(request)
+            return
         self._limit = self._server.handler.begin(request)
         self._request = request
         length = headers.get(b"content-length")
@@ -247,12 +242,13 @@ class ClientConnection(asyncio.Protocol):
             raise BodyTooLargeError(f"The body is over the limit of {self._limit} bytes")
         if not self.answering:
             self.phase = "body"
-            self.deadline = self._server.now() + self._server.timeouts.body_s
+            self._await(self._server.timeouts.body_s)
             if headers.get(b"expect", b"").lower() == b"100-continue":
                 self._server.outbox.write(self._transport, reply.CONTINUE)
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body; over the limit nothing more is kept."""
+        self._head_size, self._moved = 0, True
         self._size += len(data)
         if self._size > self._limit:
             raise BodyTooLargeError(f"The body is over the limit of {self._limit} bytes")
@@ -270,11 +266,13 @@ class ClientConnection(asyncio.Protocol):
             self._size = 0
         self._request = None
         self._fresh = True
-        if self.answering:
-            # Pipelined: the next ones wait, and the client is not read until their turn comes.
+        if self.answering or self.slow or self._taken:
+            # Pipelined: the next ones wait, and the client is not read until their turn comes. One answer to a
+            # turn of the loop, and none to who does not read, or his answers would fill the memory.
             self._waiting.append(request)
             self._transport.pause_reading()
         else:
+            self._taken = True
             self._dispatch(request)
 
     # What the application calls.
@@ -287,7 +285,11 @@ class ClientConnection(asyncio.Protocol):
     def answer(self, status: int, body: bytes, kind: bytes = reply.JSON, headers: bytes = b"") -> None:
         """One whole answer."""
         if self.phase != "closed":
-            self._server.outbox.write(self._transport, reply.whole(status, body, kind, headers, close=self._closes))
+            data = reply.whole(status, body, kind, headers, close=self._closes)
+            if self._head_only:
+                # Who asked for a head takes a body for the next answer.
+                data = data[: len(data) - len(body)]
+            self._server.outbox.write(self._transport, data)
         self._finish()
 
     def answer_error(self, error: RequestError, path: str, headers: bytes = b"") -> None:
@@ -330,16 +332,18 @@ class ClientConnection(asyncio.Protocol):
         """End what took too long: a head, a body, idling, or reading."""
         if now <= self.deadline or self.phase == "closed":
             return
-        if self.answering:
-            if self.slow:
+        if self.slow or self.phase == "closing":
+            if 0 < self._outstanding() <= self._unread - LEAST_READ:
+                self._await_reader()
+            else:
                 self.cut()
+        elif self.answering:
+            return
         elif self.phase in ("head", "body"):
             what = "headers" if self.phase == "head" else "body"
             self._refuse(RequestTimeoutError(f"Your request's {what} did not come in time; send it again"))
-        elif self.phase == "idle":
-            self._transport.close()
         else:
-            self.cut()
+            self._transport.close()
 
     def drain(self) -> None:
         """Close between requests, now or after the one being answered."""
@@ -354,10 +358,14 @@ class ClientConnection(asyncio.Protocol):
         return self._close or self._server.draining
 
     def _dispatch(self, request: Request) -> None:
+        if self.phase == "closed":
+            # It was pipelined, and its client left before its turn came.
+            return
         self.answering = True
         self.phase = "answer"
         self._close = self._close or request.close
         self._chunked = not request.http10
+        self._head_only = request.method == "HEAD"
         try:
             self._server.handler.handle(request, self)
         except RequestError as error:
@@ -374,28 +382,52 @@ class ClientConnection(asyncio.Protocol):
         if self._closes:
             self.phase = "closing"
             self._server.outbox.flush()
+            self._await_reader()
             if self._fresh:
                 self._transport.close()
             else:
                 # The client is still sending: closing now would reset the connection and lose our answer.
                 self._transport.write_eof()
-                self.deadline = self._server.now() + LINGER_S
+                if not self.buffered:
+                    self.deadline = self._server.now() + LINGER_S
             return
         if self._fresh:
             self.phase = "idle"
-            self.deadline = self._server.now() + self._server.timeouts.idle_s
+            self._await(self._server.timeouts.idle_s)
         else:
             self.phase = "head" if self._request is None else "body"
-            self.deadline = self._server.now() + self._server.timeouts.body_s
-        if self._waiting:
-            following = self._waiting.popleft()
-            if not self._waiting:
-                self._transport.resume_reading()
-            if isinstance(following, RequestError):
-                self._refuse(following)
-            else:
-                self._server.loop.call_soon(self._dispatch, following)
-                self.answering = True
+            self._await(self._server.timeouts.body_s)
+        self._follow()
+
+    def _await(self, seconds: float) -> None:
+        """The client has ``seconds`` for what it does next; one that lags has the reader's time instead."""
+        if not self.slow:
+            self.deadline = self._server.now() + seconds
+
+    def _await_reader(self) -> None:
+        """From now on the client has its time to take what was written."""
+        self._unread = self._outstanding()
+        self.deadline = self._server.now() + self._server.timeouts.read_s
+
+    def _outstanding(self) -> int:
+        """Bytes that the client's machine has not taken: ours, and those in the kernel, which may be megabytes."""
+        number = self._transport.get_extra_info("socket").fileno()
+        if number < 0:
+            return 0
+        return self.buffered + int.from_bytes(fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+    def _follow(self) -> None:
+        """Take what was pipelined, once the answers before it are written and read."""
+        if not self._waiting or self.answering or self.slow or self.phase in ("closing", "closed"):
+            return
+        following = self._waiting.popleft()
+        if not self._waiting:
+            self._transport.resume_reading()
+        if isinstance(following, RequestError):
+            self._refuse(following)
+        else:
+            self._server.loop.call_soon(self._dispatch, following)
+            self.answering = True
 
     def _refuse(self, error: RequestError) -> None:
         """Answer ``error`` and end the connection: where the next request would begin is not known."""

@@ -11,7 +11,8 @@ import msgspec
 
 from appliance.errors import ConflictError, InvalidRequestError, MethodNotAllowedError, NotFoundError
 from appliance.gateway.app import Gateway
-from appliance.gateway.connection import ClientConnection, Request
+from appliance.gateway.connection import ClientConnection
+from appliance.gateway.incoming import Request
 
 SOCKET = "control.sock"
 """Its name in the gateway's data folder."""

@@ -10,6 +10,7 @@ import asyncio
 import time
 
 from appliance.errors import (
+    AuthenticationError,
     DrainingError,
     EngineFailedError,
     EngineUnavailableError,
@@ -19,12 +20,12 @@ from appliance.errors import (
 )
 from appliance.gateway import log, media, reply
 from appliance.gateway.affinity import chat_key
-from appliance.gateway.connection import Request
+from appliance.gateway.incoming import Request
 from appliance.gateway.keys import Key
 from appliance.gateway.limits import Allowance
-from appliance.gateway.outcome import OTHER_USAGE, ending, outcome_of
+from appliance.gateway.outcome import COUNTING, OTHER_USAGE, ending, outcome_of
 from appliance.gateway.parts import Client, Parts
-from appliance.gateway.request import check, decode, wants_usage, with_role, with_usage
+from appliance.gateway.request import check, decode, sequences, wants_usage, with_role, with_usage
 from appliance.gateway.route import Replica, Service
 from appliance.gateway.stream import Relay, Usage, read_usage
 from appliance.gateway.upstream import Connection, Rebound, cancel
@@ -65,6 +66,8 @@ class Exchange(Rebound):
         "_way",
         "_wrote_at",
         "key",
+        "line",
+        "size",
         "user",
         "weight",
     )
@@ -76,7 +79,9 @@ class Exchange(Rebound):
         self._began = shared.clock()
         self._row = UsageRow(time.time(), request_id, owner.user, owner.id, request.path)
         self.user = owner.user
+        self.line = owner.id
         self.weight = 1.0
+        self.size = 1
         self.key: bytes | None = None
         self._admitted: tuple[Allowance, ...] = ()
         self._begun = False
@@ -123,6 +128,7 @@ class Exchange(Rebound):
             media.check(body, gateway.media_domains)
             self._admitted = shared.ledger.admit(owner, self._began)
             self.weight = shared.ledger.weight(owner)
+            self.size = sequences(fields, path)
             if row.stream and path not in OTHER_USAGE and not wants_usage(fields):
                 self._strip = True
                 body = with_usage(body, fields)
@@ -134,7 +140,6 @@ class Exchange(Rebound):
             if len(service.replicas) > 1:
                 self.key = chat_key(fields, request.headers, self.user)
             self._service = service
-            self._charged = len(body) // BYTES_PER_TOKEN
             self._position = service.submit(self, self._began)
         except RequestError as error:
             self._fail(error)
@@ -145,9 +150,7 @@ class Exchange(Rebound):
         """A slot of ``replica``: send the request there."""
         now = self._shared.clock()
         self._row.queue_ms = (now - self._began) * 1000
-        service = self._service
-        if service is not None:
-            service.queue.charge(self.user, self._charged)
+        self._charge(self._prompt_tokens)
         self._replica = replica
         self._post(replica)
 
@@ -167,9 +170,6 @@ class Exchange(Rebound):
         """The engine answers: stream what is a stream, gather the rest."""
         self._status = status
         self._content_type = content_type
-        replica = self._replica
-        if replica is not None:
-            replica.last_token = self._shared.clock()
         if content_type.startswith(b"text/event-stream"):
             # The client hears of it with the first frame: until then another replica may still take over.
             self._relay = Relay(strip_usage=self._strip)
@@ -200,9 +200,6 @@ class Exchange(Rebound):
     def on_end(self) -> None:
         """The engine's answer is whole."""
         self._way = None
-        replica = self._replica
-        if replica is not None:
-            replica.last_token = self._shared.clock()
         relay = self._relay
         if relay is not None:
             row = self._row
@@ -241,7 +238,9 @@ class Exchange(Rebound):
             if ending(relay, row.endpoint) == "ok":
                 # It had everything and left at the last word, as OpenAI's own client does.
                 row.outcome = "ok"
-        row.estimated = row.estimated or not row.completion_tokens
+        if self._replica is not None and not row.prompt_tokens:
+            # Also before its first token: who leaves in time has made an engine read it all the same.
+            self._estimate(0)
         self._close_books()
 
     def client_slow(self) -> None:
@@ -259,22 +258,30 @@ class Exchange(Rebound):
     # What the gateway calls.
 
     def tick(self, now: float) -> None:
-        """Look at the time: waited too long, silent too long; charge what has come so far."""
+        """Look at the time: waited too long, on a dead engine, silent too long; charge what has come so far."""
         service = self._service
         if self._ended or service is None:
             return
         queue = self._shared.site.gateway.queue
-        if self._replica is None:
+        replica, relay = self._replica, self._relay
+        if replica is None:
             if now - self._began > queue.max_wait_s:
                 service.leave(self)
                 message = f"No engine was free within {queue.max_wait_s:g} s; try again shortly"
                 self._fail(QueueFullError(message, code="queue_timeout", retry_after=service.wait_s(1)))
                 return
-        elif self._begun and self._relay is not None:
-            so_far = len(self._body) // BYTES_PER_TOKEN + self._relay.frames
-            service.queue.charge(self.user, so_far - self._charged)
-            self._charged = so_far
+        elif self._begun and relay is not None:
+            so_far = self._prompt_tokens + relay.frames
+            if so_far > self._charged:
+                # Tokens, and not a mere head: that comes also from an engine whose core hangs.
+                replica.last_token = now
+            self._charge(so_far)
             return
+        elif not replica.breaker.up and not self._parts:
+            # It is left alone since this request was sent there, and has not answered it: another one may.
+            way = self._way
+            if self._elsewhere():
+                cancel(way)
         if self._row.stream and not self._begun and now - self._wrote_at > queue.keepalive_s:
             self._wrote_at = now
             if not self._streaming:
@@ -292,7 +299,29 @@ class Exchange(Rebound):
         self._give_up()
         self._fail(error, "stopped")
 
+    def revoke(self) -> None:
+        """Its key is of no use any more: nothing is done for it, wherever it is."""
+        if not self._ended:
+            self._give_up()
+            self._fail(AuthenticationError("This API key was revoked while your request ran"), "revoked")
+
     # Inside.
+
+    @property
+    def _prompt_tokens(self) -> int:
+        """About how many tokens the prompt has; more than its context no model reads (an image has many bytes)."""
+        service = self._service
+        if service is None or self._row.endpoint == COUNTING:
+            return 0
+        return min(len(self._body) // BYTES_PER_TOKEN, service.context)
+
+    def _charge(self, tokens: int) -> None:
+        """Bring what is counted for it so far, by the queue and by its limits, to ``tokens``."""
+        service = self._service
+        if service is not None:
+            more, self._charged = tokens - self._charged, tokens
+            service.queue.charge(self, more)
+            self._shared.ledger.charge(self._admitted, more, self._shared.clock())
 
     def _post(self, replica: Replica) -> None:
         row = self._row
@@ -309,7 +338,7 @@ class Exchange(Rebound):
         tried = self._tried or set()
         self._tried = tried
         tried.add(replica.name)
-        other = service.move(replica, tried)
+        other = service.move(self, replica, tried)
         if other is None:
             return False
         self._replica = other
@@ -335,6 +364,9 @@ class Exchange(Rebound):
             usage = read_usage(body)
             if usage is not None:
                 self._count(usage)
+            elif row.endpoint != COUNTING:
+                generates = self._service is not None and self._service.task == "generate"
+                self._estimate(len(body) // BYTES_PER_TOKEN if generates else 0)
         self._judge(row.outcome)
         if status >= 500 and self._status >= 500 and self._elsewhere():
             row.outcome = ""
@@ -393,6 +425,8 @@ class Exchange(Rebound):
             self._blame(f"an answer ended as {outcome}")
         elif self._replica is not None:
             self._replica.breaker.succeeded()
+            if outcome == "ok":
+                self._replica.last_token = self._shared.clock()
 
     def _blame(self, why: str, *, at_once: bool = False) -> None:
         """Hold a failure against the replica; its service is told when that takes it down."""
@@ -406,8 +440,15 @@ class Exchange(Rebound):
         if relay.usage is not None:
             self._count(relay.usage)
         if relay.usage is None or (not relay.final and self._row.endpoint == "/v1/messages"):
-            self._row.completion_tokens = max(self._row.completion_tokens, relay.estimated_tokens)
-            self._row.estimated = True
+            self._estimate(relay.estimated_tokens, read=relay.began)
+
+    def _estimate(self, completion: int, *, read: bool = True) -> None:
+        """Tokens that an engine gave, and took where it ``read`` the prompt, and will not tell."""
+        row = self._row
+        if read:
+            row.prompt_tokens = row.prompt_tokens or self._prompt_tokens
+        row.completion_tokens = max(row.completion_tokens, completion)
+        row.estimated = True
 
     def _count(self, usage: Usage) -> None:
         row = self._row
@@ -428,7 +469,7 @@ class Exchange(Rebound):
             row.queue_ms = row.duration_ms
         tokens = row.prompt_tokens + row.completion_tokens
         if self._admitted:
-            shared.ledger.finish(self._admitted, tokens, now)
+            shared.ledger.finish(self._admitted, tokens - self._charged, now)
         shared.running.discard(self)
         shared.metrics.in_flight -= 1
         shared.metrics.count(row)
@@ -436,6 +477,6 @@ class Exchange(Rebound):
         log.fault(row)
         service, replica = self._service, self._replica
         if service is not None and replica is not None:
-            # A failed request is no service; one that ended is charged what it took.
-            service.queue.charge(self.user, (tokens or self._charged) - self._charged)
-            service.release(replica, self.user, now)
+            # One that ended is charged what it took, one that failed what was guessed: it had its slot.
+            service.queue.charge(self, (tokens or self._charged) - self._charged)
+            service.release(replica, self, now)

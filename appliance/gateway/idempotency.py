@@ -110,7 +110,10 @@ class _Entry:
 
 
 class Tapes:
-    """The answers that may be asked for again, by user and key."""
+    """The answers that may be asked for again, by API key and Idempotency-Key.
+
+    Not by user: another key of his may not be allowed this model, or be revoked while the answer is made.
+    """
 
     def __init__(self, keep_s: float, clock: Callable[[], float]) -> None:
         self._keep_s = keep_s
@@ -118,7 +121,7 @@ class Tapes:
         self._entries: OrderedDict[tuple[str, bytes], _Entry] = OrderedDict()
         self._bytes = 0
 
-    def find(self, user: str, key: bytes, path: str, body: bytes) -> Tape | None:
+    def find(self, owner: str, key: bytes, path: str, body: bytes) -> Tape | None:
         """The tape of this very request; ``None`` when it is new.
 
         Raises :class:`IdempotencyError` where the key stands for another request, :class:`InvalidRequestError`
@@ -127,16 +130,16 @@ class Tapes:
         if not 0 < len(key) <= MAX_KEY:
             raise InvalidRequestError(f"Idempotency-Key has {len(key)} bytes; use 1 to {MAX_KEY}")
         self._expire()
-        entry = self._entries.get((user, key))
+        entry = self._entries.get((owner, key))
         if entry is None:
             return None
         if entry.digest != _digest(path, body):
             raise IdempotencyError("This Idempotency-Key was used for another request; take a new one")
         return entry.tape
 
-    def record(self, user: str, key: bytes, path: str, body: bytes) -> Tape:
+    def record(self, owner: str, key: bytes, path: str, body: bytes) -> Tape:
         """A new tape for this request."""
-        name = (user, key)
+        name = (owner, key)
         tape = Tape(lambda tape: self._finish(name, tape))
         self._entries[name] = _Entry(_digest(path, body), tape)
         return tape

@@ -16,7 +16,7 @@ WINDOW_S = 60.0
 
 @dataclass(slots=True)
 class Bucket:
-    """A minute's allowance that refills steadily. ``level`` may go below zero: tokens are known afterwards."""
+    """A minute's allowance that refills steadily. ``level`` may go below zero: tokens are known as they come."""
 
     size: float
     level: float
@@ -67,9 +67,8 @@ class Allowance:
             self.requests.level -= 1
         self.in_flight += 1
 
-    def finish(self, tokens: int, now: float) -> None:
-        """Count a request out, with the tokens it used."""
-        self.in_flight -= 1
+    def charge(self, tokens: int, now: float) -> None:
+        """Count ``tokens`` that were used; negative where an estimate was too high."""
         if self.tokens is not None:
             self.tokens.refill(now)
             self.tokens.level -= tokens
@@ -102,10 +101,17 @@ class Ledger:
         return (user, own)
 
     @staticmethod
-    def finish(allowances: tuple[Allowance, ...], tokens: int, now: float) -> None:
-        """Count a request out, with the tokens it used."""
+    def charge(allowances: tuple[Allowance, ...], tokens: int, now: float) -> None:
+        """Count tokens of a request while it runs: many at once must not run on one minute's allowance."""
         for allowance in allowances:
-            allowance.finish(tokens, now)
+            allowance.charge(tokens, now)
+
+    @staticmethod
+    def finish(allowances: tuple[Allowance, ...], tokens: int, now: float) -> None:
+        """Count a request out, with the tokens it used that were not charged before."""
+        for allowance in allowances:
+            allowance.in_flight -= 1
+            allowance.charge(tokens, now)
 
     def _open(self, user: str, now: float) -> Allowance:
         limits = self._limits.get(user, self._default)

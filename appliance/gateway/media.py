@@ -22,6 +22,15 @@ HINTS = (b'url"', b"\\u00")
 PLAIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?(/[!-\[\]-~]*)?")
 """An address without user, backslash, space or letters outside ASCII."""
 
+FIELDS = ("messages", "input", "query", "queries", "documents", "items", "data_1", "data_2", "text_1", "text_2")
+"""Where a body has content parts: conversations, and what is scored or ranked (vLLM 0.32.0's protocols)."""
+
+PARTS = ("content", "output")
+"""Where an item has them; ``output`` is what a tool gave back in /v1/responses, images among it."""
+
+WORDS = frozenset({"input", "annotations", "citations"})
+"""What a content part says and no engine fetches: a tool call's arguments, and where a text comes from."""
+
 _ANY = msgspec.json.Decoder()
 
 
@@ -32,11 +41,14 @@ def check(body: bytes, domains: tuple[str, ...]) -> None:
     table = _ANY.decode(body)
     if not isinstance(table, dict):
         return
-    for field in ("messages", "input"):
+    for field in FIELDS:
         items = table.get(field)
-        for item in items if isinstance(items, list) else ():
-            content = item.get("content") if isinstance(item, dict) else None
-            for url in _urls(content) if isinstance(content, list) else ():
+        for item in items if isinstance(items, list) else (items,):
+            if not isinstance(item, dict):
+                continue
+            parts = [{key: item[key] for key in item if key.endswith("_url")}]
+            parts += [item[key] for key in PARTS if key in item]
+            for url in _urls(parts):
                 if not _allowed(url, domains):
                     allowed = ", ".join(domains) or "none"
                     raise InvalidRequestError(
@@ -47,17 +59,21 @@ def check(body: bytes, domains: tuple[str, ...]) -> None:
                     )
 
 
-def _urls(part: Any) -> Iterator[str]:
-    if isinstance(part, list):
-        for inner in part:
-            yield from _urls(inner)
-    elif isinstance(part, dict):
-        for key, value in part.items():
-            if isinstance(value, str):
+def _urls(parts: list[Any]) -> Iterator[str]:
+    """Every address in content parts, however deep; without recursion, for a client chooses the depth."""
+    left = [*parts]
+    while left:
+        part = left.pop()
+        if isinstance(part, list):
+            left += part
+        elif isinstance(part, dict):
+            for key, value in part.items():
                 if key == "url" or key.endswith("_url"):
-                    yield value
-            else:
-                yield from _urls(value)
+                    yield from (
+                        one for one in (value if isinstance(value, list) else (value,)) if isinstance(one, str)
+                    )
+                if key not in WORDS and not isinstance(value, str):
+                    left.append(value)
 
 
 def _allowed(url: str, domains: tuple[str, ...]) -> bool:

@@ -13,7 +13,10 @@ from appliance.errors import (
 )
 from appliance.gateway.stream import Relay
 
-OTHER_USAGE = frozenset({"/v1/responses", "/v1/messages"})
+COUNTING = "/v1/messages/count_tokens"
+"""Where an engine counts a prompt's tokens and generates none."""
+
+OTHER_USAGE = frozenset({"/v1/responses", "/v1/messages", COUNTING})
 """Endpoints that tell a stream's usage without being asked, and end without ``[DONE]``."""
 
 

@@ -2,7 +2,9 @@
 
 Each user has a counter of service received, in tokens over his weight: the virtual token counter of Sheng et al.,
 "Fairness in Serving Large Language Models", OSDI 2024. The next request always comes from the waiting user who
-has received least; who returns after idling is lifted to the least active counter, so absence earns no credit.
+has received least. Who begins to wait is lifted to the least counter of those who wait, or else to that of whoever
+started last: absence earns no credit, and what somebody was served while nobody waited is no debt. Within a user it
+is the same between his keys, by their weights: his agent does not starve his own chat.
 
 A counter alone lets one user with many long requests fill every slot before the next user comes. So each may
 hold only ``alpha * free`` slots, the dynamic threshold of Choudhury and Hahne, "Dynamic Queue Length Thresholds for
@@ -13,14 +15,21 @@ alone gets 1 - h of the slots, several users share them, and something stays fre
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 
 class Ticket(Protocol):
-    """A request as the queue knows it: whose it is. Tickets are told apart by identity."""
+    """A request as the queue knows it. Tickets are told apart by identity."""
 
     user: str
+    line: str
+    """Which of its user's lines it stands in: his key."""
+    weight: float
+    """What its tokens are divided by: a share of the engine against weight 1."""
+    size: int
+    """Slots it takes: the sequences that an engine will run for it."""
 
 
 T = TypeVar("T", bound=Ticket)
@@ -30,13 +39,39 @@ MAX_IDLE_FLOWS = 10_000
 
 
 @dataclass(slots=True, eq=False)
-class Flow(Generic[T]):
-    """One user's line: requests waiting and running, and weighted tokens served so far."""
+class Line(Generic[T]):
+    """Requests of one key that wait, in their order, and weighted tokens served so far."""
 
-    weight: float
+    served: float = 0.0
+    waiting: deque[T] = field(default_factory=deque)
+
+
+@dataclass(slots=True, eq=False)
+class Flow(Generic[T]):
+    """One user: slots in use, weighted tokens served so far, and a line for each of his keys."""
+
     served: float = 0.0
     running: int = 0
-    waiting: deque[T] = field(default_factory=deque)
+    waiting: int = 0
+    lines: dict[str, Line[T]] = field(default_factory=dict)
+    last: Line[T] | None = None
+    """Whose request started last."""
+
+    def line(self, ticket: T) -> Line[T]:
+        """The line of ``ticket``; one in which nobody stood is brought up to the others."""
+        line = self.lines.get(ticket.line)
+        if line is None:
+            line = self.lines[ticket.line] = Line()
+        if not line.waiting:
+            _lift(line, self.lines.values() if self.waiting else (), self.last)
+        return line
+
+    @property
+    def first(self) -> Line[T]:
+        """The line whose turn it is; somebody must wait."""
+        if len(self.lines) == 1:
+            return next(iter(self.lines.values()))
+        return min((line for line in self.lines.values() if line.waiting), key=lambda line: line.served)
 
 
 class FairQueue(Generic[T]):
@@ -46,27 +81,33 @@ class FairQueue(Generic[T]):
         self._alpha = (1 - headroom) / headroom if headroom > 0 else None
         self._flows: dict[str, Flow[T]] = {}
         self._active: dict[str, Flow[T]] = {}
+        self._last: Flow[T] | None = None
+        """Whose request started last."""
         self.waiting = 0
         self.running = 0
 
-    def enter(self, user: str, weight: float, free: int) -> bool:
-        """Start a request of ``user`` at once, where a slot is free and nobody has to go first.
+    def enter(self, ticket: T, free: int) -> bool:
+        """Start ``ticket`` at once, where a slot is free and nobody has to go first.
 
         True counts it as running. A user whose own requests wait joins their end.
         """
-        flow = self._activate(user, weight)
-        if free <= 0 or flow.waiting or not self._within(flow, free) or (self.waiting and self._someone(free)):
-            if not flow.running and not flow.waiting:
-                del self._active[user]
+        flow = self._activate(ticket.user)
+        if (
+            free <= 0
+            or flow.waiting
+            or not self._within(flow, ticket, free)
+            or (self.waiting and self._someone(free))
+        ):
+            self._settle(ticket.user, flow)
             return False
-        flow.running += 1
-        self.running += 1
+        self._start(flow, flow.line(ticket), ticket)
         return True
 
-    def wait(self, ticket: T, weight: float) -> int:
-        """Put ``ticket`` at the end of its user's line; how many requests wait before it at most."""
-        flow = self._activate(ticket.user, weight)
-        flow.waiting.append(ticket)
+    def wait(self, ticket: T) -> int:
+        """Put ``ticket`` at the end of its line; how many requests wait before it at most."""
+        flow = self._activate(ticket.user)
+        flow.line(ticket).waiting.append(ticket)
+        flow.waiting += 1
         self.waiting += 1
         return self.waiting
 
@@ -77,58 +118,69 @@ class FairQueue(Generic[T]):
         flow = self._someone(free)
         if flow is None:
             return None
+        line = flow.first
+        ticket = line.waiting.popleft()
+        flow.waiting -= 1
         self.waiting -= 1
-        flow.running += 1
-        self.running += 1
-        return flow.waiting.popleft()
+        self._start(flow, line, ticket)
+        return ticket
 
     def leave(self, ticket: T) -> bool:
         """``ticket`` gives up waiting; whether it waited at all."""
         flow = self._active.get(ticket.user)
-        if flow is None or not any(other is ticket for other in flow.waiting):
+        line = flow.lines.get(ticket.line) if flow is not None else None
+        if flow is None or line is None or not any(other is ticket for other in line.waiting):
             return False
-        flow.waiting = deque(other for other in flow.waiting if other is not ticket)
+        line.waiting = deque(other for other in line.waiting if other is not ticket)
+        flow.waiting -= 1
         self.waiting -= 1
         self._settle(ticket.user, flow)
         return True
 
-    def charge(self, user: str, tokens: float) -> None:
-        """Count ``tokens`` of service to ``user``; negative where an estimate was too high."""
-        flow = self._flows.get(user)
+    def charge(self, ticket: T, tokens: float) -> None:
+        """Count ``tokens`` of service to whom ``ticket`` is of; negative where an estimate was too high."""
+        flow = self._flows.get(ticket.user)
         if flow is not None:
-            flow.served += tokens / flow.weight
+            flow.served += tokens / ticket.weight
+            line = flow.lines.get(ticket.line)
+            if line is not None:
+                line.served += tokens / ticket.weight
 
-    def finish(self, user: str) -> None:
-        """One running request of ``user`` ended, however it ended."""
-        flow = self._flows[user]
-        flow.running -= 1
-        self.running -= 1
-        self._settle(user, flow)
+    def finish(self, ticket: T) -> None:
+        """``ticket``, which ran, ended, however it ended."""
+        flow = self._flows[ticket.user]
+        flow.running -= ticket.size
+        self.running -= ticket.size
+        self._settle(ticket.user, flow)
 
     def waiting_of(self, user: str) -> int:
         """How many requests of ``user`` wait."""
         flow = self._active.get(user)
-        return len(flow.waiting) if flow is not None else 0
+        return flow.waiting if flow is not None else 0
 
     def tickets(self) -> list[T]:
         """Every waiting request, user by user."""
-        return [ticket for flow in self._active.values() for ticket in flow.waiting]
+        lines = [line for flow in self._active.values() for line in flow.lines.values()]
+        return [ticket for line in lines for ticket in line.waiting]
 
-    def _activate(self, user: str, weight: float) -> Flow[T]:
+    def _activate(self, user: str) -> Flow[T]:
         flow = self._active.get(user)
-        if flow is not None:
-            flow.weight = weight
-            return flow
-        flow = self._flows.get(user)
         if flow is None:
-            if len(self._flows) >= MAX_IDLE_FLOWS + len(self._active):
-                self._forget_one()
-            flow = self._flows[user] = Flow(weight)
-        flow.weight = weight
-        if self._active:
-            flow.served = max(flow.served, min(other.served for other in self._active.values()))
-        self._active[user] = flow
+            flow = self._flows.get(user)
+            if flow is None:
+                if len(self._flows) >= MAX_IDLE_FLOWS + len(self._active):
+                    self._forget_one()
+                flow = self._flows[user] = Flow()
+            self._active[user] = flow
+        if not flow.waiting:
+            _lift(flow, self._active.values() if self.waiting else (), self._last)
         return flow
+
+    def _start(self, flow: Flow[T], line: Line[T], ticket: T) -> None:
+        flow.running += ticket.size
+        self.running += ticket.size
+        flow.last = line
+        self._last = flow
 
     def _settle(self, user: str, flow: Flow[T]) -> None:
         if not flow.running and not flow.waiting:
@@ -138,16 +190,32 @@ class FairQueue(Generic[T]):
         """The least served user who waits and may take a slot."""
         best: Flow[T] | None = None
         for flow in self._active.values():
-            if flow.waiting and (best is None or flow.served < best.served) and self._within(flow, free):
+            least = flow.waiting and (best is None or flow.served < best.served)
+            if least and self._within(flow, flow.first.waiting[0], free):
                 best = flow
         return best
 
-    def _within(self, flow: Flow[T], free: int) -> bool:
-        """Whether one more slot for ``flow`` leaves room for others; the first one always does."""
-        return not flow.running or self._alpha is None or flow.running < self._alpha * flow.weight * free
+    def _within(self, flow: Flow[T], ticket: T, free: int) -> bool:
+        """Whether ``ticket`` leaves room for others; a user's only one always does."""
+        if not flow.running or self._alpha is None:
+            return True
+        more = ticket.size - 1
+        return flow.running + more < self._alpha * ticket.weight * (free - more)
 
     def _forget_one(self) -> None:
         for user in self._flows:
             if user not in self._active:
                 del self._flows[user]
                 return
+
+
+Counter = TypeVar("Counter", Flow[Any], Line[Any])
+
+
+def _lift(one: Counter, others: Iterable[Counter], last: Counter | None) -> None:
+    """Bring up ``one``, of whom nothing waited, as the paper does: to the least of ``others`` that wait."""
+    least = min((other.served for other in others if other.waiting), default=None)
+    if least is None and last is not None:
+        least = last.served
+    if least is not None and least > one.served:
+        one.served = least

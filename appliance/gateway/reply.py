@@ -58,7 +58,7 @@ def error_headers(error: RequestError) -> bytes:
 
 def error_body(error: RequestError, path: str) -> bytes:
     """``error`` in the shape that the clients of ``path`` know: OpenAI's, or Anthropic's for /v1/messages."""
-    if path != "/v1/messages":
+    if path not in _FOR_ANTHROPIC:
         return openai_body(error)
     kind = _ANTHROPIC.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
     return json.dumps({"type": "error", "error": {"type": kind, "message": str(error)}}).encode()
@@ -69,6 +69,8 @@ def error_event(error: RequestError, path: str) -> bytes:
     event = b"event: error\n" if path in ("/v1/messages", "/v1/responses") else b""
     return b"%sdata: %s\n\n" % (event, error_body(error, path))
 
+
+_FOR_ANTHROPIC = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 
 _ANTHROPIC = {
     401: "authentication_error",

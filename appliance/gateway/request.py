@@ -18,7 +18,7 @@ from appliance.errors import InvalidRequestError
 INCLUDE_USAGE = b'"stream_options":{"include_usage":true}'
 
 
-CHATS = frozenset({"/v1/chat/completions", "/v1/messages"})
+CHATS = frozenset({"/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"})
 """Endpoints whose body holds a conversation in ``messages``."""
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
@@ -55,7 +55,11 @@ class Fields(msgspec.Struct):
     prompt_cache_key: str | None = None
 
 
-_SYSTEM_FIELD = {"/v1/responses": "instructions", "/v1/messages": "system"}
+_SYSTEM_FIELD = {
+    "/v1/responses": "instructions",
+    "/v1/messages": "system",
+    "/v1/messages/count_tokens": "system",
+}
 """Where an endpoint keeps its system prompt outside the messages."""
 
 _FIELDS = msgspec.json.Decoder(Fields)
@@ -100,6 +104,11 @@ def check(fields: Fields, endpoint: str, *, context: int, max_n: int) -> None:
         _bound("max_completion_tokens", fields.max_completion_tokens, 1, context)
     if fields.max_output_tokens is not None:
         _bound("max_output_tokens", fields.max_output_tokens, 1, context)
+    if endpoint == "/v1/completions" and (many := sequences(fields, endpoint)) > max_n:
+        raise InvalidRequestError(
+            f"prompt and n ask for {many} answers at once; at most {max_n} here, send the rest apart",
+            param="prompt",
+        )
     if endpoint in CHATS:
         messages = fields.messages
         if not isinstance(messages, list) or not messages:
@@ -110,6 +119,20 @@ def check(fields: Fields, endpoint: str, *, context: int, max_n: int) -> None:
                 raise InvalidRequestError(
                     f"messages[{index}].role is {message.role[:40]!r}; known roles: {known}", param="messages"
                 )
+
+
+def sequences(fields: Fields, endpoint: str) -> int:
+    """Sequences that an engine decodes for the request: the answers to each prompt, times its prompts."""
+    answers = max(fields.n or 1, fields.best_of or 1)
+    return answers * _prompts(fields.prompt) if endpoint == "/v1/completions" else answers
+
+
+def _prompts(prompt: Raw | UnsetType) -> int:
+    """How many prompts ``prompt`` holds: one as text or as tokens, or a list of such."""
+    text = bytes(prompt) if isinstance(prompt, Raw) else b""
+    if text[:1] != b"[" or text[1:].lstrip()[:1] not in (b'"', b"["):
+        return 1
+    return len(_MESSAGES.decode(text))
 
 
 def _bound(param: str, value: int, least: int, most: int) -> None:
@@ -131,6 +154,9 @@ def with_usage(body: bytes, fields: Fields) -> bytes:
     table = _OBJECT.decode(body)
     options = {} if fields.stream_options is None else _OBJECT.decode(table["stream_options"])
     options["include_usage"] = Raw(b"true")
+    if "continuous_usage_stats" in options:
+        # Nothing without include_usage, which the client did not set; with it, usage in every frame.
+        options["continuous_usage_stats"] = Raw(b"false")
     table["stream_options"] = Raw(_join(options))
     return _join(table)
 

@@ -44,7 +44,9 @@ class Waiter(Protocol):
     """A request as its service knows it."""
 
     user: str
+    line: str
     weight: float
+    size: int
     key: bytes | None
 
     def granted(self, replica: Replica) -> None:
@@ -67,8 +69,9 @@ class Replica:
     resident: bool = True
     """Whether its engine is loaded; the swap controller takes on-demand engines in and out."""
     in_flight: int = 0
+    """Sequences of ours that it runs: a request for four answers counts four times."""
     last_token: float = 0.0
-    """Loop time at which something last came from it."""
+    """Loop time at which it last was seen to generate."""
     last_used: float = 0.0
 
     @property
@@ -103,7 +106,7 @@ class Service:
     gap_s: float = 0.0
     begun: int = 0
     """Requests that were given a slot so far."""
-    blocked: tuple[float, RequestError] | None = None
+    blocked: tuple[float, str] | None = None
     """Until when, and why, a model that could not be loaded is not waited for."""
     _finished_at: float = 0.0
     waiting_since: dict[int, float] = field(default_factory=dict)
@@ -142,9 +145,9 @@ class Service:
             if not self.on_demand:
                 raise self.down()
             if self.blocked is not None and now < self.blocked[0]:
-                raise self.blocked[1]
-        if self.queue.enter(waiter.user, waiter.weight, free):
-            waiter.granted(self._take(waiter.key))
+                raise EngineUnavailableError(self.blocked[1], retry_after=self.blocked[0] - now)
+        if self.queue.enter(waiter, free):
+            waiter.granted(self._take(waiter))
             return 0
         if self.queue.waiting_of(waiter.user) >= self.max_waiting_per_user:
             message = f"{self.max_waiting_per_user} requests of yours wait already; let some of them finish"
@@ -152,7 +155,7 @@ class Service:
         if self.full():
             wait = self.wait_s(self.queue.waiting)
             raise QueueFullError("The service is full and its queue too; try again shortly", retry_after=wait)
-        position = self.queue.wait(waiter, waiter.weight)
+        position = self.queue.wait(waiter)
         self.waiting_since[id(waiter)] = now
         if not self.served:
             self.notice()
@@ -163,11 +166,11 @@ class Service:
         if self.waiting_since.pop(id(waiter), None) is not None:
             self.queue.leave(waiter)
 
-    def release(self, replica: Replica, user: str, now: float) -> None:
-        """A request of ``user`` on ``replica`` ended, however it ended; the next one may start."""
-        replica.in_flight -= 1
+    def release(self, replica: Replica, waiter: Waiter, now: float) -> None:
+        """``waiter``, which ran on ``replica``, ended, however it ended; the next one may start."""
+        replica.in_flight -= waiter.size
         replica.last_used = now
-        self.queue.finish(user)
+        self.queue.finish(waiter)
         if self.queue.waiting:
             if self._finished_at:
                 gap = now - self._finished_at
@@ -179,24 +182,25 @@ class Service:
         if self.on_demand:
             self.notice()
 
-    def move(self, old: Replica, tried: set[str]) -> Replica | None:
-        """Another open replica for a request that failed on ``old``, its slot moved; ``None`` without one.
+    def move(self, waiter: Waiter, old: Replica, tried: set[str]) -> Replica | None:
+        """Another open replica for ``waiter``, which failed on ``old``, its slots moved; ``None`` without one.
 
-        It may go over the other's slots by one: who was already served must not go back to the queue's end.
+        It may go over the other's slots: who was already served must not go back to the queue's end. Nothing new
+        starts there until as many have ended.
         """
         left = [replica for replica in self.replicas if replica.open and replica.name not in tried]
         if not left:
             return None
         new = min(left, key=lambda replica: replica.load)
-        old.in_flight -= 1
-        new.in_flight += 1
+        old.in_flight -= waiter.size
+        new.in_flight += waiter.size
         return new
 
     def pump(self) -> None:
         """Start what may start."""
         while (waiter := self.queue.next(self.free)) is not None:
             self.waiting_since.pop(id(waiter), None)
-            waiter.granted(self._take(waiter.key))
+            waiter.granted(self._take(waiter))
 
     def refuse(self, error: RequestError) -> None:
         """Answer everything that waits with ``error``."""
@@ -217,9 +221,9 @@ class Service:
         """Seconds that ``position`` requests before one's own take, by how fast requests ended lately."""
         return max(1.0, position * self.gap_s)
 
-    def _take(self, key: bytes | None) -> Replica:
-        replica = self._pick(key)
-        replica.in_flight += 1
+    def _take(self, waiter: Waiter) -> Replica:
+        replica = self._pick(waiter.key)
+        replica.in_flight += waiter.size
         self.begun += 1
         return replica
 

@@ -18,8 +18,8 @@ from appliance.engines.load import ChildControl, EngineControl, SystemdControl
 from appliance.errors import StartError
 from appliance.gateway import log
 from appliance.gateway.app import Gateway
-from appliance.gateway.connection import Timeouts
 from appliance.gateway.control import SOCKET, Control
+from appliance.gateway.incoming import Timeouts
 from appliance.gateway.server import Server
 from appliance.gateway.usage import UsageWriter
 from appliance.store.keys import KeyStore
@@ -102,6 +102,8 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
         try:
             async with asyncio.timeout(settings.drain_timeout_s):
                 await server.drained()
+                # The last words of a stream may still wait for a client that reads slowly.
+                await server.flushed()
         except TimeoutError:
             app.stop()
             try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from appliance.gateway.connection import ClientConnection, Handler, Timeouts
+from appliance.gateway.connection import ClientConnection
+from appliance.gateway.incoming import Handler, Timeouts
 from appliance.gateway.outbox import Outbox
 
 SWEEP_S = 0.5

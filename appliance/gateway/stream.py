@@ -19,6 +19,8 @@ the whole answer, so frames of a megabyte do occur."""
 
 
 _DONE = b"data: [DONE]\n\n"
+_ERRORS = (b'data: {"error"', b'data: {"type":"error"')
+"""How an engine ends a stream that it cannot finish; the second one on /v1/messages."""
 
 
 class PromptDetails(msgspec.Struct):
@@ -136,8 +138,9 @@ class Relay:
             data = self._take_usage(data)
         if data.endswith(_DONE) and _at_line_start(data, len(data) - 14):
             self.done = True
-        if b'data: {"error"' in data and _at_line_start(data, data.index(b'data: {"error"')):
-            self.failed = True
+        for mark in _ERRORS:
+            if mark in data and _at_line_start(data, data.index(mark)):
+                self.failed = True
         return data
 
     def finish(self) -> bytes:

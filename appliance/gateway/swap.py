@@ -124,7 +124,19 @@ def _victims(engines: Sequence[EngineState], target: EngineState, budget: Memory
             victims.append(engine)
             for place, amount in engine.awake.items():
                 room[place] += amount - engine.asleep.get(place, 0.0)
-    return None if lacking() else victims
+    if lacking():
+        return None
+    # A large one taken later may have made an earlier one's leaving needless.
+    for engine in tuple(victims):
+        freed = {place: amount - engine.asleep.get(place, 0.0) for place, amount in engine.awake.items()}
+        for place, amount in freed.items():
+            room[place] -= amount
+        if lacking():
+            for place, amount in freed.items():
+                room[place] += amount
+        else:
+            victims.remove(engine)
+    return victims
 
 
 def _free_at(victim: EngineState, target: EngineState, rules: Swap, now: float) -> float:

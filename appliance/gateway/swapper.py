@@ -16,6 +16,7 @@ from appliance.engines.argv import replicas
 from appliance.engines.load import EngineControl
 from appliance.errors import (
     ConflictError,
+    EngineFailedError,
     EngineUnavailableError,
     NotFoundError,
     RequestError,
@@ -152,14 +153,20 @@ class SwapController:
     async def _learn(self) -> None:
         """What an earlier gateway left running is taken over awake, or stopped."""
         for engine in self.engines.values():
-            alive = [await self.control.alive(replica.name) for replica in engine.replicas]
-            if not any(alive):
-                continue
-            engine.started = True
-            if all(alive) and await self._answers(engine):
-                self._open(engine)
-            else:
-                await self._stop(engine)
+            try:
+                await self._take_over(engine)
+            except StartError as error:
+                await self._fail(engine, str(error))
+
+    async def _take_over(self, engine: Managed) -> None:
+        alive = [await self.control.alive(replica.name) for replica in engine.replicas]
+        if not any(alive):
+            return
+        engine.started = True
+        if all(alive) and await self._answers(engine):
+            self._open(engine)
+        else:
+            await self._stop(engine)
 
     async def _answers(self, engine: Managed) -> bool:
         try:
@@ -228,17 +235,25 @@ class SwapController:
             left = deadline - self.clock()
             if left <= 0:
                 LOG.warning("%s still runs requests at the drain's deadline; they are cut", engine.name)
+                told = EngineFailedError(f"{engine.service.model} had to make room for another model")
+                for replica in engine.replicas:
+                    replica.pool.cut(told)
                 return
             self._event.clear()
             await self._noticed(left)
 
     async def _unload(self, engine: Managed) -> None:
         if engine.sleeps:
-            for replica in engine.replicas:
-                await self._tell(replica, b"/sleep?level=1")
-            self._set(engine, "asleep")
-        else:
-            await self._stop(engine)
+            try:
+                for replica in engine.replicas:
+                    await self._tell(replica, b"/sleep?level=1")
+            except (RequestError, StartError) as error:
+                # Perhaps half asleep: it holds memory that is needed, and may not answer as it is.
+                LOG.warning("%s does not sleep and is stopped instead: %s", engine.name, error)
+            else:
+                self._set(engine, "asleep")
+                return
+        await self._stop(engine)
 
     async def _load(self, engine: Managed) -> None:
         self._set(engine, "loading")
@@ -253,6 +268,9 @@ class SwapController:
 
     def _open(self, engine: Managed) -> None:
         self._set(engine, "ready")
+        if self._wanted == engine.name:
+            # Asked for while it was loading already: it must not come back by itself after another one's turn.
+            self._wanted = None
         engine.error = ""
         engine.begun_at = engine.service.begun
         engine.service.blocked = None
@@ -284,16 +302,18 @@ class SwapController:
             LOG.error("%s could not be stopped either: %s", engine.name, error)  # noqa: TRY400 - a line will do
         self._set(engine, "failed")
         engine.error = why
-        told = EngineUnavailableError(f"{engine.service.model} could not be loaded: {why}", retry_after=RETRY_S)
+        told = f"{engine.service.model} could not be loaded: {why}"
         engine.service.blocked = (self.clock() + RETRY_S, told)
-        engine.service.refuse(told)
+        engine.service.refuse(EngineUnavailableError(told, retry_after=RETRY_S))
 
     async def _bring_back(self, engine: Managed) -> None:
         """The old one serves again."""
-        if engine.state == "draining":
+        if engine.state == "draining" and await self._answers(engine):
             self._open(engine)
             return
         try:
+            if engine.state == "draining":
+                await self._stop(engine)
             await self._load(engine)
         except (RequestError, StartError) as error:
             self.failures += 1

@@ -297,6 +297,11 @@ class Pool:
         if connection in self._idle:
             self._idle.remove(connection)
 
+    def cut(self, failure: RequestError) -> None:
+        """End every answer that runs with ``failure``."""
+        for connection in [*self._busy]:
+            connection.fail(failure)
+
     def close(self) -> None:
         """Close every connection."""
         if self._sweeper is not None:

@@ -12,7 +12,7 @@ from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
-from sqlalchemy import Engine, delete
+from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.store.database import open_database
@@ -32,6 +32,9 @@ MAX_WAITING = 100_000
 """Rows kept in memory while the disk refuses them; about 50 MB. Beyond, the oldest are dropped and counted."""
 
 DAY_S = 86400.0
+
+TRUSTED_S = 30 * DAY_S
+"""How far a clock may be ahead of the newest row and be believed when old rows are to be deleted."""
 
 
 @dataclass(slots=True)
@@ -130,13 +133,22 @@ class UsageWriter:
                 connection.exec_driver_sql(self._statements[1], VALUES(row))
 
     def _prune(self) -> None:
-        """Delete rows older than they are kept, once a day; by the clock on the wall, which is theirs."""
+        """Delete rows older than they are kept, once a day; by the clock on the wall, which is theirs.
+
+        A clock that was set years ahead, by a drained battery or a bad time server, must not empty the table.
+        """
         now = self._clock()
         if 0 <= now - self._pruned_at < DAY_S:
             return
         self._pruned_at = now
         with self._engine.begin() as connection:
-            connection.execute(delete(USAGE).where(USAGE.c.started_at < now - self._keep_s))
+            # Rows from the future were written under a wrong clock and say nothing about this one.
+            newest = connection.execute(
+                select(func.max(USAGE.c.started_at)).where(USAGE.c.started_at < now)
+            ).scalar()
+            if newest is not None:
+                until = min(now, newest + TRUSTED_S) - self._keep_s
+                connection.execute(delete(USAGE).where(USAGE.c.started_at < until))
 
 
 def _insert(engine: Engine, count: int) -> str:

@@ -23,6 +23,7 @@ CHANGEABLE = frozenset(
     {"name", "models", "requests_per_minute", "tokens_per_minute", "requests_in_flight", "weight", "expires_at"}
 )
 MAX_NAME = 100
+LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
 
 
 class KeyStore:
@@ -120,10 +121,13 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(values.keys() - CHANGEABLE)
     if unknown:
         raise UsageError(f"a key has no {unknown[0]!r}; it has {', '.join(sorted(CHANGEABLE))}")
-    for column in ("requests_per_minute", "tokens_per_minute", "requests_in_flight", "weight"):
+    for column in ("requests_per_minute", "tokens_per_minute", "requests_in_flight"):
         value = values.get(column)
         if value is not None and not 0 < value <= 2**31 - 1:
             raise UsageError(f"{column} is {value}; it must be more than 0, or be left out for no limit")
+    weight = values.get("weight")
+    if weight is not None and not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+        raise UsageError(f"weight is {weight:g}; it must be from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}")
     if len(values.get("name") or "") > MAX_NAME:
         raise UsageError(f"the name has more than {MAX_NAME} characters; shorten it")
     found = dict(values)

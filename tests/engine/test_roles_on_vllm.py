@@ -111,6 +111,14 @@ def test_anthropics_messages_pass_and_are_counted(roles: Roles, stream: bool) ->
     assert row["prompt_tokens"] > 0
 
 
+def test_anthropics_clients_may_count_before_they_ask(roles: Roles) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
+    counted = http(f"{roles.url}/v1/messages/count_tokens", body=body, key=roles.key, timeout=120)
+    assert counted.status == 200, counted.body
+    asked = http(f"{roles.url}/v1/messages", body=body | {"max_tokens": 1}, key=roles.key, timeout=120)
+    assert counted.json["input_tokens"] == asked.json["usage"]["input_tokens"] > 0
+
+
 def test_rubbish_grammars_are_400_and_the_engine_lives(roles: Roles) -> None:
     body = {"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]}
     bad = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}}

@@ -86,6 +86,7 @@ class Engine:
     wake_delay_s: float = 0.0
     spread: float = 1.0
     asleep: bool = False
+    fail_sleep: bool = False
     queue: deque[Connection] = field(default_factory=deque)
     counters: dict[str, int] = field(
         default_factory=lambda: {
@@ -250,6 +251,7 @@ class Connection(asyncio.Protocol):
             b"/v1/chat/completions": self.chat,
             b"/v1/completions": self.completion,
             b"/v1/responses": self.response,
+            b"/v1/messages": self.message,
         }
         if plan.fault == "reset":
             self.transport.close()
@@ -268,6 +270,8 @@ class Connection(asyncio.Protocol):
             self.answer({"error": error}, 404)
         elif path == b"/v1/embeddings" and self.engine.task == "embed":
             self.embeddings(request)
+        elif path == b"/v1/messages/count_tokens":
+            self.answer({"input_tokens": self.usage["prompt_tokens"]})
         elif path in routes and self.engine.task == "generate":
             self.steps = routes[path](request, plan)
             self.begin()
@@ -275,6 +279,9 @@ class Connection(asyncio.Protocol):
             count = len(request.documents or [])
             scores = [{"index": i, "relevance_score": 1 / (i + 1)} for i in range(count)]
             self.answer({"id": "rerank-fake", "model": request.model, "results": scores, "usage": self.usage})
+        elif path == b"/v1/score" and self.engine.task == "rerank":
+            score = {"index": 0, "object": "score", "score": 0.5}
+            self.answer({"id": "score-fake", "object": "list", "data": [score], "usage": self.usage})
         else:
             self.answer({"detail": "Not Found"}, 404)
 
@@ -286,7 +293,7 @@ class Connection(asyncio.Protocol):
 
         def done() -> None:
             engine.asleep = path == b"/sleep"
-            self.answer({})
+            self.answer({}, 500 if engine.asleep and engine.fail_sleep else 200)
 
         self.loop.call_later(engine.wake_delay_s if path == b"/wake_up" else 0, done)
         return True
@@ -365,7 +372,7 @@ class Connection(asyncio.Protocol):
                 yield ("" if i == 0 else " ") + WORDS[i % len(WORDS)]
 
     def stream(
-        self, plan: Plan, first: bytes, one: dict[str, object], put: str, last: list[bytes]
+        self, plan: Plan, first: bytes, one: dict[str, object], put: str, last: list[bytes], event: bytes = b""
     ) -> Iterator[tuple[float, bytes]]:
         """SSE: ``first`` frames, one frame per token (``one`` with the text at ``put``), ``last`` frames."""
         kind = b"application/json" if plan.fault == "content_type" else b"text/event-stream; charset=utf-8"
@@ -377,13 +384,13 @@ class Connection(asyncio.Protocol):
         if early:
             yield 0, head + chunk(first)
         before, _, after = json.dumps(one, separators=(",", ":")).partition(f'"{put}"')
-        pieces = (b"data: " + before.encode(), after.encode() + b"\n\n")
+        pieces = (event + b"data: " + before.encode(), after.encode() + b"\n\n")
         wait = plan.ttft_ms
         counters = self.engine.counters
         for i, text in enumerate(self.texts(plan)):
             counters["tokens"] += 1
             if plan.fault in ("cut", "stall", "error", "garbage") and i == plan.after:
-                yield from self.break_off(plan, head if i == 0 else b"")
+                yield from self.break_off(plan, head if i == 0 else b"", named=bool(event))
             data = chunk(json.dumps(text, ensure_ascii=False).encode().join(pieces))
             if plan.fault == "double":
                 data += data
@@ -398,12 +405,15 @@ class Connection(asyncio.Protocol):
         yield 0, b"".join(chunk(part) for part in last if part)
         yield (500 if plan.fault == "late_end" else 0), b"0\r\n\r\n"
 
-    def break_off(self, plan: Plan, head: bytes) -> Iterator[tuple[float, bytes]]:
+    def break_off(self, plan: Plan, head: bytes, *, named: bool) -> Iterator[tuple[float, bytes]]:
         if plan.fault == "garbage":
             yield 0, head + chunk(b"data: {not json\n\n")
         elif plan.fault == "error":
             error = {"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError"}}
-            yield 0, head + chunk(frame(error)) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+            said = chunk(frame(error)) + chunk(b"data: [DONE]\n\n")
+            if named:
+                said = chunk(b"event: error\n" + frame({"type": "error", **error}))
+            yield 0, head + said + b"0\r\n\r\n"
             yield 1, b""
         elif plan.fault == "stall":
             yield 1e9, b""
@@ -441,7 +451,8 @@ class Connection(asyncio.Protocol):
         if not request.stream:
             message = {"role": "assistant", "content": "".join(self.texts(plan))}
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish}
-            return self.whole(plan, self.base("chat.completion") | {"choices": [choice], "usage": self.usage})
+            usage = {} if plan.fault == "no_usage" else {"usage": self.usage}
+            return self.whole(plan, self.base("chat.completion") | {"choices": [choice], **usage})
         base = self.base("chat.completion.chunk")
 
         def one(delta: dict[str, object], finish: str | None = None) -> dict[str, object]:
@@ -485,6 +496,24 @@ class Connection(asyncio.Protocol):
         one: dict[str, object] = {"type": "response.output_text.delta", "item_id": "msg_fake", "delta": "@"}
         return self.stream(plan, first, one, "@", [frame({"type": "response.completed", "response": full})])
 
+    def message(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
+        """Anthropic's API: the prompt's tokens are told when it begins, the answer's when it ends."""
+        usage = {"input_tokens": self.usage["prompt_tokens"], "output_tokens": plan.tokens}
+        full = {"id": "msg_fake", "type": "message", "role": "assistant", "model": self.engine.model}
+        if not request.stream:
+            text = {"type": "text", "text": "".join(self.texts(plan))}
+            return self.whole(plan, full | {"content": [text], "stop_reason": "end_turn", "usage": usage})
+
+        def event(kind: str, **more: object) -> bytes:
+            return b"event: %s\n" % kind.encode() + frame({"type": kind, **more})
+
+        begun = full | {"content": [], "usage": usage | {"output_tokens": 0}}
+        first = event("message_start", message=begun)
+        one = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "@"}}
+        ended = event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
+        last = [b"" if plan.fault == "no_usage" else ended, event("message_stop")]
+        return self.stream(plan, first, one, "@", last, b"event: content_block_delta\n")
+
 
 async def serve(args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
@@ -494,6 +523,7 @@ async def serve(args: argparse.Namespace) -> None:
     fault, _, after = args.fault.partition(":")
     plan = Plan(args.tokens, args.itl_ms, args.ttft_ms, fault=fault, after=int(after or 0))
     engine = Engine(args.model, args.context, args.task, plan, args.capacity, args.wake_delay_s, args.spread)
+    engine.fail_sleep = bool(args.fail_sleep)
     loading = asyncio.create_task(asyncio.sleep(args.load_delay_s))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -523,6 +553,7 @@ def main() -> int:
     parser.add_argument("--load-delay-s", type=float, default=0.0)
     parser.add_argument("--fail-load", type=int, default=0)
     parser.add_argument("--wake-delay-s", type=float, default=0.0)
+    parser.add_argument("--fail-sleep", type=int, default=0, help="fall asleep, and say that it failed")
     parser.add_argument("--capacity", type=int, default=0, help="sequences decoded at once; others wait in line")
     uvloop.run(serve(parser.parse_args()))
     return 0

@@ -125,6 +125,8 @@ def test_usage_by_the_api_and_by_hand(admin: Admin) -> None:
     done = cli(admin.service, "usage", "--by", "day", "--format", "json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["requests"] >= 3
+    sheet = cli(admin.service, "usage", "--by", "user", "--format", "csv").stdout
+    assert {row["name"]: int(row["requests"]) for row in csv.DictReader(sheet.splitlines())}["ada"] >= 3
     table = cli(admin.service, "usage", "--by", "model").stdout
     assert "Usage by model, last 24h" in table
     assert "fake" in table
@@ -180,6 +182,8 @@ def test_the_command_line_makes_changes_and_lists_keys(admin: Admin) -> None:
         (["create", "eve", "--models", "fakke"], "there is no model or role 'fakke'; did you mean 'fake'?"),
         (["create", "eve", "--weight", "heavy"], "'heavy' is no number"),
         (["create", "eve", "--tokens-per-minute", "0"], "must be more than 0"),
+        (["create", "eve", "--weight", "5000"], "weight is 5000; it must be from 0.001 to 1000"),
+        (["change", key_id, "--weight", "nan"], "weight is nan"),
         (["change", key_id], "nothing to change"),
         (["change", "000000000000", "--name", "x"], "there is no key with that id"),
     ):
@@ -187,6 +191,7 @@ def test_the_command_line_makes_changes_and_lists_keys(admin: Admin) -> None:
         assert done.returncode == 2
         assert says in done.stderr
         assert "Traceback" not in done.stderr
+    assert admin.call("/admin/keys").status == 200, "what one of the two makes, the other one can show"
 
 
 @pytest.mark.parametrize(("token", "says"), [(None, "there is no admin token"), ("short", "16 to 512 printable")])

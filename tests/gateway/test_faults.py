@@ -39,7 +39,7 @@ async def test_20_of_20_aborts_reach_the_engine_within_half_a_second(service: Se
     assert time.monotonic() - left < 0.6
     new = (await asyncio.to_thread(service.wait_rows, rows + ABORTS))[rows:]
     assert [row["outcome"] for row in new] == ["aborted"] * ABORTS
-    assert all(row["estimated"] for row in new)
+    assert all(row["estimated"] and row["prompt_tokens"] for row in new)
     if kind == "stream":
         assert all(row["completion_tokens"] >= 2 for row in new)
 
@@ -100,6 +100,19 @@ def test_a_stream_without_usage_is_estimated(service: Service) -> None:
     row = service.row(service.post("/v1/chat/completions", chat("fake: tokens=7 fault=no_usage", stream=True)))
     assert row["estimated"] == 1
     assert 7 <= row["completion_tokens"] <= 9
+    assert row["prompt_tokens"] > 0, "it read the prompt, whether it told how long that was or not"
+
+
+def test_a_whole_answer_without_usage_is_estimated_and_one_with_it_is_exact(service: Service) -> None:
+    text = f"fake: tokens=40 fault=no_usage {'x' * 400}"
+    row = service.row(service.post("/v1/chat/completions", chat(text)))
+    assert (row["outcome"], row["estimated"]) == ("ok", 1)
+    assert row["prompt_tokens"] >= 100
+    assert row["completion_tokens"] >= 40
+    long = service.row(service.post("/v1/chat/completions", chat(f"fake: fault=no_usage {'x' * 100_000}")))
+    assert long["prompt_tokens"] == 4096, "an estimate is not over the context"
+    exact = service.row(service.post("/v1/chat/completions", chat("fake: tokens=3")))
+    assert (exact["estimated"], exact["completion_tokens"]) == (0, 3)
 
 
 def test_a_frame_that_is_no_json_harms_nothing_else(service: Service) -> None:
@@ -129,7 +142,9 @@ def test_a_silent_engine_times_out(tmp_path_factory: pytest.TempPathFactory) -> 
         event = last_event(answer.body)
         assert isinstance(event, dict)
         assert event["error"]["code"] == "engine_timeout"
-        assert [row["outcome"] for row in service.wait_rows(3)] == ["timeout"] * 3
+        rows = service.wait_rows(3)
+        assert [row["outcome"] for row in rows] == ["timeout"] * 3
+        assert [bool(row["prompt_tokens"]) for row in rows] == [False, False, True], "who got nothing used nothing"
         wait_until(lambda: service.stats()["active"] == 0, "the engine is told", 1)
 
 

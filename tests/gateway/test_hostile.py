@@ -7,14 +7,15 @@ import json
 import re
 import socket
 import struct
+import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import Service, chat, exchange, serving, wait_until
+from appliance.store.keys import KeyStore
+from tests.conftest import Service, chat, exchange, head, resident_mib, serving, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +27,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "idle_timeout_s": 1.0,
         "reader_timeout_s": 1.0,
         "max_body_bytes": 100_000,
-        "media_domains": ["images.example.org"],
     }
     with serving(tmp_path_factory.mktemp("guarded"), gateway=limits) as service:
         yield service
-
-
-def head(service: Service, *lines: str, path: str = "/v1/chat/completions") -> bytes:
-    first = [f"POST {path} HTTP/1.1", "host: x", f"authorization: Bearer {service.key}", *lines]
-    return "\r\n".join([*first, "", ""]).encode("latin1")
-
-
-def resident_mib(service: Service) -> int:
-    text = Path(f"/proc/{service.gateway.process.pid}/status").read_text()
-    return int(text.split("VmRSS:")[1].split()[0]) // 1024
 
 
 BODY = json.dumps(chat("fake: tokens=1")).encode()
@@ -89,9 +79,41 @@ def test_broken_chunks_are_400(guarded: Service, chunks: bytes) -> None:
     assert said.startswith(b"HTTP/1.1 400 ")
 
 
+def test_a_trailer_does_not_become_the_next_requests_header(guarded: Service) -> None:
+    """What follows a chunked body is nobody's header: not a key, and no second one beside the next one's own."""
+    first = head(guarded, "transfer-encoding: chunked") + b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
+    first += f"x: y\r\nauthorization: Bearer {guarded.key}\r\n\r\n".encode()
+    last = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+    said = exchange(guarded, first + last + b"\r\n", to_the_end=True)
+    assert re.findall(rb"HTTP/1.1 (\d{3}) ", said) == [b"200", b"401"]
+    own = f"authorization: Bearer {guarded.key}\r\n\r\n".encode()
+    said = exchange(guarded, first + last + own, to_the_end=True)
+    assert re.findall(rb"HTTP/1.1 (\d{3}) ", said) == [b"200", b"200"]
+
+
+@pytest.mark.parametrize("endless", [b"0\r\nx: ", b"0\r\n", b"5;x="])
+def test_a_trailer_or_a_chunk_extension_without_end_is_431(guarded: Service, endless: bytes) -> None:
+    before = resident_mib(guarded)
+    more = b"name: value\r\n" * 1000 if endless == b"0\r\n" else b"a" * 10_000
+    with socket.create_connection(("127.0.0.1", guarded.gateway.port), timeout=8) as connection:
+        # No key is needed for a body that nobody reads.
+        lines = b"POST /health HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection.sendall(lines)
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(endless)
+        for _ in range(8):
+            connection.sendall(more)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")
+    assert resident_mib(guarded) - before < 10
+
+
 @pytest.mark.parametrize(
-    "raw", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET /\r\n\r\n", b"hello\r\n\r\n"]
-)
+    "raw", [
+        b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET /\r\n\r\n", b"hello\r\n\r\n",
+        b"GET /health HTTP/1.1\nhost: x\n\n", b"GET /health HTTP/1.1\r\nhost: x\nx: y\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\n\n", b"GET /health HTTP/1.1\r\nhost: x\rx: y\r\n\r\n",
+    ]
+)  # fmt: skip
 def test_what_is_no_request_is_400(guarded: Service, raw: bytes) -> None:
     assert exchange(guarded, raw).startswith(b"HTTP/1.1 400 ")
 
@@ -117,12 +139,65 @@ def test_pipelined_requests_are_answered_in_order(guarded: Service) -> None:
     assert said.count(b"HTTP/1.1 200 OK") == 3
 
 
-def test_http_1_0_gets_a_stream_without_chunks(guarded: Service) -> None:
+@pytest.mark.parametrize("more", [[], ["connection: keep-alive"]])
+def test_http_1_0_gets_a_stream_without_chunks_that_ends_with_its_connection(
+    guarded: Service, more: list[str]
+) -> None:
     body = json.dumps(chat("fake: tokens=2", stream=True)).encode()
-    first = head(guarded, f"content-length: {len(body)}").replace(b"HTTP/1.1", b"HTTP/1.0")
+    first = head(guarded, f"content-length: {len(body)}", *more).replace(b"HTTP/1.1", b"HTTP/1.0")
+    began = time.monotonic()
     said = exchange(guarded, first + body)
     assert b"transfer-encoding" not in said
+    assert b"connection: close" in said
     assert said.endswith(b"data: [DONE]\n\n")
+    assert time.monotonic() - began < 0.9, "not by the time of an idle connection"
+
+
+@pytest.mark.parametrize(
+    "host", ["a/?x=", "a@b", "a b", "a,b", "http://a", "a:b", "a:1:2", "[::1", "a\\b", "a#b", "\xe9", "a:123456"]
+)
+def test_a_host_that_is_none_is_400(guarded: Service, host: str) -> None:
+    lines = f"GET /health HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode("latin1")
+    assert exchange(guarded, lines).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("host", ["gw.example.org", "my_gateway:8000", "127.0.0.1:8000", "[::1]:8000", "[::1]", ""])
+def test_a_host_that_is_one_is_served(guarded: Service, host: str) -> None:
+    lines = f"GET /health HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode()
+    assert exchange(guarded, lines).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("at", [0, 200, 10_000])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_who_asks_for_an_upgrade_is_answered_in_http_1_1(guarded: Service, at: int, framing: str) -> None:
+    """As Java's client and curl --http2 do before a body: it is read, and the connection goes on."""
+    body = json.dumps(chat("fake: tokens=2 ttft_ms=50")).encode()
+    lines = ["connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__"]
+    if framing == "length":
+        first = head(guarded, *lines, f"content-length: {len(body)}") + body
+    else:
+        first = head(guarded, *lines, "transfer-encoding: chunked") + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    sent = first + b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    said = exchange(guarded, sent[:at], sent[at:], to_the_end=True)
+    assert re.findall(rb"HTTP/1.1 (\d{3}) ", said) == [b"200", b"200"], said
+    assert guarded.last()["body"] == body.decode()
+    asked = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+    assert exchange(guarded, asked).endswith(b'{"status":"ok"}')
+
+
+def test_it_is_no_proxy(guarded: Service) -> None:
+    said = exchange(guarded, b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nhost: 127.0.0.1:22\r\n\r\n", to_the_end=True)
+    assert re.findall(rb"HTTP/1.1 (\d{3}) ", said) == [b"405"]
+    through = f"GET http://127.0.0.1:{guarded.engine.port}/stats HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+    assert exchange(guarded, through).startswith(b"HTTP/1.1 404 ")
+
+
+def test_who_asks_for_a_head_gets_no_body(guarded: Service) -> None:
+    """What came behind the head would be read as the next answer."""
+    lines = b"HEAD /nothing HTTP/1.1\r\nhost: x\r\n\r\nGET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    first, second = exchange(guarded, lines, to_the_end=True).split(b"\r\n\r\n", 1)
+    assert first.startswith(b"HTTP/1.1 404 ")
+    assert second.startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_slow_head_and_a_slow_body_are_408(guarded: Service) -> None:
@@ -198,6 +273,56 @@ def test_figures_out_of_range_are_400(guarded: Service, more: dict[str, object],
     assert guarded.stats()["requests"] == before
 
 
+def test_more_prompts_than_answers_allowed_are_400(guarded: Service) -> None:
+    """Each is a sequence of the engine: a list of thousands would fill it past any queue of ours."""
+    before = guarded.stats()["requests"]
+    for more in ({"prompt": ["x"] * 17}, {"prompt": [[1, 2]] * 17}, {"prompt": ["x", "y"], "n": 9}):
+        answer = guarded.post("/v1/completions", {"model": "fake", **more})
+        assert (answer.status, answer.json["error"]["param"]) == (400, "prompt"), answer.body
+    assert guarded.stats()["requests"] == before
+    for prompt in (["x"] * 16, list(range(1000)), "x"):
+        assert guarded.post("/v1/completions", {"model": "fake", "prompt": prompt}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("prompt", "more", "allowed"),
+    [
+        (["x"] * 16, {}, True),
+        (["x"] * 17, {}, False),
+        ([["x"]] * 5000, {}, False),
+        ([[1, 2]] * 17, {}, False),
+        ([1] * 4000, {}, True),
+        ("x", {"n": 16}, True),
+        (["x"] * 2, {"n": 9}, False),
+        (["x"] * 2, {"best_of": 9}, False),
+        ([], {}, True),
+        (None, {}, True),
+    ],
+)
+def test_a_list_of_prompts_is_as_many_requests(
+    guarded: Service, prompt: object, more: dict[str, object], allowed: bool
+) -> None:
+    """A thousand sequences in one request would be a queue in the engine that nobody else gets past."""
+    before = guarded.stats()["requests"]
+    answer = guarded.post("/v1/completions", {"model": "fake", "prompt": prompt, "max_tokens": 1, **more})
+    assert guarded.stats()["requests"] == before + allowed
+    assert answer.status == (200 if allowed else 400)
+    assert allowed or answer.json["error"]["param"] == "prompt"
+
+
+def test_bodies_that_are_refused_cost_no_memory(guarded: Service) -> None:
+    deep = b'{"model":"fake","messages":[],"x":' + b"[" * 40_000 + b"]" * 40_000 + b"}"
+    chunks = b"".join(b"4000\r\n%s\r\n" % (b" " * 0x4000) for _ in range(40))
+    for _ in range(5):
+        assert guarded.post("/v1/chat/completions", deep).status == 400
+    before = resident_mib(guarded)
+    for _ in range(40):
+        assert guarded.post("/v1/chat/completions", deep).status == 400
+        said = exchange(guarded, head(guarded, "transfer-encoding: chunked"), chunks)
+        assert said.startswith(b"HTTP/1.1 413 ")
+    assert resident_mib(guarded) - before < 10
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -218,62 +343,6 @@ def test_what_is_no_json_is_400(guarded: Service, body: bytes) -> None:
     answer = guarded.post("/v1/chat/completions", body)
     assert answer.status == 400, answer.body
     assert answer.json["error"]["type"] == "invalid_request_error"
-
-
-def image(url: object, **more: object) -> dict[str, object]:
-    return chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}, **more}]}])
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://169.254.169.254/latest/meta-data", "http://127.0.0.1:8101/pause", "http://[::1]/", "http://10.77.0.2/",
-        "file:///etc/passwd", "http://images.example.org@127.0.0.1/", "http://images.example.org\\@127.0.0.1/",
-        "http://images.example.org.evil.net/", "http://2130706433/", "//127.0.0.1/x", "HTTP://LOCALHOST/", "gopher://x/",
-        "http://images.example.org:80@10.0.0.1/", " http://127.0.0.1/", "http://127.0.0.1\\@images.example.org/",
-        "http://user@images.example.org/", "ftp://images.example.org/x", "http://images.example.org/\r\nx",
-    ],
-)  # fmt: skip
-def test_no_engine_is_made_to_fetch_what_it_must_not(guarded: Service, url: str) -> None:
-    before = guarded.stats()["requests"]
-    hidden = json.dumps(image(url)).replace("image_url", "image\\u005furl").replace('"url"', '"\\u0075rl"').encode()
-    for body in (
-        image(url),
-        hidden,
-        {"model": "fake", "input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]},
-    ):
-        path = "/v1/responses" if isinstance(body, dict) and "input" in body else "/v1/chat/completions"
-        answer = guarded.post(path, body)
-        assert (answer.status, answer.json["error"]["code"]) == (400, "media_not_allowed"), body
-    assert guarded.stats()["requests"] == before
-
-
-@pytest.mark.parametrize(
-    "url", ["data:image/png;base64,AAAA", "https://images.example.org/a.png?b=c#d", "DATA:image/png,x"]
-)
-def test_media_that_may_be_fetched_pass(guarded: Service, url: str) -> None:
-    assert guarded.post("/v1/chat/completions", image(url)).status == 200
-
-
-def test_a_url_in_text_or_in_a_tool_is_no_media(guarded: Service) -> None:
-    tool = {
-        "type": "function",
-        "function": {"name": "get", "parameters": {"properties": {"url": {"type": "string"}}}},
-    }
-    body = chat('look at "url": http://127.0.0.1/', tools=[tool])
-    assert guarded.post("/v1/chat/completions", body).status == 200
-
-
-def test_a_client_that_reads_nothing_is_cut_and_costs_little(guarded: Service) -> None:
-    before, rows = resident_mib(guarded), len(guarded.rows())
-    body = json.dumps(chat("fake: tokens=1000000 itl_ms=0 ttft_ms=1", stream=True)).encode()
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", guarded.gateway.port))
-        connection.sendall(head(guarded, f"content-length: {len(body)}") + body)
-        wait_until(lambda: "aborted" in {row["outcome"] for row in guarded.rows()[rows:]}, "it is cut", 8)
-        assert resident_mib(guarded) - before < 20
-        wait_until(lambda: guarded.stats()["active"] == 0, "the engine stops", 3)
 
 
 def test_a_hundred_half_open_clients_do_not_keep_others_out(guarded: Service) -> None:
@@ -314,6 +383,17 @@ async def test_an_idempotency_key_runs_once(guarded: Service, stream: bool) -> N
     )
     assert refused.startswith(b"HTTP/1.1 422 ")
     assert b"idempotency_key_reused" in refused
+
+
+def test_an_answer_is_not_repeated_to_another_key_of_the_same_user(guarded: Service) -> None:
+    """It may not be allowed the model that the first one asked."""
+    store = KeyStore(guarded.data)
+    other = store.create("ada", models=["nothing-else"])
+    store.close()
+    wait_until(lambda: guarded.get("/v1/models", key=other).status == 200, "it is known", 5)
+    sent = head(guarded, GOOD, "idempotency-key: mine") + BODY
+    assert exchange(guarded, sent).startswith(b"HTTP/1.1 200 ")
+    assert exchange(guarded, sent.replace(guarded.key.encode(), other.encode())).startswith(b"HTTP/1.1 403 ")
 
 
 def test_a_failed_answer_may_be_tried_again_with_the_same_key(guarded: Service) -> None:

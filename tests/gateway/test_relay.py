@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import Service, chat, serving, start_fake
+from tests.conftest import Service, chat, open_stream, serving, start_fake, wait_until
 
 
 def frames(body: bytes) -> list[str]:
@@ -45,6 +48,12 @@ def test_usage_is_asked_for_and_its_frame_stripped(service: Service) -> None:
         ({"include_usage": True}, '"stream_options": {"include_usage": true}', True),
         ({"include_usage": False, "x": 1}, '"stream_options":{"include_usage":true,"x":1}', False),
         ({"continuous_usage_stats": False}, '{"continuous_usage_stats":false,"include_usage":true}', False),
+        (
+            {"continuous_usage_stats": True, "y": [1, {}]},
+            '{"continuous_usage_stats":false,"y":[1, {}],"include_usage":true}',
+            False,
+        ),
+        ({"include_usage": True, "continuous_usage_stats": True}, '"continuous_usage_stats": true', True),
         (None, '"stream_options":{"include_usage":true}', False),
     ],
 )
@@ -78,6 +87,69 @@ def test_completions_and_responses_stream(service: Service) -> None:
         ("/v1/responses", 2, 0, "ok"),
     ]
     assert all(row["ttft_ms"] > 0 for row in rows)
+
+
+def anthropic(text: str, **more: object) -> dict[str, object]:
+    return {"model": "fake", "max_tokens": 99, "messages": [{"role": "user", "content": text}], **more}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_messages_pass_and_are_counted(service: Service, stream: bool) -> None:
+    answer = service.post("/v1/messages", anthropic("fake: tokens=4", stream=stream))
+    if stream:
+        kinds = [f.partition("\n")[0] for f in answer.body.decode().split("\n\n")[:-1]]
+        assert kinds == ["event: message_start", *["event: content_block_delta"] * 4, "event: message_delta",
+                         "event: message_stop"]  # fmt: skip
+        assert "stream_options" not in service.last()["body"], "it tells its usage by itself"
+    else:
+        assert answer.json["content"][0]["text"] == "the quick brown fox"
+    row = service.row(answer)
+    assert (row["outcome"], row["completion_tokens"], row["estimated"]) == ("ok", 4, 0)
+    assert row["prompt_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "tokens"),
+    [("cut:3", "engine_failed", 3), ("error:3", "engine_error", 3), ("no_usage", "truncated", 6)],
+)
+def test_messages_that_break_off_end_in_anthropics_error_event(
+    service: Service, fault: str, outcome: str, tokens: int
+) -> None:
+    answer = service.post("/v1/messages", anthropic(f"fake: tokens=6 fault={fault}", stream=True))
+    last = answer.body.rstrip().rsplit(b"\n\n", 1)[-1]
+    if fault == "no_usage":
+        assert last.startswith(b"event: message_stop\n")
+    else:
+        assert last.startswith(b"event: error\ndata: ")
+        assert json.loads(last.partition(b"data: ")[2])["type"] == "error"
+    row = service.row(answer)
+    assert (row["outcome"], row["estimated"]) == (outcome, 1)
+    assert tokens <= row["completion_tokens"] <= tokens + 2
+    assert row["prompt_tokens"] > 0, "told when it began"
+
+
+def test_responses_that_break_off_end_in_an_error_event(service: Service) -> None:
+    answer = service.post("/v1/responses", {"model": "fake", "input": "fake: tokens=6 fault=cut:3", "stream": True})
+    last = answer.body.rstrip().rsplit(b"\n\n", 1)[-1]
+    assert last.startswith(b"event: error\ndata: ")
+    assert json.loads(last.partition(b"data: ")[2])["error"]["code"] == "engine_failed"
+    row = service.row(answer)
+    assert (row["outcome"], row["estimated"]) == ("engine_failed", 1)
+
+
+def test_tokens_are_counted_without_being_charged(service: Service) -> None:
+    body = anthropic("how long am I?")
+    answer = service.post("/v1/messages/count_tokens", body)
+    assert (answer.status, set(answer.json)) == (200, {"input_tokens"})
+    assert (service.last()["path"], json.loads(service.last()["body"])) == ("/v1/messages/count_tokens", body)
+    row = service.row(answer)
+    assert (row["outcome"], row["prompt_tokens"], row["completion_tokens"], row["estimated"]) == ("ok", 0, 0, 0)
+    for bad, status, kind in (
+        (body | {"messages": []}, 400, "invalid_request_error"),
+        (body | {"model": "nobody"}, 404, "not_found_error"),
+    ):
+        refused = service.post("/v1/messages/count_tokens", bad)
+        assert (refused.status, refused.json["type"], refused.json["error"]["type"]) == (status, "error", kind)
 
 
 def test_the_engines_own_errors_pass(service: Service) -> None:
@@ -134,6 +206,35 @@ def test_embeddings(tmp_path_factory: pytest.TempPathFactory) -> None:
             assert row["prompt_tokens"] > 0
     finally:
         engine.stop()
+
+
+def test_tokens_count_while_they_come(tmp_path: Path) -> None:
+    """A minute's tokens are used up long before the first answer has ended: the next request hears of it."""
+    users = {"ada": {"tokens_per_minute": 60}}
+    with serving(tmp_path / "tokens", users=users) as service, ThreadPoolExecutor(1) as pool:
+        body = chat("fake: tokens=400 itl_ms=15", stream=True)
+        long = pool.submit(service.post, "/v1/chat/completions", body)
+        wait_until(lambda: service.stats()["tokens"] > 200, "tokens come", 20)
+        refused = service.post("/v1/chat/completions", chat())
+        assert not long.done()
+        assert refused.status == 429
+        assert "60 tokens per minute" in refused.json["error"]["message"]
+        assert int(refused.headers["retry-after"]) >= 60
+        assert long.result(20).body.endswith(b"data: [DONE]\n\n"), "what runs is not cut"
+
+
+async def test_who_leaves_early_has_used_his_prompt(tmp_path: Path) -> None:
+    """Else long prompts were free for clients that hang up at the first token."""
+    with serving(tmp_path / "early", users={"ada": {"tokens_per_minute": 500}}) as service:
+        reader, writer = await open_stream(service, chat("x" * 8000 + " fake: tokens=2000 itl_ms=20", stream=True))
+        await reader.readuntil(b"quick")
+        writer.transport.abort()
+        row = (await asyncio.to_thread(service.wait_rows, 1))[-1]
+        assert (row["outcome"], row["estimated"]) == ("aborted", 1)
+        assert 2000 <= row["prompt_tokens"] < 2100
+        refused = await asyncio.to_thread(service.post, "/v1/chat/completions", chat())
+        assert refused.status == 429
+        assert 180 <= int(refused.headers["retry-after"]) <= 200
 
 
 def test_limits_are_the_users_own(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
@@ -163,6 +164,38 @@ def test_a_body_over_the_limit_is_413_by_length_and_by_chunks(tmp_path_factory: 
         )
         assert exchange(service, head + chunks).startswith(b"HTTP/1.1 413 ")
         assert [row["status"] for row in service.wait_rows(4)] == [200, 413, 413, 413]
+
+
+def test_clients_cannot_make_new_labels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Names, paths, methods and keys that clients choose: however many, the metrics stay as long as they were."""
+    with serving(tmp_path_factory.mktemp("labels")) as service:
+        store = KeyStore(service.data)
+        keys = [store.create(f"user-{number}") for number in range(5)]
+        store.close()
+        wait_until(lambda: service.get("/v1/models", key=keys[-1]).status == 200, "the keys are known", 2)
+
+        def some(number: int) -> None:
+            service.post("/v1/chat/completions", chat("fake: tokens=1"), keys[number])
+            service.post("/v1/chat/completions", chat() | {"model": f"model-{number}"}, keys[number])
+            service.post("/v1/chat/completions", b"{" + str(number).encode(), keys[number])
+            service.post(f"/v1/path-{number}", chat(), keys[number])
+            service.post(f"/v1/chat/completions?q={number}", chat("fake: tokens=1"))
+            http(f"{service.url}/v1/models", method=f"M{number}")
+            service.get("/v1/models", key=f"sk-{number}")
+
+        def series() -> set[str]:
+            lines = service.get("/metrics").body.decode().splitlines()
+            return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
+
+        some(0)
+        before = series()
+        for number in range(1, 5):
+            some(number)
+        assert series() == before
+        values = {
+            value for one in before for value in re.findall(r'(?:endpoint|model|outcome|engine)="([^"]*)"', one)
+        }
+        assert values == {"", "/v1/chat/completions", "fake", "chat", "ok", "rejected"}
 
 
 def test_metrics_count_requests_without_naming_users(service: Service) -> None:

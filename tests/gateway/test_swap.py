@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from appliance.admin import control
+from appliance.errors import RequestError
 from tests.conftest import Service, free_port, http, serving, wait_until
 
 CARD = {"index": 0, "model": "pretended", "memory_mib": 97887}
@@ -22,15 +29,22 @@ def engine(model: str, port: int, **more: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def two_models(folder: Path, swap: dict[str, Any] | None = None, **second: Any) -> Iterator[Service]:
+def two_models(
+    folder: Path,
+    swap: dict[str, Any] | None = None,
+    first: dict[str, Any] | None = None,
+    gateway: dict[str, Any] | None = None,
+    **second: Any,
+) -> Iterator[Service]:
     """A gateway whose models ``a`` and ``b`` both want nine tenths of the only card."""
     rules = {"max_wait_s": 1.0, "min_residency_s": 0.0, "batch": 8} | (swap or {})
     site = {
         "hosts": {"here": {"memory_gib": 8, "gpus": [CARD]}},
         "models": {"a": {"source": "./a"}, "b": {"source": "./b"}},
-        "engines": {"ea": engine("a", free_port()), "eb": engine("b", free_port(), **second)},
+        "engines": {"ea": engine("a", free_port(), **(first or {})), "eb": engine("b", free_port(), **second)},
     }
-    with serving(folder, gateway={"engine_control": "child", "swap": rules}, **site) as service:
+    settings = {"engine_control": "child", "swap": rules} | (gateway or {})
+    with serving(folder, gateway=settings, **site) as service:
         yield service
 
 
@@ -78,6 +92,25 @@ def test_what_runs_is_finished_before_its_model_goes(tmp_path: Path) -> None:
         assert long.result().body.endswith(b"data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize("sleep", [True, False])
+def test_a_drain_has_an_end_and_what_still_runs_is_told(tmp_path: Path, sleep: bool) -> None:
+    rules = {"max_wait_s": 0.1, "drain_timeout_s": 0.5}
+    with (
+        two_models(tmp_path / "cut", rules, first={"sleep": sleep}) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert ask(service, "a").status == 200
+        long = pool.submit(ask, service, "a", "fake: tokens=3000 itl_ms=20", stream=True)
+        wait_until(lambda: b'in_flight{engine="ea"} 1.0' in service.get("/metrics").body, "a runs", 5)
+        assert ask(service, "b").status == 200
+        cut = long.result(10).body
+        last = json.loads(cut.rstrip().rsplit(b"\n\n", 1)[-1].removeprefix(b"data: "))
+        assert last["error"]["message"] == "a had to make room for another model"
+        assert b"[DONE]" not in cut
+        assert ask(service, "a").status == 200
+        assert metric(service, "swap_failures_total") == 0
+
+
 def test_a_waiting_stream_gets_comments_and_its_place_in_line(tmp_path: Path) -> None:
     with serving_slow(tmp_path / "wait") as service:
         answer = ask(service, "b", stream=True)
@@ -107,12 +140,15 @@ def test_a_model_that_fails_to_load_leaves_the_old_one_and_tells_why(tmp_path: P
         failed = ask(service, "b")
         assert failed.status == 503
         assert "b could not be loaded: eb ended while it was loading" in failed.json["error"]["message"]
+        assert failed.headers["retry-after"] == "60"
         up = b'appliance_gateway_engine_up{engine="ea"} 1.0'
         wait_until(lambda: up in service.get("/metrics").body, "the old one is back, unasked", 10)
         assert ask(service, "a").status == 200
         again = time.monotonic()
-        assert ask(service, "b").status == 503
+        refused = ask(service, "b")
+        assert (refused.status, refused.json) == (503, failed.json), "the same reason"
         assert time.monotonic() - again < 1, "not tried again at once, and nobody waits for it"
+        wait_until(lambda: int(ask(service, "b").headers["retry-after"]) < 59, "what is left of the minute", 10)
         assert metric(service, "swap_failures_total") == 1
 
 
@@ -131,8 +167,6 @@ def test_a_loading_engine_that_is_killed_is_told(tmp_path: Path) -> None:
         waiting = pool.submit(ask, service, "b")
         children = Path(f"/proc/{service.gateway.process.pid}/task/{service.gateway.process.pid}/children")
         wait_until(lambda: bool(children.read_text().split()), "the engine starts", 10)
-        import os  # noqa: PLC0415
-
         os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
         assert waiting.result(20).status == 503
         assert ask(service, "a").status == 200
@@ -149,6 +183,70 @@ def test_a_sleeping_engine_is_woken_not_started(tmp_path: Path) -> None:
         assert http(f"http://127.0.0.1:{port}/stats").json["requests"] >= 4, "the same process all along"
 
 
+def test_an_engine_that_cannot_sleep_is_stopped(tmp_path: Path) -> None:
+    """It said 500 and sleeps all the same: the other model need not wait, and it is not taken as awake."""
+    with two_models(tmp_path / "insomnia", first={"sleep": True, "options": {"fail-sleep": 1}}) as service:
+        for model in "abab":
+            assert ask(service, model).status == 200
+        assert metric(service, "swap_failures_total") == 0
+        assert "ea does not sleep and is stopped instead" in service.gateway.log.read_text()
+
+
+def test_a_person_loads_a_model_and_no_request_need_ask_for_it(tmp_path: Path) -> None:
+    with two_models(tmp_path / "person") as service:
+        argv = [sys.executable, "-m", "appliance", "models"]
+        words = ["--config", str(service.config)]
+        done = subprocess.run([*argv, "swap", "b", *words], capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        wait_until(lambda: state(service, "eb") == "ready", "b is loaded", 20)
+        shown = subprocess.run([*argv, "status", *words], capture_output=True, text=True, check=False, timeout=60)
+        lines = {line.split()[1]: line for line in shown.stdout.splitlines() if " b " in line or " a " in line}
+        assert " up " in lines["eb"]
+        assert " stopped " in lines["ea"]
+        with pytest.raises(RequestError, match="b is loaded already"):
+            control.swap(service.data, "b")
+        with pytest.raises(RequestError, match="There is no model `c`"):
+            control.swap(service.data, "c")
+        assert metric(service, "swaps_total") == 1
+
+
+def test_a_model_asked_for_while_it_loads_does_not_come_back_by_itself(tmp_path: Path) -> None:
+    with two_models(tmp_path / "twice", options={"load-delay-s": 1.0}) as service, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, service, "b")
+        wait_until(lambda: state(service, "eb") == "loading", "b loads", 5)
+        control.swap(service.data, "b")
+        assert first.result(20).status == 200
+        assert [ask(service, "a").status for _ in range(3)] == [200] * 3
+        assert metric(service, "swaps_total") == 2
+
+
+def test_systemd_that_refuses_is_told_to_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine runs since before, does not answer and may not be stopped: the others' turns come all the same."""
+    script = tmp_path / "systemctl"
+    script.write_text(
+        '#!/bin/sh\ncase "$1.$3" in\n'
+        "  show.appliance-engine-ea.service) echo ActiveState=active ;;\n"
+        "  show.*) echo ActiveState=inactive ;;\n"
+        '  *) echo "Access denied"; exit 4 ;;\nesac\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    settings = {"engine_control": "systemd", "canary_timeout_s": 0.5, "queue": {"max_wait_s": 20}}
+    with two_models(tmp_path / "denied", gateway=settings) as service:
+        wait_until(lambda: state(service, "ea") == "failed", "it tried to stop it", 10)
+        for model, verb in (("a", "stop"), ("b", "start --no-block")):
+            refused = ask(service, model)
+            assert refused.status == 503
+            said = refused.json["error"]["message"]
+            unit = f"appliance-engine-e{model}.service"
+            assert said.startswith(f"{model} could not be loaded: systemctl {verb} {unit}")
+            assert "Access denied" in said
+
+
+def state(service: Service, name: str) -> str:
+    return str(control.status(service.data)["on_demand"][name]["state"])
+
+
 def test_engines_that_fit_beside_each_other_do_not_swap(tmp_path: Path) -> None:
     site = {
         "hosts": {"here": {"memory_gib": 8, "gpus": [CARD]}},
@@ -162,6 +260,15 @@ def test_engines_that_fit_beside_each_other_do_not_swap(tmp_path: Path) -> None:
         for model in "abab":
             assert ask(service, model).status == 200
         assert metric(service, "swaps_total") == 2
+
+
+def test_engines_on_the_processor_take_turns_by_its_memory(tmp_path: Path) -> None:
+    """5 GiB each for their KV caches, on a host of 8."""
+    own: dict[str, Any] = {"device": "cpu", "gpus": [], "kv_cache_gib": 5.0}
+    with two_models(tmp_path / "ram", first=own, **own) as service:
+        for model in "aba":
+            assert ask(service, model).status == 200
+        assert metric(service, "swaps_total") == 3
 
 
 def test_a_site_whose_models_all_take_turns_is_ready_before_the_first_request(tmp_path: Path) -> None:

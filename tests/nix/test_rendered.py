@@ -113,6 +113,18 @@ def test_exposure_notices_a_bare_unit(tmp_path: Path) -> None:
     assert exposure(bare) > 9
 
 
+def test_polkit_lets_the_gateway_manage_the_engines_units_and_no_other() -> None:
+    """The rule's own expression against the names of the units as they are rendered."""
+    rule = checker.host("gpu", "tests/nix/on_demand.nix")["security.polkit.extraConfig"]
+    found = re.search(r"/(\^.+\$)/\.test", rule)
+    assert found, rule
+    allowed = {f"{name}.service" for name in services("tests/nix/on_demand.nix")}
+    allowed = {unit for unit in allowed if re.search(found[1], unit)}
+    assert allowed == {"appliance-engine-agents.0.service", "appliance-engine-agents.1.service"}
+    for other in ("appliance-gateway.service", "x-appliance-engine-a.service", "appliance-engine-a.service.d", "a"):
+        assert not re.search(found[1], other)
+
+
 @pytest.mark.parametrize("host", ["gpu", "vps"])
 def test_nft_reads_the_table(host: str, tmp_path: Path) -> None:
     nft = checker.require("nft")

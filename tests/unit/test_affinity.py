@@ -32,6 +32,16 @@ def test_a_chat_keeps_its_key_over_its_turns() -> None:
     assert first != key(turn("be long", "hello"))
 
 
+def test_a_conversation_of_responses_keeps_its_key_too() -> None:
+    def items(*texts: str) -> dict[str, Any]:
+        return {"input": turn(*texts)["messages"]}
+
+    first = key(items("be brief", "hello"))
+    assert first == key(items("be brief", "hello", "hi", "and now?")) != key(items("be brief", "other"))
+    odd = {"input": [{"role": 7}]}
+    assert key(odd) == json.dumps(odd["input"]).encode(), "what is no conversation is a prompt"
+
+
 def test_a_chat_id_comes_before_the_text_and_counts_within_its_user() -> None:
     one = key(turn("s", "a"), {b"x-chat-id": b"7"})
     assert one == key(turn("s", "b"), {b"x-chat-id": b"7"})

@@ -44,6 +44,8 @@ def test_vllm_gets_loopback_offline_and_a_pinned_revision() -> None:
     assert flag(one.argv, "--revision") == HYBRID.models["qwen3-30b"].revision
     assert flag(one.argv, "--served-model-name") == "qwen3-30b"
     assert flag(one.argv, "--shutdown-timeout") == "30"
+    most = HYBRID.engines["agents"].concurrency
+    assert flag(one.argv, "--max-num-seqs") == str(most + 1), "the canary has a place of its own"
     assert one.environment["HF_HUB_OFFLINE"] == "1"
     assert "--api-key" not in one.argv
 
@@ -62,6 +64,19 @@ def test_an_engine_that_sleeps_has_its_control_paths_and_others_have_none() -> N
     assert flag(fast.argv, "--host") == "127.0.0.1"
     assert "VLLM_SERVER_DEV_MODE" not in command(HYBRID, "planner").environment
     assert fast.environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+
+
+def test_an_engine_fetches_media_from_named_hosts_only() -> None:
+    assert flag(command(HYBRID, "planner").argv, "--allowed-media-domains") == "no-media.invalid"
+    site = HYBRID.model_dump(mode="python", exclude_unset=True)
+    site["gateway"] = {"media_domains": ("a.example.org", "b.example.org")}
+    words = command(Site.model_validate(site), "planner").argv
+    at = words.index("--allowed-media-domains")
+    assert words[at + 1 : at + 3] == ("a.example.org", "b.example.org")
+    fault = vllm.check_options(
+        HYBRID.engines["planner"].model_copy(update={"options": {"allowed-media-domains": "*"}})
+    )
+    assert fault == ["allowed-media-domains is set by gateway.media_domains; remove it from options"]
 
 
 def test_adapters_and_rerankers() -> None:

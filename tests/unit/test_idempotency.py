@@ -27,7 +27,7 @@ def test_an_answer_is_kept_for_its_time() -> None:
     finished(tapes, b"k")
     now = 600.0
     assert tapes.find("ada", b"k", "/v1/x", b"body") is not None
-    assert tapes.find("bob", b"k", "/v1/x", b"body") is None, "a key counts within its user"
+    assert tapes.find("bob", b"k", "/v1/x", b"body") is None, "it counts within its API key"
     with pytest.raises(IdempotencyError):
         tapes.find("ada", b"k", "/v1/y", b"body")
     now = 600.1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.config import Role
 from appliance.errors import InvalidRequestError
-from appliance.gateway.request import Fields, decode, wants_usage, with_role, with_usage
+from appliance.gateway.request import Fields, decode, sequences, wants_usage, with_role, with_usage
 
 JSON = st.recursive(
     st.none()
@@ -79,6 +79,27 @@ def test_messages_that_are_none_are_refused(messages: object) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         system_of(messages)
     assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, 1),
+        ({"n": 3}, 3),
+        ({"n": 2, "best_of": 4}, 4),
+        ({"prompt": "a"}, 1),
+        ({"prompt": None}, 1),
+        ({"prompt": []}, 1),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": ["a", "[", "c"]}, 3),
+        ({"prompt": [[1, 2], [3]], "n": 2}, 4),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_request_counts_as_its_sequences(body: dict[str, Any], expected: int, indent: int | None) -> None:
+    fields = decode(json.dumps({"model": "m", **body}, indent=indent).encode())
+    assert sequences(fields, "/v1/completions") == expected
+    assert sequences(fields, "/v1/chat/completions") == max(body.get("n", 1), body.get("best_of", 1))
 
 
 @given(st.binary(max_size=200))

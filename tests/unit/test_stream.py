@@ -53,6 +53,33 @@ def test_cuts_anywhere_change_nothing(texts: list[str], cuts: list[int], strip: 
     assert one.began is bool(texts)
 
 
+@given(
+    st.lists(
+        st.binary(max_size=30)
+        | st.sampled_from(
+            [
+                OPENING,
+                USAGE_FRAME,
+                DONE,
+                b"\n",
+                b"\n\n",
+                b": x\n\n",
+                b"data: ",
+                b'"usage":{',
+                b'"choices":[]',
+                b"\xc3",
+            ]
+        ),
+        max_size=12,
+    )
+)
+def test_whatever_an_engine_sends_passes_unchanged_but_for_the_frame_we_asked_for(pieces: list[bytes]) -> None:
+    whole = b"".join(pieces)
+    assert relay(pieces, strip=False)[0] == whole
+    if USAGE_FRAME not in whole:
+        assert relay(pieces, strip=True)[0] == whole
+
+
 @given(st.text())
 def test_text_never_looks_like_a_mark(text: str) -> None:
     nasty = text + '"choices":[] "usage":{} data: [DONE] data: {"error"'

@@ -80,6 +80,16 @@ def test_sleepers_count_and_the_least_used_one_makes_room() -> None:
     assert decide([*engines[:2], tight], CARD, RULES, 60) == Load("c", ("old", "new"))
 
 
+def test_nothing_is_unloaded_that_need_not_go() -> None:
+    """The small one is the older, and not enough; the large one is, and by itself."""
+    engines = [
+        ready("small", awake={"here/0": 0.2}, last_used=1.0),
+        ready("large", awake={"here/0": 0.7}, last_used=50.0),
+        stopped("c", awake={"here/0": 0.6}, waiting=1, oldest=60.0),
+    ]
+    assert decide(engines, CARD, RULES, 60) == Load("c", ("large",))
+
+
 def test_one_transition_at_a_time() -> None:
     engines = [ready(state="draining"), stopped(waiting=1, oldest=0.0)]
     assert decide(engines, {"here/0": 9.0}, RULES, 999) == Wait()

@@ -1,0 +1,76 @@
+"""What a client's connection hands over: a request, to a handler; what it tells of its client, to an exchange."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Protocol
+
+from appliance.errors import RequestError
+
+if TYPE_CHECKING:
+    from appliance.gateway.connection import ClientConnection
+
+HOST = re.compile(rb"([A-Za-z0-9._~-]*|\[[0-9A-Fa-f:.]+\])(:\d{0,5})?")
+"""A host and perhaps a port, spelled plainly: what is more can be read as another address or path."""
+
+
+class Request:
+    """One request: its head when it begins, its body when it is whole."""
+
+    __slots__ = ("body", "close", "headers", "http10", "method", "owner", "path", "target")
+
+    def __init__(
+        self, method: str, target: bytes, headers: dict[bytes, bytes], *, close: bool, http10: bool
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.path = target.partition(b"?")[0].decode("latin1")
+        self.headers = headers
+        self.close = close
+        self.http10 = http10
+        self.body = b""
+        self.owner: object = None
+        """Who asked, once the application knows."""
+
+
+def without_upgrade(request: Request) -> bytes:
+    """The head of ``request`` as it would have come from a client that speaks HTTP/1.1 only."""
+    lines = [b"%s %s HTTP/1.1" % (request.method.encode(), request.target)]
+    left_out = (b"connection", b"upgrade", b"http2-settings")
+    lines += [b"%s: %s" % (name, value) for name, value in request.headers.items() if name not in left_out]
+    return b"\r\n".join([*lines, b"", b""])
+
+
+class Exchange(Protocol):
+    """What happens to one request after it was handed over, as the connection needs to know it."""
+
+    def client_gone(self) -> None:
+        """Nobody waits for the answer any more."""
+
+    def client_slow(self) -> None:
+        """What was written has not been read; stop producing."""
+
+    def client_ready(self) -> None:
+        """The client caught up."""
+
+
+class Handler(Protocol):
+    """The application."""
+
+    def begin(self, request: Request) -> int:
+        """The head of a request is there: the bytes its body may have. Raises :class:`RequestError` to refuse."""
+
+    def broken_off(self, request: Request, error: RequestError | None) -> None:
+        """The request began and will not become whole: it was refused, or its client left (``None``)."""
+
+    def handle(self, request: Request, client: ClientConnection) -> None:
+        """The request is whole: answer it, now or later. Raises :class:`RequestError` to refuse."""
+
+
+class Timeouts:
+    """Seconds a client gets: for a head, for a body, between requests, and to read what was written."""
+
+    __slots__ = ("body_s", "head_s", "idle_s", "read_s")
+
+    def __init__(self, head_s: float, body_s: float, idle_s: float, read_s: float) -> None:
+        self.head_s, self.body_s, self.idle_s, self.read_s = head_s, body_s, idle_s, read_s

@@ -1,0 +1,146 @@
+"""Addresses in requests: an engine fetches from named hosts only, and words about addresses are words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.errors import InvalidRequestError
+from appliance.gateway import media
+from tests.conftest import Service, chat, serving
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A gateway that lets one host be fetched from."""
+    with serving(tmp_path_factory.mktemp("media"), gateway={"media_domains": ["images.example.org"]}) as running:
+        yield running
+
+
+def image(url: object, **more: object) -> dict[str, object]:
+    return chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}, **more}]}])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest/meta-data", "http://127.0.0.1:8101/pause", "http://[::1]/", "http://10.77.0.2/",
+        "file:///etc/passwd", "http://images.example.org@127.0.0.1/", "http://images.example.org\\@127.0.0.1/",
+        "http://images.example.org.evil.net/", "http://2130706433/", "//127.0.0.1/x", "HTTP://LOCALHOST/", "gopher://x/",
+        "http://images.example.org:80@10.0.0.1/", " http://127.0.0.1/", "http://127.0.0.1\\@images.example.org/",
+        "http://user@images.example.org/", "ftp://images.example.org/x", "http://images.example.org/\r\nx",
+        "http://0x7f.1/", "http://0177.0.0.1/", "http://127.1/", "http://[::ffff:169.254.169.254]/", "http://0/",
+        "http://images.example.org./", "http://images.example.org%2eevil.net/", "http://xn--images.example.org/",
+        "http://\u0131mages.example.org/", "http:images.example.org", "http:///x", "/etc/passwd", "", "blob:x",
+        "d\u0430ta:,x",
+    ],
+)  # fmt: skip
+def test_no_engine_is_made_to_fetch_what_it_must_not(service: Service, url: str) -> None:
+    before = service.stats()["requests"]
+    hidden = json.dumps(image(url)).replace("image_url", "image\\u005furl").replace('"url"', '"\\u0075rl"').encode()
+    for path, body in (
+        ("/v1/chat/completions", image(url)),
+        ("/v1/chat/completions", hidden),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]}),
+    ):
+        answer = service.post(path, body if isinstance(body, bytes) else {"model": "fake", **body})
+        assert (answer.status, answer.json["error"]["code"]) == (400, "media_not_allowed"), body
+    assert service.stats()["requests"] == before
+
+
+EVIL = "http://169.254.169.254/latest/meta-data"
+SAID = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": kind, kind: {"url": EVIL}}]}]})
+        for kind in ("image_url", "video_url", "audio_url")
+    ]
+    + [
+        # The short spelling without a type, which vLLM takes too.
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"image_url": EVIL}]}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "tool", "content": [{"image_url": {"url": EVIL}}]}]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": [
+            {"type": "image", "source": {"type": "url", "url": EVIL}}]}]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t",
+            "content": [{"type": "image", "source": {"type": "url", "url": EVIL}}]}]}]}),
+        ("/v1/responses", {"input": [{"type": "function_call_output", "call_id": "c",
+            "output": [{"type": "input_image", "image_url": EVIL}]}]}),
+        ("/v1/responses", {"input": [{"type": "computer_call_output", "call_id": "c",
+            "output": {"type": "computer_screenshot", "image_url": EVIL}}]}),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": EVIL}]}]}),
+        ("/v1/responses", {"input": [{"type": "input_image", "image_url": EVIL}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [
+            *[{"type": "text", "text": "x"}] * 50, {"type": "image_url", "image_url": {"url": EVIL}}]}]}),
+    ],
+)  # fmt: skip
+def test_no_way_to_name_an_address_is_forgotten(service: Service, path: str, body: dict[str, object]) -> None:
+    before = service.stats()["requests"]
+    answer = service.post(path, {"model": "fake", "max_tokens": 4, **body})
+    assert answer.status == 400, answer.body
+    assert EVIL in answer.json["error"]["message"]
+    assert service.stats()["requests"] == before
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v1/score"])
+@pytest.mark.parametrize(
+    "field", ["query", "queries", "documents", "items", "data_1", "data_2", "text_1", "text_2"]
+)
+def test_what_is_ranked_names_no_address_either(path: str, field: str) -> None:
+    """vLLM takes content parts there as well, alone or in a list; pure, for the fake engine ranks no pictures."""
+    part = {"content": [{"type": "image_url", "image_url": {"url": EVIL}}]}
+    for value in (part, ["x", part]):
+        with pytest.raises(InvalidRequestError, match="may not be fetched"):
+            media.check(json.dumps({"model": "m", field: value}).encode(), ("images.example.org",))
+
+
+@given(st.integers(1, 900), st.sampled_from(["list", "dict"]))
+@settings(max_examples=20, deadline=None)
+def test_an_address_is_found_however_deep(depth: int, kind: str) -> None:
+    before, after = ("[" * depth, "]" * depth) if kind == "list" else ('{"x":' * depth, "}" * depth)
+    deep = f'{{"messages":[{{"content":[{before}{{"image_url":["{EVIL}"]}}{after}]}}]}}'
+    with pytest.raises(InvalidRequestError, match="may not be fetched"):
+        media.check(deep.encode(), ())
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        # A tool that fetches, called with an address: the engine reads that as words.
+        ("/v1/messages", {"messages": [SAID, {"role": "assistant", "content": [
+            {"type": "tool_use", "id": "t", "name": "fetch", "input": {"url": "http://10.0.0.1/", "x": 1}}]}]}),
+        ("/v1/chat/completions", {"messages": [SAID, {"role": "assistant", "tool_calls": [{"id": "t",
+            "type": "function", "function": {"name": "fetch", "arguments": '{"url": "http://10.0.0.1/"}'}}]}]}),
+        ("/v1/responses", {"input": [{"role": "assistant", "content": [{"type": "output_text", "text": "x",
+            "annotations": [{"type": "url_citation", "url": "https://example.net/", "title": "x"}]}]}]}),
+        ("/v1/chat/completions", {"messages": [SAID], "documents": [{"title": "x", "url": "https://example.net/"}]}),
+    ],
+)  # fmt: skip
+def test_an_address_that_is_only_talked_about_passes(service: Service, path: str, body: dict[str, object]) -> None:
+    sent = {"model": "fake", "max_tokens": 4, **body}
+    before = service.stats()["requests"]
+    service.post(path, sent)
+    assert service.stats()["requests"] == before + 1
+    assert json.loads(service.last()["body"]) == sent
+
+
+@pytest.mark.parametrize(
+    "url", ["data:image/png;base64,AAAA", "https://images.example.org/a.png?b=c#d", "DATA:image/png,x"]
+)
+def test_media_that_may_be_fetched_pass(service: Service, url: str) -> None:
+    assert service.post("/v1/chat/completions", image(url)).status == 200
+
+
+def test_a_url_in_text_or_in_a_tool_is_no_media(service: Service) -> None:
+    tool = {
+        "type": "function",
+        "function": {"name": "get", "parameters": {"properties": {"url": {"type": "string"}}}},
+    }
+    body = chat('look at "url": http://127.0.0.1/', tools=[tool])
+    assert service.post("/v1/chat/completions", body).status == 200
