@@ -18,46 +18,33 @@ from appliance.errors import (
     QueueFullError,
     RequestError,
 )
-from appliance.gateway import log, media, reply
+from appliance.gateway import media, reply
+from appliance.gateway.account import BYTES_PER_TOKEN, Account
 from appliance.gateway.affinity import chat_key
 from appliance.gateway.incoming import Request
 from appliance.gateway.keys import Key
-from appliance.gateway.limits import Allowance
 from appliance.gateway.outcome import COUNTING, OTHER_USAGE, ending, outcome_of
 from appliance.gateway.parts import Client, Parts
 from appliance.gateway.request import check, decode, sequences, wants_usage, with_role, with_usage
-from appliance.gateway.route import Replica, Service
-from appliance.gateway.stream import Relay, Usage, read_usage
+from appliance.gateway.route import Replica
+from appliance.gateway.stream import Relay, read_usage
 from appliance.gateway.upstream import Connection, Rebound, cancel
 from appliance.gateway.usage import UsageRow
-
-BYTES_PER_TOKEN = 4
-"""A prompt's tokens before the engine has counted them: English has some 4 bytes each."""
 
 WAITING = b": waiting for an engine\n\n"
 """A comment in an SSE stream: keeps proxies and clients from giving up, and no client shows it."""
 
 
-class Exchange(Rebound):
+class Exchange(Account, Rebound):
     """One request from its key to its usage row."""
 
     __slots__ = (
-        "_admitted",
-        "_began",
         "_begun",
-        "_body",
-        "_charged",
         "_client",
         "_content_type",
-        "_ended",
         "_parts",
-        "_position",
         "_relay",
-        "_replica",
         "_request",
-        "_row",
-        "_service",
-        "_shared",
         "_slow",
         "_status",
         "_streaming",
@@ -66,34 +53,17 @@ class Exchange(Rebound):
         "_way",
         "_wrote_at",
         "key",
-        "line",
-        "size",
-        "user",
-        "weight",
     )
 
     def __init__(self, shared: Parts, owner: Key, request: Request, client: Client, request_id: str) -> None:
-        self._shared = shared
+        super().__init__(shared, owner, UsageRow(time.time(), request_id, owner.user, owner.id, request.path))
         self._request = request
         self._client = client
-        self._began = shared.clock()
-        self._row = UsageRow(time.time(), request_id, owner.user, owner.id, request.path)
-        self.user = owner.user
-        self.line = owner.id
-        self.weight = 1.0
-        self.size = 1
         self.key: bytes | None = None
-        self._admitted: tuple[Allowance, ...] = ()
         self._begun = False
-        self._body = b""
-        self._charged = 0
         self._content_type = b""
-        self._ended = False
         self._parts: list[bytes] = []
-        self._position = 0
         self._relay: Relay | None = None
-        self._replica: Replica | None = None
-        self._service: Service | None = None
         self._slow = False
         self._status = 0
         self._streaming = False
@@ -307,22 +277,6 @@ class Exchange(Rebound):
 
     # Inside.
 
-    @property
-    def _prompt_tokens(self) -> int:
-        """About how many tokens the prompt has; more than its context no model reads (an image has many bytes)."""
-        service = self._service
-        if service is None or self._row.endpoint == COUNTING:
-            return 0
-        return min(len(self._body) // BYTES_PER_TOKEN, service.context)
-
-    def _charge(self, tokens: int) -> None:
-        """Bring what is counted for it so far, by the queue and by its limits, to ``tokens``."""
-        service = self._service
-        if service is not None:
-            more, self._charged = tokens - self._charged, tokens
-            service.queue.charge(self, more)
-            self._shared.ledger.charge(self._admitted, more, self._shared.clock())
-
     def _post(self, replica: Replica) -> None:
         row = self._row
         row.engine = replica.name
@@ -436,47 +390,13 @@ class Exchange(Rebound):
         if replica.breaker.failed(why, self._shared.clock(), at_once=at_once):
             service.went_down()
 
-    def _count_stream(self, relay: Relay) -> None:
-        if relay.usage is not None:
-            self._count(relay.usage)
-        if relay.usage is None or (not relay.final and self._row.endpoint == "/v1/messages"):
-            self._estimate(relay.estimated_tokens, read=relay.began)
-
-    def _estimate(self, completion: int, *, read: bool = True) -> None:
-        """Tokens that an engine gave, and took where it ``read`` the prompt, and will not tell."""
-        row = self._row
-        if read:
-            row.prompt_tokens = row.prompt_tokens or self._prompt_tokens
-        row.completion_tokens = max(row.completion_tokens, completion)
-        row.estimated = True
-
-    def _count(self, usage: Usage) -> None:
-        row = self._row
-        row.prompt_tokens = usage.prompt
-        row.completion_tokens = usage.completion
-        row.cached_tokens = usage.cached
-
     def _close_books(self) -> None:
-        """Give everything back and leave a row; once."""
+        """Give everything back; once."""
         if self._ended:
             return
         self._ended = True
-        shared, row = self._shared, self._row
-        now = shared.clock()
-        row.duration_ms = (now - self._began) * 1000
-        if self._replica is None and self._position:
-            # It waited and never got a slot.
-            row.queue_ms = row.duration_ms
-        tokens = row.prompt_tokens + row.completion_tokens
-        if self._admitted:
-            shared.ledger.finish(self._admitted, tokens - self._charged, now)
-        shared.running.discard(self)
-        shared.metrics.in_flight -= 1
-        shared.metrics.count(row)
-        shared.usage.put(row)
-        log.fault(row)
-        service, replica = self._service, self._replica
-        if service is not None and replica is not None:
-            # One that ended is charged what it took, one that failed what was guessed: it had its slot.
-            service.queue.charge(self, (tokens or self._charged) - self._charged)
-            service.release(replica, self, now)
+        self._shared.running.discard(self)
+        now = self._shared.clock()
+        self._settle(now)
+        if self._service is not None and self._replica is not None:
+            self._service.release(self._replica, self, now)

@@ -137,7 +137,7 @@ class FairQueue(Generic[T]):
         self._settle(ticket.user, flow)
         return True
 
-    def charge(self, ticket: T, tokens: float) -> None:
+    def charge(self, ticket: Ticket, tokens: float) -> None:
         """Count ``tokens`` of service to whom ``ticket`` is of; negative where an estimate was too high."""
         flow = self._flows.get(ticket.user)
         if flow is not None:

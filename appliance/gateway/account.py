@@ -1,0 +1,109 @@
+"""What a request costs: charged while it runs, settled in its usage row when it ends."""
+
+from __future__ import annotations
+
+from appliance.gateway import log
+from appliance.gateway.keys import Key
+from appliance.gateway.limits import Allowance
+from appliance.gateway.outcome import COUNTING
+from appliance.gateway.parts import Parts
+from appliance.gateway.route import Replica, Service
+from appliance.gateway.stream import Relay, Usage
+from appliance.gateway.usage import UsageRow
+
+BYTES_PER_TOKEN = 4
+"""A prompt's tokens before the engine has counted them: English has some 4 bytes each."""
+
+
+class Account:
+    """The part of an exchange that counts: for the queue, for its key's limits, for its row.
+
+    ``line`` is whose turn it takes in the fair queue, ``size`` how many sequences it decodes at once.
+    """
+
+    __slots__ = (
+        "_admitted",
+        "_began",
+        "_body",
+        "_charged",
+        "_ended",
+        "_position",
+        "_replica",
+        "_row",
+        "_service",
+        "_shared",
+        "line",
+        "size",
+        "user",
+        "weight",
+    )
+
+    def __init__(self, shared: Parts, owner: Key, row: UsageRow) -> None:
+        self._shared = shared
+        self._began = shared.clock()
+        self._row = row
+        self.user = owner.user
+        self.line = owner.id
+        self.weight = 1.0
+        self.size = 1
+        self._admitted: tuple[Allowance, ...] = ()
+        self._body = b""
+        self._charged = 0
+        self._ended = False
+        self._position = 0
+        self._replica: Replica | None = None
+        self._service: Service | None = None
+
+    @property
+    def _prompt_tokens(self) -> int:
+        """About how many tokens the prompt has; more than its context no model reads (an image has many bytes)."""
+        service = self._service
+        if service is None or self._row.endpoint == COUNTING:
+            return 0
+        return min(len(self._body) // BYTES_PER_TOKEN, service.context)
+
+    def _charge(self, tokens: int) -> None:
+        """Bring what is counted for it so far, by the queue and by its limits, to ``tokens``."""
+        service = self._service
+        if service is not None:
+            more, self._charged = tokens - self._charged, tokens
+            service.queue.charge(self, more)
+            self._shared.ledger.charge(self._admitted, more, self._shared.clock())
+
+    def _count_stream(self, relay: Relay) -> None:
+        if relay.usage is not None:
+            self._count(relay.usage)
+        if relay.usage is None or (not relay.final and self._row.endpoint == "/v1/messages"):
+            self._estimate(relay.estimated_tokens, read=relay.began)
+
+    def _estimate(self, completion: int, *, read: bool = True) -> None:
+        """Tokens that an engine gave, and took where it ``read`` the prompt, and will not tell."""
+        row = self._row
+        if read:
+            row.prompt_tokens = row.prompt_tokens or self._prompt_tokens
+        row.completion_tokens = max(row.completion_tokens, completion)
+        row.estimated = True
+
+    def _count(self, usage: Usage) -> None:
+        row = self._row
+        row.prompt_tokens = usage.prompt
+        row.completion_tokens = usage.completion
+        row.cached_tokens = usage.cached
+
+    def _settle(self, now: float) -> None:
+        """Charge what it took in the end, and leave a row."""
+        shared, row, service = self._shared, self._row, self._service
+        row.duration_ms = (now - self._began) * 1000
+        if self._replica is None and self._position:
+            # It waited and never got a slot.
+            row.queue_ms = row.duration_ms
+        tokens = row.prompt_tokens + row.completion_tokens
+        if self._admitted:
+            shared.ledger.finish(self._admitted, tokens - self._charged, now)
+        if service is not None and self._replica is not None:
+            # One that ended is charged what it took, one that failed what was guessed: it had its slot.
+            service.queue.charge(self, (tokens or self._charged) - self._charged)
+        shared.metrics.in_flight -= 1
+        shared.metrics.count(row)
+        shared.usage.put(row)
+        log.fault(row)
