@@ -126,12 +126,13 @@ class Machine:
 
     def try_run(self, command: str, timeout_s: float = BOOT_S) -> tuple[int, str]:
         """Exit code and output of a shell command in the guest."""
-        end = f"END-{time.monotonic_ns()}"
+        # Both ends are marked: answers to earlier greetings may still be on the line.
+        begin, end = f"BEGIN-{time.monotonic_ns()}", f"END-{time.monotonic_ns()}"
         shell = self._shell(timeout_s)
-        shell.sendall(f"{{ {command}\n}} </dev/null 2>&1; echo {end}:$?\n".encode())
-        output = self._until(shell, rf"{end}:(\d+)", timeout_s)
+        shell.sendall(f"echo {begin}; {{ {command}\n}} </dev/null 2>&1; echo {end}:$?\n".encode())
+        output = self._until(shell, rf"{end}:\d+\s", timeout_s).replace("\r", "").partition(f"{begin}\n")[2]
         text, _, code = output.rpartition(f"{end}:")
-        return int(code.split()[0]), text.replace("\r", "")
+        return int(code.split()[0]), text
 
     def tell(self, command: str) -> None:
         """Begin a command whose end nobody will see, such as a reboot."""
