@@ -28,6 +28,7 @@ class Account:
         "_charged",
         "_ended",
         "_position",
+        "_prompt_tokens",
         "_replica",
         "_row",
         "_service",
@@ -51,24 +52,24 @@ class Account:
         self._charged = 0
         self._ended = False
         self._position = 0
+        self._prompt_tokens = 0
+        """About how many tokens its prompt has, until an engine has counted them."""
         self._replica: Replica | None = None
         self._service: Service | None = None
 
-    @property
-    def _prompt_tokens(self) -> int:
-        """About how many tokens the prompt has; more than its context no model reads (an image has many bytes)."""
-        service = self._service
-        if service is None or self._row.endpoint == COUNTING:
-            return 0
-        return min(len(self._body) // BYTES_PER_TOKEN, service.context)
+    def _read_by(self, service: Service, body: bytes) -> None:
+        """``body`` is what a model of ``service`` will read: no more than its context (images are long)."""
+        self._service, self._body = service, body
+        if self._row.endpoint != COUNTING:
+            self._prompt_tokens = min(len(body) // BYTES_PER_TOKEN, service.context)
 
-    def _charge(self, tokens: int) -> None:
+    def _charge(self, tokens: int, now: float) -> None:
         """Bring what is counted for it so far, by the queue and by its limits, to ``tokens``."""
         service = self._service
-        if service is not None:
+        if service is not None and tokens != self._charged:
             more, self._charged = tokens - self._charged, tokens
             service.queue.charge(self, more)
-            self._shared.ledger.charge(self._admitted, more, self._shared.clock())
+            self._shared.ledger.charge(self._admitted, more, now)
 
     def _count_stream(self, relay: Relay) -> None:
         if relay.usage is not None:
@@ -100,9 +101,9 @@ class Account:
         tokens = row.prompt_tokens + row.completion_tokens
         if self._admitted:
             shared.ledger.finish(self._admitted, tokens - self._charged, now)
-        if service is not None and self._replica is not None:
+        if service is not None and tokens and tokens != self._charged and self._replica is not None:
             # One that ended is charged what it took, one that failed what was guessed: it had its slot.
-            service.queue.charge(self, (tokens or self._charged) - self._charged)
+            service.queue.charge(self, tokens - self._charged)
         shared.metrics.in_flight -= 1
         shared.metrics.count(row)
         shared.usage.put(row)

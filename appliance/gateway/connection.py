@@ -63,10 +63,12 @@ class ClientConnection(asyncio.Protocol):
         "_body",
         "_chunked",
         "_close",
+        "_due",
         "_fresh",
         "_head_only",
         "_head_size",
         "_headers",
+        "_host",
         "_limit",
         "_moved",
         "_parser",
@@ -94,6 +96,8 @@ class ClientConnection(asyncio.Protocol):
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._head_size = 0
+        self._host = b""
+        self._due = 0.0
         self._fresh = True
         self._body: list[bytes] = []
         self._size = 0
@@ -126,7 +130,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if self.phase == "idle":
             self.phase = "head"
-            self._await(self._server.timeouts.head_s)
+            self._due = self._server.timeouts.head_s
         self._moved = self._taken = False
         try:
             self._parser.feed_data(data)
@@ -144,6 +148,11 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(cause)
         except httptools.HttpParserError as error:
             self._refuse(InvalidRequestError(f"This is no HTTP/1.1 request: {error}", code="invalid_http"))
+        if self._due:
+            # Most requests come whole, and need no time to come.
+            if self.phase in ("head", "body"):
+                self._await(self._due)
+            self._due = 0.0
         if not self._fresh and not self._moved and self.phase != "closing":
             # A head, a trailer or a chunk's extension that goes on and on: the parser keeps what it has of it.
             self._head_size += len(data)
@@ -225,10 +234,12 @@ class ClientConnection(asyncio.Protocol):
         if host is None:
             if version == "1.1":
                 raise InvalidRequestError("The header Host is missing; HTTP/1.1 needs it", code="invalid_http")
-        elif not HOST.fullmatch(host):
-            raise InvalidRequestError(
-                "The header Host names no host; write a name, and a port", code="invalid_http"
-            )
+        elif host != self._host:
+            if not HOST.fullmatch(host):
+                raise InvalidRequestError(
+                    "The header Host names no host; write a name, and a port", code="invalid_http"
+                )
+            self._host = host
         if parser.should_upgrade():
             # The parser reads no body after this.
             if request.method == "CONNECT":
@@ -242,7 +253,7 @@ class ClientConnection(asyncio.Protocol):
             raise BodyTooLargeError(f"The body is over the limit of {self._limit} bytes")
         if not self.answering:
             self.phase = "body"
-            self._await(self._server.timeouts.body_s)
+            self._due = self._server.timeouts.body_s
             if headers.get(b"expect", b"").lower() == b"100-continue":
                 self._server.outbox.write(self._transport, reply.CONTINUE)
 

@@ -105,11 +105,10 @@ class Exchange(Account, Rebound):
             if role is not None:
                 row.role = name
                 body = with_role(body, role, path)
-            self._body = body
+            self._read_by(service, body)
             request.body = b""
             if len(service.replicas) > 1:
                 self.key = chat_key(fields, request.headers, self.user)
-            self._service = service
             self._position = service.submit(self, self._began)
         except RequestError as error:
             self._fail(error)
@@ -120,7 +119,7 @@ class Exchange(Account, Rebound):
         """A slot of ``replica``: send the request there."""
         now = self._shared.clock()
         self._row.queue_ms = (now - self._began) * 1000
-        self._charge(self._prompt_tokens)
+        self._charge(self._prompt_tokens, now)
         self._replica = replica
         self._post(replica)
 
@@ -245,7 +244,7 @@ class Exchange(Account, Rebound):
             if so_far > self._charged:
                 # Tokens, and not a mere head: that comes also from an engine whose core hangs.
                 replica.last_token = now
-            self._charge(so_far)
+            self._charge(so_far, now)
             return
         elif not replica.breaker.up and not self._parts:
             # It is left alone since this request was sent there, and has not answered it: another one may.

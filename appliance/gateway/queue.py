@@ -62,7 +62,7 @@ class Flow(Generic[T]):
         line = self.lines.get(ticket.line)
         if line is None:
             line = self.lines[ticket.line] = Line()
-        if not line.waiting:
+        if not line.waiting and (self.waiting or line is not self.last):
             _lift(line, self.lines.values() if self.waiting else (), self.last)
         return line
 
@@ -172,7 +172,7 @@ class FairQueue(Generic[T]):
                     self._forget_one()
                 flow = self._flows[user] = Flow()
             self._active[user] = flow
-        if not flow.waiting:
+        if not flow.waiting and (self.waiting or flow is not self._last):
             _lift(flow, self._active.values() if self.waiting else (), self._last)
         return flow
 
