@@ -153,9 +153,9 @@ def kill(folder: Path) -> dict[str, Any]:
         running, answers = asyncio.run(asyncio.wait_for(run(), 400))
         until(lambda: len(usage(folder / "g" / "data")) >= streams, "a row for each stream", 10)
         rows = usage(folder / "g" / "data")
-    broken = [(number, answer) for number, answer in enumerate(answers) if not answer.whole]
-    told = [answer for _, answer in broken if b'"error"' in answer.body and b"[DONE]" not in answer.body]
-    on_dead = [answer for _, answer in broken if rows.get(request_id(answer), {}).get("engine") == "tiny.0"]
+    broken = [answer for answer in answers if not answer.whole]
+    told = [answer for answer in broken if b'"error"' in answer.body and b"[DONE]" not in answer.body]
+    on_dead = [answer for answer in broken if rows.get(request_id(answer), {}).get("engine") == "tiny.0"]
     return {
         "streams": streams,
         "running_when_killed": running,
@@ -163,7 +163,7 @@ def kill(folder: Path) -> dict[str, Any]:
         "completed": streams - len(broken),
         "broken": len(broken),
         "broken_with_error_event": len(told),
-        "broken_that_had_begun": sum(number < early and answer.ttft_ms is not None for number, answer in broken),
+        "broken_that_had_begun": sum(b'"choices"' in answer.body for answer in broken),
         "broken_elsewhere": len(broken) - len(on_dead),
     }
 

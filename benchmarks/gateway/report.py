@@ -63,8 +63,7 @@ def seen(results: dict[str, Any]) -> list[str]:
         show(prefix.get("ratio"), 3),
         f"{swaps['lost']} of {swaps['requests']} over {swaps['swaps']}" if "lost" in swaps else "-",
         f"{killed['completed']} of {killed['streams']} completed, {killed['broken']} broke, "
-        f"{killed['broken_that_had_begun']} of them begun, {killed['broken_with_error_event']} told, "
-        f"{killed['broken_elsewhere']} on the other replica"
+        f"{killed['broken_with_error_event']} of them told, {killed['broken_elsewhere']} on the other replica"
         if "broken" in killed
         else "-",
     ]
