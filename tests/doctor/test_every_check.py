@@ -34,6 +34,17 @@ def host_of(check: str, request: pytest.FixtureRequest) -> FakeHost:
     return host
 
 
+def broken_host(check: str, what: str, broken: Break, request: pytest.FixtureRequest) -> FakeHost:
+    """A healthy host of that kind in which ``what`` is ``broken``."""
+    host = host_of(check, request)
+    if what == "nobody trusts":
+        # Not a thing of the host: it is in the environment of who looks.
+        request.getfixturevalue("monkeypatch").setenv("SSL_CERT_FILE", "/dev/null")
+    else:
+        broken(host)
+    return host
+
+
 def test_every_check_has_a_way_to_fail() -> None:
     assert list(BREAKS) == NAMES
     for name, cases in BREAKS.items():
@@ -51,20 +62,9 @@ def test_it_passes_on_a_healthy_host(name: str, request: pytest.FixtureRequest) 
 @pytest.mark.usefixtures("steady")
 @pytest.mark.parametrize(("name", "what", "broken", "level", "seen"), CASES, ids=[f"{c[0]}: {c[1]}" for c in CASES])
 def test_it_fails_on_a_broken_one(
-    name: str,
-    what: str,
-    broken: Break,
-    level: str,
-    seen: str,
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, what: str, broken: Break, level: str, seen: str, request: pytest.FixtureRequest
 ) -> None:
-    host = host_of(name, request)
-    if what == "nobody trusts":
-        monkeypatch.setenv("SSL_CERT_FILE", "/dev/null")
-    else:
-        broken(host)
-    results = host.look(name)
+    results = broken_host(name, what, broken, request).look(name)
     found = [one for one in results if one.level == level and seen in one.seen]
     assert found, [(one.level, one.seen) for one in results]
     assert all(one.meaning and one.fix for one in results if one.level != "ok")

@@ -16,7 +16,7 @@ from appliance.ops.prove import step_of
 from tests.conftest import ROOT
 from tests.doctor.breaks import Break
 from tests.doctor.fakehost import FakeHost
-from tests.doctor.test_every_check import CASES, host_of, steady
+from tests.doctor.test_every_check import CASES, broken_host, steady
 
 __all__ = ["steady"]
 
@@ -38,13 +38,9 @@ def test_every_check_has_its_domain_and_says_where_it_has_both() -> None:
     ("name", "what", "broken", "seen"), FAILING, ids=[f"{one[0]}: {one[1]}" for one in FAILING]
 )
 def test_whose_fault_each_failure_is(
-    name: str, what: str, broken: Break, seen: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    name: str, what: str, broken: Break, seen: str, request: pytest.FixtureRequest
 ) -> None:
-    host = host_of(name, request)
-    if what == "nobody trusts":
-        monkeypatch.setenv("SSL_CERT_FILE", "/dev/null")
-    else:
-        broken(host)
+    host = broken_host(name, what, broken, request)
     expected: FaultDomain = "external" if (name in EXTERNAL) is not ((name, what) in OTHERWISE) else "generation"
     found = [one for one in host.look(name) if one.level == "fail" and seen in one.seen]
     assert {one.fault_domain for one in found} == {expected}, found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -18,6 +20,16 @@ class Ticket:
     weight: float = 1.0
     line: str = ""
     size: int = 1
+
+
+def serve(queue: FairQueue[Ticket], requests: int) -> Iterator[Ticket]:
+    """``requests`` of those that wait, one after the other on a single slot, 100 tokens each."""
+    for _ in range(requests):
+        ticket = queue.next(1)
+        assert ticket is not None
+        yield ticket
+        queue.charge(ticket, 100)
+        queue.finish(ticket)
 
 
 def test_a_lone_user_leaves_room_and_the_next_one_finds_it() -> None:
@@ -53,13 +65,7 @@ def test_service_is_shared_by_weight() -> None:
     for user, weight in weights.items():
         for _ in range(400):
             queue.wait(Ticket(user, weight))
-    served = dict.fromkeys(weights, 0)
-    for _ in range(400):
-        ticket = queue.next(1)
-        assert ticket is not None
-        served[ticket.user] += 1
-        queue.charge(ticket, 100)
-        queue.finish(ticket)
+    served = Counter(ticket.user for ticket in serve(queue, 400))
     assert served["heavy"] / served["light"] == pytest.approx(3, rel=0.05)
 
 
@@ -153,13 +159,7 @@ def test_each_request_weighs_what_its_own_key_does(users: tuple[str, str]) -> No
     for user, (line, weight) in zip(users, {"light": 1.0, "heavy": 3.0}.items(), strict=True):
         for _ in range(400):
             queue.wait(Ticket(user, weight, line))
-    served = {"light": 0, "heavy": 0}
-    for _ in range(400):
-        ticket = queue.next(1)
-        assert ticket is not None
-        served[ticket.line] += 1
-        queue.charge(ticket, 100)
-        queue.finish(ticket)
+    served = Counter(ticket.line for ticket in serve(queue, 400))
     assert served["heavy"] / served["light"] == pytest.approx(3, rel=0.05)
 
 
