@@ -94,6 +94,11 @@ class Model(Section):
         default=None, gt=0, le=16_777_216, description="Longest context it was trained for, in tokens."
     )
 
+    cap_max_tokens: bool = Field(
+        default=True,
+        description="Reduce a request's limit of tokens that is over the context to the context, and announce it "
+        "in the header x-max-tokens-capped; without it such a request gets 400.",
+    )
     adapters: dict[Name, Adapter] = Field(default={}, description="LoRA adapters by name, for roles.")
 
     @property

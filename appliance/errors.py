@@ -85,6 +85,10 @@ class RequestError(ApplianceError):
             self.code = code
 
 
+class InternalError(RequestError):
+    """500: the gateway itself failed on the request; its log has the reason under the request's id."""
+
+
 class InvalidRequestError(RequestError):
     """400: the request cannot be understood or asks for the impossible."""
 
@@ -118,11 +122,15 @@ class NotFoundError(RequestError):
 
 
 class MethodNotAllowedError(RequestError):
-    """405: the path exists, under another method."""
+    """405: the path exists, under another method. ``allow`` names the methods that it takes."""
 
     status = 405
     kind = "invalid_request_error"
     code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class RequestTimeoutError(RequestError):
@@ -163,6 +171,15 @@ class RateLimitError(RequestError):
     status = 429
     kind = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class EngineReportedError(RequestError):
+    """An error in the engine's own words, with the status that it names."""
+
+    def __init__(self, message: str, *, status: int, param: str | None = None) -> None:
+        super().__init__(message, code="engine_error" if status >= 500 else "invalid_request", param=param)
+        self.status = status
+        self.kind = "server_error" if status >= 500 else "invalid_request_error"
 
 
 class EngineFailedError(RequestError):

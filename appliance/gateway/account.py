@@ -11,6 +11,9 @@ from appliance.gateway.route import Replica, Service
 from appliance.gateway.stream import Relay, Usage
 from appliance.gateway.usage import UsageRow
 
+CHARGED = frozenset({"ok", "aborted"})
+"""Outcomes that count against a key's limits even without a generated token: an embedding, a client that left."""
+
 BYTES_PER_TOKEN = 4
 """A prompt's tokens before the engine has counted them: English has some 4 bytes each."""
 
@@ -60,7 +63,7 @@ class Account:
     def _read_by(self, service: Service, body: bytes) -> None:
         """``body`` is what a model of ``service`` will read: no more than its context (images are long)."""
         self._service, self._body = service, body
-        if self._row.endpoint != COUNTING:
+        if self._row.endpoint not in COUNTING:
             self._prompt_tokens = min(len(body) // BYTES_PER_TOKEN, service.context)
 
     def _charge(self, tokens: int, now: float) -> None:
@@ -94,17 +97,18 @@ class Account:
     def _settle(self, now: float) -> None:
         """Charge what it took in the end, and leave a row."""
         shared, row, service = self._shared, self._row, self._service
+        shared.metrics.in_flight -= 1
         row.duration_ms = (now - self._began) * 1000
         if self._replica is None and self._position:
             # It waited and never got a slot.
             row.queue_ms = row.duration_ms
-        tokens = row.prompt_tokens + row.completion_tokens
+        refused = row.outcome not in CHARGED and not row.completion_tokens
+        tokens = 0 if refused else row.prompt_tokens + row.completion_tokens
         if self._admitted:
-            shared.ledger.finish(self._admitted, tokens - self._charged, now)
+            shared.ledger.finish(self._admitted, tokens - self._charged, now, refused=refused)
         if service is not None and tokens and tokens != self._charged and self._replica is not None:
             # One that ended is charged what it took, one that failed what was guessed: it had its slot.
             service.queue.charge(self, tokens - self._charged)
-        shared.metrics.in_flight -= 1
         shared.metrics.count(row)
         shared.usage.put(row)
         log.fault(row)

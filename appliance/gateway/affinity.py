@@ -72,7 +72,7 @@ def chat_key(fields: Fields, headers: dict[bytes, bytes], user: str) -> bytes | 
             text = bytes(prompt)
             if text[:1] == b"[" and text[1:].lstrip()[:1] == b"{":
                 # /v1/responses: a conversation too, which grows at its end.
-                with contextlib.suppress(msgspec.ValidationError):
+                with contextlib.suppress(msgspec.DecodeError):
                     return _beginning(_ITEMS.decode(text))
             return text[:PROMPT_PREFIX]
     return None

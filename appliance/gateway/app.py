@@ -1,7 +1,7 @@
-"""The gateway as an application: what is on offer, who may, and who answers.
+"""The gateway as an application: routing, authorisation and dispatch.
 
-Every path that is not in :data:`INFERENCE` or among the few GETs is 404, so an engine's control paths cannot be
-reached however they are spelled.
+Every path that :mod:`~appliance.gateway.paths` does not name is 404, so an engine's control paths cannot be reached
+however they are spelled.
 """
 
 from __future__ import annotations
@@ -9,58 +9,46 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import time
 from collections.abc import Coroutine, Iterator
-from itertools import count
 
 from appliance.config import Site
 from appliance.engines.load import EngineControl
 from appliance.errors import (
     AuthenticationError,
     DrainingError,
+    InternalError,
     MethodNotAllowedError,
     NotFoundError,
     RequestError,
     StoreError,
 )
-from appliance.gateway import reply
+from appliance.gateway import paths, reply
 from appliance.gateway.canaries import Canaries
 from appliance.gateway.connection import ClientConnection
 from appliance.gateway.exchange import Exchange
 from appliance.gateway.idempotency import Tapes
 from appliance.gateway.incoming import Request
 from appliance.gateway.keys import POLL_S, Authenticator, Key
-from appliance.gateway.limits import Ledger
+from appliance.gateway.limits import Bucket, Ledger
 from appliance.gateway.metrics import Metrics, Sample
 from appliance.gateway.outbox import Outbox
 from appliance.gateway.parts import Parts
-from appliance.gateway.route import Router
+from appliance.gateway.route import Router, Service
 from appliance.gateway.swapper import SwapController
 from appliance.gateway.usage import UsageRow, UsageWriter
 from appliance.store.keys import KeyStore
 
 LOG = logging.getLogger(__name__)
 
-INFERENCE = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-        "/v1/messages",
-        "/v1/messages/count_tokens",
-        "/v1/rerank",
-        "/v1/responses",
-        "/v1/score",
-    }
-)
-"""Paths that are forwarded, by POST, to an engine of the model that the body names."""
-
 TICK_S = 0.5
 """How often waiting and running requests are looked at: time limits, keep-alive comments, charges."""
 
 SMALL_BODY = 64 * 1024
 """Bytes of a body on a path that wants none; it is not looked at."""
+
+NOT_FOUND_LINES = 60
+"""Log lines a minute about paths that are not offered: one misconfigured client asks for the same path for ever."""
 
 
 class Gateway:
@@ -80,18 +68,25 @@ class Gateway:
         self.outbox = Outbox(self._loop)
         self.router = Router(site, self.outbox, self._notice)
         self._metrics = Metrics(self._samples)
+        self._canaries = Canaries(self.router, site.gateway)
         self._shared = Parts(
-            site, self.router, Ledger(site.limits, site.users), usage, self._metrics, self._running, time.monotonic
+            site,
+            self.router,
+            Ledger(site.limits, site.users),
+            usage,
+            self._metrics,
+            self._running,
+            time.monotonic,
+            self._canaries.suspect,
         )
         self._tapes = Tapes(site.gateway.idempotency_s, self._loop.time)
-        self._canaries = Canaries(self.router, site.gateway)
         self.swapper: SwapController | None = None
         if control is not None:
             self.swapper = SwapController(site, self.router, control, self._canaries, self._loop.time)
             self.swapper.start()
-        self._cards = {name: _card(name, route.service.model) for name, route in self.router.routes.items()}
-        self._prefix = os.urandom(6).hex()
-        self._numbers = count(1)
+        now = int(time.time())
+        self._cards = {name: _card(name, route.service, now) for name, route in self.router.routes.items()}
+        self._not_found = Bucket(NOT_FOUND_LINES, NOT_FOUND_LINES, self._loop.time())
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._spawn(self._poll_keys())
@@ -100,40 +95,42 @@ class Gateway:
     # What a connection calls.
 
     def begin(self, request: Request) -> int:
-        """Know who asks before his body is read; the bytes it may have."""
-        if request.path not in INFERENCE or request.method != "POST":
+        """Authenticate before the body is read; return the body's size limit in bytes."""
+        if request.path not in paths.INFERENCE or request.method != "POST":
             return SMALL_BODY
         if self._draining:
             raise DrainingError("The gateway is stopping; try again shortly", retry_after=5)
         request.owner = self._authenticate(request)
         return self._site.gateway.max_body_bytes
 
+    def too_large(self, request: Request, error: RequestError) -> RequestError:
+        """Return what is wrong with the path or the method before what is wrong with the body's size."""
+        return self._refusal(request) or error
+
     def broken_off(self, request: Request, error: RequestError | None) -> None:
-        """A request whose body never came whole leaves a row too."""
+        """Record a request whose body never came whole."""
         owner = request.owner
         if isinstance(owner, Key):
-            row = UsageRow(time.time(), self._request_id(), owner.user, owner.id, request.path)
+            row = UsageRow(time.time(), request.id, owner.user, owner.id, request.path)
             row.status, row.outcome = (499, "aborted") if error is None else (error.status, "rejected")
             self._metrics.count(row)
             self._usage.put(row)
 
     def handle(self, request: Request, client: ClientConnection) -> None:
         """Answer a whole request, now or later."""
-        path, method = request.path, request.method
-        if path in INFERENCE:
-            _require(method, "POST", path)
+        path = request.path
+        if path in paths.INFERENCE and request.method == "POST":
             self._infer(request, client)
-        elif path in ("/health", "/ready", "/metrics"):
-            _require(method, "GET", path)
+            return
+        refusal = self._refusal(request)
+        if refusal is not None:
+            raise refusal
+        if request.method == "OPTIONS":
+            client.answer(204, b"", headers=b"allow: %s\r\n" % ", ".join(paths.methods(path)).encode())
+        elif path in paths.OPERATIONS:
             self._operations(path, client)
-        elif path == "/v1/models" or path.startswith("/v1/models/"):
-            _require(method, "GET", path)
-            self._list_models(path, self._authenticate(request), client)
-        elif "%" in path:
-            # What a proxy in front understood and what we understand must be the same path.
-            raise NotFoundError("There is nothing at this path; write it without encoded characters")
         else:
-            raise NotFoundError(f"There is nothing at {path[:100]}; GET /v1/models lists what is on offer")
+            self._list_models(path, self._authenticate(request), client)
 
     # What the server calls.
 
@@ -192,10 +189,9 @@ class Gateway:
     def _infer(self, request: Request, client: ClientConnection) -> None:
         # Once more: its body may have taken a minute, or it stood behind another one on its connection.
         owner = self._authenticate(request)
-        request_id = self._request_id()
         key = request.headers.get(b"idempotency-key")
         if key is None:
-            exchange = Exchange(self._shared, owner, request, client, request_id)
+            exchange = Exchange(self._shared, owner, request, client)
             client.exchange = exchange
         else:
             tape = self._tapes.find(owner.id, key, request.path, request.body)
@@ -204,21 +200,32 @@ class Gateway:
                 return
             tape = self._tapes.record(owner.id, key, request.path, request.body)
             tape.follow(client)
-            exchange = Exchange(self._shared, owner, request, tape, request_id)
+            exchange = Exchange(self._shared, owner, request, tape)
             tape.exchange = exchange
         exchange.begin(owner)
 
-    def _request_id(self) -> str:
-        return f"{self._prefix}{next(self._numbers):012x}"
+    def _refusal(self, request: Request) -> RequestError | None:
+        """Return what is wrong with the request's path or method; unknown paths are counted and logged."""
+        path, method = request.path, request.method
+        allow = paths.methods(path)
+        if method in allow:
+            return None
+        if allow:
+            return MethodNotAllowedError(f"{path[:100]} takes {allow[0]}, not {method[:20]}", allow=allow)
+        label = paths.label(path)
+        self._metrics.not_found[label] = self._metrics.not_found.get(label, 0) + 1
+        self._not_found.refill(self._loop.time())
+        if self._not_found.level >= 1:
+            self._not_found.level -= 1
+            fields = {"request_id": request.id, "method": method, "path": paths.redacted(path)}
+            LOG.info("a client asked for a path that is not offered", extra={"fields": fields})
+        meant = paths.meant(path) or "GET /v1/models lists the models, docs/gateway.md the endpoints"
+        return NotFoundError(f"There is nothing at {path[:100]}; {meant}")
 
     def _authenticate(self, request: Request) -> Key:
-        headers = request.headers
-        sent = headers.get(b"authorization")
-        if sent is None and b"x-api-key" in headers:
-            # How Anthropic's clients send it.
-            sent = b"Bearer " + headers[b"x-api-key"]
+        """Return the key of the first credential that is valid, of those that clients send."""
         try:
-            return self._authenticator.authenticate(sent)
+            return self._authenticator.authenticate_any(request.headers)
         except AuthenticationError:
             self._metrics.unauthorized += 1
             raise
@@ -234,7 +241,12 @@ class Gateway:
             self._spawn(self._ready(client))
 
     async def _ready(self, client: ClientConnection) -> None:
-        readiness = await self._canaries.check()
+        try:
+            readiness = await self._canaries.check()
+        except Exception:
+            LOG.exception("/ready failed")
+            client.answer_error(InternalError("/ready failed; the gateway's log has the reason"), "/ready")
+            return
         body = {"status": "ready" if readiness.ready else "not ready", "engines": readiness.engines}
         client.answer(200 if readiness.ready else 503, json.dumps(body).encode())
 
@@ -245,16 +257,17 @@ class Gateway:
         else:
             name = path.removeprefix("/v1/models/")
             if name not in offered:
-                message = f"The model `{name[:80]}` does not exist; GET /v1/models lists what is on offer"
+                message = f"The model `{name[:80]}` does not exist; GET /v1/models lists the models"
                 raise NotFoundError(message, code="model_not_found", param="model")
             body = offered[name]
         client.answer(200, json.dumps(body).encode())
 
     def _tick(self) -> None:
         now = self._loop.time()
+        # First: whatever one request does, the next look happens.
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
         for exchange in [*self._running]:
             exchange.tick(now)
-        self._ticker = self._loop.call_later(TICK_S, self._tick)
 
     def _take_keys(self, found: tuple[int, list[Key]] | None) -> None:
         if found is not None:
@@ -308,16 +321,24 @@ class Gateway:
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task: asyncio.Task[None] = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            LOG.error("a task of the gateway ended with an error", exc_info=error)
 
 
-def _require(method: str, wanted: str, path: str) -> None:
-    if method != wanted:
-        raise MethodNotAllowedError(f"{path} takes {wanted}, not {method[:20]}")
-
-
-def _card(name: str, model: str) -> dict[str, object]:
-    card: dict[str, object] = {"id": name, "object": "model", "created": 0, "owned_by": "appliance"}
-    if name != model:
-        card["root"] = model
+def _card(name: str, service: Service, created: int) -> dict[str, object]:
+    """Return what GET /v1/models says of a model or role: OpenAI's fields, vLLM's, and the task it is for."""
+    card: dict[str, object] = {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "appliance",
+        "max_model_len": service.context,
+        "task": service.task,
+    }
+    if name != service.model:
+        card["root"] = service.model
     return card

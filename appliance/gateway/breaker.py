@@ -1,49 +1,81 @@
-"""When a replica is left alone: after failures of its own in a row, until it has generated a token again. Pure."""
+"""When a replica gets no requests: after failures that no single client explains, until it generates a token. Pure.
+
+| state | event | next state |
+|---|---|---|
+| up | a success, or a canary token | up, no failures counted |
+| up | a failure | up; the caller asks for a canary token at once |
+| up | as many different failed requests as ``threshold``, of at least two callers | down |
+| up | a refused connection, or a canary without a token | down |
+| down | a canary without a token | down, the next canary later |
+| down | a success, or a canary token | up |
+
+One request that the engine cannot digest fails each time it is sent, and its client may send it for ever. It proves
+nothing about the requests of others, so the failures of one caller never take a replica down: the canary decides.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 FIRST_PROBE_S = 1.0
 LAST_PROBE_S = 15.0
-"""Seconds between canaries while it is down: doubled from the first to the last."""
+"""Seconds between canaries while the replica is down: doubled from the first to the last."""
+
+
+class Evidence(NamedTuple):
+    """The request that failed: its caller (an API key's id), and a digest of what it asked."""
+
+    caller: str
+    request: int
 
 
 @dataclass(slots=True)
 class Breaker:
-    """One replica's state. What a client did (4xx, leaving) is never told to it."""
+    """One replica's state. A client's mistakes (4xx, leaving) never reach it."""
 
     threshold: int
-    failures: int = 0
     up: bool = True
     why: str = ""
     probe_at: float = 0.0
+    _failed: dict[str, set[int]] = field(default_factory=dict)
+    """Different requests that failed since the last success, by caller."""
     _wait: float = FIRST_PROBE_S
 
+    @property
+    def failures(self) -> int:
+        """Different requests that failed since the last success; of one caller, ``threshold`` at most."""
+        return sum(map(len, self._failed.values()))
+
     def succeeded(self) -> None:
-        """The replica answered, or its canary token came."""
-        self.failures = 0
+        """Count a success: the replica answered, or its canary token came."""
+        if self._failed:
+            self._failed.clear()
         self._wait = FIRST_PROBE_S
         if not self.up:
             self.up = True
             self.why = ""
 
-    def failed(self, why: str, now: float, *, at_once: bool = False) -> bool:
-        """The replica failed; ``at_once`` where one failure says it all. Whether it went down by this."""
-        self.failures += 1
+    def failed(self, why: str, now: float, *, evidence: Evidence | None = None) -> bool:
+        """Count a failure, one without ``evidence`` in full; returns whether the replica went down by it."""
         if not self.up:
             self.why = why
             return False
-        if not at_once and self.failures < self.threshold:
-            return False
+        if evidence is not None:
+            requests = self._failed.setdefault(evidence.caller, set())
+            if len(requests) < self.threshold:
+                requests.add(evidence.request)
+            if len(self._failed) < 2 or self.failures < self.threshold:
+                return False
         self.up = False
         self.why = why
+        self._failed.clear()
         self._wait = FIRST_PROBE_S
         self.probe_at = now + self._wait
         return True
 
-    def probed_in_vain(self, why: str, now: float) -> None:
-        """A canary while down brought no token: the next one comes later."""
+    def probe_failed(self, why: str, now: float) -> None:
+        """Count a canary without a token while the replica is down: the next one comes later."""
         self.why = why
         self._wait = min(self._wait * 2, LAST_PROBE_S)
         self.probe_at = now + self._wait

@@ -13,6 +13,10 @@ from appliance.gateway.route import Replica, Router
 LOOK_S = 0.25
 """How often the watch looks whose canary is due."""
 
+SUSPECT_S = 1.0
+"""Seconds between two canaries that failures of requests ask for: a client that repeats a request which the engine
+cannot digest must not fill the engine with canaries."""
+
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
@@ -35,6 +39,7 @@ class Canaries:
         self._lock = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._asking: dict[str, asyncio.Task[str]] = {}
+        self._suspected: dict[str, float] = {}
         self._watch = self._loop.create_task(self._look())
 
     def close(self) -> None:
@@ -66,6 +71,14 @@ class Canaries:
         """``ready``, or what went wrong with a canary token of ``replica``; its breaker is told."""
         return await asyncio.shield(self._asking.get(replica.name) or self._begin(replica))
 
+    def suspect(self, replica: Replica) -> None:
+        """Ask ``replica`` for a token now: a request failed on it, and only a canary tells whose fault that was."""
+        now = self._loop.time()
+        asked = replica.name in self._asking or now < self._suspected.get(replica.name, 0.0) + SUSPECT_S
+        if replica.open and not asked:
+            self._suspected[replica.name] = now
+            self._begin(replica)
+
     def _begin(self, replica: Replica) -> asyncio.Task[str]:
         task = self._asking[replica.name] = self._loop.create_task(self._ask(replica))
         task.add_done_callback(lambda _: self._asking.pop(replica.name, None))
@@ -90,10 +103,10 @@ class Canaries:
             if not was_up:
                 service.pump()
         elif breaker.up:
-            if breaker.failed(word, now, at_once=True):
+            if breaker.failed(word, now):
                 service.went_down()
         else:
-            breaker.probed_in_vain(word, now)
+            breaker.probe_failed(word, now)
         return word
 
     async def _look(self) -> None:

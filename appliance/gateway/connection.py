@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import sys
 import termios
 from collections import deque
@@ -21,6 +22,7 @@ import httptools
 
 from appliance.errors import (
     BodyTooLargeError,
+    InternalError,
     InvalidRequestError,
     MethodNotAllowedError,
     RequestError,
@@ -32,6 +34,8 @@ from appliance.gateway.incoming import HOST, Exchange, Request, without_upgrade
 if TYPE_CHECKING:
     from appliance.gateway.server import Server
 
+LOG = logging.getLogger(__name__)
+
 MAX_HEADERS = 32 * 1024
 """Bytes of one request's head. nginx in front allows 32 KB as well; an API key has 60."""
 
@@ -41,8 +45,22 @@ LEAST_READ = 16 * 1024
 LINGER_S = 2.0
 """Seconds for which a refused client may go on sending, unread, before its connection is cut."""
 
-SINGLE = frozenset({b"host", b"authorization", b"x-api-key", b"content-type", b"idempotency-key"})
-"""Headers that a request may bear once: a second one is how two programs come to disagree about it."""
+SINGLE = frozenset(
+    {
+        b"host",
+        b"authorization",
+        b"x-api-key",
+        b"api-key",
+        b"content-type",
+        b"content-encoding",
+        b"idempotency-key",
+        b"origin",
+    }
+)
+"""Headers that a request may have once: two programs may disagree about which of two counts."""
+
+REPEATABLE = frozenset({b"content-type", b"content-encoding"})
+"""Headers of :data:`SINGLE` whose equal repetition is harmless."""
 
 
 class HeadersTooLargeError(RequestError):
@@ -63,6 +81,7 @@ class ClientConnection(asyncio.Protocol):
         "_body",
         "_chunked",
         "_close",
+        "_current",
         "_due",
         "_fresh",
         "_head_only",
@@ -106,6 +125,8 @@ class ClientConnection(asyncio.Protocol):
         self._moved = False
         self._taken = False
         self._request: Request | None = None
+        self._current: Request | None = None
+        """The request that is being answered."""
         self._waiting: deque[Request | RequestError] = deque()
         self._chunked = False
         self._head_only = False
@@ -132,22 +153,23 @@ class ClientConnection(asyncio.Protocol):
             self.phase = "head"
             self._due = self._server.timeouts.head_s
         self._moved = self._taken = False
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as error:
-            # Nothing is upgraded here: the request goes on as if it had not asked for that (RFC 9110, 7.8).
-            plain, self._plain = self._plain, b""
-            if plain:
-                self._parser = httptools.HttpRequestParser(self)
-                self.data_received(plain + data[error.args[0] :])
-            return
-        except httptools.HttpParserCallbackError as error:
-            cause = error.__context__
-            if not isinstance(cause, RequestError):
-                raise
-            self._refuse(cause)
-        except httptools.HttpParserError as error:
-            self._refuse(InvalidRequestError(f"This is no HTTP/1.1 request: {error}", code="invalid_http"))
+        pieces: list[bytes | memoryview] = [data]
+        while pieces:
+            piece = pieces.pop()
+            try:
+                self._parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as error:
+                # Nothing is upgraded here: the request goes on as if it had not asked for that (RFC 9110, 7.8).
+                plain, self._plain = self._plain, b""
+                if plain:
+                    self._parser = httptools.HttpRequestParser(self)
+                    pieces += [memoryview(piece)[error.args[0] :], plain]
+            except httptools.HttpParserCallbackError as error:
+                self._refuse(self._cause(error))
+                break
+            except httptools.HttpParserError as error:
+                self._refuse(InvalidRequestError(f"This is not an HTTP/1.1 request: {error}", code="invalid_http"))
+                break
         if self._due:
             # Most requests come whole, and need no time to come.
             if self.phase in ("head", "body"):
@@ -211,6 +233,8 @@ class ClientConnection(asyncio.Protocol):
         name = name.lower()
         if name in self._headers:
             if name in SINGLE:
+                if name in REPEATABLE and value == self._headers[name]:
+                    return
                 raise InvalidRequestError(f"The header {name.decode()} is there twice; send it once")
             value = self._headers[name] + b", " + value
         self._headers[name] = value
@@ -223,11 +247,13 @@ class ClientConnection(asyncio.Protocol):
             parser.get_method().decode(),
             self._target,
             headers,
+            self._server.request_id(),
             # In HTTP/1.0 it is the end of the connection that ends a stream.
             close=not parser.should_keep_alive() or version == "1.0",
             http10=version == "1.0",
         )
         self._target, self._headers, self._head_size, self._moved = b"", {}, 0, True
+        self._request = request
         if version not in ("1.0", "1.1"):
             raise InvalidRequestError(f"HTTP/{version} is not spoken here; use HTTP/1.1", code="invalid_http")
         host = headers.get(b"host")
@@ -245,12 +271,12 @@ class ClientConnection(asyncio.Protocol):
             if request.method == "CONNECT":
                 raise MethodNotAllowedError("This is no proxy; send requests for what it serves itself")
             self._plain = without_upgrade(request)
+            self._request = None
             return
         self._limit = self._server.handler.begin(request)
-        self._request = request
         length = headers.get(b"content-length")
         if length is not None and int(length) > self._limit:
-            raise BodyTooLargeError(f"The body is over the limit of {self._limit} bytes")
+            raise self._too_large(request)
         if not self.answering:
             self.phase = "body"
             self._due = self._server.timeouts.body_s
@@ -261,8 +287,8 @@ class ClientConnection(asyncio.Protocol):
         """A piece of the body; over the limit nothing more is kept."""
         self._head_size, self._moved = 0, True
         self._size += len(data)
-        if self._size > self._limit:
-            raise BodyTooLargeError(f"The body is over the limit of {self._limit} bytes")
+        if self._size > self._limit and self._request is not None:
+            raise self._too_large(self._request)
         self._body.append(data)
 
     def on_message_complete(self) -> None:
@@ -296,6 +322,7 @@ class ClientConnection(asyncio.Protocol):
     def answer(self, status: int, body: bytes, kind: bytes = reply.JSON, headers: bytes = b"") -> None:
         """One whole answer."""
         if self.phase != "closed":
+            headers = self._completed(headers)
             data = reply.whole(status, body, kind, headers, close=self._closes)
             if self._head_only:
                 # Who asked for a head takes a body for the next answer.
@@ -312,7 +339,8 @@ class ClientConnection(asyncio.Protocol):
         """The head of a streamed answer; :meth:`write` and :meth:`end_stream` follow."""
         if self.phase != "closed":
             self._server.outbox.write(
-                self._transport, reply.stream_head(status, headers, chunked=self._chunked, close=self._closes)
+                self._transport,
+                reply.stream_head(status, self._completed(headers), chunked=self._chunked, close=self._closes),
             )
 
     def write(self, data: bytes) -> None:
@@ -374,6 +402,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self.answering = True
         self.phase = "answer"
+        self._current = request
         self._close = self._close or request.close
         self._chunked = not request.http10
         self._head_only = request.method == "HEAD"
@@ -381,6 +410,10 @@ class ClientConnection(asyncio.Protocol):
             self._server.handler.handle(request, self)
         except RequestError as error:
             self.answer_error(error, request.path)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the request gets its one answer
+            failure = self._internal(error, request)
+            if self.answering:
+                self.answer_error(failure, request.path)
 
     def _finish(self) -> None:
         """The answer is written: close, or take the next request."""
@@ -449,9 +482,40 @@ class ClientConnection(asyncio.Protocol):
             return
         self.answering = True
         self._close = True
-        path = self._request.path if self._request is not None else ""
+        request = self._current = self._request or self._unfinished()
+        self._head_only = request.method == "HEAD"
         self._break_off(error)
-        self.answer_error(error, path)
+        self.answer_error(error, request.path)
+
+    def _unfinished(self) -> Request:
+        """The request of a head that never became whole, as far as it is known."""
+        return Request("", self._target, {}, self._server.request_id(), close=True, http10=False)
+
+    def _too_large(self, request: Request) -> RequestError:
+        error = BodyTooLargeError(f"The body is over the limit of {self._limit} bytes")
+        return self._server.handler.too_large(request, error)
+
+    def _completed(self, headers: bytes) -> bytes:
+        """Header lines of an answer, with those that every answer to the request has."""
+        request = self._current
+        if request is None:
+            return headers
+        if b"x-request-id: " not in headers:
+            headers += reply.id_headers(request.id, request.path)
+        return headers + request.extra if request.extra else headers
+
+    def _cause(self, error: httptools.HttpParserCallbackError) -> RequestError:
+        """What a callback raised: a refusal, or an error of ours that ends this request and no other."""
+        cause = error.__context__
+        if isinstance(cause, RequestError):
+            return cause
+        return self._internal(cause or error, self._request)
+
+    @staticmethod
+    def _internal(error: BaseException, request: Request | None) -> RequestError:
+        request_id = request.id if request is not None else ""
+        LOG.error("the gateway failed on a request", exc_info=error, extra={"fields": {"request_id": request_id}})
+        return InternalError(f"The gateway failed on this request; its log has the reason under {request_id}")
 
     def _break_off(self, error: RequestError | None) -> None:
         request, self._request = self._request, None

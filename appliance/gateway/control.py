@@ -9,7 +9,7 @@ import json
 
 import msgspec
 
-from appliance.errors import ConflictError, InvalidRequestError, MethodNotAllowedError, NotFoundError
+from appliance.errors import ConflictError, InvalidRequestError, MethodNotAllowedError, NotFoundError, RequestError
 from appliance.gateway.app import Gateway
 from appliance.gateway.connection import ClientConnection
 from appliance.gateway.incoming import Request
@@ -38,6 +38,10 @@ class Control:
     def begin(self, request: Request) -> int:  # noqa: ARG002 - the server's protocol
         """Small bodies only."""
         return MAX_BODY
+
+    def too_large(self, request: Request, error: RequestError) -> RequestError:  # noqa: ARG002 - the server's protocol
+        """A body over the limit is just that."""
+        return error
 
     def broken_off(self, request: Request, error: object) -> None:
         """Nothing is kept of it."""

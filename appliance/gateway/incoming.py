@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Protocol
 
 from appliance.errors import RequestError
+from appliance.gateway.paths import path_of
 
 if TYPE_CHECKING:
     from appliance.gateway.connection import ClientConnection
@@ -17,18 +18,29 @@ HOST = re.compile(rb"([A-Za-z0-9._~-]*|\[[0-9A-Fa-f:.]+\])(:\d{0,5})?")
 class Request:
     """One request: its head when it begins, its body when it is whole."""
 
-    __slots__ = ("body", "close", "headers", "http10", "method", "owner", "path", "target")
+    __slots__ = ("body", "close", "extra", "headers", "http10", "id", "method", "owner", "path", "target")
 
     def __init__(
-        self, method: str, target: bytes, headers: dict[bytes, bytes], *, close: bool, http10: bool
+        self,
+        method: str,
+        target: bytes,
+        headers: dict[bytes, bytes],
+        request_id: str,
+        *,
+        close: bool,
+        http10: bool,
     ) -> None:
         self.method = method
         self.target = target
-        self.path = target.partition(b"?")[0].decode("latin1")
+        self.path = path_of(target)
+        self.id = request_id
+        """What its answer, its usage row and its log lines name it by."""
         self.headers = headers
         self.close = close
         self.http10 = http10
         self.body = b""
+        self.extra = b""
+        """Header lines that every answer to it has, each with its CRLF."""
         self.owner: object = None
         """Who asked, once the application knows."""
 
@@ -59,6 +71,9 @@ class Handler(Protocol):
 
     def begin(self, request: Request) -> int:
         """The head of a request is there: the bytes its body may have. Raises :class:`RequestError` to refuse."""
+
+    def too_large(self, request: Request, error: RequestError) -> RequestError:
+        """Return the answer to a request whose body is over its limit: ``error``, or one that matters more."""
 
     def broken_off(self, request: Request, error: RequestError | None) -> None:
         """The request began and will not become whole: it was refused, or its client left (``None``)."""

@@ -7,9 +7,10 @@ anything changed, so a revocation bites within a second.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest
@@ -81,13 +82,27 @@ class Authenticator:
         self._verified = {}
         self._keys = {key.id.encode(): key for key in keys}
 
+    def authenticate_any(self, headers: Mapping[bytes, bytes]) -> Key:
+        """Return the key of the first valid credential in ``headers``: ``authorization``, then ``x-api-key``.
+
+        Anthropic's clients send ``x-api-key``, Azure's ``api-key``. An Authorization header that is empty or meant
+        for a proxy in front does not hide them. Raises :class:`AuthenticationError`.
+        """
+        sent, own = headers.get(b"authorization"), headers.get(b"x-api-key") or headers.get(b"api-key")
+        if own is None:
+            return self.authenticate(sent)
+        if sent is not None:
+            with contextlib.suppress(AuthenticationError):
+                return self.authenticate(sent)
+        return self.authenticate(b"Bearer " + own)
+
     def authenticate(self, sent: bytes | None) -> Key:
         """The key of a request's ``authorization`` header (or of ``Bearer`` and an ``x-api-key``).
 
         Raises :class:`AuthenticationError`, with the same words whatever is wrong with a key that was sent.
         An unknown id costs the same hash and comparison as a known one.
         """
-        if sent is None:
+        if not sent:
             raise AuthenticationError("You sent no API key; send it as `Authorization: Bearer sk-...`")
         known = self._verified.get(sent)
         if known is not None and (known.expires_at is None or self._clock() < known.expires_at):
@@ -99,6 +114,9 @@ class Authenticator:
         digest = sha256(token[:LONGEST]).digest()
         same = compare_digest(digest, key.digest if key is not None else NO_DIGEST)
         if key is None or not same or key.state(self._clock()) != "active":
+            if sent[:7].lower() != b"bearer ":
+                message = "The header Authorization has no API key; write `Authorization: Bearer sk-...`"
+                raise AuthenticationError(message)
             raise AuthenticationError("This API key is not valid; ask the owner of the service for one")
         if len(sent) == len(token) + 7:
             # Only as it is meant to be written: one key with ever more spaces must not fill the memory.

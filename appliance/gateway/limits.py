@@ -67,6 +67,12 @@ class Allowance:
             self.requests.level -= 1
         self.in_flight += 1
 
+    def give_back(self, now: float) -> None:
+        """Count a request as never begun: nothing was generated for it, whoever refused it."""
+        if self.requests is not None:
+            self.requests.refill(now)
+            self.requests.level = min(self.requests.size, self.requests.level + 1)
+
     def charge(self, tokens: int, now: float) -> None:
         """Count ``tokens`` that were used; negative where an estimate was too high."""
         if self.tokens is not None:
@@ -107,11 +113,13 @@ class Ledger:
             allowance.charge(tokens, now)
 
     @staticmethod
-    def finish(allowances: tuple[Allowance, ...], tokens: int, now: float) -> None:
-        """Count a request out, with the tokens it used that were not charged before."""
+    def finish(allowances: tuple[Allowance, ...], tokens: int, now: float, *, refused: bool = False) -> None:
+        """Count a request out, with the tokens it used that were not charged; a refused one costs nothing."""
         for allowance in allowances:
             allowance.in_flight -= 1
             allowance.charge(tokens, now)
+            if refused:
+                allowance.give_back(now)
 
     def _open(self, user: str, now: float) -> Allowance:
         limits = self._limits.get(user, self._default)

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
-
 from appliance.errors import InvalidRequestError
+from appliance.gateway import json_text
 
 HINTS = (b'url"', b"\\u00")
 """What a body with an address in a content part must contain: such a key, or one spelled with escapes."""
@@ -31,14 +30,16 @@ PARTS = ("content", "output")
 WORDS = frozenset({"input", "annotations", "citations"})
 """What a content part says and no engine fetches: a tool call's arguments, and where a text comes from."""
 
-_ANY = msgspec.json.Decoder()
+ITEMS_WITH_ADDRESS = frozenset({"messages", "input", "items"})
+"""Fields whose items are content parts themselves: an item's own ``…_url`` is fetched. A document that is ranked
+may have any field, ``source_url`` among them, and no engine fetches it."""
 
 
 def check(body: bytes, domains: tuple[str, ...]) -> None:
     """Raise :class:`InvalidRequestError` where a content part names an address that is not allowed."""
     if HINTS[0] not in body and HINTS[1] not in body:
         return
-    table = _ANY.decode(body)
+    table = json_text.value(body)
     if not isinstance(table, dict):
         return
     for field in FIELDS:
@@ -46,7 +47,8 @@ def check(body: bytes, domains: tuple[str, ...]) -> None:
         for item in items if isinstance(items, list) else (items,):
             if not isinstance(item, dict):
                 continue
-            parts = [{key: item[key] for key in item if key.endswith("_url")}]
+            own = item if field in ITEMS_WITH_ADDRESS else {}
+            parts = [{key: own[key] for key in own if key.endswith("_url")}]
             parts += [item[key] for key in PARTS if key in item]
             for url in _urls(parts):
                 if not _allowed(url, domains):

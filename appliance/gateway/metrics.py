@@ -79,6 +79,9 @@ class Metrics(Collector):
         self._models: dict[str, PerModel] = {}
         self.in_flight = 0
         self.unauthorized = 0
+        self.internal_errors = 0
+        self.not_found: dict[str, int] = {}
+        """Requests for paths that are not offered, by a label of a fixed list."""
 
     def count(self, row: UsageRow) -> None:
         """Count a finished request."""
@@ -139,6 +142,15 @@ class Metrics(Collector):
         yield CounterMetricFamily(
             f"{PREFIX}_unauthorized", "Requests without a valid key.", value=self.unauthorized
         )
+        yield CounterMetricFamily(
+            f"{PREFIX}_internal_errors", "Requests on which the gateway itself failed.", value=self.internal_errors
+        )
+        not_found = CounterMetricFamily(
+            f"{PREFIX}_not_found", "Requests for paths that are not offered.", labels=["path"]
+        )
+        for label, count in self.not_found.items():
+            not_found.add_metric([label], count)
+        yield not_found
         for sample in self._samples():
             make = CounterMetricFamily if sample.counter else GaugeMetricFamily
             found = make(f"{PREFIX}_{sample.name}", sample.help, labels=[sample.label] if sample.label else [])

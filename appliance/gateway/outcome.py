@@ -5,6 +5,7 @@ from __future__ import annotations
 from appliance.errors import (
     DrainingError,
     EngineFailedError,
+    EngineReportedError,
     EngineTimeoutError,
     EngineUnavailableError,
     QueueFullError,
@@ -13,23 +14,25 @@ from appliance.errors import (
 )
 from appliance.gateway.stream import Relay
 
-COUNTING = "/v1/messages/count_tokens"
-"""Where an engine counts a prompt's tokens and generates none."""
+COUNTING = frozenset({"/v1/messages/count_tokens", "/tokenize", "/detokenize"})
+"""Endpoints where an engine counts tokens and generates none."""
 
-OTHER_USAGE = frozenset({"/v1/responses", "/v1/messages", COUNTING})
+OTHER_USAGE = frozenset({"/v1/responses", "/v1/messages"}) | COUNTING
 """Endpoints that tell a stream's usage without being asked, and end without ``[DONE]``."""
 
 
 def ending(relay: Relay, endpoint: str) -> str:
     """How a stream ended that HTTP calls complete; where there is no ``[DONE]``, the last event has usage."""
     if relay.failed:
-        return "engine_error"
+        return "rejected" if relay.error is not None and relay.error.clients else "engine_error"
     whole = relay.final if endpoint in OTHER_USAGE else relay.done
     return "ok" if whole else "truncated"
 
 
 def outcome_of(error: RequestError) -> str:
     """An error as the word that its usage row bears."""
+    if isinstance(error, EngineReportedError):
+        return "rejected" if error.status < 500 else "engine_error"
     for kind, outcome in _OUTCOMES:
         if isinstance(error, kind):
             return outcome

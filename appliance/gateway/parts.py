@@ -10,7 +10,7 @@ from appliance.config import Site
 from appliance.errors import RequestError
 from appliance.gateway.limits import Ledger
 from appliance.gateway.metrics import Metrics
-from appliance.gateway.route import Router
+from appliance.gateway.route import Replica, Router
 from appliance.gateway.usage import UsageWriter
 
 if TYPE_CHECKING:
@@ -48,3 +48,5 @@ class Parts:
     running: set[Exchange]
     clock: Callable[[], float]
     """A monotonic clock in seconds; the loop's own has the same zero and counts whole milliseconds."""
+    suspect: Callable[[Replica], None]
+    """Asks a replica on which a request failed for a canary token."""

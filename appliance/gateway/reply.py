@@ -6,7 +6,8 @@ import json
 import math
 from http import HTTPStatus
 
-from appliance.errors import RequestError, openai_body
+from appliance.errors import EngineReportedError, MethodNotAllowedError, RequestError, openai_body
+from appliance.gateway.engine_error import EngineError
 
 JSON = b"application/json"
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
@@ -46,31 +47,71 @@ def stream_head(status: int, headers: bytes, *, chunked: bool, close: bool) -> b
     )
 
 
+def id_headers(request_id: str, path: str) -> bytes:
+    """Return the header lines that name a request; Anthropic's SDKs read ``request-id``."""
+    known = request_id.encode()
+    if path.startswith(_ANTHROPICS):
+        return b"x-request-id: %s\r\nrequest-id: %s\r\n" % (known, known)
+    return b"x-request-id: %s\r\n" % known
+
+
 def error_headers(error: RequestError) -> bytes:
-    """``Retry-After`` where waiting helps, ``WWW-Authenticate`` with 401."""
+    """``Retry-After`` where waiting helps, ``WWW-Authenticate`` with 401, ``Allow`` with 405."""
     found = b""
     if error.retry_after is not None:
         found += b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after))
     if error.status == 401:
         found += b"www-authenticate: Bearer\r\n"
+    if isinstance(error, MethodNotAllowedError) and error.allow:
+        found += b"allow: %s\r\n" % ", ".join(error.allow).encode()
     return found
 
 
 def error_body(error: RequestError, path: str) -> bytes:
     """``error`` in the shape that the clients of ``path`` know: OpenAI's, or Anthropic's for /v1/messages."""
-    if path not in _FOR_ANTHROPIC:
+    if not path.startswith(_ANTHROPICS):
         return openai_body(error)
     kind = _ANTHROPIC.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
     return json.dumps({"type": "error", "error": {"type": kind, "message": str(error)}}).encode()
 
 
-def error_event(error: RequestError, path: str) -> bytes:
-    """``error`` as the last event of a stream that cannot go on; no ``[DONE]`` follows it."""
-    event = b"event: error\n" if path in ("/v1/messages", "/v1/responses") else b""
+def engine_body(error: EngineError | None, status: int, body: bytes, path: str) -> bytes:
+    """Return an engine's whole error in the shape that the clients of ``path`` know.
+
+    A body that has this shape already stays byte for byte.
+    """
+    anthropic = path.startswith(_ANTHROPICS)
+    if error is None:
+        text = body.decode("utf-8", "replace").strip()[:500]
+        error = EngineError(text or f"the engine answered {status} without a reason; see its log")
+    elif not anthropic and body.lstrip()[:9] == b'{"error":':
+        return body
+    return error_body(EngineReportedError(error.message, status=status, param=error.param), path)
+
+
+def error_event(error: RequestError, path: str, *, opening: bytes | None = None, sequence: int = 0) -> bytes:
+    """Return ``error`` as the last event of a stream that cannot go on; no ``[DONE]`` follows it.
+
+    On /v1/responses it is ``response.failed``, with the response object of the event that opened the stream
+    (``opening``) and the event's number (``sequence``), and with a top-level ``error`` besides: OpenAI's SDKs raise
+    on that, Codex and Vercel's SDK read ``response.error``.
+    """
+    if path == "/v1/responses":
+        return b"event: response.failed\ndata: %s\n\n" % _failed_response(error, opening, sequence)
+    event = b"event: error\n" if path.startswith(_ANTHROPICS) else b""
     return b"%sdata: %s\n\n" % (event, error_body(error, path))
 
 
-_FOR_ANTHROPIC = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
+def _failed_response(error: RequestError, opening: bytes | None, sequence: int) -> bytes:
+    response: dict[str, object] = {"id": "resp_failed", "object": "response", "created_at": 0, "output": []}
+    response |= json.loads(opening) if opening is not None else {}
+    response |= {"status": "failed", "error": {"code": error.code, "message": str(error)}}
+    event: dict[str, object] = {"type": "response.failed", "sequence_number": sequence, "response": response}
+    return json.dumps(event | json.loads(openai_body(error))).encode()
+
+
+_ANTHROPICS = "/v1/messages"
+"""How the paths of Anthropic's API begin."""
 
 _ANTHROPIC = {
     401: "authentication_error",

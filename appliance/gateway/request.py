@@ -1,8 +1,10 @@
-"""What the gateway reads in a request's body, and how it edits it without re-serialising it. Pure.
+"""Finds what the gateway acts on in a request's body, and edits it without re-serialising it. Pure.
 
-One msgspec decode finds the few fields we act on or bound. An edit adds or replaces a field of the outermost object
-and leaves the bytes of every other value as they came: tool definitions, unknown fields and number formats
-survive exactly.
+One msgspec decode finds the few fields that the gateway acts on or bounds. Where their form is not the usual one
+(``4.0`` for ``4``, ``"true"`` for ``true``), :mod:`~appliance.gateway.json_text` and pydantic read them as the
+engine does, so the gateway bounds what the engine will understand. A field that the engine cannot read either stays
+as it is: the engine rejects it, in its own words. An edit adds or replaces a field of the outermost object and
+leaves the bytes of every other value as they came: tool definitions, unknown fields and number formats survive.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
+from pydantic import TypeAdapter, ValidationError
 
 from appliance.config import Role
 from appliance.errors import InvalidRequestError
+from appliance.gateway import json_text
 
 INCLUDE_USAGE = b'"stream_options":{"include_usage":true}'
 
@@ -21,18 +25,18 @@ INCLUDE_USAGE = b'"stream_options":{"include_usage":true}'
 CHATS = frozenset({"/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"})
 """Endpoints whose body holds a conversation in ``messages``."""
 
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-"""Whose a message can be: OpenAI's roles, of which Anthropic knows two."""
+TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+"""Fields that limit the tokens of an answer, by API."""
 
 
 class StreamOptions(msgspec.Struct):
-    """The part of ``stream_options`` that concerns us."""
+    """The part of ``stream_options`` that concerns the gateway."""
 
     include_usage: bool | None = None
 
 
 class Message(msgspec.Struct):
-    """One message of a chat: whose it is, and its content as it came."""
+    """One message of a chat: its role, and its content as it came."""
 
     role: str = ""
     content: Raw | UnsetType = UNSET
@@ -53,6 +57,7 @@ class Fields(msgspec.Struct):
     max_completion_tokens: int | None = None
     max_output_tokens: int | None = None
     prompt_cache_key: str | None = None
+    background: bool | None = None
 
 
 _SYSTEM_FIELD = {
@@ -60,79 +65,139 @@ _SYSTEM_FIELD = {
     "/v1/messages": "system",
     "/v1/messages/count_tokens": "system",
 }
-"""Where an endpoint keeps its system prompt outside the messages."""
+"""The field of an endpoint that holds its system prompt outside the messages."""
 
 _FIELDS = msgspec.json.Decoder(Fields)
-_OBJECT = msgspec.json.Decoder(dict[str, Raw])
-_MESSAGES = msgspec.json.Decoder(list[Raw])
-_MESSAGE = msgspec.json.Decoder(Message)
-_MESSAGE_FIELDS = msgspec.json.Decoder(dict[str, Raw])
+_MESSAGE_LIST = msgspec.json.Decoder(list[Message])
+
+_INTEGER: TypeAdapter[int | None] = TypeAdapter(int | None)
+_BOOLEAN: TypeAdapter[bool | None] = TypeAdapter(bool | None)
+_STRING: TypeAdapter[str | None] = TypeAdapter(str | None)
+_LENIENT: dict[str, TypeAdapter[Any]] = {
+    "stream": _BOOLEAN,
+    "background": _BOOLEAN,
+    "n": _INTEGER,
+    "best_of": _INTEGER,
+    **dict.fromkeys(TOKEN_LIMITS, _INTEGER),
+    "prompt_cache_key": _STRING,
+}
+"""How the engine reads a field: vLLM validates its requests with pydantic in lax mode."""
 
 
 def decode(body: bytes) -> Fields:
-    """The fields of ``body``; raises :class:`InvalidRequestError` that names what is wrong and where."""
+    """Read the fields of ``body``.
+
+    Raises :class:`InvalidRequestError` for a body that is not a JSON object or names no model.
+    """
     try:
         if not body.isascii():
-            # msgspec looks only into the values it is asked for; an engine would choke on the others.
+            # msgspec looks only into the values it is asked for; an engine rejects the whole text.
             str(body, "utf-8")
         return _FIELDS.decode(body)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        param = path.rstrip("`").lstrip(".") or None
-        if "required field `model`" in message:
-            message, param = "The request names no model; set `model`, GET /v1/models lists them", "model"
-        raise InvalidRequestError(f"{message}{f' (field {param})' if param else ''}", param=param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError:
+        return _decode_leniently(body)
+    except UnicodeDecodeError as error:
         raise InvalidRequestError(f"The body is not JSON: {error}", code="invalid_json") from None
     except RecursionError:
         raise InvalidRequestError("The body is nested too deeply", code="invalid_json") from None
 
 
-def check(fields: Fields, endpoint: str, *, context: int, max_n: int) -> None:
-    """Refuse what would only burden an engine; raises :class:`InvalidRequestError` that names the field.
+def _decode_leniently(body: bytes) -> Fields:
+    table = json_text.members(body)
+    model = json_text.value(table["model"]) if "model" in table else None
+    if not isinstance(model, str) or not json_text.is_string(table["model"]):
+        message = "The request names no model; set `model` to a name, GET /v1/models lists them (field model)"
+        raise InvalidRequestError(message, param="model")
+    fields = Fields(model)
+    for name, adapter in _LENIENT.items():
+        if name in table:
+            setattr(fields, name, _lenient(table[name], adapter))
+    for name in ("prompt", "input"):
+        if name in table:
+            setattr(fields, name, table[name])
+    if "messages" in table:
+        fields.messages = _messages(table["messages"])
+    if "stream_options" in table:
+        fields.stream_options = _stream_options(table["stream_options"])
+    return fields
 
-    ``context`` is the longest prompt plus answer of the model, in tokens; ``max_n`` bounds parallel answers.
+
+def _lenient(raw: Raw, adapter: TypeAdapter[Any]) -> Any:
+    """Read one field as the engine will; ``None`` where the engine rejects it."""
+    try:
+        return adapter.validate_python(json_text.numbers(raw))
+    except (ValidationError, InvalidRequestError):
+        return None
+
+
+def _messages(raw: Raw) -> list[Message] | None:
+    try:
+        return _MESSAGE_LIST.decode(raw)
+    except msgspec.DecodeError:
+        if bytes(raw)[:1] != b"[":
+            return None
+        return [_message(item) for item in json_text.items(raw)]
+
+
+def _message(raw: Raw) -> Message:
+    if bytes(raw)[:1] != b"{":
+        return Message()
+    table = json_text.members(raw)
+    role = json_text.value(table["role"]) if "role" in table else ""
+    return Message(role if isinstance(role, str) else "", table.get("content", UNSET))
+
+
+def _stream_options(raw: Raw) -> StreamOptions | None:
+    if bytes(raw)[:1] != b"{":
+        return None
+    table = json_text.members(raw)
+    return StreamOptions(_lenient(table["include_usage"], _BOOLEAN) if "include_usage" in table else None)
+
+
+def check(fields: Fields, endpoint: str, *, context: int, max_n: int, capped: bool = False) -> None:
+    """Reject what would only burden an engine; raises :class:`InvalidRequestError` that names the field.
+
+    ``context`` is the longest prompt plus answer of the model, in tokens; ``max_n`` bounds parallel answers. With
+    ``capped`` a limit of tokens over the context passes, because :func:`with_cap` reduces it.
     """
     if fields.n is not None:
         _bound("n", fields.n, 1, max_n)
     if fields.best_of is not None:
         _bound("best_of", fields.best_of, 1, max_n)
-    if fields.max_tokens is not None:
-        # Completions may ask for no token at all, to have their prompt scored.
-        _bound("max_tokens", fields.max_tokens, 0 if endpoint == "/v1/completions" else 1, context)
-    if fields.max_completion_tokens is not None:
-        _bound("max_completion_tokens", fields.max_completion_tokens, 1, context)
-    if fields.max_output_tokens is not None:
-        _bound("max_output_tokens", fields.max_output_tokens, 1, context)
+    for name in TOKEN_LIMITS:
+        limit = getattr(fields, name)
+        if limit is not None and not (capped and limit > context):
+            # Completions may ask for no token at all, to have their prompt scored.
+            scored = name == "max_tokens" and endpoint == "/v1/completions"
+            _bound(name, limit, 0 if scored else 1, context)
     if endpoint == "/v1/completions" and (many := sequences(fields, endpoint)) > max_n:
         raise InvalidRequestError(
             f"prompt and n ask for {many} answers at once; at most {max_n} here, send the rest apart",
             param="prompt",
         )
-    if endpoint in CHATS:
-        messages = fields.messages
-        if not isinstance(messages, list) or not messages:
-            raise InvalidRequestError("messages is empty; send at least one message", param="messages")
-        for index, message in enumerate(messages):
-            if message.role not in ROLES:
-                known = ", ".join(sorted(ROLES))
-                raise InvalidRequestError(
-                    f"messages[{index}].role is {message.role[:40]!r}; known roles: {known}", param="messages"
-                )
+    if endpoint in CHATS and not (isinstance(fields.messages, list) and fields.messages):
+        raise InvalidRequestError("messages is empty; send at least one message", param="messages")
+    if endpoint == "/v1/responses" and fields.background:
+        # The engine would answer at once and generate for a request that nothing counts and nothing can cancel.
+        raise InvalidRequestError(
+            "background responses are not available here; leave `background` out and read the answer or the stream",
+            param="background",
+            code="background_not_supported",
+        )
 
 
 def sequences(fields: Fields, endpoint: str) -> int:
-    """Sequences that an engine decodes for the request: the answers to each prompt, times its prompts."""
+    """Count the sequences that an engine decodes for the request: the answers to each prompt, times its prompts."""
     answers = max(fields.n or 1, fields.best_of or 1)
     return answers * _prompts(fields.prompt) if endpoint == "/v1/completions" else answers
 
 
 def _prompts(prompt: Raw | UnsetType) -> int:
-    """How many prompts ``prompt`` holds: one as text or as tokens, or a list of such."""
+    """Count the prompts in ``prompt``: one as text or as tokens, or a list of such."""
     text = bytes(prompt) if isinstance(prompt, Raw) else b""
     if text[:1] != b"[" or text[1:].lstrip()[:1] not in (b'"', b"["):
         return 1
-    return len(_MESSAGES.decode(text))
+    return len(json_text.items(text))
 
 
 def _bound(param: str, value: int, least: int, most: int) -> None:
@@ -141,72 +206,99 @@ def _bound(param: str, value: int, least: int, most: int) -> None:
 
 
 def wants_usage(fields: Fields) -> bool:
-    """Whether the client itself asked for the usage frame of a stream."""
+    """Return whether the client itself asked for the usage frame of a stream."""
     options = fields.stream_options
     return isinstance(options, StreamOptions) and options.include_usage is True
 
 
 def with_usage(body: bytes, fields: Fields) -> bytes:
-    """``body`` with ``stream_options.include_usage`` true, whatever else ``stream_options`` holds."""
+    """Set ``stream_options.include_usage`` in ``body``, whatever else ``stream_options`` holds.
+
+    A ``stream_options`` that is neither an object nor null stays: the engine rejects it.
+    """
     if fields.stream_options is UNSET:
         start = body.index(b"{") + 1
         return body[:start] + INCLUDE_USAGE + b"," + body[start:]
-    table = _OBJECT.decode(body)
-    options = {} if fields.stream_options is None else _OBJECT.decode(table["stream_options"])
+    table = json_text.members(body)
+    raw = bytes(table["stream_options"])
+    if raw[:1] != b"{" and raw != b"null":
+        return body
+    options = {} if raw == b"null" else json_text.members(raw)
     options["include_usage"] = Raw(b"true")
     if "continuous_usage_stats" in options:
         # Nothing without include_usage, which the client did not set; with it, usage in every frame.
         options["continuous_usage_stats"] = Raw(b"false")
-    table["stream_options"] = Raw(_join(options))
-    return _join(table)
+    table["stream_options"] = Raw(json_text.join(options))
+    return json_text.join(table)
+
+
+def unstreamed(body: bytes) -> bytes:
+    """Return ``body`` as a request for a whole answer."""
+    table = json_text.members(body)
+    table["stream"] = Raw(b"false")
+    table.pop("stream_options", None)
+    return json_text.join(table)
+
+
+def with_cap(body: bytes, fields: Fields, context: int) -> bytes | None:
+    """Reduce every limit of tokens in ``body`` to ``context`` tokens; ``None`` where none is over it.
+
+    vLLM gives a request what its prompt leaves of the context, but rejects a limit over the whole context. Some
+    clients ask for 32,000 tokens whatever the model has. Anthropic's ``thinking.budget_tokens`` has to stay below
+    the limit.
+    """
+    over = [name for name in TOKEN_LIMITS if (getattr(fields, name) or 0) > context]
+    if not over:
+        return None
+    table = json_text.members(body)
+    for name in over:
+        table[name] = Raw(b"%d" % context)
+    thinking = table.get("thinking")
+    if thinking is not None and bytes(thinking)[:1] == b"{":
+        parts = json_text.members(thinking)
+        budget = _lenient(parts["budget_tokens"], _INTEGER) if "budget_tokens" in parts else None
+        if budget is not None and budget >= context:
+            parts["budget_tokens"] = Raw(b"%d" % max(1, context - 1))
+            table["thinking"] = Raw(json_text.join(parts))
+    return json_text.join(table)
 
 
 def with_role(body: bytes, role: Role, endpoint: str) -> bytes:
-    """``body`` as asked of ``role``: its model, its system prompt, its sampling where the client set none.
+    """Edit ``body`` for ``role``: its model, its system prompt, its sampling where the client set none.
 
     A client's own system message keeps its place after the role's: both are joined into one, because Qwen's
     templates accept a system message only at the top.
     """
-    table = _OBJECT.decode(body)
+    table = json_text.members(body)
     table["model"] = Raw(msgspec.json.encode(role.served_name))
-    for name, value in role.sampling.items():
+    for name, setting in role.sampling.items():
         if name not in table or bytes(table[name]) == b"null":
-            table[name] = Raw(msgspec.json.encode(value))
+            table[name] = Raw(msgspec.json.encode(setting))
     if role.system_prompt is not None:
-        if endpoint == "/v1/chat/completions" and "messages" in table:
-            table["messages"] = Raw(_with_system(table["messages"], role.system_prompt))
-        elif endpoint in _SYSTEM_FIELD:
+        if endpoint in _SYSTEM_FIELD:
             field = _SYSTEM_FIELD[endpoint]
-            own = table.get(field)
-            text = msgspec.json.decode(own) if own is not None else None
-            if isinstance(text, list):
-                joined: Any = [{"type": "text", "text": role.system_prompt + "\n\n"}, *text]
-            else:
-                joined = f"{role.system_prompt}\n\n{text}" if isinstance(text, str) else role.system_prompt
-            table[field] = Raw(msgspec.json.encode(joined))
-    return _join(table)
+            table[field] = _joined(role.system_prompt, table.get(field))
+        elif "messages" in table and bytes(table["messages"])[:1] == b"[":
+            table["messages"] = Raw(_with_system(table["messages"], role.system_prompt))
+    return json_text.join(table)
+
+
+def _joined(prompt: str, own: Raw | None) -> Raw:
+    """Put ``prompt`` before a client's system prompt; a value that no API allows there is left to the engine."""
+    kind = b"n" if own is None else bytes(own)[:1]
+    if own is None or kind == b"n":
+        return Raw(msgspec.json.encode(prompt))
+    if kind == b'"':
+        return json_text.before(prompt + "\n\n", own)
+    return json_text.first_item({"type": "text", "text": prompt + "\n\n"}, own) if kind == b"[" else own
 
 
 def _with_system(raw: Raw, prompt: str) -> bytes:
-    try:
-        messages = _MESSAGES.decode(raw)
-        first = _MESSAGE.decode(messages[0]) if messages else Message()
-    except msgspec.ValidationError as error:
-        raise InvalidRequestError(f"messages: {error}", param="messages") from None
-    if first.role in ("system", "developer") and first.content is not UNSET:
-        content: Any = msgspec.json.decode(first.content)
-        if isinstance(content, list):
-            joined: Any = [{"type": "text", "text": prompt + "\n\n"}, *content]
-        else:
-            joined = f"{prompt}\n\n{content}" if isinstance(content, str) else prompt
-        fields = _MESSAGE_FIELDS.decode(messages[0])
-        fields["content"] = Raw(msgspec.json.encode(joined))
-        rest = [_join(fields), *messages[1:]]
-    else:
-        rest = [msgspec.json.encode({"role": "system", "content": prompt}), *messages]
-    return b"[" + b",".join(bytes(message) for message in rest) + b"]"
-
-
-def _join(table: dict[str, Raw]) -> bytes:
-    """``table`` as a JSON object; the bytes of its values are those that came."""
-    return b"{" + b",".join(msgspec.json.encode(key) + b":" + bytes(value) for key, value in table.items()) + b"}"
+    messages = json_text.items(raw)
+    first = _message(messages[0]) if messages else Message()
+    if first.role in ("system", "developer") and isinstance(first.content, Raw):
+        table = json_text.members(messages[0])
+        table["content"] = _joined(prompt, first.content)
+        return json_text.join_items([Raw(json_text.join(table)), *messages[1:]])
+    system = Raw(msgspec.json.encode({"role": "system", "content": prompt}))
+    return json_text.join_items([system, *messages])

@@ -7,6 +7,7 @@ The pure parts are :mod:`~appliance.gateway.queue`, :mod:`~appliance.gateway.aff
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,6 +16,7 @@ from appliance.config import Gateway, Role, Site
 from appliance.engines.argv import replicas
 from appliance.errors import (
     EngineUnavailableError,
+    InternalError,
     NotFoundError,
     QueueFullError,
     RateLimitError,
@@ -27,12 +29,17 @@ from appliance.gateway.queue import FairQueue
 from appliance.gateway.upstream import Pool
 from appliance.rules import nearest
 
+LOG = logging.getLogger(__name__)
+
 TASKS = {
     "/v1/embeddings": "embed",
     "/v1/rerank": "rerank",
     "/v1/score": "rerank",
 }
-"""What a model must be for, by endpoint; the others generate."""
+"""The task that an endpoint needs of a model; the others generate."""
+
+ANY_TASK = frozenset({"/tokenize", "/detokenize"})
+"""Endpoints that every model answers."""
 
 INSTEAD = {"embed": "/v1/embeddings", "rerank": "/v1/rerank", "generate": "/v1/chat/completions"}
 
@@ -147,7 +154,7 @@ class Service:
             if self.blocked is not None and now < self.blocked[0]:
                 raise EngineUnavailableError(self.blocked[1], retry_after=self.blocked[0] - now)
         if self.queue.enter(waiter, free):
-            waiter.granted(self._take(waiter))
+            self._start(waiter)
             return 0
         if self.queue.waiting_of(waiter.user) >= self.max_waiting_per_user:
             message = f"{self.max_waiting_per_user} requests of yours wait already; let some of them finish"
@@ -200,7 +207,7 @@ class Service:
         """Start what may start."""
         while (waiter := self.queue.next(self.free)) is not None:
             self.waiting_since.pop(id(waiter), None)
-            waiter.granted(self._take(waiter))
+            self._start(waiter)
 
     def refuse(self, error: RequestError) -> None:
         """Answer everything that waits with ``error``."""
@@ -221,11 +228,18 @@ class Service:
         """Seconds that ``position`` requests before one's own take, by how fast requests ended lately."""
         return max(1.0, position * self.gap_s)
 
-    def _take(self, waiter: Waiter) -> Replica:
-        replica = self._pick(waiter.key)
+    def _start(self, waiter: Waiter) -> None:
+        """Give ``waiter``, which the queue counts as running, a slot; it gets that or a refusal."""
+        try:
+            replica = self._pick(waiter.key)
+        except Exception:
+            LOG.exception("no replica could be picked")
+            self.queue.finish(waiter)
+            waiter.refused(InternalError("The gateway failed on this request; its log has the reason"))
+            return
         replica.in_flight += waiter.size
         self.begun += 1
-        return replica
+        waiter.granted(replica)
 
     def _pick(self, key: bytes | None) -> Replica:
         """The chat's own replica unless it is much busier than the mean, else the least loaded one."""
@@ -309,7 +323,7 @@ class Router:
             message = f"The model `{name[:80]}` does not exist; {hint}"
             raise NotFoundError(message, code="model_not_found", param="model")
         task = route.service.task
-        if task != TASKS.get(endpoint, "generate"):
+        if task != TASKS.get(endpoint, "generate") and endpoint not in ANY_TASK:
             message = f"The model `{name}` is not for {endpoint}; use it with {INSTEAD[task]}"
             raise NotFoundError(message, code="model_not_found", param="model")
         return route

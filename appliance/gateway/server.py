@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from itertools import count
 
 from appliance.gateway.connection import ClientConnection
 from appliance.gateway.incoming import Handler, Timeouts
@@ -24,7 +26,13 @@ class Server:
         self.connections: set[ClientConnection] = set()
         self.draining = False
         self._empty: asyncio.Event | None = None
+        self._prefix = os.urandom(6).hex()
+        self._numbers = count(1)
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+
+    def request_id(self) -> str:
+        """Return an id that no other request has."""
+        return f"{self._prefix}{next(self._numbers):012x}"
 
     def connect(self) -> ClientConnection:
         """The protocol of a new connection."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, Raw, UnsetType
 
 from appliance.errors import EngineFailedError
+from appliance.gateway.engine_error import EngineError, read_error
 
 MAX_FRAME = 16 * 2**20
 """Bytes of one frame beyond which an answer is no stream of frames. The last event of /v1/responses repeats
@@ -19,8 +21,16 @@ the whole answer, so frames of a megabyte do occur."""
 
 
 _DONE = b"data: [DONE]\n\n"
-_ERRORS = (b'data: {"error"', b'data: {"type":"error"')
-"""How an engine ends a stream that it cannot finish; the second one on /v1/messages."""
+
+_ERRORS = {
+    "/v1/messages": (b"event: error\n", b'data: {"type":"error"', b'data: {"error"'),
+    "/v1/responses": (b"event: error\n", b"event: response.failed\n", b'data: {"error"'),
+}
+_ERROR = (b'data: {"error"', b'data: {"type":"error"')
+"""How an engine ends a stream that it cannot finish, by endpoint and on all others."""
+
+OPENERS = frozenset({"response.created", "response.queued", "response.in_progress"})
+"""Events of /v1/responses that an engine sends before it has looked at the request's parameters."""
 
 
 class PromptDetails(msgspec.Struct):
@@ -73,6 +83,10 @@ class _Answer(msgspec.Struct):
     usage: Usage | None = None
 
 
+class _Opening(msgspec.Struct):
+    response: Raw | UnsetType = UNSET
+
+
 class _Frame(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: Usage | None = None
@@ -83,6 +97,7 @@ class _Frame(msgspec.Struct):
 
 
 _FRAME = msgspec.json.Decoder(_Frame)
+_OPENING = msgspec.json.Decoder(_Opening)
 _ANSWER = msgspec.json.Decoder(_Answer)
 
 
@@ -101,16 +116,35 @@ class Relay:
     error event. ``strip_usage`` takes out the extra frame that we asked for and the client did not.
     """
 
-    __slots__ = ("_rest", "_strip", "began", "done", "failed", "final", "frames", "usage")
+    __slots__ = (
+        "_errors",
+        "_held",
+        "_rest",
+        "_strip",
+        "began",
+        "done",
+        "error",
+        "failed",
+        "final",
+        "frames",
+        "opening",
+        "usage",
+    )
 
-    def __init__(self, *, strip_usage: bool) -> None:
+    def __init__(self, *, strip_usage: bool, endpoint: str = "/v1/chat/completions") -> None:
+        self._errors = _ERRORS.get(endpoint, _ERROR)
         self._rest = b""
         self._strip = strip_usage
+        self._held: bytes | None = b"" if endpoint == "/v1/responses" else None
         self.began = False
         self.done = False
+        self.error: EngineError | None = None
+        """The error that the engine sent as an event."""
         self.failed = False
         self.final = False
         self.frames = 0
+        self.opening: Raw | None = None
+        """The response object of the event that opened a stream of /v1/responses."""
         self.usage: Usage | None = None
 
     @property
@@ -138,15 +172,39 @@ class Relay:
             data = self._take_usage(data)
         if data.endswith(_DONE) and _at_line_start(data, len(data) - 14):
             self.done = True
-        for mark in _ERRORS:
+        for mark in self._errors:
             if mark in data and _at_line_start(data, data.index(mark)):
-                self.failed = True
+                self._read_error(data, data.index(mark))
+        if self._held is not None:
+            data = self._hold(data)
         return data
 
     def finish(self) -> bytes:
         """What is left when the engine's answer is complete: an unfinished frame goes out as it came."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = (self._held or b"") + self._rest, b""
+        self._held = None
         return rest
+
+    def _hold(self, data: bytes) -> bytes:
+        """Keep the events that open a stream until another one follows.
+
+        vLLM sends them before it looks at the request's parameters. Held back, a mistake of the client still gets
+        its status, and another replica may still take over.
+        """
+        held = (self._held or b"") + data
+        if not self.failed and all(kind in OPENERS for kind in _kinds(held)):
+            self._held = held
+            return b""
+        self._held = None
+        return held
+
+    def _read_error(self, data: bytes, at: int) -> None:
+        frame = data[at : data.find(b"\n\n", at)]
+        start = frame.find(b"data: ")
+        error = read_error(frame[start + 6 :]) if start >= 0 else None
+        if error is not None and self.error is None:
+            self.failed = True
+            self.error = error
 
     def _look_for_token(self, data: bytes) -> None:
         for frame in data.split(b"\n\n"):
@@ -163,6 +221,9 @@ class Relay:
             if value.delta and value.type.endswith(("_delta", ".delta")):
                 self.began = True
                 return
+            if self._held is not None and self.opening is None and value.type in OPENERS:
+                opening = _OPENING.decode(frame[frame.find(b"data: {") + 6 :]).response
+                self.opening = opening if isinstance(opening, Raw) else None
 
     def _take_usage(self, data: bytes) -> bytes:
         kept = []
@@ -199,6 +260,12 @@ def _decode(frame: bytes) -> _Frame | None:
         return _FRAME.decode(frame[start + 6 :])
     except msgspec.DecodeError:
         return None
+
+
+def _kinds(data: bytes) -> list[str]:
+    """The types of all events in ``data``, whole frames of /v1/responses."""
+    found = [_decode(frame) for frame in data.split(b"\n\n")[:-1]]
+    return ["" if value is None else value.type for value in found]
 
 
 def _at_line_start(data: bytes, index: int) -> bool:

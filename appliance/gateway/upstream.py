@@ -40,6 +40,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_begun",
+        "_clean",
         "_complete",
         "_content_type",
         "_parser",
@@ -68,6 +69,7 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self._content_type = b""
         self._begun = False
+        self._clean = True
         self._complete = False
         self._paused = False
         self.keep_alive = True
@@ -117,6 +119,11 @@ class Connection(asyncio.Protocol):
 
     # What the parser calls.
 
+    def on_message_begin(self) -> None:
+        """Note bytes after the end of the answer: the next request must not read them as its own."""
+        if self._complete:
+            self._clean = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Of the engine's headers only the content type concerns a client."""
         if len(name) == 12 and name.lower() == b"content-type":
@@ -125,14 +132,15 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Tell the status, but for an interim one."""
         status = self._parser.get_status_code()
-        if status >= 200:
+        if status >= 200 and not self._complete:
             self._begun = True
             if self.sink is not None:
                 self.sink.on_head(status, self._content_type)
 
     def on_body(self, data: bytes) -> None:
-        """Keep a piece until the read it came with is parsed."""
-        self._parts.append(data)
+        """Keep a piece until the read it came with is parsed; bytes of a second answer belong to nothing."""
+        if not self._complete:
+            self._parts.append(data)
 
     def on_message_complete(self) -> None:
         """The answer is whole, as HTTP sees it."""
@@ -144,8 +152,8 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another request may be sent on it."""
-        return self.keep_alive and not self._transport.is_closing()
+        """Whether another request may be sent on it: it is open, it is read, and nothing of an answer is left."""
+        return self.keep_alive and self._clean and not self._paused and not self._transport.is_closing()
 
     def send(self, sink: Sink, request: bytes, first_byte_s: float, *, reused: bool) -> None:
         """Send one request, given as bytes; ``sink`` gets its answer."""
@@ -157,8 +165,11 @@ class Connection(asyncio.Protocol):
         self._pool.outbox.write(self._transport, request)
 
     def pause(self) -> None:
-        """Read nothing more: the client lags. The engine's own buffers fill, then it waits."""
-        if not self._paused:
+        """Read nothing more: the client lags. The engine's own buffers fill, then it waits.
+
+        Counts for the answer that runs, and ends with it.
+        """
+        if not self._paused and self.sink is not None:
             self._paused = True
             self._transport.pause_reading()
 
@@ -196,6 +207,8 @@ class Connection(asyncio.Protocol):
 
     def _end(self) -> None:
         sink, self.sink = self.sink, None
+        # The client of this answer may lag. That holds back its own requests, and never the next one's.
+        self.resume()
         self._pool.release(self)
         if sink is not None:
             sink.on_end()

@@ -91,6 +91,7 @@ class Engine:
     counters: dict[str, int] = field(
         default_factory=lambda: {
             "requests": 0,
+            "canaries": 0,
             "active": 0,
             "done": 0,
             "aborted": 0,
@@ -197,6 +198,7 @@ class Connection(asyncio.Protocol):
             return
         counters = self.engine.counters
         counters["requests"] += 1
+        counters["canaries"] += b'"ready?"' in body
         lines = "\n".join(f"{name.decode('latin1')}: {value.decode('latin1')}" for name, value in head)
         self.engine.last = {"path": path.decode(), "head": lines, "body": body.decode("utf-8", "replace")}
         try:

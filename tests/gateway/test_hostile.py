@@ -255,15 +255,15 @@ def test_an_answer_to_a_refused_upload_arrives(guarded: Service) -> None:
         ({"n": 10_000}, "n"),
         ({"n": 0}, "n"),
         ({"n": -1}, "n"),
-        ({"n": 2.5}, "n"),
-        ({"max_tokens": 10**12}, "max_tokens"),
+        ({"n": "10000"}, "n"),
+        ({"n": 1e4}, "n"),
+        ({"best_of": "1_000"}, "best_of"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_completion_tokens": "9"}, "max_completion_tokens"),
+        ({"max_tokens": "-1"}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": None}, "messages"),
-        ({"messages": [{"role": "emperor", "content": "x"}]}, "messages"),
-        ({"messages": [7]}, "messages[0]"),
+        ({"messages": "hi"}, "messages"),
     ],
 )
 def test_figures_out_of_range_are_400(guarded: Service, more: dict[str, object], param: str) -> None:
@@ -326,8 +326,6 @@ def test_bodies_that_are_refused_cost_no_memory(guarded: Service) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"model":"fake","temperature":NaN,"messages":[{"role":"user","content":"x"}]}',
-        b'{"model":"fake","top_p":Infinity,"messages":[{"role":"user","content":"x"}]}',
         b'{"model":"fake","messages":[{"role":"user","content":"\xff\xfe"}]}',
         b'{"model":"fake","messages":[{"role":"user","content":"\xed\xa0\x80"}]}',
         b'{"model":"fake","messages":[{"role":"user","content":"x"}],"deep":'
@@ -399,10 +397,11 @@ def test_an_answer_is_not_repeated_to_another_key_of_the_same_user(guarded: Serv
 def test_a_failed_answer_may_be_tried_again_with_the_same_key(guarded: Service) -> None:
     body = json.dumps(chat("fake: fault=status:500")).encode()
     sent = head(guarded, f"content-length: {len(body)}", "idempotency-key: again") + body
-    before = guarded.stats()["requests"]
+    before = guarded.stats()
     assert exchange(guarded, sent).startswith(b"HTTP/1.1 500 ")
     assert exchange(guarded, sent).startswith(b"HTTP/1.1 500 ")
-    assert guarded.stats()["requests"] == before + 2
+    after = guarded.stats()
+    assert after["requests"] - after["canaries"] == before["requests"] - before["canaries"] + 2
     assert exchange(guarded, head(guarded, GOOD, f"idempotency-key: {'x' * 300}") + BODY).startswith(
         b"HTTP/1.1 400 "
     )

@@ -131,8 +131,10 @@ def test_messages_that_break_off_end_in_anthropics_error_event(
 def test_responses_that_break_off_end_in_an_error_event(service: Service) -> None:
     answer = service.post("/v1/responses", {"model": "fake", "input": "fake: tokens=6 fault=cut:3", "stream": True})
     last = answer.body.rstrip().rsplit(b"\n\n", 1)[-1]
-    assert last.startswith(b"event: error\ndata: ")
-    assert json.loads(last.partition(b"data: ")[2])["error"]["code"] == "engine_failed"
+    assert last.startswith(b"event: response.failed\ndata: ")
+    event = json.loads(last.partition(b"data: ")[2])
+    assert (event["error"]["code"], event["response"]["error"]["code"]) == ("engine_failed", "engine_failed")
+    assert (event["response"]["id"], event["response"]["status"]) == ("resp_fake", "failed"), "the same response"
     row = service.row(answer)
     assert (row["outcome"], row["estimated"]) == ("engine_failed", 1)
 
@@ -160,7 +162,7 @@ def test_the_engines_own_errors_pass(service: Service) -> None:
     assert answer.status == 500
     assert service.row(answer)["outcome"] == "engine_error"
     answer = service.post("/v1/chat/completions", chat("fake: fault=error_body"))
-    assert answer.status == 502, "an error that calls itself 200 must not look like success"
+    assert answer.status == 500, "an error that calls itself 200 has the status that it names"
     assert service.row(answer)["outcome"] == "engine_error"
 
 

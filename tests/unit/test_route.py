@@ -118,7 +118,7 @@ class Machine(RuleBasedStateMachine):
         waiter = data.draw(st.sampled_from(self.running))
         old = waiter.replica
         assert old is not None
-        if old.breaker.failed("it broke", self.now, at_once=True):
+        if old.breaker.failed("it broke", self.now):
             self.service.went_down()
         waiter.tried.add(old.name)
         new = self.service.move(waiter, old, waiter.tried)

@@ -1,0 +1,104 @@
+"""Which endpoint a request's target names, and what to write instead where it names none. Pure.
+
+Clients spell one path in many ways: percent-encoded (current SDKs send ``%2F`` inside a model's name), in absolute
+form, with a slash too many, without the ``/v1`` of the base URL. The first two are the same path (RFC 3986, 2.3,
+and RFC 9112, 3.2.2) and are served; the others get a 404 that names the path that was meant. An engine only ever
+sees a path of :data:`INFERENCE`, written here, so no spelling reaches its control paths.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote_to_bytes
+
+INFERENCE = frozenset(
+    {
+        "/detokenize",
+        "/tokenize",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/rerank",
+        "/v1/responses",
+        "/v1/score",
+    }
+)
+"""Paths that are forwarded, by POST, to an engine of the model that the body names."""
+
+OPERATIONS = frozenset({"/health", "/metrics", "/ready"})
+MODELS = "/v1/models"
+MODEL = "/v1/models/"
+"""Before a model's name, which may hold slashes."""
+
+READ = ("GET", "HEAD", "OPTIONS")
+INFER = ("POST", "OPTIONS")
+
+ELSEWHERE = (
+    "/api",
+    "/v1/assistants",
+    "/v1/audio",
+    "/v1/batches",
+    "/v1/conversations",
+    "/v1/files",
+    "/v1/fine_tuning",
+    "/v1/images",
+    "/v1/messages",
+    "/v1/moderations",
+    "/v1/responses",
+    "/v1/threads",
+    "/v1/vector_stores",
+    "/v2",
+)
+"""Paths of other servers and other APIs that clients ask for, as the label of a counter; all else is ``other``."""
+
+_SCHEME = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+_SLASHES = re.compile(r"/{2,}")
+_WORD = re.compile(r"[a-z][a-z_]{0,24}|v\d")
+
+
+def path_of(target: bytes) -> str:
+    """Return the path of a request's target, decoded once; the text is arbitrary."""
+    path = target.partition(b"?")[0]
+    if path[:1] != b"/":
+        found = _SCHEME.match(path)
+        if found is not None:
+            path = path[found.end() :] or b"/"
+    if b"%" in path:
+        path = unquote_to_bytes(path)
+    return path.decode("utf-8", "replace")
+
+
+def methods(path: str) -> tuple[str, ...]:
+    """Return the methods that ``path`` takes; none where it is not an endpoint."""
+    if path in INFERENCE:
+        return INFER
+    if path in OPERATIONS or path == MODELS or (path.startswith(MODEL) and path != MODEL):
+        return READ
+    return ()
+
+
+def meant(path: str) -> str:
+    """Return a sentence that names the endpoint that ``path`` nearly spells; empty where there is none."""
+    plain = _SLASHES.sub("/", path).rstrip("/").lower()
+    if plain != path and methods(plain):
+        return f"write {plain}"
+    for candidate in (f"/v1{plain}", plain.removeprefix("/v1"), plain.removeprefix("/api")):
+        if candidate != plain and methods(candidate):
+            return f"the base URL ends in /v1: write {candidate}"
+    return ""
+
+
+def label(path: str) -> str:
+    """Return the label under which a path that is not offered is counted."""
+    for known in ELSEWHERE:
+        if path == known or path.startswith(known + "/"):
+            return known
+    return "other"
+
+
+def redacted(path: str) -> str:
+    """Return ``path`` for a log: plain words stay, everything else may be an id or a secret and becomes ``*``."""
+    segments = path[:200].split("/")[:8]
+    return "/".join(segment if not segment or _WORD.fullmatch(segment) else "*" for segment in segments)
