@@ -204,7 +204,7 @@ class Exchange(Account, Rebound):
     def on_data(self, data: bytes) -> None:
         """A piece of the engine's answer."""
         relay = self._relay
-        if relay is None:
+        if relay is None or self._explaining is not None:
             self._parts.append(data)
             return
         try:

@@ -11,7 +11,7 @@ sends a frame that is no JSON, ``double`` sends each token twice, ``content_type
 ``early_empty`` sends an empty chunk before the first token, ``error_body`` answers 200 with an error,
 ``late_end`` lets HTTP's own end come half a second after ``[DONE]``,
 ``reset`` closes without an answer, ``hang`` sends headers and then nothing, ``split`` writes byte by byte,
-``status:n`` answers status n.
+``status:n`` answers status n, ``mistake`` does what vLLM does with a client's mistake, by endpoint.
 
 ``--fault`` gives a fault to every request. ``merge`` puts all tokens after the first into chunks of three.
 ``POST /tokenize`` counts as vLLM's does.
@@ -40,6 +40,13 @@ import msgspec
 import uvloop
 
 NAME = "fake-engine"
+MISTAKE = {
+    "message": "token_id(s) [9] in logit_bias",
+    "type": "BadRequestError",
+    "param": "logit_bias",
+    "code": 400,
+}
+"""A client's mistake in vLLM's words; a stream has begun with status 200 when it finds one."""
 DIRECTIVE = re.compile(rb"fake:((?: ?[a-z_0-9]+=[a-z_0-9.:]+)+)")
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "rests", "in", "grün")
 
@@ -257,10 +264,8 @@ class Connection(asyncio.Protocol):
         }
         if plan.fault == "reset":
             self.transport.close()
-        elif plan.fault == "status":
-            self.answer({"error": {"message": "as told", "type": "fake", "code": plan.after}}, plan.after)
-        elif plan.fault == "error_body":
-            self.answer({"error": {"message": "as told", "type": "InternalServerError", "code": 500}})
+        elif (refusal := self.refusal(request, plan)) is not None:
+            self.answer(*refusal)
         elif self.engine.asleep:
             self.answer({"error": {"message": "asleep", "type": "InternalServerError", "code": 500}}, 500)
         elif request.model.partition(":")[0] != self.engine.model:
@@ -286,6 +291,15 @@ class Connection(asyncio.Protocol):
             self.answer({"id": "score-fake", "object": "list", "data": [score], "usage": self.usage})
         else:
             self.answer({"detail": "Not Found"}, 404)
+
+    @staticmethod
+    def refusal(request: Request, plan: Plan) -> tuple[dict[str, object], int] | None:
+        """The whole error that the plan asks for, and its status."""
+        if plan.fault == "status":
+            return {"error": {"message": "as told", "type": "fake", "code": plan.after}}, plan.after
+        if plan.fault == "error_body":
+            return {"error": {"message": "as told", "type": "InternalServerError", "code": 500}}, 200
+        return ({"error": MISTAKE}, 400) if plan.fault == "mistake" and not request.stream else None
 
     def control(self, path: bytes) -> bool:
         """What vLLM has in development mode only; whether it was that."""
@@ -382,6 +396,8 @@ class Connection(asyncio.Protocol):
         if plan.fault == "hang":
             yield 0, head
             yield 1e9, b""
+        if plan.fault == "mistake":
+            yield from self.mistake(plan, head, first, named=bool(event))
         early = plan.fault == "early_empty"
         if early:
             yield 0, head + chunk(first)
@@ -406,6 +422,19 @@ class Connection(asyncio.Protocol):
             wait = plan.itl_ms
         yield 0, b"".join(chunk(part) for part in last if part)
         yield (500 if plan.fault == "late_end" else 0), b"0\r\n\r\n"
+
+    def mistake(self, plan: Plan, head: bytes, first: bytes, *, named: bool) -> Iterator[tuple[float, bytes]]:
+        """What vLLM 0.32 sends where it finds a client's mistake after a stream has begun, by endpoint."""
+        if b"response.created" in first:
+            yield 0, head + chunk(first)
+        elif named:
+            text = "2 validation errors for ChatCompletionStreamResponse [input_value={'error': {'code': 400}}]"
+            event = {"type": "error", "error": {"type": "internal_error", "message": text}}
+            yield 0, head + chunk(b"event: error\n" + frame(event)) + b"0\r\n\r\n"
+        else:
+            yield plan.ttft_ms, head + chunk(frame({"error": MISTAKE}))
+            yield 0, chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+        yield 1, b""
 
     def break_off(self, plan: Plan, head: bytes, *, named: bool) -> Iterator[tuple[float, bytes]]:
         if plan.fault == "garbage":
@@ -494,7 +523,10 @@ class Connection(asyncio.Protocol):
         if not request.stream:
             return self.whole(plan, full)
         empty: dict[str, object] = {"output": [], "usage": None}
-        first = frame({"type": "response.created", "response": full | empty})
+        first = b"".join(
+            b"event: %s\n" % kind.encode() + frame({"type": kind, "response": full | empty})
+            for kind in ("response.created", "response.in_progress")
+        )
         one: dict[str, object] = {"type": "response.output_text.delta", "item_id": "msg_fake", "delta": "@"}
         return self.stream(plan, first, one, "@", [frame({"type": "response.completed", "response": full})])
 

@@ -1,0 +1,89 @@
+"""Every spelling of a path is the path, or a 404 that names the path that was meant; none reaches another one."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.gateway import paths
+
+OFFERED = sorted(paths.INFERENCE | paths.OPERATIONS | {paths.MODELS, "/v1/models/Qwen/Qwen3-30B-A3B"})
+
+
+@given(st.sampled_from(OFFERED), st.data())
+def test_every_encoding_of_a_path_is_that_path(path: str, data: st.DataObject) -> None:
+    encoded = "".join(
+        f"%{ord(c):02{data.draw(st.sampled_from('xX'))}}" if data.draw(st.booleans()) else c for c in path
+    )
+    before = data.draw(st.sampled_from(["", "http://host", "HTTPS://10.0.0.1:8000", "http://[::1]:80"]))
+    query = data.draw(st.sampled_from(["", "?beta=true", "?a=%2F"]))
+    target = before + ("/" + encoded.removeprefix("%2f").removeprefix("%2F").removeprefix("/")) + query
+    assert paths.path_of(target.encode()) == path
+    assert paths.methods(path)
+
+
+@given(st.text(max_size=30))
+def test_a_model_s_name_survives_the_way_clients_encode_it(name: str) -> None:
+    for safe in ("", "/"):
+        target = f"/v1/models/{quote(name, safe=safe, errors='replace')}".encode()
+        assert paths.path_of(target) == f"/v1/models/{name.encode(errors='replace').decode()}"
+
+
+@given(st.binary(max_size=60))
+def test_any_target_has_a_path_and_no_engine_path_but_those_offered(target: bytes) -> None:
+    path = paths.path_of(target)
+    allowed = paths.methods(path)
+    assert ("POST" in allowed) == (path in paths.INFERENCE)
+    assert isinstance(paths.meant(path), str)
+    assert paths.label(path) in {*paths.ELSEWHERE, "other"}
+
+
+@pytest.mark.parametrize(
+    "path", ["/sleep", "/wake_up", "/v1", "/", "*", "", "/v1/models/", "/v1/load_lora_adapter", "/metrics/x"]
+)
+def test_other_paths_take_no_method(path: str) -> None:
+    assert paths.methods(path) == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/v1/chat/completions/", "write /v1/chat/completions"),
+        ("/v1//models", "write /v1/models"),
+        ("//v1/models/", "write /v1/models"),
+        ("/v1/models/", "write /v1/models"),
+        ("/V1/Chat/Completions", "write /v1/chat/completions"),
+        ("/chat/completions", "the base URL ends in /v1: write /v1/chat/completions"),
+        ("/models/", "the base URL ends in /v1: write /v1/models"),
+        ("/v1/v1/messages", "the base URL ends in /v1: write /v1/messages"),
+        ("/api/v1/chat/completions", "the base URL ends in /v1: write /v1/chat/completions"),
+        ("/messages", "the base URL ends in /v1: write /v1/messages"),
+        ("/v1/health", "write /health"),
+        ("/v1/audio/speech", ""),
+        ("/", ""),
+    ],
+)
+def test_a_near_miss_names_the_path_that_was_meant(path: str, words: str) -> None:
+    assert words in paths.meant(path)
+    assert bool(paths.meant(path)) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("path", "label", "logged"),
+    [
+        ("/v1/audio/transcriptions", "/v1/audio", "/v1/audio/transcriptions"),
+        ("/v1/files/file-7f3a", "/v1/files", "/v1/files/*"),
+        ("/v1/responses/resp_0123", "/v1/responses", "/v1/responses/*"),
+        ("/v1/sk-0123-secret", "other", "/v1/*"),
+        ("/api/tags", "/api", "/api/tags"),
+        ("/wp-login.php", "other", "/*"),
+        ("/" + "a/" * 500, "other", "/a/a/a/a/a/a/a"),
+    ],
+)
+def test_an_unknown_path_is_counted_by_a_fixed_label_and_logged_without_ids(
+    path: str, label: str, logged: str
+) -> None:
+    assert (paths.label(path), paths.redacted(path)) == (label, logged)
