@@ -27,6 +27,7 @@ from appliance.errors import (
 from appliance.gateway import reply
 from appliance.gateway.canaries import Canaries
 from appliance.gateway.connection import ClientConnection
+from appliance.gateway.end_user import caller
 from appliance.gateway.exchange import Exchange
 from appliance.gateway.idempotency import Tapes
 from appliance.gateway.incoming import Request
@@ -198,11 +199,11 @@ class Gateway:
             exchange = Exchange(self._shared, owner, request, client, request_id)
             client.exchange = exchange
         else:
-            tape = self._tapes.find(owner.id, key, request.path, request.body)
+            tape = self._tapes.find(owner.scope, key, request.path, request.body)
             if tape is not None:
                 tape.follow(client)
                 return
-            tape = self._tapes.record(owner.id, key, request.path, request.body)
+            tape = self._tapes.record(owner.scope, key, request.path, request.body)
             tape.follow(client)
             exchange = Exchange(self._shared, owner, request, tape, request_id)
             tape.exchange = exchange
@@ -218,7 +219,7 @@ class Gateway:
             # How Anthropic's clients send it.
             sent = b"Bearer " + headers[b"x-api-key"]
         try:
-            return self._authenticator.authenticate(sent)
+            return caller(self._authenticator.authenticate(sent), headers, request.body)
         except AuthenticationError:
             self._metrics.unauthorized += 1
             raise
