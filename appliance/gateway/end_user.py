@@ -134,7 +134,7 @@ def _values(body: bytes) -> tuple[Raw | UnsetType, ...]:
 
 def _text(raw: Raw | UnsetType) -> str:
     """Return a JSON string's text; empty for every other type."""
-    if raw is UNSET or bytes(raw[:1]) != b'"':
+    if not isinstance(raw, Raw):
         return ""
     try:
         return _STRING.decode(raw)

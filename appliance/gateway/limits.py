@@ -100,8 +100,9 @@ class Allowance:
 class Ledger:
     """All allowances: of users, of end users, and of the keys that have limits of their own."""
 
-    def __init__(self, default: Limits, users: dict[str, Limits]) -> None:
+    def __init__(self, default: Limits, users: dict[str, Limits], max_end_users: int = MAX_END_USERS) -> None:
         self._default = default
+        self._max_end_users = max_end_users
         self._limits = users
         self._users: dict[str, Allowance] = {}
         self._end_users: OrderedDict[str, Allowance] = OrderedDict()
@@ -171,7 +172,7 @@ class Ledger:
     def _end_user(self, user: str, now: float) -> Allowance:
         known = self._end_users.get(user)
         if known is None:
-            if len(self._end_users) >= MAX_END_USERS:
+            if len(self._end_users) >= self._max_end_users:
                 self._forget(now)
             known = self._end_users[user] = self._open(user, now)
         return known
