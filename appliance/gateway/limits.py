@@ -125,7 +125,7 @@ class Ledger:
 
         A request that any allowance refuses counts for none of them.
         """
-        account = key.account if key.end_users else key.user
+        account = key.account
         behind = key.user != account
         user = self._end_user(key.user, now) if behind else self._user(account, now)
         user.check(now, "You have")
