@@ -55,6 +55,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
+@pytest.fixture(scope="module")
+def marked(site: Service) -> str:
+    """A key of user ``app`` that is marked ``end_users``."""
+    return a_key(site, end_users=True)
+
+
 @pytest.mark.parametrize(
     ("more", "headers", "user"),
     [
@@ -69,10 +75,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     ],
 )
 def test_a_row_has_its_end_user_if_the_key_is_marked(
-    site: Service, more: dict[str, Any], headers: dict[str, str], user: str
+    site: Service, marked: str, more: dict[str, Any], headers: dict[str, str], user: str
 ) -> None:
-    key = a_key(site, end_users=True)
-    answer = ask(site, key, chat("fake: tokens=1", **more), **headers)
+    answer = ask(site, marked, chat("fake: tokens=1", **more), **headers)
     assert answer.status == 200
     assert site.row(answer)["user"] == user
     plain = ask(site, site.key, chat("fake: tokens=1", **more), **headers)
@@ -89,18 +94,18 @@ def test_a_row_has_its_end_user_if_the_key_is_marked(
         ({"user": "bob"}, 400),
     ],
 )
-def test_a_refused_request_is_its_end_users_too(site: Service, body: dict[str, Any], status: int) -> None:
-    key = a_key(site, end_users=True)
+def test_a_refused_request_is_its_end_users_too(
+    site: Service, marked: str, body: dict[str, Any], status: int
+) -> None:
     before = len(site.rows())
-    assert ask(site, key, body).status == status
+    assert ask(site, marked, body).status == status
     wait_until(lambda: len(site.rows()) > before, "its row", 5)
     assert site.rows()[-1]["user"] == "app/bob"
 
 
-def test_a_request_that_is_broken_off_is_its_end_users_by_the_header(site: Service) -> None:
-    key = a_key(site, end_users=True)
+def test_a_request_that_is_broken_off_is_its_end_users_by_the_header(site: Service, marked: str) -> None:
     before = len(site.rows())
-    lines = [f"POST {CHAT} HTTP/1.1", "host: x", f"authorization: Bearer {key}", "x-openwebui-user-id: bob"]
+    lines = [f"POST {CHAT} HTTP/1.1", "host: x", f"authorization: Bearer {marked}", "x-openwebui-user-id: bob"]
     said = exchange(site, "\r\n".join([*lines, "transfer-encoding: chunked", "", "zz\r\n"]).encode())
     assert said.startswith(b"HTTP/1.1 400 ")
     wait_until(lambda: len(site.rows()) > before, "its row", 5)
@@ -120,27 +125,27 @@ def test_a_mark_takes_effect_on_a_running_gateway_and_can_be_taken_back(site: Se
     store.close()
 
 
-def test_an_end_user_that_the_site_names_has_limits_of_its_own(site: Service) -> None:
-    key = a_key(site, end_users=True)
-
+def test_an_end_user_that_the_site_names_has_limits_of_its_own(site: Service, marked: str) -> None:
     def statuses(name: str) -> list[int]:
-        return [ask(site, key, chat("fake: tokens=1", user=name)).status for _ in range(3)]
+        return [ask(site, marked, chat("fake: tokens=1", user=name)).status for _ in range(3)]
 
     assert statuses("ada@example.org") == [200, 200, 429]
     assert statuses("bob@example.org") == [200, 200, 200]
-    over = ask(site, key, chat(user="ada@example.org"))
+    over = ask(site, marked, chat(user="ada@example.org"))
     assert over.json["error"]["message"].startswith("You have used up 2 requests per minute")
     assert ask(site, site.key, chat("fake: tokens=1", user="ada@example.org")).status == 200
 
 
 @pytest.mark.parametrize("by", ["header", "field"])
-def test_one_idempotency_key_of_two_end_users_is_two_answers(site: Service, by: str) -> None:
-    key = a_key(site, end_users=True)
-
+def test_one_idempotency_key_of_two_end_users_is_two_answers(site: Service, marked: str, by: str) -> None:
     def answered(name: str) -> Response:
         body = chat("fake: tokens=3", **({"user": name} if by == "field" else {}))
         return ask(
-            site, key, body, idempotency_key="k1", **({"x_openwebui_user_id": name} if by == "header" else {})
+            site,
+            marked,
+            body,
+            idempotency_key=f"of {by}",
+            **({"x_openwebui_user_id": name} if by == "header" else {}),
         )
 
     ada, bob, again = answered("ada"), answered("bob"), answered("ada")
