@@ -17,6 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints,
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 """Names of things: letters, digits, dot, dash, underscore; no slash, so a name fits a path and a unit name."""
 
+USER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}(/([A-Za-z0-9][A-Za-z0-9._@+-]{0,62}|~[0-9a-f]{24}))?$"
+UserName = Annotated[str, StringConstraints(pattern=USER_PATTERN)]
+"""A user, or one end user of a user's keys: ``openwebui/ada@example.org``, as usage rows show them."""
+
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,126}$")]
 """Like :data:`Name`, and one may keep the slash of a repository (``Qwen/Qwen3-0.6B``)."""
 
@@ -427,7 +431,9 @@ class Site(Section):
     engines: dict[Name, Engine] = Field(min_length=1, description="Engines by name.")
     roles: dict[Name, Role] = Field(default={}, description="Roles by the name clients use.")
     limits: Limits = Field(default=Limits(), description="Limits of a user who has none of his own.")
-    users: dict[Name, Limits] = Field(default={}, description="Limits of single users, by name.")
+    users: dict[UserName, Limits] = Field(
+        default={}, description="Limits of single users, by name; `user/end-user` for one end user of a user's key."
+    )
     gateway: Gateway = Field(default=Gateway(), description="The gateway.")
     admin: Admin = Field(default=Admin(), description="The admin API.")
     smoke: Smoke = Field(default=Smoke(), description="The smoke test.")

@@ -98,7 +98,8 @@ def _say(kind: str, message: str, loc: tuple[int | str, ...], table: dict[str, A
     if kind == "value_error":
         return message.removeprefix("Value error, ")
     if loc and loc[-1] == "[key]":
-        return "is no name: letters, digits, dot, dash and underscore, beginning with a letter or digit"
+        plain = "is no name: letters, digits, dot, dash and underscore, beginning with a letter or digit"
+        return f"{plain}; an end user as `appliance usage` shows it, user/end-user" if loc[0] == "users" else plain
     value = _at(table, loc)
     shown = f", not {json.dumps(value)[:60]}" if isinstance(value, (str, int, float, bool)) else ""
     return f"{message[0].lower()}{message[1:]}{shown}; `appliance schema` describes it"

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from appliance import __version__
 from appliance.admin import control
-from appliance.config import Site
+from appliance.config import USER_PATTERN, Site
 from appliance.errors import (
     ApplianceError,
     AuthenticationError,
@@ -43,6 +43,7 @@ def _whole(value: object) -> object:
 
 
 UserName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+AnyUser = Annotated[str, Field(pattern=USER_PATTERN)]
 KeyId = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{12}$")]
 Amount = Annotated[int, Field(gt=0, le=2**31 - 1), BeforeValidator(_whole)]
 Moment = Annotated[float, Field(ge=0, le=253_402_300_799)]
@@ -65,6 +66,10 @@ class KeyLimits(BaseModel):
         default=None, ge=LEAST_WEIGHT, le=MOST_WEIGHT, description="Priority weight in the queue."
     )
     expires_at: Moment | None = Field(default=None, description="Seconds since the epoch.")
+    end_users: bool = Field(
+        default=False,
+        description="Each end user that a request names counts as a user of its own, `user/end-user`.",
+    )
 
 
 class NewKey(KeyLimits):
@@ -203,9 +208,13 @@ def _usage(usage: UsageReader) -> APIRouter:
             Moment | None, Query(description="Seconds since the epoch; a day ago when absent.")
         ] = None,
         until: Annotated[Moment | None, Query(description="Seconds since the epoch; now when absent.")] = None,
+        user: Annotated[
+            AnyUser | None,
+            Query(description="A user with its end users, or one `user/end-user`; everyone when absent."),
+        ] = None,
         kind: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
     ) -> Any:
-        lines = usage.sums(by, time.time() - 86400 if since is None else since, until)
+        lines = usage.sums(by, time.time() - 86400 if since is None else since, until, user)
         if kind == "csv":
             return Response(as_csv(lines), media_type="text/csv")
         return lines
@@ -240,6 +249,7 @@ def _out(key: Key) -> KeyOut:
         weight=key.weight,
         created_at=key.created_at,
         expires_at=key.expires_at,
+        end_users=key.end_users,
         revoked_at=key.revoked_at,
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from appliance.config import Site
@@ -46,6 +47,11 @@ def add_keys(commands: Commands, config: Callable[[argparse.ArgumentParser], Non
         for limit in LIMITS:
             one.add_argument(f"--{limit.replace('_', '-')}", metavar="N", help="narrows its user's limit")
         one.add_argument("--weight", metavar="W", help="priority weight in the queue; its user's when absent")
+        one.add_argument(
+            "--end-users",
+            action=argparse.BooleanOptionalAction,
+            help="each end user that a request names counts as a user, for applications that share one key",
+        )
         one.add_argument("--expires-in", metavar="30d", help="lifetime from now: a number and s, m, h or d")
     revoke = actions.add_parser("revoke", help="make a key useless, within a second")
     revoke.add_argument("id", help="the key's id, the twelve digits after sk-")
@@ -61,6 +67,9 @@ def add_usage(commands: Commands, config: Callable[[argparse.ArgumentParser], No
     """``appliance usage`` and ``appliance admin``."""
     usage = commands.add_parser("usage", help="who used what: requests, tokens, waiting, TTFT")
     usage.add_argument("--by", choices=BY, default="user")
+    usage.add_argument(
+        "--user", metavar="NAME", help="one user with its end users, or one user/end-user; everyone when absent"
+    )
     usage.add_argument("--since", default="24h", metavar="24h", help="from how long ago: a number and s, m, h or d")
     usage.add_argument("--until", metavar="1h", help="up to how long ago; now when absent")
     usage.add_argument("--format", choices=("table", "csv", "json"), default="table")
@@ -120,6 +129,8 @@ def _limits(args: argparse.Namespace, site: Site) -> dict[str, Any]:
             found["weight"] = None if args.weight == "none" else float(args.weight)
         except ValueError:
             raise UsageError(f"--weight: {args.weight!r} is no number; write one, or none") from None
+    if args.end_users is not None:
+        found["end_users"] = args.end_users
     if args.expires_in is not None:
         found["expires_at"] = None if args.expires_in == "none" else time.time() + seconds(args.expires_in)
     return found
@@ -136,7 +147,7 @@ def _change(args: argparse.Namespace) -> int:
     changes = _limits(args, site)
     if not changes:
         raise UsageError(
-            "nothing to change; name at least one of --name, --models, a limit, --weight, --expires-in"
+            "nothing to change; name at least one of --name, --models, a limit, --weight, --end-users, --expires-in"
         )
     key = _store(site).change(args.id, **changes)
     print(f"key {key.id} of {key.user} is changed: {', '.join(sorted(changes))}")
@@ -155,7 +166,7 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([_as_json(key, now) for key in keys], indent=2))
         return 0
-    table = Table("id", "user", "name", "state", "may use", "limits", "created", "expires")
+    table = Table("id", "user", "name", "state", "may use", "limits", "end users", "created", "expires")
     for key in keys:
         table.add_row(
             key.id,
@@ -164,6 +175,7 @@ def _list(args: argparse.Namespace) -> int:
             key.state(now),
             "all" if key.models is None else ", ".join(sorted(key.models)) or "nothing",
             _limit_words(key),
+            "each a user" if key.end_users else "",
             _day(key.created_at),
             "" if key.expires_at is None else _day(key.expires_at),
         )
@@ -204,14 +216,17 @@ def _usage(args: argparse.Namespace) -> int:
     until = None if args.until is None else now - seconds(args.until)
     if until is not None and until <= since:
         raise UsageError(f"--until {args.until} is before --since {args.since}; nothing lies between")
-    lines = UsageReader(site.data_path(Path.cwd()), site.gateway.database_url).sums(args.by, since, until)
+    lines = UsageReader(site.data_path(Path.cwd()), site.gateway.database_url).sums(
+        args.by, since, until, args.user
+    )
     if args.format == "csv":
         sys.stdout.write(as_csv(lines))
         return 0
     if args.format == "json":
         print(json.dumps([dataclasses.asdict(line) for line in lines], indent=2))
         return 0
-    table = Table(title=f"Usage by {args.by}, last {args.since}", title_justify="left")
+    of = "" if args.user is None else f" of {escape(args.user)}"
+    table = Table(title=f"Usage{of} by {args.by}, last {args.since}", title_justify="left")
     for column in (args.by, "requests", "failed", "prompt", "cached", "answer", "queued", "TTFT p50", "p95"):
         table.add_column(column, justify="left" if column == args.by else "right")
     for line in lines:

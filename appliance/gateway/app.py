@@ -26,6 +26,7 @@ from appliance.errors import (
 from appliance.gateway import paths, reply
 from appliance.gateway.canaries import Canaries
 from appliance.gateway.connection import ClientConnection
+from appliance.gateway.end_user import caller
 from appliance.gateway.exchange import Exchange
 from appliance.gateway.idempotency import Tapes
 from appliance.gateway.incoming import Request
@@ -194,11 +195,11 @@ class Gateway:
             exchange = Exchange(self._shared, owner, request, client)
             client.exchange = exchange
         else:
-            tape = self._tapes.find(owner.id, key, request.path, request.body)
+            tape = self._tapes.find(owner.scope, key, request.path, request.body)
             if tape is not None:
                 tape.follow(client)
                 return
-            tape = self._tapes.record(owner.id, key, request.path, request.body)
+            tape = self._tapes.record(owner.scope, key, request.path, request.body)
             tape.follow(client)
             exchange = Exchange(self._shared, owner, request, tape)
             tape.exchange = exchange
@@ -225,10 +226,11 @@ class Gateway:
     def _authenticate(self, request: Request) -> Key:
         """Return the key of the first credential that is valid, of those that clients send."""
         try:
-            return self._authenticator.authenticate_any(request.headers)
+            key = self._authenticator.authenticate_any(request.headers)
         except AuthenticationError:
             self._metrics.unauthorized += 1
             raise
+        return caller(key, request.headers, request.body)
 
     def _operations(self, path: str, client: ClientConnection) -> None:
         if path == "/health":

@@ -110,9 +110,10 @@ class _Entry:
 
 
 class Tapes:
-    """The answers that may be asked for again, by API key and Idempotency-Key.
+    """The answers that may be asked for again, by caller (:attr:`Key.scope`) and Idempotency-Key.
 
-    Not by user: another key of his may not be allowed this model, or be revoked while the answer is made.
+    The caller is an API key and the end user behind it: another key of the same user may not be allowed this model,
+    or be revoked while the answer is made, and another end user must not read it.
     """
 
     def __init__(self, keep_s: float, clock: Callable[[], float]) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from hmac import compare_digest
 from typing import Literal
@@ -48,6 +48,8 @@ class Key:
     requests_in_flight: int | None = None
     weight: float | None = None
     """Priority weight in the queue; its user's when ``None``."""
+    end_users: bool = False
+    """Whether requests name the end users they are for, and each of those counts as a user."""
 
     def state(self, now: float) -> State:
         """``active``, ``expired`` or ``revoked``."""
@@ -63,6 +65,20 @@ class Key:
             or self.tokens_per_minute is not None
             or self.requests_in_flight is not None
         )
+
+    @property
+    def account(self) -> str:
+        """The user that the key was made for, whichever end user uses it. A user's name has no slash."""
+        return self.user.partition("/")[0]
+
+    @property
+    def scope(self) -> str:
+        """The caller within which an ``Idempotency-Key`` counts: this key, and the end user behind it."""
+        return f"{self.id}/{self.user}"
+
+    def of_end_user(self, name: str) -> Key:
+        """Return this key as end user ``name`` uses it: its ``user`` is ``<account>/<name>``."""
+        return replace(self, user=f"{self.account}/{name}")
 
     def allows(self, name: str) -> bool:
         """Whether it may ask for the model or role ``name``."""

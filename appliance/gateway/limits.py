@@ -1,17 +1,32 @@
 """What users and keys have left of their limits: token buckets per minute, and a count in flight.
 
-Pure: time is given. A key may have limits of its own; they narrow its user's, never widen them.
+Pure: time is given. A key may have limits of its own; they narrow its user's, never widen them. Each end user of a
+key that is marked ``end_users`` has an allowance as a user has. What all of them use counts for the key too, and
+for the key's user if the site gives that user limits.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from appliance.config import Limits
 from appliance.errors import RateLimitError
 from appliance.gateway.keys import Key
 
 WINDOW_S = 60.0
+
+MAX_END_USERS = 10_000
+"""Allowances of end users that are kept. Beyond, those that a new one could replace are forgotten: what is kept in
+excess has requests in flight or has not refilled."""
+
+LOOKED_AT = 8
+"""Allowances that a new end user makes the ledger look at: more than one, so that an excess shrinks."""
+
+
+Figures: TypeAlias = tuple[int | None, int | None, int | None]
+"""A key's own limits: requests per minute, tokens per minute, requests in flight."""
 
 
 @dataclass(slots=True)
@@ -29,6 +44,11 @@ class Bucket:
             self.level = min(self.size, level)
         self.at = now
 
+    def full(self, now: float) -> bool:
+        """Return whether it holds exactly what a new one would hold at ``now`` (seconds)."""
+        self.refill(now)
+        return self.level == self.size
+
     def wait(self, amount: float) -> float:
         """Seconds until ``amount`` is there; 0 when it is."""
         return max(0.0, (amount - self.level) * WINDOW_S / self.size)
@@ -38,28 +58,31 @@ class Bucket:
 class Allowance:
     """What one user, or one key, has left."""
 
-    whose: str
     requests: Bucket | None
     tokens: Bucket | None
     most_in_flight: int | None
     in_flight: int = 0
 
-    def check(self, now: float) -> None:
-        """Raise :class:`RateLimitError`, with the seconds to wait, where one more request is too many."""
+    def check(self, now: float, whose: str) -> None:
+        """Raise :class:`RateLimitError`, with the seconds to wait, where one more request is too many.
+
+        ``whose`` begins the message: "You have".
+        """
         if self.most_in_flight is not None and self.in_flight >= self.most_in_flight:
-            message = f"{self.whose} {self.in_flight} requests running, your limit; wait for one to end"
+            message = f"{whose} {self.in_flight} requests running, your limit; wait for one to end"
             raise RateLimitError(message, retry_after=1)
         if self.requests is not None:
-            self._need(self.requests, 1.0, "requests", now)
+            _need(self.requests, 1.0, whose, "requests", now)
         if self.tokens is not None:
-            self._need(self.tokens, 0.0, "tokens", now)
+            _need(self.tokens, 0.0, whose, "tokens", now)
 
-    def _need(self, bucket: Bucket, amount: float, what: str, now: float) -> None:
-        bucket.refill(now)
-        if bucket.level < amount:
-            wait = bucket.wait(amount)
-            message = f"{self.whose} used up {bucket.size:.0f} {what} per minute; try again in {wait:.0f} s"
-            raise RateLimitError(message, retry_after=wait)
+    def replaceable(self, now: float) -> bool:
+        """Return whether a new allowance would decide alike: nothing in flight, every bucket full at ``now``."""
+        return (
+            not self.in_flight
+            and (self.requests is None or self.requests.full(now))
+            and (self.tokens is None or self.tokens.full(now))
+        )
 
     def begin(self) -> None:
         """Count a request in."""
@@ -81,30 +104,49 @@ class Allowance:
 
 
 class Ledger:
-    """All allowances, of users and of the keys that have limits of their own."""
+    """All allowances: of users, of end users, and of the keys that have limits of their own."""
 
-    def __init__(self, default: Limits, users: dict[str, Limits]) -> None:
+    def __init__(self, default: Limits, users: dict[str, Limits], max_end_users: int = MAX_END_USERS) -> None:
         self._default = default
+        self._max_end_users = max_end_users
         self._limits = users
         self._users: dict[str, Allowance] = {}
-        self._keys: dict[str, tuple[Key, Allowance]] = {}
+        self._end_users: OrderedDict[str, Allowance] = OrderedDict()
+        self._keys: dict[str, tuple[Figures, Allowance]] = {}
 
     def weight(self, key: Key) -> float:
-        """How much of a busy engine is this key's, against weight 1."""
-        return self._limits.get(key.user, self._default).weight if key.weight is None else key.weight
+        """How much of a busy engine is this key's, against weight 1.
+
+        The key's own weight comes first, then its end user's if the site names that, then its user's.
+        """
+        if key.weight is not None:
+            return key.weight
+        limits = self._limits.get(key.user)
+        if limits is None:
+            limits = self._limits.get(key.account, self._default)
+        return limits.weight
 
     def admit(self, key: Key, now: float) -> tuple[Allowance, ...]:
-        """Count a request of ``key`` in: what to give to :meth:`finish`. Raises :class:`RateLimitError`."""
-        user = self._users.get(key.user) or self._open(key.user, now)
-        user.check(now)
-        if not key.limited:
-            user.begin()
-            return (user,)
-        own = self._own(key, now)
-        own.check(now)
-        user.begin()
-        own.begin()
-        return (user, own)
+        """Count a request of ``key`` in: what to give to :meth:`finish`. Raises :class:`RateLimitError`.
+
+        A request that any allowance refuses counts for none of them.
+        """
+        account = key.account
+        behind = key.user != account
+        user = self._end_user(key.user, now) if behind else self._user(account, now)
+        user.check(now, "You have")
+        counted = [user]
+        if behind and account in self._limits:
+            total = self._user(account, now)
+            total.check(now, f"{account} and its end users have")
+            counted.append(total)
+        if key.limited:
+            own = self._own(key, now)
+            own.check(now, "This key has")
+            counted.append(own)
+        for allowance in counted:
+            allowance.begin()
+        return tuple(counted)
 
     @staticmethod
     def charge(allowances: tuple[Allowance, ...], tokens: int, now: float) -> None:
@@ -121,30 +163,59 @@ class Ledger:
             if refused:
                 allowance.give_back(now)
 
+    def _user(self, user: str, now: float) -> Allowance:
+        known = self._users.get(user)
+        if known is None:
+            known = self._users[user] = self._open(user, now)
+        return known
+
     def _open(self, user: str, now: float) -> Allowance:
         limits = self._limits.get(user, self._default)
-        made = self._users[user] = Allowance(
-            "You have",
+        return Allowance(
             _bucket(limits.requests_per_minute, now),
             _bucket(limits.tokens_per_minute, now),
             limits.requests_in_flight,
         )
-        return made
+
+    def _end_user(self, user: str, now: float) -> Allowance:
+        known = self._end_users.get(user)
+        if known is None:
+            if len(self._end_users) >= self._max_end_users:
+                self._forget(now)
+            known = self._end_users[user] = self._open(user, now)
+        return known
+
+    def _forget(self, now: float) -> None:
+        """Look at the first few allowances: forget those that a new one could replace, put the others last."""
+        for _ in range(min(LOOKED_AT, len(self._end_users))):
+            user, allowance = self._end_users.popitem(last=False)
+            if not allowance.replaceable(now):
+                self._end_users[user] = allowance
 
     def _own(self, key: Key, now: float) -> Allowance:
+        figures = (key.requests_per_minute, key.tokens_per_minute, key.requests_in_flight)
         known = self._keys.get(key.id)
-        if known is not None and known[0] == key:
+        # A key with another name, or in another end user's hands, keeps what it has used.
+        if known is not None and known[0] == figures:
             return known[1]
         requests = _bucket(key.requests_per_minute, now)
         tokens = _bucket(key.tokens_per_minute, now)
         if known is None:
-            own = Allowance("This key has", requests, tokens, key.requests_in_flight)
+            own = Allowance(requests, tokens, key.requests_in_flight)
         else:
             # Its limits were changed; what runs is still counted where it was.
             own = known[1]
             own.requests, own.tokens, own.most_in_flight = requests, tokens, key.requests_in_flight
-        self._keys[key.id] = (key, own)
+        self._keys[key.id] = (figures, own)
         return own
+
+
+def _need(bucket: Bucket, amount: float, whose: str, what: str, now: float) -> None:
+    bucket.refill(now)
+    if bucket.level < amount:
+        wait = bucket.wait(amount)
+        message = f"{whose} used up {bucket.size:.0f} {what} per minute; try again in {wait:.0f} s"
+        raise RateLimitError(message, retry_after=wait)
 
 
 def _bucket(per_minute: int | None, now: float) -> Bucket | None:

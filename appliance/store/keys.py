@@ -20,7 +20,16 @@ from appliance.store.database import open_database
 from appliance.store.schema import CHANGES, KEYS
 
 CHANGEABLE = frozenset(
-    {"name", "models", "requests_per_minute", "tokens_per_minute", "requests_in_flight", "weight", "expires_at"}
+    {
+        "name",
+        "models",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "requests_in_flight",
+        "weight",
+        "expires_at",
+        "end_users",
+    }
 )
 MAX_NAME = 100
 LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
@@ -133,6 +142,8 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(values)
     if "name" in found:
         found["name"] = found["name"] or ""
+    if "end_users" in found:
+        found["end_users"] = bool(found["end_users"])
     if found.get("models") is not None:
         found["models"] = json.dumps(sorted(found["models"]))
     return found

@@ -13,12 +13,13 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    false,
 )
 
-REVISION = "0001"
+REVISION = "0002"
 """The migration that makes the tables below; a test holds it to the newest one there is."""
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Every migration this version knows, oldest first."""
 
 METADATA = MetaData()
@@ -38,6 +39,7 @@ KEYS = Table(
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
     Column("revoked_at", Double),
+    Column("end_users", Boolean, nullable=False, server_default=false()),
 )
 """``models`` is a JSON list of names, or NULL for all. Times are seconds since the epoch."""
 
@@ -55,7 +57,7 @@ USAGE = Table(
     Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
     Column("started_at", Double, nullable=False),
     Column("request_id", String(40), nullable=False),
-    Column("user", String(63), nullable=False),
+    Column("user", String(127).with_variant(String(63), "sqlite"), nullable=False),
     Column("key_id", String(12), nullable=False),
     Column("endpoint", String(60), nullable=False),
     Column("name", String, nullable=False),
@@ -73,4 +75,6 @@ USAGE = Table(
     Column("ttft_ms", Double),
     Column("duration_ms", Double, nullable=False),
 )
+"""``user`` is ``<user>`` or ``<user>/<end user>``, 63 characters each. SQLite does not enforce lengths, and to
+change one it copies the whole table, so there the column keeps its first type."""
 Index("usage_started_at", USAGE.c.started_at)

@@ -51,13 +51,20 @@ class UsageReader:
     def __init__(self, folder: Path, url: str | None = None) -> None:
         self._engine = open_database(folder, url)
 
-    def sums(self, by: str, since: float, until: float | None = None) -> list[UsageLine]:
-        """Sums by one of :data:`BY`, of requests begun from ``since`` to ``until`` (seconds since the epoch)."""
+    def sums(self, by: str, since: float, until: float | None = None, user: str | None = None) -> list[UsageLine]:
+        """Sums by one of :data:`BY`, of requests begun from ``since`` to ``until`` (seconds since the epoch).
+
+        ``user`` restricts them to one user with its end users, or to one ``user/end-user``.
+        """
         if by not in BY:
             raise UsageError(f"usage cannot be summed by {by!r}; take one of {', '.join(BY)}")
         column = self._day() if by == "day" else COLUMNS[by]
         end = time.time() + 60 if until is None else until
         within = (USAGE.c.started_at >= since) & (USAGE.c.started_at < end)
+        if user is not None:
+            # Not LIKE: "_" is part of names, and SQLite's ignores case.
+            prefix = user + "/"
+            within &= (USAGE.c.user == user) | (func.substr(USAGE.c.user, 1, len(prefix)) == prefix)
         failed = case((USAGE.c.status >= 400, 1), (USAGE.c.outcome != "ok", 1), else_=0)
         question = (
             select(

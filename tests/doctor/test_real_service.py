@@ -18,6 +18,7 @@ from appliance.ops.doctor.clock import read_clock
 from appliance.ops.doctor.host import Host
 from appliance.store.database import FILE
 from appliance.store.keys import KeyStore
+from appliance.store.schema import REVISION
 from tests.conftest import ROOT, Service, serving
 
 
@@ -84,7 +85,7 @@ def test_a_database_at_rest_is_left_alone(tmp_path: Path) -> None:
     assert key
     names = sorted(path.name for path in tmp_path.iterdir())
     facts = storage.read_database(tmp_path, 100.0)
-    assert (facts.keys, facts.revision) == (1, "0001")
+    assert (facts.keys, facts.revision) == (1, REVISION)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 

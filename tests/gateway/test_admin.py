@@ -88,6 +88,36 @@ def test_a_key_lives_and_dies_by_the_api(admin: Admin) -> None:
     assert key.split("-")[2] not in admin.call("/admin/keys").body.decode()
 
 
+def test_the_mark_for_end_users_by_the_api_and_by_hand(admin: Admin) -> None:
+    made = admin.call("/admin/keys", {"user": "web", "end_users": True}).json
+    key_id = made["id"]
+    assert (made["end_users"], admin.call("/admin/keys", {"user": "web"}).json["end_users"]) == (True, False)
+    assert admin.call(f"/admin/keys/{key_id}", {"name": "x"}, "PATCH").json["end_users"] is True
+    assert admin.call(f"/admin/keys/{key_id}", {"end_users": False}, "PATCH").json["end_users"] is False
+    changed = cli(admin.service, "keys", "change", key_id, "--end-users")
+    assert changed.stdout == f"key {key_id} of web is changed: end_users\n"
+    assert {key["id"]: key["end_users"] for key in admin.call("/admin/keys").json}[key_id] is True
+    wait_until(lambda: ask(admin.service, made["key"]).status == 200, "the gateway knows it", 5)
+    body = chat("fake: tokens=3", user="joe")
+
+    def counted() -> list[str]:
+        assert admin.service.post("/v1/chat/completions", body, key=made["key"]).status == 200
+        return [line["name"] for line in admin.call("/admin/usage?user=web").json]
+
+    wait_until(lambda: "web/joe" in counted(), "his row", 10)
+    assert [line["name"] for line in admin.call("/admin/usage?user=web/joe").json] == ["web/joe"]
+    for wrong in ("web/", "a%20b", "web/joe/x", "/joe", ""):
+        refused = admin.call(f"/admin/usage?user={wrong}")
+        assert (refused.status, refused.json["error"]["param"]) == (400, "user")
+    created = cli(admin.service, "keys", "create", "web2", "--end-users")
+    listed = {
+        key["user"]: key["end_users"] for key in json.loads(cli(admin.service, "keys", "list", "--json").stdout)
+    }
+    assert (listed["web2"], listed["ada"]) == (True, False)
+    assert "each a user" in cli(admin.service, "keys", "list").stdout
+    assert cli(admin.service, "keys", "change", created.stdout.split("-")[1], "--no-end-users").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -96,6 +126,9 @@ def test_a_key_lives_and_dies_by_the_api(admin: Admin) -> None:
         ({"user": "a", "requests_per_minute": 0}, "requests_per_minute"),
         ({"user": "a", "weight": -1}, "weight"),
         ({"user": "a", "wieght": 1}, "wieght"),
+        ({"user": "a/b"}, "user"),
+        ({"user": "a", "end_users": "yes"}, "end_users"),
+        ({"user": "a", "end_users": None}, "end_users"),
         (b"{", "JSON"),
     ],
 )

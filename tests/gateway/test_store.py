@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, select, text
 
 from appliance.errors import StoreError, UsageError
 from appliance.gateway.usage import CHUNK, COLUMNS, UsageRow, UsageWriter
-from appliance.store.database import open_database
+from appliance.store.database import open_database, upgrade
 from appliance.store.keys import KeyStore
 from appliance.store.schema import METADATA, REVISION, REVISIONS, USAGE
 from appliance.store.usage import UsageLine, UsageReader, as_csv
@@ -194,6 +196,61 @@ def test_a_newer_database_is_refused(tmp_path: Path, url: str | None) -> None:
     engine.dispose()
     with pytest.raises(StoreError, match="was made by a newer version"):
         open_database(tmp_path, url)
+
+
+def old_database(folder: Path, url: str | None) -> None:
+    """A database of migration 0001, with a key and rows."""
+    engine = create_engine(
+        f"sqlite:///{folder / 'appliance.sqlite'}"
+        if url is None
+        else url.replace("postgresql:", "postgresql+psycopg:")
+    )
+    config = Config()
+    config.set_main_option("script_location", "appliance.store:migrations")
+    config.set_main_option("path_separator", "os")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text(
+                'INSERT INTO keys (id, "user", digest, created_at, requests_per_minute)'
+                " VALUES ('abcdefabcdef', 'ada', :digest, 5.0, 7)"
+            ),
+            {"digest": b"\x00\xff"},
+        )
+        columns = {"request_id": "r1", "user": "ada", "key_id": "abcdefabcdef", "endpoint": "/v1/x", "name": "m"}
+        columns |= {"model": "m", "role": "", "engine": "e", "outcome": "ok"}
+        numbers = {"started_at": 9.0, "status": 200, "prompt_tokens": 3, "cached_tokens": 1, "completion_tokens": 2}
+        numbers |= {"queue_ms": 0.0, "duration_ms": 1.0}
+        values: dict[str, Any] = {**columns, **numbers, "stream": True, "estimated": False}
+        names = ", ".join(f'"{name}"' for name in values)
+        marks = ", ".join(f":{name}" for name in values)
+        connection.execute(text(f"INSERT INTO usage ({names}) VALUES ({marks})"), values)
+    engine.dispose()
+
+
+def test_a_database_of_the_first_migration_is_brought_up_to_date(tmp_path: Path, url: str | None) -> None:
+    old_database(tmp_path, url)
+    store = KeyStore(tmp_path, url)
+    (key,) = store.all()
+    assert (key.id, key.user, key.digest, key.requests_per_minute) == ("abcdefabcdef", "ada", b"\x00\xff", 7)
+    assert key.end_users is False
+    assert store.change(key.id, end_users=True).end_users is True
+    assert store.change(key.id, end_users=None).end_users is False
+    store.close()
+    reader = UsageReader(tmp_path, url)
+    (line,) = reader.sums("user", 0)
+    assert (line.name, line.requests, line.prompt_tokens) == ("ada", 1, 3)
+    reader.close()
+    longest = f"{'u' * 63}/{'e' * 63}"
+    engine = open_database(tmp_path, url)
+    with engine.begin() as connection:
+        connection.execute(text('UPDATE usage SET "user" = :user'), {"user": longest})
+    upgrade(engine, "here")
+    engine.dispose()
+    reader = UsageReader(tmp_path, url)
+    assert [line.name for line in reader.sums("user", 0, user="u" * 63)] == [longest]
+    reader.close()
 
 
 OLD_KEYS = """CREATE TABLE keys (id TEXT PRIMARY KEY, user TEXT NOT NULL, digest BLOB NOT NULL,

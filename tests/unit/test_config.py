@@ -167,6 +167,34 @@ def test_a_fault_gets_one_line(tmp_path: Path, edit: Edit, words: str) -> None:
     assert any(words in line for line in lines), lines
 
 
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    [
+        ("ada", True),
+        ("openwebui/ada@example.org", True),
+        ("openwebui/a+b_c.d-e", True),
+        ("openwebui/~541d4deafbdf69e8a615fdea", True),
+        ("u" * 63 + "/" + "e" * 63, True),
+        ("ada@example.org", False),
+        ("a/", False),
+        ("/b", False),
+        ("a/b/c", False),
+        ("a/-b", False),
+        ("a/b c", False),
+        ("a/~541d", False),
+        ("~541d4deafbdf69e8a615fdea", False),
+        ("a/" + "e" * 64, False),
+    ],
+)
+def test_a_user_may_be_an_end_user_of_a_users_keys(tmp_path: Path, name: str, holds: bool) -> None:
+    def edit(site: dict[str, Any]) -> None:
+        site["users"] = {name: {"requests_per_minute": 0}}
+
+    lines = fault(tmp_path, edit)
+    assert any("requests_per_minute" in line for line in lines)
+    assert any("is no name" in line for line in lines) is not holds
+
+
 def test_several_faults_get_a_line_each(tmp_path: Path) -> None:
     def edit(site: dict[str, Any]) -> None:
         put("engines/chat/contxt", 1)(site)

@@ -30,9 +30,8 @@ def forms(error: dict[str, object]) -> list[dict[str, object]]:
 
 @given(st.integers(400, 599), st.booleans(), st.sampled_from(["", "BadRequestError", "internal_error"]))
 def test_a_code_decides_in_every_form(code: int, as_text: bool, kind: str) -> None:
-    error = {"message": "m", "code": str(code) if as_text else code, "param": None} | (
-        {"type": kind} if kind else {}
-    )
+    error: dict[str, object] = {"message": "m", "code": str(code) if as_text else code, "param": None}
+    error |= {"type": kind} if kind else {}
     for form in forms(error)[:2]:
         found = read_error(json.dumps(form).encode())
         assert found is not None
