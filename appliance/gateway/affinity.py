@@ -26,8 +26,8 @@ than it wins.
 PROMPT_PREFIX = 1024
 """Bytes of a plain prompt that make its key: templates and files' heads repeat, their ends do not."""
 
-CHAT_HEADERS = frozenset({b"x-chat-id", b"x-session-id", b"x-openwebui-chat-id"})
-"""Headers by which clients name a chat: ours, a common one, and Open WebUI's."""
+CHAT_HEADERS = frozenset({b"x-chat-id", b"x-session-id", b"x-openwebui-chat-id", b"x-claude-code-session-id"})
+"""Headers by which clients name a chat: ours, a common one, Open WebUI's and Claude Code's."""
 
 _ROLE_USER = "user"
 _ITEMS = msgspec.json.Decoder(list[Message])

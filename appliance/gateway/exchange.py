@@ -354,22 +354,26 @@ class Exchange(Account, Rebound):
 
     def crashed(self, error: Exception) -> None:
         """End the request with a 500: the gateway itself failed on it."""
+        self._report(error)
+        if self._ended:
+            return
+        request_id = self._row.request_id
+        try:
+            self._give_up()
+            message = f"The gateway failed on this request; its log has the reason under {request_id}"
+            self._fail(InternalError(message), "error")
+        except Exception as second:  # noqa: BLE001 - no answer can be written: the client sees its connection close
+            self._report(second)
+            self._close_books()
+            self._client.cut()
+
+    # Inside.
+
+    def _report(self, error: Exception) -> None:
         row = self._row
         fields = {"request_id": row.request_id, "endpoint": row.endpoint, "engine": row.engine}
         LOG.error("the gateway failed on a request", exc_info=error, extra={"fields": fields})
         self._shared.metrics.internal_errors += 1
-        if self._ended:
-            return
-        try:
-            self._give_up()
-            known = InternalError(
-                f"The gateway failed on this request; its log has the reason under {row.request_id}"
-            )
-            self._fail(known, "error")
-        finally:
-            self._close_books()
-
-    # Inside.
 
     def _post(self, replica: Replica, body: bytes) -> None:
         row = self._row
@@ -482,8 +486,9 @@ class Exchange(Account, Rebound):
             client.end_stream(b"data: " + body.replace(b"\n", b" ") + b"\n\n")
 
     def _start_stream(self, status: int) -> None:
+        headers = self._id_headers()
         self._streaming = True
-        self._client.start_stream(status, self._id_headers())
+        self._client.start_stream(status, headers)
 
     def _id_headers(self) -> bytes:
         row = self._row
@@ -555,6 +560,7 @@ class Exchange(Account, Rebound):
         now = self._shared.clock()
         try:
             self._settle(now)
-        finally:
-            if self._service is not None and self._replica is not None:
-                self._service.release(self._replica, self, now)
+        except Exception as error:  # noqa: BLE001 - the answer goes out and the slot goes back all the same
+            self._report(error)
+        if self._service is not None and self._replica is not None:
+            self._service.release(self._replica, self, now)

@@ -72,6 +72,15 @@ class Tape:
         """Its end."""
         self._end(len(data), lambda client: client.end_stream(data))
 
+    def cut(self) -> None:
+        """No answer comes: every reader sees its connection close, and the key is free again."""
+        readers = [*self._readers]
+        self._readers.clear()
+        self.complete = True
+        self._finished(self)
+        for reader in readers:
+            reader.cut()
+
     def _record(self, size: int, call: Callable[[Client], None]) -> None:
         self.size += size
         self._calls.append(call)

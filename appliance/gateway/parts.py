@@ -35,6 +35,9 @@ class Client(Protocol):
     def end_stream(self, data: bytes = ...) -> None:
         """Its end, after a last piece."""
 
+    def cut(self) -> None:
+        """Close the connection without an answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:

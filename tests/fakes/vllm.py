@@ -11,7 +11,8 @@ sends a frame that is no JSON, ``double`` sends each token twice, ``content_type
 ``early_empty`` sends an empty chunk before the first token, ``error_body`` answers 200 with an error,
 ``late_end`` lets HTTP's own end come half a second after ``[DONE]``,
 ``reset`` closes without an answer, ``hang`` sends headers and then nothing, ``split`` writes byte by byte,
-``status:n`` answers status n, ``mistake`` does what vLLM does with a client's mistake, by endpoint.
+``status:n`` answers status n, ``late:n`` does so after ``ttft_ms``, ``mistake`` does what vLLM does with a
+client's mistake, by endpoint.
 
 ``--fault`` gives a fault to every request. ``merge`` puts all tokens after the first into chunks of three.
 ``POST /tokenize`` counts as vLLM's does.
@@ -264,6 +265,9 @@ class Connection(asyncio.Protocol):
         }
         if plan.fault == "reset":
             self.transport.close()
+        elif plan.fault == "late":
+            error = {"error": {"message": "as told", "type": "fake", "code": plan.after}}
+            self.loop.call_later(plan.ttft_ms / 1000, self.answer, error, plan.after)
         elif (refusal := self.refusal(request, plan)) is not None:
             self.answer(*refusal)
         elif self.engine.asleep:

@@ -1,0 +1,83 @@
+"""A gateway in which one part fails once: ``python -m tests.fakes.faulty_gateway PART gateway --config FILE``.
+
+SIGUSR1 arms the part, and the log says ``armed``; its next call raises an error of a kind that nothing expects.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+from typing import Any
+
+from appliance.cli import main
+from appliance.gateway import (
+    account,
+    app,
+    exchange,
+    idempotency,
+    keys,
+    limits,
+    media,
+    metrics,
+    reply,
+    route,
+    stream,
+)
+from appliance.gateway import connection as client_connection
+
+PARTS: dict[str, tuple[object, str]] = {
+    "headers": (client_connection.ClientConnection, "on_header"),
+    "begin": (app.Gateway, "begin"),
+    "authenticate": (keys.Authenticator, "authenticate_any"),
+    "handle": (app.Gateway, "handle"),
+    "find_tape": (idempotency.Tapes, "find"),
+    "decode": (exchange, "decode"),
+    "find": (route.Router, "find"),
+    "check": (exchange, "check"),
+    "media": (media, "check"),
+    "admit": (limits.Ledger, "admit"),
+    "weight": (limits.Ledger, "weight"),
+    "sequences": (exchange, "sequences"),
+    "with_usage": (exchange, "with_usage"),
+    "submit": (route.Service, "submit"),
+    "pick": (route.Service, "_pick"),
+    "granted": (exchange.Exchange, "_post"),
+    "charge": (account.Account, "_charge"),
+    "feed": (stream.Relay, "feed"),
+    "read_usage": (exchange, "read_usage"),
+    "id_headers": (reply, "id_headers"),
+    "count": (metrics.Metrics, "count"),
+    "finish": (limits.Ledger, "finish"),
+}
+"""The parts that a request passes, in about the order in which it does."""
+
+
+class UnexpectedError(Exception):
+    """An error of a kind that nothing expects."""
+
+
+def break_part(name: str) -> None:
+    owner, attribute = PARTS[name]
+    function = getattr(owner, attribute)
+    armed: list[bool] = []
+
+    def arm(number: int, frame: object) -> None:
+        armed.append(True)
+        print("armed", file=sys.stderr, flush=True)
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if armed:
+            armed.clear()
+            raise UnexpectedError(name)
+        return function(*args, **kwargs)
+
+    signal.signal(signal.SIGUSR1, arm)
+    static = isinstance(vars(owner).get(attribute), staticmethod)
+    setattr(owner, attribute, staticmethod(run) if static else run)
+
+
+if __name__ == "__main__":
+    break_part(sys.argv[1])
+    sys.exit(main(sys.argv[2:]))

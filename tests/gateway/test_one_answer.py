@@ -1,0 +1,208 @@
+"""Every accepted request gets one answer and gives everything back, whatever it holds and whatever fails inside."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from appliance.store.keys import KeyStore
+from tests.conftest import Process, Service, a_site, chat, exchange, free_port, head, start, start_fake, wait_until
+from tests.fakes.faulty_gateway import PARTS
+
+NUMBERS = ("1e400", "-1e999", "1.79769313486232e+308", "NaN", "9" * 5000, "4.0", "1E1", "-0", '"4"', "true", "2.5")
+TEXTS = ('"caf\\u00e9"', '"\\ud800"', '"x"', '""', '"http://10.0.0.1/"', '"\\u0000"')
+SHAPES = (
+    "null",
+    "[]",
+    "{}",
+    "[1,[2]]",
+    '{"url":1e400}',
+    '[{"role":"user","content":"hi"}]',
+    '[{"role":7}]',
+    "[null]",
+)
+VALUES = st.sampled_from(NUMBERS + TEXTS + SHAPES)
+FIELDS = (
+    "stream", "n", "best_of", "max_tokens", "max_completion_tokens", "max_output_tokens", "stream_options",
+    "messages", "prompt", "input", "system", "instructions", "metadata", "user", "tools", "image_url",
+    "prompt_cache_key", "x", "documents", "query", "background", "thinking", "temperature",
+)  # fmt: skip
+PATHS = (
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
+    "/v1/embeddings", "/v1/rerank", "/tokenize",
+)  # fmt: skip
+CHAT = '"messages":[{"role":"system","content":[{"type":"text","text":"a\\u00e9"}]},{"role":"user","content":"hi"}]'
+
+
+def site_argv(folder: Path, **more: Any) -> tuple[Process, list[str], int, str]:
+    """An engine, the arguments of a gateway before it, its port and a key."""
+    engine = start_fake(folder / "engine.log")
+    port = free_port()
+    roles = {"writer": {"model": "fake", "system_prompt": "Be brief.", "sampling": {"temperature": 0.5}}}
+    config = folder / "site.json"
+    config.write_text(json.dumps(a_site(port, engine.port, folder, roles=roles, **more)))
+    store = KeyStore(folder)
+    key = store.create("ada")
+    store.close()
+    return engine, ["gateway", "--config", str(config)], port, key
+
+
+@contextmanager
+def faulty(folder: Path, part: str) -> Iterator[Service]:
+    """A gateway whose ``part`` fails when it is armed."""
+    engine, argv, port, key = site_argv(folder)
+    try:
+        gateway = start(
+            [sys.executable, "-m", "tests.fakes.faulty_gateway", part, *argv], port, folder / "gateway.log"
+        )
+        try:
+            yield Service(gateway, engine, folder, key, folder / "site.json")
+        finally:
+            gateway.stop()
+    finally:
+        engine.stop()
+
+
+def arm(service: Service) -> None:
+    armed = service.gateway.log.read_text().count("armed")
+    service.gateway.process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: service.gateway.log.read_text().count("armed") == armed + 1, "the part is armed", 10)
+
+
+def metric(service: Service, name: str) -> float:
+    found = re.search(
+        rf"^appliance_gateway_{re.escape(name)} (\S+)$", service.get("/metrics").body.decode(), re.MULTILINE
+    )
+    assert found, name
+    return float(found.group(1))
+
+
+def idle(service: Service) -> bool:
+    return (
+        metric(service, "requests_in_flight") == 0
+        and metric(service, 'engine_requests_in_flight{engine="chat"}') == 0
+        and metric(service, 'queue_length{model="fake"}') == 0
+    )
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_error_anywhere_is_a_500_of_that_request_and_of_no_other(tmp_path: Path, part: str) -> None:
+    endpoints = ("/v1/chat/completions", "/v1/messages")
+    with faulty(tmp_path, part) as service:
+        for number, endpoint in enumerate(endpoints):
+            stream = part != "read_usage"
+            body = json.dumps(chat("fake: tokens=3", max_tokens=8, stream=stream)).encode()
+            lines = f"content-length: {len(body)}", f"idempotency-key: {part}-{number}", "connection: close"
+            sent = head(service, *lines, path=endpoint)
+            if part == "with_usage" and endpoint == "/v1/messages":
+                # Nothing asks for the usage there.
+                continue
+            arm(service)
+            answer = exchange(service, sent + body, timeout=15)
+            first = answer.partition(b"\r\n")[0]
+            begun = part in ("count", "finish") or first.endswith(b" 200 OK")
+            assert begun or first == b"HTTP/1.1 500 Internal Server Error", answer[:300]
+            if first.endswith(b"500 Internal Server Error"):
+                value = json.loads(answer.partition(b"\r\n\r\n")[2])
+                assert "The gateway failed" in value["error"]["message"]
+                assert ("type" in value) == (endpoint == "/v1/messages")
+                assert b"x-request-id: " in answer
+            wait_until(lambda: idle(service), "everything is given back", 10)
+            # The same key asks again: nothing of the failed attempt is kept.
+            again = exchange(service, sent + body, timeout=15)
+            assert again.startswith(b"HTTP/1.1 200 OK"), again[:300]
+            wait_until(lambda: idle(service), "everything is given back", 10)
+        lines = [line for line in service.gateway.log.read_text().splitlines() if line.startswith("{")]
+        failed = [entry for entry in map(json.loads, lines) if "UnexpectedError" in entry.get("traceback", "")]
+        assert failed
+        assert all(entry["level"] == "error" for entry in failed)
+        assert any(entry.get("request_id") for entry in failed) or part in ("headers", "pick")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("plain")
+    engine, argv, port, key = site_argv(folder)
+    try:
+        gateway = start([sys.executable, "-m", "appliance", *argv], port, folder / "gateway.log")
+        try:
+            yield Service(gateway, engine, folder, key, folder / "site.json")
+        finally:
+            code = gateway.stop()
+            log = (folder / "gateway.log").read_text()
+            assert code == 0
+            assert "Traceback" not in log, log[-3000:]
+    finally:
+        engine.stop()
+
+
+BODIES = st.lists(st.tuples(st.sampled_from(FIELDS), VALUES), max_size=4).map(
+    lambda pairs: ",".join(f'"{name}":{value}' for name, value in pairs)
+)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(PATHS),
+    st.sampled_from(["fake", "writer", "nobody"]),
+    st.booleans(),
+    BODIES,
+    st.sampled_from(["", "idempotency-key: ", "x-chat-id: c"]),
+    st.integers(0, 10**9),
+)
+def test_any_body_gets_one_answer(
+    plain: Service, path: str, model: str, talks: bool, fields: str, more: str, number: int
+) -> None:
+    """Valid and not, by every endpoint and through a role; two on one connection, so that each is answered once."""
+    parts = [f'"model":"{model}"', *([CHAT] if talks else []), *([fields] if fields else [])]
+    body = ("{" + ",".join(parts) + "}").encode()
+    lines = [f"content-length: {len(body)}"] + (
+        [more + (f"k{number}" if more.endswith(": ") else "")] if more else []
+    )
+    health = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", plain.gateway.port), timeout=30) as connection:
+        connection.sendall(head(plain, *lines, path=path) + body + health)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    statuses = re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)
+    assert len(statuses) == 2, (body, answer[:400])
+    assert answer.endswith(b'{"status":"ok"}'), body
+    assert int(statuses[0]) < 500, (body, answer[:400])
+    wait_until(lambda: idle(plain), "everything is given back", 10)
+
+
+def test_every_answer_has_a_request_id(plain: Service) -> None:
+    seen = set()
+    key = f"authorization: Bearer {plain.key}"
+    for line in (
+        "GET /health", "GET /v1/models", "GET /nothing", "POST /v1/chat/completions", "DELETE /v1/models",
+        "GET /v1/models/x", "OPTIONS /v1/models", "HEAD /ready",
+    ):  # fmt: skip
+        for credential in (key, "authorization: Bearer sk-bad"):
+            sent = f"{line} HTTP/1.1\r\nhost: x\r\n{credential}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+            answer = exchange(plain, sent.encode(), to_the_end=True)
+            found = re.findall(rb"x-request-id: ([0-9a-f]{24})\r\n", answer)
+            assert len(found) == 1, (line, answer)
+            seen.add(found[0])
+    assert len(seen) == 16
+    for broken in (b"NONSENSE\r\n\r\n", b"GET /v1/messages HTTP/1.1\r\nx: " + b"y" * 40_000 + b"\r\n\r\n"):
+        assert b"x-request-id: " in exchange(plain, broken, to_the_end=True)
+
+
+def test_an_error_in_an_endpoint_of_operations_ends_one_request_and_not_the_gateway(tmp_path: Path) -> None:
+    with faulty(tmp_path, "handle") as service:
+        arm(service)
+        assert service.get("/health").status == 500
+        assert service.get("/health").status == 200
