@@ -11,7 +11,9 @@ sends a frame that is no JSON, ``double`` sends each token twice, ``content_type
 ``early_empty`` sends an empty chunk before the first token, ``error_body`` answers 200 with an error,
 ``late_end`` lets HTTP's own end come half a second after ``[DONE]``,
 ``reset`` closes without an answer, ``hang`` sends headers and then nothing, ``split`` writes byte by byte,
-``status:n`` answers status n.
+``status:n`` answers status n, ``late_status:n`` does so after ``ttft_ms``.
+
+``tool=1`` makes the answer a call of the request's first tool, whose arguments are ``{"place":"Rome"}``.
 
 ``--fault`` gives a fault to every request. ``merge`` puts all tokens after the first into chunks of three.
 ``POST /tokenize`` counts as vLLM's does.
@@ -32,8 +34,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any, cast
 
 import httptools
 import msgspec
@@ -41,6 +44,8 @@ import uvloop
 
 NAME = "fake-engine"
 DIRECTIVE = re.compile(rb"fake:((?: ?[a-z_0-9]+=[a-z_0-9.:]+)+)")
+ARGUMENTS = ('{"pla', 'ce":"Rome"}')
+"""The arguments of the call that ``tool=1`` asks for, in the pieces of a stream."""
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "rests", "in", "grün")
 
 
@@ -56,6 +61,7 @@ class Request(msgspec.Struct):
     max_completion_tokens: int | None = None
     max_output_tokens: int | None = None
     input: object = None
+    tools: list[dict[str, Any]] | None = None
     documents: list[object] | None = None
 
 
@@ -70,6 +76,7 @@ class Plan:
     itl_ms: float = 5.0
     ttft_ms: float = 5.0
     stamp: int = 0
+    tool: int = 0
     fault: str = ""
     after: int = 0
 
@@ -104,14 +111,14 @@ class Engine:
 
 def read_plan(body: bytes, default: Plan) -> Plan:
     """The directive in ``body`` over ``default``."""
-    plan = Plan(default.tokens, default.itl_ms, default.ttft_ms, default.stamp, default.fault, default.after)
+    plan = replace(default)
     match = DIRECTIVE.search(body)
     for pair in match.group(1).decode().split() if match else ():
         key, value = pair.split("=")
         if key == "fault":
             plan.fault, _, after = value.partition(":")
             plan.after = int(after or 0)
-        elif key in ("tokens", "stamp"):
+        elif key in ("tokens", "stamp", "tool"):
             setattr(plan, key, int(value))
         else:
             setattr(plan, key, float(value))
@@ -124,6 +131,10 @@ def chunk(data: bytes) -> bytes:
 
 def frame(value: object) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def event(kind: str, **more: object) -> bytes:
+    return b"event: %s\n" % kind.encode() + frame({"type": kind, **more})
 
 
 class Connection(asyncio.Protocol):
@@ -235,6 +246,13 @@ class Connection(asyncio.Protocol):
             % (status, len(body), body)
         )
 
+    def refuse(self, path: bytes, status: int) -> None:
+        """Answer ``status`` in the shape that vLLM uses on ``path``."""
+        if path == b"/v1/messages":
+            self.answer({"type": "error", "error": {"type": "fake", "message": "as told"}}, status)
+        else:
+            self.answer({"error": {"message": "as told", "type": "fake", "code": status}}, status)
+
     def post(self, path: bytes, request: Request, body: bytes) -> None:
         plan = read_plan(body, self.engine.plan)
         if self.engine.spread > 1:
@@ -245,6 +263,8 @@ class Connection(asyncio.Protocol):
         wanted = request.max_completion_tokens or request.max_tokens or request.max_output_tokens
         self.finish = "stop" if wanted is None or wanted >= plan.tokens else "length"
         plan.tokens = plan.tokens if wanted is None else min(plan.tokens, wanted)
+        if plan.tool:
+            self.finish, plan.tokens = "tool_calls", len(ARGUMENTS)
         self.usage = {"prompt_tokens": max(1, len(body) // 8), "completion_tokens": plan.tokens}
         self.usage["total_tokens"] = sum(self.usage.values())
         routes = {
@@ -253,15 +273,9 @@ class Connection(asyncio.Protocol):
             b"/v1/responses": self.response,
             b"/v1/messages": self.message,
         }
-        if plan.fault == "reset":
-            self.transport.close()
-        elif plan.fault == "status":
-            self.answer({"error": {"message": "as told", "type": "fake", "code": plan.after}}, plan.after)
-        elif plan.fault == "error_body":
-            self.answer({"error": {"message": "as told", "type": "InternalServerError", "code": 500}})
-        elif self.engine.asleep:
-            self.answer({"error": {"message": "asleep", "type": "InternalServerError", "code": 500}}, 500)
-        elif request.model.partition(":")[0] != self.engine.model:
+        if self.broken(path, plan):
+            return
+        if request.model.partition(":")[0] != self.engine.model:
             error = {
                 "message": f"The model `{request.model}` does not exist.",
                 "type": "NotFoundError",
@@ -284,6 +298,22 @@ class Connection(asyncio.Protocol):
             self.answer({"id": "score-fake", "object": "list", "data": [score], "usage": self.usage})
         else:
             self.answer({"detail": "Not Found"}, 404)
+
+    def broken(self, path: bytes, plan: Plan) -> bool:
+        """Answer as a fault demands that leaves no room for an answer; whether there was one."""
+        if plan.fault == "reset":
+            self.transport.close()
+        elif plan.fault == "status":
+            self.refuse(path, plan.after)
+        elif plan.fault == "late_status":
+            self.loop.call_later(plan.ttft_ms / 1000, self.refuse, path, plan.after)
+        elif plan.fault == "error_body":
+            self.answer({"error": {"message": "as told", "type": "InternalServerError", "code": 500}})
+        elif self.engine.asleep:
+            self.answer({"error": {"message": "asleep", "type": "InternalServerError", "code": 500}}, 500)
+        else:
+            return False
+        return True
 
     def control(self, path: bytes) -> bool:
         """What vLLM has in development mode only; whether it was that."""
@@ -365,6 +395,9 @@ class Connection(asyncio.Protocol):
             yield from self.words(plan)
 
     def words(self, plan: Plan) -> Iterator[str]:
+        if plan.tool:
+            yield from ARGUMENTS
+            return
         for i in range(plan.tokens):
             if plan.stamp:
                 yield f"t={time.monotonic_ns() // 1000:016d}"
@@ -372,9 +405,18 @@ class Connection(asyncio.Protocol):
                 yield ("" if i == 0 else " ") + WORDS[i % len(WORDS)]
 
     def stream(
-        self, plan: Plan, first: bytes, one: dict[str, object], put: str, last: list[bytes], event: bytes = b""
+        self,
+        plan: Plan,
+        first: bytes,
+        one: dict[str, object],
+        last: list[bytes],
+        event: bytes = b"",
+        number: int | None = None,
     ) -> Iterator[tuple[float, bytes]]:
-        """SSE: ``first`` frames, one frame per token (``one`` with the text at ``put``), ``last`` frames."""
+        """SSE: ``first`` frames, one frame per token (``one`` with the text at ``@``), ``last`` frames.
+
+        ``number`` is that of the first token's frame, and stands at ``#``.
+        """
         kind = b"application/json" if plan.fault == "content_type" else b"text/event-stream; charset=utf-8"
         head = b"HTTP/1.1 200 OK\r\ncontent-type: " + kind + b"\r\ntransfer-encoding: chunked\r\n\r\n"
         if plan.fault == "hang":
@@ -383,15 +425,18 @@ class Connection(asyncio.Protocol):
         early = plan.fault == "early_empty"
         if early:
             yield 0, head + chunk(first)
-        before, _, after = json.dumps(one, separators=(",", ":")).partition(f'"{put}"')
+        before, _, after = json.dumps(one, separators=(",", ":")).partition('"@"')
         pieces = (event + b"data: " + before.encode(), after.encode() + b"\n\n")
         wait = plan.ttft_ms
         counters = self.engine.counters
         for i, text in enumerate(self.texts(plan)):
             counters["tokens"] += 1
             if plan.fault in ("cut", "stall", "error", "garbage") and i == plan.after:
-                yield from self.break_off(plan, head if i == 0 else b"", named=bool(event))
-            data = chunk(json.dumps(text, ensure_ascii=False).encode().join(pieces))
+                yield from self.break_off(plan, head if i == 0 else b"", named=bool(event) and number is None)
+            line = json.dumps(text, ensure_ascii=False).encode().join(pieces)
+            if number is not None:
+                line = line.replace(b'"#"', b"%d" % (number + i))
+            data = chunk(line)
             if plan.fault == "double":
                 data += data
             if i == 0 and not early:
@@ -447,9 +492,18 @@ class Connection(asyncio.Protocol):
             "system_fingerprint": NAME,
         }
 
+    def tool(self, request: Request) -> str:
+        """The name of the request's first tool, which the chat API keeps one level deeper."""
+        first = (request.tools or [{}])[0]
+        return str(first.get("name") or first.get("function", {}).get("name", "none"))
+
     def chat(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
+        call = {"id": "call_fake", "type": "function", "function": {"name": self.tool(request)}}
         if not request.stream:
-            message = {"role": "assistant", "content": "".join(self.texts(plan))}
+            message: dict[str, object] = {"role": "assistant", "content": "".join(self.texts(plan))}
+            if plan.tool:
+                call["function"] = {"name": self.tool(request), "arguments": message["content"]}
+                message |= {"content": None, "tool_calls": [call]}
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish}
             usage = {} if plan.fault == "no_usage" else {"usage": self.usage}
             return self.whole(plan, self.base("chat.completion") | {"choices": [choice], **usage})
@@ -459,8 +513,11 @@ class Connection(asyncio.Protocol):
             return base | {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]}
 
         first = frame(one({"role": "assistant", "content": ""}))
-        ending = self.ending(plan, request, one({}, self.finish), base)
-        return self.stream(plan, first, one({"content": "@"}), "@", ending)
+        token: dict[str, object] = {"content": "@"}
+        if plan.tool:
+            first += frame(one({"tool_calls": [{"index": 0, **call}]}))
+            token = {"tool_calls": [{"index": 0, "function": {"arguments": "@"}}]}
+        return self.stream(plan, first, one(token), self.ending(plan, request, one({}, self.finish), base))
 
     def completion(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
         base = self.base("text_completion")
@@ -469,50 +526,94 @@ class Connection(asyncio.Protocol):
             return self.whole(plan, base | {"choices": [choice], "usage": self.usage})
         last = base | {"choices": [{"index": 0, "text": "", "finish_reason": self.finish}]}
         one = base | {"choices": [{"index": 0, "text": "@", "finish_reason": None}]}
-        return self.stream(plan, b"", one, "@", self.ending(plan, request, last, base))
+        return self.stream(plan, b"", one, self.ending(plan, request, last, base))
 
     def response(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
+        """OpenAI's Responses API: every event has its name twice, and a number."""
         text = "".join(self.texts(plan))
-        usage = {"input_tokens": self.usage["prompt_tokens"], "output_tokens": plan.tokens}
-        part = {"type": "output_text", "text": text, "annotations": []}
-        item = {
-            "type": "message",
-            "id": "msg_fake",
-            "role": "assistant",
-            "status": "completed",
-            "content": [part],
+        usage: dict[str, object] = {
+            "input_tokens": self.usage["prompt_tokens"],
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": plan.tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": self.usage["total_tokens"],
         }
+        part = {"type": "output_text", "text": text, "annotations": []}
+        item: dict[str, object] = {"type": "message", "id": "item_fake", "role": "assistant", "content": [part]}
+        if plan.tool:
+            item = {"type": "function_call", "id": "item_fake", "call_id": "call_fake", "arguments": text}
+            item["name"] = self.tool(request)
+        item["status"] = "completed"
         full: dict[str, object] = {
             "id": "resp_fake",
             "object": "response",
+            "created_at": int(time.time()),
             "model": self.engine.model,
             "status": "completed",
+            "output": [item],
+            "usage": usage,
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
         }
-        full |= {"output": [item], "usage": usage | {"total_tokens": sum(usage.values())}}
         if not request.stream:
             return self.whole(plan, full)
-        empty: dict[str, object] = {"output": [], "usage": None}
-        first = frame({"type": "response.created", "response": full | empty})
-        one: dict[str, object] = {"type": "response.output_text.delta", "item_id": "msg_fake", "delta": "@"}
-        return self.stream(plan, first, one, "@", [frame({"type": "response.completed", "response": full})])
+        begun = full | {"status": "in_progress", "output": [], "usage": None}
+        empty: dict[str, object] = {"arguments": ""} if plan.tool else {"content": []}
+        empty = item | {"status": "in_progress"} | empty
+        where: dict[str, object] = {"item_id": "item_fake", "output_index": 0}
+        first: list[tuple[str, dict[str, object]]] = [
+            ("response.created", {"response": begun}),
+            ("response.in_progress", {"response": begun}),
+            ("response.output_item.added", {"item": empty, "output_index": 0}),
+        ]
+        last: list[tuple[str, dict[str, object]]] = [
+            ("response.output_item.done", {"item": item, "output_index": 0}),
+            ("response.completed", {"response": full}),
+        ]
+        if plan.tool:
+            kind = "response.function_call_arguments"
+            last.insert(0, (f"{kind}.done", where | {"arguments": text, "name": self.tool(request)}))
+        else:
+            kind = "response.output_text"
+            where["content_index"] = 0
+            first.append(("response.content_part.added", where | {"part": part | {"text": ""}}))
+            last.insert(0, ("response.content_part.done", where | {"part": part}))
+            last.insert(0, (f"{kind}.done", where | {"text": text, "logprobs": []}))
+            where["logprobs"] = []
+        one = {"type": f"{kind}.delta", **where, "delta": "@", "sequence_number": "#"}
+        numbers = count()
+        begin = b"".join(event(name, **more, sequence_number=next(numbers)) for name, more in first)
+        after = count(len(first) + plan.tokens)
+        end = [event(name, **more, sequence_number=next(after)) for name, more in last]
+        return self.stream(plan, begin, one, end, b"event: %s.delta\n" % kind.encode(), len(first))
 
     def message(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
-        """Anthropic's API: the prompt's tokens are told when it begins, the answer's when it ends."""
+        """Anthropic's API: it counts the prompt's tokens when it begins, and the answer's when it ends."""
         usage = {"input_tokens": self.usage["prompt_tokens"], "output_tokens": plan.tokens}
         full = {"id": "msg_fake", "type": "message", "role": "assistant", "model": self.engine.model}
+        reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
+        stop = {"stop_reason": reasons.get(self.finish, "end_turn"), "stop_sequence": None}
+        block: dict[str, object] = {"type": "text", "text": ""}
+        delta = {"type": "text_delta", "text": "@"}
+        if plan.tool:
+            block = {"type": "tool_use", "id": "call_fake", "name": self.tool(request), "input": {}}
+            delta = {"type": "input_json_delta", "partial_json": "@"}
         if not request.stream:
-            text = {"type": "text", "text": "".join(self.texts(plan))}
-            return self.whole(plan, full | {"content": [text], "stop_reason": "end_turn", "usage": usage})
-
-        def event(kind: str, **more: object) -> bytes:
-            return b"event: %s\n" % kind.encode() + frame({"type": kind, **more})
-
-        begun = full | {"content": [], "usage": usage | {"output_tokens": 0}}
-        first = event("message_start", message=begun)
-        one = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "@"}}
-        ended = event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
-        last = [b"" if plan.fault == "no_usage" else ended, event("message_stop")]
-        return self.stream(plan, first, one, "@", last, b"event: content_block_delta\n")
+            text = "".join(self.texts(plan))
+            block |= {"input": json.loads(text)} if plan.tool else {"text": text}
+            return self.whole(plan, full | {"content": [block], **stop, "usage": usage})
+        nothing: dict[str, object] = {"content": [], "stop_reason": None}
+        begun = full | nothing | {"usage": usage | {"output_tokens": 0}}
+        first = event("message_start", message=begun) + event("content_block_start", index=0, content_block=block)
+        ended = event("message_delta", delta=stop, usage=usage)
+        last = [
+            event("content_block_stop", index=0),
+            b"" if plan.fault == "no_usage" else ended,
+            event("message_stop"),
+        ]
+        one = {"type": "content_block_delta", "index": 0, "delta": delta}
+        return self.stream(plan, first, one, last, b"event: content_block_delta\n")
 
 
 async def serve(args: argparse.Namespace) -> None:
