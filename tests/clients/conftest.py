@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from appliance.store.keys import KeyStore
 from tests.clients.install import NODE, MissingError, install, node
 from tests.clients.python_sdks import AnthropicSdk, OpenAISdk
 from tests.clients.sdk import NodeSdk, NodeSdks, Sdk
-from tests.conftest import Service, serving, start_fake, wait_until
+from tests.conftest import Process, Service, serving, start_fake, wait_until
 
 MODEL = "Org/Tiny-4B"
 """A name with a slash, like most names on the model hub."""
@@ -24,8 +25,15 @@ MODEL = "Org/Tiny-4B"
 EMBEDDER = "Org/Embedder"
 
 
+@dataclass
+class SdkSite(Service):
+    """A service whose second engine serves :data:`EMBEDDER`."""
+
+    embedder: Process
+
+
 @contextmanager
-def sdk_site(folder: Path, **gateway: Any) -> Iterator[Service]:
+def sdk_site(folder: Path, **gateway: Any) -> Iterator[SdkSite]:
     """A gateway before a fake engine of :data:`MODEL` and one of :data:`EMBEDDER`; keep-alives begin at once."""
     with ExitStack() as stack:
         engines = {}
@@ -45,8 +53,7 @@ def sdk_site(folder: Path, **gateway: Any) -> Iterator[Service]:
         }
         with serving(folder, **site) as service:
             service.engine.stop()
-            service.engine = engines["chat"]
-            yield service
+            yield SdkSite(**(vars(service) | {"engine": engines["chat"], "embedder": engines["embed"]}))
 
 
 def new_keys(service: Service, users: list[str], **limits: Any) -> list[str]:
