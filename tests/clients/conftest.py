@@ -154,3 +154,18 @@ def sdks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sdks]:
         yield found
     finally:
         processes.close()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SdkSite]:
+    with sdk_site(tmp_path_factory.mktemp("clients") / "site") as service:
+        yield service
+
+
+@pytest.fixture(autouse=True)
+def runs_here(request: pytest.FixtureRequest) -> None:
+    """Skip a test whose SDK does not run on this machine."""
+    asked = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    name = asked["client"].sdk if "client" in asked else asked.get("sdk")
+    if name is not None:
+        request.getfixturevalue("sdks")[name]

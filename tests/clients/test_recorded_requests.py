@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.clients.conftest import EMBEDDER, MODEL, SdkSite, sdk_site
+from tests.clients.conftest import EMBEDDER, MODEL, SdkSite
 from tests.clients.recorded import FILE, Recorded, Shape, recorded, replay, shape, structure
 
 REQUESTS = [request for request in recorded() if request.method == "POST"]
@@ -22,12 +21,6 @@ CHANGED = {
     "n8n-tanth": "vLLM refused the noise of a model that had to call a tool",
 }
 """Requests whose recorded status had another cause than the request; here both sides answer 200."""
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SdkSite]:
-    with sdk_site(tmp_path_factory.mktemp("recorded") / "site") as service:
-        yield service
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=str)

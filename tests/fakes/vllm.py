@@ -300,7 +300,7 @@ class Connection(asyncio.Protocol):
             self.answer({"detail": "Not Found"}, 404)
 
     def broken(self, path: bytes, plan: Plan) -> bool:
-        """Answer as a fault demands that leaves no room for an answer; whether there was one."""
+        """Answer with a fault in place of the whole response; whether the plan has such a fault."""
         if plan.fault == "reset":
             self.transport.close()
         elif plan.fault == "status":
@@ -415,7 +415,7 @@ class Connection(asyncio.Protocol):
     ) -> Iterator[tuple[float, bytes]]:
         """SSE: ``first`` frames, one frame per token (``one`` with the text at ``@``), ``last`` frames.
 
-        ``number`` is that of the first token's frame, and stands at ``#``.
+        ``number`` is that of the first token's frame; it replaces ``#``.
         """
         kind = b"application/json" if plan.fault == "content_type" else b"text/event-stream; charset=utf-8"
         head = b"HTTP/1.1 200 OK\r\ncontent-type: " + kind + b"\r\ntransfer-encoding: chunked\r\n\r\n"
