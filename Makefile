@@ -15,7 +15,7 @@ MODEL ?= auto
 SEEDS ?= 1 2 3
 export TORCH_INDEX
 
-.PHONY: up test test-boot test-network network-table lint fmt lock lock-engine verify-wheels options-doc calibrate
+.PHONY: up test test-boot test-network network-table lint fmt lock lock-clients lock-engine verify-wheels options-doc calibrate
 .PHONY: bench clean
 
 up:
@@ -56,6 +56,9 @@ lock:
 	.venv-lock/bin/python -m pip install --quiet --require-hashes -r requirements/lock.lock
 	.venv-lock/bin/python requirements/lock.py
 
+lock-clients:
+	$(PYTHON) -m tests.clients.install --lock
+
 lock-engine:
 	.venv/bin/python -m appliance.pins.lock_engine --python python3.13
 
@@ -73,4 +76,4 @@ calibrate:
 	.venv/bin/python -m appliance.plan.calibrate
 
 clean:
-	rm -rf .venv .venv-engine .venv-lock var
+	rm -rf .venv .venv-engine .venv-lock var tests/clients/node/node_modules

@@ -11,8 +11,10 @@ sends a frame that is no JSON, ``double`` sends each token twice, ``content_type
 ``early_empty`` sends an empty chunk before the first token, ``error_body`` answers 200 with an error,
 ``late_end`` lets HTTP's own end come half a second after ``[DONE]``,
 ``reset`` closes without an answer, ``hang`` sends headers and then nothing, ``split`` writes byte by byte,
-``status:n`` answers status n, ``late:n`` does so after ``ttft_ms``, ``mistake`` does what vLLM does with a
+``status:n`` answers status n, ``late_status:n`` does so after ``ttft_ms``, ``mistake`` does what vLLM does with a
 client's mistake, by endpoint.
+
+``tool=1`` makes the answer a call of the request's first tool, whose arguments are ``{"place":"Rome"}``.
 
 ``--fault`` gives a fault to every request. ``merge`` puts all tokens after the first into chunks of three.
 ``POST /tokenize`` counts as vLLM's does.
@@ -33,8 +35,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any, cast
 
 import httptools
 import msgspec
@@ -49,6 +52,8 @@ MISTAKE = {
 }
 """A client's mistake in vLLM's words; a stream has begun with status 200 when it finds one."""
 DIRECTIVE = re.compile(rb"fake:((?: ?[a-z_0-9]+=[a-z_0-9.:]+)+)")
+ARGUMENTS = ('{"pla', 'ce":"Rome"}')
+"""The arguments of the call that ``tool=1`` asks for, in the pieces of a stream."""
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "rests", "in", "grün")
 
 
@@ -64,6 +69,7 @@ class Request(msgspec.Struct):
     max_completion_tokens: int | None = None
     max_output_tokens: int | None = None
     input: object = None
+    tools: list[dict[str, Any]] | None = None
     documents: list[object] | None = None
 
 
@@ -78,6 +84,7 @@ class Plan:
     itl_ms: float = 5.0
     ttft_ms: float = 5.0
     stamp: int = 0
+    tool: int = 0
     fault: str = ""
     after: int = 0
 
@@ -113,14 +120,14 @@ class Engine:
 
 def read_plan(body: bytes, default: Plan) -> Plan:
     """The directive in ``body`` over ``default``."""
-    plan = Plan(default.tokens, default.itl_ms, default.ttft_ms, default.stamp, default.fault, default.after)
+    plan = replace(default)
     match = DIRECTIVE.search(body)
     for pair in match.group(1).decode().split() if match else ():
         key, value = pair.split("=")
         if key == "fault":
             plan.fault, _, after = value.partition(":")
             plan.after = int(after or 0)
-        elif key in ("tokens", "stamp"):
+        elif key in ("tokens", "stamp", "tool"):
             setattr(plan, key, int(value))
         else:
             setattr(plan, key, float(value))
@@ -133,6 +140,10 @@ def chunk(data: bytes) -> bytes:
 
 def frame(value: object) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def event(kind: str, **more: object) -> bytes:
+    return b"event: %s\n" % kind.encode() + frame({"type": kind, **more})
 
 
 class Connection(asyncio.Protocol):
@@ -230,11 +241,14 @@ class Connection(asyncio.Protocol):
 
     def tokenize(self, body: bytes) -> None:
         """One token per five letters of a word begun, and 10 for a chat's template; as exact as it is untrue."""
-        asked = msgspec.json.decode(body)
-        if "messages" in asked:
-            text, extra = " ".join(message["content"] for message in asked["messages"]), 10
-        else:
-            text, extra = asked["prompt"], 0
+        asked = json.loads(body)
+        messages, text, extra = asked.get("messages"), asked.get("prompt"), 0
+        if isinstance(messages, list):
+            contents = [message.get("content") for message in messages if isinstance(message, dict)]
+            text, extra = " ".join(content for content in contents if isinstance(content, str)), 10
+        if not isinstance(text, str):
+            self.answer({"error": {"message": "no prompt", "type": "BadRequestError", "code": 400}}, 400)
+            return
         count = extra + sum(-(-len(word) // 5) for word in text.split())
         self.answer({"count": count, "max_model_len": self.engine.context, "tokens": list(range(count))})
 
@@ -244,6 +258,13 @@ class Connection(asyncio.Protocol):
             b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
             % (status, len(body), body)
         )
+
+    def refuse(self, path: bytes, status: int) -> None:
+        """Answer ``status`` in the shape that vLLM uses on ``path``."""
+        if path == b"/v1/messages":
+            self.answer({"type": "error", "error": {"type": "fake", "message": "as told"}}, status)
+        else:
+            self.answer({"error": {"message": "as told", "type": "fake", "code": status}}, status)
 
     def post(self, path: bytes, request: Request, body: bytes) -> None:
         plan = read_plan(body, self.engine.plan)
@@ -255,6 +276,8 @@ class Connection(asyncio.Protocol):
         wanted = request.max_completion_tokens or request.max_tokens or request.max_output_tokens
         self.finish = "stop" if wanted is None or wanted >= plan.tokens else "length"
         plan.tokens = plan.tokens if wanted is None else min(plan.tokens, wanted)
+        if plan.tool:
+            self.finish, plan.tokens = "tool_calls", len(ARGUMENTS)
         self.usage = {"prompt_tokens": max(1, len(body) // 8), "completion_tokens": plan.tokens}
         self.usage["total_tokens"] = sum(self.usage.values())
         routes = {
@@ -263,16 +286,9 @@ class Connection(asyncio.Protocol):
             b"/v1/responses": self.response,
             b"/v1/messages": self.message,
         }
-        if plan.fault == "reset":
-            self.transport.close()
-        elif plan.fault == "late":
-            error = {"error": {"message": "as told", "type": "fake", "code": plan.after}}
-            self.loop.call_later(plan.ttft_ms / 1000, self.answer, error, plan.after)
-        elif (refusal := self.refusal(request, plan)) is not None:
-            self.answer(*refusal)
-        elif self.engine.asleep:
-            self.answer({"error": {"message": "asleep", "type": "InternalServerError", "code": 500}}, 500)
-        elif request.model.partition(":")[0] != self.engine.model:
+        if self.broken(path, request, plan):
+            return
+        if request.model.partition(":")[0] != self.engine.model:
             error = {
                 "message": f"The model `{request.model}` does not exist.",
                 "type": "NotFoundError",
@@ -296,14 +312,23 @@ class Connection(asyncio.Protocol):
         else:
             self.answer({"detail": "Not Found"}, 404)
 
-    @staticmethod
-    def refusal(request: Request, plan: Plan) -> tuple[dict[str, object], int] | None:
-        """The whole error that the plan asks for, and its status."""
-        if plan.fault == "status":
-            return {"error": {"message": "as told", "type": "fake", "code": plan.after}}, plan.after
-        if plan.fault == "error_body":
-            return {"error": {"message": "as told", "type": "InternalServerError", "code": 500}}, 200
-        return ({"error": MISTAKE}, 400) if plan.fault == "mistake" and not request.stream else None
+    def broken(self, path: bytes, request: Request, plan: Plan) -> bool:
+        """Answer with a fault in place of the whole response; whether the plan has such a fault."""
+        if plan.fault == "reset":
+            self.transport.close()
+        elif plan.fault == "mistake" and not request.stream:
+            self.answer({"error": MISTAKE}, 400)
+        elif plan.fault == "status":
+            self.refuse(path, plan.after)
+        elif plan.fault == "late_status":
+            self.loop.call_later(plan.ttft_ms / 1000, self.refuse, path, plan.after)
+        elif plan.fault == "error_body":
+            self.answer({"error": {"message": "as told", "type": "InternalServerError", "code": 500}})
+        elif self.engine.asleep:
+            self.answer({"error": {"message": "asleep", "type": "InternalServerError", "code": 500}}, 500)
+        else:
+            return False
+        return True
 
     def control(self, path: bytes) -> bool:
         """What vLLM has in development mode only; whether it was that."""
@@ -385,6 +410,9 @@ class Connection(asyncio.Protocol):
             yield from self.words(plan)
 
     def words(self, plan: Plan) -> Iterator[str]:
+        if plan.tool:
+            yield from ARGUMENTS
+            return
         for i in range(plan.tokens):
             if plan.stamp:
                 yield f"t={time.monotonic_ns() // 1000:016d}"
@@ -392,9 +420,18 @@ class Connection(asyncio.Protocol):
                 yield ("" if i == 0 else " ") + WORDS[i % len(WORDS)]
 
     def stream(
-        self, plan: Plan, first: bytes, one: dict[str, object], put: str, last: list[bytes], event: bytes = b""
+        self,
+        plan: Plan,
+        first: bytes,
+        one: dict[str, object],
+        last: list[bytes],
+        event: bytes = b"",
+        number: int | None = None,
     ) -> Iterator[tuple[float, bytes]]:
-        """SSE: ``first`` frames, one frame per token (``one`` with the text at ``put``), ``last`` frames."""
+        """SSE: ``first`` frames, one frame per token (``one`` with the text at ``@``), ``last`` frames.
+
+        ``number`` is that of the first token's frame; it replaces ``#``.
+        """
         kind = b"application/json" if plan.fault == "content_type" else b"text/event-stream; charset=utf-8"
         head = b"HTTP/1.1 200 OK\r\ncontent-type: " + kind + b"\r\ntransfer-encoding: chunked\r\n\r\n"
         if plan.fault == "hang":
@@ -405,15 +442,18 @@ class Connection(asyncio.Protocol):
         early = plan.fault == "early_empty"
         if early:
             yield 0, head + chunk(first)
-        before, _, after = json.dumps(one, separators=(",", ":")).partition(f'"{put}"')
+        before, _, after = json.dumps(one, separators=(",", ":")).partition('"@"')
         pieces = (event + b"data: " + before.encode(), after.encode() + b"\n\n")
         wait = plan.ttft_ms
         counters = self.engine.counters
         for i, text in enumerate(self.texts(plan)):
             counters["tokens"] += 1
             if plan.fault in ("cut", "stall", "error", "garbage") and i == plan.after:
-                yield from self.break_off(plan, head if i == 0 else b"", named=bool(event))
-            data = chunk(json.dumps(text, ensure_ascii=False).encode().join(pieces))
+                yield from self.break_off(plan, head if i == 0 else b"", named=bool(event) and number is None)
+            line = json.dumps(text, ensure_ascii=False).encode().join(pieces)
+            if number is not None:
+                line = line.replace(b'"#"', b"%d" % (number + i))
+            data = chunk(line)
             if plan.fault == "double":
                 data += data
             if i == 0 and not early:
@@ -430,11 +470,11 @@ class Connection(asyncio.Protocol):
     def mistake(self, plan: Plan, head: bytes, first: bytes, *, named: bool) -> Iterator[tuple[float, bytes]]:
         """What vLLM 0.32 sends where it finds a client's mistake after a stream has begun, by endpoint."""
         if b"response.created" in first:
-            yield 0, head + chunk(first)
+            yield 0, head + chunk(b"\n\n".join(first.split(b"\n\n")[:2]) + b"\n\n")
         elif named:
             text = "2 validation errors for ChatCompletionStreamResponse [input_value={'error': {'code': 400}}]"
-            event = {"type": "error", "error": {"type": "internal_error", "message": text}}
-            yield 0, head + chunk(b"event: error\n" + frame(event)) + b"0\r\n\r\n"
+            error: dict[str, object] = {"type": "error", "error": {"type": "internal_error", "message": text}}
+            yield 0, head + chunk(b"event: error\n" + frame(error)) + b"0\r\n\r\n"
         else:
             yield plan.ttft_ms, head + chunk(frame({"error": MISTAKE}))
             yield 0, chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
@@ -482,9 +522,18 @@ class Connection(asyncio.Protocol):
             "system_fingerprint": NAME,
         }
 
+    def tool(self, request: Request) -> str:
+        """The name of the request's first tool, which the chat API keeps one level deeper."""
+        first = (request.tools or [{}])[0]
+        return str(first.get("name") or first.get("function", {}).get("name", "none"))
+
     def chat(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
+        call = {"id": "call_fake", "type": "function", "function": {"name": self.tool(request)}}
         if not request.stream:
-            message = {"role": "assistant", "content": "".join(self.texts(plan))}
+            message: dict[str, object] = {"role": "assistant", "content": "".join(self.texts(plan))}
+            if plan.tool:
+                call["function"] = {"name": self.tool(request), "arguments": message["content"]}
+                message |= {"content": None, "tool_calls": [call]}
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish}
             usage = {} if plan.fault == "no_usage" else {"usage": self.usage}
             return self.whole(plan, self.base("chat.completion") | {"choices": [choice], **usage})
@@ -494,8 +543,11 @@ class Connection(asyncio.Protocol):
             return base | {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]}
 
         first = frame(one({"role": "assistant", "content": ""}))
-        ending = self.ending(plan, request, one({}, self.finish), base)
-        return self.stream(plan, first, one({"content": "@"}), "@", ending)
+        token: dict[str, object] = {"content": "@"}
+        if plan.tool:
+            first += frame(one({"tool_calls": [{"index": 0, **call}]}))
+            token = {"tool_calls": [{"index": 0, "function": {"arguments": "@"}}]}
+        return self.stream(plan, first, one(token), self.ending(plan, request, one({}, self.finish), base))
 
     def completion(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
         base = self.base("text_completion")
@@ -504,53 +556,94 @@ class Connection(asyncio.Protocol):
             return self.whole(plan, base | {"choices": [choice], "usage": self.usage})
         last = base | {"choices": [{"index": 0, "text": "", "finish_reason": self.finish}]}
         one = base | {"choices": [{"index": 0, "text": "@", "finish_reason": None}]}
-        return self.stream(plan, b"", one, "@", self.ending(plan, request, last, base))
+        return self.stream(plan, b"", one, self.ending(plan, request, last, base))
 
     def response(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
+        """OpenAI's Responses API: every event has its name twice, and a number."""
         text = "".join(self.texts(plan))
-        usage = {"input_tokens": self.usage["prompt_tokens"], "output_tokens": plan.tokens}
-        part = {"type": "output_text", "text": text, "annotations": []}
-        item = {
-            "type": "message",
-            "id": "msg_fake",
-            "role": "assistant",
-            "status": "completed",
-            "content": [part],
+        usage: dict[str, object] = {
+            "input_tokens": self.usage["prompt_tokens"],
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": plan.tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": self.usage["total_tokens"],
         }
+        part = {"type": "output_text", "text": text, "annotations": []}
+        item: dict[str, object] = {"type": "message", "id": "item_fake", "role": "assistant", "content": [part]}
+        if plan.tool:
+            item = {"type": "function_call", "id": "item_fake", "call_id": "call_fake", "arguments": text}
+            item["name"] = self.tool(request)
+        item["status"] = "completed"
         full: dict[str, object] = {
             "id": "resp_fake",
             "object": "response",
+            "created_at": int(time.time()),
             "model": self.engine.model,
             "status": "completed",
+            "output": [item],
+            "usage": usage,
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
         }
-        full |= {"output": [item], "usage": usage | {"total_tokens": sum(usage.values())}}
         if not request.stream:
             return self.whole(plan, full)
-        empty: dict[str, object] = {"output": [], "usage": None}
-        first = b"".join(
-            b"event: %s\n" % kind.encode() + frame({"type": kind, "response": full | empty})
-            for kind in ("response.created", "response.in_progress")
-        )
-        one: dict[str, object] = {"type": "response.output_text.delta", "item_id": "msg_fake", "delta": "@"}
-        return self.stream(plan, first, one, "@", [frame({"type": "response.completed", "response": full})])
+        begun = full | {"status": "in_progress", "output": [], "usage": None}
+        empty: dict[str, object] = {"arguments": ""} if plan.tool else {"content": []}
+        empty = item | {"status": "in_progress"} | empty
+        where: dict[str, object] = {"item_id": "item_fake", "output_index": 0}
+        first: list[tuple[str, dict[str, object]]] = [
+            ("response.created", {"response": begun}),
+            ("response.in_progress", {"response": begun}),
+            ("response.output_item.added", {"item": empty, "output_index": 0}),
+        ]
+        last: list[tuple[str, dict[str, object]]] = [
+            ("response.output_item.done", {"item": item, "output_index": 0}),
+            ("response.completed", {"response": full}),
+        ]
+        if plan.tool:
+            kind = "response.function_call_arguments"
+            last.insert(0, (f"{kind}.done", where | {"arguments": text, "name": self.tool(request)}))
+        else:
+            kind = "response.output_text"
+            where["content_index"] = 0
+            first.append(("response.content_part.added", where | {"part": part | {"text": ""}}))
+            last.insert(0, ("response.content_part.done", where | {"part": part}))
+            last.insert(0, (f"{kind}.done", where | {"text": text, "logprobs": []}))
+            where["logprobs"] = []
+        one = {"type": f"{kind}.delta", **where, "delta": "@", "sequence_number": "#"}
+        numbers = count()
+        begin = b"".join(event(name, **more, sequence_number=next(numbers)) for name, more in first)
+        after = count(len(first) + plan.tokens)
+        end = [event(name, **more, sequence_number=next(after)) for name, more in last]
+        return self.stream(plan, begin, one, end, b"event: %s.delta\n" % kind.encode(), len(first))
 
     def message(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
-        """Anthropic's API: the prompt's tokens are told when it begins, the answer's when it ends."""
+        """Anthropic's API: it counts the prompt's tokens when it begins, and the answer's when it ends."""
         usage = {"input_tokens": self.usage["prompt_tokens"], "output_tokens": plan.tokens}
         full = {"id": "msg_fake", "type": "message", "role": "assistant", "model": self.engine.model}
+        reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
+        stop = {"stop_reason": reasons.get(self.finish, "end_turn"), "stop_sequence": None}
+        block: dict[str, object] = {"type": "text", "text": ""}
+        delta = {"type": "text_delta", "text": "@"}
+        if plan.tool:
+            block = {"type": "tool_use", "id": "call_fake", "name": self.tool(request), "input": {}}
+            delta = {"type": "input_json_delta", "partial_json": "@"}
         if not request.stream:
-            text = {"type": "text", "text": "".join(self.texts(plan))}
-            return self.whole(plan, full | {"content": [text], "stop_reason": "end_turn", "usage": usage})
-
-        def event(kind: str, **more: object) -> bytes:
-            return b"event: %s\n" % kind.encode() + frame({"type": kind, **more})
-
-        begun = full | {"content": [], "usage": usage | {"output_tokens": 0}}
-        first = event("message_start", message=begun)
-        one = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "@"}}
-        ended = event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
-        last = [b"" if plan.fault == "no_usage" else ended, event("message_stop")]
-        return self.stream(plan, first, one, "@", last, b"event: content_block_delta\n")
+            text = "".join(self.texts(plan))
+            block |= {"input": json.loads(text)} if plan.tool else {"text": text}
+            return self.whole(plan, full | {"content": [block], **stop, "usage": usage})
+        nothing: dict[str, object] = {"content": [], "stop_reason": None}
+        begun = full | nothing | {"usage": usage | {"output_tokens": 0}}
+        first = event("message_start", message=begun) + event("content_block_start", index=0, content_block=block)
+        ended = event("message_delta", delta=stop, usage=usage)
+        last = [
+            event("content_block_stop", index=0),
+            b"" if plan.fault == "no_usage" else ended,
+            event("message_stop"),
+        ]
+        one = {"type": "content_block_delta", "index": 0, "delta": delta}
+        return self.stream(plan, first, one, last, b"event: content_block_delta\n")
 
 
 async def serve(args: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ def test_a_mistake_after_keepalive_comments_ends_the_stream_with_the_error_of_it
 ) -> None:
     """The status went out with the first comment: a whole 400, or a late event, becomes the last event."""
     with serving(tmp_path / "slow", gateway={"queue": {"keepalive_s": 0.2}}) as service:
-        for fault in ("fault=mistake ttft_ms=1500", "fault=late:400 ttft_ms=1500"):
+        for fault in ("fault=mistake ttft_ms=1500", "fault=late_status:400 ttft_ms=1500"):
             answer = service.post(endpoint, asked(endpoint, f"fake: {fault}", stream=True))
             if not answer.body.startswith(b": waiting"):
                 assert answer.status == 400, "it came before the first comment"

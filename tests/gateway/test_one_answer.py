@@ -103,8 +103,8 @@ def test_an_error_anywhere_is_a_500_of_that_request_and_of_no_other(tmp_path: Pa
         for number, endpoint in enumerate(endpoints):
             stream = part != "read_usage"
             body = json.dumps(chat("fake: tokens=3", max_tokens=8, stream=stream)).encode()
-            lines = f"content-length: {len(body)}", f"idempotency-key: {part}-{number}", "connection: close"
-            sent = head(service, *lines, path=endpoint)
+            length, key = f"content-length: {len(body)}", f"idempotency-key: {part}-{number}"
+            sent = head(service, length, key, "connection: close", path=endpoint)
             if part == "with_usage" and endpoint == "/v1/messages":
                 # Nothing asks for the usage there.
                 continue

@@ -80,7 +80,7 @@ def test_completions_and_responses_stream(service: Service) -> None:
     assert [json.loads(f)["choices"][0]["text"] for f in frames(answer.body)[:-1]] == ["the", " quick", ""]
     rows = [service.row(answer)]
     answer = service.post("/v1/responses", {"model": "fake", "input": "fake: tokens=2", "stream": True})
-    assert [json.loads(f)["type"] for f in frames(answer.body)][-1] == "response.completed"
+    assert json.loads(frames(answer.body)[-1].rpartition("data: ")[2])["type"] == "response.completed"
     rows.append(service.row(answer))
     assert [(r["endpoint"], r["completion_tokens"], r["estimated"], r["outcome"]) for r in rows] == [
         ("/v1/completions", 2, 0, "ok"),
@@ -98,8 +98,9 @@ def test_messages_pass_and_are_counted(service: Service, stream: bool) -> None:
     answer = service.post("/v1/messages", anthropic("fake: tokens=4", stream=stream))
     if stream:
         kinds = [f.partition("\n")[0] for f in answer.body.decode().split("\n\n")[:-1]]
-        assert kinds == ["event: message_start", *["event: content_block_delta"] * 4, "event: message_delta",
-                         "event: message_stop"]  # fmt: skip
+        assert kinds == ["event: message_start", "event: content_block_start",
+                         *["event: content_block_delta"] * 4, "event: content_block_stop",
+                         "event: message_delta", "event: message_stop"]  # fmt: skip
         assert "stream_options" not in service.last()["body"], "it tells its usage by itself"
     else:
         assert answer.json["content"][0]["text"] == "the quick brown fox"
@@ -124,7 +125,8 @@ def test_messages_that_break_off_end_in_anthropics_error_event(
         assert json.loads(last.partition(b"data: ")[2])["type"] == "error"
     row = service.row(answer)
     assert (row["outcome"], row["estimated"]) == (outcome, 1)
-    assert tokens <= row["completion_tokens"] <= tokens + 2
+    # A frame counts as a token, and the message and its block begin and end with a frame each.
+    assert tokens <= row["completion_tokens"] <= tokens + 4
     assert row["prompt_tokens"] > 0, "told when it began"
 
 

@@ -1,0 +1,108 @@
+"""The table of clients: every API of every SDK that generates text, and how to run a call of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.clients.conftest import MODEL, Sdks
+from tests.clients.sdk import Call, Outcome
+from tests.conftest import Service
+
+
+@dataclass(frozen=True)
+class Client:
+    """One API of one SDK that generates text."""
+
+    sdk: str
+    api: str
+    finish: str
+    """What the SDK calls the natural end of an answer."""
+    tool_finish: str | None
+    """What it calls an end with a tool call; ``None`` for an API without tools."""
+    usage_is_asked_for: bool = False
+    """Whether a stream has usage only if the call asks for it."""
+
+    @property
+    def anthropic(self) -> bool:
+        """Whether it speaks Anthropic's API."""
+        return self.api in ("messages", "helper")
+
+    def __str__(self) -> str:
+        return f"{self.sdk}-{self.api}"
+
+
+CLIENTS = [
+    Client("openai-py", "chat", "stop", "tool_calls", usage_is_asked_for=True),
+    Client("openai-py", "completions", "stop", None, usage_is_asked_for=True),
+    Client("openai-py", "responses", "completed", "completed"),
+    Client("openai-node", "chat", "stop", "tool_calls", usage_is_asked_for=True),
+    Client("openai-node", "completions", "stop", None, usage_is_asked_for=True),
+    Client("openai-node", "responses", "completed", "completed"),
+    Client("anthropic-py", "messages", "end_turn", "tool_use"),
+    Client("anthropic-py", "helper", "end_turn", "tool_use"),
+    Client("anthropic-node", "messages", "end_turn", "tool_use"),
+    Client("anthropic-node", "helper", "end_turn", "tool_use"),
+    Client("vercel", "compatible", "stop", "tool-calls", usage_is_asked_for=True),
+    Client("vercel", "completions", "stop", None, usage_is_asked_for=True),
+    Client("vercel", "chat", "stop", "tool-calls"),
+    Client("vercel", "responses", "stop", "tool-calls"),
+    Client("vercel", "messages", "stop", "tool-calls"),
+]
+WHOLE = [client for client in CLIENTS if client.api != "helper"]
+"""The stream helpers have no plain answers."""
+
+each_client = pytest.mark.parametrize("client", CLIENTS, ids=str)
+WAYS = [(client, stream) for client in CLIENTS for stream in (False, True) if stream or client in WHOLE]
+
+
+def way_id(value: Client | bool) -> str:
+    return str(value) if isinstance(value, Client) else ("streamed" if value else "plain")
+
+
+each_way = pytest.mark.parametrize(("client", "stream"), WAYS, ids=way_id)
+
+
+def running(sdks: Sdks) -> list[Client]:
+    """The clients that run on this machine."""
+    return [client for client in CLIENTS if client.sdk in sdks]
+
+
+def run(
+    sdks: Sdks,
+    service: Service,
+    client: Client,
+    text: str = "fake: tokens=4",
+    begun: Callable[[], None] = lambda: None,
+    **more: Any,
+) -> Outcome:
+    """Run one call of ``client`` against ``service``."""
+    defaults = {"url": service.url, "key": service.key, "model": MODEL, "text": text}
+    call = Call(client.api, **(defaults | more))
+    return sdks[client.sdk].run(call, begun)
+
+
+def words(outcome: Outcome) -> str:
+    """The message of the exception that ``outcome`` ended with."""
+    assert outcome.problem, f"no exception: {outcome}"
+    message = outcome.problem.message
+    if "validation failed" in message:
+        pytest.fail(f"the SDK does not know this event: {message[:300]}")
+    return message
+
+
+def assert_problem(
+    client: Client, outcome: Outcome, status: int, text: str, openai: object, anthropic: str
+) -> None:
+    """Assert that the exception has the status, the words and the type of the client's API."""
+    problem = outcome.problem
+    assert problem, f"no exception: {outcome}"
+    assert text in problem.message
+    assert problem.status == status
+    if client.anthropic:
+        assert problem.type == anthropic
+    else:
+        assert (problem.type, str(problem.code)) == openai
