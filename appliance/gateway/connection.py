@@ -409,11 +409,11 @@ class ClientConnection(asyncio.Protocol):
         try:
             self._server.handler.handle(request, self)
         except RequestError as error:
-            self.answer_error(error, request.path)
+            self.answer_error(error, request.api)
         except Exception as error:  # noqa: BLE001 - whatever it is, the request gets its one answer
             failure = self._internal(error, request)
             if self.answering:
-                self.answer_error(failure, request.path)
+                self.answer_error(failure, request.api)
 
     def _finish(self) -> None:
         """The answer is written: close, or take the next request."""
@@ -485,7 +485,7 @@ class ClientConnection(asyncio.Protocol):
         request = self._current = self._request or self._unfinished()
         self._head_only = request.method == "HEAD"
         self._break_off(error)
-        self.answer_error(error, request.path)
+        self.answer_error(error, request.api)
 
     def _unfinished(self) -> Request:
         """The request of a head that never became whole, as far as it is known."""
@@ -501,7 +501,7 @@ class ClientConnection(asyncio.Protocol):
         if request is None:
             return headers
         if b"x-request-id: " not in headers:
-            headers += reply.id_headers(request.id, request.path)
+            headers += reply.id_headers(request.id, request.api)
         return headers + request.extra if request.extra else headers
 
     def _cause(self, error: httptools.HttpParserCallbackError) -> RequestError:

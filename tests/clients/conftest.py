@@ -43,7 +43,10 @@ def sdk_site(folder: Path, **gateway: Any) -> Iterator[SdkSite]:
             engines[name] = process
         one = {"kind": "fake", "host": "here", "device": "cpu", "context": 4096, "concurrency": 64}
         site = {
-            "models": {MODEL: {"source": "./fake"}, EMBEDDER: {"source": "./fake", "task": "embed"}},
+            "models": {
+                MODEL: {"source": "./fake", "cap_max_tokens": False},
+                EMBEDDER: {"source": "./fake", "task": "embed"},
+            },
             "engines": {
                 "chat": one | {"model": MODEL, "port": engines["chat"].port},
                 "embed": one | {"model": EMBEDDER, "port": engines["embed"].port},

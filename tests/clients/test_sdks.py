@@ -145,7 +145,14 @@ REFUSALS = [
         ("invalid_request_error", "invalid_request"),
         "invalid_request_error",
     ),
-    Refusal("refused-by-the-engine", {"text": "fake: fault=status:400"}, 400, "as told", ("fake", "400"), "fake"),
+    Refusal(
+        "refused-by-the-engine",
+        {"text": "fake: fault=status:400"},
+        400,
+        "as told",
+        ("fake", "400"),
+        "invalid_request_error",
+    ),
 ]
 
 
