@@ -95,8 +95,11 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self.fail(EngineFailedError(f"the engine did not answer in HTTP ({error}); see its log"))
-            return
+            if not self._complete:
+                self.fail(EngineFailedError(f"the engine did not answer in HTTP ({error}); see its log"))
+                return
+            # The answer is whole; the bytes after it end the connection and not the answer.
+            self._clean = False
         parts = self._parts
         if parts:
             self._parts = []

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from appliance.errors import EngineFailedError, EngineTimeoutError, EngineUnavailableError, RequestError
 from appliance.gateway.outbox import Outbox
@@ -190,3 +192,90 @@ async def test_closing_the_pool_ends_what_runs() -> None:
         pool.close()
         with pytest.raises(EngineFailedError, match="the gateway is stopping"):
             await asking
+
+
+class Pausing(Answer):
+    """An answer whose client lags at event ``pause_at`` and catches up after ``resume_after`` turns, or never."""
+
+    def __init__(self, pool: Pool, pause_at: int, resume_after: int | None) -> None:
+        self.events = 0
+        self.pause_at = pause_at
+        self.resume_after = resume_after
+        super().__init__(pool)
+
+    def lag(self) -> None:
+        self.events += 1
+        if self.events == self.pause_at and isinstance(self.way, Connection):
+            self.way.pause()
+            if self.resume_after is not None:
+                self.catch_up(self.resume_after)
+
+    def catch_up(self, turns: int) -> None:
+        if turns:
+            asyncio.get_running_loop().call_soon(self.catch_up, turns - 1)
+        elif isinstance(self.way, Connection):
+            self.way.resume()
+
+    def on_head(self, status: int, content_type: bytes) -> None:
+        super().on_head(status, content_type)
+        self.lag()
+
+    def on_data(self, data: bytes) -> None:
+        super().on_data(data)
+        self.lag()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from([1, 100, 70_000, 1_000_000]), min_size=1, max_size=4),
+    st.integers(1, 6),
+    st.none() | st.integers(0, 5),
+    st.booleans(),
+)
+def test_the_next_request_is_answered_wherever_the_client_before_it_lagged(
+    sizes: list[int], pause_at: int, resume_after: int | None, chunked: bool
+) -> None:
+    """A pause belongs to its answer: it never outlives it, also where it comes with the answer's last byte."""
+
+    def answer(count: int, writer: asyncio.StreamWriter) -> None:
+        if count > 1:
+            writer.write(whole(b"next"))
+            return
+        if chunked:
+            writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % sum(sizes))
+        for size in sizes:
+            writer.write(b"%x\r\n%s\r\n" % (size, b"x" * size) if chunked else b"x" * size)
+        if chunked:
+            writer.write(b"0\r\n\r\n")
+
+    async def run() -> None:
+        async with engine(answer) as (pool, _):
+            first = Pausing(pool, pause_at, resume_after)
+            held = False
+            try:
+                patience = 0.2 if resume_after is None else 10
+                assert len(await asyncio.wait_for(asyncio.shield(first.done), patience)) == sum(sizes)
+            except TimeoutError:
+                held = True
+                assert resume_after is None, "a client that caught up gets the rest"
+                cancel(first.way)
+            assert await asyncio.wait_for(Answer(pool).done, 10) == b"next", held
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "left", [b"x", b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil", b"\r\nHTTP/1.1 500 X\r\n\r\n"]
+)
+async def test_bytes_after_an_answer_reach_no_other_request(left: bytes) -> None:
+    """They came with the answer's last byte, before anything was asked: the connection is not used again."""
+
+    def answer(count: int, writer: asyncio.StreamWriter) -> None:
+        writer.write(whole(b"%d" % count) + (left if count == 1 else b""))
+
+    async with engine(answer) as (pool, seen):
+        assert await Answer(pool).done == b"1"
+        assert await asyncio.wait_for(Answer(pool).done, 5) == b"2"
+        assert seen == [0, 1]
