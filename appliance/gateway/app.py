@@ -25,6 +25,7 @@ from appliance.errors import (
     StoreError,
 )
 from appliance.gateway import reply
+from appliance.gateway.body_encoding import decoded
 from appliance.gateway.canaries import Canaries
 from appliance.gateway.connection import ClientConnection
 from appliance.gateway.exchange import Exchange
@@ -109,7 +110,7 @@ class Gateway:
         return self._site.gateway.max_body_bytes
 
     def broken_off(self, request: Request, error: RequestError | None) -> None:
-        """A request whose body never came whole leaves a row too."""
+        """A request whose body never came whole, or cannot be decoded, leaves a row too."""
         owner = request.owner
         if isinstance(owner, Key):
             row = UsageRow(time.time(), self._request_id(), owner.user, owner.id, request.path)
@@ -192,6 +193,13 @@ class Gateway:
     def _infer(self, request: Request, client: ClientConnection) -> None:
         # Once more: its body may have taken a minute, or it stood behind another one on its connection.
         owner = self._authenticate(request)
+        try:
+            request.body = decoded(
+                request.body, request.headers.get(b"content-encoding"), self._site.gateway.max_body_bytes
+            )
+        except RequestError as error:
+            self.broken_off(request, error)
+            raise
         request_id = self._request_id()
         key = request.headers.get(b"idempotency-key")
         if key is None:

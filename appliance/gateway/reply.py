@@ -47,12 +47,14 @@ def stream_head(status: int, headers: bytes, *, chunked: bool, close: bool) -> b
 
 
 def error_headers(error: RequestError) -> bytes:
-    """``Retry-After`` where waiting helps, ``WWW-Authenticate`` with 401."""
+    """``Retry-After`` where waiting helps, ``WWW-Authenticate`` with 401, ``Accept-Encoding`` with 415."""
     found = b""
     if error.retry_after is not None:
         found += b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after))
     if error.status == 401:
         found += b"www-authenticate: Bearer\r\n"
+    elif error.status == 415:
+        found += b"accept-encoding: gzip, deflate, zstd\r\n"
     return found
 
 
