@@ -234,7 +234,12 @@ class Queue(Section):
     max_waiting_per_user: int = Field(
         default=100, ge=0, le=100_000, description="Requests of one user that may wait; over it, 429."
     )
-    max_wait_s: float = Field(default=120.0, gt=0, le=86400, description="Seconds one may wait; then 503.")
+    max_wait_s: float = Field(
+        default=120.0,
+        gt=0,
+        le=86400,
+        description="Seconds one may wait; then 503. Loading its model on demand does not count.",
+    )
     keepalive_s: float = Field(
         default=10.0, gt=0, le=600, description="Seconds of silence after which a waiting stream gets a comment."
     )

@@ -15,7 +15,6 @@ from appliance.errors import (
     EngineFailedError,
     EngineUnavailableError,
     PermissionDeniedError,
-    QueueFullError,
     RequestError,
 )
 from appliance.gateway import media, reply
@@ -234,10 +233,10 @@ class Exchange(Account, Rebound):
         queue = self._shared.site.gateway.queue
         replica, relay = self._replica, self._relay
         if replica is None:
-            if now - self._began > queue.max_wait_s:
+            overdue = service.overdue(self, queue.max_wait_s, now)
+            if overdue is not None:
                 service.leave(self)
-                message = f"No engine was free within {queue.max_wait_s:g} s; try again shortly"
-                self._fail(QueueFullError(message, code="queue_timeout", retry_after=service.wait_s(1)))
+                self._fail(overdue)
                 return
         elif self._begun and relay is not None:
             so_far = self._prompt_tokens + relay.frames
