@@ -28,6 +28,7 @@ from appliance.gateway import reply
 from appliance.gateway.body_encoding import decoded
 from appliance.gateway.canaries import Canaries
 from appliance.gateway.connection import ClientConnection
+from appliance.gateway.cors import BrowserOrigins
 from appliance.gateway.exchange import Exchange
 from appliance.gateway.idempotency import Tapes
 from appliance.gateway.incoming import Request
@@ -57,6 +58,9 @@ INFERENCE = frozenset(
 )
 """Paths that are forwarded, by POST, to an engine of the model that the body names."""
 
+OPERATIONS = frozenset({"/health", "/ready", "/metrics"})
+"""Paths for whoever runs the service; no key."""
+
 TICK_S = 0.5
 """How often waiting and running requests are looked at: time limits, keep-alive comments, charges."""
 
@@ -85,6 +89,7 @@ class Gateway:
             site, self.router, Ledger(site.limits, site.users), usage, self._metrics, self._running, time.monotonic
         )
         self._tapes = Tapes(site.gateway.idempotency_s, self._loop.time)
+        self.origins = BrowserOrigins(site.gateway.browser_origins)
         self._canaries = Canaries(self.router, site.gateway)
         self.swapper: SwapController | None = None
         if control is not None:
@@ -121,10 +126,13 @@ class Gateway:
     def handle(self, request: Request, client: ClientConnection) -> None:
         """Answer a whole request, now or later."""
         path, method = request.path, request.method
-        if path in INFERENCE:
+        if method == "OPTIONS" and b"origin" in request.headers and _offered(path):
+            # A preflight. It has no key, and needs no engine.
+            client.answer(204, b"", headers=self.origins.preflight(request.headers))
+        elif path in INFERENCE:
             _require(method, "POST", path)
             self._infer(request, client)
-        elif path in ("/health", "/ready", "/metrics"):
+        elif path in OPERATIONS:
             _require(method, "GET", path)
             self._operations(path, client)
         elif path == "/v1/models" or path.startswith("/v1/models/"):
@@ -317,6 +325,10 @@ class Gateway:
         task: asyncio.Task[None] = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _offered(path: str) -> bool:
+    return path in INFERENCE or path in OPERATIONS or path == "/v1/models" or path.startswith("/v1/models/")
 
 
 def _require(method: str, wanted: str, path: str) -> None:

@@ -63,6 +63,7 @@ class ClientConnection(asyncio.Protocol):
         "_body",
         "_chunked",
         "_close",
+        "_cors",
         "_due",
         "_fresh",
         "_head_only",
@@ -71,6 +72,7 @@ class ClientConnection(asyncio.Protocol):
         "_host",
         "_limit",
         "_moved",
+        "_origin",
         "_parser",
         "_plain",
         "_request",
@@ -97,6 +99,10 @@ class ClientConnection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._head_size = 0
         self._host = b""
+        self._origin: bytes | None = None
+        """Of the request that is being received, once its head is whole."""
+        self._cors = b""
+        """Header lines of the answer being written, for the page that asked."""
         self._due = 0.0
         self._fresh = True
         self._body: list[bytes] = []
@@ -218,6 +224,7 @@ class ClientConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Let the application refuse before a body is read; llhttp has checked the framing."""
         parser, headers = self._parser, self._headers
+        self._origin = headers.get(b"origin")
         version = parser.get_http_version()
         request = Request(
             parser.get_method().decode(),
@@ -275,7 +282,7 @@ class ClientConnection(asyncio.Protocol):
             request.body = parts[0] if len(parts) == 1 else b"".join(parts)
             self._body = []
             self._size = 0
-        self._request = None
+        self._request = self._origin = None
         self._fresh = True
         if self.answering or self.slow or self._taken:
             # Pipelined: the next ones wait, and the client is not read until their turn comes. One answer to a
@@ -296,7 +303,7 @@ class ClientConnection(asyncio.Protocol):
     def answer(self, status: int, body: bytes, kind: bytes = reply.JSON, headers: bytes = b"") -> None:
         """One whole answer."""
         if self.phase != "closed":
-            data = reply.whole(status, body, kind, headers, close=self._closes)
+            data = reply.whole(status, body, kind, headers + self._cors, close=self._closes)
             if self._head_only:
                 # Who asked for a head takes a body for the next answer.
                 data = data[: len(data) - len(body)]
@@ -312,7 +319,8 @@ class ClientConnection(asyncio.Protocol):
         """The head of a streamed answer; :meth:`write` and :meth:`end_stream` follow."""
         if self.phase != "closed":
             self._server.outbox.write(
-                self._transport, reply.stream_head(status, headers, chunked=self._chunked, close=self._closes)
+                self._transport,
+                reply.stream_head(status, headers + self._cors, chunked=self._chunked, close=self._closes),
             )
 
     def write(self, data: bytes) -> None:
@@ -377,6 +385,7 @@ class ClientConnection(asyncio.Protocol):
         self._close = self._close or request.close
         self._chunked = not request.http10
         self._head_only = request.method == "HEAD"
+        self._cors = self._server.origins.headers(request.headers.get(b"origin"))
         try:
             self._server.handler.handle(request, self)
         except RequestError as error:
@@ -450,6 +459,7 @@ class ClientConnection(asyncio.Protocol):
         self.answering = True
         self._close = True
         path = self._request.path if self._request is not None else ""
+        self._cors = self._server.origins.headers(self._headers.get(b"origin", self._origin))
         self._break_off(error)
         self.answer_error(error, path)
 

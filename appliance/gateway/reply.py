@@ -29,6 +29,9 @@ def status_line(status: int) -> bytes:
 
 def whole(status: int, body: bytes, kind: bytes, headers: bytes, *, close: bool) -> bytes:
     """One whole answer; ``headers`` are further lines, each with its CRLF."""
+    if status == 204:
+        # No content has no length either (RFC 9110, 8.6).
+        return b"%s%s%s\r\n" % (status_line(204), headers, b"connection: close\r\n" if close else b"")
     first = _OK_JSON if status == 200 and kind == JSON else b"%scontent-type: %s\r\n" % (status_line(status), kind)
     last = b"connection: close\r\n" if close else b""
     return b"%s%s%scontent-length: %d\r\n\r\n%s" % (first, headers, last, len(body), body)
