@@ -7,6 +7,7 @@ pydantic's reports into one line each is :mod:`appliance.configfile`; rules that
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +33,36 @@ class Section(BaseModel):
     """Base of every table: unknown keys are errors, values are never guessed, nothing changes after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?([/?#].*)?")
+"""A web origin, and what people write after one: scheme, host, port, and a path that does not belong to it."""
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def _an_origin(value: str) -> str:
+    if value == "*":
+        return value
+    if value == "null":
+        raise ValueError(
+            "'null' is what browsers send for every local file and sandboxed frame, so it allows all of them; "
+            "serve the page under an address and write its origin, such as 'http://localhost:3000'"
+        )
+    if "*" in value:
+        raise ValueError(f"{value!r} has a wildcard; write each origin, or '*' alone for every one")
+    found = ORIGIN.fullmatch(value if "://" in value else f"https://{value}")
+    if found is None or int(found[3] or 1) not in range(1, 65536):
+        raise ValueError(
+            f"{value!r} is not an origin; write scheme://host or scheme://host:port as browsers send it, "
+            "such as 'https://chat.example.org' or 'app://obsidian.md'"
+        )
+    scheme, host = found[1].lower(), found[2].lower()
+    port = int(found[3] or 0)
+    sent = f"{scheme}://{host}" + (f":{port}" if port and port != DEFAULT_PORTS.get(scheme) else "")
+    if value != sent:
+        raise ValueError(f"{value!r} is not what browsers send; write {sent!r}")
+    return value
 
 
 def _not_public(value: str) -> str:
@@ -243,7 +274,12 @@ class Queue(Section):
     max_waiting_per_user: int = Field(
         default=100, ge=0, le=100_000, description="Requests of one user that may wait; over it, 429."
     )
-    max_wait_s: float = Field(default=120.0, gt=0, le=86400, description="Seconds one may wait; then 503.")
+    max_wait_s: float = Field(
+        default=120.0,
+        gt=0,
+        le=86400,
+        description="Seconds one may wait; then 503. Loading its model on demand does not count.",
+    )
     keepalive_s: float = Field(
         default=10.0, gt=0, le=600, description="Seconds of silence after which a waiting stream gets a comment."
     )
@@ -346,6 +382,12 @@ class Gateway(Section):
         description="Hosts from which images and other media may be fetched; without any, only data: URLs pass.",
         examples=[["upload.wikimedia.org"]],
     )
+    browser_origins: tuple[str, ...] = Field(
+        default=(),
+        description="Web origins whose pages may use the service from a browser, as browsers send them; `*` alone "
+        "allows every one. Pages still need a key.",
+        examples=[["https://chat.example.org", "app://obsidian.md"]],
+    )
     idempotency_s: float = Field(
         default=600.0,
         ge=0,
@@ -358,6 +400,15 @@ class Gateway(Section):
         default="none",
         description="How the gateway starts and stops on-demand engines: as units of systemd, or as its children.",
     )
+
+    @field_validator("browser_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            _an_origin(origin)
+        if "*" in value and len(value) > 1:
+            raise ValueError("'*' allows every origin; leave out the others, or the '*'")
+        return value
 
     @field_validator("database_url")
     @classmethod

@@ -165,6 +165,14 @@ class BodyTooLargeError(RequestError):
     code = "request_too_large"
 
 
+class UnsupportedMediaTypeError(RequestError):
+    """415: the body has an encoding that the gateway does not accept."""
+
+    status = 415
+    kind = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
 class RateLimitError(RequestError):
     """429: this user is over a limit of his own."""
 

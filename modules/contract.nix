@@ -95,6 +95,7 @@ in
                 port = mkOption { type = types.port; default = 8000; example = 8000; description = "Port it listens on."; };
                 data_dir = mkOption { type = types.str; default = "/var/lib/appliance-gateway"; example = "/var/lib/appliance-gateway"; description = "Folder of keys and usage."; };
                 max_body_bytes = mkOption { type = types.ints.between 1 2147483648; default = 16777216; example = 16777216; description = "Largest request body; the edge refuses above it too."; };
+                browser_origins = mkOption { type = types.listOf (types.strMatching "[*]|[a-z][a-z0-9+.-]*://([a-z0-9._~-]+|\\[[0-9a-f:.]+])(:[0-9]{1,5})?"); default = [ ]; example = [ "https://chat.example.org" "app://obsidian.md" ]; description = "Web origins whose pages may use the service from a browser; `*` alone allows every one. The edge reads it from the VPS's own settings, for the answers that it gives itself."; };
               };
             };
           };

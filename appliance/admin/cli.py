@@ -86,7 +86,7 @@ def add_models(actions: Commands, config: Callable[[argparse.ArgumentParser], No
     status.add_argument("--json", action="store_true")
     status.set_defaults(run=_status)
     swap = actions.add_parser("swap", help="load a model now; what runs is finished first")
-    swap.add_argument("model")
+    swap.add_argument("model", help="a model, or a role of it")
     swap.set_defaults(run=_swap)
     config(status)
     config(swap)
@@ -291,6 +291,6 @@ def _status(args: argparse.Namespace) -> int:
 def _swap(args: argparse.Namespace) -> int:
     from appliance.admin import control  # noqa: PLC0415
 
-    control.swap(load(args.config).data_path(Path.cwd()), args.model)
-    print(f"{args.model} is asked for; `appliance models status` shows how it gets on")
+    accepted = control.swap(load(args.config).data_path(Path.cwd()), args.model)
+    print(f"{accepted['model']} is asked for; `appliance models status` shows how it gets on")
     return 0

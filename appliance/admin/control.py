@@ -31,7 +31,7 @@ def status(folder: Path) -> dict[str, Any]:
 
 
 def swap(folder: Path, model: str) -> dict[str, Any]:
-    """Ask it to load ``model``."""
+    """Ask it to load ``model``, or the model of that role; its answer names the model."""
     return _ask(folder, "POST", "/swap", {"model": model})
 
 

@@ -24,8 +24,10 @@ from appliance.errors import (
     StoreError,
 )
 from appliance.gateway import paths, reply
+from appliance.gateway.body_encoding import decoded
 from appliance.gateway.canaries import Canaries
 from appliance.gateway.connection import ClientConnection
+from appliance.gateway.cors import BrowserOrigins
 from appliance.gateway.end_user import caller
 from appliance.gateway.exchange import Exchange
 from appliance.gateway.idempotency import Tapes
@@ -81,6 +83,7 @@ class Gateway:
             self._canaries.suspect,
         )
         self._tapes = Tapes(site.gateway.idempotency_s, self._loop.time)
+        self.origins = BrowserOrigins(site.gateway.browser_origins)
         self.swapper: SwapController | None = None
         if control is not None:
             self.swapper = SwapController(site, self.router, control, self._canaries, self._loop.time)
@@ -109,7 +112,7 @@ class Gateway:
         return self._refusal(request) or error
 
     def broken_off(self, request: Request, error: RequestError | None) -> None:
-        """Record a request whose body never came whole."""
+        """Record a request whose body never came whole, or cannot be decoded."""
         owner = request.owner
         if isinstance(owner, Key):
             row = UsageRow(time.time(), request.id, owner.user, owner.id, request.path)
@@ -127,7 +130,10 @@ class Gateway:
         if refusal is not None:
             raise refusal
         if request.method == "OPTIONS":
-            client.answer(204, b"", headers=b"allow: %s\r\n" % ", ".join(paths.methods(path)).encode())
+            # A preflight has no key, and needs no engine.
+            allow = b"allow: %s\r\n" % ", ".join(paths.methods(path)).encode()
+            preflight = self.origins.preflight(request.headers) if b"origin" in request.headers else b""
+            client.answer(204, b"", headers=allow + preflight)
         elif path in paths.OPERATIONS:
             self._operations(path, client)
         else:
@@ -188,6 +194,12 @@ class Gateway:
             self.swapper.notice()
 
     def _infer(self, request: Request, client: ClientConnection) -> None:
+        limit = self._site.gateway.max_body_bytes
+        try:
+            request.body = decoded(request.body, request.headers.get(b"content-encoding"), limit)
+        except RequestError as error:
+            self.broken_off(request, error)
+            raise
         # Once more: its body may have taken a minute, or it stood behind another one on its connection.
         owner = self._authenticate(request)
         key = request.headers.get(b"idempotency-key")

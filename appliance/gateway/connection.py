@@ -81,6 +81,7 @@ class ClientConnection(asyncio.Protocol):
         "_body",
         "_chunked",
         "_close",
+        "_cors",
         "_current",
         "_due",
         "_fresh",
@@ -90,6 +91,7 @@ class ClientConnection(asyncio.Protocol):
         "_host",
         "_limit",
         "_moved",
+        "_origin",
         "_parser",
         "_plain",
         "_request",
@@ -116,6 +118,10 @@ class ClientConnection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._head_size = 0
         self._host = b""
+        self._origin: bytes | None = None
+        """Of the request that is being received, once its head is whole."""
+        self._cors = b""
+        """Header lines of the answer being written, for the page that asked."""
         self._due = 0.0
         self._fresh = True
         self._body: list[bytes] = []
@@ -242,6 +248,7 @@ class ClientConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Let the application refuse before a body is read; llhttp has checked the framing."""
         parser, headers = self._parser, self._headers
+        self._origin = headers.get(b"origin")
         version = parser.get_http_version()
         request = Request(
             parser.get_method().decode(),
@@ -301,7 +308,7 @@ class ClientConnection(asyncio.Protocol):
             request.body = parts[0] if len(parts) == 1 else b"".join(parts)
             self._body = []
             self._size = 0
-        self._request = None
+        self._request = self._origin = None
         self._fresh = True
         if self.answering or self.slow or self._taken:
             # Pipelined: the next ones wait, and the client is not read until their turn comes. One answer to a
@@ -406,6 +413,7 @@ class ClientConnection(asyncio.Protocol):
         self._close = self._close or request.close
         self._chunked = not request.http10
         self._head_only = request.method == "HEAD"
+        self._cors = self._server.origins.headers(request.headers.get(b"origin"))
         try:
             self._server.handler.handle(request, self)
         except RequestError as error:
@@ -484,6 +492,7 @@ class ClientConnection(asyncio.Protocol):
         self._close = True
         request = self._current = self._request or self._unfinished()
         self._head_only = request.method == "HEAD"
+        self._cors = self._server.origins.headers(self._headers.get(b"origin", self._origin))
         self._break_off(error)
         self.answer_error(error, request.api)
 
@@ -502,7 +511,7 @@ class ClientConnection(asyncio.Protocol):
             return headers
         if b"x-request-id: " not in headers:
             headers += reply.id_headers(request.id, request.api)
-        return headers + request.extra if request.extra else headers
+        return headers + self._cors if self._cors else headers
 
     def _cause(self, error: httptools.HttpParserCallbackError) -> RequestError:
         """What a callback raised: a refusal, or an error of ours that ends this request and no other."""

@@ -24,6 +24,7 @@ class SwapRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``POST /swap``."""
 
     model: str
+    """A model or a role, as clients name it."""
 
 
 _SWAP = msgspec.json.Decoder(SwapRequest)
@@ -60,9 +61,10 @@ class Control:
             asked = _SWAP.decode(request.body)
         except msgspec.DecodeError as error:
             raise InvalidRequestError(f'The body is not {{"model": …}}: {error}') from None
+        model = self._gateway.router.named(asked.model).service.model
         if self._gateway.swapper is None:
             raise ConflictError(
                 "No engine of this site is loaded on demand; there is nothing to swap", code="always_loaded"
             )
-        self._gateway.swapper.request(asked.model)
-        client.answer(202, json.dumps({"model": asked.model, "state": "asked for"}).encode())
+        self._gateway.swapper.request(model)
+        client.answer(202, json.dumps({"model": model, "state": "asked for"}).encode())

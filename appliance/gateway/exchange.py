@@ -22,7 +22,6 @@ from appliance.errors import (
     EngineUnavailableError,
     InternalError,
     PermissionDeniedError,
-    QueueFullError,
     RequestError,
 )
 from appliance.gateway import media, reply
@@ -303,10 +302,10 @@ class Exchange(Account, Rebound):
         queue = self._shared.site.gateway.queue
         replica, relay = self._replica, self._relay
         if replica is None:
-            if now - self._began > queue.max_wait_s:
+            overdue = service.overdue(self, queue.max_wait_s, now)
+            if overdue is not None:
                 service.leave(self)
-                message = f"No engine was free within {queue.max_wait_s:g} s; try again shortly"
-                self._fail(QueueFullError(message, code="queue_timeout", retry_after=service.wait_s(1)))
+                self._fail(overdue)
                 return
         elif self._explaining is not None:
             failure, until = self._explaining

@@ -18,7 +18,7 @@ HOST = re.compile(rb"([A-Za-z0-9._~-]*|\[[0-9A-Fa-f:.]+\])(:\d{0,5})?")
 class Request:
     """One request: its head when it begins, its body when it is whole."""
 
-    __slots__ = ("api", "body", "close", "extra", "headers", "http10", "id", "method", "owner", "path", "target")
+    __slots__ = ("api", "body", "close", "headers", "http10", "id", "method", "owner", "path", "target")
 
     def __init__(
         self,
@@ -39,8 +39,6 @@ class Request:
         self.close = close
         self.http10 = http10
         self.body = b""
-        self.extra = b""
-        """Header lines that every answer to it has, each with its CRLF."""
         self.api = "/v1/messages" if b"anthropic-version" in headers else self.path
         """The path whose API gives the shape of errors: Anthropic's SDKs ask for the list of models, too."""
         self.owner: object = None

@@ -30,6 +30,9 @@ def status_line(status: int) -> bytes:
 
 def whole(status: int, body: bytes, kind: bytes, headers: bytes, *, close: bool) -> bytes:
     """One whole answer; ``headers`` are further lines, each with its CRLF."""
+    if status == 204:
+        # No content has no length either (RFC 9110, 8.6).
+        return b"%s%s%s\r\n" % (status_line(204), headers, b"connection: close\r\n" if close else b"")
     first = _OK_JSON if status == 200 and kind == JSON else b"%scontent-type: %s\r\n" % (status_line(status), kind)
     last = b"connection: close\r\n" if close else b""
     return b"%s%s%scontent-length: %d\r\n\r\n%s" % (first, headers, last, len(body), body)
@@ -56,13 +59,15 @@ def id_headers(request_id: str, path: str) -> bytes:
 
 
 def error_headers(error: RequestError) -> bytes:
-    """``Retry-After`` where waiting helps, ``WWW-Authenticate`` with 401, ``Allow`` with 405."""
+    """``Retry-After`` where waiting helps; ``WWW-Authenticate`` with 401, ``Allow`` with 405, and so on."""
     found = b""
     if error.retry_after is not None:
         found += b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after))
     if error.status == 401:
         found += b"www-authenticate: Bearer\r\n"
-    if isinstance(error, MethodNotAllowedError) and error.allow:
+    elif error.status == 415:
+        found += b"accept-encoding: gzip, deflate, zstd\r\n"
+    elif isinstance(error, MethodNotAllowedError) and error.allow:
         found += b"allow: %s\r\n" % ", ".join(error.allow).encode()
     return found
 

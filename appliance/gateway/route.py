@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,6 +27,7 @@ from appliance.gateway.affinity import SLACK, Ring, bound
 from appliance.gateway.breaker import Breaker
 from appliance.gateway.outbox import Outbox
 from appliance.gateway.queue import FairQueue
+from appliance.gateway.swap import wait_ends
 from appliance.gateway.upstream import Pool
 from appliance.rules import nearest
 
@@ -92,6 +94,15 @@ class Replica:
         return self.in_flight / self.slots
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The wait of one request, by the loop's time."""
+
+    since: float
+    swapped_s: float
+    """Seconds that swaps to its model had taken in all when it began."""
+
+
 @dataclass(eq=False)
 class Service:
     """A model: its replicas, and the requests that wait for one of them."""
@@ -115,8 +126,12 @@ class Service:
     """Requests that were given a slot so far."""
     blocked: tuple[float, str] | None = None
     """Until when, and why, a model that could not be loaded is not waited for."""
+    loading_until: float | None = None
+    """Loop time at which the swap to this model ends at the latest; ``None`` unless one is in progress."""
+    _loading_since: float = 0.0
+    _swapped_s: float = 0.0
     _finished_at: float = 0.0
-    waiting_since: dict[int, float] = field(default_factory=dict)
+    _waits: dict[int, Wait] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.ring = Ring([replica.name for replica in self.replicas])
@@ -139,7 +154,39 @@ class Service:
     @property
     def oldest_wait(self) -> float | None:
         """Loop time since which the longest-waiting request waits."""
-        return min(self.waiting_since.values(), default=None)
+        return min((wait.since for wait in self._waits.values()), default=None)
+
+    @contextmanager
+    def swapping(self, clock: Callable[[], float], within_s: float) -> Iterator[None]:
+        """Mark the time in which this model is made ready, ``within_s`` seconds at most, however it ends.
+
+        A model that other engines serve meanwhile needs no mark: its requests wait for a slot.
+        """
+        if self.served:
+            yield
+            return
+        self._loading_since = clock()
+        self.loading_until = self._loading_since + within_s
+        try:
+            yield
+        finally:
+            self._swapped_s = self._swap_clock(clock())
+            self.loading_until = None
+
+    def overdue(self, waiter: Waiter, max_wait_s: float, now: float) -> QueueFullError | None:
+        """Return the refusal of ``waiter`` if it has waited too long: for a slot, or for the swap to its model."""
+        wait = self._waits.get(id(waiter))
+        if wait is None:
+            return None
+        swapped_s = self._swap_clock(now) - wait.swapped_s
+        if now <= wait_ends(wait.since, max_wait_s, swapped_s, self.loading_until):
+            return None
+        if self.loading_until is None:
+            message = f"No engine was free within {max_wait_s:g} s; try again shortly"
+        else:
+            within_s = self.loading_until - self._loading_since
+            message = f"{self.model} was not loaded within {within_s:g} s; try again shortly"
+        return QueueFullError(message, code="queue_timeout", retry_after=self.wait_s(1))
 
     def submit(self, waiter: Waiter, now: float) -> int:
         """Start ``waiter`` now, or let it wait: how many are before it, 0 when it started.
@@ -151,7 +198,7 @@ class Service:
         if free <= 0 and not self.served:
             if not self.on_demand:
                 raise self.down()
-            if self.blocked is not None and now < self.blocked[0]:
+            if self.loading_until is None and self.blocked is not None and now < self.blocked[0]:
                 raise EngineUnavailableError(self.blocked[1], retry_after=self.blocked[0] - now)
         if self.queue.enter(waiter, free):
             self._start(waiter)
@@ -163,14 +210,14 @@ class Service:
             wait = self.wait_s(self.queue.waiting)
             raise QueueFullError("The service is full and its queue too; try again shortly", retry_after=wait)
         position = self.queue.wait(waiter)
-        self.waiting_since[id(waiter)] = now
+        self._waits[id(waiter)] = Wait(now, self._swap_clock(now))
         if not self.served:
             self.notice()
         return position
 
     def leave(self, waiter: Waiter) -> None:
         """``waiter`` waits no longer."""
-        if self.waiting_since.pop(id(waiter), None) is not None:
+        if self._waits.pop(id(waiter), None) is not None:
             self.queue.leave(waiter)
 
     def release(self, replica: Replica, waiter: Waiter, now: float) -> None:
@@ -206,7 +253,7 @@ class Service:
     def pump(self) -> None:
         """Start what may start."""
         while (waiter := self.queue.next(self.free)) is not None:
-            self.waiting_since.pop(id(waiter), None)
+            self._waits.pop(id(waiter), None)
             self._start(waiter)
 
     def refuse(self, error: RequestError) -> None:
@@ -227,6 +274,10 @@ class Service:
     def wait_s(self, position: int) -> float:
         """Seconds that ``position`` requests before one's own take, by how fast requests ended lately."""
         return max(1.0, position * self.gap_s)
+
+    def _swap_clock(self, now: float) -> float:
+        """Seconds that swaps to this model have taken so far."""
+        return self._swapped_s + (now - self._loading_since if self.loading_until is not None else 0.0)
 
     def _start(self, waiter: Waiter) -> None:
         """Give ``waiter``, which the queue counts as running, a slot; it gets that or a refusal."""
@@ -315,13 +366,18 @@ class Router:
         for name, role in site.roles.items():
             self.routes[name] = Route(name, self.services[role.model], role)
 
-    def find(self, name: str, endpoint: str) -> Route:
-        """The route of ``name``; raises :class:`NotFoundError` where there is none for this endpoint."""
+    def named(self, name: str) -> Route:
+        """The route of the model or role ``name``; raises :class:`NotFoundError` with the nearest one."""
         route = self.routes.get(name)
         if route is None:
             hint = nearest(name[:80], list(self.routes))
             message = f"The model `{name[:80]}` does not exist; {hint}"
             raise NotFoundError(message, code="model_not_found", param="model")
+        return route
+
+    def find(self, name: str, endpoint: str) -> Route:
+        """The route of ``name``; raises :class:`NotFoundError` where there is none for this endpoint."""
+        route = self.named(name)
         task = route.service.task
         if task != TASKS.get(endpoint, "generate") and endpoint not in ANY_TASK:
             message = f"The model `{name}` is not for {endpoint}; use it with {INSTEAD[task]}"

@@ -7,6 +7,7 @@ import os
 from itertools import count
 
 from appliance.gateway.connection import ClientConnection
+from appliance.gateway.cors import NO_ORIGINS, BrowserOrigins
 from appliance.gateway.incoming import Handler, Timeouts
 from appliance.gateway.outbox import Outbox
 
@@ -17,12 +18,15 @@ SWEEP_S = 0.5
 class Server:
     """All client connections of one application, their deadlines, and how they end."""
 
-    def __init__(self, handler: Handler, timeouts: Timeouts, outbox: Outbox) -> None:
+    def __init__(
+        self, handler: Handler, timeouts: Timeouts, outbox: Outbox, origins: BrowserOrigins = NO_ORIGINS
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time
         self.handler = handler
         self.timeouts = timeouts
         self.outbox = outbox
+        self.origins = origins
         self.connections: set[ClientConnection] = set()
         self.draining = False
         self._empty: asyncio.Event | None = None

@@ -56,6 +56,15 @@ class Wait:
     until: float | None = None
 
 
+def wait_ends(since: float, max_wait_s: float, swapped_s: float, swap_until: float | None) -> float:
+    """Return the time at which a request's wait ends at the latest.
+
+    The request waits ``since`` then, of which swaps to its model took ``swapped_s`` seconds: those do not count
+    against ``max_wait_s``. While such a swap is in progress, its own deadline ``swap_until`` is the bound instead.
+    """
+    return since + max_wait_s + swapped_s if swap_until is None else swap_until
+
+
 def decide(
     engines: Sequence[EngineState], budget: Memory, rules: Swap, now: float, wanted: str | None = None
 ) -> Load | Wait:

@@ -18,7 +18,6 @@ from appliance.errors import (
     ConflictError,
     EngineFailedError,
     EngineUnavailableError,
-    NotFoundError,
     RequestError,
     StartError,
 )
@@ -33,6 +32,9 @@ LOOK_S = 0.1
 
 CONTROL_TIMEOUT_S = 120.0
 """Seconds that sleeping and waking may take: weights of 100 GB cross PCIe in some ten seconds."""
+
+STOP_MARGIN_S = 15.0
+"""Seconds after ``shutdown_timeout_s`` within which a stopping replica is killed (modules/engines.nix)."""
 
 
 @dataclass(slots=True)
@@ -104,9 +106,7 @@ class SwapController:
         self._event.set()
 
     def request(self, model: str) -> None:
-        """Load ``model`` as soon as what runs is drained; raises :class:`RequestError` where that is impossible."""
-        if model not in self.router.services:
-            raise NotFoundError(f"There is no model `{model[:80]}`; `appliance models status` lists them")
+        """Load ``model`` as soon as what runs is drained; raises :class:`ConflictError` if it is loaded."""
         for engine in self.engines.values():
             if engine.service.model == model:
                 if engine.state == "ready":
@@ -209,6 +209,19 @@ class SwapController:
     async def _swap(self, target: Managed, victims: list[Managed]) -> None:
         began = self.clock()
         LOG.info("loading %s%s", target.name, f", unloading {_names(victims)}" if victims else "")
+        within_s = sum(self._leaves_within_s(victim) for victim in victims) + self._loads_within_s(target)
+        with target.service.swapping(self.clock, within_s):
+            loaded = await self._replace(target, victims)
+        if not loaded:
+            for victim in victims:
+                await self._bring_back(victim)
+            return
+        self.swaps += 1
+        self.last_swap_s = self.clock() - began
+        LOG.info("%s is loaded after %.1f s", target.name, self.last_swap_s)
+
+    async def _replace(self, target: Managed, victims: list[Managed]) -> bool:
+        """Drain and unload ``victims``, load ``target``; whether that worked."""
         for victim in victims:
             await self._drain(victim)
         try:
@@ -218,12 +231,22 @@ class SwapController:
         except (RequestError, StartError) as error:
             self.failures += 1
             await self._fail(target, str(error))
-            for victim in victims:
-                await self._bring_back(victim)
-            return
-        self.swaps += 1
-        self.last_swap_s = self.clock() - began
-        LOG.info("%s is loaded after %.1f s", target.name, self.last_swap_s)
+            return False
+        return True
+
+    def _leaves_within_s(self, engine: Managed) -> float:
+        """Seconds that draining and unloading ``engine`` take at most."""
+        return self.site.gateway.swap.drain_timeout_s + self._stops_within_s(engine)
+
+    def _loads_within_s(self, engine: Managed) -> float:
+        """Seconds until ``engine`` has loaded and generated a token, or its failure is reported, at most."""
+        waking = CONTROL_TIMEOUT_S * len(engine.replicas) if engine.sleeps else 0.0
+        return waking + engine.load_timeout_s + self._stops_within_s(engine)
+
+    def _stops_within_s(self, engine: Managed) -> float:
+        """Seconds that putting ``engine`` to sleep, and stopping it if that fails, take at most."""
+        each = self.site.engines[engine.name].shutdown_timeout_s + STOP_MARGIN_S
+        return (each + (CONTROL_TIMEOUT_S if engine.sleeps else 0.0)) * len(engine.replicas)
 
     async def _drain(self, engine: Managed) -> None:
         """Take no new requests; those that run finish, or are cut at the deadline."""
@@ -311,13 +334,14 @@ class SwapController:
         if engine.state == "draining" and await self._answers(engine):
             self._open(engine)
             return
-        try:
-            if engine.state == "draining":
-                await self._stop(engine)
-            await self._load(engine)
-        except (RequestError, StartError) as error:
-            self.failures += 1
-            await self._fail(engine, f"it did not come back: {error}")
+        with engine.service.swapping(self.clock, self._stops_within_s(engine) + self._loads_within_s(engine)):
+            try:
+                if engine.state == "draining":
+                    await self._stop(engine)
+                await self._load(engine)
+            except (RequestError, StartError) as error:
+                self.failures += 1
+                await self._fail(engine, f"it did not come back: {error}")
 
     async def _stop(self, engine: Managed) -> None:
         for replica in engine.replicas:

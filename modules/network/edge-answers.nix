@@ -21,6 +21,14 @@ let
     '';
   };
   retryAfter = seconds: "add_header Retry-After ${toString seconds} always;";
+  # For pages of the origins that the gateway allows: without these lines a browser hides the answer from them.
+  # In every block that adds a header, for nginx inherits none there. An empty value adds no header.
+  origins = config.appliance.settings.gateway.browser_origins;
+  readable = lib.optionalString (origins != [ ]) ''
+    add_header Access-Control-Allow-Origin $allowed_origin always;
+    add_header Access-Control-Expose-Headers $exposed_headers always;
+    add_header Vary Origin always;
+  '';
 in
 {
   options.appliance.network.edge.proxyConfig = lib.mkOption {
@@ -71,6 +79,14 @@ in
         default 0;
         "~[0-9]" 1;
       }
+    '' + lib.optionalString (origins != [ ]) ''
+      map $http_origin $allowed_origin {
+      ${if origins == [ "*" ] then "  \"\" \"\";\n  default *;" else lib.concatMapStringsSep "\n" (origin: "  ${builtins.toJSON origin} $http_origin;") origins}
+      }
+      map $allowed_origin $exposed_headers {
+        "" "";
+        default retry-after;
+      }
     '' + lib.optionalString several ''
       map $http_idempotency_key $spread {
         "" $request_id;
@@ -87,15 +103,21 @@ in
         # Nothing was sent, so nothing runs: ask again. Once it was sent, a generation may have begun.
         if ($reached = 0) {
           ${retryAfter 2}
+          ${readable}
           ${say 503 "server_error" "gateway_unreachable" "The GPU host cannot be reached; try again shortly"}
         }
+        ${readable}
         ${say 502 "server_error" "gateway_failed" "The GPU host broke off; a repeated request may run twice, unless it bears an Idempotency-Key"}
       '';
       "@flooded" = answer ''
         ${retryAfter 1}
+        ${readable}
         ${say 429 "rate_limit_error" "rate_limit_exceeded" "Too many requests at once from this key or address; slow down"}
       '';
-      "@too_large" = answer (say 413 "invalid_request_error" "request_too_large" "The body is over the limit of ${toString config.appliance.settings.gateway.max_body_bytes} bytes");
+      "@too_large" = answer ''
+        ${readable}
+        ${say 413 "invalid_request_error" "request_too_large" "The body is over the limit of ${toString config.appliance.settings.gateway.max_body_bytes} bytes"}
+      '';
     } // lib.optionalAttrs several {
       # A gateway that says 503 did not begin. Here, not by proxy_next_upstream: that would need
       # `non_idempotent`, and then a POST that broke off in the middle were repeated, too.

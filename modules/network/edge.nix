@@ -1,9 +1,17 @@
-# The public side: TLS, one host name, one path, and bytes passed through as they come.
+# The public side: TLS, one host name, the API's paths, and bytes passed through as they come.
 { config, lib, pkgs, ... }:
 let
   cfg = config.appliance.network.edge;
   inherit (lib) mkOption types;
   nginx = config.services.nginx.package;
+  # OPTIONS and the headers of browsers pass like everything else: the gateway answers them.
+  toGateway = {
+    proxyPass = "http://gateway";
+    extraConfig = cfg.proxyConfig + cfg.limits.locationConfig + lib.optionalString (lib.length cfg.gateways > 1) ''
+      proxy_intercept_errors on;
+      error_page 503 = @elsewhere;
+    '';
+  };
 in
 {
   options.appliance.network.edge = {
@@ -58,13 +66,10 @@ in
           # Memory corruption in HTTP/2 before 1.30.7 (CVE-2026-123007). SSE does not need it.
           http2 = lib.mkDefault (lib.versionAtLeast nginx.version "1.30.7");
           locations."/".return = "404";
-          locations."/v1/" = {
-            proxyPass = "http://gateway";
-            extraConfig = cfg.proxyConfig + cfg.limits.locationConfig + lib.optionalString (lib.length cfg.gateways > 1) ''
-              proxy_intercept_errors on;
-              error_page 503 = @elsewhere;
-            '';
-          };
+          locations."/v1/" = toGateway;
+          # vLLM has these two outside /v1, and so has the gateway.
+          locations."= /tokenize" = toGateway;
+          locations."= /detokenize" = toGateway;
         };
       };
     };

@@ -9,7 +9,7 @@ python313Packages.buildPythonApplication {
     fileset = lib.fileset.unions [ ../../pyproject.toml ../../LICENSE ../../appliance (lib.fileset.maybeMissing ../../README.md) (lib.fileset.maybeMissing ../../loadtests) ];
   };
   build-system = [ python313Packages.setuptools ];
-  dependencies = with python313Packages; [ alembic fastapi httptools msgspec prometheus-client psycopg pydantic rich sqlalchemy uvicorn uvloop ]
+  dependencies = with python313Packages; [ alembic fastapi httptools msgspec prometheus-client psycopg pydantic rich sqlalchemy uvicorn uvloop zstandard ]
     # The smoke test and `appliance loadtest` are Locust scenarios.
     ++ [ locust ];
   # The versions that pyproject.toml asks for are what pip resolved; nixpkgs' are what the pin holds. The tests

@@ -181,6 +181,11 @@ def test_models_status_and_what_cannot_be_swapped(admin: Admin) -> None:
         1,
         "error: No engine of this site is loaded on demand; there is nothing to swap\n",
     )
+    unknown = admin.call("/admin/models/swap", {"model": "fakee"})
+    assert (unknown.status, unknown.json["error"]["code"]) == (404, "model_not_found")
+    assert "did you mean 'fake'?" in unknown.json["error"]["message"]
+    role = admin.call("/admin/models/swap", {"model": "writer"})
+    assert (role.status, role.json["error"]["code"]) == (409, "always_loaded")
 
 
 def test_the_control_socket_is_the_owners_only(admin: Admin) -> None:

@@ -34,6 +34,7 @@ def two_models(
     swap: dict[str, Any] | None = None,
     first: dict[str, Any] | None = None,
     gateway: dict[str, Any] | None = None,
+    roles: dict[str, Any] | None = None,
     **second: Any,
 ) -> Iterator[Service]:
     """A gateway whose models ``a`` and ``b`` both want nine tenths of the only card."""
@@ -42,6 +43,7 @@ def two_models(
         "hosts": {"here": {"memory_gib": 8, "gpus": [CARD]}},
         "models": {"a": {"source": "./a"}, "b": {"source": "./b"}},
         "engines": {"ea": engine("a", free_port(), **(first or {})), "eb": engine("b", free_port(), **second)},
+        "roles": roles or {},
     }
     settings = {"engine_control": "child", "swap": rules} | (gateway or {})
     with serving(folder, gateway=settings, **site) as service:
@@ -205,8 +207,6 @@ def test_a_person_loads_a_model_and_no_request_need_ask_for_it(tmp_path: Path) -
         assert " stopped " in lines["ea"]
         with pytest.raises(RequestError, match="b is loaded already"):
             control.swap(service.data, "b")
-        with pytest.raises(RequestError, match="There is no model `c`"):
-            control.swap(service.data, "c")
         assert metric(service, "swaps_total") == 1
 
 
@@ -278,3 +278,140 @@ def test_a_site_whose_models_all_take_turns_is_ready_before_the_first_request(tm
         assert ask(service, "a").status == 200
         wait_until(lambda: service.get("/ready").json["engines"]["ea"] == "ready", "a is loaded", 5)
         assert service.get("/ready").status == 200
+
+
+# Waiting for a swap. The queue's own bound is far shorter than a load here.
+
+IMPATIENT = {"queue": {"max_wait_s": 0.5, "keepalive_s": 0.3}}
+
+
+def code(answer: Any) -> str:
+    return str(answer.json["error"]["code"])
+
+
+def test_a_load_longer_than_the_queues_bound_is_waited_for(tmp_path: Path) -> None:
+    with (
+        two_models(tmp_path / "load", gateway=IMPATIENT, options={"load-delay-s": 2.0}) as service,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        assert ask(service, "a").status == 200
+        first = pool.submit(ask, service, "b")
+        wait_until(lambda: state(service, "eb") == "loading", "b loads", 5)
+        stream = pool.submit(ask, service, "b", stream=True)
+        assert first.result(20).status == 200
+        assert int(first.result().headers["x-queue-wait-ms"]) > 2000
+        told = stream.result(20)
+        assert told.body.startswith(b": waiting for an engine\n\n" * 2)
+        assert told.body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_drain_longer_than_the_queues_bound_is_waited_for(tmp_path: Path) -> None:
+    with (
+        two_models(tmp_path / "drained", {"max_wait_s": 0.01}, gateway=IMPATIENT) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert ask(service, "a").status == 200
+        long = pool.submit(ask, service, "a", "fake: tokens=100 itl_ms=20", stream=True)
+        wait_until(lambda: b'in_flight{engine="ea"} 1.0' in service.get("/metrics").body, "a runs", 5)
+        assert ask(service, "b").status == 200
+        assert long.result(20).body.endswith(b"data: [DONE]\n\n")
+
+
+def test_the_time_of_a_swap_does_not_count_afterwards_and_the_rest_does(tmp_path: Path) -> None:
+    """Both wait for the swap, one gets the only slot: the other has the queue's bound from then on, not less."""
+    settings = {"queue": {"max_wait_s": 0.7}}
+    second: dict[str, Any] = {"concurrency": 1, "options": {"load-delay-s": 1.0}}
+    with two_models(tmp_path / "after", gateway=settings, **second) as service, ThreadPoolExecutor(2) as pool:
+        text = "fake: ttft_ms=3000"
+        both = [pool.submit(ask, service, "b", text) for _ in range(2)]
+        done = sorted((future.result(30) for future in both), key=lambda answer: int(answer.status))
+        assert [answer.status for answer in done] == [200, 503]
+        assert code(done[1]) == "queue_timeout"
+        began, refused = [row["started_at"] + row["queue_ms"] / 1000 for row in map(service.row, done)]
+        assert refused - began > 0.65, "the queue's bound, less the moment between both requests' beginnings"
+
+
+def test_who_waits_for_a_load_that_fails_gets_its_reason(tmp_path: Path) -> None:
+    options = {"load-delay-s": 1.0, "fail-load": 1}
+    with two_models(tmp_path / "fails", gateway=IMPATIENT, options=options) as service:
+        refused = ask(service, "b")
+        assert (refused.status, code(refused)) == (503, "engine_unavailable")
+        assert "b could not be loaded: eb ended while it was loading" in refused.json["error"]["message"]
+        assert ask(service, "a").status == 200
+
+
+def test_a_swap_that_does_not_begin_leaves_the_queues_own_bound(tmp_path: Path) -> None:
+    with two_models(tmp_path / "never", {"min_residency_s": 600}, gateway=IMPATIENT) as service:
+        assert ask(service, "a").status == 200
+        refused = ask(service, "b")
+        assert (refused.status, code(refused)) == (503, "queue_timeout")
+        assert "within 0.5 s" in refused.json["error"]["message"]
+        assert state(service, "eb") == "stopped"
+
+
+def test_the_model_that_makes_room_has_the_queues_own_bound_until_it_is_brought_back(tmp_path: Path) -> None:
+    first = {"options": {"load-delay-s": 1.0}}
+    options = {"load-delay-s": 2.0, "fail-load": 1}
+    with (
+        two_models(tmp_path / "back", gateway=IMPATIENT, first=first, options=options) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert ask(service, "a").status == 200
+        fails = pool.submit(ask, service, "b")
+        wait_until(lambda: state(service, "eb") == "loading", "b loads", 5)
+        assert code(ask(service, "a")) == "queue_timeout"
+        assert code(fails.result(20)) == "engine_unavailable"
+        wait_until(lambda: state(service, "ea") == "loading", "a is brought back", 5)
+        assert ask(service, "a").status == 200
+
+
+def test_a_failed_model_that_is_loaded_by_hand_is_waited_for(tmp_path: Path) -> None:
+    """Its failure is reported for a minute, but not while it loads again."""
+    with (
+        two_models(tmp_path / "again", gateway=IMPATIENT, options={"load-delay-s": 1.5}) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        fails = pool.submit(ask, service, "b")
+        children = Path(f"/proc/{service.gateway.process.pid}/task/{service.gateway.process.pid}/children")
+        wait_until(lambda: bool(children.read_text().split()), "the engine starts", 10)
+        os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+        assert code(fails.result(20)) == "engine_unavailable"
+        assert code(ask(service, "b")) == "engine_unavailable"
+        control.swap(service.data, "b")
+        wait_until(lambda: state(service, "eb") == "loading", "b loads again", 5)
+        assert ask(service, "b").status == 200
+
+
+# A role's name stands for its model here too.
+
+
+def test_a_model_is_loaded_by_the_name_of_a_role(tmp_path: Path) -> None:
+    roles = {"writer": {"model": "b", "system_prompt": "Write."}, "reader": {"model": "a"}}
+    with two_models(tmp_path / "role", roles=roles) as service:
+        argv = [sys.executable, "-m", "appliance", "models", "swap", "writer", "--config", str(service.config)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("b is asked for")
+        wait_until(lambda: state(service, "eb") == "ready", "b is loaded", 20)
+        with pytest.raises(RequestError, match="b is loaded already") as loaded:
+            control.swap(service.data, "writer")
+        assert (loaded.value.status, loaded.value.code) == (409, "already_loaded")
+        assert control.swap(service.data, "reader")["model"] == "a"
+        wait_until(lambda: state(service, "ea") == "ready", "a is loaded", 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("writr", "did you mean 'writer'"), ("zzz", "known: a, b, writer"), ("eb", "did you mean 'b'?")],
+)
+def test_an_unknown_name_is_404_with_the_nearest_one(swaps: Service, name: str, hint: str) -> None:
+    with pytest.raises(RequestError, match="does not exist") as unknown:
+        control.swap(swaps.data, name)
+    assert (unknown.value.status, unknown.value.code, unknown.value.param) == (404, "model_not_found", "model")
+    assert hint in str(unknown.value)
+
+
+@pytest.fixture(scope="module")
+def swaps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with two_models(tmp_path_factory.mktemp("swaps"), roles={"writer": {"model": "b"}}) as service:
+        yield service

@@ -18,7 +18,7 @@ Saw = Callable[[str, str, str], None]
 
 CONTROL = [
     "/metrics", "/health", "/ready", "/sleep", "/wake_up", "/pause", "/resume", "/load", "/server_info",
-    "/version", "/collective_rpc", "/reset_prefix_cache", "/invocations", "/tokenize", "/detokenize",
+    "/version", "/collective_rpc", "/reset_prefix_cache", "/invocations", "/tokenize/", "/detokenize/x",
     "/pooling", "/score", "/docs", "/openapi.json", "/inference/v1/generate", "/v2/rerank",
     "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "//v1/chat/completions", "/v1//chat/completions",
     "/v1/./chat/completions", "/v1/../metrics", "/v1/%2e%2e/metrics", "/v1/..%2fmetrics",

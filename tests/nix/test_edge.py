@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,6 +38,13 @@ class Gateway(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.do_POST()
 
+    def do_OPTIONS(self) -> None:
+        """Repeat what the page asks for, so that a test sees whether it arrived."""
+        self.send_response(204)
+        self.send_header("Access-Control-Allow-Origin", self.headers["Origin"])
+        self.send_header("Access-Control-Allow-Headers", self.headers["Access-Control-Request-Headers"])
+        self.end_headers()
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -50,15 +58,20 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of nginx, with the VPS's configuration before a stand-in for the gateway."""
+    with running(tmp_path_factory.mktemp("edge")) as port:
+        yield port
+
+
+@contextmanager
+def running(folder: Path, *extra: str) -> Iterator[int]:
+    """The port of nginx, with the VPS's configuration and the modules ``extra``; a stand-in for the gateway."""
     nginx = checker.require("nginx")
-    folder: Path = tmp_path_factory.mktemp("edge")
     folder.chmod(0o755)
     port = free_port()
     gateway = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
     gateway.daemon_threads = True
     threading.Thread(target=gateway.serve_forever, daemon=True).start()
-    text = edge_conf(folder, f"127.0.0.1:{free_port()}", f"127.0.0.1:{port}")
+    text = edge_conf(folder, f"127.0.0.1:{free_port()}", f"127.0.0.1:{port}", extra)
     text = text.replace("10.77.0.1:8000", f"127.0.0.1:{gateway.server_address[1]}")
     (folder / "nginx.conf").write_text("user root;\n" + text)
     process = subprocess.Popen([nginx, "-c", folder / "nginx.conf", "-e", folder / "error.log"])
@@ -67,11 +80,13 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
         time.sleep(0.1)
-    yield port
-    process.terminate()
-    process.wait(timeout=10)
-    gateway.shutdown()
-    gateway.server_close()
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+        gateway.shutdown()
+        gateway.server_close()
 
 
 class Named(HTTPSConnection):
@@ -95,8 +110,15 @@ def ask(port: int, path: str, body: bytes = b"{}", headers: dict[str, str] | Non
 
 
 def test_the_api_is_reached_and_nothing_else(edge: int) -> None:
-    assert ask(edge, "/v1/chat/completions") == 200
+    for path in ("/v1/chat/completions", "/tokenize", "/detokenize?x"):
+        assert ask(edge, path) == 200, path
     for path in (
+        "/tokenize/",
+        "/tokenizer",
+        "/detokenize/x",
+        "//tokenize",
+        "/Tokenize",
+        "/tokenize/../sleep",
         "/",
         "/metrics",
         "/sleep",
@@ -151,3 +173,53 @@ def test_one_key_cannot_flood(edge: int) -> None:
     assert 40 <= statuses.count(200) < 120
     time.sleep(1.5)
     assert ask(edge, "/v1/x", headers={"Authorization": "Bearer sk-other"}) == 200
+
+
+PREFLIGHT = {
+    "Origin": "https://chat.example.org",
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type",
+}
+
+
+def answer_of(port: int, method: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
+    connection = Named(port)
+    try:
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.headers.items()}
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_a_preflight_and_its_answer_pass(edge: int, path: str) -> None:
+    status, headers = answer_of(edge, "OPTIONS", path, PREFLIGHT)
+    assert (status, headers["access-control-allow-origin"]) == (204, "https://chat.example.org")
+    assert headers["access-control-allow-headers"] == "authorization,content-type"
+
+
+@pytest.mark.parametrize(
+    ("extra", "allowed", "refused"),
+    [
+        ((), (), ("https://chat.example.org",)),
+        (
+            ("tests/nix/browser.nix",),
+            ("https://chat.example.org", "app://obsidian.md"),
+            ("https://other.example.org", "null", "https://chat.example.org.evil.org", ""),
+        ),
+        (("tests/nix/any_browser.nix",), ("https://any.example.org",), ("",)),
+    ],
+)
+def test_allowed_pages_can_read_what_the_edge_itself_answers(
+    extra: tuple[str, ...], allowed: tuple[str, ...], refused: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "edge").mkdir()
+    with running(tmp_path / "edge", *extra) as port:
+        for origin in (*allowed, *refused):
+            sent = {"Content-Length": str(2**30)} | ({"Origin": origin} if origin else {})
+            status, headers = answer_of(port, "POST", "/v1/chat/completions", sent)
+            assert status == 413
+            named = {"*", origin} if origin in allowed else {None}
+            assert headers.get("access-control-allow-origin") in named, origin
+            assert ("access-control-expose-headers" in headers) == (origin in allowed)

@@ -145,10 +145,12 @@ def test_nft_notices_a_broken_table(tmp_path: Path) -> None:
     assert checker.said([nft, "--check", "--file", file]).returncode != 0
 
 
-def edge_conf(folder: Path, http: str = "127.0.0.1:18080", https: str = "127.0.0.1:18443") -> str:
-    """nginx.conf of the VPS with everything in ``folder``; a certificate for its domain is made there."""
+def edge_conf(
+    folder: Path, http: str = "127.0.0.1:18080", https: str = "127.0.0.1:18443", extra: tuple[str, ...] = ()
+) -> str:
+    """nginx.conf of the VPS with the modules ``extra``, in ``folder``, beside a certificate for its domain."""
     openssl = checker.require("openssl")
-    values = checker.host("vps")
+    values = checker.host("vps", *extra)
     domain = values["appliance.network.edge.domain"]
     (folder / domain).mkdir()
     made = ["-keyout", folder / domain / "key.pem", "-out", folder / domain / "fullchain.pem"]
@@ -157,9 +159,10 @@ def edge_conf(folder: Path, http: str = "127.0.0.1:18080", https: str = "127.0.0
     return translate.nginx(values, translate.Places(str(folder), str(folder), (http,), (https,)))
 
 
-def test_nginx_reads_the_edge(tmp_path: Path) -> None:
+@pytest.mark.parametrize("extra", [(), ("tests/nix/browser.nix",), ("tests/nix/any_browser.nix",)])
+def test_nginx_reads_the_edge(tmp_path: Path, extra: tuple[str, ...]) -> None:
     nginx = checker.require("nginx")
-    text = edge_conf(tmp_path)
+    text = edge_conf(tmp_path, extra=extra)
     for needed in (
         "limit_req zone=per_key",
         "limit_conn address_conn",

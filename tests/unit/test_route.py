@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import cast
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -142,7 +144,7 @@ class Machine(RuleBasedStateMachine):
     def slots_in_use_are_those_of_who_runs(self) -> None:
         for replica in self.replicas:
             assert replica.in_flight == sum(w.size for w in self.running if w.replica is replica)
-        assert self.service.queue.waiting == len(self.waiting) == len(self.service.waiting_since)
+        assert self.service.queue.waiting == len(self.waiting) == len(self.service._waits)
 
     @invariant()
     def nobody_waits_for_what_will_not_come(self) -> None:
@@ -154,3 +156,117 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+MAX_WAIT_S = 10.0
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Swaps(RuleBasedStateMachine):
+    """Requests for one model on demand, over any order of arrivals, swaps, failures, and time between them.
+
+    The model of the bound: outside swaps each request has ``MAX_WAIT_S`` in all, inside one its deadline.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        replica = Replica("e", "m", "generate", 1, NOBODY, Breaker(2), resident=False)
+        self.service = Service(
+            "m", "generate", 4096, [replica], FairQueue(1 / 8), 100, 1.25,
+            on_demand=True, notice=lambda: None, full=lambda: False,
+        )  # fmt: skip
+        self.replica = replica
+        self.waiting: dict[int, tuple[Waiter, float]] = {}
+        self.swap: AbstractContextManager[None] | None = None
+        self.swap_ends_at = 0.0
+
+    def tick(self) -> None:
+        """What each exchange does at its tick."""
+        for key, (waiter, waited) in [*self.waiting.items()]:
+            if waiter.replica is not None:
+                del self.waiting[key]
+                continue
+            error = self.service.overdue(waiter, MAX_WAIT_S, self.clock.now)
+            late = self.clock.now > self.swap_ends_at if self.swap else waited > MAX_WAIT_S
+            assert (error is not None) == late
+            if error is not None:
+                assert error.code == "queue_timeout"
+                assert ("was not loaded within" in str(error)) == (self.swap is not None)
+                self.service.leave(waiter)
+                del self.waiting[key]
+
+    @rule()
+    def ask(self) -> None:
+        waiter = Waiter("u", None, 1)
+        self.service.submit(waiter, self.clock.now)
+        if waiter.replica is None:
+            self.waiting[id(waiter)] = (waiter, 0.0)
+
+    @rule(seconds=st.integers(1, 12))
+    def wait(self, seconds: int) -> None:
+        self.clock.now += seconds
+        for key, (waiter, waited) in self.waiting.items():
+            self.waiting[key] = (waiter, waited + (0 if self.swap else seconds))
+        self.tick()
+
+    @precondition(lambda self: self.swap is None and not self.replica.resident)
+    @rule(within_s=st.sampled_from([5.0, 30.0]))
+    def begin(self, within_s: float) -> None:
+        self.swap = self.service.swapping(self.clock, within_s)
+        self.swap_ends_at = self.clock.now + within_s
+        self.swap.__enter__()
+
+    @precondition(lambda self: self.swap is not None)
+    @rule(loaded=st.booleans())
+    def end(self, loaded: bool) -> None:
+        assert self.swap is not None
+        if loaded:
+            self.replica.resident = True
+            self.service.pump()
+        self.swap.__exit__(None, None, None)
+        self.swap = None
+        assert self.service.loading_until is None
+        self.tick()
+
+    @precondition(lambda self: self.replica.resident)
+    @rule()
+    def unload(self) -> None:
+        self.replica.resident = False
+
+
+TestSwaps = Swaps.TestCase
+TestSwaps.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def test_a_swap_is_over_however_it_ends() -> None:
+    service = Swaps().service
+
+    def fail() -> None:
+        with service.swapping(Clock(), 5):
+            assert service.loading_until == 5
+            raise EngineUnavailableError("it did not load")
+
+    with pytest.raises(EngineUnavailableError):
+        fail()
+    assert service.loading_until is None
+
+
+def test_a_model_that_is_served_meanwhile_keeps_the_bound_of_its_queue() -> None:
+    machine = Swaps()
+    machine.replica.resident = True
+    with machine.service.swapping(machine.clock, 600):
+        machine.ask()
+        machine.ask()
+        assert machine.service.loading_until is None
+        machine.wait(9)
+        assert len(machine.waiting) == 1
+        machine.wait(2)
+        assert not machine.waiting

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from appliance.config import Swap
-from appliance.gateway.swap import RETRY_S, EngineState, Load, Wait, decide, fits
+from appliance.gateway.swap import RETRY_S, EngineState, Load, Wait, decide, fits, wait_ends
 
 RULES = Swap(max_wait_s=30, min_residency_s=20, batch=8)
 CARD = {"here/0": 1.0}
@@ -24,6 +24,21 @@ def ready(name: str = "a", **more: object) -> EngineState:
 
 def stopped(name: str = "b", **more: object) -> EngineState:
     return replace(EngineState(name, "stopped", 0.0, NINE), **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("swapped_s", "swap_until", "ends"),
+    [
+        (0.0, None, 130.0),  # no swap yet: the queue's own bound
+        (0.0, 700.0, 700.0),  # a swap begins
+        (550.0, 700.0, 700.0),  # it goes on: its deadline does not move
+        (0.0, 110.0, 110.0),  # a swap shorter than the queue's bound
+        (570.0, None, 700.0),  # it has ended: what is left of the queue's bound begins to count again
+        (570.0, 900.0, 900.0),  # another swap to the same model
+    ],
+)
+def test_when_a_wait_ends(swapped_s: float, swap_until: float | None, ends: float) -> None:
+    assert wait_ends(10.0, 120.0, swapped_s, swap_until) == ends
 
 
 def test_nothing_is_loaded_that_nobody_asks_for() -> None:

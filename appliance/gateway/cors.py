@@ -1,0 +1,76 @@
+"""Which web pages of other origins may use the service: the headers of the CORS protocol (Fetch standard). Pure.
+
+A browser asks first (the preflight) and hides every answer that does not name the page's origin. Credentials of the
+browser are never allowed: the API key is a header that the page sets by itself, so no cookie can be misused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from appliance.errors import PermissionDeniedError
+
+EXPOSED = "x-request-id, request-id, retry-after, x-queue-position, x-queue-wait-ms, x-max-tokens-capped"
+"""Headers of an answer that a page may read, besides those that the standard always allows."""
+
+ASKABLE = (
+    b"authorization, content-type, x-api-key, idempotency-key, x-chat-id, x-session-id, x-openwebui-chat-id, "
+    b"anthropic-version, anthropic-beta, anthropic-dangerous-direct-browser-access"
+)
+"""Headers of a request that are allowed if the preflight names none; else those that it names."""
+
+TOKENS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+([ \t]*,[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")
+"""Names of headers (RFC 9110, 5.6.2) with commas between: what may be repeated in an answer's head."""
+
+MAX_AGE_S = 7200
+"""Seconds for which a browser may remember a preflight: Chromium caps it there."""
+
+
+class BrowserOrigins:
+    """The origins whose pages may read answers: those named, or every one with ``*``."""
+
+    __slots__ = ("_every", "_lines")
+
+    def __init__(self, origins: Iterable[str]) -> None:
+        named = {origin.encode(): _lines(origin) for origin in origins}
+        self._every = named.pop(b"*", None)
+        self._lines = named
+
+    def headers(self, origin: bytes | None) -> bytes:
+        """Return the header lines of any answer to ``origin``; none for one that is absent or not allowed."""
+        if origin is None:
+            return b""
+        return self._every or self._lines.get(origin, b"")
+
+    def preflight(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """Return the header lines that only the answer to a preflight has, besides those of :meth:`headers`.
+
+        ``headers`` are those of the request. Raises :class:`PermissionDeniedError` unless its origin is allowed.
+        """
+        origin = headers.get(b"origin", b"")
+        if not self.headers(origin):
+            shown = origin[:80].decode("latin1")
+            raise PermissionDeniedError(
+                f"Pages of the origin {shown!r} may not use this service; add it to gateway.browser_origins",
+                code="origin_not_allowed",
+            )
+        asked = headers.get(b"access-control-request-headers", b"").strip()
+        lines = b"access-control-allow-methods: GET, HEAD, POST, OPTIONS\r\n"
+        lines += b"access-control-allow-headers: %s\r\n" % (asked if TOKENS.fullmatch(asked) else ASKABLE)
+        lines += b"access-control-max-age: %d\r\n" % MAX_AGE_S
+        if headers.get(b"access-control-request-private-network") == b"true":
+            # A page of a public address asks for one in a private network (Private Network Access).
+            lines += b"access-control-allow-private-network: true\r\n"
+        return lines
+
+
+NO_ORIGINS = BrowserOrigins(())
+
+
+def _lines(origin: str) -> bytes:
+    lines = f"access-control-allow-origin: {origin}\r\naccess-control-expose-headers: {EXPOSED}\r\n"
+    if origin != "*":
+        # A cache must not hand an answer for one origin to a page of another.
+        lines += "vary: origin\r\n"
+    return lines.encode()

@@ -1,0 +1,2 @@
+# Pages of every origin may use the service: laid over hosts/vps.nix.
+{ appliance.settings.gateway.browser_origins = [ "*" ]; }
