@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 
@@ -405,3 +406,51 @@ def test_a_failed_answer_may_be_tried_again_with_the_same_key(guarded: Service) 
     assert exchange(guarded, head(guarded, GOOD, f"idempotency-key: {'x' * 300}") + BODY).startswith(
         b"HTTP/1.1 400 "
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "status"),
+    [
+        ("GET /v1/models", "", b"401"),
+        ("GET /v1/models", "good", b"200"),
+        ("GET /health", "", b"200"),
+        ("OPTIONS /v1/models", "", b"204"),
+        ("GET /nothing", "", b"404"),
+    ],
+)
+def test_thousands_of_pipelined_upgrades_are_each_answered(
+    guarded: Service, line: str, key: str, status: bytes
+) -> None:
+    """Sent in one piece; the log of the gateway, read when it ends, has no traceback."""
+    many = 3000
+    credential = f"authorization: Bearer {guarded.key}\r\n" if key else ""
+    one = f"{line} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n{credential}\r\n".encode()
+    last = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    seen = b""
+    with socket.create_connection(("127.0.0.1", guarded.gateway.port), timeout=60) as connection:
+        sender = threading.Thread(target=connection.sendall, args=(one * many + last,))
+        sender.start()
+        while piece := connection.recv(1 << 16):
+            seen += piece
+        sender.join()
+    assert seen.count(b"HTTP/1.1 " + status + b" ") == many + (status == b"200" and "health" not in line) + (
+        "health" in line
+    )
+    assert seen.endswith(b'{"status":"ok"}')
+
+
+def test_an_upgrade_with_a_body_among_others_keeps_every_body_apart(guarded: Service) -> None:
+    body = json.dumps(chat("fake: tokens=1")).encode()
+    lines = ("connection: upgrade", "upgrade: h2c", f"content-length: {len(body)}")
+    one = head(guarded, *lines) + body
+    last = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    answer = exchange(guarded, one * 20 + last, to_the_end=True, timeout=30)
+    assert answer.count(b'"object": "chat.completion"') == 20
+    assert answer.endswith(b'{"status":"ok"}')
+
+
+def test_equal_content_types_are_one_and_different_ones_are_refused(guarded: Service) -> None:
+    twice = head(guarded, GOOD, "content-type: application/json", "content-type: application/json") + BODY
+    assert exchange(guarded, twice).startswith(b"HTTP/1.1 200 ")
+    differs = head(guarded, GOOD, "content-type: application/json", "content-type: text/plain") + BODY
+    assert exchange(guarded, differs).startswith(b"HTTP/1.1 400 ")

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from appliance.store.keys import KeyStore
-from tests.conftest import Service, chat, exchange, http, serving, wait_until
+from tests.conftest import Service, chat, exchange, free_port, http, serving, wait_until
 
 
 def test_health_needs_no_key_and_ready_is_a_generated_token(service: Service) -> None:
@@ -204,3 +204,191 @@ def test_metrics_count_requests_without_naming_users(service: Service) -> None:
     assert "appliance_gateway_time_to_first_token_seconds_bucket" in text
     assert "ada" not in text
     assert service.key not in text
+
+
+def test_a_model_is_found_however_its_name_is_encoded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Current SDKs send ``%2F``; a proxy sends the absolute form."""
+    name = "Qwen/Qwen3-30B"
+    engine = {"kind": "fake", "host": "here", "model": name, "device": "cpu", "context": 4096, "concurrency": 8}
+    site = {"models": {name: {"source": "./fake"}}, "engines": {"chat": engine | {"port": free_port()}}}
+    with serving(tmp_path_factory.mktemp("slash"), **site) as service:
+        for path in ("Qwen/Qwen3-30B", "Qwen%2FQwen3-30B", "Qwen%2fQwen3%2d30B", "%51wen/Qwen3-30B"):
+            answer = service.get(f"/v1/models/{path}", key=service.key)
+            assert (answer.status, answer.json["id"]) == (200, name)
+        absolute = "http://gateway.example/v1/models/Qwen%2FQwen3-30B"
+        sent = f"GET {absolute} HTTP/1.1\r\nhost: x\r\nx-api-key: {service.key}\r\n\r\n"
+        assert exchange(service, sent.encode()).startswith(b"HTTP/1.1 200 OK\r\n")
+        missing = service.get("/v1/models/Qwen%2FOther", key=service.key)
+        assert (missing.status, "`Qwen/Other`" in missing.json["error"]["message"]) == (404, True)
+
+
+def test_a_card_tells_context_task_and_time(service: Service) -> None:
+    card = service.get("/v1/models/fake", key=service.key).json
+    assert (card["max_model_len"], card["task"], card["owned_by"]) == (4096, "generate", "appliance")
+    assert abs(card["created"] - time.time()) < 3600
+
+
+@pytest.mark.parametrize("path", ["/v1/chat%2fcompletions", "/v1/%63hat/completions", "/v1/chat/completions?a=%2F"])
+def test_an_encoded_path_is_the_path(service: Service, path: str) -> None:
+    assert service.post(path, chat()).status == 200
+    assert service.last()["path"] == "/v1/chat/completions", "the engine sees one spelling"
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/models", "/v1/models/fake"])
+def test_head_is_get_without_its_body(service: Service, path: str) -> None:
+    key = f"authorization: Bearer {service.key}\r\nconnection: close\r\n"
+    answers = [
+        exchange(service, f"{method} {path} HTTP/1.1\r\nhost: x\r\n{key}\r\n".encode(), to_the_end=True)
+        for method in ("GET", "HEAD")
+    ]
+    got, bare = (answer.partition(b"\r\n\r\n") for answer in answers)
+    assert got[0].startswith(b"HTTP/1.1 200 OK")
+    assert bare[2] == b""
+    same = [re.sub(rb"(request-id: |content-length: )\w+", rb"\1", head[0]) for head in (got, bare)]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/v1/chat/completions", "POST, OPTIONS"),
+        ("DELETE", "/v1/models", "GET, HEAD, OPTIONS"),
+        ("POST", "/health", "GET, HEAD, OPTIONS"),
+    ],
+)
+def test_405_names_the_methods_and_so_does_options(service: Service, method: str, path: str, allow: str) -> None:
+    answer = http(service.url + path, method=method, body={}, key=service.key)
+    assert (answer.status, answer.headers["allow"]) == (405, allow)
+    asked = http(service.url + path, method="OPTIONS")
+    assert (asked.status, asked.headers["allow"], asked.body) == (204, allow, b"")
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+@pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("POST", "/v1/audio/transcriptions", 404, "nothing at /v1/audio/transcriptions"),
+        ("POST", "/v1/chat/completions/", 404, "write /v1/chat/completions"),
+        ("POST", "/chat/completions", 404, "the base URL ends in /v1"),
+        ("PUT", "/v1/chat/completions", 405, "takes POST"),
+        ("POST", "/v1/models", 405, "takes GET"),
+    ],
+)
+def test_a_large_upload_to_a_wrong_address_hears_of_the_address(
+    service: Service, framing: str, method: str, path: str, status: int, words: str
+) -> None:
+    body = b"x" * 200_000
+    lines = f"content-length: {len(body)}\r\n\r\n" if framing == "length" else "transfer-encoding: chunked\r\n\r\n"
+    sent = f"{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\n{lines}".encode()
+    sent += body if framing == "length" else b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    answer = exchange(service, sent, to_the_end=True)
+    assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:200]
+    assert words.encode() in answer
+
+
+def test_unknown_paths_leave_a_counter_and_a_line_that_tells_no_secret(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with serving(tmp_path_factory.mktemp("unknown")) as service:
+        for _ in range(200):
+            service.post("/v1/audio/speech", {})
+        service.get("/v1/files/file-s3cret?key=s3cret")
+        text = service.get("/metrics").body.decode()
+        assert 'appliance_gateway_not_found_total{path="/v1/audio"} 200.0' in text
+        assert 'appliance_gateway_not_found_total{path="/v1/files"} 1.0' in text
+        lines = [json.loads(line) for line in service.gateway.log.read_text().splitlines()]
+        seen = [line["path"] for line in lines if "not offered" in line["message"]]
+        assert seen[0] == "/v1/audio/speech"
+        assert 60 <= len(seen) <= 80, "a client that asks for ever does not fill the log"
+        assert "s3cret" not in service.gateway.log.read_text()
+
+
+@pytest.mark.parametrize("sent", ["authorization: ", "authorization: Bearer ", "authorization: Basic dTpw", ""])
+@pytest.mark.parametrize("name", ["x-api-key", "api-key"])
+def test_an_authorization_without_a_key_hides_no_other_one(service: Service, sent: str, name: str) -> None:
+    lines = f"{sent}\r\n" if sent else ""
+    request = f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{lines}{name}: {{}}\r\nconnection: close\r\n\r\n"
+    assert exchange(service, request.format(service.key).encode()).startswith(b"HTTP/1.1 200 OK")
+    refused = exchange(service, request.format("sk-bad").encode())
+    assert refused.startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_key_without_bearer_is_told_how_to_send_it(service: Service) -> None:
+    request = f"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: {service.key}\r\nconnection: close\r\n\r\n"
+    answer = exchange(service, request.encode())
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"write `Authorization: Bearer sk-" in answer
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/models"])
+@pytest.mark.parametrize("fault", ["no key", "bad key", "too large", "not JSON", "wrong path"])
+def test_anthropics_api_has_its_own_errors_and_request_id(service: Service, path: str, fault: str) -> None:
+    """Whichever part rejects the request: before its body, for its body, for its path."""
+    key = {"no key": "", "bad key": "x-api-key: sk-bad\r\n"}.get(fault, f"x-api-key: {service.key}\r\n")
+    body = b"x" * (2 if fault == "not JSON" else 0)
+    length = 10**9 if fault == "too large" else len(body)
+    method = "GET" if path == "/v1/models" else "POST"
+    target = path + ("/x/y" if fault == "wrong path" else "")
+    if method == "GET" and fault == "not JSON":
+        return
+    lines = f"host: x\r\nanthropic-version: 2023-06-01\r\n{key}content-length: {length}\r\nconnection: close\r\n"
+    sent = f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode() + body
+    answer = exchange(service, sent, to_the_end=True)
+    head_bytes, _, text = answer.partition(b"\r\n\r\n")
+    value = json.loads(text)
+    assert (value["type"], set(value["error"])) == ("error", {"type", "message"})
+    ids = re.findall(rb"(x-request-id|request-id): (\w+)", head_bytes)
+    assert len({found for _, found in ids}) == 1
+    assert {name for name, _ in ids} == {b"x-request-id", b"request-id"}
+
+
+def test_a_background_response_is_refused_until_it_can_be_counted(service: Service) -> None:
+    for value in (True, "true", 1):
+        before = service.stats()["requests"]
+        answer = service.post("/v1/responses", {"model": "fake", "input": "x", "background": value})
+        assert (answer.status, answer.json["error"]["param"]) == (400, "background")
+        assert service.stats()["requests"] == before
+    assert service.post("/v1/responses", {"model": "fake", "input": "x", "background": False}).status == 200
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
+def test_tokens_are_counted_by_the_engine_for_a_key_and_cost_nothing(service: Service, path: str) -> None:
+    answer = service.post(path, {"model": "fake", "prompt": "one two three", "tokens": [1]})
+    assert answer.status == (200 if path == "/tokenize" else 404)
+    row = service.row(answer)
+    assert (row["prompt_tokens"], row["completion_tokens"]) == (0, 0)
+    assert service.post(path, {"model": "fake"}, key="sk-bad").status == 401
+    assert service.post(path, {"model": "nobody", "prompt": "x"}).status == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/chat/completions", "max_tokens"), ("/v1/chat/completions", "max_completion_tokens"),
+        ("/v1/completions", "max_tokens"), ("/v1/responses", "max_output_tokens"), ("/v1/messages", "max_tokens"),
+    ],
+)  # fmt: skip
+def test_a_limit_over_the_context_is_reduced_and_announced(service: Service, path: str, field: str) -> None:
+    body = {**chat("fake: tokens=3"), "prompt": "x", "input": "x", field: 32_000}
+    answer = service.post(path, body)
+    assert (answer.status, answer.headers["x-max-tokens-capped"]) == (200, "4096")
+    sent = json.loads(service.last()["body"])
+    assert sent == {**body, field: 4096}, "nothing else changes"
+    within = service.post(path, body | {field: 4096})
+    assert "x-max-tokens-capped" not in within.headers
+    streamed = service.post(path, body | {"stream": True, field: "32000"})
+    assert (streamed.status, streamed.headers["x-max-tokens-capped"]) == (200, "4096")
+
+
+def test_a_thinking_budget_stays_below_a_reduced_limit(service: Service) -> None:
+    body = chat("hi", max_tokens=32_000, thinking={"type": "enabled", "budget_tokens": 31_999})
+    assert service.post("/v1/messages", body).status == 200
+    sent = json.loads(service.last()["body"])
+    assert (sent["max_tokens"], sent["thinking"]["budget_tokens"]) == (4096, 4095)
+
+
+def test_a_model_may_refuse_instead_of_reducing(tmp_path_factory: pytest.TempPathFactory) -> None:
+    models = {"fake": {"source": "./fake", "cap_max_tokens": False}}
+    with serving(tmp_path_factory.mktemp("strict"), models=models) as service:
+        answer = service.post("/v1/chat/completions", chat(max_tokens=5000))
+        assert (answer.status, answer.json["error"]["param"]) == (400, "max_tokens")
