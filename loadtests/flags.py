@@ -81,7 +81,7 @@ def add(commands: Commands, config_option: ConfigOption) -> None:
         "--html", type=Path, metavar="FILE", help="one page with plots that opens without a network"
     )
     verdict.add_argument("--samples", type=Path, metavar="FILE", help="every single request, a JSON line each")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, long_run=True)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -66,7 +66,7 @@ def hub_answers() -> bool:
     base = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
     request = urllib.request.Request(f"{base}/api/models/{REPOSITORY}/revision/{REVISION}", method="GET")  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as response:  # noqa: S310
+        with opener(base).open(request, timeout=HUB_TIMEOUT_S) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError, ValueError):
         return False

@@ -18,6 +18,7 @@ import pytest
 from appliance.cli import main
 from appliance.config import Slo, Smoke
 from appliance.ops import smoke
+from appliance.stopping import Stop
 from appliance.store.keys import KeyStore
 from loadtests.parameters import Plan
 from loadtests.report import Report
@@ -257,16 +258,17 @@ def test_an_interrupted_run_reports_and_proves_nothing(engine: Process, tmp_path
     assert report_of(out)["requests"] > 0
 
 
-async def test_the_smoke_scenario_passes_and_misses(engine: Process, tmp_path: Path) -> None:
+def test_the_smoke_scenario_passes_and_misses(engine: Process, tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     asked = Smoke(users=3, requests_per_user=2, max_tokens=8)
-    report = await smoke.run(asked, url=engine.url, key="k", model="fake", folder=tmp_path)
+    more: dict[str, Any] = {"url": engine.url, "key": "k", "folder": tmp_path, "stop": Stop()}
+    report = smoke.run(asked, model="fake", **more)
     assert (report.exit_code, report.requests, report.failures) == (0, 6, {})
     tight = asked.model_copy(update={"slo": Slo(ttft_p99_ms=0.01)})
-    report = await smoke.run(tight, url=engine.url, key="k", model="fake", folder=tmp_path)
+    report = smoke.run(tight, model="fake", **more)
     assert (report.exit_code, [check.holds for check in report.checks]) == (1, [False, True, True])
-    report = await smoke.run(asked, url=engine.url, key="k", model="nobody", folder=tmp_path)
-    assert (report.exit_code, report.failures) == (1, {"status 404": 6})
+    report = smoke.run(asked, model="nobody", **more)
+    assert (report.exit_code, report.failures) == (2, {"status 404": 6}), "a model that is not there proves nothing"
 
 
 def test_locust_exits_by_our_verdict(engine: Process, tmp_path: Path) -> None:

@@ -56,5 +56,5 @@ def test_a_loadtest_that_cannot_be(service: Service) -> None:
     assert (done.returncode, done.stderr.startswith("error: APPLIANCE_API_KEY is not set")) == (2, True)
     port = free_port()
     done = run("loadtest", "--config", service.config, "--url", f"http://127.0.0.1:{port}", APPLIANCE_API_KEY="x")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no answer (ConnectionRefusedError); is the gateway running there?" in done.stderr
