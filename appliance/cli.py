@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from appliance import __version__
+from appliance.early import INHERITED, end_quietly
 from appliance.errors import ApplianceError, ConfigError, UsageError
-from appliance.stopping import die_of, end_quietly
 
 if TYPE_CHECKING:
     from appliance.config import Site
     from appliance.stopping import Stop
 
-# Only what takes no time is imported here: until :func:`main` runs, Ctrl-C ends in a traceback. Everything else is
-# imported where it is used.
+# Only what takes no time is imported here; everything else is imported where it is used.
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no other name
 DEFAULT_CONFIG = "/etc/appliance/appliance.json"
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     long run (``long_run`` of its parser) has its own end, and obeys SIGINT also if it was inherited as ignored.
     """
     program = arguments is None
-    inherited = end_quietly() if program else {}
+    inherited = (INHERITED or end_quietly()) if program else {}
     args = _parser().parse_args(arguments)
     if not getattr(args, "long_run", False):
         for number, handler in inherited.items():
@@ -54,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if not program:
             raise
-        die_of(signal.SIGINT)
+        end_quietly()
+        os.kill(os.getpid(), signal.SIGINT)
         return 128 + signal.SIGINT
     finally:
         if program:

@@ -116,17 +116,3 @@ def listening() -> Iterator[Stop]:
         for number, handler in before.items():
             # None: the handler was not installed by Python, which cannot put it back.
             signal.signal(number, handler or signal.SIG_DFL)
-
-
-def end_quietly() -> dict[signal.Signals, Any]:
-    """Let SIGINT and SIGTERM end this process at once and without a traceback; the handlers of before.
-
-    For the first half second of a program, while it imports what it needs and holds nothing yet.
-    """
-    return {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
-
-
-def die_of(number: signal.Signals) -> None:
-    """End this process by ``number``, so that a shell sees what ended it; nothing is printed."""
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)

@@ -91,6 +91,7 @@ def prove(
     said as a step before, and stands in the report where that still has room.
     """
     began, clock = datetime.now().astimezone().isoformat(timespec="seconds"), time.monotonic()
+    stop = stop or Stop()
     steps: list[Step] = []
     load: dict[str, object] | None = None
     refused: StoreError | None = None
@@ -102,7 +103,6 @@ def prove(
             say(step)
         return all(step.level != "fail" for step in steps[before:])
 
-    stop = stop or Stop()
     try:
         with stop.until(1):
             take(tokens(site))
