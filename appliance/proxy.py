@@ -9,15 +9,20 @@ One rule for the load, the list of models, the metrics and the tokenizer, so tha
 from __future__ import annotations
 
 import base64
+import contextlib
+import functools
 import http.client
 import ipaddress
 import socket
+import threading
 import urllib.request
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from appliance.errors import UsageError
 
+RESOLVE_S = 1.0
+"""Seconds that a name has to turn out to be loopback."""
 HEAD_LIMIT = 65536
 """Bytes of a proxy's response head."""
 
@@ -119,16 +124,23 @@ def opener(url: str) -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(*straight)
 
 
+@functools.cache
 def is_loopback(host: str) -> bool:
     """Whether ``host``, a name or an address in any spelling, is this machine's loopback."""
     if host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(".localhost"):
         return True
-    try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except (OSError, UnicodeError):
-        # Only the proxy can resolve it, or nothing can.
-        return False
-    return all(_loops(ipaddress.ip_address(address.partition("%")[0])) for address in found)
+    found: set[str] = set()
+
+    def resolve() -> None:
+        # No result: only the proxy can resolve it, or nothing can.
+        with contextlib.suppress(OSError, UnicodeError):
+            found.update(str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+
+    # In networks whose only way out is a proxy, a resolver often gives up after ten seconds and more.
+    resolving = threading.Thread(target=resolve, daemon=True)
+    resolving.start()
+    resolving.join(RESOLVE_S)
+    return bool(found) and all(_loops(ipaddress.ip_address(one.partition("%")[0])) for one in [*found])
 
 
 def _loops(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from appliance.errors import UnprovenError
+from appliance.proxy import route
 from appliance.stopping import Stop
 from loadtests.collect import Collector
 from loadtests.parameters import Plan
@@ -87,12 +88,14 @@ def environment(plan: Plan, keys: Sequence[str], samples: Path | None, report: P
     return table
 
 
-def _inherited(folder: Path) -> dict[str, str]:
+def _inherited(folder: Path, url: str) -> dict[str, str]:
     """Our own environment without settings of Locust, in variables or in a locust.conf (found by HOME)."""
     table = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     # Locust runs in ``folder``, where a relative path means another file.
     paths = {name: str(Path(table[name]).absolute()) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in table}
-    return table | paths | {"HOME": str(folder)}
+    # The load takes the way that everything else took.
+    straight = {"NO_PROXY": "*", "no_proxy": "*"} if route(url).proxy is None else {}
+    return table | paths | straight | {"HOME": str(folder)}
 
 
 def run(
@@ -153,7 +156,7 @@ def _locust(
     with log.open("wb") as output:
         process = subprocess.Popen(
             command(plan, url), stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0,
-            env=_inherited(samples.parent) | environment(plan, keys, samples, None), cwd=samples.parent,
+            env=_inherited(samples.parent, url) | environment(plan, keys, samples, None), cwd=samples.parent,
         )  # fmt: skip
     try:
         yield process

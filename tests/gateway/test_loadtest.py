@@ -25,6 +25,7 @@ from loadtests.report import Report
 from loadtests.run import environment
 from loadtests.scenarios import SCENARIOS
 from tests.conftest import ROOT, Process, Service, free_port, http, opens, start, start_fake, wait_until
+from tests.gateway.witness import long_run
 
 FEW = ("--users", "2", "--requests", "2", "--client-lag-ms", "5000")
 """A load of a second, on a machine that other tests keep busy."""
@@ -237,25 +238,17 @@ def test_users_take_keys_in_turn(service: Service, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_reports_and_proves_nothing(engine: Process, tmp_path: Path) -> None:
+    """The moments and signals are in test_long_runs.py; this is the real engine's side: its requests end."""
     out = tmp_path / "report.json"
-    argv = [sys.executable, "-m", "appliance", "loadtest", "--url", engine.url, "--model", "fake", "--warmup", "0"]
-    argv += ["--json", str(out)]
+    words = ("loadtest", "--url", engine.url, "--model", "fake", "--warmup", "0", "--json", out)
     before = http(engine.url + "/stats").json["requests"]
-    environ = {**os.environ, "APPLIANCE_API_KEY": "k", "APPLIANCE_CONFIG": "/nonexistent"}
-    process = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environ
-    )
-    try:
-        wait_until(lambda: http(engine.url + "/stats").json["requests"] > before + 60, "that the load runs", 40)
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=40)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 2, stdout + stderr
-    assert "INVALID: the run was interrupted" in stdout
-    assert "Traceback" not in stderr
+    with long_run(tmp_path, *words, ignored=(signal.SIGINT,), APPLIANCE_API_KEY="k") as run:
+        run.until(lambda: http(engine.url + "/stats").json["requests"] > before + 60, "the load runs")
+        run.process.send_signal(signal.SIGINT)
+        assert run.end() == 2, run.said
+        assert "INVALID: the run was interrupted" in run.said
     assert report_of(out)["requests"] > 0
+    wait_until(lambda: http(engine.url + "/stats").json["active"] == 0, "no request runs any more")
 
 
 def test_the_smoke_scenario_passes_and_misses(engine: Process, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests.conftest import ROOT, wait_until
 
@@ -47,6 +48,9 @@ class Witness(ThreadingHTTPServer):
         self.reached: dict[str, int] = {}
         self.released = threading.Event()
         self.headers: list[dict[str, str]] = []
+        self.hosts: set[str] = set()
+        self.keys: set[str] = set()
+        """Keys that may ask; empty for a server that needs none."""
 
     @property
     def url(self) -> str:
@@ -70,7 +74,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: Witness
 
     def do_GET(self) -> None:
-        path = self.path.removeprefix(self.server.url)
+        # As a proxy it is asked for a whole address.
+        path = urlsplit(self.path).path
+        self.server.hosts.add(self.headers["Host"])
+        if self._refused():
+            return
         if path == "/v1/models":
             self.server.reach("list")
             self._answer(b'{"data": [{"id": "fake"}]}', "application/json")
@@ -81,6 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.hosts.add(self.headers["Host"])
+        if self._refused():
+            return
         self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
         if body["max_tokens"] == 1:
             self.server.reach("sizing" if self.server.reached.get("preflight") else "preflight")
@@ -88,6 +99,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.server.reach("load")
         self._answer(ANSWER, "text/event-stream", self.server.status)
+
+    def _refused(self) -> bool:
+        key = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not self.server.keys or key in self.server.keys:
+            return False
+        self._answer(b"{}", "application/json", 401)
+        return True
 
     def _answer(self, body: bytes, kind: str, status: int = 200) -> None:
         with contextlib.suppress(OSError):

@@ -7,6 +7,8 @@ import re
 import signal
 import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,49 @@ def test_ctrl_c_in_the_middle_of_a_step(tmp_path: Path) -> None:
     assert finish(up) == 130
     assert up.output.endswith("stopped; nothing is left running\n")
     assert not alive(children)
+
+
+def test_a_second_signal_does_not_wait_and_leaves_nothing(tmp_path: Path) -> None:
+    """The step does not obey SIGTERM, for which it has five seconds; the second Ctrl-C does not wait for them."""
+    slow = tmp_path / "python"
+    told = tmp_path / "told"
+    slow.write_text(
+        f"#!/bin/sh\ntrap 'touch {told}' TERM\n(trap '' TERM; exec sleep 600) &\nwhile :; do wait; done\n"
+    )
+    slow.chmod(0o755)
+    up = start_up(tmp_path, "--model", "tiny", "--engine-python", str(slow))
+    wait_until(lambda: len(descendants(up.process.pid)) == 2, "the step runs", 20)
+    children = descendants(up.process.pid)
+    up.process.send_signal(signal.SIGINT)
+    wait_until(told.exists, "the step hears SIGTERM", 20)
+    began = time.monotonic()
+    up.process.send_signal(signal.SIGINT)
+    assert finish(up) == 130
+    assert time.monotonic() - began < 4
+    wait_until(lambda: not alive(children), "the kernel has ended them", 5)
+
+
+def test_a_signal_in_the_smoke_test_ends_its_load(tmp_path: Path) -> None:
+    up = start_up(tmp_path, *FAKE)
+
+    def load() -> set[int]:
+        lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in descendants(up.process.pid)}
+        return {pid for pid, line in lines.items() if line.exists() and b"locust" in line.read_bytes().split(b"\0")}
+
+    wait_until(lambda: bool(load()), "the smoke test's load runs", 60)
+    children = descendants(up.process.pid)
+    up.process.send_signal(signal.SIGTERM)
+    assert finish(up) == 130, up.output
+    assert up.output.endswith("stopped; nothing is left running\n")
+    assert not alive(children)
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    code = "from appliance.stopping import stop_signals; print(*(number.name for number in stop_signals()))"
+    for ignored, expected in ((), "SIGINT SIGTERM SIGHUP"), (("HUP", "INT"), "SIGINT SIGTERM"):
+        argv = ["env", "--default-signal=HUP,INT", *(f"--ignore-signal={name}" for name in ignored)]
+        done = subprocess.run([*argv, sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
 
 
 def test_even_sigkill_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
