@@ -38,10 +38,10 @@ ENDLESS = {
 LATE = ("starting", "ramp", "steady", "report")
 TABLE = [
     *itertools.product(["imports"], [INT, TERM, HUP]),
-    # Each of the others with one signal; the steady load with all of them (SIGINT: test_loadtest.py).
+    # Each of the others with one signal; a steady load also gets SIGHUP (below) and SIGINT (test_loadtest.py).
     *zip(["list", "preflight", "sizing"], [HUP, INT, TERM], strict=True),
     *zip(["starting", "ramp", "report"], [TERM, HUP, INT], strict=True),
-    *itertools.product(["steady"], [TERM, HUP]),
+    ("steady", TERM),
 ]
 
 
@@ -176,6 +176,18 @@ def test_output_without_a_reader_changes_no_verdict(tmp_path: Path) -> None:
             os.close(writer)
             assert run.end() == 0, run.said
     assert report_of(tmp_path)["verdict"] == "pass"
+
+
+def test_a_closed_terminal_ends_the_run_with_its_report(tmp_path: Path) -> None:
+    """The kernel's SIGHUP comes with a standard output on which every write fails."""
+    terminal, own = os.openpty()
+    with witness() as gateway, long_run(tmp_path, *words(gateway.url, "steady", tmp_path), stdout=own) as run:
+        os.close(own)
+        come_to(run, gateway, "steady")
+        os.close(terminal)
+        run.process.send_signal(HUP)
+        assert run.end() == 2, run.said
+    assert report_of(tmp_path)["invalid"][0].endswith("by SIGHUP")
 
 
 def test_a_stopped_smoke_test_reports_what_it_saw(tmp_path: Path) -> None:
