@@ -251,7 +251,7 @@ def _prove(site: Site, args: argparse.Namespace, key: str, stop: Stop) -> int:
     made = prove.prove(site, Path.cwd(), key=key, folder=folder, what=what, say=say, stop=stop)
     show.print(made.line, markup=False, soft_wrap=True)
     # A test that was stopped proves nothing, neither that the host works nor that it does not.
-    return 0 if made.passed else 2 if stop.told else 1
+    return 0 if made.passed else 2 if stop.requested else 1
 
 
 def _models_verify(args: argparse.Namespace) -> int:

@@ -59,14 +59,14 @@ class Route:
         return {"Proxy-Authorization": self.proxy.authorization}
 
     def target(self, path: str) -> str:
-        """What stands in the request line for ``path`` of this server."""
+        """The request target for ``path`` of this server."""
         absolute = f"http://{self.authority}" if self.proxy is not None and self.scheme == "http" else ""
         return f"{absolute}{self.base}{path}"
 
     def connect(self, timeout_s: float) -> socket.socket:
         """A TCP connection to the server, or through a tunnel to it; TLS is up to the caller.
 
-        Raises :class:`OSError`, and :class:`ProxyRefusedError` where the proxy opens no tunnel.
+        Raises :class:`OSError`, and :class:`ProxyRefusedError` if the proxy opens no tunnel.
         """
         near = self if self.proxy is None else self.proxy
         connection = socket.create_connection((near.host, near.port), timeout=timeout_s)

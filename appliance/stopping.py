@@ -45,11 +45,11 @@ class Stop:
         weakref.finalize(self, _close, self._reader, self._writer)
 
     @property
-    def told(self) -> bool:
+    def requested(self) -> bool:
         """Whether the run has to end."""
         return self.count > 0
 
-    def tell(self, reason: str) -> None:
+    def request(self, reason: str) -> None:
         """Ask the run to end; safe in a signal handler and in any thread."""
         now = time.monotonic()
         if not self.count or now - self._last >= BURST_S:
@@ -62,7 +62,7 @@ class Stop:
     def wait(self, seconds: float) -> bool:
         """Sleep for ``seconds``, or until the run has to end; whether it has to."""
         select.select([self._reader], [], [], seconds)
-        return self.told
+        return self.requested
 
     def fileno(self) -> int:
         """A descriptor for select(2): readable from the first request on."""
@@ -84,7 +84,7 @@ class Stop:
 
     def on_signal(self, number: int, _frame: Any) -> None:
         """Note one signal: the handler that :func:`listening` installs."""
-        self.tell(signal.Signals(number).name)
+        self.request(signal.Signals(number).name)
         if self._limit is not None and self.count >= self._limit:
             # Once: the same region must not raise again while it unwinds.
             self._limit = None

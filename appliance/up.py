@@ -104,14 +104,14 @@ async def _run(options: Options, console: Console) -> int:
 
 async def _stopped(children: ChildProcesses) -> None:
     """Wait until every child is stopped. A further signal kills them, and never leaves one behind."""
-    stopping, told = asyncio.ensure_future(children.stop_all()), False
+    stopping, again = asyncio.ensure_future(children.stop_all()), False
     while not stopping.done():
         try:
             await asyncio.shield(stopping)
         except asyncio.CancelledError:
-            told = True
+            again = True
             children.kill_all()
-    if told:
+    if again:
         raise asyncio.CancelledError
 
 
@@ -176,7 +176,7 @@ async def _smoke(site: Site, url: str, key: str, model: str, folder: Path) -> Re
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        stop.tell("a signal")
+        stop.request("a signal")
         await asyncio.wait([running])
         # The end of a test that was stopped is of no interest, however it came.
         running.exception()

@@ -102,13 +102,13 @@ def _command(args: argparse.Namespace, show: Console, stop: Stop) -> int:
             "--html": lambda: html.render(report),
         }
 
-        def tell(first: bool) -> None:
+        def display(first: bool) -> None:
             if first:
                 terminal.show(report, show, subject=subject)
             else:
                 show.print(terminal.verdict(report))
 
-        deliver(report, outputs, stop, renderers, tell)
+        deliver(report, outputs, stop, renderers, display)
     return report.exit_code
 
 
@@ -335,7 +335,7 @@ def _search(
         )  # fmt: skip
         search.record(step)
         show.print(terminal.step_line(step, unit))
-        if stop.told:
+        if stop.requested:
             break
     terminal.show_search(search, show, unit=unit)
     best = search.best

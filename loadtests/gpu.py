@@ -44,7 +44,7 @@ class Query:
         self._process: subprocess.Popen[str] | None = None
 
     def cards(self) -> tuple[Card, ...]:
-        """All cards; none where there is no ``nvidia-smi``, or where it fails."""
+        """All cards; none without ``nvidia-smi``, or if it fails."""
         program = shutil.which("nvidia-smi")
         if program is None:
             return ()

@@ -66,7 +66,7 @@ class Outputs:
     def write(self, flag: str, content: bytes | Path) -> None:
         """Make ``content``, or that of a file, the content of the file of ``flag``, whatever was written before.
 
-        A pipe takes what its reader takes until the run is told to end, and is written once. A disk that refuses
+        A pipe takes what its reader takes until the run has to end, and is written once. A disk that refuses
         is noted in :attr:`refused`, so that the other files are written all the same.
         """
         output = self._open[flag]
@@ -109,7 +109,7 @@ class Outputs:
         return output
 
     def _takes(self, descriptor: int) -> bool:
-        """Wait until a pipe takes more; whether it does before the run is told to end."""
+        """Wait until a pipe takes more; whether it does before the run has to end."""
         if select.select([], [descriptor], [], 0)[1]:
             return True
         return bool(select.select([self._stop], [descriptor], [])[1])
@@ -133,12 +133,12 @@ def deliver(
     """Write the report by the ``renderers`` of its flags and show it; ``show`` gets whether that is the first time.
 
     A signal that comes meanwhile marks the report as interrupted, and it is written again: so the files, the last
-    line and the exit code always agree. Raises :class:`Stopped` at a second signal, and :class:`StoreError` where a
+    line and the exit code always agree. Raises :class:`Stopped` at a second signal, and :class:`StoreError` if a
     file could not be written, after everything else was.
     """
     shown = False
-    while not shown or (stop.told and not report.interrupted):
-        if stop.told:
+    while not shown or (stop.requested and not report.interrupted):
+        if stop.requested:
             report.interrupt(stop.reason)
         for flag, render in renderers.items():
             if flag in outputs:

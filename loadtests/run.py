@@ -91,7 +91,7 @@ def environment(plan: Plan, keys: Sequence[str], samples: Path | None, report: P
 def _inherited(folder: Path, url: str) -> dict[str, str]:
     """Our own environment without settings of Locust, in variables or in a locust.conf (found by HOME)."""
     table = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    # Locust runs in ``folder``, where a relative path means another file.
+    # Locust runs in ``folder``: a relative path would mean another file.
     paths = {name: str(Path(table[name]).absolute()) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in table}
     # The load takes the way that everything else took.
     straight = {"NO_PROXY": "*", "no_proxy": "*"} if route(url).proxy is None else {}
@@ -109,7 +109,7 @@ def run(
     watch: Watcher | None = None,
     log: Path | None = None,
 ) -> Report:
-    """Run ``plan`` against ``url`` until its end or until ``stop`` is told to end it.
+    """Run ``plan`` against ``url`` until its end or until ``stop`` requests its end.
 
     ``folder`` is the load's own: it takes samples.jsonl, and locust.log where no other ``log`` is given. A stopped
     run gives a report of what was measured that is marked as interrupted. Raises :class:`UnprovenError` when Locust
@@ -131,11 +131,11 @@ def run(
         _end(process)
         _take(follow, collected, progress)
         server = scraper.result(collected.began)
-    if not stop.told and not collected.began:
+    if not stop.requested and not collected.began:
         tail = " ".join(output.read_text(errors="replace").split())[-400:]
         where = f"; its log is {log}" if log is not None else ""
         raise UnprovenError(f"Locust ended with code {process.returncode} before its first user: {tail}{where}")
-    if stop.told:
+    if stop.requested:
         collected.notes.insert(0, f"{INTERRUPTED} by {stop.reason}")
     elif not collected.ended and INTERRUPTED not in collected.notes:
         collected.notes.append(f"{INTERRUPTED}: Locust ended with code {process.returncode}")

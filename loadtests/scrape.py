@@ -156,7 +156,7 @@ class Scraper:
 
     def _all(self) -> None:
         for source in self._sources:
-            if self._stop.told:
+            if self._stop.requested:
                 return
             if source.kind == "gpu":
                 found = self._query.cards()

@@ -25,7 +25,7 @@ REDIRECTS = (301, 302, 303, 307, 308)
 def first_model(url: str, key: str, site: Site | None) -> str:
     """The first generating model of the site; without a site the first one the gateway offers this key.
 
-    Raises :class:`UsageError` where there is none, and :class:`UnprovenError` where nothing answers.
+    Raises :class:`UsageError` if there is none, and :class:`UnprovenError` if nothing answers.
     """
     if site is not None:
         for engine in site.engines.values():
@@ -48,7 +48,7 @@ def preflight(target: Target, models: Sequence[str], keys: Sequence[str] = ()) -
     """One token of each model, before hundreds of users ask for many: a wrong address, key or name ends here.
 
     ``keys`` are the further keys of the run; each of them asks for the list of models. Raises
-    :class:`UnprovenError` where nothing answers and :class:`UsageError` where we are refused. An answer that is
+    :class:`UnprovenError` if nothing answers and :class:`UsageError` if the request is refused. An answer that is
     wrong in any other way is what the run is there to count.
     """
     client = Client(target)
@@ -62,7 +62,9 @@ def preflight(target: Target, models: Sequence[str], keys: Sequence[str] = ()) -
                 why = _refusal(sample.status, target.key)
                 raise UsageError(f"{target.url} answers {sample.status} for model {model!r}: {why}")
             if sample.status in REDIRECTS:
-                raise UsageError(f"{target.url} answers {sample.status}, a redirect; say --url with where it leads")
+                raise UsageError(
+                    f"{target.url} answers {sample.status}, a redirect; give --url the address that it leads to"
+                )
     finally:
         client.close()
     for number, key in enumerate(keys, 2):

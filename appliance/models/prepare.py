@@ -77,7 +77,7 @@ def hub_answers() -> bool:
 async def _download(python: Path, folder: Path, data: Path) -> bool:
     argv = [str(python), str(HERE / "fetch.py"), REPOSITORY, REVISION, str(folder), WEIGHTS_SHA256]
     host = urlsplit(os.environ.get("HF_ENDPOINT", HUB)).hostname or ""
-    # The hub's own client asks a mirror on this machine through a proxy, unless it is told not to.
+    # The hub's own client would ask a mirror on this machine through a proxy.
     straight = {"NO_PROXY": host, "no_proxy": host} if is_loopback(host) else {}
     try:
         async with asyncio.timeout(DOWNLOAD_TIMEOUT_S):

@@ -111,12 +111,12 @@ def prove(
         if whole:
             load = _load(site, key, folder, lambda step: take(iter((step,))), stop)
     except Stopped:
-        # What follows says so.
+        # The step below reports it.
         pass
     except StoreError as error:
         refused = error
         take(iter((Step("load", "fail", str(error)),)))
-    if stop.told:
+    if stop.requested:
         mend = "systemd sends SIGTERM when appliance.smoke.timeoutSec is over, or when the unit is stopped"
         take(iter((Step("interrupted", "fail", f"{stop.reason} ended the test before its end", mend),)))
     generation = what.place.generation

@@ -245,8 +245,8 @@ def test_an_interrupted_run_reports_and_proves_nothing(engine: Process, tmp_path
     with long_run(tmp_path, *words, ignored=(signal.SIGINT,), APPLIANCE_API_KEY="k") as run:
         run.until(lambda: http(engine.url + "/stats").json["requests"] > before + 60, "the load runs")
         run.process.send_signal(signal.SIGINT)
-        assert run.end() == 2, run.said
-        assert "INVALID: the run was interrupted" in run.said
+        assert run.end() == 2, run.output
+        assert "INVALID: the run was interrupted" in run.output
     assert report_of(out)["requests"] > 0
     wait_until(lambda: http(engine.url + "/stats").json["active"] == 0, "no request runs any more")
 

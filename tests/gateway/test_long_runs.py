@@ -1,4 +1,4 @@
-"""Long runs end when a signal says so, at every moment: no process and no folder is left, a report is."""
+"""A signal ends a long run at every moment: no process and no folder is left, a report is."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def test_a_signal_ends_a_load_test(moment: str, number: signal.Signals, tmp_path
         run.process.send_signal(number)
         code = run.end()
         if moment == "imports":
-            assert (code, run.said) == (-number, ""), "nothing was begun: the signal itself ends it, in silence"
+            assert (code, run.output) == (-number, ""), "nothing was begun: the signal itself ends it, in silence"
             return
-        assert code == 2, run.said
+        assert code == 2, run.output
         report = report_of(tmp_path)
         assert report["verdict"] == "invalid"
         assert report["invalid"][0] == f"the run was interrupted before its end by {number.name}"
-        assert f"INVALID: the run was interrupted before its end by {number.name}" in run.said
+        assert f"INVALID: the run was interrupted before its end by {number.name}" in run.output
         measured = {"steady": MANY - 3, "report": 6}.get(moment, 0)
         assert report["requests"] >= measured
         assert (report["requests"] > 0) is (moment in LATE[1:])
@@ -97,7 +97,7 @@ def test_sigint_counts_where_it_was_inherited_as_ignored(tmp_path: Path) -> None
         with long_run(tmp_path, *words(gateway.url, "list", tmp_path), ignored=(INT, TERM)) as run:
             come_to(run, gateway, "list")
             run.process.send_signal(INT)
-            assert run.end() == 2, run.said
+            assert run.end() == 2, run.output
         assert report_of(tmp_path)["invalid"][0].endswith("by SIGINT")
 
 
@@ -114,7 +114,7 @@ def test_nohup_is_respected_and_a_keyless_server_needs_no_key(tmp_path: Path) ->
         come_to(run, gateway, "list")
         run.process.send_signal(HUP)
         gateway.released.set()
-        assert run.end() == 0, run.said
+        assert run.end() == 0, run.output
         assert report_of(tmp_path)["about"]["keys"] == "0"
         assert not any("authorization" in headers for headers in gateway.headers)
 
@@ -134,16 +134,17 @@ def test_a_load_generator_that_dies_leaves_no_verdict(tmp_path: Path) -> None:
         pid = run.load()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        assert run.end() == 2, run.said
+        assert run.end() == 2, run.output
         report = report_of(tmp_path)
         assert report["invalid"][0] == "the run was interrupted before its end: Locust ended with code -9"
         assert report["requests"] >= MANY - 3
 
 
-def test_a_pipe_that_nobody_reads_does_not_keep_a_stopped_run(tmp_path: Path) -> None:
+def test_a_pipe_without_a_reader_does_not_keep_a_stopped_run(tmp_path: Path) -> None:
     """The report is larger than the pipe; a signal ends the wait, and the other files agree with the exit code."""
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
     try:
         asked = words("", "report", tmp_path, "--html", tmp_path / "pipe", "--junit", tmp_path / "junit")
         with witness() as gateway:
@@ -154,7 +155,7 @@ def test_a_pipe_that_nobody_reads_does_not_keep_a_stopped_run(tmp_path: Path) ->
                 )
                 run.until(lambda: _fills(reader), "the page fills the pipe")
                 run.process.send_signal(TERM)
-                assert run.end() == 2, run.said
+                assert run.end() == 2, run.output
         assert report_of(tmp_path)["invalid"]
         assert ET.parse(tmp_path / "junit").getroot().get("errors") == "4"
     finally:
@@ -174,7 +175,7 @@ def test_output_without_a_reader_changes_no_verdict(tmp_path: Path) -> None:
         asked = words(gateway.url, "report", tmp_path)
         with long_run(tmp_path, *asked, stdout=writer) as run:
             os.close(writer)
-            assert run.end() == 0, run.said
+            assert run.end() == 0, run.output
     assert report_of(tmp_path)["verdict"] == "pass"
 
 
@@ -186,7 +187,7 @@ def test_a_closed_terminal_ends_the_run_with_its_report(tmp_path: Path) -> None:
         come_to(run, gateway, "steady")
         os.close(terminal)
         run.process.send_signal(HUP)
-        assert run.end() == 2, run.said
+        assert run.end() == 2, run.output
     assert report_of(tmp_path)["invalid"][0].endswith("by SIGHUP")
 
 
@@ -199,7 +200,7 @@ def test_a_stopped_smoke_test_reports_what_it_saw(tmp_path: Path) -> None:
         with long_run(tmp_path, *asked, ignored=(INT,), APPLIANCE_API_KEY="k") as run:
             run.until(gateway.came_to("load"), "the smoke test's load")
             run.process.send_signal(INT)
-            assert run.end() == 2, run.said
+            assert run.end() == 2, run.output
     assert report_of(tmp_path)["invalid"][0] == "the run was interrupted before its end by SIGINT"
 
 
@@ -245,5 +246,5 @@ def test_a_burst_of_signals_is_one_request() -> None:
 def test_another_thread_ends_a_wait() -> None:
     stop = Stop()
     assert not stop.wait(0)
-    stop.tell("it is over")
+    stop.request("it is over")
     assert stop.wait(60)

@@ -1,4 +1,4 @@
-"""Exit code 1 says that an SLO is missed. Whatever else goes wrong with a load test is 2: it proves nothing."""
+"""Exit code 1 means that an SLO is missed. Every other failure of a load test is 2: it proves nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.gateway.witness import long_run, witness
 
 
 class Parrot:
-    """A server that says the same to everybody, whatever it is asked."""
+    """A server that answers every request with the same bytes."""
 
     def __init__(self, words: bytes) -> None:
         self.words = words
@@ -192,7 +192,7 @@ def test_settings_of_others_do_not_reach_the_load(tmp_path: Path) -> None:
         witness() as gateway,
         long_run(tmp_path, "loadtest", "--url", gateway.url, *words, cwd=tmp_path, **environ) as run,
     ):
-        assert run.end() == 0, run.said
+        assert run.end() == 0, run.output
     report = json.loads((tmp_path / "json").read_text())
     assert (report["requests"], "gateway" in report["server"]) == (4, True)
 
@@ -204,7 +204,7 @@ def test_a_proxy_is_used_for_everything_or_for_nothing(tmp_path: Path) -> None:
         environ = dict.fromkeys(("http_proxy", "HTTP_PROXY"), proxy.url) | {"no_proxy": "", "NO_PROXY": ""}
         asked = ("loadtest", "--url", "http://192.0.2.1", *words)
         with long_run(tmp_path, *asked, APPLIANCE_API_KEY="k", **environ) as run:
-            assert run.end() == 0, run.said
+            assert run.end() == 0, run.output
         assert {"list", "look", "preflight", "sizing", "load"} <= proxy.reached.keys()
         assert proxy.hosts == {"192.0.2.1"}
     report = json.loads((tmp_path / "json").read_text())

@@ -1,4 +1,4 @@
-"""A gateway that tells a test how far a long run has come, and holds its requests at one moment of it."""
+"""A gateway that shows a test how far a long run is, and holds its requests at one moment of it."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def witness(hold: str = "", *, status: int = 200, last_of: int | None = None) ->
 
 
 class LongRun:
-    """A command in a process of its own, whose signals are what this says, not what the caller of the tests has."""
+    """A command in a process of its own; its signals do not depend on what the caller of the tests ignores."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class LongRun:
         return found
 
     def load(self) -> int | None:
-        """The load generator's pid; ``None`` where it does not run."""
+        """The load generator's pid; ``None`` if it does not run."""
         return next((pid for pid, line in self.processes().items() if b"locust" in line.split(b"\0")), None)
 
     def is_quiet(self) -> bool:
@@ -184,13 +184,13 @@ class LongRun:
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         def holds() -> bool:
-            assert self.process.poll() is None, f"it ended with {self.process.returncode}: {self.said}"
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}: {self.output}"
             return condition()
 
         wait_until(holds, what, 60)
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.out.read_text() + self.err.read_text()
 
     def end(self) -> int:
@@ -202,7 +202,7 @@ class LongRun:
             self.process.wait()
         assert self.processes() == {}, "a process outlives the run"
         assert [*self.temporary.iterdir()] == [], "a folder outlives the run"
-        assert "Traceback" not in self.said, self.said
+        assert "Traceback" not in self.output, self.output
         return code
 
     def close(self) -> None:

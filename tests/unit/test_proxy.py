@@ -1,4 +1,4 @@
-"""One rule decides who is asked through a proxy: never loopback, and everything else as the environment says."""
+"""One rule for proxies: never for loopback, and for everything else as the environment asks."""
 
 from __future__ import annotations
 

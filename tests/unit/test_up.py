@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 from appliance.up import tail
 from tests.conftest import ROOT, free_port, http, wait_until
-from tests.engine.conftest import Up, alive, descendants, start_up
+from tests.engine.conftest import Up, alive, descendants, site_file, start_up
 
 FAKE = ("--engine", "fake")
 
@@ -77,26 +78,40 @@ def test_ctrl_c_in_the_middle_of_a_step(tmp_path: Path) -> None:
     assert not alive(children)
 
 
-def test_a_second_signal_does_not_wait_and_leaves_nothing(tmp_path: Path) -> None:
-    """The step does not obey SIGTERM, for which it has five seconds; the second Ctrl-C does not wait for them."""
-    slow = tmp_path / "python"
-    told = tmp_path / "told"
-    slow.write_text(
-        f"#!/bin/sh\ntrap 'touch {told}' TERM\n(trap '' TERM; exec sleep 600) &\nwhile :; do wait; done\n"
+def own_site(folder: Path, part: str, **values: int) -> tuple[str, str]:
+    """The option for a site of its own, with ``values`` in one part of it."""
+    folder.mkdir()
+    path, _, _ = site_file(folder)
+    table = json.loads(path.read_text())
+    (table["smoke"] if part == "smoke" else table["engines"]["chat"]).update(values)
+    path.write_text(json.dumps(table))
+    return "--config", str(path)
+
+
+@pytest.mark.parametrize("at", ["a step", "an engine"])
+def test_a_second_signal_does_not_wait_and_leaves_nothing(at: str, tmp_path: Path) -> None:
+    """A process that does not obey SIGTERM may have an hour for it; the second Ctrl-C does not wait for that."""
+    stubborn, told = tmp_path / "python", tmp_path / "told"
+    made = 'case "$1" in *tiny_qwen3.py) mkdir -p "$2"; echo "{}" > "$2/config.json"; exit 0;; esac\n'
+    stubborn.write_text(
+        f"#!/bin/sh\n{made if at == 'an engine' else ''}trap 'touch {told}' TERM\n"
+        "(trap '' TERM; exec sleep 600) &\nwhile kill -0 $!; do wait; done\n"
     )
-    slow.chmod(0o755)
-    up = start_up(tmp_path, "--model", "tiny", "--engine-python", str(slow))
-    wait_until(lambda: len(descendants(up.process.pid)) == 2, "the step runs", 20)
+    stubborn.chmod(0o755)
+    site = own_site(tmp_path / "own", "engine", shutdown_timeout_s=3600)
+    up = start_up(tmp_path, "--model", "tiny", "--engine-python", str(stubborn), *site)
+    wait_until(lambda: len(descendants(up.process.pid)) == 2, f"{at} runs", 20)
     children = descendants(up.process.pid)
     up.process.send_signal(signal.SIGINT)
-    wait_until(told.exists, "the step hears SIGTERM", 20)
+    wait_until(told.exists, f"{at} hears SIGTERM", 20)
     up.process.send_signal(signal.SIGINT)
     assert finish(up) == 130
     wait_until(lambda: not alive(children), "the kernel has ended them", 5)
 
 
 def test_a_signal_in_the_smoke_test_ends_its_load(tmp_path: Path) -> None:
-    up = start_up(tmp_path, *FAKE)
+    site = own_site(tmp_path / "own", "smoke", requests_per_user=10_000)
+    up = start_up(tmp_path, *FAKE, *site)
 
     def load() -> set[int]:
         lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in descendants(up.process.pid)}
