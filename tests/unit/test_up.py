@@ -43,7 +43,7 @@ def test_once_fails_when_an_slo_is_missed(tmp_path: Path) -> None:
     config = tmp_path / "laptop.json"
     config.write_text(config.read_text().replace('"ttft_p99_ms": 20000', '"ttft_p99_ms": 0.001'))
     again = subprocess.Popen(
-        [*up.process.args[:5], str(config), *FAKE, "--once"],  # type: ignore[index]
+        [*up.process.args[:7], str(config), *FAKE, "--once"],  # type: ignore[index]
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     output, _ = again.communicate(timeout=60)
