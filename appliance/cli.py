@@ -3,49 +3,73 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
-
-from rich.console import Console
+from typing import TYPE_CHECKING, TypeAlias
 
 from appliance import __version__
-from appliance.admin.cli import add_keys, add_models, add_usage
-from appliance.config import Site
-from appliance.configfile import load
-from appliance.engines import argv as engine_argv
-from appliance.errors import ApplianceError, ConfigError, StoreError, UsageError
-from appliance.models import lock
-from appliance.ops.doctor.cli import add_doctor
-from appliance.plan.arguments import add_parser
-from appliance.trial.cli import add_trial
-from appliance.trial.upgrade import add_upgrade
-from loadtests.flags import add as add_loadtest
+from appliance.early import INHERITED, end_quietly
+from appliance.errors import ApplianceError, ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from appliance.config import Site
+    from appliance.stopping import Stop
+
+# Only what takes no time is imported here; everything else is imported where it is used.
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no other name
 DEFAULT_CONFIG = "/etc/appliance/appliance.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. Every :class:`ApplianceError` becomes its message, never a traceback."""
+    """Run one command; its exit code. Every :class:`ApplianceError` becomes its message, never a traceback.
+
+    Without ``arguments`` this is the program itself: SIGINT then ends it by that signal, without a traceback. A
+    long run (``long_run`` of its parser) has its own end, and obeys SIGINT also if it was inherited as ignored.
+    """
+    program = arguments is None
+    inherited = (INHERITED or end_quietly()) if program else {}
     args = _parser().parse_args(arguments)
+    if not getattr(args, "long_run", False):
+        for number, handler in inherited.items():
+            signal.signal(number, handler or signal.SIG_DFL)
     try:
         return int(args.run(args)) if hasattr(args, "run") else _planner(args)
     except ApplianceError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        # A closed terminal takes no message; the exit code stays what it is.
+        with contextlib.suppress(OSError):
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # `appliance keys list | head`: the reader has what it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        if not program:
+            raise
+        end_quietly()
+        os.kill(os.getpid(), signal.SIGINT)
+        return 128 + signal.SIGINT
+    finally:
+        if program:
+            # What is left is the interpreter's own end.
+            end_quietly()
 
 
 def _parser() -> argparse.ArgumentParser:
+    from appliance.admin.cli import add_keys, add_usage
+    from appliance.ops.doctor.cli import add_doctor
+    from appliance.plan.arguments import add_parser
+    from appliance.trial.cli import add_trial
+    from appliance.trial.upgrade import add_upgrade
+    from loadtests.flags import add as add_loadtest
+
     parser = argparse.ArgumentParser(prog="appliance", description="A private LLM service from bare machines.")
     parser.add_argument("--version", action="version", version=f"appliance {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
@@ -84,11 +108,13 @@ def _add_engine(commands: Commands) -> None:
 
 
 def _add_proofs(commands: Commands) -> None:
-    smoke = commands.add_parser("smoke", help="prove a running service with a short load; exit code by its SLOs")
+    smoke = commands.add_parser(
+        "smoke", help="prove a running service with a short load; exit code 0 pass, 1 missed, 2 proves nothing"
+    )
     smoke.add_argument("--url", help="base URL of the gateway; from the configuration when absent")
     smoke.add_argument("--model", help="model or role to ask for; the first generating model when absent")
     smoke.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
-    smoke.set_defaults(run=_smoke)
+    smoke.set_defaults(run=_smoke, long_run=True)
     _config_option(smoke)
     smoke.add_argument(
         "--reports",
@@ -102,6 +128,8 @@ def _add_proofs(commands: Commands) -> None:
 
 
 def _add_models(commands: Commands) -> None:
+    from appliance.admin.cli import add_models
+
     models = commands.add_parser("models", help="what is loaded, swaps, and weights on disk against models.lock")
     model_commands = models.add_subparsers(metavar="action", required=True)
     verify = model_commands.add_parser("verify", help="exit 1 and one line per file that is not what the lock says")
@@ -121,7 +149,7 @@ def _add_up(commands: Commands) -> None:
     up.add_argument("--port", type=int, help="port of the gateway")
     up.add_argument("--once", action="store_true", help="end after the smoke test, with its exit code")
     up.add_argument("--engine-python", metavar="PATH", default=".venv-engine/bin/python")
-    up.set_defaults(run=_up)
+    up.set_defaults(run=_up, long_run=True)
     _config_option(up, "examples/laptop.toml")
 
 
@@ -131,7 +159,9 @@ def _config_option(parser: argparse.ArgumentParser, default: str = DEFAULT_CONFI
 
 
 def _check(args: argparse.Namespace) -> int:
-    from appliance.plan.fit import fit  # noqa: PLC0415
+    from appliance.configfile import load
+    from appliance.engines import argv as engine_argv
+    from appliance.plan.fit import fit
 
     site = load(args.file)
     if unfit := fit(site):
@@ -142,17 +172,22 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _planner(args: argparse.Namespace) -> int:
-    from appliance.plan import cli  # noqa: PLC0415
+    from appliance.plan import cli
 
     return cli.run(args)
 
 
 def _schema(_: argparse.Namespace) -> int:
+    from appliance.config import Site
+
     print(json.dumps(Site.model_json_schema(), indent=2))
     return 0
 
 
 def _engine_argv(args: argparse.Namespace) -> int:
+    from appliance.configfile import load
+    from appliance.engines import argv as engine_argv
+
     site = load(args.config)
     command = engine_argv.command(site, engine_argv.find(site, args.name), Path.cwd())
     for name, value in sorted(command.environment.items()):
@@ -163,6 +198,9 @@ def _engine_argv(args: argparse.Namespace) -> int:
 
 
 def _engine_exec(args: argparse.Namespace) -> int:
+    from appliance.configfile import load
+    from appliance.engines import argv as engine_argv
+
     site = load(args.config)
     command = engine_argv.command(site, engine_argv.find(site, args.name), Path.cwd())
     try:
@@ -173,52 +211,52 @@ def _engine_exec(args: argparse.Namespace) -> int:
 
 
 def _gateway(args: argparse.Namespace) -> int:
-    # Imported late: `appliance check` in a Nix build needs no server.
-    from appliance.gateway.serve import serve  # noqa: PLC0415
+    from appliance.configfile import load
+    from appliance.gateway.serve import serve
 
     site = load(args.config)
     return serve(site, Path.cwd())
 
 
 def _smoke(args: argparse.Namespace) -> int:
-    from appliance.ops import smoke  # noqa: PLC0415
+    from appliance.configfile import load
+    from appliance.ops import smoke
+    from appliance.stopping import listening
 
     site = load(args.config)
     key = os.environ.get("APPLIANCE_API_KEY")
     if not key:
         raise UsageError("APPLIANCE_API_KEY is not set; make a key with `appliance keys create smoke`")
-    if args.reports is not None:
-        return _prove(site, args, key)
-    url = args.url or f"http://{site.gateway.host}:{site.gateway.port}"
-    model = args.model or smoke.default_model(site)
-    report = asyncio.run(smoke.run(site.smoke, url=url, key=key, model=model, folder=site.data_path(Path.cwd())))
-    smoke.show(report, Console(), subject=model)
-    if args.json is not None:
-        try:
-            args.json.write_text(report.to_json())
-        except OSError as error:
-            raise StoreError.unwritable(args.json, error) from None
-    return report.exit_code
+    with listening() as stop:
+        if args.reports is not None:
+            return _prove(site, args, key, stop)
+        return smoke.command(site, args, key, stop)
 
 
-def _prove(site: Site, args: argparse.Namespace, key: str) -> int:
-    from appliance.ops import proof, prove  # noqa: PLC0415
+def _prove(site: Site, args: argparse.Namespace, key: str, stop: Stop) -> int:
+    from appliance.ops import proof, prove
+    from appliance.screen import console
 
+    show = console()
     what = prove.subject()
     if args.once and (earlier := prove.proven_before(args.reports, what)):
-        print(f"{earlier.line} (on {earlier.began}; not again at each boot)")
+        show.print(f"{earlier.line} (on {earlier.began}; not again at each boot)", markup=False, soft_wrap=True)
         return 0
     folder = proof.folder_of(args.reports, what.place.generation)
 
     def say(step: proof.Step) -> None:
-        print(f"{step.level:4} {step.sentence}{f'; {step.mend}' if step.mend else ''}", flush=True)
+        line = f"{step.level:4} {step.sentence}{f'; {step.mend}' if step.mend else ''}"
+        show.print(line, markup=False, soft_wrap=True)
 
-    made = prove.prove(site, Path.cwd(), key=key, folder=folder, what=what, say=say)
-    print(made.line)
-    return 0 if made.passed else 1
+    made = prove.prove(site, Path.cwd(), key=key, folder=folder, what=what, say=say, stop=stop)
+    show.print(made.line, markup=False, soft_wrap=True)
+    # A test that was stopped proves nothing, neither that the host works nor that it does not.
+    return 0 if made.passed else 2 if stop.requested else 1
 
 
 def _models_verify(args: argparse.Namespace) -> int:
+    from appliance.models import lock
+
     entries = lock.read(args.lock)
     faults = list(lock.verify(entries, args.store))
     for fault in faults:
@@ -229,12 +267,14 @@ def _models_verify(args: argparse.Namespace) -> int:
 
 
 def _models_lock(args: argparse.Namespace) -> int:
+    from appliance.models import lock
+
     print(lock.HEADER + "\n".join(str(entry) for entry in lock.make(args.store)))
     return 0
 
 
 def _up(args: argparse.Namespace) -> int:
-    from appliance.up import Options, up  # noqa: PLC0415
+    from appliance.up import Options, up
 
     options = Options(
         config=args.config,

@@ -34,6 +34,12 @@ class StartError(ApplianceError):
     """A part of the service did not start: a taken port, an engine that died, a missing model."""
 
 
+class UnprovenError(ApplianceError):
+    """A load test or a smoke test that proves nothing; 1 is the exit code of a missed SLO alone."""
+
+    exit_code = 2
+
+
 class StoreError(ApplianceError):
     """A database or state file cannot be read or written."""
 

@@ -10,11 +10,11 @@ import contextlib
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,7 +31,10 @@ from appliance.gateway.serve import bind
 from appliance.gateway.upstream import Pool
 from appliance.models.prepare import Prepared, prepare
 from appliance.ops import smoke
+from appliance.screen import console as lasting_console
+from appliance.stopping import Stop, stop_signals
 from appliance.store.keys import KeyStore
+from loadtests.report import Report
 
 POLL_S = 0.5
 REMIND_S = 20.0
@@ -60,10 +63,10 @@ def up(options: Options) -> int:
 
 async def _guarded(options: Options) -> int:
     """Turn signals into a cancellation, and a cancellation into an orderly end."""
-    console = Console(highlight=False)
+    console = lasting_console()
     loop = asyncio.get_running_loop()
     work = asyncio.ensure_future(_run(options, console))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in stop_signals():
         loop.add_signal_handler(number, work.cancel)
     try:
         code = await work
@@ -96,7 +99,20 @@ async def _run(options: Options, console: Console) -> int:
     try:
         return await _serve(options, console, site, config, children, died)
     finally:
-        await asyncio.shield(asyncio.ensure_future(children.stop_all()))
+        await _stopped(children)
+
+
+async def _stopped(children: ChildProcesses) -> None:
+    """Wait until every child is stopped. A further signal kills them, and never leaves one behind."""
+    stopping, again = asyncio.ensure_future(children.stop_all()), False
+    while not stopping.done():
+        try:
+            await asyncio.shield(stopping)
+        except asyncio.CancelledError:
+            again = True
+            children.kill_all()
+    if again:
+        raise asyncio.CancelledError
 
 
 async def _serve(
@@ -136,7 +152,7 @@ async def _serve(
         async with _step(console, f"starting the gateway on {url}"):
             await _until_ready(site, logs / "gateway.log", died)
         async with _step(console, f"smoke test: {load}"):
-            report = await smoke.run(site.smoke, url=url, key=key, model=model, folder=folder)
+            report = await _smoke(site, url, key, model, folder)
     finally:
         keys.revoke(key)
     subject = f"{model} (fake engine)" if options.engine == "fake" else model
@@ -150,6 +166,21 @@ async def _serve(
     except asyncio.CancelledError:
         # The ordinary end of a service that came up: the caller stops the children and reports no failure.
         return 0
+
+
+async def _smoke(site: Site, url: str, key: str, model: str, folder: Path) -> Report:
+    """The smoke test, in a thread beside the loop that keeps the children; cancelled, its load has ended."""
+    stop = Stop()
+    load = partial(smoke.run, site.smoke, url=url, key=key, model=model, folder=folder, stop=stop)
+    running = asyncio.ensure_future(asyncio.to_thread(load))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stop.request("a signal")
+        await asyncio.wait([running])
+        # The end of a test that was stopped is of no interest, however it came.
+        running.exception()
+        raise
 
 
 async def _watch(console: Console, died: dict[str, int], logs: Path) -> NoReturn:

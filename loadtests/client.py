@@ -14,10 +14,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import httptools
 
+from appliance.proxy import route
 from loadtests.outcome import Ending, classify
 from loadtests.sample import Sample
 from loadtests.stream import Reader
@@ -29,7 +29,10 @@ PLAIN_LIMIT = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to ask and as whom. ``timeout_s`` bounds a whole answer, ``stall_s`` the silence inside one."""
+    """A server and the key for it, empty for none.
+
+    ``timeout_s`` bounds a whole answer, ``stall_s`` the silence inside one.
+    """
 
     url: str
     key: str = field(repr=False)
@@ -102,15 +105,11 @@ class Client:
     """One user's connection, kept open between requests as real clients do."""
 
     def __init__(self, target: Target) -> None:
-        parts = urlsplit(target.url)
         self.target = target
+        self._route = route(target.url)
         self.text = ""
         """The last answer's text."""
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._host = parts.hostname or "127.0.0.1"
-        self._port = parts.port or (443 if self._tls else 80)
-        self._authority = parts.netloc.rpartition("@")[2]
-        self._base = parts.path.rstrip("/")
+        self._tls = ssl.create_default_context() if self._route.scheme == "https" else None
         self._socket: socket.socket | None = None
 
     def ask(self, ask: Ask, *, user: int = 0, scheduled_at: float | None = None) -> Sample:
@@ -154,21 +153,22 @@ class Client:
 
     def _head(self, ask: Ask, body: bytes) -> bytes:
         lines = [
-            f"POST {self._base}{PATHS[ask.kind]} HTTP/1.1",
-            f"Host: {self._authority}",
-            f"Authorization: Bearer {self.target.key}",
+            f"POST {self._route.target(PATHS[ask.kind])} HTTP/1.1",
+            f"Host: {self._route.authority}",
             "Content-Type: application/json",
             f"Accept: {'text/event-stream' if ask.stream else 'application/json'}",
             f"Content-Length: {len(body)}",
         ]
+        if self.target.key:
+            lines.append(f"Authorization: Bearer {self.target.key}")
+        lines += [f"{name}: {value}" for name, value in self._route.headers.items()]
         if ask.chat_id:
             lines.append(f"x-chat-id: {ask.chat_id}")
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
     def _connect(self) -> socket.socket:
-        raw = socket.create_connection((self._host, self._port), timeout=self.target.timeout_s)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = raw if self._tls is None else self._tls.wrap_socket(raw, server_hostname=self._host)
+        raw = self._route.connect(self.target.timeout_s)
+        self._socket = raw if self._tls is None else self._tls.wrap_socket(raw, server_hostname=self._route.host)
         return self._socket
 
     def _exchange(self, data: bytes, answer: _Answer, cancel_after: int | None) -> Ending:

@@ -17,6 +17,8 @@ class Collector:
     gaps: Gaps = field(default_factory=Gaps)
     beats: list[Beat] = field(default_factory=list)
     began: float = 0.0
+    ended: bool = False
+    """Whether the load ended by itself."""
     notes: list[str] = field(default_factory=list)
 
     def add(self, line: Line) -> None:
@@ -25,6 +27,8 @@ class Collector:
             self.began = line.began
         if line.beat is not None:
             self.beats.append(line.beat)
+        if line.ended is not None:
+            self.ended = True
         if line.note is not None:
             self.notes.append(line.note)
         sample = line.sample

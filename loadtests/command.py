@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -16,14 +15,19 @@ from rich.table import Table
 
 from appliance.config import LoadTest, Site, Slo
 from appliance.configfile import load
-from appliance.errors import UsageError
+from appliance.errors import ApplianceError, UnprovenError, UsageError
+from appliance.proxy import route
+from appliance.screen import console
+from appliance.stopping import Stop, Stopped, listening
 from loadtests import html, junit, terminal
 from loadtests.baseline import compare, differences
 from loadtests.client import Target
+from loadtests.collect import Collector
 from loadtests.flags import fields, validated
 from loadtests.lexicon import Lexicon
+from loadtests.outputs import Outputs, deliver
 from loadtests.parameters import Limits, Parameters, Plan
-from loadtests.report import INVALID, PASS, Report
+from loadtests.report import INTERRUPTED, INVALID, PASS, Report, summarise
 from loadtests.run import run
 from loadtests.scenarios import SCENARIOS, Scenario
 from loadtests.scrape import Source
@@ -44,11 +48,25 @@ class Where:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Run what the flags ask for; the exit code."""
-    console = Console()
+    """Run what the flags ask for; the exit code: 1 for a report with a missed SLO, 2 for every other failure."""
+    show = console()
     if args.list:
-        _list(console)
+        _list(show)
         return PASS
+    with listening() as stop:
+        try:
+            return _command(args, show, stop)
+        except Stopped:
+            raise UnprovenError(f"{stop.reason} ended the load test before its report was whole") from None
+        except ApplianceError as error:
+            if error.exit_code == INVALID:
+                raise
+            raise UnprovenError(str(error)) from error
+        except OSError as error:
+            raise UnprovenError(f"the load test could not go on ({error}); free what this machine lacks") from error
+
+
+def _command(args: argparse.Namespace, show: Console, stop: Stop) -> int:
     scenario = _scenario(args.scenario)
     site = _site(args)
     contract = LoadTest() if site is None else site.loadtest
@@ -56,35 +74,71 @@ def command(args: argparse.Namespace) -> int:
     slo = validated(Slo, contract.slo.model_dump() | fields(args, Slo, "slo-"))
     limits = validated(Limits, Limits().model_dump() | fields(args, Limits, "client-"))
     before = _baseline(args, scenario, parameters)
-    _writable(args.json, args.junit, args.html, args.samples)
-    where = _where(args, scenario, site)
-    _fits(parameters, where)
-    plan = Plan(scenario=scenario.name, parameters=parameters, models=where.models, slo=slo, limits=limits)
-    preflight(Target(where.url, where.keys[0], parameters.timeout_s, parameters.stall_s), where.models)
-    lexicon, notes = _sized(where, parameters)
-    plan = plan.sized_by(lexicon)
-    with tempfile.TemporaryDirectory(prefix="appliance-loadtest-") as folder:
-        if args.find_goodput:
-            report = _search(args, plan, scenario, where, Path(folder), console)
-        else:
-            report = _once(plan, where, Path(folder), console)
-        if args.samples is not None:
-            shutil.copyfile(Path(folder) / "samples.jsonl", args.samples)
-    report.notes[:0] = notes
-    if before is not None and report.exit_code != INVALID:
-        report.baseline = compare(before, report)
-    terminal.show(report, console, subject=f"Load test {scenario.name} of {', '.join(where.models)}")
-    for path, text in (
-        (args.json, report.to_json),
-        (args.junit, lambda: junit.render(report)),
-        (args.html, lambda: html.render(report)),
-    ):
-        if path is not None:
-            path.write_text(text())
+    address, keys = _address(args, site), _keys(args)
+    plan = Plan(
+        scenario=scenario.name, parameters=parameters, models=tuple(args.model or ()), slo=slo, limits=limits
+    )
+    paths = {f"--{name}": getattr(args, name) for name in ("json", "junit", "html", "samples")}
+    with Outputs(paths, stop) as outputs:
+        try:
+            with stop.until(1):
+                where = _where(args, scenario, site, address, keys)
+                plan = plan.model_copy(update={"models": where.models})
+                _fits(parameters, where)
+                target = Target(where.url, where.keys[0], parameters.timeout_s, parameters.stall_s)
+                preflight(target, where.models, where.keys[1 : parameters.users])
+                lexicon, notes = _sized(where, parameters)
+            plan = plan.sized_by(lexicon)
+            report = _measured(args, plan, scenario, where, outputs, show, stop)
+            report.notes[:0] = notes
+        except Stopped:
+            report = _nothing(plan, stop)
+        if before is not None and report.exit_code != INVALID:
+            report.baseline = compare(before, report)
+        subject = f"Load test {scenario.name} of {', '.join(plan.models)}"
+        renderers = {
+            "--json": report.to_json,
+            "--junit": lambda: junit.render(report),
+            "--html": lambda: html.render(report),
+        }
+
+        def display(first: bool) -> None:
+            if first:
+                terminal.show(report, show, subject=subject)
+            else:
+                show.print(terminal.verdict(report))
+
+        deliver(report, outputs, stop, renderers, display)
     return report.exit_code
 
 
-def _list(console: Console) -> None:
+def _measured(
+    args: argparse.Namespace,
+    plan: Plan,
+    scenario: Scenario,
+    where: Where,
+    outputs: Outputs,
+    show: Console,
+    stop: Stop,
+) -> Report:
+    with tempfile.TemporaryDirectory(prefix="appliance-loadtest-") as folder:
+        if args.find_goodput:
+            report = _search(args, plan, scenario, where, Path(folder), show, stop)
+        else:
+            report = _once(plan, where, Path(folder), show, stop)
+        if "--samples" in outputs:
+            outputs.write("--samples", Path(folder) / "samples.jsonl")
+    return report
+
+
+def _nothing(plan: Plan, stop: Stop) -> Report:
+    """The report of a run that was stopped before its load."""
+    report = summarise(Collector(notes=[f"{INTERRUPTED} by {stop.reason}"]), plan)
+    report.about = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
+    return report
+
+
+def _list(show: Console) -> None:
     table = Table(title="Scenarios", title_justify="left")
     for name in ("scenario", "loop", "size", "what it is"):
         table.add_column(name)
@@ -97,7 +151,7 @@ def _list(console: Console) -> None:
         )
         size = f"{p.users} users{rate}, {span}, {tokens}"
         table.add_row(scenario.name, "open" if scenario.open_loop else "closed", size, scenario.text)
-    console.print(table)
+    show.print(table)
 
 
 def _scenario(name: str) -> Scenario:
@@ -147,22 +201,22 @@ def _baseline(args: argparse.Namespace, scenario: Scenario, parameters: Paramete
     return before
 
 
-def _writable(*paths: Path | None) -> None:
-    """An hour's run must not end with a path that cannot be written."""
-    for path in paths:
-        if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-            raise UsageError(f"{path}: its folder is missing or cannot be written")
-
-
-def _where(args: argparse.Namespace, scenario: Scenario, site: Site | None) -> Where:
-    keys = tuple(_keys(args))
+def _address(args: argparse.Namespace, site: Site | None) -> str:
     if args.url is None:
         assert site is not None  # noqa: S101 - without an address the configuration was loaded
-        url = f"http://{site.gateway.host}:{site.gateway.port}"
-    else:
-        url = args.url.rstrip("/").removesuffix("/v1")
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(f"--url {args.url}: begin it with http:// or https://")
+        return f"http://{site.gateway.host}:{site.gateway.port}"
+    url = str(args.url).rstrip("/").removesuffix("/v1")
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"--url {args.url}: begin it with http:// or https://")
+    for one in (url, *(args.engine_url or ())):
+        # Checked before anything is asked; whether a proxy leads there is looked up again by each asker.
+        route(one)
+    return url
+
+
+def _where(
+    args: argparse.Namespace, scenario: Scenario, site: Site | None, url: str, keys: tuple[str, ...]
+) -> Where:
     models = tuple(args.model or ())
     if not models:
         models = (first_model(url, keys[0], site),) if scenario.models == 1 else ()
@@ -180,19 +234,22 @@ def _where(args: argparse.Namespace, scenario: Scenario, site: Site | None) -> W
     return Where(url, keys, models, engines, site)
 
 
-def _keys(args: argparse.Namespace) -> Sequence[str]:
+def _keys(args: argparse.Namespace) -> tuple[str, ...]:
+    """The keys of the run; one empty key for none, which only another server than our gateway may take."""
     if args.keys is not None:
         try:
-            keys: list[str] = args.keys.read_text().split()
+            keys = tuple(args.keys.read_text().split())
         except OSError as error:
             raise UsageError(f"--keys {args.keys}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"--keys {args.keys}: it is not a text file; give one key a line") from None
         if not keys:
             raise UsageError(f"--keys {args.keys}: there is no key in it")
         return keys
     key = os.environ.get("APPLIANCE_API_KEY", "").strip()
-    if not key:
+    if not key and args.url is None:
         raise UsageError("APPLIANCE_API_KEY is not set; make a key with `appliance keys create loadtest`")
-    return [key]
+    return (key,)
 
 
 def _fits(parameters: Parameters, where: Where) -> None:
@@ -230,21 +287,27 @@ def _sized(where: Where, parameters: Parameters) -> tuple[Lexicon, list[str]]:
 def _sources(where: Where) -> list[Source]:
     # Where an engine is asked directly there is no gateway to tell anything.
     direct = where.url in where.engines
-    sources = [] if direct or not answers(f"{where.url}/metrics") else [Source("gateway", "gateway", where.url)]
-    sources += [
-        Source(f"engine {i + 1}", "engine", url) for i, url in enumerate(where.engines) if answers(f"{url}/metrics")
-    ]
+    sources = [] if direct or not answers(where.url) else [Source("gateway", "gateway", where.url)]
+    sources += [Source(f"engine {i + 1}", "engine", url) for i, url in enumerate(where.engines) if answers(url)]
     return [*sources, Source("cards", "gpu")]
 
 
-def _once(plan: Plan, where: Where, folder: Path, console: Console, title: str = "") -> Report:
+def _once(plan: Plan, where: Where, folder: Path, show: Console, stop: Stop, title: str = "") -> Report:
     title = title or f"load test {plan.scenario} of {', '.join(where.models)} at {where.url}"
-    with terminal.Watch(console, title) as watch:
-        return run(plan, url=where.url, keys=where.keys, folder=folder, sources=_sources(where), watch=watch)
+    with stop.until(1):
+        sources = _sources(where)
+    with terminal.Watch(show, title) as watch:
+        return run(plan, url=where.url, keys=where.keys, folder=folder, stop=stop, sources=sources, watch=watch)
 
 
 def _search(
-    args: argparse.Namespace, plan: Plan, scenario: Scenario, where: Where, folder: Path, console: Console
+    args: argparse.Namespace,
+    plan: Plan,
+    scenario: Scenario,
+    where: Where,
+    folder: Path,
+    show: Console,
+    stop: Stop,
 ) -> Report:
     """Run after run, until the highest load that holds is known; its report, or the last one's where none holds."""
     what = "rate" if scenario.open_loop else "users"
@@ -256,7 +319,12 @@ def _search(
     while (tried := search.next()) is not None:
         parameters = plan.parameters.model_copy(update={what: tried if scenario.open_loop else int(tried)})
         one = plan.model_copy(update={"parameters": parameters})
-        report = _once(one, where, folder, console, f"search at {tried:.4g} {unit}")
+        try:
+            report = _once(one, where, folder, show, stop, f"search at {tried:.4g} {unit}")
+        except Stopped:
+            if not reports:
+                raise
+            break
         reports[tried] = report
         missed = [check.name for check in report.checks if not check.holds]
         code, goodput = report.exit_code, report.goodput
@@ -266,10 +334,10 @@ def _search(
             "; ".join(report.invalid) if code == INVALID else ", ".join(missed),
         )  # fmt: skip
         search.record(step)
-        console.print(terminal.step_line(step, unit), highlight=False)
-        if report.interrupted:
+        show.print(terminal.step_line(step, unit))
+        if stop.requested:
             break
-    terminal.show_search(search, console, unit=unit)
+    terminal.show_search(search, show, unit=unit)
     best = search.best
     report = reports[best.load if best is not None else search.steps[-1].load]
     report.search = search.steps

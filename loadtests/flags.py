@@ -21,7 +21,8 @@ ConfigOption = Callable[[argparse.ArgumentParser], None]
 DESCRIPTION = """\
 Loads a gateway (or anything that speaks OpenAI's API) and judges what came against SLOs.
 Exit code 0: every SLO holds; 1: one is missed, or the baseline was better; 2: the run proves nothing.
-The key is read from APPLIANCE_API_KEY, or keys from --keys."""
+SIGINT, SIGTERM and SIGHUP end it at any moment, with a report of what was measured and exit code 2.
+The key is read from APPLIANCE_API_KEY, or keys from --keys; with --url it may be absent."""
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "ms": 0.001}
 
@@ -81,7 +82,7 @@ def add(commands: Commands, config_option: ConfigOption) -> None:
         "--html", type=Path, metavar="FILE", help="one page with plots that opens without a network"
     )
     verdict.add_argument("--samples", type=Path, metavar="FILE", help="every single request, a JSON line each")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, long_run=True)
 
 
 def _run(args: argparse.Namespace) -> int:

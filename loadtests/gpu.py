@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass
 
@@ -34,19 +37,41 @@ def throttled(reasons: int) -> list[str]:
     return [name for bit, name in REASONS.items() if reasons & bit]
 
 
-def cards() -> tuple[Card, ...]:
-    """All cards; none where there is no ``nvidia-smi``, or where it fails."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    try:
-        done = subprocess.run(
-            [program, f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(card for line in done.stdout.splitlines() if (card := parse(line)) is not None)
+class Query:
+    """``nvidia-smi``, which another thread may end while it runs."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def cards(self) -> tuple[Card, ...]:
+        """All cards; none without ``nvidia-smi``, or if it fails."""
+        program = shutil.which("nvidia-smi")
+        if program is None:
+            return ()
+        try:
+            # A group of its own: whatever it starts ends with it.
+            with subprocess.Popen(
+                [program, f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                text=True, process_group=0,
+            ) as process:  # fmt: skip
+                self._process = process
+                try:
+                    text, _ = process.communicate(timeout=5)
+                finally:
+                    self.end()
+        except (OSError, subprocess.SubprocessError):
+            return ()
+        if process.returncode != 0:
+            return ()
+        return tuple(card for line in text.splitlines() if (card := parse(line)) is not None)
+
+    def end(self) -> None:
+        """Kill it, if it runs; :meth:`cards` then finds none."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def parse(line: str) -> Card | None:

@@ -134,6 +134,7 @@ class ScenarioUser(User):
         load = self.load
         load.finished += 1
         if not load.by_hand and (everybody or load.finished >= load.plan.parameters.users):
+            load.recorder.end()
             # From a greenlet of its own: quitting ends the users' greenlets, this one too.
             gevent.spawn(self.environment.runner.quit)
         raise StopUser
@@ -218,7 +219,7 @@ def judge(environment: Any, **_: object) -> None:
     load: Load | None = getattr(environment, "load", None)
     if load is None:
         return
-    if not load.by_hand and load.finished < load.plan.parameters.users and not load.scenario.open_loop:
+    if not load.by_hand and not load.recorder.collector.ended:
         load.recorder.note(INTERRUPTED)
     report = summarise(load.recorder.collector, load.plan)
     environment.process_exit_code = report.exit_code

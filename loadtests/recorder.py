@@ -35,6 +35,12 @@ class Recorder:
             self._cpu = time.process_time()
             self._write(Line(began=self.began))
 
+    def end(self) -> None:
+        """Note that the load has ended by itself."""
+        line = Line(ended=time.monotonic())
+        self._write(line)
+        self.collector.add(line)
+
     @property
     def over(self) -> bool:
         """Whether the time for sending is over."""

@@ -24,6 +24,8 @@ PASS, MISSED, INVALID = 0, 1, 2
 
 VERDICTS = {PASS: "pass", MISSED: "slo missed", INVALID: "invalid"}
 INTERRUPTED = "interrupted before its end"
+REFUSALS = frozenset(range(300, 500)) - {408, 409, 425, 429}
+"""Statuses that say that a request was not one for this server, whatever its load."""
 SHARES = (50, 90, 95, 99)
 BUSY_BEATS = 5
 """Seconds that a run must have for its client's CPU share to mean something."""
@@ -141,6 +143,11 @@ class Report:
         """Whether somebody ended it."""
         return any(INTERRUPTED in reason for reason in self.invalid)
 
+    def interrupt(self, reason: str) -> None:
+        """Mark it as the report of a run that ``reason`` ended before its end."""
+        if not self.interrupted:
+            self.invalid = (f"the run was {INTERRUPTED} by {reason}", *self.invalid)
+
     def to_json(self) -> str:
         """The report as JSON, with its verdict."""
         table = {"verdict": VERDICTS[self.exit_code], **msgspec.to_builtins(self)}
@@ -219,7 +226,7 @@ def summarise(collected: Collector, plan: Plan) -> Report:
         tokens=_tokens(good, plan),
         by_model=_by_model(samples),
         invalid=tuple(_invalid(collected, samples, client, plan.limits)),
-        notes=[note for note in collected.notes if note != INTERRUPTED],
+        notes=[note for note in collected.notes if not note.startswith(INTERRUPTED)],
         timeline=timeline(collected, plan.parameters.warmup),
         points=points(collected),
         cdf={
@@ -364,14 +371,28 @@ def _by_model(samples: Sequence[Sample]) -> dict[str, PerModel]:
     return found
 
 
+def _refused(samples: Sequence[Sample]) -> str:
+    """Why a run in which nothing was served measured no service at all; empty for every other run."""
+    if not samples:
+        return ""
+    (cause, count), *more = Counter(sample.cause for sample in samples).most_common()
+    most = f"{count} x {cause}{', and others' if more else ''}"
+    if not any(sample.status for sample in samples) and not any(s.cause == Cause.CLIENT_LIMIT for s in samples):
+        return f"no request was answered ({most})"
+    if all(sample.status in REFUSALS for sample in samples):
+        detail = next((f": {' '.join(sample.detail.split())}" for sample in samples if sample.detail), "")
+        return f"every request was refused ({most}{detail}); ask for what the server offers"
+    return ""
+
+
 def _invalid(collected: Collector, samples: Sequence[Sample], client: ClientHealth, limits: Limits) -> list[str]:
     """Why the run proves nothing, a sentence each."""
-    reasons = []
-    if INTERRUPTED in collected.notes:
-        reasons.append(f"the run was {INTERRUPTED}")
-    if not samples:
+    reasons = [f"the run was {note}" for note in collected.notes if note.startswith(INTERRUPTED)][:1]
+    if not samples and not reasons:
         what = "every request fell into the warm-up" if collected.warmup else "no request was made"
         reasons.append(f"{what}; ask for a longer --duration or more --requests")
+    if (refused := _refused(samples)) and not reasons:
+        reasons.append(refused)
     if unsent := sum(sample.cause == Cause.CLIENT_LIMIT for sample in samples):
         reasons.append(f"{unsent} requests were not sent, over --max-in-flight; the service is far behind the rate")
     late = []

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from appliance.errors import StartError
+from appliance.errors import UnprovenError
+from appliance.proxy import route
+from appliance.stopping import Stop
 from loadtests.collect import Collector
 from loadtests.parameters import Plan
 from loadtests.report import INTERRUPTED, Report, summarise
@@ -24,8 +26,8 @@ from loadtests.sample import DECODE, Beat, Line, Sample
 from loadtests.scrape import Scraper, Source
 
 LOCUSTFILE = Path(__file__).resolve().parent / "locustfile.py"
+ROOT = LOCUSTFILE.parents[1]
 POLL_S = 0.25
-GRACE_S = 10.0
 
 
 @dataclass(slots=True)
@@ -57,11 +59,16 @@ RECENT_S = 10.0
 Watcher = Callable[[Progress], None]
 
 
+FOREIGN = ("LOCUST_", "APPLIANCE_", "GEVENT_")
+"""Prefixes of variables from which Locust, the locustfile and gevent read settings: only ours may reach them."""
+
+
 def command(plan: Plan, url: str) -> list[str]:
-    """Locust's command line for ``plan``."""
+    """Locust's command line for ``plan``, for a process that ends with this one."""
     parameters = plan.parameters
     rate = parameters.users if parameters.ramp_s <= 0 else max(0.01, parameters.users / parameters.ramp_s)
-    argv = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--host", url]
+    argv = [sys.executable, "-P", "-m", "loadtests.tied", str(os.getpid()), "locust"]
+    argv += ["-f", str(LOCUSTFILE), "--headless", "--host", url]
     argv += ["-u", str(parameters.users), "-r", str(rate), "--only-summary", "--stop-timeout", "5"]
     return [*argv, "--loglevel", "WARNING"]
 
@@ -72,7 +79,7 @@ def environment(plan: Plan, keys: Sequence[str], samples: Path | None, report: P
         "APPLIANCE_LOADTEST": plan.model_dump_json(),
         "APPLIANCE_API_KEY": " ".join(keys),
         # Our own path, whole: under Nix the interpreter alone knows none of our packages.
-        "PYTHONPATH": os.pathsep.join([str(LOCUSTFILE.parents[1]), *filter(None, sys.path)]),
+        "PYTHONPATH": os.pathsep.join(str(Path(one).absolute()) for one in [str(ROOT), *sys.path] if one),
     }
     if samples is not None:
         table["APPLIANCE_SAMPLES"] = str(samples)
@@ -81,45 +88,62 @@ def environment(plan: Plan, keys: Sequence[str], samples: Path | None, report: P
     return table
 
 
+def _inherited(folder: Path, url: str) -> dict[str, str]:
+    """Our own environment without settings of Locust, in variables or in a locust.conf (found by HOME)."""
+    table = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    # Locust runs in ``folder``: a relative path would mean another file.
+    paths = {name: str(Path(table[name]).absolute()) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in table}
+    # The load takes the way that everything else took.
+    straight = {"NO_PROXY": "*", "no_proxy": "*"} if route(url).proxy is None else {}
+    return table | paths | straight | {"HOME": str(folder)}
+
+
 def run(
     plan: Plan,
     *,
     url: str,
     keys: Sequence[str],
     folder: Path,
+    stop: Stop,
     sources: Sequence[Source] = (),
     watch: Watcher | None = None,
+    log: Path | None = None,
 ) -> Report:
-    """Run ``plan`` against ``url``; samples.jsonl and locust.log are left in ``folder``.
+    """Run ``plan`` against ``url`` until its end or until ``stop`` requests its end.
 
-    Ctrl-C ends the load and gives a report that says it was interrupted. Raises :class:`StartError` when Locust
+    ``folder`` is the load's own: it takes samples.jsonl, and locust.log where no other ``log`` is given. A stopped
+    run gives a report of what was measured that is marked as interrupted. Raises :class:`UnprovenError` when Locust
     itself fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    samples, log = folder / "samples.jsonl", folder / "locust.log"
+    samples, output = folder / "samples.jsonl", log or folder / "locust.log"
     samples.write_bytes(b"")
     collected, progress = Collector(), Progress(plan)
     started = datetime.now(UTC)
-    with _locust(plan, url, keys, samples, log) as process, Scraper(sources) as scraper:
+    with _locust(plan, url, keys, samples, output) as process, Scraper(sources, stop) as scraper:
         follow = _follow(samples)
-        try:
-            while process.poll() is None:
-                _take(follow, collected, progress)
-                if watch is not None:
+        while process.poll() is None and not stop.wait(POLL_S):
+            _take(follow, collected, progress)
+            if watch is not None:
+                # It prints, which takes as long as its reader likes.
+                with stop.until(2):
                     watch(progress)
-                time.sleep(POLL_S)
-        except KeyboardInterrupt:
-            collected.notes.append(INTERRUPTED)
         _end(process)
         _take(follow, collected, progress)
         server = scraper.result(collected.began)
-    if not collected.began:
-        tail = " ".join(log.read_text(errors="replace").split())[-400:]
-        raise StartError(f"Locust ended with code {process.returncode} before its first user; {log} says: {tail}")
+    if not stop.requested and not collected.began:
+        tail = " ".join(output.read_text(errors="replace").split())[-400:]
+        where = f"; its log is {log}" if log is not None else ""
+        raise UnprovenError(f"Locust ended with code {process.returncode} before its first user: {tail}{where}")
+    if stop.requested:
+        collected.notes.insert(0, f"{INTERRUPTED} by {stop.reason}")
+    elif not collected.ended and INTERRUPTED not in collected.notes:
+        collected.notes.append(f"{INTERRUPTED}: Locust ended with code {process.returncode}")
     report = summarise(collected, plan)
     report.server = server.table
     report.notes += server.notes
-    report.about = {"url": url, "started": started.isoformat(timespec="seconds"), "keys": str(len(keys))}
+    count = sum(bool(key) for key in keys)
+    report.about = {"url": url, "started": started.isoformat(timespec="seconds"), "keys": str(count)}
     return report
 
 
@@ -127,12 +151,12 @@ def run(
 def _locust(
     plan: Plan, url: str, keys: Sequence[str], samples: Path, log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    # A group of its own: Ctrl-C in the terminal comes to us alone, and we end the load in order. No session of its
+    # A group of its own: Ctrl-C in the terminal comes to us alone, and we end the load. No session of its
     # own: the kernel's autogroups would let a busy session beside it (an engine on the CPU) make it 0.3 s late.
     with log.open("wb") as output:
         process = subprocess.Popen(
             command(plan, url), stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0,
-            env={**os.environ, **environment(plan, keys, samples, None)},
+            env=_inherited(samples.parent, url) | environment(plan, keys, samples, None), cwd=samples.parent,
         )  # fmt: skip
     try:
         yield process
@@ -141,14 +165,12 @@ def _locust(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        process.send_signal(number)
-        try:
-            process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            continue
+    # SIGKILL, not SIGTERM: while Locust starts it may miss SIGTERM, and later it lets requests run on for seconds.
+    # Nothing is lost, as each sample is in the file as soon as its request has ended.
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _follow(path: Path) -> Iterator[Line | None]:

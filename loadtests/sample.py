@@ -158,6 +158,8 @@ class Line:
     began: float | None = None
     """When the first user began."""
     note: str | None = None
+    ended: float | None = None
+    """When the load ended by itself: a run without it was cut."""
 
 
 ENCODE = msgspec.json.Encoder()
@@ -166,7 +168,6 @@ DECODE: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 def encode(line: Line) -> bytes:
     """One line of a samples file, with its end."""
-    table = {
-        name: value for name in ("sample", "beat", "began", "note") if (value := getattr(line, name)) is not None
-    }
+    fields = ("sample", "beat", "began", "note", "ended")
+    table = {name: value for name in fields if (value := getattr(line, name)) is not None}
     return ENCODE.encode(table) + b"\n"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -13,10 +12,15 @@ from typing import Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtests.gpu import Card, cards, throttled
+from appliance.proxy import get
+from appliance.stopping import Stop
+from loadtests.gpu import Card, Query, throttled
 
 EVERY_S = 2.0
 TIMEOUT_S = 2.0
+JOIN_S = 0.05
+LEAVE_S = 0.5
+"""Seconds that a stopped run gives the last look to end."""
 
 GAUGES = {
     "gateway": ("appliance_gateway_requests_in_flight", "appliance_gateway_queue_length"),
@@ -98,31 +102,32 @@ def read_metrics(text: str) -> dict[str, float]:
 
 
 class Scraper:
-    """A thread that asks all sources, from ``with`` to its end."""
+    """A thread that asks all sources, from ``with`` to its end; a stopped run does not wait for their answers."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], stop: Stop) -> None:
         self._sources = sources
+        self._stop = stop
         self._seen = {source.name: Seen() for source in sources}
         self._cards: list[tuple[float, tuple[Card, ...]]] = []
-        self._stop = threading.Event()
+        self._query = Query()
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._closed = False
+        """Set once the result is made: what a late answer brings is dropped."""
         self._thread = threading.Thread(target=self._loop, name="scraper", daemon=True)
 
     def __enter__(self) -> Self:
-        self._all()
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._end(wait=kind is None)
 
     def result(self, began: float) -> Result:
         """All that was seen, after a last look; times since ``began``."""
-        self._stop.set()
-        self._thread.join()
-        self._all()
+        self._end(wait=True)
         result = Result()
         for source in self._sources:
             if source.kind == "gpu":
@@ -131,35 +136,66 @@ class Scraper:
                 _tell(result, source, self._seen[source.name], began)
         return result
 
+    def _end(self, *, wait: bool) -> None:
+        self._ended.set()
+        while wait and self._thread.is_alive() and not self._stop.wait(JOIN_S):
+            pass
+        deadline = time.monotonic() + LEAVE_S
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            # No child may outlive us; an answer of the network may come too late.
+            self._query.end()
+            self._thread.join(JOIN_S)
+        with self._lock:
+            self._closed = True
+
     def _loop(self) -> None:
-        while not self._stop.wait(EVERY_S):
+        self._all()
+        while not self._ended.wait(EVERY_S):
             self._all()
+        self._all()
 
     def _all(self) -> None:
         for source in self._sources:
+            if self._stop.requested:
+                return
             if source.kind == "gpu":
-                if found := cards():
-                    self._cards.append((time.monotonic(), found))
+                found = self._query.cards()
+                with self._lock:
+                    if found and not self._closed:
+                        self._cards.append((time.monotonic(), found))
             else:
                 self._one(source, self._seen[source.name])
 
     def _one(self, source: Source, seen: Seen) -> None:
+        values: dict[str, float] = {}
+        error = ""
         try:
-            with urllib.request.urlopen(f"{source.url}/metrics", timeout=TIMEOUT_S) as answer:  # noqa: S310 - a URL of ours
-                values = read_metrics(answer.read().decode())
-        except (OSError, ValueError, urllib.error.URLError) as error:
-            seen.failures += 1
-            seen.error = str(error)
-            return
-        seen.times.append(time.monotonic())
-        seen.first = seen.first or values
-        seen.last = values
-        for name in GAUGES[source.kind]:
-            if name in values:
-                seen.series.setdefault(name, []).append(values[name])
+            status, body = get(source.url, "/metrics", timeout_s=TIMEOUT_S)
+            if status == 200:
+                values = read_metrics(body.decode())
+            else:
+                error = f"status {status}"
+        except (OSError, ValueError, http.client.HTTPException) as failure:
+            error = str(failure) or type(failure).__name__
+        with self._lock:
+            if self._closed:
+                return
+            if error:
+                seen.failures += 1
+                seen.error = error
+                return
+            seen.times.append(time.monotonic())
+            seen.first = seen.first or values
+            seen.last = values
+            for name in GAUGES[source.kind]:
+                if name in values:
+                    seen.series.setdefault(name, []).append(values[name])
 
 
 def _tell(result: Result, source: Source, seen: Seen, began: float) -> None:
+    if not seen.times and not seen.failures:
+        # The run was stopped before the first look.
+        return
     if not seen.times:
         result.notes.append(f"{source.name}: {source.url}/metrics could not be read ({seen.error})")
         return

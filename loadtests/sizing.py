@@ -8,8 +8,8 @@ import random
 import re
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
+from appliance.proxy import route
 from loadtests.client import Ask, Client, Target
 from loadtests.lexicon import WORDS, Lexicon
 
@@ -27,13 +27,12 @@ def by_tokenizer(engine_url: str, model: str) -> Lexicon:
     Each word is asked alone with its space before it, over one connection, about 400 short requests. Raises
     :class:`TokenizerUnavailableError`.
     """
-    parts = urlsplit(engine_url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=10)
+    way = route(engine_url)
+    connection = way.connection(10)
 
     def count(body: dict[str, Any]) -> int:
-        path = f"{parts.path.rstrip('/')}/tokenize"
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", **way.headers}
+        connection.request("POST", way.target("/tokenize"), json.dumps(body), headers)
         answer = connection.getresponse()
         data = answer.read()
         if answer.status != 200:

@@ -103,6 +103,11 @@ class ChildProcesses:
         for name in reversed([*self._children]):
             await self.stop(name)
 
+    def kill_all(self) -> None:
+        """Kill every unit with all it started, at once; :meth:`stop_all` then has nothing to wait for."""
+        for child in self._children.values():
+            _signal_group(child.process.pid, signal.SIGKILL)
+
     def state(self, name: str) -> UnitState:
         """How a unit is."""
         child = self._children[name]
@@ -161,14 +166,16 @@ async def run_step(argv: Sequence[str], *, log: Path, environment: dict[str, str
 
 
 async def _end_group(process: asyncio.subprocess.Process, timeout_s: float) -> int:
-    """End a process and the group it leads; its exit code."""
-    if process.returncode is None:
-        _signal_group(process.pid, signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await process.wait()
-    # Also after an orderly exit: workers may have outlived their leader.
-    _signal_group(process.pid, signal.SIGKILL)
+    """End a process and the group it leads; its exit code. Cancelled, it leaves nothing running either."""
+    try:
+        if process.returncode is None:
+            _signal_group(process.pid, signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await process.wait()
+    finally:
+        # Also after an orderly exit: workers may have outlived their leader.
+        _signal_group(process.pid, signal.SIGKILL)
     return await process.wait()
 
 

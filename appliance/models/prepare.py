@@ -10,9 +10,11 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from appliance.engines.control import run_step
 from appliance.errors import StartError
+from appliance.proxy import is_loopback, opener
 
 REPOSITORY = "Qwen/Qwen3-0.6B"
 REVISION = "c1899de289a04d12100db370d81485cdf75e47ca"
@@ -66,7 +68,7 @@ def hub_answers() -> bool:
     base = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
     request = urllib.request.Request(f"{base}/api/models/{REPOSITORY}/revision/{REVISION}", method="GET")  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as response:  # noqa: S310
+        with opener(base).open(request, timeout=HUB_TIMEOUT_S) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError, ValueError):
         return False
@@ -74,9 +76,12 @@ def hub_answers() -> bool:
 
 async def _download(python: Path, folder: Path, data: Path) -> bool:
     argv = [str(python), str(HERE / "fetch.py"), REPOSITORY, REVISION, str(folder), WEIGHTS_SHA256]
+    host = urlsplit(os.environ.get("HF_ENDPOINT", HUB)).hostname or ""
+    # The hub's own client would ask a mirror on this machine through a proxy.
+    straight = {"NO_PROXY": host, "no_proxy": host} if is_loopback(host) else {}
     try:
         async with asyncio.timeout(DOWNLOAD_TIMEOUT_S):
-            return await run_step(argv, log=data / "log" / "model.log") == 0
+            return await run_step(argv, log=data / "log" / "model.log", environment=straight) == 0
     except TimeoutError:
         return False
 

@@ -6,7 +6,6 @@ lock is open, or of which anything failed before, proves nothing.
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import os
@@ -27,6 +26,7 @@ from appliance.ops.doctor.host import Host
 from appliance.ops.doctor.result import Result
 from appliance.ops.doctor.scene import Scene
 from appliance.ops.proof import Proof, Step
+from appliance.stopping import Stop, Stopped
 from appliance.trial.loader import Loader
 from appliance.trial.machine import Nixos, Place
 from loadtests import html
@@ -73,13 +73,25 @@ def proven_before(reports_folder: Path, what: Subject, begun: Path = BEGUN) -> P
     return earlier if first and what.booted and earlier and earlier.passed and earlier.booted else None
 
 
-def prove(site: Site, base: Path, *, key: str, folder: Path, what: Subject, say: Callable[[Step], object]) -> Proof:
+def prove(
+    site: Site,
+    base: Path,
+    *,
+    key: str,
+    folder: Path,
+    what: Subject,
+    say: Callable[[Step], object],
+    stop: Stop | None = None,
+) -> Proof:
     """Every step, told to ``say`` as it ends; the report is written to ``folder``.
+
+    ``stop`` ends it between or in the steps: the report then has what was seen and a step that failed for that.
 
     Raises :class:`StoreError` where the report cannot be written: what cannot be recorded does not pass. Why is
     said as a step before, and stands in the report where that still has room.
     """
     began, clock = datetime.now().astimezone().isoformat(timespec="seconds"), time.monotonic()
+    stop = stop or Stop()
     steps: list[Step] = []
     load: dict[str, object] | None = None
     refused: StoreError | None = None
@@ -91,14 +103,22 @@ def prove(site: Site, base: Path, *, key: str, folder: Path, what: Subject, say:
             say(step)
         return all(step.level != "fail" for step in steps[before:])
 
-    take(tokens(site))
-    take(_host(site, base, folder.parent / handshake.NAME))
-    if take(lock(site, key)) and all(step.level != "fail" for step in steps):
-        try:
-            load = _load(site, key, folder, lambda step: take(iter((step,))))
-        except StoreError as error:
-            refused = error
-            take(iter((Step("load", "fail", str(error)),)))
+    try:
+        with stop.until(1):
+            take(tokens(site))
+            take(_host(site, base, folder.parent / handshake.NAME))
+            whole = take(lock(site, key)) and all(step.level != "fail" for step in steps)
+        if whole:
+            load = _load(site, key, folder, lambda step: take(iter((step,))), stop)
+    except Stopped:
+        # The step below reports it.
+        pass
+    except StoreError as error:
+        refused = error
+        take(iter((Step("load", "fail", str(error)),)))
+    if stop.requested:
+        mend = "systemd sends SIGTERM when appliance.smoke.timeoutSec is over, or when the unit is stopped"
+        take(iter((Step("interrupted", "fail", f"{stop.reason} ended the test before its end", mend),)))
     generation = what.place.generation
     made = Proof(
         generation.system,
@@ -190,10 +210,12 @@ def proof_level(holds: bool) -> proof.Level:
     return "ok" if holds else "fail"
 
 
-def _load(site: Site, key: str, folder: Path, add: Callable[[Step], object]) -> dict[str, object] | None:
+def _load(
+    site: Site, key: str, folder: Path, add: Callable[[Step], object], stop: Stop
+) -> dict[str, object] | None:
     url, model = f"http://{site.gateway.host}:{site.gateway.port}", smoke.default_model(site)
     try:
-        report = asyncio.run(smoke.run(site.smoke, url=url, key=key, model=model, folder=folder))
+        report = smoke.run(site.smoke, url=url, key=key, model=model, folder=folder, stop=stop)
     except StoreError:
         raise
     except ApplianceError as error:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import argparse
+import tempfile
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from appliance.config import Site, Smoke
-from appliance.engines.control import run_step
-from appliance.errors import StartError, StoreError, UsageError
+from appliance.errors import StoreError, UsageError
+from appliance.screen import console
+from appliance.stopping import Stop
 from loadtests import report as reports
+from loadtests.outputs import Outputs, deliver
 from loadtests.parameters import Limits, Plan
 from loadtests.report import Report
-from loadtests.run import command, environment
+from loadtests.run import run as loadtest
 from loadtests.scenarios import SCENARIOS
 
 
@@ -27,11 +30,24 @@ def default_model(site: Site) -> str:
     raise UsageError("no engine of this configuration generates text; the smoke test needs one")
 
 
-async def run(smoke: Smoke, *, url: str, key: str, model: str, folder: Path) -> Report:
-    """Run the smoke load against ``url``. The key travels in the environment, never in arguments.
+def command(site: Site, args: argparse.Namespace, key: str, stop: Stop) -> int:
+    """Run ``appliance smoke`` without ``--reports``; the exit code: 1 for a missed SLO, 2 for a run without proof.
 
-    Raises :class:`StartError` when Locust itself fails; its log lies in ``folder``. Raises :class:`StoreError`
-    where ``folder`` takes neither its log nor its report.
+    The report of ``--json`` is written also where ``stop`` ended the run.
+    """
+    url = args.url or f"http://{site.gateway.host}:{site.gateway.port}"
+    model = args.model or default_model(site)
+    with Outputs({"--json": args.json}, stop) as outputs:
+        report = run(site.smoke, url=url, key=key, model=model, folder=site.data_path(Path.cwd()), stop=stop)
+        deliver(report, outputs, stop, {"--json": report.to_json}, lambda _: show(report, console(), subject=model))
+    return report.exit_code
+
+
+def run(smoke: Smoke, *, url: str, key: str, model: str, folder: Path, stop: Stop) -> Report:
+    """Run the smoke load against ``url``, until ``stop`` ends it. The key never is in arguments or files.
+
+    The report is kept in ``folder`` too, as smoke.json. Raises :class:`UnprovenError` when Locust itself fails; its
+    log is in ``folder``. Raises :class:`StoreError` where ``folder`` takes neither its log nor its report.
     """
     result, log = folder / "smoke.json", folder / "log" / "smoke.log"
     try:
@@ -49,16 +65,13 @@ async def run(smoke: Smoke, *, url: str, key: str, model: str, folder: Path) -> 
     # A machine that has just booted is late now and then; that must not make its proof invalid.
     limits = Limits(cpu_share=1.0, lag_ms=5000)
     plan = Plan(scenario="smoke", parameters=parameters, models=(model,), slo=smoke.slo, limits=limits)
-    code = await run_step(command(plan, url), log=log, environment=environment(plan, [key], None, result))
     try:
-        return Report.from_json(result.read_bytes())
-    except (FileNotFoundError, msgspec.DecodeError):
-        if os.statvfs(folder).f_bavail == 0:
-            # Its log could not say so either.
-            raise StoreError(f"{folder} is full: the load test left no report; free space on its disk") from None
-        raise StartError(f"the smoke test ended with code {code} and no whole report; see {log}") from None
+        with tempfile.TemporaryDirectory(prefix="appliance-smoke-") as own:
+            report = loadtest(plan, url=url, keys=[key], folder=Path(own), log=log, stop=stop)
+        result.write_text(report.to_json())
     except OSError as error:
-        raise StoreError(f"{result} cannot be read ({error.strerror}); `journalctl -k` says why") from None
+        raise StoreError.unwritable(Path(error.filename or result), error) from None
+    return report
 
 
 def show(report: Report, console: Console, *, subject: str) -> None:
@@ -84,7 +97,7 @@ def show(report: Report, console: Console, *, subject: str) -> None:
     verdict = {
         reports.PASS: "[bold green]PASS[/]: every SLO holds",
         reports.MISSED: "[bold red]FAIL[/]: an SLO is missed",
-        reports.INVALID: "[bold red]INVALID[/]: no request was made",
+        reports.INVALID: f"[bold red]INVALID[/]: {escape('; '.join(report.invalid) or 'no request was made')}",
     }[report.exit_code]
     console.print(f"{verdict}; {rate}", highlight=False)
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from appliance.stopping import stop_signals
 from benchmarks.gateway import on_vllm, processes, report, scenarios
 from benchmarks.gateway.subjects import NAMES, Subject, engines, subject
 
@@ -75,7 +76,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     # A run that is told to stop takes what it started with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in stop_signals():
+        signal.signal(number, lambda which, _: sys.exit(128 + which))
     names = [name for name in NAMES if name in args.only.split(",")]
     measures = args.measures.split(",")
     began = time.monotonic()

@@ -9,13 +9,13 @@ import re
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from appliance.proxy import opener
 from benchmarks.gateway.processes import HERE, LOAD_CORE, ROOT, SUBJECT_CORE, free_port, pss_mb, running
 from benchmarks.gateway.subjects import engines, make_keys, subject
 
@@ -83,7 +83,7 @@ def gateway(folder: Path, table: dict[str, Any], users: int) -> Iterator[tuple[i
 
 def get(port: int, path: str) -> str | None:
     url = f"http://127.0.0.1:{port}{path}"
-    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=30) as answer:
+    with contextlib.suppress(OSError), opener(url).open(url, timeout=30) as answer:
         return str(answer.read().decode())
     return None
 

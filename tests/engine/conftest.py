@@ -112,7 +112,18 @@ def start_up(folder: Path, *options: str) -> Up:
     """Start `appliance up` as `make up` does."""
     config, port, engine_port = site_file(folder)
     log = folder / "up.log"
-    argv = [sys.executable, "-m", "appliance", "up", "--config", str(config), *options]
+    # Its signals do not depend on what the caller of the tests ignores (nohup, a script's `&`).
+    argv = [
+        "env",
+        "--default-signal=INT,TERM,HUP",
+        sys.executable,
+        "-m",
+        "appliance",
+        "up",
+        "--config",
+        str(config),
+        *options,
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv, stdout=output, stderr=output, cwd=ROOT, env={**os.environ, "COLUMNS": "120"}

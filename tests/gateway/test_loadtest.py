@@ -18,12 +18,14 @@ import pytest
 from appliance.cli import main
 from appliance.config import Slo, Smoke
 from appliance.ops import smoke
+from appliance.stopping import Stop
 from appliance.store.keys import KeyStore
 from loadtests.parameters import Plan
 from loadtests.report import Report
 from loadtests.run import environment
 from loadtests.scenarios import SCENARIOS
 from tests.conftest import ROOT, Process, Service, free_port, http, opens, start, start_fake, wait_until
+from tests.gateway.witness import long_run
 
 FEW = ("--users", "2", "--requests", "2", "--client-lag-ms", "5000")
 """A load of a second, on a machine that other tests keep busy."""
@@ -236,37 +238,30 @@ def test_users_take_keys_in_turn(service: Service, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_reports_and_proves_nothing(engine: Process, tmp_path: Path) -> None:
+    """The moments and signals are in test_long_runs.py; this is the real engine's side: its requests end."""
     out = tmp_path / "report.json"
-    argv = [sys.executable, "-m", "appliance", "loadtest", "--url", engine.url, "--model", "fake", "--warmup", "0"]
-    argv += ["--json", str(out)]
+    words = ("loadtest", "--url", engine.url, "--model", "fake", "--warmup", "0", "--json", out)
     before = http(engine.url + "/stats").json["requests"]
-    environ = {**os.environ, "APPLIANCE_API_KEY": "k", "APPLIANCE_CONFIG": "/nonexistent"}
-    process = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environ
-    )
-    try:
-        wait_until(lambda: http(engine.url + "/stats").json["requests"] > before + 60, "that the load runs", 40)
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=40)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 2, stdout + stderr
-    assert "INVALID: the run was interrupted" in stdout
-    assert "Traceback" not in stderr
+    with long_run(tmp_path, *words, ignored=(signal.SIGINT,), APPLIANCE_API_KEY="k") as run:
+        run.until(lambda: http(engine.url + "/stats").json["requests"] > before + 60, "the load runs")
+        run.process.send_signal(signal.SIGINT)
+        assert run.end() == 2, run.output
+        assert "INVALID: the run was interrupted" in run.output
     assert report_of(out)["requests"] > 0
+    wait_until(lambda: http(engine.url + "/stats").json["active"] == 0, "no request runs any more")
 
 
-async def test_the_smoke_scenario_passes_and_misses(engine: Process, tmp_path: Path) -> None:
+def test_the_smoke_scenario_passes_and_misses(engine: Process, tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     asked = Smoke(users=3, requests_per_user=2, max_tokens=8)
-    report = await smoke.run(asked, url=engine.url, key="k", model="fake", folder=tmp_path)
+    more: dict[str, Any] = {"url": engine.url, "key": "k", "folder": tmp_path, "stop": Stop()}
+    report = smoke.run(asked, model="fake", **more)
     assert (report.exit_code, report.requests, report.failures) == (0, 6, {})
     tight = asked.model_copy(update={"slo": Slo(ttft_p99_ms=0.01)})
-    report = await smoke.run(tight, url=engine.url, key="k", model="fake", folder=tmp_path)
+    report = smoke.run(tight, model="fake", **more)
     assert (report.exit_code, [check.holds for check in report.checks]) == (1, [False, True, True])
-    report = await smoke.run(asked, url=engine.url, key="k", model="nobody", folder=tmp_path)
-    assert (report.exit_code, report.failures) == (1, {"status 404": 6})
+    report = smoke.run(asked, model="nobody", **more)
+    assert (report.exit_code, report.failures) == (2, {"status 404": 6}), "a model that is not there proves nothing"
 
 
 def test_locust_exits_by_our_verdict(engine: Process, tmp_path: Path) -> None:

@@ -143,6 +143,49 @@ def test_a_run_that_proves_nothing_says_so(run: Collector, reason: str) -> None:
     assert "INVALID" in html.render(report)
 
 
+def answered(status: int, cause: str = "", detail: str = "") -> Sample:
+    sample = made(0.5, cause)
+    sample.status, sample.detail = status, detail
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"),
+    [
+        ([answered(0, "no answer (ConnectionRefusedError)")] * 3, "no request was answered (3 x no answer (Conn"),
+        (
+            [answered(0, "timeout"), answered(0, "no answer (X)")],
+            "no request was answered (1 x timeout, and others)",
+        ),
+        (
+            [answered(400, "status 400", "no\nsuch template")] * 2,
+            "every request was refused (2 x status 400: no such t",
+        ),
+        ([answered(401, "status 401"), answered(404, "status 404")], "every request was refused"),
+        ([answered(308, "status 308")], "every request was refused (1 x status 308)"),
+    ],
+)
+def test_a_run_in_which_nothing_was_served_measured_no_service(samples: list[Sample], reason: str) -> None:
+    report = judged(*samples)
+    assert report.exit_code == INVALID
+    assert reason in report.invalid[0]
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [answered(429, "429")] * 3,
+        [answered(503, "503")] * 3,
+        [answered(500, "status 500"), answered(400, "status 400")],
+        [answered(400, "status 400"), answered(200)],
+        [answered(0, "timeout"), answered(503, "503")],
+        [answered(0, "timeout"), answered(400, "status 400")],
+    ],
+)
+def test_a_service_that_fails_under_load_misses_its_slo(samples: list[Sample]) -> None:
+    assert judged(*samples, slo=Slo()).exit_code == MISSED
+
+
 def test_late_sending_invalidates_and_counts_into_latency() -> None:
     late = made(at=10.0)
     late.scheduled_at = 9.0

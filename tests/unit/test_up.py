@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from appliance.up import tail
 from tests.conftest import ROOT, free_port, http, wait_until
-from tests.engine.conftest import Up, alive, descendants, start_up
+from tests.engine.conftest import Up, alive, descendants, site_file, start_up
 
 FAKE = ("--engine", "fake")
 
@@ -41,7 +43,7 @@ def test_once_fails_when_an_slo_is_missed(tmp_path: Path) -> None:
     config = tmp_path / "laptop.json"
     config.write_text(config.read_text().replace('"ttft_p99_ms": 20000', '"ttft_p99_ms": 0.001'))
     again = subprocess.Popen(
-        [*up.process.args[:5], str(config), *FAKE, "--once"],  # type: ignore[index]
+        [*up.process.args[:7], str(config), *FAKE, "--once"],  # type: ignore[index]
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     output, _ = again.communicate(timeout=60)
@@ -74,6 +76,61 @@ def test_ctrl_c_in_the_middle_of_a_step(tmp_path: Path) -> None:
     assert finish(up) == 130
     assert up.output.endswith("stopped; nothing is left running\n")
     assert not alive(children)
+
+
+def own_site(folder: Path, part: str, **values: int) -> tuple[str, str]:
+    """The option for a site of its own, with ``values`` in one part of it."""
+    folder.mkdir()
+    path, _, _ = site_file(folder)
+    table = json.loads(path.read_text())
+    (table["smoke"] if part == "smoke" else table["engines"]["chat"]).update(values)
+    path.write_text(json.dumps(table))
+    return "--config", str(path)
+
+
+@pytest.mark.parametrize("at", ["a step", "an engine"])
+def test_a_second_signal_does_not_wait_and_leaves_nothing(at: str, tmp_path: Path) -> None:
+    """A process that does not obey SIGTERM may have an hour for it; the second Ctrl-C does not wait for that."""
+    stubborn, told = tmp_path / "python", tmp_path / "told"
+    made = 'case "$1" in *tiny_qwen3.py) mkdir -p "$2"; echo "{}" > "$2/config.json"; exit 0;; esac\n'
+    stubborn.write_text(
+        f"#!/bin/sh\n{made if at == 'an engine' else ''}trap 'touch {told}' TERM\n"
+        "(trap '' TERM; exec sleep 600) &\nwhile kill -0 $!; do wait; done\n"
+    )
+    stubborn.chmod(0o755)
+    site = own_site(tmp_path / "own", "engine", shutdown_timeout_s=3600)
+    up = start_up(tmp_path, "--model", "tiny", "--engine-python", str(stubborn), *site)
+    wait_until(lambda: len(descendants(up.process.pid)) == 2, f"{at} runs", 20)
+    children = descendants(up.process.pid)
+    up.process.send_signal(signal.SIGINT)
+    wait_until(told.exists, f"{at} hears SIGTERM", 20)
+    up.process.send_signal(signal.SIGINT)
+    assert finish(up) == 130
+    wait_until(lambda: not alive(children), "the kernel has ended them", 5)
+
+
+def test_a_signal_in_the_smoke_test_ends_its_load(tmp_path: Path) -> None:
+    site = own_site(tmp_path / "own", "smoke", requests_per_user=10_000)
+    up = start_up(tmp_path, *FAKE, *site)
+
+    def load() -> set[int]:
+        lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in descendants(up.process.pid)}
+        return {pid for pid, line in lines.items() if line.exists() and b"locust" in line.read_bytes().split(b"\0")}
+
+    wait_until(lambda: bool(load()), "the smoke test's load runs", 60)
+    children = descendants(up.process.pid)
+    up.process.send_signal(signal.SIGTERM)
+    assert finish(up) == 130, up.output
+    assert up.output.endswith("stopped; nothing is left running\n")
+    assert not alive(children)
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    code = "from appliance.stopping import stop_signals; print(*(number.name for number in stop_signals()))"
+    for ignored, expected in ((), "SIGINT SIGTERM SIGHUP"), (("HUP", "INT"), "SIGINT SIGTERM"):
+        argv = ["env", "--default-signal=HUP,INT", *(f"--ignore-signal={name}" for name in ignored)]
+        done = subprocess.run([*argv, sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
 
 
 def test_even_sigkill_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
