@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from sqlalchemy import Engine, delete, func, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from appliance.store.database import open_database
 from appliance.store.schema import USAGE
@@ -32,6 +32,9 @@ MAX_WAITING = 100_000
 """Rows kept in memory while the disk refuses them; about 50 MB. Beyond, the oldest are dropped and counted."""
 
 DAY_S = 86400.0
+
+UNSTORABLE = (DataError, OverflowError, ValueError)
+"""Errors of a row's values, not of the disk: the database's own, and the driver's, which SQLAlchemy passes on."""
 
 TRUSTED_S = 30 * DAY_S
 """How far a clock may be ahead of the newest row and be believed when old rows are to be deleted."""
@@ -109,7 +112,7 @@ class UsageWriter:
                 del waiting[: len(waiting) - MAX_WAITING]
             try:
                 if waiting:
-                    self._commit(waiting)
+                    self._commit_what_can_be(waiting)
                     waiting.clear()
                     complained = False
                 self._prune()
@@ -122,6 +125,21 @@ class UsageWriter:
                 if stopping:
                     self.dropped += len(waiting)
                     break
+
+    def _commit_what_can_be(self, rows: list[UsageRow]) -> None:
+        """Commit ``rows``; one that no database can hold (a count beyond 64 bits) is dropped and not the others."""
+        try:
+            self._commit(rows)
+        except UNSTORABLE:
+            self._commit_one_by_one(rows)
+
+    def _commit_one_by_one(self, rows: list[UsageRow]) -> None:
+        for row in rows:
+            try:
+                self._commit([row])
+            except UNSTORABLE:
+                self.dropped += 1
+                LOG.exception("a usage row cannot be stored", extra={"fields": {"request_id": row.request_id}})
 
     def _commit(self, rows: list[UsageRow]) -> None:
         with self._engine.begin() as connection:

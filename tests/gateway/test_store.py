@@ -121,6 +121,25 @@ def test_rows_survive_and_sum_up(tmp_path: Path, url: str | None) -> None:
     reader.close()
 
 
+@pytest.mark.parametrize(
+    "bad", [{"prompt_tokens": 10**30}, {"user": "half \ud800 a pair"}, {"ttft_ms": object()}], ids=str
+)
+def test_a_row_that_cannot_be_stored_is_dropped_and_no_other_one(
+    tmp_path: Path, url: str | None, bad: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The writer's thread goes on: the rows beside it and after it are there."""
+    writer = UsageWriter(tmp_path, url)
+    for number in range(CHUNK + 3):
+        writer.put(a_row(number, **(bad if number == 50 else {})))
+    wait_until(lambda: writer.dropped == 1, "the row is dropped", 10)
+    writer.put(a_row(999))
+    writer.close()
+    reader = UsageReader(tmp_path, url)
+    assert sum(line.requests for line in reader.sums("user", time.time() - 60)) == CHUNK + 3
+    reader.close()
+    assert "r50" in str([vars(record).get("fields") for record in caplog.records])
+
+
 def test_keys_are_counted_changes(tmp_path: Path, url: str | None) -> None:
     store, other = KeyStore(tmp_path, url), KeyStore(tmp_path, url)
     first = store.snapshot(-1)
