@@ -213,7 +213,9 @@ class Fields:
         for key, value in self.table.items():
             if key in self.seen or key in self.family.harmless or key in NESTED:
                 continue
-            if key in self.family.only:
+            if key in self.family.everywhere and isinstance(value, list):
+                allowed: tuple[object, ...] = ([self.family.everywhere[key]] * len(value),)
+            elif key in self.family.only:
                 allowed = self.family.only[key]
             elif harmless.is_harmless(key):
                 continue

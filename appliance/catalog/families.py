@@ -31,10 +31,10 @@ GPTJ = but(
     head_bias="all",
     tied=False,
     only={},
-    harmless=("n_ctx", "rotary_dim"),
+    harmless=("n_ctx",),
 )
 LLAMA = Family(bias="attention_bias:all", mlp_bias="mlp_bias:all")
-QWEN2 = Family(bias="qkv", window="late", harmless=("use_mrope",))
+QWEN2 = Family(bias="qkv", window="late")
 QWEN3 = Family(bias="attention_bias:all", qk_norm="head", window="late")
 GEMMA = Family(bias="attention_bias:all", tied=True)
 GEMMA2 = but(GEMMA, norms=4, window="sliding_window_pattern=2")
@@ -63,7 +63,18 @@ GEMMA4 = but(
 MOE_NAMES = ("num_experts", "num_local_experts", "n_routed_experts")
 QWEN_EXPERTS = Experts(count=MOE_NAMES, dense=("decoder_sparse_step", "mlp_only_layers"))
 QWEN_SHARED = but(QWEN_EXPERTS, shared="shared_expert_intermediate_size", shared_is="width", shared_gate=True)
-QWEN3_5 = but(QWEN3, linear=True, output_gate="full", window="whole", only={"attn_output_gate": (True, None)})
+QWEN3_5 = but(
+    QWEN3,
+    linear=True,
+    output_gate="full",
+    window="whole",
+    only={
+        "attn_output_gate": (True, None),
+        "decoder_sparse_step": (1,),
+        "mamba_ssm_dtype": ("float32",),
+        "mlp_only_layers": ([], None),
+    },
+)
 DEEPSEEK_EXPERTS = Experts(
     count=MOE_NAMES,
     shared="n_shared_experts",
@@ -83,6 +94,11 @@ COHERE = Family(bias="attention_bias:all", qk_norm="use_qk_norm:full", norms=1, 
 COHERE_LAYERS: Mapping[str, tuple[object, ...]] = {
     "layer_switch": (4,),
     "order_of_interleaved_layers": ("local_attn_first",),
+    "position_embedding_type": ("rope_gptj",),
+    "use_embedding_sharing": (True,),
+    "use_gated_activation": (True,),
+    "use_parallel_block": (True,),
+    "use_parallel_embedding": (True, False),
 }
 NEOX = but(OLD, bias="attention_bias:all", tied=False, harmless=("use_parallel_residual",))
 OLMO2 = Family(bias="attention_bias:all", qk_norm="full")
@@ -159,7 +175,6 @@ FAMILIES: Mapping[str, Family] = {
             dense=("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),
         ),
         only={"moe_use_aux_free": (True,), "use_bias": (False,)},
-        harmless=("moe_norm_min",),
     ),
     "exaone4": Family(qk_norm="head", window="sliding_window_pattern=4"),
     "exaone_moe": Family(
@@ -277,14 +292,15 @@ FAMILIES: Mapping[str, Family] = {
     "minimax_m2": Family(
         qk_norm="full",
         experts=but(LOCAL_EXPERTS, router_bias="all"),
+        everywhere={"attn_type_list": 1},
         only={
             "use_qk_norm": (True,),
             "qk_norm_type": ("per_layer",),
             "use_routing_bias": (True,),
             "shared_intermediate_size": (0, None),
-            "attn_type_list": (),
         },
     ),
+    "mimo": but(QWEN2, only={"attention_bias": (True,)}),
     "ministral3": Family(),
     "mistral": Family(),
     "mixtral": Family(experts=LOCAL_EXPERTS),
@@ -335,7 +351,16 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": QWEN3,
     "qwen3_5_moe_text": but(QWEN3_5, experts=QWEN_SHARED),
     "qwen3_5_text": QWEN3_5,
-    "qwen3_moe": but(QWEN3, window="whole", experts=QWEN_EXPERTS),
+    "qwen3_moe": but(
+        QWEN3,
+        window="whole",
+        experts=QWEN_EXPERTS,
+        only={
+            "qkv_bias": (False,),
+            "shared_expert_intermediate_size": (0, None),
+            "use_qk_norm": (True,),
+        },
+    ),
     "qwen3_next": but(QWEN3_5, experts=QWEN_SHARED),
     "seed_oss": but(LLAMA, bias="attention_bias:qkv", only={"attention_out_bias": (False,)}),
     "smollm3": but(
@@ -349,9 +374,13 @@ FAMILIES: Mapping[str, Family] = {
         bias="use_qkv_bias:qkv",
         norm_bias="all",
         only={"qk_layernorm": (False,), "use_parallel_residual": (False,)},
-        harmless=("rope_pct",),
     ),
-    "starcoder2": but(OLD, bias="use_bias:all", mlp_bias="use_bias:all"),
+    "starcoder2": but(
+        OLD,
+        bias="use_bias:all",
+        mlp_bias="use_bias:all",
+        only={"mlp_type": ("default",), "norm_type": ("layer_norm",)},
+    ),
     "vaultgemma": but(GEMMA, window="sliding_window_pattern=2"),
     "xglm": but(
         OLD,

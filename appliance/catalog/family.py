@@ -72,6 +72,8 @@ class Family:
     """Further weights of a layer, by name; see ``hfconfig._extra``."""
     only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     """Fields that this planner understands in these values alone."""
+    everywhere: Mapping[str, object] = field(default_factory=dict)
+    """Lists with one entry per layer, understood if every entry is this one."""
     harmless: tuple[str, ...] = ()
     """Fields that change neither size nor context in this family."""
     gemma3_context: bool = False

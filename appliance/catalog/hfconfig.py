@@ -58,6 +58,8 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
     sliding = _attention(fields, hidden, kinds, window) if "sliding_attention" in kinds else None
     linear_layers = kinds.count("linear_attention")
     width = _dense_width(fields, hidden, needed=dense_layers > 0)
+    found = quantised.native(name, tuple(tables), layers)
+    fields.seen.update(("quantization_config", "compression_config"))
     extra, once = _extra(fields, full, width, layers, layers - dense_layers if moe else 0)
     norms, norm_bias = _norms(fields)
     shape = Shape(
@@ -81,11 +83,13 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
         gated=fields.family.gated,
         dense_beside_moe=moe is not None and bool(fields.family.experts and fields.family.experts.beside_dense),
         pooling=pooling,
-        **_checkpoint(name, tables, fields),
+        native=found.precision,
+        fp8_block=found.fp8_block,
         source=source,
     )
     fields.finish()
     check_outside(name, tables, path)
+    quantised.check_share(name, found, shape)
     return shape
 
 
@@ -96,12 +100,6 @@ def _kind(tables: list[Mapping[str, Any]]) -> str:
         return str(kind)
     around = next((str(table["model_type"]) for table in reversed(tables) if table.get("model_type")), "")
     return f"{around}_text" if around else ""
-
-
-def _checkpoint(name: str, tables: list[Mapping[str, Any]], fields: Fields) -> dict[str, Any]:
-    precision, block = quantised.native(name, tuple(tables))
-    fields.seen.update(("quantization_config", "compression_config"))
-    return {"native": precision, "fp8_block": block}
 
 
 def _tied(fields: Fields, tables: list[Mapping[str, Any]]) -> bool:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from appliance.catalog.shape import Shape
 from appliance.errors import ConfigError
 
 DTYPES = {
@@ -73,8 +75,11 @@ SIXTEEN_BIT = re.compile(
 )
 """Modules that every precision here leaves at 16 bits, or that are too small to matter."""
 
-EXPERTS_ONLY = re.compile(r"self_attn|attention|attn")
+ATTENTION = re.compile(r"self_attn|attention|attn")
 LINEAR_ATTENTION = re.compile(r"linear_attn")
+
+SMALL_SHARE = 0.03
+"""Share of a model's weights that may stay at 16 bits unnoticed: its bytes grow by less than 8 %."""
 
 LISTS = ("ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules", "modules_to_not_convert")
 """Lists of modules that stay at 16 bits."""
@@ -185,26 +190,47 @@ READ = frozenset(
 )
 
 
-def native(name: str, tables: tuple[Mapping[str, Any], ...]) -> tuple[str, int]:
-    """Return the precision of the checkpoint and the width of its FP8 blocks (0 without blocks).
+@dataclass(frozen=True, slots=True)
+class Native:
+    """The precision of a checkpoint, by the name that :mod:`appliance.plan.precision` reads."""
 
-    ``tables`` are the config.json and its nested text model, outermost first. Raises :class:`ConfigError` with
+    precision: str
+    fp8_block: int = 0
+    """Width of its FP8 blocks, 0 without blocks."""
+    attention_at_16_bits: str = ""
+    """Module of attention that stays at 16 bits, although the precision counts it quantised."""
+
+
+def native(name: str, tables: tuple[Mapping[str, Any], ...], layers: int) -> Native:
+    """Return the precision of the checkpoint.
+
+    ``tables`` are the config.json and its nested text model, outermost first; ``layers`` are the text model's:
+    those beyond are multi-token prediction heads. Raises :class:`ConfigError` with
     the field that is not understood.
     """
     keys = ("quantization_config", "compression_config")
     quant = next((table[key] for key in keys for table in tables if table.get(key)), None)
     if quant is None:
-        return _unquantised(name, tables), 0
+        return Native(_unquantised(name, tables))
     if not isinstance(quant, Mapping):
         raise ConfigError(f"{name}: quantization_config is not a table; take the model's own config.json")
     precision = _precision(name, quant)
-    _fields(name, quant, precision)
+    attention = _fields(name, quant, precision, layers)
     block = quant.get("weight_block_size")
     if block is None:
-        return precision, 0
+        return Native(precision, 0, attention)
     if not isinstance(block, list) or not block or isinstance(block[0], bool) or not isinstance(block[0], int):
         raise ConfigError(f"{name}: weight_block_size = {block!r:.40} cannot be true; nearest: [128, 128]")
-    return precision, block[0]
+    return Native(precision, block[0], attention)
+
+
+def check_share(name: str, found: Native, shape: Shape) -> None:
+    """Refuse a checkpoint whose attention stays at 16 bits, unless it is a small part of ``shape``."""
+    share = (shape.attention_params + shape.linear_params) / shape.total_params
+    if found.attention_at_16_bits and share > SMALL_SHARE:
+        raise _refused(
+            name, f"{found.attention_at_16_bits!r:.60} at 16 bits, and attention has {share:.0%} of the weights"
+        )
 
 
 def _refused(name: str, what: str) -> ConfigError:
@@ -227,7 +253,8 @@ def _unquantised(name: str, tables: tuple[Mapping[str, Any], ...]) -> str:
 
 
 def _precision(name: str, quant: Mapping[str, Any]) -> str:
-    method = str(quant.get("quant_method", "")).lower()
+    # ModelOpt's own files name an algorithm alone.
+    method = str(quant.get("quant_method") or ("modelopt" if quant.get("quant_algo") else "")).lower()
     if method in BY_BITS:
         return _by_bits(name, quant)
     if method in BY_ALGORITHM:
@@ -302,8 +329,9 @@ def _of_group(name: str, where: str, group: object, form: str) -> str:
     raise _refused(name, f"{where}.weights of {bits!r:.20} bits, type {kind!r:.20}, format {form!r:.40}")
 
 
-def _fields(name: str, quant: Mapping[str, Any], precision: str) -> None:
-    """Refuses a field that may give some weights another width."""
+def _fields(name: str, quant: Mapping[str, Any], precision: str, layers: int) -> str:
+    """Refuse a field that may give some weights another width; return a module of attention kept at 16 bits."""
+    attention = ""
     for key, value in quant.items():
         if key not in READ | HARMLESS:
             raise _refused(name, f"the field {key!r}")
@@ -312,16 +340,22 @@ def _fields(name: str, quant: Mapping[str, Any], precision: str) -> None:
         if key in LISTS and value:
             if not isinstance(value, list):
                 raise _refused(name, f"{key} = {value!r:.40}")
-            for module in value:
-                if not _stays_at_16_bits(str(module), precision):
+            for module in map(str, value):
+                kept = _kept(module, precision, layers)
+                if kept is None:
                     raise _refused(name, f"{module!r:.60} in {key}")
+                attention = attention or kept
+    return attention
 
 
-def _stays_at_16_bits(module: str, precision: str) -> bool:
-    """Whether the precision counts ``module`` at 16 bits, or it is too small to matter."""
+def _kept(module: str, precision: str, layers: int) -> str | None:
+    """The module if it is attention that the precision counts quantised, None if it is anything large else."""
     plain = module.removeprefix("re:").replace("\\", "").rstrip("*.$")
-    if SIXTEEN_BIT.search(plain):
-        return True
-    if precision == "mxfp4" and EXPERTS_ONLY.search(plain):
-        return True
-    return precision in {"awq-int4", "nvfp4"} and bool(LINEAR_ATTENTION.search(plain))
+    layer = re.search(r"layers\.(\d+)", plain)
+    if SIXTEEN_BIT.search(plain) or (layer and int(layer.group(1)) >= layers):
+        return ""
+    if LINEAR_ATTENTION.search(plain) and precision in {"awq-int4", "nvfp4"}:
+        return ""
+    if ATTENTION.search(plain):
+        return "" if precision == "mxfp4" else module
+    return None

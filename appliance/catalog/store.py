@@ -64,7 +64,7 @@ def models(extra: Path | None = None) -> dict[str, Shape]:
     known = dict(shipped_models())
     if extra is not None:
         try:
-            table = tomllib.loads(extra.read_text("utf-8"))["models"]
+            table = tomllib.loads(extra.read_text("utf-8-sig"))["models"]
         except (OSError, tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"{extra}: is no catalogue ({error}); write it with `appliance catalog add-model`"
