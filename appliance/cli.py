@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from rich.console import Console
-
 from appliance import __version__
 from appliance.admin.cli import add_keys, add_models, add_usage
 from appliance.config import Site
 from appliance.configfile import load
+from appliance.console import Console
 from appliance.engines import argv as engine_argv
 from appliance.errors import ApplianceError, ConfigError, StoreError, UsageError
 from appliance.models import lock
@@ -34,15 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Every :class:`ApplianceError` becomes its message, never a traceback."""
     args = _parser().parse_args(arguments)
     try:
-        return int(args.run(args)) if hasattr(args, "run") else _planner(args)
+        code = int(args.run(args)) if hasattr(args, "run") else _planner(args)
+        # A short output meets a closed pipe only here.
+        sys.stdout.flush()
     except ApplianceError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # `appliance keys list | head`: the reader has what it wanted.
+        # `appliance plan | head`: the reader has what it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,8 +13,8 @@ from importlib import resources
 from typing import Any
 
 from appliance.catalog import harmless
-from appliance.catalog.families import FAMILIES, REFUSED, SAME
-from appliance.catalog.family import Family
+from appliance.catalog.families import FAMILIES
+from appliance.catalog.family import REFUSED, SAME, Family
 from appliance.errors import ConfigError
 
 LIMITS: dict[str, tuple[int, int]] = {

@@ -78,3 +78,64 @@ class Family:
     """Fields that change neither size nor context in this family."""
     gemma3_context: bool = False
     """The longest context includes the rope scaling already."""
+
+
+SAME: Mapping[str, str] = {
+    "RefinedWeb": "falcon",
+    "RefinedWebModel": "falcon",
+    "gpt-sw3": "gpt2",
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+    "glm4v_moe_text": "glm4_moe",
+    "kimi_k2": "deepseek_v3",
+    "paddleocr_vl_text": "ernie4_5",
+    "qwen2_5_omni_text": "qwen2",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen2_vl_text": "qwen2",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen3_omni_moe_text": "qwen3_moe",
+    "qwen3_vl": "qwen3_vl_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
+    "qwen3_vl_moe_text": "qwen3_moe",
+    "qwen3_vl_text": "qwen3",
+}
+"""A ``model_type`` whose text model is built like another family's."""
+
+REFUSED: Mapping[str, str] = {
+    "bamba": "Mamba layers",
+    "blt": "a model of bytes with encoders of its own",
+    "deepseek_v4": "compressed attention",
+    "doge": "dynamic masks and cross-domain experts",
+    "falcon_h1": "Mamba layers",
+    "falcon_mamba": "Mamba layers",
+    "gemma3n": "embeddings per layer and layers that share a KV cache",
+    "granitemoehybrid": "Mamba layers",
+    "jamba": "Mamba layers",
+    "jetmoe": "experts in attention",
+    "kimi_linear": "a linear attention of another kind",
+    "lfm2": "convolution layers",
+    "llama4": "chunked attention",
+    "longcat_flash": "two attentions per layer and experts of size zero",
+    "mamba": "Mamba layers",
+    "mimo_v2": "values narrower than keys and layers of unequal heads",
+    "minicpm3": "latent attention that the engine caches head by head",
+    "minimax_m3": "an attention index",
+    "minimax": "lightning attention",
+    "mllama": "cross-attention layers",
+    "modernbert-decoder": "windows around a token",
+    "nemotron_h": "Mamba layers",
+    "olmo_hybrid": "a linear attention of another kind",
+    "recurrent_gemma": "recurrent layers",
+    "rwkv": "recurrent layers",
+    "t5": "an encoder",
+    "whisper": "an encoder",
+    "xlstm": "recurrent layers",
+    "youtu": "latent attention that the engine caches head by head",
+    "zamba": "Mamba layers",
+    "zaya": "convolutions in attention",
+}
+"""Families that are known and not counted, by the start of their ``model_type``: what they have."""

@@ -111,7 +111,8 @@ def _tied(fields: Fields, tables: list[Mapping[str, Any]]) -> bool:
             if not isinstance(tied, bool):
                 raise ConfigError(f"{fields.name}: tie_word_embeddings = {tied!r:.40} is neither true nor false")
             return tied
-    around = all(defaults(str(table.get("model_type"))).get("tie_word_embeddings", True) for table in tables[:-1])
+    outside = defaults("tied_outside")
+    around = all(outside.get(str(table.get("model_type")), True) for table in tables[:-1])
     return around and bool(fields.assumed.get("tie_word_embeddings", fields.family.tied))
 
 

@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from appliance import configfile
 from appliance.catalog import store
 from appliance.catalog.shape import Shape
 from appliance.config import Site
+from appliance.console import Console
 from appliance.errors import ConfigError, UsageError
 from appliance.plan import addmodel, conditions, demand, evaluate, precision, report, write
 from appliance.plan import site as sites

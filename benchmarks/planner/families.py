@@ -1,9 +1,10 @@
 """Weights of every causal language model of the installed transformers, counted on torch's meta device.
 
 Run it with the Python of the engine's environment:  python benchmarks/planner/families.py
-It writes tests/plan/families.json (per family: a config, its count, and each single change of the config that changes
-the count) and appliance/catalog/defaults.toml (what a family's class assumes for a field that a file leaves out).
-``--sample NAME ...`` prints the entries of those families and writes nothing.
+It writes two files. tests/plan/families.json has, per family, a config, its count, and each single change of the
+config that changes the count. appliance/catalog/defaults.toml has what the class of a family that the planner
+knows assumes for a field that a file leaves out.
+``--sample NAME ...`` prints the entries of those families as JSON and writes nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto import modeling_auto
+
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from appliance.catalog.families import FAMILIES  # noqa: E402
+from appliance.catalog.family import SAME  # noqa: E402
+
 TRUTH = ROOT / "tests" / "plan" / "families.json"
 DEFAULTS = ROOT / "appliance" / "catalog" / "defaults.toml"
 
@@ -106,8 +116,6 @@ def plain(config: Any) -> dict[str, Any]:
 
 def count(config: Any, auto: Any, text_only: bool) -> int:
     """Weights of the model of ``config``."""
-    import torch
-
     with torch.device("meta"):
         model = auto.from_config(config)
     total = 0
@@ -134,8 +142,6 @@ def altered(key: str, value: object) -> list[object]:
 
 def entry(family: str, auto: Any, text_only: bool) -> dict[str, Any]:
     """The family's config, its count, and every single change that changes it."""
-    from transformers import AutoConfig
-
     settings = dict(SETTINGS.get(family, {}))
     try:
         if not text_only:
@@ -163,47 +169,42 @@ def entry(family: str, auto: Any, text_only: bool) -> dict[str, Any]:
 
 
 def defaults_of(families: dict[str, dict[str, Any]]) -> str:
-    """What each family's class assumes, for the fields that change its count or context."""
-    from transformers import AutoConfig, __version__
-
+    """What each known family's class assumes, for the fields that change its count or context."""
     lines = [
         "# What a family's configuration class assumes for a field that a config.json leaves out.",
-        f"# Source: the classes of transformers {__version__}; benchmarks/planner/families.py writes this file.",
+        f"# Source: the classes of transformers {transformers.__version__}, by benchmarks/planner/families.py.",
         "# A field that is not here has no such value: another field or a formula gives it.",
     ]
     classes: dict[str, type] = {}
-    changing: dict[str, set[str]] = {}
+    outside: dict[str, bool] = {}
+    names = set(CONTEXT)
     for family, found in families.items():
         try:
-            text = AutoConfig.for_model(family).get_text_config(decoder=True)
+            whole = AutoConfig.for_model(family)
+            text = whole.get_text_config(decoder=True)
         except Exception:  # noqa: BLE001
             continue
-        kind = family if "changes" in found else text.model_type
-        classes.setdefault(kind, type(text))
-        changing.setdefault(kind, set()).update(change["field"] for change in found.get("changes", []))
-    everywhere = set().union(*changing.values()) | set(CONTEXT)
-    for kind in sorted(classes):
-        names = {name: default for name, default in vars(classes[kind]).items() if name in everywhere}
-        for name in classes[kind].__dataclass_fields__ if hasattr(classes[kind], "__dataclass_fields__") else ():
-            if name in everywhere:
-                names[name] = getattr(classes[kind], name, None)
-        table = {name: value for name, value in sorted(names.items()) if isinstance(value, (bool, int))}
-        if table:
-            lines += [
-                "",
-                f"[{json.dumps(kind)}]",
-                *(f"{name} = {str(value).lower()}" for name, value in table.items()),
-            ]
+        classes.setdefault(family if text is whole else text.model_type, type(text))
+        names |= {change["field"] for change in found.get("changes", [])}
+        tied = getattr(type(whole), "tie_word_embeddings", None)
+        if text is not whole and isinstance(tied, bool):
+            outside[family] = tied
+    for kind in sorted(classes.keys() & (FAMILIES.keys() | SAME.keys())):
+        values = {name: getattr(classes[kind], name, None) for name in sorted(names)}
+        table = [f"{key} = {str(value).lower()}" for key, value in values.items() if isinstance(value, (bool, int))]
+        lines += ["", f"[{json.dumps(kind)}]", *table]
+    lines += [
+        "",
+        "# Whether the class around a nested text model shares its embedding with its head.",
+        "[tied_outside]",
+    ]
+    lines += [f"{json.dumps(family)} = {str(tied).lower()}" for family, tied in sorted(outside.items())]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Count all families, or a sample."""
     warnings.filterwarnings("ignore")
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto import modeling_auto
-
     transformers.logging.set_verbosity_error()
     logging.disable(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__)
