@@ -19,11 +19,11 @@ from typing import Any
 
 os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
 
-import vllm  # noqa: E402
-from vllm.config import ModelConfig  # noqa: E402
-from vllm.config.model import _get_and_verify_max_len  # noqa: E402
-from vllm.transformers_utils.config import get_config, get_hf_text_config  # noqa: E402
-from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase  # noqa: E402
+import vllm
+from vllm.config import ModelConfig
+from vllm.config.model import _get_and_verify_max_len
+from vllm.transformers_utils.config import get_config, get_hf_text_config
+from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
 
 TRUTH = Path(__file__).resolve().parents[2] / "tests" / "plan" / "contexts.json"
 

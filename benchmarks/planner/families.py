@@ -36,7 +36,7 @@ LAYERS = 8
 SETTINGS: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 1024},
     "gemma4_text": {"hidden_size_per_layer_input": 0},
-    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
+    "gpt_neo": {"num_layers": LAYERS, "attention_types": [[["global", "local"], LAYERS // 2]]},
     "deepseek_v2": {"num_experts_per_tok": 6},
     "dots1": {"n_routed_experts": 16, "num_experts_per_tok": 4, "n_shared_experts": 2},
     "hunyuan_v1_dense": {"head_dim": 128},
@@ -164,6 +164,13 @@ def entry(family: str, auto: Any, text_only: bool) -> dict[str, Any]:
                 different = {name: table[name] for name in table if table[name] != base.get(name)}
                 changes.append({"field": key, "config": different, "params": new})
                 break
+        if not text_only and isinstance(value, int) and not isinstance(value, bool):
+            try:
+                nothing = count(AutoConfig.for_model(family, **settings | {key: None}), auto, text_only)
+            except Exception:  # noqa: BLE001
+                continue
+            if any(change["field"] == key for change in changes):
+                changes.append({"field": key, "config": {key: None}, "params": nothing})
     result: dict[str, Any] = {"config": base, "params": total}
     return result | ({"changes": changes} if changes else {})
 
