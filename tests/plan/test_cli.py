@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -241,12 +242,14 @@ PLANNED = ["plan", "--cards", "L40S", "--model", "Qwen/Qwen3-8B", "--simulate", 
 
 @pytest.mark.parametrize("argv", [PLANNED, [*PLANNED, "--json"], ["catalog", "list"]], ids=["plan", "json", "list"])
 @pytest.mark.parametrize("read", [0, 1])
-def test_a_closed_pipe_ends_quietly(argv: list[str], read: int) -> None:
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_closed_pipe_ends_quietly(argv: list[str], read: int, buffered: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "appliance", *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=EXAMPLES.parent,
+        env={**os.environ, "PYTHONUNBUFFERED": buffered},
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
