@@ -129,20 +129,14 @@ class Fields:
             raise self.missing(key)
         low, high = LIMITS.get(keys[0], (0, 1 << 24))
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            nearest = min(max(value, low), high) if isinstance(value, (int, float)) else low
-            raise ConfigError(
-                f"{self.name}: {self.where(key)} = {value!r:.40} cannot be true; "
-                f"nearest: a whole number like {int(nearest)}"
-            )
+            raise self.impossible(key, value, low, high)
         return value
 
     def positive(self, *keys: str, default: int | None = None, own: bool = False) -> int:
         """Return a whole number above 0."""
         value = self.integer(*keys, default=default, own=own)
         if value < 1:
-            raise ConfigError(
-                f"{self.name}: {self.where(keys[0])} = {value} cannot be true; nearest: a whole number like 1"
-            )
+            raise self.impossible(self.spelled(keys[0])[0], value, 1, value)
         return value
 
     def length(self, key: str) -> int:
@@ -152,12 +146,17 @@ class Fields:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            nearest = min(max(value, low), high) if isinstance(value, int) else low
-            raise ConfigError(
-                f"{self.name}: {self.where(name)} = {value!r:.40} cannot be true; "
-                f"nearest: a whole number like {int(nearest)}"
-            )
+            raise self.impossible(name, value, low, high)
         return value
+
+    def impossible(self, key: str, value: object, low: int, high: int) -> ConfigError:
+        """Return the error for a figure that is not a whole number between ``low`` and ``high``."""
+        # NaN is not above anything.
+        above = isinstance(value, (int, float)) and value > low
+        nearest = int(min(value, high)) if above and isinstance(value, (int, float)) else low
+        return ConfigError(
+            f"{self.name}: {self.where(key)} = {value!r:.40} cannot be true; nearest: a whole number like {nearest}"
+        )
 
     def missing(self, key: str) -> ConfigError:
         """Return the error for a field that the file does not have."""

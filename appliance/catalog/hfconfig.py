@@ -144,7 +144,7 @@ def _window(fields: Fields) -> int | None:
         used = True
     if not used or not window:
         return None
-    if "gemma" in fields.kind and fields.table.get("use_bidirectional_attention") in {True, "all"}:
+    if "gemma" in fields.kind and fields.table.get("use_bidirectional_attention") in (True, "all"):
         return window // 2 + 1
     return window
 
@@ -270,8 +270,8 @@ def _global_heads(
 def _mla(fields: Fields) -> Mla:
     fields.seen.update(("qk_head_dim", "num_key_value_heads"))
     if fields.family.indexer:
-        kinds = fields.raw("indexer_types")[1]
-        if kinds is not None and set(map(str, kinds)) != {"full"}:
+        kinds = fields.listed("indexer_types", fields.positive("num_hidden_layers"))
+        if kinds is not None and any(kind != "full" for kind in kinds):
             raise fields.refused("indexer_types", kinds)
     indexer = ("index_n_heads", "index_head_dim", "index_topk") if fields.family.indexer else ()
     sizes = [fields.positive(key) for key in indexer] or [0, 0, 0]

@@ -291,7 +291,7 @@ def _by_bits(name: str, quant: Mapping[str, Any]) -> str:
 
 
 def _group(name: str, size: object) -> None:
-    if size is not None and (isinstance(size, bool) or size not in GROUPS):
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size not in GROUPS):
         raise _refused(name, f"group_size = {size!r:.40}")
 
 
@@ -319,7 +319,7 @@ def _of_group(name: str, where: str, group: object, form: str) -> str:
         raise _refused(name, f"{where}.targets = {group['targets']!r:.60}")
     form = str(group.get("format") or form)
     bits, kind = weights.get("num_bits"), str(weights.get("type", "int"))
-    if kind == "int" and form in {"pack-quantized", "int-quantized", ""} and bits in BITS:
+    if kind == "int" and form in {"pack-quantized", "int-quantized", ""} and bits in tuple(BITS):
         _group(name, weights.get("group_size"))
         return BITS[bits]
     if kind == "float" and bits == 8 and form in {"float-quantized", "naive-quantized", "mxfp8-quantized", ""}:

@@ -118,6 +118,26 @@ def test_any_table_is_read_or_refused_in_one_line(changes: dict[str, Any]) -> No
     assert "\n" not in message
 
 
+FAMILIES = [
+    entry["config"]
+    for entry in json.loads(Path(__file__).with_name("families.json").read_text("utf-8"))["families"].values()
+    if "config" in entry
+]
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(FAMILIES), st.data())
+def test_any_value_of_any_field_is_read_or_refused_in_one_line(config: dict[str, Any], data: st.DataObject) -> None:
+    more = ["quantization_config", "rope_scaling", "layer_types", "text_config", "per_layer_config"]
+    field = data.draw(st.sampled_from([*config, *more]))
+    message = ""
+    try:
+        hfconfig.parse("m", {**config, field: data.draw(json_values | st.just(float("nan")))})
+    except ConfigError as error:
+        message = str(error)
+    assert "\n" not in message
+
+
 def write(folder: Path, config: object, size: int | None = None) -> Path:
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     if size is not None:
