@@ -165,8 +165,7 @@ class Fields:
                 f"{self.name}: config.json has no {key}: it is an adapter's; take the model's own file"
             )
         return ConfigError(
-            f"{self.name}: config.json has no {self.where(key)}, and model_type {self.kind} has no usual value for "
-            "it; add the field, or take the model's own config.json"
+            f"{self.name}: config.json has no {self.where(key)}; add it, or take the model's own config.json"
         )
 
     def flag(self, key: str, *, default: bool = False) -> bool:

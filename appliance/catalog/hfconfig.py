@@ -50,9 +50,9 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
         # Only a nested table may leave to its class what every model has.
         fields.positive(key, own=not path)
     hidden, layers = fields.positive("hidden_size"), fields.positive("num_hidden_layers")
-    context = _context(fields, nested=bool(path))
+    context = _context(fields)
     window = _window(fields)
-    kinds = _layer_kinds(fields, layers, window)
+    kinds = _layer_kinds(fields, layers, window, context)
     moe, dense_layers = hfexperts.moe(fields, layers)
     full = _mla(fields) if fields.family.latent else _attention(fields, hidden, kinds)
     sliding = _attention(fields, hidden, kinds, window) if "sliding_attention" in kinds else None
@@ -116,13 +116,13 @@ def _tied(fields: Fields, tables: list[Mapping[str, Any]]) -> bool:
     return around and bool(fields.assumed.get("tie_word_embeddings", fields.family.tied))
 
 
-def _context(fields: Fields, *, nested: bool) -> int:
+def _context(fields: Fields) -> int:
     """The longest context in tokens, scaled as vLLM scales it."""
     first = rope.LENGTHS[0]
     assumed = fields.raw(first)[1]
     stated = [key for key in rope.LENGTHS if fields.raw(key, own=True)[1] is not None]
     if first not in stated and (assumed is not None or not stated):
-        if not nested or assumed is None:
+        if assumed is None:
             raise fields.missing(fields.spelled(first)[0])
         stated.append(first)
     context = min(fields.length(key) for key in stated)
@@ -149,7 +149,7 @@ def _window(fields: Fields) -> int | None:
     return window
 
 
-def _layer_kinds(fields: Fields, layers: int, window: int | None) -> list[str]:
+def _layer_kinds(fields: Fields, layers: int, window: int | None, context: int) -> list[str]:
     """The kind of each layer: full, sliding or linear attention."""
     family = fields.family
     listed = fields.listed("layer_types", layers)
@@ -168,7 +168,8 @@ def _layer_kinds(fields: Fields, layers: int, window: int | None) -> list[str]:
     elif family.linear:
         kinds = _pattern(layers, fields.positive("full_attention_interval", default=4), "linear_attention")
     elif family.window == "whole":
-        kinds = ["sliding_attention"] * layers
+        # A window that no context fills is none.
+        kinds = ["sliding_attention" if (window or context) < context else "full_attention"] * layers
     elif family.window == "late":
         kinds = ["sliding_attention" if layer >= late else "full_attention" for layer in range(layers)]
     elif family.window == "every fourth":

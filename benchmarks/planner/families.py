@@ -34,8 +34,9 @@ LAYERS = 8
 """Layers of each counted model: enough for every pattern of layers, few enough for short lists."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "bloom": {"hidden_size": 1024},
+    "bloom": {"hidden_size": 1024, "seq_length": 2048},
     "gemma4_text": {"hidden_size_per_layer_input": 0},
+    "glm4_moe": {"head_dim": 128},
     "gpt_neo": {"num_layers": LAYERS, "attention_types": [[["global", "local"], LAYERS // 2]]},
     "deepseek_v2": {"num_experts_per_tok": 6},
     "dots1": {"n_routed_experts": 16, "num_experts_per_tok": 4, "n_shared_experts": 2},
