@@ -1,7 +1,7 @@
 """The fields of one config.json: each read once, checked as it is read, and none left over.
 
 A file is refused unless :meth:`Fields.finish` finds every field read, harmless, or in a value that changes
-nothing. This is what makes "refused rather than guessed" hold for fields that nobody has seen yet.
+nothing. So "refused rather than guessed" also holds for fields of families yet to come.
 """
 
 from __future__ import annotations
