@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, handler in inherited.items():
             signal.signal(number, handler or signal.SIG_DFL)
     try:
-        return int(args.run(args)) if hasattr(args, "run") else _planner(args)
+        code = int(args.run(args)) if hasattr(args, "run") else _planner(args)
+        # A short output meets a closed pipe only here.
+        sys.stdout.flush()
     except ApplianceError as error:
         # A closed terminal takes no message; the exit code stays what it is.
         with contextlib.suppress(OSError):
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # `appliance keys list | head`: the reader has what it wanted.
+        # `appliance plan | head`: the reader has what it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -56,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end_quietly()
         os.kill(os.getpid(), signal.SIGINT)
         return 128 + signal.SIGINT
+    else:
+        return code
     finally:
         if program:
             # What is left is the interpreter's own end.

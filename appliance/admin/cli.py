@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from appliance.config import Site
 from appliance.configfile import load
+from appliance.console import Console
 from appliance.errors import UsageError
 from appliance.gateway.keys import Key
 from appliance.rules import nearest

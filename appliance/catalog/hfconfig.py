@@ -1,332 +1,389 @@
 """Reads a Hugging Face ``config.json`` into a :class:`~appliance.catalog.shape.Shape`.
 
-Pure: takes the parsed table. Families differ in where they say things and in what they do not say at all
-(Qwen3 normalises queries and keys without a word of it in the file), so each family's silence is written down
-here.
+Pure: takes the parsed table. What a family leaves unsaid is in :mod:`appliance.catalog.families`; a field that
+nothing here reads and that is not harmless refuses the file (:mod:`appliance.catalog.configfields`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from appliance.catalog.shape import Attention, LinearAttention, Mla, Moe, Shape
+from appliance.catalog import hfexperts, quantised, rope
+from appliance.catalog.configfields import BY_HAND, Fields, check_outside, defaults, split
+from appliance.catalog.shape import Attention, LinearAttention, Mla, Shape
 from appliance.errors import ConfigError
 
-LIMITS: dict[str, tuple[int, int]] = {
-    "hidden_size": (8, 65536),
-    "num_hidden_layers": (1, 1024),
-    "vocab_size": (2, 4_000_000),
-    "num_attention_heads": (1, 1024),
-    "max_position_embeddings": (1, 16_777_216),
+MPT_ATTENTION: Mapping[str, tuple[object, ...]] = {
+    "attn_type": ("multihead_attention",),
+    "kv_n_heads": (None,),
+    "qk_ln": (False,),
 }
-"""What every model must say, and the range in which the figure can be true."""
+"""Keys of MPT's ``attn_config`` that change its size, in the values that are understood."""
 
-UNSUPPORTED = {
-    "nemotron_h": "its Mamba-2 layers",
-    "falcon_mamba": "its Mamba layers",
-    "jamba": "its Mamba layers",
-    "mamba": "its Mamba layers",
-    "llama4": "its chunked attention",
-    "deepseek_v4": "its compressed attention",
-    "t5": "an encoder",
-    "whisper": "an encoder",
-}
-"""Families whose weights these formulas would miscount: refused rather than guessed."""
-
-UNSUPPORTED_FIELDS = {
-    "hybrid_override_pattern": "Mamba layers",
-    "mamba_num_heads": "Mamba layers",
-    "ssm_state_size": "Mamba layers",
-    "block_configs": "layers of unequal shape",
-    "hybrid_layer_pattern": "layers of unequal shape",
-    "compress_ratios": "compressed attention",
-    "attention_other_setting": "layers of unequal shape",
-    "kda_layers": "a linear attention of another kind",
-    "linear_attn_config": "a linear attention of another kind",
-}
-"""Fields that betray such a family under another name."""
-
-QK_NORM_PER_HEAD = {
-    "qwen3",
-    "qwen3_moe",
-    "qwen3_vl",
-    "qwen3_vl_moe",
-    "qwen3_next",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "gemma3",
-    "gemma4",
-    "gemma4_text",
-    "gemma3_text",
-    "qwen3_vl_text",
-    "qwen3_vl_moe_text",
-    "qwen3_5_text",
-    "qwen3_5_moe_text",
-}
-"""Families that normalise queries and keys, one weight per head dimension, without saying so."""
-
-QKV_BIAS = {"qwen2", "qwen2_moe", "qwen2_vl", "qwen2_5_vl"}
-"""Families with biases on q, k and v without saying so."""
+MPT_HARMLESS = frozenset(
+    {
+        "alibi",
+        "alibi_bias_max",
+        "attn_impl",
+        "attn_pdrop",
+        "attn_uses_sequence_id",
+        "clip_qkv",
+        "model_type",
+        "prefix_lm",
+        "softmax_scale",
+    }
+)
 
 
 def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool = False) -> Shape:
-    """The shape in ``config``; :class:`ConfigError` with one line where a field is missing or cannot be
-    true."""
+    """Return the shape in ``config``; ``pooling`` leaves the output head out.
+
+    Raises :class:`ConfigError`, one line, for a field that is missing, that cannot be true, or that is not
+    understood.
+    """
     if not isinstance(config, Mapping):
         raise ConfigError(f"{name}: config.json holds no object; is it the model's config.json?")
-    kind = str(config.get("model_type", ""))
-    text = config.get("text_config")
-    table: dict[str, Any] = {**config, **text} if isinstance(text, Mapping) else dict(config)
-    text_kind = str(table.get("model_type", kind))
-    for family in (kind, text_kind):
-        what = next((what for prefix, what in UNSUPPORTED.items() if family.startswith(prefix)), None)
-        if what:
-            raise ConfigError(f"{name}: {family} is not supported ({what}); describe it by hand in models.toml")
-    betrayed = next((what for field, what in UNSUPPORTED_FIELDS.items() if table.get(field)), None)
-    if betrayed:
-        raise ConfigError(f"{name}: config.json speaks of {betrayed}, which is not supported; describe it by hand")
-    read = _Reader(name, table)
-    for key in LIMITS:
-        read.integer(key)
-    hidden, layers = read.integer("hidden_size"), read.integer("num_hidden_layers")
-    tied = config.get("tie_word_embeddings", table.get("tie_word_embeddings"))
-    if tied is None:
-        tied = text_kind.startswith(("gemma", "phi3small"))
-    full: Attention | Mla = _mla(read) if "kv_lora_rank" in table else _attention(read, text_kind, full=True)
-    linear_layers, sliding_layers = _layer_kinds(read, layers)
-    moe, dense_layers = _moe(read, text_kind, layers)
-    gemma = text_kind.startswith("gemma")
-    extra, norms = 0, 4 if gemma else 2
-    if text_kind.startswith("gemma4"):
-        # Layer scale; beside experts, three more norms, the router's scale per hidden unit and one per
-        # expert.
-        extra = 1 + (3 * hidden + hidden + moe.experts if moe else 0)
-    dense = _dense_width(read, moe, text_kind)
-    return Shape(
+    tables, path = split(name, config)
+    fields = Fields(name, tables[-1], _kind(tables), path)
+    for key in ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"):
+        # Only a nested table may leave to its class what every model has.
+        fields.positive(key, own=not path)
+    hidden, layers = fields.positive("hidden_size"), fields.positive("num_hidden_layers")
+    context = _context(fields)
+    window = _window(fields)
+    kinds = _layer_kinds(fields, layers, window, context)
+    moe, dense_layers = hfexperts.moe(fields, layers)
+    full = _mla(fields) if fields.family.latent else _attention(fields, hidden, kinds)
+    sliding = _attention(fields, hidden, kinds, window) if "sliding_attention" in kinds else None
+    linear_layers = kinds.count("linear_attention")
+    width = _dense_width(fields, hidden, needed=dense_layers > 0)
+    found = quantised.native(name, tuple(tables), layers)
+    fields.seen.update(("quantization_config", "compression_config"))
+    extra, once = _extra(fields, full, width, layers, layers - dense_layers if moe else 0)
+    norms, norm_bias = _norms(fields)
+    shape = Shape(
         name=name,
         hidden=hidden,
         layers=layers,
-        vocab=read.integer("vocab_size"),
-        max_context=_context(read),
-        tied=bool(tied),
+        vocab=fields.positive("vocab_size"),
+        max_context=context,
+        tied=_tied(fields, tables),
         full=full,
-        sliding=_attention(read, text_kind, full=False) if sliding_layers else None,
-        linear=_linear(read) if linear_layers else None,
-        sliding_layers=sliding_layers,
+        sliding=sliding,
+        linear=_linear(fields) if linear_layers else None,
+        sliding_layers=kinds.count("sliding_attention"),
         linear_layers=linear_layers,
-        dense_width=dense,
+        dense_width=width,
         moe=moe,
         dense_layers=dense_layers,
-        extra_per_layer=extra,
+        extra_per_layer=extra + (norms * hidden if norm_bias else 0),
+        extra_once=once + _ends(fields, hidden, context, norm_bias),
         norms_per_layer=norms,
-        dense_beside_moe=bool(moe and table.get("enable_moe_block")),
+        gated=fields.family.gated,
+        dense_beside_moe=moe is not None and bool(fields.family.experts and fields.family.experts.beside_dense),
         pooling=pooling,
-        native=_native(config, table),
-        fp8_block=_fp8_block(config),
+        native=found.precision,
+        fp8_block=found.fp8_block,
         source=source,
     )
+    fields.finish()
+    check_outside(name, tables, path)
+    quantised.check_share(name, found, shape)
+    return shape
 
 
-class _Reader:
-    """Fields of one config.json, each checked as it is read."""
+def _kind(tables: list[Mapping[str, Any]]) -> str:
+    """The text model's model_type; made from that of the table around it if it has none."""
+    kind = tables[-1].get("model_type")
+    if kind is not None:
+        return str(kind)
+    around = next((str(table["model_type"]) for table in reversed(tables) if table.get("model_type")), "")
+    return f"{around}_text" if around else ""
 
-    def __init__(self, name: str, table: dict[str, Any]) -> None:
-        self.name = name
-        self.table = table
 
-    def integer(self, *keys: str, default: int | None = None) -> int:
-        """The first of ``keys`` that is there, a positive whole number within its limits."""
-        key = next((key for key in keys if self.table.get(key) is not None), None)
-        if key is None:
-            if default is not None:
-                return default
+def _tied(fields: Fields, tables: list[Mapping[str, Any]]) -> bool:
+    """Whether the head is the embedding: what the outermost table says, else what the classes assume."""
+    fields.seen.add("tie_word_embeddings")
+    for table in tables:
+        tied = table.get("tie_word_embeddings")
+        if tied is not None:
+            if not isinstance(tied, bool):
+                raise ConfigError(f"{fields.name}: tie_word_embeddings = {tied!r:.40} is neither true nor false")
+            return tied
+    outside = defaults("tied_outside")
+    around = all(outside.get(str(table.get("model_type")), True) for table in tables[:-1])
+    return around and bool(fields.assumed.get("tie_word_embeddings", fields.family.tied))
+
+
+def _context(fields: Fields) -> int:
+    """The longest context in tokens, scaled as vLLM scales it."""
+    first = rope.LENGTHS[0]
+    assumed = fields.raw(first)[1]
+    stated = [key for key in rope.LENGTHS if fields.raw(key, own=True)[1] is not None]
+    if first not in stated and (assumed is not None or not stated):
+        if assumed is None:
+            raise fields.missing(fields.spelled(first)[0])
+        stated.append(first)
+    context = min(fields.length(key) for key in stated)
+    if fields.raw("model_max_length", own=True)[1]:
+        context = fields.length("model_max_length")
+    fields.seen.update(("rope_scaling", "rope_parameters"))
+    original = fields.raw("original_max_position_embeddings")[1]
+    if original is not None:
+        original = fields.length("original_max_position_embeddings")
+    scaled = rope.scaled(fields.name, context, fields.table, original)
+    return context if fields.family.gemma3_context else scaled
+
+
+def _window(fields: Fields) -> int | None:
+    """The sliding window in tokens, None if it is switched off."""
+    window = fields.integer("sliding_window", default=0)
+    used = fields.flag("use_sliding_window", default=True)
+    if fields.table.get("layer_types") and fields.table.get("use_sliding_window") is None:
+        used = True
+    if not used or not window:
+        return None
+    if "gemma" in fields.kind and fields.table.get("use_bidirectional_attention") in (True, "all"):
+        return window // 2 + 1
+    return window
+
+
+def _layer_kinds(fields: Fields, layers: int, window: int | None, context: int) -> list[str]:
+    """The kind of each layer: full, sliding or linear attention."""
+    family = fields.family
+    listed = fields.listed("layer_types", layers)
+    late = fields.integer("max_window_layers", default=layers)
+    if listed is not None:
+        known = {"full_attention", "sliding_attention"}
+        known |= {"linear_attention"} if family.linear else set()
+        known |= {"indexed_attention", "deepseek_sparse_attention"} if family.indexer else set()
+        unknown = next((kind for kind in listed if not isinstance(kind, str) or kind not in known), None)
+        if unknown is not None:
             raise ConfigError(
-                f"{self.name}: config.json has no {keys[0]}; take the model's own file, not an adapter's"
+                f"{fields.name}: layer_types has {unknown!r:.40}, which the planner does not understand in "
+                f"model_type {fields.kind}; {BY_HAND}"
             )
-        value = self.table[key]
-        low, high = LIMITS.get(key, (0, 1 << 24))
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            nearest = min(max(value, low), high) if isinstance(value, (int, float)) else low
-            shown = f"{value!r}"[:40]
-            raise ConfigError(
-                f"{self.name}: {key} = {shown} cannot be true; nearest: a whole number like {int(nearest)}"
-            )
-        return value
-
-    def layer_types(self, layers: int) -> list[str] | None:
-        """``layer_types`` where given, and then as long as there are layers."""
-        kinds = self.table.get("layer_types")
-        if kinds is None:
-            return None
-        if not isinstance(kinds, list) or len(kinds) != layers:
-            count = len(kinds) if isinstance(kinds, list) else 0
-            raise ConfigError(
-                f"{self.name}: layer_types names {count} layers, num_hidden_layers says {layers}; make them agree"
-            )
-        return [str(kind) for kind in kinds]
+        kinds = ["full_attention" if "index" in kind or "sparse" in kind else kind for kind in listed]
+    elif family.linear:
+        kinds = _pattern(layers, fields.positive("full_attention_interval", default=4), "linear_attention")
+    elif family.window == "whole":
+        # A window that no context fills is none.
+        kinds = ["sliding_attention" if (window or context) < context else "full_attention"] * layers
+    elif family.window == "late":
+        kinds = ["sliding_attention" if layer >= late else "full_attention" for layer in range(layers)]
+    elif family.window == "every fourth":
+        kinds = ["sliding_attention" if layer % 4 else "full_attention" for layer in range(layers)]
+    else:
+        kinds = _pattern(layers, _period(fields), "sliding_attention")
+    if family.linear:
+        fields.seen.add("full_attention_interval")
+    elif "=" in family.window:
+        fields.seen.update(fields.spelled(family.window.partition("=")[0]))
+    if "gemma4" in fields.kind:
+        kinds[-1] = "full_attention"
+    return ["full_attention" if kind == "sliding_attention" and window is None else kind for kind in kinds]
 
 
-def _attention(read: _Reader, kind: str, *, full: bool) -> Attention:
-    table = read.table
-    heads = read.integer("num_attention_heads")
-    kv_heads = read.integer("num_key_value_heads", default=heads)
-    hidden = read.integer("hidden_size")
-    head_dim = read.integer("head_dim", default=hidden // heads)
-    if full and table.get("global_head_dim"):
-        head_dim = read.integer("global_head_dim")
-    if full and table.get("num_global_key_value_heads"):
-        kv_heads = read.integer("num_global_key_value_heads")
+def _pattern(layers: int, period: int, other: str) -> list[str]:
+    """Every ``period``-th layer is full."""
+    return [other if (layer + 1) % period else "full_attention" for layer in range(layers)]
+
+
+def _period(fields: Fields) -> int:
+    """The period of ``FIELD=N``; EXAONE writes it as a row of letters, too."""
+    key, _, usual = fields.family.window.partition("=")
+    name, value = fields.raw(key)
+    if isinstance(value, str) and value and value.strip("L") == "G" and value.endswith("G"):
+        return len(value)
+    if isinstance(value, str):
+        raise fields.refused(name, value)
+    return fields.positive(key, default=int(usual))
+
+
+def _attention(fields: Fields, hidden: int, kinds: list[str], window: int | None = None) -> Attention:
+    """Softmax attention: of the sliding layers with ``window``, else of the full ones."""
+    family = fields.family
+    heads = fields.positive("num_attention_heads")
+    kv_heads = fields.integer("num_key_value_heads", default=heads)
+    if family.extra in {"falcon", "multi query"}:
+        kv_heads = _old_kv_heads(fields, heads, kv_heads)
+    key, stated = fields.raw("head_dim")
+    if stated is None and hidden % heads:
+        raise ConfigError(
+            f"{fields.name}: hidden_size {hidden} is not a multiple of {heads} heads and {key} is missing"
+        )
+    head_dim = fields.positive("head_dim", default=hidden // heads)
+    value_is_key = False
+    if "gemma4" in fields.kind and window is None:
+        value_is_key = fields.flag("attention_k_eq_v")
+        head_dim, kv_heads = _global_heads(fields, kinds, head_dim, kv_heads, own_kv=value_is_key)
     if kv_heads == 0 or heads % kv_heads:
         fit = max((n for n in range(1, heads + 1) if heads % n == 0 and n <= max(kv_heads, 1)), default=1)
         raise ConfigError(
-            f"{read.name}: num_key_value_heads = {kv_heads} does not divide {heads} heads; nearest: {fit}"
+            f"{fields.name}: num_key_value_heads = {kv_heads} does not divide {heads} heads; nearest: {fit}"
         )
-    if "head_dim" not in table and hidden % heads:
-        raise ConfigError(
-            f"{read.name}: hidden_size {hidden} is no multiple of {heads} heads and head_dim is missing"
-        )
-    gpt_oss = kind == "gpt_oss"
-    bias = "all" if gpt_oss else "qkv" if kind in QKV_BIAS or table.get("attention_bias") else "none"
-    norm = "head" if kind in QK_NORM_PER_HEAD else "none"
-    if table.get("use_qk_norm"):
-        norm = "full" if table.get("qk_norm_type") == "per_layer" else "head"
+    norm = fields.option(family.qk_norm)
     return Attention(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        window=None if full else read.integer("sliding_window"),
-        bias=bias,  # type: ignore[arg-type]
-        qk_norm=norm,  # type: ignore[arg-type]
-        output_gate=bool(table.get("attn_output_gate")) or kind == "qwen3_next",
-        sinks=gpt_oss,
-        value_is_key=full and bool(table.get("attention_k_eq_v")),
+        window=window,
+        bias=cast("Any", fields.option(family.bias)),
+        qk_norm=cast("Any", norm),
+        output_gate=fields.option(family.output_gate) == "full",
+        sinks=family.sinks,
+        value_is_key=value_is_key,
     )
 
 
-def _mla(read: _Reader) -> Mla:
+def _old_kv_heads(fields: Fields, heads: int, stated: int) -> int:
+    """KV heads of Falcon and GPT-BigCode: one with ``multi_query``, those stated in Falcon's new architecture."""
+    one = fields.flag("multi_query", default=True)
+    if fields.family.extra == "falcon" and fields.flag("new_decoder_architecture"):
+        return stated
+    return 1 if one else heads
+
+
+def _global_heads(
+    fields: Fields, kinds: list[str], head_dim: int, kv_heads: int, *, own_kv: bool
+) -> tuple[int, int]:
+    """Width and KV heads of Gemma 4's full layers; transformers 5 lists them layer by layer."""
+    wide = fields.positive("global_head_dim", default=512)
+    few = fields.integer("num_global_key_value_heads", default=0)
+    listed = fields.raw("per_layer_config")[1]
+    if listed is None:
+        return wide, few if own_kv and few else kv_heads
+    full = {layer for layer, kind in enumerate(kinds) if kind == "full_attention"}
+    if not listed:
+        return head_dim, kv_heads
+    tables = list(listed.values()) if isinstance(listed, Mapping) else []
+    same = all(table == tables[0] for table in tables) and isinstance(tables[0], Mapping) if tables else False
+    layers = {int(key) for key in listed if str(key).isdecimal()} if same else set()
+    if layers != full or not {"head_dim", "num_key_value_heads"} >= set(tables[0]):
+        raise fields.refused("per_layer_config", listed)
+    sizes = [tables[0].get("head_dim", head_dim), tables[0].get("num_key_value_heads", kv_heads)]
+    if not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1 << 16 for size in sizes):
+        raise fields.refused("per_layer_config", listed)
+    return sizes[0], sizes[1]
+
+
+def _mla(fields: Fields) -> Mla:
+    fields.seen.update(("qk_head_dim", "num_key_value_heads"))
+    if fields.family.indexer:
+        kinds = fields.listed("indexer_types", fields.positive("num_hidden_layers"))
+        if kinds is not None and any(kind != "full" for kind in kinds):
+            raise fields.refused("indexer_types", kinds)
+    indexer = ("index_n_heads", "index_head_dim", "index_topk") if fields.family.indexer else ()
+    sizes = [fields.positive(key) for key in indexer] or [0, 0, 0]
     return Mla(
-        heads=read.integer("num_attention_heads"),
-        q_rank=read.integer("q_lora_rank", default=0),
-        kv_rank=read.integer("kv_lora_rank"),
-        nope_dim=read.integer("qk_nope_head_dim"),
-        rope_dim=read.integer("qk_rope_head_dim"),
-        v_dim=read.integer("v_head_dim"),
-        index_heads=read.integer("index_n_heads", default=0),
-        index_dim=read.integer("index_head_dim", default=0),
-        index_top=read.integer("index_topk", default=0),
+        heads=fields.positive("num_attention_heads"),
+        q_rank=fields.integer("q_lora_rank", default=0),
+        kv_rank=fields.positive("kv_lora_rank"),
+        nope_dim=fields.positive("qk_nope_head_dim"),
+        rope_dim=fields.positive("qk_rope_head_dim"),
+        v_dim=fields.positive("v_head_dim"),
+        index_heads=sizes[0],
+        index_dim=sizes[1],
+        index_top=sizes[2],
     )
 
 
-def _linear(read: _Reader) -> LinearAttention:
+def _linear(fields: Fields) -> LinearAttention:
     return LinearAttention(
-        key_heads=read.integer("linear_num_key_heads"),
-        value_heads=read.integer("linear_num_value_heads"),
-        key_dim=read.integer("linear_key_head_dim"),
-        value_dim=read.integer("linear_value_head_dim"),
-        conv=read.integer("linear_conv_kernel_dim"),
+        key_heads=fields.positive("linear_num_key_heads"),
+        value_heads=fields.positive("linear_num_value_heads"),
+        key_dim=fields.positive("linear_key_head_dim"),
+        value_dim=fields.positive("linear_value_head_dim"),
+        conv=fields.positive("linear_conv_kernel_dim"),
     )
 
 
-def _layer_kinds(read: _Reader, layers: int) -> tuple[int, int]:
-    """How many layers are linear, and how many slide."""
-    kinds = read.layer_types(layers)
-    window = read.table.get("sliding_window")
-    if read.table.get("use_sliding_window") is False:
-        window = None
-    if kinds is not None:
-        return kinds.count("linear_attention"), kinds.count("sliding_attention") if window else 0
-    interval = read.table.get("full_attention_interval")
-    if interval and "linear_num_value_heads" in read.table:
-        return layers - layers // int(interval), 0
-    pattern = read.table.get("sliding_window_pattern")
-    if window and isinstance(pattern, int) and pattern > 1:
-        return 0, layers - layers // pattern
-    if (
-        window
-        and str(read.table.get("model_type")) == "mistral"
-        and window < read.integer("max_position_embeddings")
-    ):
-        return 0, layers
-    return 0, 0
+def _dense_width(fields: Fields, hidden: int, *, needed: bool) -> int:
+    """Width of the dense MLP, 0 if no layer has one."""
+    found = fields.family.experts
+    extra = fields.family.extra
+    fields.seen.update(fields.spelled("intermediate_size"))
+    if extra in {"mpt", "neox japanese"}:
+        return hidden * fields.positive("expansion_ratio" if extra == "mpt" else "intermediate_multiple_size")
+    if found is not None and not needed and not found.beside_dense:
+        return 0
+    width = fields.integer("intermediate_size", default=0)
+    if not width and fields.family.gated:
+        raise fields.missing(fields.spelled("intermediate_size")[0])
+    # GPT-2 and its relatives leave the usual width unsaid.
+    return width or 4 * hidden
 
 
-def _moe(read: _Reader, kind: str, layers: int) -> tuple[Moe | None, int]:
-    """Experts of a layer, and how many layers have a dense MLP instead."""
-    table = read.table
-    experts = read.integer("num_experts", "n_routed_experts", "num_local_experts", default=0)
-    if not experts:
-        return None, layers
-    per_token = read.integer("num_experts_per_tok", "top_k_experts", "experts_per_token")
-    if not 1 <= per_token <= experts:
-        raise ConfigError(
-            f"{read.name}: num_experts_per_tok = {per_token} of {experts} experts cannot be true; "
-            f"nearest: {experts}"
-        )
-    width = read.integer("moe_intermediate_size", "intermediate_size")
-    shared = read.integer("shared_expert_intermediate_size", default=0)
-    shared = shared or width * read.integer("n_shared_experts", default=0)
-    dense = read.integer("first_k_dense_replace", default=0)
-    only = table.get("mlp_only_layers")
-    if isinstance(only, list):
-        dense = max(dense, len(only))
-    step = read.integer("decoder_sparse_step", default=1)
-    if step > 1:
-        dense = layers - layers // step
-    if dense > layers:
-        raise ConfigError(f"{read.name}: {dense} dense layers of {layers} cannot be true; nearest: {layers}")
-    gpt_oss = kind == "gpt_oss"
-    router_bias = gpt_oss or bool(table.get("use_routing_bias")) or table.get("scoring_func") == "sigmoid"
-    router_bias = router_bias or kind.startswith("glm4_moe")
-    moe = Moe(
-        experts=experts,
-        per_token=per_token,
-        width=width,
-        shared=shared,
-        shared_gate="shared_expert_intermediate_size" in table,
-        router_bias=router_bias,
-        expert_bias=gpt_oss,
-    )
-    return moe, dense
+def _norms(fields: Fields) -> tuple[int, bool]:
+    """Norms of a layer, and whether they have biases."""
+    norms = fields.family.norms
+    if fields.family.extra == "falcon":
+        parallel = fields.flag("parallel_attn", default=True)
+        new = fields.flag("new_decoder_architecture")
+        norms = fields.integer("num_ln_in_parallel_attn", default=2 if new else 1) if parallel else 2
+    return norms, fields.option(fields.family.norm_bias) == "all"
 
 
-def _dense_width(read: _Reader, moe: Moe | None, kind: str) -> int:
-    if moe is None:
-        return read.integer("intermediate_size")
-    if read.table.get("enable_moe_block") or "first_k_dense_replace" in read.table or kind.startswith("qwen2_moe"):
-        return read.integer("intermediate_size", default=0)
-    return read.integer("intermediate_size", default=0) if read.table.get("mlp_only_layers") else 0
+def _ends(fields: Fields, hidden: int, context: int, norm_bias: bool) -> int:
+    """Weights before the first and after the last layer, beside embedding, head and one norm."""
+    family = fields.family
+    count = hidden if norm_bias else 0
+    if not family.final_norm:
+        count = -hidden
+    if family.positions is not None:
+        count += (context + family.positions) * hidden
+    if fields.option(family.head_bias) == "all":
+        count += fields.positive("vocab_size")
+    return count + (2 * hidden if family.embedding_norm else 0)
 
 
-def _context(read: _Reader) -> int:
-    context = read.integer("max_position_embeddings")
-    scaling = read.table.get("rope_scaling")
-    if isinstance(scaling, Mapping) and scaling.get("type", scaling.get("rope_type")) == "yarn":
-        original = scaling.get("original_max_position_embeddings")
-        if isinstance(original, int) and isinstance(scaling.get("factor"), (int, float)):
-            context = max(context, int(original * scaling["factor"]))
-    return context
+def _extra(fields: Fields, full: Attention | Mla, width: int, layers: int, moe_layers: int) -> tuple[int, int]:
+    """Further weights: of each layer, and of the whole model."""
+    family = fields.family
+    hidden = fields.positive("hidden_size")
+    _check_shape(fields, full, layers)
+    each = 0
+    if fields.option(family.mlp_bias) == "all" and not moe_layers:
+        each += width * (2 if family.gated else 1) + hidden
+    if fields.option(family.output_gate) == "head":
+        each += hidden * full.heads
+    once = {"moe norm": hidden * moe_layers, "neox japanese": hidden}.get(family.extra, 0)
+    match family.extra:
+        case "gemma4":
+            # Layer scale; with experts, three more norms, the router's scale per hidden unit and one per expert.
+            each += 1 + (4 * hidden + fields.positive("num_experts") if hfexperts.beside(fields) else 0)
+        case "xielu":
+            each += 2
+        case "sub norms":
+            each += hidden + width
+        case "lambdas" if isinstance(full, Attention):
+            each += 4 * full.head_dim
+        case "post norms" if fields.flag("use_post_norm"):
+            each += 2 * hidden
+    return each, once
 
 
-def _native(config: Mapping[str, Any], table: Mapping[str, Any]) -> str:
-    """Precision of the checkpoint, by its quantisation table."""
-    quant = config.get("quantization_config") or table.get("quantization_config")
-    if isinstance(quant, Mapping):
-        method = str(quant.get("quant_method", "")).lower()
-        if method in {"awq", "gptq"}:
-            return "awq-int4" if quant.get("bits", 4) == 4 else "int8"
-        algorithm = str(quant.get("quant_algo", "")).lower()
-        known = {"fp8", "mxfp4", "nvfp4"}
-        if method in known or algorithm in known:
-            return method if method in known else algorithm
-        if method == "compressed-tensors":
-            text = str(quant.get("format", "")).lower()
-            return "nvfp4" if "nvfp4" in text else "awq-int4" if "pack" in text else "fp8"
-    dtype = str(table.get("dtype") or table.get("torch_dtype") or "bfloat16")
-    return {"float32": "fp32", "float16": "fp16"}.get(dtype, "bf16")
+def _check_shape(fields: Fields, full: Attention | Mla, layers: int) -> None:
+    """Refuse what a family can have and this planner does not count."""
+    hidden = fields.positive("hidden_size")
+    match fields.family.extra:
+        case "equal heads":
+            heads = fields.listed("num_attention_heads_per_layer", layers)
+            if heads is not None and set(map(str, heads)) != {str(full.heads)}:
+                raise fields.refused("num_attention_heads_per_layer", heads)
+        case "square" if isinstance(full, Attention) and full.heads * full.head_dim != hidden:
+            raise fields.refused("head_dim", full.head_dim)
+        case "opt" if fields.integer("word_embed_proj_dim", default=hidden) != hidden:
+            raise fields.refused("word_embed_proj_dim", fields.table["word_embed_proj_dim"])
+        case "mpt":
+            _mpt_attention(fields)
 
 
-def _fp8_block(config: Mapping[str, Any]) -> int:
-    quant = config.get("quantization_config")
-    block = quant.get("weight_block_size") if isinstance(quant, Mapping) else None
-    return int(block[0]) if isinstance(block, list) and block and isinstance(block[0], int) else 0
+def _mpt_attention(fields: Fields) -> None:
+    table = fields.raw("attn_config")[1] or {}
+    if not isinstance(table, Mapping):
+        raise fields.refused("attn_config", table)
+    for key, value in table.items():
+        if key not in MPT_HARMLESS and value not in MPT_ATTENTION.get(key, ()):
+            raise fields.refused(f"attn_config.{key}", value)

@@ -23,8 +23,9 @@ class Attention:
     kv_heads: int
     head_dim: int
     window: int | None = None
-    bias: Literal["none", "qkv", "all"] = "none"
-    qk_norm: Literal["none", "head", "full"] = "none"
+    bias: Literal["none", "qkv", "out", "all"] = "none"
+    qk_norm: Literal["none", "head", "layer", "full"] = "none"
+    """Weights of the norms of queries and keys: per head dimension (``layer``: with biases), or for all heads."""
     output_gate: bool = False
     sinks: bool = False
     value_is_key: bool = False
@@ -34,11 +35,16 @@ class Attention:
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         values = 0 if self.value_is_key else key
         count = hidden * (query * (2 if self.output_gate else 1) + key + values) + query * hidden
-        if self.bias != "none":
+        if self.bias in {"qkv", "all"}:
             count += query + key + values
-        if self.bias == "all":
+        if self.bias in {"out", "all"}:
             count += hidden
-        count += {"none": 0, "head": 2 * self.head_dim, "full": query + key}[self.qk_norm]
+        count += {
+            "none": 0,
+            "head": 2 * self.head_dim,
+            "layer": 4 * self.head_dim,
+            "full": query + key,
+        }[self.qk_norm]
         return count + (self.heads if self.sinks else 0)
 
     def kv_values(self) -> int:
@@ -160,7 +166,12 @@ class Shape:
     """Layers whose MLP is dense though the model has experts; all layers where it has none."""
     extra_per_layer: int = 0
     """Further small weights per layer (Gemma 4: layer scale, router scales, further norms)."""
+    extra_once: int = 0
+    """Further small weights of the whole model: learned positions, biases of the head, a last norm that is not
+    there (negative)."""
     norms_per_layer: int = 2
+    gated: bool = True
+    """Whether dense MLPs have a gate: three matrices, else two."""
     dense_beside_moe: bool = False
     """Whether a dense MLP stands beside the experts in every MoE layer (Gemma 4)."""
     pooling: bool = False
@@ -212,7 +223,7 @@ class Shape:
     def dense_mlp_params(self) -> int:
         """All dense MLPs."""
         layers = self.dense_layers + (self.moe_layers if self.dense_beside_moe else 0)
-        return 3 * self.hidden * self.dense_width * layers
+        return (3 if self.gated else 2) * self.hidden * self.dense_width * layers
 
     @property
     def moe_common_params(self) -> int:
@@ -227,7 +238,8 @@ class Shape:
     @property
     def small_params(self) -> int:
         """Norms and the like."""
-        return self.layers * (self.norms_per_layer * self.hidden + self.extra_per_layer) + self.hidden
+        each = self.norms_per_layer * self.hidden + self.extra_per_layer
+        return self.layers * each + self.hidden + self.extra_once
 
     @property
     def total_params(self) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from functools import cache
 from importlib import resources
@@ -25,6 +26,10 @@ PARTS: dict[str, type] = {
     "moe": Moe,
 }
 """Nested tables of a model, and what they become."""
+
+
+MAKERS_WORDS = ("nvidia", "geforce", "edition", "generation")
+"""Words of a card's name that tell it from no other."""
 
 
 def _shipped(name: str) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def models(extra: Path | None = None) -> dict[str, Shape]:
     known = dict(shipped_models())
     if extra is not None:
         try:
-            table = tomllib.loads(extra.read_text("utf-8"))["models"]
+            table = tomllib.loads(extra.read_text("utf-8-sig"))["models"]
         except (OSError, tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"{extra}: is no catalogue ({error}); write it with `appliance catalog add-model`"
@@ -114,12 +119,28 @@ def _toml(value: object) -> str:
 
 
 def find_card(name: str) -> Card:
-    """The card that ``name`` means: its name, an alias, or its name without the maker's words."""
-    wanted = plain(name)
-    for card in cards().values():
-        if wanted in {plain(card.name), *map(plain, card.aliases)}:
-            return card
+    """Return the card that ``name`` means: its name, an alias, or what its driver prints.
+
+    Words may come in any order, and without the maker's: ``NVIDIA A100 80GB PCIe`` is ``A100 PCIe 80GB``. Raises
+    :class:`UsageError` for a name that means no card, or more than one.
+    """
+    wanted, words = plain(name), card_words(name)
+    found = [
+        card
+        for card in cards().values()
+        if any(wanted == plain(known) or words == card_words(known) for known in (card.name, *card.aliases))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"card {name!r} may be {' or '.join(card.name for card in found)}; name one of them")
     raise UsageError(f"there is no card {name!r} in the catalogue; {nearest(name, list(cards()))}")
+
+
+def card_words(name: str) -> list[str]:
+    """Return the words of a card's name in order of the alphabet, without the maker's; ``SXM5`` is ``SXM``."""
+    words = re.findall(r"[a-z0-9]+", name.lower().replace("max-q", "maxq"))
+    return sorted(re.sub(r"^sxm\d$", "sxm", word) for word in words if word not in MAKERS_WORDS)
 
 
 def find_cpu(name: str) -> Cpu:
@@ -148,6 +169,6 @@ def find_model(name: str, known: dict[str, Shape] | None = None) -> Shape:
 
 def plain(name: str) -> str:
     """``name`` in letters and digits alone, without the maker's words."""
-    for word in ("nvidia", "geforce", "edition", "generation"):
+    for word in MAKERS_WORDS:
         name = name.lower().replace(word, " ")
     return "".join(letter for letter in name if letter.isalnum())

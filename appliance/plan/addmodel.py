@@ -22,16 +22,9 @@ def read(source: str, pooling: bool = False) -> Shape:
     """The shape of the model at ``source``: a config.json, a folder, or a repository already in the local
     cache."""
     path = locate(source)
-    try:
-        if path.stat().st_size > 4_000_000:
-            raise ConfigError(f"{path}: is too large for a config.json; name the model's own file")
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); name a readable config.json") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not JSON ({error}); download it again") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: holds no object; is it the model's config.json?")
+    config = _table(path)
+    if not (config.get("quantization_config") or config.get("compression_config")):
+        config |= _quantised_beside(path.parent)
     name = str(config.get("_name_or_path") or "") or (
         source if _is_repository(source) else path.parent.resolve().name
     )
@@ -40,6 +33,37 @@ def read(source: str, pooling: bool = False) -> Shape:
     shape = hfconfig.parse(name, config, source=f"config.json of {name}", pooling=pooling)
     index = path.parent / "model.safetensors.index.json"
     return _against_index(shape, index) if index.is_file() else shape
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, in any Unicode encoding, with or without a byte order mark."""
+    try:
+        if path.stat().st_size > 4_000_000:
+            raise ConfigError(f"{path}: is too large for a config.json; name the model's own file")
+        table = json.loads(path.read_bytes())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); name a readable config.json") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not JSON ({error}); download it again") from None
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: holds no object; is it the model's config.json?")
+    return table
+
+
+def _quantised_beside(folder: Path) -> dict[str, Any]:
+    """The quantisation that a checkpoint states in a file of its own: ModelOpt, AutoGPTQ, AutoAWQ."""
+    beside = folder / "hf_quant_config.json"
+    if beside.is_file():
+        # vLLM reads this file, too.
+        table = _table(beside)
+        inner = table.get("quantization")
+        return {
+            "quantization_config": {**(inner if isinstance(inner, dict) else table), "quant_method": "modelopt"}
+        }
+    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        if (folder / name).is_file():
+            return {"quantization_config": {"quant_method": method, **_table(folder / name)}}
+    return {}
 
 
 def locate(source: str) -> Path:
@@ -74,7 +98,7 @@ def _is_repository(source: str) -> bool:
 def _against_index(shape: Shape, index: Path) -> Shape:
     """Takes the checkpoint's size from its index, and refuses a config.json that belongs to other weights."""
     try:
-        table: Any = json.loads(index.read_text("utf-8"))
+        table: Any = json.loads(index.read_bytes())
         size = int(table["metadata"]["total_size"])
     except (OSError, ValueError, KeyError, TypeError):
         return shape

@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from appliance import configfile
 from appliance.catalog import store
 from appliance.catalog.shape import Shape
 from appliance.config import Site
+from appliance.console import Console
 from appliance.errors import ConfigError, UsageError
 from appliance.plan import addmodel, conditions, demand, evaluate, precision, report, write
 from appliance.plan import site as sites
@@ -185,7 +184,7 @@ def _write(path: Path, site: Site, found: Answer) -> None:
         plan = next((other for other, _ in found.advice.alternatives if other.writable), plan)
     if path.suffix == ".json":
         raise UsageError(f"{path} is rendered by Nix; put the engines into the NixOS options instead")
-    text = write.replace_engines(path.read_text("utf-8"), write.engines_section(plan, site))
+    text = write.replace_engines(path.read_text("utf-8-sig"), write.engines_section(plan, site))
     configfile.validate(f"{path} (not written)", configfile.parse(path, text))
     _save(path, text)
     sys.stderr.write(f"{path}: engines are now {plan.title}\n")
@@ -319,9 +318,9 @@ def _add_model(args: argparse.Namespace) -> int:
 def _append(path: Path, shape: Shape) -> None:
     text = ""
     if path.exists():
-        if shape.name in store.models(path) and f'[models."{shape.name}"]' in path.read_text("utf-8"):
+        if shape.name in store.models(path) and f'[models."{shape.name}"]' in path.read_text("utf-8-sig"):
             raise UsageError(f"{path}: already holds {shape.name}; remove its table first")
-        text = path.read_text("utf-8").rstrip("\n") + "\n\n"
+        text = path.read_text("utf-8-sig").rstrip("\n") + "\n\n"
     _save(path, text + store.dump_model(shape))
 
 

@@ -139,10 +139,13 @@ def model(text: str, known: dict[str, Shape] | None = None) -> tuple[Shape, Prec
 
 
 def cards(text: str) -> tuple[Card, ...]:
-    """``2x RTX PRO 6000 Blackwell Workstation``, several kinds separated by commas."""
+    """Return the cards of ``2x RTX PRO 6000 Blackwell Workstation``, several kinds separated by commas.
+
+    The sign between number and card is ``x``, ``*`` or the multiplication sign.
+    """
     found: list[Card] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(?:(-?\d+)\s*[x*]\s*)?(.+?)\s*", part)
+        match = re.fullmatch(r"\s*(?:(-?\d+)\s*[x*\u00d7]\s*)?(.+?)\s*", part)
         if match is None:
             raise UsageError(f"cards = {text!r} names no card; write '2x RTX PRO 6000 Blackwell Workstation'")
         count = int(match.group(1) or 1)

@@ -16,7 +16,7 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import log
 from random import Random
 from typing import Literal
@@ -26,6 +26,15 @@ from appliance.errors import UsageError
 ARRIVE, PREFILLED, FINISHED = 0, 1, 2
 
 MAX_REQUESTS = 10_000_000
+
+MOST_CHATS_TRIED = 20_000
+"""Chats up to which the breaking point is sought beyond those that are open."""
+
+CHECKED_EVERY = 512
+"""Events between two looks at whether a trial is lost."""
+
+MOST_PER_TRIAL = 6 * MOST_CHATS_TRIED
+"""Requests of one trial of the breaking point, whatever the number of chats."""
 
 Pattern = Literal["none", "poisson", "bursts", "n8n"]
 
@@ -78,6 +87,7 @@ class Outcome:
     requests_inside: float
     """Share of all requests that held the SLO."""
     longest_queue: int
+    """At least as many waited: if as many wait as are simulated, further ones are not followed."""
 
 
 @dataclass(slots=True)
@@ -100,13 +110,16 @@ def simulate(
     ttft_slo_s: float = 2.0,
     tpot_slo_s: float = 0.1,
 ) -> Outcome:
-    """``requests`` requests from the first on; the same seed gives the same outcome."""
+    """``requests`` requests from the first on; the same seed gives the same outcome.
+
+    Once as many requests wait as are simulated, further ones change no result and are not followed.
+    """
     if requests < 1 or requests > MAX_REQUESTS:
         nearest = min(max(requests, 1), MAX_REQUESTS)
         raise UsageError(f"{requests} requests cannot be simulated; nearest valid: {nearest}")
     if load.chats < 1 and (load.rate <= 0 or load.pattern == "none"):
         raise UsageError("nobody asks anything: name chats, or a rate of automations")
-    run = _Run(engine, load, seed, ttft_slo_s, tpot_slo_s)
+    run = _Run(engine, load, requests, seed, ttft_slo_s, tpot_slo_s)
     while run.events and run.done < requests:
         run.step()
     return run.outcome()
@@ -119,11 +132,13 @@ class _Run:
     """
 
     __slots__ = (
+        "closed",
         "engine",
         "events",
         "good",
         "load",
         "longest",
+        "missed",
         "now",
         "order",
         "random",
@@ -134,9 +149,12 @@ class _Run:
         "tpots",
         "ttfts",
         "waiting",
+        "wanted",
     )
 
-    def __init__(self, engine: Engine, load: Load, seed: int, ttft_slo_s: float, tpot_slo_s: float) -> None:
+    def __init__(
+        self, engine: Engine, load: Load, wanted: int, seed: int, ttft_slo_s: float, tpot_slo_s: float
+    ) -> None:
         self.engine, self.load, self.slo = engine, load, (ttft_slo_s, tpot_slo_s)
         # Every slot count has its entry, so that looking one up never checks a bound.
         table = engine.tpot_s
@@ -148,8 +166,11 @@ class _Run:
         # The last place counts what automations asked.
         self.good, self.total = [0] * (load.chats + 1), [0] * (load.chats + 1)
         self.now, self.order, self.waiting, self.longest = 0.0, 0, 0, 0
+        self.wanted, self.missed, self.closed = wanted, 0, False
         for chat in range(load.chats):
-            self._push(self._exponential(load.think_s), ARRIVE, chat)
+            self.order += 1
+            self.events.append((self._exponential(load.think_s), self.order, ARRIVE, chat, 0.0, 0.0))
+        heapify(self.events)
         if load.pattern != "none" and load.rate > 0:
             self._push(self._exponential(1.0 / load.rate), ARRIVE, load.chats)
 
@@ -157,6 +178,18 @@ class _Run:
     def done(self) -> int:
         """Requests answered so far."""
         return len(self.ttfts)
+
+    def will_miss(self, allowed: int) -> bool:
+        """Whether more than ``allowed`` of the wanted requests have missed the SLO or will: those that have waited
+        longer than it are served next."""
+        left = allowed + 1 - self.missed
+        if left <= 0:
+            return True
+        if self.done + self.engine.slots * len(self.replicas) + left > self.wanted:
+            return False
+        each = -(-left // len(self.replicas))
+        overdue = self.now - self.slo[0]
+        return all(len(one.waiting) >= each and one.waiting[each - 1][0] < overdue for one in self.replicas)
 
     def step(self) -> None:
         """The next event."""
@@ -215,12 +248,22 @@ class _Run:
             replica.waiting.append((self.now, chat, prompt, answer))
             self.waiting += 1
             self.longest = max(self.longest, self.waiting)
+            if self.waiting >= self.wanted and not self.closed:
+                self._close()
+
+    def _close(self) -> None:
+        """Take no further arrivals: all wanted requests are here already."""
+        self.closed = True
+        self.events = [event for event in self.events if event[2] != ARRIVE]
+        heapify(self.events)
 
     def _automation(self) -> None:
         load = self.load
         size = 1 if load.pattern == "poisson" else load.batch
         for _ in range(size):
             self._arrive(load.chats)
+        if self.closed:
+            return
         # n8n runs on a timer; the others come at random.
         gap = size / load.rate
         self._push(self.now + (gap if load.pattern == "n8n" else self._exponential(gap)), ARRIVE, load.chats)
@@ -234,12 +277,14 @@ class _Run:
         self.ttfts.append(ttft)
         self.tpots.append(tpot)
         self.total[chat] += 1
-        self.good[chat] += ttft <= self.slo[0] and tpot <= self.slo[1]
+        inside = ttft <= self.slo[0] and tpot <= self.slo[1]
+        self.good[chat] += inside
+        self.missed += not inside
         if replica.waiting:
             self.waiting -= 1
             self._start(index, replica, *replica.waiting.popleft())
         self._schedule(index, replica)
-        if chat < self.load.chats:
+        if chat < self.load.chats and not self.closed:
             self._push(self.now + self._exponential(self.load.think_s), ARRIVE, chat)
 
     def outcome(self) -> Outcome:
@@ -271,21 +316,28 @@ def breaking_point(
     tpot_slo_s: float = 0.1,
     requests: int = 6000,
 ) -> int:
-    """Open chats at which the SLO breaks: more than 5 % of requests miss it. To within a twentieth."""
+    """Open chats at which the SLO breaks: more than 5 % of requests miss it. To within a twentieth.
+
+    Each trial simulates six requests per chat, at most :data:`MOST_PER_TRIAL`: the rate of arrivals is that of the
+    steady state from the start, so that large populations need no further round. A trial ends once enough
+    requests have missed the SLO, or wait longer than it.
+    """
 
     def holds(chats: int) -> bool:
-        outcome = simulate(
-            engine,
-            replace(load, chats=chats),
-            max(requests, 6 * chats),
-            seed=seed,
-            ttft_slo_s=ttft_slo_s,
-            tpot_slo_s=tpot_slo_s,
-        )
-        return outcome.requests_inside >= 0.95
+        wanted = max(requests, min(6 * chats, MOST_PER_TRIAL))
+        run = _Run(engine, replace(load, chats=chats), wanted, seed, ttft_slo_s, tpot_slo_s)
+        allowed = int(0.05 * wanted)
+        while run.events and run.done < wanted:
+            for _ in range(CHECKED_EVERY):
+                if not run.events or run.done >= wanted:
+                    break
+                run.step()
+            if run.will_miss(allowed):
+                return False
+        return run.outcome().requests_inside >= 0.95
 
     low, high = 0, max(8, load.chats)
-    while high < 20_000 and holds(high):
+    while high < MOST_CHATS_TRIED and holds(high):
         low, high = high, high * 2
     while high - low > max(1, low // 20):
         middle = (low + high) // 2

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
 
+from appliance.console import Console
 from appliance.errors import LoaderError, StoreError
 from appliance.ops.proof import Proof, latest, of_run
 from appliance.trial.announce import MOTD, Announcer, send_alerts

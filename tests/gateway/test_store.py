@@ -121,9 +121,7 @@ def test_rows_survive_and_sum_up(tmp_path: Path, url: str | None) -> None:
     reader.close()
 
 
-@pytest.mark.parametrize(
-    "bad", [{"prompt_tokens": 10**30}, {"user": "half \ud800 a pair"}, {"ttft_ms": object()}], ids=str
-)
+@pytest.mark.parametrize("bad", [{"prompt_tokens": 10**30}, {"user": "half \ud800 a pair"}], ids=["number", "text"])
 def test_a_row_that_cannot_be_stored_is_dropped_and_no_other_one(
     tmp_path: Path, url: str | None, bad: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

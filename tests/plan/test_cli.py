@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -232,3 +235,30 @@ def test_bad_input_is_one_line_and_exit_code_2(argv: str, words: str) -> None:
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+PLANNED = ["plan", "--cards", "L40S", "--model", "Qwen/Qwen3-8B", "--simulate", "50"]
+
+
+@pytest.mark.parametrize("argv", [PLANNED, [*PLANNED, "--json"], ["catalog", "list"]], ids=["plan", "json", "list"])
+@pytest.mark.parametrize("read", [0, 1])
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_closed_pipe_ends_quietly(argv: list[str], read: int, buffered: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "appliance", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=EXAMPLES.parent,
+        env={**os.environ, "PYTHONUNBUFFERED": buffered},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(read)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+
+
+def test_a_million_chats_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("plan", "--cards", "L40S", "--model", "Qwen/Qwen3-8B", "--chats", "1000000", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["demand"]["chats"] == 1_000_000

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.catalog import hfconfig
+from appliance.catalog import hfconfig, store
 from appliance.errors import ConfigError
 from appliance.plan import addmodel
 
@@ -51,11 +51,6 @@ def test_sliding_window_by_layer_types() -> None:
 
 def test_a_window_switched_off_does_not_slide() -> None:
     assert hfconfig.parse("m", {**DENSE, "sliding_window": 4096, "use_sliding_window": False}).sliding_layers == 0
-
-
-def test_yarn_lengthens_the_context() -> None:
-    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
-    assert hfconfig.parse("m", {**DENSE, "rope_scaling": scaling}).max_context == 131072
 
 
 @pytest.mark.parametrize(
@@ -123,6 +118,26 @@ def test_any_table_is_read_or_refused_in_one_line(changes: dict[str, Any]) -> No
     assert "\n" not in message
 
 
+FAMILIES = [
+    entry["config"]
+    for entry in json.loads(Path(__file__).with_name("families.json").read_text("utf-8"))["families"].values()
+    if "config" in entry
+]
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(FAMILIES), st.data())
+def test_any_value_of_any_field_is_read_or_refused_in_one_line(config: dict[str, Any], data: st.DataObject) -> None:
+    more = ["quantization_config", "rope_scaling", "layer_types", "text_config", "per_layer_config"]
+    field = data.draw(st.sampled_from([*config, *more]))
+    message = ""
+    try:
+        hfconfig.parse("m", {**config, field: data.draw(json_values | st.just(float("nan")))})
+    except ConfigError as error:
+        message = str(error)
+    assert "\n" not in message
+
+
 def write(folder: Path, config: object, size: int | None = None) -> Path:
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     if size is not None:
@@ -158,6 +173,31 @@ def test_files_that_are_no_config(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         addmodel.read(str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8"])
+def test_a_config_in_any_unicode_encoding(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "config.json").write_bytes(json.dumps(DENSE).encode(encoding))
+    (tmp_path / "model.safetensors.index.json").write_bytes(
+        json.dumps({"metadata": {"total_size": 1_192_135_096}}).encode(encoding)
+    )
+    assert addmodel.read(str(tmp_path)).checkpoint_bytes == 1_192_135_096
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{", b"\xef\xbb\xbf", b"\xef\xbb\xbf{", b"\x89PNG\r\n", b"\xff" * 9])
+def test_bytes_that_are_no_json_get_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        addmodel.read(str(tmp_path))
+    assert "config.json: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_catalogue_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(store.dump_model(hfconfig.parse("My/Own", DENSE)), encoding)
+    assert store.models(path)["My/Own"].total_params == 596_049_920
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import UsageError
+from appliance.plan import queueing
 from appliance.plan.queueing import Engine, Load, breaking_point, simulate
 
 
@@ -100,3 +101,30 @@ def test_absurd_numbers_of_requests(requests: int) -> None:
 def test_nobody_asks() -> None:
     with pytest.raises(UsageError, match="nobody asks"):
         simulate(engine(), Load(chats=0), 10)
+
+
+def test_a_million_chats_are_a_matter_of_seconds() -> None:
+    """Events are counted, not seconds: a trial ends once it is lost, and the queue once it is full."""
+    crowd = Load(chats=1_000_000, pattern="n8n", rate=3000.0)
+    run = queueing._Run(engine(), crowd, 5000, 1, 2.0, 0.1)
+    steps = 0
+    while run.events and run.done < 5000:
+        run.step()
+        steps += 1
+    assert run.done == 5000
+    assert steps < 40_000
+    assert run.outcome().longest_queue >= 5000
+    lost = queueing._Run(engine(), crowd, 120_000, 1, 2.0, 0.1)
+    steps = 0
+    while not lost.will_miss(6000):
+        lost.step()
+        steps += 1
+    assert steps < 60_000
+
+
+def test_a_trial_is_not_lost_while_the_slo_holds() -> None:
+    run = queueing._Run(engine(), Load(chats=4), 2000, 1, 60.0, 10.0)
+    while run.events and run.done < 2000:
+        run.step()
+        assert not run.will_miss(100)
+    assert run.outcome().requests_inside == 1.0

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from appliance.configfile import load
+from appliance.console import Console
 from appliance.machine import Machine, load_machine
 
 if TYPE_CHECKING:

@@ -1,0 +1,141 @@
+"""How a family of models builds its layers, as far as its config.json leaves it unsaid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Names = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """How a family describes its experts. Tuples of names are spellings of one field."""
+
+    count: tuple[str, ...] = ("num_experts",)
+    per_token: tuple[str, ...] = ("num_experts_per_tok",)
+    width: str = "moe_intermediate_size"
+    shared: str = ""
+    """Field with the shared expert's width, or with the number of shared experts."""
+    shared_is: Literal["width", "count"] = "count"
+    shared_usual: int = 0
+    """Its value if the file leaves the field out."""
+    shared_gate: bool = False
+    router_bias: str = "none"
+    """``none``, ``all``, or the flag that switches it on."""
+    expert_bias: bool = False
+    dense: tuple[str, ...] = ()
+    """Fields that say which layers have a dense MLP instead; see ``hfconfig._dense_layers``."""
+    dense_width: str = "intermediate_size"
+    beside_dense: str = ""
+    """Flag that puts the experts beside a dense MLP in every layer; without it there are no experts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One ``model_type``. Options in the form ``flag:what`` hold if the file sets ``flag``."""
+
+    names: Names = field(default_factory=dict)
+    """The file's spellings of an ordinary field."""
+    latent: bool = False
+    """Multi-head latent attention."""
+    indexer: bool = False
+    """A lightning indexer in every layer."""
+    linear: bool = False
+    """Gated DeltaNet in some layers."""
+    bias: str = "none"
+    """Biases of attention: ``none``, ``qkv``, ``out``, ``all``."""
+    qk_norm: str = "none"
+    """Norms of queries and keys, as in :class:`~appliance.catalog.shape.Attention`."""
+    output_gate: str = "none"
+    """A gate on attention's output: ``none``, ``full`` (as wide as the queries), ``head`` (one per head)."""
+    sinks: bool = False
+    gated: bool = True
+    """Whether the MLP has a gate beside its up projection."""
+    mlp_bias: str = "none"
+    norms: int = 2
+    """Norms of a layer, those of queries and keys left out."""
+    norm_bias: str = "none"
+    final_norm: bool = True
+    positions: int | None = None
+    """Rows that the learned position embedding has beyond the longest context; None without one."""
+    head_bias: str = "none"
+    embedding_norm: bool = False
+    tied: bool = False
+    window: str = "whole"
+    """Layers that slide when ``layer_types`` is absent: ``whole`` (all, if there is a window), ``late`` (from
+    ``max_window_layers`` on), ``every fourth`` (all but every fourth, from the first on), or ``FIELD=N``: every Nth
+    layer is full, unless FIELD gives another N."""
+    experts: Experts | None = None
+    extra: str = ""
+    """Further weights of a layer, by name; see ``hfconfig._extra``."""
+    only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    """Fields that this planner understands in these values alone."""
+    everywhere: Mapping[str, object] = field(default_factory=dict)
+    """Lists with one entry per layer, understood if every entry is this one."""
+    harmless: tuple[str, ...] = ()
+    """Fields that change neither size nor context in this family."""
+    gemma3_context: bool = False
+    """The longest context includes the rope scaling already."""
+
+
+SAME: Mapping[str, str] = {
+    "RefinedWeb": "falcon",
+    "RefinedWebModel": "falcon",
+    "gpt-sw3": "gpt2",
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+    "glm4v_moe_text": "glm4_moe",
+    "kimi_k2": "deepseek_v3",
+    "paddleocr_vl_text": "ernie4_5",
+    "qwen2_5_omni_text": "qwen2",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen2_vl_text": "qwen2",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen3_omni_moe_text": "qwen3_moe",
+    "qwen3_vl": "qwen3_vl_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
+    "qwen3_vl_moe_text": "qwen3_moe",
+    "qwen3_vl_text": "qwen3",
+}
+"""A ``model_type`` whose text model is built like another family's."""
+
+REFUSED: Mapping[str, str] = {
+    "bamba": "Mamba layers",
+    "blt": "a model of bytes with encoders of its own",
+    "deepseek_v4": "compressed attention",
+    "doge": "dynamic masks and cross-domain experts",
+    "falcon_h1": "Mamba layers",
+    "falcon_mamba": "Mamba layers",
+    "gemma3n": "embeddings per layer and layers that share a KV cache",
+    "granitemoehybrid": "Mamba layers",
+    "jamba": "Mamba layers",
+    "jetmoe": "experts in attention",
+    "kimi_linear": "a linear attention of another kind",
+    "lfm2": "convolution layers",
+    "llama4": "chunked attention",
+    "longcat_flash": "two attentions per layer and experts of size zero",
+    "mamba": "Mamba layers",
+    "mimo_v2": "values narrower than keys and layers of unequal heads",
+    "minicpm3": "latent attention that the engine caches head by head",
+    "minimax_m3": "an attention index",
+    "minimax": "lightning attention",
+    "mllama": "cross-attention layers",
+    "modernbert-decoder": "windows around a token",
+    "nemotron_h": "Mamba layers",
+    "olmo_hybrid": "a linear attention of another kind",
+    "recurrent_gemma": "recurrent layers",
+    "rwkv": "recurrent layers",
+    "t5": "an encoder",
+    "whisper": "an encoder",
+    "xlstm": "recurrent layers",
+    "youtu": "latent attention that the engine caches head by head",
+    "zamba": "Mamba layers",
+    "zaya": "convolutions in attention",
+}
+"""Families that are known and not counted, by the start of their ``model_type``: what they have."""

@@ -1,0 +1,361 @@
+"""The precision of a published checkpoint, from the quantisation table of its config.json.
+
+Pure. Answers with the name of a precision that :mod:`appliance.plan.precision` sizes within a few percent, or
+refuses: a method, an algorithm, a width or a field that is not listed here may hold weights of any size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.catalog.shape import Shape
+from appliance.errors import ConfigError
+
+DTYPES = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "float32": "fp32",
+    "auto": "bf16",
+}
+"""Unquantised weights. vLLM reads ``auto`` from the checkpoint."""
+
+BITS = {4: "awq-int4", 8: "int8"}
+"""Integer weights by their width."""
+
+BY_BITS = frozenset(
+    {"auto-round", "auto_awq", "auto_gptq", "awq", "awq_marlin", "gptq", "gptq_marlin", "inc", "intel/auto-round"}
+)
+"""Methods whose table states a number of bits."""
+
+BY_ALGORITHM = frozenset({"modelopt", "modelopt_fp4", "modelopt_mxfp8"})
+
+PLAIN = {
+    "fbgemm_fp8": "fp8",
+    "fp8": "fp8",
+    "gpt_oss_mxfp4": "mxfp4",
+    "modelopt_mxfp8": "fp8",
+    "mxfp4": "mxfp4",
+    "nvfp4": "nvfp4",
+}
+"""Methods with one kind of weights."""
+
+ALGORITHMS = {
+    "fp8": "fp8",
+    "fp8_block_scales": "fp8",
+    "fp8_pb_wo": "fp8",
+    "fp8_per_channel_per_token": "fp8",
+    "int4_awq": "awq-int4",
+    "mxfp8": "fp8",
+    "nvfp4": "nvfp4",
+    "nvfp4_awq": "nvfp4",
+    "w4a16_awq": "awq-int4",
+    "w4a16_nvfp4": "nvfp4",
+    "w4a8_awq": "awq-int4",
+    "w8a8_sq_per_channel": "int8",
+}
+"""ModelOpt's algorithms."""
+
+FORMATS = {
+    "float-quantized": "fp8",
+    "int-quantized": "int8",
+    "mxfp8-quantized": "fp8",
+    "nvfp4-pack-quantized": "nvfp4",
+}
+"""Formats of compressed-tensors whose weights have one width; ``pack-quantized`` has the width of its groups."""
+
+GROUPS = frozenset({-1, 0, 32, 64, 128, 256, 512, 1024})
+"""Group sizes whose scales the precision's bytes cover. ``-1`` is one group per channel."""
+
+SIXTEEN_BIT = re.compile(
+    r"lm_head|head$|embed|norm|router|gate(?:\.wg)?\$?$|shared_expert_gate|vis(?:ion|ual)|audio|merger|projector"
+    r"|mtp|eh_proj|conv1d|in_proj_(?:a|b|ba)\b|indexer|e_score|rotary|layers\.\d+\.self_attn\.rotary"
+)
+"""Modules that every precision here leaves at 16 bits, or that are too small to matter."""
+
+ATTENTION = re.compile(r"self_attn|attention|attn")
+LINEAR_ATTENTION = re.compile(r"linear_attn")
+
+SMALL_SHARE = 0.03
+"""Share of a model's weights that may stay at 16 bits unnoticed: its bytes grow by less than 8 %."""
+
+LISTS = ("ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules", "modules_to_not_convert")
+"""Lists of modules that stay at 16 bits."""
+
+OFF: Mapping[str, tuple[object, ...]] = {
+    "dynamic": (None, {}),
+    "extra_config": (None, {}),
+    "lm_head": (False, None),
+    "quant_lm_head": (False, None),
+    "sparsity_config": (None, {}),
+    "transform_config": (None, {}),
+    "true_sequential": (True, False),
+}
+"""Fields that are understood in these values alone: others give some layers another width."""
+
+HARMLESS = frozenset(
+    {
+        "_load_in_4bit",
+        "_load_in_8bit",
+        "act_group_aware",
+        "act_bits",
+        "act_data_type",
+        "act_dynamic",
+        "act_group_size",
+        "act_sym",
+        "activation_scale_ub",
+        "activation_scheme",
+        "amp",
+        "autoround_version",
+        "backend",
+        "batch_size",
+        "block_name_to_quantize",
+        "bnb_4bit_compute_dtype",
+        "bnb_4bit_quant_storage",
+        "bnb_4bit_quant_type",
+        "bnb_4bit_use_double_quant",
+        "cache_block_outputs",
+        "checkpoint_format",
+        "clip",
+        "damp_percent",
+        "dataset",
+        "desc_act",
+        "do_fuse",
+        "enable_minmax_tuning",
+        "enable_norm_bias_tuning",
+        "enable_quanted_input",
+        "exllama_config",
+        "fmt",
+        "fuse_max_seq_len",
+        "global_compression_ratio",
+        "gradient_accumulate_steps",
+        "iters",
+        "kv_cache_quant_algo",
+        "kv_cache_scheme",
+        "llm_int8_enable_fp32_cpu_offload",
+        "llm_int8_has_fp16_weight",
+        "llm_int8_threshold",
+        "low_gpu_mem_usage",
+        "lr",
+        "max_input_length",
+        "meta",
+        "minmax_lr",
+        "model_seqlen",
+        "module_name_preceding_first_block",
+        "modules_to_fuse",
+        "nsamples",
+        "pad_token_id",
+        "pre_quantization",
+        "producer",
+        "quant_type",
+        "quantization_status",
+        "quantizer",
+        "sampler",
+        "scale_dtype",
+        "scale_fmt",
+        "seqlen",
+        "static_groups",
+        "super_bits",
+        "super_group_size",
+        "sym",
+        "tokenizer",
+        "use_cuda_fp16",
+        "use_exllama",
+        "version",
+        "zero_point",
+    }
+)
+"""Fields that say how weights were quantised or are multiplied, not how many bits they have."""
+
+READ = frozenset(
+    {
+        "bits",
+        "config_groups",
+        "data_type",
+        "format",
+        "group_size",
+        "load_in_4bit",
+        "load_in_8bit",
+        "packing_format",
+        "quant_algo",
+        "quant_method",
+        "w_bit",
+        "q_group_size",
+        "weight_block_size",
+        *LISTS,
+        *OFF,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """The precision of a checkpoint, by the name that :mod:`appliance.plan.precision` reads."""
+
+    precision: str
+    fp8_block: int = 0
+    """Width of its FP8 blocks, 0 without blocks."""
+    attention_at_16_bits: str = ""
+    """Module of attention that stays at 16 bits, although the precision counts it quantised."""
+
+
+def native(name: str, tables: tuple[Mapping[str, Any], ...], layers: int) -> Native:
+    """Return the precision of the checkpoint.
+
+    ``tables`` are the config.json and its nested text model, outermost first; ``layers`` are the text model's:
+    those beyond are multi-token prediction heads. Raises :class:`ConfigError` with
+    the field that is not understood.
+    """
+    keys = ("quantization_config", "compression_config")
+    quant = next((table[key] for key in keys for table in tables if table.get(key)), None)
+    if quant is None:
+        return Native(_unquantised(name, tables))
+    if not isinstance(quant, Mapping):
+        raise ConfigError(f"{name}: quantization_config is not a table; take the model's own config.json")
+    precision = _precision(name, quant)
+    attention = _fields(name, quant, precision, layers)
+    block = quant.get("weight_block_size")
+    if block is None:
+        return Native(precision, 0, attention)
+    if not isinstance(block, list) or not block or isinstance(block[0], bool) or not isinstance(block[0], int):
+        raise ConfigError(f"{name}: weight_block_size = {block!r:.40} cannot be true; nearest: [128, 128]")
+    return Native(precision, block[0], attention)
+
+
+def check_share(name: str, found: Native, shape: Shape) -> None:
+    """Refuse a checkpoint whose attention stays at 16 bits, unless it is a small part of ``shape``."""
+    share = (shape.attention_params + shape.linear_params) / shape.total_params
+    if found.attention_at_16_bits and share > SMALL_SHARE:
+        raise _refused(
+            name, f"{found.attention_at_16_bits!r:.60} at 16 bits, and attention has {share:.0%} of the weights"
+        )
+
+
+def _refused(name: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"{name}: quantization_config has {what}, which the planner does not understand; "
+        "describe the model by hand in models.toml, with `native` and `checkpoint_bytes`"
+    )
+
+
+def _unquantised(name: str, tables: tuple[Mapping[str, Any], ...]) -> str:
+    keys = ("dtype", "torch_dtype")
+    dtype = next((table[key] for table in reversed(tables) for key in keys if table.get(key)), "bfloat16")
+    precision = DTYPES.get(str(dtype).removeprefix("torch."))
+    if precision is None:
+        raise ConfigError(
+            f"{name}: dtype = {dtype!r:.40} is not a type of weights that the planner understands; "
+            f"known: {', '.join(DTYPES)}"
+        )
+    return precision
+
+
+def _precision(name: str, quant: Mapping[str, Any]) -> str:
+    # ModelOpt's own files name an algorithm alone.
+    method = str(quant.get("quant_method") or ("modelopt" if quant.get("quant_algo") else "")).lower()
+    if method in BY_BITS:
+        return _by_bits(name, quant)
+    if method in BY_ALGORITHM:
+        algorithm = quant.get("quant_algo", {"modelopt_fp4": "NVFP4", "modelopt_mxfp8": "MXFP8"}.get(method))
+        found = ALGORITHMS.get(str(algorithm).lower())
+        if found is None:
+            raise _refused(name, f"quant_algo = {algorithm!r:.40}")
+        return found
+    if method == "bitsandbytes":
+        four, eight = bool(quant.get("load_in_4bit")), bool(quant.get("load_in_8bit"))
+        if four == eight:
+            raise _refused(name, "bitsandbytes without one of load_in_4bit and load_in_8bit")
+        return BITS[4 if four else 8]
+    if method == "compressed-tensors":
+        return _compressed(name, quant)
+    if method in PLAIN:
+        return PLAIN[method]
+    raise _refused(name, f"quant_method = {quant.get('quant_method')!r:.40}")
+
+
+def _by_bits(name: str, quant: Mapping[str, Any]) -> str:
+    bits = quant.get("bits", quant.get("w_bit"))
+    precision = BITS.get(bits) if isinstance(bits, int) and not isinstance(bits, bool) else None
+    if precision is None:
+        raise _refused(name, f"bits = {bits!r:.40}")
+    _group(name, quant.get("group_size", quant.get("q_group_size")))
+    kind = str(quant.get("data_type", "int")).lower()
+    if kind != "int":
+        raise _refused(name, f"data_type = {kind!r:.40}")
+    packing = str(quant.get("packing_format", "")).lower()
+    if packing and not re.fullmatch(r"(?:auto_round:)?(?:auto_)?(?:awq|gptq)(?:-\w+)?|auto_round", packing):
+        raise _refused(name, f"packing_format = {packing!r:.40}")
+    return precision
+
+
+def _group(name: str, size: object) -> None:
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size not in GROUPS):
+        raise _refused(name, f"group_size = {size!r:.40}")
+
+
+def _compressed(name: str, quant: Mapping[str, Any]) -> str:
+    """All groups of a compressed-tensors table, which have to agree."""
+    form = str(quant.get("format", ""))
+    groups = quant.get("config_groups")
+    if not groups:
+        if form in FORMATS:
+            return FORMATS[form]
+        raise _refused(name, f"format = {form!r:.40} without config_groups")
+    if not isinstance(groups, Mapping):
+        raise _refused(name, f"config_groups = {groups!r:.40}")
+    found = {_of_group(name, f"config_groups.{key}", group, form) for key, group in groups.items()}
+    if len(found) > 1:
+        raise _refused(name, f"config_groups of unequal weights ({', '.join(sorted(found))})")
+    return found.pop()
+
+
+def _of_group(name: str, where: str, group: object, form: str) -> str:
+    weights = group.get("weights") if isinstance(group, Mapping) else None
+    if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
+        raise _refused(name, f"{where} without weights")
+    if group.get("targets", ["Linear"]) != ["Linear"]:
+        raise _refused(name, f"{where}.targets = {group['targets']!r:.60}")
+    form = str(group.get("format") or form)
+    bits, kind = weights.get("num_bits"), str(weights.get("type", "int"))
+    if kind == "int" and form in {"pack-quantized", "int-quantized", ""} and bits in tuple(BITS):
+        _group(name, weights.get("group_size"))
+        return BITS[bits]
+    if kind == "float" and bits == 8 and form in {"float-quantized", "naive-quantized", "mxfp8-quantized", ""}:
+        return "fp8"
+    if kind == "float" and bits == 4 and form == "nvfp4-pack-quantized":
+        return "nvfp4"
+    raise _refused(name, f"{where}.weights of {bits!r:.20} bits, type {kind!r:.20}, format {form!r:.40}")
+
+
+def _fields(name: str, quant: Mapping[str, Any], precision: str, layers: int) -> str:
+    """Refuse a field that may give some weights another width; return a module of attention kept at 16 bits."""
+    attention = ""
+    for key, value in quant.items():
+        if key not in READ | HARMLESS:
+            raise _refused(name, f"the field {key!r}")
+        if key in OFF and value not in OFF[key]:
+            raise _refused(name, f"{key} = {value!r:.40}")
+        if key in LISTS and value:
+            if not isinstance(value, list):
+                raise _refused(name, f"{key} = {value!r:.40}")
+            for module in map(str, value):
+                kept = _kept(module, precision, layers)
+                if kept is None:
+                    raise _refused(name, f"{module!r:.60} in {key}")
+                attention = attention or kept
+    return attention
+
+
+def _kept(module: str, precision: str, layers: int) -> str | None:
+    """The module if it is attention that the precision counts quantised, None if it is anything large else."""
+    plain = module.removeprefix("re:").replace("\\", "").rstrip("*.$")
+    layer = re.search(r"layers\.(\d+)", plain)
+    if SIXTEEN_BIT.search(plain) or (layer and int(layer.group(1)) >= layers):
+        return ""
+    if LINEAR_ATTENTION.search(plain) and precision in {"awq-int4", "nvfp4"}:
+        return ""
+    if ATTENTION.search(plain):
+        return "" if precision == "mxfp4" else module
+    return None
