@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.config import Role
 from appliance.errors import InvalidRequestError
-from appliance.gateway.request import Fields, decode, sequences, wants_usage, with_role, with_usage
+from appliance.gateway import json_text
+from appliance.gateway.request import (
+    Fields,
+    check,
+    decode,
+    sequences,
+    unstreamed,
+    wants_usage,
+    with_cap,
+    with_role,
+    with_usage,
+)
 
 JSON = st.recursive(
     st.none()
@@ -107,3 +119,83 @@ def test_any_bytes_are_decoded_or_refused(body: bytes) -> None:
     except InvalidRequestError:
         return
     assert isinstance(fields.model, str)
+
+
+LAX = [
+    "4", "4.0", "4e0", '"4"', '" 4 "', '"4.0"', '"1_000"', "true", "false", "null", "4.5", '"x"', "[]", "{}",
+    "1e400", "NaN", "9" * 5000, '"yes"', '"on"', '"off"', "0", "1", "2", '"true"', '"TRUE"', '""',
+]  # fmt: skip
+
+
+class Engine(pydantic.BaseModel):
+    """The same fields as vLLM's protocol declares them; it validates in pydantic's lax mode."""
+
+    n: int | None = None
+    max_tokens: int | None = None
+    stream: bool | None = None
+    prompt_cache_key: str | None = None
+
+
+@pytest.mark.parametrize("text", LAX)
+@pytest.mark.parametrize("field", ["n", "max_tokens", "stream", "prompt_cache_key"])
+def test_a_field_is_read_as_the_engine_reads_it(field: str, text: str) -> None:
+    """The gateway bounds and acts on what the engine will understand; what the engine rejects is left to it."""
+    fields = decode(f'{{"model": "m", "{field}": {text}}}'.encode())
+    try:
+        number = json.loads(text)
+        expected = getattr(Engine.model_validate({field: number}), field)
+    except ValueError:
+        expected = None
+    assert getattr(fields, field) == expected
+
+
+@given(st.sampled_from(["n", "best_of"]), st.integers(17, 10**6), st.sampled_from(["{}", "{}.0", '"{}"', '" {}"']))
+def test_no_spelling_gets_past_a_bound(field: str, value: int, spelling: str) -> None:
+    body = f'{{"model": "m", "messages": [1], "{field}": {spelling.format(value)}}}'.encode()
+    with pytest.raises(InvalidRequestError) as caught:
+        check(decode(body), "/v1/chat/completions", context=100, max_n=16)
+    assert caught.value.param == field
+
+
+@given(BODIES, st.integers(1, 10**6), st.integers(1, 10**6), st.sampled_from(["max_tokens", "max_output_tokens"]))
+def test_a_cap_changes_the_limit_alone(extra: dict[str, Any], limit: int, context: int, field: str) -> None:
+    body = (
+        json.dumps({**extra, "model": "m", field: limit, "odd": 0}).replace('"odd": 0', '"odd": 1.50e+1').encode()
+    )
+    fields = decode(body)
+    check(fields, "/v1/completions", context=context, max_n=16, capped=True)
+    edited = with_cap(body, fields, context)
+    if limit <= context:
+        assert edited is None
+        return
+    assert edited is not None
+    assert b'"odd":1.50e+1' in edited
+    assert json.loads(edited) == {**json.loads(body), field: context}
+
+
+@pytest.mark.parametrize("odd", ["NaN", "1e400", "-1e999", "9" * 5000, '"\\ud800"', "1.79769313486232e+308"])
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/completions"])
+def test_every_edit_keeps_what_only_a_lenient_parser_reads(endpoint: str, odd: str) -> None:
+    """Through a role, a cap and the request for usage at once: no second parser is stricter than the first."""
+    text = '"caf\\u00e9 \\ud800"'
+    part = f'[{{"type": "text", "text": {text}, "x": {odd}}}]'
+    conversation = (
+        f'[{{"role": "system", "content": {part}, "x": {odd}}}, {{"role": "ipython", "content": {text}}}]'
+    )
+    body = (
+        f'{{"model": "r", "stream": true, "max_tokens": 99999, "messages": {conversation}, "prompt": {text}, '
+        f'"instructions": {text}, "system": {part}, "metadata": {{"n": {odd}}}, "odd": {odd}}}'
+    ).encode()
+    fields = decode(body)
+    check(fields, endpoint, context=4096, max_n=16, capped=True)
+    body = with_cap(body, fields, 4096) or b""
+    body = with_usage(body, fields)
+    body = with_role(body, Role(model="m", system_prompt="P", sampling={"top_k": 3}), endpoint)
+    edited = json_text.members(body)
+    assert bytes(edited["odd"]) == odd.encode()
+    assert bytes(edited["metadata"]) == f'{{"n": {odd}}}'.encode()
+    assert f'"x": {odd}'.encode() in body
+    assert bytes(edited["max_tokens"]) == b"4096"
+    whole = json_text.members(unstreamed(body))
+    assert (bytes(whole["stream"]), "stream_options" in whole) == (b"false", False)
+    assert bytes(whole["odd"]) == odd.encode()

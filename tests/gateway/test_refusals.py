@@ -1,0 +1,100 @@
+"""A request for which nothing was generated costs its user nothing, whoever refused it; one that generated does."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Service, chat, open_stream, serving, start_fake, wait_until
+
+LIMITS = {"requests_per_minute": 2, "tokens_per_minute": 100_000}
+"""Two requests a minute: a third one at once is refused, whatever the first two were."""
+
+PATH = "/v1/chat/completions"
+
+
+def left(service: Service) -> int:
+    """Requests that the key may still begin now, found by using them up."""
+    begun = 0
+    while service.post(PATH, chat("fake: tokens=1", max_tokens=1)).status == 200:
+        begun += 1
+        assert begun < 10
+    return begun
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        (PATH, chat("fake: fault=status:400"), 400),
+        (PATH, chat("fake: fault=status:404"), 404),
+        (PATH, chat("fake: fault=status:500"), 500),
+        (PATH, chat("fake: fault=mistake", stream=True), 400),
+        (PATH, chat("fake: fault=reset"), 502),
+        (PATH, chat("fake: fault=cut:0", stream=True), 502),
+        (PATH, chat("fake: fault=error:0", stream=True), 502),
+        (PATH, chat("fake: fault=error_body"), 500),
+        (PATH, chat(max_tokens=0), 400),
+        (PATH, chat() | {"n": 99}, 400),
+        (PATH, chat() | {"model": "nobody"}, 404),
+        (PATH, chat(messages=[{"role": "user", "content": [{"image_url": {"url": "http://10.0.0.1/"}}]}]), 400),
+        ("/v1/responses", {"model": "fake", "input": "fake: fault=mistake", "stream": True}, 400),
+        ("/v1/responses", {"model": "fake", "input": "fake: fault=cut:0", "stream": True}, 502),
+        ("/v1/messages", chat("fake: fault=mistake", stream=True, max_tokens=9), 400),
+    ],
+)  # fmt: skip
+def test_a_refused_or_failed_request_costs_nothing(
+    tmp_path: Path, path: str, body: dict[str, Any], status: int
+) -> None:
+    with serving(tmp_path / "limits", limits=LIMITS) as service:
+        for _ in range(4):
+            answer = service.post(path, body)
+            assert answer.status == status, answer.body
+            wait_until(lambda: b"requests_in_flight 0.0" in service.get("/metrics").body, "it is over", 5)
+        assert left(service) == 2
+        limited = service.post(PATH, chat())
+        assert (limited.status, limited.json["error"]["code"]) == (429, "rate_limit_exceeded")
+
+
+def test_no_engine_and_a_full_queue_cost_nothing(tmp_path: Path) -> None:
+    one = {"kind": "fake", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 1}
+    engine = start_fake(tmp_path / "engine.log")
+    queue = {"max_waiting": 0}
+    limits = {"requests_per_minute": 3}
+    try:
+        engines = {"chat": one | {"port": engine.port}}
+        with serving(tmp_path / "full", engines=engines, limits=limits, gateway={"queue": queue}) as service:
+            with ThreadPoolExecutor(1) as pool:
+                running = pool.submit(service.post, PATH, chat("fake: tokens=1 ttft_ms=1500"))
+                busy = b'engine_requests_in_flight{engine="chat"} 1.0'
+                wait_until(lambda: busy in service.get("/metrics").body, "it runs", 5)
+                for _ in range(5):
+                    assert service.post(PATH, chat()).status == 503
+                assert running.result(10).status == 200
+            engine.stop(signal.SIGKILL)
+            for _ in range(5):
+                assert service.post(PATH, chat()).status == 503
+            engine = start_fake(tmp_path / "again.log", port=engine.port)
+            wait_until(lambda: service.get("/ready").status == 200, "it is back", 10)
+            assert left(service) == 2
+    finally:
+        engine.stop()
+
+
+async def test_what_was_generated_or_read_is_charged(tmp_path: Path) -> None:
+    """A stream that breaks off after a token, and a client that leaves: both took their request."""
+    with serving(tmp_path / "charged", limits=LIMITS) as service:
+        assert service.post(PATH, chat("fake: tokens=9 fault=cut:3", stream=True)).status == 200
+        assert left(service) == 1
+    with serving(tmp_path / "left", limits=LIMITS) as service:
+        reader, writer = await open_stream(service, chat("fake: tokens=2000 itl_ms=20", stream=True))
+        await reader.readuntil(b"quick")
+        writer.transport.abort()
+        await asyncio.to_thread(
+            wait_until, lambda: "aborted" in {row["outcome"] for row in service.rows()}, "it left", 5
+        )
+        assert left(service) == 1
