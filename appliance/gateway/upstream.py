@@ -91,7 +91,8 @@ class Connection(asyncio.Protocol):
             return
         self.received = True
         pool = self._pool
-        self.deadline = pool.time + pool.silence_s
+        # The sweep's time may be one sweep old: an engine gets its whole time, and a sweep more at most.
+        self.deadline = pool.time + pool.silence_s + SWEEP_S
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
