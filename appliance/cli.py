@@ -13,15 +13,16 @@ from typing import TypeAlias
 
 from rich.console import Console
 
-from appliance import __version__
+from appliance import __version__, textfile
 from appliance.admin.cli import add_keys, add_models, add_usage
 from appliance.config import Site
 from appliance.configfile import load
 from appliance.engines import argv as engine_argv
-from appliance.errors import ApplianceError, ConfigError, StoreError, UsageError
+from appliance.errors import REFUSED, ApplianceError, ConfigError, StoreError, UsageError
 from appliance.models import lock
 from appliance.ops.doctor.cli import add_doctor
 from appliance.plan.arguments import add_parser
+from appliance.ports import port
 from appliance.trial.cli import add_trial
 from appliance.trial.upgrade import add_upgrade
 from loadtests.flags import add as add_loadtest
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Every :class:`ApplianceError` becomes its message, never a traceback."""
     args = _parser().parse_args(arguments)
     try:
-        return int(args.run(args)) if hasattr(args, "run") else _planner(args)
+        code = int(args.run(args)) if hasattr(args, "run") else _planner(args)
+        sys.stdout.flush()
     except ApplianceError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -43,6 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `appliance keys list | head`: the reader has what it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        # A refused write without a name is one to a stream: `appliance keys list > list` on a full disk.
+        unwritable = StoreError.unwritable(Path(error.filename or "/dev/stdout"), error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: {unwritable}", file=sys.stderr)
+        return 1
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,7 +129,8 @@ def _add_up(commands: Commands) -> None:
     up = commands.add_parser("up", help="the whole service on this machine, without Nix (what `make up` runs)")
     up.add_argument("--engine", choices=("vllm", "fake"), default="vllm")
     up.add_argument("--model", choices=("auto", "tiny"), default="auto")
-    up.add_argument("--port", type=int, help="port of the gateway")
+    up.add_argument("--port", help="port of the gateway")
+    up.add_argument("--engine-port", metavar="PORT", help="port of the engine; further replicas use those after it")
     up.add_argument("--once", action="store_true", help="end after the smoke test, with its exit code")
     up.add_argument("--engine-python", metavar="PATH", default=".venv-engine/bin/python")
     up.set_defaults(run=_up)
@@ -184,7 +196,7 @@ def _smoke(args: argparse.Namespace) -> int:
     from appliance.ops import smoke  # noqa: PLC0415
 
     site = load(args.config)
-    key = os.environ.get("APPLIANCE_API_KEY")
+    key = textfile.key(os.environ.get("APPLIANCE_API_KEY", ""), "APPLIANCE_API_KEY")
     if not key:
         raise UsageError("APPLIANCE_API_KEY is not set; make a key with `appliance keys create smoke`")
     if args.reports is not None:
@@ -240,9 +252,10 @@ def _up(args: argparse.Namespace) -> int:
         config=args.config,
         engine=args.engine,
         model=args.model,
-        port=args.port,
+        port=None if args.port is None else port(args.port, "--port (PORT=)"),
         once=args.once,
         engine_python=Path(args.engine_python).absolute(),
         base=Path.cwd(),
+        engine_port=None if args.engine_port is None else port(args.engine_port, "--engine-port (ENGINE_PORT=)"),
     )
     return up(options)

@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from appliance import textfile
 from appliance.config import LoadTest, Site, Slo
 from appliance.configfile import load
 from appliance.errors import UsageError
@@ -133,10 +134,8 @@ def _baseline(args: argparse.Namespace, scenario: Scenario, parameters: Paramete
     if args.baseline is None:
         return None
     try:
-        before = Report.from_json(args.baseline.read_bytes())
-    except OSError as error:
-        raise UsageError(f"--baseline {args.baseline}: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        before = Report.from_json(textfile.read(args.baseline, name=f"--baseline {args.baseline}").encode())
+    except msgspec.DecodeError:
         raise UsageError(f"--baseline {args.baseline}: no report of `appliance loadtest --json`") from None
     if before.exit_code == INVALID:
         raise UsageError(f"--baseline {args.baseline}: that run was invalid; take one that was not")
@@ -182,14 +181,11 @@ def _where(args: argparse.Namespace, scenario: Scenario, site: Site | None) -> W
 
 def _keys(args: argparse.Namespace) -> Sequence[str]:
     if args.keys is not None:
-        try:
-            keys: list[str] = args.keys.read_text().split()
-        except OSError as error:
-            raise UsageError(f"--keys {args.keys}: {error.strerror}") from None
+        keys = textfile.keys(args.keys, name=f"--keys {args.keys}")
         if not keys:
             raise UsageError(f"--keys {args.keys}: there is no key in it")
         return keys
-    key = os.environ.get("APPLIANCE_API_KEY", "").strip()
+    key = textfile.key(os.environ.get("APPLIANCE_API_KEY", ""), "APPLIANCE_API_KEY")
     if not key:
         raise UsageError("APPLIANCE_API_KEY is not set; make a key with `appliance keys create loadtest`")
     return [key]
