@@ -76,13 +76,20 @@ def plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))}
 
 
+def _variable_of(name: str) -> str | None:
+    """Return the setting of pip that the variable ``name`` sets."""
+    return name.removeprefix("PIP_").lower().replace("_", "-") if name.startswith("PIP_") else None
+
+
 def pip_environment(python: Path) -> dict[str, str]:
     """Return the environment for the pip of ``python``: of its settings, from variables and files, only
     :data:`SOURCES`.
 
     Raises :class:`StartError` if pip rejects its own configuration.
     """
-    given = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    given = {name: value for name, value in os.environ.items() if _variable_of(name) in SOURCES}
+    if file := os.environ.get("PIP_CONFIG_FILE"):
+        given["PIP_CONFIG_FILE"] = file
     done = start([str(python), "-m", "pip", "config", "list"], plain_environment() | given)
     if done.returncode != 0:
         raise StartError(f"the configuration of pip cannot be read ({last_line(done.stderr)}); correct it there")
@@ -90,8 +97,9 @@ def pip_environment(python: Path) -> dict[str, str]:
     for line in done.stdout.splitlines():
         setting, _, value = line.partition("=")
         section, _, name = setting.partition(".")
-        if section in found and name in SOURCES and value[:1] in ("'", '"'):
-            found[section][name] = str(ast.literal_eval(value))
+        # pip takes an empty value for an absent one.
+        if section in found and name in SOURCES and value[:1] in ("'", '"') and (text := ast.literal_eval(value)):
+            found[section][name] = str(text)
     settings = found["global"] | found["install"] | found[":env:"]
     variables = {f"PIP_{name.upper().replace('-', '_')}": value for name, value in settings.items()}
     return plain_environment() | variables | {"PIP_CONFIG_FILE": os.devnull}
