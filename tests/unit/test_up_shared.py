@@ -207,6 +207,32 @@ def test_a_full_disk_is_a_sentence_at_any_step(small_disk: SmallDisk, tmp_path: 
     assert (small_disk.folder / "var" / "key").read_text().startswith("sk-"), "no half key is left"
 
 
+def test_a_full_disk_is_the_reason_why_a_model_cannot_be_made(small_disk: SmallDisk, tmp_path: Path) -> None:
+    config, _, _ = site_file(tmp_path)
+    config.write_text(config.read_text().replace(str(tmp_path / "var"), str(small_disk.folder / "var")))
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\nmkdir -p "$2" && exec dd if=/dev/zero of="$2/model.safetensors" bs=1M count=2\n')
+    program.chmod(0o755)
+    argv = [
+        sys.executable,
+        "-m",
+        "appliance",
+        "up",
+        "--config",
+        config,
+        "--model",
+        "tiny",
+        "--engine-python",
+        program,
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=100, cwd=ROOT)
+    assert done.returncode == 1
+    line = sentence(done.stderr)
+    assert re.search(
+        r"/var/models/tiny-qwen3-\w+\.new cannot be written \(No space left on device\); free space", line
+    )
+
+
 def test_a_read_only_folder(small_disk: SmallDisk, tmp_path: Path) -> None:
     config, _, _ = site_file(tmp_path)
     config.write_text(config.read_text().replace(str(tmp_path / "var"), str(small_disk.folder / "var")))
