@@ -213,18 +213,8 @@ def test_a_full_disk_is_the_reason_why_a_model_cannot_be_made(small_disk: SmallD
     program = tmp_path / "python"
     program.write_text('#!/bin/sh\nmkdir -p "$2" && exec dd if=/dev/zero of="$2/model.safetensors" bs=1M count=2\n')
     program.chmod(0o755)
-    argv = [
-        sys.executable,
-        "-m",
-        "appliance",
-        "up",
-        "--config",
-        config,
-        "--model",
-        "tiny",
-        "--engine-python",
-        program,
-    ]
+    argv = [sys.executable, "-m", "appliance", "up", "--config", str(config), "--model", "tiny"]
+    argv += ["--engine-python", str(program)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=100, cwd=ROOT)
     assert done.returncode == 1
     line = sentence(done.stderr)
