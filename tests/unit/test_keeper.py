@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from appliance.config import Site
 from appliance.engines import control
 from appliance.engines.control import ChildProcesses, Unit
 from appliance.engines.health import canary_passed
+from appliance.engines.load import ChildControl
 from appliance.errors import StartError, StoreError
+from tests.conftest import a_site
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +149,16 @@ async def test_a_log_that_cannot_be_written_is_not_a_missing_program(tmp_path: P
     (tmp_path / "log").write_text("a file")
     with pytest.raises(StoreError, match=r"log cannot be written \(File exists\)"):
         await ChildProcesses().start(Unit("unit", (str(program),), tmp_path / "log" / "unit.log"))
+
+
+async def test_an_engine_on_demand_whose_log_cannot_be_written_did_not_start(tmp_path: Path) -> None:
+    site = Site.model_validate_json(json.dumps(a_site(8000, 8101, tmp_path)))
+    (tmp_path / "log").write_text("a file")
+    loaded = ChildControl(site, tmp_path, tmp_path / "log")
+    with pytest.raises(StartError, match=r"log cannot be written \(File exists\)"):
+        await loaded.start("chat")
+    assert not await loaded.alive("chat")
+    await loaded.close()
 
 
 async def test_exits_and_failed_restarts_are_logged_by_default(
