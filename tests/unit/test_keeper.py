@@ -21,6 +21,9 @@ from appliance.errors import StartError, StoreError
 from tests.conftest import a_site
 
 
+PROGRAM = "#!/bin/sh\necho up\nexec sleep 600\n"
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "FIRST_DELAY_S", 0.01)
@@ -30,7 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def program(tmp_path: Path) -> Path:
     file = tmp_path / "program"
-    file.write_text("#!/bin/sh\nexec sleep 600\n")
+    file.write_text(PROGRAM)
     file.chmod(0o755)
     return file
 
@@ -51,6 +54,11 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - the state of a process, which no event tells
             await asyncio.sleep(0.005)
+
+
+async def runs(log: Path) -> None:
+    """Wait until the shell has read its script: only then may the script vanish."""
+    await until(lambda: log.exists() and "up" in log.read_text())
 
 
 def kill(children: ChildProcesses) -> None:
@@ -84,7 +92,7 @@ def block_log_folder(program: Path, log: Path) -> None:
 
 def restore(program: Path, log: Path) -> None:
     program.unlink(missing_ok=True)
-    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.write_text(PROGRAM)
     program.chmod(0o755)
     if log.is_dir():
         log.rmdir()
@@ -113,6 +121,7 @@ async def test_a_restart_that_is_impossible_is_reported_and_tried_until_it_works
     log = tmp_path / "log" / "unit.log"
     await children.start(Unit("unit", (str(program),), log, fix="name another"))
     assert children.state("unit").phase == "running"
+    await runs(log)
     break_it(program, log)
     kill(children)
     await until(lambda: len(reported) >= 3)
@@ -166,6 +175,7 @@ async def test_exits_and_failed_restarts_are_logged_by_default(
 ) -> None:
     children = ChildProcesses()
     await children.start(Unit("unit", (str(program),), tmp_path / "log"))
+    await runs(tmp_path / "log")
     vanish(program, tmp_path / "log")
     with caplog.at_level(logging.WARNING):
         kill(children)
