@@ -20,7 +20,6 @@ from appliance.engines.load import ChildControl
 from appliance.errors import StartError, StoreError
 from tests.conftest import a_site
 
-
 PROGRAM = "#!/bin/sh\necho up\nexec sleep 600\n"
 
 
