@@ -2,6 +2,7 @@
 #
 # PYTHON=…       a Python 3.11 or newer (the CPU engine wants 3.11)
 # PORT=…         the gateway's port, 8000 when absent
+# ENGINE_PORT=…  the engine's port on loopback, 8101 when absent
 # ENGINE=fake    no engine: tokens by the clock, named as such in every output
 # MODEL=tiny     leave the model hub alone and make the tiny random model
 # SEEDS="1 2"    the machines that `make test-boot` boots, one a seed
@@ -14,13 +15,18 @@ ENGINE ?= vllm
 MODEL ?= auto
 SEEDS ?= 1 2 3
 export TORCH_INDEX
+# Variables that would make a Python find other modules than those of its environment, or none.
+unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONEXECUTABLE PYTHONUSERBASE PYTHONSTARTUP
+unexport PYTHONINSPECT PYTHONOPTIMIZE
 
 .PHONY: up test test-boot test-network network-table lint fmt lock lock-clients lock-engine verify-wheels options-doc calibrate
 .PHONY: bench clean
 
+PORTS = $(if $(PORT),--port='$(PORT)') $(if $(ENGINE_PORT),--engine-port='$(ENGINE_PORT)')
+
 up:
-	@$(PYTHON) -m appliance.bootstrap --engine $(ENGINE)
-	@exec .venv/bin/appliance up --engine $(ENGINE) --model $(MODEL) $(if $(PORT),--port $(PORT)) $(if $(ONCE),--once)
+	@$(PYTHON) -m appliance.bootstrap --engine $(ENGINE) $(PORTS)
+	@exec .venv/bin/appliance up --engine $(ENGINE) --model $(MODEL) $(PORTS) $(if $(ONCE),--once)
 
 test:
 	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)
@@ -76,4 +82,4 @@ calibrate:
 	.venv/bin/python -m appliance.plan.calibrate
 
 clean:
-	rm -rf .venv .venv-engine .venv-lock var tests/clients/node/node_modules
+	rm -rf .venv .venv-engine .venv-lock var .bootstrap.lock tests/clients/node/node_modules

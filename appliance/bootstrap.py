@@ -2,18 +2,21 @@
 
 Standard library only: it runs under the system's Python before anything is installed. What is already
 installed from the same locks is left alone, so a second run takes a fraction of a second.
+
+One process at a time changes the environments: it holds :data:`LOCK`, and the programs that it starts hold it
+too, so that a run after a killed one begins when the last of them has ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes.util
+import fcntl
 import hashlib
 import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +25,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from appliance import lockfile
+from appliance.errors import REFUSED, StartError, StoreError, UsageError
+from appliance.installer import (
+    inheriting,
+    last_line,
+    pip_environment,
+    plain_environment,
+    start,
+    unwritable,
+)
+from appliance.ports import port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +71,16 @@ class Environment:
         return self.folder / f".installed-{name}"
 
     @property
+    def changing(self) -> Path:
+        """The file that is there while packages are changed, and stays if that is broken off."""
+        return self.folder / ".changing"
+
+    @property
+    def in_use(self) -> Path:
+        """The file that each service that runs from this environment locks for reading."""
+        return self.folder / IN_USE
+
+    @property
     def digest(self) -> str:
         """What the stamp must hold: the lock, and the Python that it was installed for."""
         return fingerprint(self.lock)
@@ -64,7 +89,19 @@ class Environment:
     def ready(self) -> bool:
         """Whether this lock, or a larger one, is installed."""
         mark = self.stamp(self.lock.stem)
-        return self.python.exists() and mark.exists() and mark.read_text() == self.digest
+        whole = self.python.exists() and mark.exists() and not self.changing.exists()
+        return whole and mark.read_text() == self.digest
+
+    @property
+    def whole(self) -> bool:
+        """Whether every lock that was installed here is still what it was: installing can only add packages."""
+        if self.changing.exists() or not self.python.exists():
+            return False
+        stamps = [*self.folder.glob(".installed-*")]
+        locks = {stamp: self.lock.parent / f"{stamp.name.removeprefix('.installed-')}.lock" for stamp in stamps}
+        return bool(stamps) and all(
+            lock.exists() and stamp.read_text() == fingerprint(lock) for stamp, lock in locks.items()
+        )
 
 
 def fingerprint(lock: Path) -> str:
@@ -73,6 +110,12 @@ def fingerprint(lock: Path) -> str:
 
 
 LOCKS = ROOT / "requirements"
+LOCK = ROOT / ".bootstrap.lock"
+"""Held by the process that changes the environments."""
+
+IN_USE = ".in-use"
+"""The file in an environment that a running service locks."""
+
 SERVICE = Environment(ROOT / ".venv", LOCKS / "loadtest.lock", "the appliance")
 TESTS = Environment(ROOT / ".venv", LOCKS / "dev.lock", "the appliance and its tests", covers=("loadtest",))
 ENGINE = Environment(
@@ -85,21 +128,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Set this machine up.")
     parser.add_argument("--tests", action="store_true", help="also what the tests need")
     parser.add_argument("--engine", choices=("vllm", "fake"), default="vllm")
+    # Of no use here; but a mistake in them is worth a sentence before the minutes of an installation, not after.
+    parser.add_argument("--port", help="port that `make up` will get")
+    parser.add_argument("--engine-port", help="port that `make up` will get for its engine")
     args = parser.parse_args(arguments)
     environments = [TESTS if args.tests else SERVICE] + ([ENGINE] if args.engine == "vllm" else [])
     try:
+        for text, name in ((args.port, "PORT"), (args.engine_port, "ENGINE_PORT")):
+            if text is not None:
+                port(text, name)
         check_machine(args.engine)
-        if any(not environment.ready for environment in environments):
-            system_packages(args.engine)
-        for environment in environments:
-            install(environment)
-    except SetupError as error:
+        if not all(environment.ready for environment in environments):
+            with alone():
+                set_up([environment for environment in environments if not environment.ready], args.engine)
+    except (SetupError, StartError, StoreError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+    except OSError as error:
+        print(f"error: {refusal(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     return 0
+
+
+def refusal(error: OSError) -> str:
+    """Return a sentence that names the file, the cause and the fix."""
+    path = Path(error.filename) if isinstance(error.filename, str) else ROOT
+    if error.errno in REFUSED:
+        return str(StoreError.unwritable(path, error))
+    return f"{path}: {error.strerror or error}; `git status` shows whether the checkout is whole"
+
+
+def set_up(environments: Sequence[Environment], engine: str) -> None:
+    """Install ``environments``, which are not ready, and what they need of the system."""
+    if environments:
+        system_packages(engine)
+    for environment in environments:
+        install(environment)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold :data:`LOCK`; wait for another process that holds it, and say so."""
+
+    def waiting(note: lockfile.Note) -> None:
+        print(f"another `make up` is installing here (pid {note.get('pid', 'unknown')}); waiting", flush=True)
+
+    lock = lockfile.wait(LOCK, waiting)
+    try:
+        lock.note()
+        with inheriting(lock.number):
+            yield
+    finally:
+        lock.release()
 
 
 def check_machine(engine: str) -> None:
@@ -137,28 +220,76 @@ def system_packages(engine: str) -> None:
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         raise SetupError(f"missing on this machine: {', '.join(wanted)}; install them (on Debian: sudo {command})")
     with progress(f"installing {' '.join(wanted)} with apt-get"):
-        quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
-        subprocess.run(["apt-get", "update"], check=False, **quiet)  # type: ignore[call-overload]
-        done = subprocess.run(
-            ["apt-get", "install", "-y", "--no-install-recommends", *wanted], check=False, **quiet
-        )  # type: ignore[call-overload]
+        quiet = {**plain_environment(), "DEBIAN_FRONTEND": "noninteractive"}
+        start(["apt-get", "update"], quiet)
+        done = start(["apt-get", "install", "-y", "--no-install-recommends", *wanted], quiet)
     if done.returncode != 0:
-        raise SetupError(f"`{command}` failed; run it by hand and mend what it says")
+        raise SetupError(f"`{command}` failed ({last_line(done.stderr)}); run it by hand and correct the cause")
 
 
 def install(environment: Environment) -> None:
     """Make ``environment`` from its lock, unless it already is."""
     if environment.ready:
         return
-    if environment.folder.exists() and not any(environment.folder.glob(".installed-*")):
-        # Left by a run that was interrupted: nobody knows what is in it.
-        shutil.rmtree(environment.folder)
+    if environment.folder.exists() and not environment.whole:
+        _unused(environment)
+        if environment.changing.exists() or not any(environment.folder.glob(".installed-*")):
+            # A run was broken off: the content is unknown.
+            _remove(environment.folder)
     if not environment.python.exists():
-        made = subprocess.run([sys.executable, "-m", "venv", str(environment.folder)], check=False)
-        if made.returncode != 0:
+        _create(environment)
+    environment.changing.touch()
+    environment.in_use.touch()
+    _install_packages(environment)
+    for name in (environment.lock.stem, *environment.covers):
+        draft = environment.folder / f".{name}.new"
+        draft.write_text(fingerprint(LOCKS / f"{name}.lock"))
+        draft.replace(environment.stamp(name))
+    environment.changing.unlink()
+
+
+def _unused(environment: Environment) -> None:
+    """Raise :class:`SetupError` if a service runs from ``environment``, which is about to lose packages."""
+    try:
+        lock = environment.in_use.open("rb")
+    except FileNotFoundError:
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise SetupError(
-                f"{environment.folder.name} could not be made; on Debian: apt-get install python3-venv"
+                f"{environment.folder} has to be installed anew, and a service runs from it; stop that `make up` "
+                "with Ctrl-C and run the same command again"
+            ) from None
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        # The error names a file without its folder.
+        raise StoreError.unwritable(folder, error) from None
+
+
+def _create(environment: Environment) -> None:
+    """Make an environment that holds pip alone."""
+    # In two steps: in one, venv keeps the reason why pip could not be put there to itself.
+    steps = (
+        [sys.executable, "-m", "venv", "--without-pip", str(environment.folder)],
+        [str(environment.python), "-Im", "ensurepip", "--upgrade", "--default-pip"],
+    )
+    for argv in steps:
+        done = start(argv)
+        if done.returncode != 0:
+            raise SetupError(
+                unwritable(environment.folder, done.stderr)
+                or f"{environment.folder} could not be made ({last_line(done.stderr or done.stdout)}); remove it "
+                f"and run again, or set PYTHON to another Python than {sys.executable}"
             )
+
+
+def _install_packages(environment: Environment) -> None:
     count = sum("==" in line for line in environment.lock.read_text().splitlines())
     pip = [
         str(environment.python),
@@ -175,17 +306,29 @@ def install(environment: Environment) -> None:
     index = os.environ.get("TORCH_INDEX", "")
     if environment is ENGINE and index:
         locked += ["--extra-index-url", index]
+    variables = pip_environment(environment.python)
+    before = _content(environment)
     with progress(f"installing {environment.about}: {count} packages into {environment.folder.name}"):
-        done = subprocess.run(locked, check=False, capture_output=True, text=True)
+        done = start(locked, variables)
     if done.returncode != 0:
-        raise SetupError(explain(environment, done.stderr))
+        if _content(environment) == before:
+            # What was installed before is still whole, and works without a network.
+            environment.changing.unlink()
+        raise SetupError(unwritable(environment.folder, done.stderr) or explain(environment, done.stderr))
     if environment.folder == SERVICE.folder:
         own = [*pip, "--no-deps", "--no-build-isolation", "--no-index", "-e", str(ROOT)]
-        done = subprocess.run(own, check=False, capture_output=True, text=True)
+        done = start(own, variables)
         if done.returncode != 0:
-            raise SetupError(f"the appliance's own package could not be installed: {last_line(done.stderr)}")
-    for name in (environment.lock.stem, *environment.covers):
-        environment.stamp(name).write_text(fingerprint(LOCKS / f"{name}.lock"))
+            raise SetupError(
+                unwritable(environment.folder, done.stderr)
+                or f"the appliance's own package could not be installed: {last_line(done.stderr)}"
+            )
+
+
+def _content(environment: Environment) -> list[tuple[str, int]]:
+    """Return what changes when a package is added, removed or replaced: the times of the folders that hold
+    packages."""
+    return [(str(folder), folder.stat().st_mtime_ns) for folder in environment.folder.glob("lib/*/site-packages")]
 
 
 def explain(environment: Environment, stderr: str) -> str:
@@ -198,13 +341,6 @@ def explain(environment: Environment, stderr: str) -> str:
         "TORCH_INDEX to the address that pytorch.org shows for 'CPU' and run again; without an engine, "
         "`make up ENGINE=fake` shows everything but the model"
     )
-
-
-def last_line(text: str) -> str:
-    """The last line of pip's errors that says something."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("WARNING")]
-    errors = [line for line in lines if line.startswith("ERROR")]
-    return (errors or lines or ["no message"])[-1][:300]
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from appliance import __version__
+from appliance import __version__, textfile
 from appliance.early import INHERITED, end_quietly
-from appliance.errors import ApplianceError, ConfigError, UsageError
+from appliance.errors import REFUSED, ApplianceError, ConfigError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from appliance.config import Site
@@ -52,6 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `appliance plan | head`: the reader has what it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        # A refused write without a name is one to a stream: `appliance keys list > list` on a full disk.
+        unwritable = StoreError.unwritable(Path(error.filename or "/dev/stdout"), error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError):
+            print(f"error: {unwritable}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         if not program:
             raise
@@ -150,7 +159,8 @@ def _add_up(commands: Commands) -> None:
     up = commands.add_parser("up", help="the whole service on this machine, without Nix (what `make up` runs)")
     up.add_argument("--engine", choices=("vllm", "fake"), default="vllm")
     up.add_argument("--model", choices=("auto", "tiny"), default="auto")
-    up.add_argument("--port", type=int, help="port of the gateway")
+    up.add_argument("--port", help="port of the gateway")
+    up.add_argument("--engine-port", metavar="PORT", help="port of the engine; further replicas use those after it")
     up.add_argument("--once", action="store_true", help="end after the smoke test, with its exit code")
     up.add_argument("--engine-python", metavar="PATH", default=".venv-engine/bin/python")
     up.set_defaults(run=_up, long_run=True)
@@ -228,7 +238,7 @@ def _smoke(args: argparse.Namespace) -> int:
     from appliance.stopping import listening
 
     site = load(args.config)
-    key = os.environ.get("APPLIANCE_API_KEY")
+    key = textfile.key(os.environ.get("APPLIANCE_API_KEY", ""), "APPLIANCE_API_KEY")
     if not key:
         raise UsageError("APPLIANCE_API_KEY is not set; make a key with `appliance keys create smoke`")
     with listening() as stop:
@@ -278,15 +288,17 @@ def _models_lock(args: argparse.Namespace) -> int:
 
 
 def _up(args: argparse.Namespace) -> int:
+    from appliance.ports import port
     from appliance.up import Options, up
 
     options = Options(
         config=args.config,
         engine=args.engine,
         model=args.model,
-        port=args.port,
+        port=None if args.port is None else port(args.port, "--port (PORT=)"),
         once=args.once,
         engine_python=Path(args.engine_python).absolute(),
         base=Path.cwd(),
+        engine_port=None if args.engine_port is None else port(args.engine_port, "--engine-port (ENGINE_PORT=)"),
     )
     return up(options)

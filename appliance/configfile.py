@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from appliance import textfile
 from appliance.config import Site
 from appliance.engines.argv import check_options
 from appliance.errors import ConfigError
@@ -43,26 +44,14 @@ def validate(name: str, table: dict[str, Any]) -> Site:
 
 
 def read(path: Path) -> str:
-    """The text of ``path``, or :class:`ConfigError` where it is no configuration's text."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ConfigError(f"{path}: {size} bytes; a site's file has at most {MAX_BYTES}: is it the right file?")
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; examples are in examples/") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder; name the TOML or JSON file in it") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    if b"\0" in raw:
-        line = raw[: raw.index(b"\0")].count(b"\n") + 1
-        raise ConfigError(f"{path}: line {line} holds a NUL byte; save the file as plain text")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}: line {line} is not UTF-8; save the file as UTF-8") from None
+    """Return the text of ``path``; raises :class:`ConfigError` if it cannot be a configuration's text."""
+    return textfile.read(
+        path,
+        missing="no such file; examples are in examples/",
+        folder="name the TOML or JSON file in it",
+        what="a site's file",
+        max_bytes=MAX_BYTES,
+    )
 
 
 def parse(path: Path, text: str) -> dict[str, Any]:

@@ -7,8 +7,11 @@ the gateway). Nothing else in the project decides what an error looks like to a 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
+import pwd
 from pathlib import Path
 
 
@@ -45,20 +48,102 @@ class StoreError(ApplianceError):
 
     @classmethod
     def unwritable(cls, path: Path, error: OSError) -> StoreError:
-        """``path`` cannot be written, for ``error``: what to do depends on which it is."""
-        fix = _WRITING.get(error.errno or 0, f"`df -h {path.parent}` and `journalctl -k` show more")
-        return cls(f"{path} cannot be written ({error.strerror or error}); {fix}")
+        """Return the error for ``path``, which cannot be written: the cause and its fix."""
+        return cls(f"{path} cannot be written ({error.strerror or error}); {write_fix(path, error.errno)}")
+
+    @classmethod
+    def unreadable(cls, path: Path, error: OSError) -> StoreError:
+        """Return the error for ``path``, which cannot be read because of ``error``."""
+        return cls(f"{path} cannot be read ({error.strerror or error}); {write_fix(path, error.errno)}")
+
+
+REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO})
+"""The reasons for which a file cannot be written (errno(3))."""
+
+
+def write_fix(path: Path, number: int | None) -> str:
+    """Return what to do about errno ``number`` at ``path``, as half a sentence.
+
+    Standard library only and without an error of its own: the bootstrap uses it, and it runs while another error is
+    being reported.
+    """
+    if number in (errno.EACCES, errno.EPERM):
+        return _permission_fix(path)
+    return _WRITING.get(number or 0, f"`df -h {existing(path)}` and `journalctl -k` show more")
+
+
+def _permission_fix(path: Path) -> str:
+    """Name the owner of what refuses the access, and the command that gives it to this user."""
+    place, user = existing(path), os.geteuid()
+    # An accessible file that cannot be replaced or created anew is refused by its folder.
+    if not place.is_dir() and os.access(place, os.R_OK | os.W_OK):
+        place = place.parent
+    owner = _owner(place)
+    if user == 0:
+        return f"even root may not: `lsattr -d {place}` and `findmnt -T {place}` show why"
+    if owner == user:
+        return f"its permissions forbid it: `chmod -R u+rwX {place}`"
+    # `sudo make up` leaves a whole tree to root: name the tree and not its files, or each gets an error of its own.
+    if not place.is_dir() and _owner(place.parent) == owner:
+        place = place.parent
+    mine = False
+    for child, parent in zip([place, *place.parents], place.parents, strict=False):
+        if _owner(parent) == user:
+            place, mine = child, True
+            break
+    whose = f"{place} belongs to {_name(owner)}, and this runs as {_name(user)}"
+    if not mine and _of_the_system(place):
+        return f"{whose}: choose another place, or run as {_name(owner)}"
+    return f"{whose}: `sudo chown -R {_name(user)} {place}`, or run as {_name(owner)}"
+
+
+def _of_the_system(folder: Path) -> bool:
+    """Whether ``folder`` is one that a system cannot give to a user."""
+    top, *rest = [*folder.parts[1:], ""]
+    return (
+        len(rest) <= 1
+        or top in ("boot", "dev", "etc", "nix", "proc", "sys", "usr")
+        or (top == "var" and len(rest) <= 2)
+    )
+
+
+def _owner(path: Path) -> int:
+    """Return the uid of the owner of ``path``, which exists; root's if a parent folder hides it."""
+    try:
+        return path.stat().st_uid
+    except OSError:
+        return 0
+
+
+def existing(path: Path) -> Path:
+    """Return ``path``, or its nearest ancestor that exists."""
+    for place in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            if place.exists():
+                return place
+    return Path("/")
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
 
 
 _WRITING = {
     errno.ENOSPC: "free space on its disk",
     errno.EDQUOT: "free space on its disk",
     errno.EROFS: "its disk is read-only: `journalctl -k` says why, `mount -o remount,rw` ends it",
-    errno.EACCES: "run as root",
-    errno.EPERM: "run as root",
     errno.EIO: "its disk is failing: `journalctl -k`, then exchange it",
+    errno.ENOTDIR: "a file has the name of a folder on this path: move it away",
+    errno.EEXIST: "a file has the name of a folder on this path: move it away",
+    errno.EISDIR: "a folder has this name: move it away",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine: raise fs.file-max",
 }
-"""What mends a refused write, by its reason (errno(3))."""
+"""The fix for a refused write by its reason (errno(3))."""
 
 
 class LoaderError(ApplianceError):

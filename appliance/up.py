@@ -12,17 +12,19 @@ import os
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 
+from appliance import files, lockfile, textfile
+from appliance.bootstrap import IN_USE
 from appliance.config import Site
-from appliance.configfile import load, parse, read
-from appliance.engines.argv import Replica, replicas
+from appliance.configfile import parse, read, validate
+from appliance.engines.argv import Replica, command, replicas
 from appliance.engines.control import ChildProcesses, Unit
 from appliance.engines.health import CANARY_TIMEOUT_S, canary, canary_passed
 from appliance.errors import ConfigError, EngineUnavailableError, RequestError, StartError
@@ -39,13 +41,21 @@ from loadtests.report import Report
 POLL_S = 0.5
 REMIND_S = 20.0
 GATEWAY_START_S = 30.0
+LOCK = ".lock"
+"""The file in the data folder that the service locks for as long as it runs."""
+SITE = "site.json"
+RUNNING = "running.json"
+"""The configuration that the gateway of this service reads, also after a crash."""
 INTERRUPTED = 130
 """The shell's exit code of a command that Ctrl-C ended before it was done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line asks for. ``base`` is where relative paths begin."""
+    """What the command line asks for. ``base`` is where relative paths begin.
+
+    ``engine_port`` is the port of the first replica; the others follow it.
+    """
 
     config: Path
     engine: str
@@ -54,6 +64,15 @@ class Options:
     once: bool
     engine_python: Path
     base: Path
+    engine_port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What happened to the children: exit codes of those that ended, reasons of those that cannot be restarted."""
+
+    died: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def up(options: Options) -> int:
@@ -78,12 +97,20 @@ async def _guarded(options: Options) -> int:
 
 
 async def _run(options: Options, console: Console) -> int:
+    """Check what the person wrote, take the data folder, check the ports; write only then."""
     table = parse(options.config, read(options.config))
-    port = options.port or table.get("gateway", {}).get("port", 8000)
-    other = f"`make up PORT={port + 1}`, or another gateway.port in {options.config}"
-    bind(table.get("gateway", {}).get("host", "127.0.0.1"), port, other).close()
-    data = options.base / table.get("gateway", {}).get("data_dir", "var")
+    given = validate(str(options.config), table)
+    table = on_ports(table, given, options)
+    given = validate(str(options.config), table)
+    if len({engine.model for engine in given.engines.values()}) != 1:
+        raise ConfigError(f"{options.config}: `make up` serves one model; give all engines the same `model`")
+    data = given.data_path(options.base)
+    with _alone(data, given, options) as lock:
+        await _free_ports(console, given, options, lock)
+        return await _prepared(options, console, table, given.gateway.port, data)
 
+
+async def _prepared(options: Options, console: Console, table: dict[str, Any], port: int, data: Path) -> int:
     prepared: Prepared | None = None
     if options.engine == "fake":
         console.print("[bold yellow]FAKE ENGINE[/]: no model runs here; tokens come by the clock (ENGINE=fake)")
@@ -92,12 +119,11 @@ async def _run(options: Options, console: Console) -> int:
             prepared = await prepare(options.model, options.engine_python, data, say)
         console.print(prepared.notice, style="bold yellow" if "TINY" in prepared.notice else "")
 
-    config = write_site(table, options, prepared, port, data)
-    site = load(config)
-    died: dict[str, int] = {}
-    children = ChildProcesses(on_exit=died.__setitem__)
+    site, config = write_site(table, options, prepared, port, data)
+    events = Events()
+    children = ChildProcesses(events.died.__setitem__, events.failed.__setitem__)
     try:
-        return await _serve(options, console, site, config, children, died)
+        return await _serve(options, console, site, config, children, events)
     finally:
         await _stopped(children)
 
@@ -115,32 +141,96 @@ async def _stopped(children: ChildProcesses) -> None:
         raise asyncio.CancelledError
 
 
+@contextlib.contextmanager
+def _alone(data: Path, site: Site, options: Options) -> Iterator[lockfile.Lock]:
+    """Hold the lock of the data folder and use the environments that the service runs from.
+
+    Raises :class:`StartError` if a service runs in the folder, or an installation changes an environment.
+    """
+    files.make_folder(data)
+    url = f"http://{site.gateway.host}:{site.gateway.port}"
+    try:
+        lock = lockfile.take(data / LOCK)
+    except lockfile.HeldError as held:
+        pid, there = held.note.get("pid", "unknown"), held.note.get("url", "not yet serving")
+        raise StartError(
+            f"a service already runs in {data} (pid {pid}, {there}); it is left as it is: stop it with Ctrl-C or "
+            f"`kill {pid}`, or choose another gateway.data_dir in {options.config}"
+        ) from None
+    try:
+        lock.note(url=url)
+        with contextlib.ExitStack() as used:
+            engine = [options.engine_python.parent.parent] if options.engine == "vllm" else []
+            for folder in (Path(sys.prefix), *engine):
+                try:
+                    number = lockfile.share(folder / IN_USE)
+                except lockfile.HeldError:
+                    raise StartError(f"an installation changes {folder}; run again when it has ended") from None
+                if number is not None:
+                    used.callback(os.close, number)
+            yield lock
+    finally:
+        lock.release()
+
+
+async def _free_ports(console: Console, site: Site, options: Options, lock: lockfile.Lock) -> None:
+    """Check that all ports are free: another program's engine on our port would answer in the place of ours.
+
+    Raises :class:`StartError` that names the taken port and how to choose another. After a run that was killed,
+    wait for its children first: the kernel has asked them to end.
+    """
+    port = site.gateway.port
+    other = f"`make up PORT={port + 1 if port < 65535 else 8000}`, or another gateway.port in {options.config}"
+    wanted = [(site.gateway.host, port, other, site.gateway.drain_timeout_s)]
+    for replica in replicas(site):
+        other = f"another `port` of engines.{replica.name} in {options.config}, or `make up ENGINE_PORT=…`"
+        wanted.append(("127.0.0.1", replica.port, other, replica.engine.shutdown_timeout_s))
+    if lock.left:
+        console.print(f"an earlier run here was killed (pid {lock.left.get('pid', 'unknown')})")
+    began = time.monotonic()
+    for host, number, instead, patience_s in wanted:
+        while True:
+            try:
+                bind(host, number, instead).close()
+                break
+            except StartError:
+                if not lock.left or time.monotonic() > began + patience_s + 10.0:
+                    raise
+            await asyncio.sleep(POLL_S)
+
+
 async def _serve(
     options: Options,
     console: Console,
     site: Site,
     config: Path,
     children: ChildProcesses,
-    died: dict[str, int],
+    events: Events,
 ) -> int:
     folder = site.data_path(options.base)
     logs = folder / "log"
-    own = [sys.executable, "-m", "appliance"]
     for replica in replicas(site):
-        # Somebody else's engine on our port would answer in the place of ours.
-        bind("127.0.0.1", replica.port, f"another `port` of engines.{replica.name} in {options.config}").close()
-        argv = (*own, "engine", "exec", replica.name, "--config", str(config))
-        log = logs / f"engine-{replica.name}.log"
-        stop_s = replica.engine.shutdown_timeout_s + 10.0
-        await children.start(Unit(f"engine-{replica.name}", argv, log, stop_timeout_s=stop_s))
+        # Its command is built once, from the site in memory: after a crash the same engine starts again, whatever
+        # has become of the file.
+        built = command(site, replica, options.base)
+        unit = Unit(
+            f"engine-{replica.name}",
+            built.argv,
+            logs / f"engine-{replica.name}.log",
+            built.environment,
+            stop_timeout_s=replica.engine.shutdown_timeout_s + 10.0,
+            fix=f"name the engine's Python or binary in engines.{replica.name}.command of {options.config}",
+        )
+        await children.start(unit)
         async with _step(console, f"starting {_describe(replica)} on 127.0.0.1:{replica.port}"):
-            await first_token(site, replica, log, died)
+            await first_token(site, replica, unit.log, events.died)
         console.print(f"engine {replica.name} generated its first token")
 
     # Before the gateway starts, so that it knows both keys from its first request.
     keys = KeyStore(folder)
     own_key, key = _own_key(keys, folder), keys.create("smoke")
     url = f"http://{site.gateway.host}:{site.gateway.port}"
+    own = [sys.executable, "-m", "appliance"]
     stop_s = site.gateway.drain_timeout_s + 10.0
     gateway = Unit(
         "gateway", (*own, "gateway", "--config", str(config)), logs / "gateway.log", stop_timeout_s=stop_s
@@ -150,7 +240,7 @@ async def _serve(
     try:
         await children.start(gateway)
         async with _step(console, f"starting the gateway on {url}"):
-            await _until_ready(site, logs / "gateway.log", died)
+            await _until_ready(site, logs / "gateway.log", events.died)
         async with _step(console, f"smoke test: {load}"):
             report = await _smoke(site, url, key, model, folder)
     finally:
@@ -160,9 +250,9 @@ async def _serve(
     if options.once:
         return report.exit_code
     _invite(console, url, model, own_key, logs)
-    died.clear()
+    events.died.clear()
     try:
-        await _watch(console, died, logs)
+        await _watch(console, events, logs)
     except asyncio.CancelledError:
         # The ordinary end of a service that came up: the caller stops the children and reports no failure.
         return 0
@@ -183,26 +273,43 @@ async def _smoke(site: Site, url: str, key: str, model: str, folder: Path) -> Re
         raise
 
 
-async def _watch(console: Console, died: dict[str, int], logs: Path) -> NoReturn:
-    """Serve until cancelled; say when a part ended by itself and was restarted."""
+async def _watch(console: Console, events: Events, logs: Path) -> NoReturn:
+    """Serve until cancelled; report each part that ended by itself, and each restart that failed."""
     while True:
         await asyncio.sleep(POLL_S)
-        for name, code in [*died.items()]:
-            del died[name]
+        for name in [*events.died]:
+            code = events.died.pop(name)
             console.print(f"[red]{name} ended with code {code}[/]; starting it again, see {logs / name}.log")
+        for name in [*events.failed]:
+            reason = events.failed.pop(name)
+            console.print(f"{name} cannot be restarted: {reason}", style="red", markup=False, soft_wrap=True)
 
 
-def write_site(table: dict[str, Any], options: Options, prepared: Prepared | None, port: int, data: Path) -> Path:
-    """The configuration that really runs: the given one with the model that is here; the file it is in.
+def on_ports(table: dict[str, Any], site: Site, options: Options) -> dict[str, Any]:
+    """Return ``table``, which describes ``site``, with the ports of ``options``."""
+    table = json.loads(json.dumps(table))
+    if options.port is not None:
+        table.setdefault("gateway", {})["port"] = options.port
+    following = options.engine_port
+    for name, engine in site.engines.items():
+        if following is not None:
+            table["engines"][name]["port"] = following
+            following += engine.replicas
+    return table
 
-    The model is renamed to what it is, everywhere: nobody shall take a tiny random model, or a fake engine,
-    for Qwen.
+
+def write_site(
+    table: dict[str, Any], options: Options, prepared: Prepared | None, port: int, data: Path
+) -> tuple[Site, Path]:
+    """Write the configuration that really runs: the given one with the model that is here.
+
+    ``table`` is a valid site of one model. Returns the result with the file that the gateway reads. The model is
+    renamed to what it is, everywhere, so that no client takes a tiny random model, or a fake engine, for Qwen.
+    Raises :class:`ConfigError` before anything is written.
     """
     table = json.loads(json.dumps(table))
     table.setdefault("gateway", {}).update(port=port, data_dir=str(data.absolute()))
-    engines: dict[str, dict[str, Any]] = table.get("engines", {})
-    if len({engine.get("model") for engine in engines.values()}) != 1:
-        raise ConfigError(f"{options.config}: `make up` serves one model; give all engines the same `model`")
+    engines: dict[str, dict[str, Any]] = table["engines"]
     old = next(iter(engines.values()))["model"]
     new = "fake" if prepared is None else prepared.name
     source = str(data.absolute()) if prepared is None else str(prepared.folder.absolute())
@@ -219,10 +326,13 @@ def write_site(table: dict[str, Any], options: Options, prepared: Prepared | Non
     for role in table.get("roles", {}).values():
         if role.get("model") == old:
             role["model"] = new
-    data.mkdir(parents=True, exist_ok=True)
-    path = data / "site.json"
-    path.write_text(json.dumps(table, indent=2))
-    return path
+    site = validate(str(data / SITE), table)
+    text = json.dumps(table, indent=2)
+    # Two files: people and other programs may edit the first one, and a gateway that crashes must come back with
+    # the configuration that it was started with.
+    for name in (SITE, RUNNING):
+        files.replace(data / name, text)
+    return site, data / RUNNING
 
 
 async def first_token(site: Site, replica: Replica, log: Path, died: dict[str, int]) -> None:
@@ -236,6 +346,8 @@ async def first_token(site: Site, replica: Replica, log: Path, died: dict[str, i
                     reason = f"ended with code {died[unit]}: {tail(log)}"
                     raise StartError(f"engine {replica.name} {reason}; its log is {log}")
                 await asyncio.wait([asking], timeout=POLL_S)
+            # An error of its own must not pass for a token.
+            asking.result()
     except TimeoutError:
         reason = f"generated no token within {replica.engine.start_timeout_s} s ({said[-1]})"
         raise StartError(f"engine {replica.name} {reason}; its log is {log}") from None
@@ -290,7 +402,8 @@ async def _status(host: str, port: int, path: str) -> int:
 
 def tail(log: Path) -> str:
     """The last line of ``log`` that looks like the cause."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    text = (files.read(log) or b"").decode("utf-8", "replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     # An engine core that fails is reported by its own process first, then by those that waited for it.
     causes = [line for line in lines if re.search(r"Error|error: ", line) and "root cause above" not in line]
     return (causes or lines or ["it said nothing"])[-1][-300:]
@@ -299,11 +412,11 @@ def tail(log: Path) -> str:
 def _own_key(keys: KeyStore, folder: Path) -> str:
     """The person's own key: made at the first run, kept readable for him alone."""
     path = folder / "key"
-    if path.exists():
-        return path.read_text().strip()
+    found = files.read(path)
+    if found is not None and (known := textfile.key(textfile.decode(found, str(path)), str(path))):
+        return known
     key = keys.create("me")
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(key + "\n")
+    files.replace(path, key + "\n", mode=0o600)
     return key
 
 

@@ -13,6 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from appliance import textfile
 from appliance.config import LoadTest, Site, Slo
 from appliance.configfile import load
 from appliance.errors import ApplianceError, UnprovenError, UsageError
@@ -187,10 +188,8 @@ def _baseline(args: argparse.Namespace, scenario: Scenario, parameters: Paramete
     if args.baseline is None:
         return None
     try:
-        before = Report.from_json(args.baseline.read_bytes())
-    except OSError as error:
-        raise UsageError(f"--baseline {args.baseline}: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        before = Report.from_json(textfile.read(args.baseline, name=f"--baseline {args.baseline}").encode())
+    except msgspec.DecodeError:
         raise UsageError(f"--baseline {args.baseline}: no report of `appliance loadtest --json`") from None
     if before.exit_code == INVALID:
         raise UsageError(f"--baseline {args.baseline}: that run was invalid; take one that was not")
@@ -237,16 +236,11 @@ def _where(
 def _keys(args: argparse.Namespace) -> tuple[str, ...]:
     """The keys of the run; one empty key for none, which only another server than our gateway may take."""
     if args.keys is not None:
-        try:
-            keys = tuple(args.keys.read_text().split())
-        except OSError as error:
-            raise UsageError(f"--keys {args.keys}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise UsageError(f"--keys {args.keys}: it is not a text file; give one key a line") from None
+        keys = textfile.keys(args.keys, name=f"--keys {args.keys}")
         if not keys:
             raise UsageError(f"--keys {args.keys}: there is no key in it")
-        return keys
-    key = os.environ.get("APPLIANCE_API_KEY", "").strip()
+        return tuple(keys)
+    key = textfile.key(os.environ.get("APPLIANCE_API_KEY", ""), "APPLIANCE_API_KEY")
     if not key and args.url is None:
         raise UsageError("APPLIANCE_API_KEY is not set; make a key with `appliance keys create loadtest`")
     return (key,)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import uvicorn
 
+from appliance import textfile
 from appliance.admin.app import make_app
 from appliance.config import Site
-from appliance.errors import StartError, UsageError
+from appliance.errors import UsageError
 from appliance.gateway.serve import bind
 
 CREDENTIAL = "admin-token"
@@ -43,10 +44,9 @@ def read_token() -> str:
             f"there is no admin token; put at least 16 characters into a file and name it in {VARIABLE}, "
             f"or give the unit a credential {CREDENTIAL}"
         )
-    try:
-        token = Path(named).read_text().strip()
-    except OSError as error:
-        raise StartError(f"{named}: the admin token cannot be read ({error.strerror})") from None
+    token = textfile.key(
+        textfile.read(Path(named), missing="No such file or directory; put the admin token into it"), named
+    )
     if not TOKEN.fullmatch(token):
         raise UsageError(
             f"{named}: an admin token has 16 to 512 printable characters; `openssl rand -hex 32` makes one"

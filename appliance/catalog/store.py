@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from appliance import textfile
 from appliance.catalog.cards import Card, Cpu
 from appliance.catalog.shape import Attention, LinearAttention, Mla, Moe, Shape
 from appliance.errors import ConfigError, UsageError
@@ -69,8 +70,8 @@ def models(extra: Path | None = None) -> dict[str, Shape]:
     known = dict(shipped_models())
     if extra is not None:
         try:
-            table = tomllib.loads(extra.read_text("utf-8-sig"))["models"]
-        except (OSError, tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError) as error:
+            table = tomllib.loads(textfile.read(extra))["models"]
+        except (tomllib.TOMLDecodeError, KeyError) as error:
             raise ConfigError(
                 f"{extra}: is no catalogue ({error}); write it with `appliance catalog add-model`"
             ) from None

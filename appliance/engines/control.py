@@ -10,15 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
+import logging
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from appliance.errors import StartError
+from appliance import files
+from appliance.errors import StartError, StoreError
+
+LOG = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal this process gets when its parent dies; survives execve."""
@@ -33,23 +39,33 @@ HEALTHY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One process to keep: what to run, where its output goes, how long it may take to stop."""
+    """One process to keep: what to run, where its output goes, how long it may take to stop.
+
+    ``fix`` is what to suggest if its program cannot be run.
+    """
 
     name: str
     argv: tuple[str, ...]
     log: Path
     environment: dict[str, str] = field(default_factory=dict)
     stop_timeout_s: float = 10.0
+    fix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitState:
-    """``running``, ``restarting`` or ``stopped``; how often it was restarted; its last exit code."""
+    """State of one unit.
+
+    ``phase`` is ``running``, ``restarting`` or ``stopped``, or ``failed`` if the supervisor cannot restart it any
+    more. ``restarts`` counts the restarts that succeeded. ``error`` is the reason why the last restart failed,
+    empty if it succeeded.
+    """
 
     phase: str
     pid: int | None
     restarts: int
     exit_code: int | None
+    error: str = ""
 
 
 class Supervisor(Protocol):
@@ -73,20 +89,36 @@ class _Child:
     restarts: int = 0
     exit_code: int | None = None
     stopping: bool = False
+    error: str = ""
 
 
 class ChildProcesses:
-    """A :class:`Supervisor` whose units are children of this process."""
+    """A :class:`Supervisor` whose units are children of this process.
 
-    def __init__(self, on_exit: Callable[[str, int], None] | None = None) -> None:
+    ``on_exit`` gets the name and the exit code of each unit that ended by itself, ``on_error`` the name of each
+    unit that could not be restarted and the reason with the delay of the next attempt. Both are logged by
+    default.
+    """
+
+    def __init__(
+        self,
+        on_exit: Callable[[str, int], None] | None = None,
+        on_error: Callable[[str, str], None] | None = None,
+    ) -> None:
         self._children: dict[str, _Child] = {}
-        self._on_exit = on_exit or (lambda _name, _code: None)
+        self._on_exit = on_exit or _log_exit
+        self._on_error = on_error or _log_error
 
     async def start(self, unit: Unit) -> None:
-        """Run ``unit``; raises :class:`StartError` when it cannot be run at all."""
-        child = _Child(unit, await _spawn(unit.argv, unit.log, unit.environment))
+        """Run ``unit``.
+
+        Raises :class:`StartError` if its program cannot be run and :class:`StoreError` if its log cannot be
+        written.
+        """
+        child = _Child(unit, await _spawn(unit.argv, unit.log, unit.environment, fix=unit.fix))
         self._children[unit.name] = child
         child.keeper = asyncio.create_task(self._keep(child))
+        child.keeper.add_done_callback(lambda keeper: self._kept(child, keeper))
 
     async def stop(self, name: str) -> None:
         """SIGTERM to the unit's process group, SIGKILL to whatever of it outlives ``stop_timeout_s``."""
@@ -112,9 +144,10 @@ class ChildProcesses:
         """How a unit is."""
         child = self._children[name]
         alive = child.process.returncode is None
-        phase = "running" if alive else "stopped" if child.stopping else "restarting"
+        kept = child.keeper is not None and not child.keeper.done()
+        phase = "running" if alive else "stopped" if child.stopping else "restarting" if kept else "failed"
         pid = child.process.pid if alive else None
-        return UnitState(phase, pid, child.restarts, child.exit_code)
+        return UnitState(phase, pid, child.restarts, child.exit_code, child.error)
 
     async def _keep(self, child: _Child) -> None:
         delay = FIRST_DELAY_S
@@ -126,21 +159,52 @@ class ChildProcesses:
             self._on_exit(child.unit.name, child.exit_code)
             delay = FIRST_DELAY_S if time.monotonic() - began > HEALTHY_S else min(delay * 2, LAST_DELAY_S)
             await asyncio.sleep(delay)
-            child.restarts += 1
-            child.process = await _spawn(child.unit.argv, child.unit.log, child.unit.environment)
+            while not await self._restarted(child, following := min(delay * 2, LAST_DELAY_S)):
+                delay = following
+                await asyncio.sleep(delay)
+
+    async def _restarted(self, child: _Child, next_s: float) -> bool:
+        """Run the unit again; if that is impossible now, report why and that it is tried again in ``next_s``."""
+        unit = child.unit
+        try:
+            child.process = await _spawn(unit.argv, unit.log, unit.environment, fix=unit.fix)
+        except (StartError, StoreError) as error:
+            child.error = str(error)
+            self._on_error(unit.name, f"{error}; the next attempt is in {next_s:g} s")
+            return False
+        child.restarts += 1
+        child.error = ""
+        return True
+
+    def _kept(self, child: _Child, keeper: asyncio.Task[None]) -> None:
+        """Report a keeper that ended by an error of its own: its unit is not restarted any more."""
+        if keeper.cancelled() or (error := keeper.exception()) is None:
+            return
+        child.error = f"the supervisor failed ({error!r}) and does not restart it any more; restart the service"
+        LOG.error("%s: the supervisor failed", child.unit.name, exc_info=error)
+        self._on_error(child.unit.name, child.error)
+
+
+def _log_exit(name: str, code: int) -> None:
+    LOG.warning("%s ended with code %d and is restarted", name, code)
+
+
+def _log_error(name: str, reason: str) -> None:
+    LOG.error("%s cannot be restarted: %s", name, reason)
 
 
 async def _spawn(
-    argv: Sequence[str], log: Path, environment: dict[str, str], *, session: bool = True
+    argv: Sequence[str], log: Path, environment: dict[str, str], *, session: bool = True, fix: str = ""
 ) -> asyncio.subprocess.Process:
     """A child that leads its own process group, writes to ``log`` and does not outlive us.
 
     With ``session`` it leads a session as well, which the kernel gives a share of the processor of its own.
+    Raises :class:`StartError` if it cannot be run and :class:`StoreError` if ``log`` cannot be written.
     """
+    fix = fix or FIX
     own: dict[str, Any] = {"start_new_session": True} if session else {"process_group": 0}
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
+    with files.open_log(log) as output:
+        try:
             return await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -150,9 +214,24 @@ async def _spawn(
                 preexec_fn=die_with_parent,
                 **own,
             )
-    except OSError as error:
-        message = f"{argv[0]} cannot be run ({error.strerror})"
-        raise StartError(f"{message}; run `make up`, which sets up what is missing") from error
+        except OSError as error:
+            message = f"{argv[0]} cannot be run ({error.strerror})"
+            raise StartError(f"{message}; {_FIXES.get(error.errno or 0, fix)}") from error
+        except (ValueError, subprocess.SubprocessError) as error:
+            raise StartError(f"{argv[0]} cannot be run ({error}); {fix}") from error
+
+
+FIX = "run `make up`, which sets up what is missing"
+"""The fix for a program that is not there."""
+
+_FIXES = {
+    errno.EAGAIN: "too many processes run: raise `ulimit -u`, or end some",
+    errno.ENOMEM: "free some memory",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine: raise fs.file-max",
+    errno.E2BIG: "shorten its arguments or its environment",
+}
+"""The fix for other refusals of fork(2) and execve(2)."""
 
 
 async def run_step(argv: Sequence[str], *, log: Path, environment: dict[str, str] | None = None) -> int:

@@ -35,9 +35,11 @@ def canary_passed(status: int, body: bytes) -> bool:
     if not isinstance(answer, dict):
         return False
     usage = answer.get("usage")
-    if isinstance(usage, dict) and (usage.get("completion_tokens") or 0) >= 1:
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    if isinstance(tokens, int) and tokens >= 1:
         return True
     rows, results = answer.get("data"), answer.get("results")
     if isinstance(results, list) and results:
         return isinstance(results[0], dict) and "relevance_score" in results[0]
-    return isinstance(rows, list) and bool(rows) and bool(rows[0].get("embedding"))
+    row = rows[0] if isinstance(rows, list) and rows else None
+    return isinstance(row, dict) and bool(row.get("embedding"))

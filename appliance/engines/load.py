@@ -9,7 +9,7 @@ from typing import Protocol
 from appliance.config import Site
 from appliance.engines.argv import command, find
 from appliance.engines.control import ChildProcesses, Unit
-from appliance.errors import StartError
+from appliance.errors import StartError, StoreError
 
 
 class EngineControl(Protocol):
@@ -46,7 +46,11 @@ class ChildControl:
         unit = Unit(
             replica, built.argv, log, built.environment, stop_timeout_s=one.engine.shutdown_timeout_s + 10.0
         )
-        await self._processes.start(unit)
+        try:
+            await self._processes.start(unit)
+        except StoreError as error:
+            # Its log cannot be written: to whoever loads the engine, a start that failed like any other.
+            raise StartError(str(error)) from error
         self._started.add(replica)
 
     async def stop(self, replica: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance import textfile
 from appliance.errors import ConfigError, StoreError
 
 LINE = re.compile(
@@ -42,10 +43,9 @@ class Entry:
 
 def read(lock: Path) -> list[Entry]:
     """The entries of ``lock``; raises :class:`ConfigError` that names the first line that is none."""
-    try:
-        text = lock.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{lock}: cannot be read ({error}); write it with `appliance models lock`") from error
+    text = textfile.read(
+        lock, missing="cannot be read (No such file or directory); write it with `appliance models lock`"
+    )
     entries = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line or line.startswith("#"):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from appliance import files
 from appliance.engines.control import run_step
 from appliance.errors import StartError
 from appliance.proxy import is_loopback, opener
@@ -43,7 +44,8 @@ async def prepare(choice: str, python: Path, data: Path, say: Callable[[str], No
     """The model to serve. ``choice``: ``auto``, or ``tiny`` to leave the hub alone.
 
     ``python`` is the engine's interpreter, ``data`` the folder for models and logs, ``say`` tells the person
-    what takes long. Raises :class:`StartError` when not even the tiny model can be made.
+    what takes long. Raises :class:`StartError` when not even the tiny model can be made, :class:`StoreError` when
+    ``data`` cannot be written.
     """
     if choice == "auto":
         real = data / "models" / "Qwen3-0.6B"
@@ -59,8 +61,7 @@ async def prepare(choice: str, python: Path, data: Path, say: Callable[[str], No
 
 def is_verified(folder: Path) -> bool:
     """Whether an earlier run downloaded this revision into ``folder`` and checked its weights."""
-    mark = folder / ".verified"
-    return mark.exists() and mark.read_text() == f"{REVISION} {WEIGHTS_SHA256}\n"
+    return files.read(folder / ".verified") == f"{REVISION} {WEIGHTS_SHA256}\n".encode()
 
 
 def hub_answers() -> bool:
@@ -81,9 +82,12 @@ async def _download(python: Path, folder: Path, data: Path) -> bool:
     straight = {"NO_PROXY": host, "no_proxy": host} if is_loopback(host) else {}
     try:
         async with asyncio.timeout(DOWNLOAD_TIMEOUT_S):
-            return await run_step(argv, log=data / "log" / "model.log", environment=straight) == 0
+            code = await run_step(argv, log=data / "log" / "model.log", environment=straight)
     except TimeoutError:
         return False
+    if code != 0:
+        files.require_room(folder)
+    return code == 0
 
 
 async def _tiny(python: Path, data: Path) -> Prepared:
@@ -99,10 +103,11 @@ async def _tiny(python: Path, data: Path) -> Prepared:
             environment={"HF_HUB_OFFLINE": "1"},
         )
         if code != 0:
+            files.require_room(making)
             raise StartError(
                 f"the tiny model could not be made (exit code {code}); see {data / 'log' / 'model.log'}"
             )
-        making.rename(folder)
+        files.move(making, folder)
     notice = (
         "TINY RANDOM MODEL: the model hub does not answer from here, or MODEL=tiny was asked for. This is a "
         "two-layer Qwen3 with random weights: the path from client to engine is real, the answers are noise."

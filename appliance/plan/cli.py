@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from appliance import configfile
+from appliance import configfile, textfile
 from appliance.catalog import store
 from appliance.catalog.shape import Shape
 from appliance.config import Site
@@ -184,7 +184,7 @@ def _write(path: Path, site: Site, found: Answer) -> None:
         plan = next((other for other, _ in found.advice.alternatives if other.writable), plan)
     if path.suffix == ".json":
         raise UsageError(f"{path} is rendered by Nix; put the engines into the NixOS options instead")
-    text = write.replace_engines(path.read_text("utf-8-sig"), write.engines_section(plan, site))
+    text = write.replace_engines(textfile.read(path), write.engines_section(plan, site))
     configfile.validate(f"{path} (not written)", configfile.parse(path, text))
     _save(path, text)
     sys.stderr.write(f"{path}: engines are now {plan.title}\n")
@@ -318,9 +318,9 @@ def _add_model(args: argparse.Namespace) -> int:
 def _append(path: Path, shape: Shape) -> None:
     text = ""
     if path.exists():
-        if shape.name in store.models(path) and f'[models."{shape.name}"]' in path.read_text("utf-8-sig"):
+        if shape.name in store.models(path) and f'[models."{shape.name}"]' in textfile.read(path):
             raise UsageError(f"{path}: already holds {shape.name}; remove its table first")
-        text = path.read_text("utf-8-sig").rstrip("\n") + "\n\n"
+        text = textfile.read(path).rstrip("\n") + "\n\n"
     _save(path, text + store.dump_model(shape))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from appliance.errors import StoreError
+from appliance.errors import StoreError, existing, write_fix
 from appliance.store import legacy
 from appliance.store.schema import REVISION, REVISIONS
 
@@ -42,15 +44,64 @@ def open_database(folder: Path, url: str | None = None) -> Engine:
             engine.dispose()
             raise
     except (OSError, sqlite3.Error, SQLAlchemyError) as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        fix = (
-            "check the folder and its owner"
-            if url is None
-            else "check that PostgreSQL runs and that PGPASSFILE holds the password"
-        )
-        raise StoreError(f"{where}: cannot be opened ({first}); {fix}") from error
+        fix = "check that PostgreSQL runs and that PGPASSFILE holds the password"
+        if url is None:
+            fix = _fix(folder / FILE, error) or "check the folder and its owner"
+        raise StoreError(f"{where}: cannot be opened ({_first(error)}); {fix}") from error
     return engine
+
+
+def refused(error: SQLAlchemyError, engine: Engine) -> StoreError:
+    """Return the error for a statement that the database of ``engine`` refused: which, why, and the fix."""
+    if engine.dialect.name == "sqlite":
+        path = Path(engine.url.database or FILE)
+        where, fix = str(path), _fix(path, error) or "check the file and its disk"
+    else:
+        where, fix = make_safe(str(engine.url)), "check that it runs and has room"
+    return StoreError(f"{where}: the database refuses ({_first(error)}); {fix}")
+
+
+def _cause(error: Exception) -> BaseException:
+    return error.orig or error if isinstance(error, DBAPIError) else error
+
+
+def _first(error: Exception) -> str:
+    """Return the first line of what the database, or the system, gave as the reason."""
+    cause = _cause(error)
+    if isinstance(cause, OSError):
+        return cause.strerror or str(cause)
+    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+
+
+def _fix(path: Path, error: Exception) -> str | None:
+    """Return what to do about a refused SQLite file by its cause; ``None`` for a cause without a fix of its own."""
+    cause = _cause(error)
+    if isinstance(cause, OSError):
+        return write_fix(Path(cause.filename) if isinstance(cause.filename, str) else path, cause.errno)
+    # The low byte is the primary code, the rest says more about it.
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return write_fix(path, errno.ENOSPC)
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
+        return write_fix(path, _refusal(path))
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return "restore it from a backup, or move it away: then keys have to be made anew"
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"another process holds it: `fuser {path}` shows which"
+    return None
+
+
+def _refusal(path: Path) -> int:
+    """Return why SQLite could not write ``path`` and the files beside it, as an errno: SQLite does not keep it."""
+    disk = os.statvfs(existing(path.parent))
+    if disk.f_flag & os.ST_RDONLY:
+        return errno.EROFS
+    if disk.f_bavail == 0:
+        return errno.ENOSPC
+    files = [path, *path.parent.glob(f"{path.name}-*"), path.parent]
+    if any(os.access(file, os.F_OK) and not os.access(file, os.W_OK) for file in files):
+        return errno.EACCES
+    return errno.EIO
 
 
 def make_safe(url: str) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from appliance.errors import StoreError, UsageError
+from appliance.errors import UsageError
 from appliance.gateway.keys import KEY, USER, Key
-from appliance.store.database import open_database
+from appliance.store.database import open_database, refused
 from appliance.store.schema import CHANGES, KEYS
 
 CHANGEABLE = frozenset(
@@ -109,7 +109,7 @@ class KeyStore:
                 )
                 connection.execute(statement)
         except SQLAlchemyError as error:
-            raise _failed(error) from error
+            raise refused(error, self._engine) from error
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -117,12 +117,7 @@ class KeyStore:
             with self._engine.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise _failed(error) from error
-
-
-def _failed(error: SQLAlchemyError) -> StoreError:
-    first = str(getattr(error, "orig", error)).strip().splitlines()[0]
-    return StoreError(f"the database refuses ({first}); check that it runs and has room")
+            raise refused(error, self._engine) from error
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:

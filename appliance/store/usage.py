@@ -11,8 +11,8 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from appliance.errors import StoreError, UsageError
-from appliance.store.database import open_database
+from appliance.errors import UsageError
+from appliance.store.database import open_database, refused
 from appliance.store.schema import USAGE
 
 COLUMNS: dict[str, ColumnElement[str]] = {
@@ -107,7 +107,7 @@ class UsageReader:
                     for name, requests, failures, prompt, cached, completion, estimated, queue in rows
                 ]
         except SQLAlchemyError as error:
-            raise StoreError(f"usage cannot be read ({getattr(error, 'orig', error)})") from error
+            raise refused(error, self._engine) from error
 
     def close(self) -> None:
         """Close all connections."""
