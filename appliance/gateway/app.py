@@ -24,6 +24,7 @@ from appliance.errors import (
     StoreError,
 )
 from appliance.gateway import paths, reply
+from appliance.gateway.background import keep_going
 from appliance.gateway.body_encoding import decoded
 from appliance.gateway.canaries import Canaries
 from appliance.gateway.connection import ClientConnection
@@ -93,7 +94,8 @@ class Gateway:
         self._not_found = Bucket(NOT_FOUND_LINES, NOT_FOUND_LINES, self._loop.time())
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._spawn(self._poll_keys())
+        self._keys_unreadable = False
+        self._spawn(keep_going("reading the keys", self._poll_keys))
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 
     # What a connection calls.
@@ -292,18 +294,16 @@ class Gateway:
                 exchange.revoke()
 
     async def _poll_keys(self) -> None:
-        complained = False
-        while True:
-            await asyncio.sleep(POLL_S)
-            try:
-                # In a thread: a database across a network must not hold up a stream.
-                self._take_keys(await asyncio.to_thread(self._keys.snapshot, self._changes))
-                complained = False
-            except StoreError as error:
-                if not complained:
-                    # The last snapshot stays in force; a gateway that forgot all keys would serve nobody.
-                    LOG.error("the keys cannot be read, changes to them wait until they can: %s", error)  # noqa: TRY400
-                complained = True
+        await asyncio.sleep(POLL_S)
+        try:
+            # In a thread: a database across a network must not hold up a stream.
+            self._take_keys(await asyncio.to_thread(self._keys.snapshot, self._changes))
+            self._keys_unreadable = False
+        except StoreError as error:
+            if not self._keys_unreadable:
+                # The last snapshot stays in force; a gateway without keys would reject every request.
+                LOG.error("the keys cannot be read, changes to them wait until they can: %s", error)  # noqa: TRY400
+            self._keys_unreadable = True
 
     def _samples(self) -> Iterator[Sample]:
         replicas, services = self.router.replicas, self.router.services.values()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 
 from appliance.config import Gateway
 from appliance.engines.health import canary, canary_passed
 from appliance.errors import RequestError
+from appliance.gateway.background import keep_going
 from appliance.gateway.route import Replica, Router
+
+LOG = logging.getLogger(__name__)
 
 LOOK_S = 0.25
 """How often the watch looks whose canary is due."""
@@ -40,7 +44,7 @@ class Canaries:
         self._loop = asyncio.get_running_loop()
         self._asking: dict[str, asyncio.Task[str]] = {}
         self._suspected: dict[str, float] = {}
-        self._watch = self._loop.create_task(self._look())
+        self._watch = self._loop.create_task(keep_going("the watch over the engines", self._look))
 
     def close(self) -> None:
         """Ask no more."""
@@ -93,6 +97,9 @@ class Canaries:
         except RequestError as error:
             # A busy engine may keep a canary waiting; that others get their tokens says as much.
             word = "ready" if replica.last_token > asked_at else str(error)
+        except Exception:
+            LOG.exception("the canary of %s failed inside the gateway", replica.name)
+            word = "its canary failed inside the gateway; see the log"
         now = self._loop.time()
         breaker = replica.breaker
         service = self._router.service_of(replica)
@@ -110,13 +117,12 @@ class Canaries:
         return word
 
     async def _look(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_S)
-            now = self._loop.time()
-            for replica in self._router.replicas:
-                if not replica.resident or replica.name in self._asking:
-                    continue
-                breaker = replica.breaker
-                due = breaker.probe_at if not breaker.up else replica.last_token + self._interval_s
-                if now >= due:
-                    self._begin(replica)
+        await asyncio.sleep(LOOK_S)
+        now = self._loop.time()
+        for replica in self._router.replicas:
+            if not replica.resident or replica.name in self._asking:
+                continue
+            breaker = replica.breaker
+            due = breaker.probe_at if not breaker.up else replica.last_token + self._interval_s
+            if now >= due:
+                self._begin(replica)

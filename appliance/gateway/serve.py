@@ -37,11 +37,16 @@ def bind(host: str, port: int, instead: str = "another gateway.port in the confi
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+    except OverflowError:
+        listener.close()
+        raise StartError(f"{port} is not a port; use a number from 1 to 65535") from None
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             message = f"port {port} on {host} is taken by another program"
             raise StartError(f"{message}; use {instead}") from None
+        if error.errno == errno.EACCES:
+            raise StartError(f"port {port} on {host} needs root; use {instead}") from None
         raise StartError(f"cannot listen on {host} port {port} ({error.strerror}); check gateway.host") from None
     return listener
 

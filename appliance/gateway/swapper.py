@@ -21,6 +21,7 @@ from appliance.errors import (
     RequestError,
     StartError,
 )
+from appliance.gateway.background import keep_going
 from appliance.gateway.canaries import Canaries
 from appliance.gateway.route import Replica, Router, Service
 from appliance.gateway.swap import RETRY_S, EngineState, Load, Memory, State, decide
@@ -133,15 +134,17 @@ class SwapController:
 
     async def _run(self) -> None:
         await self._learn()
-        while True:
-            self._event.clear()
-            self._watch()
-            step = decide(self._states(), self._budget, self.site.gateway.swap, self.clock(), self._wanted)
-            if isinstance(step, Load):
-                if step.name == self._wanted:
-                    self._wanted = None
-                await self._swap(self.engines[step.name], [self.engines[name] for name in step.victims])
-                continue
+        await keep_going("swapping models", self._step)
+
+    async def _step(self) -> None:
+        self._event.clear()
+        self._watch()
+        step = decide(self._states(), self._budget, self.site.gateway.swap, self.clock(), self._wanted)
+        if isinstance(step, Load):
+            if step.name == self._wanted:
+                self._wanted = None
+            await self._swap(self.engines[step.name], [self.engines[name] for name in step.victims])
+        else:
             await self._noticed(1.0 if step.until is None else step.until - self.clock())
 
     async def _noticed(self, within_s: float) -> None:
@@ -229,10 +232,15 @@ class SwapController:
                 await self._unload(victim)
             await self._load(target)
         except (RequestError, StartError) as error:
-            self.failures += 1
-            await self._fail(target, str(error))
-            return False
-        return True
+            why = str(error)
+        except Exception:
+            LOG.exception("loading %s failed inside the gateway", target.name)
+            why = "an error inside the gateway; its log has the reason"
+        else:
+            return True
+        self.failures += 1
+        await self._fail(target, why)
+        return False
 
     def _leaves_within_s(self, engine: Managed) -> float:
         """Seconds that draining and unloading ``engine`` take at most."""
@@ -340,8 +348,14 @@ class SwapController:
                     await self._stop(engine)
                 await self._load(engine)
             except (RequestError, StartError) as error:
-                self.failures += 1
-                await self._fail(engine, f"it did not come back: {error}")
+                why = str(error)
+            except Exception:
+                LOG.exception("loading %s again failed inside the gateway", engine.name)
+                why = "an error inside the gateway; its log has the reason"
+            else:
+                return
+            self.failures += 1
+            await self._fail(engine, f"it did not come back: {why}")
 
     async def _stop(self, engine: Managed) -> None:
         for replica in engine.replicas:

@@ -14,6 +14,7 @@ from appliance.cli import main
 from appliance.gateway import (
     account,
     app,
+    canaries,
     exchange,
     idempotency,
     keys,
@@ -25,6 +26,7 @@ from appliance.gateway import (
     stream,
 )
 from appliance.gateway import connection as client_connection
+from appliance.store import keys as key_store
 
 PARTS: dict[str, tuple[object, str]] = {
     "headers": (client_connection.ClientConnection, "on_header"),
@@ -52,13 +54,19 @@ PARTS: dict[str, tuple[object, str]] = {
 }
 """The parts that a request passes, in about the order in which it does."""
 
+BESIDE: dict[str, tuple[object, str]] = {
+    "keys": (key_store.KeyStore, "snapshot"),
+    "canary": (canaries, "canary_passed"),
+}
+"""Parts that work beside the requests."""
+
 
 class UnexpectedError(Exception):
     """An error of a kind that nothing expects."""
 
 
 def break_part(name: str) -> None:
-    owner, attribute = PARTS[name]
+    owner, attribute = (PARTS | BESIDE)[name]
     function = getattr(owner, attribute)
     armed: list[bool] = []
 

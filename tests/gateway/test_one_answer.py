@@ -61,6 +61,7 @@ def site_argv(folder: Path, **more: Any) -> tuple[Process, list[str], int, str]:
 @contextmanager
 def faulty(folder: Path, part: str) -> Iterator[Service]:
     """A gateway whose ``part`` fails when it is armed."""
+    folder.mkdir(exist_ok=True)
     engine, argv, port, key = site_argv(folder)
     try:
         gateway = start(
@@ -206,3 +207,19 @@ def test_an_error_in_an_endpoint_of_operations_ends_one_request_and_not_the_gate
         arm(service)
         assert service.get("/health").status == 500
         assert service.get("/health").status == 200
+
+
+def test_an_error_beside_the_requests_leaves_keys_and_canaries_at_work(tmp_path: Path) -> None:
+    """A revocation still counts, and a dead engine still comes back, after the poll or a canary failed once."""
+    with faulty(tmp_path / "keys", "keys") as service:
+        arm(service)
+        wait_until(lambda: "reading the keys failed" in service.gateway.log.read_text(), "the poll fails", 10)
+        store = KeyStore(service.data)
+        late = store.create("eve")
+        store.close()
+        wait_until(lambda: service.get("/v1/models", key=late).status == 200, "the new key works", 10)
+    with faulty(tmp_path / "canary", "canary") as service:
+        arm(service)
+        assert service.get("/ready").status == 503
+        wait_until(lambda: service.get("/ready").status == 200, "its next canary brings it back", 20)
+        assert service.post("/v1/chat/completions", chat()).status == 200
