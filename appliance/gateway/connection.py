@@ -327,7 +327,9 @@ class ClientConnection(asyncio.Protocol):
         return self._transport.get_write_buffer_size()
 
     def answer(self, status: int, body: bytes, kind: bytes = reply.JSON, headers: bytes = b"") -> None:
-        """One whole answer."""
+        """One whole answer; a request that has its answer gets no second one."""
+        if not self.answering:
+            return
         if self.phase != "closed":
             headers = self._completed(headers)
             data = reply.whole(status, body, kind, headers, close=self._closes)
@@ -359,6 +361,8 @@ class ClientConnection(asyncio.Protocol):
 
     def end_stream(self, data: bytes = b"") -> None:
         """The end of a streamed answer, after a last piece."""
+        if not self.answering:
+            return
         if self.phase != "closed":
             if self._chunked:
                 self._server.outbox.write(

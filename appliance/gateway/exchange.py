@@ -50,6 +50,9 @@ from appliance.gateway.usage import UsageRow
 
 LOG = logging.getLogger(__name__)
 
+ERRORS = (b'{"error":', b'{"type":"error"')
+"""How a whole answer begins that is an error with status 200."""
+
 UNEXPLAINED = frozenset({"/v1/messages", "/v1/responses"})
 """Endpoints on which vLLM 0.32 breaks a stream off for a client's mistake and names no status."""
 
@@ -80,6 +83,7 @@ class Exchange(Account, Rebound):
     """One request from its key to its usage row."""
 
     __slots__ = (
+        "_answered",
         "_begun",
         "_cap",
         "_client",
@@ -103,6 +107,8 @@ class Exchange(Account, Rebound):
         self._request = request
         self._client = client
         self.key: bytes | None = None
+        self._answered = False
+        """Whether the client has its whole answer, or left."""
         self._begun = False
         self._cap = 0
         """Tokens to which the request's own limit was reduced."""
@@ -241,6 +247,7 @@ class Exchange(Account, Rebound):
             if not self._streaming:
                 self._start_stream(self._status)
             self._client.end_stream(relay.finish())
+            self._answered = True
         else:
             self._end_whole()
 
@@ -275,6 +282,7 @@ class Exchange(Account, Rebound):
         if self._replica is not None and not row.prompt_tokens:
             # Also before its first token: who leaves in time has made an engine read it all the same.
             self._estimate(0)
+        self._answered = True
         self._close_books()
 
     @guarded
@@ -354,13 +362,19 @@ class Exchange(Account, Rebound):
     def crashed(self, error: Exception) -> None:
         """End the request with a 500: the gateway itself failed on it."""
         self._report(error)
-        if self._ended:
+        if self._answered:
             return
-        request_id = self._row.request_id
+        row = self._row
+        known = InternalError(f"The gateway failed on this request; its log has the reason under {row.request_id}")
         try:
-            self._give_up()
-            message = f"The gateway failed on this request; its log has the reason under {request_id}"
-            self._fail(InternalError(message), "error")
+            if not self._ended:
+                self._give_up()
+                self._fail(known, "error")
+            elif self._streaming:
+                self._end_with(known)
+            else:
+                self._client.answer_error(known, row.endpoint)
+            self._answered = True
         except Exception as second:  # noqa: BLE001 - no answer can be written: the client sees its connection close
             self._report(second)
             self._close_books()
@@ -449,7 +463,7 @@ class Exchange(Account, Rebound):
         parts = self._parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         error: EngineError | None = None
-        if status >= 400 or body.lstrip()[:9] == b'{"error":':
+        if status >= 400 or body.lstrip()[:15].startswith(ERRORS):
             error = read_error(body)
             if status < 400 and error is not None:
                 # An engine that says 200 and means an error must not look like success.
@@ -483,6 +497,7 @@ class Exchange(Account, Rebound):
             self._end_with(EngineReportedError(error.message, status=status, param=error.param))
         else:
             client.end_stream(b"data: " + body.replace(b"\n", b" ") + b"\n\n")
+        self._answered = True
 
     def _start_stream(self, status: int) -> None:
         headers = self._id_headers()
@@ -521,6 +536,7 @@ class Exchange(Account, Rebound):
             self._end_with(error)
         else:
             self._client.answer_error(error, row.endpoint, headers)
+        self._answered = True
 
     def _end_with(self, error: RequestError) -> None:
         """End the stream with ``error`` as its last event."""

@@ -62,6 +62,9 @@ def serve(site: Site, base: Path) -> int:
     try:
         uvloop.run(_serve(site, base, listener, keys, usage))
     finally:
+        # A further signal must not cost the last usage rows.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         usage.close()
         keys.close()
     return 0

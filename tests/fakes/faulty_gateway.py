@@ -49,6 +49,9 @@ PARTS: dict[str, tuple[object, str]] = {
     "feed": (stream.Relay, "feed"),
     "read_usage": (exchange, "read_usage"),
     "id_headers": (reply, "id_headers"),
+    "whole": (reply, "whole"),
+    "end": (client_connection.ClientConnection, "end_stream"),
+    "finished": (client_connection.ClientConnection, "_finish"),
     "count": (metrics.Metrics, "count"),
     "finish": (limits.Ledger, "finish"),
 }
