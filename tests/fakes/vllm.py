@@ -241,7 +241,7 @@ class Connection(asyncio.Protocol):
 
     def tokenize(self, body: bytes) -> None:
         """One token per five letters of a word begun, and 10 for a chat's template; as exact as it is untrue."""
-        asked = json.loads(body)
+        asked = json.loads(body, parse_int=str)
         messages, text, extra = asked.get("messages"), asked.get("prompt"), 0
         if isinstance(messages, list):
             contents = [message.get("content") for message in messages if isinstance(message, dict)]

@@ -138,7 +138,7 @@ def test_every_key_is_tried(
         (("--json", "{folder}/a", "--html", "{folder}/a"), "--json and --html both name {folder}/a"),
         (("--json", "{folder}/a", "--junit", "{folder}/link"), "--json and --junit both name {folder}/link"),
         (("--url", "http://127.0.0.1:99999"), "is not a valid address"),
-        (("--keys", "{folder}/binary"), "it is not a text file; give one key a line"),
+        (("--keys", "{folder}/binary"), "is not UTF-16; save the file as UTF-8"),
     ],
 )
 def test_what_cannot_be_written_or_read_is_said_before_any_request(

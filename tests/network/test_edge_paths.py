@@ -22,11 +22,15 @@ CONTROL = [
     "/pooling", "/score", "/docs", "/openapi.json", "/inference/v1/generate", "/v2/rerank",
     "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "//v1/chat/completions", "/v1//chat/completions",
     "/v1/./chat/completions", "/v1/../metrics", "/v1/%2e%2e/metrics", "/v1/..%2fmetrics",
-    "/v1/%2E%2E%2Fsleep", "/%76%31/chat/completions", "/v1/chat%2fcompletions", "/v1%2fmodels",
+    "/v1/%2E%2E%2Fsleep", "/v1%2fmodels", "/%6detrics", "/v1/%2e%2e/%73leep",
     "/v1/chat/completions%00", "/v1/chat/completions/", "/v1/chat/completions;x", "/V1/chat/completions",
     "/v1/../v1/../sleep", "/v1/%252e%252e/metrics", "/v1/\\..\\metrics",
     "/.well-known/acme-challenge/../../wg0.key",
 ]  # fmt: skip
+
+
+SPELLINGS = ["/%76%31/chat/completions", "/v1/chat%2fcompletions", "/v1/%63hat/completions"]
+"""The same path as :data:`PATH` (RFC 3986, 2.3): nginx and the gateway decode it alike."""
 
 
 def raw(client: Client, data: bytes, *, tls: bool = True, port: int = 443, user: int = 0) -> bytes:
@@ -45,6 +49,11 @@ def raw(client: Client, data: bytes, *, tls: bool = True, port: int = 443, user:
 def statuses(answers: bytes) -> list[int]:
     """The status of each answer."""
     return [int(code) for code in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answers)]
+
+
+def test_an_encoded_path_of_the_api_is_the_api(site: Site) -> None:
+    for path in SPELLINGS:
+        assert site.client.post(path, chat("tokens=1"), user=2).status == 200
 
 
 def test_paths_that_are_not_the_api(site: Site, saw: Saw) -> None:

@@ -241,7 +241,7 @@ def test_a_broken_record_on_a_full_disk_is_said_each_time(small_disk: SmallDisk)
 
 def test_a_record_that_cannot_be_written_names_the_fix(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"cannot be written \(File exists\); `df -h"):
+    with pytest.raises(StoreError, match=r"cannot be written \(File exists\); .*: move it away"):
         Record(tmp_path / "file").save(HELD)
 
 

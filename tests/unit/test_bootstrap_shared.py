@@ -27,7 +27,7 @@ from tests.engine.conftest import descendants
 from tests.otheruser import IDENTITY, NOBODY, python, shared_folder
 from tests.smalldisk import SmallDisk
 
-MODULES = ("__init__", "bootstrap", "errors", "installer", "lockfile", "ports")
+MODULES = ("__init__", "early", "bootstrap", "errors", "installer", "lockfile", "ports")
 """What the bootstrap may import: the standard library, and these."""
 
 PROJECT = """
