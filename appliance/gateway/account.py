@@ -14,6 +14,9 @@ from appliance.gateway.usage import UsageRow
 CHARGED = frozenset({"ok", "aborted"})
 """Outcomes that count against a key's limits even without a generated token: an embedding, a client that left."""
 
+MOST_TOKENS = 2**40
+"""Tokens that no answer has."""
+
 BYTES_PER_TOKEN = 4
 """A prompt's tokens before the engine has counted them: English has some 4 bytes each."""
 
@@ -90,9 +93,11 @@ class Account:
 
     def _count(self, usage: Usage) -> None:
         row = self._row
-        row.prompt_tokens = usage.prompt
-        row.completion_tokens = usage.completion
-        row.cached_tokens = usage.cached
+        row.prompt_tokens, row.completion_tokens, row.cached_tokens = usage.prompt, usage.completion, usage.cached
+        if not 0 <= row.prompt_tokens + row.completion_tokens + row.cached_tokens <= MOST_TOKENS:
+            # Limits and databases hold what an answer can have, whatever an engine reports.
+            row.prompt_tokens, row.completion_tokens, row.cached_tokens = 0, 0, 0
+            self._estimate(0)
 
     def _settle(self, now: float) -> None:
         """Charge what it took in the end, and leave a row."""

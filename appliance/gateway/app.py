@@ -107,6 +107,7 @@ class Gateway:
         if self._draining:
             raise DrainingError("The gateway is stopping; try again shortly", retry_after=5)
         request.owner = self._authenticate(request)
+        request.generation = self._authenticator.generation
         return self._site.gateway.max_body_bytes
 
     def too_large(self, request: Request, error: RequestError) -> RequestError:
@@ -202,8 +203,11 @@ class Gateway:
         except RequestError as error:
             self.broken_off(request, error)
             raise
-        # Once more: its body may have taken a minute, or it stood behind another one on its connection.
-        owner = self._authenticate(request)
+        owner = request.owner
+        fresh = request.generation == self._authenticator.generation
+        if not fresh or not isinstance(owner, Key) or owner.expires_at is not None or owner.end_users:
+            # Once more: its body may have taken a minute, or it stood behind another one on its connection.
+            owner = self._authenticate(request)
         key = request.headers.get(b"idempotency-key")
         if key is None:
             exchange = Exchange(self._shared, owner, request, client)
@@ -244,7 +248,7 @@ class Gateway:
         except AuthenticationError:
             self._metrics.unauthorized += 1
             raise
-        return caller(key, request.headers, request.body)
+        return caller(key, request.headers, request.body) if key.end_users else key
 
     def _operations(self, path: str, client: ClientConnection) -> None:
         if path == "/health":

@@ -91,7 +91,6 @@ class ClientConnection(asyncio.Protocol):
         "_host",
         "_limit",
         "_moved",
-        "_origin",
         "_parser",
         "_plain",
         "_request",
@@ -118,7 +117,6 @@ class ClientConnection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._head_size = 0
         self._host = b""
-        self._origin: bytes | None = None
         """Of the request that is being received, once its head is whole."""
         self._cors = b""
         """Header lines of the answer being written, for the page that asked."""
@@ -159,23 +157,12 @@ class ClientConnection(asyncio.Protocol):
             self.phase = "head"
             self._due = self._server.timeouts.head_s
         self._moved = self._taken = False
-        pieces: list[bytes | memoryview] = [data]
-        while pieces:
-            piece = pieces.pop()
-            try:
-                self._parser.feed_data(piece)
-            except httptools.HttpParserUpgrade as error:
-                # Nothing is upgraded here: the request goes on as if it had not asked for that (RFC 9110, 7.8).
-                plain, self._plain = self._plain, b""
-                if plain:
-                    self._parser = httptools.HttpRequestParser(self)
-                    pieces += [memoryview(piece)[error.args[0] :], plain]
-            except httptools.HttpParserCallbackError as error:
-                self._refuse(self._cause(error))
-                break
-            except httptools.HttpParserError as error:
-                self._refuse(InvalidRequestError(f"This is not an HTTP/1.1 request: {error}", code="invalid_http"))
-                break
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as error:
+            self._without_upgrades(data, error)
+        except httptools.HttpParserError as error:
+            self._refuse(self._cause(error))
         if self._due:
             # Most requests come whole, and need no time to come.
             if self.phase in ("head", "body"):
@@ -248,7 +235,6 @@ class ClientConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Let the application refuse before a body is read; llhttp has checked the framing."""
         parser, headers = self._parser, self._headers
-        self._origin = headers.get(b"origin")
         version = parser.get_http_version()
         request = Request(
             parser.get_method().decode(),
@@ -308,7 +294,7 @@ class ClientConnection(asyncio.Protocol):
             request.body = parts[0] if len(parts) == 1 else b"".join(parts)
             self._body = []
             self._size = 0
-        self._request = self._origin = None
+        self._request = None
         self._fresh = True
         if self.answering or self.slow or self._taken:
             # Pipelined: the next ones wait, and the client is not read until their turn comes. One answer to a
@@ -331,7 +317,8 @@ class ClientConnection(asyncio.Protocol):
         if not self.answering:
             return
         if self.phase != "closed":
-            headers = self._completed(headers)
+            if self._cors or not headers.startswith(b"x-request-id: "):
+                headers = self._completed(headers)
             data = reply.whole(status, body, kind, headers, close=self._closes)
             if self._head_only:
                 # Who asked for a head takes a body for the next answer.
@@ -342,7 +329,7 @@ class ClientConnection(asyncio.Protocol):
     def answer_error(self, error: RequestError, path: str, headers: bytes = b"") -> None:
         """``error`` as a whole answer."""
         body = reply.error_body(error, path)
-        self.answer(error.status, body, reply.JSON, reply.error_headers(error) + headers)
+        self.answer(error.status, body, reply.JSON, headers + reply.error_headers(error))
 
     def start_stream(self, status: int, headers: bytes) -> None:
         """The head of a streamed answer; :meth:`write` and :meth:`end_stream` follow."""
@@ -417,7 +404,8 @@ class ClientConnection(asyncio.Protocol):
         self._close = self._close or request.close
         self._chunked = not request.http10
         self._head_only = request.method == "HEAD"
-        self._cors = self._server.origins.headers(request.headers.get(b"origin"))
+        if self._server.browsers:
+            self._cors = self._server.origins.headers(request.headers.get(b"origin"))
         try:
             self._server.handler.handle(request, self)
         except RequestError as error:
@@ -496,13 +484,13 @@ class ClientConnection(asyncio.Protocol):
         self._close = True
         request = self._current = self._request or self._unfinished()
         self._head_only = request.method == "HEAD"
-        self._cors = self._server.origins.headers(self._headers.get(b"origin", self._origin))
+        self._cors = self._server.origins.headers(request.headers.get(b"origin"))
         self._break_off(error)
         self.answer_error(error, request.api)
 
     def _unfinished(self) -> Request:
         """The request of a head that never became whole, as far as it is known."""
-        return Request("", self._target, {}, self._server.request_id(), close=True, http10=False)
+        return Request("", self._target, self._headers, self._server.request_id(), close=True, http10=False)
 
     def _too_large(self, request: Request) -> RequestError:
         error = BodyTooLargeError(f"The body is over the limit of {self._limit} bytes")
@@ -513,12 +501,37 @@ class ClientConnection(asyncio.Protocol):
         request = self._current
         if request is None:
             return headers
-        if b"x-request-id: " not in headers:
-            headers += reply.id_headers(request.id, request.api)
+        if not headers.startswith(b"x-request-id: "):
+            headers = reply.id_headers(request.id, request.api) + headers
         return headers + self._cors if self._cors else headers
 
-    def _cause(self, error: httptools.HttpParserCallbackError) -> RequestError:
-        """What a callback raised: a refusal, or an error of ours that ends this request and no other."""
+    def _without_upgrades(self, piece: bytes | memoryview, upgrade: httptools.HttpParserUpgrade) -> None:
+        """Parse on behind a request for an upgrade, and behind each that follows in the same read.
+
+        Nothing is upgraded here: the request goes on as if it had not asked for that (RFC 9110, 7.8).
+        """
+        pieces: list[bytes | memoryview] = []
+        while True:
+            plain, self._plain = self._plain, b""
+            if plain:
+                self._parser = httptools.HttpRequestParser(self)
+                pieces += [memoryview(piece)[upgrade.args[0] :], plain]
+            try:
+                while pieces:
+                    piece = pieces.pop()
+                    self._parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as another:
+                upgrade = another
+            except httptools.HttpParserError as error:
+                self._refuse(self._cause(error))
+                return
+            else:
+                return
+
+    def _cause(self, error: httptools.HttpParserError) -> RequestError:
+        """Why the parser stopped: bytes that are not HTTP, a refusal, or an error of ours."""
+        if not isinstance(error, httptools.HttpParserCallbackError):
+            return InvalidRequestError(f"This is not an HTTP/1.1 request: {error}", code="invalid_http")
         cause = error.__context__
         if isinstance(cause, RequestError):
             return cause

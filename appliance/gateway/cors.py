@@ -37,6 +37,11 @@ class BrowserOrigins:
         self._every = named.pop(b"*", None)
         self._lines = named
 
+    @property
+    def named(self) -> bool:
+        """Whether any origin may read answers."""
+        return self._every is not None or bool(self._lines)
+
     def headers(self, origin: bytes | None) -> bytes:
         """Return the header lines of any answer to ``origin``; none for one that is absent or not allowed."""
         if origin is None:

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec, cast
 
 from appliance.errors import (
     AuthenticationError,
@@ -53,6 +53,9 @@ LOG = logging.getLogger(__name__)
 ERRORS = (b'{"error":', b'{"type":"error"')
 """How a whole answer begins that is an error with status 200."""
 
+ANTHROPIC = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
+"""Endpoints whose clients read ``request-id``, too."""
+
 UNEXPLAINED = frozenset({"/v1/messages", "/v1/responses"})
 """Endpoints on which vLLM 0.32 breaks a stream off for a client's mistake and names no status."""
 
@@ -63,16 +66,19 @@ P = ParamSpec("P")
 
 
 def guarded(event: Callable[Concatenate[Exchange, P], None]) -> Callable[Concatenate[Exchange, P], None]:
-    """Turn any error inside ``event`` into a 500 of its request: answered once, logged, everything given back."""
+    """Turn any error inside ``event`` into a 500 of its request: answered once, logged, everything given back.
+
+    Events take positional arguments only: passing keywords on would double what the boundary costs.
+    """
 
     @wraps(event)
-    def run(exchange: Exchange, /, *args: P.args, **kwargs: P.kwargs) -> None:
+    def run(exchange: Exchange, /, *args: object) -> None:
         try:
-            event(exchange, *args, **kwargs)
+            event(exchange, *args)  # type: ignore[call-arg, arg-type]
         except Exception as error:  # noqa: BLE001 - the boundary of one request
             exchange.crashed(error)
 
-    return run
+    return cast("Callable[Concatenate[Exchange, P], None]", run)
 
 
 WAITING = b": waiting for an engine\n\n"
@@ -148,14 +154,13 @@ class Exchange(Account, Rebound):
                 message = f"This key may not use `{name[:80]}`; GET /v1/models lists what it may"
                 raise PermissionDeniedError(message, code="model_not_allowed", param="model")
             gateway = shared.site.gateway
-            capped = shared.site.models[service.model].cap_max_tokens
-            check(fields, path, context=service.context, max_n=gateway.max_n, capped=capped)
+            over = check(fields, path, context=service.context, max_n=gateway.max_n, capped=service.cap_tokens)
             media.check(body, gateway.media_domains)
             self._admitted = shared.ledger.admit(owner, self._began)
             self.weight = shared.ledger.weight(owner)
             self.size = sequences(fields, path)
-            if capped and (shorter := with_cap(body, fields, service.context)) is not None:
-                body, self._cap = shorter, service.context
+            if over:
+                body, self._cap = with_cap(body, fields, service.context), service.context
             if row.stream and path not in OTHER_USAGE and not wants_usage(fields):
                 self._strip = True
                 body = with_usage(body, fields)
@@ -186,7 +191,7 @@ class Exchange(Account, Rebound):
         """No slot will come."""
         self._fail(error)
 
-    # What the engine's connection calls.
+    # What the engine's connection calls. Errors in these come back as :meth:`crashed`.
 
     @guarded
     def on_rebound(self, way: Connection | asyncio.Task[None]) -> None:
@@ -195,7 +200,6 @@ class Exchange(Account, Rebound):
         if self._slow and isinstance(way, Connection):
             way.pause()
 
-    @guarded
     def on_head(self, status: int, content_type: bytes) -> None:
         """The engine answers: stream what is a stream, gather the rest."""
         self._status = status
@@ -205,7 +209,6 @@ class Exchange(Account, Rebound):
             self._relay = Relay(strip_usage=self._strip, endpoint=self._row.endpoint)
             self._row.status = status
 
-    @guarded
     def on_data(self, data: bytes) -> None:
         """A piece of the engine's answer."""
         relay = self._relay
@@ -231,7 +234,6 @@ class Exchange(Account, Rebound):
                     self._start_stream(self._status)
             self._client.write(ready)
 
-    @guarded
     def on_end(self) -> None:
         """The engine's answer is whole."""
         self._way = None
@@ -506,7 +508,10 @@ class Exchange(Account, Rebound):
 
     def _id_headers(self) -> bytes:
         row = self._row
-        headers = reply.id_headers(row.request_id, row.endpoint)
+        if row.endpoint in ANTHROPIC:
+            headers = reply.id_headers(row.request_id, row.endpoint)
+        else:
+            headers = b"x-request-id: %s\r\n" % row.request_id.encode()
         if self._cap:
             headers += b"x-max-tokens-capped: %d\r\n" % self._cap
         if not self._position:

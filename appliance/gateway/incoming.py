@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Protocol
 
 from appliance.errors import RequestError
-from appliance.gateway.paths import path_of
+from appliance.gateway.paths import KNOWN, path_of
 
 if TYPE_CHECKING:
     from appliance.gateway.connection import ClientConnection
@@ -18,7 +18,7 @@ HOST = re.compile(rb"([A-Za-z0-9._~-]*|\[[0-9A-Fa-f:.]+\])(:\d{0,5})?")
 class Request:
     """One request: its head when it begins, its body when it is whole."""
 
-    __slots__ = ("api", "body", "close", "headers", "http10", "id", "method", "owner", "path", "target")
+    __slots__ = ("body", "close", "generation", "headers", "http10", "id", "method", "owner", "path", "target")
 
     def __init__(
         self,
@@ -32,17 +32,22 @@ class Request:
     ) -> None:
         self.method = method
         self.target = target
-        self.path = path_of(target)
+        self.path = KNOWN.get(target) or path_of(target)
         self.id = request_id
         """What its answer, its usage row and its log lines name it by."""
         self.headers = headers
         self.close = close
         self.http10 = http10
         self.body = b""
-        self.api = "/v1/messages" if b"anthropic-version" in headers else self.path
-        """The path whose API gives the shape of errors: Anthropic's SDKs ask for the list of models, too."""
+        self.generation = 0
+        """Which keys there were when it was authenticated."""
         self.owner: object = None
         """Who asked, once the application knows."""
+
+    @property
+    def api(self) -> str:
+        """The path whose API gives the shape of errors: Anthropic's SDKs ask for the list of models, too."""
+        return "/v1/messages" if b"anthropic-version" in self.headers else self.path
 
 
 def without_upgrade(request: Request) -> bytes:

@@ -123,7 +123,7 @@ class Ledger:
             return key.weight
         limits = self._limits.get(key.user)
         if limits is None:
-            limits = self._limits.get(key.account, self._default)
+            limits = self._limits.get(key.account, self._default) if key.end_users else self._default
         return limits.weight
 
     def admit(self, key: Key, now: float) -> tuple[Allowance, ...]:
@@ -131,6 +131,11 @@ class Ledger:
 
         A request that any allowance refuses counts for none of them.
         """
+        if not key.end_users and not key.limited:
+            user = self._users.get(key.user) or self._user(key.user, now)
+            user.check(now, "You have")
+            user.begin()
+            return (user,)
         account = key.account
         behind = key.user != account
         user = self._end_user(key.user, now) if behind else self._user(account, now)

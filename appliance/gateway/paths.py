@@ -35,6 +35,9 @@ MODEL = "/v1/models/"
 READ = ("GET", "HEAD", "OPTIONS")
 INFER = ("POST", "OPTIONS")
 
+KNOWN = {path.encode(): path for path in (*INFERENCE, *OPERATIONS, MODELS)}
+"""Targets as nearly every client spells them."""
+
 ELSEWHERE = (
     "/api",
     "/v1/assistants",

@@ -154,22 +154,17 @@ def _stream_options(raw: Raw) -> StreamOptions | None:
     return StreamOptions(_lenient(table["include_usage"], _BOOLEAN) if "include_usage" in table else None)
 
 
-def check(fields: Fields, endpoint: str, *, context: int, max_n: int, capped: bool = False) -> None:
+def check(fields: Fields, endpoint: str, *, context: int, max_n: int, capped: bool = False) -> bool:
     """Reject what would only burden an engine; raises :class:`InvalidRequestError` that names the field.
 
     ``context`` is the longest prompt plus answer of the model, in tokens; ``max_n`` bounds parallel answers. With
-    ``capped`` a limit of tokens over the context passes, because :func:`with_cap` reduces it.
+    ``capped`` a limit of tokens over the context passes. Returns whether there is one, for :func:`with_cap`.
     """
     if fields.n is not None:
         _bound("n", fields.n, 1, max_n)
     if fields.best_of is not None:
         _bound("best_of", fields.best_of, 1, max_n)
-    for name in TOKEN_LIMITS:
-        limit = getattr(fields, name)
-        if limit is not None and not (capped and limit > context):
-            # Completions may ask for no token at all, to have their prompt scored.
-            scored = name == "max_tokens" and endpoint == "/v1/completions"
-            _bound(name, limit, 0 if scored else 1, context)
+    over = _over_context(fields, endpoint, context=context, capped=capped)
     if endpoint == "/v1/completions" and (many := sequences(fields, endpoint)) > max_n:
         raise InvalidRequestError(
             f"prompt and n ask for {many} answers at once; at most {max_n} here, send the rest apart",
@@ -184,6 +179,7 @@ def check(fields: Fields, endpoint: str, *, context: int, max_n: int, capped: bo
             param="background",
             code="background_not_supported",
         )
+    return over
 
 
 def sequences(fields: Fields, endpoint: str) -> int:
@@ -198,6 +194,24 @@ def _prompts(prompt: Raw | UnsetType) -> int:
     if text[:1] != b"[" or text[1:].lstrip()[:1] not in (b'"', b"["):
         return 1
     return len(json_text.items(text))
+
+
+def _over_context(fields: Fields, endpoint: str, *, context: int, capped: bool) -> bool:
+    """Return whether a limit of tokens is over ``context``, where that passes; reject it elsewhere."""
+    over = False
+    if (limit := fields.max_tokens) is not None:
+        if limit > context and capped:
+            over = True
+        else:
+            # Completions may ask for no token at all, to have their prompt scored.
+            _bound("max_tokens", limit, 0 if endpoint == "/v1/completions" else 1, context)
+    for name in ("max_completion_tokens", "max_output_tokens"):
+        if (limit := getattr(fields, name)) is not None:
+            if limit > context and capped:
+                over = True
+            else:
+                _bound(name, limit, 1, context)
+    return over
 
 
 def _bound(param: str, value: int, least: int, most: int) -> None:
@@ -240,19 +254,17 @@ def unstreamed(body: bytes) -> bytes:
     return json_text.join(table)
 
 
-def with_cap(body: bytes, fields: Fields, context: int) -> bytes | None:
-    """Reduce every limit of tokens in ``body`` to ``context`` tokens; ``None`` where none is over it.
+def with_cap(body: bytes, fields: Fields, context: int) -> bytes:
+    """Reduce every limit of tokens in ``body`` that is over ``context`` tokens to that.
 
     vLLM gives a request what its prompt leaves of the context, but rejects a limit over the whole context. Some
     clients ask for 32,000 tokens whatever the model has. Anthropic's ``thinking.budget_tokens`` has to stay below
     the limit.
     """
-    over = [name for name in TOKEN_LIMITS if (getattr(fields, name) or 0) > context]
-    if not over:
-        return None
     table = json_text.members(body)
-    for name in over:
-        table[name] = Raw(b"%d" % context)
+    for name in TOKEN_LIMITS:
+        if (getattr(fields, name) or 0) > context:
+            table[name] = Raw(b"%d" % context)
     thinking = table.get("thinking")
     if thinking is not None and bytes(thinking)[:1] == b"{":
         parts = json_text.members(thinking)

@@ -117,6 +117,8 @@ class Service:
     on_demand: bool
     notice: Callable[[], None]
     """Called when a request waits for a model that is not loaded, and when one of it ended."""
+    cap_tokens: bool
+    """Whether a limit of tokens over the context is reduced to it."""
     full: Callable[[], bool]
     """Whether as many requests wait, over all models, as may."""
     ring: Ring = field(init=False)
@@ -360,6 +362,7 @@ class Router:
                     gateway.affinity_load,
                     on_demand=all(engine.residency == "on-demand" for engine in engines),
                     notice=notice,
+                    cap_tokens=model.cap_max_tokens,
                     full=self._full,
                 )
         self.routes = {name: Route(name, service, None) for name, service in self.services.items()}
@@ -377,7 +380,7 @@ class Router:
 
     def find(self, name: str, endpoint: str) -> Route:
         """The route of ``name``; raises :class:`NotFoundError` where there is none for this endpoint."""
-        route = self.named(name)
+        route = self.routes.get(name) or self.named(name)
         task = route.service.task
         if task != TASKS.get(endpoint, "generate") and endpoint not in ANY_TASK:
             message = f"The model `{name}` is not for {endpoint}; use it with {INSTEAD[task]}"

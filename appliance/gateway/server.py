@@ -27,6 +27,8 @@ class Server:
         self.timeouts = timeouts
         self.outbox = outbox
         self.origins = origins
+        self.browsers = origins.named
+        """Whether any origin is allowed: without one, no request is looked at for it."""
         self.connections: set[ClientConnection] = set()
         self.draining = False
         self._empty: asyncio.Event | None = None

@@ -20,9 +20,6 @@ MAX_FRAME = 16 * 2**20
 the whole answer, so frames of a megabyte do occur."""
 
 
-MOST_TOKENS = 2**40
-"""No answer has more; an engine that reports more, or less than none, is not believed."""
-
 _DONE = b"data: [DONE]\n\n"
 
 _ERRORS = {
@@ -34,11 +31,6 @@ _ERROR = (b'data: {"error"', b'data: {"type":"error"')
 
 OPENERS = frozenset({"response.created", "response.queued", "response.in_progress"})
 """Events of /v1/responses that an engine sends before it has looked at the request's parameters."""
-
-
-def _count(tokens: int | None) -> int:
-    """Return a count that limits and databases can hold, whatever an engine reports."""
-    return min(max(tokens or 0, 0), MOST_TOKENS)
 
 
 class PromptDetails(msgspec.Struct):
@@ -61,18 +53,18 @@ class Usage(msgspec.Struct):
     @property
     def prompt(self) -> int:
         """Tokens of the prompt."""
-        return _count(self.prompt_tokens or self.input_tokens)
+        return self.prompt_tokens or self.input_tokens or 0
 
     @property
     def completion(self) -> int:
         """Tokens of the answer."""
-        return _count(self.completion_tokens or self.output_tokens)
+        return self.completion_tokens or self.output_tokens or 0
 
     @property
     def cached(self) -> int:
         """Tokens of the prompt that came from the prefix cache, where the engine says so."""
         details = self.prompt_tokens_details or self.input_tokens_details
-        return _count(details.cached_tokens if details is not None else self.cache_read_input_tokens)
+        return (details.cached_tokens or 0) if details is not None else self.cache_read_input_tokens or 0
 
 
 class _Delta(msgspec.Struct):

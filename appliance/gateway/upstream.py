@@ -34,6 +34,9 @@ class Sink(Protocol):
     def on_failure(self, failure: RequestError) -> None:
         """There will be no (more) answer."""
 
+    def crashed(self, error: Exception) -> None:
+        """One of the events above raised ``error``; its connection is closed, and no further event comes."""
+
 
 class Connection(asyncio.Protocol):
     """One connection to an engine; answers one request at a time."""
@@ -93,8 +96,12 @@ class Connection(asyncio.Protocol):
         pool = self._pool
         # The sweep's time may be one sweep old: an engine gets its whole time, and a sweep more at most.
         self.deadline = pool.time + pool.silence_s + SWEEP_S
+        sink = self.sink
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            self._crash(sink, error)
+            return
         except httptools.HttpParserError as error:
             if not self._complete:
                 self.fail(EngineFailedError(f"the engine did not answer in HTTP ({error}); see its log"))
@@ -102,13 +109,15 @@ class Connection(asyncio.Protocol):
             # The answer is whole; the bytes after it end the connection and not the answer.
             self._clean = False
         parts = self._parts
-        if parts:
-            self._parts = []
-            sink = self.sink
-            if sink is not None:
-                sink.on_data(parts[0] if len(parts) == 1 else b"".join(parts))
-        if self._complete:
-            self._end()
+        try:
+            if parts:
+                self._parts = []
+                if self.sink is not None:
+                    self.sink.on_data(parts[0] if len(parts) == 1 else b"".join(parts))
+            if self._complete:
+                self._end()
+        except Exception as error:  # noqa: BLE001 - the boundary of one answer
+            self._crash(sink, error)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """An answer cut short is a failure, an idle connection closed is not."""
@@ -209,10 +218,18 @@ class Connection(asyncio.Protocol):
             what = "go on with its answer" if self._begun else "begin its answer"
             self.fail(EngineTimeoutError(f"the engine did not {what} in time; see its log"))
 
+    def _crash(self, sink: Sink | None, error: Exception) -> None:
+        """Report an error of the sink's own to it, and to nothing else."""
+        self.abandon()
+        if sink is not None:
+            cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
+            sink.crashed(cause if isinstance(cause, Exception) else error)
+
     def _end(self) -> None:
         sink, self.sink = self.sink, None
-        # The client of this answer may lag. That holds back its own requests, and never the next one's.
-        self.resume()
+        if self._paused:
+            # The client of this answer lags. That holds back its own requests, and never the next one's.
+            self.resume()
         self._pool.release(self)
         if sink is not None:
             sink.on_end()
@@ -401,3 +418,7 @@ class _Collect:
     def on_failure(self, failure: RequestError) -> None:
         if not self.done.done():
             self.done.set_exception(failure)
+
+    def crashed(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)

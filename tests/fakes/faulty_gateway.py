@@ -48,7 +48,7 @@ PARTS: dict[str, tuple[object, str]] = {
     "charge": (account.Account, "_charge"),
     "feed": (stream.Relay, "feed"),
     "read_usage": (exchange, "read_usage"),
-    "id_headers": (reply, "id_headers"),
+    "id_headers": (exchange.Exchange, "_id_headers"),
     "whole": (reply, "whole"),
     "end": (client_connection.ClientConnection, "end_stream"),
     "finished": (client_connection.ClientConnection, "_finish"),

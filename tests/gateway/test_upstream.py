@@ -81,6 +81,9 @@ class Answer(Rebound):
     def on_end(self) -> None:
         self.done.set_result(self.body)
 
+    def crashed(self, error: Exception) -> None:
+        self.done.set_exception(error)
+
     def on_failure(self, failure: RequestError) -> None:
         self.done.set_exception(failure)
 

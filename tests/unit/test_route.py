@@ -57,7 +57,7 @@ class Machine(RuleBasedStateMachine):
         self.replicas = [Replica(f"e{i}", "m", "generate", SLOTS, NOBODY, Breaker(2)) for i in range(3)]
         self.service = Service(
             "m", "generate", 4096, self.replicas, FairQueue(1 / 8), 4, 1.25,
-            on_demand=False, notice=lambda: None, full=lambda: self.service.queue.waiting >= 8,
+            on_demand=False, notice=lambda: None, cap_tokens=True, full=lambda: self.service.queue.waiting >= 8,
         )  # fmt: skip
         self.waiting: list[Waiter] = []
         self.running: list[Waiter] = []
@@ -181,7 +181,7 @@ class Swaps(RuleBasedStateMachine):
         replica = Replica("e", "m", "generate", 1, NOBODY, Breaker(2), resident=False)
         self.service = Service(
             "m", "generate", 4096, [replica], FairQueue(1 / 8), 100, 1.25,
-            on_demand=True, notice=lambda: None, full=lambda: False,
+            on_demand=True, notice=lambda: None, cap_tokens=True, full=lambda: False,
         )  # fmt: skip
         self.replica = replica
         self.waiting: dict[int, tuple[Waiter, float]] = {}
