@@ -91,7 +91,7 @@ class Allowance:
         self.in_flight += 1
 
     def give_back(self, now: float) -> None:
-        """Count a request as never begun: nothing was generated for it, whoever refused it."""
+        """Count a request as never begun: nothing was generated for it."""
         if self.requests is not None:
             self.requests.refill(now)
             self.requests.level = min(self.requests.size, self.requests.level + 1)

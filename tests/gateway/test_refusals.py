@@ -1,4 +1,4 @@
-"""A request for which nothing was generated costs its user nothing, whoever refused it; one that generated does."""
+"""A request for which nothing was generated costs its user nothing, at the gateway or the engine."""
 
 from __future__ import annotations
 
