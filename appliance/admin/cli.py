@@ -85,7 +85,7 @@ def add_models(actions: Commands, config: Callable[[argparse.ArgumentParser], No
     status = actions.add_parser("status", help="what the running gateway has loaded, and what waits")
     status.add_argument("--json", action="store_true")
     status.set_defaults(run=_status)
-    swap = actions.add_parser("swap", help="load a model now; what runs is finished first")
+    swap = actions.add_parser("swap", help="load a model, or that of a role, now; what runs is finished first")
     swap.add_argument("model", help="a model, or a role of it")
     swap.set_defaults(run=_swap)
     config(status)

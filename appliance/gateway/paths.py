@@ -89,7 +89,9 @@ def meant(path: str) -> str:
         return f"write {plain}"
     for candidate in (f"/v1{plain}", plain.removeprefix("/v1"), plain.removeprefix("/api")):
         if candidate != plain and methods(candidate):
-            return f"the base URL ends in /v1: write {candidate}"
+            return (
+                f"the base URL ends in /v1: write {candidate}" if candidate[:4] == "/v1/" else f"write {candidate}"
+            )
     return ""
 
 

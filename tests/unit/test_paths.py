@@ -62,6 +62,7 @@ def test_other_paths_take_no_method(path: str) -> None:
         ("/api/v1/chat/completions", "the base URL ends in /v1: write /v1/chat/completions"),
         ("/messages", "the base URL ends in /v1: write /v1/messages"),
         ("/v1/health", "write /health"),
+        ("/v1/tokenize/", "write /tokenize"),
         ("/v1/audio/speech", ""),
         ("/", ""),
     ],
