@@ -97,11 +97,12 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
     gc.set_threshold(20_000, 20, 20)
     # The usage writer gives the interpreter back to the loop after a millisecond, not after five.
     sys.setswitchinterval(0.001)
-    listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
     control = Server(Control(app), timeouts, app.outbox)
     path = site.data_path(base) / SOCKET
     controlling = await loop.create_unix_server(control.connect, str(path))
     path.chmod(0o600)
+    # Last: a gateway that answers can be controlled, too.
+    listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
     try:
         await told.wait()
         # It goes on listening: who comes now shall hear why and when, not find a closed door.
