@@ -49,7 +49,7 @@ class ChildControl:
         try:
             await self._processes.start(unit)
         except StoreError as error:
-            # Its log cannot be written: to whoever loads the engine, a start that failed like any other.
+            # Its log cannot be written: for the caller, a start that failed like any other.
             raise StartError(str(error)) from error
         self._started.add(replica)
 
