@@ -25,61 +25,61 @@ unexport PYTHONINSPECT PYTHONOPTIMIZE
 PORTS = $(if $(PORT),--port='$(PORT)') $(if $(ENGINE_PORT),--engine-port='$(ENGINE_PORT)')
 
 up:
-	@$(PYTHON) -m appliance.bootstrap --engine $(ENGINE) $(PORTS)
+	@$(PYTHON) -m tools.bootstrap --engine $(ENGINE) $(PORTS)
 	@exec .venv/bin/appliance up --engine $(ENGINE) --model $(MODEL) $(PORTS) $(if $(ONCE),--once)
 
 test:
-	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)
+	@$(PYTHON) -m tools.bootstrap --tests --engine $(ENGINE)
 	@.venv/bin/python -m pytest $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
 
 # Real boots under emulation, one machine a seed, as root.
 test-boot:
-	@$(PYTHON) -m appliance.bootstrap --tests --engine fake
+	@$(PYTHON) -m tools.bootstrap --tests --engine fake
 	@.venv/bin/python -m tests.boot.run --seeds $(SEEDS) $(ARGS)
 
 # The network with real parts, in namespaces: as root. What it cannot run here it names, with the reason.
 test-network:
-	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)
+	@$(PYTHON) -m tools.bootstrap --tests --engine $(ENGINE)
 	@.venv/bin/python -m tests.network.together $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
 
 network-table:
-	@$(PYTHON) -m appliance.bootstrap --tests --engine $(ENGINE)
+	@$(PYTHON) -m tools.bootstrap --tests --engine $(ENGINE)
 	@.venv/bin/python -m tests.network.table $(ARGS)
 
 lint:
-	@$(PYTHON) -m appliance.bootstrap --tests --engine fake
+	@$(PYTHON) -m tools.bootstrap --tests --engine fake
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 fmt:
-	@$(PYTHON) -m appliance.bootstrap --tests --engine fake
+	@$(PYTHON) -m tools.bootstrap --tests --engine fake
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --require-hashes -r requirements/lock.lock
-	.venv-lock/bin/python requirements/lock.py
+	.venv-lock/bin/python tools/lock.py
 
 lock-clients:
 	$(PYTHON) -m tests.clients.install --lock
 
 lock-engine:
-	.venv/bin/python -m appliance.pins.lock_engine --python python3.13
+	.venv/bin/python -m tools.wheels.lock_engine --python python3.13
 
 verify-wheels:
-	.venv/bin/python -m appliance.pins.verify_wheels
+	.venv/bin/python -m tools.wheels.verify_wheels
 
 options-doc:
-	.venv/bin/python -m tests.nix.options_doc
+	.venv/bin/python -m tools.options_doc
 
 bench:
-	@$(PYTHON) -m appliance.bootstrap --tests --engine vllm
+	@$(PYTHON) -m tools.bootstrap --tests --engine vllm
 	.venv/bin/python -m benchmarks.gateway.run $(ARGS)
 
 calibrate:
-	.venv/bin/python -m appliance.plan.calibrate
+	.venv/bin/python -m tools.calibrate
 
 clean:
 	rm -rf .venv .venv-engine .venv-lock var .bootstrap.lock tests/clients/node/node_modules

@@ -20,22 +20,23 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from appliance import files, lockfile, textfile
-from appliance.bootstrap import IN_USE
-from appliance.config import Site
-from appliance.configfile import parse, read, validate
+from appliance.contract.load import parse, read, validate
+from appliance.contract.model import Site
 from appliance.engines.argv import Replica, command, replicas
-from appliance.engines.control import ChildProcesses, Unit
-from appliance.engines.health import CANARY_TIMEOUT_S, canary, canary_passed
+from appliance.engines.probe import CANARY_TIMEOUT_S, canary, canary_passed
+from appliance.engines.processes import ChildProcesses, Unit
 from appliance.errors import ConfigError, EngineUnavailableError, RequestError, StartError
-from appliance.gateway.outbox import Outbox
-from appliance.gateway.serve import bind
-from appliance.gateway.upstream import Pool
+from appliance.gateway.main import bind
+from appliance.http1.client import Pool
+from appliance.http1.writer import Outbox
 from appliance.models.prepare import Prepared, prepare
-from appliance.ops import smoke
-from appliance.screen import console as lasting_console
-from appliance.stopping import Stop, stop_signals
+from appliance.render.screen import console as lasting_console
+from appliance.smoketest.load import default_model, show
+from appliance.smoketest.load import run as run_smoke_test
 from appliance.store.keys import KeyStore
+from appliance.system import files, lock_file, text_file
+from appliance.system.lock_file import IN_USE
+from appliance.system.stopping import Stop, stop_signals
 from loadtests.report import Report
 
 POLL_S = 0.5
@@ -142,7 +143,7 @@ async def _stopped(children: ChildProcesses) -> None:
 
 
 @contextlib.contextmanager
-def _alone(data: Path, site: Site, options: Options) -> Iterator[lockfile.Lock]:
+def _alone(data: Path, site: Site, options: Options) -> Iterator[lock_file.Lock]:
     """Hold the lock of the data folder and use the environments that the service runs from.
 
     Raises :class:`StartError` if a service runs in the folder, or an installation changes an environment.
@@ -150,8 +151,8 @@ def _alone(data: Path, site: Site, options: Options) -> Iterator[lockfile.Lock]:
     files.make_folder(data)
     url = f"http://{site.gateway.host}:{site.gateway.port}"
     try:
-        lock = lockfile.take(data / LOCK)
-    except lockfile.HeldError as held:
+        lock = lock_file.take(data / LOCK)
+    except lock_file.HeldError as held:
         pid, there = held.note.get("pid", "unknown"), held.note.get("url", "not yet serving")
         raise StartError(
             f"a service already runs in {data} (pid {pid}, {there}); it is left as it is: stop it with Ctrl-C or "
@@ -163,8 +164,8 @@ def _alone(data: Path, site: Site, options: Options) -> Iterator[lockfile.Lock]:
             engine = [options.engine_python.parent.parent] if options.engine == "vllm" else []
             for folder in (Path(sys.prefix), *engine):
                 try:
-                    number = lockfile.share(folder / IN_USE)
-                except lockfile.HeldError:
+                    number = lock_file.share(folder / IN_USE)
+                except lock_file.HeldError:
                     raise StartError(f"an installation changes {folder}; run again when it has ended") from None
                 if number is not None:
                     used.callback(os.close, number)
@@ -173,7 +174,7 @@ def _alone(data: Path, site: Site, options: Options) -> Iterator[lockfile.Lock]:
         lock.release()
 
 
-async def _free_ports(console: Console, site: Site, options: Options, lock: lockfile.Lock) -> None:
+async def _free_ports(console: Console, site: Site, options: Options, lock: lock_file.Lock) -> None:
     """Check that all ports are free: another program's engine on our port would answer in the place of ours.
 
     Raises :class:`StartError` that names the taken port and how to choose another. After a run that was killed,
@@ -235,18 +236,18 @@ async def _serve(
     gateway = Unit(
         "gateway", (*own, "gateway", "--config", str(config)), logs / "gateway.log", stop_timeout_s=stop_s
     )
-    model = smoke.default_model(site)
-    load = f"{site.smoke.users} users, {site.smoke.requests_per_user} requests each"
+    model = default_model(site)
+    effort = f"{site.smoke.users} users, {site.smoke.requests_per_user} requests each"
     try:
         await children.start(gateway)
         async with _step(console, f"starting the gateway on {url}"):
             await _until_ready(site, logs / "gateway.log", events.died)
-        async with _step(console, f"smoke test: {load}"):
+        async with _step(console, f"smoke test: {effort}"):
             report = await _smoke(site, url, key, model, folder)
     finally:
         keys.revoke(key)
     subject = f"{model} (fake engine)" if options.engine == "fake" else model
-    smoke.show(report, console, subject=subject)
+    show(report, console, subject=subject)
     if options.once:
         return report.exit_code
     _invite(console, url, model, own_key, logs)
@@ -261,7 +262,7 @@ async def _serve(
 async def _smoke(site: Site, url: str, key: str, model: str, folder: Path) -> Report:
     """The smoke test, in a thread beside the loop that keeps the children; cancelled, its load has ended."""
     stop = Stop()
-    load = partial(smoke.run, site.smoke, url=url, key=key, model=model, folder=folder, stop=stop)
+    load = partial(run_smoke_test, site.smoke, url=url, key=key, model=model, folder=folder, stop=stop)
     running = asyncio.ensure_future(asyncio.to_thread(load))
     try:
         return await asyncio.shield(running)
@@ -413,7 +414,7 @@ def _own_key(keys: KeyStore, folder: Path) -> str:
     """The person's own key: made at the first run, kept readable for him alone."""
     path = folder / "key"
     found = files.read(path)
-    if found is not None and (known := textfile.key(textfile.decode(found, str(path)), str(path))):
+    if found is not None and (known := text_file.key(text_file.decode(found, str(path)), str(path))):
         return known
     key = keys.create("me")
     files.replace(path, key + "\n", mode=0o600)

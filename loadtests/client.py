@@ -17,7 +17,7 @@ from typing import Any
 
 import httptools
 
-from appliance.proxy import route
+from appliance.system.proxy import route
 from loadtests.outcome import Ending, classify
 from loadtests.sample import Sample
 from loadtests.stream import Reader

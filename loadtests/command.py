@@ -13,18 +13,18 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from appliance import textfile
-from appliance.config import LoadTest, Site, Slo
-from appliance.configfile import load
+from appliance.cli.loadtest import fields, validated
+from appliance.contract.load import load
+from appliance.contract.model import LoadTest, Site, Slo
 from appliance.errors import ApplianceError, UnprovenError, UsageError
-from appliance.proxy import route
-from appliance.screen import console
-from appliance.stopping import Stop, Stopped, listening
+from appliance.render.screen import console
+from appliance.system import text_file
+from appliance.system.proxy import route
+from appliance.system.stopping import Stop, Stopped, listening
 from loadtests import html, junit, terminal
 from loadtests.baseline import compare, differences
 from loadtests.client import Target
 from loadtests.collect import Collector
-from loadtests.flags import fields, validated
 from loadtests.lexicon import Lexicon
 from loadtests.outputs import Outputs, deliver
 from loadtests.parameters import Limits, Parameters, Plan
@@ -188,7 +188,7 @@ def _baseline(args: argparse.Namespace, scenario: Scenario, parameters: Paramete
     if args.baseline is None:
         return None
     try:
-        before = Report.from_json(textfile.read(args.baseline, name=f"--baseline {args.baseline}").encode())
+        before = Report.from_json(text_file.read(args.baseline, name=f"--baseline {args.baseline}").encode())
     except msgspec.DecodeError:
         raise UsageError(f"--baseline {args.baseline}: no report of `appliance loadtest --json`") from None
     if before.exit_code == INVALID:
@@ -236,11 +236,11 @@ def _where(
 def _keys(args: argparse.Namespace) -> tuple[str, ...]:
     """The keys of the run; one empty key for none, which only another server than our gateway may take."""
     if args.keys is not None:
-        keys = textfile.keys(args.keys, name=f"--keys {args.keys}")
+        keys = text_file.keys(args.keys, name=f"--keys {args.keys}")
         if not keys:
             raise UsageError(f"--keys {args.keys}: there is no key in it")
         return tuple(keys)
-    key = textfile.key(os.environ.get("APPLIANCE_API_KEY", ""), "APPLIANCE_API_KEY")
+    key = text_file.key(os.environ.get("APPLIANCE_API_KEY", ""), "APPLIANCE_API_KEY")
     if not key and args.url is None:
         raise UsageError("APPLIANCE_API_KEY is not set; make a key with `appliance keys create loadtest`")
     return (key,)

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from appliance.errors import StoreError, UsageError
-from appliance.stopping import Stop
+from appliance.system.stopping import Stop
 from loadtests.report import Report
 
 _REASONS = {

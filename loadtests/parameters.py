@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from appliance.config import Section, Slo
+from appliance.contract.model import Section, Slo
 from loadtests.lexicon import Lexicon
 
 

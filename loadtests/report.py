@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from appliance.config import Slo
+from appliance.contract.model import Slo
 from loadtests.baseline import Comparison
 from loadtests.collect import Collector
 from loadtests.estimates import BATCHES, Interval, batch_means, jain, percentile, percentile_interval, wilson

@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from appliance.errors import UnprovenError
-from appliance.proxy import route
-from appliance.stopping import Stop
+from appliance.system.proxy import route
+from appliance.system.stopping import Stop
 from loadtests.collect import Collector
 from loadtests.parameters import Plan
 from loadtests.report import INTERRUPTED, Report, summarise

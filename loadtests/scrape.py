@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from appliance.proxy import get
-from appliance.stopping import Stop
+from appliance.system.proxy import get
+from appliance.system.stopping import Stop
 from loadtests.gpu import Card, Query, throttled
 
 EVERY_S = 2.0

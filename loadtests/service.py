@@ -6,9 +6,9 @@ import http.client
 import json
 from collections.abc import Sequence
 
-from appliance.config import Site
+from appliance.contract.model import Site
 from appliance.errors import UnprovenError, UsageError
-from appliance.proxy import get
+from appliance.system.proxy import get
 from loadtests.client import Ask, Client, Target
 from loadtests.outcome import Cause
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from appliance.proxy import route
+from appliance.system.proxy import route
 from loadtests.client import Ask, Client, Target
 from loadtests.lexicon import WORDS, Lexicon
 

@@ -1,4 +1,4 @@
-# The site: one JSON file that appliance/config.py validates. RFC 42: `settings` is that file; typed here is
+# The site: one JSON file that appliance/contract/model.py validates. RFC 42: `settings` is that file; typed here is
 # only what NixOS itself has to know. Keys are spelled as in the file, so its documentation serves for both.
 { config, lib, pkgs, ... }:
 let
@@ -10,7 +10,7 @@ let
     default = { };
     inherit description;
   };
-  # An option that is left alone is left out of the file: config.py has its own default.
+  # An option that is left alone is left out of the file: contract/model.py has its own default.
   dropNull = value:
     if lib.isAttrs value then lib.mapAttrs (_: dropNull) (lib.filterAttrs (_: v: v != null) value)
     else if lib.isList value then map dropNull value

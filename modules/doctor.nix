@@ -1,5 +1,5 @@
 # `appliance doctor` on both machines, and what it holds them to: /etc/appliance/machine.json, which
-# appliance/machine.py reads. Nothing is decided here; each value is where its own module has it.
+# appliance/contract/machine.py reads. Nothing is decided here; each value is where its own module has it.
 { config, lib, pkgs, ... }:
 let
   inherit (config) appliance;

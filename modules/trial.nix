@@ -1,5 +1,5 @@
 # A new generation is tried, not trusted: it boots once through the loader's one-shot entry, and only a passed
-# smoke test makes it the default. The decisions are appliance/trial/decide.py's; here stands who calls them when.
+# smoke test makes it the default. The decisions are appliance/upgrade/decide.py's; here stands who calls them when.
 # Until `appliance.smoke.enforce` is set nothing is done to the loader or the machine; it is only said.
 { config, lib, pkgs, ... }:
 let

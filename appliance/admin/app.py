@@ -18,8 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from appliance import __version__
-from appliance.admin import control
-from appliance.config import USER_PATTERN, Site
+from appliance.admin import control_client
+from appliance.contract.model import USER_PATTERN, Site
 from appliance.errors import (
     ApplianceError,
     AuthenticationError,
@@ -30,7 +30,7 @@ from appliance.errors import (
     UsageError,
     openai_body,
 )
-from appliance.gateway.keys import Key
+from appliance.gateway.auth import Key
 from appliance.store.keys import LEAST_WEIGHT, MOST_WEIGHT, KeyStore
 from appliance.store.usage import UsageLine, UsageReader, as_csv
 
@@ -227,11 +227,11 @@ def _models(folder: Path) -> APIRouter:
 
     @router.get("")
     def status() -> dict[str, Any]:
-        return control.status(folder)
+        return control_client.status(folder)
 
     @router.post("/swap", status_code=202)
     def swap(order: SwapOrder) -> dict[str, Any]:
-        return control.swap(folder, order.model)
+        return control_client.swap(folder, order.model)
 
     return router
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import uvicorn
 
-from appliance import textfile
 from appliance.admin.app import make_app
-from appliance.config import Site
+from appliance.contract.model import Site
 from appliance.errors import UsageError
-from appliance.gateway.serve import bind
+from appliance.gateway.main import bind
+from appliance.system import text_file
 
 CREDENTIAL = "admin-token"
 VARIABLE = "APPLIANCE_ADMIN_TOKEN_FILE"
@@ -44,8 +44,8 @@ def read_token() -> str:
             f"there is no admin token; put at least 16 characters into a file and name it in {VARIABLE}, "
             f"or give the unit a credential {CREDENTIAL}"
         )
-    token = textfile.key(
-        textfile.read(Path(named), missing="No such file or directory; put the admin token into it"), named
+    token = text_file.key(
+        text_file.read(Path(named), missing="No such file or directory; put the admin token into it"), named
     )
     if not TOKEN.fullmatch(token):
         raise UsageError(

@@ -1,6 +1,6 @@
 """The precision of a published checkpoint, from the quantisation table of its config.json.
 
-Pure. Answers with the name of a precision that :mod:`appliance.plan.precision` sizes within a few percent, or
+Pure. Answers with the name of a precision that :mod:`appliance.planner.precision` sizes within a few percent, or
 refuses: a method, an algorithm, a width or a field that is not listed here may hold weights of any size.
 """
 
@@ -192,7 +192,7 @@ READ = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """The precision of a checkpoint, by the name that :mod:`appliance.plan.precision` reads."""
+    """The precision of a checkpoint, by the name that :mod:`appliance.planner.precision` reads."""
 
     precision: str
     fp8_block: int = 0

@@ -1,7 +1,7 @@
 """A model's shape, and what follows from it by arithmetic: parameters, KV cache, recurrent state.
 
 Pure. Counts are exact, weight by weight, for the text model: vision towers and multi-token-prediction heads
-are left out, as in the published counts they are checked against (``tests/plan/test_shape.py``).
+are left out, as in the published counts they are checked against (``tests/planner/test_shape.py``).
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Shape:
     pooling: bool = False
     """Embedding models never compute logits."""
     native: str = "bf16"
-    """Precision of the published checkpoint, as :func:`appliance.plan.precision.parse` reads it."""
+    """Precision of the published checkpoint, as :func:`appliance.planner.precision.parse` reads it."""
     checkpoint_bytes: int | None = None
     """Quoted size of the published checkpoint, where it holds more than the text model counted here."""
     fp8_block: int = 0

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.config import Engine, Model, Site
+from appliance.contract.model import Engine, Model, Site
+from appliance.contract.rules import nearest
 from appliance.engines import fake, llamacpp, vllm
 from appliance.errors import UsageError
-from appliance.rules import nearest
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from appliance.config import Engine, Model
+from appliance.contract.model import Engine, Model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tests" / "fakes" / "vllm.py"
 """The one fake lives with the tests: a checkout has it, an installed appliance has no use for it."""

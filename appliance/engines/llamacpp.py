@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from appliance.config import Engine, Model
+from appliance.contract.model import Engine, Model
 from appliance.engines.vllm import option
 
 OURS = {

@@ -13,8 +13,8 @@ from importlib.resources import files
 
 from pydantic import JsonValue
 
-from appliance.config import Engine, Model
-from appliance.rules import nearest
+from appliance.contract.model import Engine, Model
+from appliance.contract.rules import nearest
 
 MODULE = "vllm.entrypoints.openai.api_server"
 """Started as a module: the ``vllm`` script looks for a distribution named vllm, and the CPU build is not."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from appliance.gateway import log
-from appliance.gateway.keys import Key
+from appliance.gateway.auth import Key
 from appliance.gateway.limits import Allowance
 from appliance.gateway.outcome import COUNTING
 from appliance.gateway.parts import Parts
-from appliance.gateway.route import Replica, Service
-from appliance.gateway.stream import Relay, Usage
+from appliance.gateway.routing import Replica, Service
+from appliance.gateway.sse import Relay, Usage
 from appliance.gateway.usage import UsageRow
 
 CHARGED = frozenset({"ok", "aborted"})

@@ -12,8 +12,8 @@ import logging
 import time
 from collections.abc import Coroutine, Iterator
 
-from appliance.config import Site
-from appliance.engines.load import EngineControl
+from appliance.contract.model import Site
+from appliance.engines.lifecycle import EngineControl
 from appliance.errors import (
     AuthenticationError,
     DrainingError,
@@ -24,23 +24,23 @@ from appliance.errors import (
     StoreError,
 )
 from appliance.gateway import paths, reply
+from appliance.gateway.auth import POLL_S, Authenticator, Key
 from appliance.gateway.background import keep_going
 from appliance.gateway.body_encoding import decoded
-from appliance.gateway.canaries import Canaries
-from appliance.gateway.connection import ClientConnection
 from appliance.gateway.cors import BrowserOrigins
 from appliance.gateway.end_user import caller
-from appliance.gateway.exchange import Exchange
+from appliance.gateway.health import Canaries
 from appliance.gateway.idempotency import Tapes
-from appliance.gateway.incoming import Request
-from appliance.gateway.keys import POLL_S, Authenticator, Key
+from appliance.gateway.lifecycle import Exchange
 from appliance.gateway.limits import Bucket, Ledger
 from appliance.gateway.metrics import Metrics, Sample
-from appliance.gateway.outbox import Outbox
 from appliance.gateway.parts import Parts
-from appliance.gateway.route import Router, Service
-from appliance.gateway.swapper import SwapController
+from appliance.gateway.routing import Router, Service
+from appliance.gateway.swap_controller import SwapController
 from appliance.gateway.usage import UsageRow, UsageWriter
+from appliance.http1.connection import ClientConnection
+from appliance.http1.types import Request
+from appliance.http1.writer import Outbox
 from appliance.store.keys import KeyStore
 
 LOG = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from hashlib import blake2b
 
 from appliance.errors import IdempotencyError, InvalidRequestError, RequestError
 from appliance.gateway import reply
-from appliance.gateway.connection import ClientConnection
-from appliance.gateway.exchange import Exchange
+from appliance.gateway.lifecycle import Exchange
 from appliance.gateway.parts import Client
+from appliance.http1.connection import ClientConnection
 
 MAX_KEY = 255
 OVERHEAD = 1024

@@ -11,9 +11,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from appliance.config import Limits
+from appliance.contract.model import Limits
 from appliance.errors import RateLimitError
-from appliance.gateway.keys import Key
+from appliance.gateway.auth import Key
 
 WINDOW_S = 60.0
 

@@ -12,7 +12,7 @@ from appliance.errors import (
     RateLimitError,
     RequestError,
 )
-from appliance.gateway.stream import Relay
+from appliance.gateway.sse import Relay
 
 COUNTING = frozenset({"/v1/messages/count_tokens", "/tokenize", "/detokenize"})
 """Endpoints where an engine counts tokens and generates none."""

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from appliance.config import Site
+from appliance.contract.model import Site
 from appliance.errors import RequestError
 from appliance.gateway.limits import Ledger
 from appliance.gateway.metrics import Metrics
-from appliance.gateway.route import Replica, Router
+from appliance.gateway.routing import Replica, Router
 from appliance.gateway.usage import UsageWriter
 
 if TYPE_CHECKING:
-    from appliance.gateway.exchange import Exchange
+    from appliance.gateway.lifecycle import Exchange
 
 
 class Client(Protocol):

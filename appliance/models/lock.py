@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance import textfile
 from appliance.errors import ConfigError, StoreError
+from appliance.system import text_file
 
 LINE = re.compile(
     r"(?P<sha256>[0-9a-f]{64})  (?P<size>\d{1,15})  "
@@ -43,7 +43,7 @@ class Entry:
 
 def read(lock: Path) -> list[Entry]:
     """The entries of ``lock``; raises :class:`ConfigError` that names the first line that is none."""
-    text = textfile.read(
+    text = text_file.read(
         lock, missing="cannot be read (No such file or directory); write it with `appliance models lock`"
     )
     entries = []

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from appliance import files
-from appliance.engines.control import run_step
+from appliance.engines.processes import run_step
 from appliance.errors import StartError
-from appliance.proxy import is_loopback, opener
+from appliance.system import files
+from appliance.system.proxy import is_loopback, opener
 
 REPOSITORY = "Qwen/Qwen3-0.6B"
 REVISION = "c1899de289a04d12100db370d81485cdf75e47ca"

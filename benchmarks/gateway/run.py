@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from appliance.stopping import stop_signals
+from appliance.system.stopping import stop_signals
 from benchmarks.gateway import on_vllm, processes, report, scenarios
 from benchmarks.gateway.subjects import NAMES, Subject, engines, subject
 

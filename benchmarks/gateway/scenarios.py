@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.proxy import opener
+from appliance.system.proxy import opener
 from benchmarks.gateway.processes import HERE, LOAD_CORE, ROOT, SUBJECT_CORE, free_port, pss_mb, running
 from benchmarks.gateway.subjects import engines, make_keys, subject
 

@@ -1,7 +1,8 @@
 """The longest context that vLLM's own ModelConfig derives, for every kind of rope scaling and of length field.
 
 Run it with the Python of the engine's environment:  python benchmarks/planner/contexts.py
-It writes tests/plan/contexts.json. ``--sample PREFIX`` prints the entries whose names begin so and writes nothing.
+It writes tests/planner/contexts.json. ``--sample PREFIX`` prints the entries whose names begin so and
+writes nothing.
 A nested text model is asked by the functions that ModelConfig calls: ModelConfig itself would load an image
 processor, which needs a package that the CPU engine does not have.
 """

@@ -10,8 +10,9 @@ from collections import defaultdict
 from math import exp, log10
 from pathlib import Path
 
-from appliance.catalog import store
-from appliance.plan import calibrate, evaluate, serving
+from appliance.catalog import catalog
+from appliance.planner import evaluate, serving
+from tools import calibrate
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"vllm": "#2563a8", "sglang": "#7a4fb5", "tensorrt-llm": "#2e8b68", "llamacpp": "#c98a1b"}
@@ -102,7 +103,7 @@ def scatter(data: list[calibrate.Sample], held: list[float]) -> str:
 
 
 def main() -> None:
-    rows = evaluate.read(Path(store.__file__).parent / "measurements.csv")
+    rows = evaluate.read(Path(catalog.__file__).parent / "measurements.csv")
     data = calibrate.samples(rows)
     held = [float(error) for error in calibrate.cross_validate(data)]
     with (Path(__file__).parent / "held_out.csv").open("w", encoding="utf-8", newline="") as file:

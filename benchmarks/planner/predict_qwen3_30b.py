@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from appliance.catalog import store
-from appliance.plan import demand
-from appliance.plan.point import Point
-from appliance.plan.serving import predict
+from appliance.catalog import catalog
+from appliance.planner import demand
+from appliance.planner.serving import predict
+from appliance.planner.workload import Point
 
 CARDS = ("H100 SXM 80GB", "H200 SXM 141GB", "RTX PRO 6000 Blackwell Workstation")
 
@@ -19,7 +19,7 @@ def main() -> None:
     for card in CARDS:
         for batch in (1, 64, 256):
             one = Point(
-                card=store.find_card(card),
+                card=catalog.find_card(card),
                 shape=shape,
                 precision=dtype,
                 input=1024,

@@ -15,7 +15,7 @@ python313Packages.buildPythonApplication {
   # The versions that pyproject.toml asks for are what pip resolved; nixpkgs' are what the pin holds. The tests
   # decide, not the ranges.
   pythonRelaxDeps = true;
-  pythonImportsCheck = [ "appliance.config" "appliance.engines.argv" ];
+  pythonImportsCheck = [ "appliance.contract.model" "appliance.engines.argv" ];
   meta = {
     description = "Private LLM service: gateway, engine start, checks";
     license = lib.licenses.mit;

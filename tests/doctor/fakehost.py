@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appliance.configfile import validate
-from appliance.machine import Machine
-from appliance.ops.doctor.catalogue import examine
-from appliance.ops.doctor.host import Host
-from appliance.ops.doctor.result import Result
-from appliance.ops.doctor.scene import Scene
+from appliance.contract.load import validate
+from appliance.contract.machine import Machine
+from appliance.doctor.context import Scene
+from appliance.doctor.finding import Result
+from appliance.doctor.host import Host
+from appliance.doctor.runner import examine
 
 KEYS = {
     "gpu": "Hh5pYxr2pDsHMRbmvMhTTsQqFwnYdIQKDCvKoLTkyG4=",

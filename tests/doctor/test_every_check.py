@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.ops.doctor import clock, storage
-from appliance.ops.doctor.catalogue import CHECKS, examine
-from appliance.ops.doctor.causes import ORDER
+from appliance.doctor import clock, storage
+from appliance.doctor.causes import ORDER
+from appliance.doctor.runner import CHECKS, examine
 from tests.doctor.breaks import BREAKS, Break
 from tests.doctor.fakehost import FakeHost
 

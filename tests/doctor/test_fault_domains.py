@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from appliance.machine import Edge
-from appliance.ops.doctor.catalogue import CHECKS
-from appliance.ops.doctor.certificate import judge_front
-from appliance.ops.doctor.gpu import HARDWARE_XIDS, MEMORY_XIDS
-from appliance.ops.doctor.result import FaultDomain, Result
-from appliance.ops.proof import Proof, page
-from appliance.ops.prove import step_of
+from appliance.contract.machine import Edge
+from appliance.doctor.certificate import judge_front
+from appliance.doctor.finding import FaultDomain, Result
+from appliance.doctor.gpu import HARDWARE_XIDS, MEMORY_XIDS
+from appliance.doctor.runner import CHECKS
+from appliance.smoketest.report import Proof, page
+from appliance.smoketest.run import step_of
 from tests.conftest import ROOT
 from tests.doctor.breaks import Break
 from tests.doctor.fakehost import FakeHost

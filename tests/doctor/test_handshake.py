@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from appliance.doctor.finding import FaultDomain, Result
 from appliance.errors import StoreError
-from appliance.ops import handshake, prove
-from appliance.ops.doctor.result import FaultDomain, Result
-from appliance.ops.handshake import Hop, Line, fault_domain
-from appliance.ops.proof import Step
+from appliance.smoketest import handshake, run
+from appliance.smoketest.handshake import Hop, Line, fault_domain
+from appliance.smoketest.report import Step
 from tests.conftest import ROOT, wait_until
 from tests.doctor.fakehost import KEYS, FakeHost, dump
 from tests.smalldisk import SmallDisk
@@ -175,13 +175,13 @@ def test_the_smoke_test_asks_whose_fault_it_is(
     assert scene.site is not None
     machine = tmp_path / "machine.json"
     machine.write_text(json.dumps(host.machine))
-    monkeypatch.setattr(prove, "MACHINE", machine)
-    monkeypatch.setattr(prove, "Host", lambda _: scene.host)
+    monkeypatch.setattr(run, "MACHINE", machine)
+    monkeypatch.setattr(run, "Host", lambda _: scene.host)
     monkeypatch.setattr(handshake, "wait", lambda *_: None)
 
     def peer() -> Step:
         assert scene.site is not None
-        steps = prove._host(scene.site, scene.base, tmp_path / "handshakes.json")
+        steps = run._host(scene.site, scene.base, tmp_path / "handshakes.json")
         return next(step for step in steps if step.name == "tunnel peer vps")
 
     assert peer().level == "ok"
@@ -206,8 +206,8 @@ def test_the_first_hop_for_real(tmp_path: Path) -> None:
     def hop() -> str:
         script = (
             "import socket\n"
-            "from appliance.ops.handshake import read_hop\n"
-            "from appliance.ops.doctor.host import Host\n"
+            "from appliance.smoketest.handshake import read_hop\n"
+            "from appliance.doctor.host import Host\n"
             "try: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('203.0.113.5', 9))\n"
             "except OSError: pass\n"
             "print(read_hop(Host(), '203.0.113.5'))"

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from appliance.ops.doctor import storage
-from appliance.ops.doctor.clock import read_clock
-from appliance.ops.doctor.host import Host
+from appliance.doctor import storage
+from appliance.doctor.clock import read_clock
+from appliance.doctor.host import Host
 from appliance.store.database import FILE
 from appliance.store.keys import KeyStore
 from appliance.store.schema import REVISION

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
+from appliance.contract.machine import load_machine
+from appliance.doctor.causes import CAUSES, causes
+from appliance.doctor.finding import EXIT_CODES, ORDER, Level, Result, worst
+from appliance.doctor.host import CannotLookError, Host, TimedOutError
+from appliance.doctor.runner import CHECKS, examine
 from appliance.errors import ConfigError, UsageError
-from appliance.machine import load_machine
-from appliance.ops.doctor import doc
-from appliance.ops.doctor.catalogue import CHECKS, examine
-from appliance.ops.doctor.causes import CAUSES, causes
-from appliance.ops.doctor.host import CannotLookError, Host, TimedOutError
-from appliance.ops.doctor.result import EXIT_CODES, ORDER, Level, Result, worst
 from tests.conftest import ROOT, wait_until
 from tests.doctor.fakehost import KEYS, PRIVATE, FakeHost, dump
+from tools import doctor_doc
 
 ARGV = [sys.executable, "-m", "appliance", "doctor"]
 
@@ -290,13 +290,11 @@ def test_the_deepest_cause_comes_first() -> None:
 
 
 def test_every_cause_is_given_by_some_check() -> None:
-    source = "".join(
-        file.read_text() for file in (ROOT / "appliance/ops/doctor").glob("*.py") if file.stem != "causes"
-    )
+    source = "".join(file.read_text() for file in (ROOT / "appliance/doctor").glob("*.py") if file.stem != "causes")
     for code in CAUSES:
         assert f'"{code}"' in source or code.removesuffix("-not-listening") in {"tunnel", "edge"}, code
 
 
 def test_the_page_is_current() -> None:
-    stale = "stale: run `python -m appliance.ops.doctor.doc > docs/doctor.md`"
-    assert (ROOT / "docs/doctor.md").read_text() == doc.text(), stale
+    stale = "stale: run `python -m tools.doctor_doc > docs/doctor.md`"
+    assert (ROOT / "docs/doctor.md").read_text() == doctor_doc.text(), stale

@@ -14,41 +14,41 @@ from appliance.cli import main
 from appliance.gateway import (
     account,
     app,
-    canaries,
-    exchange,
+    auth,
+    health,
     idempotency,
-    keys,
+    lifecycle,
     limits,
     media,
     metrics,
     reply,
-    route,
-    stream,
+    routing,
+    sse,
 )
-from appliance.gateway import connection as client_connection
+from appliance.http1 import connection as client_connection
 from appliance.store import keys as key_store
 
 PARTS: dict[str, tuple[object, str]] = {
     "headers": (client_connection.ClientConnection, "on_header"),
     "begin": (app.Gateway, "begin"),
-    "authenticate": (keys.Authenticator, "authenticate_any"),
+    "authenticate": (auth.Authenticator, "authenticate_any"),
     "handle": (app.Gateway, "handle"),
     "find_tape": (idempotency.Tapes, "find"),
-    "decode": (exchange, "decode"),
-    "find": (route.Router, "find"),
-    "check": (exchange, "check"),
+    "decode": (lifecycle, "decode"),
+    "find": (routing.Router, "find"),
+    "check": (lifecycle, "check"),
     "media": (media, "check"),
     "admit": (limits.Ledger, "admit"),
     "weight": (limits.Ledger, "weight"),
-    "sequences": (exchange, "sequences"),
-    "with_usage": (exchange, "with_usage"),
-    "submit": (route.Service, "submit"),
-    "pick": (route.Service, "_pick"),
-    "granted": (exchange.Exchange, "_post"),
+    "sequences": (lifecycle, "sequences"),
+    "with_usage": (lifecycle, "with_usage"),
+    "submit": (routing.Service, "submit"),
+    "pick": (routing.Service, "_pick"),
+    "granted": (lifecycle.Exchange, "_post"),
     "charge": (account.Account, "_charge"),
-    "feed": (stream.Relay, "feed"),
-    "read_usage": (exchange, "read_usage"),
-    "id_headers": (exchange.Exchange, "_id_headers"),
+    "feed": (sse.Relay, "feed"),
+    "read_usage": (lifecycle, "read_usage"),
+    "id_headers": (lifecycle.Exchange, "_id_headers"),
     "whole": (reply, "whole"),
     "end": (client_connection.ClientConnection, "end_stream"),
     "finished": (client_connection.ClientConnection, "_finish"),
@@ -59,7 +59,7 @@ PARTS: dict[str, tuple[object, str]] = {
 
 BESIDE: dict[str, tuple[object, str]] = {
     "keys": (key_store.KeyStore, "snapshot"),
-    "canary": (canaries, "canary_passed"),
+    "canary": (health, "canary_passed"),
 }
 """Parts that work beside the requests."""
 

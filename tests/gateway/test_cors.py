@@ -1,202 +1,183 @@
-"""Pages of other origins at a real gateway: each answer, however it ends, can be read by the allowed ones only."""
+"""Origins of web pages: which are allowed, what their browsers get, and how each is to be written."""
 
 from __future__ import annotations
 
-import json
-import socket
-from collections.abc import Iterator
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from tests.conftest import Service, chat, exchange, head, serving
+from appliance.contract.model import Gateway
+from appliance.errors import PermissionDeniedError
+from appliance.gateway.cors import NO_ORIGINS, BrowserOrigins
 
-PAGE = "http://notes.example.org:3000"
-OTHER = "https://other.example.org"
-
-
-@pytest.fixture(scope="module")
-def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A gateway that allows two origins, with short limits."""
-    settings = {
-        "browser_origins": [PAGE, "app://obsidian.md"],
-        "max_body_bytes": 4000,
-        "header_timeout_s": 1,
-        "body_timeout_s": 1,
-    }
-    with serving(tmp_path_factory.mktemp("paged"), gateway=settings) as service:
-        yield service
+CHAT = "https://chat.example.org"
+NOTES = "app://obsidian.md"
+TWO = BrowserOrigins((CHAT, NOTES))
+EVERY = BrowserOrigins(("*",))
 
 
-def post(
-    service: Service, origin: str | None, body: bytes, *lines: str, path: str = "/v1/chat/completions"
-) -> bytes:
-    more = [f"origin: {origin}"] if origin is not None else []
-    return exchange(service, head(service, *more, f"content-length: {len(body)}", *lines, path=path) + body)
-
-
-def parts(answer: bytes) -> tuple[int, list[tuple[str, str]]]:
-    """Status and headers of the first answer in ``answer``."""
-    first, *lines = answer.partition(b"\r\n\r\n")[0].decode().split("\r\n")
-    pairs = [line.partition(": ") for line in lines]
-    return int(first.split()[1]), [(name, value) for name, _, value in pairs]
-
-
-def access(answer: bytes) -> dict[str, str]:
-    """The headers of the CORS protocol; each at most once."""
-    pairs = [
-        (name, value) for name, value in parts(answer)[1] if name.startswith("access-control") or name == "vary"
-    ]
-    assert len(dict(pairs)) == len(pairs)
-    return dict(pairs)
-
-
-GOOD = json.dumps(chat()).encode()
-STREAM = json.dumps(chat("fake: tokens=3", stream=True)).encode()
-
-Case = tuple[int, str, tuple[str, ...], bytes]
-CHATS, MORE = "POST /v1/chat/completions", "POST /v1/completions"
-KEY, CLOSE, CHUNKS = "KEY", "connection: close", "transfer-encoding: chunked"
-ANSWERS: dict[str, Case] = {
-    "whole": (200, CHATS, (KEY, f"content-length: {len(GOOD)}"), GOOD),
-    "a stream": (200, CHATS, (KEY, f"content-length: {len(STREAM)}", CLOSE), STREAM),
-    "the models": (200, "GET /v1/models", (KEY,), b""),
-    "a head": (405, "HEAD /v1/completions", (CLOSE,), b""),
-    "health": (200, "GET /health", (), b""),
-    "readiness, later": (200, "GET /ready", (), b""),
-    "another task": (404, "POST /v1/embeddings", (KEY, "content-length: 28"), b'{"model":"fake","input":"a"}'),
-    "no JSON": (400, CHATS, (KEY, "content-length: 1"), b"x"),
-    "an encoding": (415, CHATS, (KEY, "content-encoding: br", "content-length: 1"), b"x"),
-    "no key": (401, CHATS, ("content-length: 2",), b"{}"),
-    "no such path": (404, "GET /v1/nothing", (), b""),
-    "another method": (405, "GET /v1/completions", (), b""),
-    "a body too large, by its length": (413, MORE, (KEY, "content-length: 5000"), b""),
-    "a body too large, in chunks": (413, MORE, (KEY, CHUNKS), b"1388\r\n" + b"x" * 5000),
-    "a head too large": (431, "GET /health", ("x-long: " + "x" * 40_000,), b""),
-    "a header sent twice": (400, "GET /health", ("host: x",), b""),
-    "no valid host": (400, "GET /health HTTP/1.1\r\nhost: x/y\r\nx-was:", (), b""),
-    "a body that does not come": (408, MORE, (KEY, "content-length: 9"), b"{"),
-    "broken chunks": (400, MORE, (KEY, CHUNKS), b"zz\r\n"),
-}
-
-
-def sent(service: Service, name: str, origin: str | None) -> bytes:
-    """The answer to the case ``name``, sent by a page of ``origin``."""
-    _, first, lines, body = ANSWERS[name]
-    page = [f"origin: {origin}"] if origin is not None else []
-    more = [line if line != KEY else f"authorization: Bearer {service.key}" for line in lines]
-    # The origin comes first: of a head that is refused midway, the gateway knows what it has read.
-    text = "\r\n".join([f"{first} HTTP/1.1", *page, *([] if "host:" in first else ["host: x"]), *more, "", ""])
-    return exchange(service, text.encode() + body)
-
-
-@pytest.mark.parametrize("name", ANSWERS)
-def test_every_answer_can_be_read_by_allowed_pages_and_by_no_others(paged: Service, name: str) -> None:
-    status = ANSWERS[name][0]
-    allowed = sent(paged, name, PAGE)
-    assert parts(allowed)[0] == status
-    found = access(allowed)
-    assert (found["access-control-allow-origin"], found["vary"]) == (PAGE, "origin")
-    assert "x-request-id" in found["access-control-expose-headers"]
-    assert "access-control-allow-credentials" not in found
-    if status != 408:
-        for origin in (OTHER, None):
-            refused = sent(paged, name, origin)
-            assert (parts(refused)[0], access(refused)) == (status, {}), "the answer itself is the same"
-
-
-def test_pipelined_requests_of_two_origins_get_their_own(paged: Service) -> None:
-    origins = [PAGE, OTHER, "app://obsidian.md", None, PAGE]
-    text = b"".join(
-        f"GET /v1/nothing/{number} HTTP/1.1\r\nhost: x\r\n{f'origin: {origin}' if origin else 'x: y'}\r\n"
-        f"{'connection: close' if number == 4 else 'x: z'}\r\n\r\n".encode()
-        for number, origin in enumerate(origins)
-    )
-    answers = exchange(paged, text, to_the_end=True).split(b"HTTP/1.1 ")[1:]
-    named = [access(b"HTTP/1.1 " + answer).get("access-control-allow-origin") for answer in answers]
-    assert named == [PAGE, None, "app://obsidian.md", None, PAGE]
-
-
-def test_a_refused_head_after_a_good_request_does_not_inherit_its_origin(paged: Service) -> None:
-    good = f"GET /health HTTP/1.1\r\nhost: x\r\norigin: {PAGE}\r\n\r\n".encode()
-    answers = exchange(paged, good + b"GET / HTTP/1.1\r\nbroken\r\n\r\n", to_the_end=True)
-    second = answers[answers.index(b"HTTP/1.1 400 ") :]
-    assert (access(answers)["access-control-allow-origin"], access(second)) == (PAGE, {})
-
-
-def test_one_recorded_answer_is_read_by_each_page_under_its_own_name(paged: Service) -> None:
-    for origin in (PAGE, "app://obsidian.md", OTHER):
-        answer = post(paged, origin, GOOD, "idempotency-key: pages")
-        assert access(answer).get("access-control-allow-origin") == (origin if origin != OTHER else None)
-
-
-# Preflights.
-
-
-def preflight(service: Service, path: str, origin: str | None, *lines: str) -> bytes:
-    first = [f"OPTIONS {path} HTTP/1.1", "host: x", *([f"origin: {origin}"] if origin is not None else [])]
-    text = "\r\n".join(
-        [*first, "access-control-request-method: POST", *lines, "connection: close", "", ""]
-    ).encode()
-    return exchange(service, text, to_the_end=True)
+def fields(lines: bytes) -> dict[str, str]:
+    """``lines`` as headers; each once, each with its CRLF."""
+    assert not lines or lines.endswith(b"\r\n")
+    pairs = [line.partition(": ") for line in lines.decode("latin1").split("\r\n")[:-1]]
+    found = {name: value for name, _, value in pairs}
+    assert len(found) == len(pairs)
+    return found
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["/v1/chat/completions", "/v1/messages", "/v1/messages?beta=true", "/v1/models", "/v1/models/fake", "/health"],
+    ("origins", "origin", "named"),
+    [
+        (TWO, CHAT, CHAT),
+        (TWO, NOTES, NOTES),
+        (EVERY, CHAT, "*"),
+        (EVERY, "null", "*"),
+        (TWO, "https://other.example.org", None),
+        (TWO, "http://chat.example.org", None),
+        (TWO, f"{CHAT}:8443", None),
+        (TWO, f"{CHAT}.evil.org", None),
+        (TWO, f"{CHAT}/", None),
+        (TWO, CHAT.upper(), None),
+        (TWO, f"{CHAT}, {NOTES}", None),
+        (TWO, "null", None),
+        (TWO, "", None),
+        (TWO, "*", None),
+        (NO_ORIGINS, CHAT, None),
+        (TWO, None, None),
+        (EVERY, None, None),
+    ],
 )
-def test_a_preflight_needs_no_key_and_no_engine(paged: Service, path: str) -> None:
-    before = paged.stats()["requests"]
-    asked = "access-control-request-headers: authorization,x-stainless-os"
-    answer = preflight(paged, path, PAGE, asked, "access-control-request-private-network: true")
-    status, headers = parts(answer)
-    assert (status, answer.partition(b"\r\n\r\n")[2]) == (204, b"")
-    assert not {"content-length", "content-type", "transfer-encoding"} & dict(headers).keys()
-    found = access(answer)
-    assert found["access-control-allow-origin"] == PAGE
-    assert found["access-control-allow-headers"] == "authorization,x-stainless-os"
-    assert found["access-control-allow-methods"] == "GET, HEAD, POST, OPTIONS"
-    assert found["access-control-allow-private-network"] == "true"
-    assert paged.stats()["requests"] == before
-
-
-def test_a_preflight_of_another_origin_is_403_and_says_what_to_set(paged: Service) -> None:
-    answer = preflight(paged, "/v1/models", OTHER)
-    assert (parts(answer)[0], access(answer)) == (403, {})
-    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
-    assert error["code"] == "origin_not_allowed"
-    assert error["message"] == (
-        f"Pages of the origin '{OTHER}' may not use this service; add it to gateway.browser_origins"
-    )
-
-
-@pytest.mark.parametrize(
-    ("path", "origin", "status"),
-    [("/v1/nothing", PAGE, 404), ("/sleep", PAGE, 404), ("//v1/models", PAGE, 404), ("/v1/models", None, 204)],
-)
-def test_a_preflight_for_no_path_of_ours_is_404_and_one_of_no_page_grants_nothing(
-    paged: Service, path: str, origin: str | None, status: int
+def test_an_answer_names_the_origin_if_it_is_allowed(
+    origins: BrowserOrigins, origin: str | None, named: str | None
 ) -> None:
-    answer = preflight(paged, path, origin)
-    assert parts(answer)[0] == status
-    assert origin is not None or access(answer) == {}
+    found = fields(origins.headers(None if origin is None else origin.encode()))
+    assert found.get("access-control-allow-origin") == named
+    assert bool(found) == (named is not None)
+    assert found.get("vary") == ("origin" if named not in (None, "*") else None)
+    if named:
+        assert {"x-request-id", "request-id", "retry-after", "x-queue-position", "x-queue-wait-ms"} <= set(
+            found["access-control-expose-headers"].split(", ")
+        )
 
 
-def test_a_connection_goes_on_after_a_preflight(paged: Service) -> None:
-    first = f"OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: x\r\norigin: {PAGE}\r\n\r\n".encode()
-    then = head(paged, f"origin: {PAGE}", f"content-length: {len(STREAM)}", "connection: close") + STREAM
-    with socket.create_connection(("127.0.0.1", paged.gateway.port), timeout=20) as connection:
-        connection.sendall(first)
-        assert connection.recv(65536).startswith(b"HTTP/1.1 204 No Content\r\n")
-        connection.sendall(then)
-        seen = b""
-        while piece := connection.recv(65536):
-            seen += piece
-    assert b"[DONE]" in seen
-    assert access(seen)["access-control-allow-origin"] == PAGE
+@given(st.binary(max_size=60))
+def test_no_other_origin_is_named_and_nothing_is_repeated_unchecked(origin: bytes) -> None:
+    lines = TWO.headers(origin)
+    assert bool(lines) == (origin in (CHAT.encode(), NOTES.encode()))
+    assert fields(EVERY.headers(origin))["access-control-allow-origin"] == "*"
 
 
-def test_without_the_setting_no_page_is_allowed(service: Service) -> None:
-    answer = preflight(service, "/v1/chat/completions", PAGE)
-    assert (parts(answer)[0], access(answer)) == (403, {})
-    answer = post(service, PAGE, GOOD)
-    assert (parts(answer)[0], access(answer)) == (200, {})
+@given(st.dictionaries(st.sampled_from([b"origin", b"access-control-request-headers", b"cookie"]), st.binary()))
+def test_credentials_are_never_allowed_and_no_header_is_injected(headers: dict[bytes, bytes]) -> None:
+    for origins in (TWO, EVERY):
+        try:
+            lines = origins.preflight({b"origin": CHAT.encode()} | headers)
+        except PermissionDeniedError:
+            continue
+        assert set(fields(lines)) <= {
+            "access-control-allow-methods",
+            "access-control-allow-headers",
+            "access-control-max-age",
+        }
+
+
+@pytest.mark.parametrize(
+    ("asked", "allowed"),
+    [
+        (b"authorization,content-type", "authorization,content-type"),
+        (b" x-stainless-os , anthropic-version ", "x-stainless-os , anthropic-version"),
+        (b"X-API-Key", "X-API-Key"),
+        (None, None),
+        (b"", None),
+        (b"*", "*"),
+        (b"a b", None),
+        (b"a,,b", None),
+        (b"a: b", None),
+        (b"a\r\nset-cookie: x", None),
+        (b"authorization;q=1", None),
+    ],
+)
+def test_a_preflight_allows_the_headers_that_are_asked_for(asked: bytes | None, allowed: str | None) -> None:
+    headers = {b"origin": CHAT.encode(), b"access-control-request-method": b"POST"}
+    if asked is not None:
+        headers[b"access-control-request-headers"] = asked
+    found = fields(TWO.preflight(headers))
+    assert found["access-control-allow-methods"] == "GET, HEAD, POST, OPTIONS"
+    assert found["access-control-max-age"] == "7200"
+    listed = found["access-control-allow-headers"]
+    if allowed is None:
+        assert {"authorization", "content-type", "x-api-key", "anthropic-version"} <= set(listed.split(", "))
+    else:
+        assert listed == allowed
+
+
+@pytest.mark.parametrize(("asked", "granted"), [(b"true", "true"), (b"false", None), (None, None)])
+def test_a_private_network_is_allowed_if_the_browser_asks(asked: bytes | None, granted: str | None) -> None:
+    headers = {b"origin": CHAT.encode()}
+    if asked is not None:
+        headers[b"access-control-request-private-network"] = asked
+    assert fields(TWO.preflight(headers)).get("access-control-allow-private-network") == granted
+
+
+@pytest.mark.parametrize("origin", [b"https://other.example.org", b"null", b"", b"\xff" * 300])
+@pytest.mark.parametrize("origins", [TWO, NO_ORIGINS])
+def test_a_preflight_of_another_origin_is_403_and_names_the_setting(origins: BrowserOrigins, origin: bytes) -> None:
+    with pytest.raises(PermissionDeniedError, match=re.escape("add it to gateway.browser_origins")) as refused:
+        origins.preflight({b"origin": origin})
+    assert (refused.value.status, refused.value.code) == (403, "origin_not_allowed")
+    assert repr(origin[:80].decode("latin1")) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*", CHAT, NOTES, "http://localhost:3000", "http://127.0.0.1:8080", "http://[::1]:3000",
+        "capacitor://localhost", "tauri://localhost", "moz-extension://6d3c2b1a-0000-4000-8000-000000000000",
+        "chrome-extension://abcdefghijklmnopabcdefghijklmnop", "http://example.org:443", "https://xn--bcher-kva.example",
+    ],
+)  # fmt: skip
+def test_an_origin_as_browsers_send_it_is_taken(origin: str) -> None:
+    assert Gateway(browser_origins=(origin,)).browser_origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    ("origins", "says"),
+    [
+        ((f"{CHAT}/",), f"write '{CHAT}'"),
+        ((f"{CHAT}/app?x#y",), f"write '{CHAT}'"),
+        (("https://Chat.Example.org",), f"write '{CHAT}'"),
+        (("HTTPS://chat.example.org",), f"write '{CHAT}'"),
+        ((f"{CHAT}:443",), f"write '{CHAT}'"),
+        (("http://localhost:80",), "write 'http://localhost'"),
+        (("http://localhost:03000",), "write 'http://localhost:3000'"),
+        (("chat.example.org",), f"write '{CHAT}'"),
+        (("localhost:3000",), "write 'https://localhost:3000'"),
+        (("https://*.example.org",), "has a wildcard; write each origin, or '*' alone"),
+        (("*", CHAT), "'*' allows every origin; leave out the others"),
+        (("null",), "'null' is what browsers send for every local file and sandboxed frame"),
+        (("file://",), "is not an origin; write scheme://host"),
+        (("https://",), "is not an origin"),
+        (("https://user@chat.example.org",), "is not an origin"),
+        (("https://chat.example.org:99999",), "is not an origin"),
+        (("https://bücher.example",), "is not an origin"),
+        (("https://chat.example.org https://b.example.org",), "is not an origin"),
+        (("",), "is not an origin"),
+        ((f"{CHAT}\n",), "is not an origin"),
+        ((CHAT, f"{NOTES}/"), f"write '{NOTES}'"),
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused_with_what_to_write(origins: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(says)):
+        Gateway(browser_origins=origins)
+
+
+@given(st.text(max_size=30))
+def test_what_is_taken_can_be_an_origin_header(origin: str) -> None:
+    try:
+        Gateway(browser_origins=(origin,))
+    except ValidationError:
+        return
+    assert origin == "*" or re.fullmatch(r"[a-z][a-z0-9+.-]*://[!-~]+", origin)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.cli import main
-from appliance.machine import Machine, load_machine
+from appliance.contract.machine import Machine, load_machine
 from tests.nix import checker
 
 

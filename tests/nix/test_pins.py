@@ -10,18 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from appliance.pins import contents, elf, verify_wheels
-from appliance.pins.lock_engine import LOCK, WHEELS, faults
-from appliance.pins.wheels import (
-    Wheel,
-    from_report,
-    parse_json,
-    parse_lock,
-    render_json,
-    render_lock,
-    too_new,
-)
 from tests.nix import checker
+from tools.wheels import contents, elf, verify_wheels
+from tools.wheels.lock_engine import LOCK, WHEELS, faults
+from tools.wheels.sources import Wheel, from_report, parse_json, parse_lock, render_json, render_lock, too_new
 
 
 def shared_library(*needed: str, machine: int = elf.X86_64) -> bytes:

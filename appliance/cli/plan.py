@@ -1,0 +1,337 @@
+"""``appliance plan`` and ``appliance catalog``: reads what was asked, prints what came out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from appliance.catalog import catalog
+from appliance.catalog.shape import Shape
+from appliance.cli.plan_arguments import add_parser
+from appliance.contract.load import load, parse, validate
+from appliance.contract.model import Site
+from appliance.contract.rules import nearest
+from appliance.errors import ConfigError, UsageError
+from appliance.planner import add_model, demand, evaluate, precision, report, row_parser, write
+from appliance.planner import site as sites
+from appliance.planner.page import page
+from appliance.planner.plan_report import Answer, answer, as_json
+from appliance.planner.serving import Prediction, predict
+from appliance.planner.workload import Layout, Point
+from appliance.render.terminal import Console
+from appliance.system import text_file
+
+__all__ = ["add_parser", "run"]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command that ``args`` names; errors are :class:`~appliance.errors.ApplianceError`."""
+    if args.planner == "catalog":
+        return _add_model(args) if args.catalog_command == "add-model" else _list(args)
+    if args.plan_command == "predict":
+        return _predict(args)
+    if args.plan_command == "evaluate":
+        return _evaluate(args)
+    return _plan(args)
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    return console
+
+
+def _plan(args: argparse.Namespace) -> int:
+    known = catalog.models(args.catalog)
+    if args.write and args.config is None:
+        raise UsageError("--write needs --config FILE: it writes the engines section there")
+    site = load(args.config) if args.config is not None else None
+    machines, wanted = _question(args, site, known)
+    if not 1 <= args.simulate <= 10_000_000:
+        raise UsageError(
+            f"--simulate {args.simulate} makes no sense; nearest valid: {min(max(args.simulate, 1), 10_000_000)}"
+        )
+    found = answer(machines, wanted, requests=args.simulate, seed=args.seed, pattern=args.automation)
+    if args.json:
+        _print_json(as_json(found))
+    else:
+        report.show_plan(_console(), found)
+    if args.html is not None:
+        _save(args.html, page(as_json(found)))
+    if args.write and site is not None:
+        _write(args.config, site, found)
+    return 0
+
+
+def _question(
+    args: argparse.Namespace, site: Site | None, known: dict[str, Shape]
+) -> tuple[tuple[demand.Machine, ...], demand.Demand]:
+    shares = _shares(args.share)
+    cpu = catalog.find_cpu(args.cpu) if args.cpu else None
+    if site is not None:
+        if args.cards or args.model:
+            raise UsageError("--cards and --model belong to a plan without --config; leave them out")
+        machines = sites.machines(site, cpu)
+        if args.power is not None:
+            machines = tuple(dataclasses.replace(machine, power_w=args.power) for machine in machines)
+        works = sites.works(site, shares, prompt=args.prompt, answer=args.answer, known=known)
+        if args.context:
+            works = tuple(
+                dataclasses.replace(work, context=min(args.context, work.shape.max_context)) for work in works
+            )
+    else:
+        machines, works = _from_flags(args, shares, known)
+    for machine in machines:
+        for card in machine.cards:
+            if args.power is not None and not card.min_power_w <= args.power <= card.max_power_w:
+                nearest = card.min_power_w if args.power < card.min_power_w else card.max_power_w
+                raise UsageError(f"{args.power:g} W is out of {card.name}'s range; nearest valid: {nearest:g} W")
+    return machines, demand.Demand(
+        users=args.users,
+        chats=args.chats,
+        think_s=args.think,
+        work=works,
+        prefix_hit=args.prefix_hit,
+        ttft_slo_s=args.ttft_slo,
+        tpot_slo_s=args.tpot_slo,
+    )
+
+
+def _from_flags(
+    args: argparse.Namespace, shares: dict[str, float], known: dict[str, Shape]
+) -> tuple[tuple[demand.Machine, ...], tuple[demand.Work, ...]]:
+    if not args.cards or not args.model:
+        raise UsageError(
+            "say what to plan: --config FILE, or --cards '2x RTX PRO 6000 Blackwell Workstation' --model NAME"
+        )
+    if not 1 <= args.machines <= demand.MAX_MACHINES:
+        raise UsageError(
+            f"--machines {args.machines} makes no sense; nearest valid: {min(max(args.machines, 1), 8)}"
+        )
+    cards = demand.cards(args.cards)
+    cpu = catalog.find_cpu(args.cpu or ("generic server" if args.ram >= 64 else "generic desktop"))
+    machines = tuple(
+        demand.Machine(
+            name=f"m{number + 1}" if args.machines > 1 else "gpu",
+            cards=cards,
+            ram_gib=args.ram,
+            cpu=cpu,
+            power_w=args.power,
+            link_gb_s=args.link,
+        )
+        for number in range(args.machines)
+    )
+    asked = [demand.model(text, known) for text in args.model]
+    names = {shape.name: shape.name.rsplit("/", 1)[-1] for shape, _ in asked}
+    stated = {full: shares.get(short, shares.get(full)) for full, short in names.items()}
+    shared = sites.share_out(
+        {shape.name: shape.pooling for shape, _ in asked},
+        {name: share for name, share in stated.items() if share is not None},
+    )
+    works = []
+    for shape, dtype in asked:
+        name = names[shape.name]
+        context = min(args.context or sites.DEFAULT_CONTEXT, shape.max_context)
+        if args.context and args.context > shape.max_context:
+            raise UsageError(
+                f"context {args.context} is more than the {shape.max_context} of {shape.name}; "
+                f"nearest: {shape.max_context}"
+            )
+        works.append(
+            demand.Work(
+                name=name,
+                shape=shape,
+                precision=dtype,
+                share=shared[shape.name],
+                prompt=min(sites.EMBED_PROMPT, context / 2) if shape.pooling else args.prompt,
+                answer=1.0 if shape.pooling else args.answer,
+                context=context,
+            )
+        )
+    planned = {*names, *names.values()}
+    stray = [name for name in shares if name not in planned]
+    if stray:
+        raise UsageError(f"--share names {stray[0]!r}, which is not planned; {nearest(stray[0], sorted(planned))}")
+    return machines, tuple(works)
+
+
+def _shares(texts: list[str]) -> dict[str, float]:
+    shares = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            shares[name] = float(value)
+        except ValueError:
+            raise UsageError(f"--share {text!r} is not NAME=SHARE; write --share coder=0.4") from None
+        if not 0 <= shares[name] <= 1:
+            raise UsageError(
+                f"--share {text}: a share is between 0 and 1; nearest: {min(max(shares[name], 0), 1):g}"
+            )
+    return shares
+
+
+def _write(path: Path, site: Site, found: Answer) -> None:
+    plan = found.advice.best
+    if not plan.writable:
+        plan = next((other for other, _ in found.advice.alternatives if other.writable), plan)
+    if path.suffix == ".json":
+        raise UsageError(f"{path} is rendered by Nix; put the engines into the NixOS options instead")
+    text = write.replace_engines(text_file.read(path), write.engines_section(plan, site))
+    validate(f"{path} (not written)", parse(path, text))
+    _save(path, text)
+    sys.stderr.write(f"{path}: engines are now {plan.title}\n")
+
+
+def _save(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another place") from None
+
+
+def _predict(args: argparse.Namespace) -> int:
+    shape, dtype = demand.model(args.model, catalog.models(args.catalog))
+    if args.kv:
+        dtype = dataclasses.replace(dtype, kv_bytes=precision.parse("bf16", args.kv).kv_bytes)
+    point = Point(
+        card=_one_card(args.card),
+        shape=shape,
+        precision=dtype,
+        input=args.input,
+        output=args.output,
+        concurrency=args.concurrency,
+        layout=Layout(tp=args.tp, pp=args.pp, replicas=args.replicas, ep=args.ep, hosts=args.hosts),
+        engine=args.engine,
+        power_w=args.power,
+        p2p=False if args.no_p2p else None,
+        link_gb_s=args.link if args.hosts > 1 else None,
+        draft_tokens=args.draft,
+        accepted=args.accepted,
+        prefix_hit=args.prefix_hit,
+        cpu=catalog.find_cpu(args.cpu) if args.cpu else None,
+        cpu_expert_share=args.cpu_experts,
+        utilization=args.utilization,
+    )
+    if args.cpu_experts and not args.cpu:
+        raise UsageError("--cpu-experts needs --cpu NAME: the processor whose RAM holds them")
+    prediction = predict(point)
+    if args.cpu_experts == 0.0 and not prediction.memory.fits and args.engine != "llamacpp":
+        need, room = prediction.memory.weights / 2**30, prediction.memory.budget / 2**30
+        raise UsageError(
+            f"{need:.1f} GiB of weights per card do not fit the {room:.1f} GiB of {point.card.name}; "
+            "raise --tp, or take a smaller precision"
+        )
+    if args.json:
+        _print_json(_prediction(prediction))
+    else:
+        report.show_prediction(_console(), prediction)
+    return 0
+
+
+def _one_card(text: str) -> Any:
+    if "," in text or " + " in text:
+        vendors = {catalog.find_card(part.strip()).vendor for part in text.replace(" + ", ",").split(",")}
+        kind = "mixed vendors" if len(vendors) > 1 else "mixed cards"
+        raise UsageError(f"{text}: {kind} in one shard; name one card, and shard over equal ones with --tp")
+    return catalog.find_card(text)
+
+
+def _prediction(prediction: Prediction) -> dict[str, Any]:
+    plain = dataclasses.asdict(prediction)
+    memory = plain.pop("memory")
+    memory.pop("layout")
+    return {**plain, "memory": {**memory, "fits": prediction.memory.fits}}
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    results = evaluate.evaluate(evaluate.read(args.csv))
+    if args.json:
+        stated = [result for result in results if row_parser.readable(result.row)]
+        _print_json(
+            {
+                "all": dataclasses.asdict(evaluate.summarise(results)),
+                "conditions_stated": dataclasses.asdict(evaluate.summarise(stated)),
+                "groups": [
+                    {"model": model, "card": card, **dataclasses.asdict(evaluate.summarise(group))}
+                    for (model, card), group in evaluate.by_group(results).items()
+                ],
+                "rows": [
+                    {
+                        "line": result.line,
+                        "model": result.group[0],
+                        "card": result.group[1],
+                        "truth": result.truth,
+                        "predicted": result.predicted,
+                        "low": result.low,
+                        "high": result.high,
+                        "refused": result.refused,
+                        "assumed": list(result.assumed),
+                    }
+                    for result in results
+                ],
+            }
+        )
+    else:
+        report.show_evaluation(_console(), results)
+    return 0
+
+
+def _add_model(args: argparse.Namespace) -> int:
+    shape = add_model.read(args.source, args.embedding)
+    size = shape.checkpoint_bytes or precision.weights(shape, precision.parse(shape.native)).total
+    figures = {
+        "model": shape.name,
+        "total_params": shape.total_params,
+        "active_params": shape.active_params,
+        "checkpoint_bytes": round(size),
+        "native": shape.native,
+        "kv_bytes_per_token_bf16": shape.kv_bytes_per_token(),
+        "state_bytes_per_sequence": shape.state_bytes_per_sequence,
+        "max_context": shape.max_context,
+        "max_tensor_parallel": shape.max_tp,
+    }
+    if args.into is not None:
+        _append(args.into, shape)
+    if args.json:
+        _print_json(figures)
+    elif args.into is None:
+        sys.stdout.write(catalog.dump_model(shape))
+    if not args.json:
+        sys.stderr.write(
+            f"{shape.name}: {shape.total_params / 1e9:.3f} B parameters, {shape.active_params / 1e9:.3f} "
+            "B active, "
+            f"{size / 1e9:.2f} GB as {shape.native}, {shape.kv_bytes_per_token():.0f} B of KV cache per "
+            "token, "
+            f"{shape.state_bytes_per_sequence} B of state per sequence\n"
+        )
+    return 0
+
+
+def _append(path: Path, shape: Shape) -> None:
+    text = ""
+    if path.exists():
+        if shape.name in catalog.models(path) and f'[models."{shape.name}"]' in text_file.read(path):
+            raise UsageError(f"{path}: already holds {shape.name}; remove its table first")
+        text = text_file.read(path).rstrip("\n") + "\n\n"
+    _save(path, text + catalog.dump_model(shape))
+
+
+def _list(args: argparse.Namespace) -> int:
+    models = {name: shape.total_params for name, shape in catalog.shipped_models().items()}
+    if args.json:
+        _print_json({"cards": list(catalog.cards()), "cpus": list(catalog.cpus()), "models": models})
+        return 0
+    for name, card in catalog.cards().items():
+        sys.stdout.write(f"card   {name}: {card.memory_mib} MiB, {card.memory_gb_s:g} GB/s, {card.tdp_w:g} W\n")
+    for name, params in models.items():
+        sys.stdout.write(f"model  {name}: {params / 1e9:.3f} B\n")
+    return 0

@@ -1,0 +1,138 @@
+"""What one machine must be: its pins, memory, tunnel, firewall, edge and weights.
+
+The site (:mod:`appliance.contract.model`) describes which model runs on which host, and is the same on every host.
+This is the other half of the contract, different on each: NixOS renders it to /etc/appliance/machine.json on both
+hosts, and ``appliance doctor`` compares the running machine with it. A VPS has only this half; it has no models and
+no engines.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from appliance.contract.load import parse, read
+from appliance.contract.model import Name, Port, Section
+from appliance.errors import ConfigError
+
+PublicKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{43}=$")]
+Folder = Annotated[str, StringConstraints(pattern=r"^/")]
+
+
+class Pins(Section):
+    """The tested set of a GPU host (modules/pins.nix)."""
+
+    kernel: str = Field(description="Series of the kernel.", examples=["6.18"])
+    driver: str = Field(description="Version of the NVIDIA driver.", examples=["595.71.05"])
+    cuda: str = Field(description="CUDA runtime inside the engine's environment.", examples=["13.0"])
+    python: str = Field(description="Python of that environment.", examples=["3.13"])
+    torch: str = Field(description="torch in it.", examples=["2.13.0"])
+    vllm: str = Field(description="vLLM in it.", examples=["0.32.0"])
+
+
+class Cards(Section):
+    """How the cards are driven."""
+
+    pins: Pins = Field(description="The tested set.")
+    peer_to_peer: Literal["driver", "iommu-off", "off"] | None = Field(
+        default=None, description="How cards reach each other's memory."
+    )
+    numa_pinned: bool = Field(default=False, description="Whether engines are kept on the node of their cards.")
+
+
+class Memory(Section):
+    """Huge pages and mappings."""
+
+    hugepages: int = Field(ge=0, description="2 MiB pages reserved at boot.")
+    transparent_hugepages: Literal["madvise", "always", "never"] = Field(description="The kernel's mode.")
+    max_map_count: int = Field(gt=0, description="Mappings a process may hold.")
+
+
+class Peer(Section):
+    """The other end of the tunnel."""
+
+    public_key: PublicKey = Field(description="Its public key.")
+    address: str = Field(description="Its address inside the tunnel.")
+    endpoint: str | None = Field(default=None, description="Where this host dials it; absent when it dials in.")
+
+
+class Tunnel(Section):
+    """The WireGuard interface."""
+
+    interface: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,15}$", description="Its name.", examples=["wg0"])
+    address: str = Field(description="This host's address in it.")
+    listen_port: Port | None = Field(default=None, description="UDP port; absent on a host that only dials out.")
+    mtu: int = Field(ge=1280, le=1500, description="MTU.")
+    private_key_file: Folder = Field(description="Where the private key lies.")
+    peers: dict[Name, Peer] = Field(min_length=1, description="The other ends by name.")
+
+
+class Opening(Section):
+    """A port that other machines may reach."""
+
+    protocol: Literal["tcp", "udp"] = Field(description="Its protocol.")
+    port: Port = Field(description="Its number.")
+    by: str = Field(description="Who listens there.", examples=["ssh"])
+    interface: str | None = Field(default=None, description="The only interface on which it may be reached.")
+
+
+class Firewall(Section):
+    """The nftables table."""
+
+    family: Literal["inet"] = Field(default="inet", description="Its family.")
+    table: str = Field(default="appliance", description="Its name.")
+    openings: tuple[Opening, ...] = Field(description="What it lets in; everything else is dropped.")
+    extra_input: str = Field(default="", description="Further rules of the owner; ports named there are his.")
+
+
+class Edge(Section):
+    """nginx with TLS, on a VPS."""
+
+    domain: str = Field(description="The public host name.")
+    https_port: Port = Field(default=443, description="Where nginx serves it.")
+    certificate: Folder = Field(description="The certificate with its chain, PEM.")
+    nginx: str = Field(description="Version of nginx.", examples=["1.30.7"])
+    http2: bool = Field(default=False, description="Whether it speaks HTTP/2.")
+    gateways: tuple[str, ...] = Field(min_length=1, description="The gateways behind it, ADDRESS:PORT.")
+
+
+class Weights(Section):
+    """Where model files lie."""
+
+    store: Folder = Field(description="The model hub's cache folder (HF_HOME).")
+    lock: Folder | None = Field(default=None, description="models.lock; absent where nothing is verified.")
+
+
+class Machine(Section):
+    """One machine. A part that is absent is not on it."""
+
+    version: Literal[1] = Field(description="Version of this contract.")
+    host: Name = Field(description="Its name; the same as in the site's hosts.")
+    units: tuple[str, ...] = Field(default=(), description="systemd units that have to be active.")
+    kernel_parameters: tuple[str, ...] = Field(default=(), description="Words the kernel was to be started with.")
+    cards: Cards | None = Field(default=None, description="NVIDIA cards.")
+    memory: Memory | None = Field(default=None, description="Huge pages and mappings.")
+    tunnel: Tunnel | None = Field(default=None, description="WireGuard.")
+    firewall: Firewall | None = Field(default=None, description="nftables.")
+    edge: Edge | None = Field(default=None, description="nginx with TLS.")
+    weights: Weights | None = Field(default=None, description="Model files.")
+
+
+def load_machine(path: Path) -> Machine:
+    """The machine that ``path`` describes.
+
+    Raises :class:`ConfigError` with one line per fault: file, where, what.
+    """
+    table = parse(path, read(path))
+    try:
+        return Machine.model_validate_json(json.dumps(table))
+    except ValidationError as error:
+        lines = (
+            f"{path}: {'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg'].lower()}; "
+            "it is rendered by modules/doctor.nix: switch to a system of this version"
+            for fault in error.errors(include_url=False)
+        )
+        raise ConfigError("\n".join(lines)) from None

@@ -1,0 +1,495 @@
+"""The one contract: a site's hosts, cards, models, engines, roles, users' limits and gateway.
+
+People write it as TOML, NixOS renders it as JSON; both end here, in :class:`Site`. Reading files and turning
+pydantic's reports into one line each is :mod:`appliance.contract.load`; rules that span several sections are
+:mod:`appliance.contract.rules`.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+"""Names of things: letters, digits, dot, dash, underscore; no slash, so a name fits a path and a unit name."""
+
+USER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}(/([A-Za-z0-9][A-Za-z0-9._@+-]{0,62}|~[0-9a-f]{24}))?$"
+UserName = Annotated[str, StringConstraints(pattern=USER_PATTERN)]
+"""A user, or one end user of a user's keys: ``openwebui/ada@example.org``, as usage rows show them."""
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,126}$")]
+"""Like :data:`Name`, and one may keep the slash of a repository (``Qwen/Qwen3-0.6B``)."""
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Text = Annotated[str, StringConstraints(max_length=100_000)]
+
+
+class Section(BaseModel):
+    """Base of every table: unknown keys are errors, values are never guessed, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?([/?#].*)?")
+"""A web origin, and what people write after one: scheme, host, port, and a path that does not belong to it."""
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def _an_origin(value: str) -> str:
+    if value == "*":
+        return value
+    if value == "null":
+        raise ValueError(
+            "'null' is what browsers send for every local file and sandboxed frame, so it allows all of them; "
+            "serve the page under an address and write its origin, such as 'http://localhost:3000'"
+        )
+    if "*" in value:
+        raise ValueError(f"{value!r} has a wildcard; write each origin, or '*' alone for every one")
+    found = ORIGIN.fullmatch(value if "://" in value else f"https://{value}")
+    if found is None or int(found[3] or 1) not in range(1, 65536):
+        raise ValueError(
+            f"{value!r} is not an origin; write scheme://host or scheme://host:port as browsers send it, "
+            "such as 'https://chat.example.org' or 'app://obsidian.md'"
+        )
+    scheme, host = found[1].lower(), found[2].lower()
+    port = int(found[3] or 0)
+    sent = f"{scheme}://{host}" + (f":{port}" if port and port != DEFAULT_PORTS.get(scheme) else "")
+    if value != sent:
+        raise ValueError(f"{value!r} is not what browsers send; write {sent!r}")
+    return value
+
+
+def _not_public(value: str) -> str:
+    address = ip_address(value)
+    if not (address.is_loopback or address.is_private) or address.is_unspecified:
+        raise ValueError(
+            f"{value} is a public address; listen on loopback or on the WireGuard address, "
+            "the VPS is the public side"
+        )
+    return value
+
+
+class Gpu(Section):
+    """One card of a host, as ``nvidia-smi`` counts them."""
+
+    index: int = Field(ge=0, le=63, description="Index of the card on its host, as nvidia-smi shows it.")
+    model: str = Field(
+        min_length=1, description="What card it is.", examples=["RTX PRO 6000 Blackwell Workstation"]
+    )
+    memory_mib: int = Field(
+        gt=0, le=4_194_304, description="Memory the driver shows, in MiB (97887 for an RTX PRO 6000)."
+    )
+    power_limit_w: int | None = Field(
+        default=None, ge=100, le=2000, description="Power limit in watts; the card's own default when absent."
+    )
+    numa_node: int | None = Field(default=None, ge=0, le=63, description="NUMA node of the card's PCIe slot.")
+
+
+class Host(Section):
+    """One machine."""
+
+    memory_gib: int = Field(gt=0, le=65536, description="RAM in GiB.")
+    gpus: tuple[Gpu, ...] = Field(default=(), description="Its cards; none on a machine without a GPU.")
+
+
+class Adapter(Section):
+    """A LoRA adapter of a model, pinned."""
+
+    source: str = Field(min_length=1, description="Folder that holds the adapter.", examples=["/models/sql-lora"])
+    rank: int = Field(default=16, ge=1, le=512, description="Its rank; the engine makes room for the largest.")
+
+
+class Model(Section):
+    """One set of weights, pinned."""
+
+    source: str = Field(
+        min_length=1,
+        description="Repository on the model hub, or a folder.",
+        examples=["Qwen/Qwen3-30B-A3B", "./var/models/tiny-qwen3"],
+    )
+    revision: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{40}$",
+        description="Commit of the repository; required unless `source` is a folder.",
+    )
+    task: Literal["generate", "embed", "rerank"] = Field(default="generate", description="What it is for.")
+    weights_gib: float | None = Field(
+        default=None,
+        gt=0,
+        le=16384,
+        description="Size of the weights as loaded, in GiB, over all its shards.",
+    )
+    max_context: int | None = Field(
+        default=None, gt=0, le=16_777_216, description="Longest context it was trained for, in tokens."
+    )
+
+    cap_max_tokens: bool = Field(
+        default=True,
+        description="Reduce a request's limit of tokens that is over the context to the context, and announce it "
+        "in the header x-max-tokens-capped; without it such a request gets 400.",
+    )
+    adapters: dict[Name, Adapter] = Field(default={}, description="LoRA adapters by name, for roles.")
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether ``source`` names a folder rather than a repository."""
+        return self.source.startswith(("/", "./", "../", "~"))
+
+
+class Engine(Section):
+    """One engine: ``replicas`` copies of a model server, each over ``tensor_parallel`` cards."""
+
+    kind: Literal["vllm", "llamacpp", "fake"] = Field(
+        default="vllm", description="vLLM, llama.cpp's server, or the fake engine that tests and demos use."
+    )
+    host: Name = Field(description="The host it runs on.")
+    model: ModelName = Field(description="The model it serves, by its name in `models`.")
+    device: Literal["cuda", "cpu"] = Field(default="cuda", description="Where it computes.")
+    gpus: tuple[int, ...] = Field(
+        default=(),
+        description="Cards of the host, replica after replica: 2 replicas over 2 cards each name 4.",
+    )
+    replicas: int = Field(default=1, ge=1, le=64, description="Independent copies.")
+    tensor_parallel: int = Field(default=1, ge=1, le=64, description="Cards that share one copy.")
+    context: int = Field(gt=0, le=16_777_216, description="Longest prompt plus answer, in tokens.")
+    concurrency: int = Field(
+        gt=0,
+        le=4096,
+        description="Sequences one replica decodes at once: llama.cpp's --parallel. vLLM's --max-num-seqs is one "
+        "more, for the canary.",
+    )
+    in_flight: int | None = Field(
+        default=None,
+        gt=0,
+        le=65536,
+        description="Requests the gateway has running on one replica; `concurrency` when absent.",
+    )
+    port: Port = Field(description="First loopback port; replica i listens on port + i.")
+    gpu_memory_utilization: float = Field(
+        default=0.92, gt=0, le=1, description="Share of each of its cards that one replica may take."
+    )
+    kv_cache_gib: float = Field(
+        default=1.0, gt=0, le=4096, description="RAM for the KV cache in GiB, on `device = cpu` only."
+    )
+    shutdown_timeout_s: int = Field(
+        default=30, ge=0, le=3600, description="Seconds a stopping replica may spend on what still runs."
+    )
+    start_timeout_s: int = Field(
+        default=600, ge=1, le=86400, description="Seconds from start to the first generated token."
+    )
+    command: str | None = Field(
+        default=None,
+        description="Python of the engine's environment (vllm), or the llama-server binary (llamacpp).",
+    )
+    options: dict[str, JsonValue] = Field(
+        default={},
+        description="Further flags of the engine, without dashes in front; checked against the pinned version.",
+        examples=[{"enable-expert-parallel": True, "tool-call-parser": "hermes"}],
+    )
+    environment: dict[str, str] = Field(default={}, description="Environment variables for the engine.")
+
+    residency: Literal["always", "on-demand"] = Field(
+        default="always",
+        description="Whether it is always loaded, or only while requests ask for its model.",
+    )
+    sleep: bool = Field(
+        default=False,
+        description="Put an on-demand vLLM to sleep (weights in RAM) instead of stopping it; wakes in seconds.",
+    )
+    asleep_share: float = Field(
+        default=0.03,
+        ge=0,
+        le=1,
+        description="Share of each of its cards that a sleeping replica keeps (CUDA context, graphs).",
+    )
+
+    @property
+    def slots(self) -> int:
+        """Requests that one replica may have running, so that its own queue stays short."""
+        return self.in_flight or self.concurrency
+
+    @property
+    def ports(self) -> range:
+        """The loopback ports of its replicas, in order."""
+        return range(self.port, self.port + self.replicas)
+
+    def cards(self, replica: int) -> tuple[int, ...]:
+        """Indices of the cards of replica number ``replica``; empty on the CPU."""
+        return self.gpus[replica * self.tensor_parallel : (replica + 1) * self.tensor_parallel]
+
+
+class Role(Section):
+    """A name clients may ask for instead of a model: planner, coder, writer."""
+
+    model: ModelName = Field(description="The model behind it.")
+    adapter: Name | None = Field(default=None, description="LoRA adapter of the model, by its name there.")
+    system_prompt: Text | None = Field(
+        default=None, description="Put first in the conversation; the client's own system message follows it."
+    )
+    sampling: dict[str, JsonValue] = Field(
+        default={},
+        description="Request fields used when the client does not set them.",
+        examples=[{"temperature": 0.6, "top_p": 0.95}],
+    )
+
+    @property
+    def served_name(self) -> str:
+        """What the engine calls it."""
+        return self.model if self.adapter is None else f"{self.model}:{self.adapter}"
+
+    @field_validator("sampling")
+    @classmethod
+    def _only_sampling(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        reserved = sorted({"model", "messages", "prompt", "input", "stream", "stream_options"} & value.keys())
+        if reserved:
+            raise ValueError(f"{reserved[0]!r} belongs to the client's request; leave only sampling fields here")
+        return value
+
+
+class Limits(Section):
+    """What one user may use. A missing figure means no limit."""
+
+    requests_per_minute: int | None = Field(default=None, gt=0, description="Requests begun per minute.")
+    tokens_per_minute: int | None = Field(
+        default=None, gt=0, description="Prompt plus completion tokens per minute."
+    )
+    requests_in_flight: int | None = Field(default=None, gt=0, description="Requests running or waiting at once.")
+    weight: float = Field(
+        default=1.0, gt=0, le=1000, description="Share of a busy engine against users of weight 1."
+    )
+
+
+class Queue(Section):
+    """How requests wait when every engine of a model is at its `in_flight`."""
+
+    max_waiting: int = Field(
+        default=1000, ge=0, le=100_000, description="Requests that may wait in all; over it, 503."
+    )
+    max_waiting_per_user: int = Field(
+        default=100, ge=0, le=100_000, description="Requests of one user that may wait; over it, 429."
+    )
+    max_wait_s: float = Field(
+        default=120.0,
+        gt=0,
+        le=86400,
+        description="Seconds one may wait; then 503. Loading its model on demand does not count.",
+    )
+    keepalive_s: float = Field(
+        default=10.0, gt=0, le=600, description="Seconds of silence after which a waiting stream gets a comment."
+    )
+    headroom: float = Field(
+        default=0.125,
+        ge=0,
+        lt=1,
+        description="Share of a model's slots that one user alone cannot take, so that the next one finds room.",
+    )
+
+
+class Swap(Section):
+    """When engines that do not fit beside each other take turns."""
+
+    max_wait_s: float = Field(
+        default=30.0, gt=0, le=86400, description="Seconds after which a waiting request forces a swap."
+    )
+    min_residency_s: float = Field(
+        default=20.0, ge=0, le=86400, description="Seconds a loaded model stays, whoever waits."
+    )
+    batch: int = Field(
+        default=32,
+        ge=1,
+        le=100_000,
+        description="Requests of the loaded model that may still begin while another model is waited for.",
+    )
+    drain_timeout_s: float = Field(
+        default=600.0, ge=0, le=86400, description="Seconds that running requests get before their model goes."
+    )
+
+
+class Gateway(Section):
+    """The one door to the engines."""
+
+    host: str = Field(default="127.0.0.1", description="Address it listens on: loopback or the tunnel's.")
+    port: Port = Field(default=8000, description="Port it listens on.")
+    data_dir: str = Field(
+        default="var",
+        min_length=1,
+        description="Folder of keys and usage; relative to where the gateway runs.",
+    )
+    database_url: str | None = Field(
+        default=None,
+        description="PostgreSQL for keys and usage, without a password: that comes from PGPASSFILE or the "
+        "socket's owner. SQLite in `data_dir` when absent.",
+        examples=["postgresql:///appliance?host=/run/postgresql"],
+    )
+    usage_keep_days: int = Field(default=400, ge=1, le=36500, description="Days for which usage rows are kept.")
+    max_body_bytes: int = Field(
+        default=16 * 2**20, gt=0, le=2**31, description="Largest request body in bytes; over it, 413."
+    )
+    header_timeout_s: float = Field(
+        default=10.0, gt=0, le=600, description="Seconds a client may take to send a request's headers; then 408."
+    )
+    body_timeout_s: float = Field(
+        default=60.0, gt=0, le=3600, description="Seconds a client may take to send a request's body; then 408."
+    )
+    idle_timeout_s: float = Field(
+        default=120.0, gt=0, le=3600, description="Seconds an idle kept-alive connection of a client stays open."
+    )
+    reader_timeout_s: float = Field(
+        default=60.0, gt=0, le=3600, description="Seconds a client may read nothing of what waits for it; then cut."
+    )
+    connect_timeout_s: float = Field(default=2.0, gt=0, le=60, description="Seconds to reach an engine.")
+    first_byte_timeout_s: float = Field(
+        default=600.0, gt=0, le=86400, description="Seconds an engine may take to begin its answer."
+    )
+    stall_timeout_s: float = Field(
+        default=120.0, gt=0, le=86400, description="Seconds an engine may be silent inside an answer."
+    )
+    drain_timeout_s: int = Field(
+        default=30, ge=0, le=3600, description="Seconds that running requests get when the gateway is stopped."
+    )
+    ready_cache_s: float = Field(
+        default=5.0, gt=0, le=600, description="Seconds for which /ready repeats its last generated token."
+    )
+    canary_interval_s: float = Field(
+        default=10.0, gt=0, le=600, description="Seconds between canary tokens asked of an idle or busy replica."
+    )
+    canary_timeout_s: float = Field(
+        default=20.0, gt=0, le=600, description="Seconds a canary token may take before its replica is ejected."
+    )
+    breaker_failures: int = Field(
+        default=5, ge=1, le=1000, description="Failures of a replica in a row after which it is left alone."
+    )
+    affinity_load: float = Field(
+        default=1.25,
+        ge=1,
+        le=10,
+        description="How much busier than the mean a chat's own replica may be before another one is taken.",
+    )
+    max_n: int = Field(
+        default=16,
+        ge=1,
+        le=1024,
+        description="Largest `n` or `best_of` of a request, and most answers over all prompts of a completion.",
+    )
+    media_domains: tuple[str, ...] = Field(
+        default=(),
+        description="Hosts from which images and other media may be fetched; without any, only data: URLs pass.",
+        examples=[["upload.wikimedia.org"]],
+    )
+    browser_origins: tuple[str, ...] = Field(
+        default=(),
+        description="Web origins whose pages may use the service from a browser, as browsers send them; `*` alone "
+        "allows every one. Pages still need a key.",
+        examples=[["https://chat.example.org", "app://obsidian.md"]],
+    )
+    idempotency_s: float = Field(
+        default=600.0,
+        ge=0,
+        le=86400,
+        description="Seconds for which an answer is repeated to the same Idempotency-Key.",
+    )
+    queue: Queue = Field(default=Queue(), description="How requests wait.")
+    swap: Swap = Field(default=Swap(), description="How on-demand engines take turns.")
+    engine_control: Literal["none", "child", "systemd"] = Field(
+        default="none",
+        description="How the gateway starts and stops on-demand engines: as units of systemd, or as its children.",
+    )
+
+    @field_validator("browser_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            _an_origin(origin)
+        if "*" in value and len(value) > 1:
+            raise ValueError("'*' allows every origin; leave out the others, or the '*'")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme != "postgresql":
+            raise ValueError("only postgresql:// is supported; leave it out for SQLite")
+        if parts.password is not None or "password=" in parts.query:
+            raise ValueError("a password does not belong into the configuration; put it into a PGPASSFILE")
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        return _not_public(value)
+
+
+class Admin(Section):
+    """The admin API: keys, usage, models; a process of its own (`appliance admin`)."""
+
+    host: str = Field(default="127.0.0.1", description="Address it listens on: loopback or the tunnel's.")
+    port: Port = Field(default=8001, description="Port it listens on.")
+
+    @field_validator("host")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        return _not_public(value)
+
+
+class Slo(Section):
+    """What a load test holds the service to. A request counts for goodput when it meets each bound by itself."""
+
+    ttft_p99_ms: float = Field(default=2000.0, gt=0, description="Time to the first content token, p99.")
+    tpot_p99_ms: float = Field(default=100.0, gt=0, description="Time per output token after it, p99.")
+    itl_max_ms: float | None = Field(
+        default=None, gt=0, description="Longest silence between two tokens of any answer; no bound when absent."
+    )
+    e2e_p99_ms: float | None = Field(
+        default=None, gt=0, description="From the request to the end of its answer, p99; no bound when absent."
+    )
+    goodput_share: float | None = Field(
+        default=None, gt=0, le=1, description="Least share of requests that meet every bound; none when absent."
+    )
+    error_rate: float = Field(default=0.0, ge=0, le=1, description="Share of requests that may fail.")
+
+
+class Smoke(Section):
+    """The load of the smoke test."""
+
+    users: int = Field(default=4, ge=1, le=1000, description="Users at once.")
+    requests_per_user: int = Field(default=5, ge=1, le=10_000, description="Requests each of them makes.")
+    max_tokens: int = Field(default=32, ge=2, le=4096, description="Tokens asked for per request.")
+    slo: Slo = Field(default=Slo(), description="What must hold.")
+
+
+class LoadTest(Section):
+    """What `appliance loadtest` takes for granted where no flag says otherwise."""
+
+    slo: Slo = Field(default=Slo(), description="What must hold.")
+    seed: int = Field(default=1, ge=0, description="Seed of prompts and arrivals: the same seed, the same load.")
+
+
+class Site(Section):
+    """A whole site. See ``examples/`` for three of them."""
+
+    version: Literal[1] = Field(description="Version of this contract.")
+    hosts: dict[Name, Host] = Field(min_length=1, description="Machines by name.")
+    models: dict[ModelName, Model] = Field(min_length=1, description="Models by the name clients use.")
+    engines: dict[Name, Engine] = Field(min_length=1, description="Engines by name.")
+    roles: dict[Name, Role] = Field(default={}, description="Roles by the name clients use.")
+    limits: Limits = Field(default=Limits(), description="Limits of a user who has none of his own.")
+    users: dict[UserName, Limits] = Field(
+        default={}, description="Limits of single users, by name; `user/end-user` for one end user of a user's key."
+    )
+    gateway: Gateway = Field(default=Gateway(), description="The gateway.")
+    admin: Admin = Field(default=Admin(), description="The admin API.")
+    smoke: Smoke = Field(default=Smoke(), description="The smoke test.")
+    loadtest: LoadTest = Field(default=LoadTest(), description="The load tests.")
+
+    def data_path(self, base: Path) -> Path:
+        """Folder of keys and usage, absolute or under ``base``."""
+        return base / self.gateway.data_dir

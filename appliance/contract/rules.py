@@ -1,0 +1,216 @@
+"""Rules that span several sections of a site: what each section alone cannot know.
+
+Pure: :func:`violations` takes a :class:`~appliance.contract.model.Site` and returns every broken rule, each with
+the place and the fix. An engine's own flags are checked by :mod:`appliance.engines.argv`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from appliance.contract.model import Engine, Host, Site
+
+CARD_OVERHEAD_GIB = 3.5
+"""What an engine takes on a card beside weights and KV cache: CUDA context, activations, graphs, NCCL.
+Source: NVIDIA aiconfigurator's "other_mem" for the RTX PRO 6000 Blackwell Server Edition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One broken rule: where it stands, what is wrong, how to mend it."""
+
+    where: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}; {self.fix}"
+
+
+def violations(site: Site) -> list[Violation]:
+    """Every broken rule of ``site``, in the order in which a person would read the file."""
+    return [
+        *_models(site),
+        *_engines(site),
+        *_ports(site),
+        *_card_memory(site),
+        *_roles(site),
+        *_residency(site),
+    ]
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint that names the most likely thing meant, or all there is."""
+    match = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(known)) or 'none'}"
+
+
+def _models(site: Site) -> Iterator[Violation]:
+    for name, model in site.models.items():
+        if not model.is_folder and model.revision is None:
+            yield Violation(
+                f"models.{name}",
+                f"{model.source} is a repository without a revision",
+                "pin it: revision = the 40 hex digits of its commit",
+            )
+
+
+def _engines(site: Site) -> Iterator[Violation]:
+    for name, engine in site.engines.items():
+        where = f"engines.{name}"
+        model = site.models.get(engine.model)
+        if model is None:
+            fix = nearest(engine.model, list(site.models))
+            yield Violation(f"{where}.model", f"there is no model {engine.model!r}", fix)
+        elif model.max_context is not None and engine.context > model.max_context:
+            yield Violation(
+                f"{where}.context",
+                f"{engine.context} tokens are more than the {model.max_context} of {engine.model}",
+                f"set it to {model.max_context} or less",
+            )
+        host = site.hosts.get(engine.host)
+        if host is None:
+            fix = nearest(engine.host, list(site.hosts))
+            yield Violation(f"{where}.host", f"there is no host {engine.host!r}", fix)
+        else:
+            yield from _cards(where, engine, engine.host, host)
+
+
+def _cards(where: str, engine: Engine, host_name: str, host: Host) -> Iterator[Violation]:
+    indices = [gpu.index for gpu in host.gpus]
+    doubled = sorted({index for index in indices if indices.count(index) > 1})
+    if doubled:
+        yield Violation(f"hosts.{host_name}.gpus", f"index {doubled[0]} stands twice", "number the cards apart")
+    if engine.device == "cpu":
+        if engine.gpus or engine.tensor_parallel > 1:
+            yield Violation(where, "names cards though device is cpu", "remove gpus and tensor_parallel")
+        return
+    wanted = engine.replicas * engine.tensor_parallel
+    if len(engine.gpus) != wanted:
+        yield Violation(
+            f"{where}.gpus",
+            f"names {len(engine.gpus)} cards; {engine.replicas} replicas over {engine.tensor_parallel} "
+            f"cards each need {wanted}",
+            f"list {wanted} indices" if engine.kind != "fake" else 'list them, or set device = "cpu"',
+        )
+        return
+    for index in engine.gpus:
+        if index not in indices:
+            have = ", ".join(map(str, indices)) or "none"
+            yield Violation(f"{where}.gpus", f"host {host_name} has no card {index}", f"it has: {have}")
+    for replica in range(engine.replicas):
+        cards = engine.cards(replica)
+        if len(set(cards)) != len(cards):
+            yield Violation(f"{where}.gpus", f"replica {replica} names a card twice", "name each card once")
+
+
+def _ports(site: Site) -> Iterator[Violation]:
+    taken: dict[tuple[str, int], str] = {}
+    for name, engine in site.engines.items():
+        where = f"engines.{name}.port"
+        for port in engine.ports:
+            if port > 65535:
+                fix = f"start at {65536 - engine.replicas} or lower"
+                yield Violation(where, f"replica {port - engine.port} would need port {port}", fix)
+                break
+            other = taken.get((engine.host, port))
+            if other is None and port == site.gateway.port:
+                other = "gateway"
+            if other is not None:
+                fix = "give each replica a port of its own"
+                yield Violation(where, f"port {port} is already used by {other}", fix)
+                break
+            taken[engine.host, port] = f"engines.{name}"
+
+
+def _card_memory(site: Site) -> Iterator[Violation]:
+    for host_name, host in site.hosts.items():
+        engines = {n: e for n, e in site.engines.items() if e.host == host_name and e.device == "cuda"}
+        for gpu in host.gpus:
+            users = [(n, e) for n, e in engines.items() for card in e.gpus if card == gpu.index]
+            total = sum(e.gpu_memory_utilization for _, e in users if e.residency == "always")
+            # Engines on demand take turns: what counts is the largest, and what the others keep asleep.
+            demand = [e for _, e in users if e.residency == "on-demand"]
+            total += max((e.gpu_memory_utilization + _asleep(demand, e) for e in demand), default=0.0)
+            if total > 1 + 1e-9:
+                names = " and ".join(dict.fromkeys(name for name, _ in users))
+                yield Violation(
+                    f"hosts.{host_name}.gpus.{gpu.index}",
+                    f"{names} together ask for {total:.0%} of the card's {gpu.memory_mib} MiB",
+                    "lower gpu_memory_utilization until the sum is at most 1, or move one engine to another card",
+                )
+    for name, engine in site.engines.items():
+        yield from _weights(site, name, engine)
+
+
+def _asleep(engines: list[Engine], awake: Engine) -> float:
+    return sum(engine.asleep_share for engine in engines if engine is not awake and engine.sleep)
+
+
+def _residency(site: Site) -> Iterator[Violation]:
+    for name, engine in site.engines.items():
+        where = f"engines.{name}"
+        if engine.residency == "on-demand" and site.gateway.engine_control == "none":
+            yield Violation(
+                f"{where}.residency",
+                "is on-demand, and nobody may start it",
+                'set gateway.engine_control = "systemd" on a host, "child" elsewhere',
+            )
+        if engine.sleep and engine.kind == "llamacpp":
+            yield Violation(f"{where}.sleep", "llama.cpp has no sleep mode", "remove it: it is stopped instead")
+        if engine.sleep and engine.device == "cpu" and engine.kind == "vllm":
+            yield Violation(f"{where}.sleep", "vLLM sleeps on cards only", "remove it: it is stopped instead")
+        if engine.sleep and engine.residency == "always":
+            yield Violation(f"{where}.sleep", "an engine that is always loaded never sleeps", "remove it")
+
+
+def _weights(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
+    model, host = site.models.get(engine.model), site.hosts.get(engine.host)
+    if model is None or host is None or model.weights_gib is None:
+        return
+    shard = model.weights_gib / engine.tensor_parallel
+    if engine.device == "cpu":
+        needed = (model.weights_gib + engine.kv_cache_gib) * engine.replicas
+        if needed > host.memory_gib:
+            what = (
+                f"{engine.replicas} x ({model.weights_gib:g} GiB of weights + {engine.kv_cache_gib:g} of KV cache)"
+            )
+            what += f" do not fit the {host.memory_gib} GiB of {engine.host}"
+            yield Violation(f"engines.{name}", what, "take a smaller model, fewer replicas or more RAM")
+        return
+    for gpu in host.gpus:
+        if gpu.index not in engine.gpus:
+            continue
+        room = gpu.memory_mib / 1024 * engine.gpu_memory_utilization - CARD_OVERHEAD_GIB
+        if shard > room:
+            yield Violation(
+                f"engines.{name}",
+                f"{shard:.1f} GiB of weights per card do not fit the {max(room, 0):.1f} GiB that "
+                f"gpu_memory_utilization = {engine.gpu_memory_utilization:g} leaves on card {gpu.index}",
+                "raise tensor_parallel or gpu_memory_utilization, or take a quantised model",
+            )
+            return
+
+
+def _roles(site: Site) -> Iterator[Violation]:
+    served = {engine.model for engine in site.engines.values()}
+    for name, role in site.roles.items():
+        where = f"roles.{name}"
+        if name in site.models:
+            yield Violation(where, "has the name of a model", "rename the role: clients ask for either by name")
+        if role.model not in site.models:
+            fix = nearest(role.model, list(site.models))
+            yield Violation(f"{where}.model", f"there is no model {role.model!r}", fix)
+        elif role.model not in served:
+            yield Violation(f"{where}.model", f"no engine serves {role.model!r}", "add an engine for it")
+        elif role.adapter is not None:
+            adapters = site.models[role.model].adapters
+            if role.adapter not in adapters:
+                fix = nearest(role.adapter, list(adapters))
+                yield Violation(f"{where}.adapter", f"{role.model} has no adapter {role.adapter!r}", fix)
+            elif any(e.kind == "llamacpp" for e in site.engines.values() if e.model == role.model):
+                yield Violation(
+                    f"{where}.adapter", "llama.cpp's server takes no adapter by name", "use vLLM for it"
+                )

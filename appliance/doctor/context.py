@@ -1,0 +1,120 @@
+"""What the checks look at: the host, its two descriptions, and readings that several checks share."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from appliance.contract.machine import Machine
+from appliance.contract.model import Gpu, Site
+from appliance.doctor import nvidia, processes, service
+from appliance.doctor.host import CannotLookError, Host
+from appliance.doctor.memory import Placement, read_placement
+from appliance.engines.argv import Replica, replicas
+from appliance.errors import ConfigError
+
+GATEWAY_UNIT = "appliance-gateway.service"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One host at one moment: ``base`` is where relative folders of the site begin, ``now`` is in Unix seconds."""
+
+    host: Host
+    site: Site | None
+    machine: Machine | None
+    base: Path
+    now: float
+    hashes: bool = False
+    called: str | None = None
+
+    @cached_property
+    def name(self) -> str:
+        """Which of the site's hosts this is.
+
+        As ``called``, as the machine says, the only one there is, or by the kernel's name of it; raises
+        :class:`ConfigError` where that is none: checks of an unknown host would pass over all that is on it.
+        """
+        known = list(self.site.hosts) if self.site is not None else []
+        only = known[0] if len(known) == 1 else socket.gethostname()
+        name = self.called or (self.machine.host if self.machine is not None else only)
+        if known and name not in known:
+            raise ConfigError(
+                f"this machine is {name!r}, which is none of the site's hosts ({', '.join(known)}); "
+                "set appliance.host, or say --host NAME"
+            )
+        return name
+
+    @property
+    def has_gateway(self) -> bool:
+        """Whether the gateway runs here: a machine names its unit, without one the site's only host has it."""
+        return self.site is not None and (self.machine is None or GATEWAY_UNIT in self.machine.units)
+
+    @cached_property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """The cards that this host should have."""
+        here = self.site.hosts.get(self.name) if self.site is not None else None
+        return here.gpus if here is not None else ()
+
+    @cached_property
+    def replicas(self) -> list[Replica]:
+        """The engine replicas of this host."""
+        return [r for r in replicas(self.site) if r.engine.host == self.name] if self.site is not None else []
+
+    @cached_property
+    def on_cards(self) -> list[Replica]:
+        """Those that compute on cards."""
+        return [r for r in self.replicas if r.engine.device == "cuda" and r.engine.kind != "fake"]
+
+    @cached_property
+    def data(self) -> Path:
+        """The gateway's folder."""
+        assert self.site is not None  # noqa: S101 - asked for by checks of a site only
+        folder = Path(self.site.gateway.data_dir)
+        return self.host.path(folder) if folder.is_absolute() else self.base / folder
+
+    @cached_property
+    def _userland(self) -> nvidia.Userland | CannotLookError:
+        try:
+            return nvidia.read_userland(self.host)
+        except CannotLookError as error:
+            return error
+
+    @property
+    def userland(self) -> nvidia.Userland:
+        """What nvidia-smi says; asked once, since a driver that hangs takes the whole deadline."""
+        if isinstance(self._userland, CannotLookError):
+            raise self._userland
+        return self._userland
+
+    @property
+    def cards(self) -> tuple[nvidia.Card, ...]:
+        """The cards that answer. Raises :class:`CannotLookError` where nvidia-smi gives none."""
+        if self.userland.error:
+            raise CannotLookError(f"nvidia-smi: {self.userland.error}", "appliance doctor --only driver")
+        return self.userland.cards
+
+    @cached_property
+    def listeners(self) -> list[processes.Listener]:
+        """Who listens."""
+        return processes.read_listeners(self.host)
+
+    @cached_property
+    def placements(self) -> dict[str, Placement | None]:
+        """Where the engines on cards run, by replica; an engine on demand that is not loaded is left out."""
+        found: dict[str, Placement | None] = {}
+        for replica in self.on_cards:
+            owner = next((one.process for one in self.listeners if one.port == replica.port and one.process), None)
+            if owner is not None:
+                found[replica.name] = read_placement(self.host, owner.pid)
+            elif replica.engine.residency == "always":
+                found[replica.name] = None
+        return found
+
+    @cached_property
+    def ready(self) -> service.Readiness:
+        """The gateway's word on itself and its engines."""
+        assert self.site is not None  # noqa: S101 - asked for by checks of a site only
+        return service.read_ready(self.site.gateway.host, self.site.gateway.port)

@@ -1,0 +1,95 @@
+"""Reads who listens where: /proc/net/{tcp,udp}* for sockets, /proc/PID for the process behind each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Literal
+
+from appliance.doctor.host import CannotLookError, Host
+
+LISTEN, UNCONNECTED = "0A", "07"
+"""States of a listening TCP socket and of an unconnected UDP socket (include/net/tcp_states.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A running process, as far as one may look."""
+
+    pid: int
+    name: str
+    unit: str
+    program: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A socket that takes connections or datagrams."""
+
+    protocol: Literal["tcp", "udp"]
+    address: IPv4Address | IPv6Address
+    port: int
+    process: Process | None
+
+    @property
+    def beyond_loopback(self) -> bool:
+        """Whether another machine could reach it, firewall aside."""
+        inner = self.address.ipv4_mapped if isinstance(self.address, IPv6Address) else None
+        return not (inner or self.address).is_loopback
+
+    def __str__(self) -> str:
+        where = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{where}:{self.port}/{self.protocol}"
+
+
+def read_listeners(host: Host) -> list[Listener]:
+    """Every listening socket of this network namespace.
+
+    Raises :class:`CannotLookError` where /proc/net cannot be read. The process is ``None`` where one may not look.
+    """
+    if host.text("/proc/net/tcp") is None:
+        raise CannotLookError("/proc/net/tcp is not there", "run `appliance doctor` on the host itself")
+    owners = _owners(host)
+    found = []
+    for protocol in ("tcp", "udp"):
+        for family in ("", "6"):
+            for address, port, inode in _sockets(host.text(f"/proc/net/{protocol}{family}") or "", protocol):
+                process = read_process(host, owners[inode]) if inode in owners else None
+                found.append(Listener("tcp" if protocol == "tcp" else "udp", address, port, process))
+    return sorted(found, key=lambda one: (one.protocol, one.port, str(one.address)))
+
+
+def _sockets(text: str, protocol: str) -> Iterator[tuple[IPv4Address | IPv6Address, int, int]]:
+    state = LISTEN if protocol == "tcp" else UNCONNECTED
+    for line in text.splitlines()[1:]:
+        words = line.split()
+        if len(words) > 9 and words[3] == state:
+            address, _, port = words[1].partition(":")
+            yield parse_address(address), int(port, 16), int(words[9])
+
+
+def parse_address(text: str) -> IPv4Address | IPv6Address:
+    """``0100007F`` is 127.0.0.1: 32-bit words in the byte order of the machine (little-endian here)."""
+    raw = bytes.fromhex(text)
+    words = [raw[i : i + 4][::-1] for i in range(0, len(raw), 4)]
+    return ip_address(b"".join(words))
+
+
+def _owners(host: Host) -> dict[int, int]:
+    """Process by inode of a socket; one that forked keeps the lowest process number, its parent."""
+    owners: dict[int, int] = {}
+    for pid in sorted(int(name) for name in host.folder("/proc") if name.isdigit()):
+        for handle in host.folder(f"/proc/{pid}/fd"):
+            match = re.fullmatch(r"socket:\[(\d+)]", host.link(f"/proc/{pid}/fd/{handle}") or "")
+            if match:
+                owners.setdefault(int(match[1]), pid)
+    return owners
+
+
+def read_process(host: Host, pid: int) -> Process:
+    """The process ``pid``."""
+    unit = re.search(r"/([^/\n]+\.service)(?:/|$)", host.text(f"/proc/{pid}/cgroup") or "", re.MULTILINE)
+    name = (host.text(f"/proc/{pid}/comm") or "?").strip()
+    return Process(pid, name, unit[1] if unit else "", host.link(f"/proc/{pid}/exe") or "")

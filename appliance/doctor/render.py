@@ -1,0 +1,93 @@
+"""A report for people (a table that fits 80 columns) and for programs (JSON with a stable schema)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from appliance.doctor.causes import causes
+from appliance.doctor.finding import Level, Report, Result
+
+COLOURS: dict[Level, str] = {"ok": "green", "warn": "yellow", "unknown": "magenta", "fail": "bold red"}
+SCHEMA_VERSION = 1
+
+
+def as_table(report: Report) -> dict[str, Any]:
+    """The report as plain data: what ``--json`` prints."""
+    return {
+        "version": SCHEMA_VERSION,
+        "host": report.host,
+        "worst": report.worst,
+        "exit_code": report.exit_code,
+        "causes": [
+            {"code": one.cause, "name": one.name, "subject": one.subject, "seen": one.seen, "fix": one.fix}
+            for one in causes(report.results)
+        ],
+        "checks": [asdict(one) for one in report.results],
+        "left_out": [asdict(one) for one in report.left_out],
+    }
+
+
+def as_json(report: Report) -> str:
+    """The report for other programs."""
+    return json.dumps(as_table(report), indent=2, ensure_ascii=False)
+
+
+def show(report: Report, console: Console) -> None:
+    """The report for a person: one line per result; what is not ok says what it means and what mends it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, expand=True)
+    table.add_column("is", width=7, no_wrap=True)
+    table.add_column("check", width=12, no_wrap=True)
+    table.add_column("seen", ratio=1, overflow="fold")
+    before = ""
+    for one in report.results:
+        table.add_row(
+            f"[{COLOURS[one.level]}]{one.level.upper() if one.level == 'fail' else one.level}[/]",
+            f"[bold]{one.name}[/]" if one.name != before else "",
+            _said(one),
+        )
+        before = one.name
+    console.print(table)
+    if report.left_out:
+        names = ", ".join(one.name for one in report.left_out)
+        console.print(Padding(f"[dim]not for this host: {names}[/]", (1, 0, 0, 0)))
+    console.print(Padding(_summary(report), (1, 0, 0, 0)))
+
+
+def show_list(checks: Iterable[tuple[str, str, str]], console: Console) -> None:
+    """Names of checks, what each looks at, and why one does not concern this host."""
+    table = Table.grid("check", "looks", padding=(0, 2, 0, 0))
+    for name, looks, why in checks:
+        table.add_row(f"[bold]{name}[/]", f"[dim]not here: {escape(why)}[/]" if why else escape(looks))
+    console.print(table)
+
+
+def _said(one: Result) -> str:
+    subject = f"{one.subject}: " if one.subject else ""
+    lines = [escape(subject + one.seen)]
+    if one.level != "ok":
+        lines += [f"[dim]{escape(one.meaning)}[/]"] if one.meaning else []
+        lines += [f"[cyan]→ {escape(one.fix)}[/]"] if one.fix else []
+    return "\n".join(lines)
+
+
+def _summary(report: Report) -> str:
+    counts = [
+        f"[{COLOURS[level]}]{number} {level}[/]"
+        for level in COLOURS
+        if (number := sum(one.level == level for one in report.results))
+    ]
+    line = f"{escape(report.host)}: {', '.join(counts) or 'nothing to look at'}"
+    found = causes(report.results)
+    if not found:
+        return line
+    first = found[0]
+    what = f"{first.name}{f' {first.subject}' if first.subject else ''}: {first.seen}"
+    return f"{line}\n[bold red]Mend first:[/] {escape(what)}\n[cyan]  → {escape(first.fix)}[/]"

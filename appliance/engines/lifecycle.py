@@ -1,0 +1,129 @@
+"""Loading and unloading engines while the gateway runs: units of systemd, or children of this process."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Protocol
+
+from appliance.contract.model import Site
+from appliance.engines.argv import command, find
+from appliance.engines.processes import ChildProcesses, Unit
+from appliance.errors import StartError, StoreError
+
+
+class EngineControl(Protocol):
+    """Starts and stops replicas, by name."""
+
+    async def start(self, replica: str) -> None:
+        """Begin to start it; raises :class:`StartError` where that is impossible."""
+
+    async def stop(self, replica: str) -> None:
+        """Stop it and wait until it is gone."""
+
+    async def alive(self, replica: str) -> bool:
+        """Whether its process runs, and has not ended by itself since it was started."""
+
+    async def close(self) -> None:
+        """Let go: what must not outlive the gateway is stopped."""
+
+
+class ChildControl:
+    """Replicas as children: on a laptop and in tests. They end with the gateway."""
+
+    def __init__(self, site: Site, base: Path, logs: Path) -> None:
+        self._site = site
+        self._base = base
+        self._logs = logs
+        self._processes = ChildProcesses()
+        self._started: set[str] = set()
+
+    async def start(self, replica: str) -> None:
+        """Run ``appliance engine exec``'s command as a child."""
+        one = find(self._site, replica)
+        built = command(self._site, one, self._base)
+        log = self._logs / f"engine-{replica}.log"
+        unit = Unit(
+            replica, built.argv, log, built.environment, stop_timeout_s=one.engine.shutdown_timeout_s + 10.0
+        )
+        try:
+            await self._processes.start(unit)
+        except StoreError as error:
+            # Its log cannot be written: for the caller, a start that failed like any other.
+            raise StartError(str(error)) from error
+        self._started.add(replica)
+
+    async def stop(self, replica: str) -> None:
+        """End its process group."""
+        if replica in self._started:
+            self._started.discard(replica)
+            await self._processes.stop(replica)
+
+    async def alive(self, replica: str) -> bool:
+        """Running, and not for the second time."""
+        if replica not in self._started:
+            return False
+        state = self._processes.state(replica)
+        return state.phase == "running" and not state.restarts
+
+    async def close(self) -> None:
+        """Stop all."""
+        for replica in sorted(self._started):
+            await self.stop(replica)
+
+
+class SystemdControl:
+    """Replicas as units ``appliance-engine-NAME.service``; polkit lets the gateway's user manage exactly those."""
+
+    def __init__(self, systemctl: str = "systemctl") -> None:
+        self._systemctl = systemctl
+
+    async def start(self, replica: str) -> None:
+        """Start its unit, without waiting for its model."""
+        await self._run("start", "--no-block", _unit(replica))
+
+    async def stop(self, replica: str) -> None:
+        """Stop its unit."""
+        await self._run("stop", _unit(replica))
+
+    async def alive(self, replica: str) -> bool:
+        """Whether the unit is active or on its way, the first time.
+
+        A start may wait for another unit (weights are verified first): then a job is queued and the unit still
+        inactive. One that waits to be restarted has ended by itself: what failed once is told at once, while an
+        engine that crashes again and again would keep the others out until its start timeout.
+        """
+        said = await self._run("show", "--property=ActiveState,SubState,Job", _unit(replica))
+        unit = dict(line.partition("=")[::2] for line in said.splitlines())
+        if unit.get("SubState", "").startswith("auto-restart"):
+            return False
+        return unit.get("ActiveState") in ("active", "activating", "reloading") or bool(unit.get("Job"))
+
+    async def close(self) -> None:
+        """Units outlive the gateway; it learns of them when it comes back."""
+
+    async def _run(self, *words: str) -> str:
+        code, said = await self._call(*words)
+        if code != 0:
+            raise StartError(f"systemctl {' '.join(words)} failed ({said}); see journalctl -u {words[-1]}")
+        return said
+
+    async def _call(self, *words: str) -> tuple[int, str]:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self._systemctl,
+                *words,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+        except OSError as error:
+            raise StartError(
+                f"{self._systemctl} cannot be run ({error.strerror}); is this a systemd host?"
+            ) from None
+        said, _ = await process.communicate()
+        return process.returncode or 0, said.decode("utf-8", "replace").strip()[:200]
+
+
+def _unit(replica: str) -> str:
+    return f"appliance-engine-{replica}.service"

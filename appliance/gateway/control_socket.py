@@ -1,0 +1,70 @@
+"""The control socket: what the gateway knows and what it may be told, for the owner of its data folder only.
+
+HTTP/1.1 over a Unix socket with mode 0600. The admin API and the command line use it; no network reaches it.
+"""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from appliance.errors import ConflictError, InvalidRequestError, MethodNotAllowedError, NotFoundError, RequestError
+from appliance.gateway.app import Gateway
+from appliance.http1.connection import ClientConnection
+from appliance.http1.types import Request
+
+SOCKET = "control.sock"
+"""Its name in the gateway's data folder."""
+
+MAX_BODY = 4096
+
+
+class SwapRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /swap``."""
+
+    model: str
+    """A model or a role, as clients name it."""
+
+
+_SWAP = msgspec.json.Decoder(SwapRequest)
+
+
+class Control:
+    """The application behind the socket."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def begin(self, request: Request) -> int:  # noqa: ARG002 - the server's protocol
+        """Small bodies only."""
+        return MAX_BODY
+
+    def too_large(self, request: Request, error: RequestError) -> RequestError:  # noqa: ARG002 - the server's protocol
+        """A body over the limit is just that."""
+        return error
+
+    def broken_off(self, request: Request, error: object) -> None:
+        """Nothing is kept of it."""
+
+    def handle(self, request: Request, client: ClientConnection) -> None:
+        """``GET /status`` and ``POST /swap``."""
+        wanted = {"/status": "GET", "/swap": "POST"}.get(request.path)
+        if wanted is None:
+            raise NotFoundError("There is nothing at this path; /status and /swap are what there is")
+        if request.method != wanted:
+            raise MethodNotAllowedError(f"{request.path} takes {wanted}")
+        if wanted == "GET":
+            client.answer(200, json.dumps(self._gateway.status()).encode())
+            return
+        try:
+            asked = _SWAP.decode(request.body)
+        except msgspec.DecodeError as error:
+            raise InvalidRequestError(f'The body is not {{"model": …}}: {error}') from None
+        model = self._gateway.router.named(asked.model).service.model
+        if self._gateway.swapper is None:
+            raise ConflictError(
+                "No engine of this site is loaded on demand; there is nothing to swap", code="always_loaded"
+            )
+        self._gateway.swapper.request(model)
+        client.answer(202, json.dumps({"model": model, "state": "asked for"}).encode())

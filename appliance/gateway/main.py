@@ -1,0 +1,128 @@
+"""Runs the gateway: opens its stores, binds its port, serves until SIGTERM or SIGINT, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvloop
+
+from appliance.contract.model import Site
+from appliance.engines.lifecycle import ChildControl, EngineControl, SystemdControl
+from appliance.errors import StartError
+from appliance.gateway import log
+from appliance.gateway.app import Gateway
+from appliance.gateway.control_socket import SOCKET, Control
+from appliance.gateway.usage import UsageWriter
+from appliance.http1.server import Server
+from appliance.http1.types import Timeouts
+from appliance.store.keys import KeyStore
+
+BACKLOG = 2048
+
+LAST_WORDS_S = 2.0
+"""Seconds that the last bytes get to leave after the drain's deadline."""
+
+
+def bind(host: str, port: int, instead: str = "another gateway.port in the configuration") -> socket.socket:
+    """A listening socket; raises :class:`StartError` that names a taken port and what to use ``instead``."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OverflowError:
+        listener.close()
+        raise StartError(f"{port} is not a port; use a number from 1 to 65535") from None
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            message = f"port {port} on {host} is taken by another program"
+            raise StartError(f"{message}; use {instead}") from None
+        if error.errno == errno.EACCES:
+            raise StartError(f"port {port} on {host} needs root; use {instead}") from None
+        raise StartError(f"cannot listen on {host} port {port} ({error.strerror}); check gateway.host") from None
+    return listener
+
+
+def serve(site: Site, base: Path) -> int:
+    """Serve until told to stop; the exit code. Data folders are relative to ``base``."""
+    log.set_up()
+    listener = bind(site.gateway.host, site.gateway.port)
+    folder = site.data_path(base)
+    url = site.gateway.database_url
+    keys = KeyStore(folder, url)
+    usage = UsageWriter(folder, url, keep_days=site.gateway.usage_keep_days)
+    try:
+        uvloop.run(_serve(site, base, listener, keys, usage))
+    finally:
+        # A further signal must not cost the last usage rows.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        usage.close()
+        keys.close()
+    return 0
+
+
+def _engine_control(site: Site, base: Path) -> EngineControl | None:
+    """What starts and stops on-demand engines; ``None`` where there are none."""
+    if all(engine.residency == "always" for engine in site.engines.values()):
+        return None
+    if site.gateway.engine_control == "systemd":
+        return SystemdControl()
+    return ChildControl(site, base, site.data_path(base) / "log")
+
+
+async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore, usage: UsageWriter) -> None:
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    settings = site.gateway
+    app = Gateway(site, keys, usage, _engine_control(site, base))
+    timeouts = Timeouts(
+        settings.header_timeout_s, settings.body_timeout_s, settings.idle_timeout_s, settings.reader_timeout_s
+    )
+    server = Server(app, timeouts, app.outbox, app.origins)
+    # What is there now stays: let the collector look at new objects only, and less often. Nearly all of them
+    # are freed by their count.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    # The usage writer gives the interpreter back to the loop after a millisecond, not after five.
+    sys.setswitchinterval(0.001)
+    control = Server(Control(app), timeouts, app.outbox)
+    path = site.data_path(base) / SOCKET
+    controlling = await loop.create_unix_server(control.connect, str(path))
+    path.chmod(0o600)
+    # Last: a gateway that answers can be controlled, too.
+    listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
+    try:
+        await told.wait()
+        # It goes on listening: who comes now shall hear why and when, not find a closed door.
+        app.drain()
+        server.drain()
+        try:
+            async with asyncio.timeout(settings.drain_timeout_s):
+                await server.drained()
+                # The last words of a stream may still wait for a client that reads slowly.
+                await server.flushed()
+        except TimeoutError:
+            app.stop()
+            try:
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await server.flushed()
+            except TimeoutError:
+                logging.getLogger(__name__).warning("some clients did not take the last words of their streams")
+    finally:
+        listening.close()
+        controlling.close()
+        control.close()
+        await app.close()
+        server.close()

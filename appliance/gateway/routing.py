@@ -1,0 +1,415 @@
+"""What a name stands for, which replica answers, and who waits: one :class:`Service` per model.
+
+The pure parts are :mod:`~appliance.gateway.fair_queue`, :mod:`~appliance.gateway.hash_ring` and
+:mod:`~appliance.gateway.breaker`; here they meet the replicas and their connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from appliance.contract.model import Gateway, Role, Site
+from appliance.contract.rules import nearest
+from appliance.engines.argv import replicas
+from appliance.errors import (
+    EngineUnavailableError,
+    InternalError,
+    NotFoundError,
+    QueueFullError,
+    RateLimitError,
+    RequestError,
+)
+from appliance.gateway.breaker import Breaker
+from appliance.gateway.fair_queue import FairQueue
+from appliance.gateway.hash_ring import SLACK, Ring, bound
+from appliance.gateway.swap_policy import wait_ends
+from appliance.http1.client import Pool
+from appliance.http1.writer import Outbox
+
+LOG = logging.getLogger(__name__)
+
+TASKS = {
+    "/v1/embeddings": "embed",
+    "/v1/rerank": "rerank",
+    "/v1/score": "rerank",
+}
+"""The task that an endpoint needs of a model; the others generate."""
+
+ANY_TASK = frozenset({"/tokenize", "/detokenize"})
+"""Endpoints that every model answers."""
+
+INSTEAD = {"embed": "/v1/embeddings", "rerank": "/v1/rerank", "generate": "/v1/chat/completions"}
+
+SMOOTHING = 0.1
+"""Weight of the newest gap between two finished requests in the mean that waiting times are told from."""
+
+
+class Waiter(Protocol):
+    """A request as its service knows it."""
+
+    user: str
+    line: str
+    weight: float
+    size: int
+    key: bytes | None
+
+    def granted(self, replica: Replica) -> None:
+        """A slot of ``replica`` is yours; give it back with :meth:`Service.release`."""
+
+    def refused(self, error: RequestError) -> None:
+        """There will be no slot."""
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """One replica as the gateway sees it."""
+
+    name: str
+    model: str
+    task: str
+    slots: int
+    pool: Pool
+    breaker: Breaker
+    resident: bool = True
+    """Whether its engine is loaded; the swap controller takes on-demand engines in and out."""
+    in_flight: int = 0
+    """Sequences of ours that it runs: a request for four answers counts four times."""
+    last_token: float = 0.0
+    """Loop time at which it last was seen to generate."""
+    last_used: float = 0.0
+
+    @property
+    def open(self) -> bool:
+        """Whether new requests may go there."""
+        return self.resident and self.breaker.up
+
+    @property
+    def load(self) -> float:
+        """Share of its slots in use."""
+        return self.in_flight / self.slots
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The wait of one request, by the loop's time."""
+
+    since: float
+    swapped_s: float
+    """Seconds that swaps to its model had taken in all when it began."""
+
+
+@dataclass(eq=False)
+class Service:
+    """A model: its replicas, and the requests that wait for one of them."""
+
+    model: str
+    task: str
+    context: int
+    replicas: list[Replica]
+    queue: FairQueue[Waiter]
+    max_waiting_per_user: int
+    affinity_load: float
+    on_demand: bool
+    notice: Callable[[], None]
+    """Called when a request waits for a model that is not loaded, and when one of it ended."""
+    cap_tokens: bool
+    """Whether a limit of tokens over the context is reduced to it."""
+    full: Callable[[], bool]
+    """Whether as many requests wait, over all models, as may."""
+    ring: Ring = field(init=False)
+    by_name: dict[str, Replica] = field(init=False)
+    gap_s: float = 0.0
+    begun: int = 0
+    """Requests that were given a slot so far."""
+    blocked: tuple[float, str] | None = None
+    """Until when, and why, a model that could not be loaded is not waited for."""
+    loading_until: float | None = None
+    """Loop time at which the swap to this model ends at the latest; ``None`` unless one is in progress."""
+    _loading_since: float = 0.0
+    _swapped_s: float = 0.0
+    _finished_at: float = 0.0
+    _waits: dict[int, Wait] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ring = Ring([replica.name for replica in self.replicas])
+        self.by_name = {replica.name: replica for replica in self.replicas}
+
+    @property
+    def free(self) -> int:
+        """Slots that are free on open replicas."""
+        free = 0
+        for replica in self.replicas:
+            if replica.resident and replica.breaker.up and replica.in_flight < replica.slots:
+                free += replica.slots - replica.in_flight
+        return free
+
+    @property
+    def served(self) -> bool:
+        """Whether any replica is open."""
+        return any(replica.open for replica in self.replicas)
+
+    @property
+    def oldest_wait(self) -> float | None:
+        """Loop time since which the longest-waiting request waits."""
+        return min((wait.since for wait in self._waits.values()), default=None)
+
+    @contextmanager
+    def swapping(self, clock: Callable[[], float], within_s: float) -> Iterator[None]:
+        """Mark the time in which this model is made ready, ``within_s`` seconds at most, however it ends.
+
+        A model that other engines serve meanwhile needs no mark: its requests wait for a slot.
+        """
+        if self.served:
+            yield
+            return
+        self._loading_since = clock()
+        self.loading_until = self._loading_since + within_s
+        try:
+            yield
+        finally:
+            self._swapped_s = self._swap_clock(clock())
+            self.loading_until = None
+
+    def overdue(self, waiter: Waiter, max_wait_s: float, now: float) -> QueueFullError | None:
+        """Return the refusal of ``waiter`` if it has waited too long: for a slot, or for the swap to its model."""
+        wait = self._waits.get(id(waiter))
+        if wait is None:
+            return None
+        swapped_s = self._swap_clock(now) - wait.swapped_s
+        if now <= wait_ends(wait.since, max_wait_s, swapped_s, self.loading_until):
+            return None
+        if self.loading_until is None:
+            message = f"No engine was free within {max_wait_s:g} s; try again shortly"
+        else:
+            within_s = self.loading_until - self._loading_since
+            message = f"{self.model} was not loaded within {within_s:g} s; try again shortly"
+        return QueueFullError(message, code="queue_timeout", retry_after=self.wait_s(1))
+
+    def submit(self, waiter: Waiter, now: float) -> int:
+        """Start ``waiter`` now, or let it wait: how many are before it, 0 when it started.
+
+        Raises :class:`EngineUnavailableError` where no replica is up, :class:`RateLimitError` and
+        :class:`QueueFullError` where its user's requests, or all, are too many.
+        """
+        free = self.free
+        if free <= 0 and not self.served:
+            if not self.on_demand:
+                raise self.down()
+            if self.loading_until is None and self.blocked is not None and now < self.blocked[0]:
+                raise EngineUnavailableError(self.blocked[1], retry_after=self.blocked[0] - now)
+        if self.queue.enter(waiter, free):
+            self._start(waiter)
+            return 0
+        if self.queue.waiting_of(waiter.user) >= self.max_waiting_per_user:
+            message = f"{self.max_waiting_per_user} requests of yours wait already; let some of them finish"
+            raise RateLimitError(message, code="queue_full", retry_after=self.wait_s(1))
+        if self.full():
+            wait = self.wait_s(self.queue.waiting)
+            raise QueueFullError("The service is full and its queue too; try again shortly", retry_after=wait)
+        position = self.queue.wait(waiter)
+        self._waits[id(waiter)] = Wait(now, self._swap_clock(now))
+        if not self.served:
+            self.notice()
+        return position
+
+    def leave(self, waiter: Waiter) -> None:
+        """``waiter`` waits no longer."""
+        if self._waits.pop(id(waiter), None) is not None:
+            self.queue.leave(waiter)
+
+    def release(self, replica: Replica, waiter: Waiter, now: float) -> None:
+        """``waiter``, which ran on ``replica``, ended, however it ended; the next one may start."""
+        replica.in_flight -= waiter.size
+        replica.last_used = now
+        self.queue.finish(waiter)
+        if self.queue.waiting:
+            if self._finished_at:
+                gap = now - self._finished_at
+                self.gap_s += SMOOTHING * (gap - self.gap_s) if self.gap_s else gap
+            self._finished_at = now
+            self.pump()
+        else:
+            self._finished_at = 0.0
+        if self.on_demand:
+            self.notice()
+
+    def move(self, waiter: Waiter, old: Replica, tried: set[str]) -> Replica | None:
+        """Another open replica for ``waiter``, which failed on ``old``, its slots moved; ``None`` without one.
+
+        It may go over the other's slots: who was already served must not go back to the queue's end. Nothing new
+        starts there until as many have ended.
+        """
+        left = [replica for replica in self.replicas if replica.open and replica.name not in tried]
+        if not left:
+            return None
+        new = min(left, key=lambda replica: replica.load)
+        old.in_flight -= waiter.size
+        new.in_flight += waiter.size
+        return new
+
+    def pump(self) -> None:
+        """Start what may start."""
+        while (waiter := self.queue.next(self.free)) is not None:
+            self._waits.pop(id(waiter), None)
+            self._start(waiter)
+
+    def refuse(self, error: RequestError) -> None:
+        """Answer everything that waits with ``error``."""
+        for waiter in self.queue.tickets():
+            self.leave(waiter)
+            waiter.refused(error)
+
+    def went_down(self) -> None:
+        """A replica is not open any more: where it was the last, nobody waits for what will not come."""
+        if not self.on_demand and not self.served:
+            self.refuse(self.down())
+
+    def down(self) -> EngineUnavailableError:
+        """Why nothing of this model is served."""
+        return EngineUnavailableError(f"No engine of {self.model} is up; try again shortly", retry_after=2)
+
+    def wait_s(self, position: int) -> float:
+        """Seconds that ``position`` requests before one's own take, by how fast requests ended lately."""
+        return max(1.0, position * self.gap_s)
+
+    def _swap_clock(self, now: float) -> float:
+        """Seconds that swaps to this model have taken so far."""
+        return self._swapped_s + (now - self._loading_since if self.loading_until is not None else 0.0)
+
+    def _start(self, waiter: Waiter) -> None:
+        """Give ``waiter``, which the queue counts as running, a slot; it gets that or a refusal."""
+        try:
+            replica = self._pick(waiter.key)
+        except Exception:
+            LOG.exception("no replica could be picked")
+            self.queue.finish(waiter)
+            waiter.refused(InternalError("The gateway failed on this request; its log has the reason"))
+            return
+        replica.in_flight += waiter.size
+        self.begun += 1
+        waiter.granted(replica)
+
+    def _pick(self, key: bytes | None) -> Replica:
+        """The chat's own replica unless it is much busier than the mean, else the least loaded one."""
+        replicas = self.replicas
+        if len(replicas) == 1:
+            return replicas[0]
+        if key is not None:
+            own = self.by_name[self.ring.order(key)[0]]
+            if own.resident and own.breaker.up and own.in_flight < own.slots // SLACK:
+                return own
+        room = [r for r in replicas if r.open and r.in_flight < r.slots]
+        if len(room) == 1:
+            return room[0]
+        if key is not None:
+            total = sum(replica.in_flight for replica in room)
+            for name in self.ring.order(key):
+                replica = self.by_name[name]
+                if replica in room and replica.in_flight < bound(
+                    total, len(room), replica.slots, self.affinity_load
+                ):
+                    return replica
+        return min(room, key=lambda replica: (replica.load, replica.last_used))
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a name stands for: a model, perhaps through a role."""
+
+    name: str
+    service: Service
+    role: Role | None
+
+
+class Router:
+    """The services and routes of a site."""
+
+    def __init__(self, site: Site, outbox: Outbox, notice: Callable[[], None] = lambda: None) -> None:
+        gateway = site.gateway
+        # Taken as up until the first canary, an interval from now, or a request says otherwise.
+        now = asyncio.get_running_loop().time()
+        self.replicas = [
+            Replica(
+                replica.name,
+                replica.engine.model,
+                site.models[replica.engine.model].task,
+                replica.engine.slots,
+                _pool(gateway, replica.port, outbox),
+                Breaker(gateway.breaker_failures),
+                resident=replica.engine.residency == "always",
+                last_token=now,
+            )
+            for replica in replicas(site)
+        ]
+        self._max_waiting = gateway.queue.max_waiting
+        self.services: dict[str, Service] = {}
+        for name, model in site.models.items():
+            mine = [replica for replica in self.replicas if replica.model == name]
+            if mine:
+                engines = [engine for engine in site.engines.values() if engine.model == name]
+                self.services[name] = Service(
+                    name,
+                    model.task,
+                    max(engine.context for engine in engines),
+                    mine,
+                    FairQueue(gateway.queue.headroom),
+                    gateway.queue.max_waiting_per_user,
+                    gateway.affinity_load,
+                    on_demand=all(engine.residency == "on-demand" for engine in engines),
+                    notice=notice,
+                    cap_tokens=model.cap_max_tokens,
+                    full=self._full,
+                )
+        self.routes = {name: Route(name, service, None) for name, service in self.services.items()}
+        for name, role in site.roles.items():
+            self.routes[name] = Route(name, self.services[role.model], role)
+
+    def named(self, name: str) -> Route:
+        """The route of the model or role ``name``; raises :class:`NotFoundError` with the nearest one."""
+        route = self.routes.get(name)
+        if route is None:
+            hint = nearest(name[:80], list(self.routes))
+            message = f"The model `{name[:80]}` does not exist; {hint}"
+            raise NotFoundError(message, code="model_not_found", param="model")
+        return route
+
+    def find(self, name: str, endpoint: str) -> Route:
+        """The route of ``name``; raises :class:`NotFoundError` where there is none for this endpoint."""
+        route = self.routes.get(name) or self.named(name)
+        task = route.service.task
+        if task != TASKS.get(endpoint, "generate") and endpoint not in ANY_TASK:
+            message = f"The model `{name}` is not for {endpoint}; use it with {INSTEAD[task]}"
+            raise NotFoundError(message, code="model_not_found", param="model")
+        return route
+
+    def service_of(self, replica: Replica) -> Service:
+        """The service that ``replica`` is of."""
+        return self.services[replica.model]
+
+    def close(self) -> None:
+        """Close all connections to engines."""
+        for replica in self.replicas:
+            replica.pool.close()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait, over all models."""
+        return sum(service.queue.waiting for service in self.services.values())
+
+    def _full(self) -> bool:
+        return self.waiting >= self._max_waiting
+
+
+def _pool(gateway: Gateway, port: int, outbox: Outbox) -> Pool:
+    return Pool(
+        port,
+        outbox,
+        connect_timeout_s=gateway.connect_timeout_s,
+        first_byte_timeout_s=gateway.first_byte_timeout_s,
+        stall_timeout_s=gateway.stall_timeout_s,
+    )

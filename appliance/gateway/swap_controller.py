@@ -1,0 +1,389 @@
+"""Acts on what :mod:`~appliance.gateway.swap_policy` decides: drains, unloads, loads, asks for a token, opens.
+
+One transition at a time. A load that fails brings back what made room for it, and the reason is told to who waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from appliance.contract.model import Site
+from appliance.engines.argv import replicas
+from appliance.engines.lifecycle import EngineControl
+from appliance.errors import (
+    ConflictError,
+    EngineFailedError,
+    EngineUnavailableError,
+    RequestError,
+    StartError,
+)
+from appliance.gateway.background import keep_going
+from appliance.gateway.health import Canaries
+from appliance.gateway.routing import Replica, Router, Service
+from appliance.gateway.swap_policy import RETRY_S, EngineState, Load, Memory, State, decide
+
+LOG = logging.getLogger(__name__)
+
+LOOK_S = 0.1
+"""How often a loading engine is asked for a token, and a draining one for what still runs."""
+
+CONTROL_TIMEOUT_S = 120.0
+"""Seconds that sleeping and waking may take: weights of 100 GB cross PCIe in some ten seconds."""
+
+STOP_MARGIN_S = 15.0
+"""Seconds after ``shutdown_timeout_s`` within which a stopping replica is killed (modules/engines.nix)."""
+
+
+@dataclass(slots=True)
+class Managed:
+    """One on-demand engine, its replicas, and what happened to it."""
+
+    name: str
+    service: Service
+    replicas: list[Replica]
+    awake: Memory
+    asleep: Memory
+    sleeps: bool
+    load_timeout_s: float
+    state: State = "stopped"
+    since: float = 0.0
+    started: bool = False
+    """Whether its processes run, awake or asleep."""
+    error: str = ""
+    begun_at: int = 0
+
+
+@dataclass(slots=True)
+class SwapController:
+    """Keeps the engines loaded that are asked for."""
+
+    site: Site
+    router: Router
+    control: EngineControl
+    canaries: Canaries
+    clock: Callable[[], float]
+    engines: dict[str, Managed] = field(default_factory=dict)
+    swaps: int = 0
+    failures: int = 0
+    last_swap_s: float = 0.0
+    _budget: dict[str, float] = field(default_factory=dict)
+    _always: list[EngineState] = field(default_factory=list)
+    _event: asyncio.Event = field(default_factory=asyncio.Event)
+    _task: asyncio.Task[None] | None = None
+    _wanted: str | None = None
+
+    def __post_init__(self) -> None:
+        mine = {replica.name: replica for replica in self.router.replicas}
+        for name, engine in self.site.engines.items():
+            members = [mine[one.name] for one in replicas(self.site) if one.engine is engine]
+            awake, asleep = _memory(self.site, name)
+            for place in awake:
+                self._budget[place] = 1.0
+            if engine.residency == "always":
+                self._always.append(EngineState(name, "ready", 0.0, awake, on_demand=False))
+                continue
+            service = self.router.services[engine.model]
+            self.engines[name] = Managed(
+                name, service, members, awake, asleep, engine.sleep, engine.start_timeout_s, since=self.clock()
+            )
+
+    def start(self) -> None:
+        """Begin: learn what runs, then decide."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop deciding, and let go of the engines."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.control.close()
+
+    def notice(self) -> None:
+        """Something changed: a request waits, or one ended."""
+        self._event.set()
+
+    def request(self, model: str) -> None:
+        """Load ``model`` as soon as what runs is drained; raises :class:`ConflictError` if it is loaded."""
+        for engine in self.engines.values():
+            if engine.service.model == model:
+                if engine.state == "ready":
+                    raise ConflictError(f"{model} is loaded already", code="already_loaded")
+                self._wanted = engine.name
+                self.notice()
+                return
+        raise ConflictError(f"{model} is always loaded; there is nothing to swap", code="always_loaded")
+
+    def status(self) -> dict[str, object]:
+        """Every on-demand engine, as JSON."""
+        now = self.clock()
+        return {
+            engine.name: {
+                "model": engine.service.model,
+                "state": engine.state,
+                "for_s": round(now - engine.since, 1),
+                "waiting": engine.service.queue.waiting,
+                "in_flight": sum(replica.in_flight for replica in engine.replicas),
+                "error": engine.error,
+            }
+            for engine in self.engines.values()
+        }
+
+    async def _run(self) -> None:
+        await self._learn()
+        await keep_going("swapping models", self._step)
+
+    async def _step(self) -> None:
+        self._event.clear()
+        self._watch()
+        step = decide(self._states(), self._budget, self.site.gateway.swap, self.clock(), self._wanted)
+        if isinstance(step, Load):
+            if step.name == self._wanted:
+                self._wanted = None
+            await self._swap(self.engines[step.name], [self.engines[name] for name in step.victims])
+        else:
+            await self._noticed(1.0 if step.until is None else step.until - self.clock())
+
+    async def _noticed(self, within_s: float) -> None:
+        """Wait until something changed, a second at most: not every change is told."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, min(1.0, within_s))):
+                await self._event.wait()
+
+    async def _learn(self) -> None:
+        """What an earlier gateway left running is taken over awake, or stopped."""
+        for engine in self.engines.values():
+            try:
+                await self._take_over(engine)
+            except StartError as error:
+                await self._fail(engine, str(error))
+
+    async def _take_over(self, engine: Managed) -> None:
+        alive = [await self.control.alive(replica.name) for replica in engine.replicas]
+        if not any(alive):
+            return
+        engine.started = True
+        if all(alive) and await self._answers(engine):
+            self._open(engine)
+        else:
+            await self._stop(engine)
+
+    async def _answers(self, engine: Managed) -> bool:
+        try:
+            await self._tokens(engine, within_s=self.site.gateway.canary_timeout_s)
+        except (RequestError, StartError):
+            return False
+        return True
+
+    def _watch(self) -> None:
+        """Nobody waits for a loaded engine that is down; systemd, or the keeper of children, restarts it."""
+        for engine in self.engines.values():
+            down = engine.state == "ready" and not any(replica.breaker.up for replica in engine.replicas)
+            if down and engine.service.queue.waiting:
+                engine.service.refuse(engine.service.down())
+
+    def _states(self) -> list[EngineState]:
+        return self._always + [
+            EngineState(
+                engine.name,
+                engine.state,
+                engine.since,
+                engine.awake,
+                engine.asleep if engine.sleeps else {},
+                waiting=engine.service.queue.waiting,
+                oldest=engine.service.oldest_wait,
+                in_flight=sum(replica.in_flight for replica in engine.replicas),
+                last_used=max(replica.last_used for replica in engine.replicas),
+                begun=engine.service.begun - engine.begun_at if self._others_wait(engine) else 0,
+            )
+            for engine in self.engines.values()
+        ]
+
+    def _others_wait(self, engine: Managed) -> bool:
+        """Whether another engine is waited for; the batch is counted from when that began."""
+        waits = any(other.service.queue.waiting for other in self.engines.values() if other is not engine)
+        if not waits:
+            engine.begun_at = engine.service.begun
+        return waits
+
+    async def _swap(self, target: Managed, victims: list[Managed]) -> None:
+        began = self.clock()
+        LOG.info("loading %s%s", target.name, f", unloading {_names(victims)}" if victims else "")
+        within_s = sum(self._leaves_within_s(victim) for victim in victims) + self._loads_within_s(target)
+        with target.service.swapping(self.clock, within_s):
+            loaded = await self._replace(target, victims)
+        if not loaded:
+            for victim in victims:
+                await self._bring_back(victim)
+            return
+        self.swaps += 1
+        self.last_swap_s = self.clock() - began
+        LOG.info("%s is loaded after %.1f s", target.name, self.last_swap_s)
+
+    async def _replace(self, target: Managed, victims: list[Managed]) -> bool:
+        """Drain and unload ``victims``, load ``target``; whether that worked."""
+        for victim in victims:
+            await self._drain(victim)
+        try:
+            for victim in victims:
+                await self._unload(victim)
+            await self._load(target)
+        except (RequestError, StartError) as error:
+            why = str(error)
+        except Exception:
+            LOG.exception("loading %s failed inside the gateway", target.name)
+            why = "an error inside the gateway; its log has the reason"
+        else:
+            return True
+        self.failures += 1
+        await self._fail(target, why)
+        return False
+
+    def _leaves_within_s(self, engine: Managed) -> float:
+        """Seconds that draining and unloading ``engine`` take at most."""
+        return self.site.gateway.swap.drain_timeout_s + self._stops_within_s(engine)
+
+    def _loads_within_s(self, engine: Managed) -> float:
+        """Seconds until ``engine`` has loaded and generated a token, or its failure is reported, at most."""
+        waking = CONTROL_TIMEOUT_S * len(engine.replicas) if engine.sleeps else 0.0
+        return waking + engine.load_timeout_s + self._stops_within_s(engine)
+
+    def _stops_within_s(self, engine: Managed) -> float:
+        """Seconds that putting ``engine`` to sleep, and stopping it if that fails, take at most."""
+        each = self.site.engines[engine.name].shutdown_timeout_s + STOP_MARGIN_S
+        return (each + (CONTROL_TIMEOUT_S if engine.sleeps else 0.0)) * len(engine.replicas)
+
+    async def _drain(self, engine: Managed) -> None:
+        """Take no new requests; those that run finish, or are cut at the deadline."""
+        self._set(engine, "draining")
+        for replica in engine.replicas:
+            replica.resident = False
+        deadline = self.clock() + self.site.gateway.swap.drain_timeout_s
+        while any(replica.in_flight for replica in engine.replicas):
+            left = deadline - self.clock()
+            if left <= 0:
+                LOG.warning("%s still runs requests at the drain's deadline; they are cut", engine.name)
+                told = EngineFailedError(f"{engine.service.model} had to make room for another model")
+                for replica in engine.replicas:
+                    replica.pool.cut(told)
+                return
+            self._event.clear()
+            await self._noticed(left)
+
+    async def _unload(self, engine: Managed) -> None:
+        if engine.sleeps:
+            try:
+                for replica in engine.replicas:
+                    await self._tell(replica, b"/sleep?level=1")
+            except (RequestError, StartError) as error:
+                # Perhaps half asleep: it holds memory that is needed, and may not answer as it is.
+                LOG.warning("%s does not sleep and is stopped instead: %s", engine.name, error)
+            else:
+                self._set(engine, "asleep")
+                return
+        await self._stop(engine)
+
+    async def _load(self, engine: Managed) -> None:
+        self._set(engine, "loading")
+        for replica in engine.replicas:
+            if engine.started:
+                await self._tell(replica, b"/wake_up")
+            else:
+                await self.control.start(replica.name)
+        engine.started = True
+        await self._tokens(engine, engine.load_timeout_s)
+        self._open(engine)
+
+    def _open(self, engine: Managed) -> None:
+        self._set(engine, "ready")
+        if self._wanted == engine.name:
+            # Asked for while it was loading already: it must not come back by itself after another one's turn.
+            self._wanted = None
+        engine.error = ""
+        engine.begun_at = engine.service.begun
+        engine.service.blocked = None
+        for replica in engine.replicas:
+            replica.breaker.succeeded()
+            replica.last_token = self.clock()
+            replica.resident = True
+        engine.service.pump()
+
+    async def _tokens(self, engine: Managed, within_s: float) -> None:
+        """Wait until every replica generated a token; raises :class:`StartError` with the last word it said."""
+        said = "it did not listen"
+        try:
+            async with asyncio.timeout(within_s):
+                for replica in engine.replicas:
+                    while (said := await self.canaries.ask(replica)) != "ready":
+                        if not await self.control.alive(replica.name):
+                            raise StartError(f"{engine.name} ended while it was loading; see its log")
+                        await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            raise StartError(f"{engine.name} generated no token within {within_s:g} s ({said})") from None
+
+    async def _fail(self, engine: Managed, why: str) -> None:
+        """Out of the way, and say why: to who waits, in the log, in the status."""
+        LOG.error("%s could not be loaded: %s", engine.name, why)
+        try:
+            await self._stop(engine)
+        except StartError as error:
+            LOG.error("%s could not be stopped either: %s", engine.name, error)  # noqa: TRY400 - a line will do
+        self._set(engine, "failed")
+        engine.error = why
+        told = f"{engine.service.model} could not be loaded: {why}"
+        engine.service.blocked = (self.clock() + RETRY_S, told)
+        engine.service.refuse(EngineUnavailableError(told, retry_after=RETRY_S))
+
+    async def _bring_back(self, engine: Managed) -> None:
+        """The old one serves again."""
+        if engine.state == "draining" and await self._answers(engine):
+            self._open(engine)
+            return
+        with engine.service.swapping(self.clock, self._stops_within_s(engine) + self._loads_within_s(engine)):
+            try:
+                if engine.state == "draining":
+                    await self._stop(engine)
+                await self._load(engine)
+            except (RequestError, StartError) as error:
+                why = str(error)
+            except Exception:
+                LOG.exception("loading %s again failed inside the gateway", engine.name)
+                why = "an error inside the gateway; its log has the reason"
+            else:
+                return
+            self.failures += 1
+            await self._fail(engine, f"it did not come back: {why}")
+
+    async def _stop(self, engine: Managed) -> None:
+        for replica in engine.replicas:
+            replica.resident = False
+            await self.control.stop(replica.name)
+        engine.started = False
+        self._set(engine, "stopped")
+
+    async def _tell(self, replica: Replica, path: bytes) -> None:
+        status, _ = await replica.pool.probe(path, b"", CONTROL_TIMEOUT_S)
+        if status != 200:
+            raise StartError(f"{replica.name} answered {status} to {path.decode()}")
+
+    def _set(self, engine: Managed, state: State) -> None:
+        engine.state = state
+        engine.since = self.clock()
+
+
+def _memory(site: Site, name: str) -> tuple[Memory, Memory]:
+    """What an engine takes of each of its cards, as shares; on the CPU of its host's RAM."""
+    engine = site.engines[name]
+    if engine.device == "cuda":
+        places = [f"{engine.host}/{index}" for index in engine.gpus]
+        return dict.fromkeys(places, engine.gpu_memory_utilization), dict.fromkeys(places, engine.asleep_share)
+    weights = site.models[engine.model].weights_gib or 0.0
+    share = (weights + engine.kv_cache_gib) * engine.replicas / site.hosts[engine.host].memory_gib
+    return {f"{engine.host}/ram": share}, {}
+
+
+def _names(engines: list[Managed]) -> str:
+    return ", ".join(engine.name for engine in engines)

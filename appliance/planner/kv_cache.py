@@ -1,0 +1,107 @@
+"""How vLLM lays out a KV cache: groups of layers that share one pool of equal pages.
+
+Pure. The tokens vLLM reports at start ("KV cache size: N tokens") are the pool's pages over the pages that
+one request of the longest context needs, times that context. Sliding layers need only their window, linear
+attention layers one state each; their pages are padded to one size. Read from vLLM 0.32's
+v1/core/kv_cache_utils.py and held to what it reports (``tests/planner/test_kvcache.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from appliance.catalog.shape import Attention, Shape
+
+GPU_BLOCK = 16
+CPU_BLOCK = 128
+"""Tokens per page where nobody sets --block-size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Layers that share a block table: tokens per page, and pages one request may hold at most."""
+
+    block_tokens: int
+    window: int | None
+    state: bool = False
+
+    def pages(self, context: int, batched_tokens: int, state_pages: int) -> int:
+        """Pages one request of ``context`` tokens holds in this group."""
+        if self.state:
+            return state_pages
+        if self.window is None:
+            return ceil(context / self.block_tokens)
+        return ceil(min(self.window - 1 + batched_tokens, context) / self.block_tokens) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """``page_bytes`` covers one page of every layer of a group."""
+
+    page_bytes: int
+    groups: tuple[Group, ...]
+    batched_tokens: int
+    state_pages: int
+
+    def pages_per_request(self, context: int) -> int:
+        """Pages of a request of ``context`` tokens over all groups."""
+        return sum(group.pages(context, self.batched_tokens, self.state_pages) for group in self.groups)
+
+    def tokens(self, available: float, context: int) -> int:
+        """Tokens vLLM would report for ``available`` bytes and its longest context ``context``."""
+        pages = int(available // self.page_bytes)
+        return max(0, int(pages / self.pages_per_request(context) * context))
+
+    def sequences(self, available: float, context: int) -> float:
+        """How many requests that have grown to ``context`` tokens fit at once, none of them in a prefill."""
+        pages = sum(group.pages(context, 1, self.state_pages) for group in self.groups)
+        return max(0.0, available // self.page_bytes / pages)
+
+
+def layout(
+    shape: Shape,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    kv_bytes: float = 2.0,
+    block: int = GPU_BLOCK,
+    batched_tokens: int = 8192,
+    state_pages: int = 2,
+) -> KvLayout:
+    """The groups of ``shape`` on one of ``tp`` x ``pp`` cards; a KV head is never cut, only repeated.
+
+    A sequence holds ``state_pages`` recurrent states: two while prefix caching keeps them aligned with
+    blocks.
+    """
+
+    def token_bytes(attention: object) -> int:
+        if isinstance(attention, Attention):
+            return int(2 * max(1, attention.kv_heads // tp) * attention.head_dim * kv_bytes)
+        return int(shape.full.kv_values() * kv_bytes)
+
+    full_page = block * token_bytes(shape.full)
+    counts: list[tuple[int, Group]] = []
+
+    def stage(layers: int) -> int:
+        return ceil(layers / pp)
+
+    if shape.linear is not None and shape.linear_layers:
+        # Attention pages grow until one holds a layer's whole state; states are padded to it.
+        block *= ceil(shape.linear.state_bytes() / tp / full_page)
+        full_page = block * token_bytes(shape.full)
+        counts.append((stage(shape.linear_layers), Group(block, None, state=True)))
+    sliding = shape.sliding
+    slide_block = block
+    if sliding is not None and shape.sliding_layers:
+        slide = token_bytes(sliding)
+        page = max(block * slide, full_page)
+        slide_block, block = page // slide, page // token_bytes(shape.full)
+        full_page = page
+        counts.append((stage(shape.sliding_layers), Group(slide_block, sliding.window)))
+    if shape.full_layers:
+        counts.append((stage(shape.full_layers), Group(block, None)))
+    fewest, most = min(count for count, _ in counts), max(count for count, _ in counts)
+    size = most if most < fewest * 1.5 else fewest
+    groups = tuple(group for count, group in counts for _ in range(ceil(count / size)))
+    return KvLayout(size * full_page, groups, batched_tokens, state_pages)

@@ -1,0 +1,154 @@
+"""Where a card's memory goes under vLLM's accounting, and how many tokens of KV cache are left.
+
+Pure. vLLM takes ``gpu_memory_utilization`` of the card, subtracts weights, the peak of a profiling run, CUDA
+graphs and what lies outside torch, and gives the rest to the KV cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from appliance.catalog.cards import Card
+from appliance.catalog.shape import Shape
+from appliance.planner import kv_cache, precision
+from appliance.planner.precision import Precision
+from appliance.planner.workload import Layout
+
+GIB = 2.0**30
+
+SINGLE = Layout()
+
+CONTEXT_BYTES = 0.6 * GIB
+"""CUDA context, cuBLAS and kernel images of one process. Source: nvidia-smi of an idle torch process, order
+of magnitude; with the other terms here a Qwen3-30B-A3B comes to NVIDIA's 3.5 GB "other_mem"."""
+
+NCCL_BYTES = 342e6
+"""NCCL's buffers at TP2. Source: aiconfigurator, rtxpro6000_blackwell_server.yaml."""
+
+GRAPH_BYTES_PER_LAYER = 10e6
+"""CUDA graphs of all captured batch sizes, per layer. Source: vLLM's "Graph capturing finished" lines, about
+0.5 GB for 48 layers."""
+
+SAMPLER_BYTES_PER_LOGIT = 8
+"""Logits in fp32 and the sampler's copy of them."""
+
+FRAGMENT_SHARE = 0.01
+"""Part of weights and activations that the allocator rounds away."""
+
+
+@dataclass(frozen=True, slots=True)
+class CardMemory:
+    """Bytes on each card of a replica (the fullest one), and what is left for the KV cache."""
+
+    total: float
+    budget: float
+    weights: float
+    activations: float
+    graphs: float
+    nccl: float
+    context: float
+    kv: float
+    kv_tokens: int
+    """As vLLM would report it, for the whole replica."""
+    layout: kv_cache.KvLayout
+
+    @property
+    def fits(self) -> bool:
+        """Whether weights and working space leave any KV cache at all."""
+        return self.kv > 0 and self.kv_tokens > 0
+
+    @property
+    def overhead(self) -> float:
+        """Everything beside weights and KV cache."""
+        return self.activations + self.graphs + self.nccl + self.context
+
+    def sequences(self, context: float) -> float:
+        """Chats of ``context`` tokens that fit at once."""
+        return self.layout.sequences(self.kv, max(1, ceil(context)))
+
+
+def default_batched_tokens(card: Card) -> int:
+    """vLLM's --max-num-batched-tokens for its API server, by the card's memory (0.32)."""
+    gib = card.memory_bytes / GIB
+    return 16384 if gib >= 160 else 8192 if gib >= 70 else 2048
+
+
+def default_sequences(card: Card) -> int:
+    """vLLM's --max-num-seqs for its API server, by the card's memory (0.32)."""
+    return 1024 if card.memory_bytes / GIB >= 70 else 256
+
+
+def weight_bytes(shape: Shape, dtype: Precision, layout: Layout) -> float:
+    """Bytes of weights on the fullest card of a replica."""
+    parts = precision.weights(shape, dtype)
+    if shape.checkpoint_bytes is not None and dtype.name == shape.native:
+        # What the checkpoint holds beside the text model (vision tower, MTP head) is loaded as well.
+        extra = max(0.0, shape.checkpoint_bytes - parts.total)
+    else:
+        extra = 0.0
+    layers = ceil(shape.layers / layout.pp) / shape.layers
+    ends = parts.embedding + (shape.head_params * dtype.embedding_bytes)
+    body = parts.dense - shape.head_params * dtype.embedding_bytes
+    shards = 1 if layout.attention_dp else layout.tp
+    experts = parts.experts / layout.tp
+    edge = ends / shards if layout.pp == 1 else max(parts.embedding, ends - parts.embedding) / shards
+    return (body * layers / shards) + experts * layers + edge + extra / layout.tp
+
+
+def activation_bytes(shape: Shape, layout: Layout, batched_tokens: int, sequences: int) -> float:
+    """Peak of the profiling run: residual stream, projections, experts' workspace, logits."""
+    tp = 1 if layout.attention_dp else layout.tp
+    width = 6 * shape.hidden + 4 * shape.full.core_dim() / tp
+    if shape.moe is not None:
+        share = 1 / layout.tp
+        width += shape.moe.per_token * (3 * shape.moe.width * share + shape.hidden)
+    if shape.dense_width:
+        width = max(width, 6 * shape.hidden + 3 * shape.dense_width / tp)
+    logits = 0.0 if shape.pooling else min(sequences, batched_tokens) * shape.vocab * SAMPLER_BYTES_PER_LOGIT
+    return batched_tokens * width * 2.0 + logits
+
+
+def card_memory(
+    card: Card,
+    shape: Shape,
+    dtype: Precision,
+    layout: Layout = SINGLE,
+    *,
+    utilization: float = 0.92,
+    context: int | None = None,
+    sequences: int | None = None,
+    batched_tokens: int | None = None,
+    graphs: bool = True,
+) -> CardMemory:
+    """The account of one card of a replica."""
+    sequences = sequences or default_sequences(card)
+    batched = batched_tokens or default_batched_tokens(card)
+    context = context or shape.max_context
+    weights = weight_bytes(shape, dtype, layout)
+    activations = activation_bytes(shape, layout, batched, sequences)
+    fragments = FRAGMENT_SHARE * (weights + activations)
+    graph_bytes = GRAPH_BYTES_PER_LAYER * ceil(shape.layers / layout.pp) if graphs else 0.0
+    nccl = NCCL_BYTES * (1 + (layout.tp > 2)) if layout.cards_per_replica > 1 else 0.0
+    budget = card.memory_bytes * utilization
+    kv = budget - weights - activations - fragments - graph_bytes - nccl - CONTEXT_BYTES
+    pages = kv_cache.layout(
+        shape,
+        tp=1 if layout.attention_dp else layout.tp,
+        pp=layout.pp,
+        kv_bytes=dtype.kv_bytes,
+        batched_tokens=batched,
+    )
+    tokens = pages.tokens(max(kv, 0.0), context) * (layout.tp if layout.attention_dp else 1)
+    return CardMemory(
+        card.memory_bytes,
+        budget,
+        weights,
+        activations + fragments,
+        graph_bytes,
+        nccl,
+        CONTEXT_BYTES,
+        kv,
+        tokens,
+        pages,
+    )

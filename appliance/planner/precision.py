@@ -1,0 +1,169 @@
+"""What a precision's name means: bytes per weight, which weights it covers, and on which units it computes.
+
+Pure. Accepts what people write: ``bf16``, ``nvfp4 (unsloth), kv bf16``, ``awq-int4``, ``Q4_K_M``,
+``UD-IQ2_M``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from appliance.catalog.shape import Shape
+from appliance.contract.rules import nearest
+from appliance.errors import UsageError
+
+Units = Literal["bf16", "fp8", "fp4", "w4a16", "gguf"]
+
+GGUF_BITS: dict[str, float] = {
+    "IQ1_M": 1.75,
+    "IQ2_XXS": 2.06,
+    "IQ2_XS": 2.31,
+    "IQ2_S": 2.5,
+    "IQ2_M": 2.7,
+    "Q2_K": 3.35,
+    "IQ3_XXS": 3.06,
+    "IQ3_S": 3.44,
+    "IQ3_M": 3.66,
+    "IQ3_K": 3.9,
+    "Q3_K_S": 3.5,
+    "Q3_K_M": 3.91,
+    "Q3_K_L": 4.27,
+    "IQ4_XS": 4.25,
+    "IQ4_NL": 4.5,
+    "Q4_0": 4.5,
+    "Q4_1": 5.0,
+    "Q4_K_S": 4.58,
+    "Q4_K_M": 4.85,
+    "Q4_K_XL": 4.95,
+    "Q5_0": 5.5,
+    "Q5_K_S": 5.54,
+    "Q5_K_M": 5.69,
+    "Q5_K_XL": 5.8,
+    "Q6_K": 6.59,
+    "Q6_K_XL": 7.0,
+    "Q8_0": 8.5,
+    "Q8_K_XL": 9.5,
+    "F16": 16.0,
+    "BF16": 16.0,
+}
+"""Bits per weight of llama.cpp's formats over a whole file. Source: its quantize tool's table; IQ3_K from the
+106.8 GiB of a 235.1 B model."""
+
+QUANTISED_BYTES: dict[str, float] = {
+    "awq-int4": 0.52,  # 4 bits, and per group of 128 a 16-bit scale and a 4-bit zero
+    "nvfp4": 0.5625,  # 4 bits, and an 8-bit scale per 16 weights
+    "mxfp4": 0.53125,  # 4 bits, and an 8-bit scale per 32 weights
+    "fp8": 1.0,
+    "int8": 1.0,
+}
+"""Bytes per quantised weight, scales included."""
+
+ALIASES = {
+    "bfloat16": "bf16",
+    "float16": "bf16",
+    "fp16": "bf16",
+    "half": "bf16",
+    "awq": "awq-int4",
+    "gptq": "awq-int4",
+    "int4": "awq-int4",
+    "w4a16": "awq-int4",
+    "gptq-int4": "awq-int4",
+    "float8": "fp8",
+    "w8a8": "int8",
+    "fp4": "nvfp4",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Bytes per weight by part of the model, bytes per KV number, and the units that multiply."""
+
+    name: str
+    units: Units
+    expert_bytes: float
+    mlp_bytes: float
+    attention_bytes: float
+    linear_bytes: float
+    embedding_bytes: float
+    kv_bytes: float = 2.0
+
+
+def uniform(name: str, units: Units, each: float, kv_bytes: float) -> Precision:
+    """The same bytes for every weight."""
+    return Precision(name, units, each, each, each, each, each, kv_bytes)
+
+
+def parse(text: str, kv: str | None = None) -> Precision:
+    """The precision that ``text`` names; ``kv`` or a ``kv …`` inside the text sets the cache's."""
+    said_kv = re.search(r"\bkv[ _=-]*(bf16|fp16|fp8|int8|nvfp4|auto)", text, re.IGNORECASE)
+    kv = kv or (said_kv.group(1).lower() if said_kv else "bf16")
+    kv_bytes = {"fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625}.get(kv, 2.0)
+    if kv not in {"fp8", "int8", "nvfp4", "bf16", "fp16", "auto", "bfloat16", "float16"}:
+        raise UsageError(f"there is no KV cache type {kv!r}; {nearest(kv, ['auto', 'bf16', 'fp8', 'nvfp4'])}")
+    words = re.sub(r"\bkv[ _=-]*\w+", " ", text)
+    mixed = re.search(r"mxfp4", words, re.IGNORECASE)
+    gguf = re.search(r"\b(?:UD-)?(I?Q\d\w*)\b", words)
+    if gguf and not mixed:
+        name = gguf.group(1).upper()
+        bits = GGUF_BITS.get(name)
+        if bits is None:
+            raise UsageError(f"there is no GGUF format {gguf.group(1)!r}; {nearest(name, list(GGUF_BITS))}")
+        return uniform(name, "gguf", bits / 8, kv_bytes)
+    word = (re.findall(r"[a-z][a-z0-9-]*", words.lower()) or ["bf16"])[0] if not mixed else "mxfp4"
+    word = ALIASES.get(word, word)
+    if word == "bf16":
+        return Precision("bf16", "bf16", 2.0, 2.0, 2.0, 2.0, 2.0, kv_bytes)
+    if word == "fp32":
+        return Precision("fp32", "bf16", 4.0, 4.0, 4.0, 4.0, 4.0, kv_bytes)
+    if word == "mxfp4":
+        # gpt-oss: only the experts are quantised.
+        return Precision("mxfp4", "w4a16", QUANTISED_BYTES["mxfp4"], 2.0, 2.0, 2.0, 2.0, kv_bytes)
+    if word in QUANTISED_BYTES:
+        one = QUANTISED_BYTES[word]
+        units: Units = {"awq-int4": "w4a16", "nvfp4": "fp4"}.get(word, "fp8")  # type: ignore[assignment]
+        # Published 4-bit checkpoints leave linear attention at 16 bits; embedding and head stay there in all.
+        linear = 2.0 if word in {"nvfp4", "awq-int4"} else one
+        return Precision(word, units, one, one, one, linear, 2.0, kv_bytes)
+    known = ["bf16", "mxfp4", *QUANTISED_BYTES, *GGUF_BITS]
+    raise UsageError(f"there is no precision {word!r}; {nearest(word, known)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of a model's weights by how a step reads them."""
+
+    dense: float
+    """Read whole in every step: attention, linear attention, dense MLPs, shared experts, output head."""
+    experts: float
+    """All routed experts; a step reads those its tokens chose."""
+    embedding: float
+    """Looked up, never read whole (unless it is also the head, and then it counts as dense)."""
+
+    @property
+    def total(self) -> float:
+        """Bytes of everything."""
+        return self.dense + self.experts + self.embedding
+
+
+def weights(shape: Shape, precision: Precision) -> Weights:
+    """Bytes of ``shape``'s weights in ``precision``."""
+    dense = shape.attention_params * precision.attention_bytes
+    dense += shape.linear_params * precision.linear_bytes
+    dense += shape.dense_mlp_params * precision.mlp_bytes
+    router = shape.moe_layers * shape.hidden * shape.moe.experts if shape.moe else 0
+    dense += router * 2.0 + (shape.moe_common_params - router) * precision.mlp_bytes
+    dense += shape.small_params * 2.0
+    embedding = shape.embedding_params * precision.embedding_bytes
+    if shape.tied:
+        dense, embedding = dense + embedding, 0.0
+    else:
+        dense += shape.head_params * precision.embedding_bytes
+    bias = (
+        shape.moe_layers * shape.moe.experts * (2 * shape.moe.width + shape.hidden)
+        if (shape.moe and shape.moe.expert_bias)
+        else 0
+    )
+    experts = (shape.expert_params - bias) * precision.expert_bytes + bias * 2.0
+    return Weights(dense, experts, embedding)

@@ -1,0 +1,39 @@
+"""The nearest thing that would fit, for a model that does not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from appliance.planner import precision
+from appliance.planner.candidates import options
+from appliance.planner.demand import Demand, Machine, Work
+
+GIB = 2.0**30
+LADDER = ("fp8", "awq-int4", "nvfp4")
+
+
+def suggest(work: Work, machines: tuple[Machine, ...], demand: Demand) -> str:
+    """One line: what does not fit, and the smallest change that would."""
+    size = precision.weights(work.shape, work.precision).total / GIB
+    where = ", ".join(f"{len(machine.cards)} x {machine.cards[0].name}" for machine in machines if machine.cards)
+    start = f"{work.name}: {size:.0f} GiB of {work.precision.name} weights and {work.context} tokens of context "
+    start += f"do not fit {where or 'a machine without cards'}"
+    for dtype in LADDER:
+        smaller = dataclasses.replace(work, precision=precision.parse(dtype))
+        if any(options(smaller, machine, demand, 1) for machine in machines):
+            return f"{start}; nearest that fits: {work.shape.name} in {dtype}"
+    context = work.context
+    while context > 2048 and context > work.prompt + work.answer:
+        context //= 2
+        shorter = dataclasses.replace(
+            work, context=context, prompt=min(work.prompt, context / 2), answer=min(work.answer, context / 4)
+        )
+        if any(options(shorter, machine, demand, 1) for machine in machines):
+            return f"{start}; nearest that fits: a context of {context}"
+    for machine in machines:
+        for count in (2, 4, 8):
+            if machine.cards and count > len(machine.cards):
+                grown = dataclasses.replace(machine, cards=(machine.cards[0],) * count)
+                if options(work, grown, demand, 1):
+                    return f"{start}; nearest that fits: {count} cards"
+    return f"{start}; nearest that fits: a smaller model"

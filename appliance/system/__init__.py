@@ -1,0 +1,1 @@
+"""Files, locks, signals, ports and proxies of the machine on which a process runs."""

@@ -1,0 +1,253 @@
+"""The contract: the examples hold, and each way to be wrong gets one line that says what, where and how to mend."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from appliance.contract.load import load
+from appliance.contract.model import Site
+from appliance.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
+ONE_CARD = tomllib.loads((ROOT / "examples" / "one-card.toml").read_text())
+Edit = Callable[[dict[str, Any]], object]
+
+
+def fault(tmp_path: Path, edit: Edit) -> list[str]:
+    """The lines about one-card.toml after ``edit``."""
+    site = json.loads(json.dumps(ONE_CARD))
+    edit(site)
+    file = tmp_path / "site.json"
+    file.write_text(json.dumps(site))
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{file}: ") for line in lines)
+    return [line.removeprefix(f"{file}: ") for line in lines]
+
+
+def test_there_are_four_examples() -> None:
+    names = [path.stem for path in EXAMPLES]
+    assert names == ["eight-cards-hybrid", "laptop", "one-card-swap", "one-card"]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_hold_as_toml_as_json_and_by_the_schema(path: Path, tmp_path: Path) -> None:
+    site = load(path)
+    table = tomllib.loads(path.read_text())
+    as_json = tmp_path / "site.json"
+    as_json.write_text(json.dumps(table))
+    assert load(as_json) == site
+    jsonschema.validate(table, Site.model_json_schema())
+
+
+def test_every_key_is_described() -> None:
+    schema = Site.model_json_schema()
+    for name, table in {**schema["$defs"], "Site": schema}.items():
+        for key, value in table.get("properties", {}).items():
+            assert "description" in value, f"{name}.{key}"
+
+
+def put(path: str, value: object) -> Edit:
+    def edit(site: dict[str, Any]) -> None:
+        *parents, last = path.split("/")
+        node: Any = site
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[last] = value
+
+    return edit
+
+
+def two_on_one_card(site: dict[str, Any]) -> None:
+    site["engines"]["second"] = site["engines"]["chat"] | {"port": 8300, "gpu_memory_utilization": 0.5}
+
+
+FAULTS: list[tuple[Edit, str]] = [
+    (put("engins", {}), "engins: unknown key; did you mean 'engines'?"),
+    (put("engines/chat/contxt", 1), "engines.chat.contxt: unknown key; did you mean 'context'?"),
+    (put("hosts/gpu/gpus/0/memory", 1), "hosts.gpu.gpus.0.memory: unknown key; did you mean 'memory_mib'?"),
+    (put("version", 2), "version: input should be 1, not 2; `appliance schema` describes it"),
+    (put("engines/chat/context", "32k"), 'engines.chat.context: input should be a valid integer, not "32k"'),
+    (put("engines/chat/context", 1.5), "engines.chat.context: input should be a valid integer"),
+    (put("engines/chat/replicas", True), "engines.chat.replicas: input should be a valid integer, not true"),
+    (put("engines/chat/concurrency", 0), "engines.chat.concurrency: input should be greater than 0, not 0"),
+    (put("engines/chat/port", 70000), "engines.chat.port: input should be less than or equal to 65535, not 70000"),
+    (put("engines/chat/gpu_memory_utilization", 1.1), "input should be less than or equal to 1, not 1.1"),
+    (put("engines/chat/kind", "ollama"), "engines.chat.kind: input should be 'vllm', 'llamacpp' or 'fake'"),
+    (put("engines/a b", ONE_CARD["engines"]["chat"]), "engines.a b: is no name: letters, digits, dot"),
+    (
+        put("engines/chat/model", "qwen3-3b"),
+        "engines.chat.model: there is no model 'qwen3-3b'; did you mean 'qwen3-30b'?",
+    ),
+    (put("engines/chat/host", "gpu2"), "engines.chat.host: there is no host 'gpu2'; did you mean 'gpu'?"),
+    (put("engines/chat/gpus", [3]), "engines.chat.gpus: host gpu has no card 3; it has: 0"),
+    (put("engines/chat/gpus", []), "engines.chat.gpus: names 0 cards; 1 replicas over 1 cards each need 1"),
+    (
+        put("engines/chat/tensor_parallel", 2),
+        "engines.chat.gpus: names 1 cards; 1 replicas over 2 cards each need 2",
+    ),
+    (put("engines/embed/gpus", [0]), "engines.embed: names cards though device is cpu; remove gpus"),
+    (put("engines/chat/context", 50000), "engines.chat.context: 50000 tokens are more than the 40960 of qwen3-30b"),
+    (put("engines/embed/port", 8101), "engines.embed.port: port 8101 is already used by engines.chat; give each"),
+    (put("gateway/port", 8101), "engines.chat.port: port 8101 is already used by gateway"),
+    (two_on_one_card, "hosts.gpu.gpus.0: chat and second together ask for 142% of the card's 97887 MiB; lower"),
+    (put("models/qwen3-30b/weights_gib", 90), "engines.chat: 90.0 GiB of weights per card do not fit the 84.4 GiB"),
+    (
+        put("models/qwen3-embed/weights_gib", 200),
+        "engines.embed: 1 x (200 GiB of weights + 4 of KV cache) do not fit",
+    ),
+    (
+        put("models/qwen3-30b/revision", None),
+        "models.qwen3-30b: Qwen/Qwen3-30B-A3B is a repository without a revision",
+    ),
+    (put("models/qwen3-30b/revision", "main"), "models.qwen3-30b.revision: string should match pattern"),
+    (put("roles/coder/model", "gpt"), "roles.coder.model: there is no model 'gpt'; known: qwen3-30b, qwen3-embed"),
+    (put("roles/qwen3-30b", {"model": "qwen3-30b"}), "roles.qwen3-30b: has the name of a model; rename the role"),
+    (
+        put("roles/coder/sampling", {"stream": True}),
+        "roles.coder.sampling: 'stream' belongs to the client's request",
+    ),
+    (put("gateway/host", "0.0.0.0"), "gateway.host: 0.0.0.0 is a public address; listen on loopback or"),
+    (put("gateway/host", "8.8.8.8"), "gateway.host: 8.8.8.8 is a public address"),
+    (put("gateway/host", "localhost"), "gateway.host: 'localhost' does not appear to be an IPv4 or IPv6 address"),
+    (put("engines/chat/options", {"max-num-seqs": 4}), "options: max-num-seqs is set by concurrency; remove it"),
+    (
+        put("engines/chat/options", {"draft-model": "x"}),
+        "options: vLLM has no draft-model; write speculative-config",
+    ),
+    (put("engines/chat/options", {"max-batch-size": 1}), "options: vLLM has no max-batch-size; set `concurrency`"),
+    (put("engines/chat/options", {"enforce-eagre": True}), "no flag enforce-eagre; did you mean 'enforce-eager'?"),
+    (put("engines/chat/options", {"--dtype": "auto"}), "options: --dtype has dashes in front; write dtype"),
+    (
+        put("users/ada", {"requests_per_minute": -1}),
+        "users.ada.requests_per_minute: input should be greater than 0",
+    ),
+    (
+        put("engines/chat/residency", "on-demand"),
+        "engines.chat.residency: is on-demand, and nobody may start it; set",
+    ),
+    (
+        put("engines/chat/sleep", True),
+        "engines.chat.sleep: an engine that is always loaded never sleeps; remove it",
+    ),
+    (put("engines/embed/sleep", True), "engines.embed.sleep: "),
+    (
+        put("roles/coder", {"model": "qwen3-30b", "adapter": "sql"}),
+        "roles.coder.adapter: qwen3-30b has no adapter 'sql'; known: none",
+    ),
+    (
+        put("engines/chat/options", {"enable-lora": True}),
+        "enable-lora is set by `adapters` of the model; remove it",
+    ),
+    (
+        put("gateway/database_url", "postgresql://a:secret@localhost/x"),
+        "gateway.database_url: a password does not belong into the configuration; put it into a PGPASSFILE",
+    ),
+    (put("gateway/database_url", "mysql://localhost/x"), "gateway.database_url: only postgresql:// is supported"),
+    (put("admin/host", "8.8.8.8"), "admin.host: 8.8.8.8 is a public address"),
+    (lambda site: site.pop("engines"), "engines: is missing; add it"),
+    (lambda site: site.update(engines={}), "engines: dictionary should have at least 1 item"),
+]
+
+
+@pytest.mark.parametrize(("edit", "words"), FAULTS, ids=[words[:60] for _, words in FAULTS])
+def test_a_fault_gets_one_line(tmp_path: Path, edit: Edit, words: str) -> None:
+    lines = fault(tmp_path, edit)
+    assert any(words in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    [
+        ("ada", True),
+        ("openwebui/ada@example.org", True),
+        ("openwebui/a+b_c.d-e", True),
+        ("openwebui/~541d4deafbdf69e8a615fdea", True),
+        ("u" * 63 + "/" + "e" * 63, True),
+        ("ada@example.org", False),
+        ("a/", False),
+        ("/b", False),
+        ("a/b/c", False),
+        ("a/-b", False),
+        ("a/b c", False),
+        ("a/~541d", False),
+        ("~541d4deafbdf69e8a615fdea", False),
+        ("a/" + "e" * 64, False),
+    ],
+)
+def test_a_user_may_be_an_end_user_of_a_users_keys(tmp_path: Path, name: str, holds: bool) -> None:
+    def edit(site: dict[str, Any]) -> None:
+        site["users"] = {name: {"requests_per_minute": 0}}
+
+    lines = fault(tmp_path, edit)
+    assert any("requests_per_minute" in line for line in lines)
+    assert any("is no name" in line for line in lines) is not holds
+
+
+def test_several_faults_get_a_line_each(tmp_path: Path) -> None:
+    def edit(site: dict[str, Any]) -> None:
+        put("engines/chat/contxt", 1)(site)
+        put("version", "1")(site)
+
+    assert len(fault(tmp_path, edit)) == 2
+
+
+BROKEN = [
+    (b"", "site.toml: is empty; start from examples/laptop.toml"),
+    (b" \n\n", "site.toml: is empty"),
+    (b"version = 1\n[hosts\n", "site.toml: is not TOML: "),
+    (b'version = 1\nx = "a\0b"\n', "site.toml: line 2 holds a NUL byte; save the file as plain text"),
+    (b"# caf\xe9\n", "site.toml: line 1 is not UTF-8; save the file as UTF-8"),
+    (b"#" * 10_000_000, "site.toml: 10000000 bytes; a site's file has at most 1000000: is it the right file?"),
+    (b"a = " + b"[" * 50_000, "site.toml: is nested too deeply"),
+    (None, "site.toml: no such file; examples are in examples/"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), BROKEN, ids=[words[11:40] for _, words in BROKEN])
+def test_appliance_check_exits_2_with_one_line_and_no_traceback(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    file = tmp_path / "site.toml"
+    if content is not None:
+        file.write_bytes(content)
+    done = check(file)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"error: {tmp_path}/")
+    assert words in done.stderr
+
+
+def check(file: Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "appliance", "check", str(file)]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30, cwd=ROOT)
+
+
+def test_appliance_check_on_a_folder_and_on_broken_json(tmp_path: Path) -> None:
+    assert "is a folder; name the TOML or JSON file in it" in check(tmp_path).stderr
+    file = tmp_path / "site.json"
+    for text, words in (
+        ("{", "is not JSON"),
+        ("[1]", "is a JSON list; a site is an object"),
+        ("[" * 200_000, "nested"),
+    ):
+        file.write_text(text)
+        assert words in check(file).stderr
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_appliance_check_accepts_the_examples(path: Path) -> None:
+    done = check(path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ok" in done.stdout

@@ -1,0 +1,140 @@
+"""Encoded bodies at a real gateway: engines get plain UTF-8 JSON, or clients get a reason."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from tests.conftest import Response, Service, chat, serving, wait_until
+
+TEXT = json.dumps(chat("Grüße 你好", temperature=0.70), ensure_ascii=False)
+BODY = TEXT.encode()
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A gateway that takes bodies up to 1 MiB."""
+    with serving(tmp_path_factory.mktemp("limited"), gateway={"max_body_bytes": 2**20}) as service:
+        yield service
+
+
+def send(
+    service: Service, body: bytes, encoding: str | None, path: str = "/v1/chat/completions", **more: str
+) -> Response:
+    headers = {"Authorization": f"Bearer {service.key}", "Content-Type": "application/json", **more}
+    if encoding is not None:
+        headers["Content-Encoding"] = encoding
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(service.url + path, body, headers), timeout=30
+        ) as answer:
+            return Response(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Response(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [
+        (gzip.compress(BODY), "gzip"),
+        (gzip.compress(BODY[:20]) + gzip.compress(BODY[20:]), "x-gzip"),
+        (zlib.compress(BODY), "deflate"),
+        (zlib.compress(BODY, wbits=-15), "deflate"),
+        (zstandard.compress(BODY), "zstd"),
+        (zstandard.compress(codecs.BOM_UTF8 + BODY), "zstd, identity"),
+        (gzip.compress(TEXT.encode("utf-16")), "GZIP"),
+        (codecs.BOM_UTF8 + BODY, None),
+        (TEXT.encode("utf-16"), None),
+        (TEXT.encode("utf-16-be"), None),
+        (TEXT.encode("utf-32"), "identity"),
+        (BODY, "utf-8"),
+    ],
+)
+def test_the_engine_gets_plain_json(limited: Service, body: bytes, encoding: str | None) -> None:
+    answer = send(limited, body, encoding)
+    assert (answer.status, limited.last()["body"]) == (200, TEXT)
+    assert "content-encoding" not in limited.last()["head"]
+    assert limited.row(answer)["outcome"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "code", "says"),
+    [
+        (BODY, "br", 415, "unsupported_media_type", "Content-Encoding is 'br'; send one of gzip, deflate, zstd"),
+        (BODY, "gzip, gzip", 415, "unsupported_media_type", "Content-Encoding is 'gzip, gzip'"),
+        (gzip.compress(BODY)[:-4], "gzip", 400, "invalid_encoding", "not gzip as its Content-Encoding states"),
+        (BODY, "zstd", 400, "invalid_encoding", "not zstd as its Content-Encoding states"),
+        (gzip.compress(bytes(2**24)), "gzip", 413, "request_too_large", "1048576 bytes after expansion"),
+        (zstandard.compress(bytes(2**24)), "zstd", 413, "request_too_large", "1048576 bytes after expansion"),
+        (TEXT.encode("utf-16")[:-1], None, 400, "invalid_json", "UTF-16"),
+    ],
+)
+def test_refusals_have_openais_shape_and_leave_a_row(
+    limited: Service, body: bytes, encoding: str | None, status: int, code: str, says: str
+) -> None:
+    began, requests = time.time(), limited.stats()["requests"]
+    answer = send(limited, body, encoding)
+    error = answer.json["error"]
+    assert (answer.status, error["code"], error["type"]) == (status, code, "invalid_request_error")
+    assert says in error["message"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert answer.headers.get("accept-encoding") == ("gzip, deflate, zstd" if status == 415 else None)
+
+    def rows() -> list[tuple[str, int, str]]:
+        return [(r["user"], r["status"], r["outcome"]) for r in limited.rows() if r["started_at"] >= began]
+
+    wait_until(lambda: bool(rows()), "the usage row", 5)
+    assert rows() == [("ada", status, "rejected")]
+    assert limited.stats()["requests"] == requests, "no engine reads what is refused"
+    assert send(limited, BODY, None).status == 200
+
+
+def test_anthropics_path_refuses_in_anthropics_shape(limited: Service) -> None:
+    answer = send(limited, BODY, "br", "/v1/messages")
+    assert answer.status == 415
+    assert answer.json["type"] == "error"
+    assert answer.json["error"]["type"] == "invalid_request_error"
+
+
+def test_a_key_that_is_not_valid_is_refused_before_its_body_is_decoded(limited: Service) -> None:
+    assert send(limited, b"?", "br", Authorization="Bearer sk-none").status == 401
+
+
+def test_one_request_in_two_encodings_is_the_same_to_an_idempotency_key(limited: Service) -> None:
+    requests = limited.stats()["requests"]
+    first = send(limited, zstandard.compress(BODY), "zstd", **{"Idempotency-Key": "both"})
+    second = send(limited, gzip.compress(codecs.BOM_UTF8 + BODY), "gzip", **{"Idempotency-Key": "both"})
+    assert (first.status, second.status, first.body == second.body) == (200, 200, True)
+    assert limited.stats()["requests"] == requests + 1
+    assert send(limited, gzip.compress(BODY + b" "), "gzip", **{"Idempotency-Key": "both"}).status == 422
+
+
+def peak_mib(service: Service) -> int:
+    """The most memory that the gateway held at any time, in MiB."""
+    text = Path(f"/proc/{service.gateway.process.pid}/status").read_text()
+    return int(text.split("VmHWM:")[1].split()[0]) // 1024
+
+
+def test_bombs_of_256_mb_cost_memory_by_the_limit(limited: Service) -> None:
+    zeros = bytes(2**28)
+    bombs = [
+        (gzip.compress(zeros), "gzip"),
+        (zlib.compress(zeros), "deflate"),
+        (zstandard.compress(zeros), "zstd"),
+        (zstandard.ZstdCompressor(write_content_size=False).compress(zeros), "zstd"),
+    ]
+    before = peak_mib(limited)
+    for body, encoding in bombs:
+        assert send(limited, body, encoding).status == 413
+    assert peak_mib(limited) - before < 32

@@ -1,0 +1,202 @@
+"""Pages of other origins at a real gateway: each answer, however it ends, can be read by the allowed ones only."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import Service, chat, exchange, head, serving
+
+PAGE = "http://notes.example.org:3000"
+OTHER = "https://other.example.org"
+
+
+@pytest.fixture(scope="module")
+def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A gateway that allows two origins, with short limits."""
+    settings = {
+        "browser_origins": [PAGE, "app://obsidian.md"],
+        "max_body_bytes": 4000,
+        "header_timeout_s": 1,
+        "body_timeout_s": 1,
+    }
+    with serving(tmp_path_factory.mktemp("paged"), gateway=settings) as service:
+        yield service
+
+
+def post(
+    service: Service, origin: str | None, body: bytes, *lines: str, path: str = "/v1/chat/completions"
+) -> bytes:
+    more = [f"origin: {origin}"] if origin is not None else []
+    return exchange(service, head(service, *more, f"content-length: {len(body)}", *lines, path=path) + body)
+
+
+def parts(answer: bytes) -> tuple[int, list[tuple[str, str]]]:
+    """Status and headers of the first answer in ``answer``."""
+    first, *lines = answer.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    pairs = [line.partition(": ") for line in lines]
+    return int(first.split()[1]), [(name, value) for name, _, value in pairs]
+
+
+def access(answer: bytes) -> dict[str, str]:
+    """The headers of the CORS protocol; each at most once."""
+    pairs = [
+        (name, value) for name, value in parts(answer)[1] if name.startswith("access-control") or name == "vary"
+    ]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+GOOD = json.dumps(chat()).encode()
+STREAM = json.dumps(chat("fake: tokens=3", stream=True)).encode()
+
+Case = tuple[int, str, tuple[str, ...], bytes]
+CHATS, MORE = "POST /v1/chat/completions", "POST /v1/completions"
+KEY, CLOSE, CHUNKS = "KEY", "connection: close", "transfer-encoding: chunked"
+ANSWERS: dict[str, Case] = {
+    "whole": (200, CHATS, (KEY, f"content-length: {len(GOOD)}"), GOOD),
+    "a stream": (200, CHATS, (KEY, f"content-length: {len(STREAM)}", CLOSE), STREAM),
+    "the models": (200, "GET /v1/models", (KEY,), b""),
+    "a head": (405, "HEAD /v1/completions", (CLOSE,), b""),
+    "health": (200, "GET /health", (), b""),
+    "readiness, later": (200, "GET /ready", (), b""),
+    "another task": (404, "POST /v1/embeddings", (KEY, "content-length: 28"), b'{"model":"fake","input":"a"}'),
+    "no JSON": (400, CHATS, (KEY, "content-length: 1"), b"x"),
+    "an encoding": (415, CHATS, (KEY, "content-encoding: br", "content-length: 1"), b"x"),
+    "no key": (401, CHATS, ("content-length: 2",), b"{}"),
+    "no such path": (404, "GET /v1/nothing", (), b""),
+    "another method": (405, "GET /v1/completions", (), b""),
+    "a body too large, by its length": (413, MORE, (KEY, "content-length: 5000"), b""),
+    "a body too large, in chunks": (413, MORE, (KEY, CHUNKS), b"1388\r\n" + b"x" * 5000),
+    "a head too large": (431, "GET /health", ("x-long: " + "x" * 40_000,), b""),
+    "a header sent twice": (400, "GET /health", ("host: x",), b""),
+    "no valid host": (400, "GET /health HTTP/1.1\r\nhost: x/y\r\nx-was:", (), b""),
+    "a body that does not come": (408, MORE, (KEY, "content-length: 9"), b"{"),
+    "broken chunks": (400, MORE, (KEY, CHUNKS), b"zz\r\n"),
+}
+
+
+def sent(service: Service, name: str, origin: str | None) -> bytes:
+    """The answer to the case ``name``, sent by a page of ``origin``."""
+    _, first, lines, body = ANSWERS[name]
+    page = [f"origin: {origin}"] if origin is not None else []
+    more = [line if line != KEY else f"authorization: Bearer {service.key}" for line in lines]
+    # The origin comes first: of a head that is refused midway, the gateway knows what it has read.
+    text = "\r\n".join([f"{first} HTTP/1.1", *page, *([] if "host:" in first else ["host: x"]), *more, "", ""])
+    return exchange(service, text.encode() + body)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_every_answer_can_be_read_by_allowed_pages_and_by_no_others(paged: Service, name: str) -> None:
+    status = ANSWERS[name][0]
+    allowed = sent(paged, name, PAGE)
+    assert parts(allowed)[0] == status
+    found = access(allowed)
+    assert (found["access-control-allow-origin"], found["vary"]) == (PAGE, "origin")
+    assert "x-request-id" in found["access-control-expose-headers"]
+    assert "access-control-allow-credentials" not in found
+    if status != 408:
+        for origin in (OTHER, None):
+            refused = sent(paged, name, origin)
+            assert (parts(refused)[0], access(refused)) == (status, {}), "the answer itself is the same"
+
+
+def test_pipelined_requests_of_two_origins_get_their_own(paged: Service) -> None:
+    origins = [PAGE, OTHER, "app://obsidian.md", None, PAGE]
+    text = b"".join(
+        f"GET /v1/nothing/{number} HTTP/1.1\r\nhost: x\r\n{f'origin: {origin}' if origin else 'x: y'}\r\n"
+        f"{'connection: close' if number == 4 else 'x: z'}\r\n\r\n".encode()
+        for number, origin in enumerate(origins)
+    )
+    answers = exchange(paged, text, to_the_end=True).split(b"HTTP/1.1 ")[1:]
+    named = [access(b"HTTP/1.1 " + answer).get("access-control-allow-origin") for answer in answers]
+    assert named == [PAGE, None, "app://obsidian.md", None, PAGE]
+
+
+def test_a_refused_head_after_a_good_request_does_not_inherit_its_origin(paged: Service) -> None:
+    good = f"GET /health HTTP/1.1\r\nhost: x\r\norigin: {PAGE}\r\n\r\n".encode()
+    answers = exchange(paged, good + b"GET / HTTP/1.1\r\nbroken\r\n\r\n", to_the_end=True)
+    second = answers[answers.index(b"HTTP/1.1 400 ") :]
+    assert (access(answers)["access-control-allow-origin"], access(second)) == (PAGE, {})
+
+
+def test_one_recorded_answer_is_read_by_each_page_under_its_own_name(paged: Service) -> None:
+    for origin in (PAGE, "app://obsidian.md", OTHER):
+        answer = post(paged, origin, GOOD, "idempotency-key: pages")
+        assert access(answer).get("access-control-allow-origin") == (origin if origin != OTHER else None)
+
+
+# Preflights.
+
+
+def preflight(service: Service, path: str, origin: str | None, *lines: str) -> bytes:
+    first = [f"OPTIONS {path} HTTP/1.1", "host: x", *([f"origin: {origin}"] if origin is not None else [])]
+    text = "\r\n".join(
+        [*first, "access-control-request-method: POST", *lines, "connection: close", "", ""]
+    ).encode()
+    return exchange(service, text, to_the_end=True)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/chat/completions", "/v1/messages", "/v1/messages?beta=true", "/v1/models", "/v1/models/fake", "/health"],
+)
+def test_a_preflight_needs_no_key_and_no_engine(paged: Service, path: str) -> None:
+    before = paged.stats()["requests"]
+    asked = "access-control-request-headers: authorization,x-stainless-os"
+    answer = preflight(paged, path, PAGE, asked, "access-control-request-private-network: true")
+    status, headers = parts(answer)
+    assert (status, answer.partition(b"\r\n\r\n")[2]) == (204, b"")
+    assert not {"content-length", "content-type", "transfer-encoding"} & dict(headers).keys()
+    found = access(answer)
+    assert found["access-control-allow-origin"] == PAGE
+    assert found["access-control-allow-headers"] == "authorization,x-stainless-os"
+    assert found["access-control-allow-methods"] == "GET, HEAD, POST, OPTIONS"
+    assert found["access-control-allow-private-network"] == "true"
+    assert paged.stats()["requests"] == before
+
+
+def test_a_preflight_of_another_origin_is_403_and_says_what_to_set(paged: Service) -> None:
+    answer = preflight(paged, "/v1/models", OTHER)
+    assert (parts(answer)[0], access(answer)) == (403, {})
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    assert error["code"] == "origin_not_allowed"
+    assert error["message"] == (
+        f"Pages of the origin '{OTHER}' may not use this service; add it to gateway.browser_origins"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "origin", "status"),
+    [("/v1/nothing", PAGE, 404), ("/sleep", PAGE, 404), ("//v1/models", PAGE, 404), ("/v1/models", None, 204)],
+)
+def test_a_preflight_for_no_path_of_ours_is_404_and_one_of_no_page_grants_nothing(
+    paged: Service, path: str, origin: str | None, status: int
+) -> None:
+    answer = preflight(paged, path, origin)
+    assert parts(answer)[0] == status
+    assert origin is not None or access(answer) == {}
+
+
+def test_a_connection_goes_on_after_a_preflight(paged: Service) -> None:
+    first = f"OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: x\r\norigin: {PAGE}\r\n\r\n".encode()
+    then = head(paged, f"origin: {PAGE}", f"content-length: {len(STREAM)}", "connection: close") + STREAM
+    with socket.create_connection(("127.0.0.1", paged.gateway.port), timeout=20) as connection:
+        connection.sendall(first)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 204 No Content\r\n")
+        connection.sendall(then)
+        seen = b""
+        while piece := connection.recv(65536):
+            seen += piece
+    assert b"[DONE]" in seen
+    assert access(seen)["access-control-allow-origin"] == PAGE
+
+
+def test_without_the_setting_no_page_is_allowed(service: Service) -> None:
+    answer = preflight(service, "/v1/chat/completions", PAGE)
+    assert (parts(answer)[0], access(answer)) == (403, {})
+    answer = post(service, PAGE, GOOD)
+    assert (parts(answer)[0], access(answer)) == (200, {})

@@ -1,0 +1,417 @@
+"""Models that take turns on one card: nothing is lost, nobody starves, a load that fails changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.admin import control_client
+from appliance.errors import RequestError
+from tests.conftest import Service, free_port, http, serving, wait_until
+
+CARD = {"index": 0, "model": "pretended", "memory_mib": 97887}
+
+
+def engine(model: str, port: int, **more: Any) -> dict[str, Any]:
+    one = {"kind": "fake", "host": "here", "model": model, "gpus": [0], "context": 4096, "concurrency": 16}
+    return one | {"port": port, "residency": "on-demand", "gpu_memory_utilization": 0.9, **more}
+
+
+@contextmanager
+def two_models(
+    folder: Path,
+    swap: dict[str, Any] | None = None,
+    first: dict[str, Any] | None = None,
+    gateway: dict[str, Any] | None = None,
+    roles: dict[str, Any] | None = None,
+    **second: Any,
+) -> Iterator[Service]:
+    """A gateway whose models ``a`` and ``b`` both want nine tenths of the only card."""
+    rules = {"max_wait_s": 1.0, "min_residency_s": 0.0, "batch": 8} | (swap or {})
+    site = {
+        "hosts": {"here": {"memory_gib": 8, "gpus": [CARD]}},
+        "models": {"a": {"source": "./a"}, "b": {"source": "./b"}},
+        "engines": {"ea": engine("a", free_port(), **(first or {})), "eb": engine("b", free_port(), **second)},
+        "roles": roles or {},
+    }
+    settings = {"engine_control": "child", "swap": rules} | (gateway or {})
+    with serving(folder, gateway=settings, **site) as service:
+        yield service
+
+
+def ask(service: Service, model: str, text: str = "hi", **more: Any) -> Any:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
+    return service.post("/v1/chat/completions", body)
+
+
+def metric(service: Service, name: str) -> float:
+    text = service.get("/metrics").body.decode()
+    line = next(line for line in text.splitlines() if line.startswith(f"appliance_gateway_{name} "))
+    return float(line.split()[-1])
+
+
+def test_20_swaps_under_load_lose_nothing(tmp_path: Path) -> None:
+    with two_models(tmp_path / "swap", {"max_wait_s": 0.2, "batch": 4}) as service:
+
+        def client(number: int) -> list[int]:
+            statuses = []
+            turn = number
+            while metric(service, "swaps_total") < 20:
+                turn += 1
+                answer = ask(service, "ab"[turn % 2], "fake: tokens=5 itl_ms=2", stream=turn % 3 == 0)
+                whole = b"[DONE]" in answer.body if turn % 3 == 0 else answer.json["model"] == "ab"[turn % 2]
+                statuses.append(answer.status if whole else 0)
+            return statuses
+
+        with ThreadPoolExecutor(8) as clients:
+            statuses = [status for found in clients.map(client, range(8)) for status in found]
+        assert len(statuses) >= 40
+        assert set(statuses) == {200}
+        assert metric(service, "swap_failures_total") == 0
+        rows = service.wait_rows(len(statuses))
+        assert {row["outcome"] for row in rows} == {"ok"}
+        assert any(row["queue_ms"] > 1 for row in rows)
+
+
+def test_what_runs_is_finished_before_its_model_goes(tmp_path: Path) -> None:
+    with two_models(tmp_path / "drain", {"max_wait_s": 0.1}) as service, ThreadPoolExecutor(2) as pool:
+        assert ask(service, "a").status == 200
+        long = pool.submit(ask, service, "a", "fake: tokens=100 itl_ms=15", stream=True)
+        wait_until(lambda: b'in_flight{engine="ea"} 1.0' in service.get("/metrics").body, "a runs", 5)
+        assert ask(service, "b").status == 200
+        assert long.done(), "b must not be served while a's stream still runs"
+        assert long.result().body.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("sleep", [True, False])
+def test_a_drain_has_an_end_and_what_still_runs_is_told(tmp_path: Path, sleep: bool) -> None:
+    rules = {"max_wait_s": 0.1, "drain_timeout_s": 0.5}
+    with (
+        two_models(tmp_path / "cut", rules, first={"sleep": sleep}) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert ask(service, "a").status == 200
+        long = pool.submit(ask, service, "a", "fake: tokens=3000 itl_ms=20", stream=True)
+        wait_until(lambda: b'in_flight{engine="ea"} 1.0' in service.get("/metrics").body, "a runs", 5)
+        assert ask(service, "b").status == 200
+        cut = long.result(10).body
+        last = json.loads(cut.rstrip().rsplit(b"\n\n", 1)[-1].removeprefix(b"data: "))
+        assert last["error"]["message"] == "a had to make room for another model"
+        assert b"[DONE]" not in cut
+        assert ask(service, "a").status == 200
+        assert metric(service, "swap_failures_total") == 0
+
+
+def test_a_waiting_stream_gets_comments_and_its_place_in_line(tmp_path: Path) -> None:
+    with serving_slow(tmp_path / "wait") as service:
+        answer = ask(service, "b", stream=True)
+        assert answer.status == 200
+        assert answer.body.startswith(b": waiting for an engine\n\n")
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        assert answer.headers["x-queue-position"] == "1"
+        row = service.row(answer)
+        assert row["queue_ms"] >= 1500
+
+
+@contextmanager
+def serving_slow(folder: Path) -> Iterator[Service]:
+    site = {
+        "hosts": {"here": {"memory_gib": 8, "gpus": [CARD]}},
+        "models": {"b": {"source": "./b"}},
+        "engines": {"eb": engine("b", free_port(), options={"load-delay-s": 1.5})},
+    }
+    queue = {"keepalive_s": 0.4}
+    with serving(folder, gateway={"engine_control": "child", "queue": queue}, **site) as service:
+        yield service
+
+
+def test_a_model_that_fails_to_load_leaves_the_old_one_and_tells_why(tmp_path: Path) -> None:
+    with two_models(tmp_path / "fail", options={"fail-load": 1}) as service:
+        assert ask(service, "a").status == 200
+        failed = ask(service, "b")
+        assert failed.status == 503
+        assert "b could not be loaded: eb ended while it was loading" in failed.json["error"]["message"]
+        assert failed.headers["retry-after"] == "60"
+        up = b'appliance_gateway_engine_up{engine="ea"} 1.0'
+        wait_until(lambda: up in service.get("/metrics").body, "the old one is back, unasked", 10)
+        assert ask(service, "a").status == 200
+        again = time.monotonic()
+        refused = ask(service, "b")
+        assert (refused.status, refused.json) == (503, failed.json), "the same reason"
+        assert time.monotonic() - again < 1, "not tried again at once, and nobody waits for it"
+        wait_until(lambda: int(ask(service, "b").headers["retry-after"]) < 59, "what is left of the minute", 10)
+        assert metric(service, "swap_failures_total") == 1
+
+
+def test_a_model_without_a_token_fails_its_canary_and_the_old_one_returns(tmp_path: Path) -> None:
+    # It listens and answers nothing within its start timeout: the canary, not the port, decides.
+    with two_models(tmp_path / "mute", start_timeout_s=2, options={"ttft-ms": 60000}) as service:
+        assert ask(service, "a").status == 200
+        failed = ask(service, "b")
+        assert failed.status == 503
+        assert "generated no token within 2 s" in failed.json["error"]["message"]
+        assert ask(service, "a").status == 200
+
+
+def test_a_loading_engine_that_is_killed_is_told(tmp_path: Path) -> None:
+    with two_models(tmp_path / "kill", options={"load-delay-s": 30}) as service, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, service, "b")
+        children = Path(f"/proc/{service.gateway.process.pid}/task/{service.gateway.process.pid}/children")
+        wait_until(lambda: bool(children.read_text().split()), "the engine starts", 10)
+        os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+        assert waiting.result(20).status == 503
+        assert ask(service, "a").status == 200
+
+
+def test_a_sleeping_engine_is_woken_not_started(tmp_path: Path) -> None:
+    with two_models(tmp_path / "sleep", sleep=True) as service:
+        assert ask(service, "b").status == 200
+        port = json.loads(service.config.read_text())["engines"]["eb"]["port"]
+        assert ask(service, "a").status == 200
+        assert http(f"http://127.0.0.1:{port}/is_sleeping").json == {"is_sleeping": True}
+        assert ask(service, "b").status == 200
+        assert http(f"http://127.0.0.1:{port}/is_sleeping").json == {"is_sleeping": False}
+        assert http(f"http://127.0.0.1:{port}/stats").json["requests"] >= 4, "the same process all along"
+
+
+def test_an_engine_that_cannot_sleep_is_stopped(tmp_path: Path) -> None:
+    """It said 500 and sleeps all the same: the other model need not wait, and it is not taken as awake."""
+    with two_models(tmp_path / "insomnia", first={"sleep": True, "options": {"fail-sleep": 1}}) as service:
+        for model in "abab":
+            assert ask(service, model).status == 200
+        assert metric(service, "swap_failures_total") == 0
+        assert "ea does not sleep and is stopped instead" in service.gateway.log.read_text()
+
+
+def test_a_person_loads_a_model_and_no_request_need_ask_for_it(tmp_path: Path) -> None:
+    with two_models(tmp_path / "person") as service:
+        argv = [sys.executable, "-m", "appliance", "models"]
+        words = ["--config", str(service.config)]
+        done = subprocess.run([*argv, "swap", "b", *words], capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        wait_until(lambda: state(service, "eb") == "ready", "b is loaded", 20)
+        shown = subprocess.run([*argv, "status", *words], capture_output=True, text=True, check=False, timeout=60)
+        lines = {line.split()[1]: line for line in shown.stdout.splitlines() if " b " in line or " a " in line}
+        assert " up " in lines["eb"]
+        assert " stopped " in lines["ea"]
+        with pytest.raises(RequestError, match="b is loaded already"):
+            control_client.swap(service.data, "b")
+        assert metric(service, "swaps_total") == 1
+
+
+def test_a_model_asked_for_while_it_loads_does_not_come_back_by_itself(tmp_path: Path) -> None:
+    with two_models(tmp_path / "twice", options={"load-delay-s": 1.0}) as service, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, service, "b")
+        wait_until(lambda: state(service, "eb") == "loading", "b loads", 5)
+        control_client.swap(service.data, "b")
+        assert first.result(20).status == 200
+        assert [ask(service, "a").status for _ in range(3)] == [200] * 3
+        assert metric(service, "swaps_total") == 2
+
+
+def test_systemd_that_refuses_is_told_to_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine runs since before, does not answer and may not be stopped: the others' turns come all the same."""
+    script = tmp_path / "systemctl"
+    script.write_text(
+        '#!/bin/sh\ncase "$1.$3" in\n'
+        "  show.appliance-engine-ea.service) echo ActiveState=active ;;\n"
+        "  show.*) echo ActiveState=inactive ;;\n"
+        '  *) echo "Access denied"; exit 4 ;;\nesac\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    settings = {"engine_control": "systemd", "canary_timeout_s": 0.5, "queue": {"max_wait_s": 20}}
+    with two_models(tmp_path / "denied", gateway=settings) as service:
+        wait_until(lambda: state(service, "ea") == "failed", "it tried to stop it", 10)
+        for model, verb in (("a", "stop"), ("b", "start --no-block")):
+            refused = ask(service, model)
+            assert refused.status == 503
+            said = refused.json["error"]["message"]
+            unit = f"appliance-engine-e{model}.service"
+            assert said.startswith(f"{model} could not be loaded: systemctl {verb} {unit}")
+            assert "Access denied" in said
+
+
+def state(service: Service, name: str) -> str:
+    return str(control_client.status(service.data)["on_demand"][name]["state"])
+
+
+def test_engines_that_fit_beside_each_other_do_not_swap(tmp_path: Path) -> None:
+    site = {
+        "hosts": {"here": {"memory_gib": 8, "gpus": [CARD]}},
+        "models": {"a": {"source": "./a"}, "b": {"source": "./b"}},
+        "engines": {
+            "ea": engine("a", free_port(), gpu_memory_utilization=0.4),
+            "eb": engine("b", free_port(), gpu_memory_utilization=0.4),
+        },
+    }
+    with serving(tmp_path / "beside", gateway={"engine_control": "child"}, **site) as service:
+        for model in "abab":
+            assert ask(service, model).status == 200
+        assert metric(service, "swaps_total") == 2
+
+
+def test_engines_on_the_processor_take_turns_by_its_memory(tmp_path: Path) -> None:
+    """5 GiB each for their KV caches, on a host of 8."""
+    own: dict[str, Any] = {"device": "cpu", "gpus": [], "kv_cache_gib": 5.0}
+    with two_models(tmp_path / "ram", first=own, **own) as service:
+        for model in "aba":
+            assert ask(service, model).status == 200
+        assert metric(service, "swaps_total") == 3
+
+
+def test_a_site_whose_models_all_take_turns_is_ready_before_the_first_request(tmp_path: Path) -> None:
+    with two_models(tmp_path / "ready") as service:
+        before = service.get("/ready")
+        assert (before.status, set(before.json["engines"].values())) == (200, {"not loaded"})
+        assert ask(service, "a").status == 200
+        wait_until(lambda: service.get("/ready").json["engines"]["ea"] == "ready", "a is loaded", 5)
+        assert service.get("/ready").status == 200
+
+
+# Waiting for a swap. The queue's own bound is far shorter than a load here.
+
+IMPATIENT = {"queue": {"max_wait_s": 0.5, "keepalive_s": 0.3}}
+
+
+def code(answer: Any) -> str:
+    return str(answer.json["error"]["code"])
+
+
+def test_a_load_longer_than_the_queues_bound_is_waited_for(tmp_path: Path) -> None:
+    with (
+        two_models(tmp_path / "load", gateway=IMPATIENT, options={"load-delay-s": 2.0}) as service,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        assert ask(service, "a").status == 200
+        first = pool.submit(ask, service, "b")
+        wait_until(lambda: state(service, "eb") == "loading", "b loads", 5)
+        stream = pool.submit(ask, service, "b", stream=True)
+        assert first.result(20).status == 200
+        assert int(first.result().headers["x-queue-wait-ms"]) > 2000
+        told = stream.result(20)
+        assert told.body.startswith(b": waiting for an engine\n\n" * 2)
+        assert told.body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_drain_longer_than_the_queues_bound_is_waited_for(tmp_path: Path) -> None:
+    with (
+        two_models(tmp_path / "drained", {"max_wait_s": 0.01}, gateway=IMPATIENT) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert ask(service, "a").status == 200
+        long = pool.submit(ask, service, "a", "fake: tokens=100 itl_ms=20", stream=True)
+        wait_until(lambda: b'in_flight{engine="ea"} 1.0' in service.get("/metrics").body, "a runs", 5)
+        assert ask(service, "b").status == 200
+        assert long.result(20).body.endswith(b"data: [DONE]\n\n")
+
+
+def test_the_time_of_a_swap_does_not_count_afterwards_and_the_rest_does(tmp_path: Path) -> None:
+    """Both wait for the swap, one gets the only slot: the other has the queue's bound from then on, not less."""
+    settings = {"queue": {"max_wait_s": 0.7}}
+    second: dict[str, Any] = {"concurrency": 1, "options": {"load-delay-s": 1.0}}
+    with two_models(tmp_path / "after", gateway=settings, **second) as service, ThreadPoolExecutor(2) as pool:
+        text = "fake: ttft_ms=3000"
+        both = [pool.submit(ask, service, "b", text) for _ in range(2)]
+        done = sorted((future.result(30) for future in both), key=lambda answer: int(answer.status))
+        assert [answer.status for answer in done] == [200, 503]
+        assert code(done[1]) == "queue_timeout"
+        began, refused = [row["started_at"] + row["queue_ms"] / 1000 for row in map(service.row, done)]
+        assert refused - began > 0.65, "the queue's bound, less the moment between both requests' beginnings"
+
+
+def test_who_waits_for_a_load_that_fails_gets_its_reason(tmp_path: Path) -> None:
+    options = {"load-delay-s": 1.0, "fail-load": 1}
+    with two_models(tmp_path / "fails", gateway=IMPATIENT, options=options) as service:
+        refused = ask(service, "b")
+        assert (refused.status, code(refused)) == (503, "engine_unavailable")
+        assert "b could not be loaded: eb ended while it was loading" in refused.json["error"]["message"]
+        assert ask(service, "a").status == 200
+
+
+def test_a_swap_that_does_not_begin_leaves_the_queues_own_bound(tmp_path: Path) -> None:
+    with two_models(tmp_path / "never", {"min_residency_s": 600}, gateway=IMPATIENT) as service:
+        assert ask(service, "a").status == 200
+        refused = ask(service, "b")
+        assert (refused.status, code(refused)) == (503, "queue_timeout")
+        assert "within 0.5 s" in refused.json["error"]["message"]
+        assert state(service, "eb") == "stopped"
+
+
+def test_the_model_that_makes_room_has_the_queues_own_bound_until_it_is_brought_back(tmp_path: Path) -> None:
+    first = {"options": {"load-delay-s": 1.0}}
+    options = {"load-delay-s": 2.0, "fail-load": 1}
+    with (
+        two_models(tmp_path / "back", gateway=IMPATIENT, first=first, options=options) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert ask(service, "a").status == 200
+        fails = pool.submit(ask, service, "b")
+        wait_until(lambda: state(service, "eb") == "loading", "b loads", 5)
+        assert code(ask(service, "a")) == "queue_timeout"
+        assert code(fails.result(20)) == "engine_unavailable"
+        wait_until(lambda: state(service, "ea") == "loading", "a is brought back", 5)
+        assert ask(service, "a").status == 200
+
+
+def test_a_failed_model_that_is_loaded_by_hand_is_waited_for(tmp_path: Path) -> None:
+    """Its failure is reported for a minute, but not while it loads again."""
+    with (
+        two_models(tmp_path / "again", gateway=IMPATIENT, options={"load-delay-s": 1.5}) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        fails = pool.submit(ask, service, "b")
+        children = Path(f"/proc/{service.gateway.process.pid}/task/{service.gateway.process.pid}/children")
+        wait_until(lambda: bool(children.read_text().split()), "the engine starts", 10)
+        os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+        assert code(fails.result(20)) == "engine_unavailable"
+        assert code(ask(service, "b")) == "engine_unavailable"
+        control_client.swap(service.data, "b")
+        wait_until(lambda: state(service, "eb") == "loading", "b loads again", 5)
+        assert ask(service, "b").status == 200
+
+
+# A role's name stands for its model here too.
+
+
+def test_a_model_is_loaded_by_the_name_of_a_role(tmp_path: Path) -> None:
+    roles = {"writer": {"model": "b", "system_prompt": "Write."}, "reader": {"model": "a"}}
+    with two_models(tmp_path / "role", roles=roles) as service:
+        argv = [sys.executable, "-m", "appliance", "models", "swap", "writer", "--config", str(service.config)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("b is asked for")
+        wait_until(lambda: state(service, "eb") == "ready", "b is loaded", 20)
+        with pytest.raises(RequestError, match="b is loaded already") as loaded:
+            control_client.swap(service.data, "writer")
+        assert (loaded.value.status, loaded.value.code) == (409, "already_loaded")
+        assert control_client.swap(service.data, "reader")["model"] == "a"
+        wait_until(lambda: state(service, "ea") == "ready", "a is loaded", 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("writr", "did you mean 'writer'"), ("zzz", "known: a, b, writer"), ("eb", "did you mean 'b'?")],
+)
+def test_an_unknown_name_is_404_with_the_nearest_one(swaps: Service, name: str, hint: str) -> None:
+    with pytest.raises(RequestError, match="does not exist") as unknown:
+        control_client.swap(swaps.data, name)
+    assert (unknown.value.status, unknown.value.code, unknown.value.param) == (404, "model_not_found", "model")
+    assert hint in str(unknown.value)
+
+
+@pytest.fixture(scope="module")
+def swaps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with two_models(tmp_path_factory.mktemp("swaps"), roles={"writer": {"model": "b"}}) as service:
+        yield service

@@ -1,0 +1,197 @@
+"""The swap policy: within memory, without thrash, without starving anybody."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from appliance.contract.model import Swap
+from appliance.gateway.swap_policy import RETRY_S, EngineState, Load, Wait, decide, fits, wait_ends
+
+RULES = Swap(max_wait_s=30, min_residency_s=20, batch=8)
+CARD = {"here/0": 1.0}
+NINE = {"here/0": 0.9}
+
+
+def ready(name: str = "a", **more: object) -> EngineState:
+    return replace(EngineState(name, "ready", 0.0, NINE), **more)  # type: ignore[arg-type]
+
+
+def stopped(name: str = "b", **more: object) -> EngineState:
+    return replace(EngineState(name, "stopped", 0.0, NINE), **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("swapped_s", "swap_until", "ends"),
+    [
+        (0.0, None, 130.0),  # no swap yet: the queue's own bound
+        (0.0, 700.0, 700.0),  # a swap begins
+        (550.0, 700.0, 700.0),  # it goes on: its deadline does not move
+        (0.0, 110.0, 110.0),  # a swap shorter than the queue's bound
+        (570.0, None, 700.0),  # it has ended: what is left of the queue's bound begins to count again
+        (570.0, 900.0, 900.0),  # another swap to the same model
+    ],
+)
+def test_when_a_wait_ends(swapped_s: float, swap_until: float | None, ends: float) -> None:
+    assert wait_ends(10.0, 120.0, swapped_s, swap_until) == ends
+
+
+def test_nothing_is_loaded_that_nobody_asks_for() -> None:
+    assert decide([ready(), stopped()], CARD, RULES, 100) == Wait()
+
+
+def test_a_free_card_is_used_at_once() -> None:
+    assert decide([stopped(waiting=1, oldest=5.0)], CARD, RULES, 5) == Load("b")
+
+
+def test_what_fits_beside_is_loaded_beside() -> None:
+    half = {"here/0": 0.4}
+    engines = [ready(awake=half, in_flight=3), stopped(awake=half, waiting=1, oldest=1.0)]
+    assert decide(engines, CARD, RULES, 1) == Load("b")
+
+
+@pytest.mark.parametrize(
+    ("resident", "now", "expected"),
+    [
+        ({}, 10, Wait(20.0)),  # it stays for its residency, also idle
+        ({}, 20, Load("b", ("a",))),  # idle: goes as soon as that is over
+        ({"in_flight": 1}, 25, Wait(35.0)),  # used: until the other one has waited long enough
+        ({"in_flight": 1}, 35, Load("b", ("a",))),
+        ({"in_flight": 1, "begun": 8}, 25, Load("b", ("a",))),  # its batch is through
+        ({"waiting": 5, "oldest": 0.0, "begun": 7}, 25, Wait(35.0)),
+        ({"on_demand": False}, 999, Wait()),  # never a victim
+    ],
+)
+def test_when_the_loaded_one_goes(resident: dict[str, Any], now: float, expected: Load | Wait) -> None:
+    engines = [ready(**resident), stopped(waiting=2, oldest=5.0)]
+    assert decide(engines, CARD, RULES, now) == expected
+
+
+def test_a_person_need_not_wait_for_residency_or_batch() -> None:
+    assert decide([ready(in_flight=4), stopped()], CARD, RULES, 1, wanted="b") == Load("b", ("a",))
+
+
+def test_a_failed_load_is_tried_again_later_or_by_hand() -> None:
+    failed = stopped(state="failed", since=100.0, waiting=1, oldest=90.0)
+    assert decide([failed], CARD, RULES, 110) == Wait(100 + RETRY_S)
+    assert decide([failed], CARD, RULES, 100 + RETRY_S) == Load("b")
+    assert decide([failed], CARD, RULES, 110, wanted="b") == Load("b")
+
+
+def test_sleepers_count_and_the_least_used_one_makes_room() -> None:
+    small, asleep = {"here/0": 0.45}, {"here/0": 0.05}
+    engines = [
+        ready("old", awake=small, asleep=asleep, last_used=1.0),
+        ready("new", awake=small, asleep=asleep, last_used=50.0),
+        stopped("c", awake=small, waiting=1, oldest=60.0),
+    ]
+    assert decide(engines, CARD, RULES, 60) == Load("c", ("old",))
+    tight = replace(engines[2], awake={"here/0": 0.52})
+    assert decide([*engines[:2], tight], CARD, RULES, 60) == Load("c", ("old", "new"))
+
+
+def test_nothing_is_unloaded_that_need_not_go() -> None:
+    """The small one is the older, and not enough; the large one is, and by itself."""
+    engines = [
+        ready("small", awake={"here/0": 0.2}, last_used=1.0),
+        ready("large", awake={"here/0": 0.7}, last_used=50.0),
+        stopped("c", awake={"here/0": 0.6}, waiting=1, oldest=60.0),
+    ]
+    assert decide(engines, CARD, RULES, 60) == Load("c", ("large",))
+
+
+def test_one_transition_at_a_time() -> None:
+    engines = [ready(state="draining"), stopped(waiting=1, oldest=0.0)]
+    assert decide(engines, {"here/0": 9.0}, RULES, 999) == Wait()
+
+
+class Machine(RuleBasedStateMachine):
+    """Requests for three models on one card; loads take time and may fail: never over memory, nobody starved."""
+
+    MAX_RUN_S = 5.0
+    MAX_LOAD_S = 5.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        shares = {"a": 0.9, "b": 0.5, "c": 0.4}
+        self.engines = {n: EngineState(n, "stopped", 0.0, {"here/0": s}) for n, s in shares.items()}
+        self.waits: dict[str, list[float]] = {name: [] for name in shares}
+        self.waited = 0.0
+        self.loads: list[tuple[float, str]] = []
+
+    def set(self, name: str, **more: object) -> None:
+        self.engines[name] = replace(self.engines[name], **more)  # type: ignore[arg-type]
+
+    @rule(name=st.sampled_from("abc"))
+    def request(self, name: str) -> None:
+        engine = self.engines[name]
+        if engine.state == "ready":
+            others = any(self.waits[other] for other in self.waits if other != name)
+            self.set(name, last_used=self.now, begun=engine.begun + 1 if others else 0)
+        else:
+            self.waits[name].append(self.now)
+            self.set(name, waiting=len(self.waits[name]), oldest=self.waits[name][0])
+
+    @rule(seconds=st.floats(0.1, 30), fails=st.booleans())
+    def time_passes(self, seconds: float, fails: bool) -> None:
+        end = self.now + seconds
+        while True:
+            step = decide([*self.engines.values()], CARD, RULES, self.now)
+            if isinstance(step, Load):
+                self.act(step, fails)
+                continue
+            if step.until is None or step.until >= end:
+                break
+            assert step.until > self.now, "looking again must make time pass"
+            self.now = step.until
+        self.now = max(self.now, end)
+
+    def act(self, step: Load, fails: bool) -> None:
+        for victim in step.victims:
+            assert self.now - self.engines[victim].since >= RULES.min_residency_s - 1e-6
+            self.set(victim, state="draining")
+        assert decide([*self.engines.values()], CARD, RULES, self.now) == Wait() or not step.victims
+        self.now += self.MAX_RUN_S * bool(step.victims)
+        for victim in step.victims:
+            self.set(victim, state="stopped", since=self.now)
+        self.set(step.name, state="loading", since=self.now)
+        assert fits([*self.engines.values()], CARD), "over the card's memory"
+        self.now += self.MAX_LOAD_S
+        # A failing model would be starved by its own fault: only `a` ever fails here.
+        if fails and step.name == "a":
+            self.set("a", state="failed", since=self.now, waiting=0, oldest=None)
+            self.waits["a"] = []
+            for victim in step.victims:
+                self.set(victim, state="ready", since=self.now)
+            return
+        self.waited = max([self.waited, *(self.now - since for since in self.waits[step.name])])
+        self.waits[step.name] = []
+        self.set(step.name, state="ready", since=self.now, waiting=0, oldest=None, begun=0)
+        self.loads.append((self.now, step.name))
+
+    @invariant()
+    def memory_holds(self) -> None:
+        assert fits([*self.engines.values()], CARD)
+
+    @invariant()
+    def nobody_starves(self) -> None:
+        # Each of the two others may take one turn before: its residency or the wait, a drain and a load each.
+        turn = max(RULES.max_wait_s, RULES.min_residency_s) + self.MAX_RUN_S + self.MAX_LOAD_S
+        pending = [self.now - since for name, waits in self.waits.items() for since in waits if name != "a"]
+        assert max([self.waited, *pending], default=0.0) <= 3 * turn + RETRY_S
+
+    @invariant()
+    def no_thrash(self) -> None:
+        for (first, one), (second, other) in zip(self.loads, self.loads[1:], strict=False):
+            if one != other and {one, other} & {"a"}:
+                assert second - first >= RULES.min_residency_s
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)

@@ -1,0 +1,32 @@
+"""docs/planner.md says what the code says."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from appliance.catalog import catalog
+from appliance.planner import evaluate
+from appliance.planner.constants import Constants, calibrated
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "planner.md").read_text("utf-8")
+
+
+def test_its_table_of_constants_is_the_calibrated_one() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", TEXT, re.MULTILINE))
+    assert rows == {
+        entry.name: f"{getattr(calibrated(), entry.name):.3g}" for entry in dataclasses.fields(Constants)
+    }
+
+
+def test_its_fitted_errors_are_todays() -> None:
+    results = evaluate.evaluate(evaluate.read(Path(catalog.__file__).parent / "measurements.csv"))
+    summary = evaluate.summarise(results)
+    assert f"| fitted to all, all rows | 213 | {summary.median:.3f} | {summary.p90:.3f} |" in TEXT
+
+
+def test_its_drawings_exist() -> None:
+    for name in re.findall(r"\]\((img/[^)]+)\)", TEXT):
+        assert (ROOT / "docs" / name).read_text("utf-8").startswith("<svg")

@@ -1,0 +1,106 @@
+"""Setting a machine up: refusals name the way out, locks are whole, a second run does nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from tools import bootstrap
+from tools.bootstrap import ENGINE, SERVICE, TESTS, Environment, SetupError
+
+LOCKS = sorted(bootstrap.LOCKS.glob("*.lock"))
+Version = namedtuple("Version", "major minor micro releaselevel serial")
+
+
+def pins(lock: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", lock.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_locks_hold_versions_and_hashes_and_no_address(lock: Path) -> None:
+    text = lock.read_text()
+    assert "://" not in text
+    assert not re.search(r"^\s*-", text.replace("    --hash=sha256:", ""), re.MULTILINE)
+    entries = [entry for entry in re.split(r"^(?=\S)", text, flags=re.MULTILINE) if "==" in entry]
+    assert len(entries) == len(pins(lock)) > 3
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+
+
+def test_locks_agree() -> None:
+    dev = pins(bootstrap.LOCKS / "dev.lock")
+    for smaller in ("appliance", "loadtest"):
+        assert pins(bootstrap.LOCKS / f"{smaller}.lock").items() <= dev.items()
+
+
+def test_a_second_run_installs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("a second run started a program")
+
+    assert TESTS.ready
+    assert SERVICE.ready, "the tests' environment holds the service's lock too"
+    monkeypatch.setattr(subprocess, "run", never)
+    bootstrap.install(TESTS)
+    bootstrap.install(SERVICE)
+
+
+def test_a_changed_lock_is_not_ready(tmp_path: Path) -> None:
+    lock = tmp_path / "x.lock"
+    lock.write_text("a==1\n")
+    environment = Environment(tmp_path, lock, "x")
+    environment.python.parent.mkdir()
+    environment.python.touch()
+    assert not environment.ready
+    environment.stamp("x").write_text(environment.digest)
+    assert [environment.ready] == [True]
+    lock.write_text("a==2\n")
+    assert not environment.ready
+
+
+def test_a_wrong_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / "bad.lock"
+    lock.write_text("sniffio==1.3.1 \\\n    --hash=sha256:" + "0" * 64 + "\n")
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    with pytest.raises(SetupError, match=r"bad.lock could not be installed .*check the network and run again"):
+        bootstrap.install(Environment(tmp_path / "venv", lock, "a bad lock"))
+
+
+@pytest.mark.parametrize(
+    ("version", "machine", "words"),
+    [
+        ((3, 10), "x86_64", "Python 3.11 or newer is needed"),
+        ((3, 13), "x86_64", "vLLM for the CPU is locked for Python 3.11 on Linux x86_64, this is Python"),
+        ((3, 11), "aarch64", "make up ENGINE=fake"),
+    ],
+)
+def test_other_machines_are_told_what_works(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], machine: str, words: str
+) -> None:
+    monkeypatch.setattr(sys, "version_info", Version(*version, 0, "final", 0))
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    with pytest.raises(SetupError, match=re.escape(words)):
+        bootstrap.check_machine("vllm")
+    if version >= (3, 11):
+        bootstrap.check_machine("fake")
+
+
+def test_a_missing_torch_is_explained() -> None:
+    said = (
+        "WARNING: x\nERROR: Could not find a version\nERROR: No matching distribution found for torch==2.13.0+cpu\n"
+    )
+    message = bootstrap.explain(ENGINE, said)
+    assert "No matching distribution found for torch==2.13.0+cpu" in message
+    assert "TORCH_INDEX" in message
+    assert "make up ENGINE=fake" in message
+
+
+def test_missing_system_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.util.find_library", lambda _: None)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(SetupError, match=r"missing on this machine: libnuma1; .*sudo apt-get install -y libnuma1"):
+        bootstrap.system_packages("vllm")
+    bootstrap.system_packages("fake")

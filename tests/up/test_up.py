@@ -1,0 +1,241 @@
+"""`make up` on the fake engine: once, until Ctrl-C, and when a step fails; nothing is left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from appliance.up import tail
+from tests.conftest import ROOT, free_port, http, wait_until
+from tests.vllm.conftest import Up, alive, descendants, site_file, start_up
+
+FAKE = ("--engine", "fake")
+
+
+def finish(up: Up) -> int:
+    return up.process.wait(60)
+
+
+def serving(up: Up) -> bool:
+    assert up.process.poll() is None, up.output
+    return "Ctrl-C stops everything" in up.output
+
+
+def test_once_ends_with_the_verdict_and_names_the_fake(tmp_path: Path) -> None:
+    up = start_up(tmp_path, *FAKE, "--once")
+    assert finish(up) == 0, up.output
+    assert "FAKE ENGINE: no model runs here" in up.output
+    assert "Smoke test of fake (fake engine)" in up.output
+    assert "PASS: every SLO holds" in up.output
+
+
+def test_once_fails_when_an_slo_is_missed(tmp_path: Path) -> None:
+    up = start_up(tmp_path, *FAKE, "--once")
+    finish(up)
+    config = tmp_path / "laptop.json"
+    config.write_text(config.read_text().replace('"ttft_p99_ms": 20000', '"ttft_p99_ms": 0.001'))
+    again = subprocess.Popen(
+        [*up.process.args[:7], str(config), *FAKE, "--once"],  # type: ignore[index]
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    output, _ = again.communicate(timeout=60)
+    assert again.returncode == 1, output
+    assert "FAIL: an SLO is missed" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_stop_every_child(tmp_path: Path, number: signal.Signals) -> None:
+    up = start_up(tmp_path, *FAKE)
+    wait_until(lambda: serving(up), "it serves", 60)
+    assert http(f"{up.url}/v1/models", key=up.key).status == 200
+    children = descendants(up.process.pid)
+    assert len(children) >= 2
+    up.process.send_signal(number)
+    assert finish(up) == 0
+    assert up.output.endswith("stopped; nothing is left running\n")
+    assert not alive(children)
+    assert (tmp_path / "var" / "key").stat().st_mode & 0o077 == 0
+
+
+def test_ctrl_c_in_the_middle_of_a_step(tmp_path: Path) -> None:
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nsleep 600 &\nwait\n")
+    slow.chmod(0o755)
+    up = start_up(tmp_path, "--model", "tiny", "--engine-python", str(slow))
+    wait_until(lambda: len(descendants(up.process.pid)) == 2, "the step runs", 20)
+    children = descendants(up.process.pid)
+    up.process.send_signal(signal.SIGINT)
+    assert finish(up) == 130
+    assert up.output.endswith("stopped; nothing is left running\n")
+    assert not alive(children)
+
+
+def own_site(folder: Path, part: str, **values: int) -> tuple[str, str]:
+    """The option for a site of its own, with ``values`` in one part of it."""
+    folder.mkdir()
+    path, _, _ = site_file(folder)
+    table = json.loads(path.read_text())
+    (table["smoke"] if part == "smoke" else table["engines"]["chat"]).update(values)
+    path.write_text(json.dumps(table))
+    return "--config", str(path)
+
+
+@pytest.mark.parametrize("at", ["a step", "an engine"])
+def test_a_second_signal_does_not_wait_and_leaves_nothing(at: str, tmp_path: Path) -> None:
+    """A process that does not obey SIGTERM may have an hour for it; the second Ctrl-C does not wait for that."""
+    stubborn, told = tmp_path / "python", tmp_path / "told"
+    made = 'case "$1" in *tiny_qwen3.py) mkdir -p "$2"; echo "{}" > "$2/config.json"; exit 0;; esac\n'
+    stubborn.write_text(
+        f"#!/bin/sh\n{made if at == 'an engine' else ''}trap 'touch {told}' TERM\n"
+        "(trap '' TERM; exec sleep 600) &\nwhile kill -0 $!; do wait; done\n"
+    )
+    stubborn.chmod(0o755)
+    site = own_site(tmp_path / "own", "engine", shutdown_timeout_s=3600)
+    up = start_up(tmp_path, "--model", "tiny", "--engine-python", str(stubborn), *site)
+    wait_until(lambda: len(descendants(up.process.pid)) == 2, f"{at} runs", 20)
+    children = descendants(up.process.pid)
+    up.process.send_signal(signal.SIGINT)
+    wait_until(told.exists, f"{at} hears SIGTERM", 20)
+    up.process.send_signal(signal.SIGINT)
+    assert finish(up) == 130
+    wait_until(lambda: not alive(children), "the kernel has ended them", 5)
+
+
+def test_a_signal_in_the_smoke_test_ends_its_load(tmp_path: Path) -> None:
+    site = own_site(tmp_path / "own", "smoke", requests_per_user=10_000)
+    up = start_up(tmp_path, *FAKE, *site)
+
+    def load() -> set[int]:
+        lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in descendants(up.process.pid)}
+        return {pid for pid, line in lines.items() if line.exists() and b"locust" in line.read_bytes().split(b"\0")}
+
+    wait_until(lambda: bool(load()), "the smoke test's load runs", 60)
+    children = descendants(up.process.pid)
+    up.process.send_signal(signal.SIGTERM)
+    assert finish(up) == 130, up.output
+    assert up.output.endswith("stopped; nothing is left running\n")
+    assert not alive(children)
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    code = "from appliance.system.stopping import stop_signals; print(*(number.name for number in stop_signals()))"
+    for ignored, expected in ((), "SIGINT SIGTERM SIGHUP"), (("HUP", "INT"), "SIGINT SIGTERM"):
+        argv = ["env", "--default-signal=HUP,INT", *(f"--ignore-signal={name}" for name in ignored)]
+        done = subprocess.run([*argv, sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
+
+
+def test_even_sigkill_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
+    up = start_up(tmp_path, *FAKE)
+    wait_until(lambda: serving(up), "it serves", 60)
+    children = descendants(up.process.pid)
+    up.process.kill()
+    finish(up)
+    wait_until(lambda: not alive(children), "the kernel ends the children", 10)
+
+
+def test_an_engine_that_dies_is_restarted_and_a_taken_key_is_kept(tmp_path: Path) -> None:
+    up = start_up(tmp_path, *FAKE)
+    wait_until(lambda: serving(up), "it serves", 60)
+    key = up.key
+    engine = next(
+        p for p in descendants(up.process.pid) if b"fakes/vllm.py" in Path(f"/proc/{p}/cmdline").read_bytes()
+    )
+    os.kill(engine, signal.SIGKILL)
+    wait_until(lambda: http(f"{up.url}/ready").status == 503, "/ready tells", 5)
+    wait_until(lambda: http(f"{up.url}/ready").status == 200, "/ready recovers by itself", 15)
+    up.process.send_signal(signal.SIGINT)
+    finish(up)
+    assert "engine-chat ended with code -9" in up.output
+    again = start_up(tmp_path, *FAKE)
+    wait_until(lambda: serving(again), "it serves again", 60)
+    assert again.key == key
+    again.process.send_signal(signal.SIGINT)
+    finish(again)
+
+
+def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        up = start_up(tmp_path, *FAKE, "--port", str(port))
+        assert finish(up) == 1
+    said = " ".join(up.output.split())
+    assert f"error: port {port} on 127.0.0.1 is taken by another program; use `make up PORT={port + 1}`" in said
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (("--engine-python", "/nowhere/python", "--model", "tiny"), r"error: .*/nowhere/python cannot be run"),
+        (
+            ("--engine-python", "/bin/false", "--model", "tiny"),
+            r"the tiny model could not be made \(exit code 1\); see",
+        ),
+        (("--config", "/nowhere.toml", *FAKE), r"error: /nowhere.toml: no such file"),
+    ],
+)
+def test_a_step_that_fails_says_so_and_leaves_nothing(
+    tmp_path: Path, break_it: tuple[str, ...], words: str
+) -> None:
+    up = start_up(tmp_path, *break_it)
+    assert finish(up) in (1, 2)
+    assert re.search(words, " ".join(up.output.split())), up.output
+    assert "Traceback" not in up.output
+
+
+def test_a_taken_engine_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        site = tmp_path / "site.toml"
+        text = (ROOT / "examples" / "laptop.toml").read_text().replace("port = 8101", f"port = {port}")
+        site.write_text(text.replace("[gateway]\n", f'[gateway]\ndata_dir = "{tmp_path}/v"\n'))
+        up = start_up(tmp_path, "--config", str(site), "--port", str(free_port()), *FAKE)
+        assert finish(up) == 1
+    said = " ".join(up.output.split())
+    assert (
+        f"error: port {port} on 127.0.0.1 is taken by another program; use another `port` of engines.chat" in said
+    )
+
+
+def test_an_engine_that_ends_while_starting_is_told_with_its_cause_and_log(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in *tiny_qwen3.py) mkdir -p "$2"; echo "{}" > "$2/config.json"; exit 0;; esac\n'
+        'echo "RuntimeError: no such luck" >&2; exit 3\n'
+    )
+    python.chmod(0o755)
+    up = start_up(tmp_path, "--model", "tiny", "--engine-python", str(python))
+    assert finish(up) == 1
+    said = " ".join(up.output.split())
+    assert "error: engine chat ended with code 3: RuntimeError: no such luck; its log is" in said
+    assert f"{tmp_path}/var/log/engine-chat.log" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("", "it said nothing"),
+        ("INFO a\n\nINFO b\n", "INFO b"),
+        ("ValueError: too long\nINFO bye\n", "ValueError: too long"),
+        (
+            "(core) CalledProcessError: x\nRuntimeError: failed. See root cause above.\n",
+            "(core) CalledProcessError: x",
+        ),
+    ],
+)
+def test_the_cause_in_a_log(tmp_path: Path, text: str, cause: str) -> None:
+    (tmp_path / "log").write_text(text)
+    assert tail(tmp_path / "log") == cause

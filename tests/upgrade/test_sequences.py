@@ -1,0 +1,195 @@
+"""No sequence of passes, failures, hangs, power cuts, reboots, full disks and outages strands the machine."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from appliance.errors import LoaderError, StoreError
+from appliance.upgrade.state import Booted, Deadline, Installed, Switched, Verdict
+from tests.upgrade.model import Entry, Health, Model, PowerCut, Reset, System
+
+MOST_RESETS = 1
+"""Reboots that nobody asked for, after any one thing that people or the world did to the machine."""
+
+HEALTH = st.sampled_from(["good", "fails", "dies-early", "dies-late"])
+CUT = st.none() | st.integers(0, 9)
+
+
+class Trials(RuleBasedStateMachine):
+    """What people, the world and generations do to an enforcing machine with a rescue entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine = Model()
+        self.worked: set[Entry] = set()
+        """Entries that may be the default: passed, or booted when enforcement began, or a rescue system."""
+
+    @initialize(first=HEALTH)
+    def first_install(self, first: Health) -> None:
+        """From the installer's medium: no system of ours is booted."""
+        machine = self.machine
+        machine.systems.append(System(first))
+        machine.profile, machine.conf = 0, (0, False)
+        machine.tell(Installed(machine.generation(0), None, rescue=True), enforce=True)
+        self.worked.add((0, True))
+        self._boot()
+
+    def _boot(self, choice: Entry | None = None) -> None:
+        before = self.machine.asked_to_reboot
+        self.machine.boot(choice)
+        assert self.machine.asked_to_reboot == before, "coming up never asks for a reboot"
+
+    def _outside(self, cut: int | None) -> None:
+        """Somebody or something outside acts: what follows may reset the machine MOST_RESETS times."""
+        self.machine.resets = self.machine.asked_to_reboot = 0
+        self.machine.steps_left = cut
+
+    @rule(health=HEALTH, cut=CUT, enforce=st.sampled_from([True, True, True, False]), works=st.booleans())
+    def upgrade(self, health: Health, cut: int | None, enforce: bool, works: bool) -> None:
+        enforce = enforce or self.machine.disk.state.held is None
+        self.machine.systems.append(System(health, enforce=enforce, switch_back_works=works))
+        self._install(len(self.machine.systems) - 1, cut)
+
+    @rule(data=st.data(), cut=CUT)
+    def installed_again(self, data: st.DataObject, cut: int | None) -> None:
+        """An automatic upgrade builds what was there before."""
+        machine = self.machine
+        index = data.draw(st.integers(0, len(machine.systems) - 1))
+        proven = machine.disk.state.proven
+        failed = machine.disk.state.why_not(machine.generation(index))
+        full = machine.disk.full
+        self._install(index, cut)
+        if failed and not full and not machine.generation(index).same(proven):
+            trial = machine.disk.state.trial
+            assert trial is None or machine.index(trial.candidate) != index, "tried again by itself"
+
+    @rule(data=st.data(), cut=CUT)
+    def tried_again_by_a_person(self, data: st.DataObject, cut: int | None) -> None:
+        self._install(data.draw(st.integers(0, len(self.machine.systems) - 1)), cut, again=True)
+
+    def _install(self, index: int, cut: int | None, *, again: bool = False) -> None:
+        machine, system = self.machine, self.machine.systems[index]
+        if machine.disk.state.held is None and not system.enforce and system.health.startswith("dies"):
+            return  # A machine that nobody armed is NixOS's own, and so are its loops.
+        if machine.disk.state.held is None:
+            # Nothing holds the default yet: until the hook has run once the machine is NixOS's, as it always was.
+            cut, machine.disk.full = None, False
+        if machine.disk.state.proven is None and not machine.booted[1]:
+            self.worked.add(machine.booted)
+        self.worked.add((index, True))
+        self._outside(cut)
+        try:
+            machine.install(index, again=again)
+        except PowerCut:
+            self._boot()
+        except (StoreError, LoaderError):
+            pass
+        machine.steps_left = None
+
+    @precondition(lambda self: not self.machine.booted[1])
+    @rule()
+    def switch(self) -> None:
+        """What is installed is activated; a system that hangs at boot may well run now."""
+        machine = self.machine
+        self._outside(None)
+        machine.live = machine.profile
+        with suppress(StoreError, LoaderError):
+            machine.tell(Switched(machine.generation(machine.live)))
+
+    @precondition(lambda self: not self.machine.booted[1])
+    @rule(cut=CUT, late=st.booleans())
+    def verdict(self, cut: int | None, late: bool) -> None:
+        """The smoke test ends, or its time is over."""
+        machine = self.machine
+        here, system = machine.generation(machine.live), machine.systems[machine.live]
+        passed = system.health != "fails" and machine.network and not machine.disk.full
+        self._outside(cut)
+        proven = machine.disk.state.proven
+        booted = machine.booted == (machine.live, False)
+        if booted and (passed or proven is None):
+            self.worked.add((machine.live, False))
+        try:
+            machine.tell(Deadline(here) if late and not passed else Verdict(here, passed, "a reason", booted))
+        except PowerCut:
+            self._boot()
+        except Reset:
+            assert not here.same(proven), "the proven generation was rebooted"
+            assert system.enforce, "report only, and it rebooted"
+            machine.resets += 1
+            self._boot()
+        except (StoreError, LoaderError):
+            pass
+        machine.steps_left = None
+
+    @rule()
+    def reboot_or_power_cut(self) -> None:
+        self._outside(None)
+        self._boot()
+
+    @rule(data=st.data())
+    def choose_in_the_menu(self, data: st.DataObject) -> None:
+        """A person picks an entry that boots."""
+        machine = self.machine
+        live = [i for i, one in enumerate(machine.systems) if one.health in ("good", "fails")]
+        entries: list[Entry] = [(i, False) for i in live] + [(len(machine.systems) - 1, True)]
+        self._outside(None)
+        self._boot(data.draw(st.sampled_from(entries)))
+
+    @precondition(lambda self: self.machine.default == self.machine.conf)
+    @rule()
+    def firmware_forgets(self) -> None:
+        """The battery of its memory is empty. A second fault inside a power cut's window is not modelled."""
+        self._outside(None)
+        self.machine.default = self.machine.oneshot = None
+        self._boot()
+
+    @rule(full=st.booleans())
+    def disk(self, full: bool) -> None:
+        self.machine.disk.full = full
+
+    @rule(up=st.booleans())
+    def network(self, up: bool) -> None:
+        self.machine.network = up
+
+    @invariant()
+    def boots_by_itself_what_worked(self) -> None:
+        machine = self.machine
+        if machine.disk.state.held is not None and machine.systems:
+            default = machine.default or machine.conf
+            assert default in self.worked, f"{default} boots by itself and never worked"
+
+    @invariant()
+    def few_reboots(self) -> None:
+        assert self.machine.resets <= MOST_RESETS
+        assert self.machine.asked_to_reboot <= MOST_RESETS
+
+
+TestTrials = Trials.TestCase
+TestTrials.settings = settings(
+    max_examples=300,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+
+def test_a_proven_machine_bears_any_outage() -> None:
+    """A hundred boots of the proven generation without a network and with a full disk: not one reboot of ours."""
+    machine = Model(systems=[System("good")], conf=(0, False))
+    machine.boot()
+    machine.tell(Verdict(machine.generation(0), passed=True))
+    machine.network, machine.disk.full = False, True
+    for _ in range(100):
+        machine.boot()
+        for event in (
+            Verdict(machine.generation(0), passed=False, reason="no network"),
+            Deadline(machine.generation(0)),
+            Booted(machine.generation(0)),
+        ):
+            with suppress(StoreError):
+                machine.tell(event)
+    assert (machine.asked_to_reboot, machine.resets, machine.next_entry) == (0, 0, (0, False))

@@ -1,0 +1,215 @@
+"""A verdict, the deadline and a switch that come at the same time: each is about the generation it is about."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.cli import main, trial
+from appliance.smoketest import report
+from appliance.smoketest.report import Proof, Step
+from appliance.upgrade import nixos
+from appliance.upgrade.bootloader import VENDOR, Loader
+from appliance.upgrade.nixos import SMOKE_UNIT, VERDICT_UNITS, Nixos, under_way
+from appliance.upgrade.state import Generation, Phase, SetDefault, State, Trial
+from appliance.upgrade.state_file import Record
+from tests.conftest import ROOT
+
+PASSED, FAILED = VERDICT_UNITS
+
+
+class Host:
+    """A NixOS of folders, with stand-ins for the programs that change it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.patch = folder, monkeypatch
+        self.nixos = Nixos(
+            Loader(boot=folder / "boot", variables=folder / "efi"),
+            profiles=folder / "profiles",
+            run=folder / "run",
+        )
+        for name in ("boot/loader/entries", "efi", "profiles", "run", "bin", "reports", "store/old", "store/new"):
+            (folder / name).mkdir(parents=True)
+        for number, name in ((7, "old"), (8, "new")):
+            system = folder / "store" / name
+            (folder / "profiles" / f"system-{number}-link").symlink_to(system)
+            entry = folder / "boot/loader/entries" / f"nixos-generation-{number}.conf"
+            entry.write_text(f"options init={system}/init\n")
+        (folder / "profiles" / "system").symlink_to("system-8-link")
+        (folder / "boot/loader/loader.conf").write_text("default nixos-generation-7.conf\n")
+        default = "nixos-generation-7.conf\0".encode("utf-16-le")
+        (folder / "efi" / f"LoaderEntryDefault-{VENDOR}").write_bytes(b"\7\0\0\0" + default)
+        self.program("systemctl", "")
+        self.program("nix-env", "")
+        monkeypatch.setenv("PATH", f"{folder}/bin:/usr/bin:/bin")
+        monkeypatch.setattr(trial, "_machine", lambda _: self.nixos)
+        monkeypatch.setattr(trial, "REPORTS", folder / "reports")
+        monkeypatch.setattr(trial, "MOTD", folder / "motd")
+        self.record = Record(folder / "record")
+
+    @property
+    def old(self) -> Generation:
+        return Generation(str(self.folder / "store/old"), 7)
+
+    @property
+    def new(self) -> Generation:
+        return Generation(str(self.folder / "store/new"), 8)
+
+    def program(self, name: str, does: str) -> None:
+        """A program that notes how it was called, then does something."""
+        file = self.folder / "bin" / name
+        file.write_text(f'#!/bin/sh\necho "{name} $*" >> {self.folder}/called\n{does}\n')
+        file.chmod(0o755)
+
+    @property
+    def called(self) -> list[str]:
+        log = self.folder / "called"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def is_at(self, *, booted: str, running: str) -> None:
+        for link, name in (("booted-system", booted), ("current-system", running)):
+            (self.folder / "run" / link).unlink(missing_ok=True)
+            (self.folder / "run" / link).symlink_to(self.folder / "store" / name)
+
+    def on_trial(self, phase: Phase) -> None:
+        self.record.save(State(proven=self.old, held=SetDefault(self.old), trial=Trial(self.new, phase)))
+
+    def reported(self, generation: Generation, *steps: Step, run: str) -> None:
+        made = Proof(generation.system, generation.number, True, "2026-11-25", 1.0, steps, invocation=run)
+        report.save(made, report.folder_of(self.folder / "reports", generation))
+
+    def trial(self, *words: str, **environment: str) -> int:
+        for name, value in environment.items():
+            self.patch.setenv(name, value)
+        return main(["trial", *words, "--enforce", "--record", str(self.record.folder)])
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    made = Host(tmp_path, monkeypatch)
+    made.is_at(booted="new", running="new")
+    return made
+
+
+OK, NO_TOKEN = Step("x", "ok", "y"), Step("token a", "fail", "no token")
+
+
+def test_a_pass_of_what_ran_before_a_switch_is_nobodys_pass(host: Host, capsys: Any) -> None:
+    """The switch found a smoke test under way: that one's verdict must not bless what was switched to."""
+    host.is_at(booted="old", running="new")
+    host.on_trial(Phase.LIVE)
+    host.reported(host.old, OK, run="run-of-the-old")
+    assert host.trial("verdict", "passed", MONITOR_INVOCATION_ID="run-of-the-old") == 0
+    assert host.record.load().trial == Trial(host.new, Phase.LIVE), "it was judged by another one's test"
+    assert host.called == [f"systemctl start --no-block {SMOKE_UNIT}"]
+    assert "generation 8 was switched to meanwhile and is tested now" in capsys.readouterr().out
+
+
+def test_a_failure_of_what_ran_before_a_switch_is_nobodys_failure(host: Host) -> None:
+    host.is_at(booted="old", running="new")
+    host.on_trial(Phase.LIVE)
+    host.reported(host.old, NO_TOKEN, run="run-of-the-old")
+    assert host.trial("verdict", "failed", MONITOR_INVOCATION_ID="run-of-the-old") == 0
+    assert not host.record.load().rolled_back
+    assert host.called == [f"systemctl start --no-block {SMOKE_UNIT}"]
+
+
+def test_its_own_failure_goes_back(host: Host) -> None:
+    host.on_trial(Phase.BOOTED)
+    host.reported(host.old, OK, run="an-earlier-run")
+    host.reported(host.new, NO_TOKEN, run="run")
+    assert host.trial("verdict", "failed", MONITOR_INVOCATION_ID="run") == 0
+    assert host.called[-1] == "systemctl reboot"
+    assert host.record.load().rolled_back[0].reason == "token a: no token"
+
+
+def test_a_report_that_says_pass_does_not_speak_for_a_run_that_failed(host: Host, capsys: Any) -> None:
+    """It had written its report, and was then stopped for its time was over."""
+    host.on_trial(Phase.BOOTED)
+    host.reported(host.new, OK, run="run")
+    code = host.trial("verdict", "failed", MONITOR_INVOCATION_ID="run", MONITOR_SERVICE_RESULT="timeout")
+    assert code == 0
+    said = capsys.readouterr().out
+    assert "smoke test: FAIL: it did not end in time" in said
+    assert "PASS" not in said
+    assert "PASS" not in (host.folder / "motd").read_text()
+
+
+def show(smoke: str, passed: str = "inactive", failed: str = "inactive", jobs: tuple[str, ...] = ()) -> str:
+    """What ``systemctl show`` prints; a unit without a job has no such line."""
+    states = {SMOKE_UNIT: smoke, PASSED: passed, FAILED: failed}
+    blocks = [
+        f"Id={unit}\nActiveState={state}\n" + ("Job=77\n" if unit in jobs else "") for unit, state in states.items()
+    ]
+    return "\n".join(blocks)
+
+
+@pytest.mark.parametrize(
+    ("shown", "comes"),
+    [
+        (show("inactive"), False),
+        (show("failed", failed="failed"), False),
+        (show("activating"), True),
+        (show("deactivating"), True),  # out of time, and being stopped
+        (show("inactive", jobs=(SMOKE_UNIT,)), False),  # waits for what may never end
+        (show("inactive", passed="activating"), True),
+        (show("inactive", jobs=(PASSED,)), True),
+        (show("failed", jobs=(FAILED,)), True),
+        ("", False),
+    ],
+)
+def test_whether_a_verdict_comes(shown: str, comes: bool) -> None:
+    assert under_way(shown) is comes
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_the_deadline_leaves_a_test_that_runs_to_its_own_limit(host: Host, comes: bool) -> None:
+    host.on_trial(Phase.BOOTED)
+    (host.folder / "shown").write_text(show("activating" if comes else "inactive"))
+    host.program("systemctl", f'[ "$1" != show ] || cat {host.folder}/shown')
+    assert host.trial("deadline") == 0
+    assert (host.record.load().trial is None, host.called[-1] == "systemctl reboot") == (not comes, not comes)
+
+
+def test_the_deadline_does_not_wait_for_a_systemd_that_says_nothing(host: Host) -> None:
+    host.on_trial(Phase.BOOTED)
+    host.program("systemctl", '[ "$1" != show ] || exit 1')
+    assert host.trial("deadline") == 0
+    assert host.called[-1] == "systemctl reboot"
+
+
+@pytest.mark.parametrize(
+    ("does", "reboots"),
+    [
+        ("exec sleep 600", True),
+        ("exit 1", True),
+        ('ln -sfn "$STORE/old" "$RUN/current-system"; exit 4', False),
+        ('ln -sfn "$STORE/old" "$RUN/current-system"; exec sleep 600', False),
+    ],
+)
+def test_a_switch_back_that_does_not_get_there_reboots(host: Host, does: str, reboots: bool) -> None:
+    """Also one that hangs: within the time that systemd gives us."""
+    host.is_at(booted="old", running="new")
+    host.on_trial(Phase.LIVE)
+    host.reported(host.new, NO_TOKEN, run="run")
+    host.program("systemd-run", does)
+    host.patch.setattr(nixos, "SWITCH_S", 1.0)
+    code = host.trial(
+        "verdict",
+        "failed",
+        MONITOR_INVOCATION_ID="run",
+        STORE=str(host.folder / "store"),
+        RUN=str(host.folder / "run"),
+    )
+    assert code == 0
+    assert (host.called[-1] == "systemctl reboot") is reboots
+
+
+def test_there_is_time_left_to_reboot_after_a_switch_that_hangs() -> None:
+    """Of what systemd gives to the unit that switches back."""
+    limit = re.search(r"TimeoutStartSec = (\d+)", (ROOT / "modules/trial.nix").read_text())
+    assert limit is not None
+    assert int(limit[1]) >= nixos.LOCK_WAIT_S + nixos.SWITCH_S + 60

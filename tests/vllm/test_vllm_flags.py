@@ -1,0 +1,105 @@
+"""Our flags against the real parser of the installed vLLM."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.contract.load import load
+from appliance.engines import argv, vllm
+from tests.conftest import ROOT
+from tests.vllm.conftest import ENGINE_PYTHON
+
+pytestmark = pytest.mark.vllm
+
+OLD_FLAGS = [
+    "speculative-decoding",
+    "draft-model",
+    "enable-flash-attention",
+    "max-concurrent-requests",
+    "max-batch-size",
+]
+
+PARSE = """
+import contextlib, io, json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+parser = make_arg_parser(FlexibleArgumentParser())
+
+def parse(words):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            args = parser.parse_args(words)
+        except SystemExit:
+            return {"error": said.getvalue().strip().splitlines()[-1]}
+    return {"host": args.host, "port": args.port, "context": args.max_model_len, "seqs": args.max_num_seqs}
+
+flags = {o for a in parser._actions for o in a.option_strings if o.startswith("--") and not o.startswith("--no-")}
+json.dump({"flags": sorted(flags), "parsed": [parse(words) for words in json.load(sys.stdin)]}, sys.stdout)
+"""
+
+
+def ask_vllm(lines: list[list[str]]) -> dict[str, Any]:
+    done = subprocess.run(
+        [ENGINE_PYTHON, "-c", PARSE],
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=110,
+    )
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+@pytest.fixture(scope="module")
+def commands() -> list[list[str]]:
+    """The command line of every vLLM replica of every example, without the interpreter."""
+    return [
+        list(argv.command(site, replica, ROOT).argv[3:])
+        for path in sorted((ROOT / "examples").glob("*.toml"))
+        for site in [load(path)]
+        for replica in argv.replicas(site)
+        if replica.engine.kind == "vllm"
+    ]
+
+
+@pytest.fixture(scope="module")
+def answer(commands: list[list[str]]) -> dict[str, Any]:
+    old = [["--model", "m", f"--{flag}", "1"] for flag in [*OLD_FLAGS, *vllm.GONE]]
+    return ask_vllm(commands + old)
+
+
+def test_the_list_of_flags_is_the_parsers_own(answer: dict[str, Any]) -> None:
+    assert {flag.removeprefix("--") for flag in answer["flags"]} - {"help"} == vllm.known_flags()
+
+
+def test_flags_of_the_next_release_are_a_superset() -> None:
+    """Moving the pin to 0.33.0 breaks no configuration: every flag of 0.32.0 is still there."""
+    csv = Path(ROOT.parent / "shared" / "data" / "vllm_0.33.0_flags.csv")
+    if not csv.exists():
+        pytest.skip("the list of 0.33.0's flags is not on this machine")
+    newer = {line.split(",")[0].removeprefix("--") for line in csv.read_text().splitlines()[1:]}
+    assert vllm.known_flags() <= newer
+
+
+def test_the_parser_takes_every_examples_command(answer: dict[str, Any], commands: list[list[str]]) -> None:
+    parsed = answer["parsed"][: len(commands)]
+    assert all("error" not in one for one in parsed), parsed
+    assert {one["host"] for one in parsed} == {"127.0.0.1"}
+    for words, one in zip(commands, parsed, strict=True):
+        assert one["port"] == int(words[words.index("--port") + 1])
+        assert one["context"] == int(words[words.index("--max-model-len") + 1])
+        assert one["seqs"] == int(words[words.index("--max-num-seqs") + 1])
+
+
+def test_the_parser_refuses_the_flags_of_old_notes(answer: dict[str, Any], commands: list[list[str]]) -> None:
+    for flag, one in zip([*OLD_FLAGS, *vllm.GONE], answer["parsed"][len(commands) :], strict=True):
+        assert "unrecognized arguments" in one.get("error", ""), f"--{flag}: {one}"
+    assert set(OLD_FLAGS) <= vllm.GONE.keys(), "and our own check says what to write instead"

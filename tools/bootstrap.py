@@ -1,0 +1,365 @@
+"""Sets a bare machine up: ``.venv`` for the appliance, ``.venv-engine`` for vLLM, from hash-pinned locks.
+
+Standard library only: it runs under the system's Python before anything is installed. What is already
+installed from the same locks is left alone, so a second run takes a fraction of a second.
+
+One process at a time changes the environments: it holds :data:`LOCK`, and the programs that it starts hold it
+too, so that a run after a killed one begins when the last of them has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from appliance.errors import REFUSED, StartError, StoreError, UsageError
+from appliance.system import lock_file
+from appliance.system.ports import port
+from tools.installer import inheriting, last_line, pip_environment, plain_environment, start, unwritable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINE_PYTHON = (3, 11)
+"""The Python for which engine-cpu.lock was resolved and tried."""
+
+
+class SetupError(Exception):
+    """Something the person must mend; the message says how."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One virtual environment and the lock it is made from."""
+
+    folder: Path
+    lock: Path
+    about: str
+    no_deps: bool = False
+    covers: tuple[str, ...] = ()
+    """Names of smaller locks whose packages this one contains."""
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin" / "python"
+
+    def stamp(self, name: str) -> Path:
+        """The file that says lock ``name`` is installed."""
+        return self.folder / f".installed-{name}"
+
+    @property
+    def changing(self) -> Path:
+        """The file that is there while packages are changed, and stays if that is broken off."""
+        return self.folder / ".changing"
+
+    @property
+    def in_use(self) -> Path:
+        """The file that each service that runs from this environment locks for reading."""
+        return self.folder / lock_file.IN_USE
+
+    @property
+    def digest(self) -> str:
+        """What the stamp must hold: the lock, and the Python that it was installed for."""
+        return fingerprint(self.lock)
+
+    @property
+    def ready(self) -> bool:
+        """Whether this lock, or a larger one, is installed."""
+        mark = self.stamp(self.lock.stem)
+        whole = self.python.exists() and mark.exists() and not self.changing.exists()
+        return whole and mark.read_text() == self.digest
+
+    @property
+    def whole(self) -> bool:
+        """Whether every lock that was installed here is still what it was: installing can only add packages."""
+        if self.changing.exists() or not self.python.exists():
+            return False
+        stamps = [*self.folder.glob(".installed-*")]
+        locks = {stamp: self.lock.parent / f"{stamp.name.removeprefix('.installed-')}.lock" for stamp in stamps}
+        return bool(stamps) and all(
+            lock.exists() and stamp.read_text() == fingerprint(lock) for stamp, lock in locks.items()
+        )
+
+
+def fingerprint(lock: Path) -> str:
+    """A digest of ``lock`` and of the Python that would install it."""
+    return hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()
+
+
+LOCKS = ROOT / "requirements"
+LOCK = ROOT / ".bootstrap.lock"
+"""Held by the process that changes the environments."""
+
+SERVICE = Environment(ROOT / ".venv", LOCKS / "loadtest.lock", "the appliance")
+TESTS = Environment(ROOT / ".venv", LOCKS / "dev.lock", "the appliance and its tests", covers=("loadtest",))
+ENGINE = Environment(
+    ROOT / ".venv-engine", LOCKS / "engine-cpu.lock", "vLLM for the CPU (about 1.6 GB)", no_deps=True
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the environments that the command line asks for."""
+    parser = argparse.ArgumentParser(description="Set this machine up.")
+    parser.add_argument("--tests", action="store_true", help="also what the tests need")
+    parser.add_argument("--engine", choices=("vllm", "fake"), default="vllm")
+    # Of no use here; but a mistake in them is worth a sentence before the minutes of an installation, not after.
+    parser.add_argument("--port", help="port that `make up` will get")
+    parser.add_argument("--engine-port", help="port that `make up` will get for its engine")
+    args = parser.parse_args(arguments)
+    environments = [TESTS if args.tests else SERVICE] + ([ENGINE] if args.engine == "vllm" else [])
+    try:
+        for text, name in ((args.port, "PORT"), (args.engine_port, "ENGINE_PORT")):
+            if text is not None:
+                port(text, name)
+        check_machine(args.engine)
+        if not all(environment.ready for environment in environments):
+            with alone():
+                set_up([environment for environment in environments if not environment.ready], args.engine)
+    except (SetupError, StartError, StoreError, UsageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+    except OSError as error:
+        print(f"error: {refusal(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def refusal(error: OSError) -> str:
+    """Return a sentence that names the file, the cause and the fix."""
+    path = Path(error.filename) if isinstance(error.filename, str) else ROOT
+    if error.errno in REFUSED:
+        return str(StoreError.unwritable(path, error))
+    return f"{path}: {error.strerror or error}; `git status` shows whether the checkout is whole"
+
+
+def set_up(environments: Sequence[Environment], engine: str) -> None:
+    """Install ``environments``, which are not ready, and what they need of the system."""
+    if environments:
+        system_packages(engine)
+    for environment in environments:
+        install(environment)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold :data:`LOCK`; wait for another process that holds it, and say so."""
+
+    def waiting(note: lock_file.Note) -> None:
+        print(f"another `make up` is installing here (pid {note.get('pid', 'unknown')}); waiting", flush=True)
+
+    lock = lock_file.wait(LOCK, waiting)
+    try:
+        lock.note()
+        with inheriting(lock.number):
+            yield
+    finally:
+        lock.release()
+
+
+def check_machine(engine: str) -> None:
+    """Refuse what cannot work here, and say what can."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - an older Python must get a sentence, not a traceback
+        raise SetupError(
+            f"Python 3.11 or newer is needed, this is {platform.python_version()}; set PYTHON=python3.11"
+        )
+    if engine != "vllm":
+        return
+    offer = "or run `make up ENGINE=fake`, which needs no engine and says so in every output"
+    if sys.version_info[:2] != ENGINE_PYTHON or platform.machine() != "x86_64" or sys.platform != "linux":
+        here = f"Python {platform.python_version()} on {sys.platform} {platform.machine()}"
+        raise SetupError(
+            f"vLLM for the CPU is locked for Python 3.11 on Linux x86_64, this is {here}; "
+            f"set PYTHON to a Python 3.11, {offer}"
+        )
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    if "avx2" not in flags:
+        raise SetupError(
+            f"vLLM for the CPU needs a processor with AVX2, this one has none; use another machine, {offer}"
+        )
+
+
+def system_packages(engine: str) -> None:
+    """Install Debian's packages that Python packages cannot bring; as root, or say what to type."""
+    wanted = []
+    if importlib.util.find_spec("ensurepip") is None:
+        wanted.append("python3-venv")
+    if engine == "vllm" and ctypes.util.find_library("numa") is None:
+        wanted.append("libnuma1")
+    if not wanted:
+        return
+    command = f"apt-get install -y {' '.join(wanted)}"
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        raise SetupError(f"missing on this machine: {', '.join(wanted)}; install them (on Debian: sudo {command})")
+    with progress(f"installing {' '.join(wanted)} with apt-get"):
+        quiet = {**plain_environment(), "DEBIAN_FRONTEND": "noninteractive"}
+        start(["apt-get", "update"], quiet)
+        done = start(["apt-get", "install", "-y", "--no-install-recommends", *wanted], quiet)
+    if done.returncode != 0:
+        raise SetupError(f"`{command}` failed ({last_line(done.stderr)}); run it by hand and correct the cause")
+
+
+def install(environment: Environment) -> None:
+    """Make ``environment`` from its lock, unless it already is."""
+    if environment.ready:
+        return
+    if environment.folder.exists() and not environment.whole:
+        _unused(environment)
+        if environment.changing.exists() or not any(environment.folder.glob(".installed-*")):
+            # A run was broken off: the content is unknown.
+            _remove(environment.folder)
+    if not environment.python.exists():
+        _create(environment)
+    environment.changing.touch()
+    environment.in_use.touch()
+    _install_packages(environment)
+    for name in (environment.lock.stem, *environment.covers):
+        draft = environment.folder / f".{name}.new"
+        draft.write_text(fingerprint(LOCKS / f"{name}.lock"))
+        draft.replace(environment.stamp(name))
+    environment.changing.unlink()
+
+
+def _unused(environment: Environment) -> None:
+    """Raise :class:`SetupError` if a service runs from ``environment``, which is about to lose packages."""
+    try:
+        lock = environment.in_use.open("rb")
+    except FileNotFoundError:
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SetupError(
+                f"{environment.folder} has to be installed anew, and a service runs from it; stop that `make up` "
+                "with Ctrl-C and run the same command again"
+            ) from None
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        # The error names a file without its folder.
+        raise StoreError.unwritable(folder, error) from None
+
+
+def _create(environment: Environment) -> None:
+    """Make an environment that holds pip alone."""
+    # In two steps: in one, venv keeps the reason why pip could not be put there to itself.
+    steps = (
+        [sys.executable, "-m", "venv", "--without-pip", str(environment.folder)],
+        [str(environment.python), "-Im", "ensurepip", "--upgrade", "--default-pip"],
+    )
+    for argv in steps:
+        done = start(argv)
+        if done.returncode != 0:
+            raise SetupError(
+                unwritable(environment.folder, done.stderr)
+                or f"{environment.folder} could not be made ({last_line(done.stderr or done.stdout)}); remove it "
+                f"and run again, or set PYTHON to another Python than {sys.executable}"
+            )
+
+
+def _install_packages(environment: Environment) -> None:
+    count = sum("==" in line for line in environment.lock.read_text().splitlines())
+    pip = [
+        str(environment.python),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "--quiet",
+        "--no-input",
+    ]
+    locked = [*pip, "--require-hashes", "-r", str(environment.lock)] + (
+        ["--no-deps"] if environment.no_deps else []
+    )
+    index = os.environ.get("TORCH_INDEX", "")
+    if environment is ENGINE and index:
+        locked += ["--extra-index-url", index]
+    variables = pip_environment(environment.python)
+    before = _content(environment)
+    with progress(f"installing {environment.about}: {count} packages into {environment.folder.name}"):
+        done = start(locked, variables)
+    if done.returncode != 0:
+        if _content(environment) == before:
+            # What was installed before is still whole, and works without a network.
+            environment.changing.unlink()
+        raise SetupError(unwritable(environment.folder, done.stderr) or explain(environment, done.stderr))
+    if environment.folder == SERVICE.folder:
+        own = [*pip, "--no-deps", "--no-build-isolation", "--no-index", "-e", str(ROOT)]
+        done = start(own, variables)
+        if done.returncode != 0:
+            raise SetupError(
+                unwritable(environment.folder, done.stderr)
+                or f"the appliance's own package could not be installed: {last_line(done.stderr)}"
+            )
+
+
+def _content(environment: Environment) -> list[tuple[str, int]]:
+    """Return what changes when a package is added, removed or replaced: the times of the folders that hold
+    packages."""
+    return [(str(folder), folder.stat().st_mtime_ns) for folder in environment.folder.glob("lib/*/site-packages")]
+
+
+def explain(environment: Environment, stderr: str) -> str:
+    """pip's complaint in one line, with what a person can do about it."""
+    said = last_line(stderr)
+    if environment is not ENGINE:
+        return f"{environment.lock.name} could not be installed ({said}); check the network and run again"
+    return (
+        f"the engine could not be installed ({said}). If torch's CPU build is what is missing, set "
+        "TORCH_INDEX to the address that pytorch.org shows for 'CPU' and run again; without an engine, "
+        "`make up ENGINE=fake` shows everything but the model"
+    )
+
+
+@contextmanager
+def progress(what: str) -> Iterator[None]:
+    """Say ``what`` happens, and go on saying that it does: a counter on a terminal, a line now and then else."""
+    began = time.monotonic()
+    stop = threading.Event()
+    terminal = sys.stdout.isatty()
+
+    def tick() -> None:
+        while not stop.wait(1 if terminal else 20):
+            spent = time.monotonic() - began
+            print(
+                f"\r{what} ... {spent:.0f} s " if terminal else f"{what} ... {spent:.0f} s",
+                end="" if terminal else "\n",
+                flush=True,
+            )
+
+    thread = threading.Thread(target=tick, daemon=True)
+    print(f"{what} ...", end="" if terminal else "\n", flush=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        spent = time.monotonic() - began
+        print(f"\r{what}: {spent:.0f} s    " if terminal else f"{what}: {spent:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

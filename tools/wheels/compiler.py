@@ -1,0 +1,59 @@
+"""Whether the set can compile for the cards by itself: engines compile kernels while they run.
+
+Lays out the CUDA toolkit of the wheels as the engine's environment has it, and compiles and links a small
+kernel with its nvcc. The host's g++ takes the place of the one from nixpkgs.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+from tools.wheels.sources import Wheel
+
+HOME = "nvidia/cu13"
+"""The toolkit's place inside site-packages; CUDA_HOME points there."""
+
+KERNEL = """
+#include <cuda_fp8.h>
+#include <cub/cub.cuh>
+__global__ void scale(float *x, __nv_fp8_e4m3 *y, int n) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) y[i] = __nv_fp8_e4m3(2 * x[i]);
+}
+extern "C" void run(float *x, __nv_fp8_e4m3 *y, int n) { scale<<<(n + 255) / 256, 256>>>(x, y, n); }
+"""
+
+
+def lay_out(wheels: list[Wheel], folder: Path, target: Path) -> Path:
+    """Unpack what the wheels put under :data:`HOME`, but for the large libraries of mathematics."""
+    parts = ("nvidia-cuda-", "nvidia-nvvm", "nvidia-nvjitlink")
+    for wheel in wheels:
+        if wheel.name.startswith(parts):
+            with zipfile.ZipFile(folder / wheel.file) as archive:
+                for entry in archive.infolist():
+                    if entry.filename.startswith(f"{HOME}/"):
+                        place = Path(archive.extract(entry, target))
+                        place.chmod(place.stat().st_mode | (entry.external_attr >> 16 & 0o100))
+    home = target / HOME
+    # As engine-cuda.nix does: compilers look for lib64, linkers for the name without a version.
+    (home / "lib64").symlink_to("lib")
+    for library in list((home / "lib").glob("lib*.so.*")):
+        bare = library.with_name(library.name.split(".so.", 1)[0] + ".so")
+        if not bare.exists():
+            bare.symlink_to(library.name)
+    return home
+
+
+def compiled(home: Path, scratch: Path, architecture: str) -> tuple[Path | None, str]:
+    """The shared library that nvcc makes of :data:`KERNEL`, and what nvcc said."""
+    if shutil.which("g++") is None:
+        return None, "g++ is missing on this machine; install it"
+    source, library = scratch / "kernel.cu", scratch / "kernel.so"
+    source.write_text(KERNEL)
+    argv = [home / "bin" / "nvcc", f"-arch={architecture}", "-std=c++17", "-shared", "-Xcompiler", "-fPIC"]
+    argv += ["-o", library, source, "-cudart", "shared"]
+    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False)
+    return (library if done.returncode == 0 else None), done.stderr[-400:]

@@ -1,0 +1,245 @@
+"""Proves the engine's wheel set on the wheels themselves (``make verify-wheels``; 3.7 GB to fetch).
+
+Writes docs/wheels.md and exits non-zero where a line of it does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections import defaultdict
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from tools.wheels import compiler, elf
+from tools.wheels.contents import digest, libraries, provided, unmet
+from tools.wheels.lock_engine import LOCK, PLAIN_INDEX, ROOT, WHEELS, faults
+from tools.wheels.sources import TARGET_PYTHON, Wheel, parse_json, target_options
+
+REPORT = ROOT / "docs" / "wheels.md"
+LIBRARIES = ROOT / "modules" / "engine-libraries.json"
+PINS = ROOT / "modules" / "pins.nix"
+KERNELS = {
+    "_C": r"vllm/_C(_stable_libtorch)?\.abi3\.so",
+    "_moe_C": r"vllm/_moe_C(_stable_libtorch)?\.abi3\.so",
+}
+"""vLLM's two libraries of kernels, as people call them; with torch's stable ABI their files got a suffix."""
+
+ARCHITECTURE = "sm_120"
+DRIVER_FOR_CUDA = {"12": 525, "13": 580}
+"""Lowest driver branch of a CUDA major version (NVIDIA's minor-version compatibility table)."""
+
+
+@dataclass(slots=True)
+class Finding:
+    """One line of the report: what was asked, what was found, and what is wrong with it."""
+
+    title: str
+    found: str
+    wrong: list[str] = field(default_factory=list)
+
+
+def download(folder: Path) -> Finding:
+    """Fetch the set as pip does under ``--require-hashes``, then compare every file with wheels.json."""
+    argv = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--require-hashes",
+        "--no-deps",
+        "--no-cache-dir",
+        "--quiet",
+    ]
+    argv += [*target_options(), "--progress-bar=off", "-r", str(LOCK), "-d", str(folder)]
+    done = subprocess.run(argv, env={**os.environ, **PLAIN_INDEX}, check=False, capture_output=True, text=True)
+    return Finding("complete under `pip download --require-hashes --no-deps`", "exit 0",
+                   [] if done.returncode == 0 else done.stderr.strip().splitlines()[-3:])  # fmt: skip
+
+
+def hashes(wheels: list[Wheel], folder: Path) -> Finding:
+    """Every file of wheels.json is there and is the one that was locked; nothing else is there."""
+    wrong, size = faults(wheels, LOCK.read_text()), 0
+    for wheel in wheels:
+        path = folder / wheel.file
+        if not path.exists():
+            wrong.append(f"{wheel.file} is missing")
+        elif digest(path) != wheel.sha256:
+            wrong.append(f"{wheel.file} has another SHA-256 than the lock")
+        else:
+            size += path.stat().st_size
+    extra = {path.name for path in folder.glob("*.whl")} - {wheel.file for wheel in wheels}
+    wrong += [f"{name} is not in the lock" for name in sorted(extra)]
+    return Finding(
+        "files equal the lock and modules/wheels.json", f"{len(wheels)} wheels, {size / 1e9:.2f} GB", wrong
+    )
+
+
+def dependencies(wheels: list[Wheel], folder: Path) -> Finding:
+    """Every requirement of every wheel is satisfied by the set itself."""
+    looked, wrong = unmet(wheels, folder)
+    return Finding("dependencies satisfied inside the set", f"{looked} requirements", wrong)
+
+
+def needed(found: list[tuple[Wheel, str, elf.Elf]], listed: dict[str, dict[str, str]]) -> list[Finding]:
+    """Every NEEDED name is in the set or listed, and everything listed is needed by somebody."""
+    native = [(wheel, path, item) for wheel, path, item in found if item.machine == elf.X86_64]
+    have = provided(iter(path for _, path, _ in native))
+    asked: dict[str, set[str]] = defaultdict(set)
+    for wheel, _, item in native:
+        for name in item.needed:
+            asked[name].add(wheel.name)
+    outside = {name: users for name, users in asked.items() if name not in have}
+    kinds = {name: _kind(name, listed) for name in outside}
+    wrong = [
+        f"{name}, needed by {', '.join(sorted(outside[name]))}, is nowhere"
+        for name, kind in kinds.items()
+        if not kind
+    ]
+    idle = [
+        pattern for names in listed.values() for pattern in names if not any(fnmatch(n, pattern) for n in outside)
+    ]
+    wrong += [f"{pattern} is listed in engine-libraries.json, but nothing needs it" for pattern in idle]
+    per = {kind: sum(1 for value in kinds.values() if value == kind) for kind in listed}
+    runtimes = sorted(name for name in asked if name.startswith("libcudart.so"))
+    foreign = len(found) - len(native)
+    return [
+        Finding(
+            "every ELF NEEDED resolved",
+            f"{len(native)} files, {len(asked)} names: {len(asked) - len(outside)} inside the set, "
+            f"{per['nixpkgs']} from nixpkgs, {per['driver']} from the driver, {per['optional']} optional; "
+            f"{foreign} files for other machines, not looked at",
+            wrong,
+        ),
+        Finding(
+            "one CUDA runtime",
+            ", ".join(runtimes),
+            [] if len(runtimes) == 1 else [f"{len(runtimes)} runtimes are linked"],
+        ),
+    ]
+
+
+def kernels(wheels: list[Wheel], folder: Path) -> list[Finding]:
+    """vLLM's kernel libraries hold native code for the cards, by the cuobjdump that triton brings."""
+    files = {wheel.name: folder / wheel.file for wheel in wheels}
+    findings = []
+    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(files["triton"]) as triton:
+        tool = Path(triton.extract("triton/backends/nvidia/bin/cuobjdump", scratch))
+        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+        with zipfile.ZipFile(files["vllm"]) as vllm:
+            for title, pattern in KERNELS.items():
+                members = [name for name in vllm.namelist() if re.fullmatch(pattern, name)]
+                count = sum(_cubins(tool, Path(vllm.extract(name, scratch))) for name in members)
+                wrong = (
+                    [] if count else [f"no {ARCHITECTURE} code in {title} ({', '.join(members) or 'no such file'})"]
+                )
+                findings.append(
+                    Finding(
+                        f"`{title}` carries {ARCHITECTURE} code",
+                        f"{count} cubins in {', '.join(members)}",
+                        wrong,
+                    )
+                )
+    return findings
+
+
+def toolkit(wheels: list[Wheel], folder: Path) -> Finding:
+    """The set's own nvcc compiles and links for the cards: FlashInfer and others do so while the engine runs."""
+    with tempfile.TemporaryDirectory() as scratch:
+        home = compiler.lay_out(wheels, folder, Path(scratch))
+        library, told = compiler.compiled(home, Path(scratch), ARCHITECTURE)
+        version = next(wheel.version for wheel in wheels if wheel.name == "nvidia-cuda-nvcc")
+        found = f"nvcc {version} compiled and linked a kernel" if library else "nvcc failed"
+        return Finding(f"the set compiles for {ARCHITECTURE} by itself", found, [] if library else [told])
+
+
+def driver(wheels: list[Wheel]) -> Finding:
+    """The pinned driver runs the CUDA that the wheels carry."""
+    runtime = next(wheel.version for wheel in wheels if wheel.name == "nvidia-cuda-runtime")
+    match = re.search(r'"NVIDIA driver[^"]*" "([0-9.]+)"', PINS.read_text())
+    pinned = match[1] if match else "none"
+    lowest = DRIVER_FOR_CUDA.get(runtime.split(".", 1)[0])
+    fits = match is not None and lowest is not None and int(pinned.split(".", 1)[0]) >= lowest
+    wrong = [] if fits else [f"CUDA {runtime} needs driver {lowest} or newer; modules/pins.nix says {pinned}"]
+    return Finding(
+        "CUDA runtime fits the pinned driver", f"CUDA {runtime} (needs ≥ {lowest}), driver {pinned}", wrong
+    )
+
+
+def report(findings: list[Finding], wheels: list[Wheel], listed: dict[str, dict[str, str]]) -> str:
+    """docs/wheels.md."""
+    version = {wheel.name: wheel.version for wheel in wheels}
+    names = (
+        "vllm",
+        "torch",
+        "triton",
+        "flashinfer-python",
+        "transformers",
+        "nvidia-nccl-cu13",
+        "nvidia-cudnn-cu13",
+    )
+    lines = [
+        "# The engine's wheel set",
+        "",
+        "Written by `make verify-wheels`, which looked at the wheels themselves.",
+    ]
+    lines += [
+        f"Target: Python {TARGET_PYTHON}, manylinux_2_28 x86_64. No kernel was run: that needs a card.",
+        "",
+    ]
+    lines += ["| what | found | holds |", "|---|---|---|"]
+    lines += [f"| {item.title} | {item.found} | {'NO' if item.wrong else 'yes'} |" for item in findings]
+    lines += [f"\n- {fault}" for item in findings for fault in item.wrong]
+    lines += [
+        "",
+        "Versions: " + ", ".join(f"{name} {version[name]}" for name in names if name in version) + ".",
+        "",
+    ]
+    for kind, names_of_kind in listed.items():
+        lines += [f"## Libraries: {kind}", "", "| name | |", "|---|---|"]
+        lines += [f"| `{name}` | {reason} |" for name, reason in names_of_kind.items()] + [""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Verify, write the report, say what does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--wheels", type=Path, help="a folder that holds the wheels already; nothing is fetched")
+    parser.add_argument("--report", type=Path, default=REPORT)
+    arguments = parser.parse_args()
+    wheels = parse_json(WHEELS.read_text())
+    listed = json.loads(LIBRARIES.read_text())
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.wheels or Path(scratch)
+        findings = [] if arguments.wheels else [download(folder)]
+        findings += [hashes(wheels, folder)]
+        if not findings[-1].wrong:
+            findings += [dependencies(wheels, folder), *needed(list(libraries(wheels, folder)), listed)]
+            findings += [*kernels(wheels, folder), toolkit(wheels, folder), driver(wheels)]
+    arguments.report.write_text(report(findings, wheels, listed))
+    for item in findings:
+        sys.stdout.write(f"{'NO ' if item.wrong else 'ok '} {item.title}: {item.found}\n")
+        sys.stdout.write("".join(f"     {fault}\n" for fault in item.wrong))
+    return 1 if any(item.wrong for item in findings) else 0
+
+
+def _kind(name: str, listed: dict[str, dict[str, str]]) -> str | None:
+    """Under which heading of engine-libraries.json ``name`` is listed."""
+    return next((kind for kind, names in listed.items() if any(fnmatch(name, item) for item in names)), None)
+
+
+def _cubins(tool: Path, library: Path) -> int:
+    listing = subprocess.run([tool, "--list-elf", library], check=True, capture_output=True, text=True).stdout
+    return len(re.findall(rf"\b{ARCHITECTURE}\w?\.cubin", listing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
