@@ -30,8 +30,8 @@ from appliance.errors import (
     UsageError,
     openai_body,
 )
-from appliance.gateway.auth import Key
 from appliance.store.keys import LEAST_WEIGHT, MOST_WEIGHT, KeyStore
+from appliance.store.models import Key
 from appliance.store.usage import UsageLine, UsageReader, as_csv
 
 BEARER = HTTPBearer(auto_error=False, description="The admin token.")

@@ -17,8 +17,8 @@ from appliance.contract.load import load
 from appliance.contract.model import Site
 from appliance.contract.rules import nearest
 from appliance.errors import UsageError
-from appliance.gateway.auth import Key
 from appliance.render.terminal import Console
+from appliance.store.models import Key
 
 if TYPE_CHECKING:
     from collections.abc import Callable

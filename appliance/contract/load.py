@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from appliance.contract.engine_options import check_options
 from appliance.contract.model import Site
 from appliance.contract.rules import nearest, violations
-from appliance.engines.argv import check_options
 from appliance.errors import ConfigError
 from appliance.system import text_file
 

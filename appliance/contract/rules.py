@@ -1,7 +1,7 @@
 """Rules that span several sections of a site: what each section alone cannot know.
 
 Pure: :func:`violations` takes a :class:`~appliance.contract.model.Site` and returns every broken rule, each with
-the place and the fix. An engine's own flags are checked by :mod:`appliance.engines.argv`.
+the place and the fix. An engine's own flags are checked by :mod:`appliance.contract.engine_options`.
 """
 
 from __future__ import annotations

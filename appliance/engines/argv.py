@@ -42,11 +42,6 @@ class Replica:
 Build = Callable[[Engine, Model, int], tuple[list[str], dict[str, str]]]
 
 _BUILD: dict[str, Build] = {"vllm": vllm.build, "llamacpp": llamacpp.build, "fake": fake.build}
-_CHECK: dict[str, Callable[[Engine], list[str]]] = {
-    "vllm": vllm.check_options,
-    "llamacpp": llamacpp.check_options,
-    "fake": fake.check_options,
-}
 
 
 def replicas(site: Site) -> list[Replica]:
@@ -75,12 +70,3 @@ def command(site: Site, replica: Replica, base: Path) -> Command:
     if replica.engine.kind == "vllm":
         argv += vllm.media(site.gateway.media_domains)
     return Command(tuple(argv), {**environment, **replica.engine.environment})
-
-
-def check_options(site: Site) -> list[str]:
-    """One line per option that the pinned engine does not know or that our own keys already set."""
-    return [
-        f"engines.{name}.options: {fault}"
-        for name, engine in site.engines.items()
-        for fault in _CHECK[engine.kind](engine)
-    ]

@@ -13,8 +13,6 @@ from appliance.contract.model import Engine, Model
 SCRIPT = Path(__file__).resolve().parents[2] / "tests" / "fakes" / "vllm.py"
 """The one fake lives with the tests: a checkout has it, an installed appliance has no use for it."""
 
-OPTIONS = ("itl-ms", "ttft-ms", "load-delay-s", "tokens", "fail-load", "wake-delay-s", "capacity", "fail-sleep")
-
 
 def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[str, str]]:
     """argv and environment of replica number ``replica``."""
@@ -23,12 +21,3 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     for flag, value in engine.options.items():
         argv += [f"--{flag}", str(value)]
     return argv, {"VLLM_SERVER_DEV_MODE": "1"} if engine.sleep else {}
-
-
-def check_options(engine: Engine) -> list[str]:
-    """Faults of ``engine.options``."""
-    return [
-        f"the fake engine has no flag {flag}; it knows {', '.join(OPTIONS)}"
-        for flag in engine.options
-        if flag not in OPTIONS
-    ]

@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from appliance.contract.model import Engine, Model
 from appliance.engines.vllm import option
-
-OURS = {
-    "model": "model",
-    "alias": "model",
-    "hf-repo": "the model's source",
-    "host": "nothing: engines listen on loopback",
-    "port": "port",
-    "api-key": "nothing: the gateway holds the keys",
-    "ctx-size": "context and concurrency",
-    "parallel": "concurrency",
-    "embedding": "the model's task",
-    "embeddings": "the model's task",
-}
-"""Flags we set ourselves, and the key of the configuration that sets them."""
 
 
 def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[str, str]]:
@@ -47,18 +31,3 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     for flag, value in engine.options.items():
         argv += option(flag, value)
     return argv, environment
-
-
-def check_options(engine: Engine) -> list[str]:
-    """Faults of ``engine.options``; llama.cpp's binary is not pinned here, so only what is surely wrong."""
-    faults = []
-    for flag, value in engine.options.items():
-        if not re.fullmatch(r"[a-z][a-z0-9-]*", flag):
-            faults.append(
-                f"{flag!r} is no long flag; write it as llama-server --help does, without dashes in front"
-            )
-        elif flag in OURS:
-            faults.append(f"{flag} is set by {OURS[flag]}; remove it from options")
-        elif value is None:
-            faults.append(f"{flag} has no value; remove it")
-    return faults

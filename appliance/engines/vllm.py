@@ -1,63 +1,20 @@
 """vLLM's command line.
 
-The flags are those of the pinned release (``vllm_flags.txt``, read from its own parser; a test compares the
-two). Old blog posts name flags that are long gone: :data:`GONE` says what to write instead.
+Which flags ``options`` may hold, and which of them a key of the configuration sets, is in
+:mod:`appliance.contract.engine_options`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from functools import cache
-from importlib.resources import files
 
 from pydantic import JsonValue
 
 from appliance.contract.model import Engine, Model
-from appliance.contract.rules import nearest
 
 MODULE = "vllm.entrypoints.openai.api_server"
 """Started as a module: the ``vllm`` script looks for a distribution named vllm, and the CPU build is not."""
-
-OURS = {
-    "model": "model",
-    "revision": "the model's revision",
-    "tokenizer-revision": "the model's revision",
-    "served-model-name": "model",
-    "host": "nothing: engines listen on loopback",
-    "port": "port",
-    "uds": "port",
-    "api-key": "nothing: the gateway holds the keys",
-    "max-model-len": "context",
-    "max-num-seqs": "concurrency",
-    "tensor-parallel-size": "tensor_parallel",
-    "gpu-memory-utilization": "gpu_memory_utilization",
-    "device-memory-utilization": "gpu_memory_utilization",
-    "shutdown-timeout": "shutdown_timeout_s",
-    "device-ids": "gpus",
-    "runner": "the model's task",
-    "convert": "the model's task",
-    "enable-lora": "`adapters` of the model",
-    "lora-modules": "`adapters` of the model",
-    "max-loras": "`adapters` of the model",
-    "max-lora-rank": "`adapters` of the model",
-    "enable-sleep-mode": "`sleep` of the engine",
-    "allowed-media-domains": "gateway.media_domains",
-}
-"""Flags we set ourselves, and the key of the configuration that sets them."""
-
-GONE = {
-    "speculative-decoding": "write speculative-config, a table such as {method = 'mtp'}",
-    "draft-model": "write speculative-config = {model = ..., num_speculative_tokens = ...}",
-    "enable-flash-attention": "leave it out: the attention backend is chosen for the card",
-    "max-concurrent-requests": "set `concurrency` of the engine",
-    "max-batch-size": "set `concurrency` of the engine",
-    "swap-space": "leave it out: preempted sequences are recomputed",
-    "num-scheduler-steps": "leave it out: scheduling is asynchronous by itself",
-    "use-v2-block-manager": "leave it out: there is one block manager",
-    "task": "set `task` of the model",
-}
-"""Flags of old notes and posts, and what to do instead (facts: vLLM 0.33.0's own parser refuses them)."""
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -68,13 +25,6 @@ ENVIRONMENT = {
 }
 """Weights are pinned and fetched beforehand; an engine has no business on the network. vLLM's own bound of
 parallel answers, 16384, would let one request fill it."""
-
-
-@cache
-def known_flags() -> frozenset[str]:
-    """Flags of the pinned vLLM, without dashes in front."""
-    text = files("appliance.engines").joinpath("vllm_flags.txt").read_text()
-    return frozenset(line for line in text.splitlines() if line and not line.startswith("#"))
 
 
 def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[str, str]]:
@@ -140,21 +90,3 @@ def option(flag: str, value: JsonValue) -> list[str]:
     if isinstance(value, list):
         return [f"--{flag}", *(str(item) for item in value)]
     return [f"--{flag}", str(value)]
-
-
-def check_options(engine: Engine) -> list[str]:
-    """Faults of ``engine.options``: unknown or gone flags, and flags that a key of ours sets."""
-    faults = []
-    for flag, value in engine.options.items():
-        bare = flag.lstrip("-")
-        if value is None:
-            faults.append(f"{flag} has no value; remove it")
-        elif bare in OURS:
-            faults.append(f"{flag} is set by {OURS[bare]}; remove it from options")
-        elif bare in GONE:
-            faults.append(f"vLLM has no {flag}; {GONE[bare]}")
-        elif flag != bare:
-            faults.append(f"{flag} has dashes in front; write {bare}")
-        elif bare not in known_flags():
-            faults.append(f"the pinned vLLM has no flag {flag}; {nearest(flag, sorted(known_flags()))}")
-    return faults

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from appliance.gateway import log
-from appliance.gateway.auth import Key
 from appliance.gateway.limits import Allowance
 from appliance.gateway.outcome import COUNTING
 from appliance.gateway.parts import Parts
 from appliance.gateway.routing import Replica, Service
 from appliance.gateway.sse import Relay, Usage
-from appliance.gateway.usage import UsageRow
+from appliance.store.models import Key, UsageRow
 
 CHARGED = frozenset({"ok", "aborted"})
 """Outcomes that count against a key's limits even without a generated token: an embedding, a client that left."""

@@ -24,7 +24,7 @@ from appliance.errors import (
     StoreError,
 )
 from appliance.gateway import paths, reply
-from appliance.gateway.auth import POLL_S, Authenticator, Key
+from appliance.gateway.auth import POLL_S, Authenticator
 from appliance.gateway.background import keep_going
 from appliance.gateway.body_encoding import decoded
 from appliance.gateway.cors import BrowserOrigins
@@ -37,11 +37,12 @@ from appliance.gateway.metrics import Metrics, Sample
 from appliance.gateway.parts import Parts
 from appliance.gateway.routing import Router, Service
 from appliance.gateway.swap_controller import SwapController
-from appliance.gateway.usage import UsageRow, UsageWriter
+from appliance.gateway.usage_writer import UsageWriter
 from appliance.http1.connection import ClientConnection
 from appliance.http1.types import Request
 from appliance.http1.writer import Outbox
 from appliance.store.keys import KeyStore
+from appliance.store.models import Key, UsageRow
 
 LOG = logging.getLogger(__name__)
 

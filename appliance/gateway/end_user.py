@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from appliance.errors import InvalidRequestError
 from appliance.gateway import json_text
-from appliance.gateway.auth import Key
+from appliance.store.models import Key
 
 HEADER = b"x-openwebui-user-id"
 """Open WebUI sends it if ``ENABLE_FORWARD_USER_INFO_HEADERS`` is true."""

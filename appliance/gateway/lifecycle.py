@@ -26,7 +26,6 @@ from appliance.errors import (
 )
 from appliance.gateway import media, reply
 from appliance.gateway.account import BYTES_PER_TOKEN, Account
-from appliance.gateway.auth import Key
 from appliance.gateway.body import (
     check,
     decode,
@@ -44,9 +43,9 @@ from appliance.gateway.outcome import COUNTING, OTHER_USAGE, ending, outcome_of
 from appliance.gateway.parts import Client, Parts
 from appliance.gateway.routing import Replica
 from appliance.gateway.sse import Relay, read_usage
-from appliance.gateway.usage import UsageRow
 from appliance.http1.client import Connection, Rebound, cancel
 from appliance.http1.types import Request
+from appliance.store.models import Key, UsageRow
 
 LOG = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from appliance.contract.model import Limits
 from appliance.errors import RateLimitError
-from appliance.gateway.auth import Key
+from appliance.store.models import Key
 
 WINDOW_S = 60.0
 

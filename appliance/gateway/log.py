@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 
-from appliance.gateway.usage import UsageRow
+from appliance.store.models import UsageRow
 
 LOG = logging.getLogger("appliance.gateway.requests")
 

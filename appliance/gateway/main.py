@@ -19,7 +19,7 @@ from appliance.errors import StartError
 from appliance.gateway import log
 from appliance.gateway.app import Gateway
 from appliance.gateway.control_socket import SOCKET, Control
-from appliance.gateway.usage import UsageWriter
+from appliance.gateway.usage_writer import UsageWriter
 from appliance.http1.server import Server
 from appliance.http1.types import Timeouts
 from appliance.store.keys import KeyStore

@@ -11,7 +11,7 @@ from appliance.errors import RequestError
 from appliance.gateway.limits import Ledger
 from appliance.gateway.metrics import Metrics
 from appliance.gateway.routing import Replica, Router
-from appliance.gateway.usage import UsageWriter
+from appliance.gateway.usage_writer import UsageWriter
 
 if TYPE_CHECKING:
     from appliance.gateway.lifecycle import Exchange

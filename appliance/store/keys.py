@@ -15,8 +15,8 @@ from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.errors import UsageError
-from appliance.gateway.auth import KEY, USER, Key
 from appliance.store.database import open_database, refused
+from appliance.store.models import KEY, USER, Key
 from appliance.store.schema import CHANGES, KEYS
 
 CHANGEABLE = frozenset(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
+from appliance.contract import engine_options
 from appliance.contract.load import load
 from appliance.contract.model import Engine, Model, Site
 from appliance.engines import argv, llamacpp, vllm
@@ -73,7 +74,7 @@ def test_an_engine_fetches_media_from_named_hosts_only() -> None:
     words = command(Site.model_validate(site), "planner").argv
     at = words.index("--allowed-media-domains")
     assert words[at + 1 : at + 3] == ("a.example.org", "b.example.org")
-    fault = vllm.check_options(
+    fault = engine_options.check_vllm(
         HYBRID.engines["planner"].model_copy(update={"options": {"allowed-media-domains": "*"}})
     )
     assert fault == ["allowed-media-domains is set by gateway.media_domains; remove it from options"]
@@ -135,7 +136,11 @@ def test_llamacpp_refuses_flags_of_ours() -> None:
         kind="llamacpp", host="h", model="m", device="cpu", context=1, concurrency=1, port=1,
         options={"port": 1, "-ngl": 1, "mlock": None},
     )  # fmt: skip
-    assert [fault.partition(" ")[0] for fault in llamacpp.check_options(engine)] == ["port", "'-ngl'", "mlock"]
+    assert [fault.partition(" ")[0] for fault in engine_options.check_llamacpp(engine)] == [
+        "port",
+        "'-ngl'",
+        "mlock",
+    ]
 
 
 def test_an_unknown_engine_is_named_with_the_nearest() -> None:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.contract.model import USER_PATTERN
-from appliance.gateway.auth import Key
 from appliance.gateway.body import decode
 from appliance.gateway.end_user import HEADER, PLAIN, caller, end_user, identifier
+from appliance.store.models import Key
 
 HEX = "0123456789abcdef" * 4
 ACCOUNT = "7d5c4f1e-9a3b-4c2d-8e6f-001122334455"

@@ -11,7 +11,8 @@ import pytest
 
 from appliance.errors import AuthenticationError
 from appliance.gateway import auth
-from appliance.gateway.auth import Authenticator, Key
+from appliance.gateway.auth import Authenticator
+from appliance.store.models import Key
 
 
 def a_key(number: int, **more: Any) -> tuple[str, Key]:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from appliance.contract.model import Limits
 from appliance.errors import AuthenticationError, RateLimitError, StoreError, UsageError
-from appliance.gateway.auth import Authenticator, Key
+from appliance.gateway.auth import Authenticator
 from appliance.gateway.limits import Allowance, Ledger
 from appliance.store.keys import KeyStore
+from appliance.store.models import Key
 
 
 def a_key(user: str, key_id: str = "0" * 12, **limits: Any) -> Key:

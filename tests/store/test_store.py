@@ -22,9 +22,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, select, text
 
 from appliance.errors import StoreError, UsageError
-from appliance.gateway.usage import CHUNK, COLUMNS, UsageRow, UsageWriter
+from appliance.gateway.usage_writer import CHUNK, COLUMNS, UsageWriter
 from appliance.store.database import open_database, upgrade
 from appliance.store.keys import KeyStore
+from appliance.store.models import UsageRow
 from appliance.store.schema import METADATA, REVISION, REVISIONS, USAGE
 from appliance.store.usage import UsageLine, UsageReader, as_csv
 from tests.conftest import free_port, http, serving, wait_until

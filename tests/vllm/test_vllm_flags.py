@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from appliance.contract import engine_options
 from appliance.contract.load import load
-from appliance.engines import argv, vllm
+from appliance.engines import argv
 from tests.conftest import ROOT
 from tests.vllm.conftest import ENGINE_PYTHON
 
@@ -72,12 +73,12 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def answer(commands: list[list[str]]) -> dict[str, Any]:
-    old = [["--model", "m", f"--{flag}", "1"] for flag in [*OLD_FLAGS, *vllm.GONE]]
+    old = [["--model", "m", f"--{flag}", "1"] for flag in [*OLD_FLAGS, *engine_options.GONE]]
     return ask_vllm(commands + old)
 
 
 def test_the_list_of_flags_is_the_parsers_own(answer: dict[str, Any]) -> None:
-    assert {flag.removeprefix("--") for flag in answer["flags"]} - {"help"} == vllm.known_flags()
+    assert {flag.removeprefix("--") for flag in answer["flags"]} - {"help"} == engine_options.known_flags()
 
 
 def test_flags_of_the_next_release_are_a_superset() -> None:
@@ -86,7 +87,7 @@ def test_flags_of_the_next_release_are_a_superset() -> None:
     if not csv.exists():
         pytest.skip("the list of 0.33.0's flags is not on this machine")
     newer = {line.split(",")[0].removeprefix("--") for line in csv.read_text().splitlines()[1:]}
-    assert vllm.known_flags() <= newer
+    assert engine_options.known_flags() <= newer
 
 
 def test_the_parser_takes_every_examples_command(answer: dict[str, Any], commands: list[list[str]]) -> None:
@@ -100,6 +101,6 @@ def test_the_parser_takes_every_examples_command(answer: dict[str, Any], command
 
 
 def test_the_parser_refuses_the_flags_of_old_notes(answer: dict[str, Any], commands: list[list[str]]) -> None:
-    for flag, one in zip([*OLD_FLAGS, *vllm.GONE], answer["parsed"][len(commands) :], strict=True):
+    for flag, one in zip([*OLD_FLAGS, *engine_options.GONE], answer["parsed"][len(commands) :], strict=True):
         assert "unrecognized arguments" in one.get("error", ""), f"--{flag}: {one}"
-    assert set(OLD_FLAGS) <= vllm.GONE.keys(), "and our own check says what to write instead"
+    assert set(OLD_FLAGS) <= engine_options.GONE.keys(), "and our own check says what to write instead"

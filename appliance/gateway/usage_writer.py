@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
@@ -16,6 +16,7 @@ from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from appliance.store.database import open_database
+from appliance.store.models import UsageRow
 from appliance.store.schema import USAGE
 
 LOG = logging.getLogger(__name__)
@@ -38,31 +39,6 @@ UNSTORABLE = (DataError, OverflowError, ValueError)
 
 TRUSTED_S = 30 * DAY_S
 """How far a clock may be ahead of the newest row and be believed when old rows are to be deleted."""
-
-
-@dataclass(slots=True)
-class UsageRow:
-    """What one request used. Times in milliseconds, tokens as the engine reported them unless ``estimated``."""
-
-    started_at: float
-    request_id: str
-    user: str
-    key_id: str
-    endpoint: str
-    name: str = ""
-    model: str = ""
-    role: str = ""
-    engine: str = ""
-    stream: bool = False
-    status: int = 0
-    outcome: str = ""
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    estimated: bool = False
-    queue_ms: float = 0.0
-    ttft_ms: float | None = None
-    duration_ms: float = 0.0
 
 
 COLUMNS = tuple(field.name for field in fields(UsageRow))

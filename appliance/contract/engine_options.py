@@ -1,0 +1,146 @@
+"""Checks the ``options`` of an engine: flags that the engine does not have, and flags that other keys set.
+
+vLLM's flags are those of the pinned release (``vllm_flags.txt``, read from its own parser; a test compares the
+two). llama.cpp's binary is not pinned, so only certain mistakes are reported for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+
+from appliance.contract.model import Engine, Site
+from appliance.contract.rules import nearest
+
+VLLM_OURS = {
+    "model": "model",
+    "revision": "the model's revision",
+    "tokenizer-revision": "the model's revision",
+    "served-model-name": "model",
+    "host": "nothing: engines listen on loopback",
+    "port": "port",
+    "uds": "port",
+    "api-key": "nothing: the gateway holds the keys",
+    "max-model-len": "context",
+    "max-num-seqs": "concurrency",
+    "tensor-parallel-size": "tensor_parallel",
+    "gpu-memory-utilization": "gpu_memory_utilization",
+    "device-memory-utilization": "gpu_memory_utilization",
+    "shutdown-timeout": "shutdown_timeout_s",
+    "device-ids": "gpus",
+    "runner": "the model's task",
+    "convert": "the model's task",
+    "enable-lora": "`adapters` of the model",
+    "lora-modules": "`adapters` of the model",
+    "max-loras": "`adapters` of the model",
+    "max-lora-rank": "`adapters` of the model",
+    "enable-sleep-mode": "`sleep` of the engine",
+    "allowed-media-domains": "gateway.media_domains",
+}
+"""Flags we set ourselves, and the key of the configuration that sets them."""
+
+GONE = {
+    "speculative-decoding": "write speculative-config, a table such as {method = 'mtp'}",
+    "draft-model": "write speculative-config = {model = ..., num_speculative_tokens = ...}",
+    "enable-flash-attention": "leave it out: the attention backend is chosen for the card",
+    "max-concurrent-requests": "set `concurrency` of the engine",
+    "max-batch-size": "set `concurrency` of the engine",
+    "swap-space": "leave it out: preempted sequences are recomputed",
+    "num-scheduler-steps": "leave it out: scheduling is asynchronous by itself",
+    "use-v2-block-manager": "leave it out: there is one block manager",
+    "task": "set `task` of the model",
+}
+"""Flags of old notes and posts, and what to do instead (facts: vLLM 0.33.0's own parser refuses them)."""
+
+LLAMACPP_OURS = {
+    "model": "model",
+    "alias": "model",
+    "hf-repo": "the model's source",
+    "host": "nothing: engines listen on loopback",
+    "port": "port",
+    "api-key": "nothing: the gateway holds the keys",
+    "ctx-size": "context and concurrency",
+    "parallel": "concurrency",
+    "embedding": "the model's task",
+    "embeddings": "the model's task",
+}
+"""The same for llama.cpp."""
+
+FAKE_OPTIONS = (
+    "itl-ms",
+    "ttft-ms",
+    "load-delay-s",
+    "tokens",
+    "fail-load",
+    "wake-delay-s",
+    "capacity",
+    "fail-sleep",
+)
+"""Flags of the fake engine."""
+
+
+def check_options(site: Site) -> list[str]:
+    """Return one line per option of ``site`` that its engine does not have or that another key sets."""
+    return [
+        f"engines.{name}.options: {fault}"
+        for name, engine in site.engines.items()
+        for fault in _CHECK[engine.kind](engine)
+    ]
+
+
+@cache
+def known_flags() -> frozenset[str]:
+    """Flags of the pinned vLLM, without dashes in front."""
+    text = files("appliance.contract").joinpath("vllm_flags.txt").read_text()
+    return frozenset(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def check_vllm(engine: Engine) -> list[str]:
+    """Faults of ``engine.options``: unknown or gone flags, and flags that a key of ours sets."""
+    faults = []
+    for flag, value in engine.options.items():
+        bare = flag.lstrip("-")
+        if value is None:
+            faults.append(f"{flag} has no value; remove it")
+        elif bare in VLLM_OURS:
+            faults.append(f"{flag} is set by {VLLM_OURS[bare]}; remove it from options")
+        elif bare in GONE:
+            faults.append(f"vLLM has no {flag}; {GONE[bare]}")
+        elif flag != bare:
+            faults.append(f"{flag} has dashes in front; write {bare}")
+        elif bare not in known_flags():
+            faults.append(f"the pinned vLLM has no flag {flag}; {nearest(flag, sorted(known_flags()))}")
+    return faults
+
+
+def check_llamacpp(engine: Engine) -> list[str]:
+    """Faults of ``engine.options``; llama.cpp's binary is not pinned here, so only what is surely wrong."""
+    faults = []
+    for flag, value in engine.options.items():
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", flag):
+            faults.append(
+                f"{flag!r} is no long flag; write it as llama-server --help does, without dashes in front"
+            )
+        elif flag in LLAMACPP_OURS:
+            faults.append(f"{flag} is set by {LLAMACPP_OURS[flag]}; remove it from options")
+        elif value is None:
+            faults.append(f"{flag} has no value; remove it")
+    return faults
+
+
+def check_fake(engine: Engine) -> list[str]:
+    """Faults of ``engine.options``."""
+    return [
+        f"the fake engine has no flag {flag}; it knows {', '.join(FAKE_OPTIONS)}"
+        for flag in engine.options
+        if flag not in FAKE_OPTIONS
+    ]
+
+
+_CHECK: dict[str, Callable[[Engine], list[str]]] = {
+    "vllm": check_vllm,
+    "llamacpp": check_llamacpp,
+    "fake": check_fake,
+}

@@ -1,0 +1,95 @@
+"""Records of the database: API keys and the usage of requests."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+KEY = re.compile(rb"sk-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
+"""An API key: ``sk-<id>-<secret>``."""
+
+USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""The name of a user."""
+
+State = Literal["active", "expired", "revoked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key as stored; times are seconds since the epoch. Its limits narrow its user's, never widen them."""
+
+    id: str
+    user: str
+    digest: bytes
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    name: str = ""
+    models: frozenset[str] | None = None
+    """Models and roles it may ask for; all when ``None``."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    requests_in_flight: int | None = None
+    weight: float | None = None
+    """Priority weight in the queue; its user's when ``None``."""
+    end_users: bool = False
+    """Whether requests name the end users they are for, and each of those counts as a user."""
+
+    def state(self, now: float) -> State:
+        """``active``, ``expired`` or ``revoked``."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "expired" if self.expires_at is not None and now >= self.expires_at else "active"
+
+    @property
+    def limited(self) -> bool:
+        """Whether it has limits of its own."""
+        return (
+            self.requests_per_minute is not None
+            or self.tokens_per_minute is not None
+            or self.requests_in_flight is not None
+        )
+
+    @property
+    def account(self) -> str:
+        """The user that the key was made for, whichever end user uses it. A user's name has no slash."""
+        return self.user.partition("/")[0]
+
+    @property
+    def scope(self) -> str:
+        """The caller within which an ``Idempotency-Key`` counts: this key, and the end user behind it."""
+        return f"{self.id}/{self.user}"
+
+    def of_end_user(self, name: str) -> Key:
+        """Return this key as end user ``name`` uses it: its ``user`` is ``<account>/<name>``."""
+        return replace(self, user=f"{self.account}/{name}")
+
+    def allows(self, name: str) -> bool:
+        """Whether it may ask for the model or role ``name``."""
+        return self.models is None or name in self.models
+
+
+@dataclass(slots=True)
+class UsageRow:
+    """What one request used. Times in milliseconds, tokens as the engine reported them unless ``estimated``."""
+
+    started_at: float
+    request_id: str
+    user: str
+    key_id: str
+    endpoint: str
+    name: str = ""
+    model: str = ""
+    role: str = ""
+    engine: str = ""
+    stream: bool = False
+    status: int = 0
+    outcome: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+    queue_ms: float = 0.0
+    ttft_ms: float | None = None
+    duration_ms: float = 0.0
