@@ -14,7 +14,7 @@ import msgspec
 from appliance.errors import StoreError
 from appliance.upgrade.state import State
 
-FOLDER = Path("/var/lib/appliance/upgrade")
+FOLDER = Path("/var/lib/appliance/trial")
 NAME = "record.json"
 UNSENT = "unsent"
 """A file that is there while alerts wait. systemd looks for it whenever the sender has ended; a change of the

@@ -18,13 +18,13 @@ __all__ = ["nodes", "pair"]
 LOOK = """
 import json, sys, time
 from pathlib import Path
-from appliance.machine import load_machine
-from appliance.ops import handshake
-from appliance.ops.doctor.catalogue import examine
-from appliance.ops.doctor.host import Host
-from appliance.ops.doctor.scene import Scene
+from appliance.contract.machine import load_machine
+from appliance.smoketest import handshake
+from appliance.doctor.runner import examine
+from appliance.doctor.host import HostReader
+from appliance.doctor.context import CheckContext
 machine, known = load_machine(Path(sys.argv[1])), Path(sys.argv[2])
-scene = Scene(Host(), None, machine, Path.cwd(), time.time())
+scene = CheckContext(HostReader(), None, machine, Path.cwd(), time.time())
 found = examine(scene, ["tunnel"]).results
 for one in handshake.weigh(scene.host, machine.tunnel, found, known, scene.now):
     if one.subject == "peer vps":

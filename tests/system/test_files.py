@@ -79,7 +79,7 @@ def test_a_name_that_is_taken_by_another_kind_of_file(tmp_path: Path) -> None:
 REFUSED = """
 import sys
 from pathlib import Path
-from appliance import files
+from appliance.system import files
 from appliance.errors import StoreError
 try:
     getattr(files, sys.argv[1])(Path(sys.argv[2]), *sys.argv[3:])
@@ -110,7 +110,7 @@ def test_another_users_folder_is_named_with_both_users_and_the_command(shared: P
         assert said.endswith(f"{whose}: `sudo chown -R nobody {checkout / 'var'}`, or run as root")
 
 
-@pytest.mark.parametrize("path", ["/appliance", "/var/lib/appliance/upgrade", "/etc/appliance", "/usr/share/x/y"])
+@pytest.mark.parametrize("path", ["/appliance", "/var/lib/appliance/trial", "/etc/appliance", "/usr/share/x/y"])
 def test_a_folder_of_the_system_is_not_to_be_given_away(path: str) -> None:
     done = run("-c", REFUSED, "make_folder", path)
     assert "Permission denied" in done.stdout

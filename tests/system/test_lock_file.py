@@ -20,8 +20,8 @@ from tests.smalldisk import SmallDisk
 HOLD = """
 import subprocess, sys
 from pathlib import Path
-from appliance import lockfile
-lock = lockfile.take(Path(sys.argv[1]))
+from appliance.system import lock_file
+lock = lock_file.take(Path(sys.argv[1]))
 lock.note(url="here")
 if "child" in sys.argv:
     child = subprocess.Popen(["sleep", "600"], pass_fds=[lock.number], stdout=subprocess.DEVNULL)
@@ -160,9 +160,9 @@ def test_disks_that_refuse(small_disk: SmallDisk) -> None:
 TAKE = """
 import sys
 from pathlib import Path
-from appliance import lockfile
+from appliance.system import lock_file
 try:
-    lockfile.take(Path(sys.argv[1]))
+    lock_file.take(Path(sys.argv[1]))
 except Exception as error:
     print(type(error).__name__, getattr(error, "note", ""), error)
 """

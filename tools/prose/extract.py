@@ -104,7 +104,7 @@ def _is_prose(text: str) -> bool:
 
 
 def _markdown(text: str) -> Iterator[Passage]:
-    fenced, start, lines = False, 1, []
+    fenced, start, lines = False, 1, list[str]()
     for number, line in enumerate(text.splitlines(), 1):
         if line.lstrip().startswith("```"):
             fenced = not fenced

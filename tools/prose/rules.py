@@ -59,7 +59,7 @@ RULES = (
     _words("shall|lies|stands|stood|bears?|bore|comes|came|goes|went|thereby|beside|besides", "plain verb"),
     _words("but for|save for", "except"),
     Rule(re.compile(r", for (?:it|they|this|that|there|what|these|its)\b"), "because"),
-    Rule(re.compile(r"\bwhere (?:nothing|none|there)\b", re.I), "if, when"),
+    Rule(re.compile(r"\bwhere (?:nothing|none|there)\b", re.IGNORECASE), "if, when"),
 )
 
 ALLOWED = re.compile(
