@@ -22,13 +22,13 @@ from rich.console import Console
 
 from appliance.contract.load import parse, read, validate
 from appliance.contract.model import Site
-from appliance.engines.argv import Replica, command, replicas
+from appliance.engines.argv import EngineReplica, command, replicas
 from appliance.engines.probe import CANARY_TIMEOUT_S, canary, canary_passed
-from appliance.engines.processes import ChildProcesses, Unit
+from appliance.engines.processes import ChildProcesses, ProcessSpec
 from appliance.errors import ConfigError, EngineUnavailableError, RequestError, StartError
 from appliance.gateway.main import bind
 from appliance.http1.client import Pool
-from appliance.http1.writer import Outbox
+from appliance.http1.writer import WriteCoalescer
 from appliance.models.prepare import Prepared, prepare
 from appliance.render.screen import console as lasting_console
 from appliance.smoketest.load import default_model, show
@@ -214,7 +214,7 @@ async def _serve(
         # Its command is built once, from the site in memory: after a crash the same engine starts again, whatever
         # has become of the file.
         built = command(site, replica, options.base)
-        unit = Unit(
+        unit = ProcessSpec(
             f"engine-{replica.name}",
             built.argv,
             logs / f"engine-{replica.name}.log",
@@ -233,7 +233,7 @@ async def _serve(
     url = f"http://{site.gateway.host}:{site.gateway.port}"
     own = [sys.executable, "-m", "appliance"]
     stop_s = site.gateway.drain_timeout_s + 10.0
-    gateway = Unit(
+    gateway = ProcessSpec(
         "gateway", (*own, "gateway", "--config", str(config)), logs / "gateway.log", stop_timeout_s=stop_s
     )
     model = default_model(site)
@@ -336,7 +336,7 @@ def write_site(
     return site, data / RUNNING
 
 
-async def first_token(site: Site, replica: Replica, log: Path, died: dict[str, int]) -> None:
+async def first_token(site: Site, replica: EngineReplica, log: Path, died: dict[str, int]) -> None:
     """Wait until ``replica`` generated a token; raises :class:`StartError` when it ends or takes too long."""
     unit, said = f"engine-{replica.name}", ["it did not open its port"]
     asking = asyncio.create_task(_ask_for_token(site, replica, said))
@@ -357,11 +357,11 @@ async def first_token(site: Site, replica: Replica, log: Path, died: dict[str, i
         await asyncio.gather(asking, return_exceptions=True)
 
 
-async def _ask_for_token(site: Site, replica: Replica, said: list[str]) -> None:
+async def _ask_for_token(site: Site, replica: EngineReplica, said: list[str]) -> None:
     """Ask until a token comes; what came instead is appended to ``said``."""
     path, body = canary(replica.engine.model, site.models[replica.engine.model].task)
     timeout_s = CANARY_TIMEOUT_S
-    outbox = Outbox(asyncio.get_running_loop())
+    outbox = WriteCoalescer(asyncio.get_running_loop())
     pool = Pool(
         replica.port, outbox, connect_timeout_s=2, first_byte_timeout_s=timeout_s, stall_timeout_s=timeout_s
     )
@@ -430,7 +430,7 @@ def _invite(console: Console, url: str, model: str, key: str, logs: Path) -> Non
     console.print("Ctrl-C stops everything.")
 
 
-def _describe(replica: Replica) -> str:
+def _describe(replica: EngineReplica) -> str:
     kind = {"vllm": "vLLM", "llamacpp": "llama.cpp", "fake": "the fake engine"}[replica.engine.kind]
     return f"{kind} on the CPU" if replica.engine.device == "cpu" and replica.engine.kind != "fake" else kind
 

@@ -41,7 +41,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RequestSpec:
     """One request. ``cancel_after``: leave after so many content chunks; ``None`` reads to the end."""
 
     model: str
@@ -54,7 +54,7 @@ class Ask:
     wanted_prompt_tokens: int | None = None
 
 
-class _Answer:
+class _ResponseParser:
     """The parser's callbacks for one answer."""
 
     def __init__(self, sample: Sample, reader: Reader) -> None:
@@ -101,7 +101,7 @@ class _Answer:
             self.complete = True
 
 
-class Client:
+class LoadClient:
     """One user's connection, kept open between requests as real clients do."""
 
     def __init__(self, target: Target) -> None:
@@ -112,7 +112,7 @@ class Client:
         self._tls = ssl.create_default_context() if self._route.scheme == "https" else None
         self._socket: socket.socket | None = None
 
-    def ask(self, ask: Ask, *, user: int = 0, scheduled_at: float | None = None) -> Sample:
+    def ask(self, ask: RequestSpec, *, user: int = 0, scheduled_at: float | None = None) -> Sample:
         """One request; every outcome is a :class:`Sample`, none an exception."""
         body = {"model": ask.model, **ask.body}
         if ask.stream:
@@ -123,7 +123,7 @@ class Client:
         )
         sample.scheduled_at = scheduled_at
         reader = Reader(sample)
-        answer = _Answer(sample, reader)
+        answer = _ResponseParser(sample, reader)
         why = ""
         try:
             ending = self._exchange(data, answer, ask.cancel_after)
@@ -151,7 +151,7 @@ class Client:
             self._socket.close()
             self._socket = None
 
-    def _head(self, ask: Ask, body: bytes) -> bytes:
+    def _head(self, ask: RequestSpec, body: bytes) -> bytes:
         lines = [
             f"POST {self._route.target(PATHS[ask.kind])} HTTP/1.1",
             f"Host: {self._route.authority}",
@@ -171,7 +171,7 @@ class Client:
         self._socket = raw if self._tls is None else self._tls.wrap_socket(raw, server_hostname=self._route.host)
         return self._socket
 
-    def _exchange(self, data: bytes, answer: _Answer, cancel_after: int | None) -> Ending:
+    def _exchange(self, data: bytes, answer: _ResponseParser, cancel_after: int | None) -> Ending:
         sample = answer.sample
         deadline = sample.sent_at + self.target.timeout_s
         kept = self._socket if self._socket is not None and not _gone(self._socket) else None
@@ -189,7 +189,12 @@ class Client:
             return self._once(self._connect(), data, answer, deadline, cancel_after)
 
     def _once(
-        self, connection: socket.socket, data: bytes, answer: _Answer, deadline: float, cancel_after: int | None
+        self,
+        connection: socket.socket,
+        data: bytes,
+        answer: _ResponseParser,
+        deadline: float,
+        cancel_after: int | None,
     ) -> Ending:
         sample = answer.sample
         connection.settimeout(max(0.001, deadline - time.monotonic()))

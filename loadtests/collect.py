@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from loadtests.sample import Beat, Gaps, Line, Sample
+from loadtests.sample import Gaps, Heartbeat, Sample, SampleLine
 
 
 @dataclass(slots=True)
@@ -15,13 +15,13 @@ class Collector:
     """Measured ones. Their gaps are merged into :attr:`gaps`; each keeps only its longest."""
     warmup: int = 0
     gaps: Gaps = field(default_factory=Gaps)
-    beats: list[Beat] = field(default_factory=list)
+    beats: list[Heartbeat] = field(default_factory=list)
     began: float = 0.0
     ended: bool = False
     """Whether the load ended by itself."""
     notes: list[str] = field(default_factory=list)
 
-    def add(self, line: Line) -> None:
+    def add(self, line: SampleLine) -> None:
         """Take one line of a samples file."""
         if line.began is not None:
             self.began = line.began

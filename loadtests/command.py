@@ -25,20 +25,20 @@ from loadtests import html, junit, terminal
 from loadtests.baseline import compare, differences
 from loadtests.client import Target
 from loadtests.collect import Collector
-from loadtests.lexicon import Lexicon
 from loadtests.outputs import Outputs, deliver
-from loadtests.parameters import Limits, Parameters, Plan
+from loadtests.parameters import LoadLimits, LoadPlan, Parameters
 from loadtests.report import INTERRUPTED, INVALID, PASS, Report, summarise
 from loadtests.run import run
 from loadtests.scenarios import SCENARIOS, Scenario
 from loadtests.scrape import Source
-from loadtests.search import Search, Step
+from loadtests.search import Search, SearchStep
 from loadtests.service import answers, first_model, preflight
-from loadtests.sizing import TokenizerUnavailableError, by_tokenizer, by_usage
+from loadtests.token_costs import TokenCosts
+from loadtests.tokenizer_probe import TokenizerUnavailableError, by_tokenizer, by_usage
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class Targets:
     """Where the load goes, and where one may look beside it."""
 
     url: str
@@ -73,10 +73,10 @@ def _command(args: argparse.Namespace, show: Console, stop: Stop) -> int:
     contract = LoadTest() if site is None else site.loadtest
     parameters = _parameters(args, scenario, contract)
     slo = validated(Slo, contract.slo.model_dump() | fields(args, Slo, "slo-"))
-    limits = validated(Limits, Limits().model_dump() | fields(args, Limits, "client-"))
+    limits = validated(LoadLimits, LoadLimits().model_dump() | fields(args, LoadLimits, "client-"))
     before = _baseline(args, scenario, parameters)
     address, keys = _address(args, site), _keys(args)
-    plan = Plan(
+    plan = LoadPlan(
         scenario=scenario.name, parameters=parameters, models=tuple(args.model or ()), slo=slo, limits=limits
     )
     paths = {f"--{name}": getattr(args, name) for name in ("json", "junit", "html", "samples")}
@@ -88,8 +88,8 @@ def _command(args: argparse.Namespace, show: Console, stop: Stop) -> int:
                 _fits(parameters, where)
                 target = Target(where.url, where.keys[0], parameters.timeout_s, parameters.stall_s)
                 preflight(target, where.models, where.keys[1 : parameters.users])
-                lexicon, notes = _sized(where, parameters)
-            plan = plan.sized_by(lexicon)
+                token_costs, notes = _sized(where, parameters)
+            plan = plan.sized_by(token_costs)
             report = _measured(args, plan, scenario, where, outputs, show, stop)
             report.notes[:0] = notes
         except Stopped:
@@ -115,9 +115,9 @@ def _command(args: argparse.Namespace, show: Console, stop: Stop) -> int:
 
 def _measured(
     args: argparse.Namespace,
-    plan: Plan,
+    plan: LoadPlan,
     scenario: Scenario,
-    where: Where,
+    where: Targets,
     outputs: Outputs,
     show: Console,
     stop: Stop,
@@ -132,7 +132,7 @@ def _measured(
     return report
 
 
-def _nothing(plan: Plan, stop: Stop) -> Report:
+def _nothing(plan: LoadPlan, stop: Stop) -> Report:
     """The report of a run that was stopped before its load."""
     report = summarise(Collector(notes=[f"{INTERRUPTED} by {stop.reason}"]), plan)
     report.about = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -215,7 +215,7 @@ def _address(args: argparse.Namespace, site: Site | None) -> str:
 
 def _where(
     args: argparse.Namespace, scenario: Scenario, site: Site | None, url: str, keys: tuple[str, ...]
-) -> Where:
+) -> Targets:
     models = tuple(args.model or ())
     if not models:
         models = (first_model(url, keys[0], site),) if scenario.models == 1 else ()
@@ -230,7 +230,7 @@ def _where(
             if engine.model in served
             for port in engine.ports
         )
-    return Where(url, keys, models, engines, site)
+    return Targets(url, keys, models, engines, site)
 
 
 def _keys(args: argparse.Namespace) -> tuple[str, ...]:
@@ -246,7 +246,7 @@ def _keys(args: argparse.Namespace) -> tuple[str, ...]:
     return (key,)
 
 
-def _fits(parameters: Parameters, where: Where) -> None:
+def _fits(parameters: Parameters, where: Targets) -> None:
     """Prompts that the engine can only refuse would measure how fast it refuses."""
     if where.site is None:
         return
@@ -262,7 +262,7 @@ def _fits(parameters: Parameters, where: Where) -> None:
                 )
 
 
-def _sized(where: Where, parameters: Parameters) -> tuple[Lexicon, list[str]]:
+def _sized(where: Targets, parameters: Parameters) -> tuple[TokenCosts, list[str]]:
     """What words cost, by the engine's tokenizer or else by what it counts; and what there is to say about it."""
     notes = []
     model = where.models[0]
@@ -272,13 +272,13 @@ def _sized(where: Where, parameters: Parameters) -> tuple[Lexicon, list[str]]:
             return by_tokenizer(url, served), []
         except TokenizerUnavailableError as error:
             notes.append(f"prompts are not sized by the engine's tokenizer: {error}")
-    lexicon = by_usage(Target(where.url, where.keys[0], parameters.timeout_s), model)
+    token_costs = by_usage(Target(where.url, where.keys[0], parameters.timeout_s), model)
     if not where.engines:
         notes.append("prompts are not sized by the engine's tokenizer, as no --engine-url is known")
-    return lexicon, notes
+    return token_costs, notes
 
 
-def _sources(where: Where) -> list[Source]:
+def _sources(where: Targets) -> list[Source]:
     # Where an engine is asked directly there is no gateway to tell anything.
     direct = where.url in where.engines
     sources = [] if direct or not answers(where.url) else [Source("gateway", "gateway", where.url)]
@@ -286,19 +286,19 @@ def _sources(where: Where) -> list[Source]:
     return [*sources, Source("cards", "gpu")]
 
 
-def _once(plan: Plan, where: Where, folder: Path, show: Console, stop: Stop, title: str = "") -> Report:
+def _once(plan: LoadPlan, where: Targets, folder: Path, show: Console, stop: Stop, title: str = "") -> Report:
     title = title or f"load test {plan.scenario} of {', '.join(where.models)} at {where.url}"
     with stop.until(1):
         sources = _sources(where)
-    with terminal.Watch(show, title) as watch:
+    with terminal.LiveView(show, title) as watch:
         return run(plan, url=where.url, keys=where.keys, folder=folder, stop=stop, sources=sources, watch=watch)
 
 
 def _search(
     args: argparse.Namespace,
-    plan: Plan,
+    plan: LoadPlan,
     scenario: Scenario,
-    where: Where,
+    where: Targets,
     folder: Path,
     show: Console,
     stop: Stop,
@@ -322,7 +322,7 @@ def _search(
         reports[tried] = report
         missed = [check.name for check in report.checks if not check.holds]
         code, goodput = report.exit_code, report.goodput
-        step = Step(
+        step = SearchStep(
             tried, code == PASS, code == INVALID,
             goodput.value if goodput else None, goodput.low if goodput else None, goodput.high if goodput else None,
             "; ".join(report.invalid) if code == INVALID else ", ".join(missed),

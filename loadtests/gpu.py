@@ -22,7 +22,7 @@ REASONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class GpuSample:
     """One card at one time; ``None`` for what it does not tell."""
 
     index: int
@@ -43,7 +43,7 @@ class Query:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
-    def cards(self) -> tuple[Card, ...]:
+    def cards(self) -> tuple[GpuSample, ...]:
         """All cards; none without ``nvidia-smi``, or if it fails."""
         program = shutil.which("nvidia-smi")
         if program is None:
@@ -74,7 +74,7 @@ class Query:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def parse(line: str) -> Card | None:
+def parse(line: str) -> GpuSample | None:
     """One line of ``nvidia-smi``'s CSV; ``None`` for a line that is no card."""
     cells = [cell.strip() for cell in line.split(",")]
     if len(cells) != len(FIELDS) or not cells[0].isdigit():
@@ -84,7 +84,7 @@ def parse(line: str) -> Card | None:
         reasons = int(cells[4], 16)
     except ValueError:
         reasons = 0
-    return Card(int(cells[0]), temperature, power, utilization, reasons)
+    return GpuSample(int(cells[0]), temperature, power, utilization, reasons)
 
 
 def _number(cell: str) -> float | None:

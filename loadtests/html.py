@@ -8,7 +8,7 @@ from html import escape
 from loadtests.estimates import Interval
 from loadtests.outcome import NOT_ERRORS
 from loadtests.plots import Axes, Series, plot
-from loadtests.report import INVALID, PASS, VERDICTS, Check, Report
+from loadtests.report import INVALID, PASS, VERDICTS, Report, SloCheck
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1d2330;--soft:#5d6675;--line:#dfe3ea;--card:#fff;--page:#f4f6f9;
@@ -101,12 +101,12 @@ def _cards(report: Report) -> str:
 
 
 def _slos(report: Report) -> str:
-    def seen(check: Check) -> str:
+    def seen(check: SloCheck) -> str:
         if check.value is None:
             return "not measured"
         return f"{check.value:.2%}" if check.unit == "share" else f"{check.value:,.1f} {check.unit}"
 
-    def bound(check: Check) -> str:
+    def bound(check: SloCheck) -> str:
         sign = "≥" if check.at_least else "≤"
         return f"{sign} {check.limit:.2%}" if check.unit == "share" else f"{sign} {check.limit:,g} {check.unit}"
 

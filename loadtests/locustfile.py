@@ -20,26 +20,26 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner
 
 from loadtests.client import Target
-from loadtests.lexicon import Lexicon
 from loadtests.outcome import NOT_ERRORS, Cause
-from loadtests.parameters import Parameters, Plan
+from loadtests.parameters import LoadPlan, Parameters
 from loadtests.recorder import SLEEP_S, Recorder
 from loadtests.report import INTERRUPTED, summarise
 from loadtests.sample import Sample
 from loadtests.scenarios import SCENARIOS, Scenario, Turn
 from loadtests.session import Session
+from loadtests.token_costs import TokenCosts
 
 PLAN = os.environ.get("APPLIANCE_LOADTEST")
 KEYS = os.environ.get("APPLIANCE_API_KEY", "").split() or [""]
 
 
-class Load:
+class SharedLoad:
     """What all users of one test share."""
 
-    def __init__(self, plan: Plan, environment: Any) -> None:
+    def __init__(self, plan: LoadPlan, environment: Any) -> None:
         self.plan = plan
         self.scenario: Scenario = SCENARIOS[plan.scenario]
-        self.lexicon: Lexicon = plan.lexicon
+        self.token_costs: TokenCosts = plan.token_costs
         self.environment = environment
         self.started = self.finished = 0
         # Under a person's hand, on Locust's page, a test ends when he says so.
@@ -86,7 +86,7 @@ class ScenarioUser(User):
 
     def on_start(self) -> None:
         """Take a number; the number and the seed are what this user will ask."""
-        load: Load = self.environment.load
+        load: SharedLoad = self.environment.load
         self.load, self.number = load, load.started
         load.started += 1
         load.recorder.begin()
@@ -94,7 +94,7 @@ class ScenarioUser(User):
         self.session = Session(load.target(self.number, self.host), load.plan.parameters, load.plan.models)
         self.asked = 0
         if not load.scenario.open_loop and load.scenario.turns is not None:
-            self.turns = load.scenario.turns(load.plan.parameters, load.lexicon, self.number)
+            self.turns = load.scenario.turns(load.plan.parameters, load.token_costs, self.number)
 
     def on_stop(self) -> None:
         """Leave."""
@@ -107,7 +107,7 @@ class ScenarioUser(User):
         load, parameters = self.load, self.load.plan.parameters
         if load.scenario.arrivals is not None:
             if self.number == 0:
-                _arrive(load, self.host, load.scenario.arrivals(parameters, load.lexicon))
+                _arrive(load, self.host, load.scenario.arrivals(parameters, load.token_costs))
             self._leave(everybody=self.number == 0)
         if self._done(parameters):
             self._leave()
@@ -140,7 +140,7 @@ class ScenarioUser(User):
         raise StopUser
 
 
-def _arrive(load: Load, host: str | None, arrivals: Iterator[Turn]) -> None:
+def _arrive(load: SharedLoad, host: str | None, arrivals: Iterator[Turn]) -> None:
     """Send each request at its time, whatever became of the earlier ones; wait for all in the end."""
     parameters, recorder = load.plan.parameters, load.recorder
     idle: dict[int, list[Session]] = {}
@@ -197,12 +197,12 @@ def start(environment: Any, **_: object) -> None:
     if isinstance(environment.runner, MasterRunner):
         return
     if PLAN is not None:
-        plan = Plan.model_validate_json(PLAN)
+        plan = LoadPlan.model_validate_json(PLAN)
     else:
         options = environment.parsed_options
         parameters = SCENARIOS[options.scenario].defaults.model_copy(update={"seed": options.seed})
-        plan = Plan(scenario=options.scenario, parameters=parameters, models=tuple(options.model.split(",")))
-    environment.load = Load(plan, environment)
+        plan = LoadPlan(scenario=options.scenario, parameters=parameters, models=tuple(options.model.split(",")))
+    environment.load = SharedLoad(plan, environment)
     environment.watch = gevent.spawn(environment.load.watch)
 
 
@@ -216,7 +216,7 @@ def stop(environment: Any, **_: object) -> None:
 @events.quitting.add_listener
 def judge(environment: Any, **_: object) -> None:
     """Let Locust exit by the verdict, and write the report where one is wanted."""
-    load: Load | None = getattr(environment, "load", None)
+    load: SharedLoad | None = getattr(environment, "load", None)
     if load is None:
         return
     if not load.by_hand and not load.recorder.collector.ended:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from appliance.contract.model import Section, Slo
-from loadtests.lexicon import Lexicon
+from loadtests.token_costs import TokenCosts
 
 
 def _ordered(span: tuple[float, float]) -> tuple[float, float]:
@@ -81,7 +81,7 @@ class Parameters(Section):
         return min(30.0, self.duration_s / 10)
 
 
-class Limits(Section):
+class LoadLimits(Section):
     """From when on the load client itself is what limits the load."""
 
     cpu_share: float = Field(default=0.85, gt=0, le=1, description="mean share of a core that the client may use")
@@ -90,33 +90,33 @@ class Limits(Section):
     )
 
 
-class Plan(Section):
+class LoadPlan(Section):
     """All that the process under Locust has to know; keys travel beside it, in the environment."""
 
     scenario: str
     parameters: Parameters
     models: tuple[str, ...]
     slo: Slo = Slo()
-    limits: Limits = Limits()
+    limits: LoadLimits = LoadLimits()
     costs: dict[str, float] = Field(default={})
     default_cost: float = 1.3
     overhead: float = 8.0
     code_signs: float = 12.0
-    sizing: str = Lexicon().source
+    sizing: str = TokenCosts().source
 
     @property
-    def lexicon(self) -> Lexicon:
+    def token_costs(self) -> TokenCosts:
         """What words cost."""
-        return Lexicon(self.costs, self.default_cost, self.overhead, self.code_signs, self.sizing)
+        return TokenCosts(self.costs, self.default_cost, self.overhead, self.code_signs, self.sizing)
 
-    def sized_by(self, lexicon: Lexicon) -> Plan:
+    def sized_by(self, token_costs: TokenCosts) -> LoadPlan:
         """The same plan with these costs."""
         return self.model_copy(
             update={
-                "costs": dict(lexicon.costs),
-                "default_cost": lexicon.default_cost,
-                "overhead": lexicon.overhead,
-                "code_signs": lexicon.code_signs,
-                "sizing": lexicon.source,
+                "costs": dict(token_costs.costs),
+                "default_cost": token_costs.default_cost,
+                "overhead": token_costs.overhead,
+                "code_signs": token_costs.code_signs,
+                "sizing": token_costs.source,
             }
         )

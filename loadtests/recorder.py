@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from loadtests.collect import Collector
 from loadtests.parameters import Parameters
-from loadtests.sample import Beat, Line, Sample, encode
+from loadtests.sample import Heartbeat, Sample, SampleLine, encode
 
 SLEEP_S = 0.02
 """The watch's sleep: what it oversleeps is the time for which no greenlet could have read its socket."""
@@ -33,11 +33,11 @@ class Recorder:
         if not self.began:
             self.began = self._beaten = time.monotonic()
             self._cpu = time.process_time()
-            self._write(Line(began=self.began))
+            self._write(SampleLine(began=self.began))
 
     def end(self) -> None:
         """Note that the load has ended by itself."""
-        line = Line(ended=time.monotonic())
+        line = SampleLine(ended=time.monotonic())
         self._write(line)
         self.collector.add(line)
 
@@ -53,13 +53,13 @@ class Recorder:
 
     def record(self, sample: Sample) -> None:
         """Keep one sample."""
-        self._write(Line(sample=sample))
-        self.collector.add(Line(sample=sample))
+        self._write(SampleLine(sample=sample))
+        self.collector.add(SampleLine(sample=sample))
 
     def note(self, text: str) -> None:
         """Say something about the run as a whole."""
-        self._write(Line(note=text))
-        self.collector.add(Line(note=text))
+        self._write(SampleLine(note=text))
+        self.collector.add(SampleLine(note=text))
 
     def slept(self, wanted_s: float, took_s: float) -> None:
         """The watch slept; once a second it becomes a beat."""
@@ -68,11 +68,11 @@ class Recorder:
         if now - self._beaten < 1.0 or not self.began:
             return
         cpu = time.process_time()
-        beat = Beat(now, (cpu - self._cpu) / (now - self._beaten), self._lag, self.in_flight, self.users)
+        beat = Heartbeat(now, (cpu - self._cpu) / (now - self._beaten), self._lag, self.in_flight, self.users)
         self._cpu, self._beaten, self._lag = cpu, now, 0.0
-        self._write(Line(beat=beat))
-        self.collector.add(Line(beat=beat))
+        self._write(SampleLine(beat=beat))
+        self.collector.add(SampleLine(beat=beat))
 
-    def _write(self, line: Line) -> None:
+    def _write(self, line: SampleLine) -> None:
         if self._file is not None:
             self._file.write(encode(line))

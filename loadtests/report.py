@@ -14,10 +14,10 @@ from loadtests.baseline import Comparison
 from loadtests.collect import Collector
 from loadtests.estimates import BATCHES, Interval, batch_means, jain, percentile, percentile_interval, wilson
 from loadtests.outcome import NOT_ERRORS, Cause
-from loadtests.parameters import Limits, Plan
-from loadtests.sample import Beat, Sample
-from loadtests.search import Step
-from loadtests.timeline import Point, Timeline, points, timeline
+from loadtests.parameters import LoadLimits, LoadPlan
+from loadtests.sample import Heartbeat, Sample
+from loadtests.search import SearchStep
+from loadtests.timeline import Timeline, TimelinePoint, points, timeline
 
 PASS, MISSED, INVALID = 0, 1, 2
 """Exit codes: every SLO holds; one is missed; the run proves nothing."""
@@ -32,7 +32,7 @@ BUSY_BEATS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class SloCheck:
     """One SLO against what was measured; ``value`` is ``None`` where nothing could be measured."""
 
     name: str
@@ -77,7 +77,7 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class PerModel:
+class ModelResults:
     """One model's part of a run."""
 
     requests: int
@@ -94,7 +94,7 @@ class Report:
     requests: int
     """Measured ones, but for those that we left ourselves."""
     failures: dict[str, int]
-    checks: tuple[Check, ...]
+    checks: tuple[SloCheck, ...]
     percentiles: dict[str, dict[str, float]]
     """In ms: TTFT, TPOT, ITL, max ITL, E2E, queue wait."""
     output_tokens_per_s: float
@@ -114,11 +114,11 @@ class Report:
     """Median TTFT of the last quarter over that of the first."""
     client: ClientHealth = ClientHealth()
     tokens: Tokens = Tokens()
-    by_model: dict[str, PerModel] = field(default_factory=dict)
+    by_model: dict[str, ModelResults] = field(default_factory=dict)
     invalid: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     timeline: Timeline = field(default_factory=Timeline)
-    points: list[Point] = field(default_factory=list)
+    points: list[TimelinePoint] = field(default_factory=list)
     cdf: dict[str, list[float]] = field(default_factory=dict)
     """The 0th to 100th percentile of a measure in ms, for plots."""
     server: dict[str, Any] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class Report:
     """Where and when."""
     baseline: list[Comparison] = field(default_factory=list)
     """Against an earlier run, where one was named."""
-    search: list[Step] = field(default_factory=list)
+    search: list[SearchStep] = field(default_factory=list)
     """Loads that were tried to find the highest that holds; the report is that of the last that did."""
 
     @property
@@ -172,7 +172,7 @@ def meets(sample: Sample, slo: Slo) -> bool:
     )
 
 
-def summarise(collected: Collector, plan: Plan) -> Report:
+def summarise(collected: Collector, plan: LoadPlan) -> Report:
     """The report. Failed requests count as failures and lend no latency to the percentiles."""
     samples = [sample for sample in collected.samples if sample.cause not in NOT_ERRORS]
     good = [sample for sample in samples if sample.good]
@@ -251,7 +251,7 @@ def _series(good: Sequence[Sample]) -> dict[str, list[float]]:
     return series
 
 
-def _window(collected: Collector, plan: Plan) -> tuple[float, float]:
+def _window(collected: Collector, plan: LoadPlan) -> tuple[float, float]:
     """Length and end of the measured time: from the warm-up's end to the last answer's end."""
     if not collected.samples:
         return 0.0, 0.0
@@ -284,7 +284,7 @@ def _checks(
     failures: Counter[str],
     share: float,
     slo: Slo,
-) -> tuple[Check, ...]:
+) -> tuple[SloCheck, ...]:
     streamed = any(sample.streamed for sample in samples) or not samples
 
     def p99(name: str) -> float | None:
@@ -293,16 +293,16 @@ def _checks(
     checks = []
     if streamed:
         # Answers in one piece have no first token; a run of nothing else is not held to one.
-        checks.append(Check("TTFT p99", "ms", p99("TTFT"), slo.ttft_p99_ms))
-        checks.append(Check("TPOT p99", "ms", p99("TPOT"), slo.tpot_p99_ms))
+        checks.append(SloCheck("TTFT p99", "ms", p99("TTFT"), slo.ttft_p99_ms))
+        checks.append(SloCheck("TPOT p99", "ms", p99("TPOT"), slo.tpot_p99_ms))
         if slo.itl_max_ms is not None:
-            checks.append(Check("max ITL", "ms", percentiles.get("max ITL", {}).get("max"), slo.itl_max_ms))
+            checks.append(SloCheck("max ITL", "ms", percentiles.get("max ITL", {}).get("max"), slo.itl_max_ms))
     if slo.e2e_p99_ms is not None:
-        checks.append(Check("E2E p99", "ms", p99("E2E"), slo.e2e_p99_ms))
+        checks.append(SloCheck("E2E p99", "ms", p99("E2E"), slo.e2e_p99_ms))
     errors = sum(failures.values()) / len(samples) if samples else None
-    checks.append(Check("errors", "share", errors, slo.error_rate))
+    checks.append(SloCheck("errors", "share", errors, slo.error_rate))
     if slo.goodput_share is not None:
-        checks.append(Check("good share", "share", share if samples else None, slo.goodput_share, at_least=True))
+        checks.append(SloCheck("good share", "share", share if samples else None, slo.goodput_share, at_least=True))
     return tuple(checks)
 
 
@@ -329,7 +329,7 @@ def _drift(good: Sequence[Sample]) -> float | None:
 
 
 def _health(collected: Collector, samples: Sequence[Sample]) -> ClientHealth:
-    beats: list[Beat] = collected.beats
+    beats: list[Heartbeat] = collected.beats
     lags = [1000 * beat.lag_s for beat in beats]
     late = [1000 * (s.sent_at - s.scheduled_at) for s in samples if s.scheduled_at is not None]
     return ClientHealth(
@@ -342,7 +342,7 @@ def _health(collected: Collector, samples: Sequence[Sample]) -> ClientHealth:
     )
 
 
-def _tokens(good: Sequence[Sample], plan: Plan) -> Tokens:
+def _tokens(good: Sequence[Sample], plan: LoadPlan) -> Tokens:
     pairs = [(s.wanted_prompt_tokens, s.prompt_tokens) for s in good]
     sized = [(wanted, counted) for wanted, counted in pairs if wanted is not None and counted is not None]
     return Tokens(
@@ -356,12 +356,12 @@ def _tokens(good: Sequence[Sample], plan: Plan) -> Tokens:
     )
 
 
-def _by_model(samples: Sequence[Sample]) -> dict[str, PerModel]:
+def _by_model(samples: Sequence[Sample]) -> dict[str, ModelResults]:
     found = {}
     for model in sorted({sample.model for sample in samples}):
         own = [sample for sample in samples if sample.model == model]
         ttft = [1000 * s.ttft for s in own if s.good and s.ttft is not None]
-        found[model] = PerModel(
+        found[model] = ModelResults(
             len(own),
             sum(not s.good for s in own),
             percentile(ttft, 0.5) if ttft else None,
@@ -385,7 +385,9 @@ def _refused(samples: Sequence[Sample]) -> str:
     return ""
 
 
-def _invalid(collected: Collector, samples: Sequence[Sample], client: ClientHealth, limits: Limits) -> list[str]:
+def _invalid(
+    collected: Collector, samples: Sequence[Sample], client: ClientHealth, limits: LoadLimits
+) -> list[str]:
     """Why the run proves nothing, a sentence each."""
     reasons = [f"the run was {note}" for note in collected.notes if note.startswith(INTERRUPTED)][:1]
     if not samples and not reasons:

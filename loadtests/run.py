@@ -20,9 +20,9 @@ from appliance.errors import UnprovenError
 from appliance.system.proxy import route
 from appliance.system.stopping import Stop
 from loadtests.collect import Collector
-from loadtests.parameters import Plan
+from loadtests.parameters import LoadPlan
 from loadtests.report import INTERRUPTED, Report, summarise
-from loadtests.sample import DECODE, Beat, Line, Sample
+from loadtests.sample import DECODE, Heartbeat, Sample, SampleLine
 from loadtests.scrape import Scraper, Source
 
 LOCUSTFILE = Path(__file__).resolve().parent / "locustfile.py"
@@ -34,15 +34,15 @@ POLL_S = 0.25
 class Progress:
     """What somebody who watches wants to know: all that ended so far, and the last beat."""
 
-    plan: Plan
+    plan: LoadPlan
     began: float = 0.0
     ended: int = 0
     recent: list[Sample] = field(default_factory=list)
     """Samples of the last :data:`RECENT_S` seconds."""
     failures: dict[str, int] = field(default_factory=dict)
-    beat: Beat | None = None
+    beat: Heartbeat | None = None
 
-    def add(self, line: Line, now: float) -> None:
+    def add(self, line: SampleLine, now: float) -> None:
         """Take one line."""
         self.began = line.began or self.began
         self.beat = line.beat or self.beat
@@ -63,7 +63,7 @@ FOREIGN = ("LOCUST_", "APPLIANCE_", "GEVENT_")
 """Prefixes of variables from which Locust, the locustfile and gevent read settings: only ours may reach them."""
 
 
-def command(plan: Plan, url: str) -> list[str]:
+def command(plan: LoadPlan, url: str) -> list[str]:
     """Locust's command line for ``plan``, for a process that ends with this one."""
     parameters = plan.parameters
     rate = parameters.users if parameters.ramp_s <= 0 else max(0.01, parameters.users / parameters.ramp_s)
@@ -73,7 +73,7 @@ def command(plan: Plan, url: str) -> list[str]:
     return [*argv, "--loglevel", "WARNING"]
 
 
-def environment(plan: Plan, keys: Sequence[str], samples: Path | None, report: Path | None) -> dict[str, str]:
+def environment(plan: LoadPlan, keys: Sequence[str], samples: Path | None, report: Path | None) -> dict[str, str]:
     """What Locust's process finds in its environment. Keys travel here, never in arguments or files."""
     table = {
         "APPLIANCE_LOADTEST": plan.model_dump_json(),
@@ -99,7 +99,7 @@ def _inherited(folder: Path, url: str) -> dict[str, str]:
 
 
 def run(
-    plan: Plan,
+    plan: LoadPlan,
     *,
     url: str,
     keys: Sequence[str],
@@ -149,7 +149,7 @@ def run(
 
 @contextmanager
 def _locust(
-    plan: Plan, url: str, keys: Sequence[str], samples: Path, log: Path
+    plan: LoadPlan, url: str, keys: Sequence[str], samples: Path, log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     # A group of its own: Ctrl-C in the terminal comes to us alone, and we end the load. No session of its
     # own: the kernel's autogroups would let a busy session beside it (an engine on the CPU) make it 0.3 s late.
@@ -173,7 +173,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _follow(path: Path) -> Iterator[Line | None]:
+def _follow(path: Path) -> Iterator[SampleLine | None]:
     """Whole lines of a file that grows; ``None`` where there is none for now."""
     with path.open("rb") as file:
         rest = b""
@@ -187,7 +187,7 @@ def _follow(path: Path) -> Iterator[Line | None]:
                 yield DECODE.decode(line)
 
 
-def _take(follow: Iterator[Line | None], collected: Collector, progress: Progress) -> None:
+def _take(follow: Iterator[SampleLine | None], collected: Collector, progress: Progress) -> None:
     now = time.monotonic()
     while (line := next(follow)) is not None:
         progress.add(line, now)

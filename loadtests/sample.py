@@ -138,7 +138,7 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Beat:
+class Heartbeat:
     """How the load client itself was, once a second: time, its own CPU share since the last beat, its lag."""
 
     at: float
@@ -150,11 +150,11 @@ class Beat:
 
 
 @dataclass(slots=True)
-class Line:
+class SampleLine:
     """One line of a samples file: exactly one of its fields is set."""
 
     sample: Sample | None = None
-    beat: Beat | None = None
+    beat: Heartbeat | None = None
     began: float | None = None
     """When the first user began."""
     note: str | None = None
@@ -163,10 +163,10 @@ class Line:
 
 
 ENCODE = msgspec.json.Encoder()
-DECODE: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+DECODE: msgspec.json.Decoder[SampleLine] = msgspec.json.Decoder(SampleLine)
 
 
-def encode(line: Line) -> bytes:
+def encode(line: SampleLine) -> bytes:
     """One line of a samples file, with its end."""
     fields = ("sample", "beat", "began", "note", "ended")
     table = {name: value for name in fields if (value := getattr(line, name)) is not None}

@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from loadtests.lexicon import Lexicon
 from loadtests.parameters import Parameters
+from loadtests.token_costs import TokenCosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Turn:
     at_s: float | None = None
 
 
-Turns = Callable[[Parameters, Lexicon, int], Iterator[Turn]]
-Arrivals = Callable[[Parameters, Lexicon], Iterator[Turn]]
+Turns = Callable[[Parameters, TokenCosts, int], Iterator[Turn]]
+Arrivals = Callable[[Parameters, TokenCosts], Iterator[Turn]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +59,17 @@ def _rng(parameters: Parameters, *names: object) -> random.Random:
     return random.Random("/".join(map(str, (parameters.seed, *names))))  # noqa: S311 - repeatable on purpose
 
 
-def shared_prefix(parameters: Parameters, lexicon: Lexicon) -> str:
+def shared_prefix(parameters: Parameters, token_costs: TokenCosts) -> str:
     """The system prompt of all users."""
     if not parameters.prefix_tokens:
         return ""
-    return lexicon.text(_rng(parameters, "prefix"), parameters.prefix_tokens)
+    return token_costs.text(_rng(parameters, "prefix"), parameters.prefix_tokens)
 
 
-def chats(parameters: Parameters, lexicon: Lexicon, user: int) -> Iterator[Turn]:
+def chats(parameters: Parameters, token_costs: TokenCosts, user: int) -> Iterator[Turn]:
     """Chats of ``turns`` turns, one after the other; some left in the middle."""
     rng = _rng(parameters, "chats", user)
-    system = shared_prefix(parameters, lexicon)
+    system = shared_prefix(parameters, token_costs)
     number = 0
     while True:
         for turn in range(parameters.turns):
@@ -78,8 +78,8 @@ def chats(parameters: Parameters, lexicon: Lexicon, user: int) -> Iterator[Turn]
             cancel = rng.random() < parameters.cancel_share
             yield Turn(
                 user,
-                lexicon.text(rng, tokens),
-                tokens + parameters.prefix_tokens + round(lexicon.overhead),
+                token_costs.text(rng, tokens),
+                tokens + parameters.prefix_tokens + round(token_costs.overhead),
                 wanted,
                 chat=f"load-{parameters.seed}-{user}-{number}",
                 fresh=turn == 0,
@@ -90,41 +90,41 @@ def chats(parameters: Parameters, lexicon: Lexicon, user: int) -> Iterator[Turn]
         number += 1
 
 
-def completions(parameters: Parameters, lexicon: Lexicon, user: int) -> Iterator[Turn]:
+def completions(parameters: Parameters, token_costs: TokenCosts, user: int) -> Iterator[Turn]:
     """An editor: the beginning of a file, to be gone on with."""
     rng = _rng(parameters, "completions", user)
     while True:
         tokens = rng.randint(*parameters.prompt_tokens)
-        text = lexicon.code(rng, tokens)
+        text = token_costs.code(rng, tokens)
         think = rng.uniform(*parameters.think_s)
         yield Turn(user, text, tokens, rng.randint(*parameters.output_tokens), kind="completion", think_s=think)
 
 
-def swapping(parameters: Parameters, lexicon: Lexicon, user: int) -> Iterator[Turn]:
+def swapping(parameters: Parameters, token_costs: TokenCosts, user: int) -> Iterator[Turn]:
     """Chats that turn from one model to the other and back, every ``swap_after`` requests."""
-    for number, turn in enumerate(chats(parameters, lexicon, user)):
+    for number, turn in enumerate(chats(parameters, token_costs, user)):
         yield replace(turn, model=number // parameters.swap_after % 2)
 
 
-def mixed(parameters: Parameters, lexicon: Lexicon, user: int) -> Iterator[Turn]:
+def mixed(parameters: Parameters, token_costs: TokenCosts, user: int) -> Iterator[Turn]:
     """A day in a house: of ten users five chat, two ask documents, one edits, one automates, one leaves."""
     place = user % 10
     if place < 5:
-        return chats(parameters.model_copy(update={"turns": 5, "prefix_tokens": 300}), lexicon, user)
+        return chats(parameters.model_copy(update={"turns": 5, "prefix_tokens": 300}), token_costs, user)
     if place < 7:
-        return chats(parameters.model_copy(update={"prompt_tokens": (2048, 4096)}), lexicon, user)
+        return chats(parameters.model_copy(update={"prompt_tokens": (2048, 4096)}), token_costs, user)
     if place == 7:
-        return completions(parameters.model_copy(update={"prompt_tokens": (256, 768)}), lexicon, user)
+        return completions(parameters.model_copy(update={"prompt_tokens": (256, 768)}), token_costs, user)
     if place == 8:
-        return (replace(turn, stream=False) for turn in chats(parameters, lexicon, user))
-    return chats(parameters.model_copy(update={"cancel_share": 0.3}), lexicon, user)
+        return (replace(turn, stream=False) for turn in chats(parameters, token_costs, user))
+    return chats(parameters.model_copy(update={"cancel_share": 0.3}), token_costs, user)
 
 
-def poisson(parameters: Parameters, lexicon: Lexicon, *, first_user: int = 0) -> Iterator[Turn]:
+def poisson(parameters: Parameters, token_costs: TokenCosts, *, first_user: int = 0) -> Iterator[Turn]:
     """Arrivals at ``rate`` per second with exponential gaps, user after user."""
     rng = _rng(parameters, "poisson")
     users = range(first_user, max(first_user + 1, parameters.users))
-    streams = {user: chats(parameters.model_copy(update={"turns": 1}), lexicon, user) for user in users}
+    streams = {user: chats(parameters.model_copy(update={"turns": 1}), token_costs, user) for user in users}
     at = 0.0
     while True:
         at += rng.expovariate(parameters.rate)
@@ -132,10 +132,10 @@ def poisson(parameters: Parameters, lexicon: Lexicon, *, first_user: int = 0) ->
         yield replace(next(streams[user]), at_s=at, think_s=0.0)
 
 
-def bursts(parameters: Parameters, lexicon: Lexicon) -> Iterator[Turn]:
+def bursts(parameters: Parameters, token_costs: TokenCosts) -> Iterator[Turn]:
     """User 0 automates: ``burst`` answers in one piece wanted at once; the others chat, in a Poisson stream."""
-    people = poisson(parameters, lexicon, first_user=1)
-    automation = chats(parameters.model_copy(update={"turns": 1}), lexicon, 0)
+    people = poisson(parameters, token_costs, first_user=1)
+    automation = chats(parameters.model_copy(update={"turns": 1}), token_costs, 0)
     person = next(people)
     number = 0
     while True:

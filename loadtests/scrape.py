@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import threading
 import time
 from collections.abc import Sequence
@@ -12,9 +11,9 @@ from typing import Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from appliance.system.proxy import get
+from appliance.system.http_request import NO_RESPONSE, send_request
 from appliance.system.stopping import Stop
-from loadtests.gpu import Card, Query, throttled
+from loadtests.gpu import GpuSample, Query, throttled
 
 EVERY_S = 2.0
 TIMEOUT_S = 2.0
@@ -77,7 +76,7 @@ class Seen:
 
 
 @dataclass(slots=True)
-class Result:
+class ScrapeResult:
     """For the report: a table, and sentences about what was striking."""
 
     table: dict[str, Any] = field(default_factory=dict)
@@ -108,7 +107,7 @@ class Scraper:
         self._sources = sources
         self._stop = stop
         self._seen = {source.name: Seen() for source in sources}
-        self._cards: list[tuple[float, tuple[Card, ...]]] = []
+        self._cards: list[tuple[float, tuple[GpuSample, ...]]] = []
         self._query = Query()
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -125,10 +124,10 @@ class Scraper:
     ) -> None:
         self._end(wait=kind is None)
 
-    def result(self, began: float) -> Result:
+    def result(self, began: float) -> ScrapeResult:
         """All that was seen, after a last look; times since ``began``."""
         self._end(wait=True)
-        result = Result()
+        result = ScrapeResult()
         for source in self._sources:
             if source.kind == "gpu":
                 _tell_cards(result, source, self._cards, began)
@@ -170,12 +169,12 @@ class Scraper:
         values: dict[str, float] = {}
         error = ""
         try:
-            status, body = get(source.url, "/metrics", timeout_s=TIMEOUT_S)
-            if status == 200:
-                values = read_metrics(body.decode())
+            response = send_request(source.url, "/metrics", timeout_s=TIMEOUT_S)
+            if response.status == 200:
+                values = read_metrics(response.body.decode())
             else:
-                error = f"status {status}"
-        except (OSError, ValueError, http.client.HTTPException) as failure:
+                error = f"status {response.status}"
+        except (*NO_RESPONSE, ValueError) as failure:
             error = str(failure) or type(failure).__name__
         with self._lock:
             if self._closed:
@@ -192,7 +191,7 @@ class Scraper:
                     seen.series.setdefault(name, []).append(values[name])
 
 
-def _tell(result: Result, source: Source, seen: Seen, began: float) -> None:
+def _tell(result: ScrapeResult, source: Source, seen: Seen, began: float) -> None:
     if not seen.times and not seen.failures:
         # The run was stopped before the first look.
         return
@@ -230,7 +229,7 @@ def _tell(result: Result, source: Source, seen: Seen, began: float) -> None:
 
 
 def _tell_cards(
-    result: Result, source: Source, seen: Sequence[tuple[float, tuple[Card, ...]]], began: float
+    result: ScrapeResult, source: Source, seen: Sequence[tuple[float, tuple[GpuSample, ...]]], began: float
 ) -> None:
     if not seen:
         return

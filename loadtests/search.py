@@ -9,7 +9,7 @@ STEPS = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class SearchStep:
     """One load that was tried: requests/s in an open loop, users in a closed one."""
 
     load: float
@@ -35,10 +35,10 @@ class Search:
     resolution: float = 0.1
     whole: bool = False
     """Loads are whole numbers (users)."""
-    steps: list[Step] = field(default_factory=list)
+    steps: list[SearchStep] = field(default_factory=list)
 
     @property
-    def best(self) -> Step | None:
+    def best(self) -> SearchStep | None:
         """The highest load that held below every one that did not."""
         return max((s for s in self.steps if s.held and s.load < self._ceiling), key=lambda s: s.load, default=None)
 
@@ -68,7 +68,7 @@ class Search:
         small = ceiling / best.load <= 1 + self.resolution
         return None if small or not best.load < middle < ceiling else middle
 
-    def record(self, step: Step) -> None:
+    def record(self, step: SearchStep) -> None:
         """Say how a proposal went."""
         self.steps.append(step)
 

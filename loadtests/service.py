@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Sequence
 
 from appliance.contract.model import Site
 from appliance.errors import UnprovenError, UsageError
-from appliance.system.proxy import get
-from loadtests.client import Ask, Client, Target
+from appliance.system.http_request import NO_RESPONSE, send_request
+from loadtests.client import LoadClient, RequestSpec, Target
 from loadtests.outcome import Cause
 
 TIMEOUT_S = 5.0
@@ -33,8 +32,9 @@ def first_model(url: str, key: str, site: Site | None) -> str:
                 return engine.model
         raise UsageError("no engine of this configuration generates text; a load test needs one")
     try:
-        status, body = get(url, "/v1/models", key=key, timeout_s=TIMEOUT_S)
-    except (OSError, ValueError, http.client.HTTPException) as error:
+        response = send_request(url, "/v1/models", key=key, timeout_s=TIMEOUT_S)
+        status, body = response.status, response.body
+    except (*NO_RESPONSE, ValueError) as error:
         raise UnprovenError(f"{url}: no answer ({type(error).__name__}); {_advice(type(error).__name__)}") from None
     if status in (401, 403):
         raise UsageError(f"{url} answers {status}: {_refusal(status, key)}")
@@ -51,11 +51,11 @@ def preflight(target: Target, models: Sequence[str], keys: Sequence[str] = ()) -
     :class:`UnprovenError` if nothing answers and :class:`UsageError` if the request is refused. An answer that is
     wrong in any other way is what the run is there to count.
     """
-    client = Client(target)
+    client = LoadClient(target)
     try:
         for model in models:
             body = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 1}
-            sample = client.ask(Ask(model, body, max_tokens=1))
+            sample = client.ask(RequestSpec(model, body, max_tokens=1))
             if sample.status == 0 and sample.cause != Cause.TIMEOUT:
                 raise UnprovenError(f"{target.url}: {sample.cause}; {_advice(sample.cause)}")
             if sample.status in REFUSALS:
@@ -69,8 +69,8 @@ def preflight(target: Target, models: Sequence[str], keys: Sequence[str] = ()) -
         client.close()
     for number, key in enumerate(keys, 2):
         try:
-            status, _ = get(target.url, "/v1/models", key=key, timeout_s=TIMEOUT_S)
-        except (OSError, ValueError, http.client.HTTPException):
+            status = send_request(target.url, "/v1/models", key=key, timeout_s=TIMEOUT_S).status
+        except (*NO_RESPONSE, ValueError):
             # The first key was answered: the load shows whether the server goes on answering.
             continue
         if status == 401:
@@ -80,8 +80,8 @@ def preflight(target: Target, models: Sequence[str], keys: Sequence[str] = ()) -
 def answers(url: str) -> bool:
     """Whether ``/metrics`` of ``url`` answers 200."""
     try:
-        return get(url, "/metrics", timeout_s=TIMEOUT_S)[0] == 200
-    except (OSError, ValueError, http.client.HTTPException):
+        return send_request(url, "/metrics", timeout_s=TIMEOUT_S).status == 200
+    except (*NO_RESPONSE, ValueError):
         return False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadtests.client import Ask, Client, Target
+from loadtests.client import LoadClient, RequestSpec, Target
 from loadtests.parameters import Parameters
 from loadtests.sample import Sample
 from loadtests.scenarios import Turn
@@ -14,7 +14,7 @@ class Session:
     """Turns :class:`Turn` into requests; what was answered stands before the next turn of the same chat."""
 
     def __init__(self, target: Target, parameters: Parameters, models: tuple[str, ...]) -> None:
-        self._client = Client(target)
+        self._client = LoadClient(target)
         self._parameters = parameters
         self._models = models
         self._history: list[dict[str, str]] = []
@@ -37,14 +37,14 @@ class Session:
         """Close the connection."""
         self._client.close()
 
-    def _request(self, turn: Turn, question: dict[str, str], begins: bool) -> Ask:
+    def _request(self, turn: Turn, question: dict[str, str], begins: bool) -> RequestSpec:
         body: dict[str, Any] = {"max_tokens": turn.max_tokens}
         if self._parameters.temperature is not None:
             body["temperature"] = self._parameters.temperature
         if self._parameters.ignore_eos:
             body["ignore_eos"] = True
         body |= {"prompt": turn.text} if turn.kind == "completion" else {"messages": [*self._history, question]}
-        return Ask(
+        return RequestSpec(
             self._models[turn.model % len(self._models)],
             body,
             kind=turn.kind,

@@ -15,16 +15,16 @@ TEXTS_KEPT = 65536
 """Pieces of text kept of one answer, for the next turn of its chat and to recognise doubled tokens."""
 
 
-class _Delta(msgspec.Struct):
+class _ChunkDelta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[object] | None = None
 
 
-class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
-    message: _Delta | None = None
+class _ChunkChoice(msgspec.Struct):
+    delta: _ChunkDelta | None = None
+    message: _ChunkDelta | None = None
     text: str | None = None
     finish_reason: str | None = None
 
@@ -40,7 +40,7 @@ class _Usage(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
-    choices: list[_Choice] | None = None
+    choices: list[_ChunkChoice] | None = None
     usage: _Usage | None = None
     error: Any = None
     kind: str | None = msgspec.field(default=None, name="object")

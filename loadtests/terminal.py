@@ -15,14 +15,14 @@ from rich.text import Text
 
 from loadtests.estimates import Interval, percentile
 from loadtests.outcome import NOT_ERRORS
-from loadtests.report import INVALID, MISSED, PASS, Check, Report
+from loadtests.report import INVALID, MISSED, PASS, Report, SloCheck
 from loadtests.run import Progress
-from loadtests.search import Search, Step
+from loadtests.search import Search, SearchStep
 
 LINE_EVERY_S = 10.0
 
 
-class Watch:
+class LiveView:
     """Shows a run while it goes on: lines that change, or one every ten seconds where there is no terminal."""
 
     def __init__(self, console: Console, title: str) -> None:
@@ -242,14 +242,14 @@ def show_search(search: Search, console: Console, *, unit: str) -> None:
     console.print(f"highest load that holds: [bold]{best.load:.4g}[/] {unit}{sure}", highlight=False)
 
 
-def step_line(step: Step, unit: str) -> str:
+def step_line(step: SearchStep, unit: str) -> str:
     """One tried load, as it ended."""
     goodput = "" if step.requests_per_s is None else f", goodput {step.requests_per_s:.2f}/s"
     word = "holds" if step.held else "invalid" if step.invalid else "missed"
     return f"{step.load:.4g} {unit}: {word}{goodput}{escape(f' ({step.why})' if step.why else '')}"
 
 
-def _word(check: Check | None) -> str:
+def _word(check: SloCheck | None) -> str:
     if check is None:
         return ""
     return "[green]holds[/]" if check.holds else "[red]missed[/]"

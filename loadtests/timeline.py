@@ -31,7 +31,7 @@ class Timeline:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class TimelinePoint:
     """One request: when it was sent, its TTFT and E2E in ms, its cause."""
 
     at_s: float
@@ -81,7 +81,7 @@ def _spread(sample: Sample, tokens: list[float], zero: float, step: float) -> No
         tokens[place] += (sample.completion_tokens or 0) * max(0.0, overlap) / (until - since)
 
 
-def points(collected: Collector) -> list[Point]:
+def points(collected: Collector) -> list[TimelinePoint]:
     """Requests as points, thinned evenly to :data:`POINTS`; failures are kept beside them."""
     samples = sorted(collected.samples, key=lambda s: s.sent_at)
     if not samples:
@@ -95,7 +95,7 @@ def points(collected: Collector) -> list[Point]:
         chosen = {id(sample) for sample in kept}
         kept += [s for s in samples if s.cause and id(s) not in chosen][:POINTS]
     return [
-        Point(
+        TimelinePoint(
             round(s.sent_at - zero, 3),
             None if s.ttft is None else round(1000 * s.ttft, 3),
             round(1000 * s.e2e, 3),

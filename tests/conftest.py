@@ -96,7 +96,7 @@ def opens(port: int) -> bool:
 
 
 @dataclass
-class Process:
+class StartedProcess:
     """A child with a port and a log."""
 
     port: int
@@ -118,13 +118,13 @@ class Process:
             raise
 
 
-def start(argv: list[str], port: int, log: Path, **environment: str) -> Process:
+def start(argv: list[str], port: int, log: Path, **environment: str) -> StartedProcess:
     """Start ``argv`` and wait until it listens on ``port``."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             argv, stdout=output, stderr=output, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}
         )
-    started = Process(port, process, log)
+    started = StartedProcess(port, process, log)
 
     def listening() -> bool:
         if process.poll() is not None:
@@ -140,7 +140,7 @@ def start(argv: list[str], port: int, log: Path, **environment: str) -> Process:
     return started
 
 
-def start_fake(log: Path, *options: str, port: int | None = None) -> Process:
+def start_fake(log: Path, *options: str, port: int | None = None) -> StartedProcess:
     """The fake engine."""
     port = port or free_port()
     return start([sys.executable, str(FAKE), "--port", str(port), *options], port, log)
@@ -180,11 +180,11 @@ def usage_rows(data: Path) -> list[dict[str, Any]]:
 
 
 @dataclass
-class Service:
+class RunningService:
     """A gateway in front of engines, with a key of user ``ada``."""
 
-    gateway: Process
-    engine: Process
+    gateway: StartedProcess
+    engine: StartedProcess
     data: Path
     key: str
     config: Path
@@ -223,7 +223,7 @@ class Service:
 
 
 @contextmanager
-def serving(folder: Path, **more: Any) -> Iterator[Service]:
+def serving(folder: Path, **more: Any) -> Iterator[RunningService]:
     """A gateway process before one fake engine; ``more`` replaces top-level parts of the site."""
     folder.mkdir(parents=True, exist_ok=True)
     engine = start_fake(folder / "engine.log")
@@ -239,7 +239,7 @@ def serving(folder: Path, **more: Any) -> Iterator[Service]:
     except BaseException:
         engine.stop()
         raise
-    service = Service(gateway, engine, folder, key, config)
+    service = RunningService(gateway, engine, folder, key, config)
     try:
         yield service
     finally:
@@ -260,12 +260,12 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with serving(tmp_path_factory.mktemp("service")) as running:
         yield running
 
 
-def exchange(service: Service, *pieces: bytes, timeout: float = 8, to_the_end: bool = False) -> bytes:
+def exchange(service: RunningService, *pieces: bytes, timeout: float = 8, to_the_end: bool = False) -> bytes:
     """Send ``pieces``, read until the gateway closes or says a whole answer."""
     with socket.create_connection(("127.0.0.1", service.gateway.port), timeout=timeout) as connection:
         for piece in pieces:
@@ -280,13 +280,13 @@ def exchange(service: Service, *pieces: bytes, timeout: float = 8, to_the_end: b
         return seen
 
 
-def head(service: Service, *lines: str, path: str = "/v1/chat/completions") -> bytes:
+def head(service: RunningService, *lines: str, path: str = "/v1/chat/completions") -> bytes:
     """The head of a POST, written by hand, with the service's key and ``lines``."""
     first = [f"POST {path} HTTP/1.1", "host: x", f"authorization: Bearer {service.key}", *lines]
     return "\r\n".join([*first, "", ""]).encode("latin1")
 
 
-def resident_mib(service: Service) -> int:
+def resident_mib(service: RunningService) -> int:
     """Memory that the gateway holds, in MiB."""
     text = Path(f"/proc/{service.gateway.process.pid}/status").read_text()
     return int(text.split("VmRSS:")[1].split()[0]) // 1024
@@ -297,7 +297,7 @@ def chat(text: str = "hi", **more: Any) -> dict[str, Any]:
     return {"model": "fake", "messages": [{"role": "user", "content": text}], **more}
 
 
-async def open_stream(service: Service, body: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def open_stream(service: RunningService, body: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Send a request by hand, so that the test decides when to leave."""
     data = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", service.gateway.port)

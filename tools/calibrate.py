@@ -24,7 +24,7 @@ from appliance.errors import ApplianceError
 from appliance.planner import constants, evaluate, row_parser
 from appliance.planner.constants import Constants, names
 from appliance.planner.serving import answer_class, predict
-from appliance.planner.workload import Point
+from appliance.planner.workload import Workload
 
 Vector = npt.NDArray[np.float64]
 
@@ -41,16 +41,16 @@ SEED = 20261121
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class CalibrationSample:
     """A measurement as the fit sees it."""
 
-    point: Point
+    point: Workload
     truth: float
     group: tuple[str, str]
     weight: float
 
 
-def samples(rows: Sequence[row_parser.Row]) -> list[Sample]:
+def samples(rows: Sequence[row_parser.Row]) -> list[CalibrationSample]:
     """Rows that can be predicted, weighted."""
     found = []
     for row in rows:
@@ -66,7 +66,7 @@ def samples(rows: Sequence[row_parser.Row]) -> list[Sample]:
     for _, _, group in found:
         sizes[group] += 1
     return [
-        Sample(
+        CalibrationSample(
             point,
             truth,
             group,
@@ -85,12 +85,12 @@ def constants_at(shifts: Vector) -> Constants:
     return Constants(**values)
 
 
-def errors(data: Sequence[Sample], k: Constants) -> Vector:
+def errors(data: Sequence[CalibrationSample], k: Constants) -> Vector:
     """ln(predicted / true) per sample, shape (n,)."""
     return np.array([log(predict(sample.point, k).output_tok_s / sample.truth) for sample in data])
 
 
-def fit(data: Sequence[Sample], rounds: int = 25) -> Vector:
+def fit(data: Sequence[CalibrationSample], rounds: int = 25) -> Vector:
     """Shifts of all constants, shape (c,): damped Gauss-Newton with a soft-L1 loss."""
     spread = np.array([entry.metadata["spread"] for entry in fields(Constants)])
     weight = np.sqrt(np.array([sample.weight for sample in data]))
@@ -135,7 +135,7 @@ PRIOR_WEIGHT = 0.02
 known."""
 
 
-def folds(data: Sequence[Sample], count: int = FOLDS, seed: int = SEED) -> list[set[tuple[str, str]]]:
+def folds(data: Sequence[CalibrationSample], count: int = FOLDS, seed: int = SEED) -> list[set[tuple[str, str]]]:
     """The groups of ``data`` dealt into ``count`` folds of about equal size."""
     groups: dict[tuple[str, str], int] = defaultdict(int)
     for sample in data:
@@ -152,7 +152,7 @@ def folds(data: Sequence[Sample], count: int = FOLDS, seed: int = SEED) -> list[
     return dealt
 
 
-def cross_validate(data: Sequence[Sample], seed: int = SEED) -> Vector:
+def cross_validate(data: Sequence[CalibrationSample], seed: int = SEED) -> Vector:
     """Held-out ln(predicted / true) per sample, shape (n,): no row of its group was fitted."""
     held = np.zeros(len(data))
     for fold in folds(data, seed=seed):
@@ -162,7 +162,7 @@ def cross_validate(data: Sequence[Sample], seed: int = SEED) -> Vector:
     return held
 
 
-def interval_table(data: Sequence[Sample], held: Vector) -> dict[str, tuple[float, float]]:
+def interval_table(data: Sequence[CalibrationSample], held: Vector) -> dict[str, tuple[float, float]]:
     """Per class of answer, 10th and 90th percentile of ln(true / predicted) held out.
 
     A class with few rows borrows from all of them.

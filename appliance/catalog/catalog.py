@@ -15,7 +15,7 @@ from typing import Any
 
 from appliance.catalog.cards import Card, Cpu
 from appliance.catalog.shape import Attention, LinearAttention, Mla, Moe, Shape
-from appliance.contract.rules import nearest
+from appliance.contract.rules import suggest
 from appliance.errors import ConfigError, UsageError
 from appliance.system import text_file
 
@@ -135,7 +135,7 @@ def find_card(name: str) -> Card:
         return found[0]
     if found:
         raise UsageError(f"card {name!r} may be {' or '.join(card.name for card in found)}; name one of them")
-    raise UsageError(f"there is no card {name!r} in the catalogue; {nearest(name, list(cards()))}")
+    raise UsageError(f"there is no card {name!r} in the catalogue; {suggest(name, list(cards()))}")
 
 
 def card_words(name: str) -> list[str]:
@@ -150,7 +150,7 @@ def find_cpu(name: str) -> Cpu:
     for cpu in cpus().values():
         if wanted in {plain(cpu.name), *map(plain, cpu.aliases)}:
             return cpu
-    raise UsageError(f"there is no processor {name!r} in the catalogue; {nearest(name, list(cpus()))}")
+    raise UsageError(f"there is no processor {name!r} in the catalogue; {suggest(name, list(cpus()))}")
 
 
 def find_model(name: str, known: dict[str, Shape] | None = None) -> Shape:
@@ -163,7 +163,7 @@ def find_model(name: str, known: dict[str, Shape] | None = None) -> Shape:
         if plain(shape.name.rsplit("/", 1)[-1]) == wanted:
             return shape
     raise UsageError(
-        f"there is no model {name!r} in the catalogue; {nearest(name, list(known))} "
+        f"there is no model {name!r} in the catalogue; {suggest(name, list(known))} "
         "`appliance catalog add-model` adds one from its config.json"
     )
 

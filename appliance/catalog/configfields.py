@@ -1,6 +1,6 @@
 """The fields of one config.json: each read once, checked as it is read, and none left over.
 
-A file is refused unless :meth:`Fields.finish` finds every field read, harmless, or in a value that changes
+A file is refused unless :meth:`ConfigFields.finish` finds every field read, harmless, or in a value that changes
 nothing. So "refused rather than guessed" also holds for fields of families yet to come.
 """
 
@@ -78,7 +78,7 @@ def split(name: str, config: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]]
         tables.append(tables[-1][inside[0]])
 
 
-class Fields:
+class ConfigFields:
     """The fields of a text model's table, those read marked as such."""
 
     def __init__(self, name: str, table: Mapping[str, Any], kind: str, path: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from appliance.catalog import hfexperts, quantised, rope
-from appliance.catalog.configfields import BY_HAND, Fields, check_outside, defaults, split
+from appliance.catalog.configfields import BY_HAND, ConfigFields, check_outside, defaults, split
 from appliance.catalog.shape import Attention, LinearAttention, Mla, Shape
 from appliance.errors import ConfigError
 
@@ -45,7 +45,7 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
     if not isinstance(config, Mapping):
         raise ConfigError(f"{name}: config.json holds no object; is it the model's config.json?")
     tables, path = split(name, config)
-    fields = Fields(name, tables[-1], _kind(tables), path)
+    fields = ConfigFields(name, tables[-1], _kind(tables), path)
     for key in ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"):
         # Only a nested table may leave to its class what every model has.
         fields.positive(key, own=not path)
@@ -102,7 +102,7 @@ def _kind(tables: list[Mapping[str, Any]]) -> str:
     return f"{around}_text" if around else ""
 
 
-def _tied(fields: Fields, tables: list[Mapping[str, Any]]) -> bool:
+def _tied(fields: ConfigFields, tables: list[Mapping[str, Any]]) -> bool:
     """Whether the head is the embedding: what the outermost table says, else what the classes assume."""
     fields.seen.add("tie_word_embeddings")
     for table in tables:
@@ -116,7 +116,7 @@ def _tied(fields: Fields, tables: list[Mapping[str, Any]]) -> bool:
     return around and bool(fields.assumed.get("tie_word_embeddings", fields.family.tied))
 
 
-def _context(fields: Fields) -> int:
+def _context(fields: ConfigFields) -> int:
     """The longest context in tokens, scaled as vLLM scales it."""
     first = rope.LENGTHS[0]
     assumed = fields.raw(first)[1]
@@ -136,7 +136,7 @@ def _context(fields: Fields) -> int:
     return context if fields.family.gemma3_context else scaled
 
 
-def _window(fields: Fields) -> int | None:
+def _window(fields: ConfigFields) -> int | None:
     """The sliding window in tokens, None if it is switched off."""
     window = fields.integer("sliding_window", default=0)
     used = fields.flag("use_sliding_window", default=True)
@@ -149,7 +149,7 @@ def _window(fields: Fields) -> int | None:
     return window
 
 
-def _layer_kinds(fields: Fields, layers: int, window: int | None, context: int) -> list[str]:
+def _layer_kinds(fields: ConfigFields, layers: int, window: int | None, context: int) -> list[str]:
     """The kind of each layer: full, sliding or linear attention."""
     family = fields.family
     listed = fields.listed("layer_types", layers)
@@ -190,7 +190,7 @@ def _pattern(layers: int, period: int, other: str) -> list[str]:
     return [other if (layer + 1) % period else "full_attention" for layer in range(layers)]
 
 
-def _period(fields: Fields) -> int:
+def _period(fields: ConfigFields) -> int:
     """The period of ``FIELD=N``; EXAONE writes it as a row of letters, too."""
     key, _, usual = fields.family.window.partition("=")
     name, value = fields.raw(key)
@@ -201,7 +201,7 @@ def _period(fields: Fields) -> int:
     return fields.positive(key, default=int(usual))
 
 
-def _attention(fields: Fields, hidden: int, kinds: list[str], window: int | None = None) -> Attention:
+def _attention(fields: ConfigFields, hidden: int, kinds: list[str], window: int | None = None) -> Attention:
     """Softmax attention: of the sliding layers with ``window``, else of the full ones."""
     family = fields.family
     heads = fields.positive("num_attention_heads")
@@ -237,7 +237,7 @@ def _attention(fields: Fields, hidden: int, kinds: list[str], window: int | None
     )
 
 
-def _old_kv_heads(fields: Fields, heads: int, stated: int) -> int:
+def _old_kv_heads(fields: ConfigFields, heads: int, stated: int) -> int:
     """KV heads of Falcon and GPT-BigCode: one with ``multi_query``, those stated in Falcon's new architecture."""
     one = fields.flag("multi_query", default=True)
     if fields.family.extra == "falcon" and fields.flag("new_decoder_architecture"):
@@ -246,7 +246,7 @@ def _old_kv_heads(fields: Fields, heads: int, stated: int) -> int:
 
 
 def _global_heads(
-    fields: Fields, kinds: list[str], head_dim: int, kv_heads: int, *, own_kv: bool
+    fields: ConfigFields, kinds: list[str], head_dim: int, kv_heads: int, *, own_kv: bool
 ) -> tuple[int, int]:
     """Width and KV heads of Gemma 4's full layers; transformers 5 lists them layer by layer."""
     wide = fields.positive("global_head_dim", default=512)
@@ -268,7 +268,7 @@ def _global_heads(
     return sizes[0], sizes[1]
 
 
-def _mla(fields: Fields) -> Mla:
+def _mla(fields: ConfigFields) -> Mla:
     fields.seen.update(("qk_head_dim", "num_key_value_heads"))
     if fields.family.indexer:
         kinds = fields.listed("indexer_types", fields.positive("num_hidden_layers"))
@@ -289,7 +289,7 @@ def _mla(fields: Fields) -> Mla:
     )
 
 
-def _linear(fields: Fields) -> LinearAttention:
+def _linear(fields: ConfigFields) -> LinearAttention:
     return LinearAttention(
         key_heads=fields.positive("linear_num_key_heads"),
         value_heads=fields.positive("linear_num_value_heads"),
@@ -299,7 +299,7 @@ def _linear(fields: Fields) -> LinearAttention:
     )
 
 
-def _dense_width(fields: Fields, hidden: int, *, needed: bool) -> int:
+def _dense_width(fields: ConfigFields, hidden: int, *, needed: bool) -> int:
     """Width of the dense MLP, 0 if no layer has one."""
     found = fields.family.experts
     extra = fields.family.extra
@@ -315,7 +315,7 @@ def _dense_width(fields: Fields, hidden: int, *, needed: bool) -> int:
     return width or 4 * hidden
 
 
-def _norms(fields: Fields) -> tuple[int, bool]:
+def _norms(fields: ConfigFields) -> tuple[int, bool]:
     """Norms of a layer, and whether they have biases."""
     norms = fields.family.norms
     if fields.family.extra == "falcon":
@@ -325,7 +325,7 @@ def _norms(fields: Fields) -> tuple[int, bool]:
     return norms, fields.option(fields.family.norm_bias) == "all"
 
 
-def _ends(fields: Fields, hidden: int, context: int, norm_bias: bool) -> int:
+def _ends(fields: ConfigFields, hidden: int, context: int, norm_bias: bool) -> int:
     """Weights before the first and after the last layer, beside embedding, head and one norm."""
     family = fields.family
     count = hidden if norm_bias else 0
@@ -338,7 +338,9 @@ def _ends(fields: Fields, hidden: int, context: int, norm_bias: bool) -> int:
     return count + (2 * hidden if family.embedding_norm else 0)
 
 
-def _extra(fields: Fields, full: Attention | Mla, width: int, layers: int, moe_layers: int) -> tuple[int, int]:
+def _extra(
+    fields: ConfigFields, full: Attention | Mla, width: int, layers: int, moe_layers: int
+) -> tuple[int, int]:
     """Further weights: of each layer, and of the whole model."""
     family = fields.family
     hidden = fields.positive("hidden_size")
@@ -364,7 +366,7 @@ def _extra(fields: Fields, full: Attention | Mla, width: int, layers: int, moe_l
     return each, once
 
 
-def _check_shape(fields: Fields, full: Attention | Mla, layers: int) -> None:
+def _check_shape(fields: ConfigFields, full: Attention | Mla, layers: int) -> None:
     """Refuse what a family can have and this planner does not count."""
     hidden = fields.positive("hidden_size")
     match fields.family.extra:
@@ -380,7 +382,7 @@ def _check_shape(fields: Fields, full: Attention | Mla, layers: int) -> None:
             _mpt_attention(fields)
 
 
-def _mpt_attention(fields: Fields) -> None:
+def _mpt_attention(fields: ConfigFields) -> None:
     table = fields.raw("attn_config")[1] or {}
     if not isinstance(table, Mapping):
         raise fields.refused("attn_config", table)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from appliance.catalog.configfields import Fields
+from appliance.catalog.configfields import ConfigFields
 from appliance.catalog.family import Experts
 from appliance.catalog.shape import Moe
 from appliance.errors import ConfigError
 
 
-def beside(fields: Fields) -> bool:
+def beside(fields: ConfigFields) -> bool:
     """Return whether the experts stand beside a dense MLP in every layer."""
     found = fields.family.experts
     return found is not None and bool(found.beside_dense) and fields.flag(found.beside_dense)
 
 
-def moe(fields: Fields, layers: int) -> tuple[Moe | None, int]:
+def moe(fields: ConfigFields, layers: int) -> tuple[Moe | None, int]:
     """Return the experts of a layer, and how many layers have a dense MLP and no experts."""
     found = fields.family.experts
     if found is None:
@@ -46,7 +46,7 @@ def moe(fields: Fields, layers: int) -> tuple[Moe | None, int]:
     return (one, dense) if dense < layers else (None, layers)
 
 
-def _per_token(fields: Fields, found: Experts, experts: int) -> int:
+def _per_token(fields: ConfigFields, found: Experts, experts: int) -> int:
     """Experts that one token passes; some files list them layer by layer."""
     name, value = fields.raw(*found.per_token)
     value = _same(value) if isinstance(value, list) else fields.integer(*found.per_token)
@@ -58,7 +58,7 @@ def _per_token(fields: Fields, found: Experts, experts: int) -> int:
     return value
 
 
-def _shared(fields: Fields, found: Experts) -> int:
+def _shared(fields: ConfigFields, found: Experts) -> int:
     """Width or number of the shared experts; some files list it layer by layer."""
     if not found.shared:
         return 0
@@ -76,7 +76,7 @@ def _same(values: list[Any]) -> object:
     return values[0] if values and all(value == values[0] for value in values) else None
 
 
-def _sparse(fields: Fields, found: Experts, layers: int) -> list[bool]:
+def _sparse(fields: ConfigFields, found: Experts, layers: int) -> list[bool]:
     """Whether each layer has experts, by the fields of ``found.dense``."""
     if "mlp_layer_types" in found.dense:
         listed = fields.listed("mlp_layer_types", layers)
@@ -101,7 +101,7 @@ def _sparse(fields: Fields, found: Experts, layers: int) -> list[bool]:
     return sparse
 
 
-def _by_list(fields: Fields, key: str, value: list[Any], layers: int) -> list[bool]:
+def _by_list(fields: ConfigFields, key: str, value: list[Any], layers: int) -> list[bool]:
     """Layers that a list of dense ones, or of one flag per layer, leaves their experts."""
     if not all(isinstance(one, int) and not isinstance(one, bool) for one in value):
         raise fields.refused(key, value)

@@ -259,7 +259,7 @@ def _prove(site: Site, args: argparse.Namespace, key: str, stop: Stop) -> int:
         return 0
     folder = report.folder_of(args.reports, what.place.generation)
 
-    def say(step: report.Step) -> None:
+    def say(step: report.SmokeStep) -> None:
         line = f"{step.level:4} {step.sentence}{f'; {step.mend}' if step.mend else ''}"
         show.print(line, markup=False, soft_wrap=True)
 

@@ -52,14 +52,14 @@ def add_doctor(commands: Commands, config_option: Callable[[argparse.ArgumentPar
 
 
 def _run(args: argparse.Namespace) -> int:
-    from appliance.doctor.context import Scene  # noqa: PLC0415
-    from appliance.doctor.host import Host  # noqa: PLC0415
+    from appliance.doctor.context import CheckContext  # noqa: PLC0415
+    from appliance.doctor.host import HostReader  # noqa: PLC0415
     from appliance.doctor.render import as_json, show, show_list  # noqa: PLC0415
     from appliance.doctor.runner import CHECKS, examine  # noqa: PLC0415
 
     machine = _machine(args)
     site = load(args.config) if _has_site(args, machine) else None
-    scene = Scene(Host(args.root), site, machine, Path.cwd(), time.time(), args.hashes, args.host)
+    scene = CheckContext(HostReader(args.root), site, machine, Path.cwd(), time.time(), args.hashes, args.host)
     # Plain text has no width of its own: a long command must not be folded where it is copied from a log.
     console = Console(highlight=False, soft_wrap=False)
     if args.list:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from appliance.contract.load import load
 from appliance.contract.model import Site
-from appliance.contract.rules import nearest
+from appliance.contract.rules import suggest
 from appliance.errors import UsageError
 from appliance.render.terminal import Console
 from appliance.store.models import Key
@@ -116,7 +116,7 @@ def _limits(args: argparse.Namespace, site: Site) -> dict[str, Any]:
         known = sorted(site.models.keys() | site.roles.keys())
         for name in names or ():
             if name not in known:
-                raise UsageError(f"--models: there is no model or role {name!r}; {nearest(name, known)}")
+                raise UsageError(f"--models: there is no model or role {name!r}; {suggest(name, known)}")
         found["models"] = names
     for limit in LIMITS:
         text = getattr(args, limit)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from appliance.contract.model import Slo
 from appliance.errors import UsageError
-from loadtests.parameters import Limits, Parameters
+from loadtests.parameters import LoadLimits, Parameters
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no other name
 ConfigOption = Callable[[argparse.ArgumentParser], None]
@@ -55,7 +55,7 @@ def add(commands: Commands, config_option: ConfigOption) -> None:
     parser.add_argument("--max-tokens", type=int, metavar="N", help="short for --output-tokens N")
     _add_fields(parser.add_argument_group("SLOs, from the configuration when absent"), Slo, "slo-")
     _add_fields(
-        parser.add_argument_group("from when on the client is too slow and the run invalid"), Limits, "client-"
+        parser.add_argument_group("from when on the client is too slow and the run invalid"), LoadLimits, "client-"
     )
     verdict = parser.add_argument_group("verdict and output")
     verdict.add_argument(

@@ -14,14 +14,14 @@ from appliance.catalog.shape import Shape
 from appliance.cli.plan_arguments import add_parser
 from appliance.contract.load import load, parse, validate
 from appliance.contract.model import Site
-from appliance.contract.rules import nearest
+from appliance.contract.rules import suggest
 from appliance.errors import ConfigError, UsageError
 from appliance.planner import add_model, demand, evaluate, precision, report, row_parser, write
 from appliance.planner import site as sites
 from appliance.planner.page import page
-from appliance.planner.plan_report import Answer, answer, as_json
+from appliance.planner.plan_report import PlanReport, answer, as_json
 from appliance.planner.serving import Prediction, predict
-from appliance.planner.workload import Layout, Point
+from appliance.planner.workload import Layout, Workload
 from appliance.render.terminal import Console
 from appliance.system import text_file
 
@@ -74,7 +74,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _question(
     args: argparse.Namespace, site: Site | None, known: dict[str, Shape]
-) -> tuple[tuple[demand.Machine, ...], demand.Demand]:
+) -> tuple[tuple[demand.HardwareSpec, ...], demand.Demand]:
     shares = _shares(args.share)
     cpu = catalog.find_cpu(args.cpu) if args.cpu else None
     if site is not None:
@@ -108,7 +108,7 @@ def _question(
 
 def _from_flags(
     args: argparse.Namespace, shares: dict[str, float], known: dict[str, Shape]
-) -> tuple[tuple[demand.Machine, ...], tuple[demand.Work, ...]]:
+) -> tuple[tuple[demand.HardwareSpec, ...], tuple[demand.ModelDemand, ...]]:
     if not args.cards or not args.model:
         raise UsageError(
             "say what to plan: --config FILE, or --cards '2x RTX PRO 6000 Blackwell Workstation' --model NAME"
@@ -120,7 +120,7 @@ def _from_flags(
     cards = demand.cards(args.cards)
     cpu = catalog.find_cpu(args.cpu or ("generic server" if args.ram >= 64 else "generic desktop"))
     machines = tuple(
-        demand.Machine(
+        demand.HardwareSpec(
             name=f"m{number + 1}" if args.machines > 1 else "gpu",
             cards=cards,
             ram_gib=args.ram,
@@ -147,7 +147,7 @@ def _from_flags(
                 f"nearest: {shape.max_context}"
             )
         works.append(
-            demand.Work(
+            demand.ModelDemand(
                 name=name,
                 shape=shape,
                 precision=dtype,
@@ -160,7 +160,7 @@ def _from_flags(
     planned = {*names, *names.values()}
     stray = [name for name in shares if name not in planned]
     if stray:
-        raise UsageError(f"--share names {stray[0]!r}, which is not planned; {nearest(stray[0], sorted(planned))}")
+        raise UsageError(f"--share names {stray[0]!r}, which is not planned; {suggest(stray[0], sorted(planned))}")
     return machines, tuple(works)
 
 
@@ -179,7 +179,7 @@ def _shares(texts: list[str]) -> dict[str, float]:
     return shares
 
 
-def _write(path: Path, site: Site, found: Answer) -> None:
+def _write(path: Path, site: Site, found: PlanReport) -> None:
     plan = found.advice.best
     if not plan.writable:
         plan = next((other for other, _ in found.advice.alternatives if other.writable), plan)
@@ -202,7 +202,7 @@ def _predict(args: argparse.Namespace) -> int:
     shape, dtype = demand.model(args.model, catalog.models(args.catalog))
     if args.kv:
         dtype = dataclasses.replace(dtype, kv_bytes=precision.parse("bf16", args.kv).kv_bytes)
-    point = Point(
+    point = Workload(
         card=_one_card(args.card),
         shape=shape,
         precision=dtype,

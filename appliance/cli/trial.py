@@ -16,7 +16,16 @@ from appliance.upgrade.apply import drive
 from appliance.upgrade.bootloader import Loader
 from appliance.upgrade.nixos import Nixos
 from appliance.upgrade.notify import MOTD, Announcer, send_alerts
-from appliance.upgrade.state import Booted, Deadline, Event, Generation, Installed, State, Switched, Verdict
+from appliance.upgrade.state import (
+    Booted,
+    Deadline,
+    Event,
+    Generation,
+    Installed,
+    SmokeVerdict,
+    Switched,
+    TrialState,
+)
 from appliance.upgrade.state_file import FOLDER, Record, replace_file
 
 ARRIVED = Path("/run/appliance-trial/arrived")
@@ -61,10 +70,10 @@ def _machine(args: argparse.Namespace) -> Nixos:
     return Nixos(Loader(boot=args.boot), rescue=args.rescue)
 
 
-def _drive(args: argparse.Namespace, machine: Nixos, event: Event, verdict: str = "") -> State:
+def _drive(args: argparse.Namespace, machine: Nixos, event: Event, verdict: str = "") -> TrialState:
     record, announcer = Record(args.record), Announcer(MOTD)
 
-    def announce(state: State) -> None:
+    def announce(state: TrialState) -> None:
         announcer.login(state, verdict)
         if not isinstance(event, Deadline):
             # It mostly comes when all is over; what it does lead to is said by who does it.
@@ -127,7 +136,7 @@ def _verdict(args: argparse.Namespace) -> int:
     reason = "" if passed else _reason(proof, os.environ)
     line = proof.line if proof is not None else f"smoke test: {'PASS' if passed else f'FAIL: {reason}'}"
     print(line, flush=True)
-    event = Verdict(running.generation, passed=passed, reason=reason, booted=booted == running)
+    event = SmokeVerdict(running.generation, passed=passed, reason=reason, booted=booted == running)
     _drive(args, machine, event, verdict=line)
     return 0
 
@@ -175,7 +184,7 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
-def show(state: State, say: Callable[[str], object]) -> None:
+def show(state: TrialState, say: Callable[[str], object]) -> None:
     """The record in a few lines."""
     say(f"proven:      {_name(state.proven)}")
     if state.trial is not None:

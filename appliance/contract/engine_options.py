@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 
 from appliance.contract.model import Engine, Site
-from appliance.contract.rules import nearest
+from appliance.contract.rules import suggest
 
 VLLM_OURS = {
     "model": "model",
@@ -111,7 +111,7 @@ def check_vllm(engine: Engine) -> list[str]:
         elif flag != bare:
             faults.append(f"{flag} has dashes in front; write {bare}")
         elif bare not in known_flags():
-            faults.append(f"the pinned vLLM has no flag {flag}; {nearest(flag, sorted(known_flags()))}")
+            faults.append(f"the pinned vLLM has no flag {flag}; {suggest(flag, sorted(known_flags()))}")
     return faults
 
 

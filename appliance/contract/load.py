@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from appliance.contract.engine_options import check_options
 from appliance.contract.model import Site
-from appliance.contract.rules import nearest, violations
+from appliance.contract.rules import suggest, violations
 from appliance.errors import ConfigError
 from appliance.system import text_file
 
@@ -81,7 +81,7 @@ def _lines(error: ValidationError, table: dict[str, Any]) -> list[str]:
 
 def _say(kind: str, message: str, loc: tuple[int | str, ...], table: dict[str, Any]) -> str:
     if kind == "extra_forbidden":
-        return f"unknown key; {nearest(str(loc[-1]), _siblings(loc))}"
+        return f"unknown key; {suggest(str(loc[-1]), _siblings(loc))}"
     if kind == "missing":
         return "is missing; add it (`appliance schema` describes every key)"
     if kind == "value_error":

@@ -41,7 +41,7 @@ def violations(site: Site) -> list[Violation]:
     ]
 
 
-def nearest(name: str, known: list[str]) -> str:
+def suggest(name: str, known: list[str]) -> str:
     """A hint that names the most likely thing meant, or all there is."""
     match = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(known)) or 'none'}"
@@ -62,7 +62,7 @@ def _engines(site: Site) -> Iterator[Violation]:
         where = f"engines.{name}"
         model = site.models.get(engine.model)
         if model is None:
-            fix = nearest(engine.model, list(site.models))
+            fix = suggest(engine.model, list(site.models))
             yield Violation(f"{where}.model", f"there is no model {engine.model!r}", fix)
         elif model.max_context is not None and engine.context > model.max_context:
             yield Violation(
@@ -72,7 +72,7 @@ def _engines(site: Site) -> Iterator[Violation]:
             )
         host = site.hosts.get(engine.host)
         if host is None:
-            fix = nearest(engine.host, list(site.hosts))
+            fix = suggest(engine.host, list(site.hosts))
             yield Violation(f"{where}.host", f"there is no host {engine.host!r}", fix)
         else:
             yield from _cards(where, engine, engine.host, host)
@@ -201,14 +201,14 @@ def _roles(site: Site) -> Iterator[Violation]:
         if name in site.models:
             yield Violation(where, "has the name of a model", "rename the role: clients ask for either by name")
         if role.model not in site.models:
-            fix = nearest(role.model, list(site.models))
+            fix = suggest(role.model, list(site.models))
             yield Violation(f"{where}.model", f"there is no model {role.model!r}", fix)
         elif role.model not in served:
             yield Violation(f"{where}.model", f"no engine serves {role.model!r}", "add an engine for it")
         elif role.adapter is not None:
             adapters = site.models[role.model].adapters
             if role.adapter not in adapters:
-                fix = nearest(role.adapter, list(adapters))
+                fix = suggest(role.adapter, list(adapters))
                 yield Violation(f"{where}.adapter", f"{role.model} has no adapter {role.adapter!r}", fix)
             elif any(e.kind == "llamacpp" for e in site.engines.values() if e.model == role.model):
                 yield Violation(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from appliance.doctor.finding import Result
+from appliance.doctor.finding import Finding
 
 CAUSES = {
     # Not safe: before anything else.
@@ -44,9 +44,9 @@ CAUSES = {
 ORDER = tuple(CAUSES)
 
 
-def causes(results: Iterable[Result]) -> list[Result]:
+def causes(results: Iterable[Finding]) -> list[Finding]:
     """The failures that keep requests from being answered, the deepest first, each code once."""
-    first: dict[str, Result] = {}
+    first: dict[str, Finding] = {}
     for result in results:
         if result.level == "fail" and result.cause:
             first.setdefault(result.cause, result)

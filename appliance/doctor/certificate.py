@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from appliance.contract.machine import Edge
 from appliance.doctor.finding import Verdict, fail, ok, warn
-from appliance.doctor.host import CannotLookError, Host
+from appliance.doctor.host import CannotLookError, HostReader
 
 DAY_S = 86400.0
 WARN_DAYS, FAIL_DAYS = 20, 5
@@ -46,7 +46,7 @@ class Served:
     distrust: str = ""
 
 
-def read_certificate(host: Host, name: str) -> Certificate | None:
+def read_certificate(host: HostReader, name: str) -> Certificate | None:
     """The first certificate of a PEM file, by ``openssl``; ``None`` where there is no file.
 
     Raises :class:`CannotLookError` where it is not to be read, or is none.

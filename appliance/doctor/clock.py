@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from appliance.doctor.finding import Verdict, fail, ok, warn
-from appliance.doctor.host import CannotLookError, Host
+from appliance.doctor.host import CannotLookError, HostReader
 
 UNSYNCHRONISED = 0x40
 """STA_UNSYNC of adjtimex(2): what `timedatectl` calls "System clock synchronized: no"."""
@@ -43,7 +43,7 @@ class ClockFacts:
     stamp: float | None
 
 
-def read_clock(host: Host) -> ClockFacts:
+def read_clock(host: HostReader) -> ClockFacts:
     """Ask the kernel, changing nothing (``modes`` is 0)."""
     state = _Timex()
     if ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(state)) < 0:

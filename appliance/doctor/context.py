@@ -10,19 +10,19 @@ from pathlib import Path
 from appliance.contract.machine import Machine
 from appliance.contract.model import Gpu, Site
 from appliance.doctor import nvidia, processes, service
-from appliance.doctor.host import CannotLookError, Host
-from appliance.doctor.memory import Placement, read_placement
-from appliance.engines.argv import Replica, replicas
+from appliance.doctor.host import CannotLookError, HostReader
+from appliance.doctor.memory import NumaPlacement, read_placement
+from appliance.engines.argv import EngineReplica, replicas
 from appliance.errors import ConfigError
 
 GATEWAY_UNIT = "appliance-gateway.service"
 
 
 @dataclass(frozen=True)
-class Scene:
+class CheckContext:
     """One host at one moment: ``base`` is where relative folders of the site begin, ``now`` is in Unix seconds."""
 
-    host: Host
+    host: HostReader
     site: Site | None
     machine: Machine | None
     base: Path
@@ -59,12 +59,12 @@ class Scene:
         return here.gpus if here is not None else ()
 
     @cached_property
-    def replicas(self) -> list[Replica]:
+    def replicas(self) -> list[EngineReplica]:
         """The engine replicas of this host."""
         return [r for r in replicas(self.site) if r.engine.host == self.name] if self.site is not None else []
 
     @cached_property
-    def on_cards(self) -> list[Replica]:
+    def on_cards(self) -> list[EngineReplica]:
         """Those that compute on cards."""
         return [r for r in self.replicas if r.engine.device == "cuda" and r.engine.kind != "fake"]
 
@@ -90,7 +90,7 @@ class Scene:
         return self._userland
 
     @property
-    def cards(self) -> tuple[nvidia.Card, ...]:
+    def cards(self) -> tuple[nvidia.GpuStatus, ...]:
         """The cards that answer. Raises :class:`CannotLookError` where nvidia-smi gives none."""
         if self.userland.error:
             raise CannotLookError(f"nvidia-smi: {self.userland.error}", "appliance doctor --only driver")
@@ -102,9 +102,9 @@ class Scene:
         return processes.read_listeners(self.host)
 
     @cached_property
-    def placements(self) -> dict[str, Placement | None]:
+    def placements(self) -> dict[str, NumaPlacement | None]:
         """Where the engines on cards run, by replica; an engine on demand that is not loaded is left out."""
-        found: dict[str, Placement | None] = {}
+        found: dict[str, NumaPlacement | None] = {}
         for replica in self.on_cards:
             owner = next((one.process for one in self.listeners if one.port == replica.port and one.process), None)
             if owner is not None:
@@ -114,7 +114,7 @@ class Scene:
         return found
 
     @cached_property
-    def ready(self) -> service.Readiness:
+    def ready(self) -> service.UnitReadiness:
         """The gateway's word on itself and its engines."""
         assert self.site is not None  # noqa: S101 - asked for by checks of a site only
         return service.read_ready(self.site.gateway.host, self.site.gateway.port)

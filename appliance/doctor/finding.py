@@ -39,7 +39,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Finding:
     """One verdict of one check, by the check's name. ``fault_domain``: whose fault it is where it is one."""
 
     name: str
@@ -53,7 +53,7 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class Skipped:
     """A check that does not concern this host, and why."""
 
     name: str
@@ -61,12 +61,12 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DoctorReport:
     """Everything that was looked at on one host."""
 
     host: str
-    results: tuple[Result, ...]
-    left_out: tuple[LeftOut, ...]
+    results: tuple[Finding, ...]
+    left_out: tuple[Skipped, ...]
 
     @property
     def worst(self) -> Level:

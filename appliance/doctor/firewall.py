@@ -10,7 +10,7 @@ from typing import Any
 
 from appliance.contract.machine import Firewall
 from appliance.doctor.finding import Verdict, fail, ok, unknown
-from appliance.doctor.host import CannotLookError, Host
+from appliance.doctor.host import CannotLookError, HostReader
 
 RELOAD = "systemctl restart nftables; journalctl -u nftables"
 
@@ -39,7 +39,7 @@ class Ruleset:
     dark: int
 
 
-def read_ruleset(host: Host, family: str, table: str) -> Ruleset:
+def read_ruleset(host: HostReader, family: str, table: str) -> Ruleset:
     """The table as it is loaded. Raises :class:`CannotLookError` where nft is missing or may not look."""
     done = host.run("nft", "--json", "list", "ruleset")
     if done.code != 0:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from appliance.contract.model import Gpu
 from appliance.doctor.finding import FaultDomain, Verdict, fail, ok, unknown, warn
-from appliance.doctor.nvidia import Card, Module, Userland, Xid
+from appliance.doctor.nvidia import GpuStatus, Module, Userland, Xid
 
 LEAST_DRIVER = 580
 """CUDA 13 needs a driver of this major version or newer (NVIDIA's minor-version compatibility page)."""
@@ -99,7 +99,7 @@ def _userland(module: Module, userland: Userland) -> Verdict:
     return ok(f"the same version; cards that answer: {len(userland.cards)}", "userland")
 
 
-def judge_cards(expected: Sequence[Gpu], seen: Sequence[Card]) -> Iterator[Verdict]:
+def judge_cards(expected: Sequence[Gpu], seen: Sequence[GpuStatus]) -> Iterator[Verdict]:
     """Every card of the site is there, is what it should be, and has its whole PCIe link."""
     by_index = {card.index: card for card in seen}
     for gpu in expected:
@@ -124,7 +124,7 @@ def judge_cards(expected: Sequence[Gpu], seen: Sequence[Card]) -> Iterator[Verdi
         )
 
 
-def _card(gpu: Gpu, card: Card, subject: str) -> Verdict:
+def _card(gpu: Gpu, card: GpuStatus, subject: str) -> Verdict:
     said = f"{card.name}, {card.memory_mib or '?'} MiB, {card.bus}"
     if not same_model(gpu.model, card.name):
         return fail(
@@ -165,7 +165,7 @@ def same_model(wanted: str, shown: str) -> bool:
     )
 
 
-def judge_power(expected: Sequence[Gpu], seen: Sequence[Card]) -> Iterator[Verdict]:
+def judge_power(expected: Sequence[Gpu], seen: Sequence[GpuStatus]) -> Iterator[Verdict]:
     """Each card's power limit is the site's, or its own default where the site names none."""
     by_index = {card.index: card for card in seen}
     for gpu in expected:
@@ -192,7 +192,7 @@ def judge_power(expected: Sequence[Gpu], seen: Sequence[Card]) -> Iterator[Verdi
             yield ok(f"{card.power_limit_w:g} W", subject)
 
 
-def judge_throttle(seen: Sequence[Card]) -> Iterator[Verdict]:
+def judge_throttle(seen: Sequence[GpuStatus]) -> Iterator[Verdict]:
     """No card is held back by heat or by its supply at this moment."""
     for card in seen:
         subject = f"card {card.index}"

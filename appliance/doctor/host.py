@@ -44,7 +44,7 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class HostReader:
     """A machine as seen from ``root`` (``/`` outside of tests)."""
 
     root: Path = Path("/")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from appliance.contract.machine import Cards, Memory
 from appliance.contract.model import Gpu
 from appliance.doctor.finding import Verdict, fail, ok, unknown, warn
-from appliance.doctor.host import Host
+from appliance.doctor.host import HostReader
 
 TOO_MUCH_RESERVED = 0.5
 """Share of RAM above which reserved huge pages starve the page cache and pinned buffers (modules/memory.nix)."""
@@ -28,7 +28,7 @@ class MemoryFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class NumaPlacement:
     """Where an engine's process may run, and what it may lock. Limits in bytes, ``None`` for unlimited."""
 
     pid: int
@@ -36,7 +36,7 @@ class Placement:
     cpus: frozenset[int]
 
 
-def read_memory(host: Host) -> MemoryFacts:
+def read_memory(host: HostReader) -> MemoryFacts:
     """Pages, as /proc and /sys have them."""
     total = re.search(r"^MemTotal:\s+(\d+) kB", host.text("/proc/meminfo") or "", re.MULTILINE)
     mode = re.search(r"\[(\w+)]", host.text("/sys/kernel/mm/transparent_hugepage/enabled") or "")
@@ -92,14 +92,14 @@ def judge_hugepages(expected: Memory, facts: MemoryFacts) -> Iterator[Verdict]:
         yield ok(str(facts.max_map_count), "mappings")
 
 
-def read_placement(host: Host, pid: int) -> Placement | None:
+def read_placement(host: HostReader, pid: int) -> NumaPlacement | None:
     """The limits and processors of ``pid``; ``None`` where it has ended."""
     limits, status = host.text(f"/proc/{pid}/limits"), host.text(f"/proc/{pid}/status")
     lock = re.search(r"^Max locked memory\s+(\w+)", limits or "", re.MULTILINE)
     cpus = re.search(r"^Cpus_allowed_list:\s+(\S+)", status or "", re.MULTILINE)
     if lock is None or cpus is None:
         return None
-    return Placement(pid, None if lock[1] == "unlimited" else int(lock[1]), parse_cpus(cpus[1]))
+    return NumaPlacement(pid, None if lock[1] == "unlimited" else int(lock[1]), parse_cpus(cpus[1]))
 
 
 def parse_cpus(text: str) -> frozenset[int]:
@@ -112,7 +112,7 @@ def parse_cpus(text: str) -> frozenset[int]:
     return frozenset(found)
 
 
-def judge_memlock(placements: Mapping[str, Placement | None]) -> Iterator[Verdict]:
+def judge_memlock(placements: Mapping[str, NumaPlacement | None]) -> Iterator[Verdict]:
     """Engines on cards may lock as much memory as they like: pinned host buffers need it."""
     if not placements:
         yield ok("no engine is loaded now")
@@ -131,7 +131,7 @@ def judge_memlock(placements: Mapping[str, Placement | None]) -> Iterator[Verdic
             )
 
 
-def read_kernel_words(host: Host) -> list[str]:
+def read_kernel_words(host: HostReader) -> list[str]:
     """What the running kernel was started with."""
     return (host.text("/proc/cmdline") or "").split()
 
@@ -163,7 +163,9 @@ def judge_kernel_words(
         )
 
 
-def read_nodes(host: Host, buses: Mapping[int, str]) -> tuple[dict[int, int | None], dict[int, frozenset[int]]]:
+def read_nodes(
+    host: HostReader, buses: Mapping[int, str]
+) -> tuple[dict[int, int | None], dict[int, frozenset[int]]]:
     """The NUMA node of each card by its index, and the processors of each node."""
     of_card = {index: host.number(f"/sys/bus/pci/devices/{bus}/numa_node") for index, bus in buses.items()}
     of_node = {
@@ -213,7 +215,7 @@ def judge_nodes(
 
 def judge_placement(
     node_of_engine: Mapping[str, int],
-    placements: Mapping[str, Placement | None],
+    placements: Mapping[str, NumaPlacement | None],
     of_node: Mapping[int, frozenset[int]],
 ) -> Iterator[Verdict]:
     """Engines that are pinned run on their node's processors only."""

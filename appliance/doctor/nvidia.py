@@ -6,7 +6,7 @@ import csv
 import re
 from dataclasses import dataclass
 
-from appliance.doctor.host import CannotLookError, Host
+from appliance.doctor.host import CannotLookError, HostReader
 
 DRIVER_FILE = "/proc/driver/nvidia/version"
 
@@ -32,7 +32,7 @@ class Module:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class GpuStatus:
     """A card as nvidia-smi shows it. A figure that the card does not give is ``None``."""
 
     index: int
@@ -53,7 +53,7 @@ class Card:
 class Userland:
     """What nvidia-smi answered: cards, or why not."""
 
-    cards: tuple[Card, ...]
+    cards: tuple[GpuStatus, ...]
     error: str = ""
 
 
@@ -66,7 +66,7 @@ class Xid:
     text: str
 
 
-def read_module(host: Host) -> Module | None:
+def read_module(host: HostReader) -> Module | None:
     """The loaded kernel module; ``None`` when there is none."""
     return parse_module(host.text(DRIVER_FILE) or "")
 
@@ -77,7 +77,7 @@ def parse_module(text: str) -> Module | None:
     return None if match is None else Module(match[1], "Open Kernel Module" in text)
 
 
-def read_userland(host: Host) -> Userland:
+def read_userland(host: HostReader) -> Userland:
     """Every card, by ``nvidia-smi``. Raises :class:`CannotLookError` where it is missing or hangs."""
     done = host.run("nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits")
     if done.code != 0:
@@ -85,7 +85,7 @@ def read_userland(host: Host) -> Userland:
     return Userland(parse_cards(done.out))
 
 
-def parse_cards(text: str) -> tuple[Card, ...]:
+def parse_cards(text: str) -> tuple[GpuStatus, ...]:
     """The CSV of :data:`FIELDS`. Raises :class:`CannotLookError` where it is something else."""
     rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
     try:
@@ -96,8 +96,8 @@ def parse_cards(text: str) -> tuple[Card, ...]:
         ) from None
 
 
-def _card(row: dict[str, str]) -> Card:
-    return Card(
+def _card(row: dict[str, str]) -> GpuStatus:
+    return GpuStatus(
         index=int(row["index"]),
         name=row["name"],
         bus=sysfs_bus(row["pci.bus_id"]),
@@ -131,7 +131,7 @@ def sysfs_bus(bus: str) -> str:
     return f"{domain[-4:]}:{rest}".lower()
 
 
-def read_recovery(host: Host) -> dict[int, str]:
+def read_recovery(host: HostReader) -> dict[int, str]:
     """What the driver wants done with each card, by index; empty where nvidia-smi does not know the field."""
     done = host.run("nvidia-smi", "--query-gpu=index,gpu_recovery_action", "--format=csv,noheader")
     if done.code != 0:
@@ -140,7 +140,7 @@ def read_recovery(host: Host) -> dict[int, str]:
     return {int(index): action.strip() for index, _, action in pairs if index.strip().isdigit()}
 
 
-def read_xids(host: Host) -> list[Xid]:
+def read_xids(host: HostReader) -> list[Xid]:
     """The driver's complaints since boot. Raises :class:`CannotLookError` where the log cannot be read."""
     done = host.run("journalctl", "--dmesg", "--boot", "--output=cat", "--no-pager", "--quiet", timeout_s=30)
     if done.code != 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from appliance.contract.machine import Edge, Pins
 from appliance.doctor.finding import Verdict, fail, ok, unknown, warn
-from appliance.doctor.host import CannotLookError, Host
+from appliance.doctor.host import CannotLookError, HostReader
 from appliance.doctor.nvidia import read_module
 from appliance.doctor.processes import Listener
 
@@ -23,14 +23,14 @@ SWITCH = "nixos-rebuild boot --flake .#gpu && reboot"
 
 
 @dataclass(frozen=True, slots=True)
-class Booted:
+class BootedVersions:
     """Whether the kernel that runs is the current system's."""
 
     running: str | None
     current: str | None
 
 
-def read_versions(host: Host, command: str | None) -> dict[str, str]:
+def read_versions(host: HostReader, command: str | None) -> dict[str, str]:
     """What is there, by the name of its pin. ``command`` is the Python of the engine's environment."""
     found = {}
     release = host.text("/proc/sys/kernel/osrelease")
@@ -89,12 +89,12 @@ def of_series(actual: str, wanted: str) -> bool:
     return have[: len(want)] == want
 
 
-def read_booted(host: Host) -> Booted:
+def read_booted(host: HostReader) -> BootedVersions:
     """The kernels of the booted and of the current system; both ``None`` where this is no NixOS."""
-    return Booted(host.link("/run/booted-system/kernel"), host.link("/run/current-system/kernel"))
+    return BootedVersions(host.link("/run/booted-system/kernel"), host.link("/run/current-system/kernel"))
 
 
-def judge_booted(booted: Booted) -> Iterator[Verdict]:
+def judge_booted(booted: BootedVersions) -> Iterator[Verdict]:
     """A new kernel waits for a reboot, or not."""
     if booted.running is None or booted.current is None:
         return
@@ -109,7 +109,7 @@ def judge_booted(booted: Booted) -> Iterator[Verdict]:
         yield ok("runs the current system's kernel", "booted system")
 
 
-def read_nginx(host: Host, listeners: list[Listener], port: int) -> str:
+def read_nginx(host: HostReader, listeners: list[Listener], port: int) -> str:
     """The version of the nginx that runs. Raises :class:`CannotLookError` where none is seen."""
     process = next((one.process for one in listeners if one.port == port and one.process is not None), None)
     if process is None or not process.program:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal
 
-from appliance.doctor.host import CannotLookError, Host
+from appliance.doctor.host import CannotLookError, HostReader
 
 LISTEN, UNCONNECTED = "0A", "07"
 """States of a listening TCP socket and of an unconnected UDP socket (include/net/tcp_states.h)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class ProcessInfo:
     """A running process, as far as one may look."""
 
     pid: int
@@ -31,7 +31,7 @@ class Listener:
     protocol: Literal["tcp", "udp"]
     address: IPv4Address | IPv6Address
     port: int
-    process: Process | None
+    process: ProcessInfo | None
 
     @property
     def beyond_loopback(self) -> bool:
@@ -44,7 +44,7 @@ class Listener:
         return f"{where}:{self.port}/{self.protocol}"
 
 
-def read_listeners(host: Host) -> list[Listener]:
+def read_listeners(host: HostReader) -> list[Listener]:
     """Every listening socket of this network namespace.
 
     Raises :class:`CannotLookError` where /proc/net cannot be read. The process is ``None`` where one may not look.
@@ -77,7 +77,7 @@ def parse_address(text: str) -> IPv4Address | IPv6Address:
     return ip_address(b"".join(words))
 
 
-def _owners(host: Host) -> dict[int, int]:
+def _owners(host: HostReader) -> dict[int, int]:
     """Process by inode of a socket; one that forked keeps the lowest process number, its parent."""
     owners: dict[int, int] = {}
     for pid in sorted(int(name) for name in host.folder("/proc") if name.isdigit()):
@@ -88,8 +88,8 @@ def _owners(host: Host) -> dict[int, int]:
     return owners
 
 
-def read_process(host: Host, pid: int) -> Process:
+def read_process(host: HostReader, pid: int) -> ProcessInfo:
     """The process ``pid``."""
     unit = re.search(r"/([^/\n]+\.service)(?:/|$)", host.text(f"/proc/{pid}/cgroup") or "", re.MULTILINE)
     name = (host.text(f"/proc/{pid}/comm") or "?").strip()
-    return Process(pid, name, unit[1] if unit else "", host.link(f"/proc/{pid}/exe") or "")
+    return ProcessInfo(pid, name, unit[1] if unit else "", host.link(f"/proc/{pid}/exe") or "")

@@ -13,13 +13,13 @@ from rich.padding import Padding
 from rich.table import Table
 
 from appliance.doctor.causes import causes
-from appliance.doctor.finding import Level, Report, Result
+from appliance.doctor.finding import DoctorReport, Finding, Level
 
 COLOURS: dict[Level, str] = {"ok": "green", "warn": "yellow", "unknown": "magenta", "fail": "bold red"}
 SCHEMA_VERSION = 1
 
 
-def as_table(report: Report) -> dict[str, Any]:
+def as_table(report: DoctorReport) -> dict[str, Any]:
     """The report as plain data: what ``--json`` prints."""
     return {
         "version": SCHEMA_VERSION,
@@ -35,12 +35,12 @@ def as_table(report: Report) -> dict[str, Any]:
     }
 
 
-def as_json(report: Report) -> str:
+def as_json(report: DoctorReport) -> str:
     """The report for other programs."""
     return json.dumps(as_table(report), indent=2, ensure_ascii=False)
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: DoctorReport, console: Console) -> None:
     """The report for a person: one line per result; what is not ok says what it means and what mends it."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, expand=True)
     table.add_column("is", width=7, no_wrap=True)
@@ -69,7 +69,7 @@ def show_list(checks: Iterable[tuple[str, str, str]], console: Console) -> None:
     console.print(table)
 
 
-def _said(one: Result) -> str:
+def _said(one: Finding) -> str:
     subject = f"{one.subject}: " if one.subject else ""
     lines = [escape(subject + one.seen)]
     if one.level != "ok":
@@ -78,7 +78,7 @@ def _said(one: Result) -> str:
     return "\n".join(lines)
 
 
-def _summary(report: Report) -> str:
+def _summary(report: DoctorReport) -> str:
     counts = [
         f"[{COLOURS[level]}]{number} {level}[/]"
         for level in COLOURS

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from appliance.contract.rules import nearest
+from appliance.contract.rules import suggest
 from appliance.doctor import checks
-from appliance.doctor.context import Scene
-from appliance.doctor.finding import FaultDomain, LeftOut, Report, Result, Verdict, unknown
+from appliance.doctor.context import CheckContext
+from appliance.doctor.finding import DoctorReport, FaultDomain, Finding, Skipped, Verdict, unknown
 from appliance.doctor.host import CannotLookError
 from appliance.errors import UsageError
 
@@ -26,13 +26,13 @@ class Check:
     looks: str
     means: str
     mend: str
-    applies: Callable[[Scene], str]
-    run: Callable[[Scene], Iterable[Verdict]]
+    applies: Callable[[CheckContext], str]
+    run: Callable[[CheckContext], Iterable[Verdict]]
     fault_domain: FaultDomain
     otherwise: str = ""
 
 
-def examine(scene: Scene, only: Iterable[str] = ()) -> Report:
+def examine(scene: CheckContext, only: Iterable[str] = ()) -> DoctorReport:
     """Make every check of this host, or those named.
 
     Raises :class:`UsageError` for a name that is none or does not concern this host.
@@ -41,22 +41,22 @@ def examine(scene: Scene, only: Iterable[str] = ()) -> Report:
     names = [check.name for check in CHECKS]
     for name in wanted:
         if name not in names:
-            raise UsageError(f"--only {name}: there is no such check; {nearest(name, names)}")
-    results: list[Result] = []
-    left_out: list[LeftOut] = []
+            raise UsageError(f"--only {name}: there is no such check; {suggest(name, names)}")
+    results: list[Finding] = []
+    left_out: list[Skipped] = []
     for check in CHECKS:
         if wanted and check.name not in wanted:
             continue
         if why := check.applies(scene):
-            left_out.append(LeftOut(check.name, why))
+            left_out.append(Skipped(check.name, why))
         else:
             results += [_named(check, verdict) for verdict in _made(check, scene)]
     if wanted and not results:
         raise UsageError("; ".join(f"--only {one.name}: {one.why}" for one in left_out))
-    return Report(scene.name, tuple(results), tuple(left_out))
+    return DoctorReport(scene.name, tuple(results), tuple(left_out))
 
 
-def _made(check: Check, scene: Scene) -> Iterator[Verdict]:
+def _made(check: Check, scene: CheckContext) -> Iterator[Verdict]:
     silent = True
     try:
         # Not all at once: what was found before it could look no further still counts.
@@ -70,9 +70,9 @@ def _made(check: Check, scene: Scene) -> Iterator[Verdict]:
             yield unknown("found nothing to look at", "is the description of this host complete? `appliance check`")
 
 
-def _named(check: Check, v: Verdict) -> Result:
+def _named(check: Check, v: Verdict) -> Finding:
     said = (_plain(v.seen), _plain(v.meaning), _plain(v.fix))
-    return Result(check.name, _plain(v.subject), v.level, *said, v.cause, v.fault_domain or check.fault_domain)
+    return Finding(check.name, _plain(v.subject), v.level, *said, v.cause, v.fault_domain or check.fault_domain)
 
 
 def _plain(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from appliance.doctor.finding import Verdict, fail, ok, warn
-from appliance.doctor.host import CannotLookError, Host
+from appliance.doctor.host import CannotLookError, HostReader
 
 READY_TIMEOUT_S = 30.0
 """Above the gateway's own time for a canary token."""
@@ -21,7 +21,7 @@ PROPERTIES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class SystemdUnit:
     """A unit as systemd has it."""
 
     name: str
@@ -32,7 +32,7 @@ class Unit:
     """Inactive as it should be: it ran once and ended well, or its condition says there is nothing to do."""
 
 
-def read_units(host: Host, names: Sequence[str]) -> list[Unit]:
+def read_units(host: HostReader, names: Sequence[str]) -> list[SystemdUnit]:
     """The state of each unit, in that order. Raises :class:`CannotLookError` where systemd does not answer."""
     wanted = f"--property={','.join(PROPERTIES)}"
     done = host.run("systemctl", "show", "--no-pager", wanted, "--", *names)
@@ -43,7 +43,7 @@ def read_units(host: Host, names: Sequence[str]) -> list[Unit]:
     ]
     by_name = {block["Id"]: block for block in blocks if "Id" in block}
     return [
-        Unit(
+        SystemdUnit(
             name,
             found.get("LoadState", "not-found"),
             found.get("ActiveState", "inactive"),
@@ -69,7 +69,7 @@ def _is_done(found: Mapping[str, str]) -> bool:
 UNIT_CAUSES = {"nftables.service": "firewall-not-loaded", "nginx.service": "edge-down"}
 
 
-def judge_units(units: Sequence[Unit]) -> Iterator[Verdict]:
+def judge_units(units: Sequence[SystemdUnit]) -> Iterator[Verdict]:
     """Every unit of the machine is active."""
     bad = 0
     for unit in units:
@@ -106,7 +106,7 @@ def judge_units(units: Sequence[Unit]) -> Iterator[Verdict]:
 
 
 @dataclass(frozen=True, slots=True)
-class Readiness:
+class UnitReadiness:
     """What ``/ready`` of a gateway says, or why it does not."""
 
     status: int
@@ -114,21 +114,21 @@ class Readiness:
     error: str = ""
 
 
-def read_ready(address: str, port: int) -> Readiness:
+def read_ready(address: str, port: int) -> UnitReadiness:
     """Ask a gateway whether it works; it generates a token to know."""
     connection = http.client.HTTPConnection(address, port, timeout=READY_TIMEOUT_S)
     try:
         connection.request("GET", "/ready")
         answer = connection.getresponse()
         engines = json.loads(answer.read())["engines"]
-        return Readiness(answer.status, {str(name): str(word) for name, word in engines.items()})
+        return UnitReadiness(answer.status, {str(name): str(word) for name, word in engines.items()})
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError) as error:
-        return Readiness(0, {}, type(error).__name__)
+        return UnitReadiness(0, {}, type(error).__name__)
     finally:
         connection.close()
 
 
-def judge_gateway(address: str, ready: Readiness) -> Verdict:
+def judge_gateway(address: str, ready: UnitReadiness) -> Verdict:
     """The gateway of this host answers."""
     if ready.error:
         return fail(
@@ -140,7 +140,7 @@ def judge_gateway(address: str, ready: Readiness) -> Verdict:
     return ok(f"answers on {address}{', ready' if ready.status == 200 else ', and is not ready'}")
 
 
-def judge_engines(ready: Readiness) -> Iterator[Verdict]:
+def judge_engines(ready: UnitReadiness) -> Iterator[Verdict]:
     """Each replica generated a token a moment ago."""
     for name, word in ready.engines.items():
         subject = f"engine {name}"
@@ -162,7 +162,7 @@ def judge_engines(ready: Readiness) -> Iterator[Verdict]:
             yield verdict if level is warn else fail(word, verdict.meaning, verdict.fix, subject, "engine-down")
 
 
-def judge_gateways(answers: Mapping[str, Readiness]) -> Iterator[Verdict]:
+def judge_gateways(answers: Mapping[str, UnitReadiness]) -> Iterator[Verdict]:
     """From the VPS: each gateway answers through the tunnel. One of several may be away."""
     away = [address for address, ready in answers.items() if ready.error]
     for address, ready in answers.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from appliance.contract.model import Model
 from appliance.doctor.finding import Verdict, fail, ok, unknown, warn
-from appliance.doctor.host import CannotLookError, Host
+from appliance.doctor.host import CannotLookError, HostReader
 from appliance.errors import ConfigError
 from appliance.models import lock
 from appliance.store.database import FILE
@@ -25,7 +25,7 @@ QUICK_CHECK_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
+class DiskSpace:
     """A file system as seen from one folder. Shares of 1."""
 
     folder: str
@@ -35,14 +35,14 @@ class Disk:
     device: int
 
 
-def read_disk(folder: Path) -> Disk:
+def read_disk(folder: Path) -> DiskSpace:
     """The file system of ``folder``, or of its nearest parent that exists."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         found, device = os.statvfs(existing), existing.stat().st_dev
     except OSError as error:
         raise CannotLookError(f"{existing}: {error.strerror}", "run `appliance doctor` as root") from error
-    return Disk(
+    return DiskSpace(
         str(existing),
         found.f_blocks * found.f_frsize / 2**30,
         found.f_bavail / found.f_blocks if found.f_blocks else 1.0,
@@ -51,7 +51,7 @@ def read_disk(folder: Path) -> Disk:
     )
 
 
-def judge_disks(disks: Sequence[Disk]) -> Iterator[Verdict]:
+def judge_disks(disks: Sequence[DiskSpace]) -> Iterator[Verdict]:
     """Room on each file system, once."""
     seen: set[int] = set()
     for disk in disks:
@@ -85,7 +85,7 @@ class WeightFacts:
     lock_error: str = ""
 
 
-def read_weights(host: Host, store: str, lock_file: str, boot_check: str, *, hashes: bool) -> WeightFacts:
+def read_weights(host: HostReader, store: str, lock_file: str, boot_check: str, *, hashes: bool) -> WeightFacts:
     """Sizes of every file of the lock; their SHA-256 too with ``hashes``, which takes minutes per 100 GiB.
 
     ``boot_check`` is the state of the unit that does the same at boot.
@@ -146,7 +146,7 @@ def judge_weights(facts: WeightFacts) -> Verdict:
     )
 
 
-def judge_folders(host: Host, models: dict[str, Model], base: Path) -> Iterator[Verdict]:
+def judge_folders(host: HostReader, models: dict[str, Model], base: Path) -> Iterator[Verdict]:
     """Models that are folders are there and hold a model."""
     for name, model in models.items():
         if not model.is_folder:

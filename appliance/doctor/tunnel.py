@@ -10,7 +10,7 @@ from pathlib import Path
 
 from appliance.contract.machine import Peer, Tunnel
 from appliance.doctor.finding import Verdict, fail, ok, warn
-from appliance.doctor.host import CannotLookError, Host, Output
+from appliance.doctor.host import CannotLookError, HostReader, Output
 
 DEAD_AFTER_S = 180
 """REJECT_AFTER_TIME of the WireGuard paper: an older session carries nothing. A live one renews every 120 s
@@ -31,7 +31,7 @@ class PeerState:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class TunnelState:
     """The interface as it is. No private or preshared key ever gets in here."""
 
     public_key: str | None
@@ -49,7 +49,7 @@ class KeyFile:
     open_to_others: bool = False
 
 
-def read_key_file(host: Host, name: str) -> KeyFile:
+def read_key_file(host: HostReader, name: str) -> KeyFile:
     """Whether the key is there and is nobody else's to read."""
     try:
         found = host.path(name).stat()
@@ -61,7 +61,7 @@ def read_key_file(host: Host, name: str) -> KeyFile:
     return KeyFile(exists=True, size=found.st_size, open_to_others=bool(others))
 
 
-def read_state(host: Host, interface: str) -> State | None:
+def read_state(host: HostReader, interface: str) -> TunnelState | None:
     """The interface; ``None`` where there is none. Raises :class:`CannotLookError` where one may not look."""
     if not host.path(Path("/sys/class/net") / interface).exists():
         return None
@@ -73,7 +73,7 @@ def read_state(host: Host, interface: str) -> State | None:
     return parse_dump(done.out, host.number(Path("/sys/class/net") / interface / "mtu"))
 
 
-def parse_dump(text: str, mtu: int | None = None) -> State:
+def parse_dump(text: str, mtu: int | None = None) -> TunnelState:
     """The interface, from ``wg show … dump``.
 
     The first line begins with the private key and each peer's second column is the preshared key: neither is
@@ -94,10 +94,10 @@ def parse_dump(text: str, mtu: int | None = None) -> State:
         )
     except (IndexError, ValueError):
         raise CannotLookError("wg answers what is no dump of an interface", "run `wg show` by hand") from None
-    return State(None if public == "(none)" else public, peers, mtu, port or None)
+    return TunnelState(None if public == "(none)" else public, peers, mtu, port or None)
 
 
-def judge_tunnel(expected: Tunnel, state: State | None, now: float) -> Iterator[Verdict]:
+def judge_tunnel(expected: Tunnel, state: TunnelState | None, now: float) -> Iterator[Verdict]:
     """The interface, then each peer; without the first nothing is said of the others."""
     name = expected.interface
     if state is None:
@@ -141,7 +141,7 @@ def judge_tunnel(expected: Tunnel, state: State | None, now: float) -> Iterator[
         )
 
 
-def judge_key(expected: Tunnel, key: KeyFile, state: State | None) -> Iterator[Verdict]:
+def judge_key(expected: Tunnel, key: KeyFile, state: TunnelState | None) -> Iterator[Verdict]:
     """The private key is there, loaded, and nobody else's to read."""
     if not key.exists or key.size == 0 or (state is not None and state.public_key is None):
         what = (
@@ -170,7 +170,7 @@ def judge_key(expected: Tunnel, key: KeyFile, state: State | None) -> Iterator[V
         yield ok("there, and nobody else's to read", "private key")
 
 
-def _handshake(label: str, peer: Peer, seen: PeerState, state: State, now: float) -> Verdict:
+def _handshake(label: str, peer: Peer, seen: PeerState, state: TunnelState, now: float) -> Verdict:
     subject = f"peer {label}"
     if seen.handshake is None:
         own = state.public_key or "missing"

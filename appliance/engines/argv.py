@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.contract.model import Engine, Model, Site
-from appliance.contract.rules import nearest
+from appliance.contract.rules import suggest
 from appliance.engines import fake, llamacpp, vllm
 from appliance.errors import UsageError
 
@@ -21,7 +21,7 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class Replica:
+class EngineReplica:
     """One replica of an engine, named ``engine`` or ``engine.1`` as the command line and units write it."""
 
     name: str
@@ -44,24 +44,24 @@ Build = Callable[[Engine, Model, int], tuple[list[str], dict[str, str]]]
 _BUILD: dict[str, Build] = {"vllm": vllm.build, "llamacpp": llamacpp.build, "fake": fake.build}
 
 
-def replicas(site: Site) -> list[Replica]:
+def replicas(site: Site) -> list[EngineReplica]:
     """Every replica of every engine of ``site``; a lone replica bears the engine's own name."""
     return [
-        Replica(name if engine.replicas == 1 else f"{name}.{index}", engine, index)
+        EngineReplica(name if engine.replicas == 1 else f"{name}.{index}", engine, index)
         for name, engine in site.engines.items()
         for index in range(engine.replicas)
     ]
 
 
-def find(site: Site, name: str) -> Replica:
+def find(site: Site, name: str) -> EngineReplica:
     """The replica called ``name``; raises :class:`UsageError` that names those there are."""
     known = {replica.name: replica for replica in replicas(site)}
     if name not in known:
-        raise UsageError(f"no engine is called {name!r}; {nearest(name, list(known))}")
+        raise UsageError(f"no engine is called {name!r}; {suggest(name, list(known))}")
     return known[name]
 
 
-def command(site: Site, replica: Replica, base: Path) -> Command:
+def command(site: Site, replica: EngineReplica, base: Path) -> Command:
     """The process for ``replica``. Relative model folders are taken from ``base``."""
     model = site.models[replica.engine.model]
     if model.is_folder:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from appliance.contract.model import Site
 from appliance.engines.argv import command, find
-from appliance.engines.processes import ChildProcesses, Unit
+from appliance.engines.processes import ChildProcesses, ProcessSpec
 from appliance.errors import StartError, StoreError
 
 
@@ -43,7 +43,7 @@ class ChildControl:
         one = find(self._site, replica)
         built = command(self._site, one, self._base)
         log = self._logs / f"engine-{replica}.log"
-        unit = Unit(
+        unit = ProcessSpec(
             replica, built.argv, log, built.environment, stop_timeout_s=one.engine.shutdown_timeout_s + 10.0
         )
         try:

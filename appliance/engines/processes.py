@@ -38,7 +38,7 @@ HEALTHY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class ProcessSpec:
     """One process to keep: what to run, where its output goes, how long it may take to stop.
 
     ``fix`` is what to suggest if its program cannot be run.
@@ -71,7 +71,7 @@ class UnitState:
 class Supervisor(Protocol):
     """Keeps units running."""
 
-    async def start(self, unit: Unit) -> None:
+    async def start(self, unit: ProcessSpec) -> None:
         """Run ``unit`` and restart it whenever it ends by itself."""
 
     async def stop(self, name: str) -> None:
@@ -83,7 +83,7 @@ class Supervisor(Protocol):
 
 @dataclass(slots=True)
 class _Child:
-    unit: Unit
+    unit: ProcessSpec
     process: asyncio.subprocess.Process
     keeper: asyncio.Task[None] | None = None
     restarts: int = 0
@@ -109,7 +109,7 @@ class ChildProcesses:
         self._on_exit = on_exit or _log_exit
         self._on_error = on_error or _log_error
 
-    async def start(self, unit: Unit) -> None:
+    async def start(self, unit: ProcessSpec) -> None:
         """Run ``unit``.
 
         Raises :class:`StartError` if its program cannot be run and :class:`StoreError` if its log cannot be

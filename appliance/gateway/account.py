@@ -5,9 +5,9 @@ from __future__ import annotations
 from appliance.gateway import log
 from appliance.gateway.limits import Allowance
 from appliance.gateway.outcome import COUNTING
-from appliance.gateway.parts import Parts
+from appliance.gateway.parts import GatewayContext
 from appliance.gateway.routing import Replica, Service
-from appliance.gateway.sse import Relay, Usage
+from appliance.gateway.sse import SseFilter, Usage
 from appliance.store.models import Key, UsageRow
 
 CHARGED = frozenset({"ok", "aborted"})
@@ -20,7 +20,7 @@ BYTES_PER_TOKEN = 4
 """A prompt's tokens before the engine has counted them: English has some 4 bytes each."""
 
 
-class Account:
+class RequestAccounting:
     """The part of an exchange that counts: for the queue, for its key's limits, for its row.
 
     ``line`` is whose turn it takes in the fair queue, ``size`` how many sequences it decodes at once.
@@ -44,7 +44,7 @@ class Account:
         "weight",
     )
 
-    def __init__(self, shared: Parts, owner: Key, row: UsageRow) -> None:
+    def __init__(self, shared: GatewayContext, owner: Key, row: UsageRow) -> None:
         self._shared = shared
         self._began = shared.clock()
         self._row = row
@@ -76,7 +76,7 @@ class Account:
             service.queue.charge(self, more)
             self._shared.ledger.charge(self._admitted, more, now)
 
-    def _count_stream(self, relay: Relay) -> None:
+    def _count_stream(self, relay: SseFilter) -> None:
         if relay.usage is not None:
             self._count(relay.usage)
         if relay.usage is None or (not relay.final and self._row.endpoint == "/v1/messages"):

@@ -30,17 +30,17 @@ from appliance.gateway.body_encoding import decoded
 from appliance.gateway.cors import BrowserOrigins
 from appliance.gateway.end_user import caller
 from appliance.gateway.health import Canaries
-from appliance.gateway.idempotency import Tapes
-from appliance.gateway.lifecycle import Exchange
+from appliance.gateway.idempotency import IdempotencyCache
+from appliance.gateway.lifecycle import ProxiedRequest
 from appliance.gateway.limits import Bucket, Ledger
-from appliance.gateway.metrics import Metrics, Sample
-from appliance.gateway.parts import Parts
+from appliance.gateway.metrics import Metrics, MetricSample
+from appliance.gateway.parts import GatewayContext
 from appliance.gateway.routing import Router, Service
 from appliance.gateway.swap_controller import SwapController
 from appliance.gateway.usage_writer import UsageWriter
 from appliance.http1.connection import ClientConnection
 from appliance.http1.types import Request
-from appliance.http1.writer import Outbox
+from appliance.http1.writer import WriteCoalescer
 from appliance.store.keys import KeyStore
 from appliance.store.models import Key, UsageRow
 
@@ -56,7 +56,7 @@ NOT_FOUND_LINES = 60
 """Log lines a minute about paths that are not offered: one misconfigured client asks for the same path for ever."""
 
 
-class Gateway:
+class GatewayApp:
     """The application for one site. Stores are opened and closed by the caller."""
 
     def __init__(
@@ -67,14 +67,14 @@ class Gateway:
         self._authenticator = Authenticator()
         self._keys = keys
         self._changes = -1
-        self._running: set[Exchange] = set()
+        self._running: set[ProxiedRequest] = set()
         self._take_keys(keys.snapshot(self._changes))
         self._usage = usage
-        self.outbox = Outbox(self._loop)
+        self.outbox = WriteCoalescer(self._loop)
         self.router = Router(site, self.outbox, self._notice)
         self._metrics = Metrics(self._samples)
         self._canaries = Canaries(self.router, site.gateway)
-        self._shared = Parts(
+        self._shared = GatewayContext(
             site,
             self.router,
             Ledger(site.limits, site.users),
@@ -84,7 +84,7 @@ class Gateway:
             time.monotonic,
             self._canaries.suspect,
         )
-        self._tapes = Tapes(site.gateway.idempotency_s, self._loop.time)
+        self._tapes = IdempotencyCache(site.gateway.idempotency_s, self._loop.time)
         self.origins = BrowserOrigins(site.gateway.browser_origins)
         self.swapper: SwapController | None = None
         if control is not None:
@@ -211,7 +211,7 @@ class Gateway:
             owner = self._authenticate(request)
         key = request.headers.get(b"idempotency-key")
         if key is None:
-            exchange = Exchange(self._shared, owner, request, client)
+            exchange = ProxiedRequest(self._shared, owner, request, client)
             client.exchange = exchange
         else:
             tape = self._tapes.find(owner.scope, key, request.path, request.body)
@@ -220,7 +220,7 @@ class Gateway:
                 return
             tape = self._tapes.record(owner.scope, key, request.path, request.body)
             tape.follow(client)
-            exchange = Exchange(self._shared, owner, request, tape)
+            exchange = ProxiedRequest(self._shared, owner, request, tape)
             tape.exchange = exchange
         exchange.begin(owner)
 
@@ -310,32 +310,38 @@ class Gateway:
                 LOG.error("the keys cannot be read, changes to them wait until they can: %s", error)  # noqa: TRY400
             self._keys_unreadable = True
 
-    def _samples(self) -> Iterator[Sample]:
+    def _samples(self) -> Iterator[MetricSample]:
         replicas, services = self.router.replicas, self.router.services.values()
-        yield Sample(
+        yield MetricSample(
             "engine_up",
             "Whether the engine is loaded, and its last canary token came.",
             "engine",
             {replica.name: float(replica.open) for replica in replicas},
         )
-        yield Sample(
+        yield MetricSample(
             "engine_requests_in_flight",
             "Requests running on the engine; one for several answers counts as many times.",
             "engine",
             {replica.name: float(replica.in_flight) for replica in replicas},
         )
-        yield Sample(
+        yield MetricSample(
             "queue_length",
             "Requests waiting for a slot.",
             "model",
             {service.model: float(service.queue.waiting) for service in services},
         )
         if self.swapper is not None:
-            yield Sample("swaps", "Models loaded on demand.", "", {"": float(self.swapper.swaps)}, counter=True)
+            yield MetricSample(
+                "swaps", "Models loaded on demand.", "", {"": float(self.swapper.swaps)}, counter=True
+            )
             failures = {"": float(self.swapper.failures)}
-            yield Sample("swap_failures", "Loads that failed.", "", failures, counter=True)
-            yield Sample("last_swap_seconds", "How long the last one took.", "", {"": self.swapper.last_swap_s})
-        yield Sample("usage_rows_dropped", "Usage rows lost to a full disk.", "", {"": float(self._usage.dropped)})
+            yield MetricSample("swap_failures", "Loads that failed.", "", failures, counter=True)
+            yield MetricSample(
+                "last_swap_seconds", "How long the last one took.", "", {"": self.swapper.last_swap_s}
+            )
+        yield MetricSample(
+            "usage_rows_dropped", "Usage rows lost to a full disk.", "", {"": float(self._usage.dropped)}
+        )
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task: asyncio.Task[None] = self._loop.create_task(work)

@@ -42,7 +42,7 @@ class Message(msgspec.Struct):
     content: Raw | UnsetType = UNSET
 
 
-class Fields(msgspec.Struct):
+class BodyFields(msgspec.Struct):
     """The fields of a request that the gateway acts on or bounds."""
 
     model: str
@@ -67,7 +67,7 @@ _SYSTEM_FIELD = {
 }
 """The field of an endpoint that holds its system prompt outside the messages."""
 
-_FIELDS = msgspec.json.Decoder(Fields)
+_FIELDS = msgspec.json.Decoder(BodyFields)
 _MESSAGE_LIST = msgspec.json.Decoder(list[Message])
 
 _INTEGER: TypeAdapter[int | None] = TypeAdapter(int | None)
@@ -84,7 +84,7 @@ _LENIENT: dict[str, TypeAdapter[Any]] = {
 """How the engine reads a field: vLLM validates its requests with pydantic in lax mode."""
 
 
-def decode(body: bytes) -> Fields:
+def decode(body: bytes) -> BodyFields:
     """Read the fields of ``body``.
 
     Raises :class:`InvalidRequestError` for a body that is not a JSON object or names no model.
@@ -102,13 +102,13 @@ def decode(body: bytes) -> Fields:
         raise InvalidRequestError("The body is nested too deeply", code="invalid_json") from None
 
 
-def _decode_leniently(body: bytes) -> Fields:
+def _decode_leniently(body: bytes) -> BodyFields:
     table = json_text.members(body)
     model = json_text.value(table["model"]) if "model" in table else None
     if not isinstance(model, str) or not json_text.is_string(table["model"]):
         message = "The request names no model; set `model` to a name, GET /v1/models lists them (field model)"
         raise InvalidRequestError(message, param="model")
-    fields = Fields(model)
+    fields = BodyFields(model)
     for name, adapter in _LENIENT.items():
         if name in table:
             setattr(fields, name, _lenient(table[name], adapter))
@@ -154,7 +154,7 @@ def _stream_options(raw: Raw) -> StreamOptions | None:
     return StreamOptions(_lenient(table["include_usage"], _BOOLEAN) if "include_usage" in table else None)
 
 
-def check(fields: Fields, endpoint: str, *, context: int, max_n: int, capped: bool = False) -> bool:
+def check(fields: BodyFields, endpoint: str, *, context: int, max_n: int, capped: bool = False) -> bool:
     """Reject what would only burden an engine; raises :class:`InvalidRequestError` that names the field.
 
     ``context`` is the longest prompt plus answer of the model, in tokens; ``max_n`` bounds parallel answers. With
@@ -182,7 +182,7 @@ def check(fields: Fields, endpoint: str, *, context: int, max_n: int, capped: bo
     return over
 
 
-def sequences(fields: Fields, endpoint: str) -> int:
+def sequences(fields: BodyFields, endpoint: str) -> int:
     """Count the sequences that an engine decodes for the request: the answers to each prompt, times its prompts."""
     answers = max(fields.n or 1, fields.best_of or 1)
     return answers * _prompts(fields.prompt) if endpoint == "/v1/completions" else answers
@@ -196,7 +196,7 @@ def _prompts(prompt: Raw | UnsetType) -> int:
     return len(json_text.items(text))
 
 
-def _over_context(fields: Fields, endpoint: str, *, context: int, capped: bool) -> bool:
+def _over_context(fields: BodyFields, endpoint: str, *, context: int, capped: bool) -> bool:
     """Return whether a limit of tokens is over ``context``, where that passes; reject it elsewhere."""
     over = False
     if (limit := fields.max_tokens) is not None:
@@ -219,13 +219,13 @@ def _bound(param: str, value: int, least: int, most: int) -> None:
         raise InvalidRequestError(f"{param} is {value}; it must be from {least} to {most} here", param=param)
 
 
-def wants_usage(fields: Fields) -> bool:
+def wants_usage(fields: BodyFields) -> bool:
     """Return whether the client itself asked for the usage frame of a stream."""
     options = fields.stream_options
     return isinstance(options, StreamOptions) and options.include_usage is True
 
 
-def with_usage(body: bytes, fields: Fields) -> bytes:
+def with_usage(body: bytes, fields: BodyFields) -> bytes:
     """Set ``stream_options.include_usage`` in ``body``, whatever else ``stream_options`` holds.
 
     A ``stream_options`` that is neither an object nor null stays: the engine rejects it.
@@ -254,7 +254,7 @@ def unstreamed(body: bytes) -> bytes:
     return json_text.join(table)
 
 
-def with_cap(body: bytes, fields: Fields, context: int) -> bytes:
+def with_cap(body: bytes, fields: BodyFields, context: int) -> bytes:
     """Reduce every limit of tokens in ``body`` that is over ``context`` tokens to that.
 
     vLLM gives a request what its prompt leaves of the context, but rejects a limit over the whole context. Some

@@ -10,7 +10,7 @@ import json
 import msgspec
 
 from appliance.errors import ConflictError, InvalidRequestError, MethodNotAllowedError, NotFoundError, RequestError
-from appliance.gateway.app import Gateway
+from appliance.gateway.app import GatewayApp
 from appliance.http1.connection import ClientConnection
 from appliance.http1.types import Request
 
@@ -33,7 +33,7 @@ _SWAP = msgspec.json.Decoder(SwapRequest)
 class Control:
     """The application behind the socket."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: GatewayApp) -> None:
         self._gateway = gateway
 
     def begin(self, request: Request) -> int:  # noqa: ARG002 - the server's protocol

@@ -39,7 +39,7 @@ MAX_IDLE_FLOWS = 10_000
 
 
 @dataclass(slots=True, eq=False)
-class Line(Generic[T]):
+class KeyQueue(Generic[T]):
     """Requests of one key that wait, in their order, and weighted tokens served so far."""
 
     served: float = 0.0
@@ -53,21 +53,21 @@ class Flow(Generic[T]):
     served: float = 0.0
     running: int = 0
     waiting: int = 0
-    lines: dict[str, Line[T]] = field(default_factory=dict)
-    last: Line[T] | None = None
+    lines: dict[str, KeyQueue[T]] = field(default_factory=dict)
+    last: KeyQueue[T] | None = None
     """Whose request started last."""
 
-    def line(self, ticket: T) -> Line[T]:
+    def line(self, ticket: T) -> KeyQueue[T]:
         """The line of ``ticket``; one in which nobody stood is brought up to the others."""
         line = self.lines.get(ticket.line)
         if line is None:
-            line = self.lines[ticket.line] = Line()
+            line = self.lines[ticket.line] = KeyQueue()
         if not line.waiting and (self.waiting or line is not self.last):
             _lift(line, self.lines.values() if self.waiting else (), self.last)
         return line
 
     @property
-    def first(self) -> Line[T]:
+    def first(self) -> KeyQueue[T]:
         """The line whose turn it is; somebody must wait."""
         if len(self.lines) == 1:
             return next(iter(self.lines.values()))
@@ -176,7 +176,7 @@ class FairQueue(Generic[T]):
             _lift(flow, self._active.values() if self.waiting else (), self._last)
         return flow
 
-    def _start(self, flow: Flow[T], line: Line[T], ticket: T) -> None:
+    def _start(self, flow: Flow[T], line: KeyQueue[T], ticket: T) -> None:
         flow.running += ticket.size
         self.running += ticket.size
         flow.last = line
@@ -209,7 +209,7 @@ class FairQueue(Generic[T]):
                 return
 
 
-Counter = TypeVar("Counter", Flow[Any], Line[Any])
+Counter = TypeVar("Counter", Flow[Any], KeyQueue[Any])
 
 
 def _lift(one: Counter, others: Iterable[Counter], last: Counter | None) -> None:

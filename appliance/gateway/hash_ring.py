@@ -13,7 +13,7 @@ from zlib import crc32
 
 import msgspec
 
-from appliance.gateway.body import Fields, Message
+from appliance.gateway.body import BodyFields, Message
 
 POINTS = 64
 """Places of each replica on the ring; with 64, shares of 8 replicas differ by some 12 % (1 / sqrt(64))."""
@@ -53,7 +53,7 @@ def bound(total: int, replicas: int, slots: int, factor: float) -> int:
     return max(-int(-factor * (total + 1) // replicas), slots // SLACK, 1)
 
 
-def chat_key(fields: Fields, headers: dict[bytes, bytes], user: str) -> bytes | None:
+def chat_key(fields: BodyFields, headers: dict[bytes, bytes], user: str) -> bytes | None:
     """What names the chat that a request belongs to; ``None`` where nothing does.
 
     A chat id counts within its user only. Without one it is the beginning of the conversation: everything up to

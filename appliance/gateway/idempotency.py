@@ -1,8 +1,8 @@
 """``Idempotency-Key``: a request that is sent again gets the answer of the first one, which runs once.
 
-A client behind two edges cannot know whether the engine was already at work when its connection broke. With a key
-it may simply ask again: the answer is recorded on a :class:`Tape`, and whoever sends the same key and body reads
-the tape from its beginning, also while it is still being written. Without a key nothing is repeated.
+A client behind two edges cannot detect whether the engine had started when its connection failed. With a key, a
+retry is safe: a :class:`RecordedResponse` keeps the response, and a request with the same key and body reads
+the recording from its beginning, also during the recording. Without a key, no request is repeated.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from hashlib import blake2b
 
 from appliance.errors import IdempotencyError, InvalidRequestError, RequestError
 from appliance.gateway import reply
-from appliance.gateway.lifecycle import Exchange
-from appliance.gateway.parts import Client
+from appliance.gateway.lifecycle import ProxiedRequest
+from appliance.gateway.parts import Responder
 from appliance.http1.connection import ClientConnection
 
 MAX_KEY = 255
@@ -26,14 +26,14 @@ MAX_BYTES = 64 * 2**20
 """Bytes of finished answers that are kept; beyond, the oldest are forgotten first."""
 
 
-class Tape:
+class RecordedResponse:
     """One answer as it is written, and its readers. To the exchange it is the client."""
 
-    def __init__(self, finished: Callable[[Tape], None]) -> None:
+    def __init__(self, finished: Callable[[RecordedResponse], None]) -> None:
         self._finished = finished
-        self._calls: list[Callable[[Client], None]] = []
+        self._calls: list[Callable[[Responder], None]] = []
         self._readers: list[ClientConnection] = []
-        self.exchange: Exchange | None = None
+        self.exchange: ProxiedRequest | None = None
         self.size = OVERHEAD
         self.complete = False
 
@@ -81,13 +81,13 @@ class Tape:
         for reader in readers:
             reader.cut()
 
-    def _record(self, size: int, call: Callable[[Client], None]) -> None:
+    def _record(self, size: int, call: Callable[[Responder], None]) -> None:
         self.size += size
         self._calls.append(call)
         for reader in self._readers:
             call(reader)
 
-    def _end(self, size: int, call: Callable[[Client], None]) -> None:
+    def _end(self, size: int, call: Callable[[Responder], None]) -> None:
         self.complete = True
         self._record(size, call)
         self._readers.clear()
@@ -97,7 +97,7 @@ class Tape:
 class _Reader:
     """A connection that reads a tape: its leaving and lagging stop nobody."""
 
-    def __init__(self, tape: Tape, connection: ClientConnection) -> None:
+    def __init__(self, tape: RecordedResponse, connection: ClientConnection) -> None:
         self._tape = tape
         self._connection = connection
 
@@ -114,11 +114,11 @@ class _Reader:
 @dataclass(slots=True)
 class _Entry:
     digest: bytes
-    tape: Tape
+    tape: RecordedResponse
     finished_at: float | None = None
 
 
-class Tapes:
+class IdempotencyCache:
     """The answers that may be asked for again, by caller (:attr:`Key.scope`) and Idempotency-Key.
 
     The caller is an API key and the end user behind it: another key of the same user may not be allowed this model,
@@ -131,7 +131,7 @@ class Tapes:
         self._entries: OrderedDict[tuple[str, bytes], _Entry] = OrderedDict()
         self._bytes = 0
 
-    def find(self, owner: str, key: bytes, path: str, body: bytes) -> Tape | None:
+    def find(self, owner: str, key: bytes, path: str, body: bytes) -> RecordedResponse | None:
         """The tape of this very request; ``None`` when it is new.
 
         Raises :class:`IdempotencyError` where the key stands for another request, :class:`InvalidRequestError`
@@ -147,14 +147,14 @@ class Tapes:
             raise IdempotencyError("This Idempotency-Key was used for another request; take a new one")
         return entry.tape
 
-    def record(self, owner: str, key: bytes, path: str, body: bytes) -> Tape:
+    def record(self, owner: str, key: bytes, path: str, body: bytes) -> RecordedResponse:
         """A new tape for this request."""
         name = (owner, key)
-        tape = Tape(lambda tape: self._finish(name, tape))
+        tape = RecordedResponse(lambda tape: self._finish(name, tape))
         self._entries[name] = _Entry(_digest(path, body), tape)
         return tape
 
-    def _finish(self, name: tuple[str, bytes], tape: Tape) -> None:
+    def _finish(self, name: tuple[str, bytes], tape: RecordedResponse) -> None:
         entry = self._entries.get(name)
         if entry is None or entry.tape is not tape:
             return

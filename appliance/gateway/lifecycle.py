@@ -25,7 +25,7 @@ from appliance.errors import (
     RequestError,
 )
 from appliance.gateway import media, reply
-from appliance.gateway.account import BYTES_PER_TOKEN, Account
+from appliance.gateway.account import BYTES_PER_TOKEN, RequestAccounting
 from appliance.gateway.body import (
     check,
     decode,
@@ -40,10 +40,10 @@ from appliance.gateway.breaker import Evidence
 from appliance.gateway.engine_error import EngineError, read_error
 from appliance.gateway.hash_ring import chat_key
 from appliance.gateway.outcome import COUNTING, OTHER_USAGE, ending, outcome_of
-from appliance.gateway.parts import Client, Parts
+from appliance.gateway.parts import GatewayContext, Responder
 from appliance.gateway.routing import Replica
-from appliance.gateway.sse import Relay, read_usage
-from appliance.http1.client import Connection, Rebound, cancel
+from appliance.gateway.sse import SseFilter, read_usage
+from appliance.http1.client import UpstreamCall, UpstreamConnection, cancel
 from appliance.http1.types import Request
 from appliance.store.models import Key, UsageRow
 
@@ -64,27 +64,29 @@ EXPLAIN_S = 2.0
 P = ParamSpec("P")
 
 
-def guarded(event: Callable[Concatenate[Exchange, P], None]) -> Callable[Concatenate[Exchange, P], None]:
+def guarded(
+    event: Callable[Concatenate[ProxiedRequest, P], None],
+) -> Callable[Concatenate[ProxiedRequest, P], None]:
     """Turn any error inside ``event`` into a 500 of its request: answered once, logged, everything given back.
 
     Events take positional arguments only: passing keywords on would double what the boundary costs.
     """
 
     @wraps(event)
-    def run(exchange: Exchange, /, *args: object) -> None:
+    def run(exchange: ProxiedRequest, /, *args: object) -> None:
         try:
             event(exchange, *args)  # type: ignore[call-arg, arg-type]
         except Exception as error:  # noqa: BLE001 - the boundary of one request
             exchange.crashed(error)
 
-    return cast("Callable[Concatenate[Exchange, P], None]", run)
+    return cast("Callable[Concatenate[ProxiedRequest, P], None]", run)
 
 
 WAITING = b": waiting for an engine\n\n"
 """A comment in an SSE stream: keeps proxies and clients from giving up, and no client shows it."""
 
 
-class Exchange(Account, Rebound):
+class ProxiedRequest(RequestAccounting, UpstreamCall):
     """One request from its key to its usage row."""
 
     __slots__ = (
@@ -107,7 +109,7 @@ class Exchange(Account, Rebound):
         "key",
     )
 
-    def __init__(self, shared: Parts, owner: Key, request: Request, client: Client) -> None:
+    def __init__(self, shared: GatewayContext, owner: Key, request: Request, client: Responder) -> None:
         super().__init__(shared, owner, UsageRow(time.time(), request.id, owner.user, owner.id, request.path))
         self._request = request
         self._client = client
@@ -121,13 +123,13 @@ class Exchange(Account, Rebound):
         """Why its stream broke off, while the engine is asked for the reason, and until when."""
         self._content_type = b""
         self._parts: list[bytes] = []
-        self._relay: Relay | None = None
+        self._relay: SseFilter | None = None
         self._slow = False
         self._status = 0
         self._streaming = False
         self._strip = False
         self._tried: set[str] | None = None
-        self._way: Connection | asyncio.Task[None] | None = None
+        self._way: UpstreamConnection | asyncio.Task[None] | None = None
         self._wrote_at = self._began
 
     @property
@@ -193,10 +195,10 @@ class Exchange(Account, Rebound):
     # What the engine's connection calls. Errors in these come back as :meth:`crashed`.
 
     @guarded
-    def on_rebound(self, way: Connection | asyncio.Task[None]) -> None:
+    def on_rebound(self, way: UpstreamConnection | asyncio.Task[None]) -> None:
         """The request travels on ``way`` now."""
         self._way = way
-        if self._slow and isinstance(way, Connection):
+        if self._slow and isinstance(way, UpstreamConnection):
             way.pause()
 
     def on_head(self, status: int, content_type: bytes) -> None:
@@ -205,7 +207,7 @@ class Exchange(Account, Rebound):
         self._content_type = content_type
         if content_type.startswith(b"text/event-stream") and self._explaining is None:
             # The client hears of it with the first frame: until then another replica may still take over.
-            self._relay = Relay(strip_usage=self._strip, endpoint=self._row.endpoint)
+            self._relay = SseFilter(strip_usage=self._strip, endpoint=self._row.endpoint)
             self._row.status = status
 
     def on_data(self, data: bytes) -> None:
@@ -290,14 +292,14 @@ class Exchange(Account, Rebound):
     def client_slow(self) -> None:
         """The client lags: the engine's socket is not read either."""
         self._slow = True
-        if isinstance(self._way, Connection):
+        if isinstance(self._way, UpstreamConnection):
             self._way.pause()
 
     @guarded
     def client_ready(self) -> None:
         """The client caught up."""
         self._slow = False
-        if isinstance(self._way, Connection):
+        if isinstance(self._way, UpstreamConnection):
             self._way.resume()
 
     # What the gateway calls.
@@ -395,7 +397,7 @@ class Exchange(Account, Rebound):
         self._way = replica.pool.post(
             self, row.endpoint.encode(), body, b"x-request-id: " + row.request_id.encode()
         )
-        if self._slow and isinstance(self._way, Connection):
+        if self._slow and isinstance(self._way, UpstreamConnection):
             self._way.pause()
 
     def _broke_off(self, failure: RequestError) -> None:

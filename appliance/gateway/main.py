@@ -17,7 +17,7 @@ from appliance.contract.model import Site
 from appliance.engines.lifecycle import ChildControl, EngineControl, SystemdControl
 from appliance.errors import StartError
 from appliance.gateway import log
-from appliance.gateway.app import Gateway
+from appliance.gateway.app import GatewayApp
 from appliance.gateway.control_socket import SOCKET, Control
 from appliance.gateway.usage_writer import UsageWriter
 from appliance.http1.server import Server
@@ -85,7 +85,7 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     settings = site.gateway
-    app = Gateway(site, keys, usage, _engine_control(site, base))
+    app = GatewayApp(site, keys, usage, _engine_control(site, base))
     timeouts = Timeouts(
         settings.header_timeout_s, settings.body_timeout_s, settings.idle_timeout_s, settings.reader_timeout_s
     )

@@ -46,7 +46,7 @@ class Histogram:
 
 
 @dataclass(slots=True)
-class PerModel:
+class ModelCounters:
     """What is counted for one model."""
 
     prompt: int = 0
@@ -58,7 +58,7 @@ class PerModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MetricSample:
     """One gauge or counter that is read when asked for: ``values`` by label."""
 
     name: str
@@ -71,12 +71,12 @@ class Sample:
 class Metrics(Collector):
     """The gateway's own numbers. ``samples`` gives what other parts know at the time of asking."""
 
-    def __init__(self, samples: Callable[[], Iterator[Sample]] = lambda: iter(())) -> None:
+    def __init__(self, samples: Callable[[], Iterator[MetricSample]] = lambda: iter(())) -> None:
         self._samples = samples
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._requests: dict[tuple[str, str, str], int] = {}
-        self._models: dict[str, PerModel] = {}
+        self._models: dict[str, ModelCounters] = {}
         self.in_flight = 0
         self.unauthorized = 0
         self.internal_errors = 0
@@ -91,7 +91,7 @@ class Metrics(Collector):
             return
         one = self._models.get(row.model)
         if one is None:
-            one = self._models[row.model] = PerModel()
+            one = self._models[row.model] = ModelCounters()
         one.prompt += row.prompt_tokens
         one.cached += row.cached_tokens
         one.completion += row.completion_tokens

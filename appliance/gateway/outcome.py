@@ -12,7 +12,7 @@ from appliance.errors import (
     RateLimitError,
     RequestError,
 )
-from appliance.gateway.sse import Relay
+from appliance.gateway.sse import SseFilter
 
 COUNTING = frozenset({"/v1/messages/count_tokens", "/tokenize", "/detokenize"})
 """Endpoints where an engine counts tokens and generates none."""
@@ -21,7 +21,7 @@ OTHER_USAGE = frozenset({"/v1/responses", "/v1/messages"}) | COUNTING
 """Endpoints that tell a stream's usage without being asked, and end without ``[DONE]``."""
 
 
-def ending(relay: Relay, endpoint: str) -> str:
+def ending(relay: SseFilter, endpoint: str) -> str:
     """How a stream ended that HTTP calls complete; where there is no ``[DONE]``, the last event has usage."""
     if relay.failed:
         return "rejected" if relay.error is not None and relay.error.clients else "engine_error"

@@ -14,10 +14,10 @@ from appliance.gateway.routing import Replica, Router
 from appliance.gateway.usage_writer import UsageWriter
 
 if TYPE_CHECKING:
-    from appliance.gateway.lifecycle import Exchange
+    from appliance.gateway.lifecycle import ProxiedRequest
 
 
-class Client(Protocol):
+class Responder(Protocol):
     """Where an answer goes: a client's connection, or what stands between it and several of them."""
 
     def answer(self, status: int, body: bytes, kind: bytes = ..., headers: bytes = ...) -> None:
@@ -40,7 +40,7 @@ class Client(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class GatewayContext:
     """What every exchange of one gateway shares."""
 
     site: Site
@@ -48,7 +48,7 @@ class Parts:
     ledger: Ledger
     usage: UsageWriter
     metrics: Metrics
-    running: set[Exchange]
+    running: set[ProxiedRequest]
     clock: Callable[[], float]
     """A monotonic clock in seconds; the loop's own has the same zero and counts whole milliseconds."""
     suspect: Callable[[Replica], None]

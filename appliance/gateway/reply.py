@@ -28,7 +28,7 @@ def status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
-def whole(status: int, body: bytes, kind: bytes, headers: bytes, *, close: bool) -> bytes:
+def encode_response(status: int, body: bytes, kind: bytes, headers: bytes, *, close: bool) -> bytes:
     """One whole answer; ``headers`` are further lines, each with its CRLF."""
     if status == 204:
         # No content has no length either (RFC 9110, 8.6).

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from appliance.contract.model import Gateway, Role, Site
-from appliance.contract.rules import nearest
+from appliance.contract.rules import suggest
 from appliance.engines.argv import replicas
 from appliance.errors import (
     EngineUnavailableError,
@@ -29,7 +29,7 @@ from appliance.gateway.fair_queue import FairQueue
 from appliance.gateway.hash_ring import SLACK, Ring, bound
 from appliance.gateway.swap_policy import wait_ends
 from appliance.http1.client import Pool
-from appliance.http1.writer import Outbox
+from appliance.http1.writer import WriteCoalescer
 
 LOG = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class RequestWait:
     """The wait of one request, by the loop's time."""
 
     since: float
@@ -133,7 +133,7 @@ class Service:
     _loading_since: float = 0.0
     _swapped_s: float = 0.0
     _finished_at: float = 0.0
-    _waits: dict[int, Wait] = field(default_factory=dict)
+    _waits: dict[int, RequestWait] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.ring = Ring([replica.name for replica in self.replicas])
@@ -212,7 +212,7 @@ class Service:
             wait = self.wait_s(self.queue.waiting)
             raise QueueFullError("The service is full and its queue too; try again shortly", retry_after=wait)
         position = self.queue.wait(waiter)
-        self._waits[id(waiter)] = Wait(now, self._swap_clock(now))
+        self._waits[id(waiter)] = RequestWait(now, self._swap_clock(now))
         if not self.served:
             self.notice()
         return position
@@ -329,7 +329,7 @@ class Route:
 class Router:
     """The services and routes of a site."""
 
-    def __init__(self, site: Site, outbox: Outbox, notice: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, site: Site, outbox: WriteCoalescer, notice: Callable[[], None] = lambda: None) -> None:
         gateway = site.gateway
         # Taken as up until the first canary, an interval from now, or a request says otherwise.
         now = asyncio.get_running_loop().time()
@@ -373,7 +373,7 @@ class Router:
         """The route of the model or role ``name``; raises :class:`NotFoundError` with the nearest one."""
         route = self.routes.get(name)
         if route is None:
-            hint = nearest(name[:80], list(self.routes))
+            hint = suggest(name[:80], list(self.routes))
             message = f"The model `{name[:80]}` does not exist; {hint}"
             raise NotFoundError(message, code="model_not_found", param="model")
         return route
@@ -405,7 +405,7 @@ class Router:
         return self.waiting >= self._max_waiting
 
 
-def _pool(gateway: Gateway, port: int, outbox: Outbox) -> Pool:
+def _pool(gateway: Gateway, port: int, outbox: WriteCoalescer) -> Pool:
     return Pool(
         port,
         outbox,

@@ -67,19 +67,19 @@ class Usage(msgspec.Struct):
         return (details.cached_tokens or 0) if details is not None else self.cache_read_input_tokens or 0
 
 
-class _Delta(msgspec.Struct):
+class _SseDelta(msgspec.Struct):
     content: Any = None
     reasoning: Any = None
     reasoning_content: Any = None
     tool_calls: Any = None
 
 
-class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
+class _SseChoice(msgspec.Struct):
+    delta: _SseDelta | None = None
     text: Any = None
 
 
-class _Answer(msgspec.Struct):
+class _SseEvent(msgspec.Struct):
     usage: Usage | None = None
 
 
@@ -88,17 +88,17 @@ class _Opening(msgspec.Struct):
 
 
 class _Frame(msgspec.Struct):
-    choices: list[_Choice] | None = None
+    choices: list[_SseChoice] | None = None
     usage: Usage | None = None
     type: str = ""
     delta: Any = None
-    response: _Answer | None = None
-    message: _Answer | None = None
+    response: _SseEvent | None = None
+    message: _SseEvent | None = None
 
 
 _FRAME = msgspec.json.Decoder(_Frame)
 _OPENING = msgspec.json.Decoder(_Opening)
-_ANSWER = msgspec.json.Decoder(_Answer)
+_ANSWER = msgspec.json.Decoder(_SseEvent)
 
 
 def read_usage(body: bytes) -> Usage | None:
@@ -109,7 +109,7 @@ def read_usage(body: bytes) -> Usage | None:
         return None
 
 
-class Relay:
+class SseFilter:
     """Follows one SSE answer: feed it what arrived, forward what it returns.
 
     It returns whole frames only, so that an answer cut in the middle of a frame can still be ended by an

@@ -24,7 +24,7 @@ from appliance.errors import (
 from appliance.gateway.background import keep_going
 from appliance.gateway.health import Canaries
 from appliance.gateway.routing import Replica, Router, Service
-from appliance.gateway.swap_policy import RETRY_S, EngineState, Load, Memory, State, decide
+from appliance.gateway.swap_policy import RETRY_S, EngineState, LoadEngine, Memory, State, decide
 
 LOG = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class SwapController:
         self._event.clear()
         self._watch()
         step = decide(self._states(), self._budget, self.site.gateway.swap, self.clock(), self._wanted)
-        if isinstance(step, Load):
+        if isinstance(step, LoadEngine):
             if step.name == self._wanted:
                 self._wanted = None
             await self._swap(self.engines[step.name], [self.engines[name] for name in step.victims])

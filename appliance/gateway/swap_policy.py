@@ -42,7 +42,7 @@ class EngineState:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LoadEngine:
     """Load ``name``; ``victims`` are drained and unloaded first. Without any it is loaded beside the others."""
 
     name: str
@@ -67,7 +67,7 @@ def wait_ends(since: float, max_wait_s: float, swapped_s: float, swap_until: flo
 
 def decide(
     engines: Sequence[EngineState], budget: Memory, rules: Swap, now: float, wanted: str | None = None
-) -> Load | Wait:
+) -> LoadEngine | Wait:
     """The next step. ``wanted`` is an engine that a person asked for: no residency or batch protects the others."""
     if any(engine.state in ("loading", "draining") for engine in engines):
         return Wait()
@@ -81,7 +81,7 @@ def decide(
             continue
         ready = max((_free_at(victim, target, rules, now) for victim in victims), default=now)
         if target.name == wanted or ready <= now:
-            return Load(target.name, tuple(victim.name for victim in victims))
+            return LoadEngine(target.name, tuple(victim.name for victim in victims))
         later.append(ready)
     return Wait(min(later, default=None))
 

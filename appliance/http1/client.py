@@ -13,7 +13,7 @@ from typing import Protocol, cast
 import httptools
 
 from appliance.errors import EngineFailedError, EngineTimeoutError, EngineUnavailableError, RequestError
-from appliance.http1.writer import Outbox
+from appliance.http1.writer import WriteCoalescer
 
 SWEEP_S = 0.5
 """How often deadlines are looked at: one timer for the pool, none per read."""
@@ -38,7 +38,7 @@ class Sink(Protocol):
         """One of the events above raised ``error``; its connection is closed, and no further event comes."""
 
 
-class Connection(asyncio.Protocol):
+class UpstreamConnection(asyncio.Protocol):
     """One connection to an engine; answers one request at a time."""
 
     __slots__ = (
@@ -241,7 +241,7 @@ class Pool:
     def __init__(
         self,
         port: int,
-        outbox: Outbox,
+        outbox: WriteCoalescer,
         *,
         connect_timeout_s: float,
         first_byte_timeout_s: float,
@@ -252,8 +252,8 @@ class Pool:
         self.silence_s = stall_timeout_s
         self._connect_s = connect_timeout_s
         self._first_byte_s = first_byte_timeout_s
-        self._idle: list[Connection] = []
-        self._busy: set[Connection] = set()
+        self._idle: list[UpstreamConnection] = []
+        self._busy: set[UpstreamConnection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._host = b"host: 127.0.0.1:%d\r\ncontent-type: application/json\r\n" % port
         self._sweeper: asyncio.TimerHandle | None = None
@@ -262,7 +262,7 @@ class Pool:
         self.time = 0.0
         """The loop's time at the last sweep: near enough for deadlines of seconds, and free to read."""
 
-    def post(self, sink: Sink, path: bytes, body: bytes, header: bytes) -> Connection | asyncio.Task[None]:
+    def post(self, sink: Sink, path: bytes, body: bytes, header: bytes) -> UpstreamConnection | asyncio.Task[None]:
         """POST ``body`` to ``path``; ``header`` is one further header line without its end.
 
         Returns what :func:`cancel` takes: the connection, or the task that opens one. The sink hears of
@@ -305,15 +305,15 @@ class Pool:
             for connection in [c for c in self._busy if c.sink is sink]:
                 connection.abandon()
 
-    def again(self, connection: Connection) -> None:
+    def again(self, connection: UpstreamConnection) -> None:
         """Send the request of a connection that turned out stale on a fresh one."""
         sink, connection.sink = connection.sink, None
         if sink is not None:
             task = self._open(sink, connection.request, self._first_byte_s)
-            if isinstance(sink, Rebound):
+            if isinstance(sink, UpstreamCall):
                 sink.on_rebound(task)
 
-    def release(self, connection: Connection) -> None:
+    def release(self, connection: UpstreamConnection) -> None:
         """Take a connection back after a whole answer."""
         self._busy.discard(connection)
         if connection.reusable:
@@ -321,11 +321,11 @@ class Pool:
         else:
             connection.close()
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: UpstreamConnection) -> None:
         """A connection is of no more use."""
         self._busy.discard(connection)
 
-    def lost(self, connection: Connection) -> None:
+    def lost(self, connection: UpstreamConnection) -> None:
         """The engine closed a connection, busy or idle: after a restart none of the old ones stays behind."""
         self._busy.discard(connection)
         if connection in self._idle:
@@ -347,7 +347,7 @@ class Pool:
             connection.fail(EngineFailedError("the gateway is stopping"))
         self._idle.clear()
 
-    def _begin(self, connection: Connection, sink: Sink, request: bytes, *, reused: bool) -> None:
+    def _begin(self, connection: UpstreamConnection, sink: Sink, request: bytes, *, reused: bool) -> None:
         self._busy.add(connection)
         if self._sweeper is None:
             self.time = self.now()
@@ -363,12 +363,14 @@ class Pool:
     async def _connect(self, sink: Sink, request: bytes, first_byte_s: float) -> None:
         try:
             async with asyncio.timeout(self._connect_s):
-                _, connection = await self._loop.create_connection(lambda: Connection(self), "127.0.0.1", self.port)
+                _, connection = await self._loop.create_connection(
+                    lambda: UpstreamConnection(self), "127.0.0.1", self.port
+                )
         except (OSError, TimeoutError) as error:
             reason = "did not accept a connection in time" if isinstance(error, TimeoutError) else "is not up"
             sink.on_failure(EngineUnavailableError(f"the engine {reason}; try again shortly", retry_after=2))
             return
-        if isinstance(sink, Rebound):
+        if isinstance(sink, UpstreamCall):
             sink.on_rebound(connection)
         self._begin(connection, sink, request, reused=False)
         connection.deadline = self.now() + first_byte_s
@@ -380,18 +382,18 @@ class Pool:
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._busy else None
 
 
-class Rebound:
+class UpstreamCall:
     """A sink that wants to know on what its request travels, so that it can give it up."""
 
     __slots__ = ()
 
-    def on_rebound(self, way: Connection | asyncio.Task[None]) -> None:
+    def on_rebound(self, way: UpstreamConnection | asyncio.Task[None]) -> None:
         """The request is now on ``way``."""
 
 
-def cancel(way: Connection | asyncio.Task[None] | None) -> None:
+def cancel(way: UpstreamConnection | asyncio.Task[None] | None) -> None:
     """Give up a request that :meth:`Pool.post` sent."""
-    if isinstance(way, Connection):
+    if isinstance(way, UpstreamConnection):
         way.abandon()
     elif way is not None:
         way.cancel()

@@ -29,7 +29,7 @@ from appliance.errors import (
     RequestTimeoutError,
 )
 from appliance.gateway import reply
-from appliance.http1.types import HOST, Exchange, Request, without_upgrade
+from appliance.http1.types import HOST, ClientEvents, Request, without_upgrade
 
 if TYPE_CHECKING:
     from appliance.http1.server import Server
@@ -137,7 +137,7 @@ class ClientConnection(asyncio.Protocol):
         self._close = False
         self.answering = False
         self.slow = False
-        self.exchange: Exchange | None = None
+        self.exchange: ClientEvents | None = None
         self.phase = "idle"
         self.deadline = 0.0
 
@@ -319,7 +319,7 @@ class ClientConnection(asyncio.Protocol):
         if self.phase != "closed":
             if self._cors or not headers.startswith(b"x-request-id: "):
                 headers = self._completed(headers)
-            data = reply.whole(status, body, kind, headers, close=self._closes)
+            data = reply.encode_response(status, body, kind, headers, close=self._closes)
             if self._head_only:
                 # Who asked for a head takes a body for the next answer.
                 data = data[: len(data) - len(body)]

@@ -9,7 +9,7 @@ from itertools import count
 from appliance.gateway.cors import NO_ORIGINS, BrowserOrigins
 from appliance.http1.connection import ClientConnection
 from appliance.http1.types import Handler, Timeouts
-from appliance.http1.writer import Outbox
+from appliance.http1.writer import WriteCoalescer
 
 SWEEP_S = 0.5
 """How often deadlines are looked at: one timer for all connections, none per request."""
@@ -19,7 +19,7 @@ class Server:
     """All client connections of one application, their deadlines, and how they end."""
 
     def __init__(
-        self, handler: Handler, timeouts: Timeouts, outbox: Outbox, origins: BrowserOrigins = NO_ORIGINS
+        self, handler: Handler, timeouts: Timeouts, outbox: WriteCoalescer, origins: BrowserOrigins = NO_ORIGINS
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time

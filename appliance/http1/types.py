@@ -58,7 +58,7 @@ def without_upgrade(request: Request) -> bytes:
     return b"\r\n".join([*lines, b"", b""])
 
 
-class Exchange(Protocol):
+class ClientEvents(Protocol):
     """What happens to one request after it was handed over, as the connection needs to know it."""
 
     def client_gone(self) -> None:

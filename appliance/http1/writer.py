@@ -17,7 +17,7 @@ FEW = 2
 """Gathered writes of a turn at or below which the next ones go out directly again."""
 
 
-class Outbox:
+class WriteCoalescer:
     """Sends ``(transport, data)`` now or when the turn ends; order per transport is kept."""
 
     __slots__ = ("_at", "_count", "_direct", "_loop", "_now", "_pending")

@@ -14,10 +14,10 @@ from appliance.catalog.cards import Card
 from appliance.errors import UsageError
 from appliance.planner import host_ram, precision
 from appliance.planner.constants import calibrated
-from appliance.planner.demand import Demand, Machine, Work
+from appliance.planner.demand import Demand, HardwareSpec, ModelDemand
 from appliance.planner.memory import CardMemory, card_memory
 from appliance.planner.serving import Prediction, predict
-from appliance.planner.workload import Layout, Point, check_shards
+from appliance.planner.workload import Layout, Workload, check_shards
 
 TP_SIZES = (1, 2, 4, 8)
 MIN_CHATS = 1.0
@@ -29,15 +29,15 @@ CPU_GEMM_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class Candidate:
     """One way to run one replica of ``work``."""
 
-    work: Work
+    work: ModelDemand
     kind: str
     """``cards``, ``cpu``, ``experts in RAM``, ``vulkan``."""
     card: Card | None
     layout: Layout
-    point: Point | None
+    point: Workload | None
     memory: CardMemory | None
     ram_bytes: float
     requests_per_s: float
@@ -77,14 +77,14 @@ class Option:
         return " ".join(parts) or "single card"
 
 
-def options(work: Work, machine: Machine, demand: Demand, machines: int = 1) -> list[Option]:
+def options(work: ModelDemand, machine: HardwareSpec, demand: Demand, machines: int = 1) -> list[Candidate]:
     """Every option of ``work`` on ``machine``; ``machines`` equal ones may share a replica."""
     return list(_options(work, machine, demand, machines))
 
 
 @lru_cache(maxsize=4096)
-def _options(work: Work, machine: Machine, demand: Demand, machines: int) -> tuple[Option, ...]:
-    found: list[Option] = []
+def _options(work: ModelDemand, machine: HardwareSpec, demand: Demand, machines: int) -> tuple[Candidate, ...]:
+    found: list[Candidate] = []
     for card in dict.fromkeys(machine.cards):
         count = machine.cards.count(card)
         if card.vendor == "nvidia":
@@ -98,7 +98,9 @@ def _options(work: Work, machine: Machine, demand: Demand, machines: int) -> tup
     return tuple(found)
 
 
-def _on_cards(work: Work, machine: Machine, demand: Demand, card: Card, count: int, machines: int) -> list[Option]:
+def _on_cards(
+    work: ModelDemand, machine: HardwareSpec, demand: Demand, card: Card, count: int, machines: int
+) -> list[Candidate]:
     found = []
     layouts = [
         Layout(tp=tp, ep=ep) for tp in TP_SIZES if tp <= count for ep in ((False, True) if tp > 1 else (False,))
@@ -117,7 +119,7 @@ def _on_cards(work: Work, machine: Machine, demand: Demand, card: Card, count: i
         memory = card_memory(card, work.shape, work.precision, layout, context=work.context, sequences=sequences)
         if not memory.fits or memory.layout.tokens(memory.kv, work.context) < work.context * MIN_CHATS:
             continue
-        point = Point(
+        point = Workload(
             card=card,
             shape=work.shape,
             precision=work.precision,
@@ -136,7 +138,7 @@ def _on_cards(work: Work, machine: Machine, demand: Demand, card: Card, count: i
     return found
 
 
-def _experts_in_ram(work: Work, machine: Machine, demand: Demand, card: Card) -> list[Option]:
+def _experts_in_ram(work: ModelDemand, machine: HardwareSpec, demand: Demand, card: Card) -> list[Candidate]:
     dtype = work.precision if work.precision.units == "gguf" else precision.parse(GGUF)
     parts = precision.weights(work.shape, dtype)
     free = 0.8 * card.memory_bytes - parts.dense - work.shape.kv_bytes_of(work.context) - 2e9
@@ -148,7 +150,7 @@ def _experts_in_ram(work: Work, machine: Machine, demand: Demand, card: Card) ->
     ram = host_ram.EngineRam(cards=1, in_ram=parts.experts * away).total
     if ram > machine.ram_gib * 2.0**30 * (1 - host_ram.FREE_SHARE):
         return []
-    point = Point(
+    point = Workload(
         card=card,
         shape=work.shape,
         precision=dtype,
@@ -171,8 +173,8 @@ def _experts_in_ram(work: Work, machine: Machine, demand: Demand, card: Card) ->
     return [_option(work, demand, "experts in RAM", card, Layout(), point, memory, ram)]
 
 
-def _vulkan(work: Work, machine: Machine, demand: Demand, card: Card) -> list[Option]:
-    point = Point(
+def _vulkan(work: ModelDemand, machine: HardwareSpec, demand: Demand, card: Card) -> list[Candidate]:
+    point = Workload(
         card=card,
         shape=work.shape,
         precision=work.precision,
@@ -188,7 +190,7 @@ def _vulkan(work: Work, machine: Machine, demand: Demand, card: Card) -> list[Op
     return [_option(work, demand, "vulkan", card, Layout(), point, None, ram)]
 
 
-def _on_cpu(work: Work, machine: Machine) -> list[Option]:
+def _on_cpu(work: ModelDemand, machine: HardwareSpec) -> list[Candidate]:
     """A small model on the processor: prompts are bound by arithmetic, answers by RAM bandwidth."""
     parts = precision.weights(work.shape, work.precision)
     used = work.shape.total_params - work.shape.embedding_params
@@ -200,7 +202,7 @@ def _on_cpu(work: Work, machine: Machine) -> list[Option]:
     ram = host_ram.EngineRam(in_ram=parts.total + 4e9).total
     if ram > machine.ram_gib * 2.0**30:
         return []
-    option = Option(
+    option = Candidate(
         work=work,
         kind="cpu",
         card=None,
@@ -216,7 +218,7 @@ def _on_cpu(work: Work, machine: Machine) -> list[Option]:
     return [option]
 
 
-def at(option: Option, concurrency: float) -> Prediction | None:
+def at(option: Candidate, concurrency: float) -> Prediction | None:
     """The prediction of one replica of ``option`` with ``concurrency`` requests in flight."""
     if option.point is None:
         return None
@@ -224,20 +226,20 @@ def at(option: Option, concurrency: float) -> Prediction | None:
 
 
 def _option(
-    work: Work,
+    work: ModelDemand,
     demand: Demand,
     kind: str,
     card: Card,
     layout: Layout,
-    point: Point,
+    point: Workload,
     memory: CardMemory | None,
     ram: float,
-) -> Option:
+) -> Candidate:
     if work.shape.pooling:
         # Nothing is decoded: one forward pass per request.
         once = predict(dataclasses.replace(point, output=1.0, prefix_hit=0.0, decode_only=False))
         rate = 1.0 / max(once.ttft_ms / 1e3 - once.step.total, 1e-4)
-        return Option(
+        return Candidate(
             work=work,
             kind=kind,
             card=card,
@@ -258,7 +260,7 @@ def _option(
         held = answer.tpot_ms / 1e3 <= demand.tpot_slo_s and answer.running >= middle * 0.99
         low, high = (middle, high) if held else (low, middle)
     best = predict(dataclasses.replace(point, concurrency=low))
-    return Option(
+    return Candidate(
         work=work,
         kind=kind,
         card=card,

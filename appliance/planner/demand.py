@@ -21,7 +21,7 @@ MAX_USERS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class HardwareSpec:
     """One host: equal cards side by side, perhaps further cards of another kind."""
 
     name: str
@@ -34,7 +34,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class ModelDemand:
     """What one model is asked for: ``share`` of all requests, tokens per request."""
 
     name: str
@@ -56,7 +56,7 @@ class Demand:
     users: int
     chats: int
     think_s: float
-    work: tuple[Work, ...]
+    work: tuple[ModelDemand, ...]
     prefix_hit: float = 0.5
     """Share of a prompt that earlier turns of the same chat left in the cache."""
     ttft_slo_s: float = 2.0
@@ -68,7 +68,7 @@ class Demand:
         return self.chats / self.think_s
 
 
-def check(machines: tuple[Machine, ...], demand: Demand) -> None:
+def check(machines: tuple[HardwareSpec, ...], demand: Demand) -> None:
     """One line with the nearest valid value for what cannot be."""
     _within("users", demand.users, 1, MAX_USERS)
     _within("chats", demand.chats, 1, MAX_USERS)

@@ -19,7 +19,7 @@ REQUIRED = ("gpu", "model", "output_tok_s")
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class RowResult:
     """One row: the truth, the prediction with its interval, or why there is none."""
 
     row: row_parser.Row
@@ -85,7 +85,7 @@ def read(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def evaluate(rows: Sequence[row_parser.Row], k: Constants | None = None) -> list[Result]:
+def evaluate(rows: Sequence[row_parser.Row], k: Constants | None = None) -> list[RowResult]:
     """Every row predicted, or refused with the reason."""
     results = []
     for line, row in enumerate(rows, 2):
@@ -96,13 +96,15 @@ def evaluate(rows: Sequence[row_parser.Row], k: Constants | None = None) -> list
             answer = predict(point, k)
             low, high = interval(point)
             rate = answer.output_tok_s
-            results.append(Result(row, line, truth, rate, rate * exp(low), rate * exp(high), None, point.assumed))
+            results.append(
+                RowResult(row, line, truth, rate, rate * exp(low), rate * exp(high), None, point.assumed)
+            )
         except ApplianceError as error:
-            results.append(Result(row, line, truth, refused=str(error)))
+            results.append(RowResult(row, line, truth, refused=str(error)))
     return results
 
 
-def summarise(results: Iterable[Result]) -> Summary:
+def summarise(results: Iterable[RowResult]) -> Summary:
     """Figures over ``results``."""
     everything = list(results)
     scored = [result for result in everything if result.error is not None]
@@ -120,9 +122,9 @@ def summarise(results: Iterable[Result]) -> Summary:
     )
 
 
-def by_group(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+def by_group(results: Iterable[RowResult]) -> dict[tuple[str, str], list[RowResult]]:
     """Results by (model, card), in the order of their first row."""
-    groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[RowResult]] = defaultdict(list)
     for result in results:
         groups[result.group].append(result)
     return dict(groups)
@@ -136,7 +138,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def spearman(results: Sequence[Result]) -> float | None:
+def spearman(results: Sequence[RowResult]) -> float | None:
     """Rank correlation of truth and prediction; None for fewer than three rows or constant truths."""
     truths = [result.truth or 0.0 for result in results]
     guesses = [result.predicted or 0.0 for result in results]

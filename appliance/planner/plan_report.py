@@ -7,11 +7,11 @@ from typing import Any
 
 from appliance.planner import queueing
 from appliance.planner.candidates import at
-from appliance.planner.demand import Demand, Machine
+from appliance.planner.demand import Demand, HardwareSpec
 from appliance.planner.memory import GIB
-from appliance.planner.queueing import Load, Outcome
+from appliance.planner.queueing import OfferedLoad, SimulationOutcome
 from appliance.planner.simulated_engine import engine_of
-from appliance.planner.topology import Advice, Placed, Plan, advise
+from appliance.planner.topology import Advice, Placement, Plan, advise
 from appliance.planner.what_if import Change, changes
 
 SIMULATED = 5_000
@@ -24,34 +24,34 @@ N8N_RATE_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
+class QueueEstimate:
     """One model's simulation."""
 
     work: str
-    outcome: Outcome
+    outcome: SimulationOutcome
     breaks_at: int
     """Open chats of this model beyond which one request in twenty misses the SLO."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PlanReport:
     """A whole plan."""
 
-    machines: tuple[Machine, ...]
+    machines: tuple[HardwareSpec, ...]
     demand: Demand
     advice: Advice
-    queues: tuple[Queue, ...]
+    queues: tuple[QueueEstimate, ...]
     changes: tuple[Change, ...]
 
 
 def answer(
-    machines: tuple[Machine, ...],
+    machines: tuple[HardwareSpec, ...],
     demand: Demand,
     *,
     requests: int = SIMULATED,
     seed: int = 1,
     pattern: queueing.Pattern = "n8n",
-) -> Answer:
+) -> PlanReport:
     """Topology, simulation of the recommended one, and what changes would bring."""
     advice = advise(machines, demand)
     queues = []
@@ -60,7 +60,7 @@ def answer(
         chats = round(demand.chats * part.option.work.share)
         if engine is None or chats < 1:
             continue
-        load = Load(
+        load = OfferedLoad(
             users=max(1, min(chats, round(demand.users * part.option.work.share))),
             chats=chats,
             think_s=demand.think_s,
@@ -73,11 +73,11 @@ def answer(
         limits = {"ttft_slo_s": demand.ttft_slo_s, "tpot_slo_s": demand.tpot_slo_s}
         outcome = queueing.simulate(engine, load, requests, seed=seed, **limits)
         breaks = queueing.breaking_point(engine, load, seed=seed, requests=1500, **limits)
-        queues.append(Queue(part.option.work.name, outcome, breaks))
-    return Answer(machines, demand, advice, tuple(queues), tuple(changes(machines, demand)))
+        queues.append(QueueEstimate(part.option.work.name, outcome, breaks))
+    return PlanReport(machines, demand, advice, tuple(queues), tuple(changes(machines, demand)))
 
 
-def curve(part: Placed) -> list[dict[str, float]]:
+def curve(part: Placement) -> list[dict[str, float]]:
     """Throughput and time per token of all replicas over the requests in flight, with the interval's ends."""
     points = []
     for per_replica in CURVE:
@@ -123,7 +123,7 @@ def memory_bars(plan: Plan) -> list[dict[str, Any]]:
     return bars
 
 
-def as_json(answer: Answer) -> dict[str, Any]:
+def as_json(answer: PlanReport) -> dict[str, Any]:
     """The plan as plain data."""
     best = answer.advice.best
     return {
@@ -199,7 +199,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _rates(part: Placed) -> dict[str, float] | None:
+def _rates(part: Placement) -> dict[str, float] | None:
     now = part.now
     if now is None:
         return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from appliance.catalog.shape import Shape
-from appliance.contract.rules import nearest
+from appliance.contract.rules import suggest
 from appliance.errors import UsageError
 
 Units = Literal["bf16", "fp8", "fp4", "w4a16", "gguf"]
@@ -101,7 +101,7 @@ def parse(text: str, kv: str | None = None) -> Precision:
     kv = kv or (said_kv.group(1).lower() if said_kv else "bf16")
     kv_bytes = {"fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625}.get(kv, 2.0)
     if kv not in {"fp8", "int8", "nvfp4", "bf16", "fp16", "auto", "bfloat16", "float16"}:
-        raise UsageError(f"there is no KV cache type {kv!r}; {nearest(kv, ['auto', 'bf16', 'fp8', 'nvfp4'])}")
+        raise UsageError(f"there is no KV cache type {kv!r}; {suggest(kv, ['auto', 'bf16', 'fp8', 'nvfp4'])}")
     words = re.sub(r"\bkv[ _=-]*\w+", " ", text)
     mixed = re.search(r"mxfp4", words, re.IGNORECASE)
     gguf = re.search(r"\b(?:UD-)?(I?Q\d\w*)\b", words)
@@ -109,7 +109,7 @@ def parse(text: str, kv: str | None = None) -> Precision:
         name = gguf.group(1).upper()
         bits = GGUF_BITS.get(name)
         if bits is None:
-            raise UsageError(f"there is no GGUF format {gguf.group(1)!r}; {nearest(name, list(GGUF_BITS))}")
+            raise UsageError(f"there is no GGUF format {gguf.group(1)!r}; {suggest(name, list(GGUF_BITS))}")
         return uniform(name, "gguf", bits / 8, kv_bytes)
     word = (re.findall(r"[a-z][a-z0-9-]*", words.lower()) or ["bf16"])[0] if not mixed else "mxfp4"
     word = ALIASES.get(word, word)
@@ -127,11 +127,11 @@ def parse(text: str, kv: str | None = None) -> Precision:
         linear = 2.0 if word in {"nvfp4", "awq-int4"} else one
         return Precision(word, units, one, one, one, linear, 2.0, kv_bytes)
     known = ["bf16", "mxfp4", *QUANTISED_BYTES, *GGUF_BITS]
-    raise UsageError(f"there is no precision {word!r}; {nearest(word, known)}")
+    raise UsageError(f"there is no precision {word!r}; {suggest(word, known)}")
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class WeightSizes:
     """Bytes of a model's weights by how a step reads them."""
 
     dense: float
@@ -147,7 +147,7 @@ class Weights:
         return self.dense + self.experts + self.embedding
 
 
-def weights(shape: Shape, precision: Precision) -> Weights:
+def weights(shape: Shape, precision: Precision) -> WeightSizes:
     """Bytes of ``shape``'s weights in ``precision``."""
     dense = shape.attention_params * precision.attention_bytes
     dense += shape.linear_params * precision.linear_bytes
@@ -166,4 +166,4 @@ def weights(shape: Shape, precision: Precision) -> Weights:
         else 0
     )
     experts = (shape.expert_params - bias) * precision.expert_bytes + bias * 2.0
-    return Weights(dense, experts, embedding)
+    return WeightSizes(dense, experts, embedding)

@@ -40,7 +40,7 @@ Pattern = Literal["none", "poisson", "bursts", "n8n"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
+class SimulatedEngine:
     """A pool of equal replicas, as the roofline sees one of them."""
 
     replicas: int
@@ -54,7 +54,7 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class OfferedLoad:
     """Who asks. Lengths are exponential around their means, at least one token."""
 
     users: int = 100
@@ -70,7 +70,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulationOutcome:
     """What the simulation saw. Times in seconds."""
 
     requests: int
@@ -102,14 +102,14 @@ class _Replica:
 
 
 def simulate(
-    engine: Engine,
-    load: Load,
+    engine: SimulatedEngine,
+    load: OfferedLoad,
     requests: int,
     *,
     seed: int = 1,
     ttft_slo_s: float = 2.0,
     tpot_slo_s: float = 0.1,
-) -> Outcome:
+) -> SimulationOutcome:
     """``requests`` requests from the first on; the same seed gives the same outcome.
 
     Once as many requests wait as are simulated, further ones change no result and are not followed.
@@ -153,7 +153,13 @@ class _Run:
     )
 
     def __init__(
-        self, engine: Engine, load: Load, wanted: int, seed: int, ttft_slo_s: float, tpot_slo_s: float
+        self,
+        engine: SimulatedEngine,
+        load: OfferedLoad,
+        wanted: int,
+        seed: int,
+        ttft_slo_s: float,
+        tpot_slo_s: float,
     ) -> None:
         self.engine, self.load, self.slo = engine, load, (ttft_slo_s, tpot_slo_s)
         # Every slot count has its entry, so that looking one up never checks a bound.
@@ -287,13 +293,13 @@ class _Run:
         if chat < self.load.chats and not self.closed:
             self._push(self.now + self._exponential(self.load.think_s), ARRIVE, chat)
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> SimulationOutcome:
         """What was seen so far. A chat that never got an answer is not inside."""
         chats = self.load.chats
         inside = [self.total[chat] > 0 and self.good[chat] >= 0.95 * self.total[chat] for chat in range(chats)]
         users = min(self.load.users, chats)
         happy = sum(all(inside[user:chats:users]) for user in range(users))
-        return Outcome(
+        return SimulationOutcome(
             self.done,
             self.now,
             _percentiles(self.ttfts),
@@ -308,8 +314,8 @@ class _Run:
 
 
 def breaking_point(
-    engine: Engine,
-    load: Load,
+    engine: SimulatedEngine,
+    load: OfferedLoad,
     *,
     seed: int = 1,
     ttft_slo_s: float = 2.0,

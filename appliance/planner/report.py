@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from appliance.planner.evaluate import Result, Summary, by_group, summarise
-from appliance.planner.plan_report import Answer, memory_bars
+from appliance.planner.evaluate import RowResult, Summary, by_group, summarise
+from appliance.planner.plan_report import PlanReport, memory_bars
 from appliance.planner.serving import Prediction
 
 BAR_WIDTH = 40
 
 
-def show_plan(console: Console, answer: Answer) -> None:
+def show_plan(console: Console, answer: PlanReport) -> None:
     """The recommendation, its reasons, alternatives, memory, simulation, changes."""
     best, demand = answer.advice.best, answer.demand
     cards = ", ".join(
@@ -58,7 +58,7 @@ def _cards(cards: Sequence[object]) -> str:
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "no cards"
 
 
-def _show_memory(console: Console, answer: Answer) -> None:
+def _show_memory(console: Console, answer: PlanReport) -> None:
     bars = memory_bars(answer.advice.best)
     if not bars:
         return
@@ -82,7 +82,7 @@ def _show_memory(console: Console, answer: Answer) -> None:
     console.print(table)
 
 
-def _show_queues(console: Console, answer: Answer) -> None:
+def _show_queues(console: Console, answer: PlanReport) -> None:
     if not answer.queues:
         return
     table = Table(title="Simulated (chats, and n8n's batches on top)", title_justify="left")
@@ -132,7 +132,7 @@ def show_prediction(console: Console, prediction: Prediction) -> None:
     )
 
 
-def show_evaluation(console: Console, results: Sequence[Result]) -> None:
+def show_evaluation(console: Console, results: Sequence[RowResult]) -> None:
     """Errors over a file, then per group, then what was refused."""
     table = Table(title="ln(predicted / true) of output tok/s", title_justify="left")
     for name in ("group", "rows", "answered", "median", "p90", "inside 80 %", "rank"):

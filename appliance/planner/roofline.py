@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from appliance.catalog.shape import Attention
 from appliance.planner import precision
 from appliance.planner.constants import Constants
-from appliance.planner.workload import Point
+from appliance.planner.workload import Workload
 
 POWER_KNEE = 0.8
 POWER_EXPONENT = 0.58
@@ -26,7 +26,7 @@ ONE_SHOT_S = 20e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class DecodeStep:
     """Seconds of one decode step, by what takes them."""
 
     memory: float
@@ -51,7 +51,7 @@ def distinct_experts(experts: int, per_token: int, tokens: float) -> float:
     return experts * (1.0 - math.pow(1.0 - per_token / experts, max(tokens, 0.0)))
 
 
-def unit_speed(point: Point) -> float:
+def unit_speed(point: Workload) -> float:
     """Speed of the card's units under its power limit, 1 without one."""
     if point.power_w is None:
         return 1.0
@@ -59,19 +59,19 @@ def unit_speed(point: Point) -> float:
     return math.pow(share, POWER_EXPONENT)
 
 
-def bandwidth(point: Point) -> float:
+def bandwidth(point: Workload) -> float:
     """Bytes per second of the card's memory under its power limit."""
     return point.card.memory_gb_s * 1e9 * min(1.0, unit_speed(point) / DECODE_SLACK)
 
 
-def kernel_share(point: Point, k: Constants) -> float:
+def kernel_share(point: Workload, k: Constants) -> float:
     """How well kernels are tuned for this generation of card, and for this engine."""
     compute = point.card.compute
     share = k.sm120_share if compute >= 12 else 1.0
     return share * (k.tuned_factor if point.engine == "tensorrt-llm" else 1.0)
 
 
-def expert_rate(point: Point, k: Constants) -> float:
+def expert_rate(point: Workload, k: Constants) -> float:
     """Bytes per second at which grouped GEMMs read experts."""
     share = k.expert_memory_share
     if point.engine == "tensorrt-llm":
@@ -79,7 +79,7 @@ def expert_rate(point: Point, k: Constants) -> float:
     return bandwidth(point) * min(share, 1.0)
 
 
-def flops(point: Point, k: Constants) -> float:
+def flops(point: Workload, k: Constants) -> float:
     """FLOP/s that large dense GEMMs reach."""
     card, units = point.card, point.precision.units
     bf16 = card.bf16_tflops * k.bf16_share
@@ -93,7 +93,7 @@ def flops(point: Point, k: Constants) -> float:
     return rates[units] * 1e12 * kernel_share(point, k) * unit_speed(point)
 
 
-def decode_step(point: Point, batch: float, context: float, k: Constants) -> Step:
+def decode_step(point: Workload, batch: float, context: float, k: Constants) -> DecodeStep:
     """One step that decodes ``batch`` sequences of ``context`` tokens on one replica."""
     shape, layout, dtype = point.shape, point.layout, point.precision
     tp, pp = layout.tp, layout.pp
@@ -139,12 +139,12 @@ def decode_step(point: Point, batch: float, context: float, k: Constants) -> Ste
         host_scale = 0.2  # its server's loop is C++, and one sequence decodes at a time
     host = host_scale * (k.step_s * min(pp, batch) + k.sequence_s * batch)
     draft = 1.0 + k.acceptance_cost * point.draft_tokens
-    return Step(
+    return DecodeStep(
         memory * pp * draft, compute * pp * draft, floor * draft + cpu, communication(point, tokens, k), host
     )
 
 
-def _token_flops(point: Point, local: float, tokens: float, context: float, k: Constants) -> float:
+def _token_flops(point: Workload, local: float, tokens: float, context: float, k: Constants) -> float:
     """FLOPs on the busiest card for ``tokens`` tokens of a step that attend to ``context`` each.
 
     ``local`` are the tokens whose attention this card computes under attention data parallelism.
@@ -164,13 +164,13 @@ def _token_flops(point: Point, local: float, tokens: float, context: float, k: C
     ) * local / shards + 2.0 * routed * tokens / layout.tp * skew / k.expert_flops_share
 
 
-def _floor(point: Point, k: Constants) -> float:
+def _floor(point: Workload, k: Constants) -> float:
     """Launch time of one pass over all layers."""
     shape = point.shape
     return shape.layers * k.layer_s + shape.moe_layers * k.expert_layer_s + shape.linear_layers * k.linear_layer_s
 
 
-def communication(point: Point, tokens: float, k: Constants) -> float:
+def communication(point: Workload, tokens: float, k: Constants) -> float:
     """Seconds of collectives for one pass of ``tokens`` tokens over all layers of one replica."""
     layout, card = point.layout, point.card
     tp = layout.tp
@@ -202,7 +202,7 @@ NETWORK_LATENCY_S = 15e-6
 """One way through a switched 25 to 100 Gbit/s network with kernel TCP left out (RoCE)."""
 
 
-def prefill_time(point: Point, tokens: float, k: Constants) -> float:
+def prefill_time(point: Workload, tokens: float, k: Constants) -> float:
     """Seconds of one replica's cards to prefill one prompt of ``tokens`` tokens, nothing else running."""
     fresh = max(1.0, tokens * (1.0 - point.prefix_hit))
     start = tokens - fresh
@@ -218,7 +218,7 @@ def prefill_time(point: Point, tokens: float, k: Constants) -> float:
     return arithmetic + link
 
 
-def prefill_latency(point: Point, tokens: float, k: Constants) -> float:
+def prefill_latency(point: Workload, tokens: float, k: Constants) -> float:
     """Seconds from an idle replica to the first token of a prompt of ``tokens`` tokens."""
     step = decode_step(point, 1.0, tokens, k)
     once = max(prefill_time(point, tokens, k) * point.layout.pp, step.card)

@@ -1,4 +1,4 @@
-"""Reads one row of a measurements file as a :class:`~appliance.planner.workload.Point`.
+"""Reads one row of a measurements file as a :class:`~appliance.planner.workload.Workload`.
 
 Pure. The columns are those of ``catalog/measurements.csv``. What a row says in words (``pp=4``, ``layout
 DEP2,PP2``, ``kv fp8``, ``--n-cpu-moe 24``, ``ShareGPT``) is read from its notes by general patterns; what it
@@ -19,7 +19,7 @@ from appliance.errors import ApplianceError, UsageError
 from appliance.planner import precision
 from appliance.planner.memory import GIB, default_sequences
 from appliance.planner.precision import Precision
-from appliance.planner.workload import EngineKind, Layout, Point, check_shards
+from appliance.planner.workload import EngineKind, Layout, Workload, check_shards
 
 SHAREGPT = (217.0, 198.0)
 """Mean prompt and answer of vLLM's ShareGPT benchmark over 1000 prompts."""
@@ -40,7 +40,7 @@ class _Machine:
     cpu: Cpu | None
 
 
-def point(row: Row, known: dict[str, Shape] | None = None) -> Point:
+def point(row: Row, known: dict[str, Shape] | None = None) -> Workload:
     """The question that ``row`` answers; :class:`UsageError` with one line where it cannot be understood."""
     assumed: list[str] = []
     notes = row.get("notes") or ""
@@ -58,7 +58,7 @@ def point(row: Row, known: dict[str, Shape] | None = None) -> Point:
     draft, accepted = _speculation(notes)
     generic = bytes_share and machine.cpu is None
     cpu = catalog.find_cpu("generic desktop") if generic else machine.cpu
-    return Point(
+    return Workload(
         card=machine.card,
         shape=shape,
         precision=dtype,

@@ -12,8 +12,8 @@ from math import exp
 
 from appliance.planner.constants import Constants, calibrated, intervals
 from appliance.planner.memory import CardMemory, card_memory, default_sequences
-from appliance.planner.roofline import Step, decode_step, prefill_latency, prefill_time
-from appliance.planner.workload import Point, check
+from appliance.planner.roofline import DecodeStep, decode_step, prefill_latency, prefill_time
+from appliance.planner.workload import Workload, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ class Prediction:
     """Requests decoding at once, over all replicas."""
     limit: str
     """What limits throughput: memory bandwidth, arithmetic, launches, links, host, KV cache."""
-    step: Step
+    step: DecodeStep
     memory: CardMemory
     assumed: tuple[str, ...]
 
 
-def predict(point: Point, k: Constants | None = None) -> Prediction:
+def predict(point: Workload, k: Constants | None = None) -> Prediction:
     """The closed loop of ``point``; :class:`~appliance.errors.UsageError` where it cannot be."""
     check(point)
     k = k or calibrated()
@@ -89,7 +89,7 @@ def predict(point: Point, k: Constants | None = None) -> Prediction:
     )
 
 
-def room_for(point: Point, memory: CardMemory) -> float:
+def room_for(point: Workload, memory: CardMemory) -> float:
     """Requests of this point that the KV cache of one replica holds, on average over their growth.
 
     Published runs are taken as true even where our account says the weights do not fit: then one request
@@ -101,7 +101,7 @@ def room_for(point: Point, memory: CardMemory) -> float:
     return max(1.0, memory.sequences(average)) * (point.layout.tp if point.layout.attention_dp else 1)
 
 
-def answer_class(point: Point) -> str:
+def answer_class(point: Workload) -> str:
     """Which interval an answer gets: the less the question said, the wider."""
     if point.cpu is not None or point.shape.approximate:
         return "far"
@@ -110,13 +110,13 @@ def answer_class(point: Point) -> str:
     return "single" if point.layout.cards == 1 else "several"
 
 
-def interval(point: Point) -> tuple[float, float]:
+def interval(point: Workload) -> tuple[float, float]:
     """Logarithms to add for the low and the high end."""
     table = intervals()
     return table.get(answer_class(point)) or table.get("all") or (-0.5, 0.5)
 
 
-def _limit(step: Step, decode: float, prefills: float, running: float, asked: float, room: float) -> str:
+def _limit(step: DecodeStep, decode: float, prefills: float, running: float, asked: float, room: float) -> str:
     if asked > running * 1.01 and room <= running * 1.01:
         return "KV cache"
     if prefills > decode:

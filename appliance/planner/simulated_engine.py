@@ -6,15 +6,15 @@ from itertools import pairwise
 
 from appliance.planner.candidates import at
 from appliance.planner.constants import calibrated
-from appliance.planner.queueing import Engine
+from appliance.planner.queueing import SimulatedEngine
 from appliance.planner.roofline import prefill_latency, prefill_time
 from appliance.planner.serving import room_for
-from appliance.planner.topology import Placed
+from appliance.planner.topology import Placement
 
 MAX_SLOTS = 512
 
 
-def engine_of(part: Placed) -> Engine | None:
+def engine_of(part: Placement) -> SimulatedEngine | None:
     """None for options nobody waits on token by token (embeddings, the processor)."""
     point = part.option.point
     if point is None or part.option.memory is None or part.option.work.shape.pooling:
@@ -38,6 +38,6 @@ def engine_of(part: Placed) -> Engine | None:
     table.append(knots[-1][1])
     per_token = prefill_time(point, point.input, k) / max(point.input, 1.0)
     first = max(0.0, prefill_latency(point, point.input, k) - per_token * point.input)
-    return Engine(
+    return SimulatedEngine(
         replicas=part.replicas, slots=slots, tpot_s=tuple(table), prefill_s_per_token=per_token, first_s=first
     )

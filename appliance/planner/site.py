@@ -13,10 +13,10 @@ from appliance.catalog import catalog
 from appliance.catalog.cards import Card, Cpu
 from appliance.catalog.shape import Shape
 from appliance.contract.model import Gpu, Host, Model, Site
-from appliance.contract.rules import nearest
+from appliance.contract.rules import suggest
 from appliance.errors import UsageError
 from appliance.planner import demand
-from appliance.planner.demand import Machine, Work
+from appliance.planner.demand import HardwareSpec, ModelDemand
 from appliance.planner.precision import Precision
 
 DEFAULT_PROMPT = 2000.0
@@ -46,7 +46,7 @@ def model_of(model: Model, known: Mapping[str, Shape] | None = None) -> tuple[Sh
     return shape, dtype
 
 
-def machines(site: Site, cpu: Cpu | None = None) -> tuple[Machine, ...]:
+def machines(site: Site, cpu: Cpu | None = None) -> tuple[HardwareSpec, ...]:
     """Its hosts that carry engines; all of them where none does."""
     busy = {engine.host for engine in site.engines.values()} & site.hosts.keys() or set(site.hosts)
     found = []
@@ -56,7 +56,7 @@ def machines(site: Site, cpu: Cpu | None = None) -> tuple[Machine, ...]:
         limits = [gpu.power_limit_w for gpu in host.gpus if gpu.power_limit_w is not None]
         ordered = sorted(host.gpus, key=lambda gpu: gpu.index)
         found.append(
-            Machine(
+            HardwareSpec(
                 name=name,
                 cards=tuple(card_of(gpu) for gpu in ordered),
                 ram_gib=host.memory_gib,
@@ -90,12 +90,12 @@ def works(
     prompt: float = DEFAULT_PROMPT,
     answer: float = DEFAULT_ANSWER,
     known: Mapping[str, Shape] | None = None,
-) -> tuple[Work, ...]:
+) -> tuple[ModelDemand, ...]:
     """One piece of work per model. ``shares`` are by role or model; :func:`share_out` gives the rest."""
     unknown = [name for name in shares if name not in site.roles and name not in site.models]
     if unknown:
         names = [*site.roles, *site.models]
-        raise UsageError(f"there is no role or model {unknown[0]!r}; {nearest(unknown[0], names)}")
+        raise UsageError(f"there is no role or model {unknown[0]!r}; {suggest(unknown[0], names)}")
     given: dict[str, float] = {}
     for name, share in shares.items():
         served = site.roles[name].model if name in site.roles else name
@@ -115,7 +115,7 @@ def works(
         embeds = model.task == "embed"
         asked = min(EMBED_PROMPT if embeds else prompt, context / 2)
         found.append(
-            Work(
+            ModelDemand(
                 name=name,
                 shape=shape,
                 precision=dtype,

@@ -6,13 +6,13 @@ import dataclasses
 
 from appliance.planner import precision
 from appliance.planner.candidates import options
-from appliance.planner.demand import Demand, Machine, Work
+from appliance.planner.demand import Demand, HardwareSpec, ModelDemand
 
 GIB = 2.0**30
 LADDER = ("fp8", "awq-int4", "nvfp4")
 
 
-def suggest(work: Work, machines: tuple[Machine, ...], demand: Demand) -> str:
+def suggest(work: ModelDemand, machines: tuple[HardwareSpec, ...], demand: Demand) -> str:
     """One line: what does not fit, and the smallest change that would."""
     size = precision.weights(work.shape, work.precision).total / GIB
     where = ", ".join(f"{len(machine.cards)} x {machine.cards[0].name}" for machine in machines if machine.cards)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from appliance.errors import UsageError
 from appliance.planner import host_ram
-from appliance.planner.candidates import Option, at, options
-from appliance.planner.demand import Demand, Machine, check
+from appliance.planner.candidates import Candidate, at, options
+from appliance.planner.demand import Demand, HardwareSpec, check
 from appliance.planner.serving import Prediction
 from appliance.planner.suggest import suggest
 
@@ -25,10 +25,10 @@ MAX_COMBINATIONS = 4000
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class Placement:
     """``replicas`` units of one option, and where each stands: (machine, card indices)."""
 
-    option: Option
+    option: Candidate
     places: tuple[tuple[str, tuple[int, ...]], ...]
     headroom: float
     """How many times its demand it carries within the SLO."""
@@ -47,7 +47,7 @@ class Placed:
 class Plan:
     """One whole topology."""
 
-    parts: tuple[Placed, ...]
+    parts: tuple[Placement, ...]
     headroom: float
     """Of the model that has least."""
     spare_cards: int
@@ -96,7 +96,7 @@ class Advice:
     looked_at: int
 
 
-def advise(machines: tuple[Machine, ...], demand: Demand) -> Advice:
+def advise(machines: tuple[HardwareSpec, ...], demand: Demand) -> Advice:
     """The best topology for ``demand`` on ``machines``; :class:`UsageError` where nothing fits."""
     check(machines, demand)
     plans = enumerate_plans(machines, demand)
@@ -107,11 +107,11 @@ def advise(machines: tuple[Machine, ...], demand: Demand) -> Advice:
     return Advice(best, tuple(_reasons(best, plans, demand)), _alternatives(plans), len(plans))
 
 
-def enumerate_plans(machines: tuple[Machine, ...], demand: Demand) -> list[Plan]:
+def enumerate_plans(machines: tuple[HardwareSpec, ...], demand: Demand) -> list[Plan]:
     """Every plan that fits, one per choice of options."""
     lists = []
     for work in demand.work:
-        found: list[Option] = []
+        found: list[Candidate] = []
         for machine in dict.fromkeys(machines):
             equal = sum(other.cards == machine.cards for other in machines)
             found += [option for option in options(work, machine, demand, equal) if option not in found]
@@ -125,9 +125,9 @@ def enumerate_plans(machines: tuple[Machine, ...], demand: Demand) -> list[Plan]
     return plans
 
 
-def _prune(found: list[Option]) -> list[Option]:
+def _prune(found: list[Candidate]) -> list[Candidate]:
     """The options worth combining: best per card, best alone, cheapest; at most :data:`MAX_OPTIONS`."""
-    kept: list[Option] = []
+    kept: list[Candidate] = []
     orders = (
         lambda option: -option.requests_per_s / max(option.cards, 0.25),
         lambda option: -option.alone_tok_s,
@@ -145,13 +145,13 @@ def _prune(found: list[Option]) -> list[Option]:
 class _Board:
     """Free cards and RAM of every machine while units are being placed."""
 
-    def __init__(self, machines: tuple[Machine, ...]) -> None:
+    def __init__(self, machines: tuple[HardwareSpec, ...]) -> None:
         self.machines = machines
         self.free = {machine.name: list(range(len(machine.cards))) for machine in machines}
         self.busy: set[str] = set()
         self.ram = {machine.name: host_ram.SYSTEM_GIB * 2.0**30 for machine in machines}
 
-    def place(self, option: Option) -> tuple[str, tuple[int, ...]] | None:
+    def place(self, option: Candidate) -> tuple[str, tuple[int, ...]] | None:
         """Takes cards for one unit, on the machine with the fewest free cards that suffice."""
         need = option.layout.cards_per_replica // option.layout.hosts if option.card is not None else 0
         fits = []
@@ -184,7 +184,9 @@ Loads = dict[tuple[int, int], tuple[float, Prediction | None]]
 """What was found for (option, replicas): the same unit stands in many combinations."""
 
 
-def _place(chosen: tuple[Option, ...], machines: tuple[Machine, ...], demand: Demand, loads: Loads) -> Plan | None:
+def _place(
+    chosen: tuple[Candidate, ...], machines: tuple[HardwareSpec, ...], demand: Demand, loads: Loads
+) -> Plan | None:
     board = _Board(machines)
     places: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in chosen]
     for index in sorted(range(len(chosen)), key=lambda index: -chosen[index].cards):
@@ -212,17 +214,17 @@ def _place(chosen: tuple[Option, ...], machines: tuple[Machine, ...], demand: De
         if key not in loads:
             loads[key] = _under_load(option, len(where), demand)
         load, now = loads[key]
-        parts.append(Placed(option, tuple(where), _headroom(option, len(where), demand), load, now))
+        parts.append(Placement(option, tuple(where), _headroom(option, len(where), demand), load, now))
     resilient = all(part.replicas > 1 or part.option.card is None for part in parts)
     return Plan(tuple(parts), min(part.headroom for part in parts), board.spare, resilient)
 
 
-def _headroom(option: Option, replicas: int, demand: Demand) -> float:
+def _headroom(option: Candidate, replicas: int, demand: Demand) -> float:
     wanted = demand.requests_per_s * option.work.share
     return option.requests_per_s * replicas / wanted if wanted > 0 else float("inf")
 
 
-def _under_load(option: Option, replicas: int, demand: Demand) -> tuple[float, Prediction | None]:
+def _under_load(option: Candidate, replicas: int, demand: Demand) -> tuple[float, Prediction | None]:
     """Requests in flight per replica when all chats talk at their pace: Little's law, by fixed point."""
     if option.point is None or option.work.shape.pooling:
         return 0.0, None
@@ -333,7 +335,7 @@ def _layouts(plan: Plan) -> str:
     )
 
 
-def _nothing_fits(machines: tuple[Machine, ...], demand: Demand) -> str:
+def _nothing_fits(machines: tuple[HardwareSpec, ...], demand: Demand) -> str:
     for work in demand.work:
         if not any(options(work, machine, demand, len(machines)) for machine in machines):
             return suggest(work, machines, demand)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from appliance.errors import UsageError
-from appliance.planner.demand import MAX_CARDS, Demand, Machine
+from appliance.planner.demand import MAX_CARDS, Demand, HardwareSpec
 from appliance.planner.topology import Plan, advise
 
 
@@ -19,10 +19,10 @@ class Change:
     """None where nothing would fit."""
 
 
-def changes(machines: tuple[Machine, ...], demand: Demand) -> list[Change]:
+def changes(machines: tuple[HardwareSpec, ...], demand: Demand) -> list[Change]:
     """A card more, lower power limits, twice the RAM."""
     first, rest = machines[0], machines[1:]
-    tried: list[tuple[str, Machine]] = []
+    tried: list[tuple[str, HardwareSpec]] = []
     if first.cards and len(first.cards) < MAX_CARDS:
         tried.append(
             (

@@ -45,7 +45,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class Workload:
     """``input`` and ``output`` are tokens per request, ``concurrency`` requests in flight over all
     replicas."""
 
@@ -86,7 +86,7 @@ class Point:
     """What the question left open and what was taken instead."""
 
 
-def check(point: Point) -> Point:
+def check(point: Workload) -> Workload:
     """``point`` if it can be: one :class:`UsageError` line with the nearest valid value otherwise."""
     for name, value, low, high in (
         ("input tokens", point.input, 0, MAX_TOKENS),

@@ -12,7 +12,7 @@ from math import ceil
 
 from appliance.contract.model import Engine, Site
 from appliance.errors import UsageError
-from appliance.planner.topology import Placed, Plan
+from appliance.planner.topology import Placement, Plan
 
 FIRST_PORT = 8101
 PORT_STEP = 10
@@ -68,7 +68,7 @@ def _table(
     machine: str,
     groups: list[tuple[int, ...]],
     port: int,
-    part: Placed,
+    part: Placement,
     site: Site,
     old: Engine | None,
 ) -> str:

@@ -18,9 +18,9 @@ from pathlib import Path
 import msgspec
 
 from appliance.contract.machine import Tunnel
-from appliance.doctor.finding import FaultDomain, Result
-from appliance.doctor.host import CannotLookError, Host
-from appliance.doctor.tunnel import DEAD_AFTER_S, State, read_state
+from appliance.doctor.finding import FaultDomain, Finding
+from appliance.doctor.host import CannotLookError, HostReader
+from appliance.doctor.tunnel import DEAD_AFTER_S, TunnelState, read_state
 from appliance.errors import StoreError
 from appliance.upgrade.state_file import replace_file
 
@@ -43,7 +43,7 @@ IFF_NOARP = 0x80
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LocalPeer:
     """What this side brings to a handshake: its own public key, the peer's, where it dials, where it listens."""
 
     own: str | None
@@ -61,7 +61,7 @@ class Hop:
     answers: bool
 
 
-def fault_domain(line: Line, last: Line | None, hop: Hop | None) -> tuple[FaultDomain, str]:
+def fault_domain(line: LocalPeer, last: LocalPeer | None, hop: Hop | None) -> tuple[FaultDomain, str]:
     """Whose fault the silence of ``line``'s peer is, and the evidence in words.
 
     ``last`` is the line with which it last shook hands on this machine, ``hop`` the first one towards it now;
@@ -83,22 +83,22 @@ def fault_domain(line: Line, last: Line | None, hop: Hop | None) -> tuple[FaultD
     )
 
 
-def lines(tunnel: Tunnel, state: State) -> dict[str, Line]:
+def lines(tunnel: Tunnel, state: TunnelState) -> dict[str, LocalPeer]:
     """Each peer's line by its name; the own key as WireGuard has loaded it, the rest as the machine says."""
     return {
-        name: Line(state.public_key, peer.public_key, peer.endpoint, tunnel.listen_port)
+        name: LocalPeer(state.public_key, peer.public_key, peer.endpoint, tunnel.listen_port)
         for name, peer in tunnel.peers.items()
     }
 
 
-def alive(tunnel: Tunnel, state: State, now: float) -> frozenset[str]:
+def alive(tunnel: Tunnel, state: TunnelState, now: float) -> frozenset[str]:
     """The names of peers whose session lives."""
     at = {peer.public_key: peer.handshake for peer in state.peers}
     shaken = {name: at.get(peer.public_key) for name, peer in tunnel.peers.items()}
     return frozenset(name for name, when in shaken.items() if when is not None and now - when <= DEAD_AFTER_S)
 
 
-def wait(host: Host, tunnel: Tunnel, wait_s: float = WAIT_S) -> None:
+def wait(host: HostReader, tunnel: Tunnel, wait_s: float = WAIT_S) -> None:
     """Give every peer time for its first handshake after a boot or a switch; returns once all have had it."""
     clock = time.monotonic()
     while time.monotonic() < clock + wait_s:
@@ -111,7 +111,9 @@ def wait(host: Host, tunnel: Tunnel, wait_s: float = WAIT_S) -> None:
         time.sleep(BETWEEN_LOOKS_S)
 
 
-def weigh(host: Host, tunnel: Tunnel, results: Iterable[Result], known: Path, now: float) -> Iterator[Result]:
+def weigh(
+    host: HostReader, tunnel: Tunnel, results: Iterable[Finding], known: Path, now: float
+) -> Iterator[Finding]:
     """``results`` with the fault domain of each silent peer; what shakes hands now is remembered in ``known``.
 
     Raises :class:`StoreError` where that cannot be written.
@@ -136,7 +138,7 @@ def weigh(host: Host, tunnel: Tunnel, results: Iterable[Result], known: Path, no
             yield result
 
 
-def _first_hop(host: Host, line: Line) -> Hop | None:
+def _first_hop(host: HostReader, line: LocalPeer) -> Hop | None:
     if line.endpoint is None:
         return None
     try:
@@ -145,7 +147,7 @@ def _first_hop(host: Host, line: Line) -> Hop | None:
         return None
 
 
-def read_hop(host: Host, address: str) -> Hop | None:
+def read_hop(host: HostReader, address: str) -> Hop | None:
     """The first hop of the route to ``address``; ``None`` where there is no route.
 
     Raises :class:`CannotLookError` where ``ip`` is missing or answers something else.
@@ -165,15 +167,15 @@ def read_hop(host: Host, address: str) -> Hop | None:
     return Hop(device, hop, bool(states & ANSWERED) or bool(flags & IFF_NOARP))
 
 
-def _load(known: Path) -> dict[str, Line]:
+def _load(known: Path) -> dict[str, LocalPeer]:
     try:
-        return msgspec.json.decode(known.read_bytes(), type=dict[str, Line])
+        return msgspec.json.decode(known.read_bytes(), type=dict[str, LocalPeer])
     except (OSError, msgspec.DecodeError):
         # Nothing is known then, which speaks for nobody.
         return {}
 
 
-def _save(known: Path, by_peer: Mapping[str, Line]) -> None:
+def _save(known: Path, by_peer: Mapping[str, LocalPeer]) -> None:
     try:
         known.parent.mkdir(parents=True, exist_ok=True)
         replace_file(known, known.with_name(f".{known.name}.new"), msgspec.json.encode(by_peer))

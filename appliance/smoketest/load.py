@@ -16,7 +16,7 @@ from appliance.render.screen import console
 from appliance.system.stopping import Stop
 from loadtests import report as reports
 from loadtests.outputs import Outputs, deliver
-from loadtests.parameters import Limits, Plan
+from loadtests.parameters import LoadLimits, LoadPlan
 from loadtests.report import Report
 from loadtests.run import run as loadtest
 from loadtests.scenarios import SCENARIOS
@@ -63,8 +63,8 @@ def run(smoke: Smoke, *, url: str, key: str, model: str, folder: Path, stop: Sto
     }
     parameters = SCENARIOS["smoke"].defaults.model_copy(update=size)
     # A machine that has just booted is late now and then; that must not make its proof invalid.
-    limits = Limits(cpu_share=1.0, lag_ms=5000)
-    plan = Plan(scenario="smoke", parameters=parameters, models=(model,), slo=smoke.slo, limits=limits)
+    limits = LoadLimits(cpu_share=1.0, lag_ms=5000)
+    plan = LoadPlan(scenario="smoke", parameters=parameters, models=(model,), slo=smoke.slo, limits=limits)
     try:
         with tempfile.TemporaryDirectory(prefix="appliance-smoke-") as own:
             report = loadtest(plan, url=url, keys=[key], folder=Path(own), log=log, stop=stop)
@@ -102,7 +102,7 @@ def show(report: Report, console: Console, *, subject: str) -> None:
     console.print(f"{verdict}; {rate}", highlight=False)
 
 
-def _word(check: reports.Check | None) -> str:
+def _word(check: reports.SloCheck | None) -> str:
     if check is None:
         return ""
     return "[green]holds[/]" if check.holds else "[red]missed[/]"

@@ -19,7 +19,7 @@ PAGE = "report.html"
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class SmokeStep:
     """One thing that was proven, or was not: what was looked at, how it is, what mends it.
 
     ``external``: it failed, and no generation causes or mends that; so it is a warning here.
@@ -50,17 +50,17 @@ class Proof:
     booted: bool
     began: str
     duration_s: float
-    steps: tuple[Step, ...]
+    steps: tuple[SmokeStep, ...]
     load: dict[str, object] | None = None
     invocation: str = ""
 
     @property
-    def failed(self) -> tuple[Step, ...]:
+    def failed(self) -> tuple[SmokeStep, ...]:
         """The steps that failed."""
         return tuple(step for step in self.steps if step.level == "fail")
 
     @property
-    def external(self) -> tuple[Step, ...]:
+    def external(self) -> tuple[SmokeStep, ...]:
         """What failed outside of any generation."""
         return tuple(step for step in self.steps if step.external)
 
@@ -126,7 +126,7 @@ def _read(file: Path) -> Proof | None:
     try:
         table = json.loads(file.read_text())
         table.pop("verdict")
-        return Proof(**{**table, "steps": tuple(Step(**step) for step in table["steps"])})
+        return Proof(**{**table, "steps": tuple(SmokeStep(**step) for step in table["steps"])})
     except FileNotFoundError:
         return None
     except OSError as error:

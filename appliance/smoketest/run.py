@@ -17,18 +17,18 @@ from pathlib import Path
 
 from appliance.contract.machine import load_machine
 from appliance.contract.model import Site
-from appliance.doctor.context import Scene
-from appliance.doctor.finding import Result
-from appliance.doctor.host import Host
+from appliance.doctor.context import CheckContext
+from appliance.doctor.finding import Finding
+from appliance.doctor.host import HostReader
 from appliance.doctor.runner import CHECKS, examine
-from appliance.engines.argv import Replica, replicas
+from appliance.engines.argv import EngineReplica, replicas
 from appliance.engines.probe import CANARY_TIMEOUT_S, canary, canary_passed
 from appliance.errors import ApplianceError, StoreError
 from appliance.smoketest import handshake, load, report
-from appliance.smoketest.report import Proof, Step
+from appliance.smoketest.report import Proof, SmokeStep
 from appliance.system.stopping import Stop, Stopped
 from appliance.upgrade.bootloader import Loader
-from appliance.upgrade.nixos import Nixos, Place
+from appliance.upgrade.nixos import Nixos, RunningSystem
 from loadtests import html
 from loadtests import report as reports
 
@@ -39,25 +39,25 @@ BEGUN = Path("/run/appliance-smoke/begun")
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class TestedSystem:
     """What is proven: the running system, and how it came to run."""
 
-    place: Place
+    place: RunningSystem
     booted: bool
 
     @staticmethod
-    def of(machine: Nixos) -> Subject:
+    def of(machine: Nixos) -> TestedSystem:
         """What runs on ``machine``; raises :class:`LoaderError` where that is not NixOS."""
         running = machine.running()
-        return Subject(running, booted=machine.booted() == running)
+        return TestedSystem(running, booted=machine.booted() == running)
 
 
-def subject() -> Subject:
+def subject() -> TestedSystem:
     """What runs here."""
-    return Subject.of(Nixos(Loader()))
+    return TestedSystem.of(Nixos(Loader()))
 
 
-def proven_before(reports_folder: Path, what: Subject, begun: Path = BEGUN) -> Proof | None:
+def proven_before(reports_folder: Path, what: TestedSystem, begun: Path = BEGUN) -> Proof | None:
     """The report that makes another run needless: this generation passed by a boot, and no switch came since.
 
     Notes in ``begun`` that this boot has had its test; ``begun`` lies on a file system that a reboot empties.
@@ -79,8 +79,8 @@ def prove(
     *,
     key: str,
     folder: Path,
-    what: Subject,
-    say: Callable[[Step], object],
+    what: TestedSystem,
+    say: Callable[[SmokeStep], object],
     stop: Stop | None = None,
 ) -> Proof:
     """Every step, told to ``say`` as it ends; the report is written to ``folder``.
@@ -92,11 +92,11 @@ def prove(
     """
     began, clock = datetime.now().astimezone().isoformat(timespec="seconds"), time.monotonic()
     stop = stop or Stop()
-    steps: list[Step] = []
+    steps: list[SmokeStep] = []
     load: dict[str, object] | None = None
     refused: StoreError | None = None
 
-    def take(found: Iterator[Step]) -> bool:
+    def take(found: Iterator[SmokeStep]) -> bool:
         before = len(steps)
         for step in found:
             steps.append(step)
@@ -115,10 +115,10 @@ def prove(
         pass
     except StoreError as error:
         refused = error
-        take(iter((Step("load", "fail", str(error)),)))
+        take(iter((SmokeStep("load", "fail", str(error)),)))
     if stop.requested:
         mend = "systemd sends SIGTERM when appliance.smoke.timeoutSec is over, or when the unit is stopped"
-        take(iter((Step("interrupted", "fail", f"{stop.reason} ended the test before its end", mend),)))
+        take(iter((SmokeStep("interrupted", "fail", f"{stop.reason} ended the test before its end", mend),)))
     generation = what.place.generation
     made = Proof(
         generation.system,
@@ -136,36 +136,36 @@ def prove(
     return made
 
 
-def _host(site: Site, base: Path, known: Path) -> Iterator[Step]:
+def _host(site: Site, base: Path, known: Path) -> Iterator[SmokeStep]:
     machine = load_machine(MACHINE) if MACHINE.exists() else None
-    host, tunnel = Host(Path("/")), machine.tunnel if machine is not None else None
+    host, tunnel = HostReader(Path("/")), machine.tunnel if machine is not None else None
     if tunnel is not None:
         handshake.wait(host, tunnel)
     # Not the units: the smoke test is one of them, and has not ended.
     only = [check.name for check in CHECKS if check.name != "units"]
-    scene = Scene(host, site, machine, base, time.time())
-    results: Iterable[Result] = examine(scene, only).results
+    scene = CheckContext(host, site, machine, base, time.time())
+    results: Iterable[Finding] = examine(scene, only).results
     if tunnel is not None:
         results = handshake.weigh(host, tunnel, results, known, scene.now)
     yield from map(step_of, results)
 
 
-def step_of(result: Result) -> Step:
+def step_of(result: Finding) -> SmokeStep:
     """What the doctor found, as a step: a failure only where a generation can be at fault for it."""
     name = f"{result.name} {result.subject}".strip()
     external = result.level == "fail" and result.fault_domain == "external"
     # What could not be looked at, for this is not root, is not what the machine is sent back for.
     level: report.Level = "warn" if external or result.level == "unknown" else result.level
-    return Step(name, level, result.seen, result.fix, external)
+    return SmokeStep(name, level, result.seen, result.fix, external)
 
 
-def tokens(site: Site, try_for_s: float | None = None) -> Iterator[Step]:
+def tokens(site: Site, try_for_s: float | None = None) -> Iterator[SmokeStep]:
     """One token from each engine that is always loaded, waiting for each as long as its start may take."""
     clock = time.monotonic()
     for replica in replicas(site):
         name = f"token {replica.name}"
         if replica.engine.residency == "on-demand":
-            yield Step(name, "ok", "is loaded on demand; not asked here")
+            yield SmokeStep(name, "ok", "is loaded on demand; not asked here")
             continue
         limit = replica.engine.start_timeout_s if try_for_s is None else try_for_s
         while (said := _token(site, replica)) and time.monotonic() < clock + limit:
@@ -173,12 +173,12 @@ def tokens(site: Site, try_for_s: float | None = None) -> Iterator[Step]:
         if said:
             unit = f"appliance-engine-{replica.name}"
             mend = f"systemctl status {unit}; journalctl -u {unit}"
-            yield Step(name, "fail", f"no token within {limit:.0f} s ({said})", mend)
+            yield SmokeStep(name, "fail", f"no token within {limit:.0f} s ({said})", mend)
         else:
-            yield Step(name, "ok", f"answered after {time.monotonic() - clock:.0f} s")
+            yield SmokeStep(name, "ok", f"answered after {time.monotonic() - clock:.0f} s")
 
 
-def _token(site: Site, replica: Replica) -> str:
+def _token(site: Site, replica: EngineReplica) -> str:
     """Ask once; what was wrong, empty where nothing was."""
     path, body = canary(replica.engine.model, site.models[replica.engine.model].task)
     try:
@@ -188,7 +188,7 @@ def _token(site: Site, replica: Replica) -> str:
     return "" if canary_passed(status, answer) else f"it answered {status}"
 
 
-def lock(site: Site, key: str) -> Iterator[Step]:
+def lock(site: Site, key: str) -> Iterator[SmokeStep]:
     """The gateway refuses who has no key or a wrong one, and lets in who has one."""
     for name, sent, wanted in (
         ("refuses no key", None, 401),
@@ -199,10 +199,10 @@ def lock(site: Site, key: str) -> Iterator[Step]:
             status = _exchange(site.gateway.host, site.gateway.port, "GET", "/v1/models", None, 30, sent)[0]
         except (OSError, http.client.HTTPException) as error:
             mend = "systemctl status appliance-gateway; journalctl -u appliance-gateway"
-            yield Step(f"gateway {name}", "fail", f"no answer ({type(error).__name__})", mend)
+            yield SmokeStep(f"gateway {name}", "fail", f"no answer ({type(error).__name__})", mend)
             return
         seen, level = f"answered {status}", proof_level(status == wanted)
-        yield Step(f"gateway {name}", level, seen, "" if level == "ok" else "journalctl -u appliance-gateway")
+        yield SmokeStep(f"gateway {name}", level, seen, "" if level == "ok" else "journalctl -u appliance-gateway")
 
 
 def proof_level(holds: bool) -> report.Level:
@@ -211,7 +211,7 @@ def proof_level(holds: bool) -> report.Level:
 
 
 def _load(
-    site: Site, key: str, folder: Path, add: Callable[[Step], object], stop: Stop
+    site: Site, key: str, folder: Path, add: Callable[[SmokeStep], object], stop: Stop
 ) -> dict[str, object] | None:
     url, model = f"http://{site.gateway.host}:{site.gateway.port}", load.default_model(site)
     try:
@@ -219,16 +219,16 @@ def _load(
     except StoreError:
         raise
     except ApplianceError as error:
-        add(Step("load", "fail", str(error), "run `appliance loadtest` by hand"))
+        add(SmokeStep("load", "fail", str(error), "run `appliance loadtest` by hand"))
         return None
     for check in report.checks:
         seen = "not measured" if check.value is None else _amount(check.value, check.unit)
         limit = f"limit {_amount(check.limit, check.unit)}"
         mend = "" if check.holds else "`appliance loadtest` shows more; smoke.slo holds the limits"
-        add(Step(f"load {check.name}", proof_level(check.holds), f"{seen}, {limit}", mend))
+        add(SmokeStep(f"load {check.name}", proof_level(check.holds), f"{seen}, {limit}", mend))
     if report.exit_code == reports.INVALID:
         why = "; ".join(report.invalid) or "no request was made"
-        add(Step("load", "fail", f"the run proves nothing: {why}", f"see {folder}"))
+        add(SmokeStep("load", "fail", f"the run proves nothing: {why}", f"see {folder}"))
     page = folder / "load.html"
     try:
         # As a page with plots, beside the report.

@@ -41,7 +41,7 @@ class Proxy:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class ServerRoute:
     """A server and how to reach it. ``base`` is the path of its URL without a slash at the end."""
 
     scheme: str
@@ -90,7 +90,7 @@ class Route:
         return connection
 
 
-def route(url: str) -> Route:
+def route(url: str) -> ServerRoute:
     """The route to ``url``. Raises :class:`UsageError` for an address or a proxy that is not valid."""
     parts = _split(url, url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -98,23 +98,7 @@ def route(url: str) -> Route:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     authority = parts.netloc.rpartition("@")[2]
     proxy = _proxy(parts.scheme, parts.hostname, port)
-    return Route(parts.scheme, parts.hostname, port, authority, parts.path.rstrip("/"), proxy)
-
-
-def get(url: str, path: str, *, key: str = "", timeout_s: float) -> tuple[int, bytes]:
-    """Status and body of ``path`` on the server at ``url``; redirects are not followed.
-
-    Raises :class:`OSError` or :class:`http.client.HTTPException` without an answer.
-    """
-    way = route(url)
-    connection = way.connection(timeout_s)
-    headers = way.headers | ({"Authorization": f"Bearer {key}"} if key else {})
-    try:
-        connection.request("GET", way.target(path), headers=headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
+    return ServerRoute(parts.scheme, parts.hostname, port, authority, parts.path.rstrip("/"), proxy)
 
 
 def opener(url: str) -> urllib.request.OpenerDirector:
@@ -186,7 +170,7 @@ def _bypassed(host: str, port: int, table: dict[str, str]) -> bool:
     return False
 
 
-def _tunnel(connection: socket.socket, way: Route, proxy: Proxy) -> None:
+def _tunnel(connection: socket.socket, way: ServerRoute, proxy: Proxy) -> None:
     name = f"[{way.host}]" if ":" in way.host else way.host
     lines = [f"CONNECT {name}:{way.port} HTTP/1.1", f"Host: {name}:{way.port}"]
     if proxy.authorization:

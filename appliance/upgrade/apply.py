@@ -7,8 +7,17 @@ from datetime import datetime
 
 from appliance.errors import LoaderError, StoreError
 from appliance.upgrade.decide import decide
-from appliance.upgrade.nixos import Machine
-from appliance.upgrade.state import Action, ClearOneshot, Event, Reboot, SetDefault, SetOneshot, State, SwitchBack
+from appliance.upgrade.nixos import ActionTarget
+from appliance.upgrade.state import (
+    Action,
+    ClearOneshot,
+    Event,
+    Reboot,
+    SetDefault,
+    SetOneshot,
+    SwitchBack,
+    TrialState,
+)
 from appliance.upgrade.state_file import Record
 
 
@@ -21,10 +30,10 @@ def drive(
     event: Event,
     *,
     record: Record,
-    machine: Machine,
+    machine: ActionTarget,
     enforce: bool,
-    announce: Callable[[State], object] = lambda _: None,
-) -> State:
+    announce: Callable[[TrialState], object] = lambda _: None,
+) -> TrialState:
     """The state after ``event``; all that follows from it is done, a reboot or a switch last.
 
     ``announce`` is told the new state before a reboot or a switch may end this process.
@@ -66,7 +75,7 @@ def drive(
     return state
 
 
-def _needs_no_record(action: Action, before: State) -> bool:
+def _needs_no_record(action: Action, before: TrialState) -> bool:
     """Whether ``action`` is right though the disk is full: it holds or goes to what was proven before.
 
     So a full disk keeps a candidate from being armed or blessed, and not from being left.

@@ -31,14 +31,14 @@ from appliance.upgrade.state import (
     SetDefault,
     SetOneshot,
     SetProfile,
-    State,
+    SmokeVerdict,
     SwitchBack,
     Switched,
     Trial,
-    Verdict,
+    TrialState,
 )
 
-Decision = tuple[State, tuple[Action, ...]]
+Decision = tuple[TrialState, tuple[Action, ...]]
 
 _VANISHED = {
     Phase.ARMED: "it did not come up: a hang or panic early in its boot, or a power cut",
@@ -48,7 +48,7 @@ _VANISHED = {
 }
 
 
-def decide(state: State, event: Event, *, enforce: bool, at: str = "") -> Decision:
+def decide(state: TrialState, event: Event, *, enforce: bool, at: str = "") -> Decision:
     """The state after ``event`` and what to do, in order; ``at`` is the time as the record shall show it.
 
     Without ``enforce`` nothing is done to the loader or the machine beyond taking back what an enforcing
@@ -60,20 +60,20 @@ def decide(state: State, event: Event, *, enforce: bool, at: str = "") -> Decisi
     return _enforced(state, event, at) if enforce else _reported(state, event)
 
 
-def _enforced(state: State, event: Installed | Switched | Verdict | Deadline, at: str) -> Decision:
+def _enforced(state: TrialState, event: Installed | Switched | SmokeVerdict | Deadline, at: str) -> Decision:
     if isinstance(event, Installed):
         return _installed(state, event)
     if isinstance(event, Switched):
         return _switched(state, event.generation)
-    if isinstance(event, Verdict):
+    if isinstance(event, SmokeVerdict):
         return _passed(state, event) if event.passed else _failed(state, event, at)
     # It counts from the boot: what was switched to since had less time, or none, and the test has its own limit.
     if _on_trial(state, event.generation, Phase.BOOTED):
-        return _failed(state, Verdict(event.generation, passed=False, reason="no verdict in time"), at)
+        return _failed(state, SmokeVerdict(event.generation, passed=False, reason="no verdict in time"), at)
     return state, ()
 
 
-def _installed(state: State, event: Installed) -> Decision:
+def _installed(state: TrialState, event: Installed) -> Decision:
     new, proven = event.generation, state.proven or event.booted
     if proven is None and not event.rescue:
         # The first system of a machine without a rescue entry: there is nothing to hold on to.
@@ -101,7 +101,7 @@ def _installed(state: State, event: Installed) -> Decision:
     return state, (Keep(proven), hold, SetOneshot(new))
 
 
-def _booted(state: State, event: Booted, at: str) -> Decision:
+def _booted(state: TrialState, event: Booted, at: str) -> Decision:
     trial, here = state.trial, event.generation
     # Set anew at each boot: the firmware may have lost its variables, or the power went before they were set.
     hold: tuple[Action, ...] = (state.held,) if state.held is not None else ()
@@ -121,7 +121,7 @@ def _booted(state: State, event: Booted, at: str) -> Decision:
     return state, (*hold, ClearOneshot(), *back)
 
 
-def _switched(state: State, here: Generation) -> Decision:
+def _switched(state: TrialState, here: Generation) -> Decision:
     if here.same(state.proven):
         return state, ()
     known = _on_trial(state, here, *Phase)
@@ -133,7 +133,7 @@ def _switched(state: State, here: Generation) -> Decision:
     return replace(state, trial=Trial(here, Phase.LIVE, armed=armed), last=line), ()
 
 
-def _passed(state: State, event: Verdict) -> Decision:
+def _passed(state: TrialState, event: SmokeVerdict) -> Decision:
     here = event.generation
     if here.same(state.proven) or (state.proven is None and state.trial is None and event.booted):
         hold = SetDefault(here)
@@ -153,7 +153,7 @@ def _passed(state: State, event: Verdict) -> Decision:
     return state, (Keep(here), hold, ClearOneshot())
 
 
-def _failed(state: State, event: Verdict, at: str) -> Decision:
+def _failed(state: TrialState, event: SmokeVerdict, at: str) -> Decision:
     here, reason = event.generation, event.reason
     trial, proven = _under_test(state, event), state.proven
     if proven is None:
@@ -172,12 +172,12 @@ def _failed(state: State, event: Verdict, at: str) -> Decision:
     return state, (*actions, Reboot(proven) if trial.phase is Phase.BOOTED else SwitchBack(proven))
 
 
-def _reported(state: State, event: Installed | Switched | Verdict | Deadline) -> Decision:
+def _reported(state: TrialState, event: Installed | Switched | SmokeVerdict | Deadline) -> Decision:
     """Report only. What an enforcing generation set is taken back by the verdict on the first boot, not before."""
     if isinstance(event, Installed) and state.held is not None:
         # The way out of enforcement is a candidate like any other: it might not boot.
         return _installed(state, event)
-    if not isinstance(event, Verdict):
+    if not isinstance(event, SmokeVerdict):
         return state, ()
     here = event.generation
     if event.passed:
@@ -197,24 +197,24 @@ def _reported(state: State, event: Installed | Switched | Verdict | Deadline) ->
     return state, ()
 
 
-def _on_trial(state: State, here: Generation, *phases: Phase) -> Trial | None:
+def _on_trial(state: TrialState, here: Generation, *phases: Phase) -> Trial | None:
     trial = state.trial
     return trial if trial is not None and here.same(trial.candidate) and trial.phase in phases else None
 
 
-def _under_test(state: State, event: Verdict) -> Trial | None:
+def _under_test(state: TrialState, event: SmokeVerdict) -> Trial | None:
     """The trial that a verdict is about; one still armed, though booted, could not be recorded as it arrived."""
     if event.booted and (armed := _on_trial(state, event.generation, Phase.ARMED)):
         return replace(armed, phase=Phase.BOOTED)
     return _on_trial(state, event.generation, Phase.BOOTED, Phase.LIVE, Phase.LIVE_PASSED)
 
 
-def _remember(state: State, failed: Generation, reason: str, at: str, *, then: str) -> State:
+def _remember(state: TrialState, failed: Generation, reason: str, at: str, *, then: str) -> TrialState:
     kept = tuple(one for one in state.rolled_back if not failed.same(one.generation))
     rolled_back = (*kept, RolledBack(failed, reason, at))[-KEPT:]
     line = f"{failed.label} was rolled back: {reason}; {then}"
     return _alert(replace(state, trial=None, rolled_back=rolled_back), line)
 
 
-def _alert(state: State, line: str) -> State:
+def _alert(state: TrialState, line: str) -> TrialState:
     return replace(state, last=line, unsent=(*state.unsent, line)[-KEPT:])

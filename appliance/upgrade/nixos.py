@@ -38,7 +38,7 @@ SMOKE_UNIT = "appliance-smoke.service"
 VERDICT_UNITS = ("appliance-trial-passed.service", "appliance-trial-failed.service")
 
 
-class Machine(Protocol):
+class ActionTarget(Protocol):
     """What a decision needs of a machine."""
 
     def act(self, action: Action) -> None:
@@ -46,7 +46,7 @@ class Machine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RunningSystem:
     """Where the machine is: a generation, and whether it is that generation's rescue system."""
 
     generation: Generation
@@ -82,11 +82,11 @@ class Nixos:
             case Reboot(generation):
                 self._reboot(generation)
 
-    def booted(self) -> Place:
+    def booted(self) -> RunningSystem:
         """Where the machine came up."""
         return self._place(self.run / "booted-system")
 
-    def running(self) -> Place:
+    def running(self) -> RunningSystem:
         """What is activated now."""
         return self._place(self.run / "current-system")
 
@@ -109,15 +109,15 @@ class Nixos:
         """Let the smoke test begin once more."""
         run(["systemctl", "start", "--no-block", SMOKE_UNIT], hint=HINT)
 
-    def _place(self, link: Path) -> Place:
+    def _place(self, link: Path) -> RunningSystem:
         if not link.exists():
             raise LoaderError(f"{link} does not exist; is this NixOS?")
         real = link.resolve()
         if self.rescue is not None:
             for number, parent in sorted(self._links(), reverse=True):
                 if (parent / "specialisation" / self.rescue).resolve() == real:
-                    return Place(Generation(str(parent.resolve()), number), rescue=True)
-        return Place(self.generation(real))
+                    return RunningSystem(Generation(str(parent.resolve()), number), rescue=True)
+        return RunningSystem(self.generation(real))
 
     def _links(self) -> list[tuple[int, Path]]:
         links = (
@@ -207,7 +207,7 @@ class Nixos:
         oneshot = self.loader.variable("LoaderEntryOneShot")
         if default != entry or oneshot is not None:
             raise LoaderError(f"no reboot: it would lead to {oneshot or default}, not to {entry}; `bootctl list`")
-        if self.booted() == Place(generation) and self.running() == Place(generation):
+        if self.booted() == RunningSystem(generation) and self.running() == RunningSystem(generation):
             raise LoaderError(f"no reboot: {generation.label} runs already")
         run(["systemctl", "reboot"], hint=HINT)
 

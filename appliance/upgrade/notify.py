@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import StartError, StoreError
-from appliance.upgrade.state import State
+from appliance.upgrade.state import TrialState
 from appliance.upgrade.state_file import Record, replace_file
 
 MOTD = Path("/run/motd.d/appliance")
@@ -21,7 +21,7 @@ class Announcer:
 
     motd: Path = MOTD
 
-    def login(self, state: State, verdict: str = "") -> None:
+    def login(self, state: TrialState, verdict: str = "") -> None:
         """Write what a person reads at login: the last decision, and the smoke test's own line.
 
         Raises :class:`StoreError` where the file cannot be written.

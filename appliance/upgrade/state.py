@@ -67,7 +67,7 @@ class SetDefault:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class TrialState:
     """The record that survives reboots.
 
     ``held`` is what the loader's default entry was set to by us, ``None`` while it is NixOS's. It names the proven
@@ -118,7 +118,7 @@ class Switched:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SmokeVerdict:
     """The smoke test of the running ``generation`` ended. ``booted``: it came up by a boot, not by a switch."""
 
     generation: Generation
@@ -134,7 +134,7 @@ class Deadline:
     generation: Generation
 
 
-Event: TypeAlias = Installed | Booted | Switched | Verdict | Deadline
+Event: TypeAlias = Installed | Booted | Switched | SmokeVerdict | Deadline
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from appliance.errors import StoreError
-from appliance.upgrade.state import State
+from appliance.upgrade.state import TrialState
 
 FOLDER = Path("/var/lib/appliance/trial")
 NAME = "record.json"
@@ -27,7 +27,7 @@ class Record:
 
     folder: Path = FOLDER
 
-    def load(self) -> State:
+    def load(self) -> TrialState:
         """The state; an empty one where nothing was ever written.
 
         A record that cannot be understood is put aside and said so in an alert that stays until it was sent:
@@ -36,15 +36,15 @@ class Record:
         """
         file = self.folder / NAME
         try:
-            return msgspec.json.decode(file.read_bytes(), type=State)
+            return msgspec.json.decode(file.read_bytes(), type=TrialState)
         except FileNotFoundError:
-            return State()
+            return TrialState()
         except OSError as error:
             raise StoreError(f"{file} cannot be read ({error.strerror}); run as root") from None
         except msgspec.DecodeError as error:
             aside = file.with_suffix(".broken")
             line = f"{file} was broken ({error}) and is now {aside.name}; what is proven has to be found anew"
-            state = State(last=line, unsent=(line,))
+            state = TrialState(last=line, unsent=(line,))
             try:
                 aside.unlink(missing_ok=True)
                 aside.hardlink_to(file)
@@ -52,10 +52,10 @@ class Record:
                 self.save(state)
             except (OSError, StoreError):
                 line = f"{file} is broken ({error}); delete it: what is proven has to be found anew"
-                return State(last=line, unsent=(line,))
+                return TrialState(last=line, unsent=(line,))
             return state
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrialState) -> None:
         """Write ``state``; a power cut leaves the old record or the new one. Raises :class:`StoreError`."""
         file, draft = self.folder / NAME, self.folder / f"{NAME}.new"
         try:

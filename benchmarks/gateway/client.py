@@ -18,7 +18,7 @@ STAMP = re.compile(rb"t=(\d{16})")
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
-class Run:
+class BenchRun:
     """What all connections share."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -60,8 +60,8 @@ class Run:
         self.errors[why] = self.errors.get(why, 0) + 1
 
 
-class Connection(asyncio.Protocol):
-    def __init__(self, run: Run, number: int, ended: asyncio.Future[None]) -> None:
+class BenchConnection(asyncio.Protocol):
+    def __init__(self, run: BenchRun, number: int, ended: asyncio.Future[None]) -> None:
         self.run = run
         self.bytes = run.request(number)
         self.ended = ended
@@ -131,12 +131,12 @@ def quantile(values: list[float], share: float) -> float | None:
     return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))], 3) if ordered else None
 
 
-async def one(run: Run, number: int) -> None:
+async def one(run: BenchRun, number: int) -> None:
     await asyncio.sleep(run.args.spread_s * number / run.args.connections)
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
     try:
-        await loop.create_connection(lambda: Connection(run, number, ended), "127.0.0.1", run.args.port)
+        await loop.create_connection(lambda: BenchConnection(run, number, ended), "127.0.0.1", run.args.port)
     except OSError:
         run.fail("not connected")
         return
@@ -144,7 +144,7 @@ async def one(run: Run, number: int) -> None:
 
 
 async def main(args: argparse.Namespace) -> None:
-    run = Run(args)
+    run = BenchRun(args)
     began = time.monotonic()
     cpu = time.process_time()
     run.stop_at = began + args.seconds

@@ -51,7 +51,7 @@ FINISH = chunk(frame(b'{"index":0,"delta":{},"finish_reason":"stop"}'))
 DONE = chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
-class Connection(asyncio.Protocol):
+class BenchEngineConnection(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.rest = b""
@@ -112,7 +112,9 @@ class Connection(asyncio.Protocol):
 
 async def main() -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(loop), "127.0.0.1", int(sys.argv[1]), backlog=2048)
+    server = await loop.create_server(
+        lambda: BenchEngineConnection(loop), "127.0.0.1", int(sys.argv[1]), backlog=2048
+    )
     await server.serve_forever()
 
 

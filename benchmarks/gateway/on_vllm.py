@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gateway.processes import ROOT, stop
-from benchmarks.gateway.scenarios import Answer, ask, chat, gateway, get, until
+from benchmarks.gateway.scenarios import MeasuredResponse, ask, chat, gateway, get, until
 from benchmarks.gateway.subjects import neighbours
 
 ENGINE_PYTHON = ROOT / ".venv-engine" / "bin" / "python"
@@ -135,10 +135,10 @@ def kill(folder: Path) -> dict[str, Any]:
     streams, early = 50, 40
     with vllm(folder, 2) as (site, processes), gateway(folder / "g", site, 1) as (at, keys, _):
 
-        async def run() -> tuple[int, list[Answer]]:
+        async def run() -> tuple[int, list[MeasuredResponse]]:
             begun = [asyncio.Event() for _ in range(streams)]
 
-            async def one(number: int) -> Answer:
+            async def one(number: int) -> MeasuredResponse:
                 body = chat(f"Chat {number}: a long story, please.", "tiny", stream=True, max_tokens=3500)
                 return await ask(at, keys[0], body | {"ignore_eos": True}, begun[number])
 
@@ -168,7 +168,7 @@ def kill(folder: Path) -> dict[str, Any]:
     }
 
 
-def request_id(answer: Answer) -> str:
+def request_id(answer: MeasuredResponse) -> str:
     found = re.search(rb"x-request-id: (\w+)", answer.body)
     return found.group(1).decode() if found else ""
 

@@ -24,7 +24,7 @@ MILLION = 1_000_000
 
 
 @dataclass
-class Answer:
+class MeasuredResponse:
     """One answer as a client saw it."""
 
     status: int
@@ -40,7 +40,7 @@ class Answer:
         )
 
 
-async def ask(port: int, key: str, body: dict[str, Any], began: asyncio.Event | None = None) -> Answer:
+async def ask(port: int, key: str, body: dict[str, Any], began: asyncio.Event | None = None) -> MeasuredResponse:
     """One request on a connection of its own; status 0 where the connection broke."""
     data = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n"
@@ -59,7 +59,7 @@ async def ask(port: int, key: str, body: dict[str, Any], began: asyncio.Event | 
         writer.close()
     except OSError:
         status = 0
-    return Answer(status, first, seen)
+    return MeasuredResponse(status, first, seen)
 
 
 def chat(text: str, model: str, **more: Any) -> dict[str, Any]:

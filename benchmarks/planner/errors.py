@@ -36,9 +36,9 @@ def legend(x: float, y: float) -> list[str]:
     return parts
 
 
-def by_group(data: list[calibrate.Sample], held: list[float]) -> str:
+def by_group(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
     """A row per (model, card), a dot per measurement at ln(predicted / true)."""
-    groups: dict[tuple[str, str], list[tuple[float, calibrate.Sample]]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[tuple[float, calibrate.CalibrationSample]]] = defaultdict(list)
     for sample, error in zip(data, held, strict=True):
         groups[sample.group].append((error, sample))
     left, width, row, top = 430.0, 910.0, 15.0, 54.0
@@ -68,7 +68,7 @@ def by_group(data: list[calibrate.Sample], held: list[float]) -> str:
     return frame(width, height, body)
 
 
-def scatter(data: list[calibrate.Sample], held: list[float]) -> str:
+def scatter(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
     """Predicted over measured, both logarithmic."""
     size, left, top = 560.0, 56.0, 46.0
     edge = size - 40

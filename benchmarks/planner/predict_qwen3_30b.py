@@ -8,7 +8,7 @@ from pathlib import Path
 from appliance.catalog import catalog
 from appliance.planner import demand
 from appliance.planner.serving import predict
-from appliance.planner.workload import Point
+from appliance.planner.workload import Workload
 
 CARDS = ("H100 SXM 80GB", "H200 SXM 141GB", "RTX PRO 6000 Blackwell Workstation")
 
@@ -18,7 +18,7 @@ def main() -> None:
     points = []
     for card in CARDS:
         for batch in (1, 64, 256):
-            one = Point(
+            one = Workload(
                 card=catalog.find_card(card),
                 shape=shape,
                 precision=dtype,

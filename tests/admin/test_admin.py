@@ -14,17 +14,27 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Process, Response, Service, chat, free_port, http, serving, start, wait_until
+from tests.conftest import (
+    Response,
+    RunningService,
+    StartedProcess,
+    chat,
+    free_port,
+    http,
+    serving,
+    start,
+    wait_until,
+)
 
 TOKEN = "a-token-of-enough-characters"
 
 
 @dataclass
-class Admin:
+class RunningAdmin:
     """A gateway and the admin API beside it."""
 
-    service: Service
-    process: Process
+    service: RunningService
+    process: StartedProcess
 
     def call(
         self, path: str, body: object = None, method: str | None = None, token: str | None = TOKEN
@@ -33,7 +43,7 @@ class Admin:
 
 
 @pytest.fixture(scope="module")
-def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admin]:
+def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAdmin]:
     folder = tmp_path_factory.mktemp("admin")
     token = folder / "token"
     token.write_text(TOKEN + "\n")
@@ -42,31 +52,31 @@ def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admin]:
         argv = [sys.executable, "-m", "appliance", "admin", "--config", str(service.config)]
         process = start(argv, port, folder / "admin.log", APPLIANCE_ADMIN_TOKEN_FILE=str(token))
         try:
-            yield Admin(service, process)
+            yield RunningAdmin(service, process)
         finally:
             process.stop()
             assert "Traceback" not in (folder / "admin.log").read_text()
 
 
-def cli(service: Service, *words: str) -> subprocess.CompletedProcess[str]:
+def cli(service: RunningService, *words: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "appliance", *words, "--config", str(service.config)]
     environment = {**os.environ, "COLUMNS": "160"}
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, env=environment)
 
 
-def ask(service: Service, key: str, model: str = "fake") -> Response:
+def ask(service: RunningService, key: str, model: str = "fake") -> Response:
     return service.post("/v1/chat/completions", chat("fake: tokens=3") | {"model": model}, key=key)
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + "x", "é" * 20])
-def test_everything_but_health_wants_the_token(admin: Admin, token: str | None) -> None:
+def test_everything_but_health_wants_the_token(admin: RunningAdmin, token: str | None) -> None:
     assert admin.call("/health", token=token).status == 200
     for path in ("/admin/keys", "/admin/usage", "/admin/models"):
         answer = admin.call(path, token=None if token is None else token.encode().decode("latin1"))
         assert (answer.status, answer.json["error"]["code"]) == (401, "invalid_api_key")
 
 
-def test_a_key_lives_and_dies_by_the_api(admin: Admin) -> None:
+def test_a_key_lives_and_dies_by_the_api(admin: RunningAdmin) -> None:
     made = admin.call("/admin/keys", {"user": "bob", "name": "n8n", "models": ["writer"], "requests_in_flight": 3})
     assert made.status == 201
     key, key_id = made.json["key"], made.json["id"]
@@ -88,7 +98,7 @@ def test_a_key_lives_and_dies_by_the_api(admin: Admin) -> None:
     assert key.split("-")[2] not in admin.call("/admin/keys").body.decode()
 
 
-def test_the_mark_for_end_users_by_the_api_and_by_hand(admin: Admin) -> None:
+def test_the_mark_for_end_users_by_the_api_and_by_hand(admin: RunningAdmin) -> None:
     made = admin.call("/admin/keys", {"user": "web", "end_users": True}).json
     key_id = made["id"]
     assert (made["end_users"], admin.call("/admin/keys", {"user": "web"}).json["end_users"]) == (True, False)
@@ -132,7 +142,7 @@ def test_the_mark_for_end_users_by_the_api_and_by_hand(admin: Admin) -> None:
         (b"{", "JSON"),
     ],
 )
-def test_a_bad_key_is_400_and_made_nowhere(admin: Admin, body: Any, says: str) -> None:
+def test_a_bad_key_is_400_and_made_nowhere(admin: RunningAdmin, body: Any, says: str) -> None:
     before = len(admin.call("/admin/keys").json)
     answer = admin.call("/admin/keys", body)
     assert answer.status == 400
@@ -140,13 +150,13 @@ def test_a_bad_key_is_400_and_made_nowhere(admin: Admin, body: Any, says: str) -
     assert len(admin.call("/admin/keys").json) == before
 
 
-def test_a_key_for_a_model_that_is_not_there_is_404(admin: Admin) -> None:
+def test_a_key_for_a_model_that_is_not_there_is_404(admin: RunningAdmin) -> None:
     answer = admin.call("/admin/keys", {"user": "a", "models": ["nobody"]})
     assert (answer.status, answer.json["error"]["param"]) == (404, "models")
     assert answer.json["error"]["message"] == "there is no model or role 'nobody'; known: fake, writer"
 
 
-def test_usage_by_the_api_and_by_hand(admin: Admin) -> None:
+def test_usage_by_the_api_and_by_hand(admin: RunningAdmin) -> None:
     for _ in range(3):
         assert ask(admin.service, admin.service.key).status == 200
     mine = admin.service.rows
@@ -167,7 +177,7 @@ def test_usage_by_the_api_and_by_hand(admin: Admin) -> None:
     assert "before --since" in cli(admin.service, "usage", "--since", "1h", "--until", "2h").stderr
 
 
-def test_models_status_and_what_cannot_be_swapped(admin: Admin) -> None:
+def test_models_status_and_what_cannot_be_swapped(admin: RunningAdmin) -> None:
     status = admin.call("/admin/models").json
     assert status["models"]["fake"]["loaded"] is True
     assert status["engines"]["chat"]["state"] == "up"
@@ -188,11 +198,11 @@ def test_models_status_and_what_cannot_be_swapped(admin: Admin) -> None:
     assert (role.status, role.json["error"]["code"]) == (409, "always_loaded")
 
 
-def test_the_control_socket_is_the_owners_only(admin: Admin) -> None:
+def test_the_control_socket_is_the_owners_only(admin: RunningAdmin) -> None:
     assert (admin.service.data / "control.sock").stat().st_mode & 0o777 == 0o600
 
 
-def test_no_gateway_is_said_not_shown_as_a_trace(admin: Admin, tmp_path: Path) -> None:
+def test_no_gateway_is_said_not_shown_as_a_trace(admin: RunningAdmin, tmp_path: Path) -> None:
     site = json.loads(admin.service.config.read_text())
     site["gateway"]["data_dir"] = str(tmp_path)
     config = tmp_path / "site.json"
@@ -203,7 +213,7 @@ def test_no_gateway_is_said_not_shown_as_a_trace(admin: Admin, tmp_path: Path) -
     assert done.stderr.startswith(f"error: no gateway answers on {tmp_path}/control.sock")
 
 
-def test_the_command_line_makes_changes_and_lists_keys(admin: Admin) -> None:
+def test_the_command_line_makes_changes_and_lists_keys(admin: RunningAdmin) -> None:
     made = cli(admin.service, "keys", "create", "eve", "--models", "fake", "--weight", "2", "--expires-in", "1h")
     assert made.returncode == 0, made.stderr
     key = made.stdout.strip()
@@ -233,7 +243,9 @@ def test_the_command_line_makes_changes_and_lists_keys(admin: Admin) -> None:
 
 
 @pytest.mark.parametrize(("token", "says"), [(None, "there is no admin token"), ("short", "16 to 512 printable")])
-def test_without_a_token_it_does_not_start(admin: Admin, tmp_path: Path, token: str | None, says: str) -> None:
+def test_without_a_token_it_does_not_start(
+    admin: RunningAdmin, tmp_path: Path, token: str | None, says: str
+) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "CREDENTIALS_DIRECTORY"}
     if token is not None:
         (tmp_path / "admin-token").write_text(token)
@@ -244,7 +256,7 @@ def test_without_a_token_it_does_not_start(admin: Admin, tmp_path: Path, token: 
     assert says in done.stderr
 
 
-def test_it_does_what_its_own_openapi_says(admin: Admin, tmp_path: Path) -> None:
+def test_it_does_what_its_own_openapi_says(admin: RunningAdmin, tmp_path: Path) -> None:
     """schemathesis: every operation, valid and invalid input, auth left out, against the schema it serves."""
     argv = [sys.executable, "-m", "schemathesis.cli", "run", admin.process.url + "/openapi.json"]
     argv += ["--header", f"Authorization: Bearer {TOKEN}", "--checks", "all", "--max-examples", "25"]

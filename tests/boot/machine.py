@@ -21,7 +21,7 @@ class BootError(AssertionError):
 
 
 @dataclass
-class Machine:
+class VirtualMachine:
     """One guest with a disk and firmware variables of its own, which outlive its power."""
 
     folder: Path

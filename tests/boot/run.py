@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.boot import image
-from tests.boot.machine import FIRMWARE, VARIABLES, Machine
+from tests.boot.machine import FIRMWARE, VARIABLES, VirtualMachine
 from tests.boot.story import tell_all
 
 TOOLS = ("qemu-system-x86_64", "qemu-img", "mmdebstrap", "mformat", "mke2fs", "sfdisk", "cpio")
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def _tell(folder: Path, disk: Path, seed: int, faults: tuple[str, ...]) -> bool:
-    machine = Machine(folder / f"seed-{seed}", disk, seed)
+    machine = VirtualMachine(folder / f"seed-{seed}", disk, seed)
     began, failure = time.monotonic(), ""
     try:
         boots = tell_all(machine, faults=faults).boots

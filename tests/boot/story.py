@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.boot.image import VARIANTS
-from tests.boot.machine import BootError, Machine
+from tests.boot.machine import BootError, VirtualMachine
 
 ALWAYS = ("good", "fails", "hangs", "panics")
 EACH = 2
@@ -24,7 +24,7 @@ APPLIANCE = "/nix/store/eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee-appliance.nix/bin/appli
 class Story:
     """A machine and what is known of it: which system is proven, how often it has booted."""
 
-    machine: Machine
+    machine: VirtualMachine
     proven: str = "good-1"
     boots: int = 0
 
@@ -223,7 +223,7 @@ def expect(holds: bool, otherwise: str) -> None:
         raise BootError(otherwise)
 
 
-def tell_all(machine: Machine, *, faults: tuple[str, ...] = ()) -> Story:
+def tell_all(machine: VirtualMachine, *, faults: tuple[str, ...] = ()) -> Story:
     """The whole story of a seed: :data:`ALWAYS` and :data:`EACH` of the others in turn; or those of ``faults``."""
     rng, story = random.Random(machine.seed), Story(machine)
     steps: dict[str, Callable[[], None]] = {

@@ -17,7 +17,7 @@ from appliance.store.keys import KeyStore
 from tests.clients.install import NODE, MissingError, install, node
 from tests.clients.python_sdks import AnthropicSdk, OpenAISdk
 from tests.clients.sdk import NodeSdk, NodeSdks, Sdk
-from tests.conftest import Process, Service, serving, start_fake, wait_until
+from tests.conftest import RunningService, StartedProcess, serving, start_fake, wait_until
 
 MODEL = "Org/Tiny-4B"
 """A name with a slash, like most names on the model hub."""
@@ -26,10 +26,10 @@ EMBEDDER = "Org/Embedder"
 
 
 @dataclass
-class SdkSite(Service):
+class SdkSite(RunningService):
     """A service whose second engine serves :data:`EMBEDDER`."""
 
-    embedder: Process
+    embedder: StartedProcess
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def sdk_site(folder: Path, **gateway: Any) -> Iterator[SdkSite]:
             yield SdkSite(**(vars(service) | {"engine": engines["chat"], "embedder": engines["embed"]}))
 
 
-def new_keys(service: Service, users: list[str], **limits: Any) -> list[str]:
+def new_keys(service: RunningService, users: list[str], **limits: Any) -> list[str]:
     """Create a key for each of ``users`` and wait until the gateway accepts them."""
     store = KeyStore(service.data)
     keys = [store.create(user, **limits) for user in users]
@@ -69,12 +69,12 @@ def new_keys(service: Service, users: list[str], **limits: Any) -> list[str]:
     return keys
 
 
-def new_key(service: Service, user: str, **limits: Any) -> str:
+def new_key(service: RunningService, user: str, **limits: Any) -> str:
     """Create one key, as :func:`new_keys` does."""
     return new_keys(service, [user], **limits)[0]
 
 
-def revoke(service: Service, key: str) -> None:
+def revoke(service: RunningService, key: str) -> None:
     store = KeyStore(service.data)
     store.revoke(key)
     store.close()

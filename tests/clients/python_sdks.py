@@ -8,7 +8,7 @@ from typing import Any
 import anthropic
 import openai
 
-from tests.clients.sdk import Begun, Call, Outcome, Problem
+from tests.clients.sdk import Begun, Call, SdkOutcome, SdkProblem
 
 PARAMETERS = {
     "type": "object",
@@ -26,7 +26,7 @@ class _Left(Exception):  # noqa: N818 - the wish of the call, not an error
 class _Progress:
     """Reports the first text of a stream, and leaves if the call does."""
 
-    def __init__(self, call: Call, outcome: Outcome, begun: Begun) -> None:
+    def __init__(self, call: Call, outcome: SdkOutcome, begun: Begun) -> None:
         self._call, self._outcome, self._begun, self._first = call, outcome, begun, True
 
     def __call__(self, text: str) -> None:
@@ -41,9 +41,9 @@ class _Progress:
 class OpenAISdk:
     """``openai``: chat, completions, responses, embeddings, models."""
 
-    def run(self, call: Call, begun: Begun) -> Outcome:
+    def run(self, call: Call, begun: Begun) -> SdkOutcome:
         """Run ``call``; the exception of the SDK becomes the outcome's problem."""
-        outcome = Outcome()
+        outcome = SdkOutcome()
         progress = _Progress(call, outcome, begun)
         with openai.OpenAI(base_url=f"{call.url}/v1", api_key=call.key, max_retries=call.retries) as client:
             try:
@@ -54,7 +54,7 @@ class OpenAISdk:
                 outcome.problem = _openai_problem(error)
         return outcome
 
-    def _chat(self, client: openai.OpenAI, call: Call, outcome: Outcome, progress: _Progress) -> None:
+    def _chat(self, client: openai.OpenAI, call: Call, outcome: SdkOutcome, progress: _Progress) -> None:
         asked: dict[str, Any] = {
             "model": call.model,
             "messages": [{"role": "user", "content": call.text}],
@@ -86,7 +86,7 @@ class OpenAISdk:
                         outcome.calls[part.index] = (name, arguments + (part.function.arguments or ""))
                     progress(choice.delta.content or "")
 
-    def _completions(self, client: openai.OpenAI, call: Call, outcome: Outcome, progress: _Progress) -> None:
+    def _completions(self, client: openai.OpenAI, call: Call, outcome: SdkOutcome, progress: _Progress) -> None:
         asked: dict[str, Any] = {"model": call.model, "prompt": call.text, "max_tokens": call.max_tokens}
         if not call.stream:
             answer = client.completions.create(**asked)
@@ -106,7 +106,7 @@ class OpenAISdk:
                     outcome.finish = choice.finish_reason or outcome.finish
                     progress(choice.text)
 
-    def _responses(self, client: openai.OpenAI, call: Call, outcome: Outcome, progress: _Progress) -> None:
+    def _responses(self, client: openai.OpenAI, call: Call, outcome: SdkOutcome, progress: _Progress) -> None:
         asked: dict[str, Any] = {"model": call.model, "input": call.text, "max_output_tokens": call.max_tokens}
         if call.tool:
             asked["tools"] = [{"type": "function", **WEATHER, "parameters": PARAMETERS, "strict": True}]
@@ -122,43 +122,43 @@ class OpenAISdk:
                     _finished(event.response, outcome)
                 progress(event.delta if event.type == "response.output_text.delta" else "")
 
-    def _embeddings(self, client: openai.OpenAI, call: Call, outcome: Outcome, _: _Progress) -> None:
+    def _embeddings(self, client: openai.OpenAI, call: Call, outcome: SdkOutcome, _: _Progress) -> None:
         answer = client.embeddings.create(model=call.model, input=[call.text], encoding_format="float")
         outcome.text, outcome.request_id = json.dumps(answer.data[0].embedding), answer._request_id
 
-    def _models(self, client: openai.OpenAI, _call: Call, outcome: Outcome, _: _Progress) -> None:
+    def _models(self, client: openai.OpenAI, _call: Call, outcome: SdkOutcome, _: _Progress) -> None:
         outcome.models = [card.id for card in client.models.list()]
 
-    def _model(self, client: openai.OpenAI, call: Call, outcome: Outcome, _: _Progress) -> None:
+    def _model(self, client: openai.OpenAI, call: Call, outcome: SdkOutcome, _: _Progress) -> None:
         card = client.models.retrieve(call.model)
         outcome.models, outcome.request_id = [card.id], card._request_id
 
-    def _files(self, client: openai.OpenAI, _call: Call, outcome: Outcome, _: _Progress) -> None:
+    def _files(self, client: openai.OpenAI, _call: Call, outcome: SdkOutcome, _: _Progress) -> None:
         outcome.models = [file.id for file in client.files.list()]
 
 
-def _finished(response: Any, outcome: Outcome) -> None:
+def _finished(response: Any, outcome: SdkOutcome) -> None:
     outcome.finish = response.status
     outcome.usage = (response.usage.input_tokens, response.usage.output_tokens)
     outcome.calls = [(item.name, item.arguments) for item in response.output if item.type == "function_call"]
 
 
-def _openai_problem(error: openai.APIError) -> Problem:
+def _openai_problem(error: openai.APIError) -> SdkProblem:
     name, code = type(error).__name__, error.code
     if isinstance(error, openai.APIStatusError):
         headers = error.response.headers
-        return Problem(
+        return SdkProblem(
             name, error.message, error.status_code, error.type, code, error.request_id, headers.get("retry-after")
         )
-    return Problem(name, error.message, None, error.type, code)
+    return SdkProblem(name, error.message, None, error.type, code)
 
 
 class AnthropicSdk:
     """``anthropic``: messages, plain, streamed and through its stream helper, count_tokens, models."""
 
-    def run(self, call: Call, begun: Begun) -> Outcome:
+    def run(self, call: Call, begun: Begun) -> SdkOutcome:
         """Run ``call``; the exception of the SDK becomes the outcome's problem."""
-        outcome = Outcome()
+        outcome = SdkOutcome()
         progress = _Progress(call, outcome, begun)
         with anthropic.Anthropic(base_url=call.url, api_key=call.key, max_retries=call.retries) as client:
             try:
@@ -169,10 +169,10 @@ class AnthropicSdk:
                 outcome.problem = _anthropic_problem(error)
             except AssertionError as error:
                 # The stream helper asserts that a message came.
-                outcome.problem = Problem("AssertionError", str(error))
+                outcome.problem = SdkProblem("AssertionError", str(error))
         return outcome
 
-    def _messages(self, client: anthropic.Anthropic, call: Call, outcome: Outcome, progress: _Progress) -> None:
+    def _messages(self, client: anthropic.Anthropic, call: Call, outcome: SdkOutcome, progress: _Progress) -> None:
         if not call.stream:
             message = client.messages.create(**_body(call))
             outcome.text = "".join(block.text for block in message.content if block.type == "text")
@@ -197,21 +197,21 @@ class AnthropicSdk:
                     outcome.usage = (outcome.usage[0] if outcome.usage else 0, event.usage.output_tokens)
                 progress(text)
 
-    def _helper(self, client: anthropic.Anthropic, call: Call, outcome: Outcome, progress: _Progress) -> None:
+    def _helper(self, client: anthropic.Anthropic, call: Call, outcome: SdkOutcome, progress: _Progress) -> None:
         with client.messages.stream(**_body(call)) as stream:
             outcome.request_id = stream.response.headers.get("request-id")
             for text in stream.text_stream:
                 progress(text)
             _ended(stream.get_final_message(), outcome)
 
-    def _count_tokens(self, client: anthropic.Anthropic, call: Call, outcome: Outcome, _: _Progress) -> None:
+    def _count_tokens(self, client: anthropic.Anthropic, call: Call, outcome: SdkOutcome, _: _Progress) -> None:
         counted = client.messages.count_tokens(model=call.model, messages=_body(call)["messages"])
         outcome.usage, outcome.request_id = (counted.input_tokens, 0), counted._request_id
 
-    def _models(self, client: anthropic.Anthropic, _call: Call, outcome: Outcome, _: _Progress) -> None:
+    def _models(self, client: anthropic.Anthropic, _call: Call, outcome: SdkOutcome, _: _Progress) -> None:
         outcome.models = [card.id for card in client.models.list()]
 
-    def _model(self, client: anthropic.Anthropic, call: Call, outcome: Outcome, _: _Progress) -> None:
+    def _model(self, client: anthropic.Anthropic, call: Call, outcome: SdkOutcome, _: _Progress) -> None:
         card = client.models.retrieve(call.model)
         outcome.models, outcome.request_id = [card.id], card._request_id
 
@@ -225,7 +225,7 @@ def _body(call: Call) -> dict[str, Any]:
     return body | ({"tools": [WEATHER | {"input_schema": PARAMETERS}]} if call.tool else {})
 
 
-def _ended(message: Any, outcome: Outcome) -> None:
+def _ended(message: Any, outcome: SdkOutcome) -> None:
     outcome.finish = message.stop_reason
     outcome.usage = (message.usage.input_tokens, message.usage.output_tokens)
     outcome.calls = [
@@ -233,13 +233,13 @@ def _ended(message: Any, outcome: Outcome) -> None:
     ]
 
 
-def _anthropic_problem(error: anthropic.APIError) -> Problem:
+def _anthropic_problem(error: anthropic.APIError) -> SdkProblem:
     body = error.body if isinstance(error.body, dict) else {}
     kind = body.get("error", {}).get("type") if isinstance(body.get("error"), dict) else None
     name = type(error).__name__
     if isinstance(error, anthropic.APIStatusError):
         headers = error.response.headers
-        return Problem(
+        return SdkProblem(
             name, error.message, error.status_code, kind, None, error.request_id, headers.get("retry-after")
         )
-    return Problem(name, error.message, None, kind)
+    return SdkProblem(name, error.message, None, kind)

@@ -48,7 +48,7 @@ def recorded() -> list[Recorded]:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ResponseShape:
     """A response without its values: what a client's parser depends on."""
 
     status: int
@@ -60,7 +60,7 @@ class Shape:
     """The structures of the frames of a stream that carry text only; their number depends on time."""
 
 
-def replay(request: Recorded, port: int, key: str, model: str, *, limit: int | None = MAX_TOKENS) -> Shape:
+def replay(request: Recorded, port: int, key: str, model: str, *, limit: int | None = MAX_TOKENS) -> ResponseShape:
     """Send ``request`` to ``port`` for ``model``; ``limit`` replaces the tokens it wants, ``None`` keeps them."""
     headers = {name: _filled(value) for name, value in request.headers.items()}
     if request.key is not None:
@@ -86,7 +86,7 @@ def replay(request: Recorded, port: int, key: str, model: str, *, limit: int | N
         connection.close()
 
 
-def without(stream: Shape, name: str) -> Shape:
+def without(stream: ResponseShape, name: str) -> ResponseShape:
     """Return the shape ``stream`` without the text field ``name`` at the top of its frames."""
     gone = f', "{name}": "str"'
     return replace(stream, body=tuple(frame.replace(gone, "") for frame in stream.body))
@@ -103,11 +103,11 @@ def _filled(value: Any) -> Any:
     return value
 
 
-def shape(status: int, kind: str, body: bytes) -> Shape:
+def shape(status: int, kind: str, body: bytes) -> ResponseShape:
     """Return the shape of a response; ``kind`` is its content type."""
     if not kind.startswith("text/event-stream"):
         json_body = kind.startswith("application/json") and body
-        return Shape(status, kind, structure(json.loads(body)) if json_body else None)
+        return ResponseShape(status, kind, structure(json.loads(body)) if json_body else None)
     frames: list[str] = []
     texts: set[str] = set()
     for frame in body.decode().split("\n\n"):
@@ -120,7 +120,7 @@ def shape(status: int, kind: str, body: bytes) -> Shape:
             texts.add(line)
         elif not frames or frames[-1] != line:
             frames.append(line)
-    return Shape(status, kind, tuple(frames), frozenset(texts))
+    return ResponseShape(status, kind, tuple(frames), frozenset(texts))
 
 
 def _is_text(frame: dict[str, Any]) -> bool:

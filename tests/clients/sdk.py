@@ -38,7 +38,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Problem:
+class SdkProblem:
     """The exception of an SDK, as far as a user can read it."""
 
     name: str
@@ -51,7 +51,7 @@ class Problem:
 
 
 @dataclass
-class Outcome:
+class SdkOutcome:
     """What an SDK returned, and its exception if it raised one in the end."""
 
     text: str = ""
@@ -62,7 +62,7 @@ class Outcome:
     finish: str | None = None
     request_id: str | None = None
     models: list[str] = field(default_factory=list)
-    problem: Problem | None = None
+    problem: SdkProblem | None = None
 
 
 Begun = Callable[[], None]
@@ -71,7 +71,7 @@ Begun = Callable[[], None]
 class Sdk(Protocol):
     """An SDK that runs calls."""
 
-    def run(self, call: Call, begun: Begun) -> Outcome:
+    def run(self, call: Call, begun: Begun) -> SdkOutcome:
         """Run ``call`` to its end; ``begun`` is called at the first text of a stream, which then goes on."""
 
 
@@ -92,7 +92,7 @@ class NodeSdks:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def run(self, sdk: str, call: Call, begun: Begun) -> Outcome:
+    def run(self, sdk: str, call: Call, begun: Begun) -> SdkOutcome:
         """Run ``call`` in the adapter ``sdk``; raises ``AssertionError`` if Node ends or stays silent."""
         fields = asdict(call)
         fields["maxTokens"] = fields.pop("max_tokens")
@@ -144,15 +144,15 @@ class NodeSdk:
     name: str
     process: NodeSdks
 
-    def run(self, call: Call, begun: Begun) -> Outcome:
+    def run(self, call: Call, begun: Begun) -> SdkOutcome:
         """Run ``call`` in Node."""
         return self.process.run(self.name, call, begun)
 
 
-def _outcome(line: dict[str, Any]) -> Outcome:
+def _outcome(line: dict[str, Any]) -> SdkOutcome:
     problem = line["problem"]
     usage = line["usage"]
-    return Outcome(
+    return SdkOutcome(
         text=line["text"],
         calls=[(name, arguments) for name, arguments in line["calls"]],
         usage=None if usage is None else (usage[0], usage[1]),
@@ -161,7 +161,7 @@ def _outcome(line: dict[str, Any]) -> Outcome:
         models=line["models"],
         problem=None
         if problem is None
-        else Problem(
+        else SdkProblem(
             problem["name"],
             problem["message"],
             problem["status"],

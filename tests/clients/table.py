@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.clients.conftest import MODEL, Sdks
-from tests.clients.sdk import Call, Outcome
-from tests.conftest import Service
+from tests.clients.sdk import Call, SdkOutcome
+from tests.conftest import RunningService
 
 
 @dataclass(frozen=True)
-class Client:
+class ClientSoftware:
     """One API of one SDK that generates text."""
 
     sdk: str
@@ -36,21 +36,21 @@ class Client:
 
 
 CLIENTS = [
-    Client("openai-py", "chat", "stop", "tool_calls", usage_is_asked_for=True),
-    Client("openai-py", "completions", "stop", None, usage_is_asked_for=True),
-    Client("openai-py", "responses", "completed", "completed"),
-    Client("openai-node", "chat", "stop", "tool_calls", usage_is_asked_for=True),
-    Client("openai-node", "completions", "stop", None, usage_is_asked_for=True),
-    Client("openai-node", "responses", "completed", "completed"),
-    Client("anthropic-py", "messages", "end_turn", "tool_use"),
-    Client("anthropic-py", "helper", "end_turn", "tool_use"),
-    Client("anthropic-node", "messages", "end_turn", "tool_use"),
-    Client("anthropic-node", "helper", "end_turn", "tool_use"),
-    Client("vercel", "compatible", "stop", "tool-calls", usage_is_asked_for=True),
-    Client("vercel", "completions", "stop", None, usage_is_asked_for=True),
-    Client("vercel", "chat", "stop", "tool-calls"),
-    Client("vercel", "responses", "stop", "tool-calls"),
-    Client("vercel", "messages", "stop", "tool-calls"),
+    ClientSoftware("openai-py", "chat", "stop", "tool_calls", usage_is_asked_for=True),
+    ClientSoftware("openai-py", "completions", "stop", None, usage_is_asked_for=True),
+    ClientSoftware("openai-py", "responses", "completed", "completed"),
+    ClientSoftware("openai-node", "chat", "stop", "tool_calls", usage_is_asked_for=True),
+    ClientSoftware("openai-node", "completions", "stop", None, usage_is_asked_for=True),
+    ClientSoftware("openai-node", "responses", "completed", "completed"),
+    ClientSoftware("anthropic-py", "messages", "end_turn", "tool_use"),
+    ClientSoftware("anthropic-py", "helper", "end_turn", "tool_use"),
+    ClientSoftware("anthropic-node", "messages", "end_turn", "tool_use"),
+    ClientSoftware("anthropic-node", "helper", "end_turn", "tool_use"),
+    ClientSoftware("vercel", "compatible", "stop", "tool-calls", usage_is_asked_for=True),
+    ClientSoftware("vercel", "completions", "stop", None, usage_is_asked_for=True),
+    ClientSoftware("vercel", "chat", "stop", "tool-calls"),
+    ClientSoftware("vercel", "responses", "stop", "tool-calls"),
+    ClientSoftware("vercel", "messages", "stop", "tool-calls"),
 ]
 WHOLE = [client for client in CLIENTS if client.api != "helper"]
 """The stream helpers have no plain answers."""
@@ -59,33 +59,33 @@ each_client = pytest.mark.parametrize("client", CLIENTS, ids=str)
 WAYS = [(client, stream) for client in CLIENTS for stream in (False, True) if stream or client in WHOLE]
 
 
-def way_id(value: Client | bool) -> str:
-    return str(value) if isinstance(value, Client) else ("streamed" if value else "plain")
+def way_id(value: ClientSoftware | bool) -> str:
+    return str(value) if isinstance(value, ClientSoftware) else ("streamed" if value else "plain")
 
 
 each_way = pytest.mark.parametrize(("client", "stream"), WAYS, ids=way_id)
 
 
-def running(sdks: Sdks) -> list[Client]:
+def running(sdks: Sdks) -> list[ClientSoftware]:
     """The clients that run on this machine."""
     return [client for client in CLIENTS if client.sdk in sdks]
 
 
 def run(
     sdks: Sdks,
-    service: Service,
-    client: Client,
+    service: RunningService,
+    client: ClientSoftware,
     text: str = "fake: tokens=4",
     begun: Callable[[], None] = lambda: None,
     **more: Any,
-) -> Outcome:
+) -> SdkOutcome:
     """Run one call of ``client`` against ``service``."""
     defaults = {"url": service.url, "key": service.key, "model": MODEL, "text": text}
     call = Call(client.api, **(defaults | more))
     return sdks[client.sdk].run(call, begun)
 
 
-def words(outcome: Outcome) -> str:
+def words(outcome: SdkOutcome) -> str:
     """The message of the exception that ``outcome`` ended with."""
     assert outcome.problem, f"no exception: {outcome}"
     message = outcome.problem.message
@@ -95,7 +95,7 @@ def words(outcome: Outcome) -> str:
 
 
 def assert_problem(
-    client: Client, outcome: Outcome, status: int, text: str, openai: object, anthropic: str
+    client: ClientSoftware, outcome: SdkOutcome, status: int, text: str, openai: object, anthropic: str
 ) -> None:
     """Assert that the exception has the status, the words and the type of the client's API."""
     problem = outcome.problem

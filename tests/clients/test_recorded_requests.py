@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.clients.conftest import EMBEDDER, MODEL, SdkSite
-from tests.clients.recorded import FILE, Recorded, Shape, recorded, replay, shape, structure
+from tests.clients.recorded import FILE, Recorded, ResponseShape, recorded, replay, shape, structure
 
 REQUESTS = [request for request in recorded() if request.method == "POST"]
 
@@ -60,7 +60,7 @@ STREAM: list[dict[str, Any]] = [
 ]
 
 
-def streamed(frames: list[dict[str, Any]], end: str = "data: [DONE]\n\n", event: str = "") -> Shape:
+def streamed(frames: list[dict[str, Any]], end: str = "data: [DONE]\n\n", event: str = "") -> ResponseShape:
     body = "".join(f"{event}data: {json.dumps(frame)}\n\n" for frame in frames) + end
     return shape(200, "text/event-stream", body.encode())
 
@@ -85,7 +85,7 @@ def test_streams_with_other_texts_and_comments_have_one_shape() -> None:
         streamed([STREAM[0], {"choices": [{"index": 0, "delta": {"text": "a"}}]}, *STREAM[3:]]),
     ],
 )
-def test_a_stream_with_another_sequence_has_another_shape(other: Shape) -> None:
+def test_a_stream_with_another_sequence_has_another_shape(other: ResponseShape) -> None:
     assert other != streamed(STREAM)
 
 

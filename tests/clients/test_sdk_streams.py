@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.clients.conftest import MODEL, Sdks, Tap, new_key, revoke, sdk_site
-from tests.clients.sdk import Outcome
-from tests.clients.table import CLIENTS, Client, assert_problem, each_client, each_way, run, running, words
-from tests.conftest import Service, head, http, wait_until
+from tests.clients.sdk import SdkOutcome
+from tests.clients.table import CLIENTS, ClientSoftware, assert_problem, each_client, each_way, run, running, words
+from tests.conftest import RunningService, head, http, wait_until
 
 COMMENT = b": waiting for an engine"
 
@@ -22,10 +22,10 @@ LATE = {"refused": "fault=late_status:400", "answered": "tokens=4"}
 
 
 @pytest.fixture(scope="module")
-def late(sdks: Sdks, site: Service) -> dict[tuple[str, str], Outcome]:
+def late(sdks: Sdks, site: RunningService) -> dict[tuple[str, str], SdkOutcome]:
     """Every client's streams that got keep-alive comments first, by how they ended."""
 
-    def one(client: Client, directive: str) -> Outcome:
+    def one(client: ClientSoftware, directive: str) -> SdkOutcome:
         for ttft_ms in (1200, 3000, 9000):
             tap = Tap(site.gateway.port)
             outcome = run(sdks, site, client, f"fake: {directive} ttft_ms={ttft_ms}", stream=True, url=tap.url)
@@ -41,14 +41,18 @@ def late(sdks: Sdks, site: Service) -> dict[tuple[str, str], Outcome]:
 
 
 @each_client
-def test_a_refusal_after_keep_alive_comments_raises(late: dict[tuple[str, str], Outcome], client: Client) -> None:
+def test_a_refusal_after_keep_alive_comments_raises(
+    late: dict[tuple[str, str], SdkOutcome], client: ClientSoftware
+) -> None:
     outcome = late[str(client), "refused"]
     assert outcome.text == ""
     assert "as told" in words(outcome)
 
 
 @each_client
-def test_an_answer_after_keep_alive_comments_is_whole(late: dict[tuple[str, str], Outcome], client: Client) -> None:
+def test_an_answer_after_keep_alive_comments_is_whole(
+    late: dict[tuple[str, str], SdkOutcome], client: ClientSoftware
+) -> None:
     outcome = late[str(client), "answered"]
     assert (outcome.problem, outcome.text) == (None, "the quick brown fox")
 
@@ -64,7 +68,7 @@ BREAKING = [(c, how) for c in CLIENTS for how in BREAKS if (c.api, how) != ("res
 
 @pytest.mark.parametrize(("client", "how"), BREAKING, ids=str)
 def test_an_engine_failure_in_mid_stream_raises_after_the_text(
-    sdks: Sdks, site: Service, client: Client, how: str
+    sdks: Sdks, site: RunningService, client: ClientSoftware, how: str
 ) -> None:
     directive, text = BREAKS[how]
     outcome = run(sdks, site, client, f"fake: tokens=6 itl_ms=5 {directive}", stream=True)
@@ -75,12 +79,14 @@ def test_an_engine_failure_in_mid_stream_raises_after_the_text(
 ENDLESS = "fake: tokens=3000 itl_ms=10"
 
 
-def interrupted(sdks: Sdks, service: Service, interrupt: Callable[[], None], **more: Any) -> dict[str, Outcome]:
+def interrupted(
+    sdks: Sdks, service: RunningService, interrupt: Callable[[], None], **more: Any
+) -> dict[str, SdkOutcome]:
     """Start a stream with every client, call ``interrupt`` when all have begun; how each stream ended."""
-    begun: set[Client] = set()
+    begun: set[ClientSoftware] = set()
     clients = running(sdks)
 
-    def one(client: Client) -> Outcome:
+    def one(client: ClientSoftware) -> SdkOutcome:
         def mark() -> None:
             begun.add(client)
 
@@ -94,21 +100,23 @@ def interrupted(sdks: Sdks, service: Service, interrupt: Callable[[], None], **m
 
 
 @pytest.fixture(scope="module")
-def revoked(sdks: Sdks, site: Service) -> dict[str, Outcome]:
+def revoked(sdks: Sdks, site: RunningService) -> dict[str, SdkOutcome]:
     """Every client's stream under a key that is revoked meanwhile."""
     key = new_key(site, "eve")
     return interrupted(sdks, site, lambda: revoke(site, key), key=key)
 
 
 @each_client
-def test_a_key_revoked_in_mid_stream_raises(revoked: dict[str, Outcome], client: Client) -> None:
+def test_a_key_revoked_in_mid_stream_raises(revoked: dict[str, SdkOutcome], client: ClientSoftware) -> None:
     outcome = revoked[str(client)]
     assert "This API key was revoked while your request ran" in words(outcome)
     assert outcome.text.startswith("the")
 
 
 @each_client
-def test_a_client_that_leaves_its_stream_stops_the_engine(sdks: Sdks, site: Service, client: Client) -> None:
+def test_a_client_that_leaves_its_stream_stops_the_engine(
+    sdks: Sdks, site: RunningService, client: ClientSoftware
+) -> None:
     before = site.stats()["aborted"]
     outcome = run(sdks, site, client, ENDLESS, stream=True, leave=True, max_tokens=3000)
     assert outcome.text.startswith("the")
@@ -119,7 +127,7 @@ def test_a_client_that_leaves_its_stream_stops_the_engine(sdks: Sdks, site: Serv
 
 
 @pytest.fixture(scope="module")
-def stopped(sdks: Sdks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+def stopped(sdks: Sdks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SdkOutcome]:
     """Every client's stream at a gateway that stops without a drain."""
     with sdk_site(tmp_path_factory.mktemp("stopped") / "site", drain_timeout_s=0) as service:
         process = service.gateway.process
@@ -129,14 +137,14 @@ def stopped(sdks: Sdks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, O
 
 
 @each_client
-def test_a_gateway_that_stops_in_mid_stream_raises(stopped: dict[str, Outcome], client: Client) -> None:
+def test_a_gateway_that_stops_in_mid_stream_raises(stopped: dict[str, SdkOutcome], client: ClientSoftware) -> None:
     outcome = stopped[str(client)]
     assert "The gateway is stopping" in words(outcome)
     assert outcome.text.startswith("the")
 
 
 @pytest.fixture(scope="module")
-def draining(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def draining(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A gateway that drains: one stream still runs."""
     with sdk_site(tmp_path_factory.mktemp("draining") / "site", drain_timeout_s=600) as service:
         message = {"role": "user", "content": "fake: tokens=3000 itl_ms=100"}
@@ -153,7 +161,7 @@ def draining(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @each_way
 def test_a_draining_gateway_raises_with_the_time_to_wait(
-    sdks: Sdks, draining: Service, client: Client, stream: bool
+    sdks: Sdks, draining: RunningService, client: ClientSoftware, stream: bool
 ) -> None:
     outcome = run(sdks, draining, client, stream=stream)
     assert_problem(

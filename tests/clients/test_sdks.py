@@ -15,15 +15,15 @@ import pytest
 
 from tests.clients.conftest import EMBEDDER, MODEL, Sdks, new_key, new_keys
 from tests.clients.sdk import Call
-from tests.clients.table import CLIENTS, WAYS, Client, assert_problem, each_way, run, running, way_id, words
-from tests.conftest import Service, wait_until
+from tests.clients.table import CLIENTS, WAYS, ClientSoftware, assert_problem, each_way, run, running, way_id, words
+from tests.conftest import RunningService, wait_until
 
 SDKS = ["openai-py", "openai-node", "anthropic-py", "anthropic-node"]
 """Those with calls for models."""
 
 
 @each_way
-def test_an_answer_arrives_whole(sdks: Sdks, site: Service, client: Client, stream: bool) -> None:
+def test_an_answer_arrives_whole(sdks: Sdks, site: RunningService, client: ClientSoftware, stream: bool) -> None:
     outcome = run(sdks, site, client, stream=stream, usage=True)
     assert outcome.problem is None
     assert (outcome.text, outcome.finish) == ("the quick brown fox", client.finish)
@@ -33,13 +33,13 @@ def test_an_answer_arrives_whole(sdks: Sdks, site: Service, client: Client, stre
 
 
 @pytest.mark.parametrize("client", [client for client in CLIENTS if client.usage_is_asked_for], ids=str)
-def test_a_stream_has_no_usage_unless_requested(sdks: Sdks, site: Service, client: Client) -> None:
+def test_a_stream_has_no_usage_unless_requested(sdks: Sdks, site: RunningService, client: ClientSoftware) -> None:
     outcome = run(sdks, site, client, stream=True)
     assert (outcome.text, outcome.usage) == ("the quick brown fox", None)
 
 
 @pytest.mark.parametrize(("client", "stream"), [way for way in WAYS if way[0].tool_finish], ids=way_id)
-def test_a_tool_call_arrives_whole(sdks: Sdks, site: Service, client: Client, stream: bool) -> None:
+def test_a_tool_call_arrives_whole(sdks: Sdks, site: RunningService, client: ClientSoftware, stream: bool) -> None:
     outcome = run(sdks, site, client, "fake: tool=1", stream=stream, tool=True)
     assert outcome.problem is None
     assert [(name, json.loads(arguments)) for name, arguments in outcome.calls] == [("weather", {"place": "Rome"})]
@@ -47,14 +47,16 @@ def test_a_tool_call_arrives_whole(sdks: Sdks, site: Service, client: Client, st
 
 
 @each_way
-def test_the_request_id_of_an_answer_is_readable(sdks: Sdks, site: Service, client: Client, stream: bool) -> None:
+def test_the_request_id_of_an_answer_is_readable(
+    sdks: Sdks, site: RunningService, client: ClientSoftware, stream: bool
+) -> None:
     outcome = run(sdks, site, client, stream=stream)
     assert outcome.request_id
     wait_until(lambda: any(r["request_id"] == outcome.request_id for r in site.rows()), "its usage row", 5)
 
 
 @pytest.mark.parametrize("sdk", SDKS)
-def test_models_are_listed_and_a_name_with_a_slash_is_found(sdks: Sdks, site: Service, sdk: str) -> None:
+def test_models_are_listed_and_a_name_with_a_slash_is_found(sdks: Sdks, site: RunningService, sdk: str) -> None:
     listed = sdks[sdk].run(Call("models", site.url, site.key, ""), lambda: None)
     assert (listed.problem, listed.models) == (None, [MODEL, EMBEDDER])
     found = sdks[sdk].run(Call("model", site.url, site.key, MODEL), lambda: None)
@@ -63,7 +65,7 @@ def test_models_are_listed_and_a_name_with_a_slash_is_found(sdks: Sdks, site: Se
 
 
 @pytest.mark.parametrize("sdk", SDKS)
-def test_a_model_that_does_not_exist_is_not_found(sdks: Sdks, site: Service, sdk: str) -> None:
+def test_a_model_that_does_not_exist_is_not_found(sdks: Sdks, site: RunningService, sdk: str) -> None:
     outcome = sdks[sdk].run(Call("model", site.url, site.key, "Org/Other"), lambda: None)
     assert outcome.problem
     assert (outcome.problem.name, outcome.problem.status) == ("NotFoundError", 404)
@@ -71,7 +73,7 @@ def test_a_model_that_does_not_exist_is_not_found(sdks: Sdks, site: Service, sdk
 
 
 @pytest.mark.parametrize("sdk", ["openai-py", "openai-node", "vercel"])
-def test_embeddings_arrive(sdks: Sdks, site: Service, sdk: str) -> None:
+def test_embeddings_arrive(sdks: Sdks, site: RunningService, sdk: str) -> None:
     outcome = sdks[sdk].run(Call("embeddings", site.url, site.key, EMBEDDER, "four"), lambda: None)
     assert outcome.problem is None
     assert json.loads(outcome.text) == [0.04, 0.5, -0.5, 0.25]
@@ -79,7 +81,7 @@ def test_embeddings_arrive(sdks: Sdks, site: Service, sdk: str) -> None:
 
 
 @pytest.mark.parametrize("sdk", ["anthropic-py", "anthropic-node"])
-def test_tokens_are_counted(sdks: Sdks, site: Service, sdk: str) -> None:
+def test_tokens_are_counted(sdks: Sdks, site: RunningService, sdk: str) -> None:
     outcome = sdks[sdk].run(Call("count_tokens", site.url, site.key, MODEL), lambda: None)
     assert outcome.problem is None
     assert outcome.usage
@@ -88,7 +90,7 @@ def test_tokens_are_counted(sdks: Sdks, site: Service, sdk: str) -> None:
 
 
 @pytest.mark.parametrize("sdk", ["openai-py", "openai-node"])
-def test_a_path_that_does_not_exist_is_a_readable_404(sdks: Sdks, site: Service, sdk: str) -> None:
+def test_a_path_that_does_not_exist_is_a_readable_404(sdks: Sdks, site: RunningService, sdk: str) -> None:
     outcome = sdks[sdk].run(Call("files", site.url, site.key, MODEL), lambda: None)
     assert outcome.problem
     assert outcome.problem.status == 404
@@ -159,7 +161,7 @@ REFUSALS = [
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.name)
 @each_way
 def test_a_refusal_raises_with_its_message(
-    sdks: Sdks, site: Service, client: Client, stream: bool, refusal: Refusal
+    sdks: Sdks, site: RunningService, client: ClientSoftware, stream: bool, refusal: Refusal
 ) -> None:
     outcome = run(sdks, site, client, stream=stream, **refusal.call)
     assert outcome.text == ""
@@ -169,7 +171,7 @@ def test_a_refusal_raises_with_its_message(
 
 
 @pytest.fixture(scope="module")
-def spent(site: Service) -> str:
+def spent(site: RunningService) -> str:
     """A key that has used up its one request of this minute."""
     key = new_key(site, "spender", requests_per_minute=1)
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
@@ -179,7 +181,7 @@ def spent(site: Service) -> str:
 
 @each_way
 def test_a_limit_raises_with_the_time_to_wait(
-    sdks: Sdks, site: Service, spent: str, client: Client, stream: bool
+    sdks: Sdks, site: RunningService, spent: str, client: ClientSoftware, stream: bool
 ) -> None:
     outcome = run(sdks, site, client, stream=stream, key=spent)
     kind = "rate_limit_error"
@@ -188,7 +190,7 @@ def test_a_limit_raises_with_the_time_to_wait(
     assert 1 <= int(outcome.problem.retry_after or 0) <= 60
 
 
-def test_every_sdk_waits_as_long_as_retry_after_says(sdks: Sdks, site: Service) -> None:
+def test_every_sdk_waits_as_long_as_retry_after_says(sdks: Sdks, site: RunningService) -> None:
     """The next request is free after about two seconds: one refusal, then the answer."""
     clients = [client for client in running(sdks) if client.api in ("chat", "messages")]
     keys = dict(zip(clients, new_keys(site, [f"retry.{c}" for c in clients], tokens_per_minute=600), strict=True))
@@ -203,9 +205,9 @@ def test_every_sdk_waits_as_long_as_retry_after_says(sdks: Sdks, site: Service) 
         assert retried(site, client) == ["ok", "limited", "ok"], client
 
 
-def retried(service: Service, client: Client) -> list[str]:
+def retried(service: RunningService, client: ClientSoftware) -> list[str]:
     return [row["outcome"] for row in service.rows() if row["user"] == f"retry.{client}"]
 
 
-def three_rows(service: Service, client: Client) -> bool:
+def three_rows(service: RunningService, client: ClientSoftware) -> bool:
     return len(retried(service, client)) >= 3

@@ -10,9 +10,9 @@ from typing import Any
 
 from appliance.contract.load import validate
 from appliance.contract.machine import Machine
-from appliance.doctor.context import Scene
-from appliance.doctor.finding import Result
-from appliance.doctor.host import Host
+from appliance.doctor.context import CheckContext
+from appliance.doctor.finding import Finding
+from appliance.doctor.host import HostReader
 from appliance.doctor.runner import examine
 
 KEYS = {
@@ -117,17 +117,17 @@ class FakeHost:
         if program:
             (self.root / f"proc/{pid}/exe").symlink_to(program)
 
-    def scene(self, *, hashes: bool = False) -> Scene:
+    def scene(self, *, hashes: bool = False) -> CheckContext:
         self.lay_out()
         site = validate("site", self.site) if self.site else None
         machine = Machine.model_validate_json(json.dumps(self.machine))
-        return Scene(Host(self.root, timeout_s=5), site, machine, self.root, self.now, hashes)
+        return CheckContext(HostReader(self.root, timeout_s=5), site, machine, self.root, self.now, hashes)
 
-    def look(self, *only: str, hashes: bool = False) -> list[Result]:
+    def look(self, *only: str, hashes: bool = False) -> list[Finding]:
         """Make the checks ``only``, or all."""
         return list(examine(self.scene(hashes=hashes), only).results)
 
-    def one(self, check: str, subject: str = "") -> Result:
+    def one(self, check: str, subject: str = "") -> Finding:
         """The result of ``check`` about ``subject``."""
         found = [one for one in self.look(check) if one.subject == subject]
         assert len(found) == 1, [(one.subject, one.seen) for one in self.look(check)]

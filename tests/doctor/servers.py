@@ -16,7 +16,7 @@ from pathlib import Path
 def answering(body: bytes, status: int, context: ssl.SSLContext | None = None) -> ThreadingHTTPServer:
     """A server that says one thing."""
 
-    class Answer(BaseHTTPRequestHandler):
+    class CannedResponse(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
@@ -26,7 +26,7 @@ def answering(body: bytes, status: int, context: ssl.SSLContext | None = None) -
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), CannedResponse)
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -26,7 +26,7 @@ def steady(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
         clock, "read_clock", lambda host: clock.ClockFacts(synchronised=True, error_s=0.004, stamp=read(host).stamp)
     )
     free = 0.02 if "full" in request.node.name else 0.5
-    monkeypatch.setattr(storage, "read_disk", lambda folder: storage.Disk(str(folder), 100.0, free, 0.9, 1))
+    monkeypatch.setattr(storage, "read_disk", lambda folder: storage.DiskSpace(str(folder), 100.0, free, 0.9, 1))
 
 
 def host_of(check: str, request: pytest.FixtureRequest) -> FakeHost:

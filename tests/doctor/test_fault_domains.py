@@ -8,7 +8,7 @@ import pytest
 
 from appliance.contract.machine import Edge
 from appliance.doctor.certificate import judge_front
-from appliance.doctor.finding import FaultDomain, Result
+from appliance.doctor.finding import FaultDomain, Finding
 from appliance.doctor.gpu import HARDWARE_XIDS, MEMORY_XIDS
 from appliance.doctor.runner import CHECKS
 from appliance.smoketest.report import Proof, page
@@ -80,8 +80,8 @@ def test_an_edge_without_a_gateway_behind_it(status: int | str, domain: FaultDom
     assert (verdict.level, verdict.fault_domain) == ("fail", domain)
 
 
-def a_result(level: str, domain: FaultDomain) -> Result:
-    return Result("throttle", "card 0", level, "heat; 91 °C", "slow", "cool the room", "", domain)  # type: ignore[arg-type]
+def a_result(level: str, domain: FaultDomain) -> Finding:
+    return Finding("throttle", "card 0", level, "heat; 91 °C", "slow", "cool the room", "", domain)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from appliance.doctor.finding import FaultDomain, Result
+from appliance.doctor.finding import FaultDomain, Finding
 from appliance.errors import StoreError
 from appliance.smoketest import handshake, run
-from appliance.smoketest.handshake import Hop, Line, fault_domain
-from appliance.smoketest.report import Step
+from appliance.smoketest.handshake import Hop, LocalPeer, fault_domain
+from appliance.smoketest.report import SmokeStep
 from tests.conftest import ROOT, wait_until
 from tests.doctor.fakehost import KEYS, FakeHost, dump
 from tests.smalldisk import SmallDisk
 
-LINE = Line(KEYS["gpu"], KEYS["vps"], "203.0.113.5:51820", None)
+LINE = LocalPeer(KEYS["gpu"], KEYS["vps"], "203.0.113.5:51820", None)
 ROUTER = Hop("enp5s0", "192.168.1.1", answers=True)
 
 
@@ -45,7 +45,7 @@ ROUTER = Hop("enp5s0", "192.168.1.1", answers=True)
     ],
 )
 def test_whose_fault_a_silence_is(
-    changed: dict[str, str], last: Line | None, hop: Hop | None, domain: FaultDomain, why: str
+    changed: dict[str, str], last: LocalPeer | None, hop: Hop | None, domain: FaultDomain, why: str
 ) -> None:
     found, evidence = fault_domain(dataclasses.replace(LINE, **changed), last, hop)  # type: ignore[arg-type]
     assert (found, why in evidence) == (domain, True), evidence
@@ -69,7 +69,7 @@ def host(gpu: FakeHost, programs: Path) -> FakeHost:
     return gpu
 
 
-def look(host: FakeHost, known: Path) -> Result:
+def look(host: FakeHost, known: Path) -> Finding:
     """What the smoke test makes of the peer."""
     scene = host.scene()
     assert scene.machine is not None
@@ -179,7 +179,7 @@ def test_the_smoke_test_asks_whose_fault_it_is(
     monkeypatch.setattr(run, "Host", lambda _: scene.host)
     monkeypatch.setattr(handshake, "wait", lambda *_: None)
 
-    def peer() -> Step:
+    def peer() -> SmokeStep:
         assert scene.site is not None
         steps = run._host(scene.site, scene.base, tmp_path / "handshakes.json")
         return next(step for step in steps if step.name == "tunnel peer vps")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Service, free_port, opens, wait_until
+from tests.conftest import ROOT, RunningService, free_port, opens, wait_until
 from tests.doctor.fakehost import KEYS
 from tests.doctor.servers import Authority
 from tests.nix import checker
@@ -24,7 +24,7 @@ DOMAIN = "llm.example.org"
 
 
 @dataclass
-class Edge:
+class EdgeProcess:
     """nginx on a port, and the machine that describes it."""
 
     folder: Path
@@ -81,7 +81,9 @@ class Edge:
 
 
 @pytest.fixture
-def edge(authority: Authority, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Edge]:
+def edge(
+    authority: Authority, service: RunningService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[EdgeProcess]:
     for program in ("nginx", "openssl", "faketime"):
         checker.require(program)
     port = free_port()
@@ -98,7 +100,7 @@ def edge(authority: Authority, service: Service, tmp_path: Path, monkeypatch: py
         },
     }  # fmt: skip
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
-    made = Edge(tmp_path, port, machine, environment=dict(os.environ))
+    made = EdgeProcess(tmp_path, port, machine, environment=dict(os.environ))
     made.use(authority.issue(DOMAIN, 60, tmp_path / "first"))
     made.start(service.gateway.port)
     try:
@@ -107,7 +109,7 @@ def edge(authority: Authority, service: Service, tmp_path: Path, monkeypatch: py
         made.stop()
 
 
-def test_the_whole_way_in(edge: Edge) -> None:
+def test_the_whole_way_in(edge: EdgeProcess) -> None:
     code, found, causes = edge.doctor("edge", "certificate", "gateways")
     assert (code, causes) == (0, [])
     assert found["edge"]["seen"].endswith("gives the gateway's 401")
@@ -115,7 +117,7 @@ def test_the_whole_way_in(edge: Edge) -> None:
     assert found["certificate served"]["level"] == "ok"
 
 
-def test_no_gateway_behind_it(edge: Edge) -> None:
+def test_no_gateway_behind_it(edge: EdgeProcess) -> None:
     edge.stop()
     nobody = free_port()
     edge.start(nobody)
@@ -126,19 +128,19 @@ def test_no_gateway_behind_it(edge: Edge) -> None:
     assert found[f"gateways 127.0.0.1:{nobody}"]["seen"] == "does not answer (ConnectionRefusedError)"
 
 
-def test_one_of_two_gateways_is_away(edge: Edge) -> None:
+def test_one_of_two_gateways_is_away(edge: EdgeProcess) -> None:
     edge.machine["edge"]["gateways"].append(f"127.0.0.1:{free_port()}")
     code, found, _ = edge.doctor("gateways")
     assert (code, sorted(one["level"] for one in found.values())) == (3, ["ok", "warn"])
 
 
-def test_no_nginx(edge: Edge) -> None:
+def test_no_nginx(edge: EdgeProcess) -> None:
     edge.stop()
     code, _, causes = edge.doctor("edge", "certificate")
     assert (code, causes) == (1, ["edge-down"])
 
 
-def test_something_else_answers(edge: Edge) -> None:
+def test_something_else_answers(edge: EdgeProcess) -> None:
     """nginx without the API's location: 404 is not the gateway's refusal."""
     edge.stop()
     assert edge.process is None
@@ -206,9 +208,9 @@ def test_certificates(
     level: str,
     file: str,
     served: str,
-    edge: Edge,
+    edge: EdgeProcess,
     authority: Authority,
-    service: Service,
+    service: RunningService,
     tmp_path: Path,
 ) -> None:
     edge.stop()
@@ -220,7 +222,7 @@ def test_certificates(
     assert code == {"ok": 0, "warn": 3, "fail": 1}[level]
 
 
-def test_a_renewal_that_nginx_was_not_told(edge: Edge, authority: Authority, tmp_path: Path) -> None:
+def test_a_renewal_that_nginx_was_not_told(edge: EdgeProcess, authority: Authority, tmp_path: Path) -> None:
     edge.use(authority.issue(DOMAIN, 90, tmp_path / "renewed"))
     _, found, _ = edge.doctor("certificate")
     assert found["certificate file"]["level"] == "ok"
@@ -235,7 +237,7 @@ def test_a_renewal_that_nginx_was_not_told(edge: Edge, authority: Authority, tmp
     wait_until(told, "the reload", 20)
 
 
-def test_the_version_that_runs(edge: Edge) -> None:
+def test_the_version_that_runs(edge: EdgeProcess) -> None:
     running = (
         subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr.split("/")[1].split()[0]
     )

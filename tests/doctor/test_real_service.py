@@ -15,11 +15,11 @@ import pytest
 
 from appliance.doctor import storage
 from appliance.doctor.clock import read_clock
-from appliance.doctor.host import Host
+from appliance.doctor.host import HostReader
 from appliance.store.database import FILE
 from appliance.store.keys import KeyStore
 from appliance.store.schema import REVISION
-from tests.conftest import ROOT, Service, serving
+from tests.conftest import ROOT, RunningService, serving
 
 
 def doctor(config: Path, *words: str) -> tuple[int, dict[str, Any]]:
@@ -33,7 +33,7 @@ def by_name(report: dict[str, Any]) -> dict[str, str]:
     return {f"{c['name']} {c['subject']}".strip(): c["level"] for c in report["checks"]}
 
 
-def test_a_healthy_service(service: Service) -> None:
+def test_a_healthy_service(service: RunningService) -> None:
     words = [f"--only={name}" for name in ("ports", "database", "fit", "gateway", "engines")]
     code, report = doctor(service.config, *words)
     assert code == 0, report
@@ -44,7 +44,7 @@ def test_a_healthy_service(service: Service) -> None:
     assert next(c for c in report["checks"] if c["name"] == "engines")["seen"] == "generated a token"
 
 
-def test_all_of_it_without_nixos(service: Service) -> None:
+def test_all_of_it_without_nixos(service: RunningService) -> None:
     """What `make up` serves has no machine's description: those checks are left out by name, not passed over."""
     _, report = doctor(service.config)
     left_out = {one["name"]: one["why"] for one in report["left_out"]}
@@ -69,7 +69,7 @@ def test_a_dead_engine_and_a_dead_gateway(tmp_path: Path) -> None:
     assert code == 1
 
 
-def test_the_database_of_a_running_gateway_is_left_alone(service: Service) -> None:
+def test_the_database_of_a_running_gateway_is_left_alone(service: RunningService) -> None:
     """Root looks, the gateway's user writes: a file that root made there would stop it."""
     names = sorted(path.name for path in service.data.iterdir())
     facts = storage.read_database(service.data, 0.0)
@@ -152,7 +152,7 @@ def test_hashes_are_read_only_when_asked_for(tmp_path: Path) -> None:
     lock.write_text(f"{digest.split()[0]}  7  Qwen/Q@{'a' * 40}  w\n")
 
     def verdict(*, hashes: bool) -> tuple[str, str]:
-        facts = storage.read_weights(Host(), str(tmp_path), str(lock), "active", hashes=hashes)
+        facts = storage.read_weights(HostReader(), str(tmp_path), str(lock), "active", hashes=hashes)
         found = storage.judge_weights(facts)
         return found.level, found.seen
 
@@ -164,7 +164,7 @@ def test_hashes_are_read_only_when_asked_for(tmp_path: Path) -> None:
 
 
 def test_this_machines_own_clock_can_be_read() -> None:
-    facts = read_clock(Host())
+    facts = read_clock(HostReader())
     assert 0 <= facts.error_s < 3600
     if shutil.which("timedatectl") and Path("/run/systemd/system").exists():
         said = subprocess.run(

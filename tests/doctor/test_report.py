@@ -16,8 +16,8 @@ import pytest
 
 from appliance.contract.machine import load_machine
 from appliance.doctor.causes import CAUSES, causes
-from appliance.doctor.finding import EXIT_CODES, ORDER, Level, Result, worst
-from appliance.doctor.host import CannotLookError, Host, TimedOutError
+from appliance.doctor.finding import EXIT_CODES, ORDER, Finding, Level, worst
+from appliance.doctor.host import CannotLookError, HostReader, TimedOutError
 from appliance.doctor.runner import CHECKS, examine
 from appliance.errors import ConfigError, UsageError
 from tests.conftest import ROOT, wait_until
@@ -41,8 +41,8 @@ def doctor(host: FakeHost, *words: str, **environment: str) -> subprocess.Comple
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT, env=environ)
 
 
-def a_result(level: Level, cause: str = "", name: str = "x") -> Result:
-    return Result(name, "", level, "seen", "", "", cause)
+def a_result(level: Level, cause: str = "", name: str = "x") -> Finding:
+    return Finding(name, "", level, "seen", "", "", cause)
 
 
 def test_the_json_has_its_schema(gpu: FakeHost) -> None:
@@ -255,7 +255,7 @@ def test_a_driver_that_hangs_is_a_failure_and_is_not_waited_for(gpu: FakeHost, p
     # What it starts holds its pipes open, as a wrapper's child would.
     (programs / "nvidia-smi").write_text('#!/bin/sh\nsleep 300 &\necho $! >> "$FAKE/children"\nwait\n')
     scene = gpu.scene()
-    object.__setattr__(scene, "host", Host(gpu.root, timeout_s=0.5))
+    object.__setattr__(scene, "host", HostReader(gpu.root, timeout_s=0.5))
     began = time.monotonic()
     results = examine(scene, ["driver", "cards", "power", "throttle", "numa"]).results
     assert time.monotonic() - began < 20
@@ -270,9 +270,9 @@ def test_a_driver_that_hangs_is_a_failure_and_is_not_waited_for(gpu: FakeHost, p
 
 def test_a_program_that_is_missing_or_hangs(gpu: FakeHost) -> None:
     with pytest.raises(CannotLookError, match="no-such-program is not installed"):
-        Host(gpu.root).run("no-such-program")
+        HostReader(gpu.root).run("no-such-program")
     with pytest.raises(TimedOutError, match=r"sleep did not answer within 0\.2 s"):
-        Host(gpu.root, timeout_s=0.2).run("sleep", "60")
+        HostReader(gpu.root, timeout_s=0.2).run("sleep", "60")
 
 
 def test_the_deepest_cause_comes_first() -> None:

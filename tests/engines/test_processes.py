@@ -16,7 +16,7 @@ from appliance.contract.model import Site
 from appliance.engines import processes
 from appliance.engines.lifecycle import ChildControl
 from appliance.engines.probe import canary_passed
-from appliance.engines.processes import ChildProcesses, Unit
+from appliance.engines.processes import ChildProcesses, ProcessSpec
 from appliance.errors import StartError, StoreError
 from tests.conftest import a_site
 
@@ -118,7 +118,7 @@ async def test_a_restart_that_is_impossible_is_reported_and_tried_until_it_works
     words: str,
 ) -> None:
     log = tmp_path / "log" / "unit.log"
-    await children.start(Unit("unit", (str(program),), log, fix="name another"))
+    await children.start(ProcessSpec("unit", (str(program),), log, fix="name another"))
     assert children.state("unit").phase == "running"
     await runs(log)
     break_it(program, log)
@@ -149,14 +149,14 @@ async def test_a_first_start_that_is_impossible_is_an_error(
     tmp_path: Path, children: ChildProcesses, argv: tuple[str, ...], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error) as caught:
-        await children.start(Unit("unit", argv, tmp_path / "log"))
+        await children.start(ProcessSpec("unit", argv, tmp_path / "log"))
     assert words in str(caught.value)
 
 
 async def test_a_log_that_cannot_be_written_is_not_a_missing_program(tmp_path: Path, program: Path) -> None:
     (tmp_path / "log").write_text("a file")
     with pytest.raises(StoreError, match=r"log cannot be written \(File exists\)"):
-        await ChildProcesses().start(Unit("unit", (str(program),), tmp_path / "log" / "unit.log"))
+        await ChildProcesses().start(ProcessSpec("unit", (str(program),), tmp_path / "log" / "unit.log"))
 
 
 async def test_an_engine_on_demand_whose_log_cannot_be_written_did_not_start(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ async def test_exits_and_failed_restarts_are_logged_by_default(
     tmp_path: Path, program: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     children = ChildProcesses()
-    await children.start(Unit("unit", (str(program),), tmp_path / "log"))
+    await children.start(ProcessSpec("unit", (str(program),), tmp_path / "log"))
     await runs(tmp_path / "log")
     vanish(program, tmp_path / "log")
     with caplog.at_level(logging.WARNING):
@@ -191,7 +191,7 @@ async def test_a_keeper_that_fails_itself_is_reported(
         raise LookupError(name)
 
     children = ChildProcesses(broken, lambda name, reason: reported.append((name, reason)))
-    await children.start(Unit("unit", (str(program),), tmp_path / "log"))
+    await children.start(ProcessSpec("unit", (str(program),), tmp_path / "log"))
     kill(children)
     await until(lambda: bool(reported))
     assert children.state("unit").phase == "failed"

@@ -57,14 +57,14 @@ ARGUMENTS = ('{"pla', 'ce":"Rome"}')
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "rests", "in", "grün")
 
 
-class StreamOptions(msgspec.Struct):
+class MockStreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
-class Request(msgspec.Struct):
+class MockRequest(msgspec.Struct):
     model: str = ""
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: MockStreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     max_output_tokens: int | None = None
@@ -73,11 +73,11 @@ class Request(msgspec.Struct):
     documents: list[object] | None = None
 
 
-DECODE = msgspec.json.Decoder(Request)
+DECODE = msgspec.json.Decoder(MockRequest)
 
 
 @dataclass(slots=True)
-class Plan:
+class ResponsePlan:
     """What one request gets. Times in milliseconds."""
 
     tokens: int = 16
@@ -90,19 +90,19 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Engine:
+class MockEngine:
     """What all connections share."""
 
     model: str
     context: int
     task: str
-    plan: Plan
+    plan: ResponsePlan
     capacity: int = 0
     wake_delay_s: float = 0.0
     spread: float = 1.0
     asleep: bool = False
     fail_sleep: bool = False
-    queue: deque[Connection] = field(default_factory=deque)
+    queue: deque[MockConnection] = field(default_factory=deque)
     counters: dict[str, int] = field(
         default_factory=lambda: {
             "requests": 0,
@@ -118,7 +118,7 @@ class Engine:
     last: dict[str, str] = field(default_factory=dict)
 
 
-def read_plan(body: bytes, default: Plan) -> Plan:
+def read_plan(body: bytes, default: ResponsePlan) -> ResponsePlan:
     """The directive in ``body`` over ``default``."""
     plan = replace(default)
     match = DIRECTIVE.search(body)
@@ -146,10 +146,10 @@ def event(kind: str, **more: object) -> bytes:
     return b"event: %s\n" % kind.encode() + frame({"type": kind, **more})
 
 
-class Connection(asyncio.Protocol):
+class MockConnection(asyncio.Protocol):
     """One client connection; requests one after the other."""
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, engine: MockEngine, loop: asyncio.AbstractEventLoop) -> None:
         self.engine = engine
         self.loop = loop
         self.live = False
@@ -266,7 +266,7 @@ class Connection(asyncio.Protocol):
         else:
             self.answer({"error": {"message": "as told", "type": "fake", "code": status}}, status)
 
-    def post(self, path: bytes, request: Request, body: bytes) -> None:
+    def post(self, path: bytes, request: MockRequest, body: bytes) -> None:
         plan = read_plan(body, self.engine.plan)
         if self.engine.spread > 1:
             # The golden ratio's multiples fill 0..1 evenly, whoever sends the requests and however many.
@@ -312,7 +312,7 @@ class Connection(asyncio.Protocol):
         else:
             self.answer({"detail": "Not Found"}, 404)
 
-    def broken(self, path: bytes, request: Request, plan: Plan) -> bool:
+    def broken(self, path: bytes, request: MockRequest, plan: ResponsePlan) -> bool:
         """Answer with a fault in place of the whole response; whether the plan has such a fault."""
         if plan.fault == "reset":
             self.transport.close()
@@ -365,7 +365,7 @@ class Connection(asyncio.Protocol):
             following = engine.queue.popleft()
             self.loop.call_soon(following.begin)
 
-    def embeddings(self, request: Request) -> None:
+    def embeddings(self, request: MockRequest) -> None:
         texts = request.input if isinstance(request.input, list) else [request.input]
         rows = [
             {"object": "embedding", "index": i, "embedding": [len(str(text)) / 100, 0.5, -0.5, 0.25]}
@@ -401,7 +401,7 @@ class Connection(asyncio.Protocol):
             self.end("active")
             self.transport.abort()
 
-    def texts(self, plan: Plan) -> Iterator[str]:
+    def texts(self, plan: ResponsePlan) -> Iterator[str]:
         if plan.fault == "merge":
             words = list(self.words(plan))
             yield from words[:1]
@@ -409,7 +409,7 @@ class Connection(asyncio.Protocol):
         else:
             yield from self.words(plan)
 
-    def words(self, plan: Plan) -> Iterator[str]:
+    def words(self, plan: ResponsePlan) -> Iterator[str]:
         if plan.tool:
             yield from ARGUMENTS
             return
@@ -421,7 +421,7 @@ class Connection(asyncio.Protocol):
 
     def stream(
         self,
-        plan: Plan,
+        plan: ResponsePlan,
         first: bytes,
         one: dict[str, object],
         last: list[bytes],
@@ -467,7 +467,9 @@ class Connection(asyncio.Protocol):
         yield 0, b"".join(chunk(part) for part in last if part)
         yield (500 if plan.fault == "late_end" else 0), b"0\r\n\r\n"
 
-    def mistake(self, plan: Plan, head: bytes, first: bytes, *, named: bool) -> Iterator[tuple[float, bytes]]:
+    def mistake(
+        self, plan: ResponsePlan, head: bytes, first: bytes, *, named: bool
+    ) -> Iterator[tuple[float, bytes]]:
         """What vLLM 0.32 sends where it finds a client's mistake after a stream has begun, by endpoint."""
         if b"response.created" in first:
             yield 0, head + chunk(b"\n\n".join(first.split(b"\n\n")[:2]) + b"\n\n")
@@ -480,7 +482,7 @@ class Connection(asyncio.Protocol):
             yield 0, chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
         yield 1, b""
 
-    def break_off(self, plan: Plan, head: bytes, *, named: bool) -> Iterator[tuple[float, bytes]]:
+    def break_off(self, plan: ResponsePlan, head: bytes, *, named: bool) -> Iterator[tuple[float, bytes]]:
         if plan.fault == "garbage":
             yield 0, head + chunk(b"data: {not json\n\n")
         elif plan.fault == "error":
@@ -496,7 +498,7 @@ class Connection(asyncio.Protocol):
             yield plan.itl_ms, b""
 
     def ending(
-        self, plan: Plan, request: Request, finish: dict[str, object], base: dict[str, object]
+        self, plan: ResponsePlan, request: MockRequest, finish: dict[str, object], base: dict[str, object]
     ) -> list[bytes]:
         wants = request.stream_options is not None and request.stream_options.include_usage
         return [
@@ -505,7 +507,7 @@ class Connection(asyncio.Protocol):
             b"" if plan.fault == "no_done" else b"data: [DONE]\n\n",
         ]
 
-    def whole(self, plan: Plan, value: object) -> Iterator[tuple[float, bytes]]:
+    def whole(self, plan: ResponsePlan, value: object) -> Iterator[tuple[float, bytes]]:
         body = json.dumps(value, ensure_ascii=False).encode()
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
         if plan.fault == "cut":
@@ -522,12 +524,12 @@ class Connection(asyncio.Protocol):
             "system_fingerprint": NAME,
         }
 
-    def tool(self, request: Request) -> str:
+    def tool(self, request: MockRequest) -> str:
         """The name of the request's first tool, which the chat API keeps one level deeper."""
         first = (request.tools or [{}])[0]
         return str(first.get("name") or first.get("function", {}).get("name", "none"))
 
-    def chat(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
+    def chat(self, request: MockRequest, plan: ResponsePlan) -> Iterator[tuple[float, bytes]]:
         call = {"id": "call_fake", "type": "function", "function": {"name": self.tool(request)}}
         if not request.stream:
             message: dict[str, object] = {"role": "assistant", "content": "".join(self.texts(plan))}
@@ -549,7 +551,7 @@ class Connection(asyncio.Protocol):
             token = {"tool_calls": [{"index": 0, "function": {"arguments": "@"}}]}
         return self.stream(plan, first, one(token), self.ending(plan, request, one({}, self.finish), base))
 
-    def completion(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
+    def completion(self, request: MockRequest, plan: ResponsePlan) -> Iterator[tuple[float, bytes]]:
         base = self.base("text_completion")
         if not request.stream:
             choice = {"index": 0, "text": "".join(self.texts(plan)), "finish_reason": self.finish}
@@ -558,7 +560,7 @@ class Connection(asyncio.Protocol):
         one = base | {"choices": [{"index": 0, "text": "@", "finish_reason": None}]}
         return self.stream(plan, b"", one, self.ending(plan, request, last, base))
 
-    def response(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
+    def response(self, request: MockRequest, plan: ResponsePlan) -> Iterator[tuple[float, bytes]]:
         """OpenAI's Responses API: every event has its name twice, and a number."""
         text = "".join(self.texts(plan))
         usage: dict[str, object] = {
@@ -618,7 +620,7 @@ class Connection(asyncio.Protocol):
         end = [event(name, **more, sequence_number=next(after)) for name, more in last]
         return self.stream(plan, begin, one, end, b"event: %s.delta\n" % kind.encode(), len(first))
 
-    def message(self, request: Request, plan: Plan) -> Iterator[tuple[float, bytes]]:
+    def message(self, request: MockRequest, plan: ResponsePlan) -> Iterator[tuple[float, bytes]]:
         """Anthropic's API: it counts the prompt's tokens when it begins, and the answer's when it ends."""
         usage = {"input_tokens": self.usage["prompt_tokens"], "output_tokens": plan.tokens}
         full = {"id": "msg_fake", "type": "message", "role": "assistant", "model": self.engine.model}
@@ -652,8 +654,8 @@ async def serve(args: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     fault, _, after = args.fault.partition(":")
-    plan = Plan(args.tokens, args.itl_ms, args.ttft_ms, fault=fault, after=int(after or 0))
-    engine = Engine(args.model, args.context, args.task, plan, args.capacity, args.wake_delay_s, args.spread)
+    plan = ResponsePlan(args.tokens, args.itl_ms, args.ttft_ms, fault=fault, after=int(after or 0))
+    engine = MockEngine(args.model, args.context, args.task, plan, args.capacity, args.wake_delay_s, args.spread)
     engine.fail_sleep = bool(args.fail_sleep)
     loading = asyncio.create_task(asyncio.sleep(args.load_delay_s))
     stopping = asyncio.create_task(stop.wait())
@@ -661,7 +663,9 @@ async def serve(args: argparse.Namespace) -> None:
     if args.fail_load:
         sys.exit(f"{NAME}: told to fail instead of loading")
     if not stop.is_set():
-        server = await loop.create_server(lambda: Connection(engine, loop), "127.0.0.1", args.port, backlog=2048)
+        server = await loop.create_server(
+            lambda: MockConnection(engine, loop), "127.0.0.1", args.port, backlog=2048
+        )
         port = server.sockets[0].getsockname()[1]
         print(f"{NAME}: {args.model} on http://127.0.0.1:{port}; tokens come by the clock", flush=True)
         await stop.wait()

@@ -14,7 +14,7 @@ from appliance.contract.model import Role
 from appliance.errors import InvalidRequestError
 from appliance.gateway import json_text
 from appliance.gateway.body import (
-    Fields,
+    BodyFields,
     check,
     decode,
     sequences,
@@ -35,7 +35,7 @@ JSON = st.recursive(
     max_leaves=8,
 )
 OPTIONS = st.none() | st.dictionaries(st.sampled_from(["include_usage", "x"]), st.booleans(), max_size=2)
-OURS = frozenset(Fields.__struct_fields__)
+OURS = frozenset(BodyFields.__struct_fields__)
 """Fields that have a type here; what else a body holds is free."""
 
 BODIES = st.dictionaries(st.text(max_size=8), JSON, max_size=5).map(
@@ -127,7 +127,7 @@ LAX = [
 ]  # fmt: skip
 
 
-class Engine(pydantic.BaseModel):
+class EngineFields(pydantic.BaseModel):
     """The same fields as vLLM's protocol declares them; it validates in pydantic's lax mode."""
 
     n: int | None = None
@@ -143,7 +143,7 @@ def test_a_field_is_read_as_the_engine_reads_it(field: str, text: str) -> None:
     fields = decode(f'{{"model": "m", "{field}": {text}}}'.encode())
     try:
         number = json.loads(text)
-        expected = getattr(Engine.model_validate({field: number}), field)
+        expected = getattr(EngineFields.model_validate({field: number}), field)
     except ValueError:
         expected = None
     assert getattr(fields, field) == expected

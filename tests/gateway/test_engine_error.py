@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.gateway.engine_error import read_error
-from appliance.gateway.sse import Relay
+from appliance.gateway.sse import SseFilter
 
 KINDS = {
     "BadRequestError": 400,
@@ -87,7 +87,7 @@ def test_an_error_event_is_read_wherever_a_stream_is_cut_into_pieces(endpoint: s
     begun = data.draw(st.booleans())
     text = (b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n' if begun else b"") + event + b"data: [DONE]\n\n"
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=4)))
-    relay = Relay(strip_usage=False, endpoint=endpoint)
+    relay = SseFilter(strip_usage=False, endpoint=endpoint)
     passed = b""
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         if start < end:
@@ -101,7 +101,7 @@ def test_an_error_event_is_read_wherever_a_stream_is_cut_into_pieces(endpoint: s
 @pytest.mark.parametrize("text", ['say "error"', 'event: error\ndata: {"error": 1}', 'data: {"type":"error"'])
 def test_text_that_looks_like_an_error_is_none(text: str) -> None:
     for endpoint in ("/v1/chat/completions", "/v1/messages", "/v1/responses"):
-        relay = Relay(strip_usage=False, endpoint=endpoint)
+        relay = SseFilter(strip_usage=False, endpoint=endpoint)
         relay.feed(b"data: " + json.dumps({"choices": [{"delta": {"content": text}}]}).encode() + b"\n\n")
         relay.feed(b'data: {"choices":[],"error":null}\n\n')
         assert not relay.failed

@@ -15,14 +15,14 @@ from appliance.gateway.fair_queue import MAX_IDLE_FLOWS, FairQueue
 
 
 @dataclass(eq=False)
-class Ticket:
+class FakeTicket:
     user: str
     weight: float = 1.0
     line: str = ""
     size: int = 1
 
 
-def serve(queue: FairQueue[Ticket], requests: int) -> Iterator[Ticket]:
+def serve(queue: FairQueue[FakeTicket], requests: int) -> Iterator[FakeTicket]:
     """``requests`` of those that wait, one after the other on a single slot, 100 tokens each."""
     for _ in range(requests):
         ticket = queue.next(1)
@@ -33,52 +33,52 @@ def serve(queue: FairQueue[Ticket], requests: int) -> Iterator[Ticket]:
 
 
 def test_a_lone_user_leaves_room_and_the_next_one_finds_it() -> None:
-    queue: FairQueue[Ticket] = FairQueue(1 / 8)
+    queue: FairQueue[FakeTicket] = FairQueue(1 / 8)
     running = 0
-    while queue.enter(Ticket("flood"), 64 - running):
+    while queue.enter(FakeTicket("flood"), 64 - running):
         running += 1
     assert running == 56, "a user alone gets seven eighths"
-    assert queue.enter(Ticket("quiet"), 64 - running), "without waiting"
+    assert queue.enter(FakeTicket("quiet"), 64 - running), "without waiting"
 
 
 def test_without_headroom_one_user_may_take_all() -> None:
-    queue: FairQueue[Ticket] = FairQueue(0)
-    assert [queue.enter(Ticket("a"), free) for free in (2, 1, 0)] == [True, True, False]
+    queue: FairQueue[FakeTicket] = FairQueue(0)
+    assert [queue.enter(FakeTicket("a"), free) for free in (2, 1, 0)] == [True, True, False]
 
 
 def test_a_single_slot_serves_everybody() -> None:
-    queue: FairQueue[Ticket] = FairQueue(1 / 8)
-    assert queue.enter(Ticket("a"), 1)
-    tickets = [Ticket("a"), Ticket("b")]
+    queue: FairQueue[FakeTicket] = FairQueue(1 / 8)
+    assert queue.enter(FakeTicket("a"), 1)
+    tickets = [FakeTicket("a"), FakeTicket("b")]
     for ticket in tickets:
         queue.wait(ticket)
-    queue.charge(Ticket("a"), 10)
-    queue.finish(Ticket("a"))
+    queue.charge(FakeTicket("a"), 10)
+    queue.finish(FakeTicket("a"))
     assert queue.next(1) is tickets[1], "b received nothing yet"
-    queue.finish(Ticket("b"))
+    queue.finish(FakeTicket("b"))
     assert queue.next(1) is tickets[0]
 
 
 def test_service_is_shared_by_weight() -> None:
-    queue: FairQueue[Ticket] = FairQueue(0)
+    queue: FairQueue[FakeTicket] = FairQueue(0)
     weights = {"light": 1.0, "heavy": 3.0}
     for user, weight in weights.items():
         for _ in range(400):
-            queue.wait(Ticket(user, weight))
+            queue.wait(FakeTicket(user, weight))
     served = Counter(ticket.user for ticket in serve(queue, 400))
     assert served["heavy"] / served["light"] == pytest.approx(3, rel=0.05)
 
 
 def test_absence_earns_no_credit() -> None:
-    queue: FairQueue[Ticket] = FairQueue(0)
-    queue.wait(Ticket("busy"))
-    queue.wait(Ticket("busy"))
+    queue: FairQueue[FakeTicket] = FairQueue(0)
+    queue.wait(FakeTicket("busy"))
+    queue.wait(FakeTicket("busy"))
     assert queue.next(1) is not None
-    queue.charge(Ticket("busy"), 1_000_000)
+    queue.charge(FakeTicket("busy"), 1_000_000)
     for _ in range(5):
-        queue.wait(Ticket("late"))
-        queue.wait(Ticket("busy"))
-    queue.finish(Ticket("busy"))
+        queue.wait(FakeTicket("late"))
+        queue.wait(FakeTicket("busy"))
+    queue.finish(FakeTicket("busy"))
     order = []
     while (ticket := queue.next(1)) is not None:
         order.append(ticket.user)
@@ -89,18 +89,18 @@ def test_absence_earns_no_credit() -> None:
 
 def test_what_was_served_while_nobody_waited_is_no_debt() -> None:
     """Ada had the engine to herself all morning; bob's agent, new, floods it: her next request is not his last."""
-    queue: FairQueue[Ticket] = FairQueue(0)
-    assert queue.enter(Ticket("ada"), 2)
-    queue.charge(Ticket("ada"), 1_000_000)
-    queue.finish(Ticket("ada"))
-    assert queue.enter(Ticket("bob"), 2)
-    assert queue.enter(Ticket("bob"), 1)
+    queue: FairQueue[FakeTicket] = FairQueue(0)
+    assert queue.enter(FakeTicket("ada"), 2)
+    queue.charge(FakeTicket("ada"), 1_000_000)
+    queue.finish(FakeTicket("ada"))
+    assert queue.enter(FakeTicket("bob"), 2)
+    assert queue.enter(FakeTicket("bob"), 1)
     for _ in range(50):
-        queue.wait(Ticket("bob"))
-    queue.wait(Ticket("ada"))
+        queue.wait(FakeTicket("bob"))
+    queue.wait(FakeTicket("ada"))
     order: list[str] = []
     while len(order) < 4:
-        queue.finish(Ticket("bob"))
+        queue.finish(FakeTicket("bob"))
         ticket = queue.next(1)
         assert ticket is not None
         order.append(ticket.user)
@@ -110,20 +110,20 @@ def test_what_was_served_while_nobody_waited_is_no_debt() -> None:
 
 def test_a_light_user_who_never_stops_does_not_make_debtors_of_others() -> None:
     """Something of eve's always runs, and little: who used the rest of the machine owes no newcomer for it."""
-    queue: FairQueue[Ticket] = FairQueue(0)
-    assert queue.enter(Ticket("eve"), 3)
+    queue: FairQueue[FakeTicket] = FairQueue(0)
+    assert queue.enter(FakeTicket("eve"), 3)
     for _ in range(10):
-        assert queue.enter(Ticket("ada"), 2)
-        queue.charge(Ticket("ada"), 100_000)
-        queue.finish(Ticket("ada"))
-    assert queue.enter(Ticket("bob"), 2)
+        assert queue.enter(FakeTicket("ada"), 2)
+        queue.charge(FakeTicket("ada"), 100_000)
+        queue.finish(FakeTicket("ada"))
+    assert queue.enter(FakeTicket("bob"), 2)
     for _ in range(50):
-        queue.wait(Ticket("bob"))
-    queue.wait(Ticket("ada"))
+        queue.wait(FakeTicket("bob"))
+    queue.wait(FakeTicket("ada"))
     order: list[str] = []
     while len(order) < 4:
-        queue.charge(Ticket("bob"), 100)
-        queue.finish(Ticket("bob"))
+        queue.charge(FakeTicket("bob"), 100)
+        queue.finish(FakeTicket("bob"))
         ticket = queue.next(1)
         assert ticket is not None
         order.append(ticket.user)
@@ -133,16 +133,16 @@ def test_a_light_user_who_never_stops_does_not_make_debtors_of_others() -> None:
 
 
 def test_a_users_agent_does_not_starve_his_own_chat() -> None:
-    queue: FairQueue[Ticket] = FairQueue(0)
+    queue: FairQueue[FakeTicket] = FairQueue(0)
     for _ in range(50):
-        queue.wait(Ticket("ada", line="agent"))
+        queue.wait(FakeTicket("ada", line="agent"))
     started = queue.next(1)
     assert started is not None
     queue.charge(started, 1000)
-    chat = Ticket("ada", line="chat")
+    chat = FakeTicket("ada", line="chat")
     queue.wait(chat)
     queue.finish(started)
-    order: list[Ticket] = []
+    order: list[FakeTicket] = []
     while len(order) < 2:
         ticket = queue.next(1)
         assert ticket is not None
@@ -155,41 +155,41 @@ def test_a_users_agent_does_not_starve_his_own_chat() -> None:
 @pytest.mark.parametrize("users", [("ada", "ada"), ("ada", "bob")])
 def test_each_request_weighs_what_its_own_key_does(users: tuple[str, str]) -> None:
     """Within a user as between users; a heavy key of his makes his light one no heavier."""
-    queue: FairQueue[Ticket] = FairQueue(0)
+    queue: FairQueue[FakeTicket] = FairQueue(0)
     for user, (line, weight) in zip(users, {"light": 1.0, "heavy": 3.0}.items(), strict=True):
         for _ in range(400):
-            queue.wait(Ticket(user, weight, line))
+            queue.wait(FakeTicket(user, weight, line))
     served = Counter(ticket.line for ticket in serve(queue, 400))
     assert served["heavy"] / served["light"] == pytest.approx(3, rel=0.05)
 
 
 def test_a_request_of_many_sequences_takes_as_many_slots() -> None:
-    queue: FairQueue[Ticket] = FairQueue(1 / 8)
+    queue: FairQueue[FakeTicket] = FairQueue(1 / 8)
     free = 64
-    while queue.enter(Ticket("flood", size=16), free):
+    while queue.enter(FakeTicket("flood", size=16), free):
         free -= 16
     assert free == 16, "what one user leaves free is counted in slots, not in requests"
-    assert queue.enter(Ticket("quiet"), free)
+    assert queue.enter(FakeTicket("quiet"), free)
     assert queue.running == 49
 
 
 def test_idle_counters_are_bounded() -> None:
-    queue: FairQueue[Ticket] = FairQueue(0)
+    queue: FairQueue[FakeTicket] = FairQueue(0)
     for number in range(MAX_IDLE_FLOWS + 500):
-        assert queue.enter(Ticket(f"u{number}"), 1)
-        queue.finish(Ticket(f"u{number}"))
+        assert queue.enter(FakeTicket(f"u{number}"), 1)
+        queue.finish(FakeTicket(f"u{number}"))
     assert len(queue._flows) <= MAX_IDLE_FLOWS + 1
 
 
-class Machine(RuleBasedStateMachine):
+class FairQueueMachine(RuleBasedStateMachine):
     """Any order of requests, ends, departures and changing room."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue: FairQueue[Ticket] = FairQueue(1 / 4)
+        self.queue: FairQueue[FakeTicket] = FairQueue(1 / 4)
         self.slots = 4
-        self.running: list[Ticket] = []
-        self.waiting: list[Ticket] = []
+        self.running: list[FakeTicket] = []
+        self.waiting: list[FakeTicket] = []
 
     @property
     def free(self) -> int:
@@ -197,7 +197,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from("abcd"), weight=st.sampled_from([0.5, 1.0, 4.0]), line=st.sampled_from("xy"))
     def request(self, user: str, weight: float, line: str) -> None:
-        ticket = Ticket(user, weight, line)
+        ticket = FakeTicket(user, weight, line)
         if self.queue.enter(ticket, self.free):
             assert self.free > 0
             assert not any(ticket.user == user for ticket in self.waiting), "nobody overtakes himself"
@@ -249,11 +249,11 @@ class Machine(RuleBasedStateMachine):
         assert not (idle and self.free > 0)
 
 
-TestMachine = Machine.TestCase
+TestMachine = FairQueueMachine.TestCase
 TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 @given(st.floats(0, 0.9), st.integers(1, 64))
 def test_somebody_can_always_start(headroom: float, slots: int) -> None:
-    queue: FairQueue[Ticket] = FairQueue(headroom)
-    assert queue.enter(Ticket("a", 0.001), slots)
+    queue: FairQueue[FakeTicket] = FairQueue(headroom)
+    assert queue.enter(FakeTicket("a", 0.001), slots)

@@ -6,7 +6,7 @@ import pytest
 
 from appliance.errors import IdempotencyError, InvalidRequestError
 from appliance.gateway import idempotency
-from appliance.gateway.idempotency import MAX_BYTES, OVERHEAD, Tapes
+from appliance.gateway.idempotency import MAX_BYTES, OVERHEAD, IdempotencyCache
 
 
 class Repeatable:
@@ -15,7 +15,7 @@ class Repeatable:
     repeatable = True
 
 
-def finished(tapes: Tapes, key: bytes, size: int = 0) -> None:
+def finished(tapes: IdempotencyCache, key: bytes, size: int = 0) -> None:
     tape = tapes.record("ada", key, "/v1/x", b"body")
     tape.exchange = Repeatable()  # type: ignore[assignment]
     tape.answer(200, bytes(size))
@@ -23,7 +23,7 @@ def finished(tapes: Tapes, key: bytes, size: int = 0) -> None:
 
 def test_an_answer_is_kept_for_its_time() -> None:
     now = 0.0
-    tapes = Tapes(600.0, lambda: now)
+    tapes = IdempotencyCache(600.0, lambda: now)
     finished(tapes, b"k")
     now = 600.0
     assert tapes.find("ada", b"k", "/v1/x", b"body") is not None
@@ -38,7 +38,7 @@ def test_an_answer_is_kept_for_its_time() -> None:
 
 def test_short_answers_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotency, "MAX_BYTES", 100 * OVERHEAD)
-    tapes = Tapes(600.0, lambda: 0.0)
+    tapes = IdempotencyCache(600.0, lambda: 0.0)
     running = tapes.record("ada", b"running", "/v1/x", b"body")
     for number in range(1000):
         finished(tapes, b"%d" % number)

@@ -23,7 +23,7 @@ NOBODY = cast("Pool", None)
 
 
 @dataclass(eq=False)
-class Waiter:
+class FakeWaiter:
     """A request that remembers what it was told."""
 
     user: str
@@ -49,7 +49,7 @@ class Waiter:
         self.errors.append(error)
 
 
-class Machine(RuleBasedStateMachine):
+class RoutingMachine(RuleBasedStateMachine):
     """Three replicas of one model."""
 
     def __init__(self) -> None:
@@ -59,8 +59,8 @@ class Machine(RuleBasedStateMachine):
             "m", "generate", 4096, self.replicas, FairQueue(1 / 8), 4, 1.25,
             on_demand=False, notice=lambda: None, cap_tokens=True, full=lambda: self.service.queue.waiting >= 8,
         )  # fmt: skip
-        self.waiting: list[Waiter] = []
-        self.running: list[Waiter] = []
+        self.waiting: list[FakeWaiter] = []
+        self.running: list[FakeWaiter] = []
         self.now = 0.0
 
     def sort(self) -> None:
@@ -76,7 +76,7 @@ class Machine(RuleBasedStateMachine):
     @rule(user=st.sampled_from("abc"), chat=st.none() | st.binary(min_size=1, max_size=2), size=st.integers(1, 3))
     def ask(self, user: str, chat: bytes | None, size: int) -> None:
         self.now += 1
-        waiter = Waiter(user, chat, size)
+        waiter = FakeWaiter(user, chat, size)
         served = self.service.served
         mine = sum(other.user == user for other in self.waiting)
         try:
@@ -154,7 +154,7 @@ class Machine(RuleBasedStateMachine):
             assert not self.waiting, "with every slot free nobody waits"
 
 
-TestMachine = Machine.TestCase
+TestMachine = RoutingMachine.TestCase
 TestMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
@@ -184,7 +184,7 @@ class Swaps(RuleBasedStateMachine):
             on_demand=True, notice=lambda: None, cap_tokens=True, full=lambda: False,
         )  # fmt: skip
         self.replica = replica
-        self.waiting: dict[int, tuple[Waiter, float]] = {}
+        self.waiting: dict[int, tuple[FakeWaiter, float]] = {}
         self.swap: AbstractContextManager[None] | None = None
         self.swap_ends_at = 0.0
 
@@ -205,7 +205,7 @@ class Swaps(RuleBasedStateMachine):
 
     @rule()
     def ask(self) -> None:
-        waiter = Waiter("u", None, 1)
+        waiter = FakeWaiter("u", None, 1)
         self.service.submit(waiter, self.clock.now)
         if waiter.replica is None:
             self.waiting[id(waiter)] = (waiter, 0.0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.errors import EngineFailedError
 from appliance.gateway import sse
-from appliance.gateway.sse import Relay, read_usage
+from appliance.gateway.sse import SseFilter, read_usage
 
 
 def frame(value: object) -> bytes:
@@ -29,8 +29,8 @@ DONE = b"data: [DONE]\n\n"
 OPENING = frame(delta("", role="assistant"))
 
 
-def relay(pieces: list[bytes], *, strip: bool) -> tuple[bytes, Relay]:
-    one = Relay(strip_usage=strip)
+def relay(pieces: list[bytes], *, strip: bool) -> tuple[bytes, SseFilter]:
+    one = SseFilter(strip_usage=strip)
     out = b"".join(one.feed(piece) for piece in pieces)
     return out + one.finish(), one
 
@@ -103,11 +103,11 @@ def test_the_first_token_has_content_of_any_kind(first: object) -> None:
 def test_tokens_are_estimated_from_frames() -> None:
     _, one = relay([OPENING, *(frame(delta(str(i))) for i in range(7))], strip=True)
     assert one.estimated_tokens == 7
-    assert Relay(strip_usage=True).estimated_tokens == 0
+    assert SseFilter(strip_usage=True).estimated_tokens == 0
 
 
 def test_a_cut_frame_is_held_back() -> None:
-    one = Relay(strip_usage=True)
+    one = SseFilter(strip_usage=True)
     assert one.feed(frame(delta("a")) + b'data: {"choi') == frame(delta("a"))
     assert one.feed(b"ces") == b""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from appliance.contract.model import Swap
-from appliance.gateway.swap_policy import RETRY_S, EngineState, Load, Wait, decide, fits, wait_ends
+from appliance.gateway.swap_policy import RETRY_S, EngineState, LoadEngine, Wait, decide, fits, wait_ends
 
 RULES = Swap(max_wait_s=30, min_residency_s=20, batch=8)
 CARD = {"here/0": 1.0}
@@ -46,41 +46,41 @@ def test_nothing_is_loaded_that_nobody_asks_for() -> None:
 
 
 def test_a_free_card_is_used_at_once() -> None:
-    assert decide([stopped(waiting=1, oldest=5.0)], CARD, RULES, 5) == Load("b")
+    assert decide([stopped(waiting=1, oldest=5.0)], CARD, RULES, 5) == LoadEngine("b")
 
 
 def test_what_fits_beside_is_loaded_beside() -> None:
     half = {"here/0": 0.4}
     engines = [ready(awake=half, in_flight=3), stopped(awake=half, waiting=1, oldest=1.0)]
-    assert decide(engines, CARD, RULES, 1) == Load("b")
+    assert decide(engines, CARD, RULES, 1) == LoadEngine("b")
 
 
 @pytest.mark.parametrize(
     ("resident", "now", "expected"),
     [
         ({}, 10, Wait(20.0)),  # it stays for its residency, also idle
-        ({}, 20, Load("b", ("a",))),  # idle: goes as soon as that is over
+        ({}, 20, LoadEngine("b", ("a",))),  # idle: goes as soon as that is over
         ({"in_flight": 1}, 25, Wait(35.0)),  # used: until the other one has waited long enough
-        ({"in_flight": 1}, 35, Load("b", ("a",))),
-        ({"in_flight": 1, "begun": 8}, 25, Load("b", ("a",))),  # its batch is through
+        ({"in_flight": 1}, 35, LoadEngine("b", ("a",))),
+        ({"in_flight": 1, "begun": 8}, 25, LoadEngine("b", ("a",))),  # its batch is through
         ({"waiting": 5, "oldest": 0.0, "begun": 7}, 25, Wait(35.0)),
         ({"on_demand": False}, 999, Wait()),  # never a victim
     ],
 )
-def test_when_the_loaded_one_goes(resident: dict[str, Any], now: float, expected: Load | Wait) -> None:
+def test_when_the_loaded_one_goes(resident: dict[str, Any], now: float, expected: LoadEngine | Wait) -> None:
     engines = [ready(**resident), stopped(waiting=2, oldest=5.0)]
     assert decide(engines, CARD, RULES, now) == expected
 
 
 def test_a_person_need_not_wait_for_residency_or_batch() -> None:
-    assert decide([ready(in_flight=4), stopped()], CARD, RULES, 1, wanted="b") == Load("b", ("a",))
+    assert decide([ready(in_flight=4), stopped()], CARD, RULES, 1, wanted="b") == LoadEngine("b", ("a",))
 
 
 def test_a_failed_load_is_tried_again_later_or_by_hand() -> None:
     failed = stopped(state="failed", since=100.0, waiting=1, oldest=90.0)
     assert decide([failed], CARD, RULES, 110) == Wait(100 + RETRY_S)
-    assert decide([failed], CARD, RULES, 100 + RETRY_S) == Load("b")
-    assert decide([failed], CARD, RULES, 110, wanted="b") == Load("b")
+    assert decide([failed], CARD, RULES, 100 + RETRY_S) == LoadEngine("b")
+    assert decide([failed], CARD, RULES, 110, wanted="b") == LoadEngine("b")
 
 
 def test_sleepers_count_and_the_least_used_one_makes_room() -> None:
@@ -90,9 +90,9 @@ def test_sleepers_count_and_the_least_used_one_makes_room() -> None:
         ready("new", awake=small, asleep=asleep, last_used=50.0),
         stopped("c", awake=small, waiting=1, oldest=60.0),
     ]
-    assert decide(engines, CARD, RULES, 60) == Load("c", ("old",))
+    assert decide(engines, CARD, RULES, 60) == LoadEngine("c", ("old",))
     tight = replace(engines[2], awake={"here/0": 0.52})
-    assert decide([*engines[:2], tight], CARD, RULES, 60) == Load("c", ("old", "new"))
+    assert decide([*engines[:2], tight], CARD, RULES, 60) == LoadEngine("c", ("old", "new"))
 
 
 def test_nothing_is_unloaded_that_need_not_go() -> None:
@@ -102,7 +102,7 @@ def test_nothing_is_unloaded_that_need_not_go() -> None:
         ready("large", awake={"here/0": 0.7}, last_used=50.0),
         stopped("c", awake={"here/0": 0.6}, waiting=1, oldest=60.0),
     ]
-    assert decide(engines, CARD, RULES, 60) == Load("c", ("large",))
+    assert decide(engines, CARD, RULES, 60) == LoadEngine("c", ("large",))
 
 
 def test_one_transition_at_a_time() -> None:
@@ -110,7 +110,7 @@ def test_one_transition_at_a_time() -> None:
     assert decide(engines, {"here/0": 9.0}, RULES, 999) == Wait()
 
 
-class Machine(RuleBasedStateMachine):
+class SwapMachine(RuleBasedStateMachine):
     """Requests for three models on one card; loads take time and may fail: never over memory, nobody starved."""
 
     MAX_RUN_S = 5.0
@@ -143,7 +143,7 @@ class Machine(RuleBasedStateMachine):
         end = self.now + seconds
         while True:
             step = decide([*self.engines.values()], CARD, RULES, self.now)
-            if isinstance(step, Load):
+            if isinstance(step, LoadEngine):
                 self.act(step, fails)
                 continue
             if step.until is None or step.until >= end:
@@ -152,7 +152,7 @@ class Machine(RuleBasedStateMachine):
             self.now = step.until
         self.now = max(self.now, end)
 
-    def act(self, step: Load, fails: bool) -> None:
+    def act(self, step: LoadEngine, fails: bool) -> None:
         for victim in step.victims:
             assert self.now - self.engines[victim].since >= RULES.min_residency_s - 1e-6
             self.set(victim, state="draining")
@@ -193,5 +193,5 @@ class Machine(RuleBasedStateMachine):
                 assert second - first >= RULES.min_residency_s
 
 
-TestMachine = Machine.TestCase
+TestMachine = SwapMachine.TestCase
 TestMachine.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)

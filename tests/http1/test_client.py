@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import EngineFailedError, EngineTimeoutError, EngineUnavailableError, RequestError
-from appliance.http1.client import Connection, Pool, Rebound, cancel
-from appliance.http1.writer import Outbox
+from appliance.http1.client import Pool, UpstreamCall, UpstreamConnection, cancel
+from appliance.http1.writer import WriteCoalescer
 from tests.conftest import free_port
 
 Serve = Callable[[int, asyncio.StreamWriter], None]
@@ -55,21 +55,21 @@ def whole(body: bytes) -> bytes:
 
 
 def a_pool(port: int) -> Pool:
-    outbox = Outbox(asyncio.get_running_loop())
+    outbox = WriteCoalescer(asyncio.get_running_loop())
     return Pool(port, outbox, connect_timeout_s=1, first_byte_timeout_s=0.5, stall_timeout_s=0.5)
 
 
-class Answer(Rebound):
+class ScriptedResponse(UpstreamCall):
     """One answer as it comes."""
 
     def __init__(self, pool: Pool) -> None:
         self.status = 0
         self.body = b""
         self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.way: Connection | asyncio.Task[None] | None = None
+        self.way: UpstreamConnection | asyncio.Task[None] | None = None
         self.way = pool.post(self, b"/x", b"{}", b"x-request-id: id")
 
-    def on_rebound(self, way: Connection | asyncio.Task[None]) -> None:
+    def on_rebound(self, way: UpstreamConnection | asyncio.Task[None]) -> None:
         self.way = way
 
     def on_head(self, status: int, content_type: bytes) -> None:
@@ -88,14 +88,14 @@ class Answer(Rebound):
         self.done.set_exception(failure)
 
     @property
-    def connection(self) -> Connection:
-        assert isinstance(self.way, Connection)
+    def connection(self) -> UpstreamConnection:
+        assert isinstance(self.way, UpstreamConnection)
         return self.way
 
 
 async def ask(pool: Pool) -> bytes:
     async with asyncio.timeout(5):
-        return await Answer(pool).done
+        return await ScriptedResponse(pool).done
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -116,7 +116,7 @@ BIG = b"x" * 20_000_000
 async def test_an_answer_held_back_waits_in_the_socket_and_comes_whole() -> None:
     """While we hold the engine back it cannot speak: nothing more arrives, and its deadline stands still."""
     async with engine(lambda _, writer: writer.write(whole(BIG))) as (pool, _):
-        answer = Answer(pool)
+        answer = ScriptedResponse(pool)
         await until(lambda: bool(answer.body))
         answer.connection.pause()
         held = len(answer.body)
@@ -129,7 +129,7 @@ async def test_an_answer_held_back_waits_in_the_socket_and_comes_whole() -> None
 
 async def test_an_abandoned_answer_closes_its_connection_and_the_next_one_gets_another() -> None:
     async with engine(lambda n, writer: writer.write(whole(BIG if n == 1 else b"small"))) as (pool, seen):
-        answer = Answer(pool)
+        answer = ScriptedResponse(pool)
         await until(lambda: bool(answer.body))
         cancel(answer.way)
         assert await ask(pool) == b"small"
@@ -166,7 +166,7 @@ async def test_idle_connections_that_the_engine_closed_do_not_stay_behind() -> N
         writer.write(whole(b"hello"))
 
     async with engine(keep) as (pool, _):
-        first, second = Answer(pool), Answer(pool)
+        first, second = ScriptedResponse(pool), ScriptedResponse(pool)
         assert [await first.done, await second.done] == [b"hello", b"hello"]
         assert len(pool._idle) == 2
         for writer in writers:
@@ -197,7 +197,7 @@ async def test_closing_the_pool_ends_what_runs() -> None:
             await asking
 
 
-class Pausing(Answer):
+class Pausing(ScriptedResponse):
     """An answer whose client lags at event ``pause_at`` and catches up after ``resume_after`` turns, or never."""
 
     def __init__(self, pool: Pool, pause_at: int, resume_after: int | None) -> None:
@@ -208,7 +208,7 @@ class Pausing(Answer):
 
     def lag(self) -> None:
         self.events += 1
-        if self.events == self.pause_at and isinstance(self.way, Connection):
+        if self.events == self.pause_at and isinstance(self.way, UpstreamConnection):
             self.way.pause()
             if self.resume_after is not None:
                 self.catch_up(self.resume_after)
@@ -216,7 +216,7 @@ class Pausing(Answer):
     def catch_up(self, turns: int) -> None:
         if turns:
             asyncio.get_running_loop().call_soon(self.catch_up, turns - 1)
-        elif isinstance(self.way, Connection):
+        elif isinstance(self.way, UpstreamConnection):
             self.way.resume()
 
     def on_head(self, status: int, content_type: bytes) -> None:
@@ -264,7 +264,7 @@ def test_the_next_request_is_answered_wherever_the_client_before_it_lagged(
                 held = True
                 assert resume_after is None, "a client that caught up gets the rest"
                 cancel(first.way)
-            assert await asyncio.wait_for(Answer(pool).done, 10) == b"next", held
+            assert await asyncio.wait_for(ScriptedResponse(pool).done, 10) == b"next", held
 
     asyncio.run(run())
 
@@ -279,6 +279,6 @@ async def test_bytes_after_an_answer_reach_no_other_request(left: bytes) -> None
         writer.write(whole(b"%d" % count) + (left if count == 1 else b""))
 
     async with engine(answer) as (pool, seen):
-        assert await Answer(pool).done == b"1"
-        assert await asyncio.wait_for(Answer(pool).done, 5) == b"2"
+        assert await ScriptedResponse(pool).done == b"1"
+        assert await asyncio.wait_for(ScriptedResponse(pool).done, 5) == b"2"
         assert seen == [0, 1]

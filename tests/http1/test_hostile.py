@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.store.keys import KeyStore
-from tests.conftest import Service, chat, exchange, head, resident_mib, serving, wait_until
+from tests.conftest import RunningService, chat, exchange, head, resident_mib, serving, wait_until
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A gateway with short patience."""
     limits = {
         "header_timeout_s": 1.0,
@@ -56,7 +56,9 @@ GOOD = f"content-length: {len(BODY)}"
         [GOOD, "content-type: a", "content-type: b"],
     ],
 )
-def test_requests_that_two_programs_could_read_differently_are_400(guarded: Service, lines: list[str]) -> None:
+def test_requests_that_two_programs_could_read_differently_are_400(
+    guarded: RunningService, lines: list[str]
+) -> None:
     before = guarded.stats()["requests"]
     said = exchange(guarded, head(guarded, *lines), BODY)
     assert said.startswith(b"HTTP/1.1 400 "), said[:200]
@@ -75,12 +77,12 @@ def test_requests_that_two_programs_could_read_differently_are_400(guarded: Serv
         b"5\nabcde\n",
     ],
 )
-def test_broken_chunks_are_400(guarded: Service, chunks: bytes) -> None:
+def test_broken_chunks_are_400(guarded: RunningService, chunks: bytes) -> None:
     said = exchange(guarded, head(guarded, "transfer-encoding: chunked"), chunks)
     assert said.startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_trailer_does_not_become_the_next_requests_header(guarded: Service) -> None:
+def test_a_trailer_does_not_become_the_next_requests_header(guarded: RunningService) -> None:
     """What follows a chunked body is nobody's header: not a key, and no second one beside the next one's own."""
     first = head(guarded, "transfer-encoding: chunked") + b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
     first += f"x: y\r\nauthorization: Bearer {guarded.key}\r\n\r\n".encode()
@@ -93,7 +95,7 @@ def test_a_trailer_does_not_become_the_next_requests_header(guarded: Service) ->
 
 
 @pytest.mark.parametrize("endless", [b"0\r\nx: ", b"0\r\n", b"5;x="])
-def test_a_trailer_or_a_chunk_extension_without_end_is_431(guarded: Service, endless: bytes) -> None:
+def test_a_trailer_or_a_chunk_extension_without_end_is_431(guarded: RunningService, endless: bytes) -> None:
     before = resident_mib(guarded)
     more = b"name: value\r\n" * 1000 if endless == b"0\r\n" else b"a" * 10_000
     with socket.create_connection(("127.0.0.1", guarded.gateway.port), timeout=8) as connection:
@@ -115,13 +117,13 @@ def test_a_trailer_or_a_chunk_extension_without_end_is_431(guarded: Service, end
         b"GET /health HTTP/1.1\r\nhost: x\r\n\n", b"GET /health HTTP/1.1\r\nhost: x\rx: y\r\n\r\n",
     ]
 )  # fmt: skip
-def test_what_is_no_request_is_400(guarded: Service, raw: bytes) -> None:
+def test_what_is_no_request_is_400(guarded: RunningService, raw: bytes) -> None:
     assert exchange(guarded, raw).startswith(b"HTTP/1.1 400 ")
 
 
 @given(st.binary(max_size=200))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bytes_leave_the_gateway_standing(guarded: Service, raw: bytes) -> None:
+def test_any_bytes_leave_the_gateway_standing(guarded: RunningService, raw: bytes) -> None:
     with socket.create_connection(("127.0.0.1", guarded.gateway.port), timeout=5) as connection:
         connection.sendall(raw)
         connection.shutdown(socket.SHUT_WR)
@@ -130,7 +132,7 @@ def test_any_bytes_leave_the_gateway_standing(guarded: Service, raw: bytes) -> N
     assert guarded.get("/health").status == 200
 
 
-def test_pipelined_requests_are_answered_in_order(guarded: Service) -> None:
+def test_pipelined_requests_are_answered_in_order(guarded: RunningService) -> None:
     bodies = [json.dumps(chat(f"fake: tokens={n} ttft_ms={50 - 20 * n}")).encode() for n in (1, 2)]
     sent = b"".join(head(guarded, f"content-length: {len(body)}") + body for body in bodies)
     sent += b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
@@ -142,7 +144,7 @@ def test_pipelined_requests_are_answered_in_order(guarded: Service) -> None:
 
 @pytest.mark.parametrize("more", [[], ["connection: keep-alive"]])
 def test_http_1_0_gets_a_stream_without_chunks_that_ends_with_its_connection(
-    guarded: Service, more: list[str]
+    guarded: RunningService, more: list[str]
 ) -> None:
     body = json.dumps(chat("fake: tokens=2", stream=True)).encode()
     first = head(guarded, f"content-length: {len(body)}", *more).replace(b"HTTP/1.1", b"HTTP/1.0")
@@ -157,20 +159,20 @@ def test_http_1_0_gets_a_stream_without_chunks_that_ends_with_its_connection(
 @pytest.mark.parametrize(
     "host", ["a/?x=", "a@b", "a b", "a,b", "http://a", "a:b", "a:1:2", "[::1", "a\\b", "a#b", "\xe9", "a:123456"]
 )
-def test_a_host_that_is_none_is_400(guarded: Service, host: str) -> None:
+def test_a_host_that_is_none_is_400(guarded: RunningService, host: str) -> None:
     lines = f"GET /health HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode("latin1")
     assert exchange(guarded, lines).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize("host", ["gw.example.org", "my_gateway:8000", "127.0.0.1:8000", "[::1]:8000", "[::1]", ""])
-def test_a_host_that_is_one_is_served(guarded: Service, host: str) -> None:
+def test_a_host_that_is_one_is_served(guarded: RunningService, host: str) -> None:
     lines = f"GET /health HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode()
     assert exchange(guarded, lines).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("at", [0, 200, 10_000])
 @pytest.mark.parametrize("framing", ["length", "chunks"])
-def test_who_asks_for_an_upgrade_is_answered_in_http_1_1(guarded: Service, at: int, framing: str) -> None:
+def test_who_asks_for_an_upgrade_is_answered_in_http_1_1(guarded: RunningService, at: int, framing: str) -> None:
     """As Java's client and curl --http2 do before a body: it is read, and the connection goes on."""
     body = json.dumps(chat("fake: tokens=2 ttft_ms=50")).encode()
     lines = ["connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__"]
@@ -186,14 +188,14 @@ def test_who_asks_for_an_upgrade_is_answered_in_http_1_1(guarded: Service, at: i
     assert exchange(guarded, asked).endswith(b'{"status":"ok"}')
 
 
-def test_it_is_no_proxy(guarded: Service) -> None:
+def test_it_is_no_proxy(guarded: RunningService) -> None:
     said = exchange(guarded, b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nhost: 127.0.0.1:22\r\n\r\n", to_the_end=True)
     assert re.findall(rb"HTTP/1.1 (\d{3}) ", said) == [b"405"]
     through = f"GET http://127.0.0.1:{guarded.engine.port}/stats HTTP/1.1\r\nhost: x\r\n\r\n".encode()
     assert exchange(guarded, through).startswith(b"HTTP/1.1 404 ")
 
 
-def test_who_asks_for_a_head_gets_no_body(guarded: Service) -> None:
+def test_who_asks_for_a_head_gets_no_body(guarded: RunningService) -> None:
     """What came behind the head would be read as the next answer."""
     lines = b"HEAD /nothing HTTP/1.1\r\nhost: x\r\n\r\nGET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
     first, second = exchange(guarded, lines, to_the_end=True).split(b"\r\n\r\n", 1)
@@ -201,13 +203,13 @@ def test_who_asks_for_a_head_gets_no_body(guarded: Service) -> None:
     assert second.startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_slow_head_and_a_slow_body_are_408(guarded: Service) -> None:
+def test_a_slow_head_and_a_slow_body_are_408(guarded: RunningService) -> None:
     assert exchange(guarded, b"POST /v1/chat/completions HTTP/1.1\r\nhos").startswith(b"HTTP/1.1 408 ")
     assert exchange(guarded, head(guarded, GOOD), BODY[:5]).startswith(b"HTTP/1.1 408 ")
     wait_until(lambda: (408, "rejected") in {(r["status"], r["outcome"]) for r in guarded.rows()}, "the row", 5)
 
 
-def test_an_idle_connection_is_closed(guarded: Service) -> None:
+def test_an_idle_connection_is_closed(guarded: RunningService) -> None:
     with socket.create_connection(("127.0.0.1", guarded.gateway.port), timeout=8) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
@@ -215,7 +217,7 @@ def test_an_idle_connection_is_closed(guarded: Service) -> None:
 
 
 @pytest.mark.parametrize("size", [40_000, 100_000_000])
-def test_a_head_without_end_is_431_and_costs_no_memory(guarded: Service, size: int) -> None:
+def test_a_head_without_end_is_431_and_costs_no_memory(guarded: RunningService, size: int) -> None:
     before = resident_mib(guarded)
     with socket.create_connection(("127.0.0.1", guarded.gateway.port), timeout=8) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nx: ")
@@ -228,7 +230,7 @@ def test_a_head_without_end_is_431_and_costs_no_memory(guarded: Service, size: i
     assert resident_mib(guarded) - before < 10
 
 
-def test_a_key_of_100_kb_is_refused(guarded: Service) -> None:
+def test_a_key_of_100_kb_is_refused(guarded: RunningService) -> None:
     said = exchange(
         guarded, f"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {'k' * 100_000}\r\n\r\n".encode()
     )
@@ -239,12 +241,12 @@ def test_a_key_of_100_kb_is_refused(guarded: Service) -> None:
     assert short.startswith(b"HTTP/1.1 401 ")
 
 
-def test_who_has_no_key_cannot_make_us_read_a_body(guarded: Service) -> None:
+def test_who_has_no_key_cannot_make_us_read_a_body(guarded: RunningService) -> None:
     lines = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 90000\r\n\r\n"
     assert exchange(guarded, lines).startswith(b"HTTP/1.1 401 ")
 
 
-def test_an_answer_to_a_refused_upload_arrives(guarded: Service) -> None:
+def test_an_answer_to_a_refused_upload_arrives(guarded: RunningService) -> None:
     """The client is still sending when it is refused: it must read the reason, not a reset."""
     said = exchange(guarded, head(guarded, "content-length: 50000000"), b"x" * 3_000_000)
     assert said.startswith(b"HTTP/1.1 413 ")
@@ -267,14 +269,14 @@ def test_an_answer_to_a_refused_upload_arrives(guarded: Service) -> None:
         ({"messages": "hi"}, "messages"),
     ],
 )
-def test_figures_out_of_range_are_400(guarded: Service, more: dict[str, object], param: str) -> None:
+def test_figures_out_of_range_are_400(guarded: RunningService, more: dict[str, object], param: str) -> None:
     before = guarded.stats()["requests"]
     answer = guarded.post("/v1/chat/completions", chat() | more)
     assert (answer.status, answer.json["error"]["param"]) == (400, param), answer.body
     assert guarded.stats()["requests"] == before
 
 
-def test_more_prompts_than_answers_allowed_are_400(guarded: Service) -> None:
+def test_more_prompts_than_answers_allowed_are_400(guarded: RunningService) -> None:
     """Each is a sequence of the engine: a list of thousands would fill it past any queue of ours."""
     before = guarded.stats()["requests"]
     for more in ({"prompt": ["x"] * 17}, {"prompt": [[1, 2]] * 17}, {"prompt": ["x", "y"], "n": 9}):
@@ -301,7 +303,7 @@ def test_more_prompts_than_answers_allowed_are_400(guarded: Service) -> None:
     ],
 )
 def test_a_list_of_prompts_is_as_many_requests(
-    guarded: Service, prompt: object, more: dict[str, object], allowed: bool
+    guarded: RunningService, prompt: object, more: dict[str, object], allowed: bool
 ) -> None:
     """A thousand sequences in one request would be a queue in the engine that nobody else gets past."""
     before = guarded.stats()["requests"]
@@ -311,7 +313,7 @@ def test_a_list_of_prompts_is_as_many_requests(
     assert allowed or answer.json["error"]["param"] == "prompt"
 
 
-def test_bodies_that_are_refused_cost_no_memory(guarded: Service) -> None:
+def test_bodies_that_are_refused_cost_no_memory(guarded: RunningService) -> None:
     deep = b'{"model":"fake","messages":[],"x":' + b"[" * 40_000 + b"]" * 40_000 + b"}"
     chunks = b"".join(b"4000\r\n%s\r\n" % (b" " * 0x4000) for _ in range(40))
     for _ in range(5):
@@ -338,13 +340,13 @@ def test_bodies_that_are_refused_cost_no_memory(guarded: Service) -> None:
         b"\x00",
     ],
 )
-def test_what_is_no_json_is_400(guarded: Service, body: bytes) -> None:
+def test_what_is_no_json_is_400(guarded: RunningService, body: bytes) -> None:
     answer = guarded.post("/v1/chat/completions", body)
     assert answer.status == 400, answer.body
     assert answer.json["error"]["type"] == "invalid_request_error"
 
 
-def test_a_hundred_half_open_clients_do_not_keep_others_out(guarded: Service) -> None:
+def test_a_hundred_half_open_clients_do_not_keep_others_out(guarded: RunningService) -> None:
     clients = [socket.create_connection(("127.0.0.1", guarded.gateway.port), timeout=5) for _ in range(100)]
     try:
         for client in clients:
@@ -357,7 +359,7 @@ def test_a_hundred_half_open_clients_do_not_keep_others_out(guarded: Service) ->
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_an_idempotency_key_runs_once(guarded: Service, stream: bool) -> None:
+async def test_an_idempotency_key_runs_once(guarded: RunningService, stream: bool) -> None:
     """The first client leaves in the middle; who asks again gets the whole answer of the one generation."""
     before = guarded.stats()
     body = json.dumps(chat(f"fake: tokens=20 itl_ms=20 ttft_ms={50 if stream else 400}", stream=stream)).encode()
@@ -384,7 +386,7 @@ async def test_an_idempotency_key_runs_once(guarded: Service, stream: bool) -> N
     assert b"idempotency_key_reused" in refused
 
 
-def test_an_answer_is_not_repeated_to_another_key_of_the_same_user(guarded: Service) -> None:
+def test_an_answer_is_not_repeated_to_another_key_of_the_same_user(guarded: RunningService) -> None:
     """It may not be allowed the model that the first one asked."""
     store = KeyStore(guarded.data)
     other = store.create("ada", models=["nothing-else"])
@@ -395,7 +397,7 @@ def test_an_answer_is_not_repeated_to_another_key_of_the_same_user(guarded: Serv
     assert exchange(guarded, sent.replace(guarded.key.encode(), other.encode())).startswith(b"HTTP/1.1 403 ")
 
 
-def test_a_failed_answer_may_be_tried_again_with_the_same_key(guarded: Service) -> None:
+def test_a_failed_answer_may_be_tried_again_with_the_same_key(guarded: RunningService) -> None:
     body = json.dumps(chat("fake: fault=status:500")).encode()
     sent = head(guarded, f"content-length: {len(body)}", "idempotency-key: again") + body
     before = guarded.stats()
@@ -419,7 +421,7 @@ def test_a_failed_answer_may_be_tried_again_with_the_same_key(guarded: Service) 
     ],
 )
 def test_thousands_of_pipelined_upgrades_are_each_answered(
-    guarded: Service, line: str, key: str, status: bytes
+    guarded: RunningService, line: str, key: str, status: bytes
 ) -> None:
     """Sent in one piece; the log of the gateway, read when it ends, has no traceback."""
     many = 3000
@@ -439,7 +441,7 @@ def test_thousands_of_pipelined_upgrades_are_each_answered(
     assert seen.endswith(b'{"status":"ok"}')
 
 
-def test_an_upgrade_with_a_body_among_others_keeps_every_body_apart(guarded: Service) -> None:
+def test_an_upgrade_with_a_body_among_others_keeps_every_body_apart(guarded: RunningService) -> None:
     body = json.dumps(chat("fake: tokens=1")).encode()
     lines = ("connection: upgrade", "upgrade: h2c", f"content-length: {len(body)}")
     one = head(guarded, *lines) + body
@@ -449,7 +451,7 @@ def test_an_upgrade_with_a_body_among_others_keeps_every_body_apart(guarded: Ser
     assert answer.endswith(b'{"status":"ok"}')
 
 
-def test_equal_content_types_are_one_and_different_ones_are_refused(guarded: Service) -> None:
+def test_equal_content_types_are_one_and_different_ones_are_refused(guarded: RunningService) -> None:
     twice = head(guarded, GOOD, "content-type: application/json", "content-type: application/json") + BODY
     assert exchange(guarded, twice).startswith(b"HTTP/1.1 200 ")
     differs = head(guarded, GOOD, "content-type: application/json", "content-type: text/plain") + BODY

@@ -9,7 +9,7 @@ import sys
 import venv
 from pathlib import Path
 
-from tests.conftest import ROOT, Service, free_port
+from tests.conftest import ROOT, RunningService, free_port
 
 
 def run(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -18,7 +18,7 @@ def run(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT, env=environ)
 
 
-def test_a_loadtest_as_large_as_asked_for(service: Service, tmp_path: Path) -> None:
+def test_a_loadtest_as_large_as_asked_for(service: RunningService, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     words = ("loadtest", "--config", service.config, "--users", "3", "--requests", "4", "--json", report)
     done = run(*words, APPLIANCE_API_KEY=service.key)
@@ -27,7 +27,7 @@ def test_a_loadtest_as_large_as_asked_for(service: Service, tmp_path: Path) -> N
     assert "PASS" in done.stdout
 
 
-def test_a_loadtest_where_the_interpreter_knows_no_packages(service: Service, tmp_path: Path) -> None:
+def test_a_loadtest_where_the_interpreter_knows_no_packages(service: RunningService, tmp_path: Path) -> None:
     """As in a Nix package: what is imported was added to ``sys.path`` by a wrapper, ``sys.executable`` is bare."""
     # An environment without packages: the interpreter under it may know some, Locust among them.
     venv.create(tmp_path / "bare", symlinks=True)
@@ -50,7 +50,7 @@ def test_a_loadtest_where_the_interpreter_knows_no_packages(service: Service, tm
     assert "PASS" in done.stdout
 
 
-def test_a_loadtest_that_cannot_be(service: Service) -> None:
+def test_a_loadtest_that_cannot_be(service: RunningService) -> None:
     done = run("loadtest", "--config", service.config, "--users", "0", APPLIANCE_API_KEY=service.key)
     assert (done.returncode, done.stderr) == (
         2,

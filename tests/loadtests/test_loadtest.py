@@ -20,11 +20,21 @@ from appliance.contract.model import Slo, Smoke
 from appliance.smoketest import load
 from appliance.store.keys import KeyStore
 from appliance.system.stopping import Stop
-from loadtests.parameters import Plan
+from loadtests.parameters import LoadPlan
 from loadtests.report import Report
 from loadtests.run import environment
 from loadtests.scenarios import SCENARIOS
-from tests.conftest import ROOT, Process, Service, free_port, http, opens, start, start_fake, wait_until
+from tests.conftest import (
+    ROOT,
+    RunningService,
+    StartedProcess,
+    free_port,
+    http,
+    opens,
+    start,
+    start_fake,
+    wait_until,
+)
 from tests.gateway.running.witness import long_run
 
 FEW = ("--users", "2", "--requests", "2", "--client-lag-ms", "5000")
@@ -32,7 +42,7 @@ FEW = ("--users", "2", "--requests", "2", "--client-lag-ms", "5000")
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedProcess]:
     running = start_fake(tmp_path_factory.mktemp("fake") / "log")
     yield running
     running.stop()
@@ -51,7 +61,7 @@ def report_of(path: Path) -> dict[str, Any]:
     return table
 
 
-def test_every_output_of_a_run_through_the_gateway(service: Service, tmp_path: Path) -> None:
+def test_every_output_of_a_run_through_the_gateway(service: RunningService, tmp_path: Path) -> None:
     files = {name: tmp_path / f"report.{name}" for name in ("json", "junit", "html", "samples")}
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho '0, 71, 450.10, 98, 0x0000000000000024'\n")
@@ -111,7 +121,7 @@ def test_a_slow_first_token_is_not_hidden_by_an_early_chunk(tmp_path: Path) -> N
     assert "TTFT p99 missed" in done.stdout
 
 
-def test_an_open_loop_with_bursts_cancels_and_a_warmup(engine: Process, tmp_path: Path) -> None:
+def test_an_open_loop_with_bursts_cancels_and_a_warmup(engine: StartedProcess, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     done = loadtest(
         "n8n", "--url", engine.url, "--duration", "3s", "--warmup", "1s", "--burst", "5", "--burst-every", "1s",
@@ -128,7 +138,7 @@ def test_an_open_loop_with_bursts_cancels_and_a_warmup(engine: Process, tmp_path
     wait_until(lambda: http(engine.url + "/stats").json["active"] == 0, "that nothing runs any more")
 
 
-def test_a_model_swap_counts_by_model(tmp_path: Path, engine: Process) -> None:
+def test_a_model_swap_counts_by_model(tmp_path: Path, engine: StartedProcess) -> None:
     out = tmp_path / "report.json"
     words = ("swap", "--url", engine.url, "--model", "fake", "--model", "fake:lora", *FEW, "--requests", "4")
     done = loadtest(*words, "--swap-after", "2", "--think", "0", "--json", out)
@@ -139,7 +149,7 @@ def test_a_model_swap_counts_by_model(tmp_path: Path, engine: Process) -> None:
     }
 
 
-def test_a_client_that_is_too_slow_invalidates_the_run(engine: Process, tmp_path: Path) -> None:
+def test_a_client_that_is_too_slow_invalidates_the_run(engine: StartedProcess, tmp_path: Path) -> None:
     out = tmp_path / "junit.xml"
     words = ("--url", engine.url, "--model", "fake", "--duration", "2s", "--warmup", "0")
     done = loadtest(*words, "--client-lag-ms", "0.000001", "--junit", out)
@@ -149,7 +159,7 @@ def test_a_client_that_is_too_slow_invalidates_the_run(engine: Process, tmp_path
     assert root.get("errors") == root.get("tests")
 
 
-def test_a_baseline(engine: Process, tmp_path: Path) -> None:
+def test_a_baseline(engine: StartedProcess, tmp_path: Path) -> None:
     before, now = tmp_path / "before.json", tmp_path / "now.json"
     words = ("--model", "fake", "--users", "6", "--requests", "6", "--client-lag-ms", "5000")
     assert loadtest("--url", engine.url, *words, "--json", before).returncode == 0
@@ -218,7 +228,7 @@ def test_what_cannot_be_is_said_before_anything_runs(
     assert said in capsys.readouterr().err
 
 
-def test_refusals_end_before_the_load(service: Service) -> None:
+def test_refusals_end_before_the_load(service: RunningService) -> None:
     done = loadtest("--url", service.url, "--model", "fake", key="sk-wrong")
     assert (done.returncode, "the key is not valid" in done.stderr) == (2, True)
     done = loadtest("--url", service.url, "--model", "nobody", key=service.key)
@@ -227,7 +237,7 @@ def test_refusals_end_before_the_load(service: Service) -> None:
     assert (done.returncode, "do not fit engines.chat.context = 4096" in done.stderr) == (2, True)
 
 
-def test_users_take_keys_in_turn(service: Service, tmp_path: Path) -> None:
+def test_users_take_keys_in_turn(service: RunningService, tmp_path: Path) -> None:
     keys = KeyStore(service.data)
     bert, cleo = keys.create("bert"), keys.create("cleo")
     keys.close()
@@ -237,7 +247,7 @@ def test_users_take_keys_in_turn(service: Service, tmp_path: Path) -> None:
     wait_until(lambda: {"bert", "cleo"} <= {row["user"] for row in service.rows()}, "rows of both users")
 
 
-def test_an_interrupted_run_reports_and_proves_nothing(engine: Process, tmp_path: Path) -> None:
+def test_an_interrupted_run_reports_and_proves_nothing(engine: StartedProcess, tmp_path: Path) -> None:
     """The moments and signals are in test_long_runs.py; this is the real engine's side: its requests end."""
     out = tmp_path / "report.json"
     words = ("loadtest", "--url", engine.url, "--model", "fake", "--warmup", "0", "--json", out)
@@ -251,7 +261,7 @@ def test_an_interrupted_run_reports_and_proves_nothing(engine: Process, tmp_path
     wait_until(lambda: http(engine.url + "/stats").json["active"] == 0, "no request runs any more")
 
 
-def test_the_smoke_scenario_passes_and_misses(engine: Process, tmp_path: Path) -> None:
+def test_the_smoke_scenario_passes_and_misses(engine: StartedProcess, tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     asked = Smoke(users=3, requests_per_user=2, max_tokens=8)
     more: dict[str, Any] = {"url": engine.url, "key": "k", "folder": tmp_path, "stop": Stop()}
@@ -264,10 +274,10 @@ def test_the_smoke_scenario_passes_and_misses(engine: Process, tmp_path: Path) -
     assert (report.exit_code, report.failures) == (2, {"status 404": 6}), "a model that is not there proves nothing"
 
 
-def test_locust_exits_by_our_verdict(engine: Process, tmp_path: Path) -> None:
+def test_locust_exits_by_our_verdict(engine: StartedProcess, tmp_path: Path) -> None:
     parameters = SCENARIOS["smoke"].defaults.model_copy(update={"users": 1, "requests": 1})
     # Nothing fails, which is all that Locust itself would look at.
-    plan = Plan(scenario="smoke", parameters=parameters, models=("fake",), slo=Slo(ttft_p99_ms=0.01))
+    plan = LoadPlan(scenario="smoke", parameters=parameters, models=("fake",), slo=Slo(ttft_p99_ms=0.01))
     out = tmp_path / "report.json"
     argv = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--host", engine.url]
     environ = {**os.environ, **environment(plan, ["k"], None, out)}
@@ -275,7 +285,7 @@ def test_locust_exits_by_our_verdict(engine: Process, tmp_path: Path) -> None:
     assert (done.returncode, Report.from_json(out.read_bytes()).failures) == (1, {}), done.stderr
 
 
-def test_locusts_own_page_with_the_same_file(engine: Process, tmp_path: Path) -> None:
+def test_locusts_own_page_with_the_same_file(engine: StartedProcess, tmp_path: Path) -> None:
     port = free_port()
     argv = [
         sys.executable,

@@ -12,38 +12,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtests.client import Ask, Client, Target
-from loadtests.lexicon import WORDS, Lexicon
+from loadtests.client import LoadClient, RequestSpec, Target
 from loadtests.outcome import Cause, Ending, classify, doubled
 from loadtests.sample import Sample
-from loadtests.sizing import TokenizerUnavailableError, by_tokenizer, by_usage
 from loadtests.stream import GARBAGE, Reader
-from tests.conftest import Process, http, start_fake
+from loadtests.token_costs import WORDS, TokenCosts
+from loadtests.tokenizer_probe import TokenizerUnavailableError, by_tokenizer, by_usage
+from tests.conftest import StartedProcess, http, start_fake
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedProcess]:
     running = start_fake(tmp_path_factory.mktemp("fake") / "log")
     yield running
     running.stop()
 
 
-def ask(text: str, *, stream: bool = True, cancel_after: int | None = None, model: str = "fake") -> Ask:
+def ask(text: str, *, stream: bool = True, cancel_after: int | None = None, model: str = "fake") -> RequestSpec:
     body = {"messages": [{"role": "user", "content": f"fake: tokens=12 {text}"}], "max_tokens": 12}
-    return Ask(model, body, max_tokens=12, stream=stream, cancel_after=cancel_after)
+    return RequestSpec(model, body, max_tokens=12, stream=stream, cancel_after=cancel_after)
 
 
 def asked(
-    engine: Process, directive: str, timeout_s: float = 20.0, *, stall_s: float = 20.0, stream: bool = True
+    engine: StartedProcess, directive: str, timeout_s: float = 20.0, *, stall_s: float = 20.0, stream: bool = True
 ) -> Sample:
-    client = Client(Target(engine.url, "sk-x", timeout_s, stall_s))
+    client = LoadClient(Target(engine.url, "sk-x", timeout_s, stall_s))
     try:
         return client.ask(ask(directive, stream=stream))
     finally:
         client.close()
 
 
-def test_a_good_answer(engine: Process) -> None:
+def test_a_good_answer(engine: StartedProcess) -> None:
     sample = asked(engine, "ttft_ms=100 itl_ms=10")
     assert sample.cause == ""
     assert (sample.completion_tokens, sample.chunks, sample.finish_reason) == (12, 12, "stop")
@@ -83,7 +83,7 @@ def test_a_good_answer(engine: Process) -> None:
         ("late_end", ""),
     ],
 )
-def test_each_sabotage_is_named(engine: Process, fault: str, cause: str) -> None:
+def test_each_sabotage_is_named(engine: StartedProcess, fault: str, cause: str) -> None:
     timeout_s = 0.7 if fault in ("stall:0", "hang") else 20
     stall_s = 0.7 if fault == "stall:1" else 20
     sample = asked(engine, f"fault={fault}", timeout_s, stall_s=stall_s)
@@ -100,18 +100,18 @@ def test_each_sabotage_is_named(engine: Process, fault: str, cause: str) -> None
         ("hang", Cause.TIMEOUT),
     ],
 )
-def test_answers_in_one_piece_are_judged_as_well(engine: Process, fault: str, cause: str) -> None:
+def test_answers_in_one_piece_are_judged_as_well(engine: StartedProcess, fault: str, cause: str) -> None:
     assert asked(engine, f"fault={fault}", timeout_s=0.5 if fault == "hang" else 20, stream=False).cause == cause
 
 
-def test_an_early_empty_chunk_does_not_hide_a_slow_first_token(engine: Process) -> None:
+def test_an_early_empty_chunk_does_not_hide_a_slow_first_token(engine: StartedProcess) -> None:
     sample = asked(engine, "ttft_ms=300 fault=early_empty")
     assert sample.cause == ""
     assert sample.ttft is not None
     assert sample.ttft >= 0.3
 
 
-def test_several_tokens_in_a_chunk_count_as_what_the_engine_says(engine: Process) -> None:
+def test_several_tokens_in_a_chunk_count_as_what_the_engine_says(engine: StartedProcess) -> None:
     sample = asked(engine, "itl_ms=30 fault=merge")
     assert (sample.cause, sample.completion_tokens, sample.chunks) == ("", 12, 5)
     assert sample.gaps.total == 4
@@ -122,13 +122,13 @@ def test_several_tokens_in_a_chunk_count_as_what_the_engine_says(engine: Process
 
 
 def test_nobody_listens() -> None:
-    sample = Client(Target("http://127.0.0.1:1", "k")).ask(ask(""))
+    sample = LoadClient(Target("http://127.0.0.1:1", "k")).ask(ask(""))
     assert sample.cause == "no answer (ConnectionRefusedError)"
 
 
-def test_leaving_is_our_doing_and_the_engine_notices(engine: Process) -> None:
+def test_leaving_is_our_doing_and_the_engine_notices(engine: StartedProcess) -> None:
     before = http(engine.url + "/stats").json["aborted"]
-    client = Client(Target(engine.url, "k"))
+    client = LoadClient(Target(engine.url, "k"))
     sample = client.ask(ask("itl_ms=50", cancel_after=3))
     assert (sample.cause, sample.chunks) == (Cause.CANCELLED, 3)
     assert client.ask(ask("")).cause == "", "the next request is none the worse for it"
@@ -136,8 +136,8 @@ def test_leaving_is_our_doing_and_the_engine_notices(engine: Process) -> None:
     assert http(engine.url + "/stats").json["aborted"] == before + 1
 
 
-def test_a_connection_is_kept_and_a_stale_one_replaced(engine: Process) -> None:
-    client = Client(Target(engine.url, "k"))
+def test_a_connection_is_kept_and_a_stale_one_replaced(engine: StartedProcess) -> None:
+    client = LoadClient(Target(engine.url, "k"))
     assert [client.ask(ask("")).reconnected for _ in range(2)] == [False, False]
     assert client.ask(ask("fault=reset")).cause == "no answer (ConnectionResetError)"
     assert client.ask(ask("")).cause == ""
@@ -188,7 +188,7 @@ LAST = (
 )
 def test_answers_byte_for_byte(pieces: list[bytes], cause: str) -> None:
     url, thread = answering(*pieces)
-    sample = Client(Target(url, "k", 10, 10)).ask(ask(""))
+    sample = LoadClient(Target(url, "k", 10, 10)).ask(ask(""))
     thread.join()
     if cause.startswith("no answer"):
         assert sample.cause.startswith("no answer (HttpParser")
@@ -234,35 +234,37 @@ def test_garbage_after_a_cut_is_a_cut() -> None:
 # Sizes in tokens.
 
 
-def test_the_engines_tokenizer_sizes_words(engine: Process) -> None:
-    lexicon = by_tokenizer(engine.url, "fake")
-    assert (lexicon.cost("sea"), lexicon.cost("mountain"), lexicon.overhead) == (1, 2, 10)
-    assert engine.url in lexicon.source
+def test_the_engines_tokenizer_sizes_words(engine: StartedProcess) -> None:
+    token_costs = by_tokenizer(engine.url, "fake")
+    assert (token_costs.cost("sea"), token_costs.cost("mountain"), token_costs.overhead) == (1, 2, 10)
+    assert engine.url in token_costs.source
 
 
-def test_without_a_tokenizer_the_usage_of_two_probes_does(engine: Process) -> None:
+def test_without_a_tokenizer_the_usage_of_two_probes_does(engine: StartedProcess) -> None:
     with pytest.raises(TokenizerUnavailableError, match="ConnectionRefusedError"):
         by_tokenizer("http://127.0.0.1:1", "fake")
     with pytest.raises(TokenizerUnavailableError, match="404"):
         by_tokenizer(engine.url + "/elsewhere", "fake")
-    lexicon = by_usage(Target(engine.url, "k"), "fake")
+    token_costs = by_usage(Target(engine.url, "k"), "fake")
     # The fake counts a token for eight bytes of body.
-    assert 0.3 < lexicon.default_cost < 1.2
-    assert "two probes" in lexicon.source
+    assert 0.3 < token_costs.default_cost < 1.2
+    assert "two probes" in token_costs.source
     assert "estimated" in by_usage(Target(engine.url, "k"), "nobody").source
 
 
 @given(st.integers(1, 3000), st.dictionaries(st.sampled_from(WORDS), st.integers(1, 4).map(float)), st.integers())
 def test_text_has_the_size_that_was_wanted(tokens: int, costs: dict[str, float], seed: int) -> None:
-    lexicon = Lexicon(costs, default_cost=1.0)
-    text = lexicon.text(random.Random(seed), tokens)
-    assert abs(sum(lexicon.cost(word) for word in text.split()) - tokens) <= 3
-    assert text == lexicon.text(random.Random(seed), tokens)
+    token_costs = TokenCosts(costs, default_cost=1.0)
+    text = token_costs.text(random.Random(seed), tokens)
+    assert abs(sum(token_costs.cost(word) for word in text.split()) - tokens) <= 3
+    assert text == token_costs.text(random.Random(seed), tokens)
 
 
-def test_json_of_a_body_is_what_was_asked(engine: Process) -> None:
-    client = Client(Target(engine.url, "sk-secret"))
-    client.ask(Ask("fake", {"messages": [{"role": "user", "content": "grün"}], "max_tokens": 3}, chat_id="c-1"))
+def test_json_of_a_body_is_what_was_asked(engine: StartedProcess) -> None:
+    client = LoadClient(Target(engine.url, "sk-secret"))
+    client.ask(
+        RequestSpec("fake", {"messages": [{"role": "user", "content": "grün"}], "max_tokens": 3}, chat_id="c-1")
+    )
     client.close()
     seen = http(engine.url + "/last").json
     body = json.loads(seen["body"])

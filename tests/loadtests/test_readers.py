@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Service, chat, head, resident_mib, serving, wait_until
+from tests.conftest import RunningService, chat, head, resident_mib, serving, wait_until
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A gateway with little patience for who does not read."""
     limits = {"idle_timeout_s": 1.0, "reader_timeout_s": 1.0}
     with serving(tmp_path_factory.mktemp("readers"), gateway=limits) as service:
         yield service
 
 
-def test_a_client_that_reads_nothing_is_cut_and_costs_little(guarded: Service) -> None:
+def test_a_client_that_reads_nothing_is_cut_and_costs_little(guarded: RunningService) -> None:
     before, rows = resident_mib(guarded), len(guarded.rows())
     body = json.dumps(chat("fake: tokens=1000000 itl_ms=0 ttft_ms=1", stream=True)).encode()
     with socket.socket() as connection:
@@ -36,7 +36,7 @@ def test_a_client_that_reads_nothing_is_cut_and_costs_little(guarded: Service) -
         wait_until(lambda: guarded.stats()["active"] == 0, "the engine stops", 3)
 
 
-def reads_little(service: Service, sent: bytes, times: int = 1) -> socket.socket:
+def reads_little(service: RunningService, sent: bytes, times: int = 1) -> socket.socket:
     """A connection with the smallest of buffers that has sent ``sent`` as far as the gateway takes it."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -76,14 +76,14 @@ def whole_answer(connection: socket.socket, pause_s: float = 0.0, pauses: int = 
     return int(length[1])
 
 
-def open_connections(service: Service) -> int:
+def open_connections(service: RunningService) -> int:
     """Connections of clients that the gateway has, by the kernel's own table."""
     port = f"{service.gateway.port:04X}"
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(words[1].endswith(f":{port}") and words[3] == "01" for words in lines)
 
 
-def test_who_asks_and_asks_and_never_reads_is_cut_and_costs_little(guarded: Service) -> None:
+def test_who_asks_and_asks_and_never_reads_is_cut_and_costs_little(guarded: RunningService) -> None:
     """Requests one behind the other, each with an answer eight times as long, none of it read; no key is needed."""
     before = resident_mib(guarded)
     with reads_little(guarded, b"GET / HTTP/1.1\r\nhost: xxxxxx\r\n\r\n" * 200, 1500) as connection:
@@ -93,7 +93,7 @@ def test_who_asks_and_asks_and_never_reads_is_cut_and_costs_little(guarded: Serv
         assert connection.fileno() > 0
 
 
-def test_a_reader_of_a_few_bytes_a_second_is_cut(guarded: Service) -> None:
+def test_a_reader_of_a_few_bytes_a_second_is_cut(guarded: RunningService) -> None:
     before, rows = resident_mib(guarded), len(guarded.rows())
     body = json.dumps(chat("fake: tokens=1000000 itl_ms=0 ttft_ms=1", stream=True)).encode()
     with reads_little(guarded, head(guarded, f"content-length: {len(body)}") + body) as connection:
@@ -108,7 +108,7 @@ def test_a_reader_of_a_few_bytes_a_second_is_cut(guarded: Service) -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["connection: close"]])
-def test_a_whole_answer_that_nobody_reads_is_not_kept(guarded: Service, more: list[str]) -> None:
+def test_a_whole_answer_that_nobody_reads_is_not_kept(guarded: RunningService, more: list[str]) -> None:
     """Megabytes that the engine sent in one piece: given up after the reader's time, also between two requests."""
     body = json.dumps(chat("fake: tokens=1000000 ttft_ms=1")).encode()
     with reads_little(guarded, head(guarded, f"content-length: {len(body)}", *more) + body):
@@ -116,7 +116,7 @@ def test_a_whole_answer_that_nobody_reads_is_not_kept(guarded: Service, more: li
         wait_until(lambda: open_connections(guarded) == 0, "it is cut", 15)
 
 
-def test_a_whole_answer_read_slowly_but_steadily_arrives(guarded: Service) -> None:
+def test_a_whole_answer_read_slowly_but_steadily_arrives(guarded: RunningService) -> None:
     """Longer than the reader's time in all, never within it without progress; the connection closes after it."""
     body = json.dumps(chat("fake: tokens=1000000 ttft_ms=1")).encode()
     sent = head(guarded, f"content-length: {len(body)}", "connection: close") + body

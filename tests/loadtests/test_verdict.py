@@ -18,15 +18,15 @@ from loadtests.baseline import above, compare, differences
 from loadtests.collect import Collector
 from loadtests.estimates import Interval, batch_means, jain, percentile, percentile_interval, wilson
 from loadtests.gpu import parse, throttled
-from loadtests.lexicon import Lexicon
 from loadtests.outcome import Cause
-from loadtests.parameters import Limits, Parameters, Plan
+from loadtests.parameters import LoadLimits, LoadPlan, Parameters
 from loadtests.plots import Axes, Series, plot, ticks
 from loadtests.report import INTERRUPTED, INVALID, MISSED, PASS, Report, meets, summarise
-from loadtests.sample import Beat, Gaps, Line, Sample
+from loadtests.sample import Gaps, Heartbeat, Sample, SampleLine
 from loadtests.scenarios import SCENARIOS, Scenario, Turn
 from loadtests.scrape import read_metrics
-from loadtests.search import Search, Step
+from loadtests.search import Search, SearchStep
+from loadtests.token_costs import TokenCosts
 
 
 def made(ttft: float = 0.5, cause: str = "", *, user: int = 0, at: float = 0.0, tokens: int = 11) -> Sample:
@@ -39,21 +39,21 @@ def made(ttft: float = 0.5, cause: str = "", *, user: int = 0, at: float = 0.0, 
     return sample
 
 
-def collected(*samples: Sample, beats: tuple[Beat, ...] = (), notes: tuple[str, ...] = ()) -> Collector:
+def collected(*samples: Sample, beats: tuple[Heartbeat, ...] = (), notes: tuple[str, ...] = ()) -> Collector:
     found = Collector()
-    found.add(Line(began=0.0))
+    found.add(SampleLine(began=0.0))
     for sample in samples:
-        found.add(Line(sample=sample))
+        found.add(SampleLine(sample=sample))
     for beat in beats:
-        found.add(Line(beat=beat))
+        found.add(SampleLine(beat=beat))
     for note in notes:
-        found.add(Line(note=note))
+        found.add(SampleLine(note=note))
     return found
 
 
-def plan(slo: Slo | None = None, **parameters: float) -> Plan:
+def plan(slo: Slo | None = None, **parameters: float) -> LoadPlan:
     size = Parameters.model_validate({"duration_s": None, **parameters})
-    return Plan(scenario="chat", parameters=size, models=("m",), slo=slo or Slo(error_rate=0.5))
+    return LoadPlan(scenario="chat", parameters=size, models=("m",), slo=slo or Slo(error_rate=0.5))
 
 
 def judged(*samples: Sample, slo: Slo | None = None) -> Report:
@@ -122,8 +122,8 @@ def test_answers_in_one_piece_are_held_to_no_first_token() -> None:
     assert report.exit_code == PASS
 
 
-def beats(cpu: float = 0.1, lag: float = 0.0, count: int = 10) -> tuple[Beat, ...]:
-    return tuple(Beat(float(i), cpu, lag, 1, 1) for i in range(count))
+def beats(cpu: float = 0.1, lag: float = 0.0, count: int = 10) -> tuple[Heartbeat, ...]:
+    return tuple(Heartbeat(float(i), cpu, lag, 1, 1) for i in range(count))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_late_sending_invalidates_and_counts_into_latency() -> None:
 
 
 def test_a_busy_client_is_no_matter_within_its_limits() -> None:
-    allowed = plan().model_copy(update={"limits": Limits(cpu_share=1, lag_ms=1000)})
+    allowed = plan().model_copy(update={"limits": LoadLimits(cpu_share=1, lag_ms=1000)})
     assert summarise(collected(made(), beats=beats(0.95, 0.4)), allowed).exit_code == PASS
 
 
@@ -325,7 +325,7 @@ def test_the_search_finds_the_highest_load_that_holds(truth: float, start: float
     search = Search(start, 1000, resolution=0.1)
     while (load := search.next()) is not None:
         assert 0 < load <= 1000
-        search.record(Step(load, held=load <= truth))
+        search.record(SearchStep(load, held=load <= truth))
     if search.best is None:
         assert truth < start / 64
     else:
@@ -338,13 +338,13 @@ def test_the_search_ends_at_its_bounds() -> None:
     search = Search(8, 64, whole=True)
     while (load := search.next()) is not None:
         assert load == int(load)
-        search.record(Step(load, held=True))
+        search.record(SearchStep(load, held=True))
     assert [step.load for step in search.steps] == [8, 16, 32, 64]
     assert search.best is not None
     assert not search.resolved, "nothing failed, so it is a lower bound"
     saturated = Search(8, 1000)
     while (load := saturated.next()) is not None:
-        saturated.record(Step(load, held=load <= 20, invalid=load > 20))
+        saturated.record(SearchStep(load, held=load <= 20, invalid=load > 20))
     assert saturated.best is not None
     assert not saturated.resolved, "the client failed, not the service"
 
@@ -355,9 +355,11 @@ def test_the_search_ends_at_its_bounds() -> None:
 def some(scenario: Scenario, count: int = 60, seed: int = 1) -> list[Turn]:
     parameters = scenario.defaults.model_copy(update={"seed": seed})
     if scenario.arrivals is not None:
-        return list(itertools.islice(scenario.arrivals(parameters, Lexicon()), count))
+        return list(itertools.islice(scenario.arrivals(parameters, TokenCosts()), count))
     assert scenario.turns is not None
-    return [t for u in range(10) for t in itertools.islice(scenario.turns(parameters, Lexicon(), u), count // 10)]
+    return [
+        t for u in range(10) for t in itertools.islice(scenario.turns(parameters, TokenCosts(), u), count // 10)
+    ]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=lambda s: s.name)

@@ -28,7 +28,7 @@ def hub(status: int, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes] | 
         {"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in (files or {}).items()
     ]
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class HubHandler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
             content = json.dumps(tree if "/tree/" in self.path else listing).encode()
@@ -47,7 +47,7 @@ def hub(status: int, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes] | 
         def log_message(self, *_: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")

@@ -14,7 +14,7 @@ from http.client import HTTPResponse
 from typing import Any
 
 from tests.conftest import Response
-from tests.network.machine import Machine
+from tests.network.machine import NetworkMachine
 
 PATH = "/v1/chat/completions"
 
@@ -51,13 +51,15 @@ class Stream:
         return self.tokens[0][0] - self.sent
 
 
-class Client:
+class NetworkClient:
     """A machine that knows the edge by name, the authority that vouches for it, and keys of some users.
 
     User ``n`` has a key and an address of his own, as people on the Internet do.
     """
 
-    def __init__(self, machine: Machine, authority: str, domain: str, edge: str, addresses: list[str]) -> None:
+    def __init__(
+        self, machine: NetworkMachine, authority: str, domain: str, edge: str, addresses: list[str]
+    ) -> None:
         self.machine = machine
         self.domain = domain
         self.edge = edge
@@ -67,7 +69,7 @@ class Client:
         self.keys: list[str] = []
         self.trust = ssl.create_default_context(cadata=authority)
 
-    def elsewhere(self, machine: Machine, server: str, port: int) -> Client:
+    def elsewhere(self, machine: NetworkMachine, server: str, port: int) -> NetworkClient:
         """The same users on another machine, who ask ``server`` without TLS."""
         other = copy.copy(self)
         other.machine, other.edge, other.port, other.tls, other.addresses = (

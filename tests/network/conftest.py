@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.network.site import Site, running
+from tests.network.site import NetworkSite, running
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkSite]:
     """Two VPSs and one GPU host, booted. A test that breaks something mends it."""
     with running(tmp_path_factory.mktemp("site"), edges=2) as made:
         yield made

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import wait_until
-from tests.network.machine import CommandError, Machine
+from tests.network.machine import CommandError, NetworkMachine
 from tests.nix import translate
 
 ETC = "/var/lib/etc"
@@ -25,10 +25,10 @@ class UnitFailed(Exception):  # noqa: N818 - systemd's word
     """A unit did not start."""
 
 
-class Host:
+class NetworkHost:
     """A machine with a configuration. :meth:`boot` starts its units in their order, as far as they can."""
 
-    def __init__(self, machine: Machine, values: dict[str, Any]) -> None:
+    def __init__(self, machine: NetworkMachine, values: dict[str, Any]) -> None:
         self.machine = machine
         self.configure(values)
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}

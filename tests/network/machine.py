@@ -34,7 +34,7 @@ def _enter(descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-class Machine:
+class NetworkMachine:
     """A machine. ``/run`` and ``/var/lib`` are its own; everything else is that of the machine it runs on.
 
     ``/var/lib`` outlives it, as a disk does: a machine of the same name finds it again.

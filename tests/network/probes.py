@@ -8,10 +8,10 @@ import struct
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.network.machine import Machine
+from tests.network.machine import NetworkMachine
 
 
-def scan(machine: Machine, target: str, ports: str = "-") -> set[int]:
+def scan(machine: NetworkMachine, target: str, ports: str = "-") -> set[int]:
     """TCP ports that answer with a SYN-ACK, seen by nmap from ``machine``."""
     family = ["-6"] if ":" in target else []
     argv = ["nmap", *family, "-n", "-Pn", "-sS", "--min-rate", "20000", "--max-retries", "2", "-T5", "--open"]
@@ -20,7 +20,7 @@ def scan(machine: Machine, target: str, ports: str = "-") -> set[int]:
     return {int(port) for port in re.findall(r"(\d+)/open/tcp", said)}
 
 
-def knock(machine: Machine, target: str, port: int, timeout_s: float = 1.5) -> str:
+def knock(machine: NetworkMachine, target: str, port: int, timeout_s: float = 1.5) -> str:
     """What a TCP connection to ``target`` meets: ``open``, ``refused``, ``silence`` or ``unreachable``."""
     family = socket.AF_INET6 if ":" in target else socket.AF_INET
     with machine.socket(family) as probe:
@@ -37,7 +37,7 @@ def knock(machine: Machine, target: str, port: int, timeout_s: float = 1.5) -> s
 
 
 def knocks(
-    machine: Machine, doors: Iterable[tuple[str, int]], timeout_s: float = 1.0
+    machine: NetworkMachine, doors: Iterable[tuple[str, int]], timeout_s: float = 1.0
 ) -> dict[tuple[str, int], str]:
     """:func:`knock` at many doors at once."""
     listed = [*doors]
@@ -62,23 +62,23 @@ def syn(source: str, target: str, port: int) -> bytes:
     return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 1, 0, 64, 6, 0) + ends + tcp
 
 
-def send_raw(machine: Machine, packet: bytes, target: str) -> None:
+def send_raw(machine: NetworkMachine, packet: bytes, target: str) -> None:
     """Send a packet with a header of our own making on the way to ``target``."""
     with machine.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         raw.sendto(packet, (target, 0))
 
 
-class Watch:
+class PathWatch:
     """Counts packets on a machine, in a table of its own beside the firewall's."""
 
-    def __init__(self, machine: Machine, hook: str, rule: str) -> None:
+    def __init__(self, machine: NetworkMachine, hook: str, rule: str) -> None:
         self._machine = machine
         chain = f"chain seen {{ type filter hook {hook} priority 300; {rule} counter name seen\n }}"
         if hook == "prerouting":
             chain = chain.replace("priority 300", "priority -400")
         machine.do("nft", "-f", "-", given=f"table inet watch {{\n counter seen {{ }}\n {chain}\n}}\n")
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> PathWatch:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,6 +92,6 @@ class Watch:
         return int(found[1])
 
 
-def settled(machine: Machine, target: str) -> None:
+def settled(machine: NetworkMachine, target: str) -> None:
     """Wait until everything sent before on this way has arrived: an echo takes the same way behind it."""
     machine.do("ping", "-c", "1", "-W", "5", "-n", target)

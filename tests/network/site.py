@@ -18,10 +18,10 @@ import pytest
 
 from appliance.store.keys import KeyStore
 from tests.conftest import ROOT, http, wait_until
-from tests.network.client import Client
-from tests.network.host import ETC, Host
+from tests.network.client import NetworkClient
+from tests.network.host import ETC, NetworkHost
 from tests.network.internet import Internet
-from tests.network.machine import Machine
+from tests.network.machine import NetworkMachine
 from tests.network.probes import knock
 from tests.nix import checker
 
@@ -68,14 +68,14 @@ def require_parts() -> None:
 
 
 @dataclass
-class Site:
+class NetworkSite:
     """A running site."""
 
     folder: Path
     internet: Internet
-    hosts: dict[str, Host]
-    client: Client
-    attacker: Machine
+    hosts: dict[str, NetworkHost]
+    client: NetworkClient
+    attacker: NetworkMachine
     public_keys: dict[str, str]
 
     def edge(self, name: str = "vps-a") -> str:
@@ -90,7 +90,7 @@ class Site:
     def power_on(self, name: str) -> None:
         """It boots again, with the disk it had."""
         host = self.hosts[name]
-        host.machine = Machine(name, self.folder)
+        host.machine = NetworkMachine(name, self.folder)
         host.daemons = {}
         self.internet.plug(host.machine, NUMBERS[name])
         host.boot()
@@ -130,7 +130,7 @@ class Site:
         return wait_until(served, f"a request through {edge} is answered", timeout_s)
 
 
-def _wait_for_door(machine: Machine, target: str, what: str) -> None:
+def _wait_for_door(machine: NetworkMachine, target: str, what: str) -> None:
     wait_until(lambda: knock(machine, target, 8000) == "open", what, 30)
 
 
@@ -139,7 +139,7 @@ def address(name: str) -> str:
     return f"203.0.113.{NUMBERS[name]}"
 
 
-def data_folder(host: Host) -> Path:
+def data_folder(host: NetworkHost) -> Path:
     """Where the gateway of a GPU host keeps keys and usage, on its disk."""
     site = json.loads(host.values["environment.etc"]["appliance/appliance.json"]["source"]["text"])
     return host.machine.disk / Path(site["gateway"]["data_dir"]).relative_to("/var/lib")
@@ -230,7 +230,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def running(
     folder: Path, *, edges: int = 1, gpus: int = 1, more: Mapping[str, Mapping[str, Any]] | None = None,
     boots: bool = True,
-) -> Iterator[Site]:  # fmt: skip
+) -> Iterator[NetworkSite]:  # fmt: skip
     """A site with so many VPSs and GPU hosts, booted; taken down afterwards, whatever happens."""
     require_parts()
     folder.mkdir(parents=True, exist_ok=True)
@@ -244,13 +244,13 @@ def running(
         internet = Internet(folder)
         stack.callback(internet.close)
 
-        def machine(name: str, *numbers: int) -> Machine:
-            made = Machine(name, folder)
+        def machine(name: str, *numbers: int) -> NetworkMachine:
+            made = NetworkMachine(name, folder)
             stack.callback(made.close)
             internet.plug(made, *numbers)
             return made
 
-        hosts = {name: Host(machine(name, NUMBERS[name]), values[name]) for name in names}
+        hosts = {name: NetworkHost(machine(name, NUMBERS[name]), values[name]) for name in names}
         for host in hosts.values():
             stack.callback(host.close)
         attacker = machine("attacker", NUMBERS["attacker"])
@@ -258,9 +258,9 @@ def running(
         for name, host in hosts.items():
             prepare(host, folder, name, domain)
         addresses = [f"203.0.113.{number}" for number in CLIENT_NUMBERS]
-        client = Client(outside, trust, domain, address("vps-a"), addresses)
+        client = NetworkClient(outside, trust, domain, address("vps-a"), addresses)
         client.keys = users(hosts, names)
-        site = Site(folder, internet, hosts, client, attacker, public)
+        site = NetworkSite(folder, internet, hosts, client, attacker, public)
         if boots:
             for name in reversed(names):
                 hosts[name].boot()
@@ -271,7 +271,7 @@ def running(
         yield site
 
 
-def prepare(host: Host, folder: Path, name: str, domain: str) -> None:
+def prepare(host: NetworkHost, folder: Path, name: str, domain: str) -> None:
     """Put onto a host's disk what is there before it boots: its key and, on a VPS, its certificate."""
     host.machine.write("/var/lib/wireguard/wg0.key", (folder / f"{name}.key").read_text())
     if name.startswith("vps"):
@@ -279,7 +279,7 @@ def prepare(host: Host, folder: Path, name: str, domain: str) -> None:
             host.machine.write(f"/var/lib/acme/{domain}/{file}", (folder / file).read_text())
 
 
-def users(hosts: Mapping[str, Host], names: tuple[str, ...]) -> list[str]:
+def users(hosts: Mapping[str, NetworkHost], names: tuple[str, ...]) -> list[str]:
     """The keys of :data:`USERS` users, known to every gateway."""
     first, *others = [data_folder(hosts[name]) for name in names if name.startswith("gpu")]
     store = KeyStore(first)

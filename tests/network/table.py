@@ -30,7 +30,7 @@ class Row:
 
 
 @dataclass
-class Run:
+class NetworkRun:
     """One run of the tests."""
 
     seconds: float
@@ -39,7 +39,7 @@ class Run:
     skipped: int
 
 
-def read(reports: list[Path], rows: dict[str, Row], seconds: float) -> Run:
+def read(reports: list[Path], rows: dict[str, Row], seconds: float) -> NetworkRun:
     """Add the run whose JUnit ``reports`` these are to ``rows``."""
     passed = controls = skipped = 0
     for case in (case for report in reports for case in ET.parse(report).getroot().iter("testcase")):
@@ -54,10 +54,10 @@ def read(reports: list[Path], rows: dict[str, Row], seconds: float) -> Run:
                 row = rows.setdefault(name, Row(expected))
                 row.seen.append(seen)
                 row.seconds.append(float(case.get("time", "0")))
-    return Run(seconds, passed, controls, skipped)
+    return NetworkRun(seconds, passed, controls, skipped)
 
 
-def table(rows: dict[str, Row], runs: list[Run]) -> str:
+def table(rows: dict[str, Row], runs: list[NetworkRun]) -> str:
     """The table, by case."""
     lines = [
         f"{len(runs)} runs of `make test-network`: " + "; ".join(

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.network.client import PATH, Stream, chat
-from tests.network.site import Site
+from tests.network.site import NetworkSite
 from tests.nix import checker
 
 Saw = Callable[[str, str, str], None]
@@ -26,7 +26,7 @@ PEBBLE = "203.0.113.1"
 class Acme:
     """pebble on the Internet, and lego on the VPS."""
 
-    site: Site
+    site: NetworkSite
 
     def lego(self, *verb: str) -> None:
         """Ask for a certificate as NixOS's unit does, and put it where nginx finds it."""
@@ -65,7 +65,7 @@ class Acme:
 
 
 @pytest.fixture
-def acme(site: Site) -> Iterator[Acme]:
+def acme(site: NetworkSite) -> Iterator[Acme]:
     for program in ("pebble", "pebble-challtestsrv", "lego", "curl"):
         checker.require(program)
     internet, folder = site.internet.machine, site.folder / "pebble"

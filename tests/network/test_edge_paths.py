@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.conftest import wait_until
-from tests.network.client import PATH, Client, chat
-from tests.network.site import Site
+from tests.network.client import PATH, NetworkClient, chat
+from tests.network.site import NetworkSite
 
 Saw = Callable[[str, str, str], None]
 
@@ -33,7 +33,7 @@ SPELLINGS = ["/%76%31/chat/completions", "/v1/chat%2fcompletions", "/v1/%63hat/c
 """The same path as :data:`PATH` (RFC 3986, 2.3): nginx and the gateway decode it alike."""
 
 
-def raw(client: Client, data: bytes, *, tls: bool = True, port: int = 443, user: int = 0) -> bytes:
+def raw(client: NetworkClient, data: bytes, *, tls: bool = True, port: int = 443, user: int = 0) -> bytes:
     """Everything that is answered to these bytes."""
     with client.connect(tls=tls, port=port, user=user, timeout=15) as channel:
         channel.sendall(data)
@@ -51,12 +51,12 @@ def statuses(answers: bytes) -> list[int]:
     return [int(code) for code in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answers)]
 
 
-def test_an_encoded_path_of_the_api_is_the_api(site: Site) -> None:
+def test_an_encoded_path_of_the_api_is_the_api(site: NetworkSite) -> None:
     for path in SPELLINGS:
         assert site.client.post(path, chat("tokens=1"), user=2).status == 200
 
 
-def test_paths_that_are_not_the_api(site: Site, saw: Saw) -> None:
+def test_paths_that_are_not_the_api(site: NetworkSite, saw: Saw) -> None:
     before = site.usage().get("user1", {}).get("requests", 0)
     met = {}
     for number, path in enumerate(CONTROL):
@@ -97,7 +97,7 @@ def test_paths_that_are_not_the_api(site: Site, saw: Saw) -> None:
         ("TRACE /v1/models", ["llm.example.org"]),
     ],
 )
-def test_host_tricks(site: Site, line: str, hosts: list[str]) -> None:
+def test_host_tricks(site: NetworkSite, line: str, hosts: list[str]) -> None:
     lines = [
         f"{line} HTTP/1.1",
         *(f"Host: {host}" for host in hosts),
@@ -108,7 +108,7 @@ def test_host_tricks(site: Site, line: str, hosts: list[str]) -> None:
     assert b"qwen3" not in answers
 
 
-def test_control_the_right_host_is_served(site: Site, saw: Saw) -> None:
+def test_control_the_right_host_is_served(site: NetworkSite, saw: Saw) -> None:
     for host in ("llm.example.org", "LLM.example.org", "llm.example.org:443"):
         lines = ["GET /v1/models HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {site.client.key(2)}"]
         answers = raw(site.client, ("\r\n".join([*lines, "Connection: close"]) + "\r\n\r\n").encode(), user=3)
@@ -117,7 +117,7 @@ def test_control_the_right_host_is_served(site: Site, saw: Saw) -> None:
     saw("3 Host tricks (13)", "no answer, 400, 404 or 405", "as expected; the right name: 200")
 
 
-def test_an_unknown_name_gets_no_certificate(site: Site, saw: Saw) -> None:
+def test_an_unknown_name_gets_no_certificate(site: NetworkSite, saw: Saw) -> None:
     anybody = ssl.create_default_context()
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
     for name in ("other.example.org", site.edge()):
@@ -129,7 +129,7 @@ def test_an_unknown_name_gets_no_certificate(site: Site, saw: Saw) -> None:
     saw("3 unknown names in the handshake", "no certificate", "unrecognized_name")
 
 
-def test_plain_http_is_redirected(site: Site, saw: Saw) -> None:
+def test_plain_http_is_redirected(site: NetworkSite, saw: Saw) -> None:
     answer = site.client.request("POST", PATH, chat(), tls=False, port=80)
     assert answer.status == 301
     assert answer.headers["location"] == f"https://{site.client.domain}{PATH}"
@@ -141,7 +141,7 @@ def test_plain_http_is_redirected(site: Site, saw: Saw) -> None:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_tls_versions(site: Site, version: ssl.TLSVersion, saw: Saw) -> None:
+def test_tls_versions(site: NetworkSite, version: ssl.TLSVersion, saw: Saw) -> None:
     old = version == ssl.TLSVersion.TLSv1_1
     context = ssl.create_default_context(cadata=(site.folder / "root.pem").read_text())
     context.set_ciphers("ALL:@SECLEVEL=0")
@@ -163,13 +163,13 @@ def test_tls_versions(site: Site, version: ssl.TLSVersion, saw: Saw) -> None:
 HIDDEN_USER = 39
 
 
-def hidden(client: Client) -> bytes:
+def hidden(client: NetworkClient) -> bytes:
     """The request that is to get through unseen."""
     body = b'{"model":"qwen3-30b","messages":[{"role":"user","content":"fake:tokens=1"}]}'
     return client.head("POST", PATH, body, HIDDEN_USER, {"Connection": "close"}) + body
 
 
-def outer(client: Client, framing: bytes, body: bytes) -> bytes:
+def outer(client: NetworkClient, framing: bytes, body: bytes) -> bytes:
     """A request whose head says ``framing``."""
     head = f"POST {PATH} HTTP/1.1\r\nHost: {client.domain}\r\nAuthorization: Bearer {client.key(4)}\r\n"
     return head.encode() + b"Content-Type: application/json\r\n" + framing + b"\r\n\r\n" + body
@@ -182,7 +182,7 @@ def chunked(body: bytes, extension: bytes = b"", end: bytes = b"\r\n") -> bytes:
     return b"%x%s%s%s\r\n0\r\n\r\n" % (len(body), extension, end, body)
 
 
-def payloads(client: Client) -> dict[str, bytes]:
+def payloads(client: NetworkClient) -> dict[str, bytes]:
     """Requests that two parsers may read in two ways."""
     secret = hidden(client)
     both = b"Content-Length: %d\r\nTransfer-Encoding: %s"
@@ -235,7 +235,7 @@ def payloads(client: Client) -> dict[str, bytes]:
     }  # fmt: skip
 
 
-def hidden_requests(site: Site) -> int:
+def hidden_requests(site: NetworkSite) -> int:
     """Requests of the user whose key only hidden requests bear."""
     return int(site.usage().get(f"user{HIDDEN_USER}", {}).get("requests", 0))
 
@@ -247,7 +247,7 @@ def openly_answered(seen: dict[str, list[int]]) -> int:
 
 
 @pytest.mark.parametrize("way", ["through nginx", "from nginx's place to the gateway"])
-def test_smuggling(site: Site, way: str, saw: Saw) -> None:
+def test_smuggling(site: NetworkSite, way: str, saw: Saw) -> None:
     """Whatever a parser makes of it, it is one answer for each request that was booked, and no request more."""
     before = hidden_requests(site)
     client, port = site.client, 443
@@ -269,7 +269,7 @@ def test_smuggling(site: Site, way: str, saw: Saw) -> None:
         f"{refused} refused, {len(seen) - refused} understood by both, 0 hidden")  # fmt: skip
 
 
-def test_control_a_hidden_request_is_booked(site: Site) -> None:
+def test_control_a_hidden_request_is_booked(site: NetworkSite) -> None:
     """Between two parsers that disagree the hidden request would reach the gateway; here it is sent there."""
     before = hidden_requests(site)
     gateway = site.client.elsewhere(site.hosts["vps-a"].machine, "10.77.0.1", 8000)

@@ -10,9 +10,9 @@ import pytest
 
 from tests.conftest import ROOT, wait_until
 from tests.network.client import PATH, chat
-from tests.network.host import ETC, Host
+from tests.network.host import ETC, NetworkHost
 from tests.network.probes import knock, knocks
-from tests.network.site import Site, address, keypair, running
+from tests.network.site import NetworkSite, address, keypair, running
 
 Saw = Callable[[str, str, str], None]
 OTHER = {"gpu": "vps-a", "vps-a": "gpu"}
@@ -21,14 +21,14 @@ INITIATION = 148
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkSite]:
     """One VPS and one GPU host of these tests' own: they are booted broken, again and again."""
     with running(tmp_path_factory.mktemp("pair")) as made:
         yield made
 
 
 @pytest.fixture(autouse=True)
-def whole_again(pair: Site) -> Iterator[None]:
+def whole_again(pair: NetworkSite) -> Iterator[None]:
     """Each test begins with a site that serves, so that what it then does not reach was there before."""
     assert pair.client.post(PATH, chat("tokens=1")).status == 200
     machines = {name: id(host.machine) for name, host in pair.hosts.items()}
@@ -46,21 +46,21 @@ def whole_again(pair: Site) -> Iterator[None]:
     pair.wait_for_tunnel()
 
 
-def reboot(site: Site, name: str) -> Host:
+def reboot(site: NetworkSite, name: str) -> NetworkHost:
     """Boot a host again, however far it comes."""
     site.power_off(name)
     site.power_on(name)
     return site.hosts[name]
 
 
-def renew_tunnel(host: Host) -> None:
+def renew_tunnel(host: NetworkHost) -> None:
     """Start the tunnel's unit anew, however far it comes."""
     if "wireguard-wg0" in host.daemons:
         host.stop("wireguard-wg0")
     host.start("wireguard-wg0")
 
 
-def dial_again(site: Site) -> None:
+def dial_again(site: NetworkSite) -> None:
     """Both ends forget their handshakes, and the GPU host begins a new one at once."""
     for name in ("vps-a", "gpu"):
         renew_tunnel(site.hosts[name])
@@ -77,7 +77,7 @@ def misspelt(text: str) -> str:
     return text.replace("policy drop;", "polcy drop;", 1)
 
 
-def regardless(host: Host) -> None:
+def regardless(host: NetworkHost) -> None:
     """The control: the same host without the bonds between its units."""
     values = {**host.values, "systemd.services": {**host.values["systemd.services"]}}
     for name, service in values["systemd.services"].items():
@@ -85,13 +85,13 @@ def regardless(host: Host) -> None:
     host.configure(values)
 
 
-def gateway_from_the_neighbourhood(site: Site) -> str:
+def gateway_from_the_neighbourhood(site: NetworkSite) -> str:
     """What the attacker meets who sends to the tunnel's address by way of the GPU host's network card."""
     site.attacker.do("ip", "route", "replace", "10.77.0.1/32", "via", address("gpu"))
     return knock(site.attacker, "10.77.0.1", 8000, 0.7)
 
 
-def causes(host: Host) -> list[str]:
+def causes(host: NetworkHost) -> list[str]:
     """The causes that `appliance doctor --json` names, first things first."""
     argv = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "appliance", "doctor", "--json"]
     argv += ["--only", "firewall", "--only", "tunnel"]
@@ -105,7 +105,7 @@ def causes(host: Host) -> list[str]:
     return [cause["code"] for cause in json.loads(said.stdout)["causes"]]
 
 
-def names_the_cause(host: Host, *expected: str) -> str:
+def names_the_cause(host: NetworkHost, *expected: str) -> str:
     """What is said of the doctor in the table: the first cause that it names has to be one of ``expected``."""
     found = causes(host)
     assert found, "doctor finds nothing wrong"
@@ -113,7 +113,7 @@ def names_the_cause(host: Host, *expected: str) -> str:
     return f"doctor: {found[0]}"
 
 
-def test_gpu_host_whose_rules_do_not_load(pair: Site, saw: Saw) -> None:
+def test_gpu_host_whose_rules_do_not_load(pair: NetworkSite, saw: Saw) -> None:
     host = pair.hosts["gpu"]
     host.edits["nftables"] = misspelt
     reboot(pair, "gpu")
@@ -133,7 +133,7 @@ def test_gpu_host_whose_rules_do_not_load(pair: Site, saw: Saw) -> None:
     )
 
 
-def test_control_without_the_bonds_the_gateway_lies_open(pair: Site) -> None:
+def test_control_without_the_bonds_the_gateway_lies_open(pair: NetworkSite) -> None:
     host = pair.hosts["gpu"]
     host.edits["nftables"] = misspelt
     regardless(host)
@@ -142,7 +142,7 @@ def test_control_without_the_bonds_the_gateway_lies_open(pair: Site) -> None:
     assert gateway_from_the_neighbourhood(pair) == "open"
 
 
-def test_vps_whose_rules_do_not_load(pair: Site, saw: Saw) -> None:
+def test_vps_whose_rules_do_not_load(pair: NetworkSite, saw: Saw) -> None:
     host = pair.hosts["vps-a"]
     host.edits["nftables"] = misspelt
     reboot(pair, "vps-a")
@@ -159,7 +159,7 @@ def test_vps_whose_rules_do_not_load(pair: Site, saw: Saw) -> None:
     )
 
 
-def test_control_without_the_bonds_the_edge_is_open(pair: Site) -> None:
+def test_control_without_the_bonds_the_edge_is_open(pair: NetworkSite) -> None:
     host = pair.hosts["vps-a"]
     host.edits["nftables"] = misspelt
     regardless(host)
@@ -168,7 +168,7 @@ def test_control_without_the_bonds_the_edge_is_open(pair: Site) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu", "vps-a"])
-def test_a_key_that_is_missing(pair: Site, name: str, saw: Saw) -> None:
+def test_a_key_that_is_missing(pair: NetworkSite, name: str, saw: Saw) -> None:
     """The host makes itself a new one, which nobody knows: the tunnel stays down until that is mended."""
     host, other = pair.hosts[name], OTHER[name]
     (host.machine.disk / "wireguard/wg0.key").unlink()
@@ -181,7 +181,7 @@ def test_a_key_that_is_missing(pair: Site, name: str, saw: Saw) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu", "vps-a"])
-def test_a_key_that_is_none(pair: Site, name: str, saw: Saw) -> None:
+def test_a_key_that_is_none(pair: NetworkSite, name: str, saw: Saw) -> None:
     host = pair.hosts[name]
     (host.machine.disk / "wireguard/wg0.key").write_text("not a key\n")
     dial_again(pair)
@@ -192,7 +192,7 @@ def test_a_key_that_is_none(pair: Site, name: str, saw: Saw) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu", "vps-a"])
-def test_a_wrong_peer_key(pair: Site, name: str, saw: Saw) -> None:
+def test_a_wrong_peer_key(pair: NetworkSite, name: str, saw: Saw) -> None:
     host, other = pair.hosts[name], OTHER[name]
     wrong = keypair(pair.folder, "stranger")
     host.configure(json.loads(json.dumps(host.values).replace(pair.public_keys[other], wrong)))
@@ -204,7 +204,7 @@ def test_a_wrong_peer_key(pair: Site, name: str, saw: Saw) -> None:
     saw(f"9 {name}, wrong peer key", "no handshake; edge 503", seen)
 
 
-def test_control_the_right_keys_open_it(pair: Site) -> None:
+def test_control_the_right_keys_open_it(pair: NetworkSite) -> None:
     dial_again(pair)
     assert pair.wait_for_tunnel() < 10
     for name, other in OTHER.items():
@@ -213,7 +213,7 @@ def test_control_the_right_keys_open_it(pair: Site) -> None:
         assert age < 15
 
 
-def closed(site: Site) -> None:
+def closed(site: NetworkSite) -> None:
     """Nobody reaches the gateway: not by the edge, not beside it."""
     answer = site.client.post(PATH, chat())
     assert (answer.status, answer.json["error"]["code"]) == (503, "gateway_unreachable")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.network.client import chat
-from tests.network.site import Site
+from tests.network.site import NetworkSite
 
 Saw = Callable[[str, str, str], None]
 TTFT_MS = 1000
@@ -24,7 +24,7 @@ ATTEMPTS = 3
 """Rounds before the others count as disturbed: a flood is there in each, a busy machine is not."""
 
 
-async def p95(site: Site) -> float:
+async def p95(site: NetworkSite) -> float:
     """TTFT of twenty users' streams, in seconds: the 95th percentile."""
     asking = (site.client.stream(chat(f"tokens=2 ttft_ms={TTFT_MS}"), user=user) for user in USERS)
     found = await asyncio.gather(*asking)
@@ -33,13 +33,13 @@ async def p95(site: Site) -> float:
 
 
 @pytest.fixture(scope="module")
-def alone(site: Site) -> float:
+def alone(site: NetworkSite) -> float:
     """The others' TTFT while nobody disturbs."""
     return asyncio.run(p95(site))
 
 
 @contextmanager
-def flood(site: Site, habit: str, count: int, key: str) -> Iterator[dict[str, Any]]:
+def flood(site: NetworkSite, habit: str, count: int, key: str) -> Iterator[dict[str, Any]]:
     """Somebody with this habit is at it meanwhile; what he met, afterwards."""
     argv = [
         sys.executable,
@@ -65,7 +65,7 @@ def flood(site: Site, habit: str, count: int, key: str) -> Iterator[dict[str, An
         met |= json.loads(lines[0]) | (json.loads(lines[1]) if len(lines) > 1 else {})
 
 
-def stalled(site: Site) -> None:
+def stalled(site: NetworkSite) -> None:
     """Wait until what is not read is not generated either: every buffer on the way is full."""
     seen = [-1]
 
@@ -95,7 +95,7 @@ MET = {
 
 
 @pytest.mark.parametrize("what", HABITS)
-async def test_the_others_notice_nothing(site: Site, alone: float, what: str, saw: Saw) -> None:
+async def test_the_others_notice_nothing(site: NetworkSite, alone: float, what: str, saw: Saw) -> None:
     habit, count, with_key = HABITS[what]
     key = site.client.key(ATTACKER) if with_key else ""
     with flood(site, habit, count, key) as met:
@@ -115,7 +115,7 @@ async def test_the_others_notice_nothing(site: Site, alone: float, what: str, sa
     assert during < 1.5 * alone
 
 
-async def test_control_without_room_the_others_notice(site: Site, alone: float) -> None:
+async def test_control_without_room_the_others_notice(site: NetworkSite, alone: float) -> None:
     """The same slow headers before an edge with fewer connections than they hold."""
 
     def small(text: str) -> str:

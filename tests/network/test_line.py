@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import Response, wait_until
 from tests.network.client import PATH, Stream, chat
-from tests.network.site import NUMBERS, Site, address
+from tests.network.site import NUMBERS, NetworkSite, address
 from tests.network.wg_handshake import initiation
 
 Saw = Callable[[str, str, str], None]
@@ -21,7 +21,7 @@ CUT_S = 30
 
 
 @contextmanager
-def streaming(site: Site, count: int, directive: str, edge: str = "vps-a") -> Iterator[list[Stream]]:
+def streaming(site: NetworkSite, count: int, directive: str, edge: str = "vps-a") -> Iterator[list[Stream]]:
     """So many streams that run meanwhile, all with their first token; on leaving they are awaited."""
     seen = [Stream() for _ in range(count)]
 
@@ -40,7 +40,7 @@ def streaming(site: Site, count: int, directive: str, edge: str = "vps-a") -> It
     assert not thread.is_alive(), "the streams never ended"
 
 
-def timed(site: Site, edge: str = "vps-a", user: int = 0) -> tuple[float, Response]:
+def timed(site: NetworkSite, edge: str = "vps-a", user: int = 0) -> tuple[float, Response]:
     """Seconds until a chat is answered, and the answer."""
     began = time.monotonic()
     answer = site.client.post(PATH, chat("tokens=1"), edge=site.edge(edge), user=user)
@@ -48,7 +48,7 @@ def timed(site: Site, edge: str = "vps-a", user: int = 0) -> tuple[float, Respon
 
 
 @pytest.mark.timeout(180)
-def test_the_tunnel_is_cut_for_30_s_and_a_vps_boots_meanwhile(site: Site, saw: Saw) -> None:
+def test_the_tunnel_is_cut_for_30_s_and_a_vps_boots_meanwhile(site: NetworkSite, saw: Saw) -> None:
     gpu, first = site.hosts["gpu"].machine, address("vps-a")
     refused: list[float] = []
 
@@ -94,7 +94,7 @@ def test_the_tunnel_is_cut_for_30_s_and_a_vps_boots_meanwhile(site: Site, saw: S
     saw("5 VPS reboots", "served again by itself (WireGuard needs up to 20 s)", f"after {reboot_s:.1f} s")
 
 
-async def test_20_percent_loss(site: Site, saw: Saw) -> None:
+async def test_20_percent_loss(site: NetworkSite, saw: Saw) -> None:
     """Lost both ways, so a third of all exchanges fail at first: TCP and a client that tries again carry it."""
     tries: list[int] = []
 
@@ -119,7 +119,7 @@ async def test_20_percent_loss(site: Site, saw: Saw) -> None:
         f"20 of 20 whole, {sum(tries)} tries, TTFT up to {max(s.ttft_s for s in streams):.1f} s")  # fmt: skip
 
 
-def test_control_the_loss_is_there(site: Site) -> None:
+def test_control_the_loss_is_there(site: NetworkSite) -> None:
     gpu = site.hosts["gpu"].machine
     site.internet.lose(gpu, 20)
     try:
@@ -130,7 +130,7 @@ def test_control_the_loss_is_there(site: Site) -> None:
     assert lost > 10, said
 
 
-def test_the_gpu_hosts_address_changes(site: Site, saw: Saw) -> None:
+def test_the_gpu_hosts_address_changes(site: NetworkSite, saw: Saw) -> None:
     """As at home: the router gets another address, the machine behind it is not told."""
     gpu, vps = site.hosts["gpu"].machine, site.hosts["vps-a"].machine
     with streaming(site, 5, "tokens=30 itl_ms=200 ttft_ms=50") as streams:
@@ -152,7 +152,7 @@ def test_the_gpu_hosts_address_changes(site: Site, saw: Saw) -> None:
         f"after {took:.1f} s and, back again, {back:.1f} s; 5 of 5 whole")  # fmt: skip
 
 
-def big(site: Site, timeout: float) -> Response:
+def big(site: NetworkSite, timeout: float) -> Response:
     """A chat with a prompt of 200 kB, which fills packets on its way in."""
     body = chat("tokens=1")
     body["messages"].insert(0, {"role": "user", "content": "x" * 200_000})
@@ -160,7 +160,7 @@ def big(site: Site, timeout: float) -> Response:
 
 
 @contextmanager
-def tunnel_set(site: Site, mtu: int, probing: int) -> Iterator[None]:
+def tunnel_set(site: NetworkSite, mtu: int, probing: int) -> Iterator[None]:
     """Both ends of the tunnel with another MTU, and with or without TCP's own search for it."""
     ends = [site.hosts[name] for name in ("gpu", "vps-a")]
     old = [(str(host.values["networking.wireguard.interfaces"]["wg0"]["mtu"]), "1") for host in ends]
@@ -177,7 +177,7 @@ def tunnel_set(site: Site, mtu: int, probing: int) -> Iterator[None]:
         put(*old[0])
 
 
-def test_mtu_black_hole(site: Site, saw: Saw) -> None:
+def test_mtu_black_hole(site: NetworkSite, saw: Saw) -> None:
     gpu = site.hosts["gpu"].machine
     try:
         site.internet.shrink(gpu, 1400)
@@ -197,7 +197,7 @@ def test_mtu_black_hole(site: Site, saw: Saw) -> None:
     )
 
 
-def test_control_a_larger_tunnel_falls_into_the_black_hole(site: Site) -> None:
+def test_control_a_larger_tunnel_falls_into_the_black_hole(site: NetworkSite) -> None:
     gpu = site.hosts["gpu"].machine
     with tunnel_set(site, 1420, 0):
         assert big(site, 10).status == 200
@@ -209,7 +209,7 @@ def test_control_a_larger_tunnel_falls_into_the_black_hole(site: Site) -> None:
             site.internet.mend(gpu)
 
 
-def test_the_clock_is_behind_at_boot(site: Site, saw: Saw) -> None:
+def test_the_clock_is_behind_at_boot(site: NetworkSite, saw: Saw) -> None:
     """The VPS has seen a later time than the GPU host's clock shows: it holds its handshakes for old ones."""
     host, behind_s = site.hosts["gpu"], 5.0
     private = (host.machine.disk / "wireguard/wg0.key").read_text()

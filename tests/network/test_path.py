@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from tests.network.client import PATH, Client, Stream, chat
-from tests.network.site import Site
+from tests.network.client import PATH, NetworkClient, Stream, chat
+from tests.network.site import NetworkSite
 
 Saw = Callable[[str, str, str], None]
 ITL_S, TTFT_S = 0.1, 0.2
@@ -28,7 +28,7 @@ def held_back(stream: Stream) -> int:
     return sum(delay > ITL_S for delay in delays(stream)[:-1])
 
 
-def test_chat(site: Site, saw: Saw) -> None:
+def test_chat(site: NetworkSite, saw: Saw) -> None:
     answer = site.client.post(PATH, chat("tokens=5"))
     assert answer.status == 200, answer.body
     assert answer.json["usage"]["completion_tokens"] == 5
@@ -40,7 +40,7 @@ def test_chat(site: Site, saw: Saw) -> None:
     saw("1 chat", "200 with the engine's own answer; 401 without a key", "200, 5 tokens; 401")
 
 
-async def test_tokens_are_not_held_back(site: Site, saw: Saw) -> None:
+async def test_tokens_are_not_held_back(site: NetworkSite, saw: Saw) -> None:
     late = 12
     for _ in range(3):  # on a busy machine all may be late by chance; an edge that buffers is late each time
         stream = await site.client.stream(chat(STAMPED))
@@ -53,7 +53,7 @@ async def test_tokens_are_not_held_back(site: Site, saw: Saw) -> None:
     assert late <= 2, delays(stream)
 
 
-async def test_control_an_edge_that_holds_back_is_noticed(site: Site) -> None:
+async def test_control_an_edge_that_holds_back_is_noticed(site: NetworkSite) -> None:
     slow = "proxy_buffering on;\nproxy_ignore_headers X-Accel-Buffering;\nlimit_rate 1000;"
     with site.hosts["vps-a"].edited("nginx", lambda text: text.replace("proxy_buffering off;", slow)):
         stream = await site.client.stream(chat(STAMPED))
@@ -61,10 +61,10 @@ async def test_control_an_edge_that_holds_back_is_noticed(site: Site) -> None:
     assert held_back(stream) > 5
 
 
-async def test_time_added_per_token(site: Site, saw: Saw) -> None:
+async def test_time_added_per_token(site: NetworkSite, saw: Saw) -> None:
     """Measured at three places of the way; nothing is asserted about it but that it is not negative."""
 
-    async def median_ms(client: Client) -> float:
+    async def median_ms(client: NetworkClient) -> float:
         streams = await client.streams([chat(STAMPED)] * 3)
         assert all(stream.done for stream in streams)
         return statistics.median(delay for stream in streams for delay in delays(stream)) * 1000
@@ -78,7 +78,7 @@ async def test_time_added_per_token(site: Site, saw: Saw) -> None:
     saw("1 time per token", "measured (median from making to arrival)", seen)
 
 
-async def test_200_streams_at_once(site: Site, saw: Saw) -> None:
+async def test_200_streams_at_once(site: NetworkSite, saw: Saw) -> None:
     before = site.stats()["tokens"]
     streams = await site.client.streams([chat("tokens=20 itl_ms=200 ttft_ms=2000")] * 200)
     assert [stream.status for stream in streams] == [200] * 200

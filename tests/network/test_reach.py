@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.network.machine import Machine
-from tests.network.probes import Watch, knock, knocks, scan, send_raw, settled, syn
-from tests.network.site import NUMBERS, Site, address
+from tests.network.machine import NetworkMachine
+from tests.network.probes import PathWatch, knock, knocks, scan, send_raw, settled, syn
+from tests.network.site import NUMBERS, NetworkSite, address
 
 Saw = Callable[[str, str, str], None]
 LEFT_OPEN = (22, 2375, 3000, 9100)
@@ -26,7 +26,7 @@ def address6(name: str) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def left_open(site: Site) -> Iterator[None]:
+def left_open(site: NetworkSite) -> Iterator[None]:
     with ExitStack() as stack:
         for host in site.hosts.values():
             for port in LEFT_OPEN:
@@ -38,7 +38,7 @@ def left_open(site: Site) -> Iterator[None]:
 
 
 @contextmanager
-def route(machine: Machine, network: str, via: str) -> Iterator[None]:
+def route(machine: NetworkMachine, network: str, via: str) -> Iterator[None]:
     """``machine`` sends packets for ``network`` to ``via``, as if that forwarded them."""
     machine.do("ip", "route", "replace", network, "via", via)
     try:
@@ -47,7 +47,7 @@ def route(machine: Machine, network: str, via: str) -> Iterator[None]:
         machine.do("ip", "route", "delete", network)
 
 
-def without_rules(site: Site, name: str) -> ExitStack:
+def without_rules(site: NetworkSite, name: str) -> ExitStack:
     """The firewall of a host is away until this is closed."""
     host = site.hosts[name]
     stack = ExitStack()
@@ -57,7 +57,7 @@ def without_rules(site: Site, name: str) -> ExitStack:
 
 
 @pytest.mark.timeout(180)
-def test_a_full_scan_finds_what_is_declared(site: Site, saw: Saw) -> None:
+def test_a_full_scan_finds_what_is_declared(site: NetworkSite, saw: Saw) -> None:
     targets = [(name, where(name)) for name in DECLARED for where in (address, address6)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda target: scan(site.attacker, target[1]), targets))
@@ -69,14 +69,14 @@ def test_a_full_scan_finds_what_is_declared(site: Site, saw: Saw) -> None:
     saw("2 port scan, 65535 ports, IPv4 and IPv6", "VPS 22, 80, 443; GPU host none", seen)
 
 
-def test_control_the_scan_finds_what_listens(site: Site) -> None:
+def test_control_the_scan_finds_what_listens(site: NetworkSite) -> None:
     with without_rules(site, "gpu"):
         for target in (address("gpu"), address6("gpu")):
             assert scan(site.attacker, target, "22,2375,3000,8000,9100") >= set(LEFT_OPEN)
 
 
 @pytest.mark.parametrize("who", ["client", "attacker", "vps-a"])
-def test_the_gpu_host_is_reached_through_the_tunnel_only(site: Site, who: str, saw: Saw) -> None:
+def test_the_gpu_host_is_reached_through_the_tunnel_only(site: NetworkSite, who: str, saw: Saw) -> None:
     machine = {"client": site.client.machine, "attacker": site.attacker}.get(who) or site.hosts[who].machine
     targets, ports = (address("gpu"), address6("gpu")), (GATEWAY, *ENGINES, *LEFT_OPEN)
     met = knocks(machine, [(target, port) for target in targets for port in ports])
@@ -84,7 +84,7 @@ def test_the_gpu_host_is_reached_through_the_tunnel_only(site: Site, who: str, s
     saw(f"2 {who} to the GPU host outside the tunnel", "silence at gateway, engines and SSH", "silence at 14 of 14")
 
 
-def test_the_tunnels_addresses_are_not_reached_from_outside(site: Site, saw: Saw) -> None:
+def test_the_tunnels_addresses_are_not_reached_from_outside(site: NetworkSite, saw: Saw) -> None:
     """Linux answers at any interface for any of its addresses, so a neighbour may try the tunnel's."""
     for via in ("gpu", "vps-a"):
         with route(site.attacker, "10.77.0.0/24", address(via)):
@@ -93,13 +93,13 @@ def test_the_tunnels_addresses_are_not_reached_from_outside(site: Site, saw: Saw
     saw("2 attacker to 10.77.0.1 by way of GPU host or VPS", "silence", "silence")
 
 
-def test_control_without_rules_a_neighbour_reaches_the_gateway(site: Site) -> None:
+def test_control_without_rules_a_neighbour_reaches_the_gateway(site: NetworkSite) -> None:
     with without_rules(site, "gpu"), route(site.attacker, "10.77.0.0/24", address("gpu")):
         assert knock(site.attacker, "10.77.0.1", GATEWAY) == "open"
         assert [knock(site.attacker, "10.77.0.1", port) for port in ENGINES] == ["refused", "refused"]
 
 
-def test_inside_the_tunnel_only_the_gateway_and_ssh(site: Site, saw: Saw) -> None:
+def test_inside_the_tunnel_only_the_gateway_and_ssh(site: NetworkSite, saw: Saw) -> None:
     vps = site.hosts["vps-a"].machine
     ports = ",".join(str(port) for port in (GATEWAY, *ENGINES, *LEFT_OPEN, 80, 443, 51820))
     assert scan(vps, "10.77.0.1", ports) == {GATEWAY, 22}
@@ -108,17 +108,17 @@ def test_inside_the_tunnel_only_the_gateway_and_ssh(site: Site, saw: Saw) -> Non
     saw("2 VPS to the GPU host through the tunnel", "8000 and 22", "8000 and 22")
 
 
-def test_spoofed_tunnel_addresses(site: Site, saw: Saw) -> None:
+def test_spoofed_tunnel_addresses(site: NetworkSite, saw: Saw) -> None:
     """A SYN in the VPS's name, from the Internet and from another peer's place, gets no answer."""
     gpu, vps = site.hosts["gpu"].machine, site.hosts["vps-a"].machine
     answers = f"tcp sport {GATEWAY} tcp flags & (syn | ack) == syn | ack"
-    with Watch(gpu, "output", f"oifname wg0 ip daddr 10.77.0.2 {answers}") as watch:
+    with PathWatch(gpu, "output", f"oifname wg0 ip daddr 10.77.0.2 {answers}") as watch:
         with route(site.attacker, "10.77.0.1/32", address("gpu")):
             for _ in range(3):
                 send_raw(site.attacker, syn("10.77.0.2", "10.77.0.1", GATEWAY), "10.77.0.1")
         settled(site.attacker, address("gpu"))
         assert watch.packets == 0
-    with Watch(gpu, "prerouting", "iifname wg0 ip saddr { 10.77.0.4, 203.0.113.66 }") as watch:
+    with PathWatch(gpu, "prerouting", "iifname wg0 ip saddr { 10.77.0.4, 203.0.113.66 }") as watch:
         for source in ("10.77.0.4", "203.0.113.66"):
             send_raw(vps, syn(source, "10.77.0.1", GATEWAY), "10.77.0.1")
         settled(vps, "10.77.0.1")
@@ -126,27 +126,27 @@ def test_spoofed_tunnel_addresses(site: Site, saw: Saw) -> None:
     saw("2 spoofed tunnel addresses", "no answer, from outside nor from another peer", "0 packets")
 
 
-def test_control_spoofed_packets_do_arrive(site: Site) -> None:
+def test_control_spoofed_packets_do_arrive(site: NetworkSite) -> None:
     gpu, vps = site.hosts["gpu"].machine, site.hosts["vps-a"].machine
     answers = f"tcp sport {GATEWAY} tcp flags & (syn | ack) == syn | ack"
     loose = site.hosts["gpu"].edited("nftables", lambda text: text.replace('iifname "wg0" ip saddr', "ip saddr"))
-    out = Watch(gpu, "output", f"oifname wg0 ip daddr 10.77.0.2 {answers}")
+    out = PathWatch(gpu, "output", f"oifname wg0 ip daddr 10.77.0.2 {answers}")
     with loose, route(site.attacker, "10.77.0.1/32", address("gpu")), out as watch:
         send_raw(site.attacker, syn("10.77.0.2", "10.77.0.1", GATEWAY), "10.77.0.1")
         settled(site.attacker, address("gpu"))
         assert watch.packets > 0
-    with Watch(gpu, "prerouting", "iifname wg0 ip saddr 10.77.0.2 tcp dport 8000") as watch:
+    with PathWatch(gpu, "prerouting", "iifname wg0 ip saddr 10.77.0.2 tcp dport 8000") as watch:
         send_raw(vps, syn("10.77.0.2", "10.77.0.1", GATEWAY), "10.77.0.1")
         settled(vps, "10.77.0.1")
         assert watch.packets > 0
 
 
-def test_udp(site: Site, saw: Saw) -> None:
+def test_udp(site: NetworkSite, saw: Saw) -> None:
     """WireGuard's own port says nothing to a stranger, and other ports are not heard."""
     vps = site.hosts["vps-a"].machine
     with (
         vps.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener,
-        Watch(
+        PathWatch(
             vps, "output", f"oifname eth0 ip daddr {address('attacker')} meta l4proto != tcp ip protocol != icmp"
         ) as watch,
     ):

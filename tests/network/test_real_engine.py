@@ -12,7 +12,7 @@ from appliance.models.prepare import prepare
 from tests.conftest import ROOT
 from tests.network.client import PATH, Stream
 from tests.network.probes import knocks
-from tests.network.site import Site, address, require_parts, running
+from tests.network.site import NetworkSite, address, require_parts, running
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(500)]
 Saw = Callable[[str, str, str], None]
@@ -21,7 +21,7 @@ TOKENS = 48
 
 
 @pytest.fixture
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkSite]:
     """One VPS and a GPU host whose engine is vLLM with a tiny Qwen3 of random weights."""
     require_parts()
     if not PYTHON.exists():
@@ -38,7 +38,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield made
 
 
-async def test_vllm_through_everything(real: Site, saw: Saw) -> None:
+async def test_vllm_through_everything(real: NetworkSite, saw: Saw) -> None:
     asked = {
         "model": "qwen3-30b",
         "max_tokens": TOKENS,

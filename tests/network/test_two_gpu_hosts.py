@@ -12,8 +12,8 @@ import pytest
 
 from tests.conftest import Response, wait_until
 from tests.network.client import PATH, Stream, chat
-from tests.network.host import Host
-from tests.network.site import Site, running
+from tests.network.host import NetworkHost
+from tests.network.site import NetworkSite, running
 
 Saw = Callable[[str, str, str], None]
 NAMES = ("gpu", "gpu-b")
@@ -21,7 +21,7 @@ DRAIN_S = 3
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkSite]:
     """One VPS before two GPU hosts, whose gateways drain for three seconds only."""
     brief = {"gateway": {"drainSec": DRAIN_S}, "settings": {"engines": {"agents": {"shutdown_timeout_s": DRAIN_S}}}}
     with running(tmp_path_factory.mktemp("two"), gpus=2, more=dict.fromkeys(NAMES, brief)) as made:
@@ -29,7 +29,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture(autouse=True)
-def both_serve(two: Site) -> Iterator[None]:
+def both_serve(two: NetworkSite) -> Iterator[None]:
     yield
     for name in NAMES:
         host = two.hosts[name]
@@ -43,28 +43,28 @@ def both_serve(two: Site) -> Iterator[None]:
     two.hosts["vps-a"].restart("nginx")
 
 
-def booked(site: Site, user: int) -> dict[str, int]:
+def booked(site: NetworkSite, user: int) -> dict[str, int]:
     """Requests of a user by GPU host, the unfinished too."""
     found = {name: site.usage(name).get(f"user{user}", {}) for name in NAMES}
     return {name: int(row.get("requests", 0)) for name, row in found.items()}
 
 
-def generating(site: Site, name: str) -> int:
+def generating(site: NetworkSite, name: str) -> int:
     return site.stats(name)["active"]
 
 
-def end_gateway(host: Host, number: signal.Signals) -> None:
+def end_gateway(host: NetworkHost, number: signal.Signals) -> None:
     """Signal the gateway and do not wait for it."""
     host.state["appliance-gateway"] = "ending"
     host.daemons["appliance-gateway"].send_signal(number)
 
 
-async def ask(site: Site, directive: str, user: int, **how: Any) -> Response:
+async def ask(site: NetworkSite, directive: str, user: int, **how: Any) -> Response:
     """A whole chat, while others are asked."""
     return await asyncio.to_thread(site.client.post, PATH, chat(directive), user=user, **how)
 
 
-async def where(site: Site, directive: str, user: int) -> tuple[str, asyncio.Task[Response]]:
+async def where(site: NetworkSite, directive: str, user: int) -> tuple[str, asyncio.Task[Response]]:
     """Send a long chat; the GPU host that generates it, and its answer when that comes."""
     before = {name: generating(site, name) for name in NAMES}
     task = asyncio.create_task(ask(site, directive, user))
@@ -78,7 +78,7 @@ async def where(site: Site, directive: str, user: int) -> tuple[str, asyncio.Tas
     return found[0], task
 
 
-async def test_requests_are_spread(two: Site) -> None:
+async def test_requests_are_spread(two: NetworkSite) -> None:
     answers = await asyncio.gather(*(ask(two, "tokens=1", user=number) for number in range(20)))
     assert [answer.status for answer in answers] == [200] * 20
 
@@ -89,7 +89,7 @@ async def test_requests_are_spread(two: Site) -> None:
     assert min(shares()) >= 2
 
 
-async def test_a_draining_gateway_sends_new_requests_to_the_other(two: Site, saw: Saw) -> None:
+async def test_a_draining_gateway_sends_new_requests_to_the_other(two: NetworkSite, saw: Saw) -> None:
     streams = [Stream() for _ in range(10)]
     running_streams = [
         asyncio.create_task(two.client.stream(chat("tokens=20 itl_ms=100"), user=number, into=stream))
@@ -105,7 +105,7 @@ async def test_a_draining_gateway_sends_new_requests_to_the_other(two: Site, saw
         "20 of 20 answered, 10 of 10 streams whole")  # fmt: skip
 
 
-async def test_control_without_the_way_on_they_are_refused(two: Site) -> None:
+async def test_control_without_the_way_on_they_are_refused(two: NetworkSite) -> None:
     vps = two.hosts["vps-a"]
     with vps.edited("nginx", lambda text: text.replace("error_page 503 = @elsewhere;", "")):
         stream = Stream()
@@ -120,7 +120,9 @@ async def test_control_without_the_way_on_they_are_refused(two: Site) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_post_that_may_have_begun_is_not_repeated(two: Site, number: signal.Signals, saw: Saw) -> None:
+async def test_a_post_that_may_have_begun_is_not_repeated(
+    two: NetworkSite, number: signal.Signals, saw: Saw
+) -> None:
     """The gateway dies while the engine is at it; and: its drain ends, which it says as well."""
     before = booked(two, 30)
     name, task = await where(two, "tokens=1 ttft_ms=8000", 30)
@@ -136,7 +138,7 @@ async def test_a_post_that_may_have_begun_is_not_repeated(two: Site, number: sig
     saw(f"8 a gateway {how} while it generates", "502 gateway_failed, not repeated at the other", "502, 0 repeated")
 
 
-async def test_control_non_idempotent_would_repeat_it(two: Site) -> None:
+async def test_control_non_idempotent_would_repeat_it(two: NetworkSite) -> None:
     before = booked(two, 31)
     wrong = "proxy_next_upstream error timeout non_idempotent;"
     with two.hosts["vps-a"].edited("nginx", lambda text: text.replace("proxy_next_upstream error timeout;", wrong)):
@@ -148,7 +150,7 @@ async def test_control_non_idempotent_would_repeat_it(two: Site) -> None:
     await asyncio.to_thread(wait_until, lambda: booked(two, 31)[other] == before[other] + 1, "it ran again")
 
 
-async def test_a_gpu_host_that_is_not_reached_is_passed_over(two: Site, saw: Saw) -> None:
+async def test_a_gpu_host_that_is_not_reached_is_passed_over(two: NetworkSite, saw: Saw) -> None:
     two.internet.cut(two.hosts["gpu"].machine)
     began = time.monotonic()
     answers = await asyncio.gather(*(ask(two, "tokens=1", user=number) for number in range(10)))
@@ -164,7 +166,7 @@ async def test_a_gpu_host_that_is_not_reached_is_passed_over(two: Site, saw: Saw
     )
 
 
-async def test_one_idempotency_key_finds_one_gpu_host(two: Site, saw: Saw) -> None:
+async def test_one_idempotency_key_finds_one_gpu_host(two: NetworkSite, saw: Saw) -> None:
     before = booked(two, 32)
     for key in range(8):
         for _ in range(3):

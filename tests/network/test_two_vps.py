@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.network.client import Stream, chat
-from tests.network.site import Site
+from tests.network.site import NetworkSite
 
 Saw = Callable[[str, str, str], None]
 TOKENS, STREAMS = 40, 50
@@ -20,7 +20,7 @@ DIRECTIVE = f"tokens={TOKENS} itl_ms=100 ttft_ms=50"
 
 
 @pytest.fixture
-def revived(site: Site) -> Iterator[None]:
+def revived(site: NetworkSite) -> Iterator[None]:
     yield
     site.power_on("vps-a")
     site.hosts["vps-a"].require()
@@ -29,7 +29,7 @@ def revived(site: Site) -> Iterator[None]:
         site.wait_for_tunnel(name)
 
 
-async def patient(site: Site, edge: str, user: int, key: str | None, into: Stream) -> Stream:
+async def patient(site: NetworkSite, edge: str, user: int, key: str | None, into: Stream) -> Stream:
     """A stream, given up once nothing has come for :data:`SILENCE_S`."""
     headers = {"Idempotency-Key": key} if key else {}
     asking = asyncio.create_task(
@@ -47,7 +47,7 @@ async def patient(site: Site, edge: str, user: int, key: str | None, into: Strea
 
 
 @pytest.mark.usefixtures("revived")
-async def test_a_vps_dies_under_50_streams(site: Site, saw: Saw) -> None:
+async def test_a_vps_dies_under_50_streams(site: NetworkSite, saw: Saw) -> None:
     before = site.stats()["tokens"]
 
     def generated() -> int:

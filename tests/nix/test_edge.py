@@ -22,7 +22,7 @@ DOMAIN = "llm.example.org"
 PAUSE = 0.3
 
 
-class Gateway(BaseHTTPRequestHandler):
+class StandInGateway(BaseHTTPRequestHandler):
     """Answers everything with two events, :data:`PAUSE` apart."""
 
     def do_POST(self) -> None:
@@ -68,7 +68,7 @@ def running(folder: Path, *extra: str) -> Iterator[int]:
     nginx = checker.require("nginx")
     folder.chmod(0o755)
     port = free_port()
-    gateway = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
+    gateway = ThreadingHTTPServer(("127.0.0.1", 0), StandInGateway)
     gateway.daemon_threads = True
     threading.Thread(target=gateway.serve_forever, daemon=True).start()
     text = edge_conf(folder, f"127.0.0.1:{free_port()}", f"127.0.0.1:{port}", extra)

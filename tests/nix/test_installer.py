@@ -27,7 +27,7 @@ esac
 
 
 @dataclass
-class Machine:
+class InstallMachine:
     """A made-up machine, and what was erased on it."""
 
     root: Path
@@ -66,8 +66,8 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    made = Machine(tmp_path)
+def machine(tmp_path: Path) -> InstallMachine:
+    made = InstallMachine(tmp_path)
     (tmp_path / "sys/firmware/efi").mkdir(parents=True)
     made.write("sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de\n")
     made.write("sys/bus/pci/devices/0000:01:00.0/device", "0x2bb1\n")
@@ -81,7 +81,7 @@ def machine(tmp_path: Path) -> Machine:
     return made
 
 
-def test_the_serial_typed_installs(machine: Machine) -> None:
+def test_the_serial_typed_installs(machine: InstallMachine) -> None:
     done = machine.install(typed=f"{SERIAL}\n")
     assert done.returncode == 0, done.stderr
     assert "This would be erased" in done.stdout
@@ -91,14 +91,14 @@ def test_the_serial_typed_installs(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("typed", ["", "\n", "yes\n", "S7KGNJ0X12345\n"])
-def test_anything_else_erases_nothing(machine: Machine, typed: str) -> None:
+def test_anything_else_erases_nothing(machine: InstallMachine, typed: str) -> None:
     done = machine.install(typed=typed)
     assert done.returncode == 5
     assert "is not the serial number of /dev/nvme0n1; nothing was changed" in done.stderr
     assert machine.erased == ""
 
 
-def test_check_erases_nothing(machine: Machine) -> None:
+def test_check_erases_nothing(machine: InstallMachine) -> None:
     assert machine.install("--check", typed=f"{SERIAL}\n").returncode == 0
     assert machine.erased == ""
 
@@ -111,7 +111,7 @@ def test_check_erases_nothing(machine: Machine) -> None:
         ("proc/meminfo", "MemTotal:       16384000 kB\n", "15 GiB of RAM, 60 are needed"),
     ],
 )
-def test_wrong_hardware_stops_before_the_question(machine: Machine, path: str, text: str, said: str) -> None:
+def test_wrong_hardware_stops_before_the_question(machine: InstallMachine, path: str, text: str, said: str) -> None:
     machine.write(path, text)
     done = machine.install(typed=f"{SERIAL}\n")
     assert done.returncode == 1
@@ -127,7 +127,7 @@ def test_wrong_hardware_stops_before_the_question(machine: Machine, path: str, t
         ("FAKE_SERIAL", "", "reports no serial number"),
     ],
 )
-def test_wrong_disk_stops(machine: Machine, name: str, value: str, said: str) -> None:
+def test_wrong_disk_stops(machine: InstallMachine, name: str, value: str, said: str) -> None:
     machine.environment[name] = value
     done = machine.install(typed="\n")
     assert done.returncode == 1
@@ -135,14 +135,14 @@ def test_wrong_disk_stops(machine: Machine, name: str, value: str, said: str) ->
     assert machine.erased == ""
 
 
-def test_no_uefi_stops(machine: Machine) -> None:
+def test_no_uefi_stops(machine: InstallMachine) -> None:
     (machine.root / "sys/firmware/efi").rmdir()
     done = machine.install(typed=f"{SERIAL}\n")
     assert "not started by UEFI" in done.stderr
     assert machine.erased == ""
 
 
-def test_a_finished_install_is_not_erased_again(machine: Machine) -> None:
+def test_a_finished_install_is_not_erased_again(machine: InstallMachine) -> None:
     machine.environment["FAKE_LABEL"] = "appliance-root"
     done = machine.install(typed=f"{SERIAL}\n")
     assert done.returncode == 3
@@ -154,7 +154,7 @@ def test_a_finished_install_is_not_erased_again(machine: Machine) -> None:
     assert machine.erased
 
 
-def sign(machine: Machine, text: str, *, trusted: bool = True) -> Path:
+def sign(machine: InstallMachine, text: str, *, trusted: bool = True) -> Path:
     keygen = checker.require("ssh-keygen")
     key = machine.root / "key"
     subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
@@ -171,14 +171,14 @@ def sign(machine: Machine, text: str, *, trusted: bool = True) -> Path:
     return answers
 
 
-def test_a_signed_answer_installs(machine: Machine) -> None:
+def test_a_signed_answer_installs(machine: InstallMachine) -> None:
     answers = sign(machine, f"serial={SERIAL}\n")
     done = machine.install("--answers", str(answers))
     assert done.returncode == 0, done.stderr
     assert machine.erased
 
 
-def test_an_answer_of_a_stranger_does_not(machine: Machine) -> None:
+def test_an_answer_of_a_stranger_does_not(machine: InstallMachine) -> None:
     answers = sign(machine, f"serial={SERIAL}\n", trusted=False)
     done = machine.install("--answers", str(answers))
     assert done.returncode == 4
@@ -186,14 +186,14 @@ def test_an_answer_of_a_stranger_does_not(machine: Machine) -> None:
     assert machine.erased == ""
 
 
-def test_an_answer_changed_after_signing_does_not(machine: Machine) -> None:
+def test_an_answer_changed_after_signing_does_not(machine: InstallMachine) -> None:
     answers = sign(machine, "serial=OTHER\n")
     answers.write_text(f"serial={SERIAL}\n")
     assert machine.install("--answers", str(answers)).returncode == 4
     assert machine.erased == ""
 
 
-def test_an_answer_for_another_disk_does_not(machine: Machine) -> None:
+def test_an_answer_for_another_disk_does_not(machine: InstallMachine) -> None:
     answers = sign(machine, "serial=OTHER\n")
     assert machine.install("--answers", str(answers)).returncode == 5
     assert machine.erased == ""

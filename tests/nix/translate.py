@@ -99,7 +99,7 @@ def nftables(values: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Tunnel:
+class TranslatedTunnel:
     """A WireGuard interface, as its units set it up."""
 
     name: str
@@ -114,7 +114,7 @@ class Tunnel:
     routes: list[str] = field(default_factory=list)
 
 
-def tunnel(values: Mapping[str, Any], name: str = "wg0") -> Tunnel:
+def tunnel(values: Mapping[str, Any], name: str = "wg0") -> TranslatedTunnel:
     """The interface ``name``."""
     interfaces = values["networking.wireguard.interfaces"]
     where = "networking.wireguard.interfaces"
@@ -141,7 +141,7 @@ def tunnel(values: Mapping[str, Any], name: str = "wg0") -> Tunnel:
         peers.append([*argv, "allowed-ips", ",".join(peer["allowedIPs"])])
         routes += peer["allowedIPs"] if interface["allowedIPsAsRoutes"] else []
     port = interface["listenPort"]
-    return Tunnel(
+    return TranslatedTunnel(
         name, interface["ips"], interface["mtu"], interface["privateKeyFile"], interface["generatePrivateKeyFile"],
         ["listen-port", str(port)] if port is not None else [], peers, routes,
     )  # fmt: skip
@@ -254,7 +254,7 @@ def _block(head: str, lines: list[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Unit:
+class TranslatedUnit:
     """What systemd would know about one service of ours: its neighbours and its command."""
 
     name: str
@@ -264,7 +264,7 @@ class Unit:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def units(values: Mapping[str, Any]) -> dict[str, Unit]:
+def units(values: Mapping[str, Any]) -> dict[str, TranslatedUnit]:
     """The services that make up the network, with NixOS's own among them."""
     services = values.get("systemd.services", {})
     found = {name: _unit(name, {}) for name in ("nftables", "wireguard-wg0")}
@@ -278,16 +278,18 @@ def units(values: Mapping[str, Any]) -> dict[str, Unit]:
         if name in found or name.startswith(ours):
             found[name] = _unit(name, service)
     return {
-        name: Unit(name, unit.after | ordered.get(name, set()), unit.requires, unit.command, unit.environment)
+        name: TranslatedUnit(
+            name, unit.after | ordered.get(name, set()), unit.requires, unit.command, unit.environment
+        )
         for name, unit in found.items()
     }
 
 
-def _unit(name: str, service: Mapping[str, Any]) -> Unit:
+def _unit(name: str, service: Mapping[str, Any]) -> TranslatedUnit:
     def named(*keys: str) -> frozenset[str]:
         texts = [text for key in keys for text in service.get(key) or []]
         return frozenset(re.sub(r"\.service$", "", text) for text in texts)
 
     command = str((service.get("serviceConfig") or {}).get("ExecStart", ""))
     environment = {key: str(value) for key, value in (service.get("environment") or {}).items()}
-    return Unit(name, named("after"), named("requires", "bindsTo"), tuple(command.split()), environment)
+    return TranslatedUnit(name, named("after"), named("requires", "bindsTo"), tuple(command.split()), environment)

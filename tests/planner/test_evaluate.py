@@ -10,7 +10,7 @@ import pytest
 from appliance.catalog import catalog
 from appliance.errors import ConfigError
 from appliance.planner import evaluate, row_parser
-from appliance.planner.evaluate import Result
+from appliance.planner.evaluate import RowResult
 from tools import calibrate
 
 MEASUREMENTS = Path(catalog.__file__).parent / "measurements.csv"
@@ -149,8 +149,8 @@ def test_files_that_hold_no_measurements(tmp_path: Path, text: str) -> None:
 
 
 def test_rank_correlation_by_hand() -> None:
-    def result(truth: float, predicted: float) -> Result:
-        return Result({}, 2, truth, predicted)
+    def result(truth: float, predicted: float) -> RowResult:
+        return RowResult({}, 2, truth, predicted)
 
     assert evaluate.spearman([result(1, 10), result(2, 20), result(3, 30)]) == pytest.approx(1)
     assert evaluate.spearman([result(1, 30), result(2, 20), result(3, 10)]) == pytest.approx(-1)

@@ -17,9 +17,9 @@ from appliance.planner.constants import Constants, calibrated, names
 from appliance.planner.memory import card_memory
 from appliance.planner.roofline import decode_step, distinct_experts, prefill_time, unit_speed
 from appliance.planner.serving import predict
-from appliance.planner.workload import Layout, Point
+from appliance.planner.workload import Layout, Workload
 
-Build = Callable[..., Point]
+Build = Callable[..., Workload]
 same = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from appliance.errors import UsageError
 from appliance.planner import host_ram
-from appliance.planner.demand import Demand, Machine, Work, cards
+from appliance.planner.demand import Demand, HardwareSpec, ModelDemand, cards
 from appliance.planner.site import share_out
 from appliance.planner.topology import advise
 from appliance.planner.what_if import changes
 
 PRO, SERVER = "RTX PRO 6000 Blackwell Workstation", "RTX PRO 6000 Blackwell Server"
 
-MakeWork = Callable[..., Work]
-MakeMachine = Callable[..., Machine]
+MakeWork = Callable[..., ModelDemand]
+MakeMachine = Callable[..., HardwareSpec]
 
 
-def asked(*works: Work, users: int = 100, chats: int = 200) -> Demand:
+def asked(*works: ModelDemand, users: int = 100, chats: int = 200) -> Demand:
     return Demand(users=users, chats=chats, think_s=60.0, work=works)
 
 

@@ -15,9 +15,9 @@ from appliance.contract.load import load
 from appliance.contract.model import Site
 from appliance.errors import StoreError
 from appliance.smoketest import report
-from appliance.smoketest.report import Step
+from appliance.smoketest.report import SmokeStep
 from appliance.smoketest.run import prove, proven_before
-from tests.conftest import ROOT, Service, serving
+from tests.conftest import ROOT, RunningService, serving
 from tests.smalldisk import SmallDisk, mounted
 from tests.smoketest.test_run import HERE, SMOKE, a_proof
 
@@ -25,7 +25,7 @@ FULL, READ_ONLY = r"No space left on device.*free space on its disk", r"Read-onl
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Service]]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, RunningService]]:
     with serving(tmp_path_factory.mktemp("full"), smoke=SMOKE) as service:
         yield load(service.config), service
 
@@ -37,11 +37,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Se
         "load TTFT p99",  # before its page with plots
     ],
 )
-def test_a_disk_that_fills_up(running: tuple[Site, Service], small_disk: SmallDisk, at: str) -> None:
+def test_a_disk_that_fills_up(running: tuple[Site, RunningService], small_disk: SmallDisk, at: str) -> None:
     site, service = running
-    said: list[Step] = []
+    said: list[SmokeStep] = []
 
-    def say(step: Step) -> None:
+    def say(step: SmokeStep) -> None:
         said.append(step)
         if step.name == at:
             small_disk.fill()
@@ -55,11 +55,11 @@ def test_a_disk_that_fills_up(running: tuple[Site, Service], small_disk: SmallDi
 
 
 def test_the_report_says_what_the_disk_refused_once_there_is_room(
-    running: tuple[Site, Service], small_disk: SmallDisk
+    running: tuple[Site, RunningService], small_disk: SmallDisk
 ) -> None:
     site, service = running
 
-    def say(step: Step) -> None:
+    def say(step: SmokeStep) -> None:
         if step.name == "load TTFT p99":
             small_disk.fill()
         if step.name == "load":
@@ -74,7 +74,7 @@ def test_the_report_says_what_the_disk_refused_once_there_is_room(
     assert "load.html cannot be written" in kept.line
 
 
-def test_a_read_only_disk_is_named(running: tuple[Site, Service], small_disk: SmallDisk) -> None:
+def test_a_read_only_disk_is_named(running: tuple[Site, RunningService], small_disk: SmallDisk) -> None:
     site, service = running
     small_disk.read_only()
     with pytest.raises(StoreError, match=READ_ONLY):
@@ -101,7 +101,7 @@ def test_what_cannot_be_noted_of_this_boot_is_said(small_disk: SmallDisk) -> Non
 @pytest.mark.parametrize(("state", "said"), [("full", FULL), ("read-only", READ_ONLY)])
 @pytest.mark.parametrize("which", ["reports", "run"])
 def test_the_command_itself(
-    running: tuple[Site, Service], tmp_path: Path, small_disk: SmallDisk, state: str, said: str, which: str
+    running: tuple[Site, RunningService], tmp_path: Path, small_disk: SmallDisk, state: str, said: str, which: str
 ) -> None:
     """In a mount namespace of its own that looks like NixOS; /run is the small disk, or the reports are on it."""
     _, service = running

@@ -13,24 +13,24 @@ from appliance.contract.load import load
 from appliance.contract.model import Site
 from appliance.errors import StoreError
 from appliance.smoketest import report
-from appliance.smoketest.report import Proof, Step
-from appliance.smoketest.run import Subject, lock, prove, proven_before, tokens
-from appliance.upgrade.nixos import Place
+from appliance.smoketest.report import Proof, SmokeStep
+from appliance.smoketest.run import TestedSystem, lock, prove, proven_before, tokens
+from appliance.upgrade.nixos import RunningSystem
 from appliance.upgrade.state import Generation
-from tests.conftest import Service, serving
+from tests.conftest import RunningService, serving
 
-HERE = Subject(Place(Generation("/nix/store/here", 8)), booted=True)
+HERE = TestedSystem(RunningSystem(Generation("/nix/store/here", 8)), booted=True)
 SMOKE = {"users": 2, "requests_per_user": 2, "max_tokens": 4, "slo": {"ttft_p99_ms": 20000, "tpot_p99_ms": 5000}}
 
 
 @pytest.fixture(scope="module")
-def site_and_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Service]]:
+def site_and_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, RunningService]]:
     with serving(tmp_path_factory.mktemp("prove"), smoke=SMOKE) as service:
         yield load(service.config), service
 
 
-def run(site: Site, service: Service, folder: Path) -> Proof:
-    said: list[Step] = []
+def run(site: Site, service: RunningService, folder: Path) -> Proof:
+    said: list[SmokeStep] = []
     made = prove(site, service.data, key=service.key, folder=folder, what=HERE, say=said.append)
     assert tuple(said) == made.steps, "what is said is what is kept"
     return made
@@ -105,7 +105,7 @@ def test_an_open_gateway_fails(site_and_service: Any) -> None:
 
 
 def a_proof(*, passed: bool = True, booted: bool = True, system: str = "/nix/store/here") -> Proof:
-    step = Step("x", "ok" if passed else "fail", "y")
+    step = SmokeStep("x", "ok" if passed else "fail", "y")
     return Proof(system, 8, booted, "2026-11-25T22:00:00+00:00", 1.0, (step,))
 
 
@@ -123,7 +123,7 @@ def a_proof(*, passed: bool = True, booted: bool = True, system: str = "/nix/sto
 def test_once_per_generation(earlier: Proof | None, booted: bool, again: bool, tmp_path: Path) -> None:
     if earlier is not None:
         report.save(earlier, report.folder_of(tmp_path, HERE.place.generation))
-    found = proven_before(tmp_path, Subject(HERE.place, booted), tmp_path / "begun")
+    found = proven_before(tmp_path, TestedSystem(HERE.place, booted), tmp_path / "begun")
     assert (found is None) is again
 
 
@@ -157,6 +157,6 @@ def test_nothing_looked_at_is_no_pass() -> None:
 
 
 def test_the_page_escapes_what_it_shows() -> None:
-    page = report.page(Proof("/nix/store/<b>", None, True, "", 0.0, (Step("<i>", "fail", "<script>"),)))
+    page = report.page(Proof("/nix/store/<b>", None, True, "", 0.0, (SmokeStep("<i>", "fail", "<script>"),)))
     assert "<script>" not in page
     assert "&lt;script&gt;" in page

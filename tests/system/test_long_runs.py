@@ -19,7 +19,7 @@ from appliance.contract.model import Site
 from appliance.smoketest import report
 from appliance.smoketest.run import prove
 from appliance.system.stopping import Stop, listening
-from tests.conftest import Service, a_site, free_port, serving, wait_until
+from tests.conftest import RunningService, a_site, free_port, serving, wait_until
 from tests.gateway.running.witness import MANY, LongRun, long_run, witness
 from tests.smoketest.test_run import HERE, SMOKE
 
@@ -211,11 +211,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("at", ["token chat", "gateway takes a key"])
-def test_a_stopped_proof_is_kept_and_is_no_pass(running: tuple[Site, Service], at: str, tmp_path: Path) -> None:
+def test_a_stopped_proof_is_kept_and_is_no_pass(
+    running: tuple[Site, RunningService], at: str, tmp_path: Path
+) -> None:
     site, service = running
     said: list[str] = []
 
-    def say(step: report.Step) -> None:
+    def say(step: report.SmokeStep) -> None:
         said.append(step.name)
         if step.name == at:
             os.kill(os.getpid(), TERM)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from appliance.errors import UsageError
-from appliance.system.proxy import Proxy, ProxyRefusedError, get, is_loopback, opener, route
+from appliance.system.http_request import send_request
+from appliance.system.proxy import Proxy, ProxyRefusedError, is_loopback, opener, route
 from tests.conftest import ROOT
 
 PROXY = "http://proxy.test:3128"
@@ -146,7 +147,8 @@ def forwarder(request: pytest.FixtureRequest) -> Iterator[Forwarder]:
 @pytest.mark.parametrize("forwarder", [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"], indirect=True)
 def test_a_plain_request_through_a_proxy(forwarder: Forwarder, environment: pytest.MonkeyPatch) -> None:
     environment.setenv("http_proxy", f"http://me:se%40cret@127.0.0.1:{forwarder.port}")
-    assert get("http://gateway.test/base/", "/v1/models", key="k", timeout_s=5) == (200, b"hi")
+    response = send_request("http://gateway.test/base/", "/v1/models", key="k", timeout_s=5)
+    assert (response.status, response.body) == (200, b"hi")
     head = forwarder.asked[0].decode()
     assert head.startswith("GET http://gateway.test/base/v1/models HTTP/1.1\r\n")
     assert "Host: gateway.test\r\n" in head

@@ -22,8 +22,8 @@ from appliance.upgrade.state import (
     SetDefault,
     SetOneshot,
     SetProfile,
-    State,
     SwitchBack,
+    TrialState,
 )
 from appliance.upgrade.state_file import Record
 
@@ -43,21 +43,21 @@ class Reset(Exception):  # noqa: N818 - an event, not an error
 
 
 @dataclass
-class Disk:
+class ModelDisk:
     """The record as it is on the disk, which may be full."""
 
-    state: State = field(default_factory=State)
+    state: TrialState = field(default_factory=TrialState)
     full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryRecord(Record):
-    disk: Disk = field(default_factory=Disk)
+    disk: ModelDisk = field(default_factory=ModelDisk)
 
-    def load(self) -> State:
+    def load(self) -> TrialState:
         return self.disk.state
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrialState) -> None:
         if self.disk.full:
             raise StoreError("the disk is full")
         self.disk.state = state
@@ -77,7 +77,7 @@ class System:
 
 
 @dataclass
-class Model:
+class UpgradeModel:
     """The machine. ``steps_left`` is how many more single writes happen before the power goes."""
 
     systems: list[System] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Model:
     conf: Entry | None = None
     profile: int = 0
     kept: int | None = None
-    disk: Disk = field(default_factory=Disk)
+    disk: ModelDisk = field(default_factory=ModelDisk)
     booted: Entry = (0, False)
     live: int = 0
     network: bool = True

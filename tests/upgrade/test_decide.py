@@ -25,21 +25,21 @@ from appliance.upgrade.state import (
     SetDefault,
     SetOneshot,
     SetProfile,
-    State,
+    SmokeVerdict,
     SwitchBack,
     Switched,
     Trial,
-    Verdict,
+    TrialState,
 )
 from appliance.upgrade.state_file import UNSENT, Record
 from tests.smalldisk import SmallDisk
 
 OLD, NEW = Generation("/nix/store/old", 7), Generation("/nix/store/new", 8)
-HELD = State(proven=OLD, held=SetDefault(OLD))
+HELD = TrialState(proven=OLD, held=SetDefault(OLD))
 
 
-def on_trial(phase: Phase) -> State:
-    return State(proven=OLD, held=SetDefault(OLD), trial=Trial(NEW, phase))
+def on_trial(phase: Phase) -> TrialState:
+    return TrialState(proven=OLD, held=SetDefault(OLD), trial=Trial(NEW, phase))
 
 
 def test_a_new_generation_is_armed_and_the_old_one_stays() -> None:
@@ -49,13 +49,15 @@ def test_a_new_generation_is_armed_and_the_old_one_stays() -> None:
 
 
 def test_a_passed_trial_boot_becomes_the_default() -> None:
-    state, actions = decide(on_trial(Phase.BOOTED), Verdict(NEW, passed=True), enforce=True)
+    state, actions = decide(on_trial(Phase.BOOTED), SmokeVerdict(NEW, passed=True), enforce=True)
     assert actions == (Keep(NEW), SetDefault(NEW), ClearOneshot())
     assert (state.proven, state.trial, state.held) == (NEW, None, SetDefault(NEW))
 
 
 def test_a_failed_trial_boot_goes_back_by_a_reboot() -> None:
-    state, actions = decide(on_trial(Phase.BOOTED), Verdict(NEW, passed=False, reason="no token"), enforce=True)
+    state, actions = decide(
+        on_trial(Phase.BOOTED), SmokeVerdict(NEW, passed=False, reason="no token"), enforce=True
+    )
     # Set once more though it is held: the reboot must not hang on what a firmware remembers.
     assert actions == (SetDefault(OLD), ClearOneshot(), SetProfile(OLD), Reboot(OLD))
     assert state.why_not(NEW) is not None
@@ -64,17 +66,17 @@ def test_a_failed_trial_boot_goes_back_by_a_reboot() -> None:
 
 @pytest.mark.parametrize("phase", [Phase.LIVE, Phase.LIVE_PASSED])
 def test_a_failure_after_a_live_switch_switches_back(phase: Phase) -> None:
-    _, actions = decide(on_trial(phase), Verdict(NEW, passed=False, reason="no token"), enforce=True)
+    _, actions = decide(on_trial(phase), SmokeVerdict(NEW, passed=False, reason="no token"), enforce=True)
     assert actions[-1] == SwitchBack(OLD)
     assert Reboot(OLD) not in actions
 
 
 def test_a_pass_after_a_live_switch_still_has_to_boot() -> None:
-    state, actions = decide(on_trial(Phase.LIVE), Verdict(NEW, passed=True, booted=False), enforce=True)
+    state, actions = decide(on_trial(Phase.LIVE), SmokeVerdict(NEW, passed=True, booted=False), enforce=True)
     assert actions == ()
     assert (state.proven, state.trial) == (OLD, Trial(NEW, Phase.LIVE_PASSED))
     state, _ = decide(state, Booted(NEW), enforce=True)
-    state, actions = decide(state, Verdict(NEW, passed=True), enforce=True)
+    state, actions = decide(state, SmokeVerdict(NEW, passed=True), enforce=True)
     assert SetDefault(NEW) in actions
 
 
@@ -88,7 +90,7 @@ def test_coming_up_in_the_proven_one_ends_a_trial_and_says_why(phase: Phase) -> 
 
 
 def test_what_was_rolled_back_is_tried_again_only_by_a_person() -> None:
-    failed = State(proven=OLD, held=SetDefault(OLD), rolled_back=(RolledBack(NEW, "no token", "yesterday"),))
+    failed = TrialState(proven=OLD, held=SetDefault(OLD), rolled_back=(RolledBack(NEW, "no token", "yesterday"),))
     again_built = Generation(NEW.system, 9)
     state, actions = decide(failed, Installed(again_built, OLD), enforce=True)
     assert actions == (SetDefault(OLD), ClearOneshot())
@@ -98,8 +100,10 @@ def test_what_was_rolled_back_is_tried_again_only_by_a_person() -> None:
     assert SetOneshot(again_built) in actions
 
 
-@pytest.mark.parametrize("event", [Verdict(OLD, passed=False, reason="no network"), Deadline(OLD), Booted(OLD)])
-def test_the_proven_one_is_never_left(event: Verdict | Deadline | Booted) -> None:
+@pytest.mark.parametrize(
+    "event", [SmokeVerdict(OLD, passed=False, reason="no network"), Deadline(OLD), Booted(OLD)]
+)
+def test_the_proven_one_is_never_left(event: SmokeVerdict | Deadline | Booted) -> None:
     state, actions = decide(HELD, event, enforce=True)
     assert not any(isinstance(action, (Reboot, SwitchBack)) for action in actions)
     assert state.proven == OLD
@@ -107,14 +111,14 @@ def test_the_proven_one_is_never_left(event: Verdict | Deadline | Booted) -> Non
 
 @pytest.mark.parametrize("came", [Booted(OLD), Booted(OLD, rescue=True), Booted(NEW, rescue=True)])
 def test_power_lost_between_the_record_of_a_pass_and_the_loader_is_made_good_and_said(came: Booted) -> None:
-    state, _ = decide(on_trial(Phase.BOOTED), Verdict(NEW, passed=True), enforce=True)
+    state, _ = decide(on_trial(Phase.BOOTED), SmokeVerdict(NEW, passed=True), enforce=True)
     state, actions = decide(state, came, enforce=True)
     assert actions == (SetDefault(NEW),)
     assert state.proven == NEW
     assert state.last.endswith("generation 8 is the proven system and boots next")
     # What runs meanwhile takes nothing back, whatever its smoke test says.
     for passed in (True, False):
-        after, actions = decide(state, Verdict(OLD, passed=passed, reason="x"), enforce=True)
+        after, actions = decide(state, SmokeVerdict(OLD, passed=passed, reason="x"), enforce=True)
         assert (actions, after.proven, after.held) == ((), NEW, SetDefault(NEW))
 
 
@@ -126,7 +130,7 @@ def test_the_proven_one_at_home_is_no_news() -> None:
 @pytest.mark.parametrize("phase", list(Phase))
 @pytest.mark.parametrize("passed", [True, False])
 def test_report_only_never_leaves_and_never_reboots(phase: Phase, passed: bool) -> None:
-    for event in (Verdict(NEW, passed=passed), Deadline(NEW), Switched(NEW), Booted(NEW), Booted(OLD)):
+    for event in (SmokeVerdict(NEW, passed=passed), Deadline(NEW), Switched(NEW), Booted(NEW), Booted(OLD)):
         _, actions = decide(on_trial(phase), event, enforce=False)
         assert not any(isinstance(action, (Reboot, SwitchBack, SetOneshot)) for action in actions)
 
@@ -141,12 +145,12 @@ def test_the_deadline_of_a_boot_judges_what_was_booted_alone() -> None:
 
 def test_an_arrival_that_could_not_be_recorded_is_judged_all_the_same() -> None:
     """The record still says armed; that it came up by a boot says the verdict itself."""
-    _, actions = decide(on_trial(Phase.ARMED), Verdict(NEW, passed=False, reason="no token"), enforce=True)
+    _, actions = decide(on_trial(Phase.ARMED), SmokeVerdict(NEW, passed=False, reason="no token"), enforce=True)
     assert actions[-1] == Reboot(OLD)
-    _, actions = decide(on_trial(Phase.ARMED), Verdict(NEW, passed=True), enforce=True)
+    _, actions = decide(on_trial(Phase.ARMED), SmokeVerdict(NEW, passed=True), enforce=True)
     assert actions == (Keep(NEW), SetDefault(NEW), ClearOneshot())
     for passed in (True, False):
-        state, actions = decide(on_trial(Phase.ARMED), Verdict(NEW, passed, booted=False), enforce=True)
+        state, actions = decide(on_trial(Phase.ARMED), SmokeVerdict(NEW, passed, booted=False), enforce=True)
         assert (actions, state.trial) == ((), Trial(NEW, Phase.ARMED)), "it was not booted yet"
 
 
@@ -154,27 +158,27 @@ def test_a_disk_that_was_full_all_the_time_keeps_nobody_in_a_failed_system(small
     record, machine = Record(small_disk.folder / "trial"), Refusing()
     record.save(on_trial(Phase.ARMED))
     small_disk.fill()
-    for event in (Booted(NEW), Verdict(NEW, passed=False, reason="no token")):
+    for event in (Booted(NEW), SmokeVerdict(NEW, passed=False, reason="no token")):
         with pytest.raises(StoreError, match="No space left"):
             drive(event, record=record, machine=machine, enforce=True)
     assert machine.done[-1] == Reboot(OLD)
     # The proven one comes up with the same full disk, and stays.
     machine.done.clear()
-    for again in (Booted(OLD), Verdict(OLD, passed=False, reason="no token"), Deadline(OLD)):
+    for again in (Booted(OLD), SmokeVerdict(OLD, passed=False, reason="no token"), Deadline(OLD)):
         with suppress(StoreError):
             drive(again, record=record, machine=machine, enforce=True)
     assert not any(isinstance(action, (Reboot, SwitchBack)) for action in machine.done)
 
 
 def test_report_only_touches_no_loader() -> None:
-    for event in (Installed(NEW, OLD), Booted(NEW), Switched(NEW), Verdict(NEW, passed=False), Deadline(NEW)):
-        assert decide(State(proven=OLD), event, enforce=False)[1] == ()
+    for event in (Installed(NEW, OLD), Booted(NEW), Switched(NEW), SmokeVerdict(NEW, passed=False), Deadline(NEW)):
+        assert decide(TrialState(proven=OLD), event, enforce=False)[1] == ()
 
 
 def test_report_only_learns_from_boots_alone() -> None:
-    state, _ = decide(State(proven=OLD), Verdict(NEW, passed=True, booted=False), enforce=False)
+    state, _ = decide(TrialState(proven=OLD), SmokeVerdict(NEW, passed=True, booted=False), enforce=False)
     assert state.proven == OLD
-    state, _ = decide(State(proven=OLD), Verdict(NEW, passed=True), enforce=False)
+    state, _ = decide(TrialState(proven=OLD), SmokeVerdict(NEW, passed=True), enforce=False)
     assert state.proven == NEW
 
 
@@ -183,7 +187,7 @@ def test_enforcement_is_left_only_after_a_verdict() -> None:
     assert SetOneshot(NEW) in actions
     state, actions = decide(state, Booted(NEW), enforce=False)
     assert actions == (SetDefault(OLD), ClearOneshot())
-    state, actions = decide(state, Verdict(NEW, passed=False, reason="no token"), enforce=False)
+    state, actions = decide(state, SmokeVerdict(NEW, passed=False, reason="no token"), enforce=False)
     assert actions == (ReleaseDefault(NEW), ClearOneshot())
     assert state.held is None
 
@@ -204,7 +208,7 @@ def test_a_record_survives_and_a_failed_housekeeping_does_not_keep_it_here(tmp_p
     record, machine = Record(tmp_path), Refusing(SetProfile)
     record.save(on_trial(Phase.BOOTED))
     with pytest.raises(LoaderError):
-        drive(Verdict(NEW, passed=False, reason="x"), record=record, machine=machine, enforce=True)
+        drive(SmokeVerdict(NEW, passed=False, reason="x"), record=record, machine=machine, enforce=True)
     assert machine.done[-1] == Reboot(OLD)
     assert record.load().why_not(NEW) is not None
 
@@ -213,7 +217,7 @@ def test_nobody_reboots_towards_a_default_that_could_not_be_set(tmp_path: Path) 
     record, machine = Record(tmp_path), Refusing(SetDefault)
     record.save(on_trial(Phase.BOOTED))
     with pytest.raises(LoaderError):
-        drive(Verdict(NEW, passed=False, reason="x"), record=record, machine=machine, enforce=True)
+        drive(SmokeVerdict(NEW, passed=False, reason="x"), record=record, machine=machine, enforce=True)
     assert machine.done == []
 
 

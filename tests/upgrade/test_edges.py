@@ -9,12 +9,12 @@ import pytest
 from appliance.cli.trial import _reason
 from appliance.cli.upgrade import build_command
 from appliance.errors import LoaderError, StartError
-from appliance.smoketest.report import Proof, Step
+from appliance.smoketest.report import Proof, SmokeStep
 from appliance.upgrade.apply import drive
 from appliance.upgrade.bootloader import Loader
-from appliance.upgrade.nixos import Nixos, Place
+from appliance.upgrade.nixos import Nixos, RunningSystem
 from appliance.upgrade.notify import Announcer, send_alerts
-from appliance.upgrade.state import Generation, Keep, SetDefault, State, SwitchBack, Trial, Verdict
+from appliance.upgrade.state import Generation, Keep, SetDefault, SmokeVerdict, SwitchBack, Trial, TrialState
 from appliance.upgrade.state_file import UNSENT, Record
 from tests.upgrade.model import MemoryRecord, PowerCut
 from tests.upgrade.test_decide import NEW, OLD
@@ -58,8 +58,8 @@ def nixos(tmp_path: Path) -> Nixos:
 def test_where_the_machine_is(nixos: Nixos, tmp_path: Path) -> None:
     (nixos.run / "booted-system").symlink_to(tmp_path / "store" / "a")
     (nixos.run / "current-system").symlink_to(tmp_path / "store" / "r")
-    assert nixos.booted() == Place(Generation(str(tmp_path / "store" / "a"), 4))
-    assert nixos.running() == Place(Generation(str(tmp_path / "store" / "b"), 5), rescue=True)
+    assert nixos.booted() == RunningSystem(Generation(str(tmp_path / "store" / "a"), 4))
+    assert nixos.running() == RunningSystem(Generation(str(tmp_path / "store" / "b"), 5), rescue=True)
 
 
 def test_a_machine_that_is_not_nixos_says_so(nixos: Nixos) -> None:
@@ -71,7 +71,7 @@ def test_the_login_screen_shows_the_decision_the_verdict_and_what_waits(tmp_path
     motd = tmp_path / "motd.d" / "appliance"
     announcer = Announcer(motd)
     announcer.login(
-        State(last="generation 8 was rolled back: no token", unsent=("an older alert",)), "smoke test: FAIL"
+        TrialState(last="generation 8 was rolled back: no token", unsent=("an older alert",)), "smoke test: FAIL"
     )
     assert motd.read_text().splitlines() == [
         "appliance: generation 8 was rolled back: no token",
@@ -90,7 +90,7 @@ def hook(folder: Path, text: str) -> str:
 
 def test_alerts_are_sent_oldest_first_and_forgotten(tmp_path: Path) -> None:
     record = Record(tmp_path)
-    record.save(State(unsent=("one", "two")))
+    record.save(TrialState(unsent=("one", "two")))
     assert send_alerts(record, hook(tmp_path, f"cat >> {tmp_path}/got")) == 2
     assert (tmp_path / "got").read_text() == "one\ntwo\n"
     assert record.load().unsent == ()
@@ -99,7 +99,7 @@ def test_alerts_are_sent_oldest_first_and_forgotten(tmp_path: Path) -> None:
 
 def test_an_alert_that_is_not_taken_waits(tmp_path: Path) -> None:
     record = Record(tmp_path)
-    record.save(State(unsent=("one", "two", "three")))
+    record.save(TrialState(unsent=("one", "two", "three")))
     takes_one = hook(tmp_path, f'read line; echo "$line" >> {tmp_path}/got; [ "$line" = one ]')
     with pytest.raises(StartError, match="ended with 1; it is tried again later"):
         send_alerts(record, takes_one)
@@ -112,7 +112,7 @@ def test_an_alert_that_is_not_taken_waits(tmp_path: Path) -> None:
 
 def test_a_mark_that_a_power_cut_left_does_not_start_the_sender_for_ever(tmp_path: Path) -> None:
     record = Record(tmp_path)
-    record.save(State())
+    record.save(TrialState())
     (tmp_path / UNSENT).touch()
     assert send_alerts(record, hook(tmp_path, "exit 1")) == 0
     assert not (tmp_path / UNSENT).exists()
@@ -126,7 +126,7 @@ def test_an_alert_is_marked_before_it_is_recorded(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("appliance.upgrade.state_file.replace_file", cut)
     with pytest.raises(PowerCut):
-        Record(tmp_path).save(State(unsent=("one",)))
+        Record(tmp_path).save(TrialState(unsent=("one",)))
     assert (tmp_path / UNSENT).exists()
 
 
@@ -153,12 +153,16 @@ def test_a_profile_folder_that_cannot_be_made_is_named(nixos: Nixos, tmp_path: P
         nixos.act(Keep(Generation(str(tmp_path / "store" / "a"), 4)))
 
 
-def proof(*steps: Step, invocation: str = "i") -> Proof:
+def proof(*steps: SmokeStep, invocation: str = "i") -> Proof:
     return Proof("/nix/store/new", 8, True, "2026-11-25", 1.0, steps, invocation=invocation)
 
 
 def test_the_reason_is_the_first_failed_step() -> None:
-    steps = Step("cards", "ok", "2"), Step("token a", "fail", "no token"), Step("load", "fail", "slow")
+    steps = (
+        SmokeStep("cards", "ok", "2"),
+        SmokeStep("token a", "fail", "no token"),
+        SmokeStep("load", "fail", "slow"),
+    )
     assert _reason(proof(*steps), {}) == "token a: no token"
 
 
@@ -181,23 +185,23 @@ def test_without_a_report_the_reason_is_how_it_ended(environment: dict[str, str]
 def test_a_login_screen_that_cannot_be_written_keeps_nobody_in_a_failed_system(tmp_path: Path) -> None:
     """The disk is full, /run is full: it still goes back."""
     from appliance.errors import StoreError  # noqa: PLC0415
-    from tests.upgrade.model import Disk  # noqa: PLC0415
+    from tests.upgrade.model import ModelDisk  # noqa: PLC0415
 
     done: list[object] = []
 
-    class Machine:
+    class FailingTarget:
         def act(self, action: object) -> None:
             done.append(action)
 
-    def announce(_: State) -> None:
+    def announce(_: TrialState) -> None:
         raise StoreError("/run/motd.d/appliance cannot be written")
 
-    live = State(proven=OLD, held=SetDefault(OLD), trial=Trial(NEW, phase="live"))  # type: ignore[arg-type]
+    live = TrialState(proven=OLD, held=SetDefault(OLD), trial=Trial(NEW, phase="live"))  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="motd"):
         drive(
-            Verdict(NEW, passed=False, reason="slow", booted=False),
-            record=MemoryRecord(disk=Disk(live)),
-            machine=Machine(),
+            SmokeVerdict(NEW, passed=False, reason="slow", booted=False),
+            record=MemoryRecord(disk=ModelDisk(live)),
+            machine=FailingTarget(),
             enforce=True,
             announce=announce,
         )

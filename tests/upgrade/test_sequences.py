@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from appliance.errors import LoaderError, StoreError
-from appliance.upgrade.state import Booted, Deadline, Installed, Switched, Verdict
-from tests.upgrade.model import Entry, Health, Model, PowerCut, Reset, System
+from appliance.upgrade.state import Booted, Deadline, Installed, SmokeVerdict, Switched
+from tests.upgrade.model import Entry, Health, PowerCut, Reset, System, UpgradeModel
 
 MOST_RESETS = 1
 """Reboots that nobody asked for, after any one thing that people or the world did to the machine."""
@@ -24,7 +24,7 @@ class Trials(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.machine = Model()
+        self.machine = UpgradeModel()
         self.worked: set[Entry] = set()
         """Entries that may be the default: passed, or booted when enforcement began, or a rescue system."""
 
@@ -113,7 +113,7 @@ class Trials(RuleBasedStateMachine):
         if booted and (passed or proven is None):
             self.worked.add((machine.live, False))
         try:
-            machine.tell(Deadline(here) if late and not passed else Verdict(here, passed, "a reason", booted))
+            machine.tell(Deadline(here) if late and not passed else SmokeVerdict(here, passed, "a reason", booted))
         except PowerCut:
             self._boot()
         except Reset:
@@ -179,14 +179,14 @@ TestTrials.settings = settings(
 
 def test_a_proven_machine_bears_any_outage() -> None:
     """A hundred boots of the proven generation without a network and with a full disk: not one reboot of ours."""
-    machine = Model(systems=[System("good")], conf=(0, False))
+    machine = UpgradeModel(systems=[System("good")], conf=(0, False))
     machine.boot()
-    machine.tell(Verdict(machine.generation(0), passed=True))
+    machine.tell(SmokeVerdict(machine.generation(0), passed=True))
     machine.network, machine.disk.full = False, True
     for _ in range(100):
         machine.boot()
         for event in (
-            Verdict(machine.generation(0), passed=False, reason="no network"),
+            SmokeVerdict(machine.generation(0), passed=False, reason="no network"),
             Deadline(machine.generation(0)),
             Booted(machine.generation(0)),
         ):

@@ -10,18 +10,18 @@ import pytest
 
 from appliance.cli import main, trial
 from appliance.smoketest import report
-from appliance.smoketest.report import Proof, Step
+from appliance.smoketest.report import Proof, SmokeStep
 from appliance.upgrade import nixos
 from appliance.upgrade.bootloader import VENDOR, Loader
 from appliance.upgrade.nixos import SMOKE_UNIT, VERDICT_UNITS, Nixos, under_way
-from appliance.upgrade.state import Generation, Phase, SetDefault, State, Trial
+from appliance.upgrade.state import Generation, Phase, SetDefault, Trial, TrialState
 from appliance.upgrade.state_file import Record
 from tests.conftest import ROOT
 
 PASSED, FAILED = VERDICT_UNITS
 
 
-class Host:
+class VerdictHost:
     """A NixOS of folders, with stand-ins for the programs that change it."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +75,9 @@ class Host:
             (self.folder / "run" / link).symlink_to(self.folder / "store" / name)
 
     def on_trial(self, phase: Phase) -> None:
-        self.record.save(State(proven=self.old, held=SetDefault(self.old), trial=Trial(self.new, phase)))
+        self.record.save(TrialState(proven=self.old, held=SetDefault(self.old), trial=Trial(self.new, phase)))
 
-    def reported(self, generation: Generation, *steps: Step, run: str) -> None:
+    def reported(self, generation: Generation, *steps: SmokeStep, run: str) -> None:
         made = Proof(generation.system, generation.number, True, "2026-11-25", 1.0, steps, invocation=run)
         report.save(made, report.folder_of(self.folder / "reports", generation))
 
@@ -88,16 +88,16 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    made = Host(tmp_path, monkeypatch)
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VerdictHost:
+    made = VerdictHost(tmp_path, monkeypatch)
     made.is_at(booted="new", running="new")
     return made
 
 
-OK, NO_TOKEN = Step("x", "ok", "y"), Step("token a", "fail", "no token")
+OK, NO_TOKEN = SmokeStep("x", "ok", "y"), SmokeStep("token a", "fail", "no token")
 
 
-def test_a_pass_of_what_ran_before_a_switch_is_nobodys_pass(host: Host, capsys: Any) -> None:
+def test_a_pass_of_what_ran_before_a_switch_is_nobodys_pass(host: VerdictHost, capsys: Any) -> None:
     """The switch found a smoke test under way: that one's verdict must not bless what was switched to."""
     host.is_at(booted="old", running="new")
     host.on_trial(Phase.LIVE)
@@ -108,7 +108,7 @@ def test_a_pass_of_what_ran_before_a_switch_is_nobodys_pass(host: Host, capsys: 
     assert "generation 8 was switched to meanwhile and is tested now" in capsys.readouterr().out
 
 
-def test_a_failure_of_what_ran_before_a_switch_is_nobodys_failure(host: Host) -> None:
+def test_a_failure_of_what_ran_before_a_switch_is_nobodys_failure(host: VerdictHost) -> None:
     host.is_at(booted="old", running="new")
     host.on_trial(Phase.LIVE)
     host.reported(host.old, NO_TOKEN, run="run-of-the-old")
@@ -117,7 +117,7 @@ def test_a_failure_of_what_ran_before_a_switch_is_nobodys_failure(host: Host) ->
     assert host.called == [f"systemctl start --no-block {SMOKE_UNIT}"]
 
 
-def test_its_own_failure_goes_back(host: Host) -> None:
+def test_its_own_failure_goes_back(host: VerdictHost) -> None:
     host.on_trial(Phase.BOOTED)
     host.reported(host.old, OK, run="an-earlier-run")
     host.reported(host.new, NO_TOKEN, run="run")
@@ -126,7 +126,7 @@ def test_its_own_failure_goes_back(host: Host) -> None:
     assert host.record.load().rolled_back[0].reason == "token a: no token"
 
 
-def test_a_report_that_says_pass_does_not_speak_for_a_run_that_failed(host: Host, capsys: Any) -> None:
+def test_a_report_that_says_pass_does_not_speak_for_a_run_that_failed(host: VerdictHost, capsys: Any) -> None:
     """It had written its report, and was then stopped for its time was over."""
     host.on_trial(Phase.BOOTED)
     host.reported(host.new, OK, run="run")
@@ -166,7 +166,7 @@ def test_whether_a_verdict_comes(shown: str, comes: bool) -> None:
 
 
 @pytest.mark.parametrize("comes", [True, False])
-def test_the_deadline_leaves_a_test_that_runs_to_its_own_limit(host: Host, comes: bool) -> None:
+def test_the_deadline_leaves_a_test_that_runs_to_its_own_limit(host: VerdictHost, comes: bool) -> None:
     host.on_trial(Phase.BOOTED)
     (host.folder / "shown").write_text(show("activating" if comes else "inactive"))
     host.program("systemctl", f'[ "$1" != show ] || cat {host.folder}/shown')
@@ -174,7 +174,7 @@ def test_the_deadline_leaves_a_test_that_runs_to_its_own_limit(host: Host, comes
     assert (host.record.load().trial is None, host.called[-1] == "systemctl reboot") == (not comes, not comes)
 
 
-def test_the_deadline_does_not_wait_for_a_systemd_that_says_nothing(host: Host) -> None:
+def test_the_deadline_does_not_wait_for_a_systemd_that_says_nothing(host: VerdictHost) -> None:
     host.on_trial(Phase.BOOTED)
     host.program("systemctl", '[ "$1" != show ] || exit 1')
     assert host.trial("deadline") == 0
@@ -190,7 +190,7 @@ def test_the_deadline_does_not_wait_for_a_systemd_that_says_nothing(host: Host) 
         ('ln -sfn "$STORE/old" "$RUN/current-system"; exec sleep 600', False),
     ],
 )
-def test_a_switch_back_that_does_not_get_there_reboots(host: Host, does: str, reboots: bool) -> None:
+def test_a_switch_back_that_does_not_get_there_reboots(host: VerdictHost, does: str, reboots: bool) -> None:
     """Also one that hangs: within the time that systemd gives us."""
     host.is_at(booted="old", running="new")
     host.on_trial(Phase.LIVE)

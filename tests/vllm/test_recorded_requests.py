@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.clients.recorded import Recorded, Shape, recorded, replay, without
+from tests.clients.recorded import Recorded, ResponseShape, recorded, replay, without
 from tests.vllm.conftest import Up
 
 pytestmark = pytest.mark.vllm
@@ -30,7 +30,7 @@ ATTEMPTS = 3
 """vLLM joins the tokens of a stream that it generates faster than it sends; then a frame may be missing."""
 
 
-def both(request: Recorded, up: Up, model: str) -> tuple[Shape, Shape]:
+def both(request: Recorded, up: Up, model: str) -> tuple[ResponseShape, ResponseShape]:
     """The shapes of the gateway's response and of the engine's."""
     for _ in range(ATTEMPTS):
         ours = replay(request, up.port, up.key, model)

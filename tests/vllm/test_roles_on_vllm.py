@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from appliance.store.keys import KeyStore
-from tests.conftest import ROOT, Process, free_port, http, opens, start, usage_rows, wait_until
+from tests.conftest import ROOT, StartedProcess, free_port, http, opens, start, usage_rows, wait_until
 from tests.vllm.conftest import ENGINE_PYTHON
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 class Roles:
     """The running pair, and a key."""
 
-    def __init__(self, gateway: Process, data: Path, key: str) -> None:
+    def __init__(self, gateway: StartedProcess, data: Path, key: str) -> None:
         self.url, self.data, self.key = gateway.url, data, key
 
     def say(self, model: str, **more: Any) -> str:

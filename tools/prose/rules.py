@@ -33,7 +33,8 @@ RULES = (
     _words("nobody|somebody|someone|anybody|anyone|everybody", "name the client, caller, user or operator"),
     Rule(
         re.compile(
-            r"(?<!there )(?<!There )\b(?:is|are|was|were) no (?!longer|more than|less than|later than)", re.I
+            r"(?<!there )(?<!There )\b(?:is|are|was|were) no (?!longer|more than|less than|later than)",
+            re.IGNORECASE,
         ),
         'write "is not a valid X" or "has no X"',
     ),

@@ -39,7 +39,7 @@ DRIVER_FOR_CUDA = {"12": 525, "13": 580}
 
 
 @dataclass(slots=True)
-class Finding:
+class WheelFinding:
     """One line of the report: what was asked, what was found, and what is wrong with it."""
 
     title: str
@@ -47,7 +47,7 @@ class Finding:
     wrong: list[str] = field(default_factory=list)
 
 
-def download(folder: Path) -> Finding:
+def download(folder: Path) -> WheelFinding:
     """Fetch the set as pip does under ``--require-hashes``, then compare every file with wheels.json."""
     argv = [
         sys.executable,
@@ -61,11 +61,11 @@ def download(folder: Path) -> Finding:
     ]
     argv += [*target_options(), "--progress-bar=off", "-r", str(LOCK), "-d", str(folder)]
     done = subprocess.run(argv, env={**os.environ, **PLAIN_INDEX}, check=False, capture_output=True, text=True)
-    return Finding("complete under `pip download --require-hashes --no-deps`", "exit 0",
+    return WheelFinding("complete under `pip download --require-hashes --no-deps`", "exit 0",
                    [] if done.returncode == 0 else done.stderr.strip().splitlines()[-3:])  # fmt: skip
 
 
-def hashes(wheels: list[Wheel], folder: Path) -> Finding:
+def hashes(wheels: list[Wheel], folder: Path) -> WheelFinding:
     """Every file of wheels.json is there and is the one that was locked; nothing else is there."""
     wrong, size = faults(wheels, LOCK.read_text()), 0
     for wheel in wheels:
@@ -78,18 +78,18 @@ def hashes(wheels: list[Wheel], folder: Path) -> Finding:
             size += path.stat().st_size
     extra = {path.name for path in folder.glob("*.whl")} - {wheel.file for wheel in wheels}
     wrong += [f"{name} is not in the lock" for name in sorted(extra)]
-    return Finding(
+    return WheelFinding(
         "files equal the lock and modules/wheels.json", f"{len(wheels)} wheels, {size / 1e9:.2f} GB", wrong
     )
 
 
-def dependencies(wheels: list[Wheel], folder: Path) -> Finding:
+def dependencies(wheels: list[Wheel], folder: Path) -> WheelFinding:
     """Every requirement of every wheel is satisfied by the set itself."""
     looked, wrong = unmet(wheels, folder)
-    return Finding("dependencies satisfied inside the set", f"{looked} requirements", wrong)
+    return WheelFinding("dependencies satisfied inside the set", f"{looked} requirements", wrong)
 
 
-def needed(found: list[tuple[Wheel, str, elf.Elf]], listed: dict[str, dict[str, str]]) -> list[Finding]:
+def needed(found: list[tuple[Wheel, str, elf.Elf]], listed: dict[str, dict[str, str]]) -> list[WheelFinding]:
     """Every NEEDED name is in the set or listed, and everything listed is needed by somebody."""
     native = [(wheel, path, item) for wheel, path, item in found if item.machine == elf.X86_64]
     have = provided(iter(path for _, path, _ in native))
@@ -112,14 +112,14 @@ def needed(found: list[tuple[Wheel, str, elf.Elf]], listed: dict[str, dict[str, 
     runtimes = sorted(name for name in asked if name.startswith("libcudart.so"))
     foreign = len(found) - len(native)
     return [
-        Finding(
+        WheelFinding(
             "every ELF NEEDED resolved",
             f"{len(native)} files, {len(asked)} names: {len(asked) - len(outside)} inside the set, "
             f"{per['nixpkgs']} from nixpkgs, {per['driver']} from the driver, {per['optional']} optional; "
             f"{foreign} files for other machines, not looked at",
             wrong,
         ),
-        Finding(
+        WheelFinding(
             "one CUDA runtime",
             ", ".join(runtimes),
             [] if len(runtimes) == 1 else [f"{len(runtimes)} runtimes are linked"],
@@ -127,7 +127,7 @@ def needed(found: list[tuple[Wheel, str, elf.Elf]], listed: dict[str, dict[str, 
     ]
 
 
-def kernels(wheels: list[Wheel], folder: Path) -> list[Finding]:
+def kernels(wheels: list[Wheel], folder: Path) -> list[WheelFinding]:
     """vLLM's kernel libraries hold native code for the cards, by the cuobjdump that triton brings."""
     files = {wheel.name: folder / wheel.file for wheel in wheels}
     findings = []
@@ -142,7 +142,7 @@ def kernels(wheels: list[Wheel], folder: Path) -> list[Finding]:
                     [] if count else [f"no {ARCHITECTURE} code in {title} ({', '.join(members) or 'no such file'})"]
                 )
                 findings.append(
-                    Finding(
+                    WheelFinding(
                         f"`{title}` carries {ARCHITECTURE} code",
                         f"{count} cubins in {', '.join(members)}",
                         wrong,
@@ -151,17 +151,17 @@ def kernels(wheels: list[Wheel], folder: Path) -> list[Finding]:
     return findings
 
 
-def toolkit(wheels: list[Wheel], folder: Path) -> Finding:
+def toolkit(wheels: list[Wheel], folder: Path) -> WheelFinding:
     """The set's own nvcc compiles and links for the cards: FlashInfer and others do so while the engine runs."""
     with tempfile.TemporaryDirectory() as scratch:
         home = compiler.lay_out(wheels, folder, Path(scratch))
         library, told = compiler.compiled(home, Path(scratch), ARCHITECTURE)
         version = next(wheel.version for wheel in wheels if wheel.name == "nvidia-cuda-nvcc")
         found = f"nvcc {version} compiled and linked a kernel" if library else "nvcc failed"
-        return Finding(f"the set compiles for {ARCHITECTURE} by itself", found, [] if library else [told])
+        return WheelFinding(f"the set compiles for {ARCHITECTURE} by itself", found, [] if library else [told])
 
 
-def driver(wheels: list[Wheel]) -> Finding:
+def driver(wheels: list[Wheel]) -> WheelFinding:
     """The pinned driver runs the CUDA that the wheels carry."""
     runtime = next(wheel.version for wheel in wheels if wheel.name == "nvidia-cuda-runtime")
     match = re.search(r'"NVIDIA driver[^"]*" "([0-9.]+)"', PINS.read_text())
@@ -169,12 +169,12 @@ def driver(wheels: list[Wheel]) -> Finding:
     lowest = DRIVER_FOR_CUDA.get(runtime.split(".", 1)[0])
     fits = match is not None and lowest is not None and int(pinned.split(".", 1)[0]) >= lowest
     wrong = [] if fits else [f"CUDA {runtime} needs driver {lowest} or newer; modules/pins.nix says {pinned}"]
-    return Finding(
+    return WheelFinding(
         "CUDA runtime fits the pinned driver", f"CUDA {runtime} (needs ≥ {lowest}), driver {pinned}", wrong
     )
 
 
-def report(findings: list[Finding], wheels: list[Wheel], listed: dict[str, dict[str, str]]) -> str:
+def report(findings: list[WheelFinding], wheels: list[Wheel], listed: dict[str, dict[str, str]]) -> str:
     """docs/wheels.md."""
     version = {wheel.name: wheel.version for wheel in wheels}
     names = (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from appliance.store.keys import KeyStore
-from tests.conftest import Service, chat, http, serving, start_fake, wait_until
+from tests.conftest import RunningService, chat, http, serving, start_fake, wait_until
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
 
@@ -38,7 +38,7 @@ def touchy(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_mistake_is_400_in_its_apis_shape_and_counts_against_nothing(
-    touchy: Service, endpoint: str, stream: bool
+    touchy: RunningService, endpoint: str, stream: bool
 ) -> None:
     """vLLM finds it after the stream has begun with 200: as an event, in words without a code, or by cutting it."""
     for number in range(6):
@@ -77,7 +77,7 @@ def test_a_mistake_after_keepalive_comments_ends_the_stream_with_the_error_of_it
 
 
 @pytest.mark.parametrize("fault", ["status:500", "reset", "cut:0", "error:0", "error:2", "cut:2", "no_done"])
-def test_one_client_with_one_request_takes_no_engine_away(touchy: Service, fault: str) -> None:
+def test_one_client_with_one_request_takes_no_engine_away(touchy: RunningService, fault: str) -> None:
     """The same request for ever, and other requests of the same client: each failure asks for a canary at most."""
     before = touchy.stats()["canaries"]
     with ThreadPoolExecutor(4) as pool:
@@ -120,14 +120,14 @@ def test_failures_that_two_callers_meet_eject_an_engine_that_has_no_canary_eithe
         sick.stop()
 
 
-def test_a_cut_that_no_whole_answer_explains_is_the_engines(touchy: Service) -> None:
+def test_a_cut_that_no_whole_answer_explains_is_the_engines(touchy: RunningService) -> None:
     """/v1/responses is asked once more, whole; where that works the failure stands, with 502."""
     answer = touchy.post("/v1/responses", asked("/v1/responses", "fake: fault=cut:0", stream=True))
     assert (answer.status, answer.json["error"]["code"]) == (502, "engine_failed")
     assert touchy.row(answer)["outcome"] == "engine_failed"
 
 
-def test_a_client_that_leaves_while_its_cut_is_explained_leaves_nothing_behind(touchy: Service) -> None:
+def test_a_client_that_leaves_while_its_cut_is_explained_leaves_nothing_behind(touchy: RunningService) -> None:
     before = touchy.stats()["active"]
     rows = len(touchy.rows())
     body = json.dumps(asked("/v1/responses", "fake: fault=cut:0 ttft_ms=1 tokens=400 itl_ms=50", stream=True))
@@ -152,7 +152,7 @@ def test_a_client_that_leaves_while_its_cut_is_explained_leaves_nothing_behind(t
 )
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_an_engines_whole_error_has_the_shape_of_its_api(
-    touchy: Service, endpoint: str, fault: str, status: int
+    touchy: RunningService, endpoint: str, fault: str, status: int
 ) -> None:
     answer = touchy.post(endpoint, asked(endpoint, f"fake: fault={fault}"))
     assert answer.status == status
@@ -165,7 +165,7 @@ def test_an_engines_whole_error_has_the_shape_of_its_api(
         assert answer.headers["request-id"] == answer.headers["x-request-id"]
 
 
-def test_an_answer_that_is_not_json_becomes_an_error_in_the_apis_shape(service: Service) -> None:
+def test_an_answer_that_is_not_json_becomes_an_error_in_the_apis_shape(service: RunningService) -> None:
     """An endpoint that the engine does not have: FastAPI's own 404."""
     for path, body in (("/detokenize", {"tokens": [1]}), ("/v1/messages/count_tokens", {"messages": []})):
         answer = service.post(path, {"model": "fake", **body})

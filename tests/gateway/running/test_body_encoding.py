@@ -15,21 +15,21 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tests.conftest import Response, Service, chat, serving, wait_until
+from tests.conftest import Response, RunningService, chat, serving, wait_until
 
 TEXT = json.dumps(chat("Grüße 你好", temperature=0.70), ensure_ascii=False)
 BODY = TEXT.encode()
 
 
 @pytest.fixture(scope="module")
-def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A gateway that takes bodies up to 1 MiB."""
     with serving(tmp_path_factory.mktemp("limited"), gateway={"max_body_bytes": 2**20}) as service:
         yield service
 
 
 def send(
-    service: Service, body: bytes, encoding: str | None, path: str = "/v1/chat/completions", **more: str
+    service: RunningService, body: bytes, encoding: str | None, path: str = "/v1/chat/completions", **more: str
 ) -> Response:
     headers = {"Authorization": f"Bearer {service.key}", "Content-Type": "application/json", **more}
     if encoding is not None:
@@ -61,7 +61,7 @@ def send(
         (BODY, "utf-8"),
     ],
 )
-def test_the_engine_gets_plain_json(limited: Service, body: bytes, encoding: str | None) -> None:
+def test_the_engine_gets_plain_json(limited: RunningService, body: bytes, encoding: str | None) -> None:
     answer = send(limited, body, encoding)
     assert (answer.status, limited.last()["body"]) == (200, TEXT)
     assert "content-encoding" not in limited.last()["head"]
@@ -81,7 +81,7 @@ def test_the_engine_gets_plain_json(limited: Service, body: bytes, encoding: str
     ],
 )
 def test_refusals_have_openais_shape_and_leave_a_row(
-    limited: Service, body: bytes, encoding: str | None, status: int, code: str, says: str
+    limited: RunningService, body: bytes, encoding: str | None, status: int, code: str, says: str
 ) -> None:
     began, requests = time.time(), limited.stats()["requests"]
     answer = send(limited, body, encoding)
@@ -100,18 +100,18 @@ def test_refusals_have_openais_shape_and_leave_a_row(
     assert send(limited, BODY, None).status == 200
 
 
-def test_anthropics_path_refuses_in_anthropics_shape(limited: Service) -> None:
+def test_anthropics_path_refuses_in_anthropics_shape(limited: RunningService) -> None:
     answer = send(limited, BODY, "br", "/v1/messages")
     assert answer.status == 415
     assert answer.json["type"] == "error"
     assert answer.json["error"]["type"] == "invalid_request_error"
 
 
-def test_a_key_that_is_not_valid_is_refused_before_its_body_is_decoded(limited: Service) -> None:
+def test_a_key_that_is_not_valid_is_refused_before_its_body_is_decoded(limited: RunningService) -> None:
     assert send(limited, b"?", "br", Authorization="Bearer sk-none").status == 401
 
 
-def test_one_request_in_two_encodings_is_the_same_to_an_idempotency_key(limited: Service) -> None:
+def test_one_request_in_two_encodings_is_the_same_to_an_idempotency_key(limited: RunningService) -> None:
     requests = limited.stats()["requests"]
     first = send(limited, zstandard.compress(BODY), "zstd", **{"Idempotency-Key": "both"})
     second = send(limited, gzip.compress(codecs.BOM_UTF8 + BODY), "gzip", **{"Idempotency-Key": "both"})
@@ -120,13 +120,13 @@ def test_one_request_in_two_encodings_is_the_same_to_an_idempotency_key(limited:
     assert send(limited, gzip.compress(BODY + b" "), "gzip", **{"Idempotency-Key": "both"}).status == 422
 
 
-def peak_mib(service: Service) -> int:
+def peak_mib(service: RunningService) -> int:
     """The most memory that the gateway held at any time, in MiB."""
     text = Path(f"/proc/{service.gateway.process.pid}/status").read_text()
     return int(text.split("VmHWM:")[1].split()[0]) // 1024
 
 
-def test_bombs_of_256_mb_cost_memory_by_the_limit(limited: Service) -> None:
+def test_bombs_of_256_mb_cost_memory_by_the_limit(limited: RunningService) -> None:
     zeros = bytes(2**28)
     bombs = [
         (gzip.compress(zeros), "gzip"),

@@ -73,7 +73,7 @@ const tries = {
 </script>"""
 
 
-class Site(ThreadingHTTPServer):
+class BrowserSite(ThreadingHTTPServer):
     """A web server of one page on loopback, which takes what the page found out."""
 
     daemon_threads = True
@@ -89,7 +89,7 @@ class Site(ThreadingHTTPServer):
 
 
 class _Page(BaseHTTPRequestHandler):
-    server: Site
+    server: BrowserSite
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -107,8 +107,8 @@ class _Page(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def site(results: queue.Queue[Any]) -> Iterator[Site]:
-    with Site(results) as server:
+def site(results: queue.Queue[Any]) -> Iterator[BrowserSite]:
+    with BrowserSite(results) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import Service, chat, exchange, head, serving
+from tests.conftest import RunningService, chat, exchange, head, serving
 
 PAGE = "http://notes.example.org:3000"
 OTHER = "https://other.example.org"
 
 
 @pytest.fixture(scope="module")
-def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A gateway that allows two origins, with short limits."""
     settings = {
         "browser_origins": [PAGE, "app://obsidian.md"],
@@ -28,7 +28,7 @@ def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def post(
-    service: Service, origin: str | None, body: bytes, *lines: str, path: str = "/v1/chat/completions"
+    service: RunningService, origin: str | None, body: bytes, *lines: str, path: str = "/v1/chat/completions"
 ) -> bytes:
     more = [f"origin: {origin}"] if origin is not None else []
     return exchange(service, head(service, *more, f"content-length: {len(body)}", *lines, path=path) + body)
@@ -79,7 +79,7 @@ ANSWERS: dict[str, Case] = {
 }
 
 
-def sent(service: Service, name: str, origin: str | None) -> bytes:
+def sent(service: RunningService, name: str, origin: str | None) -> bytes:
     """The answer to the case ``name``, sent by a page of ``origin``."""
     _, first, lines, body = ANSWERS[name]
     page = [f"origin: {origin}"] if origin is not None else []
@@ -90,7 +90,7 @@ def sent(service: Service, name: str, origin: str | None) -> bytes:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_every_answer_can_be_read_by_allowed_pages_and_by_no_others(paged: Service, name: str) -> None:
+def test_every_answer_can_be_read_by_allowed_pages_and_by_no_others(paged: RunningService, name: str) -> None:
     status = ANSWERS[name][0]
     allowed = sent(paged, name, PAGE)
     assert parts(allowed)[0] == status
@@ -104,7 +104,7 @@ def test_every_answer_can_be_read_by_allowed_pages_and_by_no_others(paged: Servi
             assert (parts(refused)[0], access(refused)) == (status, {}), "the answer itself is the same"
 
 
-def test_pipelined_requests_of_two_origins_get_their_own(paged: Service) -> None:
+def test_pipelined_requests_of_two_origins_get_their_own(paged: RunningService) -> None:
     origins = [PAGE, OTHER, "app://obsidian.md", None, PAGE]
     text = b"".join(
         f"GET /v1/nothing/{number} HTTP/1.1\r\nhost: x\r\n{f'origin: {origin}' if origin else 'x: y'}\r\n"
@@ -116,14 +116,14 @@ def test_pipelined_requests_of_two_origins_get_their_own(paged: Service) -> None
     assert named == [PAGE, None, "app://obsidian.md", None, PAGE]
 
 
-def test_a_refused_head_after_a_good_request_does_not_inherit_its_origin(paged: Service) -> None:
+def test_a_refused_head_after_a_good_request_does_not_inherit_its_origin(paged: RunningService) -> None:
     good = f"GET /health HTTP/1.1\r\nhost: x\r\norigin: {PAGE}\r\n\r\n".encode()
     answers = exchange(paged, good + b"GET / HTTP/1.1\r\nbroken\r\n\r\n", to_the_end=True)
     second = answers[answers.index(b"HTTP/1.1 400 ") :]
     assert (access(answers)["access-control-allow-origin"], access(second)) == (PAGE, {})
 
 
-def test_one_recorded_answer_is_read_by_each_page_under_its_own_name(paged: Service) -> None:
+def test_one_recorded_answer_is_read_by_each_page_under_its_own_name(paged: RunningService) -> None:
     for origin in (PAGE, "app://obsidian.md", OTHER):
         answer = post(paged, origin, GOOD, "idempotency-key: pages")
         assert access(answer).get("access-control-allow-origin") == (origin if origin != OTHER else None)
@@ -132,7 +132,7 @@ def test_one_recorded_answer_is_read_by_each_page_under_its_own_name(paged: Serv
 # Preflights.
 
 
-def preflight(service: Service, path: str, origin: str | None, *lines: str) -> bytes:
+def preflight(service: RunningService, path: str, origin: str | None, *lines: str) -> bytes:
     first = [f"OPTIONS {path} HTTP/1.1", "host: x", *([f"origin: {origin}"] if origin is not None else [])]
     text = "\r\n".join(
         [*first, "access-control-request-method: POST", *lines, "connection: close", "", ""]
@@ -144,7 +144,7 @@ def preflight(service: Service, path: str, origin: str | None, *lines: str) -> b
     "path",
     ["/v1/chat/completions", "/v1/messages", "/v1/messages?beta=true", "/v1/models", "/v1/models/fake", "/health"],
 )
-def test_a_preflight_needs_no_key_and_no_engine(paged: Service, path: str) -> None:
+def test_a_preflight_needs_no_key_and_no_engine(paged: RunningService, path: str) -> None:
     before = paged.stats()["requests"]
     asked = "access-control-request-headers: authorization,x-stainless-os"
     answer = preflight(paged, path, PAGE, asked, "access-control-request-private-network: true")
@@ -159,7 +159,7 @@ def test_a_preflight_needs_no_key_and_no_engine(paged: Service, path: str) -> No
     assert paged.stats()["requests"] == before
 
 
-def test_a_preflight_of_another_origin_is_403_and_says_what_to_set(paged: Service) -> None:
+def test_a_preflight_of_another_origin_is_403_and_says_what_to_set(paged: RunningService) -> None:
     answer = preflight(paged, "/v1/models", OTHER)
     assert (parts(answer)[0], access(answer)) == (403, {})
     error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
@@ -174,14 +174,14 @@ def test_a_preflight_of_another_origin_is_403_and_says_what_to_set(paged: Servic
     [("/v1/nothing", PAGE, 404), ("/sleep", PAGE, 404), ("//v1/models", PAGE, 404), ("/v1/models", None, 204)],
 )
 def test_a_preflight_for_no_path_of_ours_is_404_and_one_of_no_page_grants_nothing(
-    paged: Service, path: str, origin: str | None, status: int
+    paged: RunningService, path: str, origin: str | None, status: int
 ) -> None:
     answer = preflight(paged, path, origin)
     assert parts(answer)[0] == status
     assert origin is not None or access(answer) == {}
 
 
-def test_a_connection_goes_on_after_a_preflight(paged: Service) -> None:
+def test_a_connection_goes_on_after_a_preflight(paged: RunningService) -> None:
     first = f"OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: x\r\norigin: {PAGE}\r\n\r\n".encode()
     then = head(paged, f"origin: {PAGE}", f"content-length: {len(STREAM)}", "connection: close") + STREAM
     with socket.create_connection(("127.0.0.1", paged.gateway.port), timeout=20) as connection:
@@ -195,7 +195,7 @@ def test_a_connection_goes_on_after_a_preflight(paged: Service) -> None:
     assert access(seen)["access-control-allow-origin"] == PAGE
 
 
-def test_without_the_setting_no_page_is_allowed(service: Service) -> None:
+def test_without_the_setting_no_page_is_allowed(service: RunningService) -> None:
     answer = preflight(service, "/v1/chat/completions", PAGE)
     assert (parts(answer)[0], access(answer)) == (403, {})
     answer = post(service, PAGE, GOOD)

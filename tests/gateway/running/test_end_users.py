@@ -20,13 +20,13 @@ import pytest
 from appliance.gateway.hash_ring import Ring
 from appliance.store.keys import KeyStore
 from appliance.store.usage import UsageReader
-from tests.conftest import Response, Service, chat, exchange, serving, start_fake, wait_until
+from tests.conftest import Response, RunningService, chat, exchange, serving, start_fake, wait_until
 from tests.gateway.running.test_waiting import narrow, one_engine, running, send, waiting
 
 CHAT = "/v1/chat/completions"
 
 
-def a_key(service: Service, user: str = "app", **more: Any) -> str:
+def a_key(service: RunningService, user: str = "app", **more: Any) -> str:
     """A key that the gateway knows."""
     store = KeyStore(service.data)
     key = store.create(user, **more)
@@ -35,7 +35,7 @@ def a_key(service: Service, user: str = "app", **more: Any) -> str:
     return key
 
 
-def ask(service: Service, key: str, body: object, **headers: str) -> Response:
+def ask(service: RunningService, key: str, body: object, **headers: str) -> Response:
     """One chat request with further headers, ``_`` for ``-``."""
     request = urllib.request.Request(service.url + CHAT, data=json.dumps(body).encode())
     for name, value in {"authorization": f"Bearer {key}", **headers}.items():
@@ -49,14 +49,14 @@ def ask(service: Service, key: str, body: object, **headers: str) -> Response:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     limits = {"app/ada@example.org": {"requests_per_minute": 2}}
     with serving(tmp_path_factory.mktemp("end-users"), users=limits, gateway={"idempotency_s": 600}) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def marked(site: Service) -> str:
+def marked(site: RunningService) -> str:
     """A key of user ``app`` that is marked ``end_users``."""
     return a_key(site, end_users=True)
 
@@ -75,7 +75,7 @@ def marked(site: Service) -> str:
     ],
 )
 def test_a_row_has_its_end_user_if_the_key_is_marked(
-    site: Service, marked: str, more: dict[str, Any], headers: dict[str, str], user: str
+    site: RunningService, marked: str, more: dict[str, Any], headers: dict[str, str], user: str
 ) -> None:
     answer = ask(site, marked, chat("fake: tokens=1", **more), **headers)
     assert answer.status == 200
@@ -95,7 +95,7 @@ def test_a_row_has_its_end_user_if_the_key_is_marked(
     ],
 )
 def test_a_refused_request_is_its_end_users_too(
-    site: Service, marked: str, body: dict[str, Any], status: int
+    site: RunningService, marked: str, body: dict[str, Any], status: int
 ) -> None:
     before = len(site.rows())
     assert ask(site, marked, body).status == status
@@ -103,7 +103,7 @@ def test_a_refused_request_is_its_end_users_too(
     assert site.rows()[-1]["user"] == "app/bob"
 
 
-def test_a_request_that_is_broken_off_is_its_end_users_by_the_header(site: Service, marked: str) -> None:
+def test_a_request_that_is_broken_off_is_its_end_users_by_the_header(site: RunningService, marked: str) -> None:
     before = len(site.rows())
     lines = [f"POST {CHAT} HTTP/1.1", "host: x", f"authorization: Bearer {marked}", "x-openwebui-user-id: bob"]
     said = exchange(site, "\r\n".join([*lines, "transfer-encoding: chunked", "", "zz\r\n"]).encode())
@@ -112,7 +112,7 @@ def test_a_request_that_is_broken_off_is_its_end_users_by_the_header(site: Servi
     assert site.rows()[-1]["user"] == "app/bob"
 
 
-def test_a_mark_takes_effect_on_a_running_gateway_and_can_be_taken_back(site: Service) -> None:
+def test_a_mark_takes_effect_on_a_running_gateway_and_can_be_taken_back(site: RunningService) -> None:
     key = a_key(site)
     store = KeyStore(site.data)
     for end_users, user in ((True, "app/bob"), (False, "app")):
@@ -125,7 +125,7 @@ def test_a_mark_takes_effect_on_a_running_gateway_and_can_be_taken_back(site: Se
     store.close()
 
 
-def test_an_end_user_that_the_site_names_has_limits_of_its_own(site: Service, marked: str) -> None:
+def test_an_end_user_that_the_site_names_has_limits_of_its_own(site: RunningService, marked: str) -> None:
     def statuses(name: str) -> list[int]:
         return [ask(site, marked, chat("fake: tokens=1", user=name)).status for _ in range(3)]
 
@@ -137,7 +137,7 @@ def test_an_end_user_that_the_site_names_has_limits_of_its_own(site: Service, ma
 
 
 @pytest.mark.parametrize("by", ["header", "field"])
-def test_one_idempotency_key_of_two_end_users_is_two_answers(site: Service, marked: str, by: str) -> None:
+def test_one_idempotency_key_of_two_end_users_is_two_answers(site: RunningService, marked: str, by: str) -> None:
     def answered(name: str) -> Response:
         body = chat("fake: tokens=3", **({"user": name} if by == "field" else {}))
         return ask(
@@ -156,7 +156,7 @@ def test_one_idempotency_key_of_two_end_users_is_two_answers(site: Service, mark
 
 
 @contextmanager
-def queue(folder: Path, **more: Any) -> Iterator[tuple[Service, ThreadPoolExecutor, Callable[[], None]]]:
+def queue(folder: Path, **more: Any) -> Iterator[tuple[RunningService, ThreadPoolExecutor, Callable[[], None]]]:
     """A gateway before an engine of one slot, which another user's stream takes until the last value is called."""
     with narrow(folder, slots=1, headroom=0.0, **more) as (service, other), ThreadPoolExecutor(8) as pool:
         blocks = send(pool, service, "fake: tokens=100000 itl_ms=10", other, stream=True)
@@ -272,7 +272,7 @@ def test_a_chat_id_counts_within_its_end_user(tmp_path: Path) -> None:
         second.stop()
 
 
-def test_usage_of_a_user_includes_its_end_users(site: Service) -> None:
+def test_usage_of_a_user_includes_its_end_users(site: RunningService) -> None:
     key = a_key(site, "web_ui", end_users=True)
     plain, alike = a_key(site, "web_ui"), a_key(site, "webXui", end_users=True)
     upper = a_key(site, "WEB_UI", end_users=True)

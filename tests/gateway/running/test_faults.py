@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Response, Service, chat, http, open_stream, serving, start_fake, wait_until
+from tests.conftest import Response, RunningService, chat, http, open_stream, serving, start_fake, wait_until
 
 SLOW_STREAM = chat("fake: tokens=2000 itl_ms=20 ttft_ms=20", stream=True)
 SLOW_PLAIN = chat("fake: ttft_ms=60000")
@@ -20,7 +20,7 @@ ABORTS = 20
 
 
 @pytest.mark.parametrize("kind", ["stream", "plain"])
-async def test_20_of_20_aborts_reach_the_engine_within_half_a_second(service: Service, kind: str) -> None:
+async def test_20_of_20_aborts_reach_the_engine_within_half_a_second(service: RunningService, kind: str) -> None:
     before, rows = service.stats(), len(service.rows())
     body = SLOW_STREAM if kind == "stream" else SLOW_PLAIN
     clients = await asyncio.gather(*(open_stream(service, body) for _ in range(ABORTS)))
@@ -44,7 +44,7 @@ async def test_20_of_20_aborts_reach_the_engine_within_half_a_second(service: Se
         assert all(row["completion_tokens"] >= 2 for row in new)
 
 
-async def test_a_client_that_leaves_at_the_last_word_had_everything(service: Service) -> None:
+async def test_a_client_that_leaves_at_the_last_word_had_everything(service: RunningService) -> None:
     """OpenAI's client hangs up at ``[DONE]``, which may be before the engine has ended its answer in HTTP."""
     rows = len(service.rows())
     body = chat("fake: tokens=5 fault=late_end", stream=True, stream_options={"include_usage": True})
@@ -55,7 +55,7 @@ async def test_a_client_that_leaves_at_the_last_word_had_everything(service: Ser
     assert (row["outcome"], row["estimated"], row["completion_tokens"]) == ("ok", 0, 5)
 
 
-async def test_a_client_that_leaves_while_sending_its_body_leaves_a_row(service: Service) -> None:
+async def test_a_client_that_leaves_while_sending_its_body_leaves_a_row(service: RunningService) -> None:
     rows = len(service.rows())
     reader, writer = await asyncio.open_connection("127.0.0.1", service.gateway.port)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\n"
@@ -74,7 +74,7 @@ def last_event(body: bytes) -> object:
 
 
 @pytest.mark.parametrize("after", [0, 3])
-def test_a_cut_stream_ends_in_an_error_event_and_no_done(service: Service, after: int) -> None:
+def test_a_cut_stream_ends_in_an_error_event_and_no_done(service: RunningService, after: int) -> None:
     answer = service.post("/v1/chat/completions", chat(f"fake: tokens=9 fault=cut:{after}", stream=True))
     if after == 0:
         assert (answer.status, answer.json["error"]["code"]) == (502, "engine_failed")
@@ -86,24 +86,24 @@ def test_a_cut_stream_ends_in_an_error_event_and_no_done(service: Service, after
     assert service.row(answer)["outcome"] == "engine_failed"
 
 
-def test_a_plain_answer_cut_in_half_is_502(service: Service) -> None:
+def test_a_plain_answer_cut_in_half_is_502(service: RunningService) -> None:
     answer = service.post("/v1/chat/completions", chat("fake: fault=cut"))
     assert (answer.status, answer.json["error"]["code"]) == (502, "engine_failed")
 
 
-def test_a_stream_without_done_counts_as_truncated(service: Service) -> None:
+def test_a_stream_without_done_counts_as_truncated(service: RunningService) -> None:
     row = service.row(service.post("/v1/chat/completions", chat("fake: fault=no_done", stream=True)))
     assert (row["outcome"], row["status"]) == ("truncated", 200)
 
 
-def test_a_stream_without_usage_is_estimated(service: Service) -> None:
+def test_a_stream_without_usage_is_estimated(service: RunningService) -> None:
     row = service.row(service.post("/v1/chat/completions", chat("fake: tokens=7 fault=no_usage", stream=True)))
     assert row["estimated"] == 1
     assert 7 <= row["completion_tokens"] <= 9
     assert row["prompt_tokens"] > 0, "it read the prompt, whether it told how long that was or not"
 
 
-def test_a_whole_answer_without_usage_is_estimated_and_one_with_it_is_exact(service: Service) -> None:
+def test_a_whole_answer_without_usage_is_estimated_and_one_with_it_is_exact(service: RunningService) -> None:
     text = f"fake: tokens=40 fault=no_usage {'x' * 400}"
     row = service.row(service.post("/v1/chat/completions", chat(text)))
     assert (row["outcome"], row["estimated"]) == ("ok", 1)
@@ -115,7 +115,7 @@ def test_a_whole_answer_without_usage_is_estimated_and_one_with_it_is_exact(serv
     assert (exact["estimated"], exact["completion_tokens"]) == (0, 3)
 
 
-def test_a_frame_that_is_no_json_harms_nothing_else(service: Service) -> None:
+def test_a_frame_that_is_no_json_harms_nothing_else(service: RunningService) -> None:
     """Two tokens, rubbish, and the rest of the tokens: the client sees it all, and the count is right."""
     answer = service.post("/v1/chat/completions", chat("fake: tokens=4 fault=garbage:2", stream=True))
     assert answer.status == 200
@@ -125,7 +125,7 @@ def test_a_frame_that_is_no_json_harms_nothing_else(service: Service) -> None:
     assert (row["outcome"], row["completion_tokens"], row["estimated"]) == ("ok", 4, 0)
 
 
-def test_an_error_inside_the_stream_is_the_engines(service: Service) -> None:
+def test_an_error_inside_the_stream_is_the_engines(service: RunningService) -> None:
     answer = service.post("/v1/chat/completions", chat("fake: fault=error:2", stream=True))
     assert b"EngineCore encountered" in answer.body
     assert service.row(answer)["outcome"] == "engine_error"
@@ -266,7 +266,7 @@ async def test_a_chat_stays_on_its_replica_until_that_is_much_busier(tmp_path: P
             replica.stop()
 
 
-async def test_a_slow_reader_holds_the_engine_back_and_costs_little_memory(service: Service) -> None:
+async def test_a_slow_reader_holds_the_engine_back_and_costs_little_memory(service: RunningService) -> None:
     def resident_mib() -> int:
         text = Path(f"/proc/{service.gateway.process.pid}/status").read_text()
         return int(text.split("VmRSS:")[1].split()[0]) // 1024
@@ -303,7 +303,7 @@ def test_a_stopping_gateway_gives_running_streams_their_time(tmp_path: Path, sec
             assert event["error"]["message"] == "The gateway is stopping; try again shortly"
 
 
-def test_concurrent_load_leaves_one_row_per_request(service: Service) -> None:
+def test_concurrent_load_leaves_one_row_per_request(service: RunningService) -> None:
     def one(i: int) -> str:
         answer = service.post("/v1/chat/completions", chat("fake: itl_ms=1", stream=i % 2 == 0))
         assert answer.status == 200
@@ -317,7 +317,7 @@ def test_concurrent_load_leaves_one_row_per_request(service: Service) -> None:
     assert (len(mine), {row["outcome"] for row in mine}) == (60, {"ok"})
 
 
-def test_the_port_is_taken(service: Service, tmp_path: Path) -> None:
+def test_the_port_is_taken(service: RunningService, tmp_path: Path) -> None:
     import subprocess  # noqa: PLC0415
     import sys  # noqa: PLC0415
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from appliance.errors import InvalidRequestError
 from appliance.gateway import media
-from tests.conftest import Service, chat, serving
+from tests.conftest import RunningService, chat, serving
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A gateway that lets one host be fetched from."""
     with serving(tmp_path_factory.mktemp("media"), gateway={"media_domains": ["images.example.org"]}) as running:
         yield running
@@ -39,7 +39,7 @@ def image(url: object, **more: object) -> dict[str, object]:
         "d\u0430ta:,x",
     ],
 )  # fmt: skip
-def test_no_engine_is_made_to_fetch_what_it_must_not(service: Service, url: str) -> None:
+def test_no_engine_is_made_to_fetch_what_it_must_not(service: RunningService, url: str) -> None:
     before = service.stats()["requests"]
     hidden = json.dumps(image(url)).replace("image_url", "image\\u005furl").replace('"url"', '"\\u0075rl"').encode()
     for path, body in (
@@ -80,7 +80,9 @@ SAID = {"role": "user", "content": "x"}
             *[{"type": "text", "text": "x"}] * 50, {"type": "image_url", "image_url": {"url": EVIL}}]}]}),
     ],
 )  # fmt: skip
-def test_no_way_to_name_an_address_is_forgotten(service: Service, path: str, body: dict[str, object]) -> None:
+def test_no_way_to_name_an_address_is_forgotten(
+    service: RunningService, path: str, body: dict[str, object]
+) -> None:
     before = service.stats()["requests"]
     answer = service.post(path, {"model": "fake", "max_tokens": 4, **body})
     assert answer.status == 400, answer.body
@@ -122,7 +124,9 @@ def test_an_address_is_found_however_deep(depth: int, kind: str) -> None:
         ("/v1/chat/completions", {"messages": [SAID], "documents": [{"title": "x", "url": "https://example.net/"}]}),
     ],
 )  # fmt: skip
-def test_an_address_that_is_only_talked_about_passes(service: Service, path: str, body: dict[str, object]) -> None:
+def test_an_address_that_is_only_talked_about_passes(
+    service: RunningService, path: str, body: dict[str, object]
+) -> None:
     sent = {"model": "fake", "max_tokens": 4, **body}
     before = service.stats()["requests"]
     service.post(path, sent)
@@ -133,11 +137,11 @@ def test_an_address_that_is_only_talked_about_passes(service: Service, path: str
 @pytest.mark.parametrize(
     "url", ["data:image/png;base64,AAAA", "https://images.example.org/a.png?b=c#d", "DATA:image/png,x"]
 )
-def test_media_that_may_be_fetched_pass(service: Service, url: str) -> None:
+def test_media_that_may_be_fetched_pass(service: RunningService, url: str) -> None:
     assert service.post("/v1/chat/completions", image(url)).status == 200
 
 
-def test_a_url_in_text_or_in_a_tool_is_no_media(service: Service) -> None:
+def test_a_url_in_text_or_in_a_tool_is_no_media(service: RunningService) -> None:
     tool = {
         "type": "function",
         "function": {"name": "get", "parameters": {"properties": {"url": {"type": "string"}}}},

@@ -17,7 +17,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.store.keys import KeyStore
-from tests.conftest import Process, Service, a_site, chat, exchange, free_port, head, start, start_fake, wait_until
+from tests.conftest import (
+    RunningService,
+    StartedProcess,
+    a_site,
+    chat,
+    exchange,
+    free_port,
+    head,
+    start,
+    start_fake,
+    wait_until,
+)
 from tests.fakes.faulty_gateway import PARTS
 
 NUMBERS = ("1e400", "-1e999", "1.79769313486232e+308", "NaN", "9" * 5000, "4.0", "1E1", "-0", '"4"', "true", "2.5")
@@ -45,7 +56,7 @@ PATHS = (
 CHAT = '"messages":[{"role":"system","content":[{"type":"text","text":"a\\u00e9"}]},{"role":"user","content":"hi"}]'
 
 
-def site_argv(folder: Path, **more: Any) -> tuple[Process, list[str], int, str]:
+def site_argv(folder: Path, **more: Any) -> tuple[StartedProcess, list[str], int, str]:
     """An engine, the arguments of a gateway before it, its port and a key."""
     engine = start_fake(folder / "engine.log")
     port = free_port()
@@ -59,7 +70,7 @@ def site_argv(folder: Path, **more: Any) -> tuple[Process, list[str], int, str]:
 
 
 @contextmanager
-def faulty(folder: Path, part: str) -> Iterator[Service]:
+def faulty(folder: Path, part: str) -> Iterator[RunningService]:
     """A gateway whose ``part`` fails when it is armed."""
     folder.mkdir(exist_ok=True)
     engine, argv, port, key = site_argv(folder)
@@ -68,20 +79,20 @@ def faulty(folder: Path, part: str) -> Iterator[Service]:
             [sys.executable, "-m", "tests.fakes.faulty_gateway", part, *argv], port, folder / "gateway.log"
         )
         try:
-            yield Service(gateway, engine, folder, key, folder / "site.json")
+            yield RunningService(gateway, engine, folder, key, folder / "site.json")
         finally:
             gateway.stop()
     finally:
         engine.stop()
 
 
-def arm(service: Service) -> None:
+def arm(service: RunningService) -> None:
     armed = service.gateway.log.read_text().count("armed")
     service.gateway.process.send_signal(signal.SIGUSR1)
     wait_until(lambda: service.gateway.log.read_text().count("armed") == armed + 1, "the part is armed", 10)
 
 
-def metric(service: Service, name: str) -> float:
+def metric(service: RunningService, name: str) -> float:
     found = re.search(
         rf"^appliance_gateway_{re.escape(name)} (\S+)$", service.get("/metrics").body.decode(), re.MULTILINE
     )
@@ -89,7 +100,7 @@ def metric(service: Service, name: str) -> float:
     return float(found.group(1))
 
 
-def idle(service: Service) -> bool:
+def idle(service: RunningService) -> bool:
     return (
         metric(service, "requests_in_flight") == 0
         and metric(service, 'engine_requests_in_flight{engine="chat"}') == 0
@@ -132,13 +143,13 @@ def test_an_error_anywhere_is_a_500_of_that_request_and_of_no_other(tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("plain")
     engine, argv, port, key = site_argv(folder)
     try:
         gateway = start([sys.executable, "-m", "appliance", *argv], port, folder / "gateway.log")
         try:
-            yield Service(gateway, engine, folder, key, folder / "site.json")
+            yield RunningService(gateway, engine, folder, key, folder / "site.json")
         finally:
             code = gateway.stop()
             log = (folder / "gateway.log").read_text()
@@ -163,7 +174,7 @@ BODIES = st.lists(st.tuples(st.sampled_from(FIELDS), VALUES), max_size=4).map(
     st.integers(0, 10**9),
 )
 def test_any_body_gets_one_answer(
-    plain: Service, path: str, model: str, talks: bool, fields: str, more: str, number: int
+    plain: RunningService, path: str, model: str, talks: bool, fields: str, more: str, number: int
 ) -> None:
     """Valid and not, by every endpoint and through a role; two on one connection, so that each is answered once."""
     parts = [f'"model":"{model}"', *([CHAT] if talks else []), *([fields] if fields else [])]
@@ -184,7 +195,7 @@ def test_any_body_gets_one_answer(
     wait_until(lambda: idle(plain), "everything is given back", 10)
 
 
-def test_every_answer_has_a_request_id(plain: Service) -> None:
+def test_every_answer_has_a_request_id(plain: RunningService) -> None:
     seen = set()
     key = f"authorization: Bearer {plain.key}"
     for line in (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Service, chat, open_stream, serving, start_fake, wait_until
+from tests.conftest import RunningService, chat, open_stream, serving, start_fake, wait_until
 
 LIMITS = {"requests_per_minute": 2, "tokens_per_minute": 100_000}
 """Two requests a minute: a third one at once is refused, whatever the first two were."""
@@ -18,7 +18,7 @@ LIMITS = {"requests_per_minute": 2, "tokens_per_minute": 100_000}
 PATH = "/v1/chat/completions"
 
 
-def left(service: Service) -> int:
+def left(service: RunningService) -> int:
     """Requests that the key may still begin now, found by using them up."""
     begun = 0
     while service.post(PATH, chat("fake: tokens=1", max_tokens=1)).status == 200:

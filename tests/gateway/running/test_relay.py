@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Service, chat, open_stream, serving, start_fake, wait_until
+from tests.conftest import RunningService, chat, open_stream, serving, start_fake, wait_until
 
 
 def frames(body: bytes) -> list[str]:
@@ -17,21 +17,21 @@ def frames(body: bytes) -> list[str]:
     return [frame.removeprefix("data: ") for frame in body.decode().split("\n\n")[:-1]]
 
 
-def test_a_plain_chat_passes(service: Service) -> None:
+def test_a_plain_chat_passes(service: RunningService) -> None:
     answer = service.post("/v1/chat/completions", chat("fake: tokens=3"))
     assert answer.status == 200
     assert answer.json["choices"][0]["message"]["content"] == "the quick brown"
     assert answer.headers["x-request-id"]
 
 
-def test_unknown_fields_tools_and_numbers_survive_byte_for_byte(service: Service) -> None:
+def test_unknown_fields_tools_and_numbers_survive_byte_for_byte(service: RunningService) -> None:
     odd = '{"temperature":1.0e-0,"tools":[{"type":"function","x":1.10}],"top_k":-1,"w":[1,2,  3],"u":"\\u00e9"'
     body = odd + ',"model":"fake","messages":[{"role":"user","content":"hi"}]}'
     assert service.post("/v1/chat/completions", body.encode()).status == 200
     assert service.last()["body"] == body
 
 
-def test_usage_is_asked_for_and_its_frame_stripped(service: Service) -> None:
+def test_usage_is_asked_for_and_its_frame_stripped(service: RunningService) -> None:
     body = '{"model":"fake","stream":true,"seed":7,"messages":[{"role":"user","content":"fake: tokens=4"}]}'
     answer = service.post("/v1/chat/completions", body.encode())
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -57,25 +57,25 @@ def test_usage_is_asked_for_and_its_frame_stripped(service: Service) -> None:
         (None, '"stream_options":{"include_usage":true}', False),
     ],
 )
-def test_stream_options_are_merged(service: Service, options: object, sent: str, kept: bool) -> None:
+def test_stream_options_are_merged(service: RunningService, options: object, sent: str, kept: bool) -> None:
     answer = service.post("/v1/chat/completions", chat(stream=True, stream_options=options))
     assert sent in service.last()["body"]
     assert any('"usage"' in frame for frame in frames(answer.body)) is kept
 
 
-def test_text_that_looks_like_our_marks_is_left_alone(service: Service) -> None:
+def test_text_that_looks_like_our_marks_is_left_alone(service: RunningService) -> None:
     text = 'say "choices":[] and "usage":{} and data: [DONE]'
     assert service.post("/v1/chat/completions", chat(text, stream=True)).status == 200
     assert json.loads(service.last()["body"])["messages"][0]["content"] == text
 
 
-def test_frames_written_byte_by_byte_arrive_whole(service: Service) -> None:
+def test_frames_written_byte_by_byte_arrive_whole(service: RunningService) -> None:
     answer = service.post("/v1/chat/completions", chat("fake: tokens=13 fault=split", stream=True))
     words = [json.loads(frame)["choices"][0]["delta"].get("content", "") for frame in frames(answer.body)[:-1]]
     assert "".join(words).endswith("rests in grün")
 
 
-def test_completions_and_responses_stream(service: Service) -> None:
+def test_completions_and_responses_stream(service: RunningService) -> None:
     answer = service.post("/v1/completions", {"model": "fake", "prompt": "fake: tokens=2", "stream": True})
     assert [json.loads(f)["choices"][0]["text"] for f in frames(answer.body)[:-1]] == ["the", " quick", ""]
     rows = [service.row(answer)]
@@ -94,7 +94,7 @@ def anthropic(text: str, **more: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_messages_pass_and_are_counted(service: Service, stream: bool) -> None:
+def test_messages_pass_and_are_counted(service: RunningService, stream: bool) -> None:
     answer = service.post("/v1/messages", anthropic("fake: tokens=4", stream=stream))
     if stream:
         kinds = [f.partition("\n")[0] for f in answer.body.decode().split("\n\n")[:-1]]
@@ -114,7 +114,7 @@ def test_messages_pass_and_are_counted(service: Service, stream: bool) -> None:
     [("cut:3", "engine_failed", 3), ("error:3", "engine_error", 3), ("no_usage", "truncated", 6)],
 )
 def test_messages_that_break_off_end_in_anthropics_error_event(
-    service: Service, fault: str, outcome: str, tokens: int
+    service: RunningService, fault: str, outcome: str, tokens: int
 ) -> None:
     answer = service.post("/v1/messages", anthropic(f"fake: tokens=6 fault={fault}", stream=True))
     last = answer.body.rstrip().rsplit(b"\n\n", 1)[-1]
@@ -130,7 +130,7 @@ def test_messages_that_break_off_end_in_anthropics_error_event(
     assert row["prompt_tokens"] > 0, "told when it began"
 
 
-def test_responses_that_break_off_end_in_an_error_event(service: Service) -> None:
+def test_responses_that_break_off_end_in_an_error_event(service: RunningService) -> None:
     answer = service.post("/v1/responses", {"model": "fake", "input": "fake: tokens=6 fault=cut:3", "stream": True})
     last = answer.body.rstrip().rsplit(b"\n\n", 1)[-1]
     assert last.startswith(b"event: response.failed\ndata: ")
@@ -141,7 +141,7 @@ def test_responses_that_break_off_end_in_an_error_event(service: Service) -> Non
     assert (row["outcome"], row["estimated"]) == ("engine_failed", 1)
 
 
-def test_tokens_are_counted_without_being_charged(service: Service) -> None:
+def test_tokens_are_counted_without_being_charged(service: RunningService) -> None:
     body = anthropic("how long am I?")
     answer = service.post("/v1/messages/count_tokens", body)
     assert (answer.status, set(answer.json)) == (200, {"input_tokens"})
@@ -156,7 +156,7 @@ def test_tokens_are_counted_without_being_charged(service: Service) -> None:
         assert (refused.status, refused.json["type"], refused.json["error"]["type"]) == (status, "error", kind)
 
 
-def test_the_engines_own_errors_pass(service: Service) -> None:
+def test_the_engines_own_errors_pass(service: RunningService) -> None:
     answer = service.post("/v1/chat/completions", chat("fake: fault=status:400"))
     assert (answer.status, answer.json["error"]["message"]) == (400, "as told")
     assert service.row(answer)["outcome"] == "rejected"

@@ -9,10 +9,10 @@ import time
 import pytest
 
 from appliance.store.keys import KeyStore
-from tests.conftest import Service, chat, exchange, free_port, http, serving, wait_until
+from tests.conftest import RunningService, chat, exchange, free_port, http, serving, wait_until
 
 
-def test_health_needs_no_key_and_ready_is_a_generated_token(service: Service) -> None:
+def test_health_needs_no_key_and_ready_is_a_generated_token(service: RunningService) -> None:
     assert service.get("/health").json == {"status": "ok"}
     before = service.stats()["requests"]
     time.sleep(0.25)  # let the cached readiness (0.2 s in this site) grow old
@@ -22,7 +22,7 @@ def test_health_needs_no_key_and_ready_is_a_generated_token(service: Service) ->
     assert '"max_tokens": 1' in service.last()["body"]
 
 
-def test_ready_is_cached(service: Service) -> None:
+def test_ready_is_cached(service: RunningService) -> None:
     service.get("/ready")
     before = service.stats()["requests"]
     for _ in range(5):
@@ -40,7 +40,7 @@ def test_models_lists_models_and_roles(tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/fake"])
-def test_models_need_a_key(service: Service, path: str) -> None:
+def test_models_need_a_key(service: RunningService, path: str) -> None:
     assert service.get(path).status == 401
 
 
@@ -54,7 +54,7 @@ def test_models_need_a_key(service: Service, path: str) -> None:
         "/server_info", "/version",
     ],
 )  # fmt: skip
-def test_everything_else_is_404_and_never_reaches_the_engine(service: Service, path: str) -> None:
+def test_everything_else_is_404_and_never_reaches_the_engine(service: RunningService, path: str) -> None:
     before = service.stats()["requests"]
     answer = service.post(path, chat())
     assert answer.status == 404
@@ -65,7 +65,7 @@ def test_everything_else_is_404_and_never_reaches_the_engine(service: Service, p
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/v1/chat/completions"), ("POST", "/health"), ("PUT", "/ready")]
 )
-def test_other_methods_are_405(service: Service, method: str, path: str) -> None:
+def test_other_methods_are_405(service: RunningService, method: str, path: str) -> None:
     answer = http(service.url + path, method=method, body={}, key=service.key)
     assert (answer.status, answer.json["error"]["code"]) == (405, "method_not_allowed")
 
@@ -78,7 +78,7 @@ def test_other_methods_are_405(service: Service, method: str, path: str) -> None
         "authorization: Bearer sk-nonsense", "authorization: Bearer " + "x" * 30_000,
     ],
 )  # fmt: skip
-def test_no_or_wrong_key_is_401(service: Service, header: str) -> None:
+def test_no_or_wrong_key_is_401(service: RunningService, header: str) -> None:
     body = json.dumps(chat()).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{header}{header and chr(13) + chr(10)}"
     answer = exchange(service, f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
@@ -87,7 +87,7 @@ def test_no_or_wrong_key_is_401(service: Service, header: str) -> None:
     assert b'"code": "invalid_api_key"' in answer
 
 
-def test_two_authorization_headers_are_400(service: Service) -> None:
+def test_two_authorization_headers_are_400(service: RunningService) -> None:
     key = f"authorization: Bearer {service.key}\r\n"
     assert exchange(service, f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{key}\r\n".encode()).startswith(
         b"HTTP/1.1 200 "
@@ -97,7 +97,7 @@ def test_two_authorization_headers_are_400(service: Service) -> None:
     )
 
 
-def test_a_revoked_key_stops_working_within_a_second(service: Service) -> None:
+def test_a_revoked_key_stops_working_within_a_second(service: RunningService) -> None:
     store = KeyStore(service.data)
     key = store.create("eve")
     wait_until(lambda: service.get("/v1/models", key=key).status == 200, "the new key works", 1)
@@ -111,7 +111,7 @@ def test_a_revoked_key_stops_working_within_a_second(service: Service) -> None:
     assert service.get("/v1/models", key=expired).status == 401
 
 
-def test_the_clients_key_never_reaches_the_engine(service: Service) -> None:
+def test_the_clients_key_never_reaches_the_engine(service: RunningService) -> None:
     assert service.post("/v1/chat/completions", chat()).status == 200
     assert "authorization" not in service.last()["head"]
     assert service.key not in json.dumps(service.last())
@@ -132,20 +132,20 @@ def test_the_clients_key_never_reaches_the_engine(service: Service) -> None:
         (b'{"model":"fake","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     ],
 )
-def test_bad_bodies_are_400_in_openais_shape(service: Service, body: bytes, words: str) -> None:
+def test_bad_bodies_are_400_in_openais_shape(service: RunningService, body: bytes, words: str) -> None:
     answer = service.post("/v1/chat/completions", body)
     assert answer.status == 400
     assert set(answer.json["error"]) == {"message", "type", "param", "code"}
     assert words in answer.json["error"]["message"]
 
 
-def test_unknown_model_is_404_with_a_hint(service: Service) -> None:
+def test_unknown_model_is_404_with_a_hint(service: RunningService) -> None:
     answer = service.post("/v1/chat/completions", chat() | {"model": "fakee"})
     assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
     assert "did you mean 'fake'?" in answer.json["error"]["message"]
 
 
-def test_a_generating_model_is_not_for_embeddings(service: Service) -> None:
+def test_a_generating_model_is_not_for_embeddings(service: RunningService) -> None:
     answer = service.post("/v1/embeddings", {"model": "fake", "input": "x"})
     assert answer.status == 404
     assert "use it with /v1/chat/completions" in answer.json["error"]["message"]
@@ -197,7 +197,7 @@ def test_clients_cannot_make_new_labels(tmp_path_factory: pytest.TempPathFactory
         assert values == {"", "/v1/chat/completions", "fake", "chat", "ok", "rejected"}
 
 
-def test_metrics_count_requests_without_naming_users(service: Service) -> None:
+def test_metrics_count_requests_without_naming_users(service: RunningService) -> None:
     service.post("/v1/chat/completions", chat(stream=True))
     text = service.get("/metrics").body.decode()
     assert 'appliance_gateway_requests_total{endpoint="/v1/chat/completions",model="fake",outcome="ok"}' in text
@@ -222,20 +222,20 @@ def test_a_model_is_found_however_its_name_is_encoded(tmp_path_factory: pytest.T
         assert (missing.status, "`Qwen/Other`" in missing.json["error"]["message"]) == (404, True)
 
 
-def test_a_card_tells_context_task_and_time(service: Service) -> None:
+def test_a_card_tells_context_task_and_time(service: RunningService) -> None:
     card = service.get("/v1/models/fake", key=service.key).json
     assert (card["max_model_len"], card["task"], card["owned_by"]) == (4096, "generate", "appliance")
     assert abs(card["created"] - time.time()) < 3600
 
 
 @pytest.mark.parametrize("path", ["/v1/chat%2fcompletions", "/v1/%63hat/completions", "/v1/chat/completions?a=%2F"])
-def test_an_encoded_path_is_the_path(service: Service, path: str) -> None:
+def test_an_encoded_path_is_the_path(service: RunningService, path: str) -> None:
     assert service.post(path, chat()).status == 200
     assert service.last()["path"] == "/v1/chat/completions", "the engine sees one spelling"
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/models", "/v1/models/fake"])
-def test_head_is_get_without_its_body(service: Service, path: str) -> None:
+def test_head_is_get_without_its_body(service: RunningService, path: str) -> None:
     key = f"authorization: Bearer {service.key}\r\nconnection: close\r\n"
     answers = [
         exchange(service, f"{method} {path} HTTP/1.1\r\nhost: x\r\n{key}\r\n".encode(), to_the_end=True)
@@ -256,7 +256,9 @@ def test_head_is_get_without_its_body(service: Service, path: str) -> None:
         ("POST", "/health", "GET, HEAD, OPTIONS"),
     ],
 )
-def test_405_names_the_methods_and_so_does_options(service: Service, method: str, path: str, allow: str) -> None:
+def test_405_names_the_methods_and_so_does_options(
+    service: RunningService, method: str, path: str, allow: str
+) -> None:
     answer = http(service.url + path, method=method, body={}, key=service.key)
     assert (answer.status, answer.headers["allow"]) == (405, allow)
     asked = http(service.url + path, method="OPTIONS")
@@ -275,7 +277,7 @@ def test_405_names_the_methods_and_so_does_options(service: Service, method: str
     ],
 )
 def test_a_large_upload_to_a_wrong_address_hears_of_the_address(
-    service: Service, framing: str, method: str, path: str, status: int, words: str
+    service: RunningService, framing: str, method: str, path: str, status: int, words: str
 ) -> None:
     body = b"x" * 200_000
     lines = f"content-length: {len(body)}\r\n\r\n" if framing == "length" else "transfer-encoding: chunked\r\n\r\n"
@@ -305,7 +307,7 @@ def test_unknown_paths_leave_a_counter_and_a_line_that_tells_no_secret(
 
 @pytest.mark.parametrize("sent", ["authorization: ", "authorization: Bearer ", "authorization: Basic dTpw", ""])
 @pytest.mark.parametrize("name", ["x-api-key", "api-key"])
-def test_an_authorization_without_a_key_hides_no_other_one(service: Service, sent: str, name: str) -> None:
+def test_an_authorization_without_a_key_hides_no_other_one(service: RunningService, sent: str, name: str) -> None:
     lines = f"{sent}\r\n" if sent else ""
     request = f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{lines}{name}: {{}}\r\nconnection: close\r\n\r\n"
     assert exchange(service, request.format(service.key).encode()).startswith(b"HTTP/1.1 200 OK")
@@ -313,7 +315,7 @@ def test_an_authorization_without_a_key_hides_no_other_one(service: Service, sen
     assert refused.startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_key_without_bearer_is_told_how_to_send_it(service: Service) -> None:
+def test_a_key_without_bearer_is_told_how_to_send_it(service: RunningService) -> None:
     request = f"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: {service.key}\r\nconnection: close\r\n\r\n"
     answer = exchange(service, request.encode())
     assert answer.startswith(b"HTTP/1.1 401 ")
@@ -322,7 +324,7 @@ def test_a_key_without_bearer_is_told_how_to_send_it(service: Service) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/models"])
 @pytest.mark.parametrize("fault", ["no key", "bad key", "too large", "not JSON", "wrong path"])
-def test_anthropics_api_has_its_own_errors_and_request_id(service: Service, path: str, fault: str) -> None:
+def test_anthropics_api_has_its_own_errors_and_request_id(service: RunningService, path: str, fault: str) -> None:
     """Whichever part rejects the request: before its body, for its body, for its path."""
     key = {"no key": "", "bad key": "x-api-key: sk-bad\r\n"}.get(fault, f"x-api-key: {service.key}\r\n")
     body = b"x" * (2 if fault == "not JSON" else 0)
@@ -342,7 +344,7 @@ def test_anthropics_api_has_its_own_errors_and_request_id(service: Service, path
     assert {name for name, _ in ids} == {b"x-request-id", b"request-id"}
 
 
-def test_a_background_response_is_refused_until_it_can_be_counted(service: Service) -> None:
+def test_a_background_response_is_refused_until_it_can_be_counted(service: RunningService) -> None:
     for value in (True, "true", 1):
         before = service.stats()["requests"]
         answer = service.post("/v1/responses", {"model": "fake", "input": "x", "background": value})
@@ -352,7 +354,7 @@ def test_a_background_response_is_refused_until_it_can_be_counted(service: Servi
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
-def test_tokens_are_counted_by_the_engine_for_a_key_and_cost_nothing(service: Service, path: str) -> None:
+def test_tokens_are_counted_by_the_engine_for_a_key_and_cost_nothing(service: RunningService, path: str) -> None:
     answer = service.post(path, {"model": "fake", "prompt": "one two three", "tokens": [1]})
     assert answer.status == (200 if path == "/tokenize" else 404)
     row = service.row(answer)
@@ -368,7 +370,7 @@ def test_tokens_are_counted_by_the_engine_for_a_key_and_cost_nothing(service: Se
         ("/v1/completions", "max_tokens"), ("/v1/responses", "max_output_tokens"), ("/v1/messages", "max_tokens"),
     ],
 )  # fmt: skip
-def test_a_limit_over_the_context_is_reduced_and_announced(service: Service, path: str, field: str) -> None:
+def test_a_limit_over_the_context_is_reduced_and_announced(service: RunningService, path: str, field: str) -> None:
     body = {**chat("fake: tokens=3"), "prompt": "x", "input": "x", field: 32_000}
     answer = service.post(path, body)
     assert (answer.status, answer.headers["x-max-tokens-capped"]) == (200, "4096")
@@ -380,7 +382,7 @@ def test_a_limit_over_the_context_is_reduced_and_announced(service: Service, pat
     assert (streamed.status, streamed.headers["x-max-tokens-capped"]) == (200, "4096")
 
 
-def test_a_thinking_budget_stays_below_a_reduced_limit(service: Service) -> None:
+def test_a_thinking_budget_stays_below_a_reduced_limit(service: RunningService) -> None:
     body = chat("hi", max_tokens=32_000, thinking={"type": "enabled", "budget_tokens": 31_999})
     assert service.post("/v1/messages", body).status == 200
     sent = json.loads(service.last()["body"])

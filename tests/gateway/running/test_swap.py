@@ -18,7 +18,7 @@ import pytest
 
 from appliance.admin import control_client
 from appliance.errors import RequestError
-from tests.conftest import Service, free_port, http, serving, wait_until
+from tests.conftest import RunningService, free_port, http, serving, wait_until
 
 CARD = {"index": 0, "model": "pretended", "memory_mib": 97887}
 
@@ -36,7 +36,7 @@ def two_models(
     gateway: dict[str, Any] | None = None,
     roles: dict[str, Any] | None = None,
     **second: Any,
-) -> Iterator[Service]:
+) -> Iterator[RunningService]:
     """A gateway whose models ``a`` and ``b`` both want nine tenths of the only card."""
     rules = {"max_wait_s": 1.0, "min_residency_s": 0.0, "batch": 8} | (swap or {})
     site = {
@@ -50,12 +50,12 @@ def two_models(
         yield service
 
 
-def ask(service: Service, model: str, text: str = "hi", **more: Any) -> Any:
+def ask(service: RunningService, model: str, text: str = "hi", **more: Any) -> Any:
     body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
     return service.post("/v1/chat/completions", body)
 
 
-def metric(service: Service, name: str) -> float:
+def metric(service: RunningService, name: str) -> float:
     text = service.get("/metrics").body.decode()
     line = next(line for line in text.splitlines() if line.startswith(f"appliance_gateway_{name} "))
     return float(line.split()[-1])
@@ -125,7 +125,7 @@ def test_a_waiting_stream_gets_comments_and_its_place_in_line(tmp_path: Path) ->
 
 
 @contextmanager
-def serving_slow(folder: Path) -> Iterator[Service]:
+def serving_slow(folder: Path) -> Iterator[RunningService]:
     site = {
         "hosts": {"here": {"memory_gib": 8, "gpus": [CARD]}},
         "models": {"b": {"source": "./b"}},
@@ -243,7 +243,7 @@ def test_systemd_that_refuses_is_told_to_who_asks(tmp_path: Path, monkeypatch: p
             assert "Access denied" in said
 
 
-def state(service: Service, name: str) -> str:
+def state(service: RunningService, name: str) -> str:
     return str(control_client.status(service.data)["on_demand"][name]["state"])
 
 
@@ -404,7 +404,7 @@ def test_a_model_is_loaded_by_the_name_of_a_role(tmp_path: Path) -> None:
     ("name", "hint"),
     [("writr", "did you mean 'writer'"), ("zzz", "known: a, b, writer"), ("eb", "did you mean 'b'?")],
 )
-def test_an_unknown_name_is_404_with_the_nearest_one(swaps: Service, name: str, hint: str) -> None:
+def test_an_unknown_name_is_404_with_the_nearest_one(swaps: RunningService, name: str, hint: str) -> None:
     with pytest.raises(RequestError, match="does not exist") as unknown:
         control_client.swap(swaps.data, name)
     assert (unknown.value.status, unknown.value.code, unknown.value.param) == (404, "model_not_found", "model")
@@ -412,6 +412,6 @@ def test_an_unknown_name_is_404_with_the_nearest_one(swaps: Service, name: str, 
 
 
 @pytest.fixture(scope="module")
-def swaps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def swaps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with two_models(tmp_path_factory.mktemp("swaps"), roles={"writer": {"model": "b"}}) as service:
         yield service

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from appliance.store.keys import KeyStore
-from tests.conftest import Response, Service, chat, exchange, head, http, serving, start_fake, wait_until
+from tests.conftest import Response, RunningService, chat, exchange, head, http, serving, start_fake, wait_until
 
 LONG = "fake: tokens=150 itl_ms=10 ttft_ms=10"
 
@@ -25,7 +25,7 @@ def one_engine(slots: int) -> dict[str, Any]:
 
 
 @contextmanager
-def narrow(folder: Path, slots: int = 2, **queue: Any) -> Iterator[tuple[Service, str]]:
+def narrow(folder: Path, slots: int = 2, **queue: Any) -> Iterator[tuple[RunningService, str]]:
     """A gateway before an engine of few slots, and the key of a second user."""
     engine = start_fake(folder.parent / f"{folder.name}.log")
     try:
@@ -42,18 +42,18 @@ def narrow(folder: Path, slots: int = 2, **queue: Any) -> Iterator[tuple[Service
         engine.stop()
 
 
-def waiting(service: Service) -> float:
+def waiting(service: RunningService) -> float:
     text = service.get("/metrics").body.decode()
     return float(text.split('appliance_gateway_queue_length{model="fake"} ')[1].split()[0])
 
 
-def running(service: Service) -> float:
+def running(service: RunningService) -> float:
     text = service.get("/metrics").body.decode()
     return float(text.split('engine_requests_in_flight{engine="chat"} ')[1].split()[0])
 
 
 def send(
-    pool: ThreadPoolExecutor, service: Service, text: str, key: str | None = None, **more: Any
+    pool: ThreadPoolExecutor, service: RunningService, text: str, key: str | None = None, **more: Any
 ) -> Future[Response]:
     return pool.submit(service.post, "/v1/chat/completions", chat(text, **more), key)
 
@@ -323,7 +323,7 @@ def test_a_request_on_a_replica_that_hangs_moves_to_the_other(tmp_path: Path) ->
             replica.stop()
 
 
-def ask_and_leave(service: Service, times: int) -> None:
+def ask_and_leave(service: RunningService, times: int) -> None:
     """A client that hangs up while the engine computes for it; it is the engine's abort number ``times``."""
     body = json.dumps(chat("fake: ttft_ms=60000")).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\n"
@@ -386,7 +386,7 @@ def test_pooling_models_have_their_own_paths(tmp_path: Path, task: str, path: st
         engine.stop()
 
 
-def test_anthropics_clients_get_errors_they_know(service: Service) -> None:
+def test_anthropics_clients_get_errors_they_know(service: RunningService) -> None:
     body = {"model": "nobody", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}
     answer = http(service.url + "/v1/messages", body=body, key=service.key)
     assert (answer.status, answer.json["type"], answer.json["error"]["type"]) == (404, "error", "not_found_error")

@@ -1,4 +1,4 @@
-"""Text of a wanted size in tokens. Pure: what each word costs comes from the engine (:mod:`loadtests.sizing`).
+"""Words and their token costs, for prompts of a given size; :mod:`loadtests.tokenizer_probe` measures the costs.
 
 Tokenizers of today's models split at spaces first, so a word with its space costs the same wherever it stands.
 """
@@ -38,7 +38,7 @@ WORDS = tuple(_TEXT.split())
 
 
 @dataclass(frozen=True, slots=True)
-class Lexicon:
+class TokenCosts:
     """What words cost in tokens, and how the figure came about (``source``, for people)."""
 
     costs: dict[str, float] = field(default_factory=dict)
