@@ -151,11 +151,12 @@ def test_a_variable_that_is_no_key(given: str, words: str, monkeypatch: pytest.M
 
 
 TAKES_FILES = (
-    "appliance/cli/__init__.py",
+    "appliance/cli/_args.py",
     "appliance/contract/load.py",
     "appliance/contract/machine.py",
     "appliance/models/lock.py",
-    "appliance/cli/keys.py",
+    "appliance/cli/models.py",
+    "appliance/cli/plan.py",
     "appliance/admin/serve.py",
     "loadtests/command.py",
     "appliance/cli/loadtest.py",
