@@ -6,6 +6,7 @@
 # ENGINE=fake    no engine: tokens by the clock, named as such in every output
 # MODEL=tiny     leave the model hub alone and make the tiny random model
 # SEEDS="1 2"    the machines that `make test-boot` boots, one a seed
+# WORKERS=4      processes that `make test` runs side by side; most tests wait, so more than cores
 # ONCE=1         end after the smoke test, with its exit code
 # TORCH_INDEX=…  where torch's CPU build comes from, if your pip is not set up for it: the address that
 #                pytorch.org shows for "CPU"
@@ -14,6 +15,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENGINE ?= vllm
 MODEL ?= auto
 SEEDS ?= 1 2 3
+WORKERS ?= 4
 export TORCH_INDEX
 # Variables that would make a Python find other modules than those of its environment, or none.
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONEXECUTABLE PYTHONUSERBASE PYTHONSTARTUP
@@ -30,7 +32,7 @@ up:
 
 test:
 	@$(PYTHON) -m tools.bootstrap --tests --engine $(ENGINE)
-	@.venv/bin/python -m pytest $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
+	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
 
 # Real boots under emulation, one machine a seed, as root.
 test-boot:
@@ -51,6 +53,9 @@ lint:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/python -m tools.names
+	.venv/bin/python -m tools.prose
 
 fmt:
 	@$(PYTHON) -m tools.bootstrap --tests --engine fake
