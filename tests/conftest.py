@@ -93,8 +93,9 @@ def http(
     if key is not None:
         request.add_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return Response(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            headers = {k.lower(): v for k, v in response.headers.items()}
+            return Response(response.status, headers, response.read())
     except urllib.error.HTTPError as error:
         with error:
             return Response(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
@@ -222,9 +223,9 @@ class RunningService:
         """The usage rows, oldest first."""
         return usage_rows(self.data)
 
-    def row(self, answer: Response) -> dict[str, Any]:
-        """The usage row of ``answer``."""
-        wanted = answer.headers["x-request-id"]
+    def row(self, response: Response) -> dict[str, Any]:
+        """The usage record of ``response``."""
+        wanted = response.headers["x-request-id"]
         wait_until(lambda: any(r["request_id"] == wanted for r in self.rows()), "the usage row", 5)
         return next(r for r in self.rows() if r["request_id"] == wanted)
 
