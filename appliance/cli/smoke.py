@@ -9,7 +9,7 @@ from appliance.cli._args import KEY_VARIABLE, add_config, add_json_file, add_url
 from appliance.contract.load import load
 from appliance.contract.model import Site
 from appliance.errors import UsageError
-from appliance.render.screen import console
+from appliance.render.terminal import long_run_console
 from appliance.smoketest import report, run
 from appliance.smoketest.load import command
 from appliance.system.stopping import Stop, listening
@@ -48,7 +48,7 @@ def _smoke(args: argparse.Namespace) -> int:
 
 
 def _test_host(site: Site, args: argparse.Namespace, key: str, stop: Stop) -> int:
-    show = console()
+    show = long_run_console()
     what = run.subject()
     if args.once and (earlier := run.proven_before(args.reports, what)):
         show.print(f"{earlier.line} (on {earlier.began}; not again at each boot)", markup=False, soft_wrap=True)
