@@ -228,7 +228,7 @@ def test_an_engine_that_ends_while_starting_is_told_with_its_cause_and_log(tmp_p
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("", "it said nothing"),
+        ("", "its log is empty"),
         ("INFO a\n\nINFO b\n", "INFO b"),
         ("ValueError: too long\nINFO bye\n", "ValueError: too long"),
         (

@@ -90,7 +90,7 @@ def test_a_second_one_changes_nothing_of_the_first(running: Up, tmp_path: Path, 
     assert done.stdout == "", "it is refused before it does anything"
     pid = running.process.pid
     assert sentence(done.stderr) == (
-        f"error: a service already runs in {running.data} (pid {pid}, {running.url}); it is left as it is: stop it "
+        f"error: a service already runs in {running.data} (pid {pid}, {running.url}); it was not changed: stop it "
         f"with Ctrl-C or `kill {pid}`, or choose another gateway.data_dir in {config}"
     )
     assert contents(running.data) == before

@@ -21,7 +21,7 @@ in
   "weights in the Nix store" = { host = "gpu"; module.appliance.models.store.path = "/nix/store/weights"; refuses = "lies in the Nix store, which weights would fill for good"; };
 
   "a model that does not fit" = { host = "gpu"; module.appliance.settings.models.qwen3-30b.weights_gib = lib.mkForce 120; invalid = "120.0 GiB of weights per card do not fit"; };
-  "two engines that share a card too eagerly" = { host = "gpu"; module.imports = [ alone (second { gpus = [ 0 ]; }) ]; invalid = "agents and second together ask for 184% of the card's 97887 MiB"; };
+  "two engines that share a card too eagerly" = { host = "gpu"; module.imports = [ alone (second { gpus = [ 0 ]; }) ]; invalid = "agents and second together use 184% of the card's 97887 MiB"; };
   "a context beyond the model's" = { host = "gpu"; module = engine { context = 65536; }; invalid = "65536 tokens are more than the 40960 of qwen3-30b"; };
   "a key that the file does not know" = { host = "gpu"; module.appliance.settings.engines.agents.concurency = 3; invalid = "engines.agents.concurency: unknown key; did you mean 'concurrency'?"; };
   "a flag of an old blog post" = { host = "gpu"; module.appliance.settings.engines.agents.options.swap-space = 4; invalid = "vLLM has no swap-space"; };
