@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from appliance.up import tail
-from tests.conftest import ROOT, free_port, http, wait_until
+from tests.conftest import ROOT, http, wait_until
+from tests.ports import free_port
 from tests.vllm.conftest import Up, alive, descendants, site_file, start_up
 
 FAKE = ("--engine", "fake")

@@ -20,8 +20,9 @@ from appliance.contract.model import Site
 from appliance.engines.argv import replicas
 from appliance.store.keys import KeyStore
 from appliance.up import Options, first_token, on_ports
-from tests.conftest import ROOT, free_port, http, wait_until
+from tests.conftest import ROOT, http, wait_until
 from tests.otheruser import NOBODY, run, shared_folder
+from tests.ports import free_port
 from tests.smalldisk import SmallDisk
 from tests.vllm.conftest import Up, descendants, site_file, start_up
 

@@ -43,14 +43,24 @@ def passages(path: PurePath, text: str) -> Iterator[Passage]:
 
 _LITERAL = re.compile(r"``.+?``|`[^`\n]*`|:[a-z]+:`[^`]*`", re.DOTALL)
 _QUOTED = re.compile(r"\"[^\"\n]{1,300}\"|“[^”]*”")
-_NAME = re.compile(r"\S*[/_=<>{}()\[\]\\|@#$%^~]\S*|\b\w+(?:\.\w+)+\b|\b[a-z]+[A-Z]\w*\b|(?<!\w)--?[a-z][\w-]*")
+_NAME = re.compile(
+    r"[^\s|]*[/_=<>{}()\[\]\\@#$%^~][^\s|]*|\b\w+(?:\.\w+)+\b|\b[a-z]+[A-Z]\w*\b|(?<!\w)--?[a-z][\w-]*"
+)
 
 
 def blanked(text: str) -> str:
     """Return ``text`` with code, quotations and names replaced by spaces; line breaks stay."""
     for pattern in (_LITERAL, _QUOTED, _NAME):
-        text = pattern.sub(lambda match: re.sub(r"[^\n]", " ", match.group(0)), text)
+        text = pattern.sub(_blank, text)
     return text
+
+
+def _blank(match: re.Match[str]) -> str:
+    """Return spaces for ``match``; punctuation at its end stays, because it may end a sentence."""
+    found = match.group(0)
+    end = re.search(r"[.,;:!?)]*\Z", found)
+    kept = end.group(0) if end is not None else ""
+    return re.sub(r"[^\n]", " ", found[: len(found) - len(kept)]) + kept
 
 
 def _python(text: str) -> Iterator[Passage]:

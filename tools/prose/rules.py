@@ -94,7 +94,7 @@ def check(text: str) -> Iterator[Match]:
     yield from _long(text)
 
 
-_END = re.compile(r"(?<=[.!?:;])\s+(?=[A-Z`\"(]|\N{BULLET})|\n\s*(?:[-*|]|\d+\.)\s|\n\n+|\s\|\s")
+_END = re.compile(r"(?<=[.!?:;])[)\"]*\s+(?=[A-Z`\"(]|\N{BULLET}|\s)|\n\s*(?:[-*|]|\d+\.)\s|\n\n+|\s\|\s")
 
 
 def _long(text: str) -> Iterator[Match]:

@@ -23,13 +23,13 @@ from tests.conftest import (
     a_site,
     chat,
     exchange,
-    free_port,
     head,
     start,
     start_mock,
     wait_until,
 )
 from tests.fakes.faulty_gateway import PARTS
+from tests.ports import free_port
 
 NUMBERS = ("1e400", "-1e999", "1.79769313486232e+308", "NaN", "9" * 5000, "4.0", "1E1", "-0", '"4"', "true", "2.5")
 TEXTS = ('"caf\\u00e9"', '"\\ud800"', '"x"', '""', '"http://10.0.0.1/"', '"\\u0000"')

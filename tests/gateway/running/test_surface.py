@@ -9,7 +9,8 @@ import time
 import pytest
 
 from appliance.store.keys import KeyStore
-from tests.conftest import RunningService, chat, exchange, free_port, http, serving, wait_until
+from tests.conftest import RunningService, chat, exchange, http, serving, wait_until
+from tests.ports import free_port
 
 
 def test_health_needs_no_key_and_ready_is_a_generated_token(service: RunningService) -> None:

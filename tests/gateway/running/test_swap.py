@@ -18,7 +18,8 @@ import pytest
 
 from appliance.admin import control_client
 from appliance.errors import RequestError
-from tests.conftest import RunningService, free_port, http, serving, wait_until
+from tests.conftest import RunningService, http, serving, wait_until
+from tests.ports import free_port
 
 CARD = {"index": 0, "model": "pretended", "memory_mib": 97887}
 
