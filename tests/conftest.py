@@ -28,7 +28,8 @@ from tests.ports import free_port
 from tests.smalldisk import SmallDisk, mounted
 
 ROOT = Path(__file__).resolve().parent.parent
-FAKE = ROOT / "tests" / "fakes" / "vllm.py"
+MOCK_ENGINE = (sys.executable, "-m", "appliance.engines.mock")
+"""The command that runs the mock engine."""
 
 
 START_S = 60.0
@@ -152,21 +153,21 @@ def start(argv: list[str], port: int, log: Path, **environment: str) -> StartedP
     return started
 
 
-def start_fake(log: Path, *options: str, port: int | None = None) -> StartedProcess:
-    """The fake engine."""
+def start_mock(log: Path, *options: str, port: int | None = None) -> StartedProcess:
+    """Start the mock engine with these options and wait until it listens."""
     port = port or free_port()
-    return start([sys.executable, str(FAKE), "--port", str(port), *options], port, log)
+    return start([*MOCK_ENGINE, "--port", str(port), *options], port, log)
 
 
 def a_site(port: int, engine_port: int, data: Path, **more: Any) -> dict[str, Any]:
-    """A small site on fake engines: model ``fake``, role ``writer``."""
+    """A small site on mock engines: model ``fake``, role ``writer``."""
     site: dict[str, Any] = {
         "version": 1,
         "hosts": {"here": {"memory_gib": 8}},
         "models": {"fake": {"source": "./fake"}},
         "engines": {
             "chat": {
-                "kind": "fake",
+                "kind": "mock",
                 "host": "here",
                 "model": "fake",
                 "device": "cpu",
@@ -236,9 +237,9 @@ class RunningService:
 
 @contextmanager
 def serving(folder: Path, **more: Any) -> Iterator[RunningService]:
-    """A gateway process before one fake engine; ``more`` replaces top-level parts of the site."""
+    """A gateway process before one mock engine; ``more`` replaces top-level parts of the site."""
     folder.mkdir(parents=True, exist_ok=True)
-    engine = start_fake(folder / "engine.log")
+    engine = start_mock(folder / "engine.log")
     port = free_port()
     config = folder / "site.json"
     config.write_text(json.dumps(a_site(port, engine.port, folder, **more)))
@@ -305,7 +306,7 @@ def resident_mib(service: RunningService) -> int:
 
 
 def chat(text: str = "hi", **more: Any) -> dict[str, Any]:
-    """A chat request's body; directives for the fake engine go into ``text``."""
+    """A chat request's body; directives for the mock engine go into ``text``."""
     return {"model": "fake", "messages": [{"role": "user", "content": text}], **more}
 
 

@@ -1,4 +1,4 @@
-"""The proof of a host, before the real gateway and the fake engine; each step is seen to fail."""
+"""The proof of a host, before the real gateway and the mock engine; each step is seen to fail."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from tests.conftest import (
     exchange,
     head,
     start,
-    start_fake,
+    start_mock,
     wait_until,
 )
 from tests.fakes.faulty_gateway import PARTS
@@ -58,7 +58,7 @@ CHAT = '"messages":[{"role":"system","content":[{"type":"text","text":"a\\u00e9"
 
 def site_argv(folder: Path, **more: Any) -> tuple[StartedProcess, list[str], int, str]:
     """An engine, the arguments of a gateway before it, its port and a key."""
-    engine = start_fake(folder / "engine.log")
+    engine = start_mock(folder / "engine.log")
     port = free_port()
     roles = {"writer": {"model": "fake", "system_prompt": "Be brief.", "sampling": {"temperature": 0.5}}}
     config = folder / "site.json"

@@ -1,4 +1,4 @@
-"""What the gateway offers, to whom, and how it refuses: real gateway process, fake engine."""
+"""What the gateway offers, to whom, and how it refuses: real gateway process, mock engine."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_metrics_count_requests_without_naming_users(service: RunningService) ->
 def test_a_model_is_found_however_its_name_is_encoded(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Current SDKs send ``%2F``; a proxy sends the absolute form."""
     name = "Qwen/Qwen3-30B"
-    engine = {"kind": "fake", "host": "here", "model": name, "device": "cpu", "context": 4096, "concurrency": 8}
+    engine = {"kind": "mock", "host": "here", "model": name, "device": "cpu", "context": 4096, "concurrency": 8}
     site = {"models": {name: {"source": "./fake"}}, "engines": {"chat": engine | {"port": free_port()}}}
     with serving(tmp_path_factory.mktemp("slash"), **site) as service:
         for path in ("Qwen/Qwen3-30B", "Qwen%2FQwen3-30B", "Qwen%2fQwen3%2d30B", "%51wen/Qwen3-30B"):
