@@ -11,7 +11,8 @@ from pathlib import Path
 from appliance.contract.load import validate
 from appliance.contract.model import Site
 from appliance.engines import argv, mock
-from tests.conftest import a_site, free_port, http, opens, wait_until
+from tests.conftest import a_site, http, opens, wait_until
+from tests.ports import free_port
 
 
 def site(folder: Path, **engine: object) -> Site:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from appliance.engines.probe import canary_passed, probe_token
-from tests.conftest import free_port, start_mock
+from tests.conftest import start_mock
+from tests.ports import free_port
 
 
 @pytest.mark.parametrize(
