@@ -24,7 +24,16 @@ from loadtests.parameters import LoadPlan
 from loadtests.report import Report
 from loadtests.run import environment
 from loadtests.scenarios import SCENARIOS
-from tests.conftest import ROOT, RunningService, StartedProcess, http, opens, start, start_mock, wait_until
+from tests.conftest import (
+    ROOT,
+    RunningService,
+    StartedProcess,
+    http,
+    opens,
+    start,
+    start_mock,
+    wait_until,
+)
 from tests.gateway.running.witness import long_run
 from tests.ports import free_port
 
