@@ -323,7 +323,7 @@ def write_site(
     for engine in engines.values():
         engine.update(model=new, command=sys.executable if prepared is None else str(options.engine_python))
         if prepared is None:
-            engine.update(kind="fake", options={})
+            engine.update(kind="mock", options={})
     for role in table.get("roles", {}).values():
         if role.get("model") == old:
             role["model"] = new
@@ -431,8 +431,8 @@ def _invite(console: Console, url: str, model: str, key: str, logs: Path) -> Non
 
 
 def _describe(replica: EngineReplica) -> str:
-    kind = {"vllm": "vLLM", "llamacpp": "llama.cpp", "fake": "the fake engine"}[replica.engine.kind]
-    return f"{kind} on the CPU" if replica.engine.device == "cpu" and replica.engine.kind != "fake" else kind
+    kind = {"vllm": "vLLM", "llamacpp": "llama.cpp", "mock": "the fake engine"}[replica.engine.kind]
+    return f"{kind} on the CPU" if replica.engine.device == "cpu" and replica.engine.kind != "mock" else kind
 
 
 @contextlib.asynccontextmanager
