@@ -1,6 +1,6 @@
 """Renders HTML pages from jinja2 templates; a page needs no network and no other file.
 
-A page is a template beside the module that renders it. It extends `page.html.j2` (skeleton and style) and uses the
+A page is a template beside the module that renders it. It extends `base.html.j2` (skeleton and style) and uses the
 macros of `macros.html.j2` for tables, tiles and lists.
 """
 

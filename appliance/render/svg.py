@@ -1,7 +1,7 @@
 """Draws SVG: scales with their ticks, elements, and plots with axes, series and a legend.
 
 All functions return markup that is safe to embed: text is escaped here. Colours are CSS classes (``c0`` to ``c5``
-in `page.css.j2`), so that a drawing follows the colour scheme of its page.
+in `base.css.j2`), so that a drawing follows the colour scheme of its page.
 """
 
 from __future__ import annotations
