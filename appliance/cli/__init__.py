@@ -253,17 +253,17 @@ def _prove(site: Site, args: argparse.Namespace, key: str, stop: Stop) -> int:
     from appliance.smoketest import report, run
 
     show = long_run_console()
-    what = run.subject()
-    if args.once and (earlier := run.proven_before(args.reports, what)):
+    system = run.system_under_test()
+    if args.once and (earlier := run.passed_before(args.reports, system)):
         show.print(f"{earlier.line} (on {earlier.began}; not again at each boot)", markup=False, soft_wrap=True)
         return 0
-    folder = report.folder_of(args.reports, what.place.generation)
+    folder = report.folder_of(args.reports, system.running.generation)
 
     def say(step: report.SmokeStep) -> None:
-        line = f"{step.level:4} {step.sentence}{f'; {step.mend}' if step.mend else ''}"
+        line = f"{step.level:4} {step.sentence}{f'; {step.fix}' if step.fix else ''}"
         show.print(line, markup=False, soft_wrap=True)
 
-    made = run.prove(site, Path.cwd(), key=key, folder=folder, what=what, say=say, stop=stop)
+    made = run.run_smoke_test(site, Path.cwd(), key=key, folder=folder, system=system, on_step=say, stop=stop)
     show.print(made.line, markup=False, soft_wrap=True)
     # A test that was stopped proves nothing, neither that the host works nor that it does not.
     return 0 if made.passed else 2 if stop.requested else 1

@@ -96,7 +96,7 @@ def a_result(level: str, domain: FaultDomain) -> Finding:
 )
 def test_a_step_fails_for_a_generation_only(level: str, domain: FaultDomain, step: str, external: bool) -> None:
     made = step_of(a_result(level, domain))
-    assert (made.level, made.external, made.mend) == (step, external, "cool the room")
+    assert (made.level, made.external, made.fix) == (step, external, "cool the room")
 
 
 def test_what_is_external_stands_in_the_verdicts_line_and_on_the_page() -> None:
@@ -104,13 +104,12 @@ def test_what_is_external_stands_in_the_verdicts_line_and_on_the_page() -> None:
     passed = Proof("/nix/store/here", 8, True, "", 3.0, (outside,))
     assert passed.passed
     assert passed.line == (
-        "smoke test of generation 8: PASS, 1 steps, 1 with a warning, 3 s; no generation's fault: "
-        "throttle card 0: heat; 91 °C"
+        "smoke test of generation 8: PASS, 1 steps, 1 with a warning, 3 s; external: throttle card 0: heat; 91 °C"
     )
-    assert "no generation causes or mends that" in page(passed)
+    assert "no generation causes or fixes it" in page(passed)
     failed = Proof("/nix/store/here", 8, True, "", 3.0, (own, outside))
     assert not failed.passed
-    assert failed.line.startswith("smoke test of generation 8: FAIL: throttle card 0: heat; 91 °C; no generation's")
+    assert failed.line.startswith("smoke test of generation 8: FAIL: throttle card 0: heat; 91 °C; external: ")
     assert "no generation" not in page(Proof("/nix/store/here", 8, True, "", 3.0, (own,)))
 
 
