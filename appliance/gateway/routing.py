@@ -359,7 +359,7 @@ class Router:
                     mine,
                     FairQueue(gateway.queue.headroom),
                     gateway.queue.max_waiting_per_user,
-                    gateway.affinity_load,
+                    gateway.tuning.affinity_load,
                     on_demand=all(engine.residency == "on-demand" for engine in engines),
                     notice=notice,
                     cap_tokens=model.cap_max_tokens,
@@ -409,7 +409,7 @@ def _pool(gateway: Gateway, port: int, outbox: WriteCoalescer) -> Pool:
     return Pool(
         port,
         outbox,
-        connect_timeout_s=gateway.connect_timeout_s,
+        connect_timeout_s=gateway.tuning.connect_timeout_s,
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         stall_timeout_s=gateway.stall_timeout_s,
     )
