@@ -59,13 +59,13 @@ def _run(args: argparse.Namespace) -> int:
 
     machine = _machine(args)
     site = load(args.config) if _has_site(args, machine) else None
-    scene = CheckContext(HostReader(args.root), site, machine, Path.cwd(), time.time(), args.hashes, args.host)
+    context = CheckContext(HostReader(args.root), site, machine, Path.cwd(), time.time(), args.hashes, args.host)
     # Plain text has no width of its own: a long command must not be folded where it is copied from a log.
     console = Console(highlight=False, soft_wrap=False)
     if args.list:
-        show_list(((check.name, check.looks, check.applies(scene)) for check in CHECKS), console)
+        show_list(((check.name, check.looks, check.why_skipped(context)) for check in CHECKS), console)
         return 0
-    report = examine(scene, args.only)
+    report = examine(context, args.only)
     if args.json:
         print(as_json(report))
     else:

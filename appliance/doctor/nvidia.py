@@ -57,15 +57,6 @@ class Userland:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Xid:
-    """One complaint of the driver in the kernel's log."""
-
-    bus: str
-    number: int
-    text: str
-
-
 def read_module(host: HostReader) -> Module | None:
     """The loaded kernel module; ``None`` when there is none."""
     return parse_module(host.text(DRIVER_FILE) or "")
@@ -129,29 +120,3 @@ def sysfs_bus(bus: str) -> str:
     """``00000000:C1:00.0`` of nvidia-smi as ``0000:c1:00.0`` of /sys/bus/pci/devices."""
     domain, _, rest = bus.partition(":")
     return f"{domain[-4:]}:{rest}".lower()
-
-
-def read_recovery(host: HostReader) -> dict[int, str]:
-    """What the driver wants done with each card, by index; empty where nvidia-smi does not know the field."""
-    done = host.run("nvidia-smi", "--query-gpu=index,gpu_recovery_action", "--format=csv,noheader")
-    if done.code != 0:
-        return {}
-    pairs = (line.partition(",") for line in done.out.splitlines() if "," in line)
-    return {int(index): action.strip() for index, _, action in pairs if index.strip().isdigit()}
-
-
-def read_xids(host: HostReader) -> list[Xid]:
-    """The driver's complaints since boot. Raises :class:`CannotLookError` where the log cannot be read."""
-    done = host.run("journalctl", "--dmesg", "--boot", "--output=cat", "--no-pager", "--quiet", timeout_s=30)
-    if done.code != 0:
-        raise CannotLookError(f"journalctl: {done.first_error}", "run `appliance doctor` as root")
-    if not done.out.strip():
-        # A kernel that says nothing at all while it boots does not exist: the log is withheld or gone.
-        raise CannotLookError("the kernel's log of this boot is empty", "run `appliance doctor` as root")
-    return parse_xids(done.out)
-
-
-def parse_xids(text: str) -> list[Xid]:
-    """``NVRM: Xid (PCI:0000:41:00): 79, …``, oldest first."""
-    pattern = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),?\s*(.*)")
-    return [Xid(m[1].lower(), int(m[2]), m[3].strip()) for m in pattern.finditer(text)]

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from appliance.doctor import clock
+from appliance.doctor.checks import clock
 from tests.doctor.fakehost import KEYS, FakeHost, accepts, dump, nft_json
 
 Break = Callable[[FakeHost], object]
