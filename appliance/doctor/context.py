@@ -66,7 +66,7 @@ class CheckContext:
     @cached_property
     def on_cards(self) -> list[EngineReplica]:
         """Those that compute on cards."""
-        return [r for r in self.replicas if r.engine.device == "cuda" and r.engine.kind != "fake"]
+        return [r for r in self.replicas if r.engine.device == "cuda" and r.engine.kind != "mock"]
 
     def data_folder(self, site: Site) -> Path:
         """The gateway's folder."""
