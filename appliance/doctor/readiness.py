@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from appliance.system.http_request import NO_RESPONSE, send_request
 
 READY_TIMEOUT_S = 30.0
 """Above the gateway's own time for a canary token."""
@@ -22,13 +22,11 @@ class GatewayReadiness:
 
 def read_ready(address: str, port: int) -> GatewayReadiness:
     """Ask a gateway whether it works; it generates a token to know."""
-    connection = http.client.HTTPConnection(address, port, timeout=READY_TIMEOUT_S)
+    host = f"[{address}]" if ":" in address else address
     try:
-        connection.request("GET", "/ready")
-        answer = connection.getresponse()
-        engines = json.loads(answer.read())["engines"]
-        return GatewayReadiness(answer.status, {str(name): str(word) for name, word in engines.items()})
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError) as error:
+        # Never through a proxy: the edge reaches the gateway directly.
+        response = send_request(f"http://{host}:{port}", "/ready", direct=True, timeout_s=READY_TIMEOUT_S)
+        engines = response.json()["engines"]
+        return GatewayReadiness(response.status, {str(name): str(word) for name, word in engines.items()})
+    except (*NO_RESPONSE, ValueError, KeyError, TypeError, AttributeError) as error:
         return GatewayReadiness(0, {}, type(error).__name__)
-    finally:
-        connection.close()

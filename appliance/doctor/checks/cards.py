@@ -13,6 +13,7 @@ from appliance.doctor.check import (
 from appliance.doctor.context import CheckContext
 from appliance.doctor.finding import Finding, fail, ok, unknown, warn
 from appliance.doctor.nvidia import GpuStatus
+from appliance.system.nvidia_smi import ClocksEventReason
 
 MEMORY_TOLERANCE = 0.01
 """ECC and firmware take a little more or less of a card's memory from one driver to the next."""
@@ -21,20 +22,12 @@ MEMORY_TOLERANCE = 0.01
 WATTS_TOLERANCE = 1.0
 
 
-BAD_REASONS = {
-    0x08: "hardware slowdown",
-    0x40: "hardware thermal slowdown",
-    0x80: "power brake (the supply asks for less)",
+HARDWARE_REASONS = {
+    ClocksEventReason.HARDWARE_SLOWDOWN: "hardware slowdown",
+    ClocksEventReason.HARDWARE_THERMAL_SLOWDOWN: "hardware thermal slowdown",
+    ClocksEventReason.HARDWARE_POWER_BRAKE: "power brake (the supply asks for less)",
 }
-"""NVML's bits of nvmlClocksEventReasons for which the card itself pulls the brake."""
-
-
-HOT = 0x20
-"""Software thermal slowdown: the driver lowers the clock to stay under the card's target temperature."""
-
-
-CAPPED = 0x04
-"""The power limit holds the clock: what a limit is for."""
+"""Reasons for which the card itself lowers its clock."""
 
 
 def judge_cards(expected: Sequence[Gpu], seen: Sequence[GpuStatus]) -> Iterator[Finding]:
@@ -166,7 +159,7 @@ def judge_throttle(seen: Sequence[GpuStatus]) -> Iterator[Finding]:
     for card in seen:
         subject = f"card {card.index}"
         heat = f"{card.temperature_c} °C" if card.temperature_c is not None else "no temperature"
-        reasons = [text for bit, text in BAD_REASONS.items() if card.throttle & bit]
+        reasons = [text for bit, text in HARDWARE_REASONS.items() if card.throttle & bit]
         if reasons:
             yield fail(
                 f"{', '.join(reasons)}; {heat}",
@@ -177,7 +170,7 @@ def judge_throttle(seen: Sequence[GpuStatus]) -> Iterator[Finding]:
                 fix="check fans, air filter and power cables; lower power_limit_w",
                 subject=subject,
             )
-        elif card.throttle & HOT:
+        elif card.throttle & ClocksEventReason.SOFTWARE_THERMAL_SLOWDOWN:
             yield warn(
                 f"the driver slows it down against heat; {heat}",
                 meaning="Answers are slower than planned while it is this warm.",
@@ -185,7 +178,8 @@ def judge_throttle(seen: Sequence[GpuStatus]) -> Iterator[Finding]:
                 subject=subject,
             )
         else:
-            yield ok(f"{heat}{', held at its power limit' if card.throttle & CAPPED else ''}", subject=subject)
+            capped = card.throttle & ClocksEventReason.SOFTWARE_POWER_CAP
+            yield ok(f"{heat}{', held at its power limit' if capped else ''}", subject=subject)
 
 
 @check(

@@ -164,7 +164,7 @@ def described_weights(context: CheckContext) -> Weights | NotApplicable | None:
 def check_models(context: CheckContext, weights: Weights | None) -> Iterator[Finding]:
     """Folders of models, and models.lock."""
     if context.site is not None:
-        used = {r.engine.model for r in context.replicas if r.engine.kind != "fake"}
+        used = {r.engine.model for r in context.replicas if r.engine.kind != "mock"}
         models = {name: model for name, model in context.site.models.items() if name in used}
         yield from judge_folders(context.host, models, context.base)
     if weights is not None:

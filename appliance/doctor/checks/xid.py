@@ -15,6 +15,7 @@ from appliance.doctor.check import (
 from appliance.doctor.context import CheckContext
 from appliance.doctor.finding import FaultDomain, Finding, fail, ok, warn
 from appliance.doctor.host import CannotLookError, HostReader
+from appliance.system.nvidia_smi import parse_row, query_command
 
 HARDWARE_XIDS = frozenset({48, 62, 64, 74, 79, 95, 119, 120})
 """What a restart of the engine does not mend: double-bit ECC, row remapping failed, NVLink, off the bus,
@@ -30,6 +31,9 @@ APPLICATION_XIDS = frozenset({13, 31, 43, 45})
 """A program's own fault or its end: illegal access, page fault, stopped channel, clean-up."""
 
 
+RECOVERY_FIELDS = ("index", "gpu_recovery_action")
+
+
 @dataclass(frozen=True, slots=True)
 class Xid:
     """One complaint of the driver in the kernel's log."""
@@ -41,11 +45,9 @@ class Xid:
 
 def read_recovery(host: HostReader) -> dict[int, str]:
     """What the driver wants done with each card, by index; empty where nvidia-smi does not know the field."""
-    done = host.run("nvidia-smi", "--query-gpu=index,gpu_recovery_action", "--format=csv,noheader")
-    if done.code != 0:
-        return {}
-    pairs = (line.partition(",") for line in done.out.splitlines() if "," in line)
-    return {int(index): action.strip() for index, _, action in pairs if index.strip().isdigit()}
+    done = host.run(*query_command(RECOVERY_FIELDS))
+    rows = (parse_row(line, RECOVERY_FIELDS) for line in done.out.splitlines() if done.code == 0)
+    return {int(row.text("index")): row.text("gpu_recovery_action") for row in rows if row is not None}
 
 
 def read_xids(host: HostReader) -> list[Xid]:
