@@ -219,7 +219,7 @@ def test_the_command_line_makes_changes_and_lists_keys(admin: RunningAdmin) -> N
     assert "1 req/min, 2 weight" in cli(admin.service, "keys", "list").stdout
     for words, says in (
         (["create", "eve", "--models", "fakke"], "there is no model or role 'fakke'; did you mean 'fake'?"),
-        (["create", "eve", "--weight", "heavy"], "'heavy' is no number"),
+        (["create", "eve", "--weight", "heavy"], "'heavy' is not a number"),
         (["create", "eve", "--tokens-per-minute", "0"], "must be more than 0"),
         (["create", "eve", "--weight", "5000"], "weight is 5000; it must be from 0.001 to 1000"),
         (["change", key_id, "--weight", "nan"], "weight is nan"),

@@ -24,16 +24,7 @@ from loadtests.parameters import LoadPlan
 from loadtests.report import Report
 from loadtests.run import environment
 from loadtests.scenarios import SCENARIOS
-from tests.conftest import (
-    ROOT,
-    RunningService,
-    StartedProcess,
-    http,
-    opens,
-    start,
-    start_mock,
-    wait_until,
-)
+from tests.conftest import ROOT, RunningService, StartedProcess, http, opens, start, start_mock, wait_until
 from tests.gateway.running.witness import long_run
 from tests.ports import free_port
 
@@ -207,7 +198,7 @@ def test_the_highest_load_that_holds(tmp_path: Path) -> None:
     [
         (("nonsense",), "there is no scenario 'nonsense'; there are smoke, chat"),
         (("--users", "none"), "--users: 'none' is no number"),
-        (("--duration", "soon"), "--duration: 'soon' is no time"),
+        (("--duration", "soon"), "--duration: 'soon' is not a duration"),
         (("--think", "3:1"), "think_s: the lower end 3 is above the upper end 1"),
         (("--warmup", "90", "--duration", "1m"), "--warmup of 90 s leaves nothing of --duration 60 s"),
         (("--baseline", "/nonexistent.json"), "--baseline /nonexistent.json: No such file"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import codecs
 import json
@@ -20,6 +19,7 @@ from appliance.errors import ApplianceError, ConfigError, UsageError
 from appliance.models import lock
 from appliance.system import text_file
 from loadtests import command
+from loadtests.options import LoadTestOptions
 from tests.conftest import ROOT
 
 ENCODINGS = {
@@ -96,7 +96,7 @@ def test_other_files_of_a_person_in_any_encoding(
 ) -> None:
     file = tmp_path / "file"
     file.write_bytes(encoded(f"{KEY}\r\n\r\n{KEY}\n", encoding))
-    assert command._keys(argparse.Namespace(keys=file)) == (KEY, KEY)
+    assert command._keys(LoadTestOptions(config=file, keys=file)) == (KEY, KEY)
     file.write_bytes(encoded(f"{KEY}\n", encoding))
     monkeypatch.setenv(VARIABLE, str(file))
     assert read_token() == KEY
@@ -123,7 +123,7 @@ def test_a_file_of_keys_that_holds_none(tmp_path: Path, content: bytes | None, w
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(ApplianceError, match=words) as caught:
-        command._keys(argparse.Namespace(keys=file))
+        command._keys(LoadTestOptions(config=file, keys=file))
     assert str(caught.value).startswith(f"--keys {file}: ")
     assert KEY[16:] not in str(caught.value)
 
@@ -146,16 +146,17 @@ def test_a_variable_that_a_shell_filled_from_a_file_with_a_mark(given: str) -> N
 def test_a_variable_that_is_no_key(given: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APPLIANCE_API_KEY", given)
     with pytest.raises(UsageError, match=f"^APPLIANCE_API_KEY: {words}") as caught:
-        command._keys(argparse.Namespace(keys=None))
+        command._keys(LoadTestOptions(config=Path("site.json")))
     assert KEY[16:] not in str(caught.value)
 
 
 TAKES_FILES = (
-    "appliance/cli/__init__.py",
+    "appliance/cli/_args.py",
     "appliance/contract/load.py",
     "appliance/contract/machine.py",
     "appliance/models/lock.py",
-    "appliance/cli/keys.py",
+    "appliance/cli/models.py",
+    "appliance/cli/plan.py",
     "appliance/admin/serve.py",
     "loadtests/command.py",
     "appliance/cli/loadtest.py",

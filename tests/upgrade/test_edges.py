@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cli.trial import _reason
-from appliance.cli.upgrade import build_command
+from appliance.cli.upgrade import build_command, failure_reason
 from appliance.errors import LoaderError, StartError
 from appliance.smoketest.report import Proof, SmokeStep
 from appliance.upgrade.apply import drive
@@ -163,7 +162,7 @@ def test_the_reason_is_the_first_failed_step() -> None:
         SmokeStep("token a", "fail", "no token"),
         SmokeStep("load", "fail", "slow"),
     )
-    assert _reason(proof(*steps), {}) == "token a: no token"
+    assert failure_reason(proof(*steps), {}) == "token a: no token"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +178,7 @@ def test_the_reason_is_the_first_failed_step() -> None:
     ],
 )
 def test_without_a_report_the_reason_is_how_it_ended(environment: dict[str, str], reason: str) -> None:
-    assert reason in _reason(None, environment)
+    assert reason in failure_reason(None, environment)
 
 
 def test_a_login_screen_that_cannot_be_written_keeps_nobody_in_a_failed_system(tmp_path: Path) -> None:

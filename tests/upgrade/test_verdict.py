@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from appliance.cli import main, trial
+from appliance.cli import main, upgrade
 from appliance.smoketest import report
 from appliance.smoketest.report import Proof, SmokeStep
 from appliance.upgrade import nixos
@@ -45,9 +45,9 @@ class VerdictHost:
         self.program("systemctl", "")
         self.program("nix-env", "")
         monkeypatch.setenv("PATH", f"{folder}/bin:/usr/bin:/bin")
-        monkeypatch.setattr(trial, "_machine", lambda _: self.nixos)
-        monkeypatch.setattr(trial, "REPORTS", folder / "reports")
-        monkeypatch.setattr(trial, "MOTD", folder / "motd")
+        monkeypatch.setattr(upgrade, "this_machine", lambda _: self.nixos)
+        monkeypatch.setattr(upgrade, "REPORTS", folder / "reports")
+        monkeypatch.setattr(upgrade, "MOTD", folder / "motd")
         self.record = Record(folder / "record")
 
     @property
