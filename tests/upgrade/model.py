@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from appliance.errors import LoaderError, StoreError
-from appliance.upgrade.apply import drive
+from appliance.upgrade.apply import apply
 from appliance.upgrade.state import (
     Action,
     Booted,
@@ -25,7 +25,7 @@ from appliance.upgrade.state import (
     SwitchBack,
     TrialState,
 )
-from appliance.upgrade.state_file import Record
+from appliance.upgrade.state_file import StateFile
 
 Health = Literal["good", "fails", "dies-early", "dies-late"]
 """What a generation does when booted: passes; comes up and fails; hangs or panics before or after it is seen."""
@@ -51,7 +51,7 @@ class ModelDisk:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryRecord(Record):
+class MemoryStateFile(StateFile):
     disk: ModelDisk = field(default_factory=ModelDisk)
 
     def load(self) -> TrialState:
@@ -91,7 +91,7 @@ class UpgradeModel:
     live: int = 0
     network: bool = True
     resets: int = 0
-    asked_to_reboot: int = 0
+    requested_reboots: int = 0
     steps_left: int | None = None
 
     def generation(self, index: int) -> Generation:
@@ -144,7 +144,7 @@ class UpgradeModel:
         # The guard of the real machine.
         if self.default != entry or self.oneshot is not None or (self.booted, self.live) == (entry, entry[0]):
             raise LoaderError("no reboot")
-        self.asked_to_reboot += 1
+        self.requested_reboots += 1
         raise Reset
 
     @property
@@ -164,16 +164,16 @@ class UpgradeModel:
                 self.resets += 1
                 continue
             with suppress(StoreError, LoaderError):
-                self.tell(Booted(self.generation(entry[0]), rescue=entry[1]))
+                self.handle(Booted(self.generation(entry[0]), rescue=entry[1]))
             if not entry[1] and system.health == "dies-late":
                 self.resets += 1
                 continue
             return
         raise AssertionError("the machine reboots for ever")
 
-    def tell(self, event: Event, *, enforce: bool | None = None) -> None:
+    def handle(self, event: Event, *, enforce: bool | None = None) -> None:
         mode = self.systems[self.live].enforce if enforce is None else enforce
-        drive(event, record=MemoryRecord(disk=self.disk), machine=self, enforce=mode)
+        apply(event, state_file=MemoryStateFile(disk=self.disk), machine=self, enforce=mode)
 
     def install(self, index: int, *, again: bool = False) -> None:
         """NixOS's builder, and then our hook as the installed system brings it."""
@@ -182,4 +182,4 @@ class UpgradeModel:
         self._step()
         booted = None if self.booted[1] else self.generation(self.booted[0])
         event = Installed(self.generation(index), booted, rescue=True, again=again)
-        self.tell(event, enforce=self.systems[index].enforce)
+        self.handle(event, enforce=self.systems[index].enforce)

@@ -27,9 +27,9 @@ def test_what_it_prints() -> None:
         (["/etc/passwd", "boot"], r"^/etc/passwd cannot be run \(Permission denied\); a hint$"),
         (["sh", "-c", "echo first >&2; echo last >&2; exit 3"], r"ended with 3: last; a hint$"),
         (["sh", "-c", "echo only; exit 1"], r"ended with 1: only; a hint$"),
-        (["sh", "-c", "exit 1"], r"ended with 1: it says nothing; a hint$"),
+        (["sh", "-c", "exit 1"], r"ended with 1: without a message; a hint$"),
         (["sh", "-c", "printf '\\377' >&2; exit 1"], "ended with 1: \N{REPLACEMENT CHARACTER}; a hint$"),
-        (["sh", "-c", "kill -9 $$"], r"ended with -9: it says nothing; a hint$"),
+        (["sh", "-c", "kill -9 $$"], r"ended with -9: without a message; a hint$"),
     ],
 )
 def test_each_way_of_failing_is_said(argv: list[str], said: str) -> None:

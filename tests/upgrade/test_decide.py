@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import LoaderError, StoreError
-from appliance.upgrade.apply import drive
+from appliance.upgrade.apply import apply
 from appliance.upgrade.decide import decide
 from appliance.upgrade.state import (
     Action,
@@ -31,15 +31,15 @@ from appliance.upgrade.state import (
     Trial,
     TrialState,
 )
-from appliance.upgrade.state_file import UNSENT, Record
+from appliance.upgrade.state_file import UNSENT, StateFile
 from tests.smalldisk import SmallDisk
 
 OLD, NEW = Generation("/nix/store/old", 7), Generation("/nix/store/new", 8)
-HELD = TrialState(proven=OLD, held=SetDefault(OLD))
+HELD = TrialState(known_good=OLD, held=SetDefault(OLD))
 
 
 def on_trial(phase: Phase) -> TrialState:
-    return TrialState(proven=OLD, held=SetDefault(OLD), trial=Trial(NEW, phase))
+    return TrialState(known_good=OLD, held=SetDefault(OLD), trial=Trial(NEW, phase))
 
 
 def test_a_new_generation_is_armed_and_the_old_one_stays() -> None:
@@ -51,7 +51,7 @@ def test_a_new_generation_is_armed_and_the_old_one_stays() -> None:
 def test_a_passed_trial_boot_becomes_the_default() -> None:
     state, actions = decide(on_trial(Phase.BOOTED), SmokeVerdict(NEW, passed=True), enforce=True)
     assert actions == (Keep(NEW), SetDefault(NEW), ClearOneshot())
-    assert (state.proven, state.trial, state.held) == (NEW, None, SetDefault(NEW))
+    assert (state.known_good, state.trial, state.held) == (NEW, None, SetDefault(NEW))
 
 
 def test_a_failed_trial_boot_goes_back_by_a_reboot() -> None:
@@ -60,7 +60,7 @@ def test_a_failed_trial_boot_goes_back_by_a_reboot() -> None:
     )
     # Set once more though it is held: the reboot must not hang on what a firmware remembers.
     assert actions == (SetDefault(OLD), ClearOneshot(), SetProfile(OLD), Reboot(OLD))
-    assert state.why_not(NEW) is not None
+    assert state.failure_of(NEW) is not None
     assert "no token" in state.unsent[-1]
 
 
@@ -74,7 +74,7 @@ def test_a_failure_after_a_live_switch_switches_back(phase: Phase) -> None:
 def test_a_pass_after_a_live_switch_still_has_to_boot() -> None:
     state, actions = decide(on_trial(Phase.LIVE), SmokeVerdict(NEW, passed=True, booted=False), enforce=True)
     assert actions == ()
-    assert (state.proven, state.trial) == (OLD, Trial(NEW, Phase.LIVE_PASSED))
+    assert (state.known_good, state.trial) == (OLD, Trial(NEW, Phase.LIVE_PASSED))
     state, _ = decide(state, Booted(NEW), enforce=True)
     state, actions = decide(state, SmokeVerdict(NEW, passed=True), enforce=True)
     assert SetDefault(NEW) in actions
@@ -86,11 +86,12 @@ def test_coming_up_in_the_proven_one_ends_a_trial_and_says_why(phase: Phase) -> 
     assert actions == (SetDefault(OLD), ClearOneshot(), SetProfile(OLD))
     assert state.trial is None
     assert state.rolled_back[-1].generation == NEW
-    assert "come up" in state.rolled_back[-1].reason or "went down" in state.rolled_back[-1].reason
+    assert "did not boot" in state.rolled_back[-1].reason or "stopped" in state.rolled_back[-1].reason
 
 
 def test_what_was_rolled_back_is_tried_again_only_by_a_person() -> None:
-    failed = TrialState(proven=OLD, held=SetDefault(OLD), rolled_back=(RolledBack(NEW, "no token", "yesterday"),))
+    failure = RolledBack(NEW, "no token", "yesterday")
+    failed = TrialState(known_good=OLD, held=SetDefault(OLD), rolled_back=(failure,))
     again_built = Generation(NEW.system, 9)
     state, actions = decide(failed, Installed(again_built, OLD), enforce=True)
     assert actions == (SetDefault(OLD), ClearOneshot())
@@ -106,7 +107,7 @@ def test_what_was_rolled_back_is_tried_again_only_by_a_person() -> None:
 def test_the_proven_one_is_never_left(event: SmokeVerdict | Deadline | Booted) -> None:
     state, actions = decide(HELD, event, enforce=True)
     assert not any(isinstance(action, (Reboot, SwitchBack)) for action in actions)
-    assert state.proven == OLD
+    assert state.known_good == OLD
 
 
 @pytest.mark.parametrize("came", [Booted(OLD), Booted(OLD, rescue=True), Booted(NEW, rescue=True)])
@@ -114,12 +115,12 @@ def test_power_lost_between_the_record_of_a_pass_and_the_loader_is_made_good_and
     state, _ = decide(on_trial(Phase.BOOTED), SmokeVerdict(NEW, passed=True), enforce=True)
     state, actions = decide(state, came, enforce=True)
     assert actions == (SetDefault(NEW),)
-    assert state.proven == NEW
-    assert state.last.endswith("generation 8 is the proven system and boots next")
+    assert state.known_good == NEW
+    assert state.last.endswith("generation 8 is the known good generation and boots next")
     # What runs meanwhile takes nothing back, whatever its smoke test says.
     for passed in (True, False):
         after, actions = decide(state, SmokeVerdict(OLD, passed=passed, reason="x"), enforce=True)
-        assert (actions, after.proven, after.held) == ((), NEW, SetDefault(NEW))
+        assert (actions, after.known_good, after.held) == ((), NEW, SetDefault(NEW))
 
 
 def test_the_proven_one_at_home_is_no_news() -> None:
@@ -155,31 +156,31 @@ def test_an_arrival_that_could_not_be_recorded_is_judged_all_the_same() -> None:
 
 
 def test_a_disk_that_was_full_all_the_time_keeps_nobody_in_a_failed_system(small_disk: SmallDisk) -> None:
-    record, machine = Record(small_disk.folder / "trial"), Refusing()
-    record.save(on_trial(Phase.ARMED))
+    state_file, machine = StateFile(small_disk.folder / "trial"), Refusing()
+    state_file.save(on_trial(Phase.ARMED))
     small_disk.fill()
     for event in (Booted(NEW), SmokeVerdict(NEW, passed=False, reason="no token")):
         with pytest.raises(StoreError, match="No space left"):
-            drive(event, record=record, machine=machine, enforce=True)
+            apply(event, state_file=state_file, machine=machine, enforce=True)
     assert machine.done[-1] == Reboot(OLD)
     # The proven one comes up with the same full disk, and stays.
     machine.done.clear()
     for again in (Booted(OLD), SmokeVerdict(OLD, passed=False, reason="no token"), Deadline(OLD)):
         with suppress(StoreError):
-            drive(again, record=record, machine=machine, enforce=True)
+            apply(again, state_file=state_file, machine=machine, enforce=True)
     assert not any(isinstance(action, (Reboot, SwitchBack)) for action in machine.done)
 
 
 def test_report_only_touches_no_loader() -> None:
     for event in (Installed(NEW, OLD), Booted(NEW), Switched(NEW), SmokeVerdict(NEW, passed=False), Deadline(NEW)):
-        assert decide(TrialState(proven=OLD), event, enforce=False)[1] == ()
+        assert decide(TrialState(known_good=OLD), event, enforce=False)[1] == ()
 
 
 def test_report_only_learns_from_boots_alone() -> None:
-    state, _ = decide(TrialState(proven=OLD), SmokeVerdict(NEW, passed=True, booted=False), enforce=False)
-    assert state.proven == OLD
-    state, _ = decide(TrialState(proven=OLD), SmokeVerdict(NEW, passed=True), enforce=False)
-    assert state.proven == NEW
+    state, _ = decide(TrialState(known_good=OLD), SmokeVerdict(NEW, passed=True, booted=False), enforce=False)
+    assert state.known_good == OLD
+    state, _ = decide(TrialState(known_good=OLD), SmokeVerdict(NEW, passed=True), enforce=False)
+    assert state.known_good == NEW
 
 
 def test_enforcement_is_left_only_after_a_verdict() -> None:
@@ -205,58 +206,58 @@ class Refusing:
 
 
 def test_a_record_survives_and_a_failed_housekeeping_does_not_keep_it_here(tmp_path: Path) -> None:
-    record, machine = Record(tmp_path), Refusing(SetProfile)
-    record.save(on_trial(Phase.BOOTED))
+    state_file, machine = StateFile(tmp_path), Refusing(SetProfile)
+    state_file.save(on_trial(Phase.BOOTED))
     with pytest.raises(LoaderError):
-        drive(SmokeVerdict(NEW, passed=False, reason="x"), record=record, machine=machine, enforce=True)
+        apply(SmokeVerdict(NEW, passed=False, reason="x"), state_file=state_file, machine=machine, enforce=True)
     assert machine.done[-1] == Reboot(OLD)
-    assert record.load().why_not(NEW) is not None
+    assert state_file.load().failure_of(NEW) is not None
 
 
 def test_nobody_reboots_towards_a_default_that_could_not_be_set(tmp_path: Path) -> None:
-    record, machine = Record(tmp_path), Refusing(SetDefault)
-    record.save(on_trial(Phase.BOOTED))
+    state_file, machine = StateFile(tmp_path), Refusing(SetDefault)
+    state_file.save(on_trial(Phase.BOOTED))
     with pytest.raises(LoaderError):
-        drive(SmokeVerdict(NEW, passed=False, reason="x"), record=record, machine=machine, enforce=True)
+        apply(SmokeVerdict(NEW, passed=False, reason="x"), state_file=state_file, machine=machine, enforce=True)
     assert machine.done == []
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"proven": 7}', "\0" * 200])
 def test_a_broken_record_is_put_aside_and_said(content: str, tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text(content)
-    state = Record(tmp_path).load()
-    assert (state.proven, state.held) == (None, None)
-    assert "broken" in state.unsent[0]
+    state = StateFile(tmp_path).load()
+    assert (state.known_good, state.held) == (None, None)
+    assert "damaged" in state.unsent[0]
     assert (tmp_path / "record.broken").read_text() == content
-    assert Record(tmp_path).load() == state, "whoever looked first has taken the alert away"
+    assert StateFile(tmp_path).load() == state, "whoever looked first has taken the alert away"
     assert (tmp_path / UNSENT).exists(), "nobody would send it"
 
 
 def test_a_broken_record_on_a_full_disk_is_said_each_time(small_disk: SmallDisk) -> None:
-    record = Record(small_disk.folder / "trial")
-    record.save(HELD)
-    (record.folder / "record.json").write_text("{")
+    state_file = StateFile(small_disk.folder / "trial")
+    state_file.save(HELD)
+    (state_file.folder / "record.json").write_text("{")
     small_disk.fill()
     for _ in range(2):
-        assert "broken" in record.load().unsent[0]
+        assert "damaged" in state_file.load().unsent[0]
     small_disk.free()
-    assert "is now record.broken" in record.load().unsent[0]
+    assert "is now record.broken" in state_file.load().unsent[0]
 
 
 def test_a_record_that_cannot_be_written_names_the_fix(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot be written \(File exists\); .*: move it away"):
-        Record(tmp_path / "file").save(HELD)
+        StateFile(tmp_path / "file").save(HELD)
 
 
 def test_a_record_on_a_full_or_read_only_disk_stays_what_it_was(small_disk: SmallDisk) -> None:
-    record = Record(small_disk.folder / "trial")
-    record.save(HELD)
+    state_file = StateFile(small_disk.folder / "trial")
+    state_file.save(HELD)
     small_disk.fill()
     with pytest.raises(StoreError, match=r"No space left on device.*free space on its disk"):
-        record.save(on_trial(Phase.BOOTED))
-    assert record.load() == HELD
+        state_file.save(on_trial(Phase.BOOTED))
+    assert state_file.load() == HELD
     small_disk.read_only()
     with pytest.raises(StoreError, match=r"Read-only file system.*mount -o remount,rw"):
-        record.save(on_trial(Phase.BOOTED))
-    assert record.load() == HELD
+        state_file.save(on_trial(Phase.BOOTED))
+    assert state_file.load() == HELD

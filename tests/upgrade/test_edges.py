@@ -9,13 +9,13 @@ import pytest
 from appliance.cli.upgrade import build_command, failure_reason
 from appliance.errors import LoaderError, StartError
 from appliance.smoketest.report import Proof, SmokeStep
-from appliance.upgrade.apply import drive
+from appliance.upgrade.apply import apply
 from appliance.upgrade.bootloader import Loader
 from appliance.upgrade.nixos import Nixos, RunningSystem
-from appliance.upgrade.notify import Announcer, send_alerts
+from appliance.upgrade.notify import send_alerts, write_motd
 from appliance.upgrade.state import Generation, Keep, SetDefault, SmokeVerdict, SwitchBack, Trial, TrialState
-from appliance.upgrade.state_file import UNSENT, Record
-from tests.upgrade.model import MemoryRecord, PowerCut
+from appliance.upgrade.state_file import UNSENT, StateFile
+from tests.upgrade.model import MemoryStateFile, PowerCut
 from tests.upgrade.test_decide import NEW, OLD
 
 
@@ -68,10 +68,8 @@ def test_a_machine_that_is_not_nixos_says_so(nixos: Nixos) -> None:
 
 def test_the_login_screen_shows_the_decision_the_verdict_and_what_waits(tmp_path: Path) -> None:
     motd = tmp_path / "motd.d" / "appliance"
-    announcer = Announcer(motd)
-    announcer.login(
-        TrialState(last="generation 8 was rolled back: no token", unsent=("an older alert",)), "smoke test: FAIL"
-    )
+    state = TrialState(last="generation 8 was rolled back: no token", unsent=("an older alert",))
+    write_motd(state, "smoke test: FAIL", file=motd)
     assert motd.read_text().splitlines() == [
         "appliance: generation 8 was rolled back: no token",
         "appliance: smoke test: FAIL",
@@ -88,32 +86,32 @@ def hook(folder: Path, text: str) -> str:
 
 
 def test_alerts_are_sent_oldest_first_and_forgotten(tmp_path: Path) -> None:
-    record = Record(tmp_path)
-    record.save(TrialState(unsent=("one", "two")))
-    assert send_alerts(record, hook(tmp_path, f"cat >> {tmp_path}/got")) == 2
+    state_file = StateFile(tmp_path)
+    state_file.save(TrialState(unsent=("one", "two")))
+    assert send_alerts(state_file, hook(tmp_path, f"cat >> {tmp_path}/got")) == 2
     assert (tmp_path / "got").read_text() == "one\ntwo\n"
-    assert record.load().unsent == ()
+    assert state_file.load().unsent == ()
     assert not (tmp_path / UNSENT).exists(), "the sender would be started for ever"
 
 
 def test_an_alert_that_is_not_taken_waits(tmp_path: Path) -> None:
-    record = Record(tmp_path)
-    record.save(TrialState(unsent=("one", "two", "three")))
+    state_file = StateFile(tmp_path)
+    state_file.save(TrialState(unsent=("one", "two", "three")))
     takes_one = hook(tmp_path, f'read line; echo "$line" >> {tmp_path}/got; [ "$line" = one ]')
-    with pytest.raises(StartError, match="ended with 1; it is tried again later"):
-        send_alerts(record, takes_one)
-    assert record.load().unsent == ("two", "three")
+    with pytest.raises(StartError, match="ended with 1; it is retried later"):
+        send_alerts(state_file, takes_one)
+    assert state_file.load().unsent == ("two", "three")
     assert (tmp_path / UNSENT).exists(), "nobody would start the sender again"
     assert (tmp_path / "got").read_text() == "one\ntwo\n", "the third was tried before the second was taken"
     with pytest.raises(StartError, match="cannot be run"):
-        send_alerts(record, str(tmp_path / "absent"))
+        send_alerts(state_file, str(tmp_path / "absent"))
 
 
 def test_a_mark_that_a_power_cut_left_does_not_start_the_sender_for_ever(tmp_path: Path) -> None:
-    record = Record(tmp_path)
-    record.save(TrialState())
+    state_file = StateFile(tmp_path)
+    state_file.save(TrialState())
     (tmp_path / UNSENT).touch()
-    assert send_alerts(record, hook(tmp_path, "exit 1")) == 0
+    assert send_alerts(state_file, hook(tmp_path, "exit 1")) == 0
     assert not (tmp_path / UNSENT).exists()
 
 
@@ -125,7 +123,7 @@ def test_an_alert_is_marked_before_it_is_recorded(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("appliance.upgrade.state_file.replace_file", cut)
     with pytest.raises(PowerCut):
-        Record(tmp_path).save(TrialState(unsent=("one",)))
+        StateFile(tmp_path).save(TrialState(unsent=("one",)))
     assert (tmp_path / UNSENT).exists()
 
 
@@ -148,7 +146,7 @@ def test_a_loader_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> 
 
 def test_a_profile_folder_that_cannot_be_made_is_named(nixos: Nixos, tmp_path: Path) -> None:
     (nixos.profiles / "system-profiles").write_text("")
-    with pytest.raises(LoaderError, match=r"system-profiles cannot be made \(File exists\)"):
+    with pytest.raises(LoaderError, match=r"system-profiles cannot be created \(File exists\)"):
         nixos.act(Keep(Generation(str(tmp_path / "store" / "a"), 4)))
 
 
@@ -192,17 +190,17 @@ def test_a_login_screen_that_cannot_be_written_keeps_nobody_in_a_failed_system(t
         def act(self, action: object) -> None:
             done.append(action)
 
-    def announce(_: TrialState) -> None:
+    def notify(_: TrialState) -> None:
         raise StoreError("/run/motd.d/appliance cannot be written")
 
-    live = TrialState(proven=OLD, held=SetDefault(OLD), trial=Trial(NEW, phase="live"))  # type: ignore[arg-type]
+    live = TrialState(known_good=OLD, held=SetDefault(OLD), trial=Trial(NEW, phase="live"))  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="motd"):
-        drive(
+        apply(
             SmokeVerdict(NEW, passed=False, reason="slow", booted=False),
-            record=MemoryRecord(disk=ModelDisk(live)),
+            state_file=MemoryStateFile(disk=ModelDisk(live)),
             machine=FailingTarget(),
             enforce=True,
-            announce=announce,
+            notify=notify,
         )
     assert done[-1] == SwitchBack(OLD)
 

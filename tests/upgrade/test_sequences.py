@@ -34,18 +34,18 @@ class Trials(RuleBasedStateMachine):
         machine = self.machine
         machine.systems.append(System(first))
         machine.profile, machine.conf = 0, (0, False)
-        machine.tell(Installed(machine.generation(0), None, rescue=True), enforce=True)
+        machine.handle(Installed(machine.generation(0), None, rescue=True), enforce=True)
         self.worked.add((0, True))
         self._boot()
 
     def _boot(self, choice: Entry | None = None) -> None:
-        before = self.machine.asked_to_reboot
+        before = self.machine.requested_reboots
         self.machine.boot(choice)
-        assert self.machine.asked_to_reboot == before, "coming up never asks for a reboot"
+        assert self.machine.requested_reboots == before, "coming up never asks for a reboot"
 
     def _outside(self, cut: int | None) -> None:
         """Somebody or something outside acts: what follows may reset the machine MOST_RESETS times."""
-        self.machine.resets = self.machine.asked_to_reboot = 0
+        self.machine.resets = self.machine.requested_reboots = 0
         self.machine.steps_left = cut
 
     @rule(health=HEALTH, cut=CUT, enforce=st.sampled_from([True, True, True, False]), works=st.booleans())
@@ -59,11 +59,11 @@ class Trials(RuleBasedStateMachine):
         """An automatic upgrade builds what was there before."""
         machine = self.machine
         index = data.draw(st.integers(0, len(machine.systems) - 1))
-        proven = machine.disk.state.proven
-        failed = machine.disk.state.why_not(machine.generation(index))
+        known_good = machine.disk.state.known_good
+        failed = machine.disk.state.failure_of(machine.generation(index))
         full = machine.disk.full
         self._install(index, cut)
-        if failed and not full and not machine.generation(index).same(proven):
+        if failed and not full and not machine.generation(index).same(known_good):
             trial = machine.disk.state.trial
             assert trial is None or machine.index(trial.candidate) != index, "tried again by itself"
 
@@ -78,7 +78,7 @@ class Trials(RuleBasedStateMachine):
         if machine.disk.state.held is None:
             # Nothing holds the default yet: until the hook has run once the machine is NixOS's, as it always was.
             cut, machine.disk.full = None, False
-        if machine.disk.state.proven is None and not machine.booted[1]:
+        if machine.disk.state.known_good is None and not machine.booted[1]:
             self.worked.add(machine.booted)
         self.worked.add((index, True))
         self._outside(cut)
@@ -98,7 +98,7 @@ class Trials(RuleBasedStateMachine):
         self._outside(None)
         machine.live = machine.profile
         with suppress(StoreError, LoaderError):
-            machine.tell(Switched(machine.generation(machine.live)))
+            machine.handle(Switched(machine.generation(machine.live)))
 
     @precondition(lambda self: not self.machine.booted[1])
     @rule(cut=CUT, late=st.booleans())
@@ -108,16 +108,18 @@ class Trials(RuleBasedStateMachine):
         here, system = machine.generation(machine.live), machine.systems[machine.live]
         passed = system.health != "fails" and machine.network and not machine.disk.full
         self._outside(cut)
-        proven = machine.disk.state.proven
+        known_good = machine.disk.state.known_good
         booted = machine.booted == (machine.live, False)
-        if booted and (passed or proven is None):
+        if booted and (passed or known_good is None):
             self.worked.add((machine.live, False))
         try:
-            machine.tell(Deadline(here) if late and not passed else SmokeVerdict(here, passed, "a reason", booted))
+            machine.handle(
+                Deadline(here) if late and not passed else SmokeVerdict(here, passed, "a reason", booted)
+            )
         except PowerCut:
             self._boot()
         except Reset:
-            assert not here.same(proven), "the proven generation was rebooted"
+            assert not here.same(known_good), "the proven generation was rebooted"
             assert system.enforce, "report only, and it rebooted"
             machine.resets += 1
             self._boot()
@@ -165,7 +167,7 @@ class Trials(RuleBasedStateMachine):
     @invariant()
     def few_reboots(self) -> None:
         assert self.machine.resets <= MOST_RESETS
-        assert self.machine.asked_to_reboot <= MOST_RESETS
+        assert self.machine.requested_reboots <= MOST_RESETS
 
 
 TestTrials = Trials.TestCase
@@ -181,7 +183,7 @@ def test_a_proven_machine_bears_any_outage() -> None:
     """A hundred boots of the proven generation without a network and with a full disk: not one reboot of ours."""
     machine = UpgradeModel(systems=[System("good")], conf=(0, False))
     machine.boot()
-    machine.tell(SmokeVerdict(machine.generation(0), passed=True))
+    machine.handle(SmokeVerdict(machine.generation(0), passed=True))
     machine.network, machine.disk.full = False, True
     for _ in range(100):
         machine.boot()
@@ -191,5 +193,5 @@ def test_a_proven_machine_bears_any_outage() -> None:
             Booted(machine.generation(0)),
         ):
             with suppress(StoreError):
-                machine.tell(event)
-    assert (machine.asked_to_reboot, machine.resets, machine.next_entry) == (0, 0, (0, False))
+                machine.handle(event)
+    assert (machine.requested_reboots, machine.resets, machine.next_entry) == (0, 0, (0, False))

@@ -13,9 +13,9 @@ from appliance.smoketest import report
 from appliance.smoketest.report import Proof, SmokeStep
 from appliance.upgrade import nixos
 from appliance.upgrade.bootloader import VENDOR, Loader
-from appliance.upgrade.nixos import SMOKE_UNIT, VERDICT_UNITS, Nixos, under_way
+from appliance.upgrade.nixos import SMOKE_UNIT, VERDICT_UNITS, Nixos, is_verdict_pending
 from appliance.upgrade.state import Generation, Phase, SetDefault, Trial, TrialState
-from appliance.upgrade.state_file import Record
+from appliance.upgrade.state_file import StateFile
 from tests.conftest import ROOT
 
 PASSED, FAILED = VERDICT_UNITS
@@ -48,7 +48,7 @@ class VerdictHost:
         monkeypatch.setattr(upgrade, "this_machine", lambda _: self.nixos)
         monkeypatch.setattr(upgrade, "REPORTS", folder / "reports")
         monkeypatch.setattr(upgrade, "MOTD", folder / "motd")
-        self.record = Record(folder / "record")
+        self.state_file = StateFile(folder / "record")
 
     @property
     def old(self) -> Generation:
@@ -75,7 +75,9 @@ class VerdictHost:
             (self.folder / "run" / link).symlink_to(self.folder / "store" / name)
 
     def on_trial(self, phase: Phase) -> None:
-        self.record.save(TrialState(proven=self.old, held=SetDefault(self.old), trial=Trial(self.new, phase)))
+        self.state_file.save(
+            TrialState(known_good=self.old, held=SetDefault(self.old), trial=Trial(self.new, phase))
+        )
 
     def reported(self, generation: Generation, *steps: SmokeStep, run: str) -> None:
         made = Proof(generation.system, generation.number, True, "2026-11-25", 1.0, steps, invocation=run)
@@ -84,7 +86,7 @@ class VerdictHost:
     def trial(self, *words: str, **environment: str) -> int:
         for name, value in environment.items():
             self.patch.setenv(name, value)
-        return main(["trial", *words, "--enforce", "--record", str(self.record.folder)])
+        return main(["trial", *words, "--enforce", "--record", str(self.state_file.folder)])
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def test_a_pass_of_what_ran_before_a_switch_is_nobodys_pass(host: VerdictHost, c
     host.on_trial(Phase.LIVE)
     host.reported(host.old, OK, run="run-of-the-old")
     assert host.trial("verdict", "passed", MONITOR_INVOCATION_ID="run-of-the-old") == 0
-    assert host.record.load().trial == Trial(host.new, Phase.LIVE), "it was judged by another one's test"
+    assert host.state_file.load().trial == Trial(host.new, Phase.LIVE), "it was judged by another one's test"
     assert host.called == [f"systemctl start --no-block {SMOKE_UNIT}"]
     assert "generation 8 was switched to meanwhile and is tested now" in capsys.readouterr().out
 
@@ -113,7 +115,7 @@ def test_a_failure_of_what_ran_before_a_switch_is_nobodys_failure(host: VerdictH
     host.on_trial(Phase.LIVE)
     host.reported(host.old, NO_TOKEN, run="run-of-the-old")
     assert host.trial("verdict", "failed", MONITOR_INVOCATION_ID="run-of-the-old") == 0
-    assert not host.record.load().rolled_back
+    assert not host.state_file.load().rolled_back
     assert host.called == [f"systemctl start --no-block {SMOKE_UNIT}"]
 
 
@@ -123,7 +125,7 @@ def test_its_own_failure_goes_back(host: VerdictHost) -> None:
     host.reported(host.new, NO_TOKEN, run="run")
     assert host.trial("verdict", "failed", MONITOR_INVOCATION_ID="run") == 0
     assert host.called[-1] == "systemctl reboot"
-    assert host.record.load().rolled_back[0].reason == "token a: no token"
+    assert host.state_file.load().rolled_back[0].reason == "token a: no token"
 
 
 def test_a_report_that_says_pass_does_not_speak_for_a_run_that_failed(host: VerdictHost, capsys: Any) -> None:
@@ -162,7 +164,7 @@ def show(smoke: str, passed: str = "inactive", failed: str = "inactive", jobs: t
     ],
 )
 def test_whether_a_verdict_comes(shown: str, comes: bool) -> None:
-    assert under_way(shown) is comes
+    assert is_verdict_pending(shown) is comes
 
 
 @pytest.mark.parametrize("comes", [True, False])
@@ -171,7 +173,7 @@ def test_the_deadline_leaves_a_test_that_runs_to_its_own_limit(host: VerdictHost
     (host.folder / "shown").write_text(show("activating" if comes else "inactive"))
     host.program("systemctl", f'[ "$1" != show ] || cat {host.folder}/shown')
     assert host.trial("deadline") == 0
-    assert (host.record.load().trial is None, host.called[-1] == "systemctl reboot") == (not comes, not comes)
+    assert (host.state_file.load().trial is None, host.called[-1] == "systemctl reboot") == (not comes, not comes)
 
 
 def test_the_deadline_does_not_wait_for_a_systemd_that_says_nothing(host: VerdictHost) -> None:
