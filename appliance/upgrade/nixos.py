@@ -176,7 +176,7 @@ class Nixos:
         except OSError as error:
             how = f"could not be started ({error.strerror})"
         if self.running().generation.same(generation):
-            # The known good generation runs; units of it that failed (exit code 4) are no reason to reboot.
+            # The known good generation runs; failed units in it (exit code 4) do not cause a reboot.
             return
         print(f"{program} switch {how} and {generation.label} does not run: rebooting", flush=True)
         self._reboot(generation)
