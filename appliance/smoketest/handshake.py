@@ -20,9 +20,9 @@ from pathlib import Path
 import msgspec
 
 from appliance.contract.machine import Tunnel
+from appliance.doctor.checks.tunnel import DEAD_AFTER_S, TunnelState, read_state
 from appliance.doctor.finding import FaultDomain, Finding
 from appliance.doctor.host import CannotLookError, HostReader
-from appliance.doctor.tunnel import DEAD_AFTER_S, TunnelState, read_state
 from appliance.errors import StoreError
 from appliance.upgrade.state_file import replace_file
 

@@ -71,11 +71,11 @@ def host(gpu: FakeHost, programs: Path) -> FakeHost:
 
 def look(host: FakeHost, known: Path) -> Finding:
     """What the smoke test makes of the peer."""
-    scene = host.scene()
-    assert scene.machine is not None
-    assert scene.machine.tunnel is not None
+    context = host.context()
+    assert context.machine is not None
+    assert context.machine.tunnel is not None
     results = handshake.attribute_fault(
-        scene.host, scene.machine.tunnel, host.look("tunnel"), known=known, now=scene.now
+        context.host, context.machine.tunnel, host.look("tunnel"), known=known, now=context.now
     )
     (found,) = [one for one in results if one.subject == "peer vps"]
     return found
@@ -156,16 +156,16 @@ def test_the_first_handshake_is_waited_for(host: FakeHost, programs: Path) -> No
         '#!/bin/sh\necho x >> "$FAKE/looks"\n[ "$(wc -l < "$FAKE/looks")" -gt 2 ] && exec cat "$FAKE/live"\n'
         'exec cat "$FAKE/silent"\n'
     )
-    scene = host.scene()
-    assert scene.machine is not None
-    assert scene.machine.tunnel is not None
+    context = host.context()
+    assert context.machine is not None
+    assert context.machine.tunnel is not None
     began = time.monotonic()
-    handshake.wait_for_handshakes(scene.host, scene.machine.tunnel)
+    handshake.wait_for_handshakes(context.host, context.machine.tunnel)
     assert time.monotonic() - began < handshake.WAIT_S
     assert (host.fake / "looks").read_text().split() == ["x"] * 3
     (host.fake / "live").write_text(silent.read_text())
     began = time.monotonic()
-    handshake.wait_for_handshakes(scene.host, scene.machine.tunnel, wait_s=1.5)
+    handshake.wait_for_handshakes(context.host, context.machine.tunnel, wait_s=1.5)
     assert time.monotonic() - began >= 1.5, "it gave up early"
 
 
@@ -173,17 +173,17 @@ def test_the_smoke_test_asks_whose_fault_it_is(
     host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole doctor as the smoke test makes it: a VPS that is off is a warning, once it has been seen alive."""
-    scene = host.scene()
-    assert scene.site is not None
+    context = host.context()
+    assert context.site is not None
     machine = tmp_path / "machine.json"
     machine.write_text(json.dumps(host.machine))
     monkeypatch.setattr(run, "MACHINE", machine)
-    monkeypatch.setattr(run, "HostReader", lambda _: scene.host)
+    monkeypatch.setattr(run, "HostReader", lambda _: context.host)
     monkeypatch.setattr(handshake, "wait_for_handshakes", lambda *_: None)
 
     def peer() -> SmokeStep:
-        assert scene.site is not None
-        steps = run.check_host(scene.site, scene.base, tmp_path / "handshakes.json")
+        assert context.site is not None
+        steps = run.check_host(context.site, context.base, tmp_path / "handshakes.json")
         return next(step for step in steps if step.name == "tunnel peer vps")
 
     assert peer().level == "ok"

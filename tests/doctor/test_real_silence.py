@@ -24,9 +24,9 @@ from appliance.doctor.runner import examine
 from appliance.doctor.host import HostReader
 from appliance.doctor.context import CheckContext
 machine, known = load_machine(Path(sys.argv[1])), Path(sys.argv[2])
-scene = CheckContext(HostReader(), None, machine, Path.cwd(), time.time())
-found = examine(scene, ["tunnel"]).results
-for one in handshake.attribute_fault(scene.host, machine.tunnel, found, known=known, now=scene.now):
+context = CheckContext(HostReader(), None, machine, Path.cwd(), time.time())
+found = examine(context, ["tunnel"]).results
+for one in handshake.attribute_fault(context.host, machine.tunnel, found, known=known, now=context.now):
     if one.subject == "peer vps":
         print(json.dumps([one.level, one.fault_domain, one.seen]))
 """

@@ -7,8 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.contract.machine import Edge, Pins
-from appliance.doctor.finding import Verdict, fail, ok, unknown, warn
+from appliance.contract.machine import Edge, Machine, Pins
+from appliance.doctor.check import (
+    NotApplicable,
+    check,
+    described_machine,
+)
+from appliance.doctor.context import CheckContext
+from appliance.doctor.finding import Finding, fail, ok, unknown, warn
 from appliance.doctor.host import CannotLookError, HostReader
 from appliance.doctor.nvidia import read_module
 from appliance.doctor.processes import Listener
@@ -16,8 +22,10 @@ from appliance.doctor.processes import Listener
 DISTRIBUTIONS = {"vllm": "vllm", "torch": "torch", "nvidia_cuda_runtime": "cuda"}
 """Folders `NAME-VERSION.dist-info` of the engine's environment, and the pin each stands for."""
 
+
 LEAST_NGINX = (1, 30, 7)
 """Memory corruption in HTTP/2 before it (CVE-2026-123007)."""
+
 
 SWITCH = "nixos-rebuild boot --flake .#gpu && reboot"
 
@@ -55,7 +63,7 @@ def read_versions(host: HostReader, command: str | None) -> dict[str, str]:
     return found
 
 
-def judge_versions(pins: Pins, found: Mapping[str, str], *, environment: bool) -> Iterator[Verdict]:
+def judge_versions(pins: Pins, found: Mapping[str, str], *, environment: bool) -> Iterator[Finding]:
     """Every pin against what is there. A pin of two numbers is a series.
 
     Without an ``environment`` (no vLLM runs here) only kernel and driver are looked at.
@@ -67,18 +75,18 @@ def judge_versions(pins: Pins, found: Mapping[str, str], *, environment: bool) -
         if actual is None:
             what = "the kernel module is not loaded" if name == "driver" else "is not to be found"
             yield (
-                fail(what, "Nothing can be said of what runs.", SWITCH, name)
+                fail(what, meaning="Nothing can be said of what runs.", fix=SWITCH, subject=name)
                 if name == "driver"
-                else unknown(what, "appliance doctor as root, on the GPU host", name)
+                else unknown(what, fix="appliance doctor as root, on the GPU host", subject=name)
             )
         elif of_series(actual, wanted):
-            yield ok(actual, name)
+            yield ok(actual, subject=name)
         else:
             yield fail(
                 f"{actual}; pinned is {wanted}",
-                "What runs is not the tested set: driver, kernel and engine may not suit each other.",
-                SWITCH if name in {"kernel", "driver"} else "nixos-rebuild switch --flake .#gpu",
-                name,
+                meaning="What runs is not the tested set: driver, kernel and engine may not suit each other.",
+                fix=SWITCH if name in {"kernel", "driver"} else "nixos-rebuild switch --flake .#gpu",
+                subject=name,
             )
 
 
@@ -94,19 +102,19 @@ def read_booted(host: HostReader) -> BootedVersions:
     return BootedVersions(host.link("/run/booted-system/kernel"), host.link("/run/current-system/kernel"))
 
 
-def judge_booted(booted: BootedVersions) -> Iterator[Verdict]:
+def judge_booted(booted: BootedVersions) -> Iterator[Finding]:
     """A new kernel waits for a reboot, or not."""
     if booted.running is None or booted.current is None:
         return
     if booted.running != booted.current:
         yield warn(
             "a newer kernel is installed than the one that runs",
-            "Modules of the new system do not fit the running kernel: a driver loaded late fails.",
-            "reboot, when it suits",
-            "booted system",
+            meaning="Modules of the new system do not fit the running kernel: a driver loaded late fails.",
+            fix="reboot, when it suits",
+            subject="booted system",
         )
     else:
-        yield ok("runs the current system's kernel", "booted system")
+        yield ok("runs the current system's kernel", subject="booted system")
 
 
 def read_nginx(host: HostReader, listeners: list[Listener], port: int) -> str:
@@ -121,21 +129,49 @@ def read_nginx(host: HostReader, listeners: list[Listener], port: int) -> str:
     return match[1]
 
 
-def judge_nginx(edge: Edge, version: str) -> Verdict:
+def judge_nginx(edge: Edge, version: str) -> Finding:
     """The nginx that runs is the one that was built, and has no known hole in what it speaks."""
     numbers = tuple(int(part) for part in version.split("."))
     if edge.http2 and numbers < LEAST_NGINX:
         return fail(
             f"{version} speaks HTTP/2",
-            "It has memory corruption there (CVE-2026-123007, mended in 1.30.7).",
-            "switch http2 off, or take a mended nginx; nixos-rebuild switch --flake .#vps",
-            "nginx",
+            meaning="It has memory corruption there (CVE-2026-123007, mended in 1.30.7).",
+            fix="switch http2 off, or take a mended nginx; nixos-rebuild switch --flake .#vps",
+            subject="nginx",
         )
     if version != edge.nginx:
         return warn(
             f"{version} runs; installed is {edge.nginx}",
-            "The old program still runs, with its old faults.",
-            "systemctl restart nginx",
-            "nginx",
+            meaning="The old program still runs, with its old faults.",
+            fix="systemctl restart nginx",
+            subject="nginx",
         )
-    return ok(version, "nginx")
+    return ok(version, subject="nginx")
+
+
+def pinned_machine(context: CheckContext) -> Machine | NotApplicable:
+    """Something pinned."""
+    machine = described_machine(context)
+    if isinstance(machine, NotApplicable) or machine.cards is not None or machine.edge is not None:
+        return machine
+    return NotApplicable("nothing is pinned on this host")
+
+
+@check(
+    "pins",
+    looks="kernel, driver, CUDA, Python, torch, vLLM against their pins; nginx on a VPS; a newer kernel",
+    means="What runs is the tested set, or a mixture nobody tested.",
+    fix="`nixos-rebuild boot --flake .#gpu && reboot`",
+    requires=pinned_machine,
+    fault_domain="generation",
+)
+def check_pins(context: CheckContext, machine: Machine) -> Iterator[Finding]:
+    """Kernel, driver and environment of a GPU host; nginx of an edge; the booted system of both."""
+    if machine.cards is not None:
+        command = next((r.engine.command for r in context.on_cards if r.engine.kind == "vllm"), None)
+        found = read_versions(context.host, command)
+        yield from judge_versions(machine.cards.pins, found, environment=command is not None)
+    yield from judge_booted(read_booted(context.host))
+    if machine.edge is not None:
+        version = read_nginx(context.host, context.listeners, machine.edge.https_port)
+        yield judge_nginx(machine.edge, version)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import math
 import re
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from appliance.contract.machine import Edge
-from appliance.doctor.finding import Verdict, fail, ok, warn
+from appliance.doctor.check import (
+    check,
+    machine_part,
+)
+from appliance.doctor.context import CheckContext
+from appliance.doctor.finding import Finding, fail, ok, warn
 from appliance.doctor.host import CannotLookError, HostReader
 
 DAY_S = 86400.0
+
+
 WARN_DAYS, FAIL_DAYS = 20, 5
 """NixOS renews 30 days before the end (security.acme's validMinDays); ten days of failed attempts are a warning,
 and below five there is little time left for a person."""
+
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -108,130 +114,110 @@ def _shake(context: ssl.SSLContext, domain: str, address: str, port: int) -> str
         return hashlib.sha256(connection.getpeercert(binary_form=True) or b"").hexdigest()
 
 
-def judge_certificate(edge: Edge, found: Certificate | None, served: Served, now: float) -> Iterator[Verdict]:
+def judge_certificate(edge: Edge, found: Certificate | None, served: Served, now: float) -> Iterator[Finding]:
     """The file: there, valid, for this name, not about to end. Then what nginx makes of it."""
     order = f"acme-order-renew-{edge.domain}"
     mend = f"systemctl start {order}; journalctl -u {order}"
     if found is None:
         yield fail(
             f"{edge.certificate} is missing",
-            "nginx has nothing to serve: no client gets in.",
-            mend,
-            "file",
-            "certificate",
+            meaning="nginx has nothing to serve: no client gets in.",
+            fix=mend,
+            subject="file",
+            cause="certificate",
         )
     else:
         yield _file(edge, found, now, mend)
     if served.fingerprint is None:
         yield fail(
             f"nginx serves none on port {edge.https_port} ({served.error})",
-            "No client gets in.",
-            "systemctl status nginx; journalctl -u nginx",
-            "served",
-            "edge-down",
-            "generation",
+            meaning="No client gets in.",
+            fix="systemctl status nginx; journalctl -u nginx",
+            subject="served",
+            cause="edge-down",
+            fault_domain="generation",
         )
     elif found is not None and served.fingerprint != found.fingerprint:
         yield fail(
             "nginx serves another one than lies on the disk",
-            "It was renewed, and nginx was not told: clients will meet the old one until it ends.",
-            "systemctl reload nginx",
-            "served",
+            meaning="It was renewed, and nginx was not told: clients will meet the old one until it ends.",
+            fix="systemctl reload nginx",
+            subject="served",
             fault_domain="generation",
         )
     elif served.distrust:
         yield fail(
             f"clients refuse it: {served.distrust}",
-            "Every client gets a certificate error.",
-            mend,
-            "served",
-            "certificate",
+            meaning="Every client gets a certificate error.",
+            fix=mend,
+            subject="served",
+            cause="certificate",
         )
     else:
-        yield ok("nginx serves it, and a client trusts it", "served")
+        yield ok("nginx serves it, and a client trusts it", subject="served")
 
 
-def _file(edge: Edge, found: Certificate, now: float, mend: str) -> Verdict:
+def _file(edge: Edge, found: Certificate, now: float, mend: str) -> Finding:
     days = (found.ends - now) / DAY_S
     if found.begins > now:
         return fail(
             f"is valid only in {(found.begins - now) / DAY_S:.1f} days",
-            "Either it is new and this host's clock is wrong, or the clock is right and clients refuse it.",
-            "appliance doctor --only clock",
-            "file",
-            "certificate",
+            meaning="Either it is new and this host's clock is wrong, or the clock is right and clients refuse it.",
+            fix="appliance doctor --only clock",
+            subject="file",
+            cause="certificate",
         )
     if days <= 0:
-        return fail(f"ended {-days:.1f} days ago", "Every client refuses it.", mend, "file", "certificate")
+        return fail(
+            f"ended {-days:.1f} days ago",
+            meaning="Every client refuses it.",
+            fix=mend,
+            subject="file",
+            cause="certificate",
+        )
     if not any(_covers(name, edge.domain) for name in found.names):
         return fail(
             f"is for {', '.join(found.names) or 'no name'}, not for {edge.domain}",
-            "Every client refuses it.",
-            mend,
-            "file",
-            "certificate",
-            "generation",
+            meaning="Every client refuses it.",
+            fix=mend,
+            subject="file",
+            cause="certificate",
+            fault_domain="generation",
         )
     if found.issuer == found.subject or "minica" in found.issuer:
         return fail(
             f"is a stand-in, signed by {found.issuer.removeprefix('issuer=')}",
-            "The authority has not answered yet; NixOS serves its own until then, and clients refuse it.",
-            mend,
-            "file",
-            "certificate",
+            meaning="The authority has not answered yet; NixOS serves its own until then, and clients refuse it.",
+            fix=mend,
+            subject="file",
+            cause="certificate",
         )
     if days < WARN_DAYS:
         level = fail if days < FAIL_DAYS else warn
-        return level(f"{math.floor(days)} days left", "It should have been renewed at 30 days.", mend, "file")
-    return ok(f"{math.floor(days)} days left", "file")
+        return level(
+            f"{math.floor(days)} days left",
+            meaning="It should have been renewed at 30 days.",
+            fix=mend,
+            subject="file",
+        )
+    return ok(f"{math.floor(days)} days left", subject="file")
 
 
 def _covers(name: str, domain: str) -> bool:
     return name == domain or (name.startswith("*.") and domain.partition(".")[2] == name[2:])
 
 
-def read_front(domain: str, port: int, address: str = "127.0.0.1") -> int | str:
-    """The status that nginx gives to a request without a key, or why there is none."""
-    blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    blind.check_hostname = False
-    blind.verify_mode = ssl.CERT_NONE
-    try:
-        with (
-            socket.create_connection((address, port), timeout=CONNECT_TIMEOUT_S) as raw,
-            blind.wrap_socket(raw, server_hostname=domain) as connection,
-        ):
-            connection.settimeout(CONNECT_TIMEOUT_S)
-            connection.sendall(f"GET /v1/models HTTP/1.1\r\nHost: {domain}\r\nConnection: close\r\n\r\n".encode())
-            answer = http.client.HTTPResponse(connection)
-            with closing(answer):
-                answer.begin()
-                return answer.status
-    except (OSError, http.client.HTTPException) as error:
-        return f"{type(error).__name__}: {error}"
-
-
-def judge_front(edge: Edge, status: int | str) -> Verdict:
-    """A request without a key goes all the way and is refused by the gateway itself: 401."""
-    asked = f"https://{edge.domain}/v1/models without a key"
-    if status == 401:
-        return ok(f"{asked} gives the gateway's 401")
-    if isinstance(status, str):
-        return fail(
-            f"{asked}: {status}",
-            "No client gets in.",
-            "systemctl status nginx; journalctl -u nginx",
-            cause="edge-down",
-        )
-    if status in {502, 503, 504}:
-        return fail(
-            f"{asked} gives {status}",
-            "nginx does not reach a gateway: the tunnel or the GPU host is down.",
-            "appliance doctor --only tunnel --only gateways",
-            cause="gateway-unreachable",
-            fault_domain="external",
-        )
-    return fail(
-        f"{asked} gives {status}, not 401",
-        "Something else than the gateway answers, or it lets people in without a key.",
-        f"curl -i https://{edge.domain}/v1/models",
-    )
+@check(
+    "certificate",
+    looks="the file: days left, names, issuer; what nginx serves; whether a client trusts it",
+    means="Every client gets a certificate error. Warns below 20 days, fails below 5; renewal is due at 30.",
+    fix="`systemctl start acme-order-renew-DOMAIN`, `systemctl reload nginx`",
+    requires=machine_part(lambda machine: machine.edge, "this host is no edge"),
+    fault_domain="external",
+    exceptions="one that nginx does not serve, or that is for another name",
+)
+def check_certificate(context: CheckContext, expected: Edge) -> Iterator[Finding]:
+    """The file, and what nginx serves."""
+    served = read_served(expected.domain, expected.https_port)
+    found = read_certificate(context.host, expected.certificate)
+    yield from judge_certificate(expected, found, served, context.now)

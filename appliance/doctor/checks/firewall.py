@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.contract.machine import Firewall
-from appliance.doctor.finding import Verdict, fail, ok, unknown
+from appliance.doctor.check import (
+    check,
+    machine_part,
+)
+from appliance.doctor.context import CheckContext
+from appliance.doctor.finding import Finding, fail, ok, unknown
 from appliance.doctor.host import CannotLookError, HostReader
 
 RELOAD = "systemctl restart nftables; journalctl -u nftables"
@@ -128,17 +133,17 @@ def _numbers(right: Any) -> Iterator[int]:
 DHCPV6_CLIENT = ("udp", 546)
 
 
-def judge_firewall(expected: Firewall, seen: Ruleset) -> Iterator[Verdict]:
+def judge_firewall(expected: Firewall, seen: Ruleset) -> Iterator[Finding]:
     """Loaded, dropping by default, and open for exactly what the machine names."""
     name = f"{expected.family} {expected.table}"
     if name not in seen.tables:
         there = f"; loaded are: {', '.join(seen.tables)}" if seen.tables else "; the ruleset is empty"
         yield fail(
             f"nftables is not loaded: there is no table {name}{there}",
-            "Every port that listens is open to whoever reaches this host.",
-            RELOAD,
-            "table",
-            "firewall-not-loaded",
+            meaning="Every port that listens is open to whoever reaches this host.",
+            fix=RELOAD,
+            subject="table",
+            cause="firewall-not-loaded",
         )
         return
     for hook in ("input", "forward"):
@@ -146,32 +151,32 @@ def judge_firewall(expected: Firewall, seen: Ruleset) -> Iterator[Verdict]:
         if chain is None or chain.policy != "drop":
             yield fail(
                 f"the {hook} chain {'is missing' if chain is None else f'has policy {chain.policy}'}",
-                "What no rule names gets through.",
-                RELOAD,
-                hook,
-                "firewall-open",
+                meaning="What no rule names gets through.",
+                fix=RELOAD,
+                subject=hook,
+                cause="firewall-open",
             )
         else:
-            yield ok("drops what no rule names", hook)
+            yield ok("drops what no rule names", subject=hook)
     lines = [line for line in expected.extra_input.splitlines() if "accept" in line and "dport" not in line]
     if seen.bare > len(lines):
         yield fail(
             f"{seen.bare - len(lines)} rules accept every port",
-            "Every port that listens is open, to all or to some.",
-            f"nft list table {name}; {RELOAD}",
-            "rules",
-            "firewall-open",
+            meaning="Every port that listens is open, to all or to some.",
+            fix=f"nft list table {name}; {RELOAD}",
+            subject="rules",
+            cause="firewall-open",
         )
     if seen.dark and not expected.extra_input.strip():
         yield unknown(
             f"{seen.dark} rules lead elsewhere (jump, map, named set), which is not followed",
-            f"nft list table {name}; {RELOAD}",
-            "rules",
+            fix=f"nft list table {name}; {RELOAD}",
+            subject="rules",
         )
     yield _openings(expected, seen)
 
 
-def _openings(expected: Firewall, seen: Ruleset) -> Verdict:
+def _openings(expected: Firewall, seen: Ruleset) -> Finding:
     wanted = {(opening.protocol, opening.port) for opening in expected.openings}
     own = {int(number) for number in re.findall(r"\b\d{1,5}\b", expected.extra_input)}
     opened = {(protocol, port) for protocol, port, _ in seen.opened}
@@ -190,26 +195,42 @@ def _openings(expected: Firewall, seen: Ruleset) -> Verdict:
         said = ", ".join(f"{o.port}/{o.protocol} beyond {o.interface}" for o in wider)
         return fail(
             f"lets in {said}",
-            "The API can be reached without the tunnel: keys and prompts cross a network in the clear.",
-            RELOAD,
-            "openings",
-            "firewall-open",
+            meaning="The API can be reached without the tunnel: keys and prompts cross a network in the clear.",
+            fix=RELOAD,
+            subject="openings",
+            cause="firewall-open",
         )
     if more:
         said = ", ".join(f"{port}/{protocol}" for protocol, port in more[:8])
         return fail(
             f"lets in {said}, which the machine does not name",
-            "Somebody changed the loaded rules by hand.",
-            RELOAD,
-            "openings",
+            meaning="Somebody changed the loaded rules by hand.",
+            fix=RELOAD,
+            subject="openings",
         )
     if less:
         said = ", ".join(f"{port}/{protocol}" for protocol, port in less)
         return fail(
             f"does not let in {said}",
-            "The rules are older than the machine's description: clients, the tunnel or SSH stay outside.",
-            RELOAD,
-            "openings",
-            "firewall-closed",
+            meaning="The rules are older than the machine's description: clients, the tunnel or SSH stay outside.",
+            fix=RELOAD,
+            subject="openings",
+            cause="firewall-closed",
         )
-    return ok(f"exactly {', '.join(f'{p}/{proto}' for proto, p in sorted(wanted)) or 'nothing'}", "openings")
+    return ok(
+        f"exactly {', '.join(f'{p}/{proto}' for proto, p in sorted(wanted)) or 'nothing'}", subject="openings"
+    )
+
+
+@check(
+    "firewall",
+    looks="the loaded nftables ruleset: the table, its policies, and exactly the ports that the machine names",
+    means="Not loaded: every port that listens is open. Closed: clients and the tunnel stay outside.",
+    fix="`systemctl restart nftables`",
+    requires=machine_part(lambda machine: machine.firewall, "no firewall is described"),
+    fault_domain="generation",
+)
+def check_firewall(context: CheckContext, expected: Firewall) -> Iterator[Finding]:
+    """The loaded ruleset."""
+    ruleset = read_ruleset(context.host, expected.family, expected.table)
+    yield from judge_firewall(expected, ruleset)

@@ -1,4 +1,7 @@
-"""A verdict, the deadline and a switch that come at the same time: each is about the generation it is about."""
+"""The commands `appliance trial` and `appliance upgrade`.
+
+Verdict, deadline and live switch at the same time: each is applied to the generation that it is about.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,20 @@ from typing import Any
 import pytest
 
 from appliance.cli import main, upgrade
+from appliance.cli.upgrade import build_command, failure_reason
 from appliance.smoketest import report
 from appliance.smoketest.report import Proof, SmokeStep
 from appliance.upgrade import nixos
 from appliance.upgrade.bootloader import VENDOR, Loader
-from appliance.upgrade.nixos import SMOKE_UNIT, VERDICT_UNITS, Nixos, under_way
+from appliance.upgrade.nixos import SMOKE_UNIT, Nixos
 from appliance.upgrade.state import Generation, Phase, SetDefault, Trial, TrialState
-from appliance.upgrade.state_file import Record
+from appliance.upgrade.state_file import StateFile
 from tests.conftest import ROOT
-
-PASSED, FAILED = VERDICT_UNITS
+from tests.upgrade.model import systemctl_show
 
 
 class VerdictHost:
-    """A NixOS of folders, with stand-ins for the programs that change it."""
+    """A NixOS made of folders, with scripts in place of the programs that change it."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.patch = folder, monkeypatch
@@ -48,7 +51,7 @@ class VerdictHost:
         monkeypatch.setattr(upgrade, "this_machine", lambda _: self.nixos)
         monkeypatch.setattr(upgrade, "REPORTS", folder / "reports")
         monkeypatch.setattr(upgrade, "MOTD", folder / "motd")
-        self.record = Record(folder / "record")
+        self.state_file = StateFile(folder / "record")
 
     @property
     def old(self) -> Generation:
@@ -59,7 +62,7 @@ class VerdictHost:
         return Generation(str(self.folder / "store/new"), 8)
 
     def program(self, name: str, does: str) -> None:
-        """A program that notes how it was called, then does something."""
+        """Write a program that logs its arguments, then runs the shell commands ``does``."""
         file = self.folder / "bin" / name
         file.write_text(f'#!/bin/sh\necho "{name} $*" >> {self.folder}/called\n{does}\n')
         file.chmod(0o755)
@@ -75,7 +78,9 @@ class VerdictHost:
             (self.folder / "run" / link).symlink_to(self.folder / "store" / name)
 
     def on_trial(self, phase: Phase) -> None:
-        self.record.save(TrialState(proven=self.old, held=SetDefault(self.old), trial=Trial(self.new, phase)))
+        self.state_file.save(
+            TrialState(known_good=self.old, held=SetDefault(self.old), trial=Trial(self.new, phase))
+        )
 
     def reported(self, generation: Generation, *steps: SmokeStep, run: str) -> None:
         made = Proof(generation.system, generation.number, True, "2026-11-25", 1.0, steps, invocation=run)
@@ -84,7 +89,7 @@ class VerdictHost:
     def trial(self, *words: str, **environment: str) -> int:
         for name, value in environment.items():
             self.patch.setenv(name, value)
-        return main(["trial", *words, "--enforce", "--record", str(self.record.folder)])
+        return main(["trial", *words, "--enforce", "--record", str(self.state_file.folder)])
 
 
 @pytest.fixture
@@ -97,84 +102,62 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VerdictHost:
 OK, NO_TOKEN = SmokeStep("x", "ok", "y"), SmokeStep("token a", "fail", "no token")
 
 
-def test_a_pass_of_what_ran_before_a_switch_is_nobodys_pass(host: VerdictHost, capsys: Any) -> None:
-    """The switch found a smoke test under way: that one's verdict must not bless what was switched to."""
+def test_a_pass_of_the_generation_before_a_switch_is_ignored(host: VerdictHost, capsys: Any) -> None:
+    """A smoke test that ran during the switch must not make the new generation known good."""
     host.is_at(booted="old", running="new")
     host.on_trial(Phase.LIVE)
     host.reported(host.old, OK, run="run-of-the-old")
     assert host.trial("verdict", "passed", MONITOR_INVOCATION_ID="run-of-the-old") == 0
-    assert host.record.load().trial == Trial(host.new, Phase.LIVE), "it was judged by another one's test"
+    assert host.state_file.load().trial == Trial(host.new, Phase.LIVE), (
+        "the verdict of another generation was applied"
+    )
     assert host.called == [f"systemctl start --no-block {SMOKE_UNIT}"]
     assert "generation 8 was switched to meanwhile and is tested now" in capsys.readouterr().out
 
 
-def test_a_failure_of_what_ran_before_a_switch_is_nobodys_failure(host: VerdictHost) -> None:
+def test_a_failure_of_the_generation_before_a_switch_is_ignored(host: VerdictHost) -> None:
     host.is_at(booted="old", running="new")
     host.on_trial(Phase.LIVE)
     host.reported(host.old, NO_TOKEN, run="run-of-the-old")
     assert host.trial("verdict", "failed", MONITOR_INVOCATION_ID="run-of-the-old") == 0
-    assert not host.record.load().rolled_back
+    assert not host.state_file.load().rolled_back
     assert host.called == [f"systemctl start --no-block {SMOKE_UNIT}"]
 
 
-def test_its_own_failure_goes_back(host: VerdictHost) -> None:
+def test_a_failure_of_the_running_generation_rolls_back(host: VerdictHost) -> None:
     host.on_trial(Phase.BOOTED)
     host.reported(host.old, OK, run="an-earlier-run")
     host.reported(host.new, NO_TOKEN, run="run")
     assert host.trial("verdict", "failed", MONITOR_INVOCATION_ID="run") == 0
     assert host.called[-1] == "systemctl reboot"
-    assert host.record.load().rolled_back[0].reason == "token a: no token"
+    assert host.state_file.load().rolled_back[0].reason == "token a: no token"
 
 
-def test_a_report_that_says_pass_does_not_speak_for_a_run_that_failed(host: VerdictHost, capsys: Any) -> None:
-    """It had written its report, and was then stopped for its time was over."""
+def test_a_report_with_a_pass_is_ignored_if_the_unit_failed(host: VerdictHost, capsys: Any) -> None:
+    """The unit wrote its report and was then stopped by its time limit."""
     host.on_trial(Phase.BOOTED)
     host.reported(host.new, OK, run="run")
     code = host.trial("verdict", "failed", MONITOR_INVOCATION_ID="run", MONITOR_SERVICE_RESULT="timeout")
     assert code == 0
-    said = capsys.readouterr().out
-    assert "smoke test: FAIL: it did not end in time" in said
-    assert "PASS" not in said
+    output = capsys.readouterr().out
+    assert "smoke test: FAIL: it did not end in time" in output
+    assert "PASS" not in output
     assert "PASS" not in (host.folder / "motd").read_text()
 
 
-def show(smoke: str, passed: str = "inactive", failed: str = "inactive", jobs: tuple[str, ...] = ()) -> str:
-    """What ``systemctl show`` prints; a unit without a job has no such line."""
-    states = {SMOKE_UNIT: smoke, PASSED: passed, FAILED: failed}
-    blocks = [
-        f"Id={unit}\nActiveState={state}\n" + ("Job=77\n" if unit in jobs else "") for unit, state in states.items()
-    ]
-    return "\n".join(blocks)
-
-
-@pytest.mark.parametrize(
-    ("shown", "comes"),
-    [
-        (show("inactive"), False),
-        (show("failed", failed="failed"), False),
-        (show("activating"), True),
-        (show("deactivating"), True),  # out of time, and being stopped
-        (show("inactive", jobs=(SMOKE_UNIT,)), False),  # waits for what may never end
-        (show("inactive", passed="activating"), True),
-        (show("inactive", jobs=(PASSED,)), True),
-        (show("failed", jobs=(FAILED,)), True),
-        ("", False),
-    ],
-)
-def test_whether_a_verdict_comes(shown: str, comes: bool) -> None:
-    assert under_way(shown) is comes
-
-
-@pytest.mark.parametrize("comes", [True, False])
-def test_the_deadline_leaves_a_test_that_runs_to_its_own_limit(host: VerdictHost, comes: bool) -> None:
+@pytest.mark.parametrize("pending", [True, False])
+def test_the_deadline_does_not_end_a_smoke_test_that_runs(host: VerdictHost, pending: bool) -> None:
     host.on_trial(Phase.BOOTED)
-    (host.folder / "shown").write_text(show("activating" if comes else "inactive"))
+    (host.folder / "shown").write_text(systemctl_show("activating" if pending else "inactive"))
     host.program("systemctl", f'[ "$1" != show ] || cat {host.folder}/shown')
     assert host.trial("deadline") == 0
-    assert (host.record.load().trial is None, host.called[-1] == "systemctl reboot") == (not comes, not comes)
+    assert (host.state_file.load().trial is None, host.called[-1] == "systemctl reboot") == (
+        not pending,
+        not pending,
+    )
 
 
-def test_the_deadline_does_not_wait_for_a_systemd_that_says_nothing(host: VerdictHost) -> None:
+def test_the_deadline_applies_if_systemd_does_not_respond(host: VerdictHost) -> None:
     host.on_trial(Phase.BOOTED)
     host.program("systemctl", '[ "$1" != show ] || exit 1')
     assert host.trial("deadline") == 0
@@ -190,8 +173,8 @@ def test_the_deadline_does_not_wait_for_a_systemd_that_says_nothing(host: Verdic
         ('ln -sfn "$STORE/old" "$RUN/current-system"; exec sleep 600', False),
     ],
 )
-def test_a_switch_back_that_does_not_get_there_reboots(host: VerdictHost, does: str, reboots: bool) -> None:
-    """Also one that hangs: within the time that systemd gives us."""
+def test_a_switch_back_that_fails_reboots(host: VerdictHost, does: str, reboots: bool) -> None:
+    """A switch that hangs ends within the start timeout of the unit."""
     host.is_at(booted="old", running="new")
     host.on_trial(Phase.LIVE)
     host.reported(host.new, NO_TOKEN, run="run")
@@ -208,8 +191,44 @@ def test_a_switch_back_that_does_not_get_there_reboots(host: VerdictHost, does: 
     assert (host.called[-1] == "systemctl reboot") is reboots
 
 
-def test_there_is_time_left_to_reboot_after_a_switch_that_hangs() -> None:
-    """Of what systemd gives to the unit that switches back."""
+def test_the_unit_has_time_to_reboot_after_a_switch_that_hangs() -> None:
+    """The start timeout of the unit exceeds the limits of lock and switch."""
     limit = re.search(r"TimeoutStartSec = (\d+)", (ROOT / "modules/trial.nix").read_text())
     assert limit is not None
     assert int(limit[1]) >= nixos.LOCK_WAIT_S + nixos.SWITCH_S + 60
+
+
+def proof(*steps: SmokeStep, invocation: str = "i") -> Proof:
+    return Proof("/nix/store/new", 8, True, "2026-11-25", 1.0, steps, invocation=invocation)
+
+
+def test_the_reason_is_the_first_failed_step() -> None:
+    steps = (
+        SmokeStep("cards", "ok", "2"),
+        SmokeStep("token a", "fail", "no token"),
+        SmokeStep("load", "fail", "slow"),
+    )
+    assert failure_reason(proof(*steps), {}) == "token a: no token"
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"MONITOR_SERVICE_RESULT": "timeout"}, "it did not end in time"),
+        (
+            {"MONITOR_SERVICE_RESULT": "exit-code", "MONITOR_EXIT_STATUS": "2"},
+            "without a report (exit-code, 2): journalctl -u appliance-smoke",
+        ),
+        ({"MONITOR_SERVICE_RESULT": "resources"}, "it could not be started"),
+        ({}, "without a report (unknown)"),
+    ],
+)
+def test_without_a_report_the_reason_is_the_result_of_the_unit(environment: dict[str, str], reason: str) -> None:
+    assert reason in failure_reason(None, environment)
+
+
+def test_the_build_command_names_the_host() -> None:
+    assert build_command("/etc/nixos", "gpu")[-1] == (
+        '/etc/nixos#nixosConfigurations."gpu".config.system.build.toplevel'
+    )
+    assert '"other"' in build_command("github:me/site#other", "gpu")[-1]
