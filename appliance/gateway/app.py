@@ -31,10 +31,9 @@ from appliance.gateway.cors import BrowserOrigins
 from appliance.gateway.end_user import caller
 from appliance.gateway.health import Canaries
 from appliance.gateway.idempotency import IdempotencyCache
-from appliance.gateway.lifecycle import ProxiedRequest
+from appliance.gateway.lifecycle import GatewayContext, ProxiedRequest, Running
 from appliance.gateway.limits import Bucket, Ledger
 from appliance.gateway.metrics import Metrics, MetricSample
-from appliance.gateway.parts import GatewayContext
 from appliance.gateway.routing import Router, Service
 from appliance.gateway.swap_controller import SwapController
 from appliance.gateway.usage_writer import UsageWriter
@@ -67,7 +66,7 @@ class GatewayApp:
         self._authenticator = Authenticator()
         self._keys = keys
         self._changes = -1
-        self._running: set[ProxiedRequest] = set()
+        self._running: set[Running] = set()
         self._take_keys(keys.snapshot(self._changes))
         self._usage = usage
         self.outbox = WriteCoalescer(self._loop)
@@ -295,7 +294,7 @@ class GatewayApp:
             self._changes = found[0]
             self._authenticator.replace(found[1])
             revoked = {key.id for key in found[1] if key.revoked_at is not None}
-            for exchange in [exchange for exchange in self._running if exchange.line in revoked]:
+            for exchange in [exchange for exchange in self._running if exchange.key_id in revoked]:
                 exchange.revoke()
 
     async def _poll_keys(self) -> None:

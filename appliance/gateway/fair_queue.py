@@ -24,7 +24,7 @@ class Ticket(Protocol):
     """A request as the queue knows it. Tickets are told apart by identity."""
 
     user: str
-    line: str
+    key_id: str
     """Which of its user's lines it stands in: his key."""
     weight: float
     """What its tokens are divided by: a share of the engine against weight 1."""
@@ -59,9 +59,9 @@ class Flow(Generic[T]):
 
     def line(self, ticket: T) -> KeyQueue[T]:
         """The line of ``ticket``; one in which nobody stood is brought up to the others."""
-        line = self.lines.get(ticket.line)
+        line = self.lines.get(ticket.key_id)
         if line is None:
-            line = self.lines[ticket.line] = KeyQueue()
+            line = self.lines[ticket.key_id] = KeyQueue()
         if not line.waiting and (self.waiting or line is not self.last):
             _lift(line, self.lines.values() if self.waiting else (), self.last)
         return line
@@ -128,7 +128,7 @@ class FairQueue(Generic[T]):
     def leave(self, ticket: T) -> bool:
         """``ticket`` gives up waiting; whether it waited at all."""
         flow = self._active.get(ticket.user)
-        line = flow.lines.get(ticket.line) if flow is not None else None
+        line = flow.lines.get(ticket.key_id) if flow is not None else None
         if flow is None or line is None or not any(other is ticket for other in line.waiting):
             return False
         line.waiting = deque(other for other in line.waiting if other is not ticket)
@@ -142,7 +142,7 @@ class FairQueue(Generic[T]):
         flow = self._flows.get(ticket.user)
         if flow is not None:
             flow.served += tokens / ticket.weight
-            line = flow.lines.get(ticket.line)
+            line = flow.lines.get(ticket.key_id)
             if line is not None:
                 line.served += tokens / ticket.weight
 

@@ -14,8 +14,7 @@ from hashlib import blake2b
 
 from appliance.errors import IdempotencyError, InvalidRequestError, RequestError
 from appliance.gateway import reply
-from appliance.gateway.lifecycle import ProxiedRequest
-from appliance.gateway.parts import Responder
+from appliance.gateway.lifecycle import ProxiedRequest, Responder
 from appliance.http1.connection import ClientConnection
 
 MAX_KEY = 255

@@ -41,7 +41,7 @@ def set_up() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
-def fault(row: UsageRow) -> None:
+def log_failure(row: UsageRow) -> None:
     """A request that an engine or this gateway failed."""
     if row.outcome in FAULTS:
         fields = {

@@ -53,10 +53,10 @@ class Waiter(Protocol):
     """A request as its service knows it."""
 
     user: str
-    line: str
+    key_id: str
     weight: float
     size: int
-    key: bytes | None
+    chat_key: bytes | None
 
     def granted(self, replica: Replica) -> None:
         """A slot of ``replica`` is yours; give it back with :meth:`Service.release`."""
@@ -284,7 +284,7 @@ class Service:
     def _start(self, waiter: Waiter) -> None:
         """Give ``waiter``, which the queue counts as running, a slot; it gets that or a refusal."""
         try:
-            replica = self._pick(waiter.key)
+            replica = self._pick(waiter.chat_key)
         except Exception:
             LOG.exception("no replica could be picked")
             self.queue.finish(waiter)

@@ -12,7 +12,6 @@ from typing import Any
 
 from appliance.cli import main
 from appliance.gateway import (
-    account,
     app,
     auth,
     health,
@@ -45,11 +44,11 @@ PARTS: dict[str, tuple[object, str]] = {
     "submit": (routing.Service, "submit"),
     "pick": (routing.Service, "_pick"),
     "granted": (lifecycle.ProxiedRequest, "_post"),
-    "charge": (account.RequestAccounting, "_charge"),
+    "charge": (lifecycle.RequestAccounting, "charge"),
     "feed": (sse.SseFilter, "feed"),
     "read_usage": (lifecycle, "read_usage"),
     "id_headers": (lifecycle.ProxiedRequest, "_id_headers"),
-    "whole": (reply, "whole"),
+    "whole": (reply, "encode_response"),
     "end": (client_connection.ClientConnection, "end_stream"),
     "finished": (client_connection.ClientConnection, "_finish"),
     "count": (metrics.Metrics, "count"),

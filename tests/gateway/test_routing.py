@@ -27,9 +27,9 @@ class FakeWaiter:
     """A request that remembers what it was told."""
 
     user: str
-    key: bytes | None
+    chat_key: bytes | None
     size: int
-    line: str = "key"
+    key_id: str = "key"
     weight: float = 1.0
     replica: Replica | None = None
     was_open: bool = True
