@@ -29,7 +29,7 @@ from appliance.gateway.background import keep_going
 from appliance.gateway.body_encoding import decoded
 from appliance.gateway.cors import BrowserOrigins
 from appliance.gateway.end_user import caller
-from appliance.gateway.health import Canaries
+from appliance.gateway.health import HealthMonitor
 from appliance.gateway.idempotency import IdempotencyCache
 from appliance.gateway.lifecycle import GatewayContext, ProxiedRequest, Running
 from appliance.gateway.limits import Bucket, Ledger
@@ -69,11 +69,11 @@ class GatewayApp:
         self._running: set[Running] = set()
         self._take_keys(keys.snapshot(self._changes))
         self._usage = usage
-        self.outbox = WriteCoalescer(self._loop)
-        self.router = Router(site, self.outbox, self._notice)
+        self.coalescer = WriteCoalescer(self._loop)
+        self.router = Router(site, self.coalescer, self._notice)
         self._metrics = Metrics(self._samples)
-        self._canaries = Canaries(self.router, site.gateway)
-        self._shared = GatewayContext(
+        self._health = HealthMonitor(self.router, site.gateway)
+        self._context = GatewayContext(
             site,
             self.router,
             Ledger(site.limits, site.users),
@@ -81,16 +81,18 @@ class GatewayApp:
             self._metrics,
             self._running,
             time.monotonic,
-            self._canaries.suspect,
+            self._health.suspect,
         )
-        self._tapes = IdempotencyCache(site.gateway.idempotency_s, self._loop.time)
+        self._idempotency = IdempotencyCache(site.gateway.idempotency_s, self._loop.time)
         self.origins = BrowserOrigins(site.gateway.browser_origins)
-        self.swapper: SwapController | None = None
+        self.swap_controller: SwapController | None = None
         if control is not None:
-            self.swapper = SwapController(site, self.router, control, self._canaries, self._loop.time)
-            self.swapper.start()
+            self.swap_controller = SwapController(site, self.router, control, self._health, self._loop.time)
+            self.swap_controller.start()
         now = int(time.time())
-        self._cards = {name: _card(name, route.service, now) for name, route in self.router.routes.items()}
+        self._model_cards = {
+            name: _model_card(name, route.service, now) for name, route in self.router.routes.items()
+        }
         self._not_found = Bucket(NOT_FOUND_LINES, NOT_FOUND_LINES, self._loop.time())
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -150,8 +152,8 @@ class GatewayApp:
 
     def stop(self) -> None:
         """The drain's deadline has come: end what still runs, and say so."""
-        for exchange in [*self._running]:
-            exchange.stop()
+        for request in [*self._running]:
+            request.stop()
 
     def status(self) -> dict[str, object]:
         """What is loaded, what runs and what waits, as JSON."""
@@ -176,16 +178,16 @@ class GatewayApp:
                 }
                 for replica in self.router.replicas
             },
-            "on_demand": self.swapper.status() if self.swapper is not None else {},
+            "on_demand": self.swap_controller.status() if self.swap_controller is not None else {},
             "draining": self._draining,
         }
 
     async def close(self) -> None:
         """Stop everything that runs beside requests."""
-        if self.swapper is not None:
-            await self.swapper.close()
+        if self.swap_controller is not None:
+            await self.swap_controller.close()
         self._ticker.cancel()
-        self._canaries.close()
+        self._health.close()
         for task in self._tasks:
             task.cancel()
         self.router.close()
@@ -193,8 +195,8 @@ class GatewayApp:
     # Inside.
 
     def _notice(self) -> None:
-        if self.swapper is not None:
-            self.swapper.notice()
+        if self.swap_controller is not None:
+            self.swap_controller.notice()
 
     def _infer(self, request: Request, client: ClientConnection) -> None:
         limit = self._site.gateway.max_body_bytes
@@ -210,18 +212,18 @@ class GatewayApp:
             owner = self._authenticate(request)
         key = request.headers.get(b"idempotency-key")
         if key is None:
-            exchange = ProxiedRequest(self._shared, owner, request, client)
-            client.exchange = exchange
+            proxied = ProxiedRequest(self._context, owner, request, client)
+            client.exchange = proxied
         else:
-            tape = self._tapes.find(owner.scope, key, request.path, request.body)
-            if tape is not None:
-                tape.follow(client)
+            recording = self._idempotency.find(owner.scope, key, request.path, request.body)
+            if recording is not None:
+                recording.follow(client)
                 return
-            tape = self._tapes.record(owner.scope, key, request.path, request.body)
-            tape.follow(client)
-            exchange = ProxiedRequest(self._shared, owner, request, tape)
-            tape.exchange = exchange
-        exchange.begin(owner)
+            recording = self._idempotency.record(owner.scope, key, request.path, request.body)
+            recording.follow(client)
+            proxied = ProxiedRequest(self._context, owner, request, recording)
+            recording.request = proxied
+        proxied.begin(owner)
 
     def _refusal(self, request: Request) -> RequestError | None:
         """Return what is wrong with the request's path or method; unknown paths are counted and logged."""
@@ -238,8 +240,8 @@ class GatewayApp:
             self._not_found.level -= 1
             fields = {"request_id": request.id, "method": method, "path": paths.redacted(path)}
             LOG.info("a client asked for a path that is not offered", extra={"fields": fields})
-        meant = paths.meant(path) or "GET /v1/models lists the models, docs/gateway.md the endpoints"
-        return NotFoundError(f"There is nothing at {path[:100]}; {meant}")
+        suggestion = paths.suggestion(path) or "GET /v1/models lists the models, docs/gateway.md the endpoints"
+        return NotFoundError(f"There is nothing at {path[:100]}; {suggestion}")
 
     def _authenticate(self, request: Request) -> Key:
         """Return the key of the first credential that is valid, of those that clients send."""
@@ -262,7 +264,7 @@ class GatewayApp:
 
     async def _ready(self, client: ClientConnection) -> None:
         try:
-            readiness = await self._canaries.check()
+            readiness = await self._health.check()
         except Exception:
             LOG.exception("/ready failed")
             client.answer_error(InternalError("/ready failed; the gateway's log has the reason"), "/ready")
@@ -271,7 +273,7 @@ class GatewayApp:
         client.answer(200 if readiness.ready else 503, json.dumps(body).encode())
 
     def _list_models(self, path: str, key: Key, client: ClientConnection) -> None:
-        offered = {name: card for name, card in self._cards.items() if key.allows(name)}
+        offered = {name: card for name, card in self._model_cards.items() if key.allows(name)}
         if path == "/v1/models":
             body: object = {"object": "list", "data": list(offered.values())}
         else:
@@ -286,16 +288,16 @@ class GatewayApp:
         now = self._loop.time()
         # First: whatever one request does, the next look happens.
         self._ticker = self._loop.call_later(TICK_S, self._tick)
-        for exchange in [*self._running]:
-            exchange.tick(now)
+        for request in [*self._running]:
+            request.tick(now)
 
     def _take_keys(self, found: tuple[int, list[Key]] | None) -> None:
         if found is not None:
             self._changes = found[0]
             self._authenticator.replace(found[1])
             revoked = {key.id for key in found[1] if key.revoked_at is not None}
-            for exchange in [exchange for exchange in self._running if exchange.key_id in revoked]:
-                exchange.revoke()
+            for request in [request for request in self._running if request.key_id in revoked]:
+                request.revoke()
 
     async def _poll_keys(self) -> None:
         await asyncio.sleep(POLL_S)
@@ -329,14 +331,14 @@ class GatewayApp:
             "model",
             {service.model: float(service.queue.waiting) for service in services},
         )
-        if self.swapper is not None:
+        if self.swap_controller is not None:
             yield MetricSample(
-                "swaps", "Models loaded on demand.", "", {"": float(self.swapper.swaps)}, counter=True
+                "swaps", "Models loaded on demand.", "", {"": float(self.swap_controller.swaps)}, counter=True
             )
-            failures = {"": float(self.swapper.failures)}
+            failures = {"": float(self.swap_controller.failures)}
             yield MetricSample("swap_failures", "Loads that failed.", "", failures, counter=True)
             yield MetricSample(
-                "last_swap_seconds", "How long the last one took.", "", {"": self.swapper.last_swap_s}
+                "last_swap_seconds", "How long the last one took.", "", {"": self.swap_controller.last_swap_s}
             )
         yield MetricSample(
             "usage_rows_dropped", "Usage rows lost to a full disk.", "", {"": float(self._usage.dropped)}
@@ -353,7 +355,7 @@ class GatewayApp:
             LOG.error("a task of the gateway ended with an error", exc_info=error)
 
 
-def _card(name: str, service: Service, created: int) -> dict[str, object]:
+def _model_card(name: str, service: Service, created: int) -> dict[str, object]:
     """Return what GET /v1/models says of a model or role: OpenAI's fields, vLLM's, and the task it is for."""
     card: dict[str, object] = {
         "id": name,

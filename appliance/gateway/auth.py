@@ -29,13 +29,13 @@ class Authenticator:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._keys: dict[bytes, Key] = {}
-        self._verified: dict[bytes, Key] = {}
+        self.verified: dict[bytes, Key] = {}
         self.generation = 0
         """Changes with the keys: a key that was verified in this generation has not been revoked since."""
 
     def replace(self, keys: Iterable[Key]) -> None:
         """From now on these are the keys."""
-        self._verified = {}
+        self.verified = {}
         self.generation += 1
         self._keys = {key.id.encode(): key for key in keys}
 
@@ -62,7 +62,7 @@ class Authenticator:
         """
         if not sent:
             raise AuthenticationError("You sent no API key; send it as `Authorization: Bearer sk-...`")
-        known = self._verified.get(sent)
+        known = self.verified.get(sent)
         if known is not None and (known.expires_at is None or self._clock() < known.expires_at):
             # Verified since the keys last changed. Who gets here knows the whole key already.
             return known
@@ -78,5 +78,5 @@ class Authenticator:
             raise AuthenticationError("This API key is not valid; ask the owner of the service for one")
         if len(sent) == len(token) + 7:
             # Only as it is meant to be written: one key with ever more spaces must not fill the memory.
-            self._verified[sent] = key
+            self.verified[sent] = key
         return key

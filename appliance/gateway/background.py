@@ -18,13 +18,13 @@ async def keep_going(what: str, step: Callable[[], Awaitable[None]]) -> Never:
 
     A task that ends by an error ends silently: revoked keys would stay valid, a dead engine would stay open.
     """
-    complained = False
+    reported = False
     while True:
         try:
             await step()
-            complained = False
+            reported = False
         except Exception:
-            if not complained:
+            if not reported:
                 LOG.exception("%s failed; it goes on", what)
-            complained = True
+            reported = True
             await asyncio.sleep(RETRY_S)

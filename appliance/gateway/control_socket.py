@@ -49,22 +49,22 @@ class Control:
 
     def handle(self, request: Request, client: ClientConnection) -> None:
         """``GET /status`` and ``POST /swap``."""
-        wanted = {"/status": "GET", "/swap": "POST"}.get(request.path)
-        if wanted is None:
+        method = {"/status": "GET", "/swap": "POST"}.get(request.path)
+        if method is None:
             raise NotFoundError("There is nothing at this path; /status and /swap are what there is")
-        if request.method != wanted:
-            raise MethodNotAllowedError(f"{request.path} takes {wanted}")
-        if wanted == "GET":
+        if request.method != method:
+            raise MethodNotAllowedError(f"{request.path} takes {method}")
+        if method == "GET":
             client.answer(200, json.dumps(self._gateway.status()).encode())
             return
         try:
-            asked = _SWAP.decode(request.body)
+            swap_request = _SWAP.decode(request.body)
         except msgspec.DecodeError as error:
             raise InvalidRequestError(f'The body is not {{"model": …}}: {error}') from None
-        model = self._gateway.router.named(asked.model).service.model
-        if self._gateway.swapper is None:
+        model = self._gateway.router.named(swap_request.model).service.model
+        if self._gateway.swap_controller is None:
             raise ConflictError(
                 "No engine of this site is loaded on demand; there is nothing to swap", code="always_loaded"
             )
-        self._gateway.swapper.request(model)
+        self._gateway.swap_controller.request(model)
         client.answer(202, json.dumps({"model": model, "state": "asked for"}).encode())

@@ -34,7 +34,6 @@ class EngineError:
 
     message: str
     status: int | None = None
-    kind: str = ""
     param: str | None = None
 
     @property
@@ -72,7 +71,6 @@ def _from(table: dict[str, Any]) -> EngineError:
     return EngineError(
         message if isinstance(message, str) and message else "the engine gave no reason; see its log",
         _status(table.get("code"), kind),
-        kind,
         param if isinstance(param, str) else None,
     )
 

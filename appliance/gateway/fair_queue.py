@@ -48,30 +48,33 @@ class KeyQueue(Generic[T]):
 
 @dataclass(slots=True, eq=False)
 class Flow(Generic[T]):
-    """One user: slots in use, weighted tokens served so far, and a line for each of his keys."""
+    """One user: slots in use, weighted tokens served so far, and a queue for each of the user's keys."""
 
     served: float = 0.0
     running: int = 0
     waiting: int = 0
-    lines: dict[str, KeyQueue[T]] = field(default_factory=dict)
+    key_queues: dict[str, KeyQueue[T]] = field(default_factory=dict)
     last: KeyQueue[T] | None = None
     """Whose request started last."""
 
-    def line(self, ticket: T) -> KeyQueue[T]:
+    def key_queue(self, ticket: T) -> KeyQueue[T]:
         """The line of ``ticket``; one in which nobody stood is brought up to the others."""
-        line = self.lines.get(ticket.key_id)
-        if line is None:
-            line = self.lines[ticket.key_id] = KeyQueue()
-        if not line.waiting and (self.waiting or line is not self.last):
-            _lift(line, self.lines.values() if self.waiting else (), self.last)
-        return line
+        key_queue = self.key_queues.get(ticket.key_id)
+        if key_queue is None:
+            key_queue = self.key_queues[ticket.key_id] = KeyQueue()
+        if not key_queue.waiting and (self.waiting or key_queue is not self.last):
+            _lift(key_queue, self.key_queues.values() if self.waiting else (), self.last)
+        return key_queue
 
     @property
     def first(self) -> KeyQueue[T]:
         """The line whose turn it is; somebody must wait."""
-        if len(self.lines) == 1:
-            return next(iter(self.lines.values()))
-        return min((line for line in self.lines.values() if line.waiting), key=lambda line: line.served)
+        if len(self.key_queues) == 1:
+            return next(iter(self.key_queues.values()))
+        return min(
+            (key_queue for key_queue in self.key_queues.values() if key_queue.waiting),
+            key=lambda key_queue: key_queue.served,
+        )
 
 
 class FairQueue(Generic[T]):
@@ -79,7 +82,7 @@ class FairQueue(Generic[T]):
 
     def __init__(self, headroom: float) -> None:
         self._alpha = (1 - headroom) / headroom if headroom > 0 else None
-        self._flows: dict[str, Flow[T]] = {}
+        self.flows: dict[str, Flow[T]] = {}
         self._active: dict[str, Flow[T]] = {}
         self._last: Flow[T] | None = None
         """Whose request started last."""
@@ -95,18 +98,18 @@ class FairQueue(Generic[T]):
         if (
             free <= 0
             or flow.waiting
-            or not self._within(flow, ticket, free)
-            or (self.waiting and self._someone(free))
+            or not self._has_room(flow, ticket, free)
+            or (self.waiting and self._least_served(free))
         ):
             self._settle(ticket.user, flow)
             return False
-        self._start(flow, flow.line(ticket), ticket)
+        self._start(flow, flow.key_queue(ticket), ticket)
         return True
 
     def wait(self, ticket: T) -> int:
         """Put ``ticket`` at the end of its line; how many requests wait before it at most."""
         flow = self._activate(ticket.user)
-        flow.line(ticket).waiting.append(ticket)
+        flow.key_queue(ticket).waiting.append(ticket)
         flow.waiting += 1
         self.waiting += 1
         return self.waiting
@@ -115,23 +118,23 @@ class FairQueue(Generic[T]):
         """The request to start now, counted as running; ``None`` while no slot is free or nobody may."""
         if free <= 0 or not self.waiting:
             return None
-        flow = self._someone(free)
+        flow = self._least_served(free)
         if flow is None:
             return None
-        line = flow.first
-        ticket = line.waiting.popleft()
+        key_queue = flow.first
+        ticket = key_queue.waiting.popleft()
         flow.waiting -= 1
         self.waiting -= 1
-        self._start(flow, line, ticket)
+        self._start(flow, key_queue, ticket)
         return ticket
 
     def leave(self, ticket: T) -> bool:
         """``ticket`` gives up waiting; whether it waited at all."""
         flow = self._active.get(ticket.user)
-        line = flow.lines.get(ticket.key_id) if flow is not None else None
-        if flow is None or line is None or not any(other is ticket for other in line.waiting):
+        key_queue = flow.key_queues.get(ticket.key_id) if flow is not None else None
+        if flow is None or key_queue is None or not any(other is ticket for other in key_queue.waiting):
             return False
-        line.waiting = deque(other for other in line.waiting if other is not ticket)
+        key_queue.waiting = deque(other for other in key_queue.waiting if other is not ticket)
         flow.waiting -= 1
         self.waiting -= 1
         self._settle(ticket.user, flow)
@@ -139,16 +142,16 @@ class FairQueue(Generic[T]):
 
     def charge(self, ticket: Ticket, tokens: float) -> None:
         """Count ``tokens`` of service to whom ``ticket`` is of; negative where an estimate was too high."""
-        flow = self._flows.get(ticket.user)
+        flow = self.flows.get(ticket.user)
         if flow is not None:
             flow.served += tokens / ticket.weight
-            line = flow.lines.get(ticket.key_id)
-            if line is not None:
-                line.served += tokens / ticket.weight
+            key_queue = flow.key_queues.get(ticket.key_id)
+            if key_queue is not None:
+                key_queue.served += tokens / ticket.weight
 
     def finish(self, ticket: T) -> None:
         """``ticket``, which ran, ended, however it ended."""
-        flow = self._flows[ticket.user]
+        flow = self.flows[ticket.user]
         flow.running -= ticket.size
         self.running -= ticket.size
         self._settle(ticket.user, flow)
@@ -160,42 +163,42 @@ class FairQueue(Generic[T]):
 
     def tickets(self) -> list[T]:
         """Every waiting request, user by user."""
-        lines = [line for flow in self._active.values() for line in flow.lines.values()]
-        return [ticket for line in lines for ticket in line.waiting]
+        key_queues = [key_queue for flow in self._active.values() for key_queue in flow.key_queues.values()]
+        return [ticket for key_queue in key_queues for ticket in key_queue.waiting]
 
     def _activate(self, user: str) -> Flow[T]:
         flow = self._active.get(user)
         if flow is None:
-            flow = self._flows.get(user)
+            flow = self.flows.get(user)
             if flow is None:
-                if len(self._flows) >= MAX_IDLE_FLOWS + len(self._active):
+                if len(self.flows) >= MAX_IDLE_FLOWS + len(self._active):
                     self._forget_one()
-                flow = self._flows[user] = Flow()
+                flow = self.flows[user] = Flow()
             self._active[user] = flow
         if not flow.waiting and (self.waiting or flow is not self._last):
             _lift(flow, self._active.values() if self.waiting else (), self._last)
         return flow
 
-    def _start(self, flow: Flow[T], line: KeyQueue[T], ticket: T) -> None:
+    def _start(self, flow: Flow[T], key_queue: KeyQueue[T], ticket: T) -> None:
         flow.running += ticket.size
         self.running += ticket.size
-        flow.last = line
+        flow.last = key_queue
         self._last = flow
 
     def _settle(self, user: str, flow: Flow[T]) -> None:
         if not flow.running and not flow.waiting:
             self._active.pop(user, None)
 
-    def _someone(self, free: int) -> Flow[T] | None:
+    def _least_served(self, free: int) -> Flow[T] | None:
         """The least served user who waits and may take a slot."""
         best: Flow[T] | None = None
         for flow in self._active.values():
             least = flow.waiting and (best is None or flow.served < best.served)
-            if least and self._within(flow, flow.first.waiting[0], free):
+            if least and self._has_room(flow, flow.first.waiting[0], free):
                 best = flow
         return best
 
-    def _within(self, flow: Flow[T], ticket: T, free: int) -> bool:
+    def _has_room(self, flow: Flow[T], ticket: T, free: int) -> bool:
         """Whether ``ticket`` leaves room for others; a user's only one always does."""
         if not flow.running or self._alpha is None:
             return True
@@ -203,9 +206,9 @@ class FairQueue(Generic[T]):
         return flow.running + more < self._alpha * ticket.weight * (free - more)
 
     def _forget_one(self) -> None:
-        for user in self._flows:
+        for user in self.flows:
             if user not in self._active:
-                del self._flows[user]
+                del self.flows[user]
                 return
 
 

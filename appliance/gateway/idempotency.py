@@ -19,7 +19,7 @@ from appliance.http1.connection import ClientConnection
 
 MAX_KEY = 255
 OVERHEAD = 1024
-"""Bytes that a tape takes besides its answer: refusals are short, and must not be free."""
+"""Bytes that a recording takes besides its answer: refusals are short, and must not be free."""
 
 MAX_BYTES = 64 * 2**20
 """Bytes of finished answers that are kept; beyond, the oldest are forgotten first."""
@@ -32,7 +32,7 @@ class RecordedResponse:
         self._finished = finished
         self._calls: list[Callable[[Responder], None]] = []
         self._readers: list[ClientConnection] = []
-        self.exchange: ProxiedRequest | None = None
+        self.request: ProxiedRequest | None = None
         self.size = OVERHEAD
         self.complete = False
 
@@ -94,14 +94,14 @@ class RecordedResponse:
 
 
 class _Reader:
-    """A connection that reads a tape: its leaving and lagging stop nobody."""
+    """A connection that reads a recording: its leaving and lagging stop nobody."""
 
-    def __init__(self, tape: RecordedResponse, connection: ClientConnection) -> None:
-        self._tape = tape
+    def __init__(self, recording: RecordedResponse, connection: ClientConnection) -> None:
+        self._recording = recording
         self._connection = connection
 
     def client_gone(self) -> None:
-        self._tape.leave(self._connection)
+        self._recording.leave(self._connection)
 
     def client_slow(self) -> None:
         """It lags by at most one answer, which is kept anyway; the server cuts who reads nothing."""
@@ -113,7 +113,7 @@ class _Reader:
 @dataclass(slots=True)
 class _Entry:
     digest: bytes
-    tape: RecordedResponse
+    recording: RecordedResponse
     finished_at: float | None = None
 
 
@@ -131,7 +131,7 @@ class IdempotencyCache:
         self._bytes = 0
 
     def find(self, owner: str, key: bytes, path: str, body: bytes) -> RecordedResponse | None:
-        """The tape of this very request; ``None`` when it is new.
+        """The recording of this very request; ``None`` when it is new.
 
         Raises :class:`IdempotencyError` where the key stands for another request, :class:`InvalidRequestError`
         where it is none.
@@ -144,26 +144,29 @@ class IdempotencyCache:
             return None
         if entry.digest != _digest(path, body):
             raise IdempotencyError("This Idempotency-Key was used for another request; take a new one")
-        return entry.tape
+        return entry.recording
 
     def record(self, owner: str, key: bytes, path: str, body: bytes) -> RecordedResponse:
-        """A new tape for this request."""
+        """A new recording for this request."""
         name = (owner, key)
-        tape = RecordedResponse(lambda tape: self._finish(name, tape))
-        self._entries[name] = _Entry(_digest(path, body), tape)
-        return tape
+        recording = RecordedResponse(lambda recording: self._finish(name, recording))
+        self._entries[name] = _Entry(_digest(path, body), recording)
+        return recording
 
-    def _finish(self, name: tuple[str, bytes], tape: RecordedResponse) -> None:
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _finish(self, name: tuple[str, bytes], recording: RecordedResponse) -> None:
         entry = self._entries.get(name)
-        if entry is None or entry.tape is not tape:
+        if entry is None or entry.recording is not recording:
             return
-        if tape.exchange is None or not tape.exchange.repeatable:
+        if recording.request is None or not recording.request.repeatable:
             # A failure is not an answer: who asks again shall have another try.
             del self._entries[name]
             return
         entry.finished_at = self._clock()
         self._entries.move_to_end(name)
-        self._bytes += tape.size
+        self._bytes += recording.size
         self._expire()
 
     def _expire(self) -> None:
@@ -175,7 +178,7 @@ class IdempotencyCache:
             if self._bytes <= MAX_BYTES and now - entry.finished_at <= self._keep_s:
                 break
             stale.append(name)
-            self._bytes -= entry.tape.size
+            self._bytes -= entry.recording.size
         for name in stale:
             del self._entries[name]
 

@@ -21,7 +21,7 @@ MAX_END_USERS = 10_000
 """Allowances of end users that are kept. Beyond, those that a new one could replace are forgotten: what is kept in
 excess has requests in flight or has not refilled."""
 
-LOOKED_AT = 8
+INSPECTED = 8
 """Allowances that a new end user makes the ledger look at: more than one, so that an excess shrinks."""
 
 
@@ -111,7 +111,7 @@ class Ledger:
         self._max_end_users = max_end_users
         self._limits = users
         self._users: dict[str, Allowance] = {}
-        self._end_users: OrderedDict[str, Allowance] = OrderedDict()
+        self.kept_end_users: OrderedDict[str, Allowance] = OrderedDict()
         self._keys: dict[str, tuple[Figures, Allowance]] = {}
 
     def weight(self, key: Key) -> float:
@@ -183,19 +183,19 @@ class Ledger:
         )
 
     def _end_user(self, user: str, now: float) -> Allowance:
-        known = self._end_users.get(user)
+        known = self.kept_end_users.get(user)
         if known is None:
-            if len(self._end_users) >= self._max_end_users:
+            if len(self.kept_end_users) >= self._max_end_users:
                 self._forget(now)
-            known = self._end_users[user] = self._open(user, now)
+            known = self.kept_end_users[user] = self._open(user, now)
         return known
 
     def _forget(self, now: float) -> None:
         """Look at the first few allowances: forget those that a new one could replace, put the others last."""
-        for _ in range(min(LOOKED_AT, len(self._end_users))):
-            user, allowance = self._end_users.popitem(last=False)
+        for _ in range(min(INSPECTED, len(self.kept_end_users))):
+            user, allowance = self.kept_end_users.popitem(last=False)
             if not allowance.replaceable(now):
-                self._end_users[user] = allowance
+                self.kept_end_users[user] = allowance
 
     def _own(self, key: Key, now: float) -> Allowance:
         figures = (key.requests_per_minute, key.tokens_per_minute, key.requests_in_flight)

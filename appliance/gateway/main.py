@@ -26,12 +26,12 @@ from appliance.store.keys import KeyStore
 
 BACKLOG = 2048
 
-LAST_WORDS_S = 2.0
+FLUSH_S = 2.0
 """Seconds that the last bytes get to leave after the drain's deadline."""
 
 
-def bind(host: str, port: int, instead: str = "another gateway.port in the configuration") -> socket.socket:
-    """A listening socket; raises :class:`StartError` that names a taken port and what to use ``instead``."""
+def bind(host: str, port: int, alternative: str = "another gateway.port in the configuration") -> socket.socket:
+    """A listening socket; raises :class:`StartError` that names a taken port and what to use ``alternative``."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -44,15 +44,15 @@ def bind(host: str, port: int, instead: str = "another gateway.port in the confi
         listener.close()
         if error.errno == errno.EADDRINUSE:
             message = f"port {port} on {host} is taken by another program"
-            raise StartError(f"{message}; use {instead}") from None
+            raise StartError(f"{message}; use {alternative}") from None
         if error.errno == errno.EACCES:
-            raise StartError(f"port {port} on {host} needs root; use {instead}") from None
+            raise StartError(f"port {port} on {host} needs root; use {alternative}") from None
         raise StartError(f"cannot listen on {host} port {port} ({error.strerror}); check gateway.host") from None
     return listener
 
 
 def serve(site: Site, base: Path) -> int:
-    """Serve until told to stop; the exit code. Data folders are relative to ``base``."""
+    """Serve until SIGTERM or SIGINT; return the exit code. Data folders are relative to ``base``."""
     log.set_up()
     listener = bind(site.gateway.host, site.gateway.port)
     folder = site.data_path(base)
@@ -81,15 +81,15 @@ def _engine_control(site: Site, base: Path) -> EngineControl | None:
 
 async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore, usage: UsageWriter) -> None:
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
+    stop_requested = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
+        loop.add_signal_handler(number, stop_requested.set)
     settings = site.gateway
     app = GatewayApp(site, keys, usage, _engine_control(site, base))
     timeouts = Timeouts(
         settings.header_timeout_s, settings.body_timeout_s, settings.idle_timeout_s, settings.reader_timeout_s
     )
-    server = Server(app, timeouts, app.outbox, app.origins)
+    server = Server(app, timeouts, app.coalescer, app.origins)
     # What is there now stays: let the collector look at new objects only, and less often. Nearly all of them
     # are freed by their count.
     gc.collect()
@@ -97,14 +97,14 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
     gc.set_threshold(20_000, 20, 20)
     # The usage writer gives the interpreter back to the loop after a millisecond, not after five.
     sys.setswitchinterval(0.001)
-    control = Server(Control(app), timeouts, app.outbox)
+    control = Server(Control(app), timeouts, app.coalescer)
     path = site.data_path(base) / SOCKET
     controlling = await loop.create_unix_server(control.connect, str(path))
     path.chmod(0o600)
     # Last: a gateway that answers can be controlled, too.
     listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
     try:
-        await told.wait()
+        await stop_requested.wait()
         # It goes on listening: who comes now shall hear why and when, not find a closed door.
         app.drain()
         server.drain()
@@ -116,7 +116,7 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
         except TimeoutError:
             app.stop()
             try:
-                async with asyncio.timeout(LAST_WORDS_S):
+                async with asyncio.timeout(FLUSH_S):
                     await server.flushed()
             except TimeoutError:
                 logging.getLogger(__name__).warning("some clients did not take the last words of their streams")

@@ -27,7 +27,7 @@ FIELDS = ("messages", "input", "query", "queries", "documents", "items", "data_1
 PARTS = ("content", "output")
 """Where an item has them; ``output`` is what a tool gave back in /v1/responses, images among it."""
 
-WORDS = frozenset({"input", "annotations", "citations"})
+NOT_FETCHED = frozenset({"input", "annotations", "citations"})
 """What a content part says and no engine fetches: a tool call's arguments, and where a text comes from."""
 
 ITEMS_WITH_ADDRESS = frozenset({"messages", "input", "items"})
@@ -74,7 +74,7 @@ def _urls(parts: list[Any]) -> Iterator[str]:
                     yield from (
                         one for one in (value if isinstance(value, list) else (value,)) if isinstance(one, str)
                     )
-                if key not in WORDS and not isinstance(value, str):
+                if key not in NOT_FETCHED and not isinstance(value, str):
                     left.append(value)
 
 

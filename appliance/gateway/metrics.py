@@ -85,20 +85,20 @@ class Metrics(Collector):
 
     def count(self, row: UsageRow) -> None:
         """Count a finished request."""
-        asked = (row.endpoint, row.model, row.outcome)
-        self._requests[asked] = self._requests.get(asked, 0) + 1
+        labels = (row.endpoint, row.model, row.outcome)
+        self._requests[labels] = self._requests.get(labels, 0) + 1
         if not row.model:
             return
-        one = self._models.get(row.model)
-        if one is None:
-            one = self._models[row.model] = ModelCounters()
-        one.prompt += row.prompt_tokens
-        one.cached += row.cached_tokens
-        one.completion += row.completion_tokens
-        one.duration.observe(row.duration_ms / 1000)
-        one.queue.observe(row.queue_ms / 1000)
+        counters = self._models.get(row.model)
+        if counters is None:
+            counters = self._models[row.model] = ModelCounters()
+        counters.prompt += row.prompt_tokens
+        counters.cached += row.cached_tokens
+        counters.completion += row.completion_tokens
+        counters.duration.observe(row.duration_ms / 1000)
+        counters.queue.observe(row.queue_ms / 1000)
         if row.ttft_ms is not None:
-            one.ttft.observe(row.ttft_ms / 1000)
+            counters.ttft.observe(row.ttft_ms / 1000)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -38,7 +38,7 @@ INFER = ("POST", "OPTIONS")
 KNOWN = {path.encode(): path for path in (*INFERENCE, *OPERATIONS, MODELS)}
 """Targets as nearly every client spells them."""
 
-ELSEWHERE = (
+OTHER_APIS = (
     "/api",
     "/v1/assistants",
     "/v1/audio",
@@ -82,7 +82,7 @@ def methods(path: str) -> tuple[str, ...]:
     return ()
 
 
-def meant(path: str) -> str:
+def suggestion(path: str) -> str:
     """Return a sentence that names the endpoint that ``path`` nearly spells; empty where there is none."""
     plain = _SLASHES.sub("/", path).rstrip("/").lower()
     if plain != path and methods(plain):
@@ -97,7 +97,7 @@ def meant(path: str) -> str:
 
 def label(path: str) -> str:
     """Return the label under which a path that is not offered is counted."""
-    for known in ELSEWHERE:
+    for known in OTHER_APIS:
         if path == known or path.startswith(known + "/"):
             return known
     return "other"

@@ -43,7 +43,7 @@ TASKS = {
 ANY_TASK = frozenset({"/tokenize", "/detokenize"})
 """Endpoints that every model answers."""
 
-INSTEAD = {"embed": "/v1/embeddings", "rerank": "/v1/rerank", "generate": "/v1/chat/completions"}
+ENDPOINT_BY_TASK = {"embed": "/v1/embeddings", "rerank": "/v1/rerank", "generate": "/v1/chat/completions"}
 
 SMOOTHING = 0.1
 """Weight of the newest gap between two finished requests in the mean that waiting times are told from."""
@@ -329,7 +329,7 @@ class Route:
 class Router:
     """The services and routes of a site."""
 
-    def __init__(self, site: Site, outbox: WriteCoalescer, notice: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, site: Site, coalescer: WriteCoalescer, notice: Callable[[], None] = lambda: None) -> None:
         gateway = site.gateway
         # Taken as up until the first canary, an interval from now, or a request says otherwise.
         now = asyncio.get_running_loop().time()
@@ -339,7 +339,7 @@ class Router:
                 replica.engine.model,
                 site.models[replica.engine.model].task,
                 replica.engine.slots,
-                _pool(gateway, replica.port, outbox),
+                _pool(gateway, replica.port, coalescer),
                 Breaker(gateway.breaker_failures),
                 resident=replica.engine.residency == "always",
                 last_token=now,
@@ -383,7 +383,7 @@ class Router:
         route = self.routes.get(name) or self.named(name)
         task = route.service.task
         if task != TASKS.get(endpoint, "generate") and endpoint not in ANY_TASK:
-            message = f"The model `{name}` is not for {endpoint}; use it with {INSTEAD[task]}"
+            message = f"The model `{name}` is not for {endpoint}; use it with {ENDPOINT_BY_TASK[task]}"
             raise NotFoundError(message, code="model_not_found", param="model")
         return route
 
@@ -405,10 +405,10 @@ class Router:
         return self.waiting >= self._max_waiting
 
 
-def _pool(gateway: Gateway, port: int, outbox: WriteCoalescer) -> Pool:
+def _pool(gateway: Gateway, port: int, coalescer: WriteCoalescer) -> Pool:
     return Pool(
         port,
-        outbox,
+        coalescer,
         connect_timeout_s=gateway.connect_timeout_s,
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         stall_timeout_s=gateway.stall_timeout_s,

@@ -167,7 +167,7 @@ class SseFilter:
             data, self._rest = data[:end], data[end:]
         self.frames += data.count(b"\n\n")
         if not self.began:
-            self._look_for_token(data)
+            self._detect_token(data)
         if b'"usage":{' in data or b'"choices":[]' in data:
             data = self._take_usage(data)
         if data.endswith(_DONE) and _at_line_start(data, len(data) - 14):
@@ -206,7 +206,7 @@ class SseFilter:
             self.failed = True
             self.error = error
 
-    def _look_for_token(self, data: bytes) -> None:
+    def _detect_token(self, data: bytes) -> None:
         for frame in data.split(b"\n\n"):
             value = _decode(frame)
             if value is None:

@@ -22,13 +22,13 @@ from appliance.errors import (
     StartError,
 )
 from appliance.gateway.background import keep_going
-from appliance.gateway.health import Canaries
+from appliance.gateway.health import HealthMonitor
 from appliance.gateway.routing import Replica, Router, Service
 from appliance.gateway.swap_policy import RETRY_S, EngineState, LoadEngine, Memory, State, decide
 
 LOG = logging.getLogger(__name__)
 
-LOOK_S = 0.1
+POLL_S = 0.1
 """How often a loading engine is asked for a token, and a draining one for what still runs."""
 
 CONTROL_TIMEOUT_S = 120.0
@@ -64,7 +64,7 @@ class SwapController:
     site: Site
     router: Router
     control: EngineControl
-    canaries: Canaries
+    health: HealthMonitor
     clock: Callable[[], float]
     engines: dict[str, Managed] = field(default_factory=dict)
     swaps: int = 0
@@ -133,7 +133,7 @@ class SwapController:
         }
 
     async def _run(self) -> None:
-        await self._learn()
+        await self._take_over_all()
         await keep_going("swapping models", self._step)
 
     async def _step(self) -> None:
@@ -145,15 +145,15 @@ class SwapController:
                 self._wanted = None
             await self._swap(self.engines[step.name], [self.engines[name] for name in step.victims])
         else:
-            await self._noticed(1.0 if step.until is None else step.until - self.clock())
+            await self._await_notice(1.0 if step.until is None else step.until - self.clock())
 
-    async def _noticed(self, within_s: float) -> None:
-        """Wait until something changed, a second at most: not every change is told."""
+    async def _await_notice(self, within_s: float) -> None:
+        """Wait until something changed, a second at most: not every change is message."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(1.0, within_s))):
                 await self._event.wait()
 
-    async def _learn(self) -> None:
+    async def _take_over_all(self) -> None:
         """What an earlier gateway left running is taken over awake, or stopped."""
         for engine in self.engines.values():
             try:
@@ -166,14 +166,14 @@ class SwapController:
         if not any(alive):
             return
         engine.started = True
-        if all(alive) and await self._answers(engine):
+        if all(alive) and await self._generates(engine):
             self._open(engine)
         else:
             await self._stop(engine)
 
-    async def _answers(self, engine: Managed) -> bool:
+    async def _generates(self, engine: Managed) -> bool:
         try:
-            await self._tokens(engine, within_s=self.site.gateway.canary_timeout_s)
+            await self._await_tokens(engine, within_s=self.site.gateway.canary_timeout_s)
         except (RequestError, StartError):
             return False
         return True
@@ -217,7 +217,7 @@ class SwapController:
             loaded = await self._replace(target, victims)
         if not loaded:
             for victim in victims:
-                await self._bring_back(victim)
+                await self._restore(victim)
             return
         self.swaps += 1
         self.last_swap_s = self.clock() - began
@@ -266,18 +266,18 @@ class SwapController:
             left = deadline - self.clock()
             if left <= 0:
                 LOG.warning("%s still runs requests at the drain's deadline; they are cut", engine.name)
-                told = EngineFailedError(f"{engine.service.model} had to make room for another model")
+                message = EngineFailedError(f"{engine.service.model} had to make room for another model")
                 for replica in engine.replicas:
-                    replica.pool.cut(told)
+                    replica.pool.cut(message)
                 return
             self._event.clear()
-            await self._noticed(left)
+            await self._await_notice(left)
 
     async def _unload(self, engine: Managed) -> None:
         if engine.sleeps:
             try:
                 for replica in engine.replicas:
-                    await self._tell(replica, b"/sleep?level=1")
+                    await self._post(replica, b"/sleep?level=1")
             except (RequestError, StartError) as error:
                 # Perhaps half asleep: it holds memory that is needed, and may not answer as it is.
                 LOG.warning("%s does not sleep and is stopped instead: %s", engine.name, error)
@@ -290,11 +290,11 @@ class SwapController:
         self._set(engine, "loading")
         for replica in engine.replicas:
             if engine.started:
-                await self._tell(replica, b"/wake_up")
+                await self._post(replica, b"/wake_up")
             else:
                 await self.control.start(replica.name)
         engine.started = True
-        await self._tokens(engine, engine.load_timeout_s)
+        await self._await_tokens(engine, engine.load_timeout_s)
         self._open(engine)
 
     def _open(self, engine: Managed) -> None:
@@ -311,18 +311,18 @@ class SwapController:
             replica.resident = True
         engine.service.pump()
 
-    async def _tokens(self, engine: Managed, within_s: float) -> None:
-        """Wait until every replica generated a token; raises :class:`StartError` with the last word it said."""
-        said = "it did not listen"
+    async def _await_tokens(self, engine: Managed, within_s: float) -> None:
+        """Wait until every replica generated a token; raises :class:`StartError` with the last word it result."""
+        result = "it did not listen"
         try:
             async with asyncio.timeout(within_s):
                 for replica in engine.replicas:
-                    while (said := await self.canaries.ask(replica)) != "ready":
+                    while (result := await self.health.probe(replica)) != "ready":
                         if not await self.control.alive(replica.name):
                             raise StartError(f"{engine.name} ended while it was loading; see its log")
-                        await asyncio.sleep(LOOK_S)
+                        await asyncio.sleep(POLL_S)
         except TimeoutError:
-            raise StartError(f"{engine.name} generated no token within {within_s:g} s ({said})") from None
+            raise StartError(f"{engine.name} generated no token within {within_s:g} s ({result})") from None
 
     async def _fail(self, engine: Managed, why: str) -> None:
         """Out of the way, and say why: to who waits, in the log, in the status."""
@@ -333,13 +333,13 @@ class SwapController:
             LOG.error("%s could not be stopped either: %s", engine.name, error)  # noqa: TRY400 - a line will do
         self._set(engine, "failed")
         engine.error = why
-        told = f"{engine.service.model} could not be loaded: {why}"
-        engine.service.blocked = (self.clock() + RETRY_S, told)
-        engine.service.refuse(EngineUnavailableError(told, retry_after=RETRY_S))
+        message = f"{engine.service.model} could not be loaded: {why}"
+        engine.service.blocked = (self.clock() + RETRY_S, message)
+        engine.service.refuse(EngineUnavailableError(message, retry_after=RETRY_S))
 
-    async def _bring_back(self, engine: Managed) -> None:
+    async def _restore(self, engine: Managed) -> None:
         """The old one serves again."""
-        if engine.state == "draining" and await self._answers(engine):
+        if engine.state == "draining" and await self._generates(engine):
             self._open(engine)
             return
         with engine.service.swapping(self.clock, self._stops_within_s(engine) + self._loads_within_s(engine)):
@@ -364,7 +364,7 @@ class SwapController:
         engine.started = False
         self._set(engine, "stopped")
 
-    async def _tell(self, replica: Replica, path: bytes) -> None:
+    async def _post(self, replica: Replica, path: bytes) -> None:
         status, _ = await replica.pool.probe(path, b"", CONTROL_TIMEOUT_S)
         if status != 200:
             raise StartError(f"{replica.name} answered {status} to {path.decode()}")

@@ -78,31 +78,31 @@ class UsageWriter:
 
     def _run(self) -> None:
         waiting: list[UsageRow] = []
-        complained = False
+        reported = False
         stopping = False
         while not (stopping and not waiting):
-            stopping = self._stop.wait(RETRY_S if complained else BATCH_S)
+            stopping = self._stop.wait(RETRY_S if reported else BATCH_S)
             waiting += [self._rows.popleft() for _ in range(len(self._rows))]
             if len(waiting) > MAX_WAITING:
                 self.dropped += len(waiting) - MAX_WAITING
                 del waiting[: len(waiting) - MAX_WAITING]
             try:
                 if waiting:
-                    self._commit_what_can_be(waiting)
+                    self._commit_storable(waiting)
                     waiting.clear()
-                    complained = False
+                    reported = False
                 self._prune()
             except SQLAlchemyError as error:
-                if not complained:
+                if not reported:
                     # Once: a full disk needs no line, and no traceback, every second.
                     cause = str(getattr(error, "orig", error)).strip().splitlines()[0]
                     LOG.error("usage rows wait in memory, the database refuses them (%s)", cause)  # noqa: TRY400
-                complained = True
+                reported = True
                 if stopping:
                     self.dropped += len(waiting)
                     break
 
-    def _commit_what_can_be(self, rows: list[UsageRow]) -> None:
+    def _commit_storable(self, rows: list[UsageRow]) -> None:
         """Commit ``rows``; one that no database can hold (a count beyond 64 bits) is dropped and not the others."""
         try:
             self._commit(rows)

@@ -32,7 +32,7 @@ PARTS: dict[str, tuple[object, str]] = {
     "begin": (app.GatewayApp, "begin"),
     "authenticate": (auth.Authenticator, "authenticate_any"),
     "handle": (app.GatewayApp, "handle"),
-    "find_tape": (idempotency.IdempotencyCache, "find"),
+    "find_recording": (idempotency.IdempotencyCache, "find"),
     "decode": (lifecycle, "decode"),
     "find": (routing.Router, "find"),
     "check": (lifecycle, "check"),

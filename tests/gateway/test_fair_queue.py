@@ -178,7 +178,7 @@ def test_idle_counters_are_bounded() -> None:
     for number in range(MAX_IDLE_FLOWS + 500):
         assert queue.enter(FakeTicket(f"u{number}"), 1)
         queue.finish(FakeTicket(f"u{number}"))
-    assert len(queue._flows) <= MAX_IDLE_FLOWS + 1
+    assert len(queue.flows) <= MAX_IDLE_FLOWS + 1
 
 
 class FairQueueMachine(RuleBasedStateMachine):

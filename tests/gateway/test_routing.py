@@ -144,7 +144,8 @@ class RoutingMachine(RuleBasedStateMachine):
     def slots_in_use_are_those_of_who_runs(self) -> None:
         for replica in self.replicas:
             assert replica.in_flight == sum(w.size for w in self.running if w.replica is replica)
-        assert self.service.queue.waiting == len(self.waiting) == len(self.service._waits)
+        assert self.service.queue.waiting == len(self.waiting)
+        assert (self.service.oldest_wait is None) == (not self.waiting)
 
     @invariant()
     def nobody_waits_for_what_will_not_come(self) -> None:
