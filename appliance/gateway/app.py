@@ -46,17 +46,21 @@ from appliance.store.models import Key, UsageRow
 LOG = logging.getLogger(__name__)
 
 TICK_S = 0.5
-"""How often waiting and running requests are looked at: time limits, keep-alive comments, charges."""
+"""Seconds between checks of all waiting and running requests: deadlines, keep-alive comments, charges."""
 
 SMALL_BODY = 64 * 1024
-"""Bytes of a body on a path that wants none; it is not looked at."""
+"""Largest body in bytes on a path that needs none; it is ignored."""
 
 NOT_FOUND_LINES = 60
-"""Log lines a minute about paths that are not offered: one misconfigured client asks for the same path for ever."""
+"""Log lines per minute about unknown paths: one misconfigured client requests the same path for ever."""
 
 
 class GatewayApp:
-    """The application for one site. Stores are opened and closed by the caller."""
+    """The application for one site. The caller opens and closes the stores.
+
+    Every method runs on the event loop's thread. :mod:`appliance.http1` calls ``begin``, ``too_large``,
+    ``broken_off`` and ``handle``, in this order, for each request of a connection.
+    """
 
     def __init__(
         self, site: Site, keys: KeyStore, usage: UsageWriter, control: EngineControl | None = None
@@ -74,20 +78,22 @@ class GatewayApp:
         self._metrics = Metrics(self._samples)
         self._health = HealthMonitor(self.router, site.gateway)
         self._context = GatewayContext(
-            site,
-            self.router,
-            Ledger(site.limits, site.users),
-            usage,
-            self._metrics,
-            self._running,
-            time.monotonic,
-            self._health.suspect,
+            site=site,
+            router=self.router,
+            ledger=Ledger(site.limits, site.users),
+            usage=usage,
+            metrics=self._metrics,
+            running=self._running,
+            clock=time.monotonic,
+            suspect=self._health.suspect,
         )
         self._idempotency = IdempotencyCache(site.gateway.idempotency_s, self._loop.time)
         self.origins = BrowserOrigins(site.gateway.browser_origins)
         self.swap_controller: SwapController | None = None
         if control is not None:
-            self.swap_controller = SwapController(site, self.router, control, self._health, self._loop.time)
+            self.swap_controller = SwapController(
+                site=site, router=self.router, control=control, health=self._health, clock=self._loop.time
+            )
             self.swap_controller.start()
         now = int(time.time())
         self._model_cards = {
@@ -100,7 +106,7 @@ class GatewayApp:
         self._spawn(keep_going("reading the keys", self._poll_keys))
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 
-    # What a connection calls.
+    # Called by a connection.
 
     def begin(self, request: Request) -> int:
         """Authenticate before the body is read; return the body's size limit in bytes."""
@@ -113,11 +119,11 @@ class GatewayApp:
         return self._site.gateway.max_body_bytes
 
     def too_large(self, request: Request, error: RequestError) -> RequestError:
-        """Return what is wrong with the path or the method before what is wrong with the body's size."""
+        """Return the error of the path or the method, which takes precedence over ``error`` of the body's size."""
         return self._refusal(request) or error
 
     def broken_off(self, request: Request, error: RequestError | None) -> None:
-        """Record a request whose body never came whole, or cannot be decoded."""
+        """Record a request whose body is incomplete (``error`` is ``None``) or was rejected with ``error``."""
         owner = request.owner
         if isinstance(owner, Key):
             row = UsageRow(time.time(), request.id, owner.user, owner.id, request.path)
@@ -126,7 +132,7 @@ class GatewayApp:
             self._usage.put(row)
 
     def handle(self, request: Request, client: ClientConnection) -> None:
-        """Answer a whole request, now or later."""
+        """Respond to a complete request, now or later; raises :class:`RequestError` for a rejection."""
         path = request.path
         if path in paths.INFERENCE and request.method == "POST":
             self._infer(request, client)
@@ -135,7 +141,7 @@ class GatewayApp:
         if refusal is not None:
             raise refusal
         if request.method == "OPTIONS":
-            # A preflight has no key, and needs no engine.
+            # A preflight has no key and needs no engine.
             allow = b"allow: %s\r\n" % ", ".join(paths.methods(path)).encode()
             preflight = self.origins.preflight(request.headers) if b"origin" in request.headers else b""
             client.answer(204, b"", headers=allow + preflight)
@@ -144,19 +150,19 @@ class GatewayApp:
         else:
             self._list_models(path, self._authenticate(request), client)
 
-    # What the server calls.
+    # Called by `main` and by the control socket.
 
     def drain(self) -> None:
-        """Take no new requests."""
+        """Accept no new requests; those that run continue."""
         self._draining = True
 
     def stop(self) -> None:
-        """The drain's deadline has come: end what still runs, and say so."""
+        """End all requests with an error, because the drain's deadline has passed."""
         for request in [*self._running]:
             request.stop()
 
     def status(self) -> dict[str, object]:
-        """What is loaded, what runs and what waits, as JSON."""
+        """Return the loaded models, the engines and the numbers of running and waiting requests, for JSON."""
         return {
             "models": {
                 name: {
@@ -183,7 +189,7 @@ class GatewayApp:
         }
 
     async def close(self) -> None:
-        """Stop everything that runs beside requests."""
+        """Stop all background tasks and close the connections to engines."""
         if self.swap_controller is not None:
             await self.swap_controller.close()
         self._ticker.cancel()
@@ -208,7 +214,7 @@ class GatewayApp:
         owner = request.owner
         fresh = request.generation == self._authenticator.generation
         if not fresh or not isinstance(owner, Key) or owner.expires_at is not None or owner.end_users:
-            # Once more: its body may have taken a minute, or it stood behind another one on its connection.
+            # Again: keys may have changed while the body arrived, or while the request waited on its connection.
             owner = self._authenticate(request)
         key = request.headers.get(b"idempotency-key")
         if key is None:
@@ -226,25 +232,25 @@ class GatewayApp:
         proxied.begin(owner)
 
     def _refusal(self, request: Request) -> RequestError | None:
-        """Return what is wrong with the request's path or method; unknown paths are counted and logged."""
+        """Return the error of the request's path or method, if any; count and log unknown paths."""
         path, method = request.path, request.method
         allow = paths.methods(path)
         if method in allow:
             return None
         if allow:
-            return MethodNotAllowedError(f"{path[:100]} takes {allow[0]}, not {method[:20]}", allow=allow)
+            return MethodNotAllowedError(f"{path[:100]} requires {allow[0]}, not {method[:20]}", allow=allow)
         label = paths.label(path)
         self._metrics.not_found[label] = self._metrics.not_found.get(label, 0) + 1
         self._not_found.refill(self._loop.time())
         if self._not_found.level >= 1:
             self._not_found.level -= 1
             fields = {"request_id": request.id, "method": method, "path": paths.redacted(path)}
-            LOG.info("a client asked for a path that is not offered", extra={"fields": fields})
+            LOG.info("a client requested an unknown path", extra={"fields": fields})
         suggestion = paths.suggestion(path) or "GET /v1/models lists the models, docs/gateway.md the endpoints"
         return NotFoundError(f"There is nothing at {path[:100]}; {suggestion}")
 
     def _authenticate(self, request: Request) -> Key:
-        """Return the key of the first credential that is valid, of those that clients send."""
+        """Return the key of the first valid credential, for the end user that the request names."""
         try:
             key = self._authenticator.authenticate_any(request.headers)
         except AuthenticationError:
@@ -286,7 +292,7 @@ class GatewayApp:
 
     def _tick(self) -> None:
         now = self._loop.time()
-        # First: whatever one request does, the next look happens.
+        # Scheduled first, so that no error of a request ends the timer.
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         for request in [*self._running]:
             request.tick(now)
@@ -302,26 +308,26 @@ class GatewayApp:
     async def _poll_keys(self) -> None:
         await asyncio.sleep(POLL_S)
         try:
-            # In a thread: a database across a network must not hold up a stream.
+            # In a thread: a database behind a network must not block a stream.
             self._take_keys(await asyncio.to_thread(self._keys.snapshot, self._changes))
             self._keys_unreadable = False
         except StoreError as error:
             if not self._keys_unreadable:
                 # The last snapshot stays in force; a gateway without keys would reject every request.
-                LOG.error("the keys cannot be read, changes to them wait until they can: %s", error)  # noqa: TRY400
+                LOG.error("the keys cannot be read, changes to them take effect later: %s", error)  # noqa: TRY400
             self._keys_unreadable = True
 
     def _samples(self) -> Iterator[MetricSample]:
         replicas, services = self.router.replicas, self.router.services.values()
         yield MetricSample(
             "engine_up",
-            "Whether the engine is loaded, and its last canary token came.",
+            "Whether the engine is loaded and generated its last canary token.",
             "engine",
             {replica.name: float(replica.open) for replica in replicas},
         )
         yield MetricSample(
             "engine_requests_in_flight",
-            "Requests running on the engine; one for several answers counts as many times.",
+            "Sequences running on the engine; a request for several choices counts once for each.",
             "engine",
             {replica.name: float(replica.in_flight) for replica in replicas},
         )
@@ -338,7 +344,7 @@ class GatewayApp:
             failures = {"": float(self.swap_controller.failures)}
             yield MetricSample("swap_failures", "Loads that failed.", "", failures, counter=True)
             yield MetricSample(
-                "last_swap_seconds", "How long the last one took.", "", {"": self.swap_controller.last_swap_s}
+                "last_swap_seconds", "Seconds that the last load took.", "", {"": self.swap_controller.last_swap_s}
             )
         yield MetricSample(
             "usage_rows_dropped", "Usage rows lost to a full disk.", "", {"": float(self._usage.dropped)}
@@ -356,7 +362,7 @@ class GatewayApp:
 
 
 def _model_card(name: str, service: Service, created: int) -> dict[str, object]:
-    """Return what GET /v1/models says of a model or role: OpenAI's fields, vLLM's, and the task it is for."""
+    """Return the entry of GET /v1/models for a model or role: OpenAI's fields, vLLM's, and its task."""
     card: dict[str, object] = {
         "id": name,
         "object": "model",

@@ -1,8 +1,8 @@
 """The life cycle of one inference request: from its API key to its usage row.
 
-No task and no future: each event is a call from the client's connection, the queue, an engine's connection or the
-gateway's timer, and leaves the request in one of five phases. Whatever happens, a request gets one response and
-leaves one usage row. Each event is :func:`guarded`, so an unexpected error ends this request with a 500 and affects
+Each event is a call from the client's connection, the queue, an engine's connection or the gateway's timer, without a
+task or a future. It leaves the request in one of five phases. In every case, a request gets one response and leaves
+one usage row. Each event is :func:`guarded`, so an unexpected error ends this request with a 500 and affects
 no other.
 
 | phase | event | next phase |
@@ -11,7 +11,7 @@ no other.
 | waiting | the request is rejected, or waits too long | ended |
 | sent | the first frame of a stream | forwarding |
 | sent | a failure of the engine, another replica is open | sent, to that replica |
-| sent | a stream breaks off without a reason | explaining |
+| sent | a stream fails without a reason | explaining |
 | sent | a whole response, or a failure without another replica | ended |
 | explaining | the engine rejects the request and names the reason | ended |
 | explaining | any other response, a failure or the deadline | sent, to another replica; ended if there is none |
@@ -27,8 +27,8 @@ The walk of a request; the code has the same numbers:
 4. :meth:`ProxiedRequest.on_head` selects how to read the engine's response: an SSE stream, or a whole body.
 5. :meth:`ProxiedRequest.on_data` forwards whole frames of a stream. Before the first one, nothing reaches the
    client, so an error still gets its own status, and another replica may take over.
-6. :meth:`ProxiedRequest.on_end` completes a stream (a), reads a whole response (b), or reads the explanation of a
-   broken stream (c).
+6. :meth:`ProxiedRequest.on_end` completes a stream (a), reads a whole response (b), or reads the explanation of
+   a failed stream (c).
 7. :meth:`ProxiedRequest.on_failure` handles a failure of the engine: request an explanation (a), fail over (b), or
    report it to the client (c), inside the stream if that has begun.
 8. Every end settles :class:`RequestAccounting`, which writes the usage row, and releases the slot, once.
@@ -96,10 +96,10 @@ ANTHROPIC = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 """Endpoints whose clients read ``request-id``, too."""
 
 UNEXPLAINED = frozenset({"/v1/messages", "/v1/responses"})
-"""Endpoints on which vLLM 0.32 breaks a stream off for a client's mistake and names no status."""
+"""Endpoints on which vLLM 0.32 aborts a stream for a client's mistake and names no status."""
 
 EXPLAIN_S = 2.0
-"""Seconds within which an engine explains a broken stream; it validates a request before anything else."""
+"""Seconds within which an engine explains a failed stream; it validates a request before anything else."""
 
 ERRORS = (b'{"error":', b'{"type":"error"')
 """First bytes of a whole response that is an error with status 200."""
@@ -117,7 +117,7 @@ BYTES_PER_TOKEN = 4
 """Estimates the tokens of a prompt before the engine counts them: English has about 4 bytes per token."""
 
 
-class Phase(Enum):
+class RequestPhase(Enum):
     """The phase of a request; the module's docstring has the transitions."""
 
     WAITING = 1
@@ -125,7 +125,7 @@ class Phase(Enum):
     SENT = 2
     """A replica has it, and the client has received nothing of the replica's response."""
     EXPLAINING = 3
-    """Its stream broke off; the engine processes it again as a whole, to name the reason."""
+    """Its stream failed; the engine processes it again as a whole, to name the reason."""
     FORWARDING = 4
     """The client has received frames of the engine's stream."""
     ENDED = 5
@@ -133,7 +133,7 @@ class Phase(Enum):
 
 
 # Bound once: an attribute of an Enum costs ten times a global, and each piece of a stream compares two.
-WAITING, SENT, EXPLAINING, FORWARDING, ENDED = Phase
+WAITING, SENT, EXPLAINING, FORWARDING, ENDED = RequestPhase
 
 
 class Responder(Protocol):
@@ -299,7 +299,7 @@ def stream_outcome(stream: SseFilter, endpoint: str) -> str:
 
 
 def error_outcome(error: RequestError) -> str:
-    """Return the outcome of a request that ended with ``error``, for its usage row and the metrics."""
+    """Return the outcome of a request that ended with ``error``, as in its usage row and the metrics."""
     if isinstance(error, EngineReportedError):
         return "rejected" if error.status < 500 else "engine_error"
     for kind, outcome in _OUTCOMES:
@@ -479,7 +479,7 @@ class ProxiedRequest(UpstreamCall):
             if now > self._explain_until:
                 upstream, self._upstream = self._upstream, None
                 cancel(upstream)
-                self._broke_off(self._unexplained())
+                self._handle_failure(self._unexplained())
                 return
         elif phase is FORWARDING and stream is not None:
             tokens = self._accounting.prompt + stream.frames
@@ -594,7 +594,7 @@ class ProxiedRequest(UpstreamCall):
             failure = self._unexplained()
         elif isinstance(failure, EngineFailedError) and self._explain(failure):
             return
-        self._broke_off(failure)
+        self._handle_failure(failure)
 
     # The client's connection.
 
@@ -694,7 +694,7 @@ class ProxiedRequest(UpstreamCall):
         if self._slow and isinstance(self._upstream, UpstreamConnection):
             self._upstream.pause()
 
-    def _broke_off(self, failure: RequestError) -> None:
+    def _handle_failure(self, failure: RequestError) -> None:
         """Count a failure against the replica, then fail over (7b) or report it (7c)."""
         self._count_failure(str(failure), certain=isinstance(failure, EngineUnavailableError))
         if self._phase is FORWARDING or not self._fail_over():
@@ -710,13 +710,13 @@ class ProxiedRequest(UpstreamCall):
         if status < 500:
             self._fail(failure)
         elif (error is not None and error.status is not None) or not self._explain(failure):
-            self._broke_off(failure)
+            self._handle_failure(failure)
 
     def _explain(self, failure: RequestError) -> bool:
-        """Send the request again as a whole (7a), to learn why its stream broke off before its first byte.
+        """Send the request again as a whole (7a), to learn why its stream failed before its first byte.
 
-        vLLM 0.32 validates the parameters of these endpoints after a stream has begun, and then breaks it off or
-        reports an error without a status. A whole request gets a 400 that names the reason.
+        vLLM 0.32 validates the parameters of these endpoints after a stream has begun, and then aborts it or reports
+        an error without a status. A whole request gets a 400 that names the reason.
 
         Returns:
             Whether the request was sent.
@@ -745,7 +745,7 @@ class ProxiedRequest(UpstreamCall):
         if error is not None:
             self._fail(EngineReportedError(error.message, status=self._status, param=error.param))
         else:
-            self._broke_off(failure)
+            self._handle_failure(failure)
 
     def _fail_over(self) -> bool:
         """Send the request to a replica that was not tried; return false if there is none."""
