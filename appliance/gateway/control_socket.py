@@ -65,7 +65,7 @@ class Control:
         model = self._gateway.router.named(swap_request.model).service.model
         if self._gateway.swap_controller is None:
             raise ConflictError(
-                "No engine of this site is loaded on demand, so there is nothing to swap", code="always_loaded"
+                "No engine of this site is loaded on demand; there is nothing to swap", code="always_loaded"
             )
         self._gateway.swap_controller.request(model)
         client.answer(202, json.dumps({"model": model, "state": "asked for"}).encode())

@@ -1,16 +1,16 @@
 """Fair admission between users of one model, as a pure state machine: no clock, no socket, no task.
 
 Each user has a counter of the service received, in tokens divided by the user's weight: the virtual token counter
-of Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024. The next request is always one of the waiting
-user with the least counter. A user who begins to wait is lifted to the least counter of the waiting users. If none
-waits, it is lifted to the counter of the user whose request started last. So absence earns no credit, and service
-received without competition does not count as debt. The same rule divides a user's share between the user's keys, by
-their weights: an agent does not starve its user's own chat.
+of Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024. The next request is always one of the
+waiting user with the least counter. The counter of a user that begins to wait is lifted to the least one of the
+waiting users. If none waits, it is lifted to that of the user whose request started last. So absence earns no
+credit, and service received without competition does not count as debt. The same rule divides a user's share
+between the user's keys, by their weights: an agent does not starve its user's own chat.
 
 A counter alone lets one user with many long requests occupy every slot before another user arrives. So each user
-may hold only ``alpha * free`` slots, the dynamic threshold of Choudhury and Hahne, "Dynamic Queue Length Thresholds for
-Shared-Memory Packet Switches", IEEE/ACM Transactions on Networking 6(2), 1998. With alpha = (1 - h) / h, a single
-user gets 1 - h of the slots, several users share them, and some slots stay free for the next user.
+may hold only ``alpha * free`` slots, the dynamic threshold of Choudhury and Hahne, "Dynamic Queue Length
+Thresholds for Shared-Memory Packet Switches", IEEE/ACM Transactions on Networking 6(2), 1998. With alpha = (1 - h)
+/ h, a single user gets 1 - h of the slots, several users share them, and some slots stay free for the next user.
 """
 
 from __future__ import annotations

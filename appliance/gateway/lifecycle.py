@@ -1,9 +1,9 @@
 """The life cycle of one inference request: from its API key to its usage row.
 
-Each event is a call from the client's connection, the queue, an engine's connection or the gateway's timer, without a
-task or a future. It leaves the request in one of five phases. In every case, a request gets one response and leaves
-one usage row. Each event is :func:`guarded`, so an unexpected error ends this request with a 500 and affects
-no other.
+Each event is a call from the client's connection, the queue, an engine's connection or the gateway's timer,
+without a task or a future. It leaves the request in one of five phases. In every case, a request gets one response
+and leaves one usage row. Each event is :func:`guarded`, so an unexpected error ends this request with a 500 and
+affects no other.
 
 | phase | event | next phase |
 |---|---|---|
@@ -715,8 +715,8 @@ class ProxiedRequest(UpstreamCall):
     def _explain(self, failure: RequestError) -> bool:
         """Send the request again as a whole (7a), to learn why its stream failed before its first byte.
 
-        vLLM 0.32 validates the parameters of these endpoints after a stream has begun, and then aborts it or reports
-        an error without a status. A whole request gets a 400 that names the reason.
+        vLLM 0.32 validates the parameters of these endpoints after a stream has begun, and then aborts it or
+        reports an error without a status. A whole request gets a 400 that names the reason.
 
         Returns:
             Whether the request was sent.

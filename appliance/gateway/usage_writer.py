@@ -27,7 +27,8 @@ BATCH_S = 0.05
 CHUNK = 100
 """Rows per statement. One statement with many rows releases the interpreter's lock once, not once per row.
 
-With one row each, the writer and the event loop woke each other 16,000 times per second and halved the request rate."""
+With one row each, the writer and the event loop woke each other 16,000 times per second and halved the request
+rate."""
 
 RETRY_S = 1.0
 """Seconds after a failed commit before the next one."""
