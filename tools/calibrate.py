@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from appliance.catalog import catalog
+from appliance.catalog.shipped import MEASUREMENTS
 from appliance.errors import ApplianceError
 from appliance.planner import constants, evaluate, row_parser
 from appliance.planner.constants import Constants, names
-from appliance.planner.serving import answer_class, predict
+from appliance.planner.throughput import answer_class, predict
 from appliance.planner.workload import Workload
 
 Vector = npt.NDArray[np.float64]
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Calibrates, reports held-out errors, writes ``constants.toml``."""
     shipped_constants = Path(constants.__file__).parent / "constants.toml"
     parser = argparse.ArgumentParser(prog="python -m tools.calibrate", description=__doc__)
-    shipped = Path(catalog.__file__).parent / "measurements.csv"
+    shipped = MEASUREMENTS
     parser.add_argument("--measurements", type=Path, default=shipped, help="CSV of measurements")
     parser.add_argument("--write", type=Path, default=shipped_constants, help="where the constants go")
     parser.add_argument("--dry-run", action="store_true", help="report, write nothing")

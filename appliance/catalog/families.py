@@ -1,7 +1,7 @@
 """Families of models: what their config.json leaves unsaid, and how they spell the ordinary fields.
 
-Data. One :class:`~appliance.catalog.family.Family` per ``model_type``. :mod:`appliance.catalog.hfconfig` reads
-a file by its family and refuses a ``model_type`` that is not here. ``tests/planner/families.json`` holds every
+Data. One :class:`~appliance.catalog.family.Family` per ``model_type``. :mod:`appliance.catalog.hf_config` reads
+a file by its family and refuses a ``model_type`` that is not here. ``tests/catalog/families.json`` holds every
 entry to the weights that transformers creates.
 """
 

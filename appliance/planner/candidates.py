@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from appliance.catalog.cards import Card
+from appliance.contract.card_memory import GIB
 from appliance.errors import UsageError
 from appliance.planner import host_ram, precision
 from appliance.planner.constants import calibrated
-from appliance.planner.demand import Demand, HardwareSpec, ModelDemand
+from appliance.planner.demand import Demand
+from appliance.planner.hardware import HardwareSpec
+from appliance.planner.layout import Layout, check_shards
 from appliance.planner.memory import CardMemory, card_memory
-from appliance.planner.serving import Prediction, predict
-from appliance.planner.workload import Layout, Workload, check_shards
+from appliance.planner.models import ModelDemand
+from appliance.planner.throughput import Prediction, predict
+from appliance.planner.workload import Workload
 
 TP_SIZES = (1, 2, 4, 8)
 MIN_CHATS = 1.0
@@ -148,7 +152,7 @@ def _experts_in_ram(work: ModelDemand, machine: HardwareSpec, demand: Demand, ca
     if away == 0.0:
         return []
     ram = host_ram.EngineRam(cards=1, in_ram=parts.experts * away).total
-    if ram > machine.ram_gib * 2.0**30 * (1 - host_ram.FREE_SHARE):
+    if ram > machine.ram_gib * GIB * (1 - host_ram.FREE_SHARE):
         return []
     point = Workload(
         card=card,
@@ -200,7 +204,7 @@ def _on_cpu(work: ModelDemand, machine: HardwareSpec) -> list[Candidate]:
     if not work.shape.pooling:
         seconds += work.answer * step / 4  # a handful decode together
     ram = host_ram.EngineRam(in_ram=parts.total + 4e9).total
-    if ram > machine.ram_gib * 2.0**30:
+    if ram > machine.ram_gib * GIB:
         return []
     option = Candidate(
         work=work,

@@ -12,7 +12,7 @@ from pathlib import Path
 from appliance.errors import ApplianceError, ConfigError
 from appliance.planner import row_parser
 from appliance.planner.constants import Constants
-from appliance.planner.serving import interval, predict
+from appliance.planner.throughput import interval, predict
 
 REQUIRED = ("gpu", "model", "output_tok_s")
 """Columns without which a file holds no measurements."""

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 
 from appliance.catalog.cards import Card
 from appliance.catalog.shape import Shape
+from appliance.contract.card_memory import GIB, shortage
 from appliance.contract.model import Engine, Site
 from appliance.contract.rules import Violation
 from appliance.errors import UsageError
 from appliance.planner import host_ram, precision
-from appliance.planner.memory import GIB, card_memory, weight_bytes
+from appliance.planner.from_site import card_of, model_of
+from appliance.planner.layout import Layout, check_shards
+from appliance.planner.memory import card_memory, weight_bytes
 from appliance.planner.precision import Precision
-from appliance.planner.site import card_of, model_of
-from appliance.planner.workload import Layout, check_shards
 
 
 def fit(site: Site) -> list[Violation]:
@@ -112,14 +113,13 @@ def _memory(
     )
     if memory.kv_tokens >= engine.context:
         return None
-    room, weights = memory.budget / GIB, memory.weights / GIB
-    if memory.kv <= 0:
-        what = (
-            f"{weights:.1f} GiB of weights and {memory.overhead / GIB:.1f} GiB of working space per card "
-            "do not "
-            f"fit the {room:.1f} GiB that gpu_memory_utilization = {engine.gpu_memory_utilization:g} leaves"
-        )
-    else:
+    what = shortage(
+        weights=memory.weights,
+        working_space=memory.overhead,
+        memory=memory.total,
+        utilization=engine.gpu_memory_utilization,
+    )
+    if what is None:
         what = f"the KV cache would hold {memory.kv_tokens} tokens, one request of {engine.context} does not fit"
     return Violation(where, what, _nearest(engine, shape, dtype, smallest, memory.kv_tokens))
 

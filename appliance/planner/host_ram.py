@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GIB = 2.0**30
+from appliance.contract.card_memory import GIB
 
 SYSTEM_GIB = 4.0
 """The system, the gateway, monitoring."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.planner import queueing
+from appliance.contract.card_memory import GIB
 from appliance.planner.candidates import at
-from appliance.planner.demand import Demand, HardwareSpec
-from appliance.planner.memory import GIB
-from appliance.planner.queueing import OfferedLoad, SimulationOutcome
+from appliance.planner.demand import Demand
+from appliance.planner.hardware import HardwareSpec
+from appliance.planner.placement import Advice, Placement, Plan, advise
 from appliance.planner.simulated_engine import engine_of
-from appliance.planner.topology import Advice, Placement, Plan, advise
+from appliance.planner.simulation import OfferedLoad, Pattern, SimulationOutcome, breaking_point, simulate
 from appliance.planner.what_if import Change, changes
 
 SIMULATED = 5_000
@@ -50,7 +50,7 @@ def answer(
     *,
     requests: int = SIMULATED,
     seed: int = 1,
-    pattern: queueing.Pattern = "n8n",
+    pattern: Pattern = "n8n",
 ) -> PlanReport:
     """Topology, simulation of the recommended one, and what changes would bring."""
     advice = advise(machines, demand)
@@ -71,8 +71,8 @@ def answer(
             rate=N8N_RATE_SHARE * chats / demand.think_s if pattern != "none" else 0.0,
         )
         limits = {"ttft_slo_s": demand.ttft_slo_s, "tpot_slo_s": demand.tpot_slo_s}
-        outcome = queueing.simulate(engine, load, requests, seed=seed, **limits)
-        breaks = queueing.breaking_point(engine, load, seed=seed, requests=1500, **limits)
+        outcome = simulate(engine, load, requests, seed=seed, **limits)
+        breaks = breaking_point(engine, load, seed=seed, requests=1500, **limits)
         queues.append(QueueEstimate(part.option.work.name, outcome, breaks))
     return PlanReport(machines, demand, advice, tuple(queues), tuple(changes(machines, demand)))
 

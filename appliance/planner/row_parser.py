@@ -12,14 +12,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from appliance.catalog import catalog
-from appliance.catalog.cards import Card, Cpu
+from appliance.catalog.cards import Card, cards, find_card
+from appliance.catalog.models import find_model, shipped_models
+from appliance.catalog.names import normalise
+from appliance.catalog.processors import Cpu, find_cpu
 from appliance.catalog.shape import Attention, Moe, Shape
+from appliance.contract.card_memory import GIB
 from appliance.errors import ApplianceError, UsageError
 from appliance.planner import precision
-from appliance.planner.memory import GIB, default_sequences
+from appliance.planner.layout import Layout, check_shards
+from appliance.planner.memory import default_sequences
 from appliance.planner.precision import Precision
-from appliance.planner.workload import EngineKind, Layout, Workload, check_shards
+from appliance.planner.workload import EngineKind, Workload
 
 SHAREGPT = (217.0, 198.0)
 """Mean prompt and answer of vLLM's ShareGPT benchmark over 1000 prompts."""
@@ -57,7 +61,7 @@ def point(row: Row, known: dict[str, Shape] | None = None) -> Workload:
         shape = dataclasses.replace(shape, max_context=int(prompt + answer) + 1)
     draft, accepted = _speculation(notes)
     generic = bytes_share and machine.cpu is None
-    cpu = catalog.find_cpu("generic desktop") if generic else machine.cpu
+    cpu = find_cpu("generic desktop") if generic else machine.cpu
     return Workload(
         card=machine.card,
         shape=shape,
@@ -104,12 +108,12 @@ def _machine(text: str, assumed: list[str]) -> _Machine:
             continue
         except UsageError:
             if part.lower().startswith("any "):
-                card = catalog.find_card("RTX 4060 Ti 16GB")
+                card = find_card("RTX 4060 Ti 16GB")
                 assumed.append(f"{part}: taken as {card.name}")
                 continue
             if len(parts) == 1:
                 raise
-        cpu = catalog.find_cpu(part)
+        cpu = find_cpu(part)
     if card is None:
         raise UsageError(f"gpu = {text!r} names no card; name one of the catalogue")
     return _Machine(card, cpu)
@@ -119,12 +123,10 @@ def _card(text: str) -> Card:
     """The card that ``text`` begins with, however it goes on (``H100 80GB HBM3``, ``4x RTX 5090 32GB``)."""
     name = re.sub(r"^\s*(?:NVIDIA\s+)?\d+\s*[x*]\s*", "", text)
     try:
-        return catalog.find_card(name)
+        return find_card(name)
     except UsageError:
-        plain = catalog.plain(name)
-        starts = {
-            catalog.plain(one): card for card in catalog.cards().values() for one in (card.name, *card.aliases)
-        }
+        plain = normalise(name)
+        starts = {normalise(one): card for card in cards().values() for one in (card.name, *card.aliases)}
         fits = [start for start in starts if len(start) >= 4 and plain.startswith(start)]
         if not fits:
             raise
@@ -132,12 +134,12 @@ def _card(text: str) -> Card:
 
 
 def _shape(text: str, known: dict[str, Shape] | None, assumed: list[str]) -> Shape:
-    known = catalog.shipped_models() if known is None else known
+    known = shipped_models() if known is None else known
     name = re.sub(r"\([^)]*\)", "", text).strip()
     if not name:
         raise UsageError("model is empty; name it")
     try:
-        return catalog.find_model(name, known)
+        return find_model(name, known)
     except UsageError as error:
         plain = _plain(name)
         for shape in known.values():

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 from appliance.planner.candidates import at
 from appliance.planner.constants import calibrated
-from appliance.planner.queueing import SimulatedEngine
+from appliance.planner.placement import Placement
 from appliance.planner.roofline import prefill_latency, prefill_time
-from appliance.planner.serving import room_for
-from appliance.planner.topology import Placement
+from appliance.planner.simulation import SimulatedEngine
+from appliance.planner.throughput import room_for
 
 MAX_SLOTS = 512
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+from appliance.contract.card_memory import GIB
 from appliance.planner import precision
 from appliance.planner.candidates import options
-from appliance.planner.demand import Demand, HardwareSpec, ModelDemand
+from appliance.planner.demand import Demand
+from appliance.planner.hardware import HardwareSpec
+from appliance.planner.models import ModelDemand
 
-GIB = 2.0**30
 LADDER = ("fp8", "awq-int4", "nvfp4")
 
 

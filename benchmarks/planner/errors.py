@@ -10,8 +10,8 @@ from collections import defaultdict
 from math import exp, log10
 from pathlib import Path
 
-from appliance.catalog import catalog
-from appliance.planner import evaluate, serving
+from appliance.catalog.shipped import MEASUREMENTS
+from appliance.planner import evaluate, throughput
 from tools import calibrate
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def scatter(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
 
 
 def main() -> None:
-    rows = evaluate.read(Path(catalog.__file__).parent / "measurements.csv")
+    rows = evaluate.read(MEASUREMENTS)
     data = calibrate.samples(rows)
     held = [float(error) for error in calibrate.cross_validate(data)]
     with (Path(__file__).parent / "held_out.csv").open("w", encoding="utf-8", newline="") as file:
@@ -116,7 +116,7 @@ def main() -> None:
     (ROOT / "docs" / "img" / "planner-errors.svg").write_text(by_group(data, held), "utf-8")
     (ROOT / "docs" / "img" / "planner-scatter.svg").write_text(scatter(data, held), "utf-8")
     inside = sum(low <= -error <= high for sample, error in zip(data, held, strict=True)
-                 for low, high in [serving.interval(sample.point)])  # fmt: skip
+                 for low, high in [throughput.interval(sample.point)])  # fmt: skip
     print(f"inside the shipped 80 % interval, held out: {inside / len(data):.3f}")
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from appliance.catalog import catalog
+from appliance.catalog.shipped import MEASUREMENTS
 from appliance.errors import ConfigError
 from appliance.planner import evaluate, row_parser
 from appliance.planner.evaluate import RowResult
 from tools import calibrate
 
-MEASUREMENTS = Path(catalog.__file__).parent / "measurements.csv"
 ROWS = evaluate.read(MEASUREMENTS)
 RESULTS = evaluate.evaluate(ROWS)
 

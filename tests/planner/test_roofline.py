@@ -10,14 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.catalog import catalog
+from appliance.catalog.cards import find_card
+from appliance.catalog.models import shipped_models
 from appliance.errors import UsageError
-from appliance.planner import demand
 from appliance.planner.constants import Constants, calibrated, names
+from appliance.planner.layout import Layout
 from appliance.planner.memory import card_memory
+from appliance.planner.models import parse_model
 from appliance.planner.roofline import decode_step, distinct_experts, prefill_time, unit_speed
-from appliance.planner.serving import predict
-from appliance.planner.workload import Layout, Workload
+from appliance.planner.throughput import predict
+from appliance.planner.workload import Workload
 
 Build = Callable[..., Workload]
 same = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -145,12 +147,12 @@ def test_experts_must_be_there_to_be_spread(point: Build) -> None:
 )
 def test_unknown_models_and_precisions_name_the_nearest(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words.replace("(", r"\(")):
-        demand.model(text)
+        parse_model(text)
 
 
 def test_unknown_cards_name_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'RTX 5090'"):
-        catalog.find_card("RTX 5091")
+        find_card("RTX 5091")
 
 
 def test_one_point_takes_under_2_ms(point: Build) -> None:
@@ -173,16 +175,16 @@ def test_every_constant_says_what_it_means() -> None:
     assert all(getattr(calibrated(), name) <= 1 for name in shares)
 
 
-@given(st.sampled_from(sorted(catalog.shipped_models())), st.sampled_from([0.5, 0.7, 0.92]))
+@given(st.sampled_from(sorted(shipped_models())), st.sampled_from([0.5, 0.7, 0.92]))
 def test_a_card_is_never_given_away_twice(name: str, utilization: float) -> None:
-    shape, dtype = demand.model(name)
-    memory = card_memory(catalog.find_card("RTX PRO 6000"), shape, dtype, utilization=utilization)
+    shape, dtype = parse_model(name)
+    memory = card_memory(find_card("RTX PRO 6000"), shape, dtype, utilization=utilization)
     assert memory.weights + memory.overhead + memory.kv == pytest.approx(memory.budget)
     assert memory.budget <= memory.total
 
 
 def test_one_card_leaves_a_30b_in_bf16_about_300k_tokens() -> None:
-    shape, dtype = demand.model("Qwen/Qwen3-30B-A3B")
-    memory = card_memory(catalog.find_card("RTX PRO 6000"), shape, dtype)
+    shape, dtype = parse_model("Qwen/Qwen3-30B-A3B")
+    memory = card_memory(find_card("RTX PRO 6000"), shape, dtype)
     assert 280_000 < memory.kv_tokens < 320_000
     assert memory.sequences(4096) == pytest.approx(memory.kv_tokens / 4096, rel=0.02)

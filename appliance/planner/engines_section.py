@@ -12,7 +12,7 @@ from math import ceil
 
 from appliance.contract.model import Engine, Site
 from appliance.errors import UsageError
-from appliance.planner.topology import Placement, Plan
+from appliance.planner.placement import Placement, Plan
 
 FIRST_PORT = 8101
 PORT_STEP = 10

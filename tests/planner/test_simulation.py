@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import UsageError
-from appliance.planner import queueing
-from appliance.planner.queueing import OfferedLoad, SimulatedEngine, breaking_point, simulate
+from appliance.planner.simulation import OfferedLoad, SimulatedEngine, Simulation, breaking_point, simulate
 
 
 def engine(slots: int = 64, replicas: int = 2, tpot: float = 0.01, slope: float = 5e-4) -> SimulatedEngine:
@@ -106,7 +105,7 @@ def test_nobody_asks() -> None:
 def test_a_million_chats_are_a_matter_of_seconds() -> None:
     """Events are counted, not seconds: a trial ends once it is lost, and the queue once it is full."""
     crowd = OfferedLoad(chats=1_000_000, pattern="n8n", rate=3000.0)
-    run = queueing._Run(engine(), crowd, 5000, 1, 2.0, 0.1)
+    run = Simulation(engine(), crowd, 5000, 1, 2.0, 0.1)
     steps = 0
     while run.events and run.done < 5000:
         run.step()
@@ -114,7 +113,7 @@ def test_a_million_chats_are_a_matter_of_seconds() -> None:
     assert run.done == 5000
     assert steps < 40_000
     assert run.outcome().longest_queue >= 5000
-    lost = queueing._Run(engine(), crowd, 120_000, 1, 2.0, 0.1)
+    lost = Simulation(engine(), crowd, 120_000, 1, 2.0, 0.1)
     steps = 0
     while not lost.will_miss(6000):
         lost.step()
@@ -123,7 +122,7 @@ def test_a_million_chats_are_a_matter_of_seconds() -> None:
 
 
 def test_a_trial_is_not_lost_while_the_slo_holds() -> None:
-    run = queueing._Run(engine(), OfferedLoad(chats=4), 2000, 1, 60.0, 10.0)
+    run = Simulation(engine(), OfferedLoad(chats=4), 2000, 1, 60.0, 10.0)
     while run.events and run.done < 2000:
         run.step()
         assert not run.will_miss(100)

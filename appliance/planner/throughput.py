@@ -13,7 +13,7 @@ from math import exp
 from appliance.planner.constants import Constants, calibrated, intervals
 from appliance.planner.memory import CardMemory, card_memory, default_sequences
 from appliance.planner.roofline import DecodeStep, decode_step, prefill_latency, prefill_time
-from appliance.planner.workload import Workload, check
+from appliance.planner.workload import Workload, check_workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Prediction:
 
 def predict(point: Workload, k: Constants | None = None) -> Prediction:
     """The closed loop of ``point``; :class:`~appliance.errors.UsageError` where it cannot be."""
-    check(point)
+    check_workload(point)
     k = k or calibrated()
     memory = card_memory(
         point.card,

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from appliance.catalog import harmless
+from appliance.catalog import harmless_fields
 from appliance.catalog.families import FAMILIES
 from appliance.catalog.family import REFUSED, SAME, Family
 from appliance.errors import ConfigError
@@ -199,7 +199,7 @@ class ConfigFields:
 
     def refused(self, key: str, value: object) -> ConfigError:
         """Return the error for a field that is not understood."""
-        meaning = harmless.MEANING.get(key)
+        meaning = harmless_fields.MEANING.get(key)
         speaks = f" ({meaning})" if meaning else ""
         return ConfigError(
             f"{self.name}: config.json has {self.where(key)} = {value!r:.40}{speaks}, which the planner does not "
@@ -215,10 +215,10 @@ class ConfigFields:
                 allowed: tuple[object, ...] = ([self.family.everywhere[key]] * len(value),)
             elif key in self.family.only:
                 allowed = self.family.only[key]
-            elif harmless.is_harmless(key):
+            elif harmless_fields.is_harmless(key):
                 continue
             else:
-                allowed = harmless.ONLY.get(key, ())
+                allowed = harmless_fields.ONLY.get(key, ())
             if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
                 raise self.refused(key, value)
 
@@ -239,12 +239,12 @@ def check_outside(name: str, tables: list[Mapping[str, Any]], path: list[str]) -
     text = tables[-1]
     for depth, table in enumerate(tables[:-1]):
         for key, value in table.items():
-            if key == path[depth] or key in OUTSIDE or harmless.is_harmless(key):
+            if key == path[depth] or key in OUTSIDE or harmless_fields.is_harmless(key):
                 continue
             # Some files repeat their text model's fields outside.
             if key in text and text[key] == value:
                 continue
-            allowed = harmless.ONLY.get(key, ())
+            allowed = harmless_fields.ONLY.get(key, ())
             if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
                 where = ".".join([*path[:depth], key])
                 raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from appliance.catalog.configfields import ConfigFields
+from appliance.catalog.config_fields import ConfigFields
 from appliance.catalog.family import Experts
 from appliance.catalog.shape import Moe
 from appliance.errors import ConfigError

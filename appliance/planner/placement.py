@@ -10,12 +10,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from appliance.contract.card_memory import GIB
 from appliance.errors import UsageError
 from appliance.planner import host_ram
 from appliance.planner.candidates import Candidate, at, options
-from appliance.planner.demand import Demand, HardwareSpec, check
-from appliance.planner.serving import Prediction
+from appliance.planner.demand import Demand, check_demand
+from appliance.planner.hardware import HardwareSpec
 from appliance.planner.suggest import suggest
+from appliance.planner.throughput import Prediction
 
 COMFORT = 1.5
 """Headroom beyond which more of it stops counting: bursts of half as much again are carried."""
@@ -98,7 +100,7 @@ class Advice:
 
 def advise(machines: tuple[HardwareSpec, ...], demand: Demand) -> Advice:
     """The best topology for ``demand`` on ``machines``; :class:`UsageError` where nothing fits."""
-    check(machines, demand)
+    check_demand(machines, demand)
     plans = enumerate_plans(machines, demand)
     if not plans:
         raise UsageError(_nothing_fits(machines, demand))
@@ -149,7 +151,7 @@ class _Board:
         self.machines = machines
         self.free = {machine.name: list(range(len(machine.cards))) for machine in machines}
         self.busy: set[str] = set()
-        self.ram = {machine.name: host_ram.SYSTEM_GIB * 2.0**30 for machine in machines}
+        self.ram = {machine.name: host_ram.SYSTEM_GIB * GIB for machine in machines}
 
     def place(self, option: Candidate) -> tuple[str, tuple[int, ...]] | None:
         """Takes cards for one unit, on the machine with the fewest free cards that suffice."""
@@ -158,7 +160,7 @@ class _Board:
         for machine in self.machines:
             if option.kind == "experts in RAM" and machine.name in self.busy:
                 continue  # a second one would halve the RAM bandwidth of the first
-            if self.ram[machine.name] + option.ram_bytes / option.layout.hosts > machine.ram_gib * 2.0**30:
+            if self.ram[machine.name] + option.ram_bytes / option.layout.hosts > machine.ram_gib * GIB:
                 continue
             usable = [index for index in self.free[machine.name] if machine.cards[index] == option.card]
             if len(usable) >= need:

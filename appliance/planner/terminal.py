@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from appliance.contract.card_memory import GIB
 from appliance.planner.evaluate import RowResult, Summary, by_group, summarise
 from appliance.planner.plan_report import PlanReport, memory_bars
-from appliance.planner.serving import Prediction
+from appliance.planner.throughput import Prediction
 
 BAR_WIDTH = 40
 
@@ -126,8 +127,8 @@ def show_prediction(console: Console, prediction: Prediction) -> None:
     )
     memory = prediction.memory
     console.print(
-        f"per card: {memory.weights / 2**30:.1f} GiB of weights, {memory.overhead / 2**30:.1f} working, "
-        f"{max(memory.kv, 0) / 2**30:.1f} KV cache = {memory.kv_tokens:,} tokens",
+        f"per card: {memory.weights / GIB:.1f} GiB of weights, {memory.overhead / GIB:.1f} working, "
+        f"{max(memory.kv, 0) / GIB:.1f} KV cache = {memory.kv_tokens:,} tokens",
         highlight=False,
     )
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from appliance.errors import UsageError
 from appliance.planner import host_ram
-from appliance.planner.demand import Demand, HardwareSpec, ModelDemand, cards
-from appliance.planner.site import share_out
-from appliance.planner.topology import advise
+from appliance.planner.demand import Demand
+from appliance.planner.hardware import HardwareSpec, parse_cards
+from appliance.planner.models import ModelDemand, split_shares
+from appliance.planner.placement import advise
 from appliance.planner.what_if import changes
 
 PRO, SERVER = "RTX PRO 6000 Blackwell Workstation", "RTX PRO 6000 Blackwell Server"
@@ -111,7 +112,7 @@ def test_shares_context_and_machines_must_make_sense(work: MakeWork, machine: Ma
 @pytest.mark.parametrize("text", ["0x RTX 5090", "-1x RTX 5090", "65x RTX 5090", "", "2x Voodoo"])
 def test_cards_that_make_no_sense(text: str) -> None:
     with pytest.raises(UsageError):
-        cards(text)
+        parse_cards(text)
 
 
 def test_eight_cards_and_five_models_within_two_seconds(work: MakeWork, machine: MakeMachine) -> None:
@@ -178,4 +179,4 @@ def test_ram_counts_offload_twice_and_sleep_once() -> None:
 def test_what_nobody_stated_goes_to_the_models_that_chat(
     stated: dict[str, float], shares: dict[str, float]
 ) -> None:
-    assert share_out({"chat": False, "code": False, "embed": True}, stated) == pytest.approx(shares)
+    assert split_shares({"chat": False, "code": False, "embed": True}, stated) == pytest.approx(shares)

@@ -119,13 +119,13 @@ def simulate(
         raise UsageError(f"{requests} requests cannot be simulated; nearest valid: {nearest}")
     if load.chats < 1 and (load.rate <= 0 or load.pattern == "none"):
         raise UsageError("nobody asks anything: name chats, or a rate of automations")
-    run = _Run(engine, load, requests, seed, ttft_slo_s, tpot_slo_s)
+    run = Simulation(engine, load, requests, seed, ttft_slo_s, tpot_slo_s)
     while run.events and run.done < requests:
         run.step()
     return run.outcome()
 
 
-class _Run:
+class Simulation:
     """The state of one simulation. Events are (time, order, kind, who, arrival or version, answer).
 
     ``order`` breaks ties, so that a run repeats exactly.
@@ -331,7 +331,7 @@ def breaking_point(
 
     def holds(chats: int) -> bool:
         wanted = max(requests, min(6 * chats, MOST_PER_TRIAL))
-        run = _Run(engine, replace(load, chats=chats), wanted, seed, ttft_slo_s, tpot_slo_s)
+        run = Simulation(engine, replace(load, chats=chats), wanted, seed, ttft_slo_s, tpot_slo_s)
         allowed = int(0.05 * wanted)
         while run.events and run.done < wanted:
             for _ in range(CHECKED_EVERY):
