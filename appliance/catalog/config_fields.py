@@ -14,7 +14,7 @@ from typing import Any
 
 from appliance.catalog import harmless_fields
 from appliance.catalog.families import FAMILIES
-from appliance.catalog.family import REFUSED, SAME, Family
+from appliance.catalog.family import REFUSED, SAME_AS, Family
 from appliance.errors import ConfigError
 
 LIMITS: dict[str, tuple[int, int]] = {
@@ -45,8 +45,8 @@ def defaults(kind: str) -> Mapping[str, Any]:
 def chain(kind: str) -> list[str]:
     """Return ``kind`` and the families it is built like, the last of them in FAMILIES if it is known."""
     kinds = [kind]
-    while kinds[-1] in SAME:
-        kinds.append(SAME[kinds[-1]])
+    while kinds[-1] in SAME_AS:
+        kinds.append(SAME_AS[kinds[-1]])
     return kinds
 
 
@@ -94,7 +94,7 @@ class ConfigFields:
         """Return the family's spellings of the ordinary field ``key``."""
         return self.family.names.get(key, (key,))
 
-    def where(self, key: str) -> str:
+    def path_of(self, key: str) -> str:
         """Return ``key`` with the names of the tables around it."""
         return f"{self.path}.{key}" if self.path else key
 
@@ -112,7 +112,7 @@ class ConfigFields:
             for other, second in found[1:]:
                 if second != value:
                     raise ConfigError(
-                        f"{self.name}: {self.where(first)} = {value!r:.40} and {other} = {second!r:.40} "
+                        f"{self.name}: {self.path_of(first)} = {value!r:.40} and {other} = {second!r:.40} "
                         "contradict each other; remove one of them"
                     )
             return first, value
@@ -155,7 +155,8 @@ class ConfigFields:
         above = isinstance(value, (int, float)) and value > low
         nearest = int(min(value, high)) if above and isinstance(value, (int, float)) else low
         return ConfigError(
-            f"{self.name}: {self.where(key)} = {value!r:.40} cannot be true; nearest: a whole number like {nearest}"
+            f"{self.name}: {self.path_of(key)} = {value!r:.40} cannot be true; "
+            f"nearest: a whole number like {nearest}"
         )
 
     def missing(self, key: str) -> ConfigError:
@@ -165,7 +166,7 @@ class ConfigFields:
                 f"{self.name}: config.json has no {key}: it is an adapter's; take the model's own file"
             )
         return ConfigError(
-            f"{self.name}: config.json has no {self.where(key)}; add it, or take the model's own config.json"
+            f"{self.name}: config.json has no {self.path_of(key)}; add it, or take the model's own config.json"
         )
 
     def flag(self, key: str, *, default: bool = False) -> bool:
@@ -174,7 +175,7 @@ class ConfigFields:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise ConfigError(f"{self.name}: {self.where(name)} = {value!r:.40} is neither true nor false")
+            raise ConfigError(f"{self.name}: {self.path_of(name)} = {value!r:.40} is neither true nor false")
         return value
 
     def option(self, text: str) -> str:
@@ -192,7 +193,7 @@ class ConfigFields:
         if not isinstance(value, list) or len(value) != length:
             count = len(value) if isinstance(value, list) else 0
             raise ConfigError(
-                f"{self.name}: {self.where(key)} names {count} layers, num_hidden_layers says {length}; "
+                f"{self.name}: {self.path_of(key)} names {count} layers, num_hidden_layers says {length}; "
                 "make them agree"
             )
         return value
@@ -202,7 +203,7 @@ class ConfigFields:
         meaning = harmless_fields.MEANING.get(key)
         speaks = f" ({meaning})" if meaning else ""
         return ConfigError(
-            f"{self.name}: config.json has {self.where(key)} = {value!r:.40}{speaks}, which the planner does not "
+            f"{self.name}: config.json has {self.path_of(key)} = {value!r:.40}{speaks}, which the planner does not "
             f"understand in model_type {self.kind} and which may change size or context; {BY_HAND}"
         )
 

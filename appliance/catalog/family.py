@@ -80,7 +80,7 @@ class Family:
     """The longest context includes the rope scaling already."""
 
 
-SAME: Mapping[str, str] = {
+SAME_AS: Mapping[str, str] = {
     "RefinedWeb": "falcon",
     "RefinedWebModel": "falcon",
     "gpt-sw3": "gpt2",

@@ -26,7 +26,7 @@ from appliance.planner.hardware import MAX_MACHINES, HardwareSpec, parse_cards
 from appliance.planner.layout import Layout
 from appliance.planner.models import DEFAULT_CONTEXT, EMBED_PROMPT, ModelDemand, parse_model, split_shares
 from appliance.planner.page import page
-from appliance.planner.plan_report import PlanReport, answer, as_json
+from appliance.planner.plan_report import PlanReport, as_json, make_report
 from appliance.planner.throughput import Prediction, predict
 from appliance.planner.workload import Workload
 from appliance.render.terminal import Console
@@ -67,7 +67,7 @@ def _plan(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--simulate {args.simulate} makes no sense; nearest valid: {min(max(args.simulate, 1), 10_000_000)}"
         )
-    found = answer(machines, wanted, requests=args.simulate, seed=args.seed, pattern=args.automation)
+    found = make_report(machines, wanted, requests=args.simulate, seed=args.seed, pattern=args.automation)
     if args.json:
         _print_json(as_json(found))
     else:
@@ -90,13 +90,13 @@ def _question(
         machines = hardware_of(site, cpu)
         if args.power is not None:
             machines = tuple(dataclasses.replace(machine, power_w=args.power) for machine in machines)
-        works = model_demands_of(site, shares, prompt=args.prompt, answer=args.answer, known=known)
+        models = model_demands_of(site, shares, prompt=args.prompt, response=args.answer, known=known)
         if args.context:
-            works = tuple(
-                dataclasses.replace(work, context=min(args.context, work.shape.max_context)) for work in works
+            models = tuple(
+                dataclasses.replace(model, context=min(args.context, model.shape.max_context)) for model in models
             )
     else:
-        machines, works = _from_flags(args, shares, known)
+        machines, models = _from_flags(args, shares, known)
     for machine in machines:
         for card in machine.cards:
             if args.power is not None and not card.min_power_w <= args.power <= card.max_power_w:
@@ -106,7 +106,7 @@ def _question(
         users=args.users,
         chats=args.chats,
         think_s=args.think,
-        work=works,
+        models=models,
         prefix_hit=args.prefix_hit,
         ttft_slo_s=args.ttft_slo,
         tpot_slo_s=args.tpot_slo,
@@ -144,7 +144,7 @@ def _from_flags(
         {shape.name: shape.pooling for shape, _ in asked},
         {name: share for name, share in stated.items() if share is not None},
     )
-    works = []
+    models = []
     for shape, dtype in asked:
         name = names[shape.name]
         context = min(args.context or DEFAULT_CONTEXT, shape.max_context)
@@ -153,14 +153,14 @@ def _from_flags(
                 f"context {args.context} is more than the {shape.max_context} of {shape.name}; "
                 f"nearest: {shape.max_context}"
             )
-        works.append(
+        models.append(
             ModelDemand(
                 name=name,
                 shape=shape,
                 precision=dtype,
                 share=shared[shape.name],
                 prompt=min(EMBED_PROMPT, context / 2) if shape.pooling else args.prompt,
-                answer=1.0 if shape.pooling else args.answer,
+                response=1.0 if shape.pooling else args.answer,
                 context=context,
             )
         )
@@ -168,7 +168,7 @@ def _from_flags(
     stray = [name for name in shares if name not in planned]
     if stray:
         raise UsageError(f"--share names {stray[0]!r}, which is not planned; {suggest(stray[0], sorted(planned))}")
-    return machines, tuple(works)
+    return machines, tuple(models)
 
 
 def _shares(texts: list[str]) -> dict[str, float]:
@@ -209,7 +209,7 @@ def _predict(args: argparse.Namespace) -> int:
     shape, dtype = parse_model(args.model, known_models(args.catalog))
     if args.kv:
         dtype = dataclasses.replace(dtype, kv_bytes=precision.parse("bf16", args.kv).kv_bytes)
-    point = Workload(
+    workload = Workload(
         card=_one_card(args.card),
         shape=shape,
         precision=dtype,
@@ -230,11 +230,11 @@ def _predict(args: argparse.Namespace) -> int:
     )
     if args.cpu_experts and not args.cpu:
         raise UsageError("--cpu-experts needs --cpu NAME: the processor whose RAM holds them")
-    prediction = predict(point)
+    prediction = predict(workload)
     if args.cpu_experts == 0.0 and not prediction.memory.fits and args.engine != "llamacpp":
         need, room = prediction.memory.weights / 2**30, prediction.memory.budget / 2**30
         raise UsageError(
-            f"{need:.1f} GiB of weights per card do not fit the {room:.1f} GiB of {point.card.name}; "
+            f"{need:.1f} GiB of weights per card do not fit the {room:.1f} GiB of {workload.card.name}; "
             "raise --tp, or take a smaller precision"
         )
     if args.json:
@@ -262,7 +262,7 @@ def _prediction(prediction: Prediction) -> dict[str, Any]:
 def _evaluate(args: argparse.Namespace) -> int:
     results = evaluate.evaluate(evaluate.read(args.csv))
     if args.json:
-        stated = [result for result in results if row_parser.readable(result.row)]
+        stated = [result for result in results if row_parser.states_conditions(result.row)]
         _print_json(
             {
                 "all": dataclasses.asdict(evaluate.summarise(results)),

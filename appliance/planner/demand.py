@@ -20,7 +20,7 @@ class Demand:
     users: int
     chats: int
     think_s: float
-    work: tuple[ModelDemand, ...]
+    models: tuple[ModelDemand, ...]
     prefix_hit: float = 0.5
     """Share of a prompt that earlier turns of the same chat left in the cache."""
     ttft_slo_s: float = 2.0
@@ -45,23 +45,23 @@ def check_demand(machines: tuple[HardwareSpec, ...], demand: Demand) -> None:
                 f"{machine.name} has {len(machine.cards)} cards; nearest valid: {MAX_CARDS} per machine"
             )
         check_range(f"RAM of {machine.name}", machine.ram_gib, 1, 65536)
-    if not demand.work:
+    if not demand.models:
         raise UsageError("no model is asked for; name one with --model")
-    total = sum(work.share for work in demand.work)
+    total = sum(model.share for model in demand.models)
     if not 0.999 <= total <= 1.001:
         raise UsageError(f"the shares add up to {total:g}; nearest valid: divide each by {total:g}")
-    for work in demand.work:
-        check_range(f"share of {work.name}", work.share, 0, 1)
-        check_range(f"prompt of {work.name}", work.prompt, 1, 16_777_216)
-        check_range(f"answer of {work.name}", work.answer, 1, 16_777_216)
-        limit = work.shape.max_context
-        if work.context > limit:
+    for model in demand.models:
+        check_range(f"share of {model.name}", model.share, 0, 1)
+        check_range(f"prompt of {model.name}", model.prompt, 1, 16_777_216)
+        check_range(f"answer of {model.name}", model.response, 1, 16_777_216)
+        limit = model.shape.max_context
+        if model.context > limit:
             raise UsageError(
-                f"context {work.context} is more than the {limit} of {work.shape.name}; nearest: {limit}"
+                f"context {model.context} is more than the {limit} of {model.shape.name}; nearest: {limit}"
             )
-        if work.prompt + work.answer > work.context:
+        if model.prompt + model.response > model.context:
             raise UsageError(
-                f"prompt and answer of {work.name} come to {work.prompt + work.answer:.0f} tokens, its "
+                f"prompt and answer of {model.name} come to {model.prompt + model.response:.0f} tokens, its "
                 "context holds "
-                f"{work.context}; nearest: context {int(work.prompt + work.answer)}"
+                f"{model.context}; nearest: context {int(model.prompt + model.response)}"
             )

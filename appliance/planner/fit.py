@@ -40,10 +40,10 @@ def _known(site: Site, engine: Engine) -> tuple[Shape, Precision] | None:
         shape, dtype = model_of(model)
     except UsageError:
         return None
-    said = engine.options.get("kv-cache-dtype")
-    if isinstance(said, str) and said != "auto":
+    stated = engine.options.get("kv-cache-dtype")
+    if isinstance(stated, str) and stated != "auto":
         try:
-            dtype = precision.parse(dtype.name, "fp8" if said.startswith("fp8") else said)
+            dtype = precision.parse(dtype.name, "fp8" if stated.startswith("fp8") else stated)
         except UsageError:
             return shape, dtype
     return shape, dtype
@@ -186,7 +186,7 @@ def _ram(site: Site, host: str) -> Iterator[Violation]:
     account = host_ram.account(site.hosts[host].memory_gib, engines)
     # Processes alone are an estimate; only what is asked for by the gigabyte may refuse a site.
     if (
-        sum(engine.asked for engine in engines)
+        sum(engine.requested for engine in engines)
         > account.total * (1 - host_ram.FREE_SHARE) - host_ram.SYSTEM_GIB * GIB / 2
     ):
         yield Violation(

@@ -17,9 +17,9 @@ from appliance.contract.rules import suggest
 from appliance.errors import UsageError
 from appliance.planner.hardware import HardwareSpec
 from appliance.planner.models import (
-    DEFAULT_ANSWER,
     DEFAULT_CONTEXT,
     DEFAULT_PROMPT,
+    DEFAULT_RESPONSE,
     EMBED_PROMPT,
     ModelDemand,
     parse_model,
@@ -72,7 +72,7 @@ def model_demands_of(
     shares: Mapping[str, float],
     *,
     prompt: float = DEFAULT_PROMPT,
-    answer: float = DEFAULT_ANSWER,
+    response: float = DEFAULT_RESPONSE,
     known: Mapping[str, Shape] | None = None,
 ) -> tuple[ModelDemand, ...]:
     """One piece of work per model. ``shares`` are by role or model; :func:`split_shares` gives the rest."""
@@ -105,7 +105,7 @@ def model_demands_of(
                 precision=dtype,
                 share=shared[name],
                 prompt=asked,
-                answer=1.0 if embeds else min(answer, context / 2),
+                response=1.0 if embeds else min(response, context / 2),
                 context=context,
             )
         )

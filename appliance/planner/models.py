@@ -12,7 +12,7 @@ from appliance.planner import precision
 from appliance.planner.precision import Precision
 
 DEFAULT_PROMPT = 2000.0
-DEFAULT_ANSWER = 400.0
+DEFAULT_RESPONSE = 400.0
 DEFAULT_CONTEXT = 16384
 EMBED_PROMPT = 500.0
 
@@ -43,7 +43,7 @@ class ModelDemand:
     precision: Precision
     share: float
     prompt: float
-    answer: float
+    response: float
     context: int
     """Longest prompt plus answer it must take."""
 
@@ -51,16 +51,16 @@ class ModelDemand:
 def parse_model(text: str, known: dict[str, Shape] | None = None) -> tuple[Shape, Precision]:
     """``Qwen/Qwen3-30B-A3B``, ``Qwen/Qwen3-30B-A3B:fp8``, or a folder that ends like a repository
     (``…-FP8``)."""
-    name, _, said = text.partition(":")
-    said = said.strip()
+    name, _, stated = text.partition(":")
+    stated = stated.strip()
     tail = name.rstrip("/").rsplit("/", 1)[-1]
     for suffix, dtype in SUFFIXES.items():
         if re.search(rf"[-_]{suffix}\b.*$", tail, re.IGNORECASE):
             base = re.sub(rf"[-_]{suffix}\b.*$", "", name, flags=re.IGNORECASE)
             shape = find_model(base, known)
-            return shape, precision.parse(said or dtype)
+            return shape, precision.parse(stated or dtype)
     shape = find_model(name, known)
-    return shape, precision.parse(said or shape.native)
+    return shape, precision.parse(stated or shape.native)
 
 
 def split_shares(pooling: Mapping[str, bool], stated: Mapping[str, float]) -> dict[str, float]:

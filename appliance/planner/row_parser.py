@@ -44,7 +44,7 @@ class _Machine:
     cpu: Cpu | None
 
 
-def point(row: Row, known: dict[str, Shape] | None = None) -> Workload:
+def parse_row(row: Row, known: dict[str, Shape] | None = None) -> Workload:
     """The question that ``row`` answers; :class:`UsageError` with one line where it cannot be understood."""
     assumed: list[str] = []
     notes = row.get("notes") or ""
@@ -209,8 +209,8 @@ def _engine(text: str, assumed: list[str]) -> EngineKind:
 def _precision(text: str, notes: str, shape: Shape, engine: EngineKind, assumed: list[str]) -> Precision:
     if not text.strip():
         assumed.append(f"precision not stated: taken as {shape.native}")
-    said_kv = re.search(r"\bkv (fp8|bf16|int8|nvfp4)", f"{text}, {notes}", re.IGNORECASE)
-    kv = said_kv.group(1).lower() if said_kv else None
+    stated_kv = re.search(r"\bkv (fp8|bf16|int8|nvfp4)", f"{text}, {notes}", re.IGNORECASE)
+    kv = stated_kv.group(1).lower() if stated_kv else None
     try:
         dtype = precision.parse(text or shape.native, kv)
     except UsageError:
@@ -219,7 +219,7 @@ def _precision(text: str, notes: str, shape: Shape, engine: EngineKind, assumed:
             raise
         dtype = precision.parse({"4": "awq-int4", "8": "fp8"}[bits.group(1)], kv)
         assumed.append(f"{text}: taken as {dtype.name}")
-    if engine == "tensorrt-llm" and not said_kv and dtype.name in {"fp8", "nvfp4"}:
+    if engine == "tensorrt-llm" and not stated_kv and dtype.name in {"fp8", "nvfp4"}:
         # NVIDIA's FP8 and NVFP4 checkpoints say kv_cache_quant_algo = FP8.
         dtype = dataclasses.replace(dtype, kv_bytes=1.0)
     size = re.search(r"(\d+(?:\.\d+)?) ?GiB", f"{text} " + " ".join(re.findall(r"GGUF [\d.]+ GiB", notes)))
@@ -236,9 +236,9 @@ def _layout(row: Row, notes: str, engine: EngineKind) -> Layout:
     cards = int(number(row.get("gpu_count"), "gpu_count") or 1)
     if not 1 <= cards <= 4096:
         raise UsageError(f"gpu_count = {cards} makes no sense; nearest valid value: {min(max(cards, 1), 4096)}")
-    said = re.search(r"layout (?:D?EP|TP)(\d+)(?:, ?PP(\d+))?", notes)
-    if said:
-        tp, pp = int(said.group(1)), int(said.group(2) or 1)
+    stated = re.search(r"layout (?:D?EP|TP)(\d+)(?:, ?PP(\d+))?", notes)
+    if stated:
+        tp, pp = int(stated.group(1)), int(stated.group(2) or 1)
         dep = "layout DEP" in notes
         return Layout(tp=tp, pp=pp, replicas=max(1, cards // (tp * pp)), ep=dep, attention_dp=dep and tp > 1)
     tp = int(number(row.get("tp"), "tp") or 0)
@@ -322,9 +322,9 @@ def _lengths(row: Row, notes: str, engine: EngineKind, assumed: list[str]) -> tu
 
 
 def _concurrency(row: Row, notes: str, engine: EngineKind, layout: Layout, card: Card, assumed: list[str]) -> float:
-    said = number(row.get("concurrency"), "concurrency")
-    if said is not None:
-        return said
+    stated = number(row.get("concurrency"), "concurrency")
+    if stated is not None:
+        return stated
     if engine == "llamacpp":
         return 1.0
     prompts = re.search(r"(\d+) prompts", notes)
@@ -332,9 +332,9 @@ def _concurrency(row: Row, notes: str, engine: EngineKind, layout: Layout, card:
         assumed.append("offline: as many requests as fit")
         return OFFLINE_CONCURRENCY * layout.replicas * (layout.tp if layout.attention_dp else 1)
     if prompts or re.search(r"\binf(?:inite)?\b|max(?:imal)? load|ShareGPT", notes):
-        asked = float(prompts.group(1)) if prompts else 1000.0
+        prompts_sent = float(prompts.group(1)) if prompts else 1000.0
         assumed.append("all prompts at once")
-        return min(asked, float(default_sequences(card) * layout.replicas * layout.cards_per_replica))
+        return min(prompts_sent, float(default_sequences(card) * layout.replicas * layout.cards_per_replica))
     assumed.append(f"concurrency not stated: {USUAL_CONCURRENCY:.0f}")
     return USUAL_CONCURRENCY
 
@@ -375,7 +375,7 @@ def _requests(notes: str) -> float | None:
     return float(prompts.group(1)) if prompts else 1000.0
 
 
-def readable(row: Row) -> bool:
+def states_conditions(row: Row) -> bool:
     """Whether the row states lengths and concurrency."""
     try:
         return all(

@@ -34,47 +34,47 @@ class Prediction:
     assumed: tuple[str, ...]
 
 
-def predict(point: Workload, k: Constants | None = None) -> Prediction:
-    """The closed loop of ``point``; :class:`~appliance.errors.UsageError` where it cannot be."""
-    check_workload(point)
+def predict(workload: Workload, k: Constants | None = None) -> Prediction:
+    """The closed loop of ``workload``; :class:`~appliance.errors.UsageError` where it cannot be."""
+    check_workload(workload)
     k = k or calibrated()
     memory = card_memory(
-        point.card,
-        point.shape,
-        point.precision,
-        point.layout,
-        utilization=point.utilization,
-        sequences=point.max_sequences,
+        workload.card,
+        workload.shape,
+        workload.precision,
+        workload.layout,
+        utilization=workload.utilization,
+        sequences=workload.max_sequences,
     )
-    layout = point.layout
-    busy = min(float(layout.replicas), point.concurrency)
-    asked = max(1.0, point.concurrency / layout.replicas)
-    slots = float(point.max_sequences or default_sequences(point.card))
-    if point.engine == "tensorrt-llm":
+    layout = workload.layout
+    busy = min(float(layout.replicas), workload.concurrency)
+    offered = max(1.0, workload.concurrency / layout.replicas)
+    slots = float(workload.max_sequences or default_sequences(workload.card))
+    if workload.engine == "tensorrt-llm":
         slots = max(slots, 2048.0)
-    room = room_for(point, memory)
-    running = max(1.0, min(asked, slots, room))
-    context = point.input + point.output / 2.0
-    step = decode_step(point, running, context, k)
-    prompt = prefill_time(point, point.input, k)
-    steps = point.output / point.accepted
+    room = kv_capacity(workload, memory)
+    running = max(1.0, min(offered, slots, room))
+    context = workload.input + workload.output / 2.0
+    step = decode_step(workload, running, context, k)
+    prompt = prefill_time(workload, workload.input, k)
+    steps = workload.output / workload.accepted
     decode = steps * step.total
     prefills = running * prompt
-    if point.decode_only:
-        rate, tpot = running / step.total * point.accepted, step.total / point.accepted
+    if workload.decode_only:
+        rate, tpot = running / step.total * workload.accepted, step.total / workload.accepted
     else:
-        alone = prefill_latency(point, point.input, k)
+        alone = prefill_latency(workload, workload.input, k)
         cycle = decode + max(prefills, alone)
-        if point.requests is not None:
-            cycle *= 1.0 + k.drain * min(1.0, running * busy / point.requests)
-        rate = running * point.output / cycle
-        tpot = (cycle - alone) / point.output if running > 1 else step.total / point.accepted
+        if workload.requests is not None:
+            cycle *= 1.0 + k.drain * min(1.0, running * busy / workload.requests)
+        rate = running * workload.output / cycle
+        tpot = (cycle - alone) / workload.output if running > 1 else step.total / workload.accepted
     rate *= busy
-    first = prefill_latency(point, point.input, k)
-    ttft = first + max(0.0, min(running, asked) - 1) * prompt / 2
-    if asked > running:
-        ttft += (asked - running) / running * steps * step.total
-    low, high = interval(point)
+    first = prefill_latency(workload, workload.input, k)
+    ttft = first + max(0.0, min(running, offered) - 1) * prompt / 2
+    if offered > running:
+        ttft += (offered - running) / running * steps * step.total
+    low, high = interval(workload)
     return Prediction(
         rate,
         rate * exp(low),
@@ -82,42 +82,42 @@ def predict(point: Workload, k: Constants | None = None) -> Prediction:
         ttft * 1e3,
         tpot * 1e3,
         running * busy,
-        _limit(step, decode, prefills, running, asked, room),
+        _limit(step, decode, prefills, running, offered, room),
         step,
         memory,
-        point.assumed,
+        workload.assumed,
     )
 
 
-def room_for(point: Workload, memory: CardMemory) -> float:
-    """Requests of this point that the KV cache of one replica holds, on average over their growth.
+def kv_capacity(workload: Workload, memory: CardMemory) -> float:
+    """Requests of this workload that the KV cache of one replica holds, on average over their growth.
 
     Published runs are taken as true even where our account says the weights do not fit: then one request
     runs.
     """
-    if point.engine == "llamacpp" or point.decode_only:
-        return max(1.0, point.concurrency)
-    average = point.input + point.output / 2.0
-    return max(1.0, memory.sequences(average)) * (point.layout.tp if point.layout.attention_dp else 1)
+    if workload.engine == "llamacpp" or workload.decode_only:
+        return max(1.0, workload.concurrency)
+    average = workload.input + workload.output / 2.0
+    return max(1.0, memory.sequences(average)) * (workload.layout.tp if workload.layout.attention_dp else 1)
 
 
-def answer_class(point: Workload) -> str:
+def interval_class(workload: Workload) -> str:
     """Which interval an answer gets: the less the question said, the wider."""
-    if point.cpu is not None or point.shape.approximate:
+    if workload.cpu is not None or workload.shape.approximate:
         return "far"
-    if point.assumed:
+    if workload.assumed:
         return "assumed"
-    return "single" if point.layout.cards == 1 else "several"
+    return "single" if workload.layout.cards == 1 else "several"
 
 
-def interval(point: Workload) -> tuple[float, float]:
+def interval(workload: Workload) -> tuple[float, float]:
     """Logarithms to add for the low and the high end."""
     table = intervals()
-    return table.get(answer_class(point)) or table.get("all") or (-0.5, 0.5)
+    return table.get(interval_class(workload)) or table.get("all") or (-0.5, 0.5)
 
 
-def _limit(step: DecodeStep, decode: float, prefills: float, running: float, asked: float, room: float) -> str:
-    if asked > running * 1.01 and room <= running * 1.01:
+def _limit(step: DecodeStep, decode: float, prefills: float, running: float, offered: float, room: float) -> str:
+    if offered > running * 1.01 and room <= running * 1.01:
         return "KV cache"
     if prefills > decode:
         return "prefill arithmetic"

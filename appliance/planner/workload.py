@@ -60,32 +60,32 @@ class Workload:
     """What the question left open and what was taken instead."""
 
 
-def check_workload(point: Workload) -> Workload:
-    """``point`` if it can be: one :class:`UsageError` line with the nearest valid value otherwise."""
+def check_workload(workload: Workload) -> Workload:
+    """``workload`` if it can be: one :class:`UsageError` line with the nearest valid value otherwise."""
     for name, value, low, high in (
-        ("input tokens", point.input, 0, MAX_TOKENS),
-        ("output tokens", point.output, 1, MAX_TOKENS),
-        ("concurrency", point.concurrency, 1, MAX_CONCURRENCY),
-        ("accepted tokens per step", point.accepted, 1, point.draft_tokens + 1),
-        ("prefix hit share", point.prefix_hit, 0, 1),
-        ("gpu memory utilization", point.utilization, 0.05, 1),
-        ("tensor parallel", point.layout.tp, 1, MAX_DEGREE),
-        ("pipeline parallel", point.layout.pp, 1, MAX_DEGREE),
-        ("replicas", point.layout.replicas, 1, MAX_DEGREE),
+        ("input tokens", workload.input, 0, MAX_TOKENS),
+        ("output tokens", workload.output, 1, MAX_TOKENS),
+        ("concurrency", workload.concurrency, 1, MAX_CONCURRENCY),
+        ("accepted tokens per step", workload.accepted, 1, workload.draft_tokens + 1),
+        ("prefix hit share", workload.prefix_hit, 0, 1),
+        ("gpu memory utilization", workload.utilization, 0.05, 1),
+        ("tensor parallel", workload.layout.tp, 1, MAX_DEGREE),
+        ("pipeline parallel", workload.layout.pp, 1, MAX_DEGREE),
+        ("replicas", workload.layout.replicas, 1, MAX_DEGREE),
     ):
         check_range(name, value, low, high)
-    check_shards(point.shape, point.layout, point.precision)
-    limit = point.shape.max_context
-    if point.input + point.output > limit * 1.001:
+    check_shards(workload.shape, workload.layout, workload.precision)
+    limit = workload.shape.max_context
+    if workload.input + workload.output > limit * 1.001:
         raise UsageError(
-            f"{point.input + point.output:.0f} tokens of context are more than the {limit} of "
-            f"{point.shape.name}; "
+            f"{workload.input + workload.output:.0f} tokens of context are more than the {limit} of "
+            f"{workload.shape.name}; "
             f"nearest valid: {limit} in all"
         )
-    power = point.power_w
-    if power is not None and not point.card.min_power_w * 0.5 <= power <= point.card.max_power_w * 1.02:
-        nearest = point.card.min_power_w if power < point.card.min_power_w else point.card.max_power_w
+    power = workload.power_w
+    if power is not None and not workload.card.min_power_w * 0.5 <= power <= workload.card.max_power_w * 1.02:
+        nearest = workload.card.min_power_w if power < workload.card.min_power_w else workload.card.max_power_w
         raise UsageError(
-            f"power limit {power:g} W is out of {point.card.name}'s range; nearest valid: {nearest:g} W"
+            f"power limit {power:g} W is out of {workload.card.name}'s range; nearest valid: {nearest:g} W"
         )
-    return point
+    return workload

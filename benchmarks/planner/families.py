@@ -25,7 +25,7 @@ from transformers.models.auto import modeling_auto
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from appliance.catalog.families import FAMILIES  # noqa: E402
-from appliance.catalog.family import SAME  # noqa: E402
+from appliance.catalog.family import SAME_AS  # noqa: E402
 
 TRUTH = ROOT / "tests" / "catalog" / "families.json"
 DEFAULTS = ROOT / "appliance" / "catalog" / "defaults.toml"
@@ -197,7 +197,7 @@ def defaults_of(families: dict[str, dict[str, Any]]) -> str:
         tied = getattr(type(whole), "tie_word_embeddings", None)
         if text is not whole and isinstance(tied, bool):
             outside[family] = tied
-    for kind in sorted(classes.keys() & (FAMILIES.keys() | SAME.keys())):
+    for kind in sorted(classes.keys() & (FAMILIES.keys() | SAME_AS.keys())):
         values = {name: getattr(classes[kind], name, None) for name in sorted(names)}
         table = [f"{key} = {str(value).lower()}" for key, value in values.items() if isinstance(value, (bool, int))]
         lines += ["", f"[{json.dumps(kind)}]", *table]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from appliance.catalog import harmless_fields, hf_config
 from appliance.catalog.config_fields import chain
 from appliance.catalog.families import FAMILIES
-from appliance.catalog.family import REFUSED, SAME
+from appliance.catalog.family import REFUSED, SAME_AS
 from appliance.errors import ConfigError
 
 TRUTH: dict[str, dict[str, Any]] = {
@@ -267,7 +267,7 @@ def test_windows_of_files_without_layer_types(family: str, config: dict[str, Any
 
 
 def test_every_name_leads_to_a_family() -> None:
-    assert all(chain(kind)[-1] in FAMILIES for kind in SAME)
+    assert all(chain(kind)[-1] in FAMILIES for kind in SAME_AS)
     assert not [
         family for family in FAMILIES for prefix in REFUSED if family.startswith(prefix) and family == prefix
     ]

@@ -156,7 +156,7 @@ def test_fit_answers_for_any_engine(context: int, utilization: float, memory: in
 def test_models_that_take_turns_fit_one_by_one_and_are_not_planned_together() -> None:
     site = load.load(SWAP)
     assert fit(site) == []
-    demand = Demand(users=20, chats=40, think_s=60.0, work=model_demands_of(site, {}))
+    demand = Demand(users=20, chats=40, think_s=60.0, models=model_demands_of(site, {}))
     with pytest.raises(UsageError, match=r"all at once; .* or let them take turns"):
         advise(hardware_of(site), demand)
 
@@ -168,8 +168,8 @@ def test_models_that_take_turns_fit_one_by_one_and_are_not_planned_together() ->
 )
 def test_a_written_plan_is_valid_and_fits(path: Path) -> None:
     site = load.load(path)
-    works = model_demands_of(site, {})
-    demand = Demand(users=20, chats=40, think_s=60.0, work=works)
+    models = model_demands_of(site, {})
+    demand = Demand(users=20, chats=40, think_s=60.0, models=models)
     advice = advise(hardware_of(site), demand)
     plan = next(plan for plan, _ in advice.alternatives if plan.writable)
     text = replace_engines(path.read_text("utf-8"), engines_section(plan, site))
@@ -200,8 +200,9 @@ def test_engines_are_appended_where_there_are_none() -> None:
 
 def test_shares_of_roles_and_models() -> None:
     site = load.load(next(path for path in EXAMPLES if path.stem.startswith("eight")))
-    works = {work.name: work.share for work in model_demands_of(site, {"planner": 0.2, "coder": 0.5})}
-    assert works == pytest.approx({"qwen3-235b": 0.2, "qwen3-30b": 0.5, "qwen3-embed": 0.3})
+    demands = model_demands_of(site, {"planner": 0.2, "coder": 0.5})
+    shares = {demand.name: demand.share for demand in demands}
+    assert shares == pytest.approx({"qwen3-235b": 0.2, "qwen3-30b": 0.5, "qwen3-embed": 0.3})
     with pytest.raises(UsageError, match=r"did you mean 'planner'"):
         model_demands_of(site, {"planer": 0.2})
     with pytest.raises(UsageError, match=r"shares add up to 1\.4"):

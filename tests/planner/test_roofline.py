@@ -39,8 +39,10 @@ def test_one_token_reads_exactly_its_experts() -> None:
 
 @same
 @given(batch=st.floats(1, 512), more=st.floats(1, 256), context=st.floats(1, 30000))
-def test_a_larger_batch_or_context_is_never_faster(point: Build, batch: float, more: float, context: float) -> None:
-    one, k = point(), calibrated()
+def test_a_larger_batch_or_context_is_never_faster(
+    workload: Build, batch: float, more: float, context: float
+) -> None:
+    one, k = workload(), calibrated()
     base = decode_step(one, batch, context, k).total
     assert decode_step(one, batch + more, context, k).total >= base
     assert decode_step(one, batch, context + more, k).total >= base
@@ -48,60 +50,60 @@ def test_a_larger_batch_or_context_is_never_faster(point: Build, batch: float, m
 
 @same
 @given(tokens=st.floats(2, 30000), hit=st.floats(0, 1))
-def test_a_prefix_hit_never_costs(point: Build, tokens: float, hit: float) -> None:
+def test_a_prefix_hit_never_costs(workload: Build, tokens: float, hit: float) -> None:
     k = calibrated()
-    cached = prefill_time(point(prefix_hit=hit), tokens, k)
-    assert cached <= prefill_time(point(), tokens, k) * 1.0001
+    cached = prefill_time(workload(prefix_hit=hit), tokens, k)
+    assert cached <= prefill_time(workload(), tokens, k) * 1.0001
 
 
 @same
 @given(concurrency=st.floats(1, 1000))
-def test_more_requests_never_give_fewer_tokens_until_memory_is_full(point: Build, concurrency: float) -> None:
-    low = predict(point(concurrency=concurrency))
-    high = predict(point(concurrency=concurrency * 1.5))
+def test_more_requests_never_give_fewer_tokens_until_memory_is_full(workload: Build, concurrency: float) -> None:
+    low = predict(workload(concurrency=concurrency))
+    high = predict(workload(concurrency=concurrency * 1.5))
     assert high.output_tok_s >= low.output_tok_s * 0.999
     assert low.low < low.output_tok_s < low.high
 
 
-def test_a_lower_power_limit_slows_prompts_before_answers(point: Build) -> None:
+def test_a_lower_power_limit_slows_prompts_before_answers(workload: Build) -> None:
     k = calibrated()
-    full, half = point(power_w=600.0), point(power_w=300.0)
+    full, half = workload(power_w=600.0), workload(power_w=300.0)
     slower = prefill_time(half, 4000, k) / prefill_time(full, 4000, k)
     assert 1.2 < slower < 1.5
     assert decode_step(half, 1, 1000, k).total / decode_step(full, 1, 1000, k).total < slower
-    assert unit_speed(point(power_w=500.0)) == 1.0
+    assert unit_speed(workload(power_w=500.0)) == 1.0
 
 
-def test_speculation_pays_where_drafts_are_accepted(point: Build) -> None:
-    alone = predict(point(concurrency=1.0))
-    good = predict(point(concurrency=1.0, draft_tokens=2, accepted=2.4))
-    bad = predict(point(concurrency=1.0, draft_tokens=2, accepted=1.0))
+def test_speculation_pays_where_drafts_are_accepted(workload: Build) -> None:
+    alone = predict(workload(concurrency=1.0))
+    good = predict(workload(concurrency=1.0, draft_tokens=2, accepted=2.4))
+    bad = predict(workload(concurrency=1.0, draft_tokens=2, accepted=1.0))
     assert good.output_tok_s > alone.output_tok_s > bad.output_tok_s
 
 
-def test_peer_to_peer_matters_to_shards_only(point: Build) -> None:
+def test_peer_to_peer_matters_to_shards_only(workload: Build) -> None:
     shard = Layout(tp=4)
-    with_p2p = predict(point("Qwen/Qwen3-32B", layout=shard))
-    assert predict(point("Qwen/Qwen3-32B", layout=shard, p2p=False)).output_tok_s < with_p2p.output_tok_s
-    alone = predict(point("Qwen/Qwen3-32B"))
-    assert predict(point("Qwen/Qwen3-32B", p2p=False)).output_tok_s == alone.output_tok_s
+    with_p2p = predict(workload("Qwen/Qwen3-32B", layout=shard))
+    assert predict(workload("Qwen/Qwen3-32B", layout=shard, p2p=False)).output_tok_s < with_p2p.output_tok_s
+    alone = predict(workload("Qwen/Qwen3-32B"))
+    assert predict(workload("Qwen/Qwen3-32B", p2p=False)).output_tok_s == alone.output_tok_s
 
 
-def test_a_slow_network_between_machines_is_priced(point: Build) -> None:
-    inside = predict(point(layout=Layout(tp=2)))
-    across = predict(point(layout=Layout(tp=2, hosts=2), link_gb_s=1.0))
+def test_a_slow_network_between_machines_is_priced(workload: Build) -> None:
+    inside = predict(workload(layout=Layout(tp=2)))
+    across = predict(workload(layout=Layout(tp=2, hosts=2), link_gb_s=1.0))
     assert across.output_tok_s < 0.9 * inside.output_tok_s
 
 
-def test_replicas_multiply_where_there_is_work_for_them(point: Build) -> None:
-    one = predict(point(concurrency=8.0))
-    four = predict(point(concurrency=32.0, layout=Layout(replicas=4)))
+def test_replicas_multiply_where_there_is_work_for_them(workload: Build) -> None:
+    one = predict(workload(concurrency=8.0))
+    four = predict(workload(concurrency=32.0, layout=Layout(replicas=4)))
     assert four.output_tok_s == pytest.approx(4 * one.output_tok_s)
-    assert predict(point(concurrency=1.0, layout=Layout(replicas=4))).output_tok_s < one.output_tok_s
+    assert predict(workload(concurrency=1.0, layout=Layout(replicas=4))).output_tok_s < one.output_tok_s
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("changes", "words"),
     [
         ({"concurrency": -1.0}, "concurrency = -1 makes no sense; nearest valid value: 1"),
         ({"concurrency": 1e9}, "nearest valid value: 1e+06"),
@@ -118,23 +120,23 @@ def test_replicas_multiply_where_there_is_work_for_them(point: Build) -> None:
         ({"utilization": 2.0}, "gpu memory utilization = 2"),
     ],
 )
-def test_impossible_points_are_refused_in_one_line(point: Build, said: dict[str, object], words: str) -> None:
+def test_impossible_points_are_refused_in_one_line(workload: Build, changes: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        predict(point(**said))
+        predict(workload(**changes))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_fp8_blocks_of_the_235b_are_not_cut(point: Build) -> None:
+def test_fp8_blocks_of_the_235b_are_not_cut(workload: Build) -> None:
     with pytest.raises(UsageError, match=r"blocks of 128.*nearest: 4, or 8 with expert parallelism"):
-        predict(point("Qwen/Qwen3-235B-A22B:fp8", layout=Layout(tp=8)))
-    assert predict(point("Qwen/Qwen3-235B-A22B:fp8", layout=Layout(tp=8, ep=True))).output_tok_s > 0
-    assert predict(point("Qwen/Qwen3-235B-A22B:fp8", layout=Layout(tp=4))).output_tok_s > 0
+        predict(workload("Qwen/Qwen3-235B-A22B:fp8", layout=Layout(tp=8)))
+    assert predict(workload("Qwen/Qwen3-235B-A22B:fp8", layout=Layout(tp=8, ep=True))).output_tok_s > 0
+    assert predict(workload("Qwen/Qwen3-235B-A22B:fp8", layout=Layout(tp=4))).output_tok_s > 0
 
 
-def test_experts_must_be_there_to_be_spread(point: Build) -> None:
+def test_experts_must_be_there_to_be_spread(workload: Build) -> None:
     with pytest.raises(UsageError, match="has no experts"):
-        predict(point("Qwen/Qwen3-32B", layout=Layout(tp=2, ep=True)))
+        predict(workload("Qwen/Qwen3-32B", layout=Layout(tp=2, ep=True)))
 
 
 @pytest.mark.parametrize(
@@ -155,8 +157,8 @@ def test_unknown_cards_name_the_nearest() -> None:
         find_card("RTX 5091")
 
 
-def test_one_point_takes_under_2_ms(point: Build) -> None:
-    one = point()
+def test_one_point_takes_under_2_ms(workload: Build) -> None:
+    one = workload()
     predict(one)
     start = time.process_time()
     for _ in range(100):

@@ -27,7 +27,7 @@ def test_the_same_seed_gives_the_same_outcome() -> None:
 def test_one_slot_waits_as_m_m_1_does() -> None:
     # One server, answers of 100 tokens at 10 ms: 1 s of service; at half load the mean wait is 1 s.
     one = SimulatedEngine(replicas=1, slots=1, tpot_s=(0.01, 0.01), prefill_s_per_token=0.0, first_s=0.0)
-    load = OfferedLoad(chats=0, users=0, pattern="poisson", rate=0.5, prompt=2, answer=100)
+    load = OfferedLoad(chats=0, users=0, pattern="poisson", rate=0.5, prompt=2, response=100)
     outcome = simulate(one, load, 200_000)
     # P(wait > t) = 0.5 exp(-t / 2): the 95th percentile is 2 ln 10.
     assert outcome.ttft[1] == pytest.approx(4.605, rel=0.08)
@@ -46,7 +46,7 @@ def test_sharing_one_processor_follows_the_machine_repair_formula() -> None:
     chats, think, service = 8, 5.0, 1.0
     table = tuple(0.01 * max(1, running) for running in range(chats + 1))
     shared = SimulatedEngine(replicas=1, slots=chats, tpot_s=table, prefill_s_per_token=0.0, first_s=0.0)
-    outcome = simulate(shared, OfferedLoad(chats=chats, think_s=think, prompt=2, answer=100), 100_000)
+    outcome = simulate(shared, OfferedLoad(chats=chats, think_s=think, prompt=2, response=100), 100_000)
     weights = [factorial(chats) / factorial(chats - k) * (service / think) ** k for k in range(chats + 1)]
     busy = 1.0 - weights[0] / sum(weights)
     assert outcome.requests / outcome.seconds == pytest.approx(busy / service, rel=0.02)
