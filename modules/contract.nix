@@ -72,7 +72,7 @@ in
           engines = table "Engines by name." {
             host = mkOption { type = types.str; example = "gpu"; description = "The host it runs on."; };
             model = mkOption { type = types.str; example = "qwen3-30b"; description = "The model it serves."; };
-            kind = mkOption { type = types.enum [ "vllm" "llamacpp" "fake" ]; default = "vllm"; example = "llamacpp"; description = "What serves it; `fake` is for tests."; };
+            kind = mkOption { type = types.enum [ "vllm" "llamacpp" "mock" ]; default = "vllm"; example = "llamacpp"; description = "What serves it; `mock` is for tests."; };
             device = mkOption { type = types.enum [ "cuda" "cpu" ]; default = "cuda"; example = "cpu"; description = "Where it computes."; };
             gpus = mkOption { type = types.listOf types.ints.unsigned; default = [ ]; example = [ 0 1 ]; description = "Cards, replica after replica."; };
             replicas = mkOption { type = types.ints.between 1 64; default = 1; example = 2; description = "Independent copies."; };

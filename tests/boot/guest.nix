@@ -1,4 +1,4 @@
-# The GPU host as the guest of tests/boot can be it: no card, no tunnel, the fake engine, a slow emulated CPU.
+# The GPU host as the guest of tests/boot can be it: no card, no tunnel, the mock engine, a slow emulated CPU.
 # Everything else of hosts/gpu.nix stays, above all its smoke test and its trial.
 { lib, ... }:
 {
@@ -16,7 +16,7 @@
       hosts.gpu = { memory_gib = lib.mkForce 8; gpus = lib.mkForce [ ]; };
       models = lib.mkForce { fake = { source = "/var/empty"; }; };
       engines = lib.mkForce {
-        agents = { kind = "fake"; host = "gpu"; model = "fake"; device = "cpu"; context = 4096; concurrency = 8; port = 8101; command = "/usr/bin/python3"; start_timeout_s = 40; };
+        agents = { kind = "mock"; host = "gpu"; model = "fake"; device = "cpu"; context = 4096; concurrency = 8; port = 8101; command = "/usr/bin/python3"; start_timeout_s = 40; };
       };
       gateway.host = lib.mkForce "127.0.0.1";
       # An emulated CPU is some thirty times slower than a real one: what is proven here is the order of things.
