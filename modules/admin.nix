@@ -48,7 +48,11 @@ in
         Restart = "always";
         RestartSec = 2;
         # It serves HTTP to this host, and asks the gateway over a Unix socket.
-        RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
+        RestrictAddressFamilies = [
+          "AF_UNIX"
+          "AF_INET"
+          "AF_INET6"
+        ];
         IPAddressAllow = "localhost";
         LoadCredential = [ "admin-token:${cfg.tokenFile}" ];
       };

@@ -1,5 +1,10 @@
 # The gateway: one process, loopback or the tunnel's address, nothing of the machine in sight.
-{ config, lib, pkgs, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
   inherit (config) appliance;
   cfg = appliance.gateway;
@@ -15,7 +20,9 @@ in
     credentials = lib.mkOption {
       type = lib.types.attrsOf appliance.lib.secretPath;
       default = { };
-      example = { admin-token = "/run/secrets/admin-token"; };
+      example = {
+        admin-token = "/run/secrets/admin-token";
+      };
       description = "Secrets given to the gateway as systemd credentials, by name; it reads them from $CREDENTIALS_DIRECTORY.";
     };
     drainSec = lib.mkOption {
@@ -47,7 +54,8 @@ in
 
     appliance.settings.gateway = {
       drain_timeout_s = cfg.drainSec;
-    } // lib.optionalAttrs (onDemand != { }) { engine_control = lib.mkDefault "systemd"; };
+    }
+    // lib.optionalAttrs (onDemand != { }) { engine_control = lib.mkDefault "systemd"; };
 
     # The gateway may start and stop the engines' units, and nothing else of systemd.
     security.polkit = lib.mkIf (onDemand != { }) {
@@ -108,7 +116,11 @@ in
         # One socket per client and one per engine stream.
         LimitNOFILE = 65536;
         # It serves HTTP and calls the engines: sockets, to this host and to the tunnel's peers only.
-        RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
+        RestrictAddressFamilies = [
+          "AF_UNIX"
+          "AF_INET"
+          "AF_INET6"
+        ];
         IPAddressAllow = [ "localhost" ] ++ lib.optional own.enable own.network;
         LoadCredential = appliance.lib.credentials cfg.credentials;
       };

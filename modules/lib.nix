@@ -1,5 +1,10 @@
 # What several modules share: the hardened baseline of every unit of ours, and the type of a secret's path.
-{ config, lib, pkgs, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
   inherit (lib) mkOption types;
 in
@@ -24,7 +29,12 @@ in
           name = "secretPath";
           description = "absolute path outside the Nix store, in quotes (what is in the store every user can read: put it under /run/secrets)";
           descriptionClass = "noun";
-          check = v: lib.isString v && lib.hasPrefix "/" v && !lib.hasPrefix builtins.storeDir v && builtins.getContext v == { };
+          check =
+            v:
+            lib.isString v
+            && lib.hasPrefix "/" v
+            && !lib.hasPrefix builtins.storeDir v
+            && builtins.getContext v == { };
           merge = lib.mergeEqualOption;
         };
         credentials = lib.mapAttrsToList (name: path: "${name}:${path}");
@@ -61,7 +71,10 @@ in
           RestrictSUIDSGID = true;
           SystemCallArchitectures = "native";
           SystemCallErrorNumber = "EPERM";
-          SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
+          SystemCallFilter = [
+            "@system-service"
+            "~@privileged @resources"
+          ];
           UMask = "0077";
         };
       };

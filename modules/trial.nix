@@ -1,7 +1,12 @@
 # A new generation is tried, not trusted: it boots once through the loader's one-shot entry, and only a passed
 # smoke test makes it the default. The decisions are appliance/upgrade/decide.py's; here stands who calls them when.
 # Until `appliance.smoke.enforce` is set nothing is done to the loader or the machine; it is only said.
-{ config, lib, pkgs, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
   inherit (config) appliance;
   cfg = appliance.trial;
@@ -10,7 +15,11 @@ let
   record = "/var/lib/appliance/trial";
   esp = config.boot.loader.efi.efiSysMountPoint;
   flags = "--boot ${esp} --rescue rescue${lib.optionalString smoke.enforce " --enforce"}";
-  tools = [ pkgs.systemd config.nix.package pkgs.coreutils ];
+  tools = [
+    pkgs.systemd
+    config.nix.package
+    pkgs.coreutils
+  ];
 
   # Root, for it sets EFI variables and profiles, and asks systemd for a reboot or a switch; no more than that.
   unit = description: arguments: {
@@ -20,7 +29,10 @@ let
     restartIfChanged = false;
     stopIfChanged = false;
     unitConfig = {
-      RequiresMountsFor = [ esp record ];
+      RequiresMountsFor = [
+        esp
+        record
+      ];
       X-StopOnRemoval = false;
     };
     serviceConfig = appliance.lib.hardened // {
@@ -31,13 +43,20 @@ let
       StateDirectory = "appliance/trial";
       StateDirectoryMode = "0700";
       # What was told since this boot, and what is shown at login.
-      RuntimeDirectory = [ "appliance-trial" "motd.d" ];
+      RuntimeDirectory = [
+        "appliance-trial"
+        "motd.d"
+      ];
       RuntimeDirectoryPreserve = true;
       UMask = "0022";
       TimeoutStartSec = 900;
       # The loader's configuration and profiles are what it is there to change, and the EFI variables, which
       # lie in /sys and bear the immutable flag.
-      ReadWritePaths = [ esp "-/nix/var/nix" "-/sys/firmware/efi/efivars" ];
+      ReadWritePaths = [
+        esp
+        "-/nix/var/nix"
+        "-/sys/firmware/efi/efivars"
+      ];
       ProtectKernelTunables = false;
       # The second: the report lies in a folder of the gateway's user alone.
       CapabilityBoundingSet = "CAP_LINUX_IMMUTABLE CAP_DAC_READ_SEARCH";
@@ -102,7 +121,9 @@ in
   config = lib.mkIf cfg.enable {
     assertions = [
       {
-        assertion = smoke.enforce -> config.boot.loader.systemd-boot.enable && config.boot.loader.efi.canTouchEfiVariables;
+        assertion =
+          smoke.enforce
+          -> config.boot.loader.systemd-boot.enable && config.boot.loader.efi.canTouchEfiVariables;
         message = "appliance.smoke.enforce needs systemd-boot and its EFI variables, for a trial is a one-shot boot entry: set boot.loader.systemd-boot.enable and boot.loader.efi.canTouchEfiVariables, or leave enforce off.";
       }
       {
@@ -120,29 +141,41 @@ in
     ];
 
     # A panic before sysctl is read, and a first stage that cannot go on, become a reboot as well.
-    boot.kernelParams = lib.mkIf smoke.enforce [ "panic=10" "boot.panic_on_fail" ];
+    boot.kernelParams = lib.mkIf smoke.enforce [
+      "panic=10"
+      "boot.panic_on_fail"
+    ];
     boot.kernel.sysctl."kernel.panic_on_oops" = lib.mkIf smoke.enforce 1;
 
-    boot.loader.systemd-boot.extraInstallCommands = lib.mkIf config.boot.loader.systemd-boot.enable (lib.mkBefore ''
-      # The builder's own end comes first: a boot partition that is full must not look installed.
-      installed=$?
-      [ "$installed" = 0 ] || exit "$installed"
-      PATH=${lib.makeBinPath tools}:$PATH ${lib.getExe appliance.package} trial installed "$1" ${flags} ${
-        if smoke.enforce then "|| exit" else ''|| echo "appliance: the trial record could not be told of $1" >&2''
-      }
-    '');
+    boot.loader.systemd-boot.extraInstallCommands = lib.mkIf config.boot.loader.systemd-boot.enable (
+      lib.mkBefore ''
+        # The builder's own end comes first: a boot partition that is full must not look installed.
+        installed=$?
+        [ "$installed" = 0 ] || exit "$installed"
+        PATH=${lib.makeBinPath tools}:$PATH ${lib.getExe appliance.package} trial installed "$1" ${flags} ${
+          if smoke.enforce then
+            "|| exit"
+          else
+            ''|| echo "appliance: the trial record could not be told of $1" >&2''
+        }
+      ''
+    );
 
     systemd.services = {
-      appliance-trial-arrived = lib.recursiveUpdate (unit "Where the machine came up, or was switched to" "arrived ${flags}") {
-        # Each boot and each switch starts it, as it starts the smoke test.
-        wantedBy = [ "multi-user.target" ];
-        after = [ "local-fs.target" ];
-      };
-    } // lib.optionalAttrs (!cfg.isRescue) {
+      appliance-trial-arrived =
+        lib.recursiveUpdate (unit "Where the machine came up, or was switched to" "arrived ${flags}")
+          {
+            # Each boot and each switch starts it, as it starts the smoke test.
+            wantedBy = [ "multi-user.target" ];
+            after = [ "local-fs.target" ];
+          };
+    }
+    // lib.optionalAttrs (!cfg.isRescue) {
       appliance-trial-passed = unit "The smoke test passed: what follows" "verdict passed ${flags}";
       appliance-trial-failed = unit "The smoke test failed: what follows" "verdict failed ${flags}";
       appliance-trial-deadline = unit "No verdict in time: what follows" "deadline ${flags}";
-    } // lib.optionalAttrs (cfg.alertHook != null) {
+    }
+    // lib.optionalAttrs (cfg.alertHook != null) {
       appliance-trial-alerts = {
         description = "Alerts that wait to be sent";
         after = [ "network-online.target" ];
@@ -158,7 +191,11 @@ in
           RestartSec = 60;
           TimeoutStartSec = 300;
           # The hook speaks to whatever service its owner chose.
-          RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
+          RestrictAddressFamilies = [
+            "AF_UNIX"
+            "AF_INET"
+            "AF_INET6"
+          ];
           IPAddressDeny = "";
         };
       };
@@ -174,7 +211,10 @@ in
       appliance-trial-deadline = {
         description = "When there must have been a verdict";
         wantedBy = [ "timers.target" ];
-        timerConfig = { OnBootSec = cfg.deadlineSec; AccuracySec = "5s"; };
+        timerConfig = {
+          OnBootSec = cfg.deadlineSec;
+          AccuracySec = "5s";
+        };
       };
     };
 

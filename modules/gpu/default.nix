@@ -12,7 +12,13 @@ in
   options.appliance.gpu = {
     enable = lib.mkEnableOption "NVIDIA cards: open driver, persistence, power limits";
     peerToPeer = lib.mkOption {
-      type = lib.types.nullOr (lib.types.enum [ "driver" "iommu-off" "off" ]);
+      type = lib.types.nullOr (
+        lib.types.enum [
+          "driver"
+          "iommu-off"
+          "off"
+        ]
+      );
       default = null;
       example = "iommu-off";
       description = ''
@@ -54,9 +60,17 @@ in
 
     boot.kernelParams = lib.mkMerge [
       # Surprise link-downs under load: keep PCIe links awake.
-      [ "pcie_aspm=off" "pcie_port_pm=off" ]
-      (lib.mkIf (cfg.peerToPeer == "iommu-off") [ "amd_iommu=off" "intel_iommu=off" ])
+      [
+        "pcie_aspm=off"
+        "pcie_port_pm=off"
+      ]
+      (lib.mkIf (cfg.peerToPeer == "iommu-off") [
+        "amd_iommu=off"
+        "intel_iommu=off"
+      ])
     ];
-    boot.extraModprobeConfig = lib.mkIf (cfg.peerToPeer == "iommu-off") "options nvidia_uvm uvm_disable_hmm=1";
+    boot.extraModprobeConfig = lib.mkIf (
+      cfg.peerToPeer == "iommu-off"
+    ) "options nvidia_uvm uvm_disable_hmm=1";
   };
 }

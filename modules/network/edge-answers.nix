@@ -6,14 +6,27 @@ let
   inherit (edge) gateways;
   port = toString config.appliance.settings.gateway.port;
   several = lib.length gateways > 1;
-  servers = addresses: lib.genAttrs (map (address: "${address}:${port}") addresses) (_: {
-    # Never left alone when it is the only one; else for a moment, so that requests do not each wait for it.
-    max_fails = if several then 1 else 0;
-    fail_timeout = "3s";
-  });
+  servers =
+    addresses:
+    lib.genAttrs (map (address: "${address}:${port}") addresses) (_: {
+      # Never left alone when it is the only one; else for a moment, so that requests do not each wait for it.
+      max_fails = if several then 1 else 0;
+      fail_timeout = "3s";
+    });
   without = address: "gateway-not-${address}";
-  say = status: kind: code: text:
-    "return ${toString status} '${builtins.toJSON { type = "error"; error = { message = text; type = kind; param = null; inherit code; }; }}';";
+  say =
+    status: kind: code: text:
+    "return ${toString status} '${
+      builtins.toJSON {
+        type = "error";
+        error = {
+          message = text;
+          type = kind;
+          param = null;
+          inherit code;
+        };
+      }
+    }';";
   answer = more: {
     extraConfig = ''
       default_type application/json;
@@ -68,10 +81,15 @@ in
         # The same Idempotency-Key finds the same GPU host, whose answer it repeats; others are spread.
         extraConfig = lib.optionalString several "hash $spread consistent;";
       };
-    } // lib.optionalAttrs several (lib.listToAttrs (map (address: {
-      name = without address;
-      value.servers = servers (lib.remove address gateways);
-    }) gateways));
+    }
+    // lib.optionalAttrs several (
+      lib.listToAttrs (
+        map (address: {
+          name = without address;
+          value.servers = servers (lib.remove address gateways);
+        }) gateways
+      )
+    );
 
     commonHttpConfig = ''
       # Whether a gateway was reached: without a connection there is no time it took.
@@ -79,15 +97,22 @@ in
         default 0;
         "~[0-9]" 1;
       }
-    '' + lib.optionalString (origins != [ ]) ''
+    ''
+    + lib.optionalString (origins != [ ]) ''
       map $http_origin $allowed_origin {
-      ${if origins == [ "*" ] then "  \"\" \"\";\n  default *;" else lib.concatMapStringsSep "\n" (origin: "  ${builtins.toJSON origin} $http_origin;") origins}
+      ${
+        if origins == [ "*" ] then
+          "  \"\" \"\";\n  default *;"
+        else
+          lib.concatMapStringsSep "\n" (origin: "  ${builtins.toJSON origin} $http_origin;") origins
+      }
       }
       map $allowed_origin $exposed_headers {
         "" "";
         default retry-after;
       }
-    '' + lib.optionalString several ''
+    ''
+    + lib.optionalString several ''
       map $http_idempotency_key $spread {
         "" $request_id;
         default $client_key$http_idempotency_key;
@@ -95,7 +120,11 @@ in
       # The last one asked is the one that refused.
       map $upstream_addr $elsewhere {
         default gateway;
-      ${lib.concatMapStrings (address: "  \"~${lib.replaceStrings [ "." ] [ "\\." ] address}:${port}$\" ${without address};\n") gateways}}
+      ${
+        lib.concatMapStrings (
+          address: "  \"~${lib.replaceStrings [ "." ] [ "\\." ] address}:${port}$\" ${without address};\n"
+        ) gateways
+      }}
     '';
 
     virtualHosts.${edge.domain}.locations = {
@@ -104,21 +133,30 @@ in
         if ($reached = 0) {
           ${retryAfter 2}
           ${readable}
-          ${say 503 "server_error" "gateway_unreachable" "The GPU host cannot be reached; try again shortly"}
+          ${say 503 "server_error" "gateway_unreachable"
+            "The GPU host cannot be reached; try again shortly"
+          }
         }
         ${readable}
-        ${say 502 "server_error" "gateway_failed" "The GPU host broke off; a repeated request may run twice, unless it bears an Idempotency-Key"}
+        ${say 502 "server_error" "gateway_failed"
+          "The GPU host broke off; a repeated request may run twice, unless it bears an Idempotency-Key"
+        }
       '';
       "@flooded" = answer ''
         ${retryAfter 1}
         ${readable}
-        ${say 429 "rate_limit_error" "rate_limit_exceeded" "Too many requests at once from this key or address; slow down"}
+        ${say 429 "rate_limit_error" "rate_limit_exceeded"
+          "Too many requests at once from this key or address; slow down"
+        }
       '';
       "@too_large" = answer ''
         ${readable}
-        ${say 413 "invalid_request_error" "request_too_large" "The body is over the limit of ${toString config.appliance.settings.gateway.max_body_bytes} bytes"}
+        ${say 413 "invalid_request_error" "request_too_large"
+          "The body is over the limit of ${toString config.appliance.settings.gateway.max_body_bytes} bytes"
+        }
       '';
-    } // lib.optionalAttrs several {
+    }
+    // lib.optionalAttrs several {
       # A gateway that says 503 did not begin. Here, not by proxy_next_upstream: that would need
       # `non_idempotent`, and then a POST that broke off in the middle were repeated, too.
       "@elsewhere" = {

@@ -5,7 +5,13 @@ let
   edge = config.appliance.network.edge;
   cfg = edge.limits;
   inherit (lib) mkOption types;
-  figure = default: description: mkOption { type = types.ints.positive; inherit default description; example = default; };
+  figure =
+    default: description:
+    mkOption {
+      type = types.ints.positive;
+      inherit default description;
+      example = default;
+    };
 in
 {
   options.appliance.network.edge.limits = {

@@ -1,5 +1,10 @@
 # The public side: TLS, one host name, the API's paths, and bytes passed through as they come.
-{ config, lib, pkgs, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
   cfg = config.appliance.network.edge;
   inherit (lib) mkOption types;
@@ -7,21 +12,37 @@ let
   # OPTIONS and the headers of browsers pass like everything else: the gateway answers them.
   toGateway = {
     proxyPass = "http://gateway";
-    extraConfig = cfg.proxyConfig + cfg.limits.locationConfig + lib.optionalString (lib.length cfg.gateways > 1) ''
-      proxy_intercept_errors on;
-      error_page 503 = @elsewhere;
-    '';
+    extraConfig =
+      cfg.proxyConfig
+      + cfg.limits.locationConfig
+      + lib.optionalString (lib.length cfg.gateways > 1) ''
+        proxy_intercept_errors on;
+        error_page 503 = @elsewhere;
+      '';
   };
 in
 {
   options.appliance.network.edge = {
     enable = lib.mkEnableOption "the public edge: nginx with TLS before the gateway";
-    domain = mkOption { type = types.strMatching "([a-z0-9-]+\\.)+[a-z]{2,}"; example = "llm.example.org"; description = "Public host name. Requests for any other are refused."; };
-    acmeEmail = mkOption { type = types.strMatching "[^@ ]+@[^@ ]+"; example = "admin@example.org"; description = "Where the certificate authority writes to."; };
+    domain = mkOption {
+      type = types.strMatching "([a-z0-9-]+\\.)+[a-z]{2,}";
+      example = "llm.example.org";
+      description = "Public host name. Requests for any other are refused.";
+    };
+    acmeEmail = mkOption {
+      type = types.strMatching "[^@ ]+@[^@ ]+";
+      example = "admin@example.org";
+      description = "Where the certificate authority writes to.";
+    };
     gateways = mkOption {
-      type = types.listOf (types.strMatching "10\\..*|127\\..*|192\\.168\\..*|172\\.(1[6-9]|2[0-9]|3[01])\\..*");
+      type = types.listOf (
+        types.strMatching "10\\..*|127\\..*|192\\.168\\..*|172\\.(1[6-9]|2[0-9]|3[01])\\..*"
+      );
       default = [ "10.77.0.1" ];
-      example = [ "10.77.0.1" "10.77.0.3" ];
+      example = [
+        "10.77.0.1"
+        "10.77.0.3"
+      ];
       description = "Tunnel addresses of the GPU hosts.";
     };
     answerTimeoutSec = mkOption {
@@ -39,7 +60,8 @@ in
         message = "appliance.network.edge.gateways is empty: name the tunnel address of the GPU host, such as 10.77.0.1.";
       }
       {
-        assertion = config.services.nginx.virtualHosts.${cfg.domain}.http2 -> lib.versionAtLeast nginx.version "1.30.7";
+        assertion =
+          config.services.nginx.virtualHosts.${cfg.domain}.http2 -> lib.versionAtLeast nginx.version "1.30.7";
         message = "services.nginx.virtualHosts.\"${cfg.domain}\".http2 is on, but nginx ${nginx.version} has memory corruption there (CVE-2026-123007, mended in 1.30.7): remove the line, or set services.nginx.package to a mended one.";
       }
     ];

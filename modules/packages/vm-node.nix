@@ -13,7 +13,9 @@
     network.firewall.enable = true;
     settings = {
       hosts.gpu.memory_gib = 4;
-      models.tiny = { source = "/var/lib/appliance-models/tiny"; };
+      models.tiny = {
+        source = "/var/lib/appliance-models/tiny";
+      };
       engines.fake = {
         kind = "fake";
         device = "cpu";
@@ -26,6 +28,11 @@
     };
   };
   # The fake engine lives with the tests and is no part of the installed appliance.
-  systemd.services.appliance-engine-fake.serviceConfig.ExecStart = pkgs.lib.mkForce
-    "${pkgs.python313.withPackages (ps: [ ps.httptools ps.msgspec ps.uvloop ])}/bin/python ${../../tests/fakes/vllm.py} --model tiny --port 8101 --context 2048 --task generate";
+  systemd.services.appliance-engine-fake.serviceConfig.ExecStart = pkgs.lib.mkForce "${
+    pkgs.python313.withPackages (ps: [
+      ps.httptools
+      ps.msgspec
+      ps.uvloop
+    ])
+  }/bin/python ${../../tests/fakes/vllm.py} --model tiny --port 8101 --context 2048 --task generate";
 }

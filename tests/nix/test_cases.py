@@ -13,7 +13,7 @@ from tests.nix import checker
 NAMES = sorted(
     name
     for file in (checker.ROOT / "tests/nix/cases").glob("*.nix")
-    for name in re.findall(r'^  "([^"]+)" = \{ host', file.read_text(), re.MULTILINE)
+    for name in re.findall(r'^  "([^"]+)" = \{$', file.read_text(), re.MULTILINE)
 )
 
 
