@@ -20,7 +20,5 @@
     ./network/ssh.nix
     ./network/wireguard.nix
     ./network/edge.nix
-    ./network/edge-limits.nix
-    ./network/edge-answers.nix
   ];
 }
