@@ -4,7 +4,7 @@
   imports = [
     ./contract.nix
     ./pins.nix
-    ./lib.nix
+    ./package.nix
     ./base.nix
     ./gpu
     ./memory.nix

@@ -7,6 +7,13 @@
   ...
 }:
 let
+  inherit (import ./lib.nix { inherit lib; })
+    cardsOf
+    credentials
+    hardened
+    numaNodes
+    secretPath
+    ;
   inherit (config) appliance;
   cfg = appliance.engines;
   inherit (lib) mkOption types;
@@ -52,7 +59,7 @@ let
     let
       cuda = replica.engine.device == "cuda";
     in
-    appliance.lib.hardened
+    hardened
     // {
       DynamicUser = true;
       # Torch Inductor, Triton and FlashInfer compile kernels in the process: writable pages become executable.
@@ -92,6 +99,18 @@ let
       ];
       # The driver checks the caller's real user for its nodes, and NCCL shares memory between processes by it.
       PrivateUsers = false;
+    };
+
+  numaPolicy =
+    replica:
+    let
+      nodes = numaNodes appliance.thisHost.gpus (cardsOf replica.engine replica.index);
+    in
+    lib.optionalAttrs (appliance.numa.pin && lib.length nodes == 1) {
+      # Preferred, not bound: a node that is full shall slow an engine down, never kill it.
+      NUMAPolicy = "preferred";
+      NUMAMask = toString (lib.head nodes);
+      CPUAffinity = "numa";
     };
 
   unit =
@@ -138,7 +157,7 @@ let
       // lib.optionalAttrs (appliance.gpu.peerToPeer == "off") { NCCL_P2P_DISABLE = "1"; };
       serviceConfig =
         sandbox replica
-        // appliance.numa.serviceConfigFor replica.engine replica.index
+        // numaPolicy replica
         // {
           Type = "exec";
           ExecStart = "${lib.getExe appliance.package} engine exec ${replica.name} --config /etc/appliance/appliance.json";
@@ -150,7 +169,7 @@ let
           KillMode = "mixed";
           # Above the engine's own deadline, so that it is the engine which ends the last streams, not SIGKILL.
           TimeoutStopSec = replica.engine.shutdown_timeout_s + 15;
-          LoadCredential = appliance.lib.credentials cfg.credentials;
+          LoadCredential = credentials cfg.credentials;
         };
     };
 in
@@ -178,22 +197,8 @@ in
       example = lib.literalExpression "pkgs.llama-cpp";
       description = "Package of llama-server.";
     };
-    commandFor = mkOption {
-      type = types.functionTo (types.nullOr types.str);
-      internal = true;
-      readOnly = true;
-      description = "The program of an engine of this host, where its settings name none.";
-      default =
-        engine:
-        if engine.kind == "vllm" && engine.device == "cuda" then
-          "${cfg.cudaEnvironment}/bin/python"
-        else if engine.kind == "llamacpp" then
-          lib.getExe' cfg.llamacpp "llama-server"
-        else
-          null;
-    };
     credentials = mkOption {
-      type = types.attrsOf appliance.lib.secretPath;
+      type = types.attrsOf secretPath;
       default = { };
       example = {
         hub-token = "/run/secrets/hub-token";

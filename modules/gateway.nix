@@ -6,6 +6,7 @@
   ...
 }:
 let
+  inherit (import ./lib.nix { inherit lib; }) credentials hardened secretPath;
   inherit (config) appliance;
   cfg = appliance.gateway;
   listen = appliance.settings.gateway;
@@ -18,7 +19,7 @@ in
   options.appliance.gateway = {
     enable = lib.mkEnableOption "the gateway";
     credentials = lib.mkOption {
-      type = lib.types.attrsOf appliance.lib.secretPath;
+      type = lib.types.attrsOf secretPath;
       default = { };
       example = {
         admin-token = "/run/secrets/admin-token";
@@ -100,7 +101,7 @@ in
       path = lib.optional (onDemand != { }) pkgs.systemd;
       # The tunnel's address may come late; it tries again for as long as that takes.
       unitConfig.StartLimitIntervalSec = 0;
-      serviceConfig = appliance.lib.hardened // {
+      serviceConfig = hardened // {
         Type = "exec";
         User = "appliance-gateway";
         Group = "appliance-gateway";
@@ -122,7 +123,7 @@ in
           "AF_INET6"
         ];
         IPAddressAllow = [ "localhost" ] ++ lib.optional own.enable own.network;
-        LoadCredential = appliance.lib.credentials cfg.credentials;
+        LoadCredential = credentials cfg.credentials;
       };
     };
   };

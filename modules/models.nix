@@ -7,9 +7,13 @@
   ...
 }:
 let
+  inherit (import ./lib.nix { inherit lib; }) hardened;
   cfg = config.appliance.models;
   inherit (lib) mkOption types;
-  hub = lib.filterAttrs (_: m: !(lib.hasPrefix "/" m.source)) config.appliance.settings.models;
+  isFolder = model: lib.hasPrefix "/" model.source;
+  loose = lib.filterAttrs (
+    _: model: !(isFolder model) && model.revision == null
+  ) config.appliance.settings.models;
 in
 {
   options.appliance.models = {
@@ -61,16 +65,8 @@ in
         message = "appliance.models.store.path = ${cfg.store.path} lies in the Nix store, which weights would fill for good: set a folder such as /var/lib/appliance-models.";
       }
       {
-        assertion = lib.all (m: builtins.match "[0-9a-f]{40}" (toString (m.revision or "")) != null) (
-          lib.attrValues hub
-        );
-        message =
-          let
-            loose = lib.attrNames (
-              lib.filterAttrs (_: m: builtins.match "[0-9a-f]{40}" (toString (m.revision or "")) == null) hub
-            );
-          in
-          "appliance.settings.models.${lib.concatStringsSep ", " loose}: a repository without a pinned revision: set revision to the 40 hex digits of its commit.";
+        assertion = loose == { };
+        message = "appliance.settings.models.${lib.concatStringsSep ", " (lib.attrNames loose)}: a repository without a pinned revision: set revision to the 40 hex digits of its commit.";
       }
     ];
 
@@ -102,7 +98,7 @@ in
       description = "Check the weights against models.lock";
       wantedBy = [ "multi-user.target" ];
       unitConfig.RequiresMountsFor = [ cfg.store.path ];
-      serviceConfig = config.appliance.lib.hardened // {
+      serviceConfig = hardened // {
         Type = "oneshot";
         RemainAfterExit = true;
         DynamicUser = true;

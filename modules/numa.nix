@@ -3,13 +3,8 @@
 { config, lib, ... }:
 let
   cfg = config.appliance;
-  nodeOf =
-    index:
-    (lib.findFirst (card: card.index == index) { numa_node = null; } cfg.thisHost.gpus).numa_node
-      or null;
-  nodes = cards: lib.unique (lib.filter (node: node != null) (map nodeOf cards));
-  cardsOf =
-    engine: replica: lib.sublist (replica * engine.tensor_parallel) engine.tensor_parallel engine.gpus;
+  inherit (import ./lib.nix { inherit lib; }) cardsOf numaNodes;
+  nodes = numaNodes cfg.thisHost.gpus;
   spans =
     engine:
     lib.any (replica: lib.length (nodes (cardsOf engine replica)) > 1) (
@@ -24,23 +19,6 @@ in
       defaultText = lib.literalMD "whether this host's cards sit on more than one node";
       example = false;
       description = "Whether to keep each engine on the NUMA node of its cards.";
-    };
-    serviceConfigFor = lib.mkOption {
-      type = lib.types.functionTo (lib.types.functionTo lib.types.raw);
-      internal = true;
-      readOnly = true;
-      description = "systemd settings for replica i of an engine.";
-      default =
-        engine: replica:
-        let
-          mine = nodes (cardsOf engine replica);
-        in
-        lib.optionalAttrs (cfg.numa.pin && lib.length mine == 1) {
-          # Preferred, not bound: a node that is full shall slow an engine down, never kill it.
-          NUMAPolicy = "preferred";
-          NUMAMask = toString (lib.head mine);
-          CPUAffinity = "numa";
-        };
     };
   };
 

@@ -7,6 +7,7 @@
   ...
 }:
 let
+  inherit (import ./lib.nix { inherit lib; }) hardened;
   inherit (config) appliance;
   cfg = appliance.smoke;
   inherit (lib) mkOption types;
@@ -91,7 +92,7 @@ in
       ]
       ++ lib.optional cuda config.hardware.nvidia.package;
       serviceConfig =
-        appliance.lib.hardened
+        hardened
         // {
           Type = "oneshot";
           User = "appliance-gateway";

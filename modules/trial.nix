@@ -8,6 +8,7 @@
   ...
 }:
 let
+  inherit (import ./lib.nix { inherit lib; }) hardened;
   inherit (config) appliance;
   cfg = appliance.trial;
   inherit (appliance) smoke;
@@ -35,7 +36,7 @@ let
       ];
       X-StopOnRemoval = false;
     };
-    serviceConfig = appliance.lib.hardened // {
+    serviceConfig = hardened // {
       Type = "oneshot";
       ExecStart = "${lib.getExe appliance.package} trial ${arguments}";
       # Who stands before the machine sees it too.
@@ -182,7 +183,7 @@ in
         wants = [ "network-online.target" ];
         # A machine that has just come back may have no network for hours.
         startLimitIntervalSec = 0;
-        serviceConfig = appliance.lib.hardened // {
+        serviceConfig = hardened // {
           Type = "oneshot";
           ExecStart = "${lib.getExe appliance.package} trial alerts --hook ${cfg.alertHook}";
           StateDirectory = "appliance/trial";

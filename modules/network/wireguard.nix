@@ -7,6 +7,7 @@
   ...
 }:
 let
+  inherit (import ../lib.nix { inherit lib; }) hardened secretPath;
   cfg = config.appliance.network.wireguard;
   inherit (lib) mkOption types;
   ipv4 = "([0-9]{1,3}\\.){3}[0-9]{1,3}";
@@ -40,7 +41,7 @@ in
       description = "UDP port to listen on. The VPS needs one; the GPU host behind a home router dials out and needs none.";
     };
     privateKeyFile = mkOption {
-      type = config.appliance.lib.secretPath;
+      type = secretPath;
       default = "/var/lib/wireguard/wg0.key";
       example = "/var/lib/wireguard/wg0.key";
       description = "Where this host keeps its private key; made there when absent. Its public half: `wg show wg0 public-key`.";
@@ -90,7 +91,7 @@ in
               description = "Where to reach it, address and port; none for a host that dials in.";
             };
             presharedKeyFile = mkOption {
-              type = types.nullOr config.appliance.lib.secretPath;
+              type = types.nullOr secretPath;
               default = null;
               example = "/run/secrets/wg-psk";
               description = "File of a preshared key, against recorded traffic and a later quantum computer.";
@@ -158,7 +159,7 @@ in
         wantedBy = [ "multi-user.target" ];
         after = [ "wireguard-wg0.service" ];
         unitConfig.StartLimitIntervalSec = 0;
-        serviceConfig = config.appliance.lib.hardened // {
+        serviceConfig = hardened // {
           Type = "exec";
           DynamicUser = true;
           ExecStart = "${lib.getExe' pkgs.iputils "ping"} -q -n -I wg0 -i ${toString cfg.keepaliveSec} ${peer.address}";

@@ -136,11 +136,60 @@ in
   };
   "power limits are set per card" = {
     host = "gpu";
-    gives = c: c.systemd.services.appliance-gpu-power.serviceConfig.ExecStart;
-    is = [
-      "/run/current-system/sw/bin/nvidia-smi -i 0 -pl 450"
-      "/run/current-system/sw/bin/nvidia-smi -i 1 -pl 450"
+    gives = c: {
+      arguments = map (
+        command: lib.last (lib.splitString "/" command)
+      ) c.systemd.services.appliance-gpu-power.serviceConfig.ExecStart;
+      ofTheDriver = lib.all (lib.hasPrefix "${lib.getBin c.hardware.nvidia.package}/bin/") (
+        c.systemd.services.appliance-gpu-power.serviceConfig.ExecStart
+      );
+    };
+    is = {
+      arguments = [
+        "nvidia-smi -i 0 -pl 450"
+        "nvidia-smi -i 1 -pl 450"
+      ];
+      ofTheDriver = true;
+    };
+  };
+  "a card by the name that its driver prints" = {
+    host = "gpu";
+    module = cards [
+      (card {
+        model = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition";
+        power_limit_w = 400;
+      })
+      (card { index = 1; })
     ];
+    refuses = "Workstation Edition) takes 250 to 325 W, not 400: set power_limit_w = 300";
+  };
+  "a card below the range in the catalogue" = {
+    host = "gpu";
+    module = cards [
+      (card {
+        model = "RTX 5090";
+        power_limit_w = 200;
+      })
+      (card { index = 1; })
+    ];
+    refuses = "card 0 (RTX 5090) takes 400 to 600 W, not 200: set power_limit_w = 575";
+  };
+  "a card that the catalogue lacks keeps its own limit" = {
+    host = "gpu";
+    module = cards [
+      (card { model = "Example 1"; })
+      (card {
+        index = 1;
+        model = "Example 2";
+        power_limit_w = 150;
+      })
+    ];
+    gives =
+      c:
+      map (
+        command: lib.last (lib.splitString "/" command)
+      ) c.systemd.services.appliance-gpu-power.serviceConfig.ExecStart;
+    is = [ "nvidia-smi -i 1 -pl 150" ];
   };
 
   "TP without a choice of peer-to-peer" = {

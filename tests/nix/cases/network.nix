@@ -157,7 +157,7 @@ in
   "HTTP/2 on a broken nginx" = {
     host = "vps";
     module.services.nginx.virtualHosts."llm.example.org".http2 = true;
-    refuses = "has memory corruption there (CVE-2026-123007, mended in 1.30.7)";
+    refuses = "has memory corruption there (CVE-2026-123007, fixed in 1.30.7)";
   };
   "HTTP/2 stays off before 1.30.7" = {
     host = "vps";

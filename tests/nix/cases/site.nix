@@ -140,4 +140,38 @@ in
     };
     invalid = "no engine serves 'other'";
   };
+
+  # Types and bounds that come from modules/schema.json.
+  "more replicas than the contract allows" = {
+    host = "gpu";
+    module = engine { replicas = 65; };
+    errors = "engines.agents.replicas' is not of type `integer between 1 and 64";
+  };
+  "a kind of engine that does not exist" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents.kind = "vlm";
+    errors = "engines.agents.kind' is not of type `one of";
+  };
+  "a revision that is a branch" = {
+    host = "gpu";
+    module.appliance.settings.models.qwen3-30b.revision = lib.mkForce "main";
+    errors = "models.qwen3-30b.revision' is not of type";
+  };
+  "a card without its index" = {
+    host = "gpu";
+    module.appliance.settings.hosts.gpu.gpus = lib.mkForce [ { model = "RTX 5090"; } ];
+    errors = "index' was accessed but has no value defined";
+  };
+  "a power limit that is not a number of watts" = {
+    host = "gpu";
+    module.appliance.settings.hosts.gpu.gpus = lib.mkForce [
+      {
+        index = 0;
+        model = "RTX 5090";
+        memory_mib = 32607;
+        power_limit_w = "450";
+      }
+    ];
+    errors = "power_limit_w' is not of type `null or integer between 100 and 2000";
+  };
 }
