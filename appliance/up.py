@@ -30,7 +30,7 @@ from appliance.gateway.main import bind
 from appliance.http1.client import Pool
 from appliance.http1.writer import WriteCoalescer
 from appliance.models.prepare import Prepared, prepare
-from appliance.render.screen import console as lasting_console
+from appliance.render.terminal import long_run_console
 from appliance.smoketest.load import default_model, show
 from appliance.smoketest.load import run as run_smoke_test
 from appliance.store.keys import KeyStore
@@ -83,7 +83,7 @@ def up(options: Options) -> int:
 
 async def _guarded(options: Options) -> int:
     """Turn signals into a cancellation, and a cancellation into an orderly end."""
-    console = lasting_console()
+    console = long_run_console()
     loop = asyncio.get_running_loop()
     work = asyncio.ensure_future(_run(options, console))
     for number in stop_signals():
@@ -323,7 +323,7 @@ def write_site(
     for engine in engines.values():
         engine.update(model=new, command=sys.executable if prepared is None else str(options.engine_python))
         if prepared is None:
-            engine.update(kind="fake", options={})
+            engine.update(kind="mock", options={})
     for role in table.get("roles", {}).values():
         if role.get("model") == old:
             role["model"] = new
@@ -431,8 +431,8 @@ def _invite(console: Console, url: str, model: str, key: str, logs: Path) -> Non
 
 
 def _describe(replica: EngineReplica) -> str:
-    kind = {"vllm": "vLLM", "llamacpp": "llama.cpp", "fake": "the fake engine"}[replica.engine.kind]
-    return f"{kind} on the CPU" if replica.engine.device == "cpu" and replica.engine.kind != "fake" else kind
+    kind = {"vllm": "vLLM", "llamacpp": "llama.cpp", "mock": "the fake engine"}[replica.engine.kind]
+    return f"{kind} on the CPU" if replica.engine.device == "cpu" and replica.engine.kind != "mock" else kind
 
 
 @contextlib.asynccontextmanager

@@ -249,10 +249,10 @@ def _smoke(args: argparse.Namespace) -> int:
 
 
 def _prove(site: Site, args: argparse.Namespace, key: str, stop: Stop) -> int:
-    from appliance.render.screen import console
+    from appliance.render.terminal import long_run_console
     from appliance.smoketest import report, run
 
-    show = console()
+    show = long_run_console()
     what = run.subject()
     if args.once and (earlier := run.proven_before(args.reports, what)):
         show.print(f"{earlier.line} (on {earlier.began}; not again at each boot)", markup=False, soft_wrap=True)

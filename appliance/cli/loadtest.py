@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from appliance.contract.model import Slo
 from appliance.errors import UsageError
@@ -86,10 +86,33 @@ def add(commands: Commands, config_option: ConfigOption) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Imported late: no other command needs what a load test does.
-    from loadtests.command import command  # noqa: PLC0415
+    # Imported late: no other command needs the packages of a load test.
+    from loadtests.command import command, list_scenarios  # noqa: PLC0415
+    from loadtests.options import LoadTestOptions  # noqa: PLC0415
 
-    return command(args)
+    if args.list:
+        list_scenarios()
+        return 0
+    parameters = fields(args, Parameters, "")
+    if args.max_tokens is not None:
+        parameters.setdefault("output_tokens", (args.max_tokens, args.max_tokens))
+    options = LoadTestOptions(
+        config=args.config,
+        scenario=args.scenario,
+        url=args.url,
+        models=tuple(args.model or ()),
+        keys=args.keys,
+        engine_urls=tuple(args.engine_url or ()),
+        parameters=parameters,
+        slo=fields(args, Slo, "slo-"),
+        limits=fields(args, LoadLimits, "client-"),
+        baseline=args.baseline,
+        find_goodput=args.find_goodput,
+        max_load=args.max_load,
+        resolution=args.resolution,
+        outputs={f"--{name}": getattr(args, name) for name in ("json", "junit", "html", "samples")},
+    )
+    return command(options)
 
 
 def _flag(name: str, prefix: str) -> str:
@@ -160,14 +183,3 @@ def fields(args: argparse.Namespace, model: type[BaseModel], prefix: str) -> dic
         else:
             found[name] = parts[0]
     return found
-
-
-def validated(model: type[BaseModel], table: dict[str, Any]) -> Any:
-    """``table`` as ``model``; the first fault as a :class:`UsageError` of one line."""
-    try:
-        return model.model_validate(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
-        raise UsageError(f"{first['loc'][0]}: {message}, not {first['input']}") from None

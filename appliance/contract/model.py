@@ -145,8 +145,8 @@ class Model(Section):
 class Engine(Section):
     """One engine: ``replicas`` copies of a model server, each over ``tensor_parallel`` cards."""
 
-    kind: Literal["vllm", "llamacpp", "fake"] = Field(
-        default="vllm", description="vLLM, llama.cpp's server, or the fake engine that tests and demos use."
+    kind: Literal["vllm", "llamacpp", "mock"] = Field(
+        default="vllm", description="vLLM, llama.cpp's server, or the mock engine of tests and demonstrations."
     )
     host: Name = Field(description="The host it runs on.")
     model: ModelName = Field(description="The model it serves, by its name in `models`.")
@@ -208,6 +208,13 @@ class Engine(Section):
         le=1,
         description="Share of each of its cards that a sleeping replica keeps (CUDA context, graphs).",
     )
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _kind_has_its_present_name(cls, kind: JsonValue) -> JsonValue:
+        if kind == "fake":
+            raise ValueError('there is no kind "fake" any more; write kind = "mock" for the mock engine')
+        return kind
 
     @property
     def slots(self) -> int:

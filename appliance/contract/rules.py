@@ -93,7 +93,7 @@ def _cards(where: str, engine: Engine, host_name: str, host: Host) -> Iterator[V
             f"{where}.gpus",
             f"names {len(engine.gpus)} cards; {engine.replicas} replicas over {engine.tensor_parallel} "
             f"cards each need {wanted}",
-            f"list {wanted} indices" if engine.kind != "fake" else 'list them, or set device = "cpu"',
+            f"list {wanted} indices" if engine.kind != "mock" else 'list them, or set device = "cpu"',
         )
         return
     for index in engine.gpus:

@@ -66,7 +66,7 @@ class CheckContext:
     @cached_property
     def on_cards(self) -> list[EngineReplica]:
         """Those that compute on cards."""
-        return [r for r in self.replicas if r.engine.device == "cuda" and r.engine.kind != "fake"]
+        return [r for r in self.replicas if r.engine.device == "cuda" and r.engine.kind != "mock"]
 
     @cached_property
     def data(self) -> Path:

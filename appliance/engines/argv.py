@@ -8,7 +8,7 @@ from pathlib import Path
 
 from appliance.contract.model import Engine, Model, Site
 from appliance.contract.rules import suggest
-from appliance.engines import fake, llamacpp, vllm
+from appliance.engines import llamacpp, mock_command, vllm
 from appliance.errors import UsageError
 
 
@@ -41,7 +41,7 @@ class EngineReplica:
 
 Build = Callable[[Engine, Model, int], tuple[list[str], dict[str, str]]]
 
-_BUILD: dict[str, Build] = {"vllm": vllm.build, "llamacpp": llamacpp.build, "fake": fake.build}
+_BUILD: dict[str, Build] = {"vllm": vllm.build, "llamacpp": llamacpp.build, "mock": mock_command.build}
 
 
 def replicas(site: Site) -> list[EngineReplica]:

@@ -33,7 +33,7 @@ def fit(site: Site) -> list[Violation]:
 
 def _known(site: Site, engine: Engine) -> tuple[Shape, Precision] | None:
     model = site.models.get(engine.model)
-    if model is None or engine.kind == "fake":
+    if model is None or engine.kind == "mock":
         return None
     try:
         shape, dtype = model_of(model)

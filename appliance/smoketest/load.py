@@ -12,7 +12,7 @@ from rich.table import Table
 
 from appliance.contract.model import Site, Smoke
 from appliance.errors import StoreError, UsageError
-from appliance.render.screen import console
+from appliance.render.terminal import long_run_console
 from appliance.system.stopping import Stop
 from loadtests import report as reports
 from loadtests.outputs import Outputs, deliver
@@ -39,7 +39,13 @@ def command(site: Site, args: argparse.Namespace, key: str, stop: Stop) -> int:
     model = args.model or default_model(site)
     with Outputs({"--json": args.json}, stop) as outputs:
         report = run(site.smoke, url=url, key=key, model=model, folder=site.data_path(Path.cwd()), stop=stop)
-        deliver(report, outputs, stop, {"--json": report.to_json}, lambda _: show(report, console(), subject=model))
+        deliver(
+            report,
+            outputs,
+            stop,
+            {"--json": report.to_json},
+            lambda _: show(report, long_run_console(), subject=model),
+        )
     return report.exit_code
 
 

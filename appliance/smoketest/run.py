@@ -39,25 +39,25 @@ BEGUN = Path("/run/appliance-smoke/begun")
 
 
 @dataclass(frozen=True, slots=True)
-class TestedSystem:
+class SystemUnderTest:
     """What is proven: the running system, and how it came to run."""
 
     place: RunningSystem
     booted: bool
 
     @staticmethod
-    def of(machine: Nixos) -> TestedSystem:
+    def of(machine: Nixos) -> SystemUnderTest:
         """What runs on ``machine``; raises :class:`LoaderError` where that is not NixOS."""
         running = machine.running()
-        return TestedSystem(running, booted=machine.booted() == running)
+        return SystemUnderTest(running, booted=machine.booted() == running)
 
 
-def subject() -> TestedSystem:
+def subject() -> SystemUnderTest:
     """What runs here."""
-    return TestedSystem.of(Nixos(Loader()))
+    return SystemUnderTest.of(Nixos(Loader()))
 
 
-def proven_before(reports_folder: Path, what: TestedSystem, begun: Path = BEGUN) -> Proof | None:
+def proven_before(reports_folder: Path, what: SystemUnderTest, begun: Path = BEGUN) -> Proof | None:
     """The report that makes another run needless: this generation passed by a boot, and no switch came since.
 
     Notes in ``begun`` that this boot has had its test; ``begun`` lies on a file system that a reboot empties.
@@ -79,7 +79,7 @@ def prove(
     *,
     key: str,
     folder: Path,
-    what: TestedSystem,
+    what: SystemUnderTest,
     say: Callable[[SmokeStep], object],
     stop: Stop | None = None,
 ) -> Proof:

@@ -1,4 +1,4 @@
-# A GPU host without a GPU, for tests in a virtual machine: the fake engine in the real unit's sandbox.
+# A GPU host without a GPU, for tests in a virtual machine: the mock engine in the real unit's sandbox.
 { self }:
 { pkgs, ... }:
 {
@@ -17,7 +17,7 @@
         source = "/var/lib/appliance-models/tiny";
       };
       engines.fake = {
-        kind = "fake";
+        kind = "mock";
         device = "cpu";
         host = "gpu";
         model = "tiny";
@@ -27,6 +27,7 @@
       };
     };
   };
+<<<<<<< HEAD
   # The fake engine lives with the tests and is no part of the installed appliance.
   systemd.services.appliance-engine-fake.serviceConfig.ExecStart = pkgs.lib.mkForce "${
     pkgs.python313.withPackages (ps: [
@@ -35,4 +36,9 @@
       ps.uvloop
     ])
   }/bin/python ${../../tests/fakes/vllm.py} --model tiny --port 8101 --context 2048 --task generate";
+=======
+  # The mock engine lives with the tests and is no part of the installed appliance.
+  systemd.services.appliance-engine-fake.serviceConfig.ExecStart = pkgs.lib.mkForce
+    "${pkgs.python313.withPackages (ps: [ ps.httptools ps.msgspec ps.uvloop ])}/bin/python ${../../appliance/engines/mock.py} --model tiny --port 8101 --context 2048 --task generate";
+>>>>>>> main
 }

@@ -14,17 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import (
-    Response,
-    RunningService,
-    StartedProcess,
-    chat,
-    free_port,
-    http,
-    serving,
-    start,
-    wait_until,
-)
+from tests.conftest import Response, RunningService, StartedProcess, chat, http, serving, start, wait_until
+from tests.ports import free_port
 
 TOKEN = "a-token-of-enough-characters"
 

@@ -1,4 +1,4 @@
-# The GPU host as the guest of tests/boot can be it: no card, no tunnel, the fake engine, a slow emulated CPU.
+# The GPU host as the guest of tests/boot can be it: no card, no tunnel, the mock engine, a slow emulated CPU.
 # Everything else of hosts/gpu.nix stays, above all its smoke test and its trial.
 { lib, ... }:
 {
@@ -30,7 +30,7 @@
       };
       engines = lib.mkForce {
         agents = {
-          kind = "fake";
+          kind = "mock";
           host = "gpu";
           model = "fake";
           device = "cpu";

@@ -84,7 +84,8 @@ FAULTS: list[tuple[Edit, str]] = [
     (put("engines/chat/concurrency", 0), "engines.chat.concurrency: input should be greater than 0, not 0"),
     (put("engines/chat/port", 70000), "engines.chat.port: input should be less than or equal to 65535, not 70000"),
     (put("engines/chat/gpu_memory_utilization", 1.1), "input should be less than or equal to 1, not 1.1"),
-    (put("engines/chat/kind", "ollama"), "engines.chat.kind: input should be 'vllm', 'llamacpp' or 'fake'"),
+    (put("engines/chat/kind", "ollama"), "engines.chat.kind: input should be 'vllm', 'llamacpp' or 'mock'"),
+    (put("engines/chat/kind", "fake"), 'engines.chat.kind: there is no kind "fake" any more; write kind = "mock"'),
     (put("engines/a b", ONE_CARD["engines"]["chat"]), "engines.a b: is no name: letters, digits, dot"),
     (
         put("engines/chat/model", "qwen3-3b"),

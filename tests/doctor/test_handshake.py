@@ -176,7 +176,7 @@ def test_the_smoke_test_asks_whose_fault_it_is(
     machine = tmp_path / "machine.json"
     machine.write_text(json.dumps(host.machine))
     monkeypatch.setattr(run, "MACHINE", machine)
-    monkeypatch.setattr(run, "Host", lambda _: scene.host)
+    monkeypatch.setattr(run, "HostReader", lambda _: scene.host)
     monkeypatch.setattr(handshake, "wait", lambda *_: None)
 
     def peer() -> SmokeStep:
@@ -207,10 +207,10 @@ def test_the_first_hop_for_real(tmp_path: Path) -> None:
         script = (
             "import socket\n"
             "from appliance.smoketest.handshake import read_hop\n"
-            "from appliance.doctor.host import Host\n"
+            "from appliance.doctor.host import HostReader\n"
             "try: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('203.0.113.5', 9))\n"
             "except OSError: pass\n"
-            "print(read_hop(Host(), '203.0.113.5'))"
+            "print(read_hop(HostReader(), '203.0.113.5'))"
         )
         return do("netns", "exec", here, sys.executable, "-c", f"import sys; sys.path[0] = {str(ROOT)!r}\n{script}")
 

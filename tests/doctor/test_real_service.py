@@ -187,7 +187,7 @@ def test_where_there_is_no_systemd(tmp_path: Path) -> None:
                 "models": {"m": {"source": "./m"}},
                 "engines": {
                     "e": {
-                        "kind": "fake",
+                        "kind": "mock",
                         "host": "here",
                         "model": "m",
                         "device": "cpu",

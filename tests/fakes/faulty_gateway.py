@@ -49,7 +49,7 @@ PARTS: dict[str, tuple[object, str]] = {
     "feed": (sse.SseFilter, "feed"),
     "read_usage": (lifecycle, "read_usage"),
     "id_headers": (lifecycle.ProxiedRequest, "_id_headers"),
-    "whole": (reply, "whole"),
+    "whole": (reply, "encode_response"),
     "end": (client_connection.ClientConnection, "end_stream"),
     "finished": (client_connection.ClientConnection, "_finish"),
     "count": (metrics.Metrics, "count"),

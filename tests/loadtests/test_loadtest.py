@@ -28,14 +28,14 @@ from tests.conftest import (
     ROOT,
     RunningService,
     StartedProcess,
-    free_port,
     http,
     opens,
     start,
-    start_fake,
+    start_mock,
     wait_until,
 )
 from tests.gateway.running.witness import long_run
+from tests.ports import free_port
 
 FEW = ("--users", "2", "--requests", "2", "--client-lag-ms", "5000")
 """A load of a second, on a machine that other tests keep busy."""
@@ -43,7 +43,7 @@ FEW = ("--users", "2", "--requests", "2", "--client-lag-ms", "5000")
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedProcess]:
-    running = start_fake(tmp_path_factory.mktemp("fake") / "log")
+    running = start_mock(tmp_path_factory.mktemp("fake") / "log")
     yield running
     running.stop()
 
@@ -101,7 +101,7 @@ def test_every_output_of_a_run_through_the_gateway(service: RunningService, tmp_
     ],
 )
 def test_a_sabotaged_server_is_found_out(tmp_path: Path, fault: str, cause: str) -> None:
-    sabotaged = start_fake(tmp_path / "log", "--fault", fault)
+    sabotaged = start_mock(tmp_path / "log", "--fault", fault)
     try:
         out = tmp_path / "report.json"
         argv = ("--url", sabotaged.url, "--model", "fake", *FEW, "--requests", "1", "--stall", "0.7", "--json", out)
@@ -112,7 +112,7 @@ def test_a_sabotaged_server_is_found_out(tmp_path: Path, fault: str, cause: str)
 
 
 def test_a_slow_first_token_is_not_hidden_by_an_early_chunk(tmp_path: Path) -> None:
-    sly = start_fake(tmp_path / "log", "--fault", "early_empty", "--ttft-ms", "400")
+    sly = start_mock(tmp_path / "log", "--fault", "early_empty", "--ttft-ms", "400")
     try:
         done = loadtest("--url", sly.url, "--model", "fake", *FEW, "--slo-ttft-p99-ms", "300")
     finally:
@@ -163,7 +163,7 @@ def test_a_baseline(engine: StartedProcess, tmp_path: Path) -> None:
     before, now = tmp_path / "before.json", tmp_path / "now.json"
     words = ("--model", "fake", "--users", "6", "--requests", "6", "--client-lag-ms", "5000")
     assert loadtest("--url", engine.url, *words, "--json", before).returncode == 0
-    slow = start_fake(tmp_path / "log", "--ttft-ms", "200", "--itl-ms", "1")
+    slow = start_mock(tmp_path / "log", "--ttft-ms", "200", "--itl-ms", "1")
     try:
         done = loadtest("--url", slow.url, *words, "--baseline", before, "--json", now)
     finally:
@@ -177,7 +177,7 @@ def test_a_baseline(engine: StartedProcess, tmp_path: Path) -> None:
 
 def test_the_highest_load_that_holds(tmp_path: Path) -> None:
     # Two sequences at once and 0.5 s each: a third user waits half a second for his first token.
-    small = start_fake(tmp_path / "log", "--capacity", "2", "--tokens", "10", "--itl-ms", "50", "--ttft-ms", "10")
+    small = start_mock(tmp_path / "log", "--capacity", "2", "--tokens", "10", "--itl-ms", "50", "--ttft-ms", "10")
     out = tmp_path / "report.json"
     try:
         words = (

@@ -126,7 +126,7 @@ def test_what_cannot_start(changes: dict[str, Any], where: str, what: str, fix: 
     [
         {"source": "./models/tiny-qwen3"},
         {"cards": ["Some Future Card"]},
-        {"kind": "fake", "source": "./Qwen3-235B-A22B"},
+        {"kind": "mock", "source": "./Qwen3-235B-A22B"},
         {"kind": "llamacpp", "source": "./Qwen3-235B-A22B"},
         {"context": 60000, "model": {"max_context": 131072}},
     ],

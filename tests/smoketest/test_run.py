@@ -1,4 +1,4 @@
-"""The proof of a host, before the real gateway and the fake engine; each step is seen to fail."""
+"""The proof of a host, before the real gateway and the mock engine; each step is seen to fail."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from appliance.contract.model import Site
 from appliance.errors import StoreError
 from appliance.smoketest import report
 from appliance.smoketest.report import Proof, SmokeStep
-from appliance.smoketest.run import TestedSystem, lock, prove, proven_before, tokens
+from appliance.smoketest.run import SystemUnderTest, lock, prove, proven_before, tokens
 from appliance.upgrade.nixos import RunningSystem
 from appliance.upgrade.state import Generation
 from tests.conftest import RunningService, serving
 
-HERE = TestedSystem(RunningSystem(Generation("/nix/store/here", 8)), booted=True)
+HERE = SystemUnderTest(RunningSystem(Generation("/nix/store/here", 8)), booted=True)
 SMOKE = {"users": 2, "requests_per_user": 2, "max_tokens": 4, "slo": {"ttft_p99_ms": 20000, "tpot_p99_ms": 5000}}
 
 
@@ -123,7 +123,7 @@ def a_proof(*, passed: bool = True, booted: bool = True, system: str = "/nix/sto
 def test_once_per_generation(earlier: Proof | None, booted: bool, again: bool, tmp_path: Path) -> None:
     if earlier is not None:
         report.save(earlier, report.folder_of(tmp_path, HERE.place.generation))
-    found = proven_before(tmp_path, TestedSystem(HERE.place, booted), tmp_path / "begun")
+    found = proven_before(tmp_path, SystemUnderTest(HERE.place, booted), tmp_path / "begun")
     assert (found is None) is again
 
 

@@ -28,7 +28,8 @@ from appliance.store.keys import KeyStore
 from appliance.store.models import UsageRow
 from appliance.store.schema import METADATA, REVISION, REVISIONS, USAGE
 from appliance.store.usage import UsageLine, UsageReader, as_csv
-from tests.conftest import free_port, http, serving, wait_until
+from tests.conftest import http, serving, wait_until
+from tests.ports import free_port
 
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)
 

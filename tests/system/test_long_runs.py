@@ -19,8 +19,9 @@ from appliance.contract.model import Site
 from appliance.smoketest import report
 from appliance.smoketest.run import prove
 from appliance.system.stopping import Stop, listening
-from tests.conftest import RunningService, a_site, free_port, serving, wait_until
+from tests.conftest import RunningService, a_site, serving, wait_until
 from tests.gateway.running.witness import MANY, LongRun, long_run, witness
+from tests.ports import free_port
 from tests.smoketest.test_run import HERE, SMOKE
 
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP

@@ -95,7 +95,7 @@ def test_no_way_to_name_an_address_is_forgotten(
     "field", ["query", "queries", "documents", "items", "data_1", "data_2", "text_1", "text_2"]
 )
 def test_what_is_ranked_names_no_address_either(path: str, field: str) -> None:
-    """vLLM takes content parts there as well, alone or in a list; pure, for the fake engine ranks no pictures."""
+    """vLLM takes content parts there as well, alone or in a list; pure, for the mock engine ranks no pictures."""
     part = {"content": [{"type": "image_url", "image_url": {"url": EVIL}}]}
     for value in (part, ["x", part]):
         with pytest.raises(InvalidRequestError, match="may not be fetched"):

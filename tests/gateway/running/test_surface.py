@@ -1,4 +1,4 @@
-"""What the gateway offers, to whom, and how it refuses: real gateway process, fake engine."""
+"""What the gateway offers, to whom, and how it refuses: real gateway process, mock engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import time
 import pytest
 
 from appliance.store.keys import KeyStore
-from tests.conftest import RunningService, chat, exchange, free_port, http, serving, wait_until
+from tests.conftest import RunningService, chat, exchange, http, serving, wait_until
+from tests.ports import free_port
 
 
 def test_health_needs_no_key_and_ready_is_a_generated_token(service: RunningService) -> None:
@@ -209,7 +210,7 @@ def test_metrics_count_requests_without_naming_users(service: RunningService) ->
 def test_a_model_is_found_however_its_name_is_encoded(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Current SDKs send ``%2F``; a proxy sends the absolute form."""
     name = "Qwen/Qwen3-30B"
-    engine = {"kind": "fake", "host": "here", "model": name, "device": "cpu", "context": 4096, "concurrency": 8}
+    engine = {"kind": "mock", "host": "here", "model": name, "device": "cpu", "context": 4096, "concurrency": 8}
     site = {"models": {name: {"source": "./fake"}}, "engines": {"chat": engine | {"port": free_port()}}}
     with serving(tmp_path_factory.mktemp("slash"), **site) as service:
         for path in ("Qwen/Qwen3-30B", "Qwen%2FQwen3-30B", "Qwen%2fQwen3%2d30B", "%51wen/Qwen3-30B"):

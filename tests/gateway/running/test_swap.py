@@ -18,13 +18,14 @@ import pytest
 
 from appliance.admin import control_client
 from appliance.errors import RequestError
-from tests.conftest import RunningService, free_port, http, serving, wait_until
+from tests.conftest import RunningService, http, serving, wait_until
+from tests.ports import free_port
 
 CARD = {"index": 0, "model": "pretended", "memory_mib": 97887}
 
 
 def engine(model: str, port: int, **more: Any) -> dict[str, Any]:
-    one = {"kind": "fake", "host": "here", "model": model, "gpus": [0], "context": 4096, "concurrency": 16}
+    one = {"kind": "mock", "host": "here", "model": model, "gpus": [0], "context": 4096, "concurrency": 16}
     return one | {"port": port, "residency": "on-demand", "gpu_memory_utilization": 0.9, **more}
 
 

@@ -1,26 +1,33 @@
-"""The fake engine: vLLM's HTTP API, tokens by the clock, faults on demand.
+"""The mock engine: vLLM's HTTP API, tokens by the clock, errors on demand.
 
-One process, one port. Every answer says ``fake-engine``. What it does for a request is set by a directive
-anywhere in the request's text, so it passes through any gateway, also one that drops unknown fields::
+One process, one port, no model: a completion's words are the same ones each time. Each response names itself
+``fake-engine``. A directive anywhere in the request's text describes the response. So it passes any gateway, also
+one that drops unknown fields::
 
     fake: tokens=100 itl_ms=20 ttft_ms=30 fault=cut:5
 
-Faults: ``cut:n`` closes the connection after n tokens, ``stall:n`` falls silent after n, ``error:n`` sends an
-error frame after n as vLLM does, ``no_done``, ``no_usage`` and ``no_finish`` leave a part out, ``garbage``
-sends a frame that is no JSON, ``double`` sends each token twice, ``content_type`` names the wrong type,
-``early_empty`` sends an empty chunk before the first token, ``error_body`` answers 200 with an error,
-``late_end`` lets HTTP's own end come half a second after ``[DONE]``,
-``reset`` closes without an answer, ``hang`` sends headers and then nothing, ``split`` writes byte by byte,
-``status:n`` answers status n, ``late_status:n`` does so after ``ttft_ms``, ``mistake`` does what vLLM does with a
-client's mistake, by endpoint.
+Values of ``fault``, with ``n`` a number of tokens:
 
-``tool=1`` makes the answer a call of the request's first tool, whose arguments are ``{"place":"Rome"}``.
+* ``cut:n`` closes the connection after n tokens, ``stall:n`` sends nothing more after n;
+* ``error:n`` sends an error frame after n tokens as vLLM does;
+* ``no_done``, ``no_usage`` and ``no_finish`` omit that part;
+* ``garbage`` sends a frame that is not JSON, ``double`` sends each token twice;
+* ``merge`` puts all tokens after the first into chunks of three, ``split`` writes byte by byte;
+* ``content_type`` names another content type than that of the body;
+* ``early_empty`` sends an empty chunk before the first token;
+* ``late_end`` ends the HTTP response half a second after ``[DONE]``;
+* ``error_body`` returns 200 with an error, ``status:n`` returns status n;
+* ``late_status:n`` returns status n after ``ttft_ms``;
+* ``mistake`` responds as vLLM does to a client's mistake, by endpoint;
+* ``reset`` closes without a response, ``hang`` sends headers and then nothing.
 
-``--fault`` gives a fault to every request. ``merge`` puts all tokens after the first into chunks of three.
-``POST /tokenize`` counts as vLLM's does.
+``--fault`` sets the same for every request. With ``tool=1`` the response is a call of the request's first tool; its
+arguments are ``{"place":"Rome"}``. With ``stamp=1`` each token is the time at which it was written.
 
-``POST /sleep`` and ``/wake_up`` exist as in vLLM's development mode, with ``VLLM_SERVER_DEV_MODE=1``.
-``GET /stats`` counts requests and aborts, ``GET /last`` shows the last request as it arrived.
+``POST /tokenize`` has the shape of vLLM's. ``POST /sleep`` and ``/wake_up`` exist as in vLLM's development mode if
+``VLLM_SERVER_DEV_MODE=1``. ``GET /stats`` returns counters, ``GET /last`` the last request as it was received.
+
+A copy of this file runs alone: it needs httptools, msgspec and uvloop, and no other module of this package.
 """
 
 from __future__ import annotations
@@ -50,18 +57,22 @@ MISTAKE = {
     "param": "logit_bias",
     "code": 400,
 }
-"""A client's mistake in vLLM's words; a stream has begun with status 200 when it finds one."""
+"""A client's mistake in vLLM's words; vLLM may find it after a stream has begun with status 200."""
 DIRECTIVE = re.compile(rb"fake:((?: ?[a-z_0-9]+=[a-z_0-9.:]+)+)")
 ARGUMENTS = ('{"pla', 'ce":"Rome"}')
-"""The arguments of the call that ``tool=1`` asks for, in the pieces of a stream."""
+"""The arguments of the call that ``tool=1`` requests, in the pieces of a stream."""
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "rests", "in", "grün")
 
 
 class MockStreamOptions(msgspec.Struct):
+    """``stream_options`` of a request."""
+
     include_usage: bool = False
 
 
 class MockRequest(msgspec.Struct):
+    """The fields of a request that matter here, of all endpoints together."""
+
     model: str = ""
     stream: bool = False
     stream_options: MockStreamOptions | None = None
@@ -78,7 +89,10 @@ DECODE = msgspec.json.Decoder(MockRequest)
 
 @dataclass(slots=True)
 class ResponsePlan:
-    """What one request gets. Times in milliseconds."""
+    """The response to one request: its length, its times in milliseconds, its ``fault``.
+
+    ``after`` is the number behind the colon of ``fault``.
+    """
 
     tokens: int = 16
     itl_ms: float = 5.0
@@ -91,7 +105,11 @@ class ResponsePlan:
 
 @dataclass(slots=True)
 class MockEngine:
-    """What all connections share."""
+    """State that all connections share.
+
+    ``capacity`` limits the sequences decoded at once, unless it is 0. The times of requests vary by the factor
+    ``spread``. ``last`` is the last request as it was received.
+    """
 
     model: str
     context: int
@@ -119,7 +137,7 @@ class MockEngine:
 
 
 def read_plan(body: bytes, default: ResponsePlan) -> ResponsePlan:
-    """The directive in ``body`` over ``default``."""
+    """Return ``default`` with what the directive in ``body`` sets."""
     plan = replace(default)
     match = DIRECTIVE.search(body)
     for pair in match.group(1).decode().split() if match else ():
@@ -135,40 +153,50 @@ def read_plan(body: bytes, default: ResponsePlan) -> ResponsePlan:
 
 
 def chunk(data: bytes) -> bytes:
+    """Return ``data`` as a chunk of HTTP's chunked coding."""
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 def frame(value: object) -> bytes:
+    """Return ``value`` as an SSE event without a name."""
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def event(kind: str, **more: object) -> bytes:
+    """Return an SSE event named ``kind`` whose data hold the name as well."""
     return b"event: %s\n" % kind.encode() + frame({"type": kind, **more})
 
 
 class MockConnection(asyncio.Protocol):
-    """One client connection; requests one after the other."""
+    """One client connection; requests one after the other.
+
+    Responses are iterators of pairs: milliseconds to wait before a write, and the bytes to write. An empty write
+    closes the connection.
+    """
 
     def __init__(self, engine: MockEngine, loop: asyncio.AbstractEventLoop) -> None:
         self.engine = engine
         self.loop = loop
-        self.live = False
+        self.decoding = False
         self.writable = True
         self.timer: asyncio.TimerHandle | None = None
         self.steps: Iterator[tuple[float, bytes]] | None = None
         self.new_request()
 
     def new_request(self) -> None:
+        """Prepare to parse the next request."""
         self.parser = httptools.HttpRequestParser(self)
         self.url = b""
         self.head: list[tuple[bytes, bytes]] = []
         self.body: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Count the connection."""
         self.transport = cast("asyncio.Transport", transport)
         self.engine.counters["connections"] += 1
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's signature
+        """Abort the request of this connection, whether it is decoded or waits."""
         counters = self.engine.counters
         counters["connections"] -= 1
         if self.timer:
@@ -177,33 +205,40 @@ class MockConnection(asyncio.Protocol):
             self.engine.queue.remove(self)
             counters["waiting"] -= 1
             counters["aborted"] += 1
-        if self.live:
+        if self.decoding:
             self.end("aborted")
 
     def pause_writing(self) -> None:
+        """Stop writing: the client does not read."""
         self.writable = False
 
     def resume_writing(self) -> None:
+        """Go on writing."""
         self.writable = True
-        if self.live and self.timer is None:
+        if self.decoding and self.timer is None:
             self.step()
 
     def data_received(self, data: bytes) -> None:
+        """Parse what was received; close the connection if it is not HTTP."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
             self.transport.close()
 
     def on_url(self, url: bytes) -> None:
+        """Add a piece of the request target (httptools)."""
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a header field (httptools)."""
         self.head.append((name.lower(), value))
 
     def on_body(self, data: bytes) -> None:
+        """Add a piece of the body (httptools)."""
         self.body.append(data)
 
     def on_message_complete(self) -> None:
+        """Respond to the request that is complete now (httptools)."""
         method, path, body = self.parser.get_method(), self.url.partition(b"?")[0], b"".join(self.body)
         head = self.head
         self.new_request()
@@ -213,7 +248,7 @@ class MockConnection(asyncio.Protocol):
         if path == b"/tokenize":
             self.tokenize(body)
             return
-        if self.control(path):
+        if self.changes_sleep(path):
             return
         counters = self.engine.counters
         counters["requests"] += 1
@@ -223,11 +258,12 @@ class MockConnection(asyncio.Protocol):
         try:
             request = DECODE.decode(body)
         except msgspec.DecodeError as error:
-            self.answer({"error": {"message": str(error), "type": "BadRequestError", "code": 400}}, 400)
+            self.send_json({"error": {"message": str(error), "type": "BadRequestError", "code": 400}}, 400)
             return
         self.post(path, request, body)
 
     def get(self, path: bytes) -> None:
+        """Respond to a GET request."""
         engine = self.engine
         card = {"id": engine.model, "object": "model", "created": 0, "owned_by": NAME}
         known: dict[bytes, object] = {
@@ -237,39 +273,41 @@ class MockConnection(asyncio.Protocol):
             b"/last": engine.last,
             b"/v1/models": {"object": "list", "data": [card | {"max_model_len": engine.context}]},
         }
-        self.answer(known.get(path, {"detail": "Not Found"}), 200 if path in known else 404)
+        self.send_json(known.get(path, {"detail": "Not Found"}), 200 if path in known else 404)
 
     def tokenize(self, body: bytes) -> None:
-        """One token per five letters of a word begun, and 10 for a chat's template; as exact as it is untrue."""
-        asked = json.loads(body, parse_int=str)
-        messages, text, extra = asked.get("messages"), asked.get("prompt"), 0
+        """Count one token for each five letters of a word that are begun, and 10 for a chat's template."""
+        request = json.loads(body, parse_int=str)
+        messages, text, extra = request.get("messages"), request.get("prompt"), 0
         if isinstance(messages, list):
             contents = [message.get("content") for message in messages if isinstance(message, dict)]
             text, extra = " ".join(content for content in contents if isinstance(content, str)), 10
         if not isinstance(text, str):
-            self.answer({"error": {"message": "no prompt", "type": "BadRequestError", "code": 400}}, 400)
+            self.send_json({"error": {"message": "no prompt", "type": "BadRequestError", "code": 400}}, 400)
             return
         count = extra + sum(-(-len(word) // 5) for word in text.split())
-        self.answer({"count": count, "max_model_len": self.engine.context, "tokens": list(range(count))})
+        self.send_json({"count": count, "max_model_len": self.engine.context, "tokens": list(range(count))})
 
-    def answer(self, value: object, status: int = 200) -> None:
+    def send_json(self, value: object, status: int = 200) -> None:
+        """Send a whole response."""
         body = json.dumps(value, ensure_ascii=False).encode()
         self.transport.write(
             b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
             % (status, len(body), body)
         )
 
-    def refuse(self, path: bytes, status: int) -> None:
-        """Answer ``status`` in the shape that vLLM uses on ``path``."""
+    def send_error(self, path: bytes, status: int) -> None:
+        """Send an error of this status in the shape that vLLM uses on ``path``."""
         if path == b"/v1/messages":
-            self.answer({"type": "error", "error": {"type": "fake", "message": "as told"}}, status)
+            self.send_json({"type": "error", "error": {"type": "fake", "message": "as requested"}}, status)
         else:
-            self.answer({"error": {"message": "as told", "type": "fake", "code": status}}, status)
+            self.send_json({"error": {"message": "as requested", "type": "fake", "code": status}}, status)
 
     def post(self, path: bytes, request: MockRequest, body: bytes) -> None:
+        """Respond to a request of the inference API."""
         plan = read_plan(body, self.engine.plan)
         if self.engine.spread > 1:
-            # The golden ratio's multiples fill 0..1 evenly, whoever sends the requests and however many.
+            # The golden ratio's multiples fill 0..1 evenly, whatever the clients and the number of requests.
             turn = self.engine.counters["requests"] * 0.6180339887498949 % 1
             plan.ttft_ms *= self.engine.spread ** (2 * turn - 1)
             plan.itl_ms *= self.engine.spread ** (1 - 2 * (turn * 7 % 1))
@@ -286,7 +324,7 @@ class MockConnection(asyncio.Protocol):
             b"/v1/responses": self.response,
             b"/v1/messages": self.message,
         }
-        if self.broken(path, request, plan):
+        if self.fails(path, request, plan):
             return
         if request.model.partition(":")[0] != self.engine.model:
             error = {
@@ -294,92 +332,91 @@ class MockConnection(asyncio.Protocol):
                 "type": "NotFoundError",
                 "code": 404,
             }
-            self.answer({"error": error}, 404)
+            self.send_json({"error": error}, 404)
         elif path == b"/v1/embeddings" and self.engine.task == "embed":
             self.embeddings(request)
         elif path == b"/v1/messages/count_tokens":
-            self.answer({"input_tokens": self.usage["prompt_tokens"]})
+            self.send_json({"input_tokens": self.usage["prompt_tokens"]})
         elif path in routes and self.engine.task == "generate":
             self.steps = routes[path](request, plan)
-            self.begin()
+            self.start_decoding()
         elif path == b"/v1/rerank" and self.engine.task == "rerank":
             count = len(request.documents or [])
             scores = [{"index": i, "relevance_score": 1 / (i + 1)} for i in range(count)]
-            self.answer({"id": "rerank-fake", "model": request.model, "results": scores, "usage": self.usage})
+            self.send_json({"id": "rerank-fake", "model": request.model, "results": scores, "usage": self.usage})
         elif path == b"/v1/score" and self.engine.task == "rerank":
             score = {"index": 0, "object": "score", "score": 0.5}
-            self.answer({"id": "score-fake", "object": "list", "data": [score], "usage": self.usage})
+            self.send_json({"id": "score-fake", "object": "list", "data": [score], "usage": self.usage})
         else:
-            self.answer({"detail": "Not Found"}, 404)
+            self.send_json({"detail": "Not Found"}, 404)
 
-    def broken(self, path: bytes, request: MockRequest, plan: ResponsePlan) -> bool:
-        """Answer with a fault in place of the whole response; whether the plan has such a fault."""
+    def fails(self, path: bytes, request: MockRequest, plan: ResponsePlan) -> bool:
+        """Send an error in place of the whole response; return whether the plan has one."""
         if plan.fault == "reset":
             self.transport.close()
         elif plan.fault == "mistake" and not request.stream:
-            self.answer({"error": MISTAKE}, 400)
+            self.send_json({"error": MISTAKE}, 400)
         elif plan.fault == "status":
-            self.refuse(path, plan.after)
+            self.send_error(path, plan.after)
         elif plan.fault == "late_status":
-            self.loop.call_later(plan.ttft_ms / 1000, self.refuse, path, plan.after)
+            self.loop.call_later(plan.ttft_ms / 1000, self.send_error, path, plan.after)
         elif plan.fault == "error_body":
-            self.answer({"error": {"message": "as told", "type": "InternalServerError", "code": 500}})
+            self.send_json({"error": {"message": "as requested", "type": "InternalServerError", "code": 500}})
         elif self.engine.asleep:
-            self.answer({"error": {"message": "asleep", "type": "InternalServerError", "code": 500}}, 500)
+            self.send_json({"error": {"message": "asleep", "type": "InternalServerError", "code": 500}}, 500)
         else:
             return False
         return True
 
-    def control(self, path: bytes) -> bool:
-        """What vLLM has in development mode only; whether it was that."""
+    def changes_sleep(self, path: bytes) -> bool:
+        """Sleep or wake up if ``path`` requests it, as in vLLM's development mode; return whether it does."""
         engine = self.engine
         if os.environ.get("VLLM_SERVER_DEV_MODE") != "1" or path not in (b"/sleep", b"/wake_up"):
             return False
 
         def done() -> None:
             engine.asleep = path == b"/sleep"
-            self.answer({}, 500 if engine.asleep and engine.fail_sleep else 200)
+            self.send_json({}, 500 if engine.asleep and engine.fail_sleep else 200)
 
         self.loop.call_later(engine.wake_delay_s if path == b"/wake_up" else 0, done)
         return True
 
-    def begin(self) -> None:
-        """Decode, or wait in the engine's own line while ``capacity`` others do."""
+    def start_decoding(self) -> None:
+        """Decode, or wait in the engine's queue while it decodes ``capacity`` other sequences."""
         engine = self.engine
         if engine.capacity and engine.counters["active"] >= engine.capacity:
             engine.counters["waiting"] += 1
             engine.queue.append(self)
             return
-        self.live = True
+        self.decoding = True
         engine.counters["active"] += 1
         self.step()
 
     def end(self, how: str) -> None:
-        """One sequence is over; the next in line begins."""
+        """Count the end of a sequence under ``how``, unless that is ``active``, and start the next one."""
         engine = self.engine
-        self.live = False
+        self.decoding = False
         engine.counters["active"] -= 1
         engine.counters[how] += how != "active"
         if engine.queue:
             engine.counters["waiting"] -= 1
             following = engine.queue.popleft()
-            self.loop.call_soon(following.begin)
+            self.loop.call_soon(following.start_decoding)
 
     def embeddings(self, request: MockRequest) -> None:
+        """Send a vector for each input."""
         texts = request.input if isinstance(request.input, list) else [request.input]
         rows = [
             {"object": "embedding", "index": i, "embedding": [len(str(text)) / 100, 0.5, -0.5, 0.25]}
             for i, text in enumerate(texts)
         ]
         usage = {"prompt_tokens": self.usage["prompt_tokens"], "total_tokens": self.usage["prompt_tokens"]}
-        self.answer({"object": "list", "model": self.engine.model, "data": rows, "usage": usage})
-
-    # Answers are iterators of (milliseconds to wait before, bytes to write); an empty write closes.
+        self.send_json({"object": "list", "model": self.engine.model, "data": rows, "usage": usage})
 
     def step(self) -> None:
-        """Write what is due and sleep until the next write, as long as the client reads."""
+        """Write what is due and wait for the next write, while the client reads."""
         self.timer = None
-        while self.live and self.writable and self.steps is not None:
+        while self.decoding and self.writable and self.steps is not None:
             wait, data = next(self.steps, (0.0, None))
             if data is None:
                 self.end("done")
@@ -390,11 +427,13 @@ class MockConnection(asyncio.Protocol):
             self.write(data)
 
     def write_and_step(self, data: bytes) -> None:
+        """Write ``data``, which is due, and go on."""
         self.timer = None
         self.write(data)
         self.step()
 
     def write(self, data: bytes) -> None:
+        """Write ``data``; close the connection if they are empty."""
         if data:
             self.transport.write(data)
         else:
@@ -402,6 +441,7 @@ class MockConnection(asyncio.Protocol):
             self.transport.abort()
 
     def texts(self, plan: ResponsePlan) -> Iterator[str]:
+        """Yield the text of each chunk."""
         if plan.fault == "merge":
             words = list(self.words(plan))
             yield from words[:1]
@@ -410,6 +450,7 @@ class MockConnection(asyncio.Protocol):
             yield from self.words(plan)
 
     def words(self, plan: ResponsePlan) -> Iterator[str]:
+        """Yield the text of each token."""
         if plan.tool:
             yield from ARGUMENTS
             return
@@ -428,9 +469,10 @@ class MockConnection(asyncio.Protocol):
         event: bytes = b"",
         number: int | None = None,
     ) -> Iterator[tuple[float, bytes]]:
-        """SSE: ``first`` frames, one frame per token (``one`` with the text at ``@``), ``last`` frames.
+        """Yield an SSE response: ``first`` frames, one frame for each token, ``last`` frames.
 
-        ``number`` is that of the first token's frame; it replaces ``#``.
+        A token's frame is ``one`` with the text in place of ``@``, after the line ``event``. ``number`` replaces
+        ``#``; it is that of the first token.
         """
         kind = b"application/json" if plan.fault == "content_type" else b"text/event-stream; charset=utf-8"
         head = b"HTTP/1.1 200 OK\r\ncontent-type: " + kind + b"\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -470,7 +512,7 @@ class MockConnection(asyncio.Protocol):
     def mistake(
         self, plan: ResponsePlan, head: bytes, first: bytes, *, named: bool
     ) -> Iterator[tuple[float, bytes]]:
-        """What vLLM 0.32 sends where it finds a client's mistake after a stream has begun, by endpoint."""
+        """Yield what vLLM 0.32 sends if it finds a client's mistake after a stream has begun, by endpoint."""
         if b"response.created" in first:
             yield 0, head + chunk(b"\n\n".join(first.split(b"\n\n")[:2]) + b"\n\n")
         elif named:
@@ -483,14 +525,15 @@ class MockConnection(asyncio.Protocol):
         yield 1, b""
 
     def break_off(self, plan: ResponsePlan, head: bytes, *, named: bool) -> Iterator[tuple[float, bytes]]:
+        """Yield the error of a stream that fails after some tokens."""
         if plan.fault == "garbage":
             yield 0, head + chunk(b"data: {not json\n\n")
         elif plan.fault == "error":
             error = {"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError"}}
-            said = chunk(frame(error)) + chunk(b"data: [DONE]\n\n")
+            frames = chunk(frame(error)) + chunk(b"data: [DONE]\n\n")
             if named:
-                said = chunk(b"event: error\n" + frame({"type": "error", **error}))
-            yield 0, head + said + b"0\r\n\r\n"
+                frames = chunk(b"event: error\n" + frame({"type": "error", **error}))
+            yield 0, head + frames + b"0\r\n\r\n"
             yield 1, b""
         elif plan.fault == "stall":
             yield 1e9, b""
@@ -500,6 +543,7 @@ class MockConnection(asyncio.Protocol):
     def ending(
         self, plan: ResponsePlan, request: MockRequest, finish: dict[str, object], base: dict[str, object]
     ) -> list[bytes]:
+        """Return the frames after the last token of a stream of OpenAI's older APIs."""
         wants = request.stream_options is not None and request.stream_options.include_usage
         return [
             b"" if plan.fault == "no_finish" else frame(finish),
@@ -508,6 +552,7 @@ class MockConnection(asyncio.Protocol):
         ]
 
     def whole(self, plan: ResponsePlan, value: object) -> Iterator[tuple[float, bytes]]:
+        """Yield a response that is not streamed."""
         body = json.dumps(value, ensure_ascii=False).encode()
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
         if plan.fault == "cut":
@@ -516,6 +561,7 @@ class MockConnection(asyncio.Protocol):
         yield (1e9 if plan.fault in ("stall", "hang") else plan.ttft_ms), head + body
 
     def base(self, kind: str) -> dict[str, object]:
+        """Return the fields that all responses of OpenAI's older APIs have."""
         return {
             "id": "chatcmpl-fake0123456789abcdef",
             "object": kind,
@@ -525,11 +571,12 @@ class MockConnection(asyncio.Protocol):
         }
 
     def tool(self, request: MockRequest) -> str:
-        """The name of the request's first tool, which the chat API keeps one level deeper."""
+        """Return the name of the request's first tool, which the chat API keeps one level deeper."""
         first = (request.tools or [{}])[0]
         return str(first.get("name") or first.get("function", {}).get("name", "none"))
 
     def chat(self, request: MockRequest, plan: ResponsePlan) -> Iterator[tuple[float, bytes]]:
+        """Yield a response of OpenAI's chat API."""
         call = {"id": "call_fake", "type": "function", "function": {"name": self.tool(request)}}
         if not request.stream:
             message: dict[str, object] = {"role": "assistant", "content": "".join(self.texts(plan))}
@@ -552,6 +599,7 @@ class MockConnection(asyncio.Protocol):
         return self.stream(plan, first, one(token), self.ending(plan, request, one({}, self.finish), base))
 
     def completion(self, request: MockRequest, plan: ResponsePlan) -> Iterator[tuple[float, bytes]]:
+        """Yield a response of OpenAI's completions API."""
         base = self.base("text_completion")
         if not request.stream:
             choice = {"index": 0, "text": "".join(self.texts(plan)), "finish_reason": self.finish}
@@ -561,7 +609,7 @@ class MockConnection(asyncio.Protocol):
         return self.stream(plan, b"", one, self.ending(plan, request, last, base))
 
     def response(self, request: MockRequest, plan: ResponsePlan) -> Iterator[tuple[float, bytes]]:
-        """OpenAI's Responses API: every event has its name twice, and a number."""
+        """Yield a response of OpenAI's Responses API, in which every event has its name twice and a number."""
         text = "".join(self.texts(plan))
         usage: dict[str, object] = {
             "input_tokens": self.usage["prompt_tokens"],
@@ -621,7 +669,7 @@ class MockConnection(asyncio.Protocol):
         return self.stream(plan, begin, one, end, b"event: %s.delta\n" % kind.encode(), len(first))
 
     def message(self, request: MockRequest, plan: ResponsePlan) -> Iterator[tuple[float, bytes]]:
-        """Anthropic's API: it counts the prompt's tokens when it begins, and the answer's when it ends."""
+        """Yield a response of Anthropic's API: the prompt's tokens in its first event, the output's in its last."""
         usage = {"input_tokens": self.usage["prompt_tokens"], "output_tokens": plan.tokens}
         full = {"id": "msg_fake", "type": "message", "role": "assistant", "model": self.engine.model}
         reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
@@ -649,6 +697,7 @@ class MockConnection(asyncio.Protocol):
 
 
 async def serve(args: argparse.Namespace) -> None:
+    """Serve until a signal, after the time that loading a model takes."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -661,7 +710,7 @@ async def serve(args: argparse.Namespace) -> None:
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
     if args.fail_load:
-        sys.exit(f"{NAME}: told to fail instead of loading")
+        sys.exit(f"{NAME}: fails instead of loading, because of --fail-load")
     if not stop.is_set():
         server = await loop.create_server(
             lambda: MockConnection(engine, loop), "127.0.0.1", args.port, backlog=2048
@@ -673,6 +722,7 @@ async def serve(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--model", default="fake")
@@ -681,15 +731,17 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--itl-ms", type=float, default=5.0)
     parser.add_argument("--ttft-ms", type=float, default=5.0)
-    parser.add_argument("--fault", default="", help="what every answer has that asks for no other fault")
+    parser.add_argument("--fault", default="", help="sets `fault` for each request without a directive for it")
     parser.add_argument(
-        "--spread", type=float, default=1.0, help="times vary from 1/SPREAD to SPREAD of what is said"
+        "--spread", type=float, default=1.0, help="times vary from 1/SPREAD to SPREAD times those given"
     )
     parser.add_argument("--load-delay-s", type=float, default=0.0)
     parser.add_argument("--fail-load", type=int, default=0)
     parser.add_argument("--wake-delay-s", type=float, default=0.0)
-    parser.add_argument("--fail-sleep", type=int, default=0, help="fall asleep, and say that it failed")
-    parser.add_argument("--capacity", type=int, default=0, help="sequences decoded at once; others wait in line")
+    parser.add_argument("--fail-sleep", type=int, default=0, help="fall asleep and return an error all the same")
+    parser.add_argument(
+        "--capacity", type=int, default=0, help="sequences decoded at once; others wait in the engine's queue"
+    )
     uvloop.run(serve(parser.parse_args()))
     return 0
 
