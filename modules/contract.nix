@@ -142,7 +142,6 @@ in
         that the modules read.
       '';
       default = { };
-<<<<<<< HEAD
       example = {
         hosts.gpu.memory_gib = 128;
       };
@@ -154,36 +153,6 @@ in
           };
           hosts = {
             type = types.attrsOf host;
-=======
-      type = types.submodule {
-        freeformType = types.attrsOf format.type;
-        options = {
-          version = mkOption { type = types.enum [ 1 ]; default = 1; example = 1; description = "Version of the contract."; };
-          hosts = table "Machines by name." {
-            memory_gib = mkOption { type = types.ints.positive; example = 128; description = "RAM in GiB."; };
-            gpus = mkOption { type = types.listOf card; default = [ ]; example = [ { index = 0; model = "RTX PRO 6000 Blackwell Workstation"; memory_mib = 97887; } ]; description = "Its cards."; };
-          } // { example = { gpu.memory_gib = 128; }; };
-          models = table "Models by the name clients use." {
-            source = mkOption { type = types.nonEmptyStr; example = "Qwen/Qwen3-30B-A3B"; description = "Repository on the model hub, or an absolute folder."; };
-          } // { example = { qwen3-30b.source = "Qwen/Qwen3-30B-A3B"; }; };
-          engines = table "Engines by name." {
-            host = mkOption { type = types.str; example = "gpu"; description = "The host it runs on."; };
-            model = mkOption { type = types.str; example = "qwen3-30b"; description = "The model it serves."; };
-            kind = mkOption { type = types.enum [ "vllm" "llamacpp" "mock" ]; default = "vllm"; example = "llamacpp"; description = "What serves it; `mock` is for tests."; };
-            device = mkOption { type = types.enum [ "cuda" "cpu" ]; default = "cuda"; example = "cpu"; description = "Where it computes."; };
-            gpus = mkOption { type = types.listOf types.ints.unsigned; default = [ ]; example = [ 0 1 ]; description = "Cards, replica after replica."; };
-            replicas = mkOption { type = types.ints.between 1 64; default = 1; example = 2; description = "Independent copies."; };
-            tensor_parallel = mkOption { type = types.ints.between 1 64; default = 1; example = 4; description = "Cards that share one copy."; };
-            port = mkOption { type = types.port; example = 8101; description = "First loopback port; replica i takes port + i."; };
-            shutdown_timeout_s = mkOption { type = types.ints.between 0 3600; default = 30; example = 120; description = "Seconds a stopping replica may spend on what still runs."; };
-            start_timeout_s = mkOption { type = types.ints.between 1 86400; default = 600; example = 1200; description = "Seconds from start to the first token."; };
-            residency = mkOption { type = types.enum [ "always" "on-demand" ]; default = "always"; example = "on-demand"; description = "Always loaded, or only while requests ask for its model; then the gateway starts and stops its units."; };
-            options = mkOption { type = types.attrsOf format.type; default = { }; example = { tool-call-parser = "hermes"; }; description = "Further flags of the engine, without dashes."; };
-            command = mkOption { type = types.nullOr types.str; default = null; example = "/run/current-system/sw/bin/llama-server"; description = "Python of the engine's environment or the llama-server binary; set from `appliance.engines` on this host."; };
-          } // { example = { chat = { host = "gpu"; model = "qwen3-30b"; gpus = [ 0 ]; context = 32768; concurrency = 64; port = 8101; }; }; };
-          gateway = mkOption {
-            description = "The gateway.";
->>>>>>> main
             default = { };
             example = {
               gpu.memory_gib = 128;
