@@ -146,7 +146,7 @@ in
       "panic=10"
       "boot.panic_on_fail"
     ];
-    boot.kernel.sysctl."kernel.panic_on_oops" = lib.mkIf smoke.enforce 1;
+    boot.kernel.sysctl."kernel.panic_on_oops" = lib.mkIf smoke.enforce (lib.mkDefault 1);
 
     boot.loader.systemd-boot.extraInstallCommands = lib.mkIf config.boot.loader.systemd-boot.enable (
       lib.mkBefore ''

@@ -53,8 +53,8 @@ in
       open = lib.mkDefault true;
       nvidiaPersistenced = true;
       # Nothing of a desktop belongs on a server.
-      nvidiaSettings = false;
-      modesetting.enable = false;
+      nvidiaSettings = lib.mkDefault false;
+      modesetting.enable = lib.mkDefault false;
     };
     nixpkgs.config.allowUnfree = true;
 

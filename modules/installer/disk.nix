@@ -36,7 +36,7 @@ in
       partitions = {
         ESP = {
           # Kernel and initrd of many generations: rollback is worth a gigabyte or two.
-          size = "2G";
+          size = lib.mkDefault "2G";
           type = "EF00";
           content = {
             type = "filesystem";

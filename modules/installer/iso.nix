@@ -41,7 +41,7 @@ in
     };
     # The whole system, so that disko-install copies instead of downloading.
     isoImage.storeContents = installClosure;
-    isoImage.squashfsCompression = "zstd -Xcompression-level 6";
+    isoImage.squashfsCompression = lib.mkDefault "zstd -Xcompression-level 6";
     boot.supportedFilesystems = [
       "vfat"
       "ext4"

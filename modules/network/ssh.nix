@@ -51,8 +51,8 @@ in
       settings = {
         PasswordAuthentication = false;
         KbdInteractiveAuthentication = false;
-        PermitRootLogin = "prohibit-password";
-        X11Forwarding = false;
+        PermitRootLogin = lib.mkDefault "prohibit-password";
+        X11Forwarding = lib.mkDefault false;
       };
     };
     users.users.root.openssh.authorizedKeys.keys = cfg.keys;

@@ -140,14 +140,14 @@ in
 
     boot.kernel.sysctl = {
       # Where even small packets vanish without an ICMP, TCP finds out by itself.
-      "net.ipv4.tcp_mtu_probing" = 1;
+      "net.ipv4.tcp_mtu_probing" = lib.mkDefault 1;
       # But a line that is silent for a while is not taken for a narrow one for ever.
-      "net.ipv4.tcp_mtu_probe_floor" = 512;
+      "net.ipv4.tcp_mtu_probe_floor" = lib.mkDefault 512;
       # After a cut, streams go on within 5 s, and not after as long as the cut was. (Linux 6.15 and newer.)
-      "net.ipv4.tcp_rto_max_ms" = 5000;
+      "net.ipv4.tcp_rto_max_ms" = lib.mkDefault 5000;
       # An answer that was finished meanwhile is still delivered: the kernel's default gives up what its program
       # has closed as soon as the pause between two attempts is at its longest.
-      "net.ipv4.tcp_orphan_retries" = 15;
+      "net.ipv4.tcp_orphan_retries" = lib.mkDefault 15;
     };
 
     # A peer that was restarted knows neither this host's keys of the hour nor its address, and a keepalive
@@ -175,7 +175,7 @@ in
     networking.wireguard.interfaces.wg0 = {
       ips = [ "${cfg.address}/${lib.last (lib.splitString "/" cfg.network)}" ];
       inherit (cfg) listenPort mtu privateKeyFile;
-      generatePrivateKeyFile = true;
+      generatePrivateKeyFile = lib.mkDefault true;
       peers = lib.mapAttrsToList (name: peer: {
         inherit name;
         inherit (peer) endpoint presharedKeyFile;

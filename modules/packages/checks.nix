@@ -38,6 +38,10 @@ in
         lib.concatStringsSep "; " (lib.mapAttrsToList (name: r: "${name}: ${r.fault}") wrong)
       }"
   );
+  formatting = pkgs.runCommand "formatting" { nativeBuildInputs = [ pkgs.nixfmt ]; } ''
+    find ${self} -name '*.nix' -print0 | xargs -0 nixfmt --check
+    touch $out
+  '';
   options-doc = pkgs.runCommand "options-doc-current" { } ''
     diff -u ${../../docs/options.md} ${packages.options-doc}/options.md
     touch $out

@@ -16,5 +16,6 @@ rec {
     _: _: _:
     nothing;
   testers.runNixOSTest = _: nothing;
+  nixfmt = nothing;
   nixfmt-tree = nothing;
 }

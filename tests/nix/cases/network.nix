@@ -388,4 +388,44 @@ in
       ];
     };
   };
+
+  "an owner's own values replace ours on the VPS" = {
+    host = "vps";
+    module = {
+      services.nginx.serverTokens = true;
+      services.nginx.recommendedTlsSettings = false;
+      services.openssh.settings.PermitRootLogin = "no";
+      boot.kernel.sysctl."kernel.panic" = 60;
+    };
+    gives = c: [
+      c.services.nginx.serverTokens
+      c.services.nginx.recommendedTlsSettings
+      c.services.openssh.settings.PermitRootLogin
+      c.boot.kernel.sysctl."kernel.panic"
+    ];
+    is = [
+      true
+      false
+      "no"
+      60
+    ];
+  };
+  "an owner's own values replace ours on the GPU server" = {
+    host = "gpu";
+    module = {
+      networking.wireguard.interfaces.wg0.generatePrivateKeyFile = false;
+      boot.kernel.sysctl."net.ipv4.tcp_orphan_retries" = 8;
+      hardware.nvidia.nvidiaSettings = true;
+    };
+    gives = c: [
+      c.networking.wireguard.interfaces.wg0.generatePrivateKeyFile
+      c.boot.kernel.sysctl."net.ipv4.tcp_orphan_retries"
+      c.hardware.nvidia.nvidiaSettings
+    ];
+    is = [
+      false
+      8
+      true
+    ];
+  };
 }
