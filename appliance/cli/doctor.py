@@ -58,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
     # A long command must stay on one line, because people copy it from a log.
     console = Console(highlight=False, soft_wrap=False)
     if args.list:
-        show_list(((check.name, check.looks, check.applies(context)) for check in CHECKS), console)
+        show_list(((check.name, check.looks, check.why_skipped(context)) for check in CHECKS), console)
         return 0
     report = examine(context, args.only)
     if args.json:

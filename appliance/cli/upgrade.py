@@ -14,10 +14,10 @@ from appliance.errors import LoaderError, StoreError, UsageError
 from appliance.render.terminal import Console
 from appliance.smoketest.report import Proof, latest, of_run
 from appliance.upgrade import command
-from appliance.upgrade.apply import drive
+from appliance.upgrade.apply import apply
 from appliance.upgrade.bootloader import Loader
 from appliance.upgrade.nixos import Nixos
-from appliance.upgrade.notify import MOTD, Announcer, send_alerts
+from appliance.upgrade.notify import MOTD, send_alerts, write_motd
 from appliance.upgrade.state import (
     Booted,
     Deadline,
@@ -28,7 +28,7 @@ from appliance.upgrade.state import (
     Switched,
     TrialState,
 )
-from appliance.upgrade.state_file import FOLDER, Record, replace_file
+from appliance.upgrade.state_file import FOLDER, StateFile, replace_file
 
 ARRIVED = Path("/run/appliance-trial/arrived")
 """The system that was last recorded since this boot."""
@@ -106,7 +106,7 @@ def _upgrade(args: argparse.Namespace) -> int:
         raise UsageError(f"{system} is not a NixOS system: {program} does not exist")
     machine = Nixos(Loader())
     new = machine.generation(system)
-    failure = Record(args.record).load().why_not(new)
+    failure = StateFile(args.record).load().failure_of(new)
     if failure is not None and not args.again:
         raise UsageError(
             f"{new.label} was rolled back on {failure.at or 'an earlier day'}: {failure.reason}; fix that, or "
@@ -137,16 +137,16 @@ def this_machine(args: argparse.Namespace) -> Nixos:
     return Nixos(Loader(boot=args.boot), rescue=args.rescue)
 
 
-def _drive(args: argparse.Namespace, machine: Nixos, event: Event, verdict: str = "") -> TrialState:
-    record, announcer = Record(args.record), Announcer(MOTD)
+def _apply(args: argparse.Namespace, machine: Nixos, event: Event, verdict: str = "") -> TrialState:
+    state_file = StateFile(args.record)
 
-    def announce(state: TrialState) -> None:
-        announcer.login(state, verdict)
+    def notify(state: TrialState) -> None:
+        write_motd(state, verdict, file=MOTD)
         if not isinstance(event, Deadline):
             # The deadline mostly passes after the decision; the code that acts on it logs its actions.
             print(state.last, flush=True)
 
-    return drive(event, record=record, machine=machine, enforce=args.enforce, announce=announce)
+    return apply(event, state_file=state_file, machine=machine, enforce=args.enforce, notify=notify)
 
 
 def _installed(args: argparse.Namespace) -> int:
@@ -161,7 +161,7 @@ def _installed(args: argparse.Namespace) -> int:
         # An installation medium is not a generation of this machine.
         booted = None
     again = args.again or os.environ.get("APPLIANCE_TRIAL_AGAIN") == "1"
-    _drive(args, machine, Installed(new, booted, rescue=rescue, again=again))
+    _apply(args, machine, Installed(new, booted, rescue=rescue, again=again))
     return 0
 
 
@@ -175,10 +175,10 @@ def _arrived(args: argparse.Namespace) -> int:
     except OSError as error:
         raise StoreError.unwritable(ARRIVED, error) from None
     if not known:
-        _drive(args, machine, Booted(booted.generation, rescue=booted.rescue))
+        _apply(args, machine, Booted(booted.generation, rescue=booted.rescue))
         known = booted.generation.system
     if known != running.generation.system and not running.rescue:
-        _drive(args, machine, Switched(running.generation))
+        _apply(args, machine, Switched(running.generation))
     return 0
 
 
@@ -195,7 +195,7 @@ def _verdict(args: argparse.Namespace) -> int:
     if proof is not None and not running.generation.same(Generation(proof.system)):
         # The unit did not start its own test, because the test of the earlier generation was still running.
         print(f"{proof.line}; {running.generation.label} was switched to meanwhile and is tested now", flush=True)
-        machine.test_again()
+        machine.restart_smoke_test()
         return 0
     if proof is not None and proof.passed is not passed:
         # The report contradicts the unit: the test was stopped at the very end, or timed out.
@@ -204,7 +204,7 @@ def _verdict(args: argparse.Namespace) -> int:
     line = proof.line if proof is not None else f"smoke test: {'PASS' if passed else f'FAIL: {reason}'}"
     print(line, flush=True)
     event = SmokeVerdict(running.generation, passed=passed, reason=reason, booted=booted == running)
-    _drive(args, machine, event, verdict=line)
+    _apply(args, machine, event, verdict=line)
     return 0
 
 
@@ -230,20 +230,20 @@ def failure_reason(proof: Proof | None, environment: Mapping[str, str]) -> str:
 
 def _deadline(args: argparse.Namespace) -> int:
     machine = this_machine(args)
-    if machine.verdict_comes():
+    if machine.verdict_pending():
         print("the smoke test or its verdict still runs; their own timeouts end them", flush=True)
         return 0
-    _drive(args, machine, Deadline(machine.running().generation))
+    _apply(args, machine, Deadline(machine.running().generation))
     return 0
 
 
 def _alerts(args: argparse.Namespace) -> int:
-    print(f"{send_alerts(Record(args.record), args.hook)} alerts sent")
+    print(f"{send_alerts(StateFile(args.record), args.hook)} alerts sent")
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    state = Record(args.record).load()
+    state = StateFile(args.record).load()
     if args.json:
         print(msgspec.json.format(msgspec.json.encode(state), indent=2).decode())
         return 0
@@ -253,7 +253,7 @@ def _status(args: argparse.Namespace) -> int:
 
 def show(state: TrialState, write: Callable[[str], object]) -> None:
     """Print the record in a few lines."""
-    write(f"known good:  {_name(state.proven)}")
+    write(f"known good:  {_name(state.known_good)}")
     if state.trial is not None:
         write(f"on trial:    {_name(state.trial.candidate)}, {state.trial.phase}")
     if state.held is not None:

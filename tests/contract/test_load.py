@@ -149,7 +149,7 @@ INVALID: list[tuple[Edit, str]] = [
     ),
     (
         put("engines/chat/residency", "on-demand"),
-        "engines.chat.residency: is on-demand, but gateway.engine_control = \"none\" starts no engine; set",
+        'engines.chat.residency: is on-demand, but gateway.engine_control = "none" starts no engine; set',
     ),
     (
         put("engines/chat/sleep", True),

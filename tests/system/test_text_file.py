@@ -1,4 +1,4 @@
-"""Text that a person hands over, in each encoding that editors and shells write: the same text or one sentence."""
+"""Text files of people, in each encoding that editors and shells write: the same text, or an error of one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from appliance.errors import ApplianceError, ConfigError, UsageError
 from appliance.models import lock
 from appliance.system import text_file
 from loadtests import command
-from loadtests.options import LoadTestOptions
 from tests.conftest import ROOT
 
 ENCODINGS = {
@@ -48,7 +47,7 @@ def test_the_encoding_makes_no_difference(text: str, encoding: str) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_text_or_one_sentence(raw: bytes) -> None:
+def test_any_bytes_are_text_or_an_error(raw: bytes) -> None:
     try:
         text, said = text_file.decode(raw, "a file"), ""
     except ConfigError as error:
@@ -91,12 +90,10 @@ def test_a_site_in_any_encoding(
 
 
 @every_encoding
-def test_other_files_of_a_person_in_any_encoding(
-    tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_text_files_in_any_encoding(tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_bytes(encoded(f"{KEY}\r\n\r\n{KEY}\n", encoding))
-    assert command._keys(LoadTestOptions(config=file, keys=file)) == (KEY, KEY)
+    assert command.api_keys(file, required=True) == (KEY, KEY)
     file.write_bytes(encoded(f"{KEY}\n", encoding))
     monkeypatch.setenv(VARIABLE, str(file))
     assert read_token() == KEY
@@ -109,8 +106,8 @@ def test_other_files_of_a_person_in_any_encoding(
     ("content", "words"),
     [
         (None, "No such file or directory; write one key a line into it"),
-        (b"", "there is no key in it"),
-        (codecs.BOM_UTF8, "there is no key in it"),
+        (b"", "the file contains no key"),
+        (codecs.BOM_UTF8, "the file contains no key"),
         (f"{KEY}\n\u201c{KEY}\u201d\n".encode(), r"line 2: character 1 \(U\+201C\) cannot be part of a key"),
         (f"{KEY}\n".encode() * 2 + KEY.encode("utf-16-le"), "holds a NUL byte"),
         (f"{KEY}\nsk-\xe9\n".encode("latin-1"), "line 2 is not UTF-8"),
@@ -118,12 +115,12 @@ def test_other_files_of_a_person_in_any_encoding(
         (codecs.BOM_UTF8 + KEY.encode() + b"x" + codecs.BOM_UTF8 + b"y", r"line 1: character 61 \(U\+FEFF\)"),
     ],
 )
-def test_a_file_of_keys_that_holds_none(tmp_path: Path, content: bytes | None, words: str) -> None:
+def test_a_file_without_a_valid_key_is_rejected(tmp_path: Path, content: bytes | None, words: str) -> None:
     file = tmp_path / "keys"
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(ApplianceError, match=words) as caught:
-        command._keys(LoadTestOptions(config=file, keys=file))
+        command.api_keys(file, required=True)
     assert str(caught.value).startswith(f"--keys {file}: ")
     assert KEY[16:] not in str(caught.value)
 
@@ -136,32 +133,33 @@ def test_a_variable_that_a_shell_filled_from_a_file_with_a_mark(given: str) -> N
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        # What $(cat key) leaves of UTF-16: the shell drops the NUL bytes.
+        # The result of $(cat key) with UTF-16: the shell drops the NUL bytes.
         (f"\udcff\udcfe{KEY}", "is UTF-16, of which a shell variable holds only a part; save the key as UTF-8"),
         (f"sk-\udce9{KEY}", r"character 4 \(byte 0xe9\) cannot be part of a key"),
         (f"{KEY} {KEY}", r"character 60 \(U\+0020\)"),
         (f"{KEY}\u200b", r"character 60 \(U\+200B\)"),
     ],
 )
-def test_a_variable_that_is_no_key(given: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_without_a_valid_key_is_rejected(
+    given: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("APPLIANCE_API_KEY", given)
     with pytest.raises(UsageError, match=f"^APPLIANCE_API_KEY: {words}") as caught:
-        command._keys(LoadTestOptions(config=Path("site.json")))
+        command.api_keys(None, required=True)
     assert KEY[16:] not in str(caught.value)
 
 
 TAKES_FILES = (
-    "appliance/cli/_args.py",
+    "appliance/cli/__init__.py",
     "appliance/contract/load.py",
     "appliance/contract/machine.py",
     "appliance/models/lock.py",
-    "appliance/cli/models.py",
-    "appliance/cli/plan.py",
+    "appliance/cli/keys.py",
     "appliance/admin/serve.py",
     "loadtests/command.py",
     "appliance/cli/loadtest.py",
 )
-"""The modules that are given paths by a person."""
+"""Modules that read files whose paths a user gives."""
 
 
 @pytest.mark.parametrize("module", TAKES_FILES)

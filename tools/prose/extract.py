@@ -70,7 +70,7 @@ def _python(text: str) -> Iterator[Passage]:
         if token.type == tokenize.COMMENT and not re.match(r"#\s*(noqa|type:|fmt:|mypy:)", token.string)
     ]
     yield from _joined(comments)
-    docstrings = set()
+    seen = set()
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if (
@@ -78,14 +78,15 @@ def _python(text: str) -> Iterator[Passage]:
             and isinstance(node.value, ast.Constant)
             and isinstance(node.value.value, str)
         ):
-            docstrings.add(id(node.value))
+            seen.add(id(node.value))
             yield Passage(node.lineno, _without_examples(node.value.value))
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
+            seen.update(map(id, node.values))
             parts = (part.value if isinstance(part, ast.Constant) else " \N{BULLET} " for part in node.values)
             if _is_prose(literal := "".join(str(part) for part in parts)):
                 yield Passage(node.lineno, literal)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in seen:
             if _is_prose(node.value):
                 yield Passage(node.lineno, node.value)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
