@@ -1,5 +1,5 @@
-# Arguments and modules that flake.nix gives the hosts, for an evaluation without nixpkgs: stand-ins for the flake's own
-# sources, and options newer than the checker's list of December 2024.
+# Arguments and modules of the hosts for an evaluation without nixpkgs, which flake.nix gives them otherwise. They are
+# stand-ins for the sources of the flake, and options newer than the checker's list of December 2024.
 { lib, pkgs }:
 {
   specialArgs = {

@@ -1,10 +1,10 @@
 # The evaluation of cases by a given module system: nix-check's offline, the real one in `nix flake check`.
 #
-# A case is a host, a module on top, and one of
-#   refuses  part of the message of an assertion of ours that must fail
-#   errors   part of the message with which the evaluation must stop (only tests/nix/test_cases.py checks it)
-#   invalid  part of the message of `appliance check` about the rendered file (only tests/nix/test_cases.py checks it)
-#   gives/is a value of the evaluated configuration, and the expected value
+# A case is a host, a module on top, and one of these:
+#   `refuses`     part of the message of an assertion of ours that must fail.
+#   `errors`      part of the message with which the evaluation must stop. Only tests/nix/test_cases.py checks it.
+#   `invalid`     part of the message of `appliance check` about the rendered file. Only test_cases.py checks it.
+#   `gives`, `is` a value of the evaluated configuration, and the expected value.
 {
   lib,
   cases,

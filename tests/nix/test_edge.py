@@ -1,4 +1,4 @@
-"""The edge as it is configured, in a real nginx on loopback: names, limits, and tokens that are not held back."""
+"""The configured edge in a real nginx on loopback: host names, limits, and tokens without buffering."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAUSE = 0.3
 
 
 class StandInGateway(BaseHTTPRequestHandler):
-    """Answers everything with two events, :data:`PAUSE` apart."""
+    """A gateway that responds to each request with two events, :data:`PAUSE` seconds apart."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -40,7 +40,7 @@ class StandInGateway(BaseHTTPRequestHandler):
         self.do_POST()
 
     def do_OPTIONS(self) -> None:
-        """Repeat what the page asks for, so that a test sees whether it arrived."""
+        """Return the requested headers, so that a test sees whether they arrived."""
         self.send_response(204)
         self.send_header("Access-Control-Allow-Origin", self.headers["Origin"])
         self.send_header("Access-Control-Allow-Headers", self.headers["Access-Control-Request-Headers"])
@@ -58,7 +58,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @contextmanager
 def running(folder: Path, *extra: str) -> Iterator[int]:
-    """The port of nginx, with the VPS's configuration and the modules ``extra``; a stand-in for the gateway."""
+    """Run nginx as on the VPS, with the modules ``extra`` and a stand-in gateway; yield the port of nginx."""
     nginx = checker.require("nginx")
     folder.chmod(0o755)
     port = free_port()
@@ -83,8 +83,8 @@ def running(folder: Path, *extra: str) -> Iterator[int]:
         gateway.server_close()
 
 
-class Named(HTTPSConnection):
-    """A connection to loopback that asks for ``name`` in the TLS handshake."""
+class NamedConnection(HTTPSConnection):
+    """A connection to loopback that requests ``name`` in the TLS handshake."""
 
     def __init__(self, port: int, name: str = DOMAIN) -> None:
         context = ssl.create_default_context()
@@ -94,8 +94,8 @@ class Named(HTTPSConnection):
         self._create_connection = lambda address, *rest: socket.create_connection(("127.0.0.1", port), 10)
 
 
-def ask(port: int, path: str, body: bytes = b"{}", headers: dict[str, str] | None = None) -> int:
-    connection = Named(port)
+def post_status(port: int, path: str, body: bytes = b"{}", headers: dict[str, str] | None = None) -> int:
+    connection = NamedConnection(port)
     try:
         connection.request("POST", path, body, headers or {})
         return connection.getresponse().status
@@ -103,9 +103,9 @@ def ask(port: int, path: str, body: bytes = b"{}", headers: dict[str, str] | Non
         connection.close()
 
 
-def test_the_api_is_reached_and_nothing_else(edge: int) -> None:
+def test_only_the_paths_of_the_api_reach_the_gateway(edge: int) -> None:
     for path in ("/v1/chat/completions", "/tokenize", "/detokenize?x"):
-        assert ask(edge, path) == 200, path
+        assert post_status(edge, path) == 200, path
     for path in (
         "/tokenize/",
         "/tokenizer",
@@ -122,42 +122,43 @@ def test_the_api_is_reached_and_nothing_else(edge: int) -> None:
         "/v1/%2e%2e/sleep",
         "/v1/..%2fsleep",
     ):
-        assert ask(edge, path) in {400, 404}, path
+        assert post_status(edge, path) in {400, 404}, path
 
 
 def test_an_unknown_name_gets_no_certificate(edge: int) -> None:
-    connection = Named(edge, "other.example.org")
+    connection = NamedConnection(edge, "other.example.org")
     with pytest.raises(ssl.SSLError):
         connection.request("GET", "/v1/models")
     connection.close()
 
 
-def test_tokens_are_not_held_back(edge: int) -> None:
-    connection = Named(edge)
+def test_tokens_are_not_buffered(edge: int) -> None:
+    connection = NamedConnection(edge)
     begun = time.monotonic()
     connection.request("POST", "/v1/chat/completions", b"{}")
-    answer = connection.getresponse()
-    assert answer.read1(9) == b"data: x\n\n"
+    response = connection.getresponse()
+    assert response.read1(9) == b"data: x\n\n"
     first = time.monotonic() - begun
-    answer.read()
+    response.read()
     connection.close()
-    assert first < PAUSE, f"the first token came after {first:.2f} s"
+    assert first < PAUSE, f"the first token took {first:.2f} s"
 
 
 def test_a_body_over_the_limit_is_refused(edge: int) -> None:
-    assert ask(edge, "/v1/chat/completions", b"", {"Content-Length": str(16777217)}) == 413
+    assert post_status(edge, "/v1/chat/completions", b"", {"Content-Length": str(16777217)}) == 413
 
 
 def test_a_header_over_the_limit_is_refused(edge: int) -> None:
-    assert ask(edge, "/v1/models", headers={"X-Long": "x" * 9000}) == 400
+    assert post_status(edge, "/v1/models", headers={"X-Long": "x" * 9000}) == 400
 
 
-def test_one_key_cannot_flood(edge: int) -> None:
-    """20 a second and a burst of 40: of 120 at once some are refused, and another key is still served."""
+def test_the_requests_of_one_key_are_limited(edge: int) -> None:
+    """At 20 per second and a burst of 40, some of 120 requests are refused; another key is still served."""
     statuses: list[int] = []
     key = {"Authorization": "Bearer sk-greedy"}
     threads = [
-        threading.Thread(target=lambda: statuses.append(ask(edge, "/v1/x", headers=key))) for _ in range(120)
+        threading.Thread(target=lambda: statuses.append(post_status(edge, "/v1/x", headers=key)))
+        for _ in range(120)
     ]
     for thread in threads:
         thread.start()
@@ -166,7 +167,7 @@ def test_one_key_cannot_flood(edge: int) -> None:
     assert 429 in statuses
     assert 40 <= statuses.count(200) < 120
     time.sleep(1.5)
-    assert ask(edge, "/v1/x", headers={"Authorization": "Bearer sk-other"}) == 200
+    assert post_status(edge, "/v1/x", headers={"Authorization": "Bearer sk-other"}) == 200
 
 
 PREFLIGHT = {
@@ -176,19 +177,19 @@ PREFLIGHT = {
 }
 
 
-def answer_of(port: int, method: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
-    connection = Named(port)
+def response_of(port: int, method: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
+    connection = NamedConnection(port)
     try:
         connection.request(method, path, headers=headers)
-        answer = connection.getresponse()
-        return answer.status, {name.lower(): value for name, value in answer.headers.items()}
+        response = connection.getresponse()
+        return response.status, {name.lower(): value for name, value in response.headers.items()}
     finally:
         connection.close()
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
-def test_a_preflight_and_its_answer_pass(edge: int, path: str) -> None:
-    status, headers = answer_of(edge, "OPTIONS", path, PREFLIGHT)
+def test_a_preflight_and_its_response_pass(edge: int, path: str) -> None:
+    status, headers = response_of(edge, "OPTIONS", path, PREFLIGHT)
     assert (status, headers["access-control-allow-origin"]) == (204, "https://chat.example.org")
     assert headers["access-control-allow-headers"] == "authorization,content-type"
 
@@ -205,14 +206,14 @@ def test_a_preflight_and_its_answer_pass(edge: int, path: str) -> None:
         (("tests/nix/any_browser.nix",), ("https://any.example.org",), ("",)),
     ],
 )
-def test_allowed_pages_can_read_what_the_edge_itself_answers(
+def test_allowed_pages_can_read_responses_of_the_edge(
     extra: tuple[str, ...], allowed: tuple[str, ...], refused: tuple[str, ...], tmp_path: Path
 ) -> None:
     (tmp_path / "edge").mkdir()
     with running(tmp_path / "edge", *extra) as port:
         for origin in (*allowed, *refused):
             sent = {"Content-Length": str(2**30)} | ({"Origin": origin} if origin else {})
-            status, headers = answer_of(port, "POST", "/v1/chat/completions", sent)
+            status, headers = response_of(port, "POST", "/v1/chat/completions", sent)
             assert status == 413
             named = {"*", origin} if origin in allowed else {None}
             assert headers.get("access-control-allow-origin") in named, origin

@@ -1,4 +1,4 @@
-# Errors of the module system itself: unknown options, wrong types, secrets that would reach the store. `forces` is the
+# Errors of the module system itself: unknown options, invalid types, secrets that would reach the store. `forces` is the
 # value whose evaluation raises the error, if no assertion reads it.
 { lib }:
 {
