@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from appliance.contract.engine_options import check_options
-from appliance.contract.model import Site
+from appliance.contract.model import Site, Tuning
 from appliance.contract.rules import suggest, violations
 from appliance.errors import ConfigError
 from appliance.system import text_file
@@ -35,6 +35,7 @@ def validate(name: str, table: dict[str, Any]) -> Site:
 
     Raises :class:`ConfigError` with one line per error, each beginning with ``name``.
     """
+    table = _with_tuning(table)
     try:
         # JSON mode: arrays become tuples, and a value of another type is still rejected.
         site = Site.model_validate_json(json.dumps(table))
@@ -44,6 +45,19 @@ def validate(name: str, table: dict[str, Any]) -> Site:
     if broken:
         raise ConfigError("\n".join(f"{name}: {line}" for line in broken))
     return site
+
+
+def _with_tuning(table: dict[str, Any]) -> dict[str, Any]:
+    """Return ``table`` with the keys of ``gateway.tuning`` moved there: earlier versions had them in ``gateway``."""
+    gateway = table.get("gateway")
+    tuning = gateway.get("tuning", {}) if isinstance(gateway, dict) else None
+    if not isinstance(gateway, dict) or not isinstance(tuning, dict):
+        return table
+    moved = {name: gateway[name] for name in Tuning.model_fields if name in gateway}
+    if not moved:
+        return table
+    rest = {name: value for name, value in gateway.items() if name not in moved}
+    return table | {"gateway": rest | {"tuning": moved | tuning}}
 
 
 def read(path: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 """A name: letters, digits, dot, dash, underscore; no slash, because names become parts of paths and unit names."""
@@ -447,18 +447,6 @@ class Gateway(Section):
     )
 
     tuning: Tuning = Field(default=Tuning(), description="Numbers that suit every site so far.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _move_to_tuning(cls, table: JsonValue) -> JsonValue:
-        """Accept the keys of ``tuning`` in the gateway's own table too, as sites of earlier versions have them."""
-        if not isinstance(table, dict):
-            return table
-        tuning = table.get("tuning", {})
-        moved = {name: table[name] for name in Tuning.model_fields if name in table}
-        if not moved or not isinstance(tuning, dict):
-            return table
-        return {name: value for name, value in table.items() if name not in moved} | {"tuning": moved | tuning}
 
     @field_validator("browser_origins")
     @classmethod

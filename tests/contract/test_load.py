@@ -58,12 +58,21 @@ def test_every_key_is_described() -> None:
             assert "description" in value, f"{name}.{key}"
 
 
-@pytest.mark.parametrize("gateway", [{"affinity_load": 1.5}, {"tuning": {"affinity_load": 1.5}}])
+@pytest.mark.parametrize(
+    "gateway",
+    [
+        {"affinity_load": 1.5},
+        {"tuning": {"affinity_load": 1.5}},
+        {"affinity_load": 2, "tuning": {"affinity_load": 1.5}},
+    ],
+)
 def test_a_tuning_key_is_also_accepted_in_the_gateway_table(gateway: dict[str, Any], tmp_path: Path) -> None:
     """Sites of earlier versions have it there."""
     file = tmp_path / "site.json"
-    file.write_text(json.dumps(ONE_CARD | {"gateway": gateway}))
-    assert load(file).gateway.tuning.affinity_load == 1.5
+    origins = ["https://chat.example.org"]
+    file.write_text(json.dumps(ONE_CARD | {"gateway": gateway | {"browser_origins": origins}}))
+    site = load(file)
+    assert (site.gateway.tuning.affinity_load, site.gateway.browser_origins) == (1.5, (*origins,))
 
 
 def put(path: str, value: object) -> Edit:
