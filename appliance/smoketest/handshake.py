@@ -90,7 +90,7 @@ def fault_domain(peer: LocalPeer, last: LocalPeer | None, hop: Hop | None) -> tu
 def local_peers(tunnel: Tunnel, state: TunnelState) -> dict[str, LocalPeer]:
     """Return each peer by its name: the own key as loaded by WireGuard, the rest from the machine's description."""
     return {
-        name: LocalPeer(state.public_key, peer.public_key, peer.endpoint, tunnel.listen_port)
+        name: LocalPeer(state.public_key, peer.public_key, endpoint=peer.endpoint, listen_port=tunnel.listen_port)
         for name, peer in tunnel.peers.items()
     }
 

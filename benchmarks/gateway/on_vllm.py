@@ -94,7 +94,7 @@ def talk(port: int, key: str, *, chats: int, turns: int) -> int:
                 {"role": "user", "content": f"Chat {number}, turn {turn}: describe something new. " * 4}
             )
             body = {"messages": messages, "max_tokens": 24, "temperature": 0, "ignore_eos": True}
-            sample = user.ask(RequestSpec("tiny", body, stream=False))
+            sample = user.send(RequestSpec("tiny", body, stream=False))
             if sample.good:
                 messages.append({"role": "assistant", "content": user.text})
             else:
@@ -182,7 +182,7 @@ def kill(folder: Path) -> dict[str, Any]:
             begun = [asyncio.Event() for _ in range(streams)]
 
             async def one(number: int) -> MeasuredResponse:
-                return await stream(at, keys[0], f"Chat {number}: a long story, please.", begun[number])
+                return await stream(at, keys[0], text=f"Chat {number}: a long story, please.", begun=begun[number])
 
             tasks = [asyncio.create_task(one(i)) for i in range(early)]
             await asyncio.gather(*(event.wait() for event in begun[:early]))

@@ -92,7 +92,14 @@ def main() -> int:
             with engines(folder / "engines") as ports:
                 for round_number in range(args.rounds):
                     for name in names if round_number % 2 == 0 else names[::-1]:
-                        measure_one(results, name, ports, folder / f"{name}-{round_number}", wanted, round_number)
+                        measure_one(
+                            results,
+                            name,
+                            ports=ports,
+                            folder=folder / f"{name}-{round_number}",
+                            wanted=wanted,
+                            round_number=round_number,
+                        )
         for measure, run in OWN.items():
             if measure in measures and "gateway" in names:
                 log(f"{measure} …")

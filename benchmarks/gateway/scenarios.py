@@ -126,7 +126,7 @@ def fairness(folder: Path) -> dict[str, Any]:
         user, found = client(port, key), []
         try:
             for _ in range(count):
-                sample = user.ask(chat("fake: tokens=10 itl_ms=10 ttft_ms=50", "bench"))
+                sample = user.send(chat("fake: tokens=10 itl_ms=10 ttft_ms=50", "bench"))
                 if not sample.good or sample.ttft is None:
                     raise RuntimeError(f"a request of the quiet user failed: {sample.cause}")
                 found.append(1000 * sample.ttft)
@@ -137,7 +137,7 @@ def fairness(folder: Path) -> dict[str, Any]:
     def flooder(port: int, key: str) -> None:
         user = client(port, key)
         while not ended.is_set():
-            user.ask(chat("fake: tokens=200 itl_ms=10 ttft_ms=50", "bench"))
+            user.send(chat("fake: tokens=200 itl_ms=10 ttft_ms=50", "bench"))
         user.close()
 
     with (
@@ -198,7 +198,7 @@ def swaps(folder: Path) -> dict[str, Any]:
         deadline = time.monotonic() + 180
         while (number := number + 1) and swapped(port) < wanted and time.monotonic() < deadline:
             text = "fake: tokens=20 itl_ms=5 ttft_ms=10"
-            found.append(one.ask(chat(text, "ab"[number % 2], stream=number % 3 > 0)))
+            found.append(one.send(chat(text, "ab"[number % 2], stream=number % 3 > 0)))
         one.close()
         return found
 

@@ -100,13 +100,13 @@ def subject(name: str, engines: list[int], folder: Path) -> Iterator[Subject]:
     """Start ``name`` in front of ``engines`` and wait for its first response; raises :class:`RuntimeError`."""
     folder.mkdir(parents=True, exist_ok=True)
     if name == "direct":
-        yield Subject(name, engines[0], ["none"], None, "")
+        yield Subject(name, engines[0], keys=["none"], pid=None, version="")
         return
     port, log = free_port(), folder / f"{name}.log"
-    argv, keys, version, environment = _command(name, engines, port, folder)
+    argv, keys, version, environment = _command(name, engines, port=port, folder=folder)
     with running(argv, SUBJECT_CORE, log, **environment) as process:
-        wait_for(port, ASK, keys[0], process, log, 90)
-        yield Subject(name, port, keys, process.pid, version)
+        wait_for(port, ASK, key=keys[0], process=process, log=log, within_s=90)
+        yield Subject(name, port, keys=keys, pid=process.pid, version=version)
 
 
 def _command(
@@ -203,6 +203,6 @@ def engines(folder: Path) -> Iterator[list[int]]:
         running([*argv, str(ports[0])], LOAD_CORE, log) as one,
         running([*argv, str(ports[1])], LOAD_CORE, log) as two,
     ):
-        wait_for(ports[0], ASK, "none", one, log, 10)
-        wait_for(ports[1], ASK, "none", two, log, 10)
+        wait_for(ports[0], ASK, key="none", process=one, log=log, within_s=10)
+        wait_for(ports[1], ASK, key="none", process=two, log=log, within_s=10)
         yield ports

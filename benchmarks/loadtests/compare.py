@@ -216,7 +216,7 @@ def main() -> int:
         for load in LOADS:
             results["loads"][load.name] = {}
             for tool, measure in TOOLS.items():
-                results["loads"][load.name][tool] = _measured(measure, args, load, folder)
+                results["loads"][load.name][tool] = _measured(measure, args, load=load, folder=folder)
                 print(load.name, tool, results["loads"][load.name][tool], flush=True)
         args.requests = EARLY
         sly = ("--fault", "early_empty", "--ttft-ms", "400", "--itl-ms", "5", "--spread", "1")
