@@ -178,7 +178,7 @@ def test_an_unknown_model(client: OpenAI) -> None:
 
 
 def test_embeddings_need_a_model_for_them(client: OpenAI, model: str) -> None:
-    with pytest.raises(openai.NotFoundError, match="is not for /v1/embeddings"):
+    with pytest.raises(openai.NotFoundError, match="does not serve /v1/embeddings"):
         client.embeddings.create(model=model, input="x")
 
 

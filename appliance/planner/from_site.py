@@ -9,44 +9,44 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from appliance.catalog import catalog
-from appliance.catalog.cards import Card, Cpu
+from appliance.catalog.cards import Card, find_card
+from appliance.catalog.processors import Cpu, find_cpu
 from appliance.catalog.shape import Shape
 from appliance.contract.model import Gpu, Host, Model, Site
 from appliance.contract.rules import suggest
 from appliance.errors import UsageError
-from appliance.planner import demand
-from appliance.planner.demand import HardwareSpec, ModelDemand
+from appliance.planner.hardware import HardwareSpec
+from appliance.planner.models import (
+    DEFAULT_CONTEXT,
+    DEFAULT_PROMPT,
+    DEFAULT_RESPONSE,
+    EMBED_PROMPT,
+    ModelDemand,
+    parse_model,
+    split_shares,
+)
 from appliance.planner.precision import Precision
-
-DEFAULT_PROMPT = 2000.0
-DEFAULT_ANSWER = 400.0
-DEFAULT_CONTEXT = 16384
-EMBED_PROMPT = 500.0
-
-EMBED_SHARE = 0.1
-"""Share of requests that are for embeddings when nobody says: one retrieval in ten chat messages."""
 
 
 def card_of(gpu: Gpu) -> Card:
     """The catalogue's card with the memory the site states."""
-    return dataclasses.replace(catalog.find_card(gpu.model), memory_mib=gpu.memory_mib)
+    return dataclasses.replace(find_card(gpu.model), memory_mib=gpu.memory_mib)
 
 
 def cpu_of(host: Host) -> Cpu:
     """A guess: the contract does not name processors."""
-    return catalog.find_cpu("generic server" if host.memory_gib >= 64 else "generic desktop")
+    return find_cpu("generic server" if host.memory_gib >= 64 else "generic desktop")
 
 
 def model_of(model: Model, known: Mapping[str, Shape] | None = None) -> tuple[Shape, Precision]:
     """Shape and precision behind a model's source."""
-    shape, dtype = demand.model(model.source, dict(known) if known is not None else None)
+    shape, dtype = parse_model(model.source, dict(known) if known is not None else None)
     if model.task == "embed":
         shape = dataclasses.replace(shape, pooling=True)
     return shape, dtype
 
 
-def machines(site: Site, cpu: Cpu | None = None) -> tuple[HardwareSpec, ...]:
+def hardware_of(site: Site, cpu: Cpu | None = None) -> tuple[HardwareSpec, ...]:
     """Its hosts that carry engines; all of them where none does."""
     busy = {engine.host for engine in site.engines.values()} & site.hosts.keys() or set(site.hosts)
     found = []
@@ -67,31 +67,15 @@ def machines(site: Site, cpu: Cpu | None = None) -> tuple[HardwareSpec, ...]:
     return tuple(found)
 
 
-def share_out(pooling: Mapping[str, bool], stated: Mapping[str, float]) -> dict[str, float]:
-    """The share of all requests of each model of ``pooling`` (name → whether it only embeds).
-
-    What ``stated`` leaves is split evenly among the models that generate; embeddings that nobody stated get
-    :data:`EMBED_SHARE` of it together, because chats do not wait in their queue.
-    """
-    left = 1.0 - sum(stated.values())
-    generating = [name for name, embeds in pooling.items() if name not in stated and not embeds]
-    embedding = [name for name, embeds in pooling.items() if name not in stated and embeds]
-    to_embed = left * (EMBED_SHARE if generating else 1.0)
-    even = {name: to_embed / len(embedding) for name in embedding}
-    for_chats = left - (to_embed if embedding else 0.0)
-    even |= {name: for_chats / len(generating) for name in generating}
-    return {name: stated.get(name, even.get(name, 0.0)) for name in pooling}
-
-
-def works(
+def model_demands_of(
     site: Site,
     shares: Mapping[str, float],
     *,
     prompt: float = DEFAULT_PROMPT,
-    answer: float = DEFAULT_ANSWER,
+    response: float = DEFAULT_RESPONSE,
     known: Mapping[str, Shape] | None = None,
 ) -> tuple[ModelDemand, ...]:
-    """One piece of work per model. ``shares`` are by role or model; :func:`share_out` gives the rest."""
+    """One piece of work per model. ``shares`` are by role or model; :func:`split_shares` gives the rest."""
     unknown = [name for name in shares if name not in site.roles and name not in site.models]
     if unknown:
         names = [*site.roles, *site.models]
@@ -105,7 +89,7 @@ def works(
     if left < -1e-6 or (left > 1e-6 and not rest):
         total = sum(given.values())
         raise UsageError(f"the shares add up to {total:g}; nearest valid: divide each by {total:g}")
-    shared = share_out({name: model.task == "embed" for name, model in site.models.items()}, given)
+    shared = split_shares({name: model.task == "embed" for name, model in site.models.items()}, given)
     found = []
     for name, model in site.models.items():
         shape, dtype = model_of(model, known)
@@ -121,7 +105,7 @@ def works(
                 precision=dtype,
                 share=shared[name],
                 prompt=asked,
-                answer=1.0 if embeds else min(answer, context / 2),
+                response=1.0 if embeds else min(response, context / 2),
                 context=context,
             )
         )

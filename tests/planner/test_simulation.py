@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import UsageError
-from appliance.planner import queueing
-from appliance.planner.queueing import OfferedLoad, SimulatedEngine, breaking_point, simulate
+from appliance.planner.simulation import OfferedLoad, SimulatedEngine, Simulation, breaking_point, simulate
 
 
 def engine(slots: int = 64, replicas: int = 2, tpot: float = 0.01, slope: float = 5e-4) -> SimulatedEngine:
@@ -28,7 +27,7 @@ def test_the_same_seed_gives_the_same_outcome() -> None:
 def test_one_slot_waits_as_m_m_1_does() -> None:
     # One server, answers of 100 tokens at 10 ms: 1 s of service; at half load the mean wait is 1 s.
     one = SimulatedEngine(replicas=1, slots=1, tpot_s=(0.01, 0.01), prefill_s_per_token=0.0, first_s=0.0)
-    load = OfferedLoad(chats=0, users=0, pattern="poisson", rate=0.5, prompt=2, answer=100)
+    load = OfferedLoad(chats=0, users=0, pattern="poisson", rate=0.5, prompt=2, response=100)
     outcome = simulate(one, load, 200_000)
     # P(wait > t) = 0.5 exp(-t / 2): the 95th percentile is 2 ln 10.
     assert outcome.ttft[1] == pytest.approx(4.605, rel=0.08)
@@ -47,7 +46,7 @@ def test_sharing_one_processor_follows_the_machine_repair_formula() -> None:
     chats, think, service = 8, 5.0, 1.0
     table = tuple(0.01 * max(1, running) for running in range(chats + 1))
     shared = SimulatedEngine(replicas=1, slots=chats, tpot_s=table, prefill_s_per_token=0.0, first_s=0.0)
-    outcome = simulate(shared, OfferedLoad(chats=chats, think_s=think, prompt=2, answer=100), 100_000)
+    outcome = simulate(shared, OfferedLoad(chats=chats, think_s=think, prompt=2, response=100), 100_000)
     weights = [factorial(chats) / factorial(chats - k) * (service / think) ** k for k in range(chats + 1)]
     busy = 1.0 - weights[0] / sum(weights)
     assert outcome.requests / outcome.seconds == pytest.approx(busy / service, rel=0.02)
@@ -106,7 +105,7 @@ def test_nobody_asks() -> None:
 def test_a_million_chats_are_a_matter_of_seconds() -> None:
     """Events are counted, not seconds: a trial ends once it is lost, and the queue once it is full."""
     crowd = OfferedLoad(chats=1_000_000, pattern="n8n", rate=3000.0)
-    run = queueing._Run(engine(), crowd, 5000, 1, 2.0, 0.1)
+    run = Simulation(engine(), crowd, 5000, 1, 2.0, 0.1)
     steps = 0
     while run.events and run.done < 5000:
         run.step()
@@ -114,7 +113,7 @@ def test_a_million_chats_are_a_matter_of_seconds() -> None:
     assert run.done == 5000
     assert steps < 40_000
     assert run.outcome().longest_queue >= 5000
-    lost = queueing._Run(engine(), crowd, 120_000, 1, 2.0, 0.1)
+    lost = Simulation(engine(), crowd, 120_000, 1, 2.0, 0.1)
     steps = 0
     while not lost.will_miss(6000):
         lost.step()
@@ -123,7 +122,7 @@ def test_a_million_chats_are_a_matter_of_seconds() -> None:
 
 
 def test_a_trial_is_not_lost_while_the_slo_holds() -> None:
-    run = queueing._Run(engine(), OfferedLoad(chats=4), 2000, 1, 60.0, 10.0)
+    run = Simulation(engine(), OfferedLoad(chats=4), 2000, 1, 60.0, 10.0)
     while run.events and run.done < 2000:
         run.step()
         assert not run.will_miss(100)

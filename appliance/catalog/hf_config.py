@@ -1,7 +1,7 @@
 """Reads a Hugging Face ``config.json`` into a :class:`~appliance.catalog.shape.Shape`.
 
 Pure: takes the parsed table. What a family leaves unsaid is in :mod:`appliance.catalog.families`; a field that
-nothing here reads and that is not harmless refuses the file (:mod:`appliance.catalog.configfields`).
+nothing here reads and that is not harmless refuses the file (:mod:`appliance.catalog.config_fields`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from appliance.catalog import hfexperts, quantised, rope
-from appliance.catalog.configfields import BY_HAND, ConfigFields, check_outside, defaults, split
+from appliance.catalog import hf_experts, quantised, rope
+from appliance.catalog.config_fields import BY_HAND, ConfigFields, check_outside, defaults, split
 from appliance.catalog.shape import Attention, LinearAttention, Mla, Shape
 from appliance.errors import ConfigError
 
@@ -53,7 +53,7 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
     context = _context(fields)
     window = _window(fields)
     kinds = _layer_kinds(fields, layers, window, context)
-    moe, dense_layers = hfexperts.moe(fields, layers)
+    moe, dense_layers = hf_experts.moe(fields, layers)
     full = _mla(fields) if fields.family.latent else _attention(fields, hidden, kinds)
     sliding = _attention(fields, hidden, kinds, window) if "sliding_attention" in kinds else None
     linear_layers = kinds.count("linear_attention")
@@ -354,7 +354,7 @@ def _extra(
     match family.extra:
         case "gemma4":
             # Layer scale; with experts, three more norms, the router's scale per hidden unit and one per expert.
-            each += 1 + (4 * hidden + fields.positive("num_experts") if hfexperts.beside(fields) else 0)
+            each += 1 + (4 * hidden + fields.positive("num_experts") if hf_experts.beside(fields) else 0)
         case "xielu":
             each += 2
         case "sub norms":

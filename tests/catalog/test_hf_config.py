@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from appliance.catalog import catalog, hfconfig
+from appliance.catalog import hf_config
+from appliance.catalog.models import dump_model, known_models
 from appliance.errors import ConfigError
 from appliance.planner import add_model
 
@@ -29,7 +30,7 @@ DENSE: dict[str, Any] = {
 
 
 def test_a_dense_model() -> None:
-    assert hfconfig.parse("m", DENSE).total_params == 596_049_920
+    assert hf_config.parse("m", DENSE).total_params == 596_049_920
 
 
 def test_text_config_inside_a_vision_model() -> None:
@@ -38,19 +39,19 @@ def test_text_config_inside_a_vision_model() -> None:
         "text_config": {**DENSE, "model_type": "qwen3_vl_text"},
         "vision_config": {},
     }
-    assert hfconfig.parse("m", outer).total_params == 596_049_920
+    assert hf_config.parse("m", outer).total_params == 596_049_920
 
 
 def test_sliding_window_by_layer_types() -> None:
     kinds = ["sliding_attention"] * 21 + ["full_attention"] * 7
-    shape = hfconfig.parse("m", {**DENSE, "layer_types": kinds, "sliding_window": 128})
+    shape = hf_config.parse("m", {**DENSE, "layer_types": kinds, "sliding_window": 128})
     assert (shape.sliding_layers, shape.full_layers) == (21, 7)
     assert shape.sliding is not None
     assert shape.sliding.window == 128
 
 
 def test_a_window_switched_off_does_not_slide() -> None:
-    assert hfconfig.parse("m", {**DENSE, "sliding_window": 4096, "use_sliding_window": False}).sliding_layers == 0
+    assert hf_config.parse("m", {**DENSE, "sliding_window": 4096, "use_sliding_window": False}).sliding_layers == 0
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_a_window_switched_off_does_not_slide() -> None:
     ],
 )
 def test_precision_of_the_checkpoint(table: dict[str, Any], native: str) -> None:
-    shape = hfconfig.parse("m", {**DENSE, "quantization_config": table})
+    shape = hf_config.parse("m", {**DENSE, "quantization_config": table})
     assert shape.native == native
     assert shape.fp8_block == (128 if native == "fp8" else 0)
 
@@ -73,7 +74,7 @@ def test_precision_of_the_checkpoint(table: dict[str, Any], native: str) -> None
 @pytest.mark.parametrize("value", [None, -1, 0, 1.5, "64", True, 10**12])
 def test_missing_and_lying_fields(field: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
-        hfconfig.parse("m", {**DENSE, field: value})
+        hf_config.parse("m", {**DENSE, field: value})
     message = str(caught.value)
     assert field in message
     assert "\n" not in message
@@ -97,7 +98,7 @@ def test_missing_and_lying_fields(field: str, value: object) -> None:
 )
 def test_contradictions(change: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word.replace("*", r"\*")):
-        hfconfig.parse("m", {**DENSE, **change})
+        hf_config.parse("m", {**DENSE, **change})
 
 
 json_values = st.recursive(
@@ -112,7 +113,7 @@ json_values = st.recursive(
 def test_any_table_is_read_or_refused_in_one_line(changes: dict[str, Any]) -> None:
     message = ""
     try:
-        assert hfconfig.parse("m", {**DENSE, **changes}).total_params > 0
+        assert hf_config.parse("m", {**DENSE, **changes}).total_params > 0
     except ConfigError as error:
         message = str(error)
     assert "\n" not in message
@@ -132,7 +133,7 @@ def test_any_value_of_any_field_is_read_or_refused_in_one_line(config: dict[str,
     field = data.draw(st.sampled_from([*config, *more]))
     message = ""
     try:
-        hfconfig.parse("m", {**config, field: data.draw(json_values | st.just(float("nan")))})
+        hf_config.parse("m", {**config, field: data.draw(json_values | st.just(float("nan")))})
     except ConfigError as error:
         message = str(error)
     assert "\n" not in message
@@ -196,8 +197,8 @@ def test_bytes_that_are_no_json_get_one_sentence(tmp_path: Path, content: bytes)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_catalogue_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "models.toml"
-    path.write_text(catalog.dump_model(hfconfig.parse("My/Own", DENSE)), encoding)
-    assert catalog.models(path)["My/Own"].total_params == 596_049_920
+    path.write_text(dump_model(hf_config.parse("My/Own", DENSE)), encoding)
+    assert known_models(path)["My/Own"].total_params == 596_049_920
 
 
 def test_nothing_there(tmp_path: Path) -> None:

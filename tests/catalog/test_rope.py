@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from appliance.catalog import hfconfig
+from appliance.catalog import hf_config
 from appliance.errors import ConfigError
 
 CASES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("contexts.json").read_text("utf-8"))["cases"]
@@ -20,9 +20,9 @@ def test_the_context_is_the_engines(name: str) -> None:
     case = CASES[name]
     if case["context"] is None:
         with pytest.raises(ConfigError):
-            hfconfig.parse("m", case["config"])
+            hf_config.parse("m", case["config"])
     else:
-        assert hfconfig.parse("m", case["config"]).max_context == case["context"]
+        assert hf_config.parse("m", case["config"]).max_context == case["context"]
 
 
 def test_every_kind_is_in_the_table() -> None:
@@ -48,6 +48,6 @@ def test_every_kind_is_in_the_table() -> None:
 )
 def test_scaling_that_is_not_understood_is_named(more: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        hfconfig.parse("m", {**QWEN, **more})
+        hf_config.parse("m", {**QWEN, **more})
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

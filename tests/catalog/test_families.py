@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.catalog import harmless, hfconfig
-from appliance.catalog.configfields import chain
+from appliance.catalog import harmless_fields, hf_config
+from appliance.catalog.config_fields import chain
 from appliance.catalog.families import FAMILIES
-from appliance.catalog.family import REFUSED, SAME
+from appliance.catalog.family import REFUSED, SAME_AS
 from appliance.errors import ConfigError
 
 TRUTH: dict[str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ NESTED = sorted(family for family, entry in TRUTH.items() if "text_config" in en
 def count(config: dict[str, Any]) -> int | str:
     """The planner's count, or its refusal."""
     try:
-        return hfconfig.parse("m", config).total_params
+        return hf_config.parse("m", config).total_params
     except ConfigError as error:
         return str(error)
 
@@ -73,7 +73,7 @@ def test_no_field_that_changes_the_weights_is_called_harmless(family: str) -> No
     changing = {change["field"] for change in TRUTH[family].get("changes", [])}
     # Rows of a vision tower or of a classifier's head: parts that the planner says it does not count.
     known = changing if family in FAMILIES else set()
-    assert not {field for field in known if harmless.is_harmless(field)}
+    assert not {field for field in known if harmless_fields.is_harmless(field)}
     if family in FAMILIES:
         assert not changing & set(FAMILIES[family].harmless)
 
@@ -135,13 +135,13 @@ def test_an_unknown_field_refuses_and_is_named(family: str, value: object) -> No
 def test_any_unknown_name_refuses(family: str, field: str) -> None:
     config = TRUTH[family]["config"]
     spellings = {name for names in FAMILIES[family].names.values() for name in names}
-    if field in config or field in spellings or harmless.is_harmless(field):
+    if field in config or field in spellings or harmless_fields.is_harmless(field):
         return
     before, answer = count(config), count({**config, field: 7})
-    assert isinstance(answer, str) or answer != before or field in harmless.ONLY
+    assert isinstance(answer, str) or answer != before or field in harmless_fields.ONLY
 
 
-@given(st.sampled_from(READ), st.sampled_from(sorted(harmless.HARMLESS)))
+@given(st.sampled_from(READ), st.sampled_from(sorted(harmless_fields.HARMLESS)))
 def test_a_harmless_field_changes_nothing(family: str, field: str) -> None:
     config = TRUTH[family]["config"]
     if field in {"dtype", "torch_dtype", "model_type"} or field in FAMILIES[family].only:
@@ -227,7 +227,7 @@ def test_gemma_3_as_its_maker_publishes_it() -> None:
         "torch_dtype": "bfloat16",
         "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
     }
-    shape = hfconfig.parse("google/gemma-3-4b-it", config)
+    shape = hf_config.parse("google/gemma-3-4b-it", config)
     assert shape.total_params == 3_880_263_168
     assert (shape.sliding_layers, shape.full_layers) == (29, 5)
     assert shape.full.kv_values() == 2 * 4 * 256
@@ -243,7 +243,7 @@ def test_gemma_3_as_its_maker_publishes_it() -> None:
     ],
 )
 def test_layers_without_experts_are_those_the_engine_builds(config: dict[str, Any], sparse: int) -> None:
-    assert hfconfig.parse("m", {**TRUTH["qwen3_moe"]["config"], **config}).moe_layers == sparse
+    assert hf_config.parse("m", {**TRUTH["qwen3_moe"]["config"], **config}).moe_layers == sparse
 
 
 @pytest.mark.parametrize(
@@ -263,11 +263,11 @@ def test_layers_without_experts_are_those_the_engine_builds(config: dict[str, An
 def test_windows_of_files_without_layer_types(family: str, config: dict[str, Any], sliding: int) -> None:
     base = {key: value for key, value in TRUTH[family]["config"].items() if key != "layer_types"}
     base.pop("_sliding_window_pattern", None)
-    assert hfconfig.parse("m", {**base, **config}).sliding_layers == sliding
+    assert hf_config.parse("m", {**base, **config}).sliding_layers == sliding
 
 
 def test_every_name_leads_to_a_family() -> None:
-    assert all(chain(kind)[-1] in FAMILIES for kind in SAME)
+    assert all(chain(kind)[-1] in FAMILIES for kind in SAME_AS)
     assert not [
         family for family in FAMILIES for prefix in REFUSED if family.startswith(prefix) and family == prefix
     ]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.catalog import catalog
+from appliance.catalog.models import dump_model, read_model, shipped_models
 from appliance.catalog.shape import Attention, LinearAttention, Mla, Moe, Shape
 from appliance.planner import precision
 
@@ -21,7 +21,7 @@ PUBLISHED = list(csv.DictReader(TEXT.splitlines()))
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=[row["model"] for row in PUBLISHED])
 def test_counts_match_the_published_ones_exactly(row: dict[str, str]) -> None:
-    shape = catalog.shipped_models()[row["model"]]
+    shape = shipped_models()[row["model"]]
     assert f"{shape.total_params / 1e9:.3f}" == row["total_params_b"]
     assert f"{shape.active_params / 1e9:.3f}" == row["active_params_b"]
     assert shape.kv_bytes_per_token() == int(row["kv_bytes_per_token_bf16"])
@@ -48,7 +48,7 @@ def test_28_models_are_given() -> None:
     ],
 )
 def test_further_families_to_the_last_weight(name: str, params: int) -> None:
-    assert catalog.shipped_models()[name].total_params == params
+    assert shipped_models()[name].total_params == params
 
 
 def test_every_figure_of_a_card_has_a_source() -> None:
@@ -60,7 +60,7 @@ def test_every_figure_of_a_card_has_a_source() -> None:
                     pytest.fail(f"{name}.{figure} has no source")
                 if isinstance(value, dict):
                     assert value["source"], (name, figure)
-    assert all(shape.source for shape in catalog.shipped_models().values())
+    assert all(shape.source for shape in shipped_models().values())
 
 
 shapes = st.builds(
@@ -119,11 +119,11 @@ def test_parts_add_up_and_active_is_no_more_than_all(shape: Shape) -> None:
 
 @given(shapes)
 def test_the_catalogue_reads_back_what_it_writes(shape: Shape) -> None:
-    table = tomllib.loads(catalog.dump_model(shape))["models"]["any"]
-    assert catalog.read_model("any", table) == shape
+    table = tomllib.loads(dump_model(shape))["models"]["any"]
+    assert read_model("any", table) == shape
 
 
 def test_a_window_closes() -> None:
-    shape = catalog.shipped_models()["openai/gpt-oss-120b"]
+    shape = shipped_models()["openai/gpt-oss-120b"]
     assert shape.kv_bytes_of(100) == 100 * shape.kv_bytes_per_token()
     assert shape.kv_bytes_of(100_000) < 0.51 * 100_000 * shape.kv_bytes_per_token()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from appliance.catalog.configfields import ConfigFields
+from appliance.catalog.config_fields import ConfigFields
 from appliance.catalog.family import Experts
 from appliance.catalog.shape import Moe
 from appliance.errors import ConfigError
@@ -52,7 +52,7 @@ def _per_token(fields: ConfigFields, found: Experts, experts: int) -> int:
     value = _same(value) if isinstance(value, list) else fields.integer(*found.per_token)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= experts:
         raise ConfigError(
-            f"{fields.name}: {fields.where(name)} = {value!r:.40} of {experts} experts cannot be true; "
+            f"{fields.name}: {fields.path_of(name)} = {value!r:.40} of {experts} experts cannot be true; "
             f"nearest: {experts}"
         )
     return value

@@ -1,6 +1,6 @@
 """Fields of a config.json that change neither a model's size nor its longest context, by reason.
 
-Data. A field that is neither read (:mod:`appliance.catalog.hfconfig`) nor listed here refuses the file: a name
+Data. A field that is neither read (:mod:`appliance.catalog.hf_config`) nor listed here refuses the file: a name
 is added only with a reason.
 """
 

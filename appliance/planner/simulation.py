@@ -1,12 +1,12 @@
 """Discrete-event simulation of people and automations in front of the predicted engine.
 
-Pure and seeded. Chats are a closed population: each thinks, sends, reads the answer, thinks again.
+Pure and seeded. Chats are a closed population: each thinks, sends, reads the response, thinks again.
 Automations come on top, as a Poisson stream, in bursts, or in n8n's batches. A replica prefills one prompt at
 a time and decodes all its running requests together, each at the speed the roofline gives for that many;
 beyond its slots requests wait in line.
 
 Decoding is kept in virtual time: while ``n`` requests run, the clock of tokens advances by ``1 / tpot(n)``
-per second, so that a request ends when that clock has advanced by its answer's length, whatever joins or
+per second, so that a request ends when that clock has advanced by its response's length, whatever joins or
 leaves meanwhile. One request then costs a handful of heap operations, and a million take well under a minute.
 """
 
@@ -27,13 +27,13 @@ ARRIVE, PREFILLED, FINISHED = 0, 1, 2
 
 MAX_REQUESTS = 10_000_000
 
-MOST_CHATS_TRIED = 20_000
+MAX_CHATS_TRIED = 20_000
 """Chats up to which the breaking point is sought beyond those that are open."""
 
 CHECKED_EVERY = 512
 """Events between two looks at whether a trial is lost."""
 
-MOST_PER_TRIAL = 6 * MOST_CHATS_TRIED
+MAX_PER_TRIAL = 6 * MAX_CHATS_TRIED
 """Requests of one trial of the breaking point, whatever the number of chats."""
 
 Pattern = Literal["none", "poisson", "bursts", "n8n"]
@@ -61,7 +61,7 @@ class OfferedLoad:
     chats: int = 200
     think_s: float = 60.0
     prompt: float = 2000.0
-    answer: float = 400.0
+    response: float = 400.0
     pattern: Pattern = "none"
     rate: float = 0.0
     """Requests per second of the automations, on average."""
@@ -119,14 +119,14 @@ def simulate(
         raise UsageError(f"{requests} requests cannot be simulated; nearest valid: {nearest}")
     if load.chats < 1 and (load.rate <= 0 or load.pattern == "none"):
         raise UsageError("nobody asks anything: name chats, or a rate of automations")
-    run = _Run(engine, load, requests, seed, ttft_slo_s, tpot_slo_s)
+    run = Simulation(engine, load, requests, seed, ttft_slo_s, tpot_slo_s)
     while run.events and run.done < requests:
         run.step()
     return run.outcome()
 
 
-class _Run:
-    """The state of one simulation. Events are (time, order, kind, who, arrival or version, answer).
+class Simulation:
+    """The state of one simulation. Events are (time, order, kind, who, arrival or version, response).
 
     ``order`` breaks ties, so that a run repeats exactly.
     """
@@ -199,7 +199,7 @@ class _Run:
 
     def step(self) -> None:
         """The next event."""
-        self.now, _, kind, who, extra, answer = heappop(self.events)
+        self.now, _, kind, who, extra, response = heappop(self.events)
         if kind == FINISHED:
             if extra == self.replicas[who].version:
                 self._finish(who)
@@ -208,16 +208,16 @@ class _Run:
             index, chat = divmod(who, self.load.chats + 1)
             replica = self.replicas[index]
             self._advance(replica)
-            heappush(replica.ends, (replica.clock + answer, chat, extra, self.now, answer))
+            heappush(replica.ends, (replica.clock + response, chat, extra, self.now, response))
             self._schedule(index, replica)
         elif who == self.load.chats:
             self._automation()
         else:
             self._arrive(who)
 
-    def _push(self, time: float, kind: int, who: int, extra: float = 0.0, answer: float = 0.0) -> None:
+    def _push(self, time: float, kind: int, who: int, extra: float = 0.0, response: float = 0.0) -> None:
         self.order += 1
-        heappush(self.events, (time, self.order, kind, who, extra, answer))
+        heappush(self.events, (time, self.order, kind, who, extra, response))
 
     def _exponential(self, mean: float) -> float:
         return -mean * log(1.0 - self.random())
@@ -234,24 +234,24 @@ class _Run:
             self._push(self.now + left, FINISHED, index, float(replica.version))
 
     def _start(
-        self, index: int, replica: _Replica, arrival: float, chat: int, prompt: float, answer: float
+        self, index: int, replica: _Replica, arrival: float, chat: int, prompt: float, response: float
     ) -> None:
         replica.running += 1
         begin = max(self.now, replica.prefill_until)
         replica.prefill_until = begin + prompt * self.engine.prefill_s_per_token
         who = index * (self.load.chats + 1) + chat
-        self._push(replica.prefill_until + self.engine.first_s, PREFILLED, who, arrival, answer)
+        self._push(replica.prefill_until + self.engine.first_s, PREFILLED, who, arrival, response)
 
     def _arrive(self, chat: int) -> None:
         prompt = 1.0 + self._exponential(max(self.load.prompt - 1.0, 0.01))
-        answer = 1.0 + self._exponential(max(self.load.answer - 1.0, 0.01))
+        response = 1.0 + self._exponential(max(self.load.response - 1.0, 0.01))
         index, replica = min(enumerate(self.replicas), key=lambda one: one[1].running + len(one[1].waiting))
         if replica.running < self.engine.slots:
             self._advance(replica)
-            self._start(index, replica, self.now, chat, prompt, answer)
+            self._start(index, replica, self.now, chat, prompt, response)
             self._schedule(index, replica)
         else:
-            replica.waiting.append((self.now, chat, prompt, answer))
+            replica.waiting.append((self.now, chat, prompt, response))
             self.waiting += 1
             self.longest = max(self.longest, self.waiting)
             if self.waiting >= self.wanted and not self.closed:
@@ -294,11 +294,11 @@ class _Run:
             self._push(self.now + self._exponential(self.load.think_s), ARRIVE, chat)
 
     def outcome(self) -> SimulationOutcome:
-        """What was seen so far. A chat that never got an answer is not inside."""
+        """What was seen so far. A chat that never got an response is not inside."""
         chats = self.load.chats
         inside = [self.total[chat] > 0 and self.good[chat] >= 0.95 * self.total[chat] for chat in range(chats)]
         users = min(self.load.users, chats)
-        happy = sum(all(inside[user:chats:users]) for user in range(users))
+        users_inside = sum(all(inside[user:chats:users]) for user in range(users))
         return SimulationOutcome(
             self.done,
             self.now,
@@ -307,7 +307,7 @@ class _Run:
             chats,
             users,
             sum(inside),
-            happy,
+            users_inside,
             sum(self.good) / max(1, sum(self.total)),
             self.longest,
         )
@@ -324,14 +324,14 @@ def breaking_point(
 ) -> int:
     """Open chats at which the SLO breaks: more than 5 % of requests miss it. To within a twentieth.
 
-    Each trial simulates six requests per chat, at most :data:`MOST_PER_TRIAL`: the rate of arrivals is that of the
+    Each trial simulates six requests per chat, at most :data:`MAX_PER_TRIAL`: the rate of arrivals is that of the
     steady state from the start, so that large populations need no further round. A trial ends once enough
     requests have missed the SLO, or wait longer than it.
     """
 
     def holds(chats: int) -> bool:
-        wanted = max(requests, min(6 * chats, MOST_PER_TRIAL))
-        run = _Run(engine, replace(load, chats=chats), wanted, seed, ttft_slo_s, tpot_slo_s)
+        wanted = max(requests, min(6 * chats, MAX_PER_TRIAL))
+        run = Simulation(engine, replace(load, chats=chats), wanted, seed, ttft_slo_s, tpot_slo_s)
         allowed = int(0.05 * wanted)
         while run.events and run.done < wanted:
             for _ in range(CHECKED_EVERY):
@@ -343,7 +343,7 @@ def breaking_point(
         return run.outcome().requests_inside >= 0.95
 
     low, high = 0, max(8, load.chats)
-    while high < MOST_CHATS_TRIED and holds(high):
+    while high < MAX_CHATS_TRIED and holds(high):
         low, high = high, high * 2
     while high - low > max(1, low // 20):
         middle = (low + high) // 2

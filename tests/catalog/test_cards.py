@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.catalog import catalog
+from appliance.catalog.cards import cards, find_card
 from appliance.errors import UsageError
-from appliance.planner import demand
+from appliance.planner.hardware import parse_cards
 
 DRIVERS = {
     "NVIDIA H100 80GB HBM3": "H100 SXM 80GB",
@@ -39,12 +39,12 @@ DRIVERS = {
 
 @pytest.mark.parametrize(("printed", "card"), DRIVERS.items())
 def test_a_card_by_the_name_its_driver_prints(printed: str, card: str) -> None:
-    assert catalog.find_card(printed).name == card
+    assert find_card(printed).name == card
 
 
-@pytest.mark.parametrize("name", [name for card in catalog.cards().values() for name in (card.name, *card.aliases)])
+@pytest.mark.parametrize("name", [name for card in cards().values() for name in (card.name, *card.aliases)])
 def test_a_name_of_the_catalogue_means_one_card(name: str) -> None:
-    assert name in {catalog.find_card(name).name, *catalog.find_card(name).aliases}
+    assert name in {find_card(name).name, *find_card(name).aliases}
 
 
 @pytest.mark.parametrize(
@@ -62,17 +62,17 @@ def test_a_name_of_the_catalogue_means_one_card(name: str) -> None:
 )
 def test_a_card_that_is_not_in_the_catalogue_is_not_taken_for_its_neighbour(name: str) -> None:
     with pytest.raises(UsageError, match="there is no card"):
-        catalog.find_card(name)
+        find_card(name)
 
 
 @pytest.mark.parametrize(
     "text", ["2x H100", "2\u00d7H100", "2 \u00d7 H100", "2*H100", "2\u00d7NVIDIA H100 80GB HBM3", "H100,H100"]
 )
 def test_a_number_of_cards(text: str) -> None:
-    assert [card.name for card in demand.cards(text)] == ["H100 SXM 80GB"] * 2
+    assert [card.name for card in parse_cards(text)] == ["H100 SXM 80GB"] * 2
 
 
 @pytest.mark.parametrize("text", ["0\u00d7H100", "2 H100", "2÷H100"])
 def test_a_number_of_cards_that_makes_no_sense(text: str) -> None:
     with pytest.raises(UsageError):
-        demand.cards(text)
+        parse_cards(text)

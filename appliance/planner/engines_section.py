@@ -12,7 +12,7 @@ from math import ceil
 
 from appliance.contract.model import Engine, Site
 from appliance.errors import UsageError
-from appliance.planner.topology import Placement, Plan
+from appliance.planner.placement import Placement, Plan
 
 FIRST_PORT = 8101
 PORT_STEP = 10
@@ -34,9 +34,9 @@ def engines_section(plan: Plan, site: Site) -> str:
         by_machine: dict[str, list[tuple[int, ...]]] = {}
         for machine, cards in part.places:
             by_machine.setdefault(machine, []).append(cards)
-        old_name, old = _old(site, part.option.work.name)
+        old_name, old = _old(site, part.candidate.model.name)
         for machine, groups in by_machine.items():
-            name = _free_name(old_name or _name(part.option.work.name), names)
+            name = _free_name(old_name or _name(part.candidate.model.name), names)
             port = old.port if old is not None else FIRST_PORT
             while any((machine, port + step) in ports for step in range(len(groups))):
                 port += PORT_STEP
@@ -72,35 +72,35 @@ def _table(
     site: Site,
     old: Engine | None,
 ) -> str:
-    option = part.option
+    candidate = part.candidate
     gpus = sorted(host_gpu.index for host_gpu in site.hosts[machine].gpus)
     lines = [f"[engines.{json.dumps(name)}]" if "." in name else f"[engines.{name}]"]
-    if option.kind == "experts in RAM":
+    if candidate.kind == "experts in RAM":
         lines.append('kind = "llamacpp"')
-    lines += [f"host = {json.dumps(machine)}", f"model = {json.dumps(option.work.name)}"]
-    if option.card is None:
+    lines += [f"host = {json.dumps(machine)}", f"model = {json.dumps(candidate.model.name)}"]
+    if candidate.card is None:
         lines.append('device = "cpu"')
     else:
         lines.append(f"gpus = {[gpus[index] for cards in groups for index in cards]}")
     if len(groups) > 1:
         lines.append(f"replicas = {len(groups)}")
-    if option.layout.tp > 1:
-        lines.append(f"tensor_parallel = {option.layout.tp}")
-    slots = max(1, min(MAX_CONCURRENCY, ceil(max(option.in_flight, part.load * 1.5))))
-    if option.work.shape.pooling:
+    if candidate.layout.tp > 1:
+        lines.append(f"tensor_parallel = {candidate.layout.tp}")
+    slots = max(1, min(MAX_CONCURRENCY, ceil(max(candidate.in_flight, part.load * 1.5))))
+    if candidate.model.shape.pooling:
         slots = old.concurrency if old is not None else EMBED_CONCURRENCY
-    lines += [f"context = {option.work.context}", f"concurrency = {slots}", f"port = {port}"]
-    lines += _kept(old, option.kind, option.card is None)
+    lines += [f"context = {candidate.model.context}", f"concurrency = {slots}", f"port = {port}"]
+    lines += _kept(old, candidate.kind, candidate.card is None)
     flags = (
         dict(old.options)
-        if old is not None and (old.kind == "llamacpp") == (option.kind == "experts in RAM")
+        if old is not None and (old.kind == "llamacpp") == (candidate.kind == "experts in RAM")
         else {}
     )
     flags.pop("enable-expert-parallel", None)
-    if option.layout.ep:
+    if candidate.layout.ep:
         flags["enable-expert-parallel"] = True
-    if option.kind == "experts in RAM" and option.point is not None:
-        flags["n-cpu-moe"] = ceil(option.point.cpu_expert_share * option.work.shape.moe_layers)
+    if candidate.kind == "experts in RAM" and candidate.workload is not None:
+        flags["n-cpu-moe"] = ceil(candidate.workload.cpu_expert_share * candidate.model.shape.moe_layers)
     if flags:
         lines.append("options = { " + ", ".join(f"{key} = {_value(value)}" for key, value in flags.items()) + " }")
     if old is not None and old.environment:

@@ -12,9 +12,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from appliance.catalog import harmless
+from appliance.catalog import harmless_fields
 from appliance.catalog.families import FAMILIES
-from appliance.catalog.family import REFUSED, SAME, Family
+from appliance.catalog.family import REFUSED, SAME_AS, Family
 from appliance.errors import ConfigError
 
 LIMITS: dict[str, tuple[int, int]] = {
@@ -45,8 +45,8 @@ def defaults(kind: str) -> Mapping[str, Any]:
 def chain(kind: str) -> list[str]:
     """Return ``kind`` and the families it is built like, the last of them in FAMILIES if it is known."""
     kinds = [kind]
-    while kinds[-1] in SAME:
-        kinds.append(SAME[kinds[-1]])
+    while kinds[-1] in SAME_AS:
+        kinds.append(SAME_AS[kinds[-1]])
     return kinds
 
 
@@ -94,7 +94,7 @@ class ConfigFields:
         """Return the family's spellings of the ordinary field ``key``."""
         return self.family.names.get(key, (key,))
 
-    def where(self, key: str) -> str:
+    def path_of(self, key: str) -> str:
         """Return ``key`` with the names of the tables around it."""
         return f"{self.path}.{key}" if self.path else key
 
@@ -112,7 +112,7 @@ class ConfigFields:
             for other, second in found[1:]:
                 if second != value:
                     raise ConfigError(
-                        f"{self.name}: {self.where(first)} = {value!r:.40} and {other} = {second!r:.40} "
+                        f"{self.name}: {self.path_of(first)} = {value!r:.40} and {other} = {second!r:.40} "
                         "contradict each other; remove one of them"
                     )
             return first, value
@@ -155,7 +155,8 @@ class ConfigFields:
         above = isinstance(value, (int, float)) and value > low
         nearest = int(min(value, high)) if above and isinstance(value, (int, float)) else low
         return ConfigError(
-            f"{self.name}: {self.where(key)} = {value!r:.40} cannot be true; nearest: a whole number like {nearest}"
+            f"{self.name}: {self.path_of(key)} = {value!r:.40} cannot be true; "
+            f"nearest: a whole number like {nearest}"
         )
 
     def missing(self, key: str) -> ConfigError:
@@ -165,7 +166,7 @@ class ConfigFields:
                 f"{self.name}: config.json has no {key}: it is an adapter's; take the model's own file"
             )
         return ConfigError(
-            f"{self.name}: config.json has no {self.where(key)}; add it, or take the model's own config.json"
+            f"{self.name}: config.json has no {self.path_of(key)}; add it, or take the model's own config.json"
         )
 
     def flag(self, key: str, *, default: bool = False) -> bool:
@@ -174,7 +175,7 @@ class ConfigFields:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise ConfigError(f"{self.name}: {self.where(name)} = {value!r:.40} is neither true nor false")
+            raise ConfigError(f"{self.name}: {self.path_of(name)} = {value!r:.40} is neither true nor false")
         return value
 
     def option(self, text: str) -> str:
@@ -192,17 +193,17 @@ class ConfigFields:
         if not isinstance(value, list) or len(value) != length:
             count = len(value) if isinstance(value, list) else 0
             raise ConfigError(
-                f"{self.name}: {self.where(key)} names {count} layers, num_hidden_layers says {length}; "
+                f"{self.name}: {self.path_of(key)} names {count} layers, num_hidden_layers says {length}; "
                 "make them agree"
             )
         return value
 
     def refused(self, key: str, value: object) -> ConfigError:
         """Return the error for a field that is not understood."""
-        meaning = harmless.MEANING.get(key)
+        meaning = harmless_fields.MEANING.get(key)
         speaks = f" ({meaning})" if meaning else ""
         return ConfigError(
-            f"{self.name}: config.json has {self.where(key)} = {value!r:.40}{speaks}, which the planner does not "
+            f"{self.name}: config.json has {self.path_of(key)} = {value!r:.40}{speaks}, which the planner does not "
             f"understand in model_type {self.kind} and which may change size or context; {BY_HAND}"
         )
 
@@ -215,10 +216,10 @@ class ConfigFields:
                 allowed: tuple[object, ...] = ([self.family.everywhere[key]] * len(value),)
             elif key in self.family.only:
                 allowed = self.family.only[key]
-            elif harmless.is_harmless(key):
+            elif harmless_fields.is_harmless(key):
                 continue
             else:
-                allowed = harmless.ONLY.get(key, ())
+                allowed = harmless_fields.ONLY.get(key, ())
             if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
                 raise self.refused(key, value)
 
@@ -239,12 +240,12 @@ def check_outside(name: str, tables: list[Mapping[str, Any]], path: list[str]) -
     text = tables[-1]
     for depth, table in enumerate(tables[:-1]):
         for key, value in table.items():
-            if key == path[depth] or key in OUTSIDE or harmless.is_harmless(key):
+            if key == path[depth] or key in OUTSIDE or harmless_fields.is_harmless(key):
                 continue
             # Some files repeat their text model's fields outside.
             if key in text and text[key] == value:
                 continue
-            allowed = harmless.ONLY.get(key, ())
+            allowed = harmless_fields.ONLY.get(key, ())
             if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
                 where = ".".join([*path[:depth], key])
                 raise ConfigError(

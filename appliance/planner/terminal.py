@@ -7,27 +7,28 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from appliance.contract.card_memory import GIB
 from appliance.planner.evaluate import RowResult, Summary, by_group, summarise
 from appliance.planner.plan_report import PlanReport, memory_bars
-from appliance.planner.serving import Prediction
+from appliance.planner.throughput import Prediction
 
 BAR_WIDTH = 40
 
 
-def show_plan(console: Console, answer: PlanReport) -> None:
+def show_plan(console: Console, report: PlanReport) -> None:
     """The recommendation, its reasons, alternatives, memory, simulation, changes."""
-    best, demand = answer.advice.best, answer.demand
+    best, demand = report.advice.best, report.demand
     cards = ", ".join(
-        f"{machine.name}: {_cards(machine.cards)}, {machine.ram_gib:g} GiB" for machine in answer.machines
+        f"{machine.name}: {_cards(machine.cards)}, {machine.ram_gib:g} GiB" for machine in report.machines
     )
     console.print(f"[bold]{best.title}[/bold]")
     console.print(f"for {demand.users} users, {demand.chats} chats on {cards}\n", highlight=False)
-    for reason in answer.advice.reasons:
+    for reason in report.advice.reasons:
         console.print(f"- {reason}", highlight=False)
     table = Table(title="Alternatives", title_justify="left")
     for name in ("topology", "best at", "headroom", "ms/token", "TTFT ms", "long chats", "spare"):
         table.add_column(name, justify="left" if name in {"topology", "best at"} else "right")
-    for plan, what in answer.advice.alternatives:
+    for plan, what in report.advice.alternatives:
         table.add_row(
             plan.title,
             what,
@@ -38,13 +39,13 @@ def show_plan(console: Console, answer: PlanReport) -> None:
             str(plan.spare_cards),
         )
     console.print(table)
-    _show_memory(console, answer)
-    _show_queues(console, answer)
-    if answer.changes:
+    _show_memory(console, report)
+    _show_queues(console, report)
+    if report.changes:
         table = Table(title="What would change", title_justify="left")
         for name in ("with", "then best", "headroom", "ms/token"):
             table.add_column(name)
-        for change in answer.changes:
+        for change in report.changes:
             plan_or = change.plan
             if plan_or is None:
                 table.add_row(change.what, "nothing would fit", "", "")
@@ -58,8 +59,8 @@ def _cards(cards: Sequence[object]) -> str:
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "no cards"
 
 
-def _show_memory(console: Console, answer: PlanReport) -> None:
-    bars = memory_bars(answer.advice.best)
+def _show_memory(console: Console, report: PlanReport) -> None:
+    bars = memory_bars(report.advice.best)
     if not bars:
         return
     table = Table(title="Memory per card (GiB)", title_justify="left")
@@ -82,8 +83,8 @@ def _show_memory(console: Console, answer: PlanReport) -> None:
     console.print(table)
 
 
-def _show_queues(console: Console, answer: PlanReport) -> None:
-    if not answer.queues:
+def _show_queues(console: Console, report: PlanReport) -> None:
+    if not report.queues:
         return
     table = Table(title="Simulated (chats, and n8n's batches on top)", title_justify="left")
     for name in (
@@ -95,15 +96,15 @@ def _show_queues(console: Console, answer: PlanReport) -> None:
         "breaks at",
     ):
         table.add_column(name)
-    for queue in answer.queues:
+    for queue in report.queues:
         one = queue.outcome
         table.add_row(
-            queue.work,
+            queue.model,
             "/".join(f"{value:.2f}" for value in one.ttft),
             f"{one.tpot[0] * 1e3:.0f}/{one.tpot[2] * 1e3:.0f}",
             f"{one.chats_inside} of {one.chats}",
             f"{one.users_inside} of {one.users}",
-            f"{queue.breaks_at} chats",
+            f"{queue.breaking_point} chats",
         )
     console.print(table)
 
@@ -126,8 +127,8 @@ def show_prediction(console: Console, prediction: Prediction) -> None:
     )
     memory = prediction.memory
     console.print(
-        f"per card: {memory.weights / 2**30:.1f} GiB of weights, {memory.overhead / 2**30:.1f} working, "
-        f"{max(memory.kv, 0) / 2**30:.1f} KV cache = {memory.kv_tokens:,} tokens",
+        f"per card: {memory.weights / GIB:.1f} GiB of weights, {memory.overhead / GIB:.1f} working, "
+        f"{max(memory.kv, 0) / GIB:.1f} KV cache = {memory.kv_tokens:,} tokens",
         highlight=False,
     )
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.catalog import hfconfig, quantised
+from appliance.catalog import hf_config, quantised
 from appliance.catalog.shape import Shape
 from appliance.errors import ConfigError
 from appliance.planner import add_model, precision
@@ -47,7 +47,7 @@ def packed(bits: int, kind: str = "int", form: str = "pack-quantized", **more: A
 
 
 def parse(table: dict[str, Any], base: dict[str, Any] = DENSE, key: str = "quantization_config") -> Shape:
-    return hfconfig.parse("m", {**base, key: table})
+    return hf_config.parse("m", {**base, key: table})
 
 
 READ: list[tuple[dict[str, Any], str]] = [
@@ -169,7 +169,7 @@ def test_an_unknown_field_refuses(table: dict[str, Any], field: str) -> None:
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8", 4])
 def test_a_type_of_weights_that_is_not_known_is_named(dtype: object) -> None:
     with pytest.raises(ConfigError, match="is not a type of weights"):
-        hfconfig.parse("m", {**DENSE, "torch_dtype": dtype})
+        hf_config.parse("m", {**DENSE, "torch_dtype": dtype})
 
 
 def folder(path: Path, name: str, table: object) -> Path:
