@@ -1,7 +1,7 @@
 """Tests a running host: a token from each engine, the checks of ``appliance doctor``, authentication, then a load.
 
 The order matters: while an engine loads, the doctor would report it as starting. A load is run only if everything
-before passed, since it proves nothing about a service that is open or broken.
+before passed, since it proves nothing about a service that is open or fails.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def check_host(site: Site, base: Path, known: Path) -> Iterator[SmokeStep]:
 
 
 def step_of(finding: Finding) -> SmokeStep:
-    """Return a finding of the doctor as a step, which fails only if a generation can be at fault."""
+    """Return a finding of the doctor as a step, which fails only if a generation can be the cause."""
     name = f"{finding.name} {finding.subject}".strip()
     external = finding.level == "fail" and finding.fault_domain == "external"
     # Checks that need root are warnings and never cause a rollback.
@@ -186,11 +186,11 @@ def check_tokens(site: Site, timeout_s: float | None = None) -> Iterator[SmokeSt
 
 
 def check_auth(site: Site, key: str) -> Iterator[SmokeStep]:
-    """Check that the gateway rejects requests without a key or with a wrong one, and accepts ``key``."""
+    """Check that the gateway rejects requests without a key or with an unknown one, and accepts ``key``."""
     url = f"http://{site.gateway.host}:{site.gateway.port}"
     for name, sent, wanted in (
         ("refuses no key", "", 401),
-        ("refuses a wrong key", "sk-not-a-key", 401),
+        ("refuses an unknown key", "sk-not-a-key", 401),
         ("takes a key", key, 200),
     ):
         try:
