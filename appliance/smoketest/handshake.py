@@ -1,10 +1,10 @@
 """Attributes the silence of a tunnel's peer to this generation or to the other end.
 
 WireGuard does not reply to unknown peers, so an incorrect key or port and a VPS without power look the same from
-here. The evidence is on this side. The smoke test records the keys, endpoint and port of the last handshake on this
-machine, under any generation, and checks whether this host still reaches the first hop towards the peer. A
-generation that changed neither cannot cause or fix a silence beyond that hop. Without such evidence the generation
-is taken as the cause: one that disconnects a distant machine must not become its default.
+here. The evidence is on this side: the last handshake on this machine, under any generation, and the first hop
+towards the peer. The smoke test records keys, endpoint and port of each handshake, and checks whether the first hop
+responds. A generation that changed neither cannot cause or fix a silence beyond that hop. Without such evidence the
+generation is taken as the cause: one that disconnects a distant machine must not become its default.
 
 The doctor only reports the silence, because it writes nothing.
 """

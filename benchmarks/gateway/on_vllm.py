@@ -172,8 +172,8 @@ def killed(folder: Path) -> dict[str, Any]:
 def kill(folder: Path) -> dict[str, Any]:
     """Kill one of two replicas under 50 streams; count the streams begun on it, and the others.
 
-    40 streams have begun before the signal. At least a quarter of them are on the killed replica, since bounded
-    loads limit each replica to 1.25 of its share. 10 are sent at the same moment and have not begun.
+    40 streams have begun before the signal. Bounded loads limit each replica to 1.25 of its share. So at least a
+    quarter of the 40 are on the killed replica. 10 are sent at the same moment and have not begun.
     """
     streams, early = 50, 40
     with vllm(folder, 2) as (site, processes), gateway(folder / "g", site, 1) as (at, keys, _):
