@@ -109,7 +109,7 @@ def node(name: str, namespace: str, folder: Path) -> Iterator[Node]:
         (folder / "appliance.json").write_text(
             values["environment.etc"]["appliance/appliance.json"]["source"]["text"]
         )
-    private = checker.did(["wg", "genkey"]).strip()
+    private = checker.output_of(["wg", "genkey"]).strip()
     public = subprocess.run(
         ["wg", "pubkey"], input=private, capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -143,22 +143,22 @@ def node(name: str, namespace: str, folder: Path) -> Iterator[Node]:
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]:
     for program in ("ip", "nft", "wg", "wireguard-go", "nsenter", "unshare", "setpriv"):
         checker.require(program)
-    checker.ready()
+    checker.require_nix()
     tag = f"dr{uuid.uuid4().hex[:6]}"
     names = {name: f"{tag}-{name}" for name in ADDRESSES}
     folder = tmp_path_factory.mktemp("nodes")
-    done = checker.said(["ip", "netns", "add", names["gpu"]])
+    done = checker.run_process(["ip", "netns", "add", names["gpu"]])
     if done.returncode:
         pytest.skip(f"NOT CHECKED: no network namespace here ({done.stderr.strip()}); run as root")
     try:
-        checker.did(["ip", "netns", "add", names["vps"]])
-        checker.did(["ip", "-n", names["gpu"], "link", "add", "eth0", "type", "veth", "peer", "name", "eth0",
+        checker.output_of(["ip", "netns", "add", names["vps"]])
+        checker.output_of(["ip", "-n", names["gpu"], "link", "add", "eth0", "type", "veth", "peer", "name", "eth0",
                      "netns", names["vps"]])  # fmt: skip
         for name, address in ADDRESSES.items():
             inside = ["ip", "-n", names[name]]
-            checker.did([*inside, "link", "set", "lo", "up"])
-            checker.did([*inside, "address", "add", f"{address}/24", "dev", "eth0"])
-            checker.did([*inside, "link", "set", "eth0", "up"])
+            checker.output_of([*inside, "link", "set", "lo", "up"])
+            checker.output_of([*inside, "address", "add", f"{address}/24", "dev", "eth0"])
+            checker.output_of([*inside, "link", "set", "eth0", "up"])
         with node("gpu", names["gpu"], folder / "gpu") as gpu, node("vps", names["vps"], folder / "vps") as vps:
             for one, other in ((gpu, vps), (vps, gpu)):
                 next(iter(one.machine["tunnel"]["peers"].values()))["public_key"] = other.public
@@ -287,7 +287,7 @@ def test_a_missing_key_is_named(index: int, pair: tuple[Node, Node]) -> None:
 def test_a_wrong_peer_key_that_was_loaded_is_named(index: int, pair: tuple[Node, Node]) -> None:
     one = pair[index]
     stranger = subprocess.run(
-        ["wg", "pubkey"], input=checker.did(["wg", "genkey"]), capture_output=True, text=True, check=True
+        ["wg", "pubkey"], input=checker.output_of(["wg", "genkey"]), capture_output=True, text=True, check=True
     ).stdout.strip()
     one.configure(peer=stranger)
     first = one.doctor("tunnel", "firewall")["causes"][0]
@@ -299,7 +299,7 @@ def test_a_wrong_peer_key_in_the_description_is_named_on_either_host(pair: tuple
     """The GPU host made a new key, and nobody told the VPS: each is as described, and they never meet."""
     gpu, vps = pair
     vps.configure(peer=gpu.public)
-    gpu.configure(private=checker.did(["wg", "genkey"]).strip(), peer=vps.public)
+    gpu.configure(private=checker.output_of(["wg", "genkey"]).strip(), peer=vps.public)
     wait_until(lambda: int(gpu.do("wg", "show", "wg0", "transfer").split()[2]) > 0, "an attempt at a handshake", 20)
     for one in (gpu, vps):
         report = one.doctor("tunnel", "firewall")
