@@ -24,8 +24,8 @@ import pytest
 from appliance.system import lock_file
 from tests.conftest import ROOT, wait_until
 from tests.otheruser import IDENTITY, NOBODY, python, shared_folder
+from tests.process_tree import descendants
 from tests.smalldisk import SmallDisk
-from tests.vllm.conftest import descendants
 from tools import bootstrap
 
 MODULES = (
