@@ -179,7 +179,7 @@ def test_an_unknown_model(client: OpenAI) -> None:
 
 
 def test_embeddings_need_an_embedding_model(client: OpenAI, model: str) -> None:
-    with pytest.raises(openai.NotFoundError, match="is not for /v1/embeddings"):
+    with pytest.raises(openai.NotFoundError, match="does not serve /v1/embeddings"):
         client.embeddings.create(model=model, input="x")
 
 
