@@ -92,4 +92,4 @@ def start_up(folder: Path, *options: str) -> Up:
         process = subprocess.Popen(
             argv, stdout=output, stderr=output, cwd=ROOT, env={**os.environ, "COLUMNS": "120"}
         )
-    return Up(process, log, port, engine_port, folder / "var")
+    return Up(process=process, log=log, port=port, engine_port=engine_port, data=folder / "var")

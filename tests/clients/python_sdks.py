@@ -148,9 +148,15 @@ def _openai_problem(error: openai.APIError) -> SdkProblem:
     if isinstance(error, openai.APIStatusError):
         headers = error.response.headers
         return SdkProblem(
-            name, error.message, error.status_code, error.type, code, error.request_id, headers.get("retry-after")
+            name=name,
+            message=error.message,
+            status=error.status_code,
+            type=error.type,
+            code=code,
+            request_id=error.request_id,
+            retry_after=headers.get("retry-after"),
         )
-    return SdkProblem(name, error.message, None, error.type, code)
+    return SdkProblem(name=name, message=error.message, status=None, type=error.type, code=code)
 
 
 class AnthropicSdk:
@@ -240,6 +246,12 @@ def _anthropic_problem(error: anthropic.APIError) -> SdkProblem:
     if isinstance(error, anthropic.APIStatusError):
         headers = error.response.headers
         return SdkProblem(
-            name, error.message, error.status_code, kind, None, error.request_id, headers.get("retry-after")
+            name=name,
+            message=error.message,
+            status=error.status_code,
+            type=kind,
+            code=None,
+            request_id=error.request_id,
+            retry_after=headers.get("retry-after"),
         )
-    return SdkProblem(name, error.message, None, kind)
+    return SdkProblem(name=name, message=error.message, status=None, type=kind)

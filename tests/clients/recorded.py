@@ -120,7 +120,7 @@ def shape(status: int, kind: str, body: bytes) -> ResponseShape:
             texts.add(line)
         elif not frames or frames[-1] != line:
             frames.append(line)
-    return ResponseShape(status, kind, tuple(frames), frozenset(texts))
+    return ResponseShape(status=status, kind=kind, body=tuple(frames), texts=frozenset(texts))
 
 
 def _is_text(frame: dict[str, Any]) -> bool:

@@ -162,12 +162,12 @@ def _outcome(line: dict[str, Any]) -> SdkOutcome:
         problem=None
         if problem is None
         else SdkProblem(
-            problem["name"],
-            problem["message"],
-            problem["status"],
-            problem["type"],
-            problem["code"],
-            problem["requestId"],
-            problem["retryAfter"],
+            name=problem["name"],
+            message=problem["message"],
+            status=problem["status"],
+            type=problem["type"],
+            code=problem["code"],
+            request_id=problem["requestId"],
+            retry_after=problem["retryAfter"],
         ),
     )

@@ -36,21 +36,21 @@ class ClientSoftware:
 
 
 CLIENTS = [
-    ClientSoftware("openai-py", "chat", "stop", "tool_calls", usage_on_request=True),
-    ClientSoftware("openai-py", "completions", "stop", None, usage_on_request=True),
-    ClientSoftware("openai-py", "responses", "completed", "completed"),
-    ClientSoftware("openai-node", "chat", "stop", "tool_calls", usage_on_request=True),
-    ClientSoftware("openai-node", "completions", "stop", None, usage_on_request=True),
-    ClientSoftware("openai-node", "responses", "completed", "completed"),
-    ClientSoftware("anthropic-py", "messages", "end_turn", "tool_use"),
-    ClientSoftware("anthropic-py", "helper", "end_turn", "tool_use"),
-    ClientSoftware("anthropic-node", "messages", "end_turn", "tool_use"),
-    ClientSoftware("anthropic-node", "helper", "end_turn", "tool_use"),
-    ClientSoftware("vercel", "compatible", "stop", "tool-calls", usage_on_request=True),
-    ClientSoftware("vercel", "completions", "stop", None, usage_on_request=True),
-    ClientSoftware("vercel", "chat", "stop", "tool-calls"),
-    ClientSoftware("vercel", "responses", "stop", "tool-calls"),
-    ClientSoftware("vercel", "messages", "stop", "tool-calls"),
+    ClientSoftware(sdk="openai-py", api="chat", finish="stop", tool_finish="tool_calls", usage_on_request=True),
+    ClientSoftware(sdk="openai-py", api="completions", finish="stop", tool_finish=None, usage_on_request=True),
+    ClientSoftware(sdk="openai-py", api="responses", finish="completed", tool_finish="completed"),
+    ClientSoftware(sdk="openai-node", api="chat", finish="stop", tool_finish="tool_calls", usage_on_request=True),
+    ClientSoftware(sdk="openai-node", api="completions", finish="stop", tool_finish=None, usage_on_request=True),
+    ClientSoftware(sdk="openai-node", api="responses", finish="completed", tool_finish="completed"),
+    ClientSoftware(sdk="anthropic-py", api="messages", finish="end_turn", tool_finish="tool_use"),
+    ClientSoftware(sdk="anthropic-py", api="helper", finish="end_turn", tool_finish="tool_use"),
+    ClientSoftware(sdk="anthropic-node", api="messages", finish="end_turn", tool_finish="tool_use"),
+    ClientSoftware(sdk="anthropic-node", api="helper", finish="end_turn", tool_finish="tool_use"),
+    ClientSoftware(sdk="vercel", api="compatible", finish="stop", tool_finish="tool-calls", usage_on_request=True),
+    ClientSoftware(sdk="vercel", api="completions", finish="stop", tool_finish=None, usage_on_request=True),
+    ClientSoftware(sdk="vercel", api="chat", finish="stop", tool_finish="tool-calls"),
+    ClientSoftware(sdk="vercel", api="responses", finish="stop", tool_finish="tool-calls"),
+    ClientSoftware(sdk="vercel", api="messages", finish="stop", tool_finish="tool-calls"),
 ]
 WHOLE = [client for client in CLIENTS if client.api != "helper"]
 """The clients with calls that are not streamed, which the stream helpers do not have."""

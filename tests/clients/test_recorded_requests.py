@@ -27,8 +27,8 @@ CHANGED = {
 def test_the_gateway_responds_as_the_engine_does(site: SdkSite, request_: Recorded) -> None:
     embeds = request_.path in ("/v1/embeddings", "/v1/rerank")
     model, engine = (EMBEDDER, site.embedder) if embeds else (MODEL, site.engine)
-    ours = replay(request_, site.gateway.port, site.key, model)
-    engines = replay(request_, engine.port, "none", model)
+    ours = replay(request_, port=site.gateway.port, key=site.key, model=model)
+    engines = replay(request_, port=engine.port, key="none", model=model)
     expected = 200 if request_.client in CHANGED else request_.status
     assert (ours.status, engines.status) == (expected, expected)
     if request_.path not in ON_PURPOSE:
@@ -36,8 +36,8 @@ def test_the_gateway_responds_as_the_engine_does(site: SdkSite, request_: Record
 
 
 def test_the_comparison_detects_a_rejection_by_one_side(site: SdkSite) -> None:
-    ours = replay(REQUESTS[0], site.gateway.port, site.key, "Org/Other")
-    engines = replay(REQUESTS[0], site.engine.port, "none", "Org/Other")
+    ours = replay(REQUESTS[0], port=site.gateway.port, key=site.key, model="Org/Other")
+    engines = replay(REQUESTS[0], port=site.engine.port, key="none", model="Org/Other")
     assert (ours.status, engines.status) == (404, 404)
     assert ours != engines
 

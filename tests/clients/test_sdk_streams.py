@@ -165,7 +165,12 @@ def test_a_draining_gateway_raises_with_the_time_to_wait(
 ) -> None:
     outcome = run(sdks, draining, client, stream=stream)
     assert_problem(
-        client, outcome, 503, "The gateway is stopping", ("server_error", "draining"), "overloaded_error"
+        client,
+        outcome,
+        status=503,
+        text="The gateway is stopping",
+        openai=("server_error", "draining"),
+        anthropic="overloaded_error",
     )
     assert outcome.problem
     assert int(outcome.problem.retry_after or 0) >= 1

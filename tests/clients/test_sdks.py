@@ -57,16 +57,16 @@ def test_the_request_id_of_a_response_is_readable(
 
 @pytest.mark.parametrize("sdk", SDKS)
 def test_models_are_listed_and_a_name_with_a_slash_is_found(sdks: Sdks, site: RunningService, sdk: str) -> None:
-    listed = sdks[sdk].run(Call("models", site.url, site.key, ""), lambda: None)
+    listed = sdks[sdk].run(Call(api="models", url=site.url, key=site.key, model=""), lambda: None)
     assert (listed.problem, listed.models) == (None, [MODEL, EMBEDDER])
-    found = sdks[sdk].run(Call("model", site.url, site.key, MODEL), lambda: None)
+    found = sdks[sdk].run(Call(api="model", url=site.url, key=site.key, model=MODEL), lambda: None)
     assert (found.problem, found.models) == (None, [MODEL])
     assert found.request_id
 
 
 @pytest.mark.parametrize("sdk", SDKS)
 def test_a_model_that_does_not_exist_is_not_found(sdks: Sdks, site: RunningService, sdk: str) -> None:
-    outcome = sdks[sdk].run(Call("model", site.url, site.key, "Org/Other"), lambda: None)
+    outcome = sdks[sdk].run(Call(api="model", url=site.url, key=site.key, model="Org/Other"), lambda: None)
     assert outcome.problem
     assert (outcome.problem.name, outcome.problem.status) == ("NotFoundError", 404)
     assert "`Org/Other`" in words(outcome), "the name as the user wrote it"
@@ -74,7 +74,9 @@ def test_a_model_that_does_not_exist_is_not_found(sdks: Sdks, site: RunningServi
 
 @pytest.mark.parametrize("sdk", ["openai-py", "openai-node", "vercel"])
 def test_embeddings_are_complete(sdks: Sdks, site: RunningService, sdk: str) -> None:
-    outcome = sdks[sdk].run(Call("embeddings", site.url, site.key, EMBEDDER, "four"), lambda: None)
+    outcome = sdks[sdk].run(
+        Call(api="embeddings", url=site.url, key=site.key, model=EMBEDDER, text="four"), lambda: None
+    )
     assert outcome.problem is None
     assert json.loads(outcome.text) == [0.04, 0.5, -0.5, 0.25]
     assert outcome.request_id
@@ -82,7 +84,7 @@ def test_embeddings_are_complete(sdks: Sdks, site: RunningService, sdk: str) -> 
 
 @pytest.mark.parametrize("sdk", ["anthropic-py", "anthropic-node"])
 def test_tokens_are_counted(sdks: Sdks, site: RunningService, sdk: str) -> None:
-    outcome = sdks[sdk].run(Call("count_tokens", site.url, site.key, MODEL), lambda: None)
+    outcome = sdks[sdk].run(Call(api="count_tokens", url=site.url, key=site.key, model=MODEL), lambda: None)
     assert outcome.problem is None
     assert outcome.usage
     assert outcome.usage[0] > 0
@@ -91,7 +93,7 @@ def test_tokens_are_counted(sdks: Sdks, site: RunningService, sdk: str) -> None:
 
 @pytest.mark.parametrize("sdk", ["openai-py", "openai-node"])
 def test_a_path_that_does_not_exist_is_a_readable_404(sdks: Sdks, site: RunningService, sdk: str) -> None:
-    outcome = sdks[sdk].run(Call("files", site.url, site.key, MODEL), lambda: None)
+    outcome = sdks[sdk].run(Call(api="files", url=site.url, key=site.key, model=MODEL), lambda: None)
     assert outcome.problem
     assert outcome.problem.status == 404
     assert "/v1/files" in words(outcome)
@@ -116,44 +118,44 @@ class Rejection:
 
 REJECTIONS = [
     Rejection(
-        "bad-key",
-        {"key": "sk-bad"},
-        401,
-        "API key is not valid",
-        ("invalid_request_error", "invalid_api_key"),
-        "authentication_error",
+        name="bad-key",
+        call={"key": "sk-bad"},
+        status=401,
+        words="API key is not valid",
+        openai=("invalid_request_error", "invalid_api_key"),
+        anthropic="authentication_error",
     ),
     Rejection(
-        "no-such-model",
-        {"model": "Org/Other"},
-        404,
-        "`Org/Other`",
-        ("invalid_request_error", "model_not_found"),
-        "not_found_error",
+        name="no-such-model",
+        call={"model": "Org/Other"},
+        status=404,
+        words="`Org/Other`",
+        openai=("invalid_request_error", "model_not_found"),
+        anthropic="not_found_error",
     ),
     Rejection(
-        "model-of-another-task",
-        {"model": EMBEDDER},
-        404,
-        EMBEDDER,
-        ("invalid_request_error", "model_not_found"),
-        "not_found_error",
+        name="model-of-another-task",
+        call={"model": EMBEDDER},
+        status=404,
+        words=EMBEDDER,
+        openai=("invalid_request_error", "model_not_found"),
+        anthropic="not_found_error",
     ),
     Rejection(
-        "over-the-context",
-        {"max_tokens": 5000},
-        400,
-        "5000; it must be from",
-        ("invalid_request_error", "invalid_request"),
-        "invalid_request_error",
+        name="over-the-context",
+        call={"max_tokens": 5000},
+        status=400,
+        words="5000; it must be from",
+        openai=("invalid_request_error", "invalid_request"),
+        anthropic="invalid_request_error",
     ),
     Rejection(
-        "rejected-by-the-engine",
-        {"text": "fake: fault=status:400"},
-        400,
-        "as requested",
-        ("fake", "400"),
-        "invalid_request_error",
+        name="rejected-by-the-engine",
+        call={"text": "fake: fault=status:400"},
+        status=400,
+        words="as requested",
+        openai=("fake", "400"),
+        anthropic="invalid_request_error",
     ),
 ]
 
@@ -165,7 +167,14 @@ def test_a_rejection_raises_with_its_message(
 ) -> None:
     outcome = run(sdks, site, client, stream=stream, **rejection.call)
     assert outcome.text == ""
-    assert_problem(client, outcome, rejection.status, rejection.words, rejection.openai, rejection.anthropic)
+    assert_problem(
+        client,
+        outcome,
+        status=rejection.status,
+        text=rejection.words,
+        openai=rejection.openai,
+        anthropic=rejection.anthropic,
+    )
     assert outcome.problem
     assert outcome.problem.request_id, "an operator finds the request by its id"
 
@@ -185,7 +194,14 @@ def test_a_limit_raises_with_the_time_to_wait(
 ) -> None:
     outcome = run(sdks, site, client, stream=stream, key=spent)
     kind = "rate_limit_error"
-    assert_problem(client, outcome, 429, "requests per minute", (kind, "rate_limit_exceeded"), kind)
+    assert_problem(
+        client,
+        outcome,
+        status=429,
+        text="requests per minute",
+        openai=(kind, "rate_limit_exceeded"),
+        anthropic=kind,
+    )
     assert outcome.problem
     assert 1 <= int(outcome.problem.retry_after or 0) <= 60
 

@@ -1,6 +1,7 @@
 """A gateway in which one part fails once: ``python -m tests.fakes.faulty_gateway PART gateway --config FILE``.
 
 SIGUSR1 arms the part, and the log shows ``armed``; its next call raises an error that no code expects.
+Some parts are private methods of the product: the error must occur inside them.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ ATTEMPTS = 3
 def both(request: Recorded, up: Up, model: str) -> tuple[ResponseShape, ResponseShape]:
     """Return the shapes of the gateway's response and of the engine's."""
     for _ in range(ATTEMPTS):
-        ours = replay(request, up.port, up.key, model)
-        engines = replay(request, up.engine_port, up.key, model)
+        ours = replay(request, port=up.port, key=up.key, model=model)
+        engines = replay(request, port=up.engine_port, key=up.key, model=model)
         if ours == engines:
             break
     return ours, engines
@@ -43,7 +43,7 @@ def both(request: Recorded, up: Up, model: str) -> tuple[ResponseShape, Response
 @pytest.mark.parametrize("request_", REQUESTS, ids=str)
 def test_the_gateway_responds_as_the_engine_does(up: Up, model: str, request_: Recorded) -> None:
     if f"{request_.method} {request_.path}" in ON_PURPOSE:
-        assert replay(request_, up.port, up.key, model).status == 200
+        assert replay(request_, port=up.port, key=up.key, model=model).status == 200
         return
     ours, engines = both(request_, up, model)
     if request_.body and request_.body.get("stream") and "stream_options" not in request_.body:
@@ -60,5 +60,5 @@ def test_more_tokens_than_the_context_are_reduced_although_the_engine_rejects_th
 ) -> None:
     """Claude Code and qwen-code request 32,000 tokens in every request, from every model."""
     request = next(r for r in REQUESTS if r.client == client)
-    assert replay(request, up.port, up.key, model, limit=32000).status == 200
-    assert replay(request, up.engine_port, up.key, model, limit=32000).status == 400
+    assert replay(request, port=up.port, key=up.key, model=model, limit=32000).status == 200
+    assert replay(request, port=up.engine_port, key=up.key, model=model, limit=32000).status == 400
