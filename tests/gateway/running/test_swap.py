@@ -192,7 +192,7 @@ def test_an_engine_that_cannot_sleep_is_stopped(tmp_path: Path) -> None:
         for model in "abab":
             assert ask(service, model).status == 200
         assert metric(service, "swap_failures_total") == 0
-        assert "ea does not sleep and is stopped instead" in service.gateway.log.read_text()
+        assert "ea did not sleep and is stopped instead" in service.gateway.log.read_text()
 
 
 def test_a_person_loads_a_model_and_no_request_need_ask_for_it(tmp_path: Path) -> None:
