@@ -372,7 +372,7 @@ class Router:
                     replicas=mine,
                     queue=FairQueue(gateway.queue.headroom),
                     max_waiting_per_user=gateway.queue.max_waiting_per_user,
-                    affinity_load=gateway.affinity_load,
+                    affinity_load=gateway.tuning.affinity_load,
                     on_demand=all(engine.residency == "on-demand" for engine in engines),
                     notice=notice,
                     cap_tokens=model.cap_max_tokens,
@@ -422,7 +422,7 @@ def _pool(gateway: Gateway, port: int, coalescer: WriteCoalescer) -> Pool:
     return Pool(
         port,
         coalescer,
-        connect_timeout_s=gateway.connect_timeout_s,
+        connect_timeout_s=gateway.tuning.connect_timeout_s,
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         stall_timeout_s=gateway.stall_timeout_s,
     )

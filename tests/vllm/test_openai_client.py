@@ -31,7 +31,7 @@ WEATHER = {
 
 def test_make_up_says_what_it_runs(up: Up) -> None:
     assert "TINY RANDOM MODEL" in up.output
-    assert "the answers are noise" in up.output
+    assert "the generated text is noise" in up.output
     assert "starting vLLM on the CPU" in up.output
     assert "PASS: every SLO holds" in up.output
 
