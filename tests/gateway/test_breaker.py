@@ -21,7 +21,7 @@ def test_the_failures_of_one_caller_never_take_a_replica_down(failures: list[tup
 
 
 @given(FAILURES)
-def test_it_goes_down_with_enough_different_requests_of_two_callers_and_not_before(
+def test_enough_different_requests_of_two_callers_take_it_down(
     failures: list[tuple[str, int]],
 ) -> None:
     breaker = Breaker(THRESHOLD)
@@ -38,7 +38,7 @@ def test_it_goes_down_with_enough_different_requests_of_two_callers_and_not_befo
 
 
 @given(FAILURES, st.integers(0, 39))
-def test_a_success_forgets_every_failure(failures: list[tuple[str, int]], at: int) -> None:
+def test_a_success_resets_the_failures(failures: list[tuple[str, int]], at: int) -> None:
     breaker = Breaker(THRESHOLD)
     for index, (caller, request) in enumerate(failures):
         if index == at:
@@ -47,7 +47,7 @@ def test_a_success_forgets_every_failure(failures: list[tuple[str, int]], at: in
         breaker.failed("it broke", 1.0, evidence=Evidence(caller, request))
 
 
-def test_a_canary_without_a_token_is_enough_and_one_with_a_token_ends_it() -> None:
+def test_a_canary_without_a_token_takes_it_down_and_a_success_restores_it() -> None:
     breaker = Breaker(THRESHOLD)
     assert breaker.failed("no token", 10.0)
     assert (breaker.up, breaker.probe_at) == (False, 11.0)

@@ -66,7 +66,7 @@ def test_the_first_value_counts(headers: dict[bytes, bytes], fields: dict[str, A
     "value", [None, 7, 1.5, True, [], ["ada"], {}, {"user_id": 1}, "", " ", "\t\r\n", "\u2003"]
 )
 @pytest.mark.parametrize("field", ["safety_identifier", "user", "metadata", "metadata.user_id"])
-def test_other_types_and_empty_text_are_skipped_and_refuse_nothing(field: str, value: Any) -> None:
+def test_other_types_and_empty_text_are_skipped(field: str, value: Any) -> None:
     sent = body(metadata={"user_id": value}) if field == "metadata.user_id" else body(**{field: value})
     assert end_user({}, sent) is None
     assert end_user({HEADER: b"ada"}, sent) == "ada"
@@ -179,7 +179,7 @@ def test_only_identifiers_of_claude_codes_form_lose_their_session(one: str, othe
 
 
 @pytest.mark.parametrize("text", ['{"session_id": "1"}', "{}", '{"device_id": "", "x": null}', "{ }"])
-def test_an_object_without_a_person_is_no_end_user(text: str) -> None:
+def test_an_object_without_a_person_is_not_an_end_user(text: str) -> None:
     assert identifier(text) is None
 
 

@@ -57,7 +57,7 @@ def test_without_a_code_the_type_decides(kind: str, status: int) -> None:
         {"type": "error", "code": None, "message": "m"},
     ],
 )
-def test_an_error_without_a_known_status_blames_no_client(body: dict[str, object]) -> None:
+def test_an_error_without_a_known_status_is_not_the_clients(body: dict[str, object]) -> None:
     found = read_error(json.dumps(body).encode())
     assert found is not None
     assert (found.message, found.status, found.clients) == ("m", None, False)
@@ -66,11 +66,11 @@ def test_an_error_without_a_known_status_blames_no_client(body: dict[str, object
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"7", b"{}", b'{"error":null}', b'{"choices":[]}', b"\xff", b"<html>"]
 )
-def test_what_is_not_an_error_is_none(body: bytes) -> None:
+def test_other_bodies_are_not_errors(body: bytes) -> None:
     assert read_error(body) is None
 
 
-def test_an_error_without_words_says_so() -> None:
+def test_an_error_without_a_message_gets_one() -> None:
     found = read_error(b'{"error":{"code":500}}')
     assert found is not None
     assert "no reason" in found.message
@@ -78,7 +78,7 @@ def test_an_error_without_words_says_so() -> None:
 
 @pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"])
 @given(data=st.data())
-def test_an_error_event_is_read_wherever_a_stream_is_cut_into_pieces(endpoint: str, data: st.DataObject) -> None:
+def test_an_error_event_is_read_in_every_split_of_a_stream(endpoint: str, data: st.DataObject) -> None:
     code = data.draw(st.sampled_from([400, 404, 422, 500, 503]))
     error = {"error": {"message": 'say "data: {\\"error\\"" or \n\n', "code": code}}
     event = b"data: " + json.dumps(error).encode() + b"\n\n"
@@ -99,7 +99,7 @@ def test_an_error_event_is_read_wherever_a_stream_is_cut_into_pieces(endpoint: s
 
 
 @pytest.mark.parametrize("text", ['say "error"', 'event: error\ndata: {"error": 1}', 'data: {"type":"error"'])
-def test_text_that_looks_like_an_error_is_none(text: str) -> None:
+def test_text_that_resembles_an_error_is_not_one(text: str) -> None:
     for endpoint in ("/v1/chat/completions", "/v1/messages", "/v1/responses"):
         relay = SseFilter(strip_usage=False, endpoint=endpoint)
         relay.feed(b"data: " + json.dumps({"choices": [{"delta": {"content": text}}]}).encode() + b"\n\n")

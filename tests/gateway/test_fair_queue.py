@@ -32,7 +32,7 @@ def serve(queue: FairQueue[FakeTicket], requests: int) -> Iterator[FakeTicket]:
         queue.finish(ticket)
 
 
-def test_a_lone_user_leaves_room_and_the_next_one_finds_it() -> None:
+def test_a_single_user_leaves_slots_for_the_next_one() -> None:
     queue: FairQueue[FakeTicket] = FairQueue(1 / 8)
     running = 0
     while queue.enter(FakeTicket("flood"), 64 - running):
@@ -46,7 +46,7 @@ def test_without_headroom_one_user_may_take_all() -> None:
     assert [queue.enter(FakeTicket("a"), free) for free in (2, 1, 0)] == [True, True, False]
 
 
-def test_a_single_slot_serves_everybody() -> None:
+def test_a_single_slot_serves_every_user() -> None:
     queue: FairQueue[FakeTicket] = FairQueue(1 / 8)
     assert queue.enter(FakeTicket("a"), 1)
     tickets = [FakeTicket("a"), FakeTicket("b")]
@@ -87,7 +87,7 @@ def test_absence_earns_no_credit() -> None:
     assert order.index("busy") <= 1, "who comes late does not make up for a million tokens"
 
 
-def test_what_was_served_while_nobody_waited_is_no_debt() -> None:
+def test_service_without_competition_is_not_a_debt() -> None:
     """Ada had the engine to herself all morning; bob's agent, new, floods it: her next request is not his last."""
     queue: FairQueue[FakeTicket] = FairQueue(0)
     assert queue.enter(FakeTicket("ada"), 2)
@@ -108,7 +108,7 @@ def test_what_was_served_while_nobody_waited_is_no_debt() -> None:
     assert "ada" in order[:2], order
 
 
-def test_a_light_user_who_never_stops_does_not_make_debtors_of_others() -> None:
+def test_a_light_user_without_pauses_causes_no_debt_of_others() -> None:
     """Something of eve's always runs, and little: who used the rest of the machine owes no newcomer for it."""
     queue: FairQueue[FakeTicket] = FairQueue(0)
     assert queue.enter(FakeTicket("eve"), 3)
@@ -132,7 +132,7 @@ def test_a_light_user_who_never_stops_does_not_make_debtors_of_others() -> None:
     assert order[-1] == "ada", order
 
 
-def test_a_users_agent_does_not_starve_his_own_chat() -> None:
+def test_a_users_agent_does_not_starve_the_users_chat() -> None:
     queue: FairQueue[FakeTicket] = FairQueue(0)
     for _ in range(50):
         queue.wait(FakeTicket("ada", key_id="agent"))
@@ -153,7 +153,7 @@ def test_a_users_agent_does_not_starve_his_own_chat() -> None:
 
 
 @pytest.mark.parametrize("users", [("ada", "ada"), ("ada", "bob")])
-def test_each_request_weighs_what_its_own_key_does(users: tuple[str, str]) -> None:
+def test_each_request_has_the_weight_of_its_key(users: tuple[str, str]) -> None:
     """Within a user as between users; a heavy key of his makes his light one no heavier."""
     queue: FairQueue[FakeTicket] = FairQueue(0)
     for user, (key_id, weight) in zip(users, {"light": 1.0, "heavy": 3.0}.items(), strict=True):
@@ -244,7 +244,7 @@ class FairQueueMachine(RuleBasedStateMachine):
             assert self.queue.waiting_of(user) == sum(ticket.user == user for ticket in self.waiting)
 
     @invariant()
-    def nobody_without_a_slot_waits_beside_a_free_one(self) -> None:
+    def users_without_a_slot_do_not_wait_while_one_is_free(self) -> None:
         idle = {ticket.user for ticket in self.waiting} - {ticket.user for ticket in self.running}
         assert not (idle and self.free > 0)
 
@@ -254,6 +254,6 @@ TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadlin
 
 
 @given(st.floats(0, 0.9), st.integers(1, 64))
-def test_somebody_can_always_start(headroom: float, slots: int) -> None:
+def test_one_request_can_always_start(headroom: float, slots: int) -> None:
     queue: FairQueue[FakeTicket] = FairQueue(headroom)
     assert queue.enter(FakeTicket("a", 0.001), slots)

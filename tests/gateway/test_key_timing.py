@@ -20,7 +20,7 @@ def a_key(number: int, **more: Any) -> tuple[str, Key]:
     return text, Key(f"{number:012x}", "ada", sha256(text.encode()).digest(), 0.0, **more)
 
 
-def test_every_refusal_costs_one_hash_and_one_comparison_of_all_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rejection_costs_one_hash_and_one_comparison_of_all_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted, not timed: a clock would tell the machine's load."""
     work: Counter[str] = Counter()
 

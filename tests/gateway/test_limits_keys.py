@@ -42,7 +42,7 @@ def test_requests_per_minute_refill_and_are_each_users_own() -> None:
     assert refused(ledger, "a", 30) is None
 
 
-def test_tokens_are_charged_afterwards_and_bar_the_next() -> None:
+def test_tokens_are_charged_afterwards_and_block_the_next_request() -> None:
     ledger = Ledger(Limits(tokens_per_minute=60), {})
     ledger.finish(ledger.admit(a_key("a"), 0), 90, 0)
     assert refused(ledger, "a", 0) == 30.0
@@ -58,7 +58,7 @@ def test_requests_in_flight() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-5, 20), st.integers(0, 200)), max_size=60))
-def test_no_more_than_burst_plus_rate_however_the_clock_moves(steps: list[tuple[float, int]]) -> None:
+def test_no_more_than_burst_plus_rate_with_any_clock(steps: list[tuple[float, int]]) -> None:
     ledger = Ledger(Limits(requests_per_minute=6, tokens_per_minute=600), {})
     now, forward, admitted = 0.0, 0.0, 0
     for step, tokens in steps:
@@ -99,7 +99,7 @@ def refused_by(ledger: Ledger, key: Key, now: float) -> float | None:
     return None
 
 
-def test_a_keys_weight_comes_before_its_users() -> None:
+def test_a_keys_weight_precedes_its_users() -> None:
     ledger = Ledger(Limits(weight=2.0), {"vip": Limits(weight=5.0)})
     assert [ledger.weight(a_key("a")), ledger.weight(a_key("vip")), ledger.weight(a_key("vip", weight=1.0))] == [
         2.0,
@@ -126,7 +126,7 @@ def test_each_end_user_has_an_allowance_and_the_others_requests_do_not_touch_it(
     assert refused_by(ledger, a_key("ada"), 0) is None
 
 
-def test_a_keys_own_limits_bind_all_its_end_users_together() -> None:
+def test_a_keys_own_limits_apply_to_all_its_end_users_together() -> None:
     ledger = Ledger(Limits(), {})
     narrow: dict[str, Any] = {"requests_in_flight": 2, "tokens_per_minute": 60}
     running = [ledger.admit(behind(name, **narrow), 0) for name in ("ada", "bob")]
@@ -140,7 +140,7 @@ def test_a_keys_own_limits_bind_all_its_end_users_together() -> None:
     assert refused_by(ledger, behind("eve", **narrow), 60) is None
 
 
-def test_limits_that_name_a_keys_user_bind_all_its_end_users_together() -> None:
+def test_limits_of_a_keys_user_apply_to_all_its_end_users_together() -> None:
     ledger = Ledger(Limits(requests_per_minute=100), {"app": Limits(requests_per_minute=3)})
     assert [refused_by(ledger, behind(name), 0) for name in ("ada", "bob", "eve", "eve")] == [None] * 3 + [20.0]
     with pytest.raises(RateLimitError, match="app and its end users have used up 3 requests per minute"):
@@ -151,7 +151,7 @@ def test_limits_that_name_a_keys_user_bind_all_its_end_users_together() -> None:
 
 
 @pytest.mark.parametrize("full", ["end user", "user", "key"])
-def test_a_refused_request_counts_nowhere(full: str) -> None:
+def test_a_rejected_request_counts_for_no_allowance(full: str) -> None:
     """Whichever of its three allowances refuses: the others are as before."""
     one, many = Limits(requests_in_flight=1), Limits(requests_in_flight=9, requests_per_minute=9)
     ledger = Ledger(Limits(), {"app": one if full == "user" else many, "app/ada": one if full != "key" else many})
@@ -192,7 +192,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_a_ledger_that_forgets_decides_like_one_that_does_not(steps: list[tuple[str, str, int]]) -> None:
+def test_a_ledger_that_discards_decides_like_one_that_does_not(steps: list[tuple[str, str, int]]) -> None:
     """Sizes and times are whole, so that both ledgers compute the same floats."""
     limits = Limits(requests_per_minute=2 * 60, tokens_per_minute=60, requests_in_flight=2)
     ledgers = [Ledger(limits, {}, max_end_users=count) for count in (2, 10_000)]
@@ -225,7 +225,7 @@ def test_a_ledger_that_forgets_decides_like_one_that_does_not(steps: list[tuple[
     assert counts == [len(running)] * 2, "no request in flight was forgotten"
 
 
-def test_end_users_are_bounded_whatever_an_application_invents() -> None:
+def test_allowances_of_invented_end_users_are_bounded() -> None:
     ledger = Ledger(Limits(requests_per_minute=60, tokens_per_minute=60), {}, max_end_users=100)
     names = (f"user{number}" for number in itertools.count())
     for name in itertools.islice(names, 1000):
@@ -306,7 +306,7 @@ def test_one_key_in_many_spellings_does_not_fill_the_memory(tmp_path: Path) -> N
     store.close()
 
 
-def test_a_database_that_breaks_while_it_is_read_is_said(tmp_path: Path) -> None:
+def test_a_database_that_fails_while_it_is_read_is_reported(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     with sqlite3.connect(tmp_path / "appliance.sqlite") as db:
         db.execute("DROP TABLE keys")
@@ -323,7 +323,7 @@ def test_users_have_plain_names(tmp_path: Path, user: str) -> None:
         KeyStore(tmp_path).create(user)
 
 
-def test_what_cannot_be_opened_or_found_is_said(tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_opened_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match="cannot be opened"):
         KeyStore(tmp_path / "file")

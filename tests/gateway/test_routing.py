@@ -141,14 +141,14 @@ class RoutingMachine(RuleBasedStateMachine):
         self.sort()
 
     @invariant()
-    def slots_in_use_are_those_of_who_runs(self) -> None:
+    def slots_in_use_are_those_of_running_requests(self) -> None:
         for replica in self.replicas:
             assert replica.in_flight == sum(w.size for w in self.running if w.replica is replica)
         assert self.service.queue.waiting == len(self.waiting)
         assert (self.service.oldest_wait is None) == (not self.waiting)
 
     @invariant()
-    def nobody_waits_for_what_will_not_come(self) -> None:
+    def no_request_waits_without_a_replica_or_a_running_request(self) -> None:
         if not self.service.served:
             assert not self.waiting
         if not self.running:
@@ -247,7 +247,7 @@ TestSwaps = Swaps.TestCase
 TestSwaps.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
-def test_a_swap_is_over_however_it_ends() -> None:
+def test_a_failed_swap_is_over() -> None:
     service = Swaps().service
 
     def fail() -> None:
@@ -260,7 +260,7 @@ def test_a_swap_is_over_however_it_ends() -> None:
     assert service.loading_until is None
 
 
-def test_a_model_that_is_served_meanwhile_keeps_the_bound_of_its_queue() -> None:
+def test_a_model_that_is_served_during_a_swap_keeps_the_queues_bound() -> None:
     machine = Swaps()
     machine.replica.resident = True
     with machine.service.swapping(machine.clock, 600):

@@ -73,7 +73,7 @@ def test_cuts_anywhere_change_nothing(texts: list[str], cuts: list[int], strip: 
         max_size=12,
     )
 )
-def test_whatever_an_engine_sends_passes_unchanged_but_for_the_frame_we_asked_for(pieces: list[bytes]) -> None:
+def test_every_stream_is_unchanged_except_for_the_usage_frame(pieces: list[bytes]) -> None:
     whole = b"".join(pieces)
     assert relay(pieces, strip=False)[0] == whole
     if USAGE_FRAME not in whole:
@@ -81,7 +81,7 @@ def test_whatever_an_engine_sends_passes_unchanged_but_for_the_frame_we_asked_fo
 
 
 @given(st.text())
-def test_text_never_looks_like_a_mark(text: str) -> None:
+def test_text_is_never_read_as_a_mark(text: str) -> None:
     nasty = text + '"choices":[] "usage":{} data: [DONE] data: {"error"'
     out, one = relay([OPENING + frame(delta(nasty))], strip=True)
     assert out == OPENING + frame(delta(nasty))
@@ -106,18 +106,18 @@ def test_tokens_are_estimated_from_frames() -> None:
     assert SseFilter(strip_usage=True).estimated_tokens == 0
 
 
-def test_a_cut_frame_is_held_back() -> None:
+def test_an_incomplete_frame_is_held() -> None:
     one = SseFilter(strip_usage=True)
     assert one.feed(frame(delta("a")) + b'data: {"choi') == frame(delta("a"))
     assert one.feed(b"ces") == b""
 
 
-def test_an_error_frame_is_seen() -> None:
+def test_an_error_frame_is_detected() -> None:
     _, one = relay([OPENING + frame({"error": {"message": "x"}}) + DONE], strip=True)
     assert one.failed
 
 
-def test_garbage_passes_and_a_frame_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_json_is_forwarded_and_a_frame_without_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     out, one = relay([b'data: {no json "usage":{\n\n'], strip=True)
     assert out == b'data: {no json "usage":{\n\n'
     assert one.usage is None
@@ -126,7 +126,7 @@ def test_garbage_passes_and_a_frame_without_end_is_refused(monkeypatch: pytest.M
         relay([b"x" * 101], strip=True)
 
 
-def test_usage_of_whole_answers() -> None:
+def test_usage_of_whole_responses() -> None:
     usage = read_usage(b'{"id":"x","usage":{"input_tokens":3,"output_tokens":4}}')
     assert usage is not None
     assert (usage.prompt, usage.completion, usage.cached) == (3, 4, 0)

@@ -41,7 +41,7 @@ def test_when_a_wait_ends(swapped_s: float, swap_until: float | None, ends: floa
     assert wait_ends(10.0, 120.0, swapped_s, swap_until) == ends
 
 
-def test_nothing_is_loaded_that_nobody_asks_for() -> None:
+def test_a_model_without_requests_is_not_loaded() -> None:
     assert decide([ready(), stopped()], CARD, RULES, 100) == Wait()
 
 
@@ -49,7 +49,7 @@ def test_a_free_card_is_used_at_once() -> None:
     assert decide([stopped(waiting=1, oldest=5.0)], CARD, RULES, 5) == LoadEngine("b")
 
 
-def test_what_fits_beside_is_loaded_beside() -> None:
+def test_a_model_that_fits_is_loaded_without_victims() -> None:
     half = {"here/0": 0.4}
     engines = [ready(awake=half, in_flight=3), stopped(awake=half, waiting=1, oldest=1.0)]
     assert decide(engines, CARD, RULES, 1) == LoadEngine("b")
@@ -67,23 +67,25 @@ def test_what_fits_beside_is_loaded_beside() -> None:
         ({"on_demand": False}, 999, Wait()),  # never a victim
     ],
 )
-def test_when_the_loaded_one_goes(resident: dict[str, Any], now: float, expected: LoadEngine | Wait) -> None:
+def test_when_the_loaded_model_is_unloaded(
+    resident: dict[str, Any], now: float, expected: LoadEngine | Wait
+) -> None:
     engines = [ready(**resident), stopped(waiting=2, oldest=5.0)]
     assert decide(engines, CARD, RULES, now) == expected
 
 
-def test_a_person_need_not_wait_for_residency_or_batch() -> None:
+def test_an_operators_request_ignores_residency_and_batch() -> None:
     assert decide([ready(in_flight=4), stopped()], CARD, RULES, 1, wanted="b") == LoadEngine("b", ("a",))
 
 
-def test_a_failed_load_is_tried_again_later_or_by_hand() -> None:
+def test_a_failed_load_is_retried_later_or_by_an_operator() -> None:
     failed = stopped(state="failed", since=100.0, waiting=1, oldest=90.0)
     assert decide([failed], CARD, RULES, 110) == Wait(100 + RETRY_S)
     assert decide([failed], CARD, RULES, 100 + RETRY_S) == LoadEngine("b")
     assert decide([failed], CARD, RULES, 110, wanted="b") == LoadEngine("b")
 
 
-def test_sleepers_count_and_the_least_used_one_makes_room() -> None:
+def test_sleeping_engines_occupy_memory_and_the_least_used_one_is_unloaded() -> None:
     small, asleep = {"here/0": 0.45}, {"here/0": 0.05}
     engines = [
         ready("old", awake=small, asleep=asleep, last_used=1.0),
@@ -95,7 +97,7 @@ def test_sleepers_count_and_the_least_used_one_makes_room() -> None:
     assert decide([*engines[:2], tight], CARD, RULES, 60) == LoadEngine("c", ("old", "new"))
 
 
-def test_nothing_is_unloaded_that_need_not_go() -> None:
+def test_no_engine_is_unloaded_needlessly() -> None:
     """The small one is the older, and not enough; the large one is, and by itself."""
     engines = [
         ready("small", awake={"here/0": 0.2}, last_used=1.0),
@@ -180,7 +182,7 @@ class SwapMachine(RuleBasedStateMachine):
         assert fits([*self.engines.values()], CARD)
 
     @invariant()
-    def nobody_starves(self) -> None:
+    def no_request_starves(self) -> None:
         # Each of the two others may take one turn before: its residency or the wait, a drain and a load each.
         turn = max(RULES.max_wait_s, RULES.min_residency_s) + self.MAX_RUN_S + self.MAX_LOAD_S
         pending = [self.now - since for name, waits in self.waits.items() for since in waits if name != "a"]

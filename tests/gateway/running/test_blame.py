@@ -37,7 +37,7 @@ def touchy(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_mistake_is_400_in_its_apis_shape_and_counts_against_nothing(
+def test_a_mistake_is_400_in_the_shape_of_its_api_and_does_not_count(
     touchy: RunningService, endpoint: str, stream: bool
 ) -> None:
     """vLLM finds it after the stream has begun with 200: as an event, in words without a code, or by cutting it."""
@@ -79,7 +79,7 @@ def test_a_mistake_after_keepalive_comments_ends_the_stream_with_the_error_of_it
 
 
 @pytest.mark.parametrize("fault", ["status:500", "reset", "cut:0", "error:0", "error:2", "cut:2", "no_done"])
-def test_one_client_with_one_request_takes_no_engine_away(touchy: RunningService, fault: str) -> None:
+def test_one_client_with_one_request_does_not_eject_an_engine(touchy: RunningService, fault: str) -> None:
     """The same request for ever, and other requests of the same client: each failure asks for a canary at most."""
     before = touchy.stats()["canaries"]
     with ThreadPoolExecutor(4) as pool:
@@ -96,7 +96,7 @@ def test_one_client_with_one_request_takes_no_engine_away(touchy: RunningService
     assert 'appliance_gateway_engine_up{engine="chat"} 1.0' in text
 
 
-def test_failures_that_two_callers_meet_eject_an_engine_that_has_no_canary_either(tmp_path: Path) -> None:
+def test_failures_of_two_callers_eject_an_engine_whose_canary_fails(tmp_path: Path) -> None:
     """An engine that fails whatever it is asked, its canary as well, gets no requests until it generates again."""
     sick = start_mock(tmp_path / "sick.log", "--fault", "status:500")
     try:
@@ -122,14 +122,14 @@ def test_failures_that_two_callers_meet_eject_an_engine_that_has_no_canary_eithe
         sick.stop()
 
 
-def test_a_cut_that_no_whole_answer_explains_is_the_engines(touchy: RunningService) -> None:
+def test_a_cut_without_an_explanation_counts_against_the_engine(touchy: RunningService) -> None:
     """/v1/responses is asked once more, whole; where that works the failure stands, with 502."""
     answer = touchy.post("/v1/responses", asked("/v1/responses", "fake: fault=cut:0", stream=True))
     assert (answer.status, answer.json["error"]["code"]) == (502, "engine_failed")
     assert touchy.row(answer)["outcome"] == "engine_failed"
 
 
-def test_a_client_that_leaves_while_its_cut_is_explained_leaves_nothing_behind(touchy: RunningService) -> None:
+def test_a_disconnect_during_the_explanation_releases_everything(touchy: RunningService) -> None:
     before = touchy.stats()["active"]
     rows = len(touchy.rows())
     body = json.dumps(asked("/v1/responses", "fake: fault=cut:0 ttft_ms=1 tokens=400 itl_ms=50", stream=True))
@@ -167,7 +167,7 @@ def test_an_engines_whole_error_has_the_shape_of_its_api(
         assert answer.headers["request-id"] == answer.headers["x-request-id"]
 
 
-def test_an_answer_that_is_not_json_becomes_an_error_in_the_apis_shape(service: RunningService) -> None:
+def test_a_response_without_json_becomes_an_error_in_the_shape_of_its_api(service: RunningService) -> None:
     """An endpoint that the engine does not have: FastAPI's own 404."""
     for path, body in (("/detokenize", {"tokens": [1]}), ("/v1/messages/count_tokens", {"messages": []})):
         answer = service.post(path, {"model": "fake", **body})

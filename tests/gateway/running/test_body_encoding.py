@@ -80,7 +80,7 @@ def test_the_engine_gets_plain_json(limited: RunningService, body: bytes, encodi
         (TEXT.encode("utf-16")[:-1], None, 400, "invalid_json", "UTF-16"),
     ],
 )
-def test_refusals_have_openais_shape_and_leave_a_row(
+def test_rejections_have_openais_shape_and_are_recorded(
     limited: RunningService, body: bytes, encoding: str | None, status: int, code: str, says: str
 ) -> None:
     began, requests = time.time(), limited.stats()["requests"]
@@ -100,18 +100,18 @@ def test_refusals_have_openais_shape_and_leave_a_row(
     assert send(limited, BODY, None).status == 200
 
 
-def test_anthropics_path_refuses_in_anthropics_shape(limited: RunningService) -> None:
+def test_rejections_of_anthropics_path_have_its_shape(limited: RunningService) -> None:
     answer = send(limited, BODY, "br", "/v1/messages")
     assert answer.status == 415
     assert answer.json["type"] == "error"
     assert answer.json["error"]["type"] == "invalid_request_error"
 
 
-def test_a_key_that_is_not_valid_is_refused_before_its_body_is_decoded(limited: RunningService) -> None:
+def test_an_invalid_key_is_rejected_before_its_body_is_decoded(limited: RunningService) -> None:
     assert send(limited, b"?", "br", Authorization="Bearer sk-none").status == 401
 
 
-def test_one_request_in_two_encodings_is_the_same_to_an_idempotency_key(limited: RunningService) -> None:
+def test_one_request_in_two_encodings_has_one_idempotency_key(limited: RunningService) -> None:
     requests = limited.stats()["requests"]
     first = send(limited, zstandard.compress(BODY), "zstd", **{"Idempotency-Key": "both"})
     second = send(limited, gzip.compress(codecs.BOM_UTF8 + BODY), "gzip", **{"Idempotency-Key": "both"})
@@ -126,7 +126,7 @@ def peak_mib(service: RunningService) -> int:
     return int(text.split("VmHWM:")[1].split()[0]) // 1024
 
 
-def test_bombs_of_256_mb_cost_memory_by_the_limit(limited: RunningService) -> None:
+def test_bombs_of_256_mb_use_memory_up_to_the_limit(limited: RunningService) -> None:
     zeros = bytes(2**28)
     bombs = [
         (gzip.compress(zeros), "gzip"),

@@ -90,7 +90,7 @@ def sent(service: RunningService, name: str, origin: str | None) -> bytes:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_every_answer_can_be_read_by_allowed_pages_and_by_no_others(paged: RunningService, name: str) -> None:
+def test_only_allowed_pages_can_read_a_response(paged: RunningService, name: str) -> None:
     status = ANSWERS[name][0]
     allowed = sent(paged, name, PAGE)
     assert parts(allowed)[0] == status
@@ -104,26 +104,26 @@ def test_every_answer_can_be_read_by_allowed_pages_and_by_no_others(paged: Runni
             assert (parts(refused)[0], access(refused)) == (status, {}), "the answer itself is the same"
 
 
-def test_pipelined_requests_of_two_origins_get_their_own(paged: RunningService) -> None:
+def test_pipelined_requests_get_their_own_origins(paged: RunningService) -> None:
     origins = [PAGE, OTHER, "app://obsidian.md", None, PAGE]
     text = b"".join(
         f"GET /v1/nothing/{number} HTTP/1.1\r\nhost: x\r\n{f'origin: {origin}' if origin else 'x: y'}\r\n"
         f"{'connection: close' if number == 4 else 'x: z'}\r\n\r\n".encode()
         for number, origin in enumerate(origins)
     )
-    answers = exchange(paged, text, to_the_end=True).split(b"HTTP/1.1 ")[1:]
-    named = [access(b"HTTP/1.1 " + answer).get("access-control-allow-origin") for answer in answers]
+    responses = exchange(paged, text, to_the_end=True).split(b"HTTP/1.1 ")[1:]
+    named = [access(b"HTTP/1.1 " + answer).get("access-control-allow-origin") for answer in responses]
     assert named == [PAGE, None, "app://obsidian.md", None, PAGE]
 
 
-def test_a_refused_head_after_a_good_request_does_not_inherit_its_origin(paged: RunningService) -> None:
+def test_a_rejected_head_does_not_inherit_the_origin_of_the_request_before(paged: RunningService) -> None:
     good = f"GET /health HTTP/1.1\r\nhost: x\r\norigin: {PAGE}\r\n\r\n".encode()
-    answers = exchange(paged, good + b"GET / HTTP/1.1\r\nbroken\r\n\r\n", to_the_end=True)
-    second = answers[answers.index(b"HTTP/1.1 400 ") :]
-    assert (access(answers)["access-control-allow-origin"], access(second)) == (PAGE, {})
+    responses = exchange(paged, good + b"GET / HTTP/1.1\r\nbroken\r\n\r\n", to_the_end=True)
+    second = responses[responses.index(b"HTTP/1.1 400 ") :]
+    assert (access(responses)["access-control-allow-origin"], access(second)) == (PAGE, {})
 
 
-def test_one_recorded_answer_is_read_by_each_page_under_its_own_name(paged: RunningService) -> None:
+def test_a_recorded_response_has_the_origin_of_each_reader(paged: RunningService) -> None:
     for origin in (PAGE, "app://obsidian.md", OTHER):
         answer = post(paged, origin, GOOD, "idempotency-key: pages")
         assert access(answer).get("access-control-allow-origin") == (origin if origin != OTHER else None)
@@ -159,7 +159,7 @@ def test_a_preflight_needs_no_key_and_no_engine(paged: RunningService, path: str
     assert paged.stats()["requests"] == before
 
 
-def test_a_preflight_of_another_origin_is_403_and_says_what_to_set(paged: RunningService) -> None:
+def test_a_preflight_of_another_origin_is_403_and_names_the_setting(paged: RunningService) -> None:
     answer = preflight(paged, "/v1/models", OTHER)
     assert (parts(answer)[0], access(answer)) == (403, {})
     error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
@@ -173,7 +173,7 @@ def test_a_preflight_of_another_origin_is_403_and_says_what_to_set(paged: Runnin
     ("path", "origin", "status"),
     [("/v1/nothing", PAGE, 404), ("/sleep", PAGE, 404), ("//v1/models", PAGE, 404), ("/v1/models", None, 204)],
 )
-def test_a_preflight_for_no_path_of_ours_is_404_and_one_of_no_page_grants_nothing(
+def test_a_preflight_for_an_unknown_path_is_404_and_without_an_origin_grants_nothing(
     paged: RunningService, path: str, origin: str | None, status: int
 ) -> None:
     answer = preflight(paged, path, origin)
@@ -181,7 +181,7 @@ def test_a_preflight_for_no_path_of_ours_is_404_and_one_of_no_page_grants_nothin
     assert origin is not None or access(answer) == {}
 
 
-def test_a_connection_goes_on_after_a_preflight(paged: RunningService) -> None:
+def test_a_connection_stays_open_after_a_preflight(paged: RunningService) -> None:
     first = f"OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: x\r\norigin: {PAGE}\r\n\r\n".encode()
     then = head(paged, f"origin: {PAGE}", f"content-length: {len(STREAM)}", "connection: close") + STREAM
     with socket.create_connection(("127.0.0.1", paged.gateway.port), timeout=20) as connection:

@@ -1,4 +1,4 @@
-"""People behind one key, through a real gateway: shares, limits, answers and usage of their own."""
+"""People behind one key, through a real gateway: shares, limits, responses and usage of their own."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_row_has_its_end_user_if_the_key_is_marked(
         ({"user": "bob"}, 400),
     ],
 )
-def test_a_refused_request_is_its_end_users_too(
+def test_a_rejected_request_is_recorded_for_its_end_user(
     site: RunningService, marked: str, body: dict[str, Any], status: int
 ) -> None:
     before = len(site.rows())
@@ -103,7 +103,7 @@ def test_a_refused_request_is_its_end_users_too(
     assert site.rows()[-1]["user"] == "app/bob"
 
 
-def test_a_request_that_is_broken_off_is_its_end_users_by_the_header(site: RunningService, marked: str) -> None:
+def test_an_aborted_request_is_recorded_for_the_end_user_of_its_header(site: RunningService, marked: str) -> None:
     before = len(site.rows())
     lines = [f"POST {CHAT} HTTP/1.1", "host: x", f"authorization: Bearer {marked}", "x-openwebui-user-id: bob"]
     said = exchange(site, "\r\n".join([*lines, "transfer-encoding: chunked", "", "zz\r\n"]).encode())
@@ -112,7 +112,7 @@ def test_a_request_that_is_broken_off_is_its_end_users_by_the_header(site: Runni
     assert site.rows()[-1]["user"] == "app/bob"
 
 
-def test_a_mark_takes_effect_on_a_running_gateway_and_can_be_taken_back(site: RunningService) -> None:
+def test_a_mark_takes_effect_on_a_running_gateway_and_can_be_removed(site: RunningService) -> None:
     key = a_key(site)
     store = KeyStore(site.data)
     for end_users, user in ((True, "app/bob"), (False, "app")):
@@ -137,7 +137,9 @@ def test_an_end_user_that_the_site_names_has_limits_of_its_own(site: RunningServ
 
 
 @pytest.mark.parametrize("by", ["header", "field"])
-def test_one_idempotency_key_of_two_end_users_is_two_answers(site: RunningService, marked: str, by: str) -> None:
+def test_one_idempotency_key_of_two_end_users_gets_two_responses(
+    site: RunningService, marked: str, by: str
+) -> None:
     def answered(name: str) -> Response:
         body = chat("fake: tokens=3", **({"user": name} if by == "field" else {}))
         return ask(
@@ -174,47 +176,47 @@ def queue(folder: Path, **more: Any) -> Iterator[tuple[RunningService, ThreadPoo
             store.close()
 
 
-def test_one_end_user_does_not_wait_for_all_that_another_sent(tmp_path: Path) -> None:
+def test_one_end_user_does_not_wait_for_all_requests_of_another(tmp_path: Path) -> None:
     with queue(tmp_path / "fair") as (service, pool, release):
         key = a_key(service, end_users=True)
-        answers = [send(pool, service, "fake: tokens=40 itl_ms=1", key, user="ada") for _ in range(4)]
+        responses = [send(pool, service, "fake: tokens=40 itl_ms=1", key, user="ada") for _ in range(4)]
         wait_until(lambda: waiting(service) == 4, "ada's wait", 10)
-        answers.append(send(pool, service, "fake: tokens=1", key, user="bob"))
+        responses.append(send(pool, service, "fake: tokens=1", key, user="bob"))
         wait_until(lambda: waiting(service) == 5, "bob's waits", 10)
         release()
-        assert {answer.result(30).status for answer in answers} == {200}
+        assert {answer.result(30).status for answer in responses} == {200}
         order = [row["user"] for row in service.wait_rows(6)[1:]]
         assert order.index("app/bob") <= 1, order
 
 
-def test_a_key_that_is_not_marked_stays_one_line(tmp_path: Path) -> None:
+def test_a_key_without_a_mark_has_one_queue(tmp_path: Path) -> None:
     with queue(tmp_path / "line") as (service, pool, release):
         key = a_key(service)
-        answers = [send(pool, service, "fake: tokens=40 itl_ms=1", key, user="ada") for _ in range(4)]
+        responses = [send(pool, service, "fake: tokens=40 itl_ms=1", key, user="ada") for _ in range(4)]
         wait_until(lambda: waiting(service) == 4, "four wait", 10)
-        answers.append(send(pool, service, "fake: tokens=1", key, user="bob"))
+        responses.append(send(pool, service, "fake: tokens=1", key, user="bob"))
         wait_until(lambda: waiting(service) == 5, "all wait", 10)
         release()
-        assert {answer.result(30).status for answer in answers} == {200}
+        assert {answer.result(30).status for answer in responses} == {200}
         assert [row["completion_tokens"] for row in service.wait_rows(6)[1:]] == [40, 40, 40, 40, 1]
 
 
-def test_the_bound_on_waiting_requests_is_each_end_users(tmp_path: Path) -> None:
+def test_each_end_user_has_a_bound_on_waiting_requests(tmp_path: Path) -> None:
     with queue(tmp_path / "bounds", max_waiting=3, max_waiting_per_user=2) as (service, pool, release):
         key = a_key(service, end_users=True)
-        answers = [send(pool, service, "fake: tokens=1", key, user="ada") for _ in range(2)]
+        responses = [send(pool, service, "fake: tokens=1", key, user="ada") for _ in range(2)]
         wait_until(lambda: waiting(service) == 2, "ada's wait", 10)
         over = ask(service, key, chat(user="ada"))
         assert (over.status, over.json["error"]["code"]) == (429, "queue_full")
-        answers.append(send(pool, service, "fake: tokens=1", key, user="bob"))
+        responses.append(send(pool, service, "fake: tokens=1", key, user="bob"))
         wait_until(lambda: waiting(service) == 3, "bob's waits", 10)
         full = ask(service, key, chat(user="eve"))
         assert (full.status, full.json["error"]["code"]) == (503, "queue_full"), "the bound over all holds"
         release()
-        assert {answer.result(30).status for answer in answers} == {200}
+        assert {answer.result(30).status for answer in responses} == {200}
 
 
-def test_a_keys_limit_binds_all_its_end_users_and_is_given_back(tmp_path: Path) -> None:
+def test_a_keys_limit_applies_to_all_its_end_users_and_is_released(tmp_path: Path) -> None:
     with queue(tmp_path / "total") as (service, pool, release):
         key = a_key(service, end_users=True, requests_in_flight=2)
         two = [send(pool, service, "fake: tokens=1", key, user=name) for name in ("ada", "bob")]
@@ -250,7 +252,7 @@ def test_revoking_the_key_ends_the_requests_of_all_its_end_users(tmp_path: Path)
         assert ended == [("app/ada", "revoked"), ("app/ada", "revoked"), ("app/eve", "revoked"), ("bob", "ok")]
 
 
-def test_a_chat_id_counts_within_its_end_user(tmp_path: Path) -> None:
+def test_a_chat_id_is_valid_within_its_end_user(tmp_path: Path) -> None:
     second = start_mock(tmp_path / "second.log")
     try:
         folder = tmp_path / "chats"

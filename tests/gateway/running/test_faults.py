@@ -44,7 +44,7 @@ async def test_20_of_20_aborts_reach_the_engine_within_half_a_second(service: Ru
         assert all(row["completion_tokens"] >= 2 for row in new)
 
 
-async def test_a_client_that_leaves_at_the_last_word_had_everything(service: RunningService) -> None:
+async def test_a_disconnect_after_the_last_event_counts_as_success(service: RunningService) -> None:
     """OpenAI's client hangs up at ``[DONE]``, which may be before the engine has ended its answer in HTTP."""
     rows = len(service.rows())
     body = chat("fake: tokens=5 fault=late_end", stream=True, stream_options={"include_usage": True})
@@ -55,7 +55,7 @@ async def test_a_client_that_leaves_at_the_last_word_had_everything(service: Run
     assert (row["outcome"], row["estimated"], row["completion_tokens"]) == ("ok", 0, 5)
 
 
-async def test_a_client_that_leaves_while_sending_its_body_leaves_a_row(service: RunningService) -> None:
+async def test_a_disconnect_inside_the_body_is_recorded(service: RunningService) -> None:
     rows = len(service.rows())
     reader, writer = await asyncio.open_connection("127.0.0.1", service.gateway.port)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\n"
@@ -86,7 +86,7 @@ def test_a_cut_stream_ends_in_an_error_event_and_no_done(service: RunningService
     assert service.row(answer)["outcome"] == "engine_failed"
 
 
-def test_a_plain_answer_cut_in_half_is_502(service: RunningService) -> None:
+def test_a_whole_response_that_is_cut_is_502(service: RunningService) -> None:
     answer = service.post("/v1/chat/completions", chat("fake: fault=cut"))
     assert (answer.status, answer.json["error"]["code"]) == (502, "engine_failed")
 
@@ -103,7 +103,7 @@ def test_a_stream_without_usage_is_estimated(service: RunningService) -> None:
     assert row["prompt_tokens"] > 0, "it read the prompt, whether it told how long that was or not"
 
 
-def test_a_whole_answer_without_usage_is_estimated_and_one_with_it_is_exact(service: RunningService) -> None:
+def test_a_whole_response_is_estimated_only_without_usage(service: RunningService) -> None:
     text = f"fake: tokens=40 fault=no_usage {'x' * 400}"
     row = service.row(service.post("/v1/chat/completions", chat(text)))
     assert (row["outcome"], row["estimated"]) == ("ok", 1)
@@ -115,7 +115,7 @@ def test_a_whole_answer_without_usage_is_estimated_and_one_with_it_is_exact(serv
     assert (exact["estimated"], exact["completion_tokens"]) == (0, 3)
 
 
-def test_a_frame_that_is_no_json_harms_nothing_else(service: RunningService) -> None:
+def test_a_frame_with_invalid_json_affects_no_other_frame(service: RunningService) -> None:
     """Two tokens, rubbish, and the rest of the tokens: the client sees it all, and the count is right."""
     answer = service.post("/v1/chat/completions", chat("fake: tokens=4 fault=garbage:2", stream=True))
     assert answer.status == 200
@@ -125,7 +125,7 @@ def test_a_frame_that_is_no_json_harms_nothing_else(service: RunningService) -> 
     assert (row["outcome"], row["completion_tokens"], row["estimated"]) == ("ok", 4, 0)
 
 
-def test_an_error_inside_the_stream_is_the_engines(service: RunningService) -> None:
+def test_an_error_inside_the_stream_counts_against_the_engine(service: RunningService) -> None:
     answer = service.post("/v1/chat/completions", chat("fake: fault=error:2", stream=True))
     assert b"EngineCore encountered" in answer.body
     assert service.row(answer)["outcome"] == "engine_error"
@@ -148,7 +148,7 @@ def test_a_silent_engine_times_out(tmp_path_factory: pytest.TempPathFactory) -> 
         wait_until(lambda: service.stats()["active"] == 0, "the engine is told", 1)
 
 
-def test_a_dead_engine_is_503_and_comes_back_by_itself(tmp_path: Path) -> None:
+def test_a_dead_engine_is_503_and_recovers_automatically(tmp_path: Path) -> None:
     with serving(tmp_path / "dead") as service:
         assert service.post("/v1/chat/completions", chat()).status == 200
         service.engine.stop(signal.SIGKILL)
@@ -161,7 +161,7 @@ def test_a_dead_engine_is_503_and_comes_back_by_itself(tmp_path: Path) -> None:
         assert service.post("/v1/chat/completions", chat()).status == 200
 
 
-def test_a_stale_connection_is_tried_again(tmp_path: Path) -> None:
+def test_a_stale_connection_is_replaced(tmp_path: Path) -> None:
     """The engine restarted between two requests: the idle connection is dead, the client must not notice."""
     with serving(tmp_path / "stale") as service:
         for _ in range(3):
@@ -173,7 +173,7 @@ def test_a_stale_connection_is_tried_again(tmp_path: Path) -> None:
         assert stats["requests"] - stats["canaries"] == 1, "a fresh connection that breaks is not tried again"
 
 
-def test_a_refusing_replica_is_passed_over(tmp_path: Path) -> None:
+def test_a_replica_that_refuses_connections_is_skipped(tmp_path: Path) -> None:
     second = start_mock(tmp_path / "second.log")
     try:
         one = {"kind": "mock", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
@@ -188,7 +188,7 @@ def test_a_refusing_replica_is_passed_over(tmp_path: Path) -> None:
         second.stop()
 
 
-def test_a_request_moves_on_until_its_first_byte_and_never_after(tmp_path: Path) -> None:
+def test_a_request_fails_over_before_its_first_byte_and_never_after(tmp_path: Path) -> None:
     """The first replica takes the request and dies, before or after its first frame; the second one would do."""
     replicas = [start_mock(tmp_path / f"{i}.log") for i in range(2)]
     try:
@@ -266,7 +266,7 @@ async def test_a_chat_stays_on_its_replica_until_that_is_much_busier(tmp_path: P
             replica.stop()
 
 
-async def test_a_slow_reader_holds_the_engine_back_and_costs_little_memory(service: RunningService) -> None:
+async def test_a_slow_reader_causes_back_pressure_and_little_memory(service: RunningService) -> None:
     def resident_mib() -> int:
         text = Path(f"/proc/{service.gateway.process.pid}/status").read_text()
         return int(text.split("VmRSS:")[1].split()[0]) // 1024
@@ -282,7 +282,7 @@ async def test_a_slow_reader_holds_the_engine_back_and_costs_little_memory(servi
 
 
 @pytest.mark.parametrize(("seconds", "whole"), [(10, True), (0, False)])
-def test_a_stopping_gateway_gives_running_streams_their_time(tmp_path: Path, seconds: int, whole: bool) -> None:
+def test_a_stopping_gateway_drains_running_streams(tmp_path: Path, seconds: int, whole: bool) -> None:
     with (
         serving(tmp_path / "drain", gateway={"drain_timeout_s": seconds}) as service,
         ThreadPoolExecutor(1) as pool,
@@ -317,7 +317,7 @@ def test_concurrent_load_leaves_one_row_per_request(service: RunningService) -> 
     assert (len(mine), {row["outcome"] for row in mine}) == (60, {"ok"})
 
 
-def test_the_port_is_taken(service: RunningService, tmp_path: Path) -> None:
+def test_a_used_port_is_reported(service: RunningService, tmp_path: Path) -> None:
     import subprocess  # noqa: PLC0415
     import sys  # noqa: PLC0415
 

@@ -39,7 +39,7 @@ def image(url: object, **more: object) -> dict[str, object]:
         "d\u0430ta:,x",
     ],
 )  # fmt: skip
-def test_no_engine_is_made_to_fetch_what_it_must_not(service: RunningService, url: str) -> None:
+def test_addresses_outside_the_allowed_hosts_are_rejected(service: RunningService, url: str) -> None:
     before = service.stats()["requests"]
     hidden = json.dumps(image(url)).replace("image_url", "image\\u005furl").replace('"url"', '"\\u0075rl"').encode()
     for path, body in (
@@ -80,9 +80,7 @@ SAID = {"role": "user", "content": "x"}
             *[{"type": "text", "text": "x"}] * 50, {"type": "image_url", "image_url": {"url": EVIL}}]}]}),
     ],
 )  # fmt: skip
-def test_no_way_to_name_an_address_is_forgotten(
-    service: RunningService, path: str, body: dict[str, object]
-) -> None:
+def test_every_form_of_an_address_is_checked(service: RunningService, path: str, body: dict[str, object]) -> None:
     before = service.stats()["requests"]
     answer = service.post(path, {"model": "fake", "max_tokens": 4, **body})
     assert answer.status == 400, answer.body
@@ -94,7 +92,7 @@ def test_no_way_to_name_an_address_is_forgotten(
 @pytest.mark.parametrize(
     "field", ["query", "queries", "documents", "items", "data_1", "data_2", "text_1", "text_2"]
 )
-def test_what_is_ranked_names_no_address_either(path: str, field: str) -> None:
+def test_addresses_in_ranked_content_are_rejected(path: str, field: str) -> None:
     """vLLM takes content parts there as well, alone or in a list; pure, for the mock engine ranks no pictures."""
     part = {"content": [{"type": "image_url", "image_url": {"url": EVIL}}]}
     for value in (part, ["x", part]):
@@ -104,7 +102,7 @@ def test_what_is_ranked_names_no_address_either(path: str, field: str) -> None:
 
 @given(st.integers(1, 900), st.sampled_from(["list", "dict"]))
 @settings(max_examples=20, deadline=None)
-def test_an_address_is_found_however_deep(depth: int, kind: str) -> None:
+def test_an_address_is_found_at_any_depth(depth: int, kind: str) -> None:
     before, after = ("[" * depth, "]" * depth) if kind == "list" else ('{"x":' * depth, "}" * depth)
     deep = f'{{"messages":[{{"content":[{before}{{"image_url":["{EVIL}"]}}{after}]}}]}}'
     with pytest.raises(InvalidRequestError, match="may not fetch"):
@@ -124,9 +122,7 @@ def test_an_address_is_found_however_deep(depth: int, kind: str) -> None:
         ("/v1/chat/completions", {"messages": [SAID], "documents": [{"title": "x", "url": "https://example.net/"}]}),
     ],
 )  # fmt: skip
-def test_an_address_that_is_only_talked_about_passes(
-    service: RunningService, path: str, body: dict[str, object]
-) -> None:
+def test_an_address_in_text_is_forwarded(service: RunningService, path: str, body: dict[str, object]) -> None:
     sent = {"model": "fake", "max_tokens": 4, **body}
     before = service.stats()["requests"]
     service.post(path, sent)
@@ -137,11 +133,11 @@ def test_an_address_that_is_only_talked_about_passes(
 @pytest.mark.parametrize(
     "url", ["data:image/png;base64,AAAA", "https://images.example.org/a.png?b=c#d", "DATA:image/png,x"]
 )
-def test_media_that_may_be_fetched_pass(service: RunningService, url: str) -> None:
+def test_allowed_media_are_forwarded(service: RunningService, url: str) -> None:
     assert service.post("/v1/chat/completions", image(url)).status == 200
 
 
-def test_a_url_in_text_or_in_a_tool_is_no_media(service: RunningService) -> None:
+def test_a_url_in_text_or_in_a_tool_is_not_media(service: RunningService) -> None:
     tool = {
         "type": "function",
         "function": {"name": "get", "parameters": {"properties": {"url": {"type": "string"}}}},

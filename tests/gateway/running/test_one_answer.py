@@ -109,7 +109,7 @@ def idle(service: RunningService) -> bool:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_an_error_anywhere_is_a_500_of_that_request_and_of_no_other(tmp_path: Path, part: str) -> None:
+def test_an_error_in_any_part_is_a_500_of_that_request_only(tmp_path: Path, part: str) -> None:
     endpoints = ("/v1/chat/completions", "/v1/messages")
     with faulty(tmp_path, part) as service:
         for number, endpoint in enumerate(endpoints):
@@ -173,7 +173,7 @@ BODIES = st.lists(st.tuples(st.sampled_from(FIELDS), VALUES), max_size=4).map(
     st.sampled_from(["", "idempotency-key: ", "x-chat-id: c"]),
     st.integers(0, 10**9),
 )
-def test_any_body_gets_one_answer(
+def test_any_body_gets_one_response(
     plain: RunningService, path: str, model: str, talks: bool, fields: str, more: str, number: int
 ) -> None:
     """Valid and not, by every endpoint and through a role; two on one connection, so that each is answered once."""
@@ -195,7 +195,7 @@ def test_any_body_gets_one_answer(
     wait_until(lambda: idle(plain), "everything is given back", 10)
 
 
-def test_every_answer_has_a_request_id(plain: RunningService) -> None:
+def test_every_response_has_a_request_id(plain: RunningService) -> None:
     seen = set()
     key = f"authorization: Bearer {plain.key}"
     for line in (
@@ -213,14 +213,14 @@ def test_every_answer_has_a_request_id(plain: RunningService) -> None:
         assert b"x-request-id: " in exchange(plain, broken, to_the_end=True)
 
 
-def test_an_error_in_an_endpoint_of_operations_ends_one_request_and_not_the_gateway(tmp_path: Path) -> None:
+def test_an_error_in_an_operations_endpoint_ends_one_request_only(tmp_path: Path) -> None:
     with faulty(tmp_path, "handle") as service:
         arm(service)
         assert service.get("/health").status == 500
         assert service.get("/health").status == 200
 
 
-def test_an_error_beside_the_requests_leaves_keys_and_canaries_at_work(tmp_path: Path) -> None:
+def test_key_poll_and_canaries_continue_after_an_error(tmp_path: Path) -> None:
     """A revocation still counts, and a dead engine still comes back, after the poll or a canary failed once."""
     with faulty(tmp_path / "keys", "keys") as service:
         arm(service)

@@ -47,7 +47,7 @@ def left(service: RunningService) -> int:
         ("/v1/messages", chat("fake: fault=mistake", stream=True, max_tokens=9), 400),
     ],
 )  # fmt: skip
-def test_a_refused_or_failed_request_costs_nothing(
+def test_a_rejected_or_failed_request_costs_nothing(
     tmp_path: Path, path: str, body: dict[str, Any], status: int
 ) -> None:
     with serving(tmp_path / "limits", limits=LIMITS) as service:
@@ -85,7 +85,7 @@ def test_no_engine_and_a_full_queue_cost_nothing(tmp_path: Path) -> None:
         engine.stop()
 
 
-async def test_what_was_generated_or_read_is_charged(tmp_path: Path) -> None:
+async def test_generated_and_processed_tokens_are_charged(tmp_path: Path) -> None:
     """A stream that breaks off after a token, and a client that leaves: both took their request."""
     with serving(tmp_path / "charged", limits=LIMITS) as service:
         assert service.post(PATH, chat("fake: tokens=9 fault=cut:3", stream=True)).status == 200

@@ -17,7 +17,7 @@ def frames(body: bytes) -> list[str]:
     return [frame.removeprefix("data: ") for frame in body.decode().split("\n\n")[:-1]]
 
 
-def test_a_plain_chat_passes(service: RunningService) -> None:
+def test_a_plain_chat_is_forwarded(service: RunningService) -> None:
     answer = service.post("/v1/chat/completions", chat("fake: tokens=3"))
     assert answer.status == 200
     assert answer.json["choices"][0]["message"]["content"] == "the quick brown"
@@ -31,7 +31,7 @@ def test_unknown_fields_tools_and_numbers_survive_byte_for_byte(service: Running
     assert service.last()["body"] == body
 
 
-def test_usage_is_asked_for_and_its_frame_stripped(service: RunningService) -> None:
+def test_usage_is_requested_and_its_frame_removed(service: RunningService) -> None:
     body = '{"model":"fake","stream":true,"seed":7,"messages":[{"role":"user","content":"fake: tokens=4"}]}'
     answer = service.post("/v1/chat/completions", body.encode())
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -63,7 +63,7 @@ def test_stream_options_are_merged(service: RunningService, options: object, sen
     assert any('"usage"' in frame for frame in frames(answer.body)) is kept
 
 
-def test_text_that_looks_like_our_marks_is_left_alone(service: RunningService) -> None:
+def test_text_that_resembles_a_mark_is_unchanged(service: RunningService) -> None:
     text = 'say "choices":[] and "usage":{} and data: [DONE]'
     assert service.post("/v1/chat/completions", chat(text, stream=True)).status == 200
     assert json.loads(service.last()["body"])["messages"][0]["content"] == text
@@ -94,7 +94,7 @@ def anthropic(text: str, **more: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_messages_pass_and_are_counted(service: RunningService, stream: bool) -> None:
+def test_messages_are_forwarded_and_counted(service: RunningService, stream: bool) -> None:
     answer = service.post("/v1/messages", anthropic("fake: tokens=4", stream=stream))
     if stream:
         kinds = [f.partition("\n")[0] for f in answer.body.decode().split("\n\n")[:-1]]
@@ -113,7 +113,7 @@ def test_messages_pass_and_are_counted(service: RunningService, stream: bool) ->
     ("fault", "outcome", "tokens"),
     [("cut:3", "engine_failed", 3), ("error:3", "engine_error", 3), ("no_usage", "truncated", 6)],
 )
-def test_messages_that_break_off_end_in_anthropics_error_event(
+def test_aborted_messages_end_in_anthropics_error_event(
     service: RunningService, fault: str, outcome: str, tokens: int
 ) -> None:
     answer = service.post("/v1/messages", anthropic(f"fake: tokens=6 fault={fault}", stream=True))
@@ -130,7 +130,7 @@ def test_messages_that_break_off_end_in_anthropics_error_event(
     assert row["prompt_tokens"] > 0, "told when it began"
 
 
-def test_responses_that_break_off_end_in_an_error_event(service: RunningService) -> None:
+def test_aborted_responses_end_in_an_error_event(service: RunningService) -> None:
     answer = service.post("/v1/responses", {"model": "fake", "input": "fake: tokens=6 fault=cut:3", "stream": True})
     last = answer.body.rstrip().rsplit(b"\n\n", 1)[-1]
     assert last.startswith(b"event: response.failed\ndata: ")
@@ -156,7 +156,7 @@ def test_tokens_are_counted_without_being_charged(service: RunningService) -> No
         assert (refused.status, refused.json["type"], refused.json["error"]["type"]) == (status, "error", kind)
 
 
-def test_the_engines_own_errors_pass(service: RunningService) -> None:
+def test_errors_of_the_engine_are_forwarded(service: RunningService) -> None:
     answer = service.post("/v1/chat/completions", chat("fake: fault=status:400"))
     assert (answer.status, answer.json["error"]["message"]) == (400, "as requested")
     assert service.row(answer)["outcome"] == "rejected"
@@ -212,7 +212,7 @@ def test_embeddings(tmp_path_factory: pytest.TempPathFactory) -> None:
         engine.stop()
 
 
-def test_tokens_count_while_they_come(tmp_path: Path) -> None:
+def test_tokens_count_while_they_are_generated(tmp_path: Path) -> None:
     """A minute's tokens are used up long before the first answer has ended: the next request hears of it."""
     users = {"ada": {"tokens_per_minute": 60}}
     with serving(tmp_path / "tokens", users=users) as service, ThreadPoolExecutor(1) as pool:
@@ -227,7 +227,7 @@ def test_tokens_count_while_they_come(tmp_path: Path) -> None:
         assert long.result(20).body.endswith(b"data: [DONE]\n\n"), "what runs is not cut"
 
 
-async def test_who_leaves_early_has_used_his_prompt(tmp_path: Path) -> None:
+async def test_a_client_that_disconnects_early_is_charged_its_prompt(tmp_path: Path) -> None:
     """Else long prompts were free for clients that hang up at the first token."""
     with serving(tmp_path / "early", users={"ada": {"tokens_per_minute": 500}}) as service:
         reader, writer = await open_stream(service, chat("x" * 8000 + " fake: tokens=2000 itl_ms=20", stream=True))

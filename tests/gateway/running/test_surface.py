@@ -79,7 +79,7 @@ def test_other_methods_are_405(service: RunningService, method: str, path: str) 
         "authorization: Bearer sk-nonsense", "authorization: Bearer " + "x" * 30_000,
     ],
 )  # fmt: skip
-def test_no_or_wrong_key_is_401(service: RunningService, header: str) -> None:
+def test_a_missing_or_invalid_key_is_401(service: RunningService, header: str) -> None:
     body = json.dumps(chat()).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{header}{header and chr(13) + chr(10)}"
     answer = exchange(service, f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
@@ -146,7 +146,7 @@ def test_unknown_model_is_404_with_a_hint(service: RunningService) -> None:
     assert "did you mean 'fake'?" in answer.json["error"]["message"]
 
 
-def test_a_generating_model_is_not_for_embeddings(service: RunningService) -> None:
+def test_a_generating_model_does_not_serve_embeddings(service: RunningService) -> None:
     answer = service.post("/v1/embeddings", {"model": "fake", "input": "x"})
     assert answer.status == 404
     assert "use it with /v1/chat/completions" in answer.json["error"]["message"]
@@ -166,7 +166,7 @@ def test_a_body_over_the_limit_is_413_by_length_and_by_chunks(tmp_path_factory: 
         assert [row["status"] for row in service.wait_rows(4)] == [200, 413, 413, 413]
 
 
-def test_clients_cannot_make_new_labels(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_clients_cannot_create_labels(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Names, paths, methods and keys that clients choose: however many, the metrics stay as long as they were."""
     with serving(tmp_path_factory.mktemp("labels")) as service:
         store = KeyStore(service.data)
@@ -207,7 +207,7 @@ def test_metrics_count_requests_without_naming_users(service: RunningService) ->
     assert service.key not in text
 
 
-def test_a_model_is_found_however_its_name_is_encoded(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_model_is_found_in_every_encoding_of_its_name(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Current SDKs send ``%2F``; a proxy sends the absolute form."""
     name = "Qwen/Qwen3-30B"
     engine = {"kind": "mock", "host": "here", "model": name, "device": "cpu", "context": 4096, "concurrency": 8}
@@ -223,14 +223,14 @@ def test_a_model_is_found_however_its_name_is_encoded(tmp_path_factory: pytest.T
         assert (missing.status, "`Qwen/Other`" in missing.json["error"]["message"]) == (404, True)
 
 
-def test_a_card_tells_context_task_and_time(service: RunningService) -> None:
+def test_a_model_entry_has_context_task_and_time(service: RunningService) -> None:
     card = service.get("/v1/models/fake", key=service.key).json
     assert (card["max_model_len"], card["task"], card["owned_by"]) == (4096, "generate", "appliance")
     assert abs(card["created"] - time.time()) < 3600
 
 
 @pytest.mark.parametrize("path", ["/v1/chat%2fcompletions", "/v1/%63hat/completions", "/v1/chat/completions?a=%2F"])
-def test_an_encoded_path_is_the_path(service: RunningService, path: str) -> None:
+def test_an_encoded_path_is_decoded(service: RunningService, path: str) -> None:
     assert service.post(path, chat()).status == 200
     assert service.last()["path"] == "/v1/chat/completions", "the engine sees one spelling"
 
@@ -238,11 +238,11 @@ def test_an_encoded_path_is_the_path(service: RunningService, path: str) -> None
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/models", "/v1/models/fake"])
 def test_head_is_get_without_its_body(service: RunningService, path: str) -> None:
     key = f"authorization: Bearer {service.key}\r\nconnection: close\r\n"
-    answers = [
+    responses = [
         exchange(service, f"{method} {path} HTTP/1.1\r\nhost: x\r\n{key}\r\n".encode(), to_the_end=True)
         for method in ("GET", "HEAD")
     ]
-    got, bare = (answer.partition(b"\r\n\r\n") for answer in answers)
+    got, bare = (answer.partition(b"\r\n\r\n") for answer in responses)
     assert got[0].startswith(b"HTTP/1.1 200 OK")
     assert bare[2] == b""
     same = [re.sub(rb"(request-id: |content-length: )\w+", rb"\1", head[0]) for head in (got, bare)]
@@ -257,9 +257,7 @@ def test_head_is_get_without_its_body(service: RunningService, path: str) -> Non
         ("POST", "/health", "GET, HEAD, OPTIONS"),
     ],
 )
-def test_405_names_the_methods_and_so_does_options(
-    service: RunningService, method: str, path: str, allow: str
-) -> None:
+def test_405_and_options_name_the_methods(service: RunningService, method: str, path: str, allow: str) -> None:
     answer = http(service.url + path, method=method, body={}, key=service.key)
     assert (answer.status, answer.headers["allow"]) == (405, allow)
     asked = http(service.url + path, method="OPTIONS")
@@ -277,7 +275,7 @@ def test_405_names_the_methods_and_so_does_options(
         ("POST", "/v1/models", 405, "requires GET"),
     ],
 )
-def test_a_large_upload_to_a_wrong_address_hears_of_the_address(
+def test_a_large_upload_to_an_unknown_path_gets_the_error_of_the_path(
     service: RunningService, framing: str, method: str, path: str, status: int, words: str
 ) -> None:
     body = b"x" * 200_000
@@ -289,7 +287,7 @@ def test_a_large_upload_to_a_wrong_address_hears_of_the_address(
     assert words.encode() in answer
 
 
-def test_unknown_paths_leave_a_counter_and_a_line_that_tells_no_secret(
+def test_unknown_paths_are_counted_and_logged_without_secrets(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     with serving(tmp_path_factory.mktemp("unknown")) as service:
@@ -308,7 +306,9 @@ def test_unknown_paths_leave_a_counter_and_a_line_that_tells_no_secret(
 
 @pytest.mark.parametrize("sent", ["authorization: ", "authorization: Bearer ", "authorization: Basic dTpw", ""])
 @pytest.mark.parametrize("name", ["x-api-key", "api-key"])
-def test_an_authorization_without_a_key_hides_no_other_one(service: RunningService, sent: str, name: str) -> None:
+def test_an_authorization_without_a_key_does_not_hide_another_header(
+    service: RunningService, sent: str, name: str
+) -> None:
     lines = f"{sent}\r\n" if sent else ""
     request = f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{lines}{name}: {{}}\r\nconnection: close\r\n\r\n"
     assert exchange(service, request.format(service.key).encode()).startswith(b"HTTP/1.1 200 OK")
@@ -316,7 +316,7 @@ def test_an_authorization_without_a_key_hides_no_other_one(service: RunningServi
     assert refused.startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_key_without_bearer_is_told_how_to_send_it(service: RunningService) -> None:
+def test_the_error_for_a_key_without_bearer_shows_the_right_form(service: RunningService) -> None:
     request = f"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: {service.key}\r\nconnection: close\r\n\r\n"
     answer = exchange(service, request.encode())
     assert answer.startswith(b"HTTP/1.1 401 ")
@@ -345,7 +345,7 @@ def test_anthropics_api_has_its_own_errors_and_request_id(service: RunningServic
     assert {name for name, _ in ids} == {b"x-request-id", b"request-id"}
 
 
-def test_a_background_response_is_refused_until_it_can_be_counted(service: RunningService) -> None:
+def test_a_background_response_is_rejected(service: RunningService) -> None:
     for value in (True, "true", 1):
         before = service.stats()["requests"]
         answer = service.post("/v1/responses", {"model": "fake", "input": "x", "background": value})
@@ -390,7 +390,7 @@ def test_a_thinking_budget_stays_below_a_reduced_limit(service: RunningService) 
     assert (sent["max_tokens"], sent["thinking"]["budget_tokens"]) == (4096, 4095)
 
 
-def test_a_model_may_refuse_instead_of_reducing(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_model_can_reject_a_limit_instead_of_reducing_it(tmp_path_factory: pytest.TempPathFactory) -> None:
     models = {"fake": {"source": "./fake", "cap_max_tokens": False}}
     with serving(tmp_path_factory.mktemp("strict"), models=models) as service:
         answer = service.post("/v1/chat/completions", chat(max_tokens=5000))

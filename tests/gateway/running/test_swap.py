@@ -62,7 +62,7 @@ def metric(service: RunningService, name: str) -> float:
     return float(line.split()[-1])
 
 
-def test_20_swaps_under_load_lose_nothing(tmp_path: Path) -> None:
+def test_20_swaps_under_load_lose_no_request(tmp_path: Path) -> None:
     with two_models(tmp_path / "swap", {"max_wait_s": 0.2, "batch": 4}) as service:
 
         def client(number: int) -> list[int]:
@@ -85,7 +85,7 @@ def test_20_swaps_under_load_lose_nothing(tmp_path: Path) -> None:
         assert any(row["queue_ms"] > 1 for row in rows)
 
 
-def test_what_runs_is_finished_before_its_model_goes(tmp_path: Path) -> None:
+def test_running_requests_finish_before_their_model_is_unloaded(tmp_path: Path) -> None:
     with two_models(tmp_path / "drain", {"max_wait_s": 0.1}) as service, ThreadPoolExecutor(2) as pool:
         assert ask(service, "a").status == 200
         long = pool.submit(ask, service, "a", "fake: tokens=100 itl_ms=15", stream=True)
@@ -96,7 +96,7 @@ def test_what_runs_is_finished_before_its_model_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sleep", [True, False])
-def test_a_drain_has_an_end_and_what_still_runs_is_told(tmp_path: Path, sleep: bool) -> None:
+def test_a_drain_is_bounded_and_ends_running_streams_with_an_error(tmp_path: Path, sleep: bool) -> None:
     rules = {"max_wait_s": 0.1, "drain_timeout_s": 0.5}
     with (
         two_models(tmp_path / "cut", rules, first={"sleep": sleep}) as service,
@@ -114,7 +114,7 @@ def test_a_drain_has_an_end_and_what_still_runs_is_told(tmp_path: Path, sleep: b
         assert metric(service, "swap_failures_total") == 0
 
 
-def test_a_waiting_stream_gets_comments_and_its_place_in_line(tmp_path: Path) -> None:
+def test_a_waiting_stream_gets_comments_and_its_position(tmp_path: Path) -> None:
     with serving_slow(tmp_path / "wait") as service:
         answer = ask(service, "b", stream=True)
         assert answer.status == 200
@@ -137,7 +137,7 @@ def serving_slow(folder: Path) -> Iterator[RunningService]:
         yield service
 
 
-def test_a_model_that_fails_to_load_leaves_the_old_one_and_tells_why(tmp_path: Path) -> None:
+def test_a_failed_load_restores_the_old_model_and_reports_the_reason(tmp_path: Path) -> None:
     with two_models(tmp_path / "fail", options={"fail-load": 1}) as service:
         assert ask(service, "a").status == 200
         failed = ask(service, "b")
@@ -155,8 +155,8 @@ def test_a_model_that_fails_to_load_leaves_the_old_one_and_tells_why(tmp_path: P
         assert metric(service, "swap_failures_total") == 1
 
 
-def test_a_model_without_a_token_fails_its_canary_and_the_old_one_returns(tmp_path: Path) -> None:
-    # It listens and answers nothing within its start timeout: the canary, not the port, decides.
+def test_a_model_without_a_token_fails_its_canary_and_the_old_one_is_restored(tmp_path: Path) -> None:
+    # It listens and responses nothing within its start timeout: the canary, not the port, decides.
     with two_models(tmp_path / "mute", start_timeout_s=2, options={"ttft-ms": 60000}) as service:
         assert ask(service, "a").status == 200
         failed = ask(service, "b")
@@ -165,7 +165,7 @@ def test_a_model_without_a_token_fails_its_canary_and_the_old_one_returns(tmp_pa
         assert ask(service, "a").status == 200
 
 
-def test_a_loading_engine_that_is_killed_is_told(tmp_path: Path) -> None:
+def test_a_loading_engine_that_is_killed_is_reported(tmp_path: Path) -> None:
     with two_models(tmp_path / "kill", options={"load-delay-s": 30}) as service, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, service, "b")
         children = Path(f"/proc/{service.gateway.process.pid}/task/{service.gateway.process.pid}/children")
@@ -175,7 +175,7 @@ def test_a_loading_engine_that_is_killed_is_told(tmp_path: Path) -> None:
         assert ask(service, "a").status == 200
 
 
-def test_a_sleeping_engine_is_woken_not_started(tmp_path: Path) -> None:
+def test_a_sleeping_engine_wakes_and_is_not_started_again(tmp_path: Path) -> None:
     with two_models(tmp_path / "sleep", sleep=True) as service:
         assert ask(service, "b").status == 200
         port = json.loads(service.config.read_text())["engines"]["eb"]["port"]
@@ -195,7 +195,7 @@ def test_an_engine_that_cannot_sleep_is_stopped(tmp_path: Path) -> None:
         assert "ea did not sleep and is stopped instead" in service.gateway.log.read_text()
 
 
-def test_a_person_loads_a_model_and_no_request_need_ask_for_it(tmp_path: Path) -> None:
+def test_an_operator_loads_a_model_without_a_request(tmp_path: Path) -> None:
     with two_models(tmp_path / "person") as service:
         argv = [sys.executable, "-m", "appliance", "models"]
         words = ["--config", str(service.config)]
@@ -211,7 +211,7 @@ def test_a_person_loads_a_model_and_no_request_need_ask_for_it(tmp_path: Path) -
         assert metric(service, "swaps_total") == 1
 
 
-def test_a_model_asked_for_while_it_loads_does_not_come_back_by_itself(tmp_path: Path) -> None:
+def test_a_model_requested_while_it_loads_is_not_loaded_twice(tmp_path: Path) -> None:
     with two_models(tmp_path / "twice", options={"load-delay-s": 1.0}) as service, ThreadPoolExecutor(1) as pool:
         first = pool.submit(ask, service, "b")
         wait_until(lambda: state(service, "eb") == "loading", "b loads", 5)
@@ -221,7 +221,7 @@ def test_a_model_asked_for_while_it_loads_does_not_come_back_by_itself(tmp_path:
         assert metric(service, "swaps_total") == 2
 
 
-def test_systemd_that_refuses_is_told_to_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_systemd_is_reported_to_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine runs since before, does not answer and may not be stopped: the others' turns come all the same."""
     script = tmp_path / "systemctl"
     script.write_text(
@@ -248,7 +248,7 @@ def state(service: RunningService, name: str) -> str:
     return str(control_client.status(service.data)["on_demand"][name]["state"])
 
 
-def test_engines_that_fit_beside_each_other_do_not_swap(tmp_path: Path) -> None:
+def test_engines_that_fit_together_do_not_swap(tmp_path: Path) -> None:
     site = {
         "hosts": {"here": {"memory_gib": 8, "gpus": [CARD]}},
         "models": {"a": {"source": "./a"}, "b": {"source": "./b"}},
@@ -290,7 +290,7 @@ def code(answer: Any) -> str:
     return str(answer.json["error"]["code"])
 
 
-def test_a_load_longer_than_the_queues_bound_is_waited_for(tmp_path: Path) -> None:
+def test_requests_wait_for_a_load_longer_than_the_queues_bound(tmp_path: Path) -> None:
     with (
         two_models(tmp_path / "load", gateway=IMPATIENT, options={"load-delay-s": 2.0}) as service,
         ThreadPoolExecutor(3) as pool,
@@ -306,7 +306,7 @@ def test_a_load_longer_than_the_queues_bound_is_waited_for(tmp_path: Path) -> No
         assert told.body.endswith(b"data: [DONE]\n\n")
 
 
-def test_a_drain_longer_than_the_queues_bound_is_waited_for(tmp_path: Path) -> None:
+def test_requests_wait_for_a_drain_longer_than_the_queues_bound(tmp_path: Path) -> None:
     with (
         two_models(tmp_path / "drained", {"max_wait_s": 0.01}, gateway=IMPATIENT) as service,
         ThreadPoolExecutor(1) as pool,
@@ -318,7 +318,7 @@ def test_a_drain_longer_than_the_queues_bound_is_waited_for(tmp_path: Path) -> N
         assert long.result(20).body.endswith(b"data: [DONE]\n\n")
 
 
-def test_the_time_of_a_swap_does_not_count_afterwards_and_the_rest_does(tmp_path: Path) -> None:
+def test_only_the_time_outside_swaps_counts_against_the_queues_bound(tmp_path: Path) -> None:
     """Both wait for the swap, one gets the only slot: the other has the queue's bound from then on, not less."""
     settings = {"queue": {"max_wait_s": 0.7}}
     second: dict[str, Any] = {"concurrency": 1, "options": {"load-delay-s": 1.0}}
@@ -332,7 +332,7 @@ def test_the_time_of_a_swap_does_not_count_afterwards_and_the_rest_does(tmp_path
         assert refused - began > 0.65, "the queue's bound, less the moment between both requests' beginnings"
 
 
-def test_who_waits_for_a_load_that_fails_gets_its_reason(tmp_path: Path) -> None:
+def test_requests_that_wait_for_a_failed_load_get_its_reason(tmp_path: Path) -> None:
     options = {"load-delay-s": 1.0, "fail-load": 1}
     with two_models(tmp_path / "fails", gateway=IMPATIENT, options=options) as service:
         refused = ask(service, "b")
@@ -341,7 +341,7 @@ def test_who_waits_for_a_load_that_fails_gets_its_reason(tmp_path: Path) -> None
         assert ask(service, "a").status == 200
 
 
-def test_a_swap_that_does_not_begin_leaves_the_queues_own_bound(tmp_path: Path) -> None:
+def test_before_a_swap_begins_the_queues_bound_applies(tmp_path: Path) -> None:
     with two_models(tmp_path / "never", {"min_residency_s": 600}, gateway=IMPATIENT) as service:
         assert ask(service, "a").status == 200
         refused = ask(service, "b")
@@ -350,7 +350,7 @@ def test_a_swap_that_does_not_begin_leaves_the_queues_own_bound(tmp_path: Path) 
         assert state(service, "eb") == "stopped"
 
 
-def test_the_model_that_makes_room_has_the_queues_own_bound_until_it_is_brought_back(tmp_path: Path) -> None:
+def test_the_queues_bound_applies_to_an_unloaded_model_until_it_is_restored(tmp_path: Path) -> None:
     first = {"options": {"load-delay-s": 1.0}}
     options = {"load-delay-s": 2.0, "fail-load": 1}
     with (
@@ -366,7 +366,7 @@ def test_the_model_that_makes_room_has_the_queues_own_bound_until_it_is_brought_
         assert ask(service, "a").status == 200
 
 
-def test_a_failed_model_that_is_loaded_by_hand_is_waited_for(tmp_path: Path) -> None:
+def test_requests_wait_for_a_failed_model_that_an_operator_loads(tmp_path: Path) -> None:
     """Its failure is reported for a minute, but not while it loads again."""
     with (
         two_models(tmp_path / "again", gateway=IMPATIENT, options={"load-delay-s": 1.5}) as service,

@@ -58,22 +58,22 @@ def send(
     return pool.submit(service.post, "/v1/chat/completions", chat(text, **more), key)
 
 
-def test_the_engine_never_gets_more_than_its_slots_and_waiting_is_told(tmp_path: Path) -> None:
+def test_the_engine_never_gets_more_than_its_slots_and_waits_are_reported(tmp_path: Path) -> None:
     with narrow(tmp_path / "slots", headroom=0.0) as (service, _), ThreadPoolExecutor(6) as pool:
-        answers = [send(pool, service, "fake: tokens=30 itl_ms=10", stream=True) for _ in range(6)]
+        responses = [send(pool, service, "fake: tokens=30 itl_ms=10", stream=True) for _ in range(6)]
         most = 0
-        while not all(answer.done() for answer in answers):
+        while not all(answer.done() for answer in responses):
             most = max(most, service.stats()["active"])
         assert most <= 2
-        told = [answer.result().headers for answer in answers]
+        told = [answer.result().headers for answer in responses]
         places = sorted(int(headers["x-queue-position"]) for headers in told if "x-queue-position" in headers)
         assert places
         assert places[-1] <= 4
         assert all(int(h["x-queue-wait-ms"]) > 0 for h in told if "x-queue-position" in h)
-        assert all(answer.result().body.endswith(b"data: [DONE]\n\n") for answer in answers)
+        assert all(answer.result().body.endswith(b"data: [DONE]\n\n") for answer in responses)
 
 
-def test_a_request_for_four_answers_takes_four_slots(tmp_path: Path) -> None:
+def test_a_request_for_four_choices_takes_four_slots(tmp_path: Path) -> None:
     with narrow(tmp_path / "many", slots=4, headroom=0.0) as (service, bob), ThreadPoolExecutor(2) as pool:
         four = send(pool, service, LONG, n=4, stream=True)
         wait_until(lambda: running(service) == 4, "all slots are taken", 5)
@@ -83,7 +83,7 @@ def test_a_request_for_four_answers_takes_four_slots(tmp_path: Path) -> None:
         wait_until(lambda: running(service) == 0, "all slots are given back", 5)
 
 
-def test_over_his_own_bound_it_is_429_and_over_all_it_is_503(tmp_path: Path) -> None:
+def test_a_full_queue_of_one_user_is_429_and_of_all_users_503(tmp_path: Path) -> None:
     bounds: dict[str, Any] = {"max_waiting": 3, "max_waiting_per_user": 2, "headroom": 0.0}
     with narrow(tmp_path / "bounds", **bounds) as (service, bob), ThreadPoolExecutor(8) as pool:
         first = [send(pool, service, LONG, stream=True) for _ in range(4)]
@@ -101,7 +101,7 @@ def test_over_his_own_bound_it_is_429_and_over_all_it_is_503(tmp_path: Path) -> 
         assert outcomes == {"ok", "limited", "queue_full"}
 
 
-def test_a_revoked_keys_requests_end_where_they_are(tmp_path: Path) -> None:
+def test_the_requests_of_a_revoked_key_end_in_every_phase(tmp_path: Path) -> None:
     """One runs, one waits, of one the body is still coming: none of them goes on, and others' do."""
     with narrow(tmp_path / "revoked", slots=2, headroom=0.0) as (service, bob), ThreadPoolExecutor(3) as pool:
         store = KeyStore(service.data)
@@ -131,7 +131,7 @@ def test_a_revoked_keys_requests_end_where_they_are(tmp_path: Path) -> None:
         assert sorted(row["outcome"] for row in service.wait_rows(3)) == ["ok", "revoked", "revoked"]
 
 
-def test_who_received_least_is_next(tmp_path: Path) -> None:
+def test_the_user_with_the_least_service_is_next(tmp_path: Path) -> None:
     with narrow(tmp_path / "fair", slots=1, headroom=0.0) as (service, bob), ThreadPoolExecutor(8) as pool:
         ada = [send(pool, service, "fake: tokens=40 ttft_ms=700") for _ in range(4)]
         wait_until(lambda: waiting(service) == 3, "ada's wait", 5)
@@ -140,7 +140,7 @@ def test_who_received_least_is_next(tmp_path: Path) -> None:
         assert {answer.result(20).status for answer in ada} == {200}
 
 
-def test_a_keys_weight_buys_its_share(tmp_path: Path) -> None:
+def test_a_key_gets_its_share_by_weight(tmp_path: Path) -> None:
     """Twelve requests of the same cost wait, half of them under a key of weight eight: those come eight to one."""
     with narrow(tmp_path / "weight", slots=1, headroom=0.0) as (service, bob), ThreadPoolExecutor(13) as pool:
         store = KeyStore(service.data)
@@ -149,15 +149,15 @@ def test_a_keys_weight_buys_its_share(tmp_path: Path) -> None:
         wait_until(lambda: service.get("/v1/models", key=heavy).status == 200, "eve is known", 5)
         first = send(pool, service, "fake: tokens=300 itl_ms=10", bob, stream=True)
         wait_until(lambda: running(service) == 1, "it runs", 5)
-        answers = [send(pool, service, "fake: tokens=60 ttft_ms=20", key) for key in [None, heavy] * 6]
+        responses = [send(pool, service, "fake: tokens=60 ttft_ms=20", key) for key in [None, heavy] * 6]
         wait_until(lambda: waiting(service) == 12, "all wait", 5)
-        assert {answer.result(30).status for answer in [first, *answers]} == {200}
+        assert {answer.result(30).status for answer in [first, *responses]} == {200}
         order = [row["user"] for row in service.wait_rows(13)[1:]]
         assert order[:8].count("eve") == 6, order
 
 
 @pytest.mark.parametrize(("end", "last"), [("whole", b"[DONE]"), ("left", b""), ("refused", b"queue_timeout")])
-def test_requests_in_flight_are_counted_out_however_they_end(tmp_path: Path, end: str, last: bytes) -> None:
+def test_every_end_of_a_request_reduces_the_count_in_flight(tmp_path: Path, end: str, last: bytes) -> None:
     with narrow(tmp_path / "flight", slots=1, headroom=0.0, max_wait_s=1.0) as (service, bob):
         store = KeyStore(service.data)
         key = store.create("eve", requests_in_flight=1)
@@ -186,7 +186,7 @@ def test_requests_in_flight_are_counted_out_however_they_end(tmp_path: Path, end
             wait_until(lambda: service.post("/v1/chat/completions", chat(), key).status == 200, "it may again", 5)
 
 
-def test_a_wait_has_an_end(tmp_path: Path) -> None:
+def test_a_wait_is_bounded(tmp_path: Path) -> None:
     with (
         narrow(tmp_path / "end", slots=1, max_wait_s=1.0, keepalive_s=0.3) as (service, _),
         ThreadPoolExecutor(3) as pool,
@@ -208,7 +208,7 @@ def test_a_wait_has_an_end(tmp_path: Path) -> None:
         assert long.result(20).body.endswith(b"data: [DONE]\n\n")
 
 
-async def test_who_leaves_the_line_frees_his_place(tmp_path: Path) -> None:
+async def test_a_disconnect_removes_the_request_from_the_queue(tmp_path: Path) -> None:
     import asyncio  # noqa: PLC0415
 
     from tests.conftest import open_stream  # noqa: PLC0415
@@ -227,7 +227,7 @@ async def test_who_leaves_the_line_frees_his_place(tmp_path: Path) -> None:
         assert left["queue_ms"] == left["duration_ms"] > 0
 
 
-def test_a_stopped_engine_is_ejected_and_taken_back(tmp_path: Path) -> None:
+def test_a_stopped_engine_is_ejected_and_restored(tmp_path: Path) -> None:
     """SIGSTOP: it accepts connections and says nothing. The canary finds out; the other replica serves."""
     replicas = [start_mock(tmp_path / f"{i}.log") for i in range(2)]
     watch = {"canary_interval_s": 0.3, "canary_timeout_s": 1.0, "first_byte_timeout_s": 3.0}
@@ -248,19 +248,19 @@ def test_a_stopped_engine_is_ejected_and_taken_back(tmp_path: Path) -> None:
             replica.stop()
 
 
-def test_a_busy_engine_is_not_ejected_for_a_canary_that_waits(tmp_path: Path) -> None:
-    """All its sequences are taken by long answers: the canary stands behind them, and their tokens flow."""
+def test_a_late_canary_does_not_eject_a_busy_engine(tmp_path: Path) -> None:
+    """All its sequences are taken by long responses: the canary stands behind them, and their tokens flow."""
     engine = start_mock(tmp_path / "busy.log", "--capacity", "2")
     watch = {"canary_interval_s": 0.3, "canary_timeout_s": 0.6, "queue": {"headroom": 0.0}}
     try:
         engines = {"chat": one_engine(2) | {"port": engine.port}}
         with serving(tmp_path / "busy", engines=engines, gateway=watch) as service, ThreadPoolExecutor(3) as pool:
-            answers = [send(pool, service, "fake: tokens=200 itl_ms=20", stream=True) for _ in range(2)]
+            responses = [send(pool, service, "fake: tokens=200 itl_ms=20", stream=True) for _ in range(2)]
             wait_until(lambda: running(service) == 2, "all its sequences are taken", 5)
-            answers.append(send(pool, service, "fake: tokens=1"))
+            responses.append(send(pool, service, "fake: tokens=1"))
             assert service.get("/ready").status == 200, "a canary asked for now is late"
-            assert not answers[0].done()
-            assert [answer.result(30).status for answer in answers] == [200] * 3, "nobody is told that it is down"
+            assert not responses[0].done()
+            assert [answer.result(30).status for answer in responses] == [200] * 3, "nobody is told that it is down"
     finally:
         engine.stop()
 
@@ -293,7 +293,7 @@ async def test_an_engine_that_only_sends_heads_is_ejected(tmp_path: Path) -> Non
         engine.stop()
 
 
-def test_a_request_on_a_replica_that_hangs_moves_to_the_other(tmp_path: Path) -> None:
+def test_a_request_on_a_hung_replica_fails_over(tmp_path: Path) -> None:
     """SIGSTOP before its first byte: once the canary has told, it need not wait for its own timeout, 10 min."""
     replicas = [start_mock(tmp_path / f"{i}.log") for i in range(2)]
     watch = {"canary_interval_s": 0.3, "canary_timeout_s": 1.0}
@@ -302,7 +302,7 @@ def test_a_request_on_a_replica_that_hangs_moves_to_the_other(tmp_path: Path) ->
         engines = {f"e{i}": one_engine(8) | {"port": replica.port} for i, replica in enumerate(replicas)}
         with serving(tmp_path / "hang", engines=engines, gateway=watch) as service, ThreadPoolExecutor(2) as pool:
             text = "fake: tokens=3 ttft_ms=3000"
-            answers = [send(pool, service, text), send(pool, service, text, stream=True)]
+            responses = [send(pool, service, text), send(pool, service, text, stream=True)]
 
             def both_run() -> bool:
                 active = [http(replica.url + "/stats").json["active"] for replica in replicas]
@@ -311,11 +311,11 @@ def test_a_request_on_a_replica_that_hangs_moves_to_the_other(tmp_path: Path) ->
             wait_until(both_run, "the chat's own replica has both", 5)
             stopped = 0 if http(replicas[0].url + "/stats").json["active"] == 2 else 1
             os.kill(replicas[stopped].process.pid, signal.SIGSTOP)
-            for answer in answers:
+            for answer in responses:
                 moved = answer.result(30)
                 assert moved.status == 200
                 assert service.row(moved)["engine"] == f"e{1 - stopped}"
-            assert b"[DONE]" in answers[1].result().body
+            assert b"[DONE]" in responses[1].result().body
     finally:
         if stopped >= 0:
             os.kill(replicas[stopped].process.pid, signal.SIGCONT)
@@ -323,7 +323,7 @@ def test_a_request_on_a_replica_that_hangs_moves_to_the_other(tmp_path: Path) ->
             replica.stop()
 
 
-def ask_and_leave(service: RunningService, times: int) -> None:
+def send_and_disconnect(service: RunningService, times: int) -> None:
     """A client that hangs up while the engine computes for it; it is the engine's abort number ``times``."""
     body = json.dumps(chat("fake: ttft_ms=60000")).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\n"
@@ -333,19 +333,19 @@ def ask_and_leave(service: RunningService, times: int) -> None:
     wait_until(lambda: service.stats()["aborted"] == times, "the abort arrives", 5)
 
 
-def test_what_clients_do_wrong_does_not_eject_an_engine(tmp_path: Path) -> None:
+def test_mistakes_of_clients_do_not_eject_an_engine(tmp_path: Path) -> None:
     with serving(tmp_path / "clients", gateway={"breaker_failures": 2}) as service:
         for _ in range(6):
             assert service.post("/v1/chat/completions", chat("fake: fault=status:400")).status == 400
         assert service.post("/v1/chat/completions", chat()).status == 200
         for number in range(3):
-            ask_and_leave(service, number + 1)
+            send_and_disconnect(service, number + 1)
         assert service.post("/v1/chat/completions", chat()).status == 200, "clients that left are not its fault"
 
 
-def test_sigterm_finishes_20_streams_and_answers_new_requests_503(tmp_path: Path) -> None:
+def test_sigterm_completes_20_streams_and_rejects_new_requests(tmp_path: Path) -> None:
     with serving(tmp_path / "drain", gateway={"drain_timeout_s": 20}) as service, ThreadPoolExecutor(20) as pool:
-        answers = [send(pool, service, "fake: tokens=150 itl_ms=20", stream=True) for _ in range(20)]
+        responses = [send(pool, service, "fake: tokens=150 itl_ms=20", stream=True) for _ in range(20)]
         wait_until(lambda: service.stats()["active"] == 20, "all run", 10)
         service.gateway.process.send_signal(signal.SIGTERM)
         refused: list[Response] = []
@@ -359,7 +359,7 @@ def test_sigterm_finishes_20_streams_and_answers_new_requests_503(tmp_path: Path
         assert refused[-1].headers["retry-after"] == "5"
         assert refused[-1].headers["connection"] == "close"
         assert service.get("/ready").status == 503
-        assert all(answer.result(30).body.endswith(b"data: [DONE]\n\n") for answer in answers)
+        assert all(answer.result(30).body.endswith(b"data: [DONE]\n\n") for answer in responses)
         assert service.gateway.process.wait(10) == 0
 
 
@@ -386,13 +386,13 @@ def test_pooling_models_have_their_own_paths(tmp_path: Path, task: str, path: st
         engine.stop()
 
 
-def test_anthropics_clients_get_errors_they_know(service: RunningService) -> None:
+def test_anthropics_clients_get_errors_of_their_api(service: RunningService) -> None:
     body = {"model": "nobody", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}
     answer = http(service.url + "/v1/messages", body=body, key=service.key)
     assert (answer.status, answer.json["type"], answer.json["error"]["type"]) == (404, "error", "not_found_error")
 
 
-def test_the_log_tells_no_prompt(tmp_path: Path) -> None:
+def test_the_log_contains_no_prompt(tmp_path: Path) -> None:
     secret = "canary-7f3a-of-a-prompt"
     with serving(tmp_path / "log", gateway={"breaker_failures": 1000}) as service:
         for text in (secret, f"fake: fault=cut {secret}", f"fake: fault=status:500 {secret}"):

@@ -34,7 +34,7 @@ ANSWER = b"".join(b"data: %s\n\n" % json.dumps(frame).encode() for frame in FRAM
 
 
 class Witness(ThreadingHTTPServer):
-    """Answers as an engine does. ``hold`` is the moment whose requests wait; ``status`` answers every load's."""
+    """Answers as an engine does. ``hold`` is the moment whose requests wait; ``status`` responses every load's."""
 
     daemon_threads = True
     block_on_close = False
