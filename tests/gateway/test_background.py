@@ -1,4 +1,4 @@
-"""Work beside the requests goes on after any error, and says so once."""
+"""Background work continues after any error, and logs it once."""
 
 from __future__ import annotations
 

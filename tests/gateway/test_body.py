@@ -1,4 +1,4 @@
-"""Edits of a request's body leave every other byte alone; decoding refuses what is no request."""
+"""Edits of a request's body change no other byte; decoding rejects an invalid request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ JSON = st.recursive(
 )
 OPTIONS = st.none() | st.dictionaries(st.sampled_from(["include_usage", "x"]), st.booleans(), max_size=2)
 OURS = frozenset(BodyFields.__struct_fields__)
-"""Fields that have a type here; what else a body holds is free."""
+"""Fields with a type; any other field is free."""
 
 BODIES = st.dictionaries(st.text(max_size=8), JSON, max_size=5).map(
     lambda extra: {k: v for k, v in extra.items() if k not in OURS}
@@ -128,7 +128,7 @@ LAX = [
 
 
 class EngineFields(pydantic.BaseModel):
-    """The same fields as vLLM's protocol declares them; it validates in pydantic's lax mode."""
+    """The same fields as in vLLM's protocol; it validates in pydantic's lax mode."""
 
     n: int | None = None
     max_tokens: int | None = None
@@ -139,7 +139,7 @@ class EngineFields(pydantic.BaseModel):
 @pytest.mark.parametrize("text", LAX)
 @pytest.mark.parametrize("field", ["n", "max_tokens", "stream", "prompt_cache_key"])
 def test_a_field_is_read_as_the_engine_reads_it(field: str, text: str) -> None:
-    """The gateway bounds and acts on what the engine will understand; what the engine rejects is left to it."""
+    """The gateway uses and bounds the value that the engine will use, and forwards one that the engine rejects."""
     fields = decode(f'{{"model": "m", "{field}": {text}}}'.encode())
     try:
         number = json.loads(text)
@@ -172,7 +172,7 @@ def test_a_cap_changes_the_limit_only(extra: dict[str, Any], limit: int, context
 @pytest.mark.parametrize("odd", ["NaN", "1e400", "-1e999", "9" * 5000, '"\\ud800"', "1.79769313486232e+308"])
 @pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/completions"])
 def test_every_edit_keeps_what_only_a_lenient_parser_reads(endpoint: str, odd: str) -> None:
-    """Through a role, a cap and the request for usage at once: no second parser is stricter than the first."""
+    """With a role, a cap and the request for usage at once: no second parser is stricter than the first."""
     text = '"caf\\u00e9 \\ud800"'
     part = f'[{{"type": "text", "text": {text}, "x": {odd}}}]'
     conversation = (

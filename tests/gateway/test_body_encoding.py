@@ -1,4 +1,4 @@
-"""A body's encodings: each is undone exactly, or refused by name, and none costs more memory than the limit."""
+"""A body's encodings: each is decoded exactly or rejected by name, within the limit of memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def raw_deflate(data: bytes) -> bytes:
 
 
 def flushed(data: bytes, wbits: int) -> bytes:
-    """``data`` in blocks of a few bytes, as a client writes that streams its body."""
+    """Return ``data`` in blocks of a few bytes, as from a client that streams its body."""
     stream = zlib.compressobj(wbits=wbits)
     parts = [stream.compress(data[i : i + 7]) + stream.flush(zlib.Z_SYNC_FLUSH) for i in range(0, len(data), 7)]
     return b"".join(parts) + stream.flush()
@@ -40,7 +40,7 @@ def zstd(data: bytes) -> bytes:
 
 
 def zstd_streamed(data: bytes) -> bytes:
-    """A frame that does not state its size and has a checksum."""
+    """Return a frame without its size and with a checksum."""
     return zstandard.ZstdCompressor(write_content_size=False, write_checksum=True).compress(data)
 
 
@@ -178,7 +178,8 @@ def test_a_window_over_the_limit_and_over_the_standards_is_rejected() -> None:
 
 
 def test_a_frame_with_a_size_over_the_limit_is_too_large_with_any_window() -> None:
-    """The highest levels ask for a window as large as the data, which the decoder would refuse for its memory."""
+    """The highest levels need a window as large as the data, which the decoder would reject because of its
+    memory."""
     with pytest.raises(BodyTooLargeError, match="after expansion"):
         decoded(zstandard.ZstdCompressor(level=22).compress(bytes(9 * 2**20)), b"zstd", LIMIT)
     body = b'{"' + bytes(9 * 2**20)
@@ -188,7 +189,7 @@ def test_a_frame_with_a_size_over_the_limit_is_too_large_with_any_window() -> No
 @settings(max_examples=300)
 @given(st.binary(max_size=300), st.sampled_from([None, b"gzip", b"deflate", b"zstd", b"identity"]), st.booleans())
 def test_any_bytes_are_decoded_or_rejected(body: bytes, header: bytes | None, real: bool) -> None:
-    """Also bytes that begin as the encoding does."""
+    """The bytes may begin like the encoding."""
     start = {b"gzip": gzip.compress(JSON), b"zstd": zstd_streamed(JSON), b"deflate": zlib.compress(JSON)}
     if real and header in start:
         body = start[header][: len(body)] + body

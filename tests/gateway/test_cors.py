@@ -1,4 +1,4 @@
-"""Origins of web pages: which are allowed, what their browsers get, and how each is to be written."""
+"""Origins of web pages: which are allowed, which headers they get, and how a site names them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVERY = BrowserOrigins(("*",))
 
 
 def fields(lines: bytes) -> dict[str, str]:
-    """``lines`` as headers; each once, each with its CRLF."""
+    """Return ``lines`` as headers; each occurs once and has its CRLF."""
     assert not lines or lines.endswith(b"\r\n")
     pairs = [line.partition(": ") for line in lines.decode("latin1").split("\r\n")[:-1]]
     found = {name: value for name, _, value in pairs}

@@ -54,7 +54,7 @@ def claude_json(session: str, account: str = "", device: str = HEX, **more: Any)
         ({}, {"safety_identifier": None, "user": 7, "metadata": {"user_id": "4"}}, "4"),
         ({}, {"user": "ada.l+x@example-site.org"}, "ada.l+x@example-site.org"),
         ({}, {"user": "x" * 63}, "x" * 63),
-        # The names of these fields anywhere else name no end user.
+        # Fields of these names in other objects name no end user.
         ({b"x-openwebui-user-email": b"ada"}, {"messages": [{"user": "ada"}], "metadata": {"user": "ada"}}, None),
     ],
 )
@@ -104,7 +104,7 @@ def test_text_that_is_not_plain_becomes_the_same_digest_from_every_source(value:
     assert found != end_user({}, body(user=value + "1"))
     if value.isprintable():
         assert found == end_user({HEADER: value.encode()}, b""), "a header and a field name the same person"
-    # Spelled with escapes it is the same text.
+    # Escapes do not change the text.
     escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 0x10000 else c for c in value)
     assert found == end_user({}, f'{{"user": "{escaped}"}}'.encode())
 

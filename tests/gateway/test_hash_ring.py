@@ -1,4 +1,4 @@
-"""Which replica a chat belongs to: stable, balanced, bounded."""
+"""The assignment of chats to replicas: stable, balanced, bounded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_conversation_of_responses_keeps_its_key_too() -> None:
     first = key(items("be brief", "hello"))
     assert first == key(items("be brief", "hello", "hi", "and now?")) != key(items("be brief", "other"))
     odd = {"input": [{"role": 7}]}
-    assert key(odd) == json.dumps(odd["input"]).encode(), "what is no conversation is a prompt"
+    assert key(odd) == json.dumps(odd["input"]).encode(), "any other input is a prompt"
 
 
 def test_a_chat_id_precedes_the_text_and_is_valid_within_its_user() -> None:

@@ -1,4 +1,4 @@
-"""Any JSON that Python's json accepts is split without changing a byte of its values; anything else is rejected."""
+"""JSON that Python's json accepts is split without changing a byte of its values; all else is rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every spelling of a path is the path, or a 404 that names the path that was meant; none reaches another one."""
+"""Spellings of a path: each is the path, or a 404 that suggests the right one; none reaches another path."""
 
 from __future__ import annotations
 

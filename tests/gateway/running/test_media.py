@@ -1,4 +1,4 @@
-"""Addresses in requests: an engine fetches from named hosts only, and words about addresses are words."""
+"""Addresses in requests: an engine fetches from allowed hosts only, and addresses in text are forwarded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import RunningService, chat, serving
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A gateway that lets one host be fetched from."""
+    """A gateway with one allowed host."""
     with serving(tmp_path_factory.mktemp("media"), gateway={"media_domains": ["images.example.org"]}) as running:
         yield running
 
@@ -47,8 +47,8 @@ def test_addresses_outside_the_allowed_hosts_are_rejected(service: RunningServic
         ("/v1/chat/completions", hidden),
         ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]}),
     ):
-        answer = service.post(path, body if isinstance(body, bytes) else {"model": "fake", **body})
-        assert (answer.status, answer.json["error"]["code"]) == (400, "media_not_allowed"), body
+        response = service.post(path, body if isinstance(body, bytes) else {"model": "fake", **body})
+        assert (response.status, response.json["error"]["code"]) == (400, "media_not_allowed"), body
     assert service.stats()["requests"] == before
 
 
@@ -63,7 +63,7 @@ SAID = {"role": "user", "content": "x"}
         for kind in ("image_url", "video_url", "audio_url")
     ]
     + [
-        # The short spelling without a type, which vLLM takes too.
+        # The short form without a type, which vLLM accepts, too.
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"image_url": EVIL}]}]}),
         ("/v1/chat/completions", {"messages": [{"role": "tool", "content": [{"image_url": {"url": EVIL}}]}]}),
         ("/v1/messages", {"messages": [{"role": "user", "content": [
@@ -82,9 +82,9 @@ SAID = {"role": "user", "content": "x"}
 )  # fmt: skip
 def test_every_form_of_an_address_is_checked(service: RunningService, path: str, body: dict[str, object]) -> None:
     before = service.stats()["requests"]
-    answer = service.post(path, {"model": "fake", "max_tokens": 4, **body})
-    assert answer.status == 400, answer.body
-    assert EVIL in answer.json["error"]["message"]
+    response = service.post(path, {"model": "fake", "max_tokens": 4, **body})
+    assert response.status == 400, response.body
+    assert EVIL in response.json["error"]["message"]
     assert service.stats()["requests"] == before
 
 
@@ -93,7 +93,7 @@ def test_every_form_of_an_address_is_checked(service: RunningService, path: str,
     "field", ["query", "queries", "documents", "items", "data_1", "data_2", "text_1", "text_2"]
 )
 def test_addresses_in_ranked_content_are_rejected(path: str, field: str) -> None:
-    """vLLM takes content parts there as well, alone or in a list; pure, for the mock engine ranks no pictures."""
+    """vLLM accepts content parts there as well, alone or in a list; the mock engine ranks no images."""
     part = {"content": [{"type": "image_url", "image_url": {"url": EVIL}}]}
     for value in (part, ["x", part]):
         with pytest.raises(InvalidRequestError, match="may not fetch"):
@@ -112,7 +112,7 @@ def test_an_address_is_found_at_any_depth(depth: int, kind: str) -> None:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        # A tool that fetches, called with an address: the engine reads that as words.
+        # A call of a tool with an address: for the engine it is text.
         ("/v1/messages", {"messages": [SAID, {"role": "assistant", "content": [
             {"type": "tool_use", "id": "t", "name": "fetch", "input": {"url": "http://10.0.0.1/", "x": 1}}]}]}),
         ("/v1/chat/completions", {"messages": [SAID, {"role": "assistant", "tool_calls": [{"id": "t",
