@@ -29,8 +29,7 @@ from appliance.errors import ConfigError, StartError
 from appliance.gateway.main import bind
 from appliance.models.prepare import Prepared, prepare
 from appliance.render.terminal import long_run_console
-from appliance.smoketest.load import default_model, show
-from appliance.smoketest.load import run as run_smoke_test
+from appliance.smoketest.load import default_model, run_load, show
 from appliance.store.keys import KeyStore
 from appliance.system import files, lock_file, text_file
 from appliance.system.http_request import NO_RESPONSE, send_request
@@ -261,7 +260,7 @@ async def _serve(
 async def _smoke(site: Site, url: str, key: str, model: str, folder: Path) -> Report:
     """The smoke test, in a thread beside the loop that keeps the children; cancelled, its load has ended."""
     stop = Stop()
-    load = partial(run_smoke_test, site.smoke, url=url, key=key, model=model, folder=folder, stop=stop)
+    load = partial(run_load, site.smoke, url=url, key=key, model=model, folder=folder, stop=stop)
     running = asyncio.ensure_future(asyncio.to_thread(load))
     try:
         return await asyncio.shield(running)

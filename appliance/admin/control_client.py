@@ -21,7 +21,7 @@ def status(folder: Path) -> dict[str, Any]:
 
 
 def swap(folder: Path, model: str) -> dict[str, Any]:
-    """Request the gateway to load ``model``, or the model of that role; return its response, which names the model.
+    """Make the gateway load ``model``, or the model of that role; return its response, which names the model.
 
     Raises :class:`StartError` if no gateway listens there, :class:`RequestError` with its reason if it rejects the
     request.
@@ -37,9 +37,8 @@ def _send(folder: Path, method: str, path: str, body: object) -> dict[str, Any]:
         raise StartError(f"{folder / SOCKET} belongs to the gateway's user; run this as that user") from None
     except (*NO_RESPONSE, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise StartError(
-            f"no gateway responds on {folder / SOCKET} ({reason}); start it, or name its configuration with --config"
-        ) from None
+        fix = "start it, or name its configuration with --config"
+        raise StartError(f"no gateway responds on {folder / SOCKET} ({reason}); {fix}") from None
     if response.status >= 400:
         reported = table["error"]
         rejection = RequestError(reported["message"], code=reported["code"], param=reported["param"])

@@ -49,17 +49,19 @@ def _smoke(args: argparse.Namespace) -> int:
 
 def _test_host(site: Site, args: argparse.Namespace, key: str, stop: Stop) -> int:
     show = long_run_console()
-    what = run.subject()
-    if args.once and (earlier := run.proven_before(args.reports, what)):
+    system = run.system_under_test()
+    if args.once and (earlier := run.passed_before(args.reports, system)):
         show.print(f"{earlier.line} (on {earlier.began}; not again at each boot)", markup=False, soft_wrap=True)
         return 0
-    folder = report.folder_of(args.reports, what.place.generation)
+    folder = report.folder_of(args.reports, system.running.generation)
 
     def print_step(step: report.SmokeStep) -> None:
-        line = f"{step.level:4} {step.sentence}{f'; {step.mend}' if step.mend else ''}"
+        line = f"{step.level:4} {step.sentence}{f'; {step.fix}' if step.fix else ''}"
         show.print(line, markup=False, soft_wrap=True)
 
-    made = run.prove(site, Path.cwd(), key=key, folder=folder, what=what, say=print_step, stop=stop)
+    made = run.run_smoke_test(
+        site, Path.cwd(), key=key, folder=folder, system=system, on_step=print_step, stop=stop
+    )
     show.print(made.line, markup=False, soft_wrap=True)
     # A test that was stopped shows neither that the host works nor that it fails.
     return 0 if made.passed else 2 if stop.requested else 1

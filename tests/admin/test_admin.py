@@ -201,7 +201,7 @@ def test_no_gateway_is_said_not_shown_as_a_trace(admin: RunningAdmin, tmp_path: 
     argv = [sys.executable, "-m", "appliance", "models", "status", "--config", str(config)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: no gateway answers on {tmp_path}/control.sock")
+    assert done.stderr.startswith(f"error: no gateway responds on {tmp_path}/control.sock")
 
 
 def test_the_command_line_makes_changes_and_lists_keys(admin: RunningAdmin) -> None:

@@ -106,7 +106,7 @@ def test_a_step_fails_only_for_a_failure_of_the_generation(
     level: Level, domain: FaultDomain, step: str, external: bool
 ) -> None:
     made = step_of(a_finding(level, domain))
-    assert (made.level, made.external, made.mend) == (step, external, "cool the room")
+    assert (made.level, made.external, made.fix) == (step, external, "cool the room")
 
 
 def test_external_failures_are_in_the_line_of_the_verdict_and_on_the_page() -> None:
@@ -114,13 +114,12 @@ def test_external_failures_are_in_the_line_of_the_verdict_and_on_the_page() -> N
     passed = Proof("/nix/store/here", 8, True, "", 3.0, (outside,))
     assert passed.passed
     assert passed.line == (
-        "smoke test of generation 8: PASS, 1 steps, 1 with a warning, 3 s; no generation's fault: "
-        "throttle card 0: heat; 91 °C"
+        "smoke test of generation 8: PASS, 1 steps, 1 with a warning, 3 s; external: throttle card 0: heat; 91 °C"
     )
-    assert "no generation causes or mends that" in page(passed)
+    assert "no generation causes or fixes it" in page(passed)
     failed = Proof("/nix/store/here", 8, True, "", 3.0, (own, outside))
     assert not failed.passed
-    assert failed.line.startswith("smoke test of generation 8: FAIL: throttle card 0: heat; 91 °C; no generation's")
+    assert failed.line.startswith("smoke test of generation 8: FAIL: throttle card 0: heat; 91 °C; external: ")
     assert "no generation" not in page(Proof("/nix/store/here", 8, True, "", 3.0, (own,)))
 
 

@@ -22,7 +22,7 @@ from tests.doctor.fakehost import KEYS, FakeHost, dump
 from tests.smalldisk import SmallDisk
 
 LINE = LocalPeer(KEYS["gpu"], KEYS["vps"], "203.0.113.5:51820", None)
-ROUTER = Hop("enp5s0", "192.168.1.1", answers=True)
+ROUTER = Hop("enp5s0", "192.168.1.1", responds=True)
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ ROUTER = Hop("enp5s0", "192.168.1.1", answers=True)
         ({"endpoint": "203.0.113.6:51820"}, LINE, ROUTER, "generation", "another endpoint"),
         ({"listen_port": 51820}, LINE, ROUTER, "generation", "another port"),
         # Its network does not reach the first hop, which a driver or an address can cause.
-        ({}, LINE, None, "generation", "no way to 203.0.113.5:51820"),
-        ({}, LINE, dataclasses.replace(ROUTER, answers=False), "generation", "does not answer"),
+        ({}, LINE, None, "generation", "no route to 203.0.113.5:51820"),
+        ({}, LINE, dataclasses.replace(ROUTER, responds=False), "generation", "does not respond"),
         # There is no evidence.
-        ({}, None, ROUTER, "generation", "never shaken hands"),
+        ({}, None, ROUTER, "generation", "never completed a handshake"),
     ],
 )
 def test_the_fault_domain_of_a_silent_peer(
@@ -74,7 +74,9 @@ def look(host: FakeHost, known: Path) -> Finding:
     context = host.context()
     assert context.machine is not None
     assert context.machine.tunnel is not None
-    results = handshake.weigh(context.host, context.machine.tunnel, host.findings("tunnel"), known, context.now)
+    results = handshake.attribute_fault(
+        context.host, context.machine.tunnel, host.findings("tunnel"), known=known, now=context.now
+    )
     (found,) = [one for one in results if one.subject == "peer vps"]
     return found
 
@@ -89,7 +91,7 @@ def test_a_vps_that_is_off_differs_from_another_key(host: FakeHost, tmp_path: Pa
         host.set_output("wg", dump(KEYS["gpu"], {KEYS["vps"]: age}))
         found = look(host, known)
         assert (found.level, found.fault_domain) == ("fail", "external")
-        assert "the first hop 192.168.1.1 answers" in found.seen
+        assert "the first hop 192.168.1.1 responds" in found.seen
     # The same silence, with another key of its own.
     host.set_output("wg", dump(KEYS["stranger"], {KEYS["vps"]: None}))
     assert look(host, known).fault_domain == "generation"
@@ -107,7 +109,7 @@ def test_a_first_hop_that_does_not_respond_is_a_failure_of_the_generation(host: 
     for state in ("FAILED", "INCOMPLETE"):
         host.set_output("neigh", f'[{{"dst":"192.168.1.1","state":["{state}"]}}]')
         found = look(host, known)
-        assert (found.fault_domain, "does not answer" in found.seen) == ("generation", True)
+        assert (found.fault_domain, "does not respond" in found.seen) == ("generation", True)
     host.set_output("neigh", "[]")
     assert look(host, known).fault_domain == "generation"
     # A link without neighbours, such as PPP.
@@ -158,12 +160,12 @@ def test_the_smoke_test_waits_for_the_first_handshake(host: FakeHost, programs: 
     assert context.machine is not None
     assert context.machine.tunnel is not None
     began = time.monotonic()
-    handshake.wait(context.host, context.machine.tunnel)
+    handshake.wait_for_handshakes(context.host, context.machine.tunnel)
     assert time.monotonic() - began < handshake.WAIT_S
     assert (host.fake / "looks").read_text().split() == ["x"] * 3
     (host.fake / "live").write_text(silent.read_text())
     began = time.monotonic()
-    handshake.wait(context.host, context.machine.tunnel, wait_s=1.5)
+    handshake.wait_for_handshakes(context.host, context.machine.tunnel, wait_s=1.5)
     assert time.monotonic() - began >= 1.5, "it did not wait"
 
 
@@ -177,11 +179,11 @@ def test_the_smoke_test_reports_an_external_failure_as_a_warning(
     machine.write_text(json.dumps(host.machine))
     monkeypatch.setattr(run, "MACHINE", machine)
     monkeypatch.setattr(run, "HostReader", lambda _: context.host)
-    monkeypatch.setattr(handshake, "wait", lambda *_: None)
+    monkeypatch.setattr(handshake, "wait_for_handshakes", lambda *_: None)
 
     def peer() -> SmokeStep:
         assert context.site is not None
-        steps = run._host(context.site, context.base, tmp_path / "handshakes.json")
+        steps = run.check_host(context.site, context.base, tmp_path / "handshakes.json")
         return next(step for step in steps if step.name == "tunnel peer vps")
 
     assert peer().level == "ok"
@@ -227,12 +229,12 @@ def test_the_first_hop_in_network_namespaces(tmp_path: Path) -> None:
             do("-n", one, "link", "set", "lan", "up")
         assert hop() == "None\n"
         do("-n", here, "route", "add", "default", "via", "192.168.1.1")
-        wait_until(lambda: "answers=True" in hop(), "the router's response", 90)
+        wait_until(lambda: "responds=True" in hop(), "the router's response", 90)
         assert "device='lan', address='192.168.1.1'" in hop()
         # Remove its address, but not the link, as if the router hung.
         do("-n", router, "address", "flush", "dev", "lan")
         do("-n", here, "neigh", "flush", "dev", "lan")
-        wait_until(lambda: "answers=False" in hop(), "the router's silence", 90)
+        wait_until(lambda: "responds=False" in hop(), "the router's silence", 90)
     finally:
         for one in (here, router):
             subprocess.run(["ip", "netns", "delete", one], capture_output=True, check=False)

@@ -26,7 +26,7 @@ from appliance.doctor.context import CheckContext
 machine, known = load_machine(Path(sys.argv[1])), Path(sys.argv[2])
 context = CheckContext(HostReader(), None, machine, Path.cwd(), time.time())
 found = examine(context, ["tunnel"]).results
-for one in handshake.weigh(context.host, machine.tunnel, found, known, context.now):
+for one in handshake.attribute_fault(context.host, machine.tunnel, found, known=known, now=context.now):
     if one.subject == "peer vps":
         print(json.dumps([one.level, one.fault_domain, one.seen]))
 """
@@ -68,7 +68,7 @@ def test_a_vps_whose_tunnel_is_off_is_external(pair: tuple[Node, Node], known: P
 
     def external() -> bool:
         level, domain, seen = look(gpu, known)
-        return (level, domain) == ("fail", "external") and "the first hop 203.0.113.5 answers" in seen
+        return (level, domain) == ("fail", "external") and "the first hop 203.0.113.5 responds" in seen
 
     wait_until(external, "its first attempt, and the neighbour's response", 60)
 
@@ -101,4 +101,4 @@ def test_a_lost_network_is_a_failure_of_the_generation(pair: tuple[Node, Node], 
     gpu.configure(peer=vps.public)
     level, domain, seen = look(gpu, known)
     assert (level, domain) == ("fail", "generation")
-    assert "has no way to 203.0.113.5:51820" in seen
+    assert "has no route to 203.0.113.5:51820" in seen

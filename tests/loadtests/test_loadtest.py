@@ -256,12 +256,12 @@ def test_the_smoke_scenario_passes_and_misses(engine: StartedProcess, tmp_path: 
     (tmp_path / "log").mkdir()
     asked = Smoke(users=3, requests_per_user=2, max_tokens=8)
     more: dict[str, Any] = {"url": engine.url, "key": "k", "folder": tmp_path, "stop": Stop()}
-    report = load.run(asked, model="fake", **more)
+    report = load.run_load(asked, model="fake", **more)
     assert (report.exit_code, report.requests, report.failures) == (0, 6, {})
     tight = asked.model_copy(update={"slo": Slo(ttft_p99_ms=0.01)})
-    report = load.run(tight, model="fake", **more)
+    report = load.run_load(tight, model="fake", **more)
     assert (report.exit_code, [check.holds for check in report.checks]) == (1, [False, True, True])
-    report = load.run(asked, model="nobody", **more)
+    report = load.run_load(asked, model="nobody", **more)
     assert (report.exit_code, report.failures) == (2, {"status 404": 6}), "a model that is not there proves nothing"
 
 

@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 
-from appliance.catalog import catalog
+from appliance.catalog.shipped import MEASUREMENTS
 from appliance.cli import parse
 from appliance.contract.load import load
 from appliance.errors import ApplianceError
 from appliance.planner.page import page
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-MEASUREMENTS = Path(catalog.__file__).parent / "measurements.csv"
 PRO = "RTX PRO 6000 Blackwell Workstation"
 
 

@@ -332,8 +332,8 @@ def test_a_full_disk_keeps_rows_until_there_is_room(tmp_path: Path, caplog: pyte
         count = 3000
         for number in range(count):
             writer.put(a_row(number))
-        wait_until(lambda: "the database refuses them" in caplog.text, "the refusal is logged", 10)
-        assert caplog.text.count("the database refuses them") == 1
+        wait_until(lambda: "the database rejects them" in caplog.text, "the refusal is logged", 10)
+        assert caplog.text.count("the database rejects them") == 1
         filler.unlink()
         reader = UsageReader(disk)
         wait_until(lambda: sum(line.requests for line in reader.sums("user", 0)) == count, "every row", 10)
