@@ -189,7 +189,7 @@ def _ends(values: Vector) -> tuple[float, float]:
 def dump(k: Constants, table: dict[str, tuple[float, float]]) -> str:
     """``constants.toml``."""
     lines = [
-        "# Written by `python -m tools.calibrate`; meanings and priors stand in constants.py.",
+        "# Written by `python -m tools.calibrate`; meanings and priors are in constants.py.",
         "",
     ]
     for entry in fields(Constants):

@@ -179,9 +179,9 @@ def entry(family: str, auto: Any, text_only: bool) -> dict[str, Any]:
 def defaults_of(families: dict[str, dict[str, Any]]) -> str:
     """What each known family's class assumes, for the fields that change its count or context."""
     lines = [
-        "# What a family's configuration class assumes for a field that a config.json leaves out.",
+        "# The values that a family's configuration class assumes for fields missing from a config.json.",
         f"# Source: the classes of transformers {transformers.__version__}, by benchmarks/planner/families.py.",
-        "# A field that is not here has no such value: another field or a formula gives it.",
+        "# A field that is not here has no such value; it follows from another field or a formula.",
     ]
     classes: dict[str, type] = {}
     outside: dict[str, bool] = {}

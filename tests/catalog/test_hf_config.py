@@ -1,4 +1,4 @@
-"""config.json of every family, and config.json that lies."""
+"""Correct and contradictory config.json files, from folders and from the local cache."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ DENSE: dict[str, Any] = {
 }
 
 
-def test_a_dense_model() -> None:
+def test_a_dense_model_is_read() -> None:
     assert hf_config.parse("m", DENSE).total_params == 596_049_920
 
 
-def test_text_config_inside_a_vision_model() -> None:
+def test_the_text_config_of_a_vision_model_is_read() -> None:
     outer = {
         "model_type": "qwen3_vl",
         "text_config": {**DENSE, "model_type": "qwen3_vl_text"},
@@ -42,7 +42,7 @@ def test_text_config_inside_a_vision_model() -> None:
     assert hf_config.parse("m", outer).total_params == 596_049_920
 
 
-def test_sliding_window_by_layer_types() -> None:
+def test_layer_types_determine_the_sliding_layers() -> None:
     kinds = ["sliding_attention"] * 21 + ["full_attention"] * 7
     shape = hf_config.parse("m", {**DENSE, "layer_types": kinds, "sliding_window": 128})
     assert (shape.sliding_layers, shape.full_layers) == (21, 7)
@@ -50,7 +50,7 @@ def test_sliding_window_by_layer_types() -> None:
     assert shape.sliding.window == 128
 
 
-def test_a_window_switched_off_does_not_slide() -> None:
+def test_a_window_that_is_switched_off_has_no_sliding_layers() -> None:
     assert hf_config.parse("m", {**DENSE, "sliding_window": 4096, "use_sliding_window": False}).sliding_layers == 0
 
 
@@ -64,7 +64,7 @@ def test_a_window_switched_off_does_not_slide() -> None:
         ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "nvfp4"),
     ],
 )
-def test_precision_of_the_checkpoint(table: dict[str, Any], native: str) -> None:
+def test_the_precision_of_the_checkpoint_is_read(table: dict[str, Any], native: str) -> None:
     shape = hf_config.parse("m", {**DENSE, "quantization_config": table})
     assert shape.native == native
     assert shape.fp8_block == (128 if native == "fp8" else 0)
@@ -72,7 +72,7 @@ def test_precision_of_the_checkpoint(table: dict[str, Any], native: str) -> None
 
 @pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"])
 @pytest.mark.parametrize("value", [None, -1, 0, 1.5, "64", True, 10**12])
-def test_missing_and_lying_fields(field: str, value: object) -> None:
+def test_a_missing_or_impossible_field_is_named(field: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
         hf_config.parse("m", {**DENSE, field: value})
     message = str(caught.value)
@@ -96,7 +96,7 @@ def test_missing_and_lying_fields(field: str, value: object) -> None:
         ({"compress_ratios": [4]}, "compressed"),
     ],
 )
-def test_contradictions(change: dict[str, Any], word: str) -> None:
+def test_a_contradiction_or_an_unsupported_structure_is_named(change: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word.replace("*", r"\*")):
         hf_config.parse("m", {**DENSE, **change})
 
@@ -147,17 +147,17 @@ def write(folder: Path, config: object, size: int | None = None) -> Path:
     return folder
 
 
-def test_a_folder_with_its_index(tmp_path: Path) -> None:
+def test_the_size_of_a_folders_index_is_read(tmp_path: Path) -> None:
     shape = add_model.read(str(write(tmp_path, DENSE, 1_192_135_096)))
     assert shape.checkpoint_bytes == 1_192_135_096
 
 
-def test_a_config_of_other_weights(tmp_path: Path) -> None:
+def test_a_config_of_other_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="belongs to another model"):
         add_model.read(str(write(tmp_path, DENSE, 61_000_000_000)))
 
 
-def test_a_repository_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_in_the_local_cache_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "hub" / "models--Some--Model" / "snapshots" / "abc"
     folder.mkdir(parents=True)
     write(folder, DENSE)
@@ -168,7 +168,7 @@ def test_a_repository_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "[" * 100_000])
-def test_files_that_are_no_config(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_config_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text, "utf-8")
     with pytest.raises(ConfigError) as caught:
@@ -177,7 +177,7 @@ def test_files_that_are_no_config(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8"])
-def test_a_config_in_any_unicode_encoding(tmp_path: Path, encoding: str) -> None:
+def test_a_config_in_any_unicode_encoding_is_read(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "config.json").write_bytes(json.dumps(DENSE).encode(encoding))
     (tmp_path / "model.safetensors.index.json").write_bytes(
         json.dumps({"metadata": {"total_size": 1_192_135_096}}).encode(encoding)
@@ -186,7 +186,7 @@ def test_a_config_in_any_unicode_encoding(tmp_path: Path, encoding: str) -> None
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe{", b"\xef\xbb\xbf", b"\xef\xbb\xbf{", b"\x89PNG\r\n", b"\xff" * 9])
-def test_bytes_that_are_no_json_get_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_bytes_that_are_not_json_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         add_model.read(str(tmp_path))
@@ -195,13 +195,13 @@ def test_bytes_that_are_no_json_get_one_sentence(tmp_path: Path, content: bytes)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_catalogue_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+def test_a_catalog_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "models.toml"
     path.write_text(dump_model(hf_config.parse("My/Own", DENSE)), encoding)
     assert known_models(path)["My/Own"].total_params == 596_049_920
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no config"):
         add_model.read(str(tmp_path))
     with pytest.raises(ConfigError, match="no such file"):

@@ -17,7 +17,7 @@ SERVER = "RTX PRO 6000 Blackwell Server"
 
 @pytest.fixture
 def workload() -> Callable[..., Workload]:
-    """A point on one RTX PRO 6000, whatever is not said taken from Qwen3-30B-A3B in bf16."""
+    """Build a workload on one RTX PRO 6000, by default of Qwen3-30B-A3B in bf16."""
 
     def build(model: str = "Qwen/Qwen3-30B-A3B", card: str = PRO, **changes: object) -> Workload:
         shape, dtype = parse_model(model)
