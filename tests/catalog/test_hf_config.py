@@ -11,9 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.catalog import hf_config
-from appliance.catalog.models import dump_model, known_models
 from appliance.errors import ConfigError
-from appliance.planner import add_model
 
 DENSE: dict[str, Any] = {
     "model_type": "qwen3",
@@ -137,72 +135,3 @@ def test_any_value_of_any_field_is_read_or_refused_in_one_line(config: dict[str,
     except ConfigError as error:
         message = str(error)
     assert "\n" not in message
-
-
-def write(folder: Path, config: object, size: int | None = None) -> Path:
-    (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    if size is not None:
-        index = {"metadata": {"total_size": size}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
-    return folder
-
-
-def test_the_size_of_a_folders_index_is_read(tmp_path: Path) -> None:
-    shape = add_model.read(str(write(tmp_path, DENSE, 1_192_135_096)))
-    assert shape.checkpoint_bytes == 1_192_135_096
-
-
-def test_a_config_of_other_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="belongs to another model"):
-        add_model.read(str(write(tmp_path, DENSE, 61_000_000_000)))
-
-
-def test_a_repository_in_the_local_cache_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "hub" / "models--Some--Model" / "snapshots" / "abc"
-    folder.mkdir(parents=True)
-    write(folder, DENSE)
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert add_model.read("Some/Model").name == "Some/Model"
-    with pytest.raises(ConfigError, match="not in the local cache"):
-        add_model.read("Some/Other")
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "[" * 100_000])
-def test_a_file_that_is_not_a_config_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "config.json"
-    path.write_text(text, "utf-8")
-    with pytest.raises(ConfigError) as caught:
-        add_model.read(str(path))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8"])
-def test_a_config_in_any_unicode_encoding_is_read(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "config.json").write_bytes(json.dumps(DENSE).encode(encoding))
-    (tmp_path / "model.safetensors.index.json").write_bytes(
-        json.dumps({"metadata": {"total_size": 1_192_135_096}}).encode(encoding)
-    )
-    assert add_model.read(str(tmp_path)).checkpoint_bytes == 1_192_135_096
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe{", b"\xef\xbb\xbf", b"\xef\xbb\xbf{", b"\x89PNG\r\n", b"\xff" * 9])
-def test_bytes_that_are_not_json_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(ConfigError) as caught:
-        add_model.read(str(tmp_path))
-    assert "config.json: " in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_catalog_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str) -> None:
-    path = tmp_path / "models.toml"
-    path.write_text(dump_model(hf_config.parse("My/Own", DENSE)), encoding)
-    assert known_models(path)["My/Own"].total_params == 596_049_920
-
-
-def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no config"):
-        add_model.read(str(tmp_path))
-    with pytest.raises(ConfigError, match="no such file"):
-        add_model.read(str(tmp_path / "nothing" / "here"))

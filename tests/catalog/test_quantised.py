@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from appliance.catalog import hf_config, quantised
 from appliance.catalog.shape import Shape
 from appliance.errors import ConfigError
-from appliance.planner import add_model, precision
+from appliance.planner import precision
 
 DENSE: dict[str, Any] = {
     "model_type": "qwen3",
@@ -170,28 +169,3 @@ def test_an_unknown_field_is_refused(table: dict[str, Any], field: str) -> None:
 def test_an_unknown_type_of_weights_is_named(dtype: object) -> None:
     with pytest.raises(ConfigError, match="is not a type of weights"):
         hf_config.parse("m", {**DENSE, "torch_dtype": dtype})
-
-
-def folder(path: Path, name: str, table: object) -> Path:
-    (path / "config.json").write_text(json.dumps(DENSE), "utf-8")
-    (path / name).write_text(json.dumps(table), "utf-8")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "table", "native"),
-    [
-        ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4", "group_size": 16}}, "nvfp4"),
-        ("hf_quant_config.json", {"producer": {}, "quantization": {"quant_algo": "FP8"}}, "fp8"),
-        ("quantize_config.json", {"bits": 4, "group_size": 128, "desc_act": False}, "awq-int4"),
-        ("quant_config.json", {"w_bit": 4, "q_group_size": 128, "zero_point": True, "version": "GEMM"}, "awq-int4"),
-    ],
-)
-def test_a_quantisation_in_a_separate_file_is_read(tmp_path: Path, name: str, table: object, native: str) -> None:
-    assert add_model.read(str(folder(tmp_path, name, table))).native == native
-
-
-@pytest.mark.parametrize("table", [{"quantization": {"quant_algo": "W1"}}, {"quantization": 4}, [1]])
-def test_a_quantisation_in_a_separate_file_that_is_not_understood_is_refused(tmp_path: Path, table: object) -> None:
-    with pytest.raises(ConfigError):
-        add_model.read(str(folder(tmp_path, "hf_quant_config.json", table)))

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import UsageError
-from appliance.planner import host_ram
-from appliance.planner.demand import Demand
-from appliance.planner.hardware import HardwareSpec, parse_cards
-from appliance.planner.models import ModelDemand, split_shares
 from appliance.planner.placement import advise
-from appliance.planner.what_if import changes
-
-PRO, SERVER = "RTX PRO 6000 Blackwell Workstation", "RTX PRO 6000 Blackwell Server"
-
-MakeModel = Callable[..., ModelDemand]
-MakeMachine = Callable[..., HardwareSpec]
-
-
-def demand_for(*models: ModelDemand, users: int = 100, chats: int = 200) -> Demand:
-    return Demand(users=users, chats=chats, think_s=60.0, models=models)
+from tests.planner.conftest import PRO, SERVER, MakeMachine, MakeModel, demand_for
 
 
 def test_two_cards_run_two_copies_of_a_small_model(model_demand: MakeModel, machine: MakeMachine) -> None:
@@ -73,52 +58,6 @@ def test_a_model_too_large_for_one_machine_spans_two(model_demand: MakeModel, ma
     assert not best.writable
 
 
-def test_an_error_names_the_smallest_change_that_would_fit(model_demand: MakeModel, machine: MakeMachine) -> None:
-    with pytest.raises(UsageError, match="nearest that fits: Qwen/Qwen3-32B in fp8"):
-        advise((machine("1x RTX A6000"),), demand_for(model_demand("Qwen/Qwen3-32B")))
-    with pytest.raises(UsageError, match=r"nearest that fits: [248] cards"):
-        advise((machine("1x RTX 3090", 64),), demand_for(model_demand("meta-llama/Llama-3.3-70B-Instruct")))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"users": 0}, "users = 0 is out of range; nearest valid value: 1"),
-        ({"chats": -5}, "chats = -5"),
-        ({"chats": 10**9}, "nearest valid value: 1e+06"),
-    ],
-)
-def test_a_demand_out_of_range_is_rejected(
-    model_demand: MakeModel, machine: MakeMachine, changes: dict[str, int], words: str
-) -> None:
-    with pytest.raises(UsageError) as caught:
-        advise((machine(),), demand_for(model_demand(), **changes))
-    assert words in str(caught.value)
-
-
-def test_impossible_shares_contexts_and_machines_are_rejected(
-    model_demand: MakeModel, machine: MakeMachine
-) -> None:
-    for demand, where in (
-        (demand_for(model_demand(share=0.4)), "shares add up to 0.4"),
-        (demand_for(model_demand(context=50000)), "nearest: 40960"),
-        (demand_for(model_demand(context=1000)), "nearest: context 2400"),
-        (demand_for(), "the demand names no model"),
-    ):
-        with pytest.raises(UsageError, match=where):
-            advise((machine(),), demand)
-    with pytest.raises(UsageError, match="nearest valid: 8 per machine"):
-        advise((machine(f"9x {PRO}"),), demand_for(model_demand()))
-    with pytest.raises(UsageError, match="nearest valid value: 8"):
-        advise(tuple(machine(name=f"m{number}") for number in range(9)), demand_for(model_demand()))
-
-
-@pytest.mark.parametrize("text", ["0x RTX 5090", "-1x RTX 5090", "65x RTX 5090", "", "2x Voodoo"])
-def test_an_impossible_number_or_name_of_cards_is_rejected(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_cards(text)
-
-
 def test_eight_cards_and_five_models_take_at_most_two_seconds(
     model_demand: MakeModel, machine: MakeMachine
 ) -> None:
@@ -135,19 +74,6 @@ def test_eight_cards_and_five_models_take_at_most_two_seconds(
     assert len(advice.best.parts) == 5
 
 
-def test_the_effects_of_a_second_card_and_of_power_limits_are_predicted(
-    model_demand: MakeModel, machine: MakeMachine
-) -> None:
-    found = {change.what: change.plan for change in changes((machine(),), demand_for(model_demand()))}
-    assert set(found) == {f"a further {PRO}", "300 W per card", "450 W per card", "512 GiB of RAM"}
-    one = advise((machine(),), demand_for(model_demand())).best
-    second, weak = found[f"a further {PRO}"], found["300 W per card"]
-    assert second is not None
-    assert second.headroom > 1.8 * one.headroom
-    assert weak is not None
-    assert weak.headroom < one.headroom
-
-
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
 @given(count=st.integers(1, 8), chats=st.integers(1, 2000), chosen=st.sets(st.integers(0, 3), min_size=1))
 def test_no_card_is_assigned_twice(
@@ -162,33 +88,3 @@ def test_no_card_is_assigned_twice(
     used = [card for part in best.parts for _, where in part.places for card in where]
     assert len(used) == len(set(used))
     assert len(used) + best.spare_cards == count
-
-
-def test_ram_counts_offload_twice_and_sleep_once() -> None:
-    plain = host_ram.EngineRam(cards=1, weights=60e9)
-    assert host_ram.EngineRam(cards=1, weights=60e9, sleeps=True).total == plain.total + 60e9
-    assert host_ram.EngineRam(cards=1, weights=60e9, offload=10e9).total == plain.total + 20e9
-
-
-def test_the_largest_part_of_a_hosts_ram_is_named() -> None:
-    asleep = host_ram.EngineRam(cards=1, weights=60e9, sleeps=True)
-    ram = host_ram.needed_ram(64, [asleep])
-    assert ram.biggest == "pinned copies for sleep"
-    assert ram.needed > ram.total
-    assert host_ram.needed_ram(128, [asleep]).needed < 128 * 2**30
-
-
-@pytest.mark.parametrize(
-    ("stated", "shares"),
-    [
-        ({}, {"chat": 0.45, "code": 0.45, "embed": 0.1}),
-        ({"chat": 0.6}, {"chat": 0.6, "code": 0.36, "embed": 0.04}),
-        ({"embed": 0.2}, {"chat": 0.4, "code": 0.4, "embed": 0.2}),
-        ({"chat": 0.5, "code": 0.3}, {"chat": 0.5, "code": 0.3, "embed": 0.2}),
-        ({"chat": 0.5, "code": 0.3, "embed": 0.2}, {"chat": 0.5, "code": 0.3, "embed": 0.2}),
-    ],
-)
-def test_the_rest_of_the_shares_is_divided_among_the_models_that_chat(
-    stated: dict[str, float], shares: dict[str, float]
-) -> None:
-    assert split_shares({"chat": False, "code": False, "embed": True}, stated) == pytest.approx(shares)
