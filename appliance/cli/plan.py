@@ -1,4 +1,4 @@
-"""``appliance plan`` and ``appliance catalog``: reads what was asked, prints what came out."""
+"""``appliance plan`` and ``appliance catalog``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from appliance.catalog.cards import cards, find_card
 from appliance.catalog.models import dump_model, known_models, shipped_models
 from appliance.catalog.processors import cpus, find_cpu
 from appliance.catalog.shape import Shape
-from appliance.cli.plan_arguments import add_parser
+from appliance.cli._args import add_json
 from appliance.contract.load import load, parse, validate
 from appliance.contract.model import Site
 from appliance.contract.rules import suggest
@@ -32,18 +32,162 @@ from appliance.planner.workload import Workload
 from appliance.render.terminal import Console
 from appliance.system import text_file
 
-__all__ = ["add_parser", "run"]
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``appliance plan``."""
+    site = parser.add_argument_group("what to plan (a configuration, or cards and models)")
+    site.add_argument("--config", type=Path, metavar="FILE", help="configuration of a site: hosts, models, roles")
+    site.add_argument("--cards", metavar="'2x CARD'", help="cards of each machine")
+    site.add_argument(
+        "--machines", type=int, default=1, metavar="N", help="machines with those cards (%(default)s)"
+    )
+    site.add_argument("--ram", type=float, default=128.0, metavar="GIB", help="RAM of each machine (%(default)g)")
+    site.add_argument("--cpu", metavar="NAME", help="processor of each machine; default: a generic one")
+    site.add_argument("--power", type=float, metavar="W", help="power limit per card; default: the site's, or none")
+    site.add_argument(
+        "--link", type=float, default=3.0, metavar="GB/S", help="network between machines (%(default)s)"
+    )
+    site.add_argument(
+        "--model", action="append", default=[], metavar="MODEL[:PRECISION]", help="model to serve; repeatable"
+    )
+    _add_models(site)
+
+    load = parser.add_argument_group("load")
+    load.add_argument("--users", type=int, default=100, metavar="N", help="people (%(default)s)")
+    load.add_argument("--chats", type=int, default=200, metavar="N", help="chats open at once (%(default)s)")
+    load.add_argument(
+        "--think", type=float, default=60.0, metavar="S", help="seconds between messages of a chat (%(default)g)"
+    )
+    load.add_argument(
+        "--prompt", type=float, default=2000.0, metavar="TOKENS", help="tokens of a prompt (%(default)g)"
+    )
+    load.add_argument(
+        "--answer", type=float, default=400.0, metavar="TOKENS", help="tokens of a response (%(default)g)"
+    )
+    load.add_argument(
+        "--context", type=int, metavar="TOKENS", help="longest prompt plus response; default: the site's, or 16384"
+    )
+    load.add_argument(
+        "--prefix-hit",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of prompt tokens in the prefix cache (%(default)s)",
+    )
+    load.add_argument(
+        "--share",
+        action="append",
+        default=[],
+        metavar="NAME=SHARE",
+        help="share of requests of a role or model; repeatable",
+    )
+    load.add_argument(
+        "--automation",
+        choices=("none", "poisson", "bursts", "n8n"),
+        default="n8n",
+        help="arrivals of automated requests besides chats (%(default)s)",
+    )
+
+    goal = parser.add_argument_group("SLOs and simulation")
+    goal.add_argument("--ttft-slo", type=float, default=2.0, metavar="S", help="time to first token (%(default)s)")
+    goal.add_argument("--tpot-slo", type=float, default=0.1, metavar="S", help="time per token (%(default)s)")
+    goal.add_argument(
+        "--simulate", type=int, default=5_000, metavar="N", help="requests to simulate per model (%(default)s)"
+    )
+    goal.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the simulation (%(default)s)")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--write", action="store_true", help="write the engines section back into --config")
+    output.add_argument("--html", type=Path, metavar="FILE", help="also write the plan as one self-contained page")
+    add_json(output)
+    parser.set_defaults(run=_plan)
+
+    actions = parser.add_subparsers(title="other actions", metavar="ACTION", required=False)
+    _add_predict(actions.add_parser("predict", help="predict throughput, latency and memory of one setup"))
+    evaluation = actions.add_parser("evaluate", help="compare predictions with a file of measurements")
+    evaluation.add_argument("csv", type=Path, metavar="CSV", help="columns as in catalog/measurements.csv")
+    add_json(evaluation)
+    evaluation.set_defaults(run=_evaluate)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Runs the command that ``args`` names; errors are :class:`~appliance.errors.ApplianceError`."""
-    if args.planner == "catalog":
-        return _add_model(args) if args.catalog_command == "add-model" else _list(args)
-    if args.plan_command == "predict":
-        return _predict(args)
-    if args.plan_command == "evaluate":
-        return _evaluate(args)
-    return _plan(args)
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--card", required=True, help="card, by its name in the catalog")
+    parser.add_argument("--model", required=True, metavar="MODEL[:PRECISION]", help="model, by its name")
+    _add_models(parser)
+    parser.add_argument(
+        "--engine",
+        choices=("vllm", "sglang", "tensorrt-llm", "llamacpp"),
+        default="vllm",
+        help="engine (%(default)s)",
+    )
+    parser.add_argument(
+        "--input", type=float, default=1024.0, metavar="TOKENS", help="tokens of a prompt (%(default)g)"
+    )
+    parser.add_argument(
+        "--output", type=float, default=1024.0, metavar="TOKENS", help="tokens of a response (%(default)g)"
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=float,
+        default=1.0,
+        metavar="N",
+        help="requests in flight over all replicas (%(default)g)",
+    )
+    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="copies (%(default)s)")
+    parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor parallel size (%(default)s)")
+    parser.add_argument("--pp", type=int, default=1, metavar="N", help="pipeline parallel size (%(default)s)")
+    parser.add_argument("--ep", action="store_true", help="expert parallel")
+    parser.add_argument("--hosts", type=int, default=1, metavar="N", help="machines per copy (%(default)s)")
+    parser.add_argument(
+        "--link", type=float, default=3.0, metavar="GB/S", help="network between them (%(default)s)"
+    )
+    parser.add_argument("--no-p2p", action="store_true", help="cards cannot read each other's memory")
+    parser.add_argument("--power", type=float, metavar="W", help="power limit per card; default: none")
+    parser.add_argument(
+        "--utilization", type=float, default=0.92, metavar="SHARE", help="gpu-memory-utilization (%(default)s)"
+    )
+    parser.add_argument("--kv", metavar="TYPE", help="type of the KV cache: auto, fp8")
+    parser.add_argument(
+        "--draft", type=int, default=0, metavar="TOKENS", help="tokens drafted per step (%(default)s)"
+    )
+    parser.add_argument(
+        "--accepted", type=float, default=1.0, metavar="TOKENS", help="tokens per step with drafts (%(default)g)"
+    )
+    parser.add_argument(
+        "--prefix-hit",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of prompt tokens in the prefix cache (%(default)g)",
+    )
+    parser.add_argument("--cpu", metavar="NAME", help="processor that computes experts")
+    parser.add_argument(
+        "--cpu-experts", type=float, default=0.0, metavar="SHARE", help="share of experts in RAM (%(default)g)"
+    )
+    add_json(parser)
+    parser.set_defaults(run=_predict)
+
+
+def _add_models(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--catalog", type=Path, metavar="FILE", help="further models, as `appliance catalog add-model` writes them"
+    )
+
+
+def add_catalog(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``appliance catalog``."""
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="list cards and models")
+    add_json(listing)
+    listing.set_defaults(run=_list)
+    add = actions.add_parser("add-model", help="describe a model from its config.json")
+    add.add_argument(
+        "source", metavar="PATH-or-REPO", help="config.json, its folder, or OWNER/NAME in the local cache"
+    )
+    add.add_argument("--into", type=Path, metavar="FILE", help="catalog to append to; default: print")
+    add.add_argument("--embedding", action="store_true", help="pooling model: it has no output head")
+    add_json(add)
+    add.set_defaults(run=_add_model)
 
 
 def _print_json(value: object) -> None:
