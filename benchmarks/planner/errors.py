@@ -1,6 +1,6 @@
-"""Errors of the planner per group, held out: a CSV, and two drawings for docs/planner.md.
+"""Held-out errors of the planner by group: a CSV, and two drawings for docs/planner.md.
 
-python benchmarks/planner/errors.py
+Usage: ``python benchmarks/planner/errors.py``
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def legend(x: float, y: float) -> list[str]:
 
 
 def by_group(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
-    """A row per (model, card), a dot per measurement at ln(predicted / true)."""
+    """Return a drawing with a row per (model, card) and a dot per measurement at ln(predicted / true)."""
     groups: dict[tuple[str, str], list[tuple[float, calibrate.CalibrationSample]]] = defaultdict(list)
     for sample, error in zip(data, held, strict=True):
         groups[sample.group].append((error, sample))
@@ -69,7 +69,7 @@ def by_group(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
 
 
 def scatter(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
-    """Predicted over measured, both logarithmic."""
+    """Return a drawing of predicted over measured values, both logarithmic."""
     size, left, top = 560.0, 56.0, 46.0
     edge = size - 40
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it writes, one line for what makes no sense."""
+"""The commands `plan` and `catalog`: their output, the files that they write, and one line for bad input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def call(*argv: str) -> int:
     return int(args.run(args))
 
 
-def test_predict_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prediction_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     argv = (
         "plan",
         "predict",
@@ -48,7 +48,7 @@ def test_predict_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert output["limit"]
 
 
-def test_evaluate_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("plan", "evaluate", str(MEASUREMENTS), "--json") == 0
     output = json.loads(capsys.readouterr().out)
     assert output["all"]["rows"] == output["all"]["answered"] == 213
@@ -57,13 +57,13 @@ def test_evaluate_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(output["groups"]) == 65
 
 
-def test_evaluate_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("plan", "evaluate", str(MEASUREMENTS)) == 0
     assert "Qwen3-30B-A3B on RTX PRO 6000 Blackwell Server" in capsys.readouterr().out
 
 
 class Page(HTMLParser):
-    """Counts what a page is made of, and what it would fetch."""
+    """The elements of a page and the addresses that it would fetch."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
