@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from appliance.catalog.catalog import cards, find_card
 
+from appliance.catalog.cards import cards, find_card
 from appliance.contract.model import Site
 from appliance.errors import UsageError
 from tests.nix import checker
