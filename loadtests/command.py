@@ -71,7 +71,7 @@ def _command(options: LoadTestOptions, console: Console, stop: Stop) -> int:
     slo = validated(Slo, contract.slo.model_dump() | dict(options.slo))
     limits = validated(LoadLimits, LoadLimits().model_dump() | dict(options.limits))
     before = _baseline(options, scenario, parameters)
-    address, keys = _address(options, site), _keys(options)
+    address, keys = _address(options, site), api_keys(options.keys, required=options.url is None)
     plan = LoadPlan(scenario=scenario.name, parameters=parameters, models=options.models, slo=slo, limits=limits)
     with Outputs(options.outputs, stop) as outputs:
         try:
@@ -225,15 +225,18 @@ def _where(
     return Targets(url, keys, models, engines, site)
 
 
-def _keys(options: LoadTestOptions) -> tuple[str, ...]:
-    """The keys of the run; one empty key for none, which only another server than our gateway may take."""
-    if options.keys is not None:
-        keys = text_file.keys(options.keys, name=f"--keys {options.keys}")
+def api_keys(file: Path | None, *, required: bool) -> tuple[str, ...]:
+    """Return the keys in ``file``, or the one in the environment; one empty key if there is none.
+
+    Raises :class:`UsageError` if a key is ``required`` (by our gateway; another server may need none) and missing.
+    """
+    if file is not None:
+        keys = text_file.keys(file, name=f"--keys {file}")
         if not keys:
-            raise UsageError(f"--keys {options.keys}: there is no key in it")
+            raise UsageError(f"--keys {file}: the file contains no key")
         return tuple(keys)
     key = text_file.key(os.environ.get("APPLIANCE_API_KEY", ""), "APPLIANCE_API_KEY")
-    if not key and options.url is None:
+    if not key and required:
         raise UsageError("APPLIANCE_API_KEY is not set; make a key with `appliance keys create loadtest`")
     return (key,)
 

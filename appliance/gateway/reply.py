@@ -1,4 +1,4 @@
-"""HTTP/1.1 answers as bytes. Pure: what to write, never where."""
+"""HTTP/1.1 responses as bytes. Pure: it formats, its callers write."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def status_line(status: int) -> bytes:
-    """The first line of an answer; a status nobody registered gets an empty phrase."""
+    """Return the status line of a response; an unregistered status gets an empty phrase."""
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
 def encode_response(status: int, body: bytes, kind: bytes, headers: bytes, *, close: bool) -> bytes:
-    """One whole answer; ``headers`` are further lines, each with its CRLF."""
+    """Return a whole response; ``headers`` are further lines, each with its CRLF."""
     if status == 204:
-        # No content has no length either (RFC 9110, 8.6).
+        # A 204 has no content and no Content-Length (RFC 9110, 8.6).
         return b"%s%s%s\r\n" % (status_line(204), headers, b"connection: close\r\n" if close else b"")
     first = _OK_JSON if status == 200 and kind == JSON else b"%scontent-type: %s\r\n" % (status_line(status), kind)
     last = b"connection: close\r\n" if close else b""
@@ -39,7 +39,7 @@ def encode_response(status: int, body: bytes, kind: bytes, headers: bytes, *, cl
 
 
 def stream_head(status: int, headers: bytes, *, chunked: bool, close: bool) -> bytes:
-    """The head of an SSE answer; HTTP/1.0 clients get no chunks but the end of the connection."""
+    """Return the head of an SSE response; HTTP/1.0 clients get no chunks, but the end of the connection."""
     framing = b"transfer-encoding: chunked\r\n" if chunked else b""
     return b"%s%s%s%s%s\r\n" % (
         status_line(status),
@@ -59,7 +59,7 @@ def id_headers(request_id: str, path: str) -> bytes:
 
 
 def error_headers(error: RequestError) -> bytes:
-    """``Retry-After`` where waiting helps; ``WWW-Authenticate`` with 401, ``Allow`` with 405, and so on."""
+    """Return the header lines of an error: ``Retry-After``, ``WWW-Authenticate`` with 401, ``Allow`` with 405."""
     found = b""
     if error.retry_after is not None:
         found += b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after))
@@ -73,7 +73,7 @@ def error_headers(error: RequestError) -> bytes:
 
 
 def error_body(error: RequestError, path: str) -> bytes:
-    """``error`` in the shape that the clients of ``path`` know: OpenAI's, or Anthropic's for /v1/messages."""
+    """Return ``error`` as JSON in OpenAI's shape, or in Anthropic's for a ``path`` of /v1/messages."""
     if not path.startswith(_ANTHROPICS):
         return openai_body(error)
     kind = _ANTHROPIC.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
@@ -81,25 +81,25 @@ def error_body(error: RequestError, path: str) -> bytes:
 
 
 def engine_body(error: EngineError | None, status: int, body: bytes, path: str) -> bytes:
-    """Return an engine's whole error in the shape that the clients of ``path`` know.
+    """Return an engine's error in the shape of the API of ``path``.
 
-    A body that has this shape already stays byte for byte.
+    A ``body`` that already has this shape is returned unchanged.
     """
     anthropic = path.startswith(_ANTHROPICS)
     if error is None:
         text = body.decode("utf-8", "replace").strip()[:500]
-        error = EngineError(text or f"the engine answered {status} without a reason; see its log")
+        error = EngineError(text or f"the engine returned {status} without a reason; see its log")
     elif not anthropic and body.lstrip()[:9] == b'{"error":':
         return body
     return error_body(EngineReportedError(error.message, status=status, param=error.param), path)
 
 
 def error_event(error: RequestError, path: str, *, opening: bytes | None = None, sequence: int = 0) -> bytes:
-    """Return ``error`` as the last event of a stream that cannot go on; no ``[DONE]`` follows it.
+    """Return ``error`` as the last event of a failed stream; no ``[DONE]`` follows it.
 
     On /v1/responses it is ``response.failed``, with the response object of the event that opened the stream
-    (``opening``) and the event's number (``sequence``), and with a top-level ``error`` besides: OpenAI's SDKs raise
-    on that, Codex and Vercel's SDK read ``response.error``.
+    (``opening``) and the event's number (``sequence``). It also has a top-level ``error``: OpenAI's SDKs raise on
+    that, while Codex and Vercel's SDK read ``response.error``.
     """
     if path == "/v1/responses":
         return b"event: response.failed\ndata: %s\n\n" % _failed_response(error, opening, sequence)
@@ -116,7 +116,7 @@ def _failed_response(error: RequestError, opening: bytes | None, sequence: int) 
 
 
 _ANTHROPICS = "/v1/messages"
-"""How the paths of Anthropic's API begin."""
+"""Prefix of the paths of Anthropic's API."""
 
 _ANTHROPIC = {
     401: "authentication_error",

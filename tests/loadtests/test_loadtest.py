@@ -24,16 +24,7 @@ from loadtests.parameters import LoadPlan
 from loadtests.report import Report
 from loadtests.run import environment
 from loadtests.scenarios import SCENARIOS
-from tests.conftest import (
-    ROOT,
-    RunningService,
-    StartedProcess,
-    http,
-    opens,
-    start,
-    start_mock,
-    wait_until,
-)
+from tests.conftest import ROOT, RunningService, StartedProcess, http, opens, start, start_mock, wait_until
 from tests.gateway.running.witness import long_run
 from tests.ports import free_port
 
@@ -207,7 +198,7 @@ def test_the_highest_load_that_holds(tmp_path: Path) -> None:
     [
         (("nonsense",), "there is no scenario 'nonsense'; there are smoke, chat"),
         (("--users", "none"), "--users: 'none' is no number"),
-        (("--duration", "soon"), "--duration: 'soon' is no time"),
+        (("--duration", "soon"), "--duration: 'soon' is not a duration"),
         (("--think", "3:1"), "think_s: the lower end 3 is above the upper end 1"),
         (("--warmup", "90", "--duration", "1m"), "--warmup of 90 s leaves nothing of --duration 60 s"),
         (("--baseline", "/nonexistent.json"), "--baseline /nonexistent.json: No such file"),
@@ -265,12 +256,12 @@ def test_the_smoke_scenario_passes_and_misses(engine: StartedProcess, tmp_path: 
     (tmp_path / "log").mkdir()
     asked = Smoke(users=3, requests_per_user=2, max_tokens=8)
     more: dict[str, Any] = {"url": engine.url, "key": "k", "folder": tmp_path, "stop": Stop()}
-    report = load.run(asked, model="fake", **more)
+    report = load.run_load(asked, model="fake", **more)
     assert (report.exit_code, report.requests, report.failures) == (0, 6, {})
     tight = asked.model_copy(update={"slo": Slo(ttft_p99_ms=0.01)})
-    report = load.run(tight, model="fake", **more)
+    report = load.run_load(tight, model="fake", **more)
     assert (report.exit_code, [check.holds for check in report.checks]) == (1, [False, True, True])
-    report = load.run(asked, model="nobody", **more)
+    report = load.run_load(asked, model="nobody", **more)
     assert (report.exit_code, report.failures) == (2, {"status 404": 6}), "a model that is not there proves nothing"
 
 

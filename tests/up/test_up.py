@@ -171,7 +171,7 @@ def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
         up = start_up(tmp_path, *FAKE, "--port", str(port))
         assert finish(up) == 1
     said = " ".join(up.output.split())
-    assert f"error: port {port} on 127.0.0.1 is taken by another program; use `make up PORT={port + 1}`" in said
+    assert f"error: port {port} on 127.0.0.1 is used by another program; use `make up PORT={port + 1}`" in said
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,7 @@ def test_a_taken_engine_port_is_named(tmp_path: Path) -> None:
         up = start_up(tmp_path, "--config", str(site), "--port", str(free_port()), *FAKE)
         assert finish(up) == 1
     said = " ".join(up.output.split())
-    assert (
-        f"error: port {port} on 127.0.0.1 is taken by another program; use another `port` of engines.chat" in said
-    )
+    assert f"error: port {port} on 127.0.0.1 is used by another program; use another `port` of engines.chat" in said
 
 
 def test_an_engine_that_ends_while_starting_is_told_with_its_cause_and_log(tmp_path: Path) -> None:

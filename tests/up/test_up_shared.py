@@ -329,10 +329,10 @@ def test_a_chosen_engine_port_is_used(start: Callable[..., Up]) -> None:
 async def test_an_error_while_waiting_for_a_token_is_no_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(*_: object) -> None:
+    def broken(*_: object) -> str:
         raise LookupError("a fault of its own")
 
-    monkeypatch.setattr(module, "_ask_for_token", broken)
+    monkeypatch.setattr(module, "probe_token", broken)
     site = load(ROOT / "examples" / "laptop.toml")
     with pytest.raises(LookupError):
         await first_token(site, replicas(site)[0], tmp_path / "log", {})

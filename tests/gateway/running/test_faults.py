@@ -324,7 +324,7 @@ def test_the_port_is_taken(service: RunningService, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "appliance", "gateway", "--config", str(service.config)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: port {service.gateway.port} on 127.0.0.1 is taken by another program")
+    assert done.stderr.startswith(f"error: port {service.gateway.port} on 127.0.0.1 is used by another program")
     assert "use another gateway.port" in done.stderr
     assert "Traceback" not in done.stderr
     assert http(service.url + "/health").status == 200

@@ -273,8 +273,8 @@ def test_405_names_the_methods_and_so_does_options(
         ("POST", "/v1/audio/transcriptions", 404, "nothing at /v1/audio/transcriptions"),
         ("POST", "/v1/chat/completions/", 404, "write /v1/chat/completions"),
         ("POST", "/chat/completions", 404, "the base URL ends in /v1"),
-        ("PUT", "/v1/chat/completions", 405, "takes POST"),
-        ("POST", "/v1/models", 405, "takes GET"),
+        ("PUT", "/v1/chat/completions", 405, "requires POST"),
+        ("POST", "/v1/models", 405, "requires GET"),
     ],
 )
 def test_a_large_upload_to_a_wrong_address_hears_of_the_address(
@@ -300,7 +300,7 @@ def test_unknown_paths_leave_a_counter_and_a_line_that_tells_no_secret(
         assert 'appliance_gateway_not_found_total{path="/v1/audio"} 200.0' in text
         assert 'appliance_gateway_not_found_total{path="/v1/files"} 1.0' in text
         lines = [json.loads(line) for line in service.gateway.log.read_text().splitlines()]
-        seen = [line["path"] for line in lines if "not offered" in line["message"]]
+        seen = [line["path"] for line in lines if "unknown path" in line["message"]]
         assert seen[0] == "/v1/audio/speech"
         assert 60 <= len(seen) <= 80, "a client that asks for ever does not fill the log"
         assert "s3cret" not in service.gateway.log.read_text()

@@ -108,7 +108,7 @@ def test_a_drain_has_an_end_and_what_still_runs_is_told(tmp_path: Path, sleep: b
         assert ask(service, "b").status == 200
         cut = long.result(10).body
         last = json.loads(cut.rstrip().rsplit(b"\n\n", 1)[-1].removeprefix(b"data: "))
-        assert last["error"]["message"] == "a had to make room for another model"
+        assert last["error"]["message"] == "a was unloaded for another model; try again"
         assert b"[DONE]" not in cut
         assert ask(service, "a").status == 200
         assert metric(service, "swap_failures_total") == 0

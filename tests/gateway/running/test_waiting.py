@@ -175,7 +175,7 @@ def test_requests_in_flight_are_counted_out_however_they_end(tmp_path: Path, end
                 wait_until(lambda: running(service) + waiting(service) == 1 + (end == "refused"), "it is there", 5)
                 over = service.post("/v1/chat/completions", chat(), key)
                 assert (over.status, over.headers["retry-after"]) == (429, "1")
-                assert "1 requests running, your limit" in over.json["error"]["message"]
+                assert "1 requests running, which is the limit" in over.json["error"]["message"]
                 said = b""
                 while last not in said:
                     piece = one.recv(65536)
