@@ -20,7 +20,7 @@ from appliance.smoketest import report
 from appliance.smoketest.run import run_smoke_test
 from appliance.system.stopping import Stop, listening
 from tests.conftest import RunningService, a_site, serving, wait_until
-from tests.gateway.running.witness import MANY, LongRun, long_run, witness
+from tests.fakes.witness import MANY, LongRun, long_run, witness
 from tests.ports import free_port
 from tests.smoketest.conftest import HERE, SMOKE
 

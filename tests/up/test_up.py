@@ -16,7 +16,8 @@ import pytest
 from appliance.up import tail
 from tests.conftest import ROOT, http, wait_until
 from tests.ports import free_port
-from tests.vllm.conftest import Up, alive, descendants, site_file, start_up
+from tests.process_tree import alive, descendants
+from tests.up_process import Up, site_file, start_up
 
 FAKE = ("--engine", "fake")
 

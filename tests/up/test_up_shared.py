@@ -23,8 +23,9 @@ from appliance.up import Options, first_token, on_ports
 from tests.conftest import ROOT, http, wait_until
 from tests.otheruser import NAME, NOBODY, run, shared_folder
 from tests.ports import free_port
+from tests.process_tree import descendants
 from tests.smalldisk import SmallDisk
-from tests.vllm.conftest import Up, descendants, site_file, start_up
+from tests.up_process import Up, site_file, start_up
 
 FAKE = ("--engine", "fake")
 
