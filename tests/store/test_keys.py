@@ -37,7 +37,7 @@ def test_a_database_that_fails_while_it_is_read_is_reported(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("user", ["", "a b", "-x", "é", "x" * 64, "a\n"])
 def test_users_have_plain_names(tmp_path: Path, user: str) -> None:
-    with contextlib.closing(KeyStore(tmp_path)) as store, pytest.raises(UsageError, match="is no user's name"):
+    with contextlib.closing(KeyStore(tmp_path)) as store, pytest.raises(UsageError, match="is not a user name"):
         store.create(user)
 
 
