@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Coroutine, Iterator
+from typing import NamedTuple
 
 from appliance.contract.model import Site
 from appliance.engines.lifecycle import EngineControl
@@ -38,8 +39,7 @@ from appliance.gateway.parts import GatewayContext
 from appliance.gateway.routing import Router, Service
 from appliance.gateway.swap_controller import SwapController
 from appliance.gateway.usage_writer import UsageWriter
-from appliance.http1.connection import ClientConnection
-from appliance.http1.types import Request
+from appliance.http1.types import ClientResponder, Request
 from appliance.http1.writer import WriteCoalescer
 from appliance.store.keys import KeyStore
 from appliance.store.models import Key, UsageRow
@@ -54,6 +54,18 @@ SMALL_BODY = 64 * 1024
 
 NOT_FOUND_LINES = 60
 """Log lines a minute about paths that are not offered: one misconfigured client asks for the same path for ever."""
+
+
+class Authenticated(NamedTuple):
+    """The key of a request, authenticated before its body was read."""
+
+    key: Key
+    generation: int
+    """Which set of keys was in force."""
+
+    def holds(self, generation: int) -> bool:
+        """Return whether the key needs no second look, now that the set of keys is ``generation``."""
+        return generation == self.generation and self.key.expires_at is None and not self.key.end_users
 
 
 class GatewayApp:
@@ -85,7 +97,9 @@ class GatewayApp:
             self._canaries.suspect,
         )
         self._tapes = IdempotencyCache(site.gateway.idempotency_s, self._loop.time)
-        self.origins = BrowserOrigins(site.gateway.browser_origins)
+        self._origins = BrowserOrigins(site.gateway.browser_origins)
+        self._browsers = self._origins.named
+        """Whether any origin is allowed: without one, no request is examined for it."""
         self.swapper: SwapController | None = None
         if control is not None:
             self.swapper = SwapController(site, self.router, control, self._canaries, self._loop.time)
@@ -107,8 +121,7 @@ class GatewayApp:
             return SMALL_BODY
         if self._draining:
             raise DrainingError("The gateway is stopping; try again shortly", retry_after=5)
-        request.owner = self._authenticate(request)
-        request.generation = self._authenticator.generation
+        request.context = Authenticated(self._authenticate(request), self._authenticator.generation)
         return self._site.gateway.max_body_bytes
 
     def too_large(self, request: Request, error: RequestError) -> RequestError:
@@ -117,14 +130,14 @@ class GatewayApp:
 
     def broken_off(self, request: Request, error: RequestError | None) -> None:
         """Record a request whose body never came whole, or cannot be decoded."""
-        owner = request.owner
-        if isinstance(owner, Key):
+        if isinstance(request.context, Authenticated):
+            owner = request.context.key
             row = UsageRow(time.time(), request.id, owner.user, owner.id, request.path)
             row.status, row.outcome = (499, "aborted") if error is None else (error.status, "rejected")
             self._metrics.count(row)
             self._usage.put(row)
 
-    def handle(self, request: Request, client: ClientConnection) -> None:
+    def handle(self, request: Request, client: ClientResponder) -> None:
         """Answer a whole request, now or later."""
         path = request.path
         if path in paths.INFERENCE and request.method == "POST":
@@ -136,12 +149,22 @@ class GatewayApp:
         if request.method == "OPTIONS":
             # A preflight has no key, and needs no engine.
             allow = b"allow: %s\r\n" % ", ".join(paths.methods(path)).encode()
-            preflight = self.origins.preflight(request.headers) if b"origin" in request.headers else b""
+            preflight = self._origins.preflight(request.headers) if b"origin" in request.headers else b""
             client.answer(204, b"", headers=allow + preflight)
         elif path in paths.OPERATIONS:
             self._operations(path, client)
         else:
             self._list_models(path, self._authenticate(request), client)
+
+    def refuse(self, request: Request, error: RequestError, client: ClientResponder) -> None:
+        """Answer ``error`` in the shape of the API that the client uses."""
+        reply.answer_error(client, error, reply.api_path(request))
+
+    def complete_headers(self, request: Request, headers: bytes) -> bytes:
+        """Add the request's id, and the CORS lines for pages of other origins."""
+        if self._browsers:
+            headers += self._origins.headers(request.headers.get(b"origin"))
+        return reply.complete_headers(request, headers)
 
     # What the server calls.
 
@@ -197,22 +220,23 @@ class GatewayApp:
         if self.swapper is not None:
             self.swapper.notice()
 
-    def _infer(self, request: Request, client: ClientConnection) -> None:
+    def _infer(self, request: Request, client: ClientResponder) -> None:
         limit = self._site.gateway.max_body_bytes
         try:
             request.body = decoded(request.body, request.headers.get(b"content-encoding"), limit)
         except RequestError as error:
             self.broken_off(request, error)
             raise
-        owner = request.owner
-        fresh = request.generation == self._authenticator.generation
-        if not fresh or not isinstance(owner, Key) or owner.expires_at is not None or owner.end_users:
+        known = request.context
+        if isinstance(known, Authenticated) and known.holds(self._authenticator.generation):
+            owner = known.key
+        else:
             # Once more: its body may have taken a minute, or it stood behind another one on its connection.
             owner = self._authenticate(request)
         key = request.headers.get(b"idempotency-key")
         if key is None:
             exchange = ProxiedRequest(self._shared, owner, request, client)
-            client.exchange = exchange
+            client.listener = exchange
         else:
             tape = self._tapes.find(owner.scope, key, request.path, request.body)
             if tape is not None:
@@ -251,7 +275,7 @@ class GatewayApp:
             raise
         return caller(key, request.headers, request.body) if key.end_users else key
 
-    def _operations(self, path: str, client: ClientConnection) -> None:
+    def _operations(self, path: str, client: ClientResponder) -> None:
         if path == "/health":
             client.answer(200, b'{"status":"ok"}')
         elif path == "/metrics":
@@ -261,17 +285,18 @@ class GatewayApp:
         else:
             self._spawn(self._ready(client))
 
-    async def _ready(self, client: ClientConnection) -> None:
+    async def _ready(self, client: ClientResponder) -> None:
         try:
             readiness = await self._canaries.check()
         except Exception:
             LOG.exception("/ready failed")
-            client.answer_error(InternalError("/ready failed; the gateway's log has the reason"), "/ready")
+            error = InternalError("/ready failed; the gateway's log has the reason")
+            reply.answer_error(client, error, "/ready")
             return
         body = {"status": "ready" if readiness.ready else "not ready", "engines": readiness.engines}
         client.answer(200 if readiness.ready else 503, json.dumps(body).encode())
 
-    def _list_models(self, path: str, key: Key, client: ClientConnection) -> None:
+    def _list_models(self, path: str, key: Key, client: ClientResponder) -> None:
         offered = {name: card for name, card in self._cards.items() if key.allows(name)}
         if path == "/v1/models":
             body: object = {"object": "list", "data": list(offered.values())}

@@ -10,9 +10,9 @@ import json
 import msgspec
 
 from appliance.errors import ConflictError, InvalidRequestError, MethodNotAllowedError, NotFoundError, RequestError
+from appliance.gateway import reply
 from appliance.gateway.app import GatewayApp
-from appliance.http1.connection import ClientConnection
-from appliance.http1.types import Request
+from appliance.http1.types import ClientResponder, Request
 
 SOCKET = "control.sock"
 """Its name in the gateway's data folder."""
@@ -47,7 +47,7 @@ class Control:
     def broken_off(self, request: Request, error: object) -> None:
         """Nothing is kept of it."""
 
-    def handle(self, request: Request, client: ClientConnection) -> None:
+    def handle(self, request: Request, client: ClientResponder) -> None:
         """``GET /status`` and ``POST /swap``."""
         wanted = {"/status": "GET", "/swap": "POST"}.get(request.path)
         if wanted is None:
@@ -68,3 +68,11 @@ class Control:
             )
         self._gateway.swapper.request(model)
         client.answer(202, json.dumps({"model": model, "state": "asked for"}).encode())
+
+    def refuse(self, request: Request, error: RequestError, client: ClientResponder) -> None:
+        """Answer ``error`` in OpenAI's shape."""
+        reply.answer_error(client, error, reply.api_path(request))
+
+    def complete_headers(self, request: Request, headers: bytes) -> bytes:
+        """Add the request's id."""
+        return reply.complete_headers(request, headers)

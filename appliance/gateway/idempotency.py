@@ -12,11 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from appliance.errors import IdempotencyError, InvalidRequestError, RequestError
-from appliance.gateway import reply
+from appliance.errors import IdempotencyError, InvalidRequestError
 from appliance.gateway.lifecycle import ProxiedRequest
-from appliance.gateway.parts import Responder
-from appliance.http1.connection import ClientConnection
+from appliance.http1.types import JSON, ClientResponder, Responder
 
 MAX_KEY = 255
 OVERHEAD = 1024
@@ -32,33 +30,29 @@ class RecordedResponse:
     def __init__(self, finished: Callable[[RecordedResponse], None]) -> None:
         self._finished = finished
         self._calls: list[Callable[[Responder], None]] = []
-        self._readers: list[ClientConnection] = []
+        self._readers: list[ClientResponder] = []
         self.exchange: ProxiedRequest | None = None
         self.size = OVERHEAD
         self.complete = False
 
-    def follow(self, reader: ClientConnection) -> None:
+    def follow(self, reader: ClientResponder) -> None:
         """Play everything so far to ``reader``, and what comes."""
         if not self.complete:
             self._readers.append(reader)
-            reader.exchange = _Reader(self, reader)
+            reader.listener = _Reader(self, reader)
         for call in self._calls:
             call(reader)
 
-    def leave(self, reader: ClientConnection) -> None:
+    def leave(self, reader: ClientResponder) -> None:
         """``reader`` has gone; the answer is recorded all the same."""
         if reader in self._readers:
             self._readers.remove(reader)
 
     # What the exchange calls.
 
-    def answer(self, status: int, body: bytes, kind: bytes = reply.JSON, headers: bytes = b"") -> None:
+    def answer(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
         """One whole answer."""
         self._end(len(body), lambda client: client.answer(status, body, kind, headers))
-
-    def answer_error(self, error: RequestError, path: str, headers: bytes = b"") -> None:
-        """An error as a whole answer."""
-        self._end(0, lambda client: client.answer_error(error, path, headers))
 
     def start_stream(self, status: int, headers: bytes) -> None:
         """The head of a streamed answer."""
@@ -97,7 +91,7 @@ class RecordedResponse:
 class _Reader:
     """A connection that reads a tape: its leaving and lagging stop nobody."""
 
-    def __init__(self, tape: RecordedResponse, connection: ClientConnection) -> None:
+    def __init__(self, tape: RecordedResponse, connection: ClientResponder) -> None:
         self._tape = tape
         self._connection = connection
 

@@ -7,7 +7,6 @@ event is :func:`guarded`, so an error of ours becomes a 500 of this request and 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -40,11 +39,11 @@ from appliance.gateway.breaker import Evidence
 from appliance.gateway.engine_error import EngineError, read_error
 from appliance.gateway.hash_ring import chat_key
 from appliance.gateway.outcome import COUNTING, OTHER_USAGE, ending, outcome_of
-from appliance.gateway.parts import GatewayContext, Responder
+from appliance.gateway.parts import GatewayContext
 from appliance.gateway.routing import Replica
 from appliance.gateway.sse import SseFilter, read_usage
-from appliance.http1.client import UpstreamCall, UpstreamConnection, cancel
-from appliance.http1.types import Request
+from appliance.http1.client import UpstreamCall
+from appliance.http1.types import JSON, Request, Responder
 from appliance.store.models import Key, UsageRow
 
 LOG = logging.getLogger(__name__)
@@ -86,12 +85,13 @@ WAITING = b": waiting for an engine\n\n"
 """A comment in an SSE stream: keeps proxies and clients from giving up, and no client shows it."""
 
 
-class ProxiedRequest(RequestAccounting, UpstreamCall):
+class ProxiedRequest(RequestAccounting):
     """One request from its key to its usage row."""
 
     __slots__ = (
         "_answered",
         "_begun",
+        "_call",
         "_cap",
         "_client",
         "_content_type",
@@ -104,7 +104,6 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
         "_streaming",
         "_strip",
         "_tried",
-        "_way",
         "_wrote_at",
         "key",
     )
@@ -129,7 +128,7 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
         self._streaming = False
         self._strip = False
         self._tried: set[str] | None = None
-        self._way: UpstreamConnection | asyncio.Task[None] | None = None
+        self._call: UpstreamCall | None = None
         self._wrote_at = self._began
 
     @property
@@ -194,13 +193,6 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
 
     # What the engine's connection calls. Errors in these come back as :meth:`crashed`.
 
-    @guarded
-    def on_rebound(self, way: UpstreamConnection | asyncio.Task[None]) -> None:
-        """The request travels on ``way`` now."""
-        self._way = way
-        if self._slow and isinstance(way, UpstreamConnection):
-            way.pause()
-
     def on_head(self, status: int, content_type: bytes) -> None:
         """The engine answers: stream what is a stream, gather the rest."""
         self._status = status
@@ -219,7 +211,7 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
         try:
             ready = relay.feed(data)
         except EngineFailedError as error:
-            cancel(self._way)
+            self._cancel_call()
             self.on_failure(error)
             return
         if relay.failed and not self._begun:
@@ -237,7 +229,7 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
 
     def on_end(self) -> None:
         """The engine's answer is whole."""
-        self._way = None
+        self._call = None
         relay = self._relay
         if self._explaining is not None:
             self._explained(self._explaining[0])
@@ -257,7 +249,7 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
     @guarded
     def on_failure(self, failure: RequestError) -> None:
         """Fail over before the first byte; afterwards report the error to the client."""
-        self._way = None
+        self._call = None
         if self._ended:
             return
         if self._explaining is not None:
@@ -292,15 +284,15 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
     def client_slow(self) -> None:
         """The client lags: the engine's socket is not read either."""
         self._slow = True
-        if isinstance(self._way, UpstreamConnection):
-            self._way.pause()
+        if self._call is not None:
+            self._call.pause()
 
     @guarded
     def client_ready(self) -> None:
         """The client caught up."""
         self._slow = False
-        if isinstance(self._way, UpstreamConnection):
-            self._way.resume()
+        if self._call is not None:
+            self._call.resume()
 
     # What the gateway calls.
 
@@ -321,8 +313,8 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
         elif self._explaining is not None:
             failure, until = self._explaining
             if now > until:
-                way, self._way, self._explaining = self._way, None, None
-                cancel(way)
+                self._explaining = None
+                self._cancel_call()
                 self._broke_off(failure)
                 return
         elif self._begun and relay is not None:
@@ -334,9 +326,9 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
             return
         elif not replica.breaker.up and not self._parts:
             # It is left alone since this request was sent there, and has not answered it: another one may.
-            way = self._way
-            if self._elsewhere():
-                cancel(way)
+            call = self._call
+            if self._elsewhere() and call is not None:
+                call.cancel()
         if self._row.stream and not self._begun and now - self._wrote_at > queue.keepalive_s:
             self._wrote_at = now
             if not self._streaming:
@@ -376,7 +368,7 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
             elif self._streaming:
                 self._end_with(known)
             else:
-                self._client.answer_error(known, row.endpoint)
+                reply.answer_error(self._client, known, row.endpoint)
             self._answered = True
         except Exception as second:  # noqa: BLE001 - no answer can be written: the client sees its connection close
             self._report(second)
@@ -394,11 +386,11 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
     def _post(self, replica: Replica, body: bytes) -> None:
         row = self._row
         row.engine = replica.name
-        self._way = replica.pool.post(
+        self._call = replica.pool.post(
             self, row.endpoint.encode(), body, b"x-request-id: " + row.request_id.encode()
         )
-        if self._slow and isinstance(self._way, UpstreamConnection):
-            self._way.pause()
+        if self._slow:
+            self._call.pause()
 
     def _broke_off(self, failure: RequestError) -> None:
         """Count a failure that is the engine's, and fail over or report it."""
@@ -409,8 +401,7 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
 
     def _failed_early(self, error: EngineError | None) -> None:
         """An error event before the first byte: answer with the status that it names, as if it had come whole."""
-        way, self._way = self._way, None
-        cancel(way)
+        self._cancel_call()
         message = error.message if error is not None else "the engine gave no reason; see its log"
         status = (error.status if error is not None else None) or 502
         failure = EngineReportedError(message, status=status, param=error.param if error is not None else None)
@@ -488,9 +479,9 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
             row.outcome = ""
             return
         row.status = status
-        client, kind = self._client, self._content_type or reply.JSON
+        client, kind = self._client, self._content_type or JSON
         if status >= 400:
-            body, kind = reply.engine_body(error, status, body, row.endpoint), reply.JSON
+            body, kind = reply.engine_body(error, status, body, row.endpoint), JSON
         headers = self._id_headers()
         self._close_books()
         if not self._streaming:
@@ -524,8 +515,12 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
         """Leave the queue, or the engine."""
         if self._replica is None and self._service is not None:
             self._service.leave(self)
-        way, self._way = self._way, None
-        cancel(way)
+        self._cancel_call()
+
+    def _cancel_call(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
 
     def _fail(self, error: RequestError, outcome: str | None = None) -> None:
         """Answer ``error``: in the stream where it has begun, whole before."""
@@ -541,7 +536,7 @@ class ProxiedRequest(RequestAccounting, UpstreamCall):
         if self._streaming:
             self._end_with(error)
         else:
-            self._client.answer_error(error, row.endpoint, headers)
+            reply.answer_error(self._client, error, row.endpoint, headers)
         self._answered = True
 
     def _end_with(self, error: RequestError) -> None:

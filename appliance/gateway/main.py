@@ -89,7 +89,7 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
     timeouts = Timeouts(
         settings.header_timeout_s, settings.body_timeout_s, settings.idle_timeout_s, settings.reader_timeout_s
     )
-    server = Server(app, timeouts, app.outbox, app.origins)
+    server = Server(app, timeouts, app.outbox)
     # What is there now stays: let the collector look at new objects only, and less often. Nearly all of them
     # are freed by their count.
     gc.collect()

@@ -9,7 +9,6 @@ sees a path of :data:`INFERENCE`, written here, so no spelling reaches its contr
 from __future__ import annotations
 
 import re
-from urllib.parse import unquote_to_bytes
 
 INFERENCE = frozenset(
     {
@@ -35,9 +34,6 @@ MODEL = "/v1/models/"
 READ = ("GET", "HEAD", "OPTIONS")
 INFER = ("POST", "OPTIONS")
 
-KNOWN = {path.encode(): path for path in (*INFERENCE, *OPERATIONS, MODELS)}
-"""Targets as nearly every client spells them."""
-
 ELSEWHERE = (
     "/api",
     "/v1/assistants",
@@ -56,21 +52,8 @@ ELSEWHERE = (
 )
 """Paths of other servers and other APIs that clients ask for, as the label of a counter; all else is ``other``."""
 
-_SCHEME = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _SLASHES = re.compile(r"/{2,}")
 _WORD = re.compile(r"[a-z][a-z_]{0,24}|v\d")
-
-
-def path_of(target: bytes) -> str:
-    """Return the path of a request's target, decoded once; the text is arbitrary."""
-    path = target.partition(b"?")[0]
-    if path[:1] != b"/":
-        found = _SCHEME.match(path)
-        if found is not None:
-            path = path[found.end() :] or b"/"
-    if b"%" in path:
-        path = unquote_to_bytes(path)
-    return path.decode("utf-8", "replace")
 
 
 def methods(path: str) -> tuple[str, ...]:
