@@ -11,7 +11,6 @@ import json
 import logging
 import time
 from collections.abc import Coroutine, Iterator
-from typing import NamedTuple
 
 from appliance.contract.model import Site
 from appliance.engines.lifecycle import EngineControl
@@ -56,16 +55,15 @@ NOT_FOUND_LINES = 60
 """Log lines a minute about paths that are not offered: one misconfigured client asks for the same path for ever."""
 
 
-class Authenticated(NamedTuple):
+class Authenticated:
     """The key of a request, authenticated before its body was read."""
 
-    key: Key
-    generation: int
-    """Which set of keys was in force."""
+    __slots__ = ("generation", "key")
 
-    def holds(self, generation: int) -> bool:
-        """Return whether the key needs no second look, now that the set of keys is ``generation``."""
-        return generation == self.generation and self.key.expires_at is None and not self.key.end_users
+    def __init__(self, key: Key, generation: int) -> None:
+        self.key = key
+        self.generation = generation
+        """Which set of keys was in force."""
 
 
 class GatewayApp:
@@ -164,6 +162,8 @@ class GatewayApp:
         """Add the request's id, and the CORS lines for pages of other origins."""
         if self._browsers:
             headers += self._origins.headers(request.headers.get(b"origin"))
+        elif headers.startswith(reply.ID):
+            return headers
         return reply.complete_headers(request, headers)
 
     # What the server calls.
@@ -227,11 +227,11 @@ class GatewayApp:
         except RequestError as error:
             self.broken_off(request, error)
             raise
-        known = request.context
-        if isinstance(known, Authenticated) and known.holds(self._authenticator.generation):
+        known, owner = request.context, None
+        if isinstance(known, Authenticated) and known.generation == self._authenticator.generation:
             owner = known.key
-        else:
-            # Once more: its body may have taken a minute, or it stood behind another one on its connection.
+        if owner is None or owner.expires_at is not None or owner.end_users:
+            # Once more: its body may have taken a minute, or it waited behind another one on its connection.
             owner = self._authenticate(request)
         key = request.headers.get(b"idempotency-key")
         if key is None:

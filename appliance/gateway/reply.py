@@ -22,7 +22,7 @@ def id_headers(request_id: str, path: str) -> bytes:
 
 def complete_headers(request: Request, headers: bytes) -> bytes:
     """Return ``headers`` with the lines that name the request, unless they begin with those."""
-    if headers.startswith(b"x-request-id: "):
+    if headers.startswith(ID):
         return headers
     return id_headers(request.id, api_path(request)) + headers
 
@@ -93,6 +93,9 @@ def _failed_response(error: RequestError, opening: bytes | None, sequence: int) 
     event: dict[str, object] = {"type": "response.failed", "sequence_number": sequence, "response": response}
     return json.dumps(event | json.loads(openai_body(error))).encode()
 
+
+ID = b"x-request-id: "
+"""How the lines begin that name a request."""
 
 _ANTHROPICS = "/v1/messages"
 """How the paths of Anthropic's API begin."""

@@ -8,6 +8,7 @@ only, and supports what they need: POST, a JSON body, a streamed response.
 from __future__ import annotations
 
 import asyncio
+from enum import Enum
 from typing import Protocol, cast
 
 import httptools
@@ -38,18 +39,40 @@ class ResponseSink(Protocol):
         """Take the error that one of the events above raised; no further event follows."""
 
 
+class CallPhase(Enum):
+    """The progress of a call.
+
+    =========  ===========================  =========
+    phase      event                        next
+    =========  ===========================  =========
+    SENT       first bytes, interim status  RECEIVING
+    SENT       idle connection was closed   SENT
+    RECEIVING  final status                 BEGUN
+    BEGUN      end of the response          COMPLETE
+    =========  ===========================  =========
+
+    A failure or :meth:`UpstreamCall.cancel` ends the call in any phase.
+    """
+
+    SENT = "sent"
+    RECEIVING = "receiving"
+    BEGUN = "begun"
+    COMPLETE = "complete"
+
+
+SENT, RECEIVING, BEGUN, COMPLETE = CallPhase
+
+
 class UpstreamCall:
     """One request to an engine and the state of its response; :meth:`Pool.post` returns it."""
 
     __slots__ = (
         "_pool",
-        "begun",
-        "complete",
         "connection",
         "deadline",
         "first_byte_s",
         "paused",
-        "received",
+        "phase",
         "request",
         "reused",
         "sink",
@@ -68,10 +91,7 @@ class UpstreamCall:
         """Carries the call until its response ends."""
         self.reused = False
         """Whether the connection carried a call before."""
-        self.received = False
-        self.begun = False
-        """Whether the final status came."""
-        self.complete = False
+        self.phase = SENT
         self.paused = False
         """Whether the engine is not read, because the client does not read."""
         self.deadline = 0.0
@@ -79,7 +99,7 @@ class UpstreamCall:
 
     def pause(self) -> None:
         """Stop reading the response: the engine's buffers fill, then it waits."""
-        if not self.paused and not self.complete:
+        if not self.paused and self.phase is not COMPLETE:
             self.paused = True
             if self.connection is not None:
                 self.connection.transport.pause_reading()
@@ -102,7 +122,7 @@ class UpstreamCall:
     def expire(self, now: float) -> None:
         """Fail if the engine is late at ``now``, unless it is not read."""
         if now > self.deadline and not self.paused and self.connection is not None:
-            action = "go on with its answer" if self.begun else "begin its answer"
+            action = "go on with its answer" if self.phase is BEGUN else "begin its answer"
             self.connection.fail(EngineTimeoutError(f"the engine did not {action} in time; see its log"))
 
 
@@ -169,7 +189,8 @@ class UpstreamConnection(asyncio.Protocol):
         if call is None:
             self.close()
             return
-        call.received = True
+        if call.phase is SENT:
+            call.phase = RECEIVING
         call.deadline = self._pool.read_deadline
         try:
             self._parser.feed_data(data)
@@ -178,7 +199,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._crash(call, cause if isinstance(cause, Exception) else error)
             return
         except httptools.HttpParserError as error:
-            if not call.complete:
+            if call.phase is not COMPLETE:
                 self.fail(EngineFailedError(f"the engine did not answer in HTTP ({error}); see its log"))
                 return
             # The response is complete; the bytes after it end the connection only.
@@ -189,7 +210,7 @@ class UpstreamConnection(asyncio.Protocol):
                 self._parts = []
                 if self.call is call:
                     call.sink.on_data(parts[0] if len(parts) == 1 else b"".join(parts))
-            if call.complete and self.call is call:
+            if call.phase is COMPLETE and self.call is call:
                 self._end(call)
         except Exception as error:  # noqa: BLE001 - the boundary of one call
             self._crash(call, error)
@@ -201,7 +222,7 @@ class UpstreamConnection(asyncio.Protocol):
         call = self.call
         if call is None:
             return
-        if call.reused and not call.received:
+        if call.reused and call.phase is SENT:
             self._detach()
             self._pool.open(call)
         else:
@@ -211,7 +232,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Note a message after the complete response."""
-        if self.call is None or self.call.complete:
+        if self.call is None or self.call.phase is COMPLETE:
             self._clean = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -223,8 +244,8 @@ class UpstreamConnection(asyncio.Protocol):
         """Report the status, unless it is an interim one."""
         call = self.call
         status = self._parser.get_status_code()
-        if status >= 200 and call is not None and not call.complete:
-            call.begun = True
+        if status >= 200 and call is not None and call.phase is not COMPLETE:
+            call.phase = BEGUN
             call.sink.on_head(status, self._content_type)
 
     def on_body(self, data: bytes) -> None:
@@ -235,14 +256,15 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Note the end of the response."""
         call = self.call
-        if call is not None and call.begun:
-            call.complete = True
+        if call is not None and call.phase is BEGUN:
+            call.phase = COMPLETE
             self._keep_alive = self._parser.should_keep_alive()
 
     # Inside.
 
     def _end(self, call: UpstreamCall) -> None:
-        self._detach()
+        self.call = call.connection = None
+        self._pool.busy.discard(self)
         if call.paused:
             # Its client does not read. That holds back the client's own requests, not the next call.
             self.transport.resume_reading()

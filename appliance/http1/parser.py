@@ -61,9 +61,9 @@ class ParserPhase(Enum):
     ======  ===========================  ================  ======
     phase   input                        event             next
     ======  ===========================  ================  ======
-    IDLE    blank line                                     IDLE
-    IDLE    first byte of a request                        HEAD
-    IDLE    byte after the last request  on_error          CLOSED
+    IDLE    blank line, method                             IDLE
+    IDLE    target of a request                            HEAD
+    IDLE    error, fail()                on_error          CLOSED
     HEAD    more of the head                               HEAD
     HEAD    head that asks for upgrade                     HEAD
     HEAD    end of the head              on_head           BODY
@@ -189,14 +189,11 @@ class RequestParser:
 
     # What llhttp calls.
 
-    def on_message_begin(self) -> None:
-        """Enter HEAD."""
-        if self.phase is CLOSED:
-            raise InvalidRequestError("The connection is closing")
-        self.phase = HEAD
-
     def on_url(self, url: bytes) -> None:
-        """Collect the request's target, which may come in pieces."""
+        """Enter HEAD, and collect the request's target, which may come in pieces."""
+        if self.phase is CLOSED:
+            raise InvalidRequestError("An event closed the parser; stop llhttp within this read")
+        self.phase = HEAD
         self._target += url
         self._size += len(url)
         if self._size > MAX_HEADERS:
@@ -234,8 +231,10 @@ class RequestParser:
             close=http10 or not llhttp.should_keep_alive(),
             http10=http10,
         )
-        self._target, self._headers, self._size, self._pending, self._progress = b"", {}, 0, 0, True
         self._request = request
+        self._target, self._headers = b"", {}
+        self._size = self._pending = 0
+        self._progress = True
         if not http10 and version != "1.1":
             raise InvalidRequestError(f"HTTP/{version} is not spoken here; use HTTP/1.1", code="invalid_http")
         host = headers.get(b"host")
@@ -266,7 +265,8 @@ class RequestParser:
     def on_body(self, data: bytes) -> None:
         """Collect a piece of the body, up to its limit."""
         request = self._request
-        self._size, self._pending, self._progress = 0, 0, True
+        self._size = self._pending = 0
+        self._progress = True
         self._received += len(data)
         if self._received > self._limit and request is not None:
             raise self._too_large(request)

@@ -18,7 +18,7 @@ from itertools import count
 from typing import NamedTuple, cast
 
 from appliance.errors import InternalError, RequestError, RequestTimeoutError
-from appliance.http1.parser import HEAD, IDLE, RequestParser
+from appliance.http1.parser import BODY, HEAD, IDLE, RequestParser
 from appliance.http1.types import JSON, ClientEvents, Handler, Request, Timeouts
 from appliance.http1.writer import CHUNK, CONTINUE, LAST_CHUNK, WriteCoalescer, encode_response, stream_head
 
@@ -64,16 +64,14 @@ class RefusedRequest(NamedTuple):
 class ResponseWriter:
     """The response to one request: whole, or a stream. Nothing is written after its end or the connection's."""
 
-    __slots__ = ("_chunked", "_connection", "_handler", "_open", "_outbox", "_transport", "listener", "request")
+    __slots__ = ("_chunked", "_connection", "_open", "_outbox", "_transport", "listener", "request")
 
     def __init__(self, connection: ClientConnection, request: Request) -> None:
-        server = connection.server
         self.request = request
         self.listener: ClientEvents | None = None
         self._connection = connection
         self._transport = connection.transport
-        self._handler = server.handler
-        self._outbox = server.outbox
+        self._outbox = connection.server.outbox
         self._chunked = not request.http10
         self._open = True
 
@@ -82,20 +80,25 @@ class ResponseWriter:
     def answer(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
         """Write a whole response, without its body to a HEAD request."""
         if not self._open:
+            self._connection.forget(self)
             return
-        headers = self._handler.complete_headers(self.request, headers)
-        data = encode_response(status, body, kind, headers, close=self._connection.closes)
+        server, last = self._connection.server, self._connection.last
+        headers = server.handler.complete_headers(self.request, headers)
+        data = encode_response(status, body, kind, headers, close=last or server.draining)
         if self.request.method == "HEAD":
             # The client would read a body as its next response.
             data = data[: len(data) - len(body)]
         self._outbox.write(self._transport, data)
-        self._end()
+        self._open = False
+        self.listener = None
+        self._connection.finish()
 
     def start_stream(self, status: int, headers: bytes) -> None:
         """Write the head of a stream."""
         if self._open:
-            headers = self._handler.complete_headers(self.request, headers)
-            head = stream_head(status, headers, chunked=self._chunked, close=self._connection.closes)
+            server, last = self._connection.server, self._connection.last
+            headers = server.handler.complete_headers(self.request, headers)
+            head = stream_head(status, headers, chunked=self._chunked, close=last or server.draining)
             self._outbox.write(self._transport, head)
 
     def write(self, data: bytes) -> None:
@@ -106,12 +109,15 @@ class ResponseWriter:
     def end_stream(self, data: bytes = b"") -> None:
         """Write a last piece, and end the stream."""
         if not self._open:
+            self._connection.forget(self)
             return
         if self._chunked:
             data = CHUNK % (len(data), data) + LAST_CHUNK if data else LAST_CHUNK
         if data:
             self._outbox.write(self._transport, data)
-        self._end()
+        self._open = False
+        self.listener = None
+        self._connection.finish()
 
     def cut(self) -> None:
         """Close the connection at once."""
@@ -124,12 +130,13 @@ class ResponseWriter:
         if not self._open:
             # The request was pipelined, and its client disconnected before its turn.
             return
+        handler = self._connection.server.handler
         try:
-            self._handler.handle(self.request, self)
+            handler.handle(self.request, self)
         except RequestError as error:
-            self._handler.refuse(self.request, error, self)
+            handler.refuse(self.request, error, self)
         except Exception as error:  # noqa: BLE001 - every request gets one response
-            self._handler.refuse(self.request, internal(error, self.request), self)
+            handler.refuse(self.request, internal(error, self.request), self)
 
     def lose(self) -> None:
         """Report that the client disconnected."""
@@ -138,24 +145,11 @@ class ResponseWriter:
         if listener is not None:
             listener.client_gone()
 
-    def _end(self) -> None:
-        self._open = False
-        self.listener = None
-        try:
-            self._connection.finish()
-        except Exception:
-            # The next request's beginning is unknown; the written response still arrives.
-            self._outbox.flush()
-            self._transport.close()
-            raise
-
 
 class ClientConnection(asyncio.Protocol):
     """One client's connection: answers its requests in order, one at a time. Implements ``ParserEvents``."""
 
     __slots__ = (
-        "_due",
-        "_last",
         "_parser",
         "_phase",
         "_response",
@@ -164,6 +158,9 @@ class ClientConnection(asyncio.Protocol):
         "_unread",
         "_waiting",
         "deadline",
+        "last",
+        "on_head",
+        "on_too_large",
         "server",
         "transport",
     )
@@ -178,7 +175,7 @@ class ClientConnection(asyncio.Protocol):
         self._response: ResponseWriter | None = None
         self._waiting: deque[Request | RefusedRequest] = deque()
         """Pipelined requests, and a refusal behind them."""
-        self._last = False
+        self.last = False
         """Whether the connection closes after the response being written."""
         self._slow = False
         """Whether the client does not read what was written."""
@@ -186,8 +183,9 @@ class ClientConnection(asyncio.Protocol):
         """Bytes that the client had to take when its reading time began."""
         self._started = False
         """Whether a request was dispatched in this read."""
-        self._due = 0.0
-        """Seconds for the part of a request that began in this read."""
+        # Events that the application takes itself: a call less per request.
+        self.on_head = server.handler.begin
+        self.on_too_large = server.handler.too_large
 
     @property
     def answering(self) -> bool:
@@ -198,11 +196,6 @@ class ClientConnection(asyncio.Protocol):
     def buffered(self) -> int:
         """Bytes written that the kernel has not taken."""
         return self.transport.get_write_buffer_size()
-
-    @property
-    def closes(self) -> bool:
-        """Whether the response being written is the last one."""
-        return self._last or self.server.draining
 
     # What the event loop calls.
 
@@ -218,15 +211,12 @@ class ClientConnection(asyncio.Protocol):
         if self._phase is not OPEN:
             return
         parser = self._parser
-        self._started = False
-        if parser.phase is IDLE and self._response is None:
-            self._due = self.server.timeouts.head_s
+        before, self._started = parser.phase, False
         parser.feed(data)
-        if self._due:
-            # Most requests come in one read and need no timer.
-            if self._response is None and self._phase is OPEN and parser.phase is not IDLE:
-                self._await(self._due)
-            self._due = 0.0
+        phase = parser.phase
+        if (phase is HEAD or phase is BODY) and (phase is not before or self._started) and self._response is None:
+            # A head or a body began. Most requests come in one read, and need no timer.
+            self._await(self.server.timeouts.head_s if phase is HEAD else self.server.timeouts.body_s)
         if self._waiting:
             self._follow()
 
@@ -267,21 +257,10 @@ class ClientConnection(asyncio.Protocol):
 
     # What the parser calls.
 
-    def on_head(self, request: Request) -> int:
-        """Let the application refuse before a body is read; start the body timeout."""
-        limit = self.server.handler.begin(request)
-        if self._response is None:
-            self._due = self.server.timeouts.body_s
-        return limit
-
     def on_continue(self) -> None:
         """Invite the body, unless an earlier response is unfinished."""
         if self._response is None:
             self.server.outbox.write(self.transport, CONTINUE)
-
-    def on_too_large(self, request: Request, error: RequestError) -> RequestError:
-        """Return the application's error for a body over its limit."""
-        return self.server.handler.too_large(request, error)
 
     def on_request(self, request: Request) -> None:
         """Answer the request, or let it wait behind the one before it.
@@ -294,7 +273,9 @@ class ClientConnection(asyncio.Protocol):
             self.transport.pause_reading()
         else:
             self._started = True
-            self._start(request).handle()
+            self.last = self.last or request.close
+            self._response = response = ResponseWriter(self, request)
+            response.handle()
 
     def on_error(self, request: Request, error: Exception) -> None:
         """Answer the error and close: the beginning of the next request is unknown."""
@@ -313,10 +294,12 @@ class ClientConnection(asyncio.Protocol):
         self._response = None
         if server.draining:
             server.look()
-        if not self.closes:
-            timeouts = server.timeouts
-            self._await(timeouts.idle_s if parser.phase is IDLE else timeouts.body_s)
-            self._follow()
+        if not (self.last or server.draining):
+            if not self._slow:
+                timeouts = server.timeouts
+                self.deadline = server.now() + (timeouts.idle_s if parser.phase is IDLE else timeouts.body_s)
+            if self._waiting:
+                self._follow()
             return
         self._phase = CLOSING
         complete = parser.phase is IDLE
@@ -332,6 +315,13 @@ class ClientConnection(asyncio.Protocol):
         self.transport.write_eof()
         if not self.buffered:
             self.deadline = server.now() + LINGER_S
+
+    def forget(self, response: ResponseWriter) -> None:
+        """Close if ``response`` has ended and :meth:`finish` failed: no next request can begin."""
+        if self._response is response:
+            self._response = None
+            self.server.outbox.flush()
+            self.transport.close()
 
     def cut(self) -> None:
         """Close at once, without what is still buffered."""
@@ -356,14 +346,14 @@ class ClientConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Close now if no request has begun, else after the one that has."""
-        self._last = True
+        self.last = True
         if self._response is None and self._parser.phase is IDLE:
             self.transport.close()
 
     # Inside.
 
     def _start(self, request: Request) -> ResponseWriter:
-        self._last = self._last or request.close
+        self.last = self.last or request.close
         self._response = response = ResponseWriter(self, request)
         return response
 
@@ -382,7 +372,7 @@ class ClientConnection(asyncio.Protocol):
     def _refuse(self, refused: RefusedRequest) -> None:
         """Answer with the error; the response is the last one."""
         request, error = refused
-        self._last = True
+        self.last = True
         response = self._start(request)
         self.server.handler.broken_off(request, error)
         self.server.handler.refuse(request, error, response)
