@@ -218,6 +218,8 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Fail the call, or send it again if the engine closed an idle connection just before."""
         self._keep_alive = False
+        # It holds this connection, whose memory would be free only at a later garbage collection.
+        del self._parser
         self._pool.lost(self)
         call = self.call
         if call is None:

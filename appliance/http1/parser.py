@@ -144,10 +144,11 @@ class RequestParser:
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._size = 0
-        """Bytes of complete headers; in BODY those of the trailer."""
+        """Bytes of the target and of complete headers; in BODY those of the trailer."""
         self._pending = 0
-        """Bytes of reads without a complete head or a piece of the body, which the limit bounds, too."""
+        """Bytes of successive reads without progress; the limit bounds them, too."""
         self._progress = False
+        """Whether this read completed a head or a request, or had a piece of a body."""
         self._plain = b""
         # Of the request whose body is being read.
         self._request: Request | None = None
@@ -175,16 +176,20 @@ class RequestParser:
         """Refuse the request that is being read, and stop."""
         if self.phase is CLOSED:
             return
-        request = self._request or Request(
+        events = self._events
+        request = self.close() or Request(
             "", self._target, self._headers, self._new_id(), close=True, http10=False
         )
-        self.close()
-        self._events.on_error(request, error)
+        events.on_error(request, error)
 
     def close(self) -> Request | None:
-        """Stop; return the request whose body stays incomplete."""
+        """Stop; return the request that stays incomplete, if its head is complete."""
+        if self.phase is CLOSED:
+            return None
         self.phase = CLOSED
         request, self._request = self._request, None
+        # They hold this parser: without them its memory is free at once, not at some later garbage collection.
+        del self._events, self._llhttp
         return request
 
     # What llhttp calls.
@@ -283,6 +288,8 @@ class RequestParser:
             self._body = []
             self._received = 0
         self._request = None
+        self._size = self._pending = 0
+        self._progress = True
         self.phase = IDLE
         self._events.on_request(request)
 
@@ -294,13 +301,13 @@ class RequestParser:
         Nothing is upgraded: the request continues as if it had not asked for an upgrade (RFC 9110, 7.8).
         """
         pieces: list[bytes | memoryview] = []
-        while True:
-            self._llhttp = httptools.HttpRequestParser(self)
+        while self.phase is not CLOSED:
+            self._llhttp = llhttp = httptools.HttpRequestParser(self)
             pieces += [memoryview(piece)[upgrade.args[0] :], self._plain]
             try:
                 while pieces:
                     piece = pieces.pop()
-                    self._llhttp.feed_data(piece)
+                    llhttp.feed_data(piece)
             except httptools.HttpParserUpgrade as another:
                 upgrade = another
             except httptools.HttpParserError as error:
