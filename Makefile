@@ -1,21 +1,22 @@
-# The two commands: `make up` serves on this machine, `make test` proves it. Everything else is for developers.
+# The two commands: `make up` serves on this machine, `make test` proves it. The other targets are for developers.
 #
-# PYTHON=…       a Python 3.11 or newer (the CPU engine wants 3.11)
-# PORT=…         the gateway's port, 8000 when absent
-# ENGINE_PORT=…  the engine's port on loopback, 8101 when absent
-# ENGINE=fake    no engine: tokens by the clock, named as such in every output
-# MODEL=tiny     leave the model hub alone and make the tiny random model
-# SEEDS="1 2"    the machines that `make test-boot` boots, one a seed
-# ONCE=1         end after the smoke test, with its exit code
-# TORCH_INDEX=…  where torch's CPU build comes from, if your pip is not set up for it: the address that
-#                pytorch.org shows for "CPU"
+# PYTHON=…       A Python 3.11 or newer. The CPU engine needs 3.11.
+# PORT=…         The gateway's port. The default is 8000.
+# ENGINE_PORT=…  The engine's port on loopback. The default is 8101.
+# ENGINE=fake    No engine: a mock generates tokens by the clock, and every output names it.
+# MODEL=tiny     Do not contact the model hub; make the tiny random model.
+# SEEDS="1 2"    The machines that `make test-boot` boots, one for each seed.
+# WORKERS=4      Processes of `make test` that run in parallel. Most tests wait, so the default exceeds two cores.
+# ONCE=1         End after the smoke test, with its exit code.
+# TORCH_INDEX=…  The address of torch's CPU build, if pip is not set up for it. pytorch.org shows it for "CPU".
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENGINE ?= vllm
 MODEL ?= auto
 SEEDS ?= 1 2 3
+WORKERS ?= 4
 export TORCH_INDEX
-# Variables that would make a Python find other modules than those of its environment, or none.
+# Variables with which a Python would import other modules than those of its environment.
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONEXECUTABLE PYTHONUSERBASE PYTHONSTARTUP
 unexport PYTHONINSPECT PYTHONOPTIMIZE
 
@@ -30,14 +31,14 @@ up:
 
 test:
 	@$(PYTHON) -m tools.bootstrap --tests --engine $(ENGINE)
-	@.venv/bin/python -m pytest $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
+	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
 
 # Real boots under emulation, one machine a seed, as root.
 test-boot:
 	@$(PYTHON) -m tools.bootstrap --tests --engine fake
 	@.venv/bin/python -m tests.boot.run --seeds $(SEEDS) $(ARGS)
 
-# The network with real parts, in namespaces: as root. What it cannot run here it names, with the reason.
+# The network with real parts, in namespaces: as root. It names each skipped part with the reason.
 test-network:
 	@$(PYTHON) -m tools.bootstrap --tests --engine $(ENGINE)
 	@.venv/bin/python -m tests.network.together $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
@@ -51,6 +52,9 @@ lint:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/python -m tools.names
+	.venv/bin/python -m tools.prose
 
 fmt:
 	@$(PYTHON) -m tools.bootstrap --tests --engine fake

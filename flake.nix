@@ -3,17 +3,43 @@
 
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
-    disko = { url = "github:nix-community/disko"; inputs.nixpkgs.follows = "nixpkgs"; };
-    sops-nix = { url = "github:Mic92/sops-nix"; inputs.nixpkgs.follows = "nixpkgs"; };
+    disko = {
+      url = "github:nix-community/disko";
+      inputs.nixpkgs.follows = "nixpkgs";
+    };
+    sops-nix = {
+      url = "github:Mic92/sops-nix";
+      inputs.nixpkgs.follows = "nixpkgs";
+    };
   };
 
-  outputs = { self, nixpkgs, disko, sops-nix }:
+  outputs =
+    {
+      self,
+      nixpkgs,
+      disko,
+      sops-nix,
+    }:
     let
       system = "x86_64-linux";
-      pkgs = import nixpkgs { inherit system; config.allowUnfree = true; };
+      pkgs = import nixpkgs {
+        inherit system;
+        config.allowUnfree = true;
+      };
       packages = import ./modules/packages { inherit self pkgs disko; };
-      role = module: { imports = [ disko.nixosModules.disko sops-nix.nixosModules.sops module ]; };
-      host = module: specialArgs: nixpkgs.lib.nixosSystem { inherit system specialArgs; modules = [ (role module) ]; };
+      role = module: {
+        imports = [
+          disko.nixosModules.disko
+          sops-nix.nixosModules.sops
+          module
+        ];
+      };
+      host =
+        module: specialArgs:
+        nixpkgs.lib.nixosSystem {
+          inherit system specialArgs;
+          modules = [ (role module) ];
+        };
     in
     {
       nixosModules = {
@@ -29,19 +55,29 @@
         vps = host ./hosts/vps.nix { };
         installer = host ./hosts/installer.nix {
           flakeSource = self;
-          installClosure = self.lib.installClosure self.nixosConfigurations.gpu { inherit nixpkgs disko sops-nix; };
+          installClosure = self.lib.installClosure self.nixosConfigurations.gpu {
+            inherit nixpkgs disko sops-nix;
+          };
           diskoInstall = disko.packages.${system}.disko-install;
         };
       };
 
       # For an ISO of a site of one's own: see templates/default/flake.nix.
-      lib.installClosure = target: inputs: import ./modules/installer/closure.nix { inherit (nixpkgs) lib; inherit target inputs; };
+      lib.installClosure =
+        target: inputs:
+        import ./modules/installer/closure.nix {
+          inherit (nixpkgs) lib;
+          inherit target inputs;
+        };
 
       packages.${system} = packages;
       apps.${system} = import ./modules/packages/apps.nix { inherit pkgs packages; };
       checks.${system} = import ./modules/packages/checks.nix { inherit self pkgs packages; };
       devShells.${system}.default = import ./modules/packages/shell.nix { inherit pkgs; };
       formatter.${system} = pkgs.nixfmt-tree;
-      templates.default = { path = ./templates/default; description = "A site of your own: only your values"; };
+      templates.default = {
+        path = ./templates/default;
+        description = "A site of your own: only your values";
+      };
     };
 }

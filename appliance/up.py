@@ -23,18 +23,16 @@ from rich.console import Console
 from appliance.contract.load import parse, read, validate
 from appliance.contract.model import Site
 from appliance.engines.argv import EngineReplica, command, replicas
-from appliance.engines.probe import CANARY_TIMEOUT_S, canary, canary_passed
+from appliance.engines.probe import probe_token
 from appliance.engines.processes import ChildProcesses, ProcessSpec
-from appliance.errors import ConfigError, EngineUnavailableError, RequestError, StartError
+from appliance.errors import ConfigError, StartError
 from appliance.gateway.main import bind
-from appliance.http1.client import Pool
-from appliance.http1.writer import WriteCoalescer
 from appliance.models.prepare import Prepared, prepare
-from appliance.render.screen import console as lasting_console
-from appliance.smoketest.load import default_model, show
-from appliance.smoketest.load import run as run_smoke_test
+from appliance.render.terminal import long_run_console
+from appliance.smoketest.load import default_model, run_load, show
 from appliance.store.keys import KeyStore
 from appliance.system import files, lock_file, text_file
+from appliance.system.http_request import NO_RESPONSE, send_request
 from appliance.system.lock_file import IN_USE
 from appliance.system.stopping import Stop, stop_signals
 from loadtests.report import Report
@@ -83,7 +81,7 @@ def up(options: Options) -> int:
 
 async def _guarded(options: Options) -> int:
     """Turn signals into a cancellation, and a cancellation into an orderly end."""
-    console = lasting_console()
+    console = long_run_console()
     loop = asyncio.get_running_loop()
     work = asyncio.ensure_future(_run(options, console))
     for number in stop_signals():
@@ -241,7 +239,7 @@ async def _serve(
     try:
         await children.start(gateway)
         async with _step(console, f"starting the gateway on {url}"):
-            await _until_ready(site, logs / "gateway.log", events.died)
+            await _until_ready(url, logs / "gateway.log", events.died)
         async with _step(console, f"smoke test: {effort}"):
             report = await _smoke(site, url, key, model, folder)
     finally:
@@ -262,7 +260,7 @@ async def _serve(
 async def _smoke(site: Site, url: str, key: str, model: str, folder: Path) -> Report:
     """The smoke test, in a thread beside the loop that keeps the children; cancelled, its load has ended."""
     stop = Stop()
-    load = partial(run_smoke_test, site.smoke, url=url, key=key, model=model, folder=folder, stop=stop)
+    load = partial(run_load, site.smoke, url=url, key=key, model=model, folder=folder, stop=stop)
     running = asyncio.ensure_future(asyncio.to_thread(load))
     try:
         return await asyncio.shield(running)
@@ -323,7 +321,7 @@ def write_site(
     for engine in engines.values():
         engine.update(model=new, command=sys.executable if prepared is None else str(options.engine_python))
         if prepared is None:
-            engine.update(kind="fake", options={})
+            engine.update(kind="mock", options={})
     for role in table.get("roles", {}).values():
         if role.get("model") == old:
             role["model"] = new
@@ -337,68 +335,51 @@ def write_site(
 
 
 async def first_token(site: Site, replica: EngineReplica, log: Path, died: dict[str, int]) -> None:
-    """Wait until ``replica`` generated a token; raises :class:`StartError` when it ends or takes too long."""
-    unit, said = f"engine-{replica.name}", ["it did not open its port"]
-    asking = asyncio.create_task(_ask_for_token(site, replica, said))
+    """Wait until ``replica`` generates a token.
+
+    ``died`` maps units that ended to their exit codes. Raises :class:`StartError` if the engine ends, or if it
+    generates no token within its ``start_timeout_s``.
+    """
+    unit, reasons = f"engine-{replica.name}", ["no response"]
+    probing = asyncio.create_task(_probe_until_token(site, replica, reasons))
     try:
         async with asyncio.timeout(replica.engine.start_timeout_s):
-            while not asking.done():
+            while not probing.done():
                 if unit in died:
                     reason = f"ended with code {died[unit]}: {tail(log)}"
                     raise StartError(f"engine {replica.name} {reason}; its log is {log}")
-                await asyncio.wait([asking], timeout=POLL_S)
-            # An error of its own must not pass for a token.
-            asking.result()
+                await asyncio.wait([probing], timeout=POLL_S)
+            # Raise an error of the probe itself: it must not count as a token.
+            probing.result()
     except TimeoutError:
-        reason = f"generated no token within {replica.engine.start_timeout_s} s ({said[-1]})"
+        reason = f"generated no token within {replica.engine.start_timeout_s} s ({reasons[-1]})"
         raise StartError(f"engine {replica.name} {reason}; its log is {log}") from None
     finally:
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        probing.cancel()
+        await asyncio.gather(probing, return_exceptions=True)
 
 
-async def _ask_for_token(site: Site, replica: EngineReplica, said: list[str]) -> None:
-    """Ask until a token comes; what came instead is appended to ``said``."""
-    path, body = canary(replica.engine.model, site.models[replica.engine.model].task)
-    timeout_s = CANARY_TIMEOUT_S
-    outbox = WriteCoalescer(asyncio.get_running_loop())
-    pool = Pool(
-        replica.port, outbox, connect_timeout_s=2, first_byte_timeout_s=timeout_s, stall_timeout_s=timeout_s
-    )
-    while True:
-        try:
-            status, answer = await pool.probe(path.encode(), body, timeout_s)
-        except EngineUnavailableError:
-            pass
-        except RequestError as error:
-            said.append(str(error))
-        else:
-            if canary_passed(status, answer):
-                return
-            said.append(f"it answered {status}: {answer[:200].decode('utf-8', 'replace')}")
+async def _probe_until_token(site: Site, replica: EngineReplica, reasons: list[str]) -> None:
+    """Probe ``replica`` until it generates a token; append the reason of each failed probe to ``reasons``."""
+    model = replica.engine.model
+    # The thread of a cancelled probe ends with its engine, which the caller then stops.
+    while reason := await asyncio.to_thread(probe_token, replica.url, model, site.models[model].task):
+        reasons.append(reason)
         await asyncio.sleep(POLL_S)
 
 
-async def _until_ready(site: Site, log: Path, died: dict[str, int]) -> None:
+async def _until_ready(url: str, log: Path, died: dict[str, int]) -> None:
+    """Wait until the gateway at ``url`` is ready; raises :class:`StartError` if it ends, or takes too long."""
+    ready = partial(send_request, url, "/ready", timeout_s=GATEWAY_START_S)
     deadline = time.monotonic() + GATEWAY_START_S
     while time.monotonic() < deadline:
         if "gateway" in died:
             raise StartError(f"the gateway ended with code {died['gateway']}: {tail(log)}; its log is {log}")
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            if await _status(site.gateway.host, site.gateway.port, "/ready") == 200:
+        with contextlib.suppress(*NO_RESPONSE):
+            if (await asyncio.to_thread(ready)).status == 200:
                 return
         await asyncio.sleep(POLL_S / 5)
     raise StartError(f"the gateway was not ready within {GATEWAY_START_S:.0f} s; its log is {log}")
-
-
-async def _status(host: str, port: int, path: str) -> int:
-    reader, writer = await asyncio.open_connection(host, port)
-    try:
-        writer.write(f"GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode())
-        line = await reader.readline()
-        return int(line.split()[1]) if line.startswith(b"HTTP/1.1 ") else 0
-    finally:
-        writer.close()
 
 
 def tail(log: Path) -> str:
@@ -431,8 +412,8 @@ def _invite(console: Console, url: str, model: str, key: str, logs: Path) -> Non
 
 
 def _describe(replica: EngineReplica) -> str:
-    kind = {"vllm": "vLLM", "llamacpp": "llama.cpp", "fake": "the fake engine"}[replica.engine.kind]
-    return f"{kind} on the CPU" if replica.engine.device == "cpu" and replica.engine.kind != "fake" else kind
+    kind = {"vllm": "vLLM", "llamacpp": "llama.cpp", "mock": "the fake engine"}[replica.engine.kind]
+    return f"{kind} on the CPU" if replica.engine.device == "cpu" and replica.engine.kind != "mock" else kind
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,10 @@
 # The installer's ISO: `nix build .#iso`.
 { modulesPath, ... }:
 {
-  imports = [ (modulesPath + "/installer/cd-dvd/installation-cd-minimal.nix") ../modules/installer/iso.nix ];
+  imports = [
+    (modulesPath + "/installer/cd-dvd/installation-cd-minimal.nix")
+    ../modules/installer/iso.nix
+  ];
 
   networking.hostName = "installer";
   system.stateVersion = "26.05";

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from loadtests.estimates import Interval
-
-if TYPE_CHECKING:
-    from loadtests.report import Report
+from loadtests.report import Comparison, Report
 
 LESS_IS_BETTER = (
     "TTFT p50",
@@ -24,16 +21,6 @@ MORE_IS_BETTER = ("good share", "goodput", "output tokens/s")
 
 IGNORED = frozenset({"timeout_s", "stall_s", "max_in_flight", "warmup_s"})
 """Parameters that may differ: they do not change what is asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One measure of both runs."""
-
-    measure: str
-    before: Interval
-    now: Interval
-    verdict: Literal["worse", "better", "same"]
 
 
 def differences(before: Report, now_scenario: str, now_parameters: dict[str, Any]) -> list[str]:

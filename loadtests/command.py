@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from dataclasses import dataclass
@@ -13,11 +12,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from appliance.cli.loadtest import fields, validated
 from appliance.contract.load import load
 from appliance.contract.model import LoadTest, Site, Slo
 from appliance.errors import ApplianceError, UnprovenError, UsageError
-from appliance.render.screen import console
+from appliance.render.terminal import long_run_console
 from appliance.system import text_file
 from appliance.system.proxy import route
 from appliance.system.stopping import Stop, Stopped, listening
@@ -25,6 +23,7 @@ from loadtests import html, junit, terminal
 from loadtests.baseline import compare, differences
 from loadtests.client import Target
 from loadtests.collect import Collector
+from loadtests.options import LoadTestOptions, validated
 from loadtests.outputs import Outputs, deliver
 from loadtests.parameters import LoadLimits, LoadPlan, Parameters
 from loadtests.report import INTERRUPTED, INVALID, PASS, Report, summarise
@@ -48,15 +47,12 @@ class Targets:
     site: Site | None
 
 
-def command(args: argparse.Namespace) -> int:
-    """Run what the flags ask for; the exit code: 1 for a report with a missed SLO, 2 for every other failure."""
-    show = console()
-    if args.list:
-        _list(show)
-        return PASS
+def command(options: LoadTestOptions) -> int:
+    """Run a load test; the exit code: 1 for a report with a missed SLO, 2 for every other failure."""
+    console = long_run_console()
     with listening() as stop:
         try:
-            return _command(args, show, stop)
+            return _command(options, console, stop)
         except Stopped:
             raise UnprovenError(f"{stop.reason} ended the load test before its report was whole") from None
         except ApplianceError as error:
@@ -67,30 +63,27 @@ def command(args: argparse.Namespace) -> int:
             raise UnprovenError(f"the load test could not go on ({error}); free what this machine lacks") from error
 
 
-def _command(args: argparse.Namespace, show: Console, stop: Stop) -> int:
-    scenario = _scenario(args.scenario)
-    site = _site(args)
+def _command(options: LoadTestOptions, console: Console, stop: Stop) -> int:
+    scenario = _scenario(options.scenario)
+    site = _site(options)
     contract = LoadTest() if site is None else site.loadtest
-    parameters = _parameters(args, scenario, contract)
-    slo = validated(Slo, contract.slo.model_dump() | fields(args, Slo, "slo-"))
-    limits = validated(LoadLimits, LoadLimits().model_dump() | fields(args, LoadLimits, "client-"))
-    before = _baseline(args, scenario, parameters)
-    address, keys = _address(args, site), _keys(args)
-    plan = LoadPlan(
-        scenario=scenario.name, parameters=parameters, models=tuple(args.model or ()), slo=slo, limits=limits
-    )
-    paths = {f"--{name}": getattr(args, name) for name in ("json", "junit", "html", "samples")}
-    with Outputs(paths, stop) as outputs:
+    parameters = _parameters(options, scenario, contract)
+    slo = validated(Slo, contract.slo.model_dump() | dict(options.slo))
+    limits = validated(LoadLimits, LoadLimits().model_dump() | dict(options.limits))
+    before = _baseline(options, scenario, parameters)
+    address, keys = _address(options, site), api_keys(options.keys, required=options.url is None)
+    plan = LoadPlan(scenario=scenario.name, parameters=parameters, models=options.models, slo=slo, limits=limits)
+    with Outputs(options.outputs, stop) as outputs:
         try:
             with stop.until(1):
-                where = _where(args, scenario, site, address, keys)
+                where = _where(options, scenario, site, address, keys)
                 plan = plan.model_copy(update={"models": where.models})
                 _fits(parameters, where)
                 target = Target(where.url, where.keys[0], parameters.timeout_s, parameters.stall_s)
                 preflight(target, where.models, where.keys[1 : parameters.users])
                 token_costs, notes = _sized(where, parameters)
             plan = plan.sized_by(token_costs)
-            report = _measured(args, plan, scenario, where, outputs, show, stop)
+            report = _measured(options, plan, scenario, where, outputs, console, stop)
             report.notes[:0] = notes
         except Stopped:
             report = _nothing(plan, stop)
@@ -105,28 +98,28 @@ def _command(args: argparse.Namespace, show: Console, stop: Stop) -> int:
 
         def display(first: bool) -> None:
             if first:
-                terminal.show(report, show, subject=subject)
+                terminal.show(report, console, subject=subject)
             else:
-                show.print(terminal.verdict(report))
+                console.print(terminal.verdict(report))
 
         deliver(report, outputs, stop, renderers, display)
     return report.exit_code
 
 
 def _measured(
-    args: argparse.Namespace,
+    options: LoadTestOptions,
     plan: LoadPlan,
     scenario: Scenario,
     where: Targets,
     outputs: Outputs,
-    show: Console,
+    console: Console,
     stop: Stop,
 ) -> Report:
     with tempfile.TemporaryDirectory(prefix="appliance-loadtest-") as folder:
-        if args.find_goodput:
-            report = _search(args, plan, scenario, where, Path(folder), show, stop)
+        if options.find_goodput:
+            report = _search(options, plan, scenario, where, Path(folder), console, stop)
         else:
-            report = _once(plan, where, Path(folder), show, stop)
+            report = _once(plan, where, Path(folder), console, stop)
         if "--samples" in outputs:
             outputs.write("--samples", Path(folder) / "samples.jsonl")
     return report
@@ -139,7 +132,8 @@ def _nothing(plan: LoadPlan, stop: Stop) -> Report:
     return report
 
 
-def _list(show: Console) -> None:
+def list_scenarios() -> None:
+    """Print the scenarios with their sizes."""
     table = Table(title="Scenarios", title_justify="left")
     for name in ("scenario", "loop", "size", "what it is"):
         table.add_column(name)
@@ -152,7 +146,7 @@ def _list(show: Console) -> None:
         )
         size = f"{p.users} users{rate}, {span}, {tokens}"
         table.add_row(scenario.name, "open" if scenario.open_loop else "closed", size, scenario.text)
-    show.print(table)
+    long_run_console().print(table)
 
 
 def _scenario(name: str) -> Scenario:
@@ -161,17 +155,15 @@ def _scenario(name: str) -> Scenario:
     return SCENARIOS[name]
 
 
-def _site(args: argparse.Namespace) -> Site | None:
+def _site(options: LoadTestOptions) -> Site | None:
     # Any gateway can be tested from anywhere: with an address no configuration is needed.
-    if args.url is not None and not args.config.exists():
+    if options.url is not None and not options.config.exists():
         return None
-    return load(args.config)
+    return load(options.config)
 
 
-def _parameters(args: argparse.Namespace, scenario: Scenario, contract: LoadTest) -> Parameters:
-    given = fields(args, Parameters, "")
-    if args.max_tokens is not None:
-        given.setdefault("output_tokens", (args.max_tokens, args.max_tokens))
+def _parameters(options: LoadTestOptions, scenario: Scenario, contract: LoadTest) -> Parameters:
+    given = dict(options.parameters)
     if "requests" in given and "duration_s" not in given:
         # So many requests, however long they take.
         given["duration_s"] = None
@@ -184,45 +176,45 @@ def _parameters(args: argparse.Namespace, scenario: Scenario, contract: LoadTest
     return parameters
 
 
-def _baseline(args: argparse.Namespace, scenario: Scenario, parameters: Parameters) -> Report | None:
-    if args.baseline is None:
+def _baseline(options: LoadTestOptions, scenario: Scenario, parameters: Parameters) -> Report | None:
+    if options.baseline is None:
         return None
     try:
-        before = Report.from_json(text_file.read(args.baseline, name=f"--baseline {args.baseline}").encode())
+        before = Report.from_json(text_file.read(options.baseline, name=f"--baseline {options.baseline}").encode())
     except msgspec.DecodeError:
-        raise UsageError(f"--baseline {args.baseline}: no report of `appliance loadtest --json`") from None
+        raise UsageError(f"--baseline {options.baseline}: no report of `appliance loadtest --json`") from None
     if before.exit_code == INVALID:
-        raise UsageError(f"--baseline {args.baseline}: that run was invalid; take one that was not")
-    if args.find_goodput:
+        raise UsageError(f"--baseline {options.baseline}: that run was invalid; take one that was not")
+    if options.find_goodput:
         return before
     if different := differences(before, scenario.name, parameters.model_dump(mode="json")):
-        raise UsageError(f"--baseline {args.baseline}: {different[0]}; compare runs of the same load")
+        raise UsageError(f"--baseline {options.baseline}: {different[0]}; compare runs of the same load")
     return before
 
 
-def _address(args: argparse.Namespace, site: Site | None) -> str:
-    if args.url is None:
+def _address(options: LoadTestOptions, site: Site | None) -> str:
+    if options.url is None:
         assert site is not None  # noqa: S101 - without an address the configuration was loaded
         return f"http://{site.gateway.host}:{site.gateway.port}"
-    url = str(args.url).rstrip("/").removesuffix("/v1")
+    url = str(options.url).rstrip("/").removesuffix("/v1")
     if not url.startswith(("http://", "https://")):
-        raise UsageError(f"--url {args.url}: begin it with http:// or https://")
-    for one in (url, *(args.engine_url or ())):
+        raise UsageError(f"--url {options.url}: begin it with http:// or https://")
+    for one in (url, *options.engine_urls):
         # Checked before anything is asked; whether a proxy leads there is looked up again by each asker.
         route(one)
     return url
 
 
 def _where(
-    args: argparse.Namespace, scenario: Scenario, site: Site | None, url: str, keys: tuple[str, ...]
+    options: LoadTestOptions, scenario: Scenario, site: Site | None, url: str, keys: tuple[str, ...]
 ) -> Targets:
-    models = tuple(args.model or ())
+    models = options.models
     if not models:
         models = (first_model(url, keys[0], site),) if scenario.models == 1 else ()
     if len(models) != scenario.models:
         raise UsageError(f"scenario {scenario.name} asks {scenario.models} model(s), --model names {len(models)}")
-    engines = tuple(args.engine_url or ())
-    if not engines and args.url is None and site is not None:
+    engines = options.engine_urls
+    if not engines and options.url is None and site is not None:
         served = {site.roles[name].model if name in site.roles else name for name in models}
         engines = tuple(
             f"http://127.0.0.1:{port}"
@@ -233,15 +225,18 @@ def _where(
     return Targets(url, keys, models, engines, site)
 
 
-def _keys(args: argparse.Namespace) -> tuple[str, ...]:
-    """The keys of the run; one empty key for none, which only another server than our gateway may take."""
-    if args.keys is not None:
-        keys = text_file.keys(args.keys, name=f"--keys {args.keys}")
+def api_keys(file: Path | None, *, required: bool) -> tuple[str, ...]:
+    """Return the keys in ``file``, or the one in the environment; one empty key if there is none.
+
+    Raises :class:`UsageError` if a key is ``required`` (by our gateway; another server may need none) and missing.
+    """
+    if file is not None:
+        keys = text_file.keys(file, name=f"--keys {file}")
         if not keys:
-            raise UsageError(f"--keys {args.keys}: there is no key in it")
+            raise UsageError(f"--keys {file}: the file contains no key")
         return tuple(keys)
     key = text_file.key(os.environ.get("APPLIANCE_API_KEY", ""), "APPLIANCE_API_KEY")
-    if not key and args.url is None:
+    if not key and required:
         raise UsageError("APPLIANCE_API_KEY is not set; make a key with `appliance keys create loadtest`")
     return (key,)
 
@@ -286,35 +281,35 @@ def _sources(where: Targets) -> list[Source]:
     return [*sources, Source("cards", "gpu")]
 
 
-def _once(plan: LoadPlan, where: Targets, folder: Path, show: Console, stop: Stop, title: str = "") -> Report:
+def _once(plan: LoadPlan, where: Targets, folder: Path, console: Console, stop: Stop, title: str = "") -> Report:
     title = title or f"load test {plan.scenario} of {', '.join(where.models)} at {where.url}"
     with stop.until(1):
         sources = _sources(where)
-    with terminal.LiveView(show, title) as watch:
+    with terminal.LiveView(console, title) as watch:
         return run(plan, url=where.url, keys=where.keys, folder=folder, stop=stop, sources=sources, watch=watch)
 
 
 def _search(
-    args: argparse.Namespace,
+    options: LoadTestOptions,
     plan: LoadPlan,
     scenario: Scenario,
     where: Targets,
     folder: Path,
-    show: Console,
+    console: Console,
     stop: Stop,
 ) -> Report:
     """Run after run, until the highest load that holds is known; its report, or the last one's where none holds."""
     what = "rate" if scenario.open_loop else "users"
     unit = "requests/s" if scenario.open_loop else "users"
     search = Search(
-        float(getattr(plan.parameters, what)), args.max_load, args.resolution, whole=not scenario.open_loop
+        float(getattr(plan.parameters, what)), options.max_load, options.resolution, whole=not scenario.open_loop
     )
     reports: dict[float, Report] = {}
     while (tried := search.next()) is not None:
         parameters = plan.parameters.model_copy(update={what: tried if scenario.open_loop else int(tried)})
         one = plan.model_copy(update={"parameters": parameters})
         try:
-            report = _once(one, where, folder, show, stop, f"search at {tried:.4g} {unit}")
+            report = _once(one, where, folder, console, stop, f"search at {tried:.4g} {unit}")
         except Stopped:
             if not reports:
                 raise
@@ -328,10 +323,10 @@ def _search(
             "; ".join(report.invalid) if code == INVALID else ", ".join(missed),
         )  # fmt: skip
         search.record(step)
-        show.print(terminal.step_line(step, unit))
+        console.print(terminal.step_line(step, unit))
         if stop.requested:
             break
-    terminal.show_search(search, show, unit=unit)
+    terminal.show_search(search, console, unit=unit)
     best = search.best
     report = reports[best.load if best is not None else search.steps[-1].load]
     report.search = search.steps

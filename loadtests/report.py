@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from appliance.contract.model import Slo
-from loadtests.baseline import Comparison
 from loadtests.collect import Collector
 from loadtests.estimates import BATCHES, Interval, batch_means, jain, percentile, percentile_interval, wilson
 from loadtests.outcome import NOT_ERRORS, Cause
@@ -85,6 +84,16 @@ class ModelResults:
     ttft_p50_ms: float | None
     ttft_p99_ms: float | None
     output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One measure of an earlier run and of this one (:mod:`loadtests.baseline`)."""
+
+    measure: str
+    before: Interval
+    now: Interval
+    verdict: Literal["worse", "better", "same"]
 
 
 @dataclass(slots=True)

@@ -12,8 +12,9 @@ from typing import Any, Self
 from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.system.http_request import NO_RESPONSE, send_request
+from appliance.system.nvidia_smi import GpuQuery
 from appliance.system.stopping import Stop
-from loadtests.gpu import GpuSample, Query, throttled
+from loadtests.gpu import FIELDS, GpuSample, sample_gpus, throttled
 
 EVERY_S = 2.0
 TIMEOUT_S = 2.0
@@ -108,7 +109,7 @@ class Scraper:
         self._stop = stop
         self._seen = {source.name: Seen() for source in sources}
         self._cards: list[tuple[float, tuple[GpuSample, ...]]] = []
-        self._query = Query()
+        self._query = GpuQuery(FIELDS)
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._closed = False
@@ -142,7 +143,7 @@ class Scraper:
         deadline = time.monotonic() + LEAVE_S
         while self._thread.is_alive() and time.monotonic() < deadline:
             # No child may outlive us; an answer of the network may come too late.
-            self._query.end()
+            self._query.cancel()
             self._thread.join(JOIN_S)
         with self._lock:
             self._closed = True
@@ -158,7 +159,7 @@ class Scraper:
             if self._stop.requested:
                 return
             if source.kind == "gpu":
-                found = self._query.cards()
+                found = sample_gpus(self._query)
                 with self._lock:
                     if found and not self._closed:
                         self._cards.append((time.monotonic(), found))

@@ -1,6 +1,7 @@
 # The admin API: keys, usage, what is loaded. A process beside the gateway and under its user, on loopback.
 { config, lib, ... }:
 let
+  inherit (import ./lib.nix { inherit lib; }) hardened secretPath;
   inherit (config) appliance;
   cfg = appliance.admin;
   listen = appliance.settings.admin.host or "127.0.0.1";
@@ -9,7 +10,7 @@ in
   options.appliance.admin = {
     enable = lib.mkEnableOption "the admin API";
     tokenFile = lib.mkOption {
-      type = lib.types.nullOr appliance.lib.secretPath;
+      type = lib.types.nullOr secretPath;
       default = null;
       example = "/run/secrets/admin-token";
       description = "File that holds the admin token, at least 16 characters; handed over as a systemd credential.";
@@ -36,7 +37,7 @@ in
       wantedBy = [ "multi-user.target" ];
       after = [ "appliance-gateway.service" ];
       restartTriggers = [ appliance.configFile ];
-      serviceConfig = appliance.lib.hardened // {
+      serviceConfig = hardened // {
         Type = "exec";
         User = "appliance-gateway";
         Group = "appliance-gateway";
@@ -48,7 +49,11 @@ in
         Restart = "always";
         RestartSec = 2;
         # It serves HTTP to this host, and asks the gateway over a Unix socket.
-        RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
+        RestrictAddressFamilies = [
+          "AF_UNIX"
+          "AF_INET"
+          "AF_INET6"
+        ];
         IPAddressAllow = "localhost";
         LoadCredential = [ "admin-token:${cfg.tokenFile}" ];
       };

@@ -25,6 +25,9 @@ in
     services.journald.extraConfig = lib.mkDefault "SystemMaxUse=2G";
     # The kernel side of a chained remote exploit against nginx (facts: CVE-2026-123633); nothing here uses it.
     boot.blacklistedKernelModules = [ "sctp" ];
-    nix.settings.experimental-features = [ "nix-command" "flakes" ];
+    nix.settings.experimental-features = [
+      "nix-command"
+      "flakes"
+    ];
   };
 }

@@ -4,7 +4,7 @@
   imports = [
     ./contract.nix
     ./pins.nix
-    ./lib.nix
+    ./package.nix
     ./base.nix
     ./gpu
     ./memory.nix
@@ -20,7 +20,5 @@
     ./network/ssh.nix
     ./network/wireguard.nix
     ./network/edge.nix
-    ./network/edge-limits.nix
-    ./network/edge-answers.nix
   ];
 }

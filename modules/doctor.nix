@@ -1,6 +1,11 @@
 # `appliance doctor` on both machines, and what it holds them to: /etc/appliance/machine.json, which
 # appliance/contract/machine.py reads. Nothing is decided here; each value is where its own module has it.
-{ config, lib, pkgs, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
   inherit (config) appliance;
   inherit (appliance) network;
@@ -11,11 +16,24 @@ let
   part = test: value: if test then value else null;
   # An absent part is not on this machine; the file leaves it out.
   present = lib.filterAttrs (_: value: value != null);
-  opening = test: protocol: port: by: lib.optional test { inherit protocol port by; };
+  opening =
+    test: protocol: port: by:
+    lib.optional test { inherit protocol port by; };
 
   # Ours only: other modules of NixOS add parameters that depend on things which are not this module's to know.
-  ours = [ "transparent_hugepage=" "pcie_aspm=" "pcie_port_pm=" "amd_iommu=" "intel_iommu=" ];
-  units = lib.attrNames (lib.filterAttrs (name: unit: lib.hasPrefix "appliance-" name && unit.wantedBy != [ ]) config.systemd.services)
+  ours = [
+    "transparent_hugepage="
+    "pcie_aspm="
+    "pcie_port_pm="
+    "amd_iommu="
+    "intel_iommu="
+  ];
+  units =
+    lib.attrNames (
+      lib.filterAttrs (
+        name: unit: lib.hasPrefix "appliance-" name && unit.wantedBy != [ ]
+      ) config.systemd.services
+    )
     ++ lib.optional network.firewall.enable "nftables"
     ++ lib.optional wg.enable "wireguard-wg0"
     ++ lib.optional network.edge.enable "nginx";
@@ -24,9 +42,20 @@ let
     version = 1;
     inherit (appliance) host;
     units = map (name: "${name}.service") units;
-    kernel_parameters = lib.unique (lib.filter (word: lib.any (start: lib.hasPrefix start word) ours) config.boot.kernelParams);
+    kernel_parameters = lib.unique (
+      lib.filter (word: lib.any (start: lib.hasPrefix start word) ours) config.boot.kernelParams
+    );
     cards = part appliance.gpu.enable (present {
-      pins = { inherit (appliance.pins) kernel driver cuda python torch vllm; };
+      pins = {
+        inherit (appliance.pins)
+          kernel
+          driver
+          cuda
+          python
+          torch
+          vllm
+          ;
+      };
       peer_to_peer = appliance.gpu.peerToPeer;
       numa_pinned = appliance.numa.pin;
     });
@@ -41,15 +70,30 @@ let
       inherit (wg) address mtu;
       listen_port = wg.listenPort;
       private_key_file = wg.privateKeyFile;
-      peers = lib.mapAttrs (_: peer: present { public_key = peer.publicKey; inherit (peer) address endpoint; }) peers;
+      peers = lib.mapAttrs (
+        _: peer:
+        present {
+          public_key = peer.publicKey;
+          inherit (peer) address endpoint;
+        }
+      ) peers;
     });
     firewall = part network.firewall.enable {
       openings =
         opening (wg.enable && wg.listenPort != null) "udp" wg.listenPort "tunnel"
         # The API comes through the tunnel and from nowhere else.
-        ++ map (o: o // { interface = "wg0"; }) (opening (appliance.gateway.enable && wg.enable && wg.peers != { }) "tcp" appliance.settings.gateway.port "gateway")
-        ++ lib.concatMap (port: opening network.edge.enable "tcp" port "edge") [ 80 443 ]
-        ++ opening (network.ssh.enable && (wg.enable || network.ssh.sources != [ ])) "tcp" network.ssh.port "ssh";
+        ++ map (o: o // { interface = "wg0"; }) (
+          opening (
+            appliance.gateway.enable && wg.enable && wg.peers != { }
+          ) "tcp" appliance.settings.gateway.port "gateway"
+        )
+        ++ lib.concatMap (port: opening network.edge.enable "tcp" port "edge") [
+          80
+          443
+        ]
+        ++ opening (
+          network.ssh.enable && (wg.enable || network.ssh.sources != [ ])
+        ) "tcp" network.ssh.port "ssh";
       extra_input = network.firewall.extraInput;
     };
     edge = part network.edge.enable {
@@ -58,7 +102,9 @@ let
       certificate = "/var/lib/acme/${network.edge.domain}/fullchain.pem";
       nginx = config.services.nginx.package.version;
       http2 = config.services.nginx.virtualHosts.${network.edge.domain}.http2;
-      gateways = map (address: "${address}:${toString appliance.settings.gateway.port}") network.edge.gateways;
+      gateways = map (
+        address: "${address}:${toString appliance.settings.gateway.port}"
+      ) network.edge.gateways;
     };
     weights = part appliance.models.enable (present {
       store = appliance.models.store.path;
@@ -88,10 +134,12 @@ in
     ];
     environment.etc."appliance/machine.json".source = cfg.machineFile;
     # The doctor itself, and the programs it asks; the driver's and systemd's own are there already.
-    environment.systemPackages = [ appliance.package ]
-      ++ lib.optional network.firewall.enable pkgs.nftables
-      ++ lib.optional wg.enable pkgs.wireguard-tools
-      ++ lib.optional network.edge.enable pkgs.openssl;
+    environment.systemPackages = [
+      appliance.package
+    ]
+    ++ lib.optional network.firewall.enable pkgs.nftables
+    ++ lib.optional wg.enable pkgs.wireguard-tools
+    ++ lib.optional network.edge.enable pkgs.openssl;
     # A description that the doctor cannot read does not build.
     system.checks = [
       (pkgs.runCommand "appliance-machine-check" { } ''

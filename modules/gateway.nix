@@ -1,6 +1,12 @@
 # The gateway: one process, loopback or the tunnel's address, nothing of the machine in sight.
-{ config, lib, pkgs, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
+  inherit (import ./lib.nix { inherit lib; }) credentials hardened secretPath;
   inherit (config) appliance;
   cfg = appliance.gateway;
   listen = appliance.settings.gateway;
@@ -13,9 +19,11 @@ in
   options.appliance.gateway = {
     enable = lib.mkEnableOption "the gateway";
     credentials = lib.mkOption {
-      type = lib.types.attrsOf appliance.lib.secretPath;
+      type = lib.types.attrsOf secretPath;
       default = { };
-      example = { admin-token = "/run/secrets/admin-token"; };
+      example = {
+        admin-token = "/run/secrets/admin-token";
+      };
       description = "Secrets given to the gateway as systemd credentials, by name; it reads them from $CREDENTIALS_DIRECTORY.";
     };
     drainSec = lib.mkOption {
@@ -47,7 +55,8 @@ in
 
     appliance.settings.gateway = {
       drain_timeout_s = cfg.drainSec;
-    } // lib.optionalAttrs (onDemand != { }) { engine_control = lib.mkDefault "systemd"; };
+    }
+    // lib.optionalAttrs (onDemand != { }) { engine_control = lib.mkDefault "systemd"; };
 
     # The gateway may start and stop the engines' units, and nothing else of systemd.
     security.polkit = lib.mkIf (onDemand != { }) {
@@ -92,7 +101,7 @@ in
       path = lib.optional (onDemand != { }) pkgs.systemd;
       # The tunnel's address may come late; it tries again for as long as that takes.
       unitConfig.StartLimitIntervalSec = 0;
-      serviceConfig = appliance.lib.hardened // {
+      serviceConfig = hardened // {
         Type = "exec";
         User = "appliance-gateway";
         Group = "appliance-gateway";
@@ -108,9 +117,13 @@ in
         # One socket per client and one per engine stream.
         LimitNOFILE = 65536;
         # It serves HTTP and calls the engines: sockets, to this host and to the tunnel's peers only.
-        RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
+        RestrictAddressFamilies = [
+          "AF_UNIX"
+          "AF_INET"
+          "AF_INET6"
+        ];
         IPAddressAllow = [ "localhost" ] ++ lib.optional own.enable own.network;
-        LoadCredential = appliance.lib.credentials cfg.credentials;
+        LoadCredential = credentials cfg.credentials;
       };
     };
   };

@@ -1,70 +1,72 @@
 # What several modules share: the hardened baseline of every unit of ours, and the type of a secret's path.
-{ config, lib, pkgs, ... }:
-let
-  inherit (lib) mkOption types;
-in
+{ lib }:
 {
-  options.appliance = {
-    package = mkOption {
-      type = types.package;
-      default = pkgs.callPackage ./packages/appliance.nix { };
-      defaultText = lib.literalMD "this flake's own package";
-      example = lib.literalExpression "inputs.appliance.packages.x86_64-linux.appliance";
-      description = "The appliance itself: gateway, command line, engine start.";
-    };
-    lib = mkOption {
-      type = types.raw;
-      internal = true;
-      readOnly = true;
-      description = "Shared functions.";
-      default = {
-        # A path literal would be copied into the store, which every user may read; so a secret's place is a
-        # string, and one outside the store.
-        secretPath = lib.mkOptionType {
-          name = "secretPath";
-          description = "absolute path outside the Nix store, in quotes (what is in the store every user can read: put it under /run/secrets)";
-          descriptionClass = "noun";
-          check = v: lib.isString v && lib.hasPrefix "/" v && !lib.hasPrefix builtins.storeDir v && builtins.getContext v == { };
-          merge = lib.mergeEqualOption;
-        };
-        credentials = lib.mapAttrsToList (name: path: "${name}:${path}");
+  # A path literal would be copied into the store, which every user may read; so a secret's place is a
+  # string, and one outside the store.
+  secretPath = lib.mkOptionType {
+    name = "secretPath";
+    description = "absolute path outside the Nix store, in quotes (what is in the store every user can read: put it under /run/secrets)";
+    descriptionClass = "noun";
+    check =
+      v:
+      lib.isString v
+      && lib.hasPrefix "/" v
+      && !lib.hasPrefix builtins.storeDir v
+      && builtins.getContext v == { };
+    merge = lib.mergeEqualOption;
+  };
 
-        # Tight enough that `systemd-analyze security` gives 2.0 or better. A unit that needs more says what
-        # and why, beside it.
-        hardened = {
-          AmbientCapabilities = "";
-          CapabilityBoundingSet = "";
-          DevicePolicy = "closed";
-          IPAddressDeny = "any";
-          KeyringMode = "private";
-          LockPersonality = true;
-          MemoryDenyWriteExecute = true;
-          NoNewPrivileges = true;
-          PrivateDevices = true;
-          PrivateMounts = true;
-          PrivateTmp = true;
-          PrivateUsers = true;
-          ProcSubset = "pid";
-          ProtectClock = true;
-          ProtectControlGroups = true;
-          ProtectHome = true;
-          ProtectHostname = true;
-          ProtectKernelLogs = true;
-          ProtectKernelModules = true;
-          ProtectKernelTunables = true;
-          ProtectProc = "invisible";
-          ProtectSystem = "strict";
-          RemoveIPC = true;
-          RestrictAddressFamilies = [ "AF_UNIX" ];
-          RestrictNamespaces = true;
-          RestrictRealtime = true;
-          RestrictSUIDSGID = true;
-          SystemCallArchitectures = "native";
-          SystemCallErrorNumber = "EPERM";
-          SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
-          UMask = "0077";
-        };
-      };
-    };
+  # NUMA nodes of the cards with these indices, as far as `gpus`, the cards of a host, name them.
+  numaNodes =
+    gpus: indices:
+    lib.unique (
+      lib.concatMap (
+        card: lib.optional (lib.elem card.index indices && card.numa_node != null) card.numa_node
+      ) gpus
+    );
+  # Indices of the cards of replica number `replica` of `engine`.
+  cardsOf =
+    engine: replica: lib.sublist (replica * engine.tensor_parallel) engine.tensor_parallel engine.gpus;
+
+  # Values of LoadCredential for secrets by name.
+  credentials = lib.mapAttrsToList (name: path: "${name}:${path}");
+
+  # Tight enough that `systemd-analyze security` gives 2.0 or better. A unit that needs more says what
+  # and why, beside it.
+  hardened = {
+    AmbientCapabilities = "";
+    CapabilityBoundingSet = "";
+    DevicePolicy = "closed";
+    IPAddressDeny = "any";
+    KeyringMode = "private";
+    LockPersonality = true;
+    MemoryDenyWriteExecute = true;
+    NoNewPrivileges = true;
+    PrivateDevices = true;
+    PrivateMounts = true;
+    PrivateTmp = true;
+    PrivateUsers = true;
+    ProcSubset = "pid";
+    ProtectClock = true;
+    ProtectControlGroups = true;
+    ProtectHome = true;
+    ProtectHostname = true;
+    ProtectKernelLogs = true;
+    ProtectKernelModules = true;
+    ProtectKernelTunables = true;
+    ProtectProc = "invisible";
+    ProtectSystem = "strict";
+    RemoveIPC = true;
+    RestrictAddressFamilies = [ "AF_UNIX" ];
+    RestrictNamespaces = true;
+    RestrictRealtime = true;
+    RestrictSUIDSGID = true;
+    SystemCallArchitectures = "native";
+    SystemCallErrorNumber = "EPERM";
+    SystemCallFilter = [
+      "@system-service"
+      "~@privileged @resources"
+    ];
+    UMask = "0077";
   };
 }

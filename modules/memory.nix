@@ -24,7 +24,11 @@ in
       description = "RAM in GiB reserved as 2 MiB huge pages at boot. Taken from the page cache for good.";
     };
     transparentHugepages = lib.mkOption {
-      type = lib.types.enum [ "madvise" "always" "never" ];
+      type = lib.types.enum [
+        "madvise"
+        "always"
+        "never"
+      ];
       default = "madvise";
       example = "always";
       description = "Transparent huge pages. `always` suits a host whose only load is llama.cpp on the CPU.";

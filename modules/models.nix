@@ -1,17 +1,29 @@
 # Where weights lie: outside the Nix store, fetched by revision, verified against models.lock before an
 # engine may read them.
-{ config, lib, pkgs, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
+  inherit (import ./lib.nix { inherit lib; }) hardened;
   cfg = config.appliance.models;
   inherit (lib) mkOption types;
-  hub = lib.filterAttrs (_: m: !(lib.hasPrefix "/" m.source)) config.appliance.settings.models;
+  isFolder = model: lib.hasPrefix "/" model.source;
+  loose = lib.filterAttrs (
+    _: model: !(isFolder model) && model.revision == null
+  ) config.appliance.settings.models;
 in
 {
   options.appliance.models = {
     enable = lib.mkEnableOption "the model store and its verification";
     store = {
       kind = mkOption {
-        type = types.enum [ "directory" "tmpfs" ];
+        type = types.enum [
+          "directory"
+          "tmpfs"
+        ];
         default = "directory";
         example = "tmpfs";
         description = "`directory` keeps weights on disk; `tmpfs` in RAM, for a host that swaps models often.";
@@ -40,7 +52,8 @@ in
   config = lib.mkIf cfg.enable {
     assertions = [
       {
-        assertion = cfg.store.kind == "tmpfs" -> cfg.store.sizeGiB * 4 <= config.appliance.memory.totalGiB * 3;
+        assertion =
+          cfg.store.kind == "tmpfs" -> cfg.store.sizeGiB * 4 <= config.appliance.memory.totalGiB * 3;
         message = ''
           appliance.models.store.sizeGiB = ${toString cfg.store.sizeGiB} leaves too little of the
           ${toString config.appliance.memory.totalGiB} GiB of RAM for the engines: set at most
@@ -52,10 +65,8 @@ in
         message = "appliance.models.store.path = ${cfg.store.path} lies in the Nix store, which weights would fill for good: set a folder such as /var/lib/appliance-models.";
       }
       {
-        assertion = lib.all (m: builtins.match "[0-9a-f]{40}" (toString (m.revision or "")) != null) (lib.attrValues hub);
-        message =
-          let loose = lib.attrNames (lib.filterAttrs (_: m: builtins.match "[0-9a-f]{40}" (toString (m.revision or "")) == null) hub); in
-          "appliance.settings.models.${lib.concatStringsSep ", " loose}: a repository without a pinned revision: set revision to the 40 hex digits of its commit.";
+        assertion = loose == { };
+        message = "appliance.settings.models.${lib.concatStringsSep ", " (lib.attrNames loose)}: a repository without a pinned revision: set revision to the 40 hex digits of its commit.";
       }
     ];
 
@@ -63,12 +74,23 @@ in
       ${cfg.store.path} = {
         device = "tmpfs";
         fsType = "tmpfs";
-        options = [ "size=${toString cfg.store.sizeGiB}G" "mode=0755" "nosuid" "nodev" "noexec" "huge=advise" ];
+        options = [
+          "size=${toString cfg.store.sizeGiB}G"
+          "mode=0755"
+          "nosuid"
+          "nodev"
+          "noexec"
+          "huge=advise"
+        ];
       };
     };
     # World-readable: weights are public, and every engine is a user of its own.
     systemd.tmpfiles.settings.appliance-models = lib.mkIf (cfg.store.kind == "directory") {
-      ${cfg.store.path}.d = { mode = "0755"; user = "root"; group = "root"; };
+      ${cfg.store.path}.d = {
+        mode = "0755";
+        user = "root";
+        group = "root";
+      };
     };
 
     environment.etc."appliance/models.lock" = lib.mkIf (cfg.lock != null) { source = cfg.lock; };
@@ -76,7 +98,7 @@ in
       description = "Check the weights against models.lock";
       wantedBy = [ "multi-user.target" ];
       unitConfig.RequiresMountsFor = [ cfg.store.path ];
-      serviceConfig = config.appliance.lib.hardened // {
+      serviceConfig = hardened // {
         Type = "oneshot";
         RemainAfterExit = true;
         DynamicUser = true;

@@ -1,24 +1,47 @@
 # docs/options.md as text, from the options themselves. The file in the repository and the flake's package
 # both come from here.
-{ lib, options, root }:
+{
+  lib,
+  options,
+  root,
+}:
 let
-  show = value:
-    if value._type or "" == "literalMD" then value.text
-    else if value._type or "" == "literalExpression" then "`${oneLine value.text}`"
-    else "`${oneLine (lib.generators.toPretty { multiline = false; } value)}`";
-  oneLine = text: lib.concatStringsSep " " (lib.filter (word: word != "") (lib.splitString " " (lib.replaceStrings [ "\n" ] [ " " ] text)));
+  show =
+    value:
+    if value._type or "" == "literalMD" then
+      value.text
+    else if value._type or "" == "literalExpression" then
+      "`${oneLine value.text}`"
+    else
+      "`${oneLine (lib.generators.toPretty { multiline = false; } value)}`";
+  oneLine =
+    text:
+    lib.concatStringsSep " " (
+      lib.filter (word: word != "") (lib.splitString " " (lib.replaceStrings [ "\n" ] [ " " ] text))
+    );
   file = option: lib.removePrefix "${root}/" (toString (lib.head (option.declarations ++ [ "" ])));
-  entry = option: lib.concatStringsSep "\n" ([
-    "### `${option.name}`"
-    ""
-    (lib.removeSuffix "\n" (if lib.isString option.description then option.description else option.description.text or ""))
-    ""
-    "- type: ${option.type}"
-  ]
-  ++ lib.optional (option ? default) "- default: ${show option.default}"
-  ++ lib.optional (option ? example) "- example: ${show option.example}"
-  ++ [ "- declared in `${file option}`" "" ]);
-  visible = lib.filter (o: o.visible && !o.internal && !(lib.hasSuffix "._freeformOptions" o.name)) (lib.optionAttrSetToDocList options);
+  entry =
+    option:
+    lib.concatStringsSep "\n" (
+      [
+        "### `${option.name}`"
+        ""
+        (lib.removeSuffix "\n" (
+          if lib.isString option.description then option.description else option.description.text or ""
+        ))
+        ""
+        "- type: ${option.type}"
+      ]
+      ++ lib.optional (option ? default) "- default: ${show option.default}"
+      ++ lib.optional (option ? example) "- example: ${show option.example}"
+      ++ [
+        "- declared in `${file option}`"
+        ""
+      ]
+    );
+  visible = lib.filter (o: o.visible && !o.internal && !(lib.hasSuffix "._freeformOptions" o.name)) (
+    lib.optionAttrSetToDocList options
+  );
 in
 ''
   # Options
@@ -27,4 +50,5 @@ in
   Keys under `appliance.settings` are those of the configuration file; only what NixOS itself needs to know is
   typed here, `appliance schema` describes them all.
 
-'' + lib.concatMapStringsSep "\n" entry visible
+''
++ lib.concatMapStringsSep "\n" entry visible

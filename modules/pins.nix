@@ -1,6 +1,11 @@
 # The tested set: driver, kernel, CUDA, Python, torch, vLLM. These versions stand here and nowhere else; the
 # wheels behind three of them are modules/wheels.json, and an assertion holds the two together.
-{ config, lib, pkgs, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
   cfg = config.appliance.pins;
   wheels = lib.importJSON ./wheels.json;
@@ -9,11 +14,13 @@ let
   isBlackwell = gpu: lib.hasInfix "Blackwell" gpu.model || lib.hasInfix "RTX 50" gpu.model;
   cards = lib.concatMap (host: host.gpus) (lib.attrValues config.appliance.settings.hosts);
   onGpu = config.appliance.gpu.enable;
-  pin = description: default: lib.mkOption {
-    type = lib.types.str;
-    inherit default description;
-    example = default;
-  };
+  pin =
+    description: default:
+    lib.mkOption {
+      type = lib.types.str;
+      inherit default description;
+      example = default;
+    };
 in
 {
   options.appliance.pins = {
@@ -26,7 +33,9 @@ in
         settingsSha256 = "sha256-mXnf3jyvznfB3OfKd657rxv0rYHQb/dX/Riw/+N9EKU=";
         persistencedSha256 = "sha256-Z/6IvEEa/XfZ5F5qoSIPvXJLGtscYVqjFxHZaN/M2Ts=";
       };
-      example = { openSha256 = "sha256-Lfz71QWKM6x/jD2B22SWpUi7/og30HRlXg1kL3EWzEw="; };
+      example = {
+        openSha256 = "sha256-Lfz71QWKM6x/jD2B22SWpUi7/og30HRlXg1kL3EWzEw=";
+      };
       description = "Hashes of the driver's parts, as nvidiaPackages.mkDriver names them. They change with `driver`.";
     };
     kernel = pin "Kernel series; the driver's modules are built for it." "6.18";
@@ -74,8 +83,11 @@ in
         '';
       }
       {
-        assertion = lib.all (w: !(lib.hasPrefix "cp3" w.python && w.abi == w.python)
-          || w.python == "cp${lib.replaceStrings [ "." ] [ "" ] cfg.python}") wheels;
+        assertion = lib.all (
+          w:
+          !(lib.hasPrefix "cp3" w.python && w.abi == w.python)
+          || w.python == "cp${lib.replaceStrings [ "." ] [ "" ] cfg.python}"
+        ) wheels;
         message = ''
           appliance.pins.python = "${cfg.python}", but modules/wheels.json was locked for another Python: run
           `make lock-engine` with that Python, or set appliance.pins.python back.
@@ -83,7 +95,9 @@ in
       }
     ];
 
-    boot.kernelPackages = lib.mkIf onGpu pkgs."linuxPackages_${lib.replaceStrings [ "." ] [ "_" ] cfg.kernel}";
+    boot.kernelPackages =
+      lib.mkIf onGpu
+        pkgs."linuxPackages_${lib.replaceStrings [ "." ] [ "_" ] cfg.kernel}";
     # A plain definition, not a default: what the set was tested with is what runs.
     hardware.nvidia.package = lib.mkIf onGpu (
       config.boot.kernelPackages.nvidiaPackages.mkDriver ({ version = cfg.driver; } // cfg.driverHashes)

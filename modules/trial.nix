@@ -1,8 +1,14 @@
 # A new generation is tried, not trusted: it boots once through the loader's one-shot entry, and only a passed
 # smoke test makes it the default. The decisions are appliance/upgrade/decide.py's; here stands who calls them when.
 # Until `appliance.smoke.enforce` is set nothing is done to the loader or the machine; it is only said.
-{ config, lib, pkgs, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
+  inherit (import ./lib.nix { inherit lib; }) hardened;
   inherit (config) appliance;
   cfg = appliance.trial;
   inherit (appliance) smoke;
@@ -10,7 +16,11 @@ let
   record = "/var/lib/appliance/trial";
   esp = config.boot.loader.efi.efiSysMountPoint;
   flags = "--boot ${esp} --rescue rescue${lib.optionalString smoke.enforce " --enforce"}";
-  tools = [ pkgs.systemd config.nix.package pkgs.coreutils ];
+  tools = [
+    pkgs.systemd
+    config.nix.package
+    pkgs.coreutils
+  ];
 
   # Root, for it sets EFI variables and profiles, and asks systemd for a reboot or a switch; no more than that.
   unit = description: arguments: {
@@ -20,10 +30,13 @@ let
     restartIfChanged = false;
     stopIfChanged = false;
     unitConfig = {
-      RequiresMountsFor = [ esp record ];
+      RequiresMountsFor = [
+        esp
+        record
+      ];
       X-StopOnRemoval = false;
     };
-    serviceConfig = appliance.lib.hardened // {
+    serviceConfig = hardened // {
       Type = "oneshot";
       ExecStart = "${lib.getExe appliance.package} trial ${arguments}";
       # Who stands before the machine sees it too.
@@ -31,13 +44,20 @@ let
       StateDirectory = "appliance/trial";
       StateDirectoryMode = "0700";
       # What was told since this boot, and what is shown at login.
-      RuntimeDirectory = [ "appliance-trial" "motd.d" ];
+      RuntimeDirectory = [
+        "appliance-trial"
+        "motd.d"
+      ];
       RuntimeDirectoryPreserve = true;
       UMask = "0022";
       TimeoutStartSec = 900;
       # The loader's configuration and profiles are what it is there to change, and the EFI variables, which
       # lie in /sys and bear the immutable flag.
-      ReadWritePaths = [ esp "-/nix/var/nix" "-/sys/firmware/efi/efivars" ];
+      ReadWritePaths = [
+        esp
+        "-/nix/var/nix"
+        "-/sys/firmware/efi/efivars"
+      ];
       ProtectKernelTunables = false;
       # The second: the report lies in a folder of the gateway's user alone.
       CapabilityBoundingSet = "CAP_LINUX_IMMUTABLE CAP_DAC_READ_SEARCH";
@@ -102,7 +122,9 @@ in
   config = lib.mkIf cfg.enable {
     assertions = [
       {
-        assertion = smoke.enforce -> config.boot.loader.systemd-boot.enable && config.boot.loader.efi.canTouchEfiVariables;
+        assertion =
+          smoke.enforce
+          -> config.boot.loader.systemd-boot.enable && config.boot.loader.efi.canTouchEfiVariables;
         message = "appliance.smoke.enforce needs systemd-boot and its EFI variables, for a trial is a one-shot boot entry: set boot.loader.systemd-boot.enable and boot.loader.efi.canTouchEfiVariables, or leave enforce off.";
       }
       {
@@ -120,36 +142,48 @@ in
     ];
 
     # A panic before sysctl is read, and a first stage that cannot go on, become a reboot as well.
-    boot.kernelParams = lib.mkIf smoke.enforce [ "panic=10" "boot.panic_on_fail" ];
-    boot.kernel.sysctl."kernel.panic_on_oops" = lib.mkIf smoke.enforce 1;
+    boot.kernelParams = lib.mkIf smoke.enforce [
+      "panic=10"
+      "boot.panic_on_fail"
+    ];
+    boot.kernel.sysctl."kernel.panic_on_oops" = lib.mkIf smoke.enforce (lib.mkDefault 1);
 
-    boot.loader.systemd-boot.extraInstallCommands = lib.mkIf config.boot.loader.systemd-boot.enable (lib.mkBefore ''
-      # The builder's own end comes first: a boot partition that is full must not look installed.
-      installed=$?
-      [ "$installed" = 0 ] || exit "$installed"
-      PATH=${lib.makeBinPath tools}:$PATH ${lib.getExe appliance.package} trial installed "$1" ${flags} ${
-        if smoke.enforce then "|| exit" else ''|| echo "appliance: the trial record could not be told of $1" >&2''
-      }
-    '');
+    boot.loader.systemd-boot.extraInstallCommands = lib.mkIf config.boot.loader.systemd-boot.enable (
+      lib.mkBefore ''
+        # The builder's own end comes first: a boot partition that is full must not look installed.
+        installed=$?
+        [ "$installed" = 0 ] || exit "$installed"
+        PATH=${lib.makeBinPath tools}:$PATH ${lib.getExe appliance.package} trial installed "$1" ${flags} ${
+          if smoke.enforce then
+            "|| exit"
+          else
+            ''|| echo "appliance: the trial record could not be told of $1" >&2''
+        }
+      ''
+    );
 
     systemd.services = {
-      appliance-trial-arrived = lib.recursiveUpdate (unit "Where the machine came up, or was switched to" "arrived ${flags}") {
-        # Each boot and each switch starts it, as it starts the smoke test.
-        wantedBy = [ "multi-user.target" ];
-        after = [ "local-fs.target" ];
-      };
-    } // lib.optionalAttrs (!cfg.isRescue) {
+      appliance-trial-arrived =
+        lib.recursiveUpdate (unit "Where the machine came up, or was switched to" "arrived ${flags}")
+          {
+            # Each boot and each switch starts it, as it starts the smoke test.
+            wantedBy = [ "multi-user.target" ];
+            after = [ "local-fs.target" ];
+          };
+    }
+    // lib.optionalAttrs (!cfg.isRescue) {
       appliance-trial-passed = unit "The smoke test passed: what follows" "verdict passed ${flags}";
       appliance-trial-failed = unit "The smoke test failed: what follows" "verdict failed ${flags}";
       appliance-trial-deadline = unit "No verdict in time: what follows" "deadline ${flags}";
-    } // lib.optionalAttrs (cfg.alertHook != null) {
+    }
+    // lib.optionalAttrs (cfg.alertHook != null) {
       appliance-trial-alerts = {
         description = "Alerts that wait to be sent";
         after = [ "network-online.target" ];
         wants = [ "network-online.target" ];
         # A machine that has just come back may have no network for hours.
         startLimitIntervalSec = 0;
-        serviceConfig = appliance.lib.hardened // {
+        serviceConfig = hardened // {
           Type = "oneshot";
           ExecStart = "${lib.getExe appliance.package} trial alerts --hook ${cfg.alertHook}";
           StateDirectory = "appliance/trial";
@@ -158,7 +192,11 @@ in
           RestartSec = 60;
           TimeoutStartSec = 300;
           # The hook speaks to whatever service its owner chose.
-          RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
+          RestrictAddressFamilies = [
+            "AF_UNIX"
+            "AF_INET"
+            "AF_INET6"
+          ];
           IPAddressDeny = "";
         };
       };
@@ -174,7 +212,10 @@ in
       appliance-trial-deadline = {
         description = "When there must have been a verdict";
         wantedBy = [ "timers.target" ];
-        timerConfig = { OnBootSec = cfg.deadlineSec; AccuracySec = "5s"; };
+        timerConfig = {
+          OnBootSec = cfg.deadlineSec;
+          AccuracySec = "5s";
+        };
       };
     };
 

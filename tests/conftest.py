@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -23,30 +24,41 @@ from typing import Any
 import pytest
 
 from appliance.store.keys import KeyStore
+from tests.ports import free_port
 from tests.smalldisk import SmallDisk, mounted
 
 ROOT = Path(__file__).resolve().parent.parent
-FAKE = ROOT / "tests" / "fakes" / "vllm.py"
+MOCK_ENGINE = (sys.executable, "-m", "appliance.engines.mock")
+"""The command that runs the mock engine."""
 
 
 START_S = 60.0
-"""Seconds within which a server listens, also where other work takes the machine's cores."""
+"""Seconds within which a server listens, also on a machine whose cores are busy."""
 
-_HANDED_OUT: set[int] = set()
+TOGETHER = {"vllm": "vllm", "network": "network"}
+"""Folders whose tests run in one worker: they share a real engine, or the bridge of a network."""
+
+LONGEST = ("vllm", "network", "clients", "tools", "smoketest", "loadtests", "up", "upgrade", "nix")
+"""Folders in the order in which workers begin with them; the others follow. The longest begin first."""
 
 
-def free_port() -> int:
-    """A port that was free a moment ago, and that no other call in this run was given.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each file, or each folder of :data:`TOGETHER`, to one worker, and begin with the longest."""
 
-    Nothing listens on it yet, so the kernel may offer it again: two parts of one site once got the same.
-    """
-    while True:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = int(listener.getsockname()[1])
-        if port not in _HANDED_OUT:
-            _HANDED_OUT.add(port)
-            return port
+    def folder(item: pytest.Item) -> str:
+        return item.path.relative_to(ROOT / "tests").parts[0]
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(folder(item), item.nodeid.partition("::")[0])))
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(folder(item), len(order)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected() -> Iterator[None]:
+    """Collect garbage after each file, so that a resource that a test left open is reported in its own file."""
+    yield
+    gc.collect()
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> float:
@@ -61,7 +73,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0
 
 @dataclass
 class Response:
-    """A whole HTTP answer."""
+    """A whole HTTP response."""
 
     status: int
     headers: dict[str, str]
@@ -75,15 +87,16 @@ class Response:
 def http(
     url: str, *, body: object = None, key: str | None = None, method: str | None = None, timeout: float = 30
 ) -> Response:
-    """One request; error statuses are answers, not exceptions."""
+    """Send one request; error statuses are responses, not exceptions."""
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, method=method or ("POST" if data is not None else "GET"))
     request.add_header("Content-Type", "application/json")
     if key is not None:
         request.add_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return Response(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            headers = {k.lower(): v for k, v in response.headers.items()}
+            return Response(response.status, headers, response.read())
     except urllib.error.HTTPError as error:
         with error:
             return Response(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
@@ -140,21 +153,21 @@ def start(argv: list[str], port: int, log: Path, **environment: str) -> StartedP
     return started
 
 
-def start_fake(log: Path, *options: str, port: int | None = None) -> StartedProcess:
-    """The fake engine."""
+def start_mock(log: Path, *options: str, port: int | None = None) -> StartedProcess:
+    """Start the mock engine with these options and wait until it listens."""
     port = port or free_port()
-    return start([sys.executable, str(FAKE), "--port", str(port), *options], port, log)
+    return start([*MOCK_ENGINE, "--port", str(port), *options], port, log)
 
 
 def a_site(port: int, engine_port: int, data: Path, **more: Any) -> dict[str, Any]:
-    """A small site on fake engines: model ``fake``, role ``writer``."""
+    """A small site on mock engines: model ``fake``, role ``writer``."""
     site: dict[str, Any] = {
         "version": 1,
         "hosts": {"here": {"memory_gib": 8}},
         "models": {"fake": {"source": "./fake"}},
         "engines": {
             "chat": {
-                "kind": "fake",
+                "kind": "mock",
                 "host": "here",
                 "model": "fake",
                 "device": "cpu",
@@ -211,9 +224,9 @@ class RunningService:
         """The usage rows, oldest first."""
         return usage_rows(self.data)
 
-    def row(self, answer: Response) -> dict[str, Any]:
-        """The usage row of ``answer``."""
-        wanted = answer.headers["x-request-id"]
+    def row(self, response: Response) -> dict[str, Any]:
+        """The usage record of ``response``."""
+        wanted = response.headers["x-request-id"]
         wait_until(lambda: any(r["request_id"] == wanted for r in self.rows()), "the usage row", 5)
         return next(r for r in self.rows() if r["request_id"] == wanted)
 
@@ -224,9 +237,9 @@ class RunningService:
 
 @contextmanager
 def serving(folder: Path, **more: Any) -> Iterator[RunningService]:
-    """A gateway process before one fake engine; ``more`` replaces top-level parts of the site."""
+    """A gateway process before one mock engine; ``more`` replaces top-level parts of the site."""
     folder.mkdir(parents=True, exist_ok=True)
-    engine = start_fake(folder / "engine.log")
+    engine = start_mock(folder / "engine.log")
     port = free_port()
     config = folder / "site.json"
     config.write_text(json.dumps(a_site(port, engine.port, folder, **more)))
@@ -266,7 +279,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
 
 
 def exchange(service: RunningService, *pieces: bytes, timeout: float = 8, to_the_end: bool = False) -> bytes:
-    """Send ``pieces``, read until the gateway closes or says a whole answer."""
+    """Send ``pieces``; read until the gateway closes the connection or has sent a whole response."""
     with socket.create_connection(("127.0.0.1", service.gateway.port), timeout=timeout) as connection:
         for piece in pieces:
             connection.sendall(piece)
@@ -293,7 +306,7 @@ def resident_mib(service: RunningService) -> int:
 
 
 def chat(text: str = "hi", **more: Any) -> dict[str, Any]:
-    """A chat request's body; directives for the fake engine go into ``text``."""
+    """A chat request's body; directives for the mock engine go into ``text``."""
     return {"model": "fake", "messages": [{"role": "user", "content": text}], **more}
 
 

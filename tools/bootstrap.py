@@ -1,10 +1,10 @@
 """Sets a bare machine up: ``.venv`` for the appliance, ``.venv-engine`` for vLLM, from hash-pinned locks.
 
-Standard library only: it runs under the system's Python before anything is installed. What is already
-installed from the same locks is left alone, so a second run takes a fraction of a second.
+Standard library only: it runs under the system's Python before anything is installed. An environment that is
+already installed from the same lock is not touched, so a second run takes a fraction of a second.
 
-One process at a time changes the environments: it holds :data:`LOCK`, and the programs that it starts hold it
-too, so that a run after a killed one begins when the last of them has ended.
+One process at a time changes the environments. It holds :data:`LOCK`, and so do the programs that it starts: a run
+after a killed one begins when the last of them has ended.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.errors import REFUSED, StartError, StoreError, UsageError
+from appliance.errors import REFUSED, ApplianceError, StoreError
 from appliance.system import lock_file
 from appliance.system.ports import port
 from tools.installer import inheriting, last_line, pip_environment, plain_environment, start, unwritable
@@ -39,55 +39,55 @@ ENGINE_PYTHON = (3, 11)
 """The Python for which engine-cpu.lock was resolved and tried."""
 
 
-class SetupError(Exception):
-    """Something the person must mend; the message says how."""
+class SetupError(ApplianceError):
+    """A state of the machine that the user must fix; the message names the fix."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """One virtual environment and the lock it is made from."""
+    """One virtual environment and the lock from which it is made."""
 
     folder: Path
     lock: Path
     about: str
     no_deps: bool = False
     covers: tuple[str, ...] = ()
-    """Names of smaller locks whose packages this one contains."""
+    """Names of smaller locks whose packages this environment contains."""
 
     @property
     def python(self) -> Path:
-        """Its interpreter."""
+        """Return its interpreter."""
         return self.folder / "bin" / "python"
 
     def stamp(self, name: str) -> Path:
-        """The file that says lock ``name`` is installed."""
+        """Return the file whose existence means that the lock ``name`` is installed."""
         return self.folder / f".installed-{name}"
 
     @property
     def changing(self) -> Path:
-        """The file that is there while packages are changed, and stays if that is broken off."""
+        """Return the file that exists while packages are changed, and after an interrupted change."""
         return self.folder / ".changing"
 
     @property
     def in_use(self) -> Path:
-        """The file that each service that runs from this environment locks for reading."""
+        """Return the file that each service locks for reading while it runs from this environment."""
         return self.folder / lock_file.IN_USE
 
     @property
     def digest(self) -> str:
-        """What the stamp must hold: the lock, and the Python that it was installed for."""
+        """Return the content of a valid stamp: a digest of the lock and of this Python."""
         return fingerprint(self.lock)
 
     @property
     def ready(self) -> bool:
-        """Whether this lock, or a larger one, is installed."""
+        """Return whether this lock, or a larger one, is installed."""
         mark = self.stamp(self.lock.stem)
         whole = self.python.exists() and mark.exists() and not self.changing.exists()
         return whole and mark.read_text() == self.digest
 
     @property
     def whole(self) -> bool:
-        """Whether every lock that was installed here is still what it was: installing can only add packages."""
+        """Return whether no lock has changed since its installation: then an installation only adds packages."""
         if self.changing.exists() or not self.python.exists():
             return False
         stamps = [*self.folder.glob(".installed-*")]
@@ -98,7 +98,7 @@ class Environment:
 
 
 def fingerprint(lock: Path) -> str:
-    """A digest of ``lock`` and of the Python that would install it."""
+    """Return a digest of ``lock`` and of the Python that would install it."""
     return hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()
 
 
@@ -114,13 +114,13 @@ ENGINE = Environment(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the environments that the command line asks for."""
+    """Make the environments that the command line requests."""
     parser = argparse.ArgumentParser(description="Set this machine up.")
-    parser.add_argument("--tests", action="store_true", help="also what the tests need")
+    parser.add_argument("--tests", action="store_true", help="install the requirements of the tests as well")
     parser.add_argument("--engine", choices=("vllm", "fake"), default="vllm")
-    # Of no use here; but a mistake in them is worth a sentence before the minutes of an installation, not after.
-    parser.add_argument("--port", help="port that `make up` will get")
-    parser.add_argument("--engine-port", help="port that `make up` will get for its engine")
+    # They are not used here: an invalid port is reported before the minutes of an installation, not after.
+    parser.add_argument("--port", help="the port of `make up`, checked only")
+    parser.add_argument("--engine-port", help="the engine's port of `make up`, checked only")
     args = parser.parse_args(arguments)
     environments = [TESTS if args.tests else SERVICE] + ([ENGINE] if args.engine == "vllm" else [])
     try:
@@ -129,13 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 port(text, name)
         check_machine(args.engine)
         if not all(environment.ready for environment in environments):
-            with alone():
+            with exclusive():
                 set_up([environment for environment in environments if not environment.ready], args.engine)
-    except (SetupError, StartError, StoreError, UsageError) as error:
+    except ApplianceError as error:
         print(f"error: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 1)
+        return error.exit_code
     except OSError as error:
-        print(f"error: {refusal(error)}", file=sys.stderr)
+        print(f"error: {describe(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
@@ -143,8 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def refusal(error: OSError) -> str:
-    """Return a sentence that names the file, the cause and the fix."""
+def describe(error: OSError) -> str:
+    """Return a sentence about ``error``: the file, the cause and the fix."""
     path = Path(error.filename) if isinstance(error.filename, str) else ROOT
     if error.errno in REFUSED:
         return str(StoreError.unwritable(path, error))
@@ -152,7 +152,7 @@ def refusal(error: OSError) -> str:
 
 
 def set_up(environments: Sequence[Environment], engine: str) -> None:
-    """Install ``environments``, which are not ready, and what they need of the system."""
+    """Install ``environments``, which are not ready, after the system packages that they need."""
     if environments:
         system_packages(engine)
     for environment in environments:
@@ -160,8 +160,8 @@ def set_up(environments: Sequence[Environment], engine: str) -> None:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Hold :data:`LOCK`; wait for another process that holds it, and say so."""
+def exclusive() -> Iterator[None]:
+    """Hold :data:`LOCK`; report another process that holds it, and wait for its end."""
 
     def waiting(note: lock_file.Note) -> None:
         print(f"another `make up` is installing here (pid {note.get('pid', 'unknown')}); waiting", flush=True)
@@ -176,14 +176,14 @@ def alone() -> Iterator[None]:
 
 
 def check_machine(engine: str) -> None:
-    """Refuse what cannot work here, and say what can."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - an older Python must get a sentence, not a traceback
+    """Raise :class:`SetupError` if ``engine`` cannot run on this machine; the message names an alternative."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - on an older Python the user gets a sentence, not a traceback
         raise SetupError(
             f"Python 3.11 or newer is needed, this is {platform.python_version()}; set PYTHON=python3.11"
         )
     if engine != "vllm":
         return
-    offer = "or run `make up ENGINE=fake`, which needs no engine and says so in every output"
+    offer = "or run `make up ENGINE=fake`, which needs no engine and reports that in every output"
     if sys.version_info[:2] != ENGINE_PYTHON or platform.machine() != "x86_64" or sys.platform != "linux":
         here = f"Python {platform.python_version()} on {sys.platform} {platform.machine()}"
         raise SetupError(
@@ -198,7 +198,10 @@ def check_machine(engine: str) -> None:
 
 
 def system_packages(engine: str) -> None:
-    """Install Debian's packages that Python packages cannot bring; as root, or say what to type."""
+    """Install the Debian packages that Python packages cannot replace.
+
+    Raises :class:`SetupError` with the command to run if this process is not root.
+    """
     wanted = []
     if importlib.util.find_spec("ensurepip") is None:
         wanted.append("python3-venv")
@@ -218,13 +221,13 @@ def system_packages(engine: str) -> None:
 
 
 def install(environment: Environment) -> None:
-    """Make ``environment`` from its lock, unless it already is."""
+    """Make ``environment`` from its lock, unless it is ready."""
     if environment.ready:
         return
     if environment.folder.exists() and not environment.whole:
-        _unused(environment)
+        _require_unused(environment)
         if environment.changing.exists() or not any(environment.folder.glob(".installed-*")):
-            # A run was broken off: the content is unknown.
+            # A run was interrupted: the content is unknown.
             _remove(environment.folder)
     if not environment.python.exists():
         _create(environment)
@@ -238,8 +241,8 @@ def install(environment: Environment) -> None:
     environment.changing.unlink()
 
 
-def _unused(environment: Environment) -> None:
-    """Raise :class:`SetupError` if a service runs from ``environment``, which is about to lose packages."""
+def _require_unused(environment: Environment) -> None:
+    """Raise :class:`SetupError` if a service runs from ``environment``, whose packages will be replaced."""
     try:
         lock = environment.in_use.open("rb")
     except FileNotFoundError:
@@ -264,7 +267,7 @@ def _remove(folder: Path) -> None:
 
 def _create(environment: Environment) -> None:
     """Make an environment that holds pip alone."""
-    # In two steps: in one, venv keeps the reason why pip could not be put there to itself.
+    # In two steps: in one step, venv does not print why pip could not be installed.
     steps = (
         [sys.executable, "-m", "venv", "--without-pip", str(environment.folder)],
         [str(environment.python), "-Im", "ensurepip", "--upgrade", "--default-pip"],
@@ -302,9 +305,9 @@ def _install_packages(environment: Environment) -> None:
         done = start(locked, variables)
     if done.returncode != 0:
         if _content(environment) == before:
-            # What was installed before is still whole, and works without a network.
+            # The packages of before are unchanged, and work without a network.
             environment.changing.unlink()
-        raise SetupError(unwritable(environment.folder, done.stderr) or explain(environment, done.stderr))
+        raise SetupError(unwritable(environment.folder, done.stderr) or pip_failure(environment, done.stderr))
     if environment.folder == SERVICE.folder:
         own = [*pip, "--no-deps", "--no-build-isolation", "--no-index", "-e", str(ROOT)]
         done = start(own, variables)
@@ -316,26 +319,25 @@ def _install_packages(environment: Environment) -> None:
 
 
 def _content(environment: Environment) -> list[tuple[str, int]]:
-    """Return what changes when a package is added, removed or replaced: the times of the folders that hold
-    packages."""
+    """Return the times of the folders that hold packages; they change with each added, removed or replaced one."""
     return [(str(folder), folder.stat().st_mtime_ns) for folder in environment.folder.glob("lib/*/site-packages")]
 
 
-def explain(environment: Environment, stderr: str) -> str:
-    """pip's complaint in one line, with what a person can do about it."""
-    said = last_line(stderr)
+def pip_failure(environment: Environment, stderr: str) -> str:
+    """Return the error of pip in one line, with its fix."""
+    reason = last_line(stderr)
     if environment is not ENGINE:
-        return f"{environment.lock.name} could not be installed ({said}); check the network and run again"
+        return f"{environment.lock.name} could not be installed ({reason}); check the network and run again"
     return (
-        f"the engine could not be installed ({said}). If torch's CPU build is what is missing, set "
-        "TORCH_INDEX to the address that pytorch.org shows for 'CPU' and run again; without an engine, "
-        "`make up ENGINE=fake` shows everything but the model"
+        f"the engine could not be installed ({reason}). If torch's CPU build is missing, set TORCH_INDEX to the "
+        "address that pytorch.org shows for 'CPU' and run again. `make up ENGINE=fake` needs no engine and runs "
+        "everything except a model"
     )
 
 
 @contextmanager
 def progress(what: str) -> Iterator[None]:
-    """Say ``what`` happens, and go on saying that it does: a counter on a terminal, a line now and then else."""
+    """Print ``what`` and the seconds since: a counter on a terminal, otherwise a line every 20 s."""
     began = time.monotonic()
     stop = threading.Event()
     terminal = sys.stdout.isatty()

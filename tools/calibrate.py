@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from appliance.catalog import catalog
+from appliance.catalog.shipped import MEASUREMENTS
 from appliance.errors import ApplianceError
 from appliance.planner import constants, evaluate, row_parser
 from appliance.planner.constants import Constants, names
-from appliance.planner.serving import answer_class, predict
+from appliance.planner.throughput import interval_class, predict
 from appliance.planner.workload import Workload
 
 Vector = npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ SEED = 20261121
 class CalibrationSample:
     """A measurement as the fit sees it."""
 
-    point: Workload
+    workload: Workload
     truth: float
     group: tuple[str, str]
     weight: float
@@ -55,24 +55,24 @@ def samples(rows: Sequence[row_parser.Row]) -> list[CalibrationSample]:
     found = []
     for row in rows:
         try:
-            point = row_parser.point(row)
+            workload = row_parser.parse_row(row)
             truth = row_parser.number(row.get("output_tok_s"), "output_tok_s")
-            predict(point, Constants())
+            predict(workload, Constants())
         except ApplianceError:
             continue
         if truth:
-            found.append((point, truth, (row.get("model") or "", row.get("gpu") or "")))
+            found.append((workload, truth, (row.get("model") or "", row.get("gpu") or "")))
     sizes: dict[tuple[str, str], int] = defaultdict(int)
     for _, _, group in found:
         sizes[group] += 1
     return [
         CalibrationSample(
-            point,
+            workload,
             truth,
             group,
-            sizes[group] ** (GROUP_POWER - 1) * (ASSUMED_WEIGHT if point.assumed else 1.0),
+            sizes[group] ** (GROUP_POWER - 1) * (ASSUMED_WEIGHT if workload.assumed else 1.0),
         )
-        for point, truth, group in found
+        for workload, truth, group in found
     ]
 
 
@@ -87,7 +87,7 @@ def constants_at(shifts: Vector) -> Constants:
 
 def errors(data: Sequence[CalibrationSample], k: Constants) -> Vector:
     """ln(predicted / true) per sample, shape (n,)."""
-    return np.array([log(predict(sample.point, k).output_tok_s / sample.truth) for sample in data])
+    return np.array([log(predict(sample.workload, k).output_tok_s / sample.truth) for sample in data])
 
 
 def fit(data: Sequence[CalibrationSample], rounds: int = 25) -> Vector:
@@ -168,9 +168,9 @@ def interval_table(data: Sequence[CalibrationSample], held: Vector) -> dict[str,
     A class with few rows borrows from all of them.
     """
     table = {"all": _ends(-held)}
-    for name in sorted({answer_class(sample.point) for sample in data}):
+    for name in sorted({interval_class(sample.workload) for sample in data}):
         own = np.array(
-            [-error for sample, error in zip(data, held, strict=True) if answer_class(sample.point) == name]
+            [-error for sample, error in zip(data, held, strict=True) if interval_class(sample.workload) == name]
         )
         share = len(own) / (len(own) + 10.0)
         low, high = _ends(own)
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Calibrates, reports held-out errors, writes ``constants.toml``."""
     shipped_constants = Path(constants.__file__).parent / "constants.toml"
     parser = argparse.ArgumentParser(prog="python -m tools.calibrate", description=__doc__)
-    shipped = Path(catalog.__file__).parent / "measurements.csv"
+    shipped = MEASUREMENTS
     parser.add_argument("--measurements", type=Path, default=shipped, help="CSV of measurements")
     parser.add_argument("--write", type=Path, default=shipped_constants, help="where the constants go")
     parser.add_argument("--dry-run", action="store_true", help="report, write nothing")
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     held = cross_validate(data)
     k = constants_at(fit(data))
     fitted = errors(data, k)
-    stated = np.array([not sample.point.assumed for sample in data])
+    stated = np.array([not sample.workload.assumed for sample in data])
     for name, values in (("held out", held), ("fitted", fitted)):
         for which, mask in (("all rows", np.ones(len(data), bool)), ("conditions stated", stated)):
             size = np.abs(values[mask])

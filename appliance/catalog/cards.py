@@ -1,9 +1,17 @@
-"""A card or a processor, as the planner needs to know it."""
+"""Cards: their figures, and the search for a card by any of its names."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
+
+from appliance.catalog.names import VENDOR_WORDS, normalise
+from appliance.catalog.shipped import read_table
+from appliance.contract.card_memory import MIB
+from appliance.contract.rules import suggest
+from appliance.errors import UsageError
 
 Vendor = Literal["nvidia", "amd", "intel"]
 
@@ -34,15 +42,38 @@ class Card:
     @property
     def memory_bytes(self) -> float:
         """Memory the driver shows."""
-        return self.memory_mib * 2.0**20
+        return self.memory_mib * MIB
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cpu:
-    """A processor that holds experts or small models in RAM."""
+@cache
+def cards() -> dict[str, Card]:
+    """Cards by their name."""
+    return {
+        name: Card(name=name, **figures | {"aliases": tuple(figures.get("aliases", ()))})
+        for name, figures in read_table("gpus.toml", "gpus").items()
+    }
 
-    name: str
-    memory_gb_s: float
-    bf16_tflops: float
-    """What its cores reach in large GEMMs, all together."""
-    aliases: tuple[str, ...] = ()
+
+def find_card(name: str) -> Card:
+    """Return the card that ``name`` means: its name, an alias, or what its driver prints.
+
+    Words may come in any order, and without the maker's: ``NVIDIA A100 80GB PCIe`` is ``A100 PCIe 80GB``. Raises
+    :class:`UsageError` for a name that means no card, or more than one.
+    """
+    wanted, words = normalise(name), card_words(name)
+    found = [
+        card
+        for card in cards().values()
+        if any(wanted == normalise(known) or words == card_words(known) for known in (card.name, *card.aliases))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"card {name!r} may be {' or '.join(card.name for card in found)}; name one of them")
+    raise UsageError(f"there is no card {name!r} in the catalogue; {suggest(name, list(cards()))}")
+
+
+def card_words(name: str) -> list[str]:
+    """Return the words of a card's name in order of the alphabet, without the maker's; ``SXM5`` is ``SXM``."""
+    words = re.findall(r"[a-z0-9]+", name.lower().replace("max-q", "maxq"))
+    return sorted(re.sub(r"^sxm\d$", "sxm", word) for word in words if word not in VENDOR_WORDS)

@@ -1,14 +1,14 @@
 """Families of models: what their config.json leaves unsaid, and how they spell the ordinary fields.
 
-Data. One :class:`~appliance.catalog.family.Family` per ``model_type``. :mod:`appliance.catalog.hfconfig` reads
-a file by its family and refuses a ``model_type`` that is not here. ``tests/planner/families.json`` holds every
+Data. One :class:`~appliance.catalog.family.Family` per ``model_type``. :mod:`appliance.catalog.hf_config` reads
+a file by its family and refuses a ``model_type`` that is not here. ``tests/catalog/families.json`` holds every
 entry to the weights that transformers creates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace as but
+from dataclasses import replace
 
 from appliance.catalog.family import Experts, Family, Names
 
@@ -22,8 +22,8 @@ GPT2_NAMES: Names = {
     "intermediate_size": ("n_inner",),
 }
 OLD = Family(bias="all", gated=False, mlp_bias="all", norm_bias="all", tied=True)
-GPT2 = but(OLD, names=GPT2_NAMES, positions=0, only={"add_cross_attention": (False,)}, harmless=("n_ctx",))
-GPTJ = but(
+GPT2 = replace(OLD, names=GPT2_NAMES, positions=0, only={"add_cross_attention": (False,)}, harmless=("n_ctx",))
+GPTJ = replace(
     GPT2,
     bias="none",
     norms=1,
@@ -37,8 +37,8 @@ LLAMA = Family(bias="attention_bias:all", mlp_bias="mlp_bias:all")
 QWEN2 = Family(bias="qkv", window="late")
 QWEN3 = Family(bias="attention_bias:all", qk_norm="head", window="late")
 GEMMA = Family(bias="attention_bias:all", tied=True)
-GEMMA2 = but(GEMMA, norms=4, window="sliding_window_pattern=2")
-GEMMA3 = but(
+GEMMA2 = replace(GEMMA, norms=4, window="sliding_window_pattern=2")
+GEMMA3 = replace(
     GEMMA,
     norms=4,
     qk_norm="head",
@@ -46,7 +46,7 @@ GEMMA3 = but(
     window="sliding_window_pattern=6",
     gemma3_context=True,
 )
-GEMMA4 = but(
+GEMMA4 = replace(
     GEMMA,
     norms=4,
     qk_norm="head",
@@ -62,8 +62,8 @@ GEMMA4 = but(
 )
 MOE_NAMES = ("num_experts", "num_local_experts", "n_routed_experts")
 QWEN_EXPERTS = Experts(count=MOE_NAMES, dense=("decoder_sparse_step", "mlp_only_layers"))
-QWEN_SHARED = but(QWEN_EXPERTS, shared="shared_expert_intermediate_size", shared_is="width", shared_gate=True)
-QWEN3_5 = but(
+QWEN_SHARED = replace(QWEN_EXPERTS, shared="shared_expert_intermediate_size", shared_is="width", shared_gate=True)
+QWEN3_5 = replace(
     QWEN3,
     linear=True,
     output_gate="full",
@@ -80,16 +80,18 @@ DEEPSEEK_EXPERTS = Experts(
     shared="n_shared_experts",
     dense=("first_k_dense_replace", "moe_layer_freq"),
 )
-BIASED_EXPERTS = but(DEEPSEEK_EXPERTS, router_bias="all")
-LISTED_EXPERTS = but(BIASED_EXPERTS, dense=("mlp_layer_types", "first_k_dense_replace", "moe_layer_freq"))
+BIASED_EXPERTS = replace(DEEPSEEK_EXPERTS, router_bias="all")
+LISTED_EXPERTS = replace(BIASED_EXPERTS, dense=("mlp_layer_types", "first_k_dense_replace", "moe_layer_freq"))
 DEEPSEEK_V2 = Family(latent=True, experts=DEEPSEEK_EXPERTS, only=NO_BIAS, harmless=("head_dim",))
-DEEPSEEK_V3 = but(DEEPSEEK_V2, experts=BIASED_EXPERTS)
-DEEPSEEK_V32 = but(DEEPSEEK_V2, experts=LISTED_EXPERTS, indexer=True)
+DEEPSEEK_V3 = replace(DEEPSEEK_V2, experts=BIASED_EXPERTS)
+DEEPSEEK_V32 = replace(DEEPSEEK_V2, experts=LISTED_EXPERTS, indexer=True)
 GLM4_MOE = Family(bias="attention_bias:qkv", qk_norm="use_qk_norm:head", experts=BIASED_EXPERTS)
 LOCAL_EXPERTS = Experts(count=MOE_NAMES, width="intermediate_size")
-GRANITE = but(LLAMA, harmless=("layer_rope_theta",))
+GRANITE = replace(LLAMA, harmless=("layer_rope_theta",))
 GRANITE_MOE = Family(bias="attention_bias:all", experts=LOCAL_EXPERTS, harmless=("layer_rope_theta",))
-GRANITE_SHARED = but(GRANITE_MOE, experts=but(LOCAL_EXPERTS, shared="shared_intermediate_size", shared_is="width"))
+GRANITE_SHARED = replace(
+    GRANITE_MOE, experts=replace(LOCAL_EXPERTS, shared="shared_intermediate_size", shared_is="width")
+)
 COHERE = Family(bias="attention_bias:all", qk_norm="use_qk_norm:full", norms=1, tied=True)
 COHERE_LAYERS: Mapping[str, tuple[object, ...]] = {
     "layer_switch": (4,),
@@ -100,9 +102,9 @@ COHERE_LAYERS: Mapping[str, tuple[object, ...]] = {
     "use_parallel_block": (True,),
     "use_parallel_embedding": (True, False),
 }
-NEOX = but(OLD, bias="attention_bias:all", tied=False, harmless=("use_parallel_residual",))
+NEOX = replace(OLD, bias="attention_bias:all", tied=False, harmless=("use_parallel_residual",))
 OLMO2 = Family(bias="attention_bias:all", qk_norm="full")
-PHI = but(OLD, norms=1, tied=False, head_bias="all", qk_norm="qk_layernorm:layer", names={})
+PHI = replace(OLD, norms=1, tied=False, head_bias="all", qk_norm="qk_layernorm:layer", names={})
 HUNYUAN = Family(bias="attention_bias:all", qk_norm="head", only={"use_cla": (False,), "use_qk_norm": (True,)})
 ERNIE = Family(bias="use_bias:all", mlp_bias="use_bias:all", tied=True)
 
@@ -119,8 +121,8 @@ FAMILIES: Mapping[str, Family] = {
     "apertus": Family(
         bias="attention_bias:all", qk_norm="head", gated=False, mlp_bias="mlp_bias:all", extra="xielu"
     ),
-    "arcee": but(LLAMA, gated=False),
-    "aria_text": but(
+    "arcee": replace(LLAMA, gated=False),
+    "aria_text": replace(
         LLAMA,
         mlp_bias="none",
         experts=Experts(
@@ -131,10 +133,10 @@ FAMILIES: Mapping[str, Family] = {
         ),
         only={"mlp_bias": (False,)},
     ),
-    "axk1": but(DEEPSEEK_V3, extra="moe norm"),
-    "biogpt": but(OLD, positions=2),
+    "axk1": replace(DEEPSEEK_V3, extra="moe norm"),
+    "biogpt": replace(OLD, positions=2),
     "bitnet": Family(bias="attention_bias:all", extra="sub norms"),
-    "bloom": but(
+    "bloom": replace(
         OLD,
         names={
             "hidden_size": ("hidden_size", "n_embed", "n_embd"),
@@ -157,8 +159,8 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "codegen": GPTJ,
     "cohere": COHERE,
-    "cohere2": but(COHERE, qk_norm="none", window="sliding_window_pattern=4", only=COHERE_LAYERS),
-    "cwm": but(LLAMA, window="every fourth", bias="none"),
+    "cohere2": replace(COHERE, qk_norm="none", window="sliding_window_pattern=4", only=COHERE_LAYERS),
+    "cwm": replace(LLAMA, window="every fourth", bias="none"),
     "deepseek_v2": DEEPSEEK_V2,
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v32": DEEPSEEK_V32,
@@ -184,7 +186,7 @@ FAMILIES: Mapping[str, Family] = {
             shared="num_shared_experts", router_bias="all", dense=("mlp_layer_types", "first_k_dense_replace")
         ),
     ),
-    "falcon": but(
+    "falcon": replace(
         OLD,
         names={
             "num_hidden_layers": ("num_hidden_layers", "n_layer"),
@@ -197,21 +199,21 @@ FAMILIES: Mapping[str, Family] = {
         extra="falcon",
         harmless=("alibi", "apply_residual_connection_post_layernorm"),
     ),
-    "flex_olmo": but(OLMO2, experts=but(LOCAL_EXPERTS, count=("num_experts",))),
+    "flex_olmo": replace(OLMO2, experts=replace(LOCAL_EXPERTS, count=("num_experts",))),
     "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
     "gemma4_text": GEMMA4,
     "gemma4_unified_text": GEMMA4,
-    "glm": but(LLAMA, bias="attention_bias:qkv", mlp_bias="none"),
-    "glm4": but(LLAMA, bias="attention_bias:qkv", mlp_bias="none", norms=4),
-    "glm4v_text": but(LLAMA, bias="qkv", mlp_bias="none", norms=4, only={"attention_bias": (True, None)}),
+    "glm": replace(LLAMA, bias="attention_bias:qkv", mlp_bias="none"),
+    "glm4": replace(LLAMA, bias="attention_bias:qkv", mlp_bias="none", norms=4),
+    "glm4v_text": replace(LLAMA, bias="qkv", mlp_bias="none", norms=4, only={"attention_bias": (True, None)}),
     "glm4_moe": GLM4_MOE,
-    "glm4_moe_lite": but(DEEPSEEK_V2, experts=LISTED_EXPERTS),
+    "glm4_moe_lite": replace(DEEPSEEK_V2, experts=LISTED_EXPERTS),
     "glm_moe_dsa": DEEPSEEK_V32,
     "gpt2": GPT2,
-    "gpt_bigcode": but(GPT2, extra="multi query"),
-    "gpt_neo": but(
+    "gpt_bigcode": replace(GPT2, extra="multi query"),
+    "gpt_neo": replace(
         OLD,
         names={
             "num_hidden_layers": ("num_layers",),
@@ -222,7 +224,7 @@ FAMILIES: Mapping[str, Family] = {
         harmless=("attention_types", "attention_layers", "window_size"),
     ),
     "gpt_neox": NEOX,
-    "gpt_neox_japanese": but(OLD, bias="none", mlp_bias="none", extra="neox japanese"),
+    "gpt_neox_japanese": replace(OLD, bias="none", mlp_bias="none", extra="neox japanese"),
     "gpt_oss": Family(
         bias="all",
         sinks=True,
@@ -239,13 +241,13 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "gptj": GPTJ,
     "granite": GRANITE,
-    "granite_swa": but(GRANITE, sinks=True, window="every fourth", tied=True),
+    "granite_swa": replace(GRANITE, sinks=True, window="every fourth", tied=True),
     "granitemoe": GRANITE_MOE,
-    "granitemoe_swa": but(GRANITE_SHARED, sinks=True, window="every fourth"),
+    "granitemoe_swa": replace(GRANITE_SHARED, sinks=True, window="every fourth"),
     "granitemoeshared": GRANITE_SHARED,
-    "helium": but(LLAMA, bias="attention_bias:qkv", extra="square"),
+    "helium": replace(LLAMA, bias="attention_bias:qkv", extra="square"),
     "hunyuan_v1_dense": HUNYUAN,
-    "hunyuan_v1_moe": but(
+    "hunyuan_v1_moe": replace(
         HUNYUAN,
         experts=Experts(
             count=("num_experts", "num_local_experts"),
@@ -264,8 +266,8 @@ FAMILIES: Mapping[str, Family] = {
         only={"mlp_bias": (False, None)},
         harmless=("enable_moe_fp32_combine", "router_scaling_factor"),
     ),
-    "hyperclovax": but(LLAMA, extra="post norms"),
-    "jais2": but(OLD, bias="attention_bias:all", mlp_bias="mlp_bias:all", tied=False),
+    "hyperclovax": replace(LLAMA, extra="post norms"),
+    "jais2": replace(OLD, bias="attention_bias:all", mlp_bias="mlp_bias:all", tied=False),
     "laguna": Family(
         bias="attention_bias:all",
         qk_norm="head",
@@ -286,12 +288,12 @@ FAMILIES: Mapping[str, Family] = {
         ),
     ),
     "llama": LLAMA,
-    "mellum": but(
+    "mellum": replace(
         QWEN3, experts=Experts(count=MOE_NAMES, dense=("mlp_layer_types",)), only={"norm_topk_prob": (True, False)}
     ),
     "minimax_m2": Family(
         qk_norm="full",
-        experts=but(LOCAL_EXPERTS, router_bias="all"),
+        experts=replace(LOCAL_EXPERTS, router_bias="all"),
         everywhere={"attn_type_list": 1},
         only={
             "use_qk_norm": (True,),
@@ -300,7 +302,7 @@ FAMILIES: Mapping[str, Family] = {
             "shared_intermediate_size": (0, None),
         },
     ),
-    "mimo": but(QWEN2, only={"attention_bias": (True,)}),
+    "mimo": replace(QWEN2, only={"attention_bias": (True,)}),
     "ministral3": Family(),
     "mistral": Family(),
     "mixtral": Family(experts=LOCAL_EXPERTS),
@@ -321,10 +323,10 @@ FAMILIES: Mapping[str, Family] = {
     "nemotron": Family(bias="attention_bias:all", gated=False, mlp_bias="mlp_bias:all", norm_bias="all"),
     "olmo": Family(bias="attention_bias:all", norms=0, final_norm=False),
     "olmo2": OLMO2,
-    "olmo3": but(OLMO2, window="sliding_window_pattern=4"),
-    "olmoe": but(OLMO2, experts=but(LOCAL_EXPERTS, count=("num_experts",))),
-    "openai-gpt": but(GPT2, final_norm=False, only={}),
-    "opt": but(
+    "olmo3": replace(OLMO2, window="sliding_window_pattern=4"),
+    "olmoe": replace(OLMO2, experts=replace(LOCAL_EXPERTS, count=("num_experts",))),
+    "openai-gpt": replace(GPT2, final_norm=False, only={}),
+    "opt": replace(
         OLD,
         names={"intermediate_size": ("ffn_dim",)},
         positions=2,
@@ -336,7 +338,7 @@ FAMILIES: Mapping[str, Family] = {
         },
         extra="opt",
     ),
-    "persimmon": but(OLD, tied=False, qk_norm="qk_layernorm:layer"),
+    "persimmon": replace(OLD, tied=False, qk_norm="qk_layernorm:layer"),
     "phi": PHI,
     "phi3": Family(harmless=("original_max_position_embeddings",), only={"attention_bias": (False,)}),
     "phimoe": Family(
@@ -347,11 +349,11 @@ FAMILIES: Mapping[str, Family] = {
         harmless=("input_jitter_noise",),
     ),
     "qwen2": QWEN2,
-    "qwen2_moe": but(QWEN2, bias="qkv_bias:qkv", experts=QWEN_SHARED),
+    "qwen2_moe": replace(QWEN2, bias="qkv_bias:qkv", experts=QWEN_SHARED),
     "qwen3": QWEN3,
-    "qwen3_5_moe_text": but(QWEN3_5, experts=QWEN_SHARED),
+    "qwen3_5_moe_text": replace(QWEN3_5, experts=QWEN_SHARED),
     "qwen3_5_text": QWEN3_5,
-    "qwen3_moe": but(
+    "qwen3_moe": replace(
         QWEN3,
         window="whole",
         experts=QWEN_EXPERTS,
@@ -361,9 +363,9 @@ FAMILIES: Mapping[str, Family] = {
             "use_qk_norm": (True,),
         },
     ),
-    "qwen3_next": but(QWEN3_5, experts=QWEN_SHARED),
-    "seed_oss": but(LLAMA, bias="attention_bias:qkv", only={"attention_out_bias": (False,)}),
-    "smollm3": but(
+    "qwen3_next": replace(QWEN3_5, experts=QWEN_SHARED),
+    "seed_oss": replace(LLAMA, bias="attention_bias:qkv", only={"attention_out_bias": (False,)}),
+    "smollm3": replace(
         LLAMA,
         tied=True,
         only={"use_sliding_window": (False, None)},
@@ -375,14 +377,14 @@ FAMILIES: Mapping[str, Family] = {
         norm_bias="all",
         only={"qk_layernorm": (False,), "use_parallel_residual": (False,)},
     ),
-    "starcoder2": but(
+    "starcoder2": replace(
         OLD,
         bias="use_bias:all",
         mlp_bias="use_bias:all",
         only={"mlp_type": ("default",), "norm_type": ("layer_norm",)},
     ),
-    "vaultgemma": but(GEMMA, window="sliding_window_pattern=2"),
-    "xglm": but(
+    "vaultgemma": replace(GEMMA, window="sliding_window_pattern=2"),
+    "xglm": replace(
         OLD,
         names={
             "hidden_size": ("d_model",),

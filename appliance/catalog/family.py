@@ -26,7 +26,7 @@ class Experts:
     """``none``, ``all``, or the flag that switches it on."""
     expert_bias: bool = False
     dense: tuple[str, ...] = ()
-    """Fields that say which layers have a dense MLP instead; see ``hfconfig._dense_layers``."""
+    """Fields that say which layers have a dense MLP instead; see ``hf_config._dense_layers``."""
     dense_width: str = "intermediate_size"
     beside_dense: str = ""
     """Flag that puts the experts beside a dense MLP in every layer; without it there are no experts."""
@@ -69,7 +69,7 @@ class Family:
     layer is full, unless FIELD gives another N."""
     experts: Experts | None = None
     extra: str = ""
-    """Further weights of a layer, by name; see ``hfconfig._extra``."""
+    """Further weights of a layer, by name; see ``hf_config._extra``."""
     only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     """Fields that this planner understands in these values alone."""
     everywhere: Mapping[str, object] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Family:
     """The longest context includes the rope scaling already."""
 
 
-SAME: Mapping[str, str] = {
+SAME_AS: Mapping[str, str] = {
     "RefinedWeb": "falcon",
     "RefinedWebModel": "falcon",
     "gpt-sw3": "gpt2",

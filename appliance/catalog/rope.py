@@ -1,6 +1,6 @@
 """The longest context of a model, as vLLM derives it from a config.json.
 
-Pure. ``tests/planner/contexts.json`` holds it to vLLM 0.32's own ModelConfig: YaRN, Llama 3 and LongRoPE leave
+Pure. ``tests/catalog/contexts.json`` holds it to vLLM 0.32's own ModelConfig: YaRN, Llama 3 and LongRoPE leave
 ``max_position_embeddings`` as it is (LongRoPE starts at the original one), every other factor multiplies it.
 """
 

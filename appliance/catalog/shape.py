@@ -1,7 +1,7 @@
 """A model's shape, and what follows from it by arithmetic: parameters, KV cache, recurrent state.
 
 Pure. Counts are exact, weight by weight, for the text model: vision towers and multi-token-prediction heads
-are left out, as in the published counts they are checked against (``tests/planner/test_shape.py``).
+are left out, as in the published counts they are checked against (``tests/catalog/test_shape.py``).
 """
 
 from __future__ import annotations

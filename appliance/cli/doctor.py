@@ -5,67 +5,62 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from appliance.cli._args import add_config, add_json
 from appliance.contract.load import load
 from appliance.contract.machine import Machine, load_machine
+from appliance.doctor.context import CheckContext
+from appliance.doctor.host import HostReader
+from appliance.doctor.render import as_json, show, show_list
+from appliance.doctor.runner import CHECKS, examine
 from appliance.render.terminal import Console
-
-if TYPE_CHECKING:
-    from appliance.cli import Commands
 
 DEFAULT_MACHINE = "/etc/appliance/machine.json"
 
 SERVING_UNITS = ("appliance-gateway", "appliance-engine-")
 
-EPILOG = """exit code, by the worst result: 0 all is ok, 3 a warning, 4 something could not be looked at,
-1 a failure; 2 a wrong command line or configuration. See docs/doctor.md."""
+EPILOG = """exit code, by the worst result: 0 ok, 3 a warning, 4 a check that could not run, 1 a failure; 2 if the
+command line or the configuration is not valid. See docs/doctor.md."""
 
 
-def add_doctor(commands: Commands, config_option: Callable[[argparse.ArgumentParser], None]) -> None:
-    """Add ``doctor`` to the commands."""
-    doctor = commands.add_parser(
-        "doctor", help="is this host what its configuration says? read-only", epilog=EPILOG
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``appliance doctor``."""
+    parser.epilog = EPILOG
+    add_json(parser)
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="run only this check; repeatable"
     )
-    doctor.add_argument("--json", action="store_true", help="for programs")
-    doctor.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="make only this check; repeatable"
-    )
-    doctor.add_argument("--list", action="store_true", help="print the checks, and which concern this host")
-    doctor.add_argument("--hashes", action="store_true", help="hash every model file; minutes per 100 GiB")
+    parser.add_argument("--list", action="store_true", help="list the checks, and which apply to this host")
+    parser.add_argument("--hashes", action="store_true", help="hash every model file; minutes per 100 GiB")
     default = os.environ.get("APPLIANCE_MACHINE", DEFAULT_MACHINE)
-    doctor.add_argument(
-        "--machine", type=Path, metavar="FILE", help=f"description of this machine ({default}, where there is one)"
+    parser.add_argument(
+        "--machine", type=Path, metavar="FILE", help=f"description of this machine ({default} if it exists)"
     )
-    doctor.add_argument("--host", metavar="NAME", help="which of the site's hosts this is, where nothing tells")
-    doctor.add_argument(
+    parser.add_argument(
+        "--host", metavar="NAME", help="name of this host in the site; default: the machine's own name"
+    )
+    parser.add_argument(
         "--root",
         type=Path,
         default=Path("/"),
         metavar="DIR",
-        help="look for /proc, /sys, /var under DIR (for tests)",
+        help="read /proc, /sys and /var under DIR (for tests)",
     )
-    config_option(doctor)
-    doctor.set_defaults(run=_run, default_machine=Path(default), default_config=doctor.get_default("config"))
+    add_config(parser)
+    parser.set_defaults(run=_run, default_machine=Path(default), default_config=parser.get_default("config"))
 
 
 def _run(args: argparse.Namespace) -> int:
-    from appliance.doctor.context import CheckContext  # noqa: PLC0415
-    from appliance.doctor.host import HostReader  # noqa: PLC0415
-    from appliance.doctor.render import as_json, show, show_list  # noqa: PLC0415
-    from appliance.doctor.runner import CHECKS, examine  # noqa: PLC0415
-
     machine = _machine(args)
     site = load(args.config) if _has_site(args, machine) else None
-    scene = CheckContext(HostReader(args.root), site, machine, Path.cwd(), time.time(), args.hashes, args.host)
-    # Plain text has no width of its own: a long command must not be folded where it is copied from a log.
+    context = CheckContext(HostReader(args.root), site, machine, Path.cwd(), time.time(), args.hashes, args.host)
+    # A long command must stay on one line, because people copy it from a log.
     console = Console(highlight=False, soft_wrap=False)
     if args.list:
-        show_list(((check.name, check.looks, check.applies(scene)) for check in CHECKS), console)
+        show_list(((check.name, check.looks, check.why_skipped(context)) for check in CHECKS), console)
         return 0
-    report = examine(scene, args.only)
+    report = examine(context, args.only)
     if args.json:
         print(as_json(report))
     else:
@@ -74,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _machine(args: argparse.Namespace) -> Machine | None:
-    """The machine's description: the file named, or the host's own where the site is the host's own, too."""
+    """Return the machine of ``--machine``, or the host's own if ``--config`` is the host's own as well."""
     if args.machine is not None:
         return load_machine(args.machine)
     if args.config == args.default_config and args.default_machine.exists():
@@ -83,7 +78,7 @@ def _machine(args: argparse.Namespace) -> Machine | None:
 
 
 def _has_site(args: argparse.Namespace, machine: Machine | None) -> bool:
-    """Whether a site has to be there: where one is named, and where a gateway or an engine runs."""
+    """Return whether a site must exist: the user names one, or the machine runs a gateway or an engine."""
     named = args.config != args.default_config or args.config.exists()
     serves = machine is not None and any(unit.startswith(SERVING_UNITS) for unit in machine.units)
     return machine is None or named or serves

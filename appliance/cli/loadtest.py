@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import types
 import typing
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from appliance.cli._args import add_config, add_json_file, add_url, duration
 from appliance.contract.model import Slo
 from appliance.errors import UsageError
 from loadtests.parameters import LoadLimits, Parameters
-
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - argparse gives it no other name
-ConfigOption = Callable[[argparse.ArgumentParser], None]
 
 DESCRIPTION = """\
 Loads a gateway (or anything that speaks OpenAI's API) and judges what came against SLOs.
@@ -24,21 +21,17 @@ Exit code 0: every SLO holds; 1: one is missed, or the baseline was better; 2: t
 SIGINT, SIGTERM and SIGHUP end it at any moment, with a report of what was measured and exit code 2.
 The key is read from APPLIANCE_API_KEY, or keys from --keys; with --url it may be absent."""
 
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "ms": 0.001}
 
-
-def add(commands: Commands, config_option: ConfigOption) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "loadtest", help="load a gateway and judge it by SLOs; exit code 0 pass, 1 missed, 2 invalid",
-        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def add_loadtest(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``appliance loadtest``."""
+    parser.description = DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "scenario", nargs="?", default="chat", metavar="SCENARIO", help="which load (chat); --list shows all"
     )
     parser.add_argument("--list", action="store_true", help="show the scenarios and their sizes, and end")
     where = parser.add_argument_group("where")
-    where.add_argument("--url", help="base URL of the gateway; from the configuration when absent")
+    add_url(where)
     where.add_argument(
         "--model", action="append", metavar="NAME",
         help="model or role to ask for, twice for `swap`; the first that is offered when absent",
@@ -50,7 +43,7 @@ def add(commands: Commands, config_option: ConfigOption) -> None:
         "--engine-url", action="append", metavar="URL",
         help="an engine itself, for its tokenizer and metrics; from the configuration when absent",
     )  # fmt: skip
-    config_option(parser)
+    add_config(parser)
     _add_fields(parser.add_argument_group("size of the load, each with the scenario's own default"), Parameters, "")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="short for --output-tokens N")
     _add_fields(parser.add_argument_group("SLOs, from the configuration when absent"), Slo, "slo-")
@@ -76,7 +69,7 @@ def add(commands: Commands, config_option: ConfigOption) -> None:
         metavar="R",
         help="end when the ends are that near, as a share (0.1)",
     )
-    verdict.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    add_json_file(verdict)
     verdict.add_argument("--junit", type=Path, metavar="FILE", help="JUnit XML for CI")
     verdict.add_argument(
         "--html", type=Path, metavar="FILE", help="one page with plots that opens without a network"
@@ -86,10 +79,33 @@ def add(commands: Commands, config_option: ConfigOption) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Imported late: no other command needs what a load test does.
-    from loadtests.command import command  # noqa: PLC0415
+    # Imported late: no other command needs the packages of a load test.
+    from loadtests.command import command, list_scenarios  # noqa: PLC0415
+    from loadtests.options import LoadTestOptions  # noqa: PLC0415
 
-    return command(args)
+    if args.list:
+        list_scenarios()
+        return 0
+    parameters = fields(args, Parameters, "")
+    if args.max_tokens is not None:
+        parameters.setdefault("output_tokens", (args.max_tokens, args.max_tokens))
+    options = LoadTestOptions(
+        config=args.config,
+        scenario=args.scenario,
+        url=args.url,
+        models=tuple(args.model or ()),
+        keys=args.keys,
+        engine_urls=tuple(args.engine_url or ()),
+        parameters=parameters,
+        slo=fields(args, Slo, "slo-"),
+        limits=fields(args, LoadLimits, "client-"),
+        baseline=args.baseline,
+        find_goodput=args.find_goodput,
+        max_load=args.max_load,
+        resolution=args.resolution,
+        outputs={f"--{name}": getattr(args, name) for name in ("json", "junit", "html", "samples")},
+    )
+    return command(options)
 
 
 def _flag(name: str, prefix: str) -> str:
@@ -121,19 +137,21 @@ def _kind(annotation: Any) -> Any:
     return annotation
 
 
-def number(text: str, *, time: bool) -> int | float:
-    """A number; with ``time`` also ``90s``, ``5m``, ``1h``. Raises :class:`ValueError`."""
-    factor = 1.0
+def number(text: str, option: str, *, time: bool) -> int | float:
+    """Return ``text`` as a number, or with ``time`` as a duration in seconds.
+
+    Raises :class:`UsageError` that begins with ``option``.
+    """
     if time:
-        for unit, seconds in sorted(UNITS.items(), key=lambda pair: -len(pair[0])):
-            if text.endswith(unit):
-                text, factor = text.removesuffix(unit), seconds
-                break
+        return duration(text, option)
     try:
-        whole = int(text)
+        return int(text)
     except ValueError:
-        return float(text) * factor
-    return whole if factor == 1.0 else whole * factor
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{option}: {text!r} is not a number") from None
 
 
 def fields(args: argparse.Namespace, model: type[BaseModel], prefix: str) -> dict[str, Any]:
@@ -147,27 +165,10 @@ def fields(args: argparse.Namespace, model: type[BaseModel], prefix: str) -> dic
         if kind is bool:
             found[name] = given
             continue
-        try:
-            parts = tuple(
-                number(part, time=name.endswith("_s")) for part in str(given).split(":" if kind == "pair" else "\0")
-            )
-        except ValueError:
-            raise UsageError(
-                f"{_flag(name, prefix)}: {given!r} is no {'time' if name.endswith('_s') else 'number'}"
-            ) from None
+        texts = str(given).split(":") if kind == "pair" else [str(given)]
+        parts = tuple(number(part, _flag(name, prefix), time=name.endswith("_s")) for part in texts)
         if kind == "pair":
             found[name] = parts * 2 if len(parts) == 1 else parts
         else:
             found[name] = parts[0]
     return found
-
-
-def validated(model: type[BaseModel], table: dict[str, Any]) -> Any:
-    """``table`` as ``model``; the first fault as a :class:`UsageError` of one line."""
-    try:
-        return model.model_validate(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
-        raise UsageError(f"{first['loc'][0]}: {message}, not {first['input']}") from None

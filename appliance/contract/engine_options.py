@@ -68,7 +68,7 @@ LLAMACPP_OURS = {
 }
 """The same for llama.cpp."""
 
-FAKE_OPTIONS = (
+MOCK_OPTIONS = (
     "itl-ms",
     "ttft-ms",
     "load-delay-s",
@@ -78,7 +78,7 @@ FAKE_OPTIONS = (
     "capacity",
     "fail-sleep",
 )
-"""Flags of the fake engine."""
+"""Flags of the mock engine."""
 
 
 def check_options(site: Site) -> list[str]:
@@ -130,17 +130,17 @@ def check_llamacpp(engine: Engine) -> list[str]:
     return faults
 
 
-def check_fake(engine: Engine) -> list[str]:
+def check_mock(engine: Engine) -> list[str]:
     """Faults of ``engine.options``."""
     return [
-        f"the fake engine has no flag {flag}; it knows {', '.join(FAKE_OPTIONS)}"
+        f"the mock engine has no flag {flag}; it knows {', '.join(MOCK_OPTIONS)}"
         for flag in engine.options
-        if flag not in FAKE_OPTIONS
+        if flag not in MOCK_OPTIONS
     ]
 
 
 _CHECK: dict[str, Callable[[Engine], list[str]]] = {
     "vllm": check_vllm,
     "llamacpp": check_llamacpp,
-    "fake": check_fake,
+    "mock": check_mock,
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 """Names of things: letters, digits, dot, dash, underscore; no slash, so a name fits a path and a unit name."""
@@ -145,8 +145,8 @@ class Model(Section):
 class Engine(Section):
     """One engine: ``replicas`` copies of a model server, each over ``tensor_parallel`` cards."""
 
-    kind: Literal["vllm", "llamacpp", "fake"] = Field(
-        default="vllm", description="vLLM, llama.cpp's server, or the fake engine that tests and demos use."
+    kind: Literal["vllm", "llamacpp", "mock"] = Field(
+        default="vllm", description="vLLM, llama.cpp's server, or the mock engine of tests and demonstrations."
     )
     host: Name = Field(description="The host it runs on.")
     model: ModelName = Field(description="The model it serves, by its name in `models`.")
@@ -208,6 +208,13 @@ class Engine(Section):
         le=1,
         description="Share of each of its cards that a sleeping replica keeps (CUDA context, graphs).",
     )
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _kind_has_its_present_name(cls, kind: JsonValue) -> JsonValue:
+        if kind == "fake":
+            raise ValueError('there is no kind "fake" any more; write kind = "mock" for the mock engine')
+        return kind
 
     @property
     def slots(self) -> int:
@@ -311,8 +318,22 @@ class Swap(Section):
     )
 
 
+class Tuning(Section):
+    """Numbers of the gateway that suit every site so far."""
+
+    connect_timeout_s: float = Field(
+        default=2.0, gt=0, le=60, description="Timeout of a connection to an engine, in seconds."
+    )
+    affinity_load: float = Field(
+        default=1.25,
+        ge=1,
+        le=10,
+        description="Load of a chat's own replica, relative to the mean, above which another replica is chosen.",
+    )
+
+
 class Gateway(Section):
-    """The one door to the engines."""
+    """The gateway: the only way to the engines."""
 
     host: str = Field(default="127.0.0.1", description="Address it listens on: loopback or the tunnel's.")
     port: Port = Field(default=8000, description="Port it listens on.")
@@ -343,7 +364,6 @@ class Gateway(Section):
     reader_timeout_s: float = Field(
         default=60.0, gt=0, le=3600, description="Seconds a client may read nothing of what waits for it; then cut."
     )
-    connect_timeout_s: float = Field(default=2.0, gt=0, le=60, description="Seconds to reach an engine.")
     first_byte_timeout_s: float = Field(
         default=600.0, gt=0, le=86400, description="Seconds an engine may take to begin its answer."
     )
@@ -364,12 +384,6 @@ class Gateway(Section):
     )
     breaker_failures: int = Field(
         default=5, ge=1, le=1000, description="Failures of a replica in a row after which it is left alone."
-    )
-    affinity_load: float = Field(
-        default=1.25,
-        ge=1,
-        le=10,
-        description="How much busier than the mean a chat's own replica may be before another one is taken.",
     )
     max_n: int = Field(
         default=16,
@@ -400,6 +414,20 @@ class Gateway(Section):
         default="none",
         description="How the gateway starts and stops on-demand engines: as units of systemd, or as its children.",
     )
+
+    tuning: Tuning = Field(default=Tuning(), description="Numbers that suit every site so far.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_to_tuning(cls, table: JsonValue) -> JsonValue:
+        """Accept the keys of ``tuning`` in the gateway's own table too, as sites of earlier versions have them."""
+        if not isinstance(table, dict):
+            return table
+        tuning = table.get("tuning", {})
+        moved = {name: table[name] for name in Tuning.model_fields if name in table}
+        if not moved or not isinstance(tuning, dict):
+            return table
+        return {name: value for name, value in table.items() if name not in moved} | {"tuning": moved | tuning}
 
     @field_validator("browser_origins")
     @classmethod

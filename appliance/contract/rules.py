@@ -10,11 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from appliance.contract.card_memory import GIB, MIB, WORKING_SPACE, shortage
 from appliance.contract.model import Engine, Host, Site
-
-CARD_OVERHEAD_GIB = 3.5
-"""What an engine takes on a card beside weights and KV cache: CUDA context, activations, graphs, NCCL.
-Source: NVIDIA aiconfigurator's "other_mem" for the RTX PRO 6000 Blackwell Server Edition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +90,7 @@ def _cards(where: str, engine: Engine, host_name: str, host: Host) -> Iterator[V
             f"{where}.gpus",
             f"names {len(engine.gpus)} cards; {engine.replicas} replicas over {engine.tensor_parallel} "
             f"cards each need {wanted}",
-            f"list {wanted} indices" if engine.kind != "fake" else 'list them, or set device = "cpu"',
+            f"list {wanted} indices" if engine.kind != "mock" else 'list them, or set device = "cpu"',
         )
         return
     for index in engine.gpus:
@@ -170,7 +167,6 @@ def _weights(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
     model, host = site.models.get(engine.model), site.hosts.get(engine.host)
     if model is None or host is None or model.weights_gib is None:
         return
-    shard = model.weights_gib / engine.tensor_parallel
     if engine.device == "cpu":
         needed = (model.weights_gib + engine.kv_cache_gib) * engine.replicas
         if needed > host.memory_gib:
@@ -183,12 +179,16 @@ def _weights(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
     for gpu in host.gpus:
         if gpu.index not in engine.gpus:
             continue
-        room = gpu.memory_mib / 1024 * engine.gpu_memory_utilization - CARD_OVERHEAD_GIB
-        if shard > room:
+        lacking = shortage(
+            weights=model.weights_gib / engine.tensor_parallel * GIB,
+            working_space=WORKING_SPACE,
+            memory=gpu.memory_mib * MIB,
+            utilization=engine.gpu_memory_utilization,
+        )
+        if lacking is not None:
             yield Violation(
                 f"engines.{name}",
-                f"{shard:.1f} GiB of weights per card do not fit the {max(room, 0):.1f} GiB that "
-                f"gpu_memory_utilization = {engine.gpu_memory_utilization:g} leaves on card {gpu.index}",
+                f"{lacking} on card {gpu.index}",
                 "raise tensor_parallel or gpu_memory_utilization, or take a quantised model",
             )
             return

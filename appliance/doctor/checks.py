@@ -183,7 +183,7 @@ def check_disk(scene: CheckContext) -> Iterator[Verdict]:
 def check_models(scene: CheckContext) -> Iterator[Verdict]:
     """Folders of models, and models.lock."""
     if scene.site is not None:
-        used = {r.engine.model for r in scene.replicas if r.engine.kind != "fake"}
+        used = {r.engine.model for r in scene.replicas if r.engine.kind != "mock"}
         models = {name: model for name, model in scene.site.models.items() if name in used}
         yield from storage.judge_folders(scene.host, models, scene.base)
     weights = scene.machine.weights if scene.machine is not None else None

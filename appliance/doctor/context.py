@@ -9,9 +9,9 @@ from pathlib import Path
 
 from appliance.contract.machine import Machine
 from appliance.contract.model import Gpu, Site
-from appliance.doctor import nvidia, processes, service
+from appliance.doctor import nvidia, processes, readiness
 from appliance.doctor.host import CannotLookError, HostReader
-from appliance.doctor.memory import NumaPlacement, read_placement
+from appliance.doctor.placement import NumaPlacement, read_placement
 from appliance.engines.argv import EngineReplica, replicas
 from appliance.errors import ConfigError
 
@@ -66,13 +66,11 @@ class CheckContext:
     @cached_property
     def on_cards(self) -> list[EngineReplica]:
         """Those that compute on cards."""
-        return [r for r in self.replicas if r.engine.device == "cuda" and r.engine.kind != "fake"]
+        return [r for r in self.replicas if r.engine.device == "cuda" and r.engine.kind != "mock"]
 
-    @cached_property
-    def data(self) -> Path:
+    def data_folder(self, site: Site) -> Path:
         """The gateway's folder."""
-        assert self.site is not None  # noqa: S101 - asked for by checks of a site only
-        folder = Path(self.site.gateway.data_dir)
+        folder = Path(site.gateway.data_dir)
         return self.host.path(folder) if folder.is_absolute() else self.base / folder
 
     @cached_property
@@ -114,7 +112,8 @@ class CheckContext:
         return found
 
     @cached_property
-    def ready(self) -> service.UnitReadiness:
+    def ready(self) -> readiness.GatewayReadiness:
         """The gateway's word on itself and its engines."""
-        assert self.site is not None  # noqa: S101 - asked for by checks of a site only
-        return service.read_ready(self.site.gateway.host, self.site.gateway.port)
+        if self.site is None:
+            raise CannotLookError("no site is described on this host", "appliance doctor --config FILE")
+        return readiness.read_ready(self.site.gateway.host, self.site.gateway.port)

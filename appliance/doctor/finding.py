@@ -1,4 +1,4 @@
-"""What a check says: data only, and how the worst of it becomes an exit code."""
+"""Findings of the checks and the report: data only, with the exit code of the worst finding."""
 
 from __future__ import annotations
 
@@ -9,52 +9,40 @@ from typing import Literal
 Level = Literal["ok", "warn", "unknown", "fail"]
 
 FaultDomain = Literal["generation", "external"]
-"""On which side of the system's boundary a fault lies (internal and external faults of Avizienis, Laprie, Randell
-and Landwehr, 2004). ``generation``: a generation can cause it or be what lacks to mend it, by its kernel, driver,
-parameters, units, rules or site. ``external``: none can; heat, power, a disk full of data, the other end of a line.
+"""The side of the system's boundary on which a fault lies (internal and external faults of Avizienis, Laprie,
+Randell and Landwehr, 2004). ``generation``: a generation can cause it or lack its fix, by its kernel, driver,
+parameters, units, rules or site. ``external``: no generation can; heat, power, a full disk, a peer that is off.
 """
 
 EXIT_CODES: dict[Level, int] = {"ok": 0, "fail": 1, "warn": 3, "unknown": 4}
-"""By the worst level. 2 is a wrong command line or configuration, as everywhere in ``appliance``."""
+"""Exit code by the worst level. 2 is an invalid command line or configuration, as everywhere in ``appliance``."""
 
 ORDER: tuple[Level, ...] = ("ok", "warn", "unknown", "fail")
-"""From best to worst. What could not be looked at may hide a failure, so it is worse than a warning."""
+"""Levels from best to worst. An unknown result may hide a failure, so it is worse than a warning."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A judge's answer: how it is, what was seen, what that means, the command that mends it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One result of a check: its level, what was seen, what that means and the command that fixes it.
 
-    ``cause`` is a stable code where this alone keeps requests from being answered (:mod:`.causes`).
-    ``fault_domain`` is said where it is not the check's own (:class:`.catalogue.Check`).
+    Judges build it. The runner adds the check's ``name``, and its ``fault_domain`` unless the judge has set one.
+    ``cause`` is a stable code if this failure alone stops requests (:mod:`.causes`). The fields in this order are
+    an entry of ``checks`` in the JSON report.
     """
 
+    name: str = ""
+    subject: str = ""
     level: Level
     seen: str
     meaning: str = ""
     fix: str = ""
-    subject: str = ""
     cause: str = ""
     fault_domain: FaultDomain | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One verdict of one check, by the check's name. ``fault_domain``: whose fault it is where it is one."""
-
-    name: str
-    subject: str
-    level: Level
-    seen: str
-    meaning: str
-    fix: str
-    cause: str = ""
-    fault_domain: FaultDomain = "generation"
-
-
-@dataclass(frozen=True, slots=True)
 class Skipped:
-    """A check that does not concern this host, and why."""
+    """A check that does not apply to this host, and the reason."""
 
     name: str
     why: str
@@ -62,50 +50,65 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class DoctorReport:
-    """Everything that was looked at on one host."""
+    """All findings on one host, and the checks that do not apply to it."""
 
     host: str
     results: tuple[Finding, ...]
-    left_out: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...]
 
     @property
     def worst(self) -> Level:
-        """The worst level among the results."""
+        """Return the worst level of the findings."""
         return worst(result.level for result in self.results)
 
     @property
     def exit_code(self) -> int:
-        """What the command ends with, see :data:`EXIT_CODES`."""
+        """Return the exit code of the command, one of :data:`EXIT_CODES`."""
         return EXIT_CODES[self.worst]
 
 
 def worst(levels: Iterable[Level]) -> Level:
-    """The worst of ``levels``; ok when there is none."""
+    """Return the worst of ``levels``; ok if there is none."""
     return max(levels, key=ORDER.index, default="ok")
 
 
-def ok(seen: str, subject: str = "") -> Verdict:
-    """Nothing to do."""
-    return Verdict("ok", seen, subject=subject)
+def ok(seen: str, *, subject: str = "") -> Finding:
+    """Return a finding without anything to do."""
+    return Finding(level="ok", seen=seen, subject=subject)
 
 
-def warn(seen: str, meaning: str, fix: str, subject: str = "") -> Verdict:
-    """It works, and will or may stop to."""
-    return Verdict("warn", seen, meaning, fix, subject)
+def warn(seen: str, *, meaning: str, fix: str, subject: str = "") -> Finding:
+    """Return a finding about something that works, and will or may stop."""
+    return Finding(level="warn", seen=seen, meaning=meaning, fix=fix, subject=subject)
 
 
 def fail(
     seen: str,
+    *,
     meaning: str,
     fix: str,
     subject: str = "",
     cause: str = "",
     fault_domain: FaultDomain | None = None,
-) -> Verdict:
-    """It does not work, or is not safe."""
-    return Verdict("fail", seen, meaning, fix, subject, cause, fault_domain)
+) -> Finding:
+    """Return a finding about something that does not work, or is not safe."""
+    return Finding(
+        level="fail",
+        seen=seen,
+        meaning=meaning,
+        fix=fix,
+        subject=subject,
+        cause=cause,
+        fault_domain=fault_domain,
+    )
 
 
-def unknown(seen: str, fix: str, subject: str = "") -> Verdict:
-    """It could not be looked at."""
-    return Verdict("unknown", seen, "This check could not look, so nothing is known.", fix, subject)
+def unknown(seen: str, *, fix: str, subject: str = "") -> Finding:
+    """Return a finding about something that could not be inspected."""
+    return Finding(
+        level="unknown",
+        seen=seen,
+        meaning="This check could not inspect it, so its state is unknown.",
+        fix=fix,
+        subject=subject,
+    )

@@ -1,12 +1,12 @@
-"""Reads what the NVIDIA driver says of itself and its cards: /proc, nvidia-smi's CSV, the kernel's log."""
+"""Reads the NVIDIA driver and its cards: the kernel module in /proc, and `nvidia-smi`."""
 
 from __future__ import annotations
 
-import csv
 import re
 from dataclasses import dataclass
 
 from appliance.doctor.host import CannotLookError, HostReader
+from appliance.system.nvidia_smi import ClocksEventReason, GpuRow, parse_rows, query_command
 
 DRIVER_FILE = "/proc/driver/nvidia/version"
 
@@ -27,13 +27,13 @@ class Module:
 
     @property
     def major(self) -> int:
-        """595 of 595.71.05."""
+        """Return the major version: 595 of 595.71.05."""
         return int(self.version.split(".")[0])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GpuStatus:
-    """A card as nvidia-smi shows it. A figure that the card does not give is ``None``."""
+    """A card as nvidia-smi shows it. A figure that the card does not report is ``None``."""
 
     index: int
     name: str
@@ -45,113 +45,58 @@ class GpuStatus:
     persistent: bool
     link_width: int | None
     link_width_max: int | None
-    throttle: int
+    throttle: ClocksEventReason
     driver: str
 
 
 @dataclass(frozen=True, slots=True)
 class Userland:
-    """What nvidia-smi answered: cards, or why not."""
+    """The result of nvidia-smi: cards, or its error message."""
 
     cards: tuple[GpuStatus, ...]
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Xid:
-    """One complaint of the driver in the kernel's log."""
-
-    bus: str
-    number: int
-    text: str
-
-
 def read_module(host: HostReader) -> Module | None:
-    """The loaded kernel module; ``None`` when there is none."""
+    """Read the loaded kernel module; ``None`` if there is none."""
     return parse_module(host.text(DRIVER_FILE) or "")
 
 
 def parse_module(text: str) -> Module | None:
-    """The version line of /proc/driver/nvidia/version."""
+    """Parse the version line of /proc/driver/nvidia/version."""
     match = re.search(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", text)
     return None if match is None else Module(match[1], "Open Kernel Module" in text)
 
 
 def read_userland(host: HostReader) -> Userland:
-    """Every card, by ``nvidia-smi``. Raises :class:`CannotLookError` where it is missing or hangs."""
-    done = host.run("nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits")
+    """Read every card. Raises :class:`CannotLookError` if nvidia-smi is missing, hangs or prints something else."""
+    done = host.run(*query_command(FIELDS))
     if done.code != 0:
         return Userland((), done.first_error)
-    return Userland(parse_cards(done.out))
-
-
-def parse_cards(text: str) -> tuple[GpuStatus, ...]:
-    """The CSV of :data:`FIELDS`. Raises :class:`CannotLookError` where it is something else."""
-    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
     try:
-        return tuple(_card(dict(zip(FIELDS, row, strict=True))) for row in rows)
-    except ValueError:
-        raise CannotLookError(
-            f"nvidia-smi answers what is no row of cards: {text.strip()[:80]!r}", "run `nvidia-smi -q` by hand"
-        ) from None
+        return Userland(tuple(_card(row) for row in parse_rows(done.out, FIELDS)))
+    except ValueError as error:
+        raise CannotLookError(f"the output of nvidia-smi is {error}", "run `nvidia-smi -q` by hand") from None
 
 
-def _card(row: dict[str, str]) -> GpuStatus:
+def _card(row: GpuRow) -> GpuStatus:
     return GpuStatus(
-        index=int(row["index"]),
-        name=row["name"],
-        bus=sysfs_bus(row["pci.bus_id"]),
-        memory_mib=_whole(row["memory.total"]),
-        power_limit_w=_figure(row["power.limit"]),
-        power_default_w=_figure(row["power.default_limit"]),
-        temperature_c=_whole(row["temperature.gpu"]),
-        persistent=row["persistence_mode"] == "Enabled",
-        link_width=_whole(row["pcie.link.width.current"]),
-        link_width_max=_whole(row["pcie.link.width.max"]),
-        throttle=int(row["clocks_event_reasons.active"], 16)
-        if row["clocks_event_reasons.active"].startswith("0x")
-        else 0,
-        driver=row["driver_version"],
+        index=int(row.text("index")),
+        name=row.text("name"),
+        bus=sysfs_bus(row.text("pci.bus_id")),
+        memory_mib=row.integer("memory.total"),
+        power_limit_w=row.number("power.limit"),
+        power_default_w=row.number("power.default_limit"),
+        temperature_c=row.integer("temperature.gpu"),
+        persistent=row.text("persistence_mode") == "Enabled",
+        link_width=row.integer("pcie.link.width.current"),
+        link_width_max=row.integer("pcie.link.width.max"),
+        throttle=ClocksEventReason(row.bits("clocks_event_reasons.active")),
+        driver=row.text("driver_version"),
     )
 
 
-def _figure(cell: str) -> float | None:
-    # "[N/A]", "[Not Supported]", "[Unknown Error]": the card has no such figure.
-    return None if cell.startswith("[") or cell == "N/A" else float(cell)
-
-
-def _whole(cell: str) -> int | None:
-    figure = _figure(cell)
-    return None if figure is None else int(figure)
-
-
 def sysfs_bus(bus: str) -> str:
-    """``00000000:C1:00.0`` of nvidia-smi as ``0000:c1:00.0`` of /sys/bus/pci/devices."""
+    """Convert ``00000000:C1:00.0`` of nvidia-smi into ``0000:c1:00.0`` of /sys/bus/pci/devices."""
     domain, _, rest = bus.partition(":")
     return f"{domain[-4:]}:{rest}".lower()
-
-
-def read_recovery(host: HostReader) -> dict[int, str]:
-    """What the driver wants done with each card, by index; empty where nvidia-smi does not know the field."""
-    done = host.run("nvidia-smi", "--query-gpu=index,gpu_recovery_action", "--format=csv,noheader")
-    if done.code != 0:
-        return {}
-    pairs = (line.partition(",") for line in done.out.splitlines() if "," in line)
-    return {int(index): action.strip() for index, _, action in pairs if index.strip().isdigit()}
-
-
-def read_xids(host: HostReader) -> list[Xid]:
-    """The driver's complaints since boot. Raises :class:`CannotLookError` where the log cannot be read."""
-    done = host.run("journalctl", "--dmesg", "--boot", "--output=cat", "--no-pager", "--quiet", timeout_s=30)
-    if done.code != 0:
-        raise CannotLookError(f"journalctl: {done.first_error}", "run `appliance doctor` as root")
-    if not done.out.strip():
-        # A kernel that says nothing at all while it boots does not exist: the log is withheld or gone.
-        raise CannotLookError("the kernel's log of this boot is empty", "run `appliance doctor` as root")
-    return parse_xids(done.out)
-
-
-def parse_xids(text: str) -> list[Xid]:
-    """``NVRM: Xid (PCI:0000:41:00): 79, …``, oldest first."""
-    pattern = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),?\s*(.*)")
-    return [Xid(m[1].lower(), int(m[2]), m[3].strip()) for m in pattern.finditer(text)]

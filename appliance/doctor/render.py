@@ -31,7 +31,7 @@ def as_table(report: DoctorReport) -> dict[str, Any]:
             for one in causes(report.results)
         ],
         "checks": [asdict(one) for one in report.results],
-        "left_out": [asdict(one) for one in report.left_out],
+        "left_out": [asdict(one) for one in report.skipped],
     }
 
 
@@ -55,13 +55,13 @@ def show(report: DoctorReport, console: Console) -> None:
         )
         before = one.name
     console.print(table)
-    if report.left_out:
-        names = ", ".join(one.name for one in report.left_out)
+    if report.skipped:
+        names = ", ".join(one.name for one in report.skipped)
         console.print(Padding(f"[dim]not for this host: {names}[/]", (1, 0, 0, 0)))
     console.print(Padding(_summary(report), (1, 0, 0, 0)))
 
 
-def show_list(checks: Iterable[tuple[str, str, str]], console: Console) -> None:
+def show_list(checks: Iterable[tuple[str, str, str | None]], console: Console) -> None:
     """Names of checks, what each looks at, and why one does not concern this host."""
     table = Table.grid("check", "looks", padding=(0, 2, 0, 0))
     for name, looks, why in checks:

@@ -1,1 +1,1 @@
-"""Engines: how they are started (argv), kept (control) and known to work (health)."""
+"""Engines: their command lines, their processes and units, the probe that they work."""

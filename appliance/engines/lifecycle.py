@@ -1,4 +1,4 @@
-"""Loading and unloading engines while the gateway runs: units of systemd, or children of this process."""
+"""The start and stop of engines while the gateway runs: as units of systemd, or as children of this process."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from appliance.errors import StartError, StoreError
 
 
 class EngineControl(Protocol):
-    """Starts and stops replicas, by name."""
+    """Starts and stops replicas by name; the swap controller calls it in the gateway's event loop."""
 
     async def start(self, replica: str) -> None:
-        """Begin to start it; raises :class:`StartError` where that is impossible."""
+        """Begin to start it; raises :class:`StartError` if that is impossible."""
 
     async def stop(self, replica: str) -> None:
-        """Stop it and wait until it is gone."""
+        """Stop it and wait for its end."""
 
     async def alive(self, replica: str) -> bool:
-        """Whether its process runs, and has not ended by itself since it was started."""
+        """Return whether its process runs, and has not ended by itself since it was started."""
 
     async def close(self) -> None:
-        """Let go: what must not outlive the gateway is stopped."""
+        """Stop the engines that must not outlive the gateway."""
 
 
 class ChildControl:
-    """Replicas as children: on a laptop and in tests. They end with the gateway."""
+    """Replicas as children of the gateway, on a laptop and in tests. They end with it."""
 
     def __init__(self, site: Site, base: Path, logs: Path) -> None:
         self._site = site
@@ -39,7 +39,7 @@ class ChildControl:
         self._started: set[str] = set()
 
     async def start(self, replica: str) -> None:
-        """Run ``appliance engine exec``'s command as a child."""
+        """Run the command of ``appliance engine exec`` as a child."""
         one = find(self._site, replica)
         built = command(self._site, one, self._base)
         log = self._logs / f"engine-{replica}.log"
@@ -49,25 +49,25 @@ class ChildControl:
         try:
             await self._processes.start(unit)
         except StoreError as error:
-            # Its log cannot be written: for the caller, a start that failed like any other.
+            # If its log cannot be written, that is a failed start like any other to the caller.
             raise StartError(str(error)) from error
         self._started.add(replica)
 
     async def stop(self, replica: str) -> None:
-        """End its process group."""
+        """Stop its process group."""
         if replica in self._started:
             self._started.discard(replica)
             await self._processes.stop(replica)
 
     async def alive(self, replica: str) -> bool:
-        """Running, and not for the second time."""
+        """Return whether it runs and was never restarted."""
         if replica not in self._started:
             return False
         state = self._processes.state(replica)
         return state.phase == "running" and not state.restarts
 
     async def close(self) -> None:
-        """Stop all."""
+        """Stop all replicas."""
         for replica in sorted(self._started):
             await self.stop(replica)
 
@@ -87,26 +87,26 @@ class SystemdControl:
         await self._run("stop", _unit(replica))
 
     async def alive(self, replica: str) -> bool:
-        """Whether the unit is active or on its way, the first time.
+        """Return whether the unit is active or being started for the first time.
 
-        A start may wait for another unit (weights are verified first): then a job is queued and the unit still
-        inactive. One that waits to be restarted has ended by itself: what failed once is told at once, while an
-        engine that crashes again and again would keep the others out until its start timeout.
+        A start may wait for another unit (weights are verified first): then a job is queued and the unit is still
+        inactive. A unit that waits to be restarted has ended by itself. It counts as failed at once: an engine
+        that crashes again and again would otherwise block the other models until its start timeout.
         """
-        said = await self._run("show", "--property=ActiveState,SubState,Job", _unit(replica))
-        unit = dict(line.partition("=")[::2] for line in said.splitlines())
+        shown = await self._run("show", "--property=ActiveState,SubState,Job", _unit(replica))
+        unit = dict(line.partition("=")[::2] for line in shown.splitlines())
         if unit.get("SubState", "").startswith("auto-restart"):
             return False
         return unit.get("ActiveState") in ("active", "activating", "reloading") or bool(unit.get("Job"))
 
     async def close(self) -> None:
-        """Units outlive the gateway; it learns of them when it comes back."""
+        """Leave the units running: the gateway reads their states when it starts again."""
 
     async def _run(self, *words: str) -> str:
-        code, said = await self._call(*words)
+        code, output = await self._call(*words)
         if code != 0:
-            raise StartError(f"systemctl {' '.join(words)} failed ({said}); see journalctl -u {words[-1]}")
-        return said
+            raise StartError(f"systemctl {' '.join(words)} failed ({output}); see journalctl -u {words[-1]}")
+        return output
 
     async def _call(self, *words: str) -> tuple[int, str]:
         try:
@@ -121,8 +121,8 @@ class SystemdControl:
             raise StartError(
                 f"{self._systemctl} cannot be run ({error.strerror}); is this a systemd host?"
             ) from None
-        said, _ = await process.communicate()
-        return process.returncode or 0, said.decode("utf-8", "replace").strip()[:200]
+        output, _ = await process.communicate()
+        return process.returncode or 0, output.decode("utf-8", "replace").strip()[:200]
 
 
 def _unit(replica: str) -> str:

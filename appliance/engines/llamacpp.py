@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from appliance.contract.model import Engine, Model
-from appliance.engines.vllm import option
+from appliance.engines.vllm import option_words
 
 
 def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[str, str]]:
-    """argv and environment of replica number ``replica``.
+    """Return argv and environment of replica number ``replica``.
 
-    ``--ctx-size`` is the whole KV cache, which the server divides among its ``--parallel`` slots; so that each
-    slot holds ``context`` tokens it is their product.
+    ``--ctx-size`` is the size of the whole KV cache, which the server divides among its ``--parallel`` slots. Their
+    product gives each slot ``context`` tokens.
     """
     argv = [engine.command or "llama-server"]
     argv += ["--model", model.source] if model.is_folder else ["--hf-repo", model.source]
     argv += ["--alias", engine.model, "--host", "127.0.0.1", "--port", str(engine.port + replica)]
     argv += ["--ctx-size", str(engine.context * engine.concurrency), "--parallel", str(engine.concurrency)]
-    # The server's own page and its model download have no place behind the gateway.
+    # Users reach the gateway alone, so the server's own page is off; weights are fetched beforehand.
     argv += ["--no-webui", "--offline", "--metrics", "--jinja"]
     if model.task == "embed":
         argv += ["--embedding"]
@@ -29,5 +29,5 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
         if "n-gpu-layers" not in engine.options:
             argv += ["--n-gpu-layers", "999"]
     for flag, value in engine.options.items():
-        argv += option(flag, value)
+        argv += option_words(flag, value)
     return argv, environment

@@ -1,8 +1,7 @@
-"""Starting and keeping processes, behind a protocol that systemd implements on hosts.
+"""A supervisor of child processes, for `make up` and for engines that the gateway starts itself.
 
-:class:`Supervisor` is what the rest of the project knows; :class:`ChildProcesses` is the one for `make up` and
-tests. Each child leads a process group of its own, so that an engine's workers are stopped with it, and
-asks the kernel to end it when the supervisor dies, so that nothing is left running even then.
+Each child leads a process group of its own, so that an engine's workers are stopped with it. The kernel ends the
+child if the supervisor dies (PR_SET_PDEATHSIG), so that nothing is left running even then.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 from appliance.errors import StartError, StoreError
 from appliance.system import files
@@ -27,21 +26,21 @@ from appliance.system import files
 LOG = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal this process gets when its parent dies; survives execve."""
+"""prctl(2): the signal that this process receives when its parent dies; it survives execve(2)."""
 
 FIRST_DELAY_S = 0.5
 LAST_DELAY_S = 30.0
-"""Seconds before a restart: the first, doubled after each failure up to the last."""
+"""Seconds before a restart: the first delay, doubled after each failure, up to the last."""
 
 HEALTHY_S = 60.0
-"""A process that ran this long is taken as healthy: the delay starts over."""
+"""Seconds after which a process counts as healthy: the delay starts over."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """One process to keep: what to run, where its output goes, how long it may take to stop.
+    """One process to keep running: its command, its log, the seconds it may take to stop.
 
-    ``fix`` is what to suggest if its program cannot be run.
+    ``environment`` is added to this process's own. ``fix`` is what to suggest if its program cannot be run.
     """
 
     name: str
@@ -56,29 +55,15 @@ class ProcessSpec:
 class UnitState:
     """State of one unit.
 
-    ``phase`` is ``running``, ``restarting`` or ``stopped``, or ``failed`` if the supervisor cannot restart it any
-    more. ``restarts`` counts the restarts that succeeded. ``error`` is the reason why the last restart failed,
-    empty if it succeeded.
+    ``phase`` is ``failed`` if the supervisor cannot restart it any more. ``restarts`` counts the restarts that
+    succeeded. ``error`` is the reason why the last restart failed, empty if it succeeded.
     """
 
-    phase: str
+    phase: Literal["running", "restarting", "stopped", "failed"]
     pid: int | None
     restarts: int
     exit_code: int | None
     error: str = ""
-
-
-class Supervisor(Protocol):
-    """Keeps units running."""
-
-    async def start(self, unit: ProcessSpec) -> None:
-        """Run ``unit`` and restart it whenever it ends by itself."""
-
-    async def stop(self, name: str) -> None:
-        """Stop a unit and everything it started."""
-
-    def state(self, name: str) -> UnitState:
-        """How a unit is."""
 
 
 @dataclass(slots=True)
@@ -93,11 +78,11 @@ class _Child:
 
 
 class ChildProcesses:
-    """A :class:`Supervisor` whose units are children of this process.
+    """Keeps units running as children of this process: a unit that ends by itself is restarted.
 
-    ``on_exit`` gets the name and the exit code of each unit that ended by itself, ``on_error`` the name of each
-    unit that could not be restarted and the reason with the delay of the next attempt. Both are logged by
-    default.
+    ``on_exit`` is called with the name and the exit code of each unit that ended by itself. ``on_error`` is called
+    with the name of each unit that could not be restarted, and with the reason and the delay of the next attempt.
+    Both are logged by default.
     """
 
     def __init__(
@@ -110,7 +95,7 @@ class ChildProcesses:
         self._on_error = on_error or _log_error
 
     async def start(self, unit: ProcessSpec) -> None:
-        """Run ``unit``.
+        """Run ``unit`` and restart it whenever it ends by itself.
 
         Raises :class:`StartError` if its program cannot be run and :class:`StoreError` if its log cannot be
         written.
@@ -121,17 +106,17 @@ class ChildProcesses:
         child.keeper.add_done_callback(lambda keeper: self._kept(child, keeper))
 
     async def stop(self, name: str) -> None:
-        """SIGTERM to the unit's process group, SIGKILL to whatever of it outlives ``stop_timeout_s``."""
+        """Stop a unit and all it started: SIGTERM to its process group, then SIGKILL after ``stop_timeout_s``."""
         child = self._children[name]
         child.stopping = True
         if child.keeper is not None:
-            # First, so that nothing is started again while we stop it.
+            # First of all, so that the unit is not restarted meanwhile.
             child.keeper.cancel()
             await asyncio.gather(child.keeper, return_exceptions=True)
         child.exit_code = await _end_group(child.process, child.unit.stop_timeout_s)
 
     async def stop_all(self) -> None:
-        """Stop every unit, the last started first."""
+        """Stop every unit, in the reverse order of their starts."""
         for name in reversed([*self._children]):
             await self.stop(name)
 
@@ -141,13 +126,17 @@ class ChildProcesses:
             _signal_group(child.process.pid, signal.SIGKILL)
 
     def state(self, name: str) -> UnitState:
-        """How a unit is."""
+        """Return the state of a unit."""
         child = self._children[name]
         alive = child.process.returncode is None
         kept = child.keeper is not None and not child.keeper.done()
-        phase = "running" if alive else "stopped" if child.stopping else "restarting" if kept else "failed"
-        pid = child.process.pid if alive else None
-        return UnitState(phase, pid, child.restarts, child.exit_code, child.error)
+        return UnitState(
+            phase="running" if alive else "stopped" if child.stopping else "restarting" if kept else "failed",
+            pid=child.process.pid if alive else None,
+            restarts=child.restarts,
+            exit_code=child.exit_code,
+            error=child.error,
+        )
 
     async def _keep(self, child: _Child) -> None:
         delay = FIRST_DELAY_S
@@ -164,7 +153,7 @@ class ChildProcesses:
                 await asyncio.sleep(delay)
 
     async def _restarted(self, child: _Child, next_s: float) -> bool:
-        """Run the unit again; if that is impossible now, report why and that it is tried again in ``next_s``."""
+        """Restart the unit; if that is impossible now, report the reason and the next attempt in ``next_s``."""
         unit = child.unit
         try:
             child.process = await _spawn(unit.argv, unit.log, unit.environment, fix=unit.fix)
@@ -177,7 +166,7 @@ class ChildProcesses:
         return True
 
     def _kept(self, child: _Child, keeper: asyncio.Task[None]) -> None:
-        """Report a keeper that ended by an error of its own: its unit is not restarted any more."""
+        """Report a keeper that failed itself: its unit is not restarted any more."""
         if keeper.cancelled() or (error := keeper.exception()) is None:
             return
         child.error = f"the supervisor failed ({error!r}) and does not restart it any more; restart the service"
@@ -196,9 +185,9 @@ def _log_error(name: str, reason: str) -> None:
 async def _spawn(
     argv: Sequence[str], log: Path, environment: dict[str, str], *, session: bool = True, fix: str = ""
 ) -> asyncio.subprocess.Process:
-    """A child that leads its own process group, writes to ``log`` and does not outlive us.
+    """Start a child that leads its own process group, writes to ``log`` and does not outlive this process.
 
-    With ``session`` it leads a session as well, which the kernel gives a share of the processor of its own.
+    With ``session`` it leads a session as well; the kernel gives each session a share of the processor of its own.
     Raises :class:`StartError` if it cannot be run and :class:`StoreError` if ``log`` cannot be written.
     """
     fix = fix or FIX
@@ -211,7 +200,7 @@ async def _spawn(
                 stdout=output,
                 stderr=output,
                 env={**os.environ, **environment},
-                preexec_fn=die_with_parent,
+                preexec_fn=_die_with_parent,
                 **own,
             )
         except OSError as error:
@@ -222,7 +211,7 @@ async def _spawn(
 
 
 FIX = "run `make up`, which sets up what is missing"
-"""The fix for a program that is not there."""
+"""The fix for a missing program."""
 
 _FIXES = {
     errno.EAGAIN: "too many processes run: raise `ulimit -u`, or end some",
@@ -231,12 +220,13 @@ _FIXES = {
     errno.ENFILE: "too many files are open on this machine: raise fs.file-max",
     errno.E2BIG: "shorten its arguments or its environment",
 }
-"""The fix for other refusals of fork(2) and execve(2)."""
+"""The fix for other errors of fork(2) and execve(2)."""
 
 
 async def run_step(argv: Sequence[str], *, log: Path, environment: dict[str, str] | None = None) -> int:
-    """Run one command to its end and return its exit code; ended with all it started when we are cancelled."""
-    # Not a session: a load generator beside a busy engine would get its turn late, and blame the engine.
+    """Run one command to its end and return its exit code; cancelled, end it with all it started."""
+    # Without a session of its own, which would get a small share of the processor while an engine is busy. A load
+    # generator that is scheduled late measures latencies that are not the engine's.
     process = await _spawn(argv, log, environment or {}, session=False)
     try:
         return await process.wait()
@@ -245,7 +235,7 @@ async def run_step(argv: Sequence[str], *, log: Path, environment: dict[str, str
 
 
 async def _end_group(process: asyncio.subprocess.Process, timeout_s: float) -> int:
-    """End a process and the group it leads; its exit code. Cancelled, it leaves nothing running either."""
+    """End a process and the group it leads, also if cancelled; return its exit code."""
     try:
         if process.returncode is None:
             _signal_group(process.pid, signal.SIGTERM)
@@ -253,7 +243,7 @@ async def _end_group(process: asyncio.subprocess.Process, timeout_s: float) -> i
                 async with asyncio.timeout(timeout_s):
                     await process.wait()
     finally:
-        # Also after an orderly exit: workers may have outlived their leader.
+        # After an orderly exit as well: workers may have outlived their leader.
         _signal_group(process.pid, signal.SIGKILL)
     return await process.wait()
 
@@ -261,8 +251,8 @@ async def _end_group(process: asyncio.subprocess.Process, timeout_s: float) -> i
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent dies; runs in the child, between fork and exec."""
+def _die_with_parent() -> None:
+    """Request a signal at the death of the parent; runs in the child, between fork(2) and execve(2)."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

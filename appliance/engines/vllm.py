@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from appliance.contract.model import Engine, Model
 
 MODULE = "vllm.entrypoints.openai.api_server"
-"""Started as a module: the ``vllm`` script looks for a distribution named vllm, and the CPU build is not."""
+"""The module to run. The script ``vllm`` requires a distribution of that name, and the CPU build has another."""
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -23,17 +23,17 @@ ENVIRONMENT = {
     "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     "VLLM_MAX_N_SEQUENCES": "16",
 }
-"""Weights are pinned and fetched beforehand; an engine has no business on the network. vLLM's own bound of
-parallel answers, 16384, would let one request fill it."""
+"""Variables of every vLLM engine. Weights are pinned and fetched beforehand, so an engine needs no network. vLLM's
+own limit of parallel completions, 16384, would let one request fill the engine."""
 
 
 def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[str, str]]:
-    """argv and environment of replica number ``replica``."""
+    """Return argv and environment of replica number ``replica``."""
     argv = [engine.command or sys.executable, "-m", MODULE, "--model", model.source]
     if not model.is_folder and model.revision is not None:
         argv += ["--revision", model.revision, "--tokenizer-revision", model.revision]
     argv += ["--served-model-name", engine.model, "--host", "127.0.0.1", "--port", str(engine.port + replica)]
-    # One place more than the gateway fills: its canary's, which else waits for a whole answer to end, and is late.
+    # One sequence more than the gateway uses: otherwise its canary would wait for a whole response, and be late.
     argv += ["--max-model-len", str(engine.context), "--max-num-seqs", str(engine.concurrency + 1)]
     argv += ["--shutdown-timeout", str(engine.shutdown_timeout_s)]
     if model.task == "rerank":
@@ -47,7 +47,7 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
         argv += ["--lora-modules", *modules]
     environment = dict(ENVIRONMENT)
     if engine.sleep:
-        # Its control paths are on loopback only, and the gateway forwards none of them.
+        # Its control paths listen on loopback only, and the gateway forwards none of them.
         argv.append("--enable-sleep-mode")
         environment["VLLM_SERVER_DEV_MODE"] = "1"
     if engine.device == "cpu":
@@ -58,16 +58,16 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, engine.cards(replica)))
     for flag, value in engine.options.items():
-        argv += option(flag, value)
+        argv += option_words(flag, value)
     return argv, environment
 
 
 NO_HOST = "no-media.invalid"
-"""An empty list means every host to vLLM, so none is said with a name that nobody can have (RFC 6761)."""
+"""A host that cannot be resolved (RFC 6761): to vLLM an empty list means every host, and this one means none."""
 
 
-def media(domains: tuple[str, ...]) -> list[str]:
-    """From where the engine may fetch media: the second wall behind the gateway's own check of addresses."""
+def media_options(domains: tuple[str, ...]) -> list[str]:
+    """Return the options that limit the hosts of media to ``domains``, in addition to the gateway's own check."""
     return ["--allowed-media-domains", *(domains or (NO_HOST,))]
 
 
@@ -79,8 +79,8 @@ def _lora_rank(rank: int) -> int:
     return next(known for known in LORA_RANKS if known >= rank)
 
 
-def option(flag: str, value: JsonValue) -> list[str]:
-    """One flag: ``true`` alone, ``false`` as ``--no-…``, tables as JSON, lists as several words."""
+def option_words(flag: str, value: JsonValue) -> list[str]:
+    """Return the words of one flag: ``true`` alone, ``false`` as ``--no-…``, tables as JSON, lists as several."""
     if value is True:
         return [f"--{flag}"]
     if value is False:

@@ -29,12 +29,11 @@ from appliance.gateway.background import keep_going
 from appliance.gateway.body_encoding import decoded
 from appliance.gateway.cors import BrowserOrigins
 from appliance.gateway.end_user import caller
-from appliance.gateway.health import Canaries
+from appliance.gateway.health import HealthMonitor
 from appliance.gateway.idempotency import IdempotencyCache
-from appliance.gateway.lifecycle import ProxiedRequest
+from appliance.gateway.lifecycle import GatewayContext, ProxiedRequest, Running
 from appliance.gateway.limits import Bucket, Ledger
 from appliance.gateway.metrics import Metrics, MetricSample
-from appliance.gateway.parts import GatewayContext
 from appliance.gateway.routing import Router, Service
 from appliance.gateway.swap_controller import SwapController
 from appliance.gateway.usage_writer import UsageWriter
@@ -46,13 +45,13 @@ from appliance.store.models import Key, UsageRow
 LOG = logging.getLogger(__name__)
 
 TICK_S = 0.5
-"""How often waiting and running requests are looked at: time limits, keep-alive comments, charges."""
+"""Seconds between checks of all waiting and running requests: deadlines, keep-alive comments, charges."""
 
 SMALL_BODY = 64 * 1024
-"""Bytes of a body on a path that wants none; it is not looked at."""
+"""Largest body in bytes on a path that needs none; it is ignored."""
 
 NOT_FOUND_LINES = 60
-"""Log lines a minute about paths that are not offered: one misconfigured client asks for the same path for ever."""
+"""Log lines per minute about unknown paths: one misconfigured client requests the same path for ever."""
 
 
 class Authenticated:
@@ -63,11 +62,15 @@ class Authenticated:
     def __init__(self, key: Key, generation: int) -> None:
         self.key = key
         self.generation = generation
-        """Which set of keys was in force."""
+        """The authenticator's generation at that time."""
 
 
 class GatewayApp:
-    """The application for one site. Stores are opened and closed by the caller."""
+    """The application for one site. The caller opens and closes the stores.
+
+    Every method runs on the event loop's thread. :mod:`appliance.http1` calls ``begin``, then ``handle`` for a
+    complete request, or ``too_large``, ``broken_off`` and ``refuse`` for a rejected one.
+    """
 
     def __init__(
         self, site: Site, keys: KeyStore, usage: UsageWriter, control: EngineControl | None = None
@@ -77,33 +80,37 @@ class GatewayApp:
         self._authenticator = Authenticator()
         self._keys = keys
         self._changes = -1
-        self._running: set[ProxiedRequest] = set()
+        self._running: set[Running] = set()
         self._take_keys(keys.snapshot(self._changes))
         self._usage = usage
-        self.outbox = WriteCoalescer(self._loop)
-        self.router = Router(site, self.outbox, self._notice)
+        self.coalescer = WriteCoalescer(self._loop)
+        self.router = Router(site, self.coalescer, self._notice)
         self._metrics = Metrics(self._samples)
-        self._canaries = Canaries(self.router, site.gateway)
-        self._shared = GatewayContext(
-            site,
-            self.router,
-            Ledger(site.limits, site.users),
-            usage,
-            self._metrics,
-            self._running,
-            time.monotonic,
-            self._canaries.suspect,
+        self._health = HealthMonitor(self.router, site.gateway)
+        self._context = GatewayContext(
+            site=site,
+            router=self.router,
+            ledger=Ledger(site.limits, site.users),
+            usage=usage,
+            metrics=self._metrics,
+            running=self._running,
+            clock=time.monotonic,
+            suspect=self._health.suspect,
         )
-        self._tapes = IdempotencyCache(site.gateway.idempotency_s, self._loop.time)
+        self._idempotency = IdempotencyCache(site.gateway.idempotency_s, self._loop.time)
         self._origins = BrowserOrigins(site.gateway.browser_origins)
         self._browsers = self._origins.named
         """Whether any origin is allowed: without one, no request is examined for it."""
-        self.swapper: SwapController | None = None
+        self.swap_controller: SwapController | None = None
         if control is not None:
-            self.swapper = SwapController(site, self.router, control, self._canaries, self._loop.time)
-            self.swapper.start()
+            self.swap_controller = SwapController(
+                site=site, router=self.router, control=control, health=self._health, clock=self._loop.time
+            )
+            self.swap_controller.start()
         now = int(time.time())
-        self._cards = {name: _card(name, route.service, now) for name, route in self.router.routes.items()}
+        self._model_cards = {
+            name: _model_card(name, route.service, now) for name, route in self.router.routes.items()
+        }
         self._not_found = Bucket(NOT_FOUND_LINES, NOT_FOUND_LINES, self._loop.time())
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,7 +118,7 @@ class GatewayApp:
         self._spawn(keep_going("reading the keys", self._poll_keys))
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 
-    # What a connection calls.
+    # Called by a connection.
 
     def begin(self, request: Request) -> int:
         """Authenticate before the body is read; return the body's size limit in bytes."""
@@ -123,11 +130,11 @@ class GatewayApp:
         return self._site.gateway.max_body_bytes
 
     def too_large(self, request: Request, error: RequestError) -> RequestError:
-        """Return what is wrong with the path or the method before what is wrong with the body's size."""
+        """Return the error of the path or the method, which takes precedence over ``error`` of the body's size."""
         return self._refusal(request) or error
 
     def broken_off(self, request: Request, error: RequestError | None) -> None:
-        """Record a request whose body never came whole, or cannot be decoded."""
+        """Record a request whose body is incomplete (``error`` is ``None``) or was rejected with ``error``."""
         if isinstance(request.context, Authenticated):
             owner = request.context.key
             row = UsageRow(time.time(), request.id, owner.user, owner.id, request.path)
@@ -136,7 +143,7 @@ class GatewayApp:
             self._usage.put(row)
 
     def handle(self, request: Request, client: ClientResponder) -> None:
-        """Answer a whole request, now or later."""
+        """Respond to a complete request, now or later; raises :class:`RequestError` for a rejection."""
         path = request.path
         if path in paths.INFERENCE and request.method == "POST":
             self._infer(request, client)
@@ -145,7 +152,7 @@ class GatewayApp:
         if refusal is not None:
             raise refusal
         if request.method == "OPTIONS":
-            # A preflight has no key, and needs no engine.
+            # A preflight has no key and needs no engine.
             allow = b"allow: %s\r\n" % ", ".join(paths.methods(path)).encode()
             preflight = self._origins.preflight(request.headers) if b"origin" in request.headers else b""
             client.answer(204, b"", headers=allow + preflight)
@@ -166,19 +173,19 @@ class GatewayApp:
             return headers
         return reply.complete_headers(request, headers)
 
-    # What the server calls.
+    # Called by `main` and by the control socket.
 
     def drain(self) -> None:
-        """Take no new requests."""
+        """Accept no new requests; those that run continue."""
         self._draining = True
 
     def stop(self) -> None:
-        """The drain's deadline has come: end what still runs, and say so."""
-        for exchange in [*self._running]:
-            exchange.stop()
+        """End all requests with an error, because the drain's deadline has passed."""
+        for request in [*self._running]:
+            request.stop()
 
     def status(self) -> dict[str, object]:
-        """What is loaded, what runs and what waits, as JSON."""
+        """Return the loaded models, the engines and the numbers of running and waiting requests, for JSON."""
         return {
             "models": {
                 name: {
@@ -200,16 +207,16 @@ class GatewayApp:
                 }
                 for replica in self.router.replicas
             },
-            "on_demand": self.swapper.status() if self.swapper is not None else {},
+            "on_demand": self.swap_controller.status() if self.swap_controller is not None else {},
             "draining": self._draining,
         }
 
     async def close(self) -> None:
-        """Stop everything that runs beside requests."""
-        if self.swapper is not None:
-            await self.swapper.close()
+        """Stop all background tasks and close the connections to engines."""
+        if self.swap_controller is not None:
+            await self.swap_controller.close()
         self._ticker.cancel()
-        self._canaries.close()
+        self._health.close()
         for task in self._tasks:
             task.cancel()
         self.router.close()
@@ -217,8 +224,8 @@ class GatewayApp:
     # Inside.
 
     def _notice(self) -> None:
-        if self.swapper is not None:
-            self.swapper.notice()
+        if self.swap_controller is not None:
+            self.swap_controller.notice()
 
     def _infer(self, request: Request, client: ClientResponder) -> None:
         limit = self._site.gateway.max_body_bytes
@@ -231,43 +238,43 @@ class GatewayApp:
         if isinstance(known, Authenticated) and known.generation == self._authenticator.generation:
             owner = known.key
         if owner is None or owner.expires_at is not None or owner.end_users:
-            # Once more: its body may have taken a minute, or it waited behind another one on its connection.
+            # Again: keys may have changed while the body arrived, or while the request waited on its connection.
             owner = self._authenticate(request)
         key = request.headers.get(b"idempotency-key")
         if key is None:
-            exchange = ProxiedRequest(self._shared, owner, request, client)
-            client.listener = exchange
+            proxied = ProxiedRequest(self._context, owner, request, client)
+            client.listener = proxied
         else:
-            tape = self._tapes.find(owner.scope, key, request.path, request.body)
-            if tape is not None:
-                tape.follow(client)
+            recording = self._idempotency.find(owner.scope, key, request.path, request.body)
+            if recording is not None:
+                recording.follow(client)
                 return
-            tape = self._tapes.record(owner.scope, key, request.path, request.body)
-            tape.follow(client)
-            exchange = ProxiedRequest(self._shared, owner, request, tape)
-            tape.exchange = exchange
-        exchange.begin(owner)
+            recording = self._idempotency.record(owner.scope, key, request.path, request.body)
+            recording.follow(client)
+            proxied = ProxiedRequest(self._context, owner, request, recording)
+            recording.request = proxied
+        proxied.begin(owner)
 
     def _refusal(self, request: Request) -> RequestError | None:
-        """Return what is wrong with the request's path or method; unknown paths are counted and logged."""
+        """Return the error of the request's path or method, if any; count and log unknown paths."""
         path, method = request.path, request.method
         allow = paths.methods(path)
         if method in allow:
             return None
         if allow:
-            return MethodNotAllowedError(f"{path[:100]} takes {allow[0]}, not {method[:20]}", allow=allow)
+            return MethodNotAllowedError(f"{path[:100]} requires {allow[0]}, not {method[:20]}", allow=allow)
         label = paths.label(path)
         self._metrics.not_found[label] = self._metrics.not_found.get(label, 0) + 1
         self._not_found.refill(self._loop.time())
         if self._not_found.level >= 1:
             self._not_found.level -= 1
             fields = {"request_id": request.id, "method": method, "path": paths.redacted(path)}
-            LOG.info("a client asked for a path that is not offered", extra={"fields": fields})
-        meant = paths.meant(path) or "GET /v1/models lists the models, docs/gateway.md the endpoints"
-        return NotFoundError(f"There is nothing at {path[:100]}; {meant}")
+            LOG.info("a client requested an unknown path", extra={"fields": fields})
+        suggestion = paths.suggestion(path) or "GET /v1/models lists the models, docs/gateway.md the endpoints"
+        return NotFoundError(f"There is nothing at {path[:100]}; {suggestion}")
 
     def _authenticate(self, request: Request) -> Key:
-        """Return the key of the first credential that is valid, of those that clients send."""
+        """Return the key of the first valid credential, for the end user that the request names."""
         try:
             key = self._authenticator.authenticate_any(request.headers)
         except AuthenticationError:
@@ -287,7 +294,7 @@ class GatewayApp:
 
     async def _ready(self, client: ClientResponder) -> None:
         try:
-            readiness = await self._canaries.check()
+            readiness = await self._health.check()
         except Exception:
             LOG.exception("/ready failed")
             error = InternalError("/ready failed; the gateway's log has the reason")
@@ -297,7 +304,7 @@ class GatewayApp:
         client.answer(200 if readiness.ready else 503, json.dumps(body).encode())
 
     def _list_models(self, path: str, key: Key, client: ClientResponder) -> None:
-        offered = {name: card for name, card in self._cards.items() if key.allows(name)}
+        offered = {name: card for name, card in self._model_cards.items() if key.allows(name)}
         if path == "/v1/models":
             body: object = {"object": "list", "data": list(offered.values())}
         else:
@@ -310,42 +317,42 @@ class GatewayApp:
 
     def _tick(self) -> None:
         now = self._loop.time()
-        # First: whatever one request does, the next look happens.
+        # Scheduled first, so that no error of a request ends the timer.
         self._ticker = self._loop.call_later(TICK_S, self._tick)
-        for exchange in [*self._running]:
-            exchange.tick(now)
+        for request in [*self._running]:
+            request.tick(now)
 
     def _take_keys(self, found: tuple[int, list[Key]] | None) -> None:
         if found is not None:
             self._changes = found[0]
             self._authenticator.replace(found[1])
             revoked = {key.id for key in found[1] if key.revoked_at is not None}
-            for exchange in [exchange for exchange in self._running if exchange.line in revoked]:
-                exchange.revoke()
+            for request in [request for request in self._running if request.key_id in revoked]:
+                request.revoke()
 
     async def _poll_keys(self) -> None:
         await asyncio.sleep(POLL_S)
         try:
-            # In a thread: a database across a network must not hold up a stream.
+            # In a thread: a database behind a network must not block a stream.
             self._take_keys(await asyncio.to_thread(self._keys.snapshot, self._changes))
             self._keys_unreadable = False
         except StoreError as error:
             if not self._keys_unreadable:
                 # The last snapshot stays in force; a gateway without keys would reject every request.
-                LOG.error("the keys cannot be read, changes to them wait until they can: %s", error)  # noqa: TRY400
+                LOG.error("the keys cannot be read, changes to them take effect later: %s", error)  # noqa: TRY400
             self._keys_unreadable = True
 
     def _samples(self) -> Iterator[MetricSample]:
         replicas, services = self.router.replicas, self.router.services.values()
         yield MetricSample(
             "engine_up",
-            "Whether the engine is loaded, and its last canary token came.",
+            "Whether the engine is loaded and generated its last canary token.",
             "engine",
             {replica.name: float(replica.open) for replica in replicas},
         )
         yield MetricSample(
             "engine_requests_in_flight",
-            "Requests running on the engine; one for several answers counts as many times.",
+            "Sequences running on the engine; a request for several choices counts once for each.",
             "engine",
             {replica.name: float(replica.in_flight) for replica in replicas},
         )
@@ -355,14 +362,14 @@ class GatewayApp:
             "model",
             {service.model: float(service.queue.waiting) for service in services},
         )
-        if self.swapper is not None:
+        if self.swap_controller is not None:
             yield MetricSample(
-                "swaps", "Models loaded on demand.", "", {"": float(self.swapper.swaps)}, counter=True
+                "swaps", "Models loaded on demand.", "", {"": float(self.swap_controller.swaps)}, counter=True
             )
-            failures = {"": float(self.swapper.failures)}
+            failures = {"": float(self.swap_controller.failures)}
             yield MetricSample("swap_failures", "Loads that failed.", "", failures, counter=True)
             yield MetricSample(
-                "last_swap_seconds", "How long the last one took.", "", {"": self.swapper.last_swap_s}
+                "last_swap_seconds", "Seconds that the last load took.", "", {"": self.swap_controller.last_swap_s}
             )
         yield MetricSample(
             "usage_rows_dropped", "Usage rows lost to a full disk.", "", {"": float(self._usage.dropped)}
@@ -379,8 +386,8 @@ class GatewayApp:
             LOG.error("a task of the gateway ended with an error", exc_info=error)
 
 
-def _card(name: str, service: Service, created: int) -> dict[str, object]:
-    """Return what GET /v1/models says of a model or role: OpenAI's fields, vLLM's, and the task it is for."""
+def _model_card(name: str, service: Service, created: int) -> dict[str, object]:
+    """Return the entry of GET /v1/models for a model or role: OpenAI's fields, vLLM's, and its task."""
     card: dict[str, object] = {
         "id": name,
         "object": "model",

@@ -1,8 +1,8 @@
-"""API keys as the gateway knows them: a snapshot in memory, compared in constant time.
+"""Authentication by API key: a snapshot of the keys in memory, compared in constant time.
 
-A key is ``sk-<id>-<secret>``. The id finds the row, the digest of the whole key decides; a key holds 256
-random bits, so a plain SHA-256 is as good as a slow hash. The store is asked every :data:`POLL_S` whether
-anything changed, so a revocation bites within a second.
+A key is ``sk-<id>-<secret>``. Its id selects the record; the digest of the whole key decides. A key holds 256
+random bits, so a plain SHA-256 is as good as a slow hash. The gateway polls the store for changes every
+:data:`POLL_S` seconds, so a revocation takes effect within a second.
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ from appliance.errors import AuthenticationError
 from appliance.store.models import KEY, Key
 
 POLL_S = 0.25
+"""Seconds between two reads of the store."""
+
 LONGEST = 128
-"""Bytes of what is sent that are hashed; a key has 60."""
+"""Bytes of a credential that are hashed; a key has 60."""
 
 NO_DIGEST = bytes(32)
 
 
 class Authenticator:
-    """Tells whose key a request bears."""
+    """The keys that are valid now, and the credentials verified against them."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._keys: dict[bytes, Key] = {}
-        self._verified: dict[bytes, Key] = {}
+        self.verified: dict[bytes, Key] = {}
+        """Keys by the ``authorization`` header that was verified; emptied when the keys change."""
         self.generation = 0
-        """Changes with the keys: a key that was verified in this generation has not been revoked since."""
+        """Number of changes of the keys: a key verified in this generation has not been revoked since."""
 
     def replace(self, keys: Iterable[Key]) -> None:
-        """From now on these are the keys."""
-        self._verified = {}
+        """Use ``keys`` from now on."""
+        self.verified = {}
         self.generation += 1
         self._keys = {key.id.encode(): key for key in keys}
 
@@ -55,16 +58,16 @@ class Authenticator:
         return self.authenticate(b"Bearer " + own)
 
     def authenticate(self, sent: bytes | None) -> Key:
-        """The key of a request's ``authorization`` header (or of ``Bearer`` and an ``x-api-key``).
+        """Return the key of a request's ``authorization`` header (or of ``Bearer`` and an ``x-api-key``).
 
-        Raises :class:`AuthenticationError`, with the same words whatever is wrong with a key that was sent.
-        An unknown id costs the same hash and comparison as a known one.
+        Raises :class:`AuthenticationError`, with the same message for every invalid key. An unknown id costs the
+        same hash and comparison as a known one.
         """
         if not sent:
             raise AuthenticationError("You sent no API key; send it as `Authorization: Bearer sk-...`")
-        known = self._verified.get(sent)
+        known = self.verified.get(sent)
         if known is not None and (known.expires_at is None or self._clock() < known.expires_at):
-            # Verified since the keys last changed. Who gets here knows the whole key already.
+            # Verified since the keys last changed. This shortcut reveals nothing: it requires the whole key.
             return known
         token = sent[7:].strip()
         match = KEY.fullmatch(token) if sent[:7].lower() == b"bearer " else None
@@ -75,8 +78,8 @@ class Authenticator:
             if sent[:7].lower() != b"bearer ":
                 message = "The header Authorization has no API key; write `Authorization: Bearer sk-...`"
                 raise AuthenticationError(message)
-            raise AuthenticationError("This API key is not valid; ask the owner of the service for one")
+            raise AuthenticationError("This API key is not valid; request one from the operator of the service")
         if len(sent) == len(token) + 7:
-            # Only as it is meant to be written: one key with ever more spaces must not fill the memory.
-            self._verified[sent] = key
+            # Only the exact form: a key with more and more spaces must not fill the memory.
+            self.verified[sent] = key
         return key

@@ -1,4 +1,4 @@
-"""Work that runs beside the requests for as long as the gateway does: keys, canaries, swaps."""
+"""Background work of the gateway, from its start to its end: keys, canaries, swaps."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ RETRY_S = 1.0
 """Seconds after an unexpected error before the next step."""
 
 
-async def keep_going(what: str, step: Callable[[], Awaitable[None]]) -> Never:
-    """Run ``step`` again and again; an unexpected error is logged once until a step succeeds, and ends nothing.
+async def keep_going(work: str, step: Callable[[], Awaitable[None]]) -> Never:
+    """Run ``step`` repeatedly; log an unexpected error once until a step succeeds, and continue.
 
-    A task that ends by an error ends silently: revoked keys would stay valid, a dead engine would stay open.
+    An error that ends a task ends it silently: revoked keys would stay valid, a dead engine would stay open.
+
+    Args:
+        work: A name of the work for the log.
+        step: One step, which waits by itself until the next one is due.
     """
-    complained = False
+    reported = False
     while True:
         try:
             await step()
-            complained = False
+            reported = False
         except Exception:
-            if not complained:
-                LOG.exception("%s failed; it goes on", what)
-            complained = True
+            if not reported:
+                LOG.exception("%s failed; it will be retried", work)
+            reported = True
             await asyncio.sleep(RETRY_S)

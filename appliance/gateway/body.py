@@ -1,10 +1,10 @@
-"""Finds what the gateway acts on in a request's body, and edits it without re-serialising it. Pure.
+"""Reads the fields of a request's body that concern the gateway, and edits it without re-serialising it. Pure.
 
-One msgspec decode finds the few fields that the gateway acts on or bounds. Where their form is not the usual one
-(``4.0`` for ``4``, ``"true"`` for ``true``), :mod:`~appliance.gateway.json_text` and pydantic read them as the
-engine does, so the gateway bounds what the engine will understand. A field that the engine cannot read either stays
-as it is: the engine rejects it, in its own words. An edit adds or replaces a field of the outermost object and
-leaves the bytes of every other value as they came: tool definitions, unknown fields and number formats survive.
+One msgspec decode finds the few fields that the gateway uses or bounds. If their form is unusual (``4.0`` for
+``4``, ``"true"`` for ``true``), :mod:`~appliance.gateway.json_text` and pydantic read them as the engine does. So
+the gateway bounds the values that the engine will use. A field that the engine cannot read either stays unchanged:
+the engine rejects it with its own message. An edit adds or replaces a field of the outermost object. It keeps the
+bytes of every other value: tool definitions, unknown fields and number formats survive.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ INCLUDE_USAGE = b'"stream_options":{"include_usage":true}'
 
 
 CHATS = frozenset({"/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"})
-"""Endpoints whose body holds a conversation in ``messages``."""
+"""Endpoints whose body has a conversation in ``messages``."""
 
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-"""Fields that limit the tokens of an answer, by API."""
+"""Fields that limit the tokens of a response, by API."""
 
 
 class StreamOptions(msgspec.Struct):
@@ -36,14 +36,14 @@ class StreamOptions(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    """One message of a chat: its role, and its content as it came."""
+    """One message of a chat: its role, and its content as received."""
 
     role: str = ""
     content: Raw | UnsetType = UNSET
 
 
 class BodyFields(msgspec.Struct):
-    """The fields of a request that the gateway acts on or bounds."""
+    """The fields of a request that the gateway uses or bounds."""
 
     model: str
     stream: bool | None = None
@@ -65,7 +65,7 @@ _SYSTEM_FIELD = {
     "/v1/messages": "system",
     "/v1/messages/count_tokens": "system",
 }
-"""The field of an endpoint that holds its system prompt outside the messages."""
+"""The field of an endpoint with its system prompt outside the messages."""
 
 _FIELDS = msgspec.json.Decoder(BodyFields)
 _MESSAGE_LIST = msgspec.json.Decoder(list[Message])
@@ -81,7 +81,7 @@ _LENIENT: dict[str, TypeAdapter[Any]] = {
     **dict.fromkeys(TOKEN_LIMITS, _INTEGER),
     "prompt_cache_key": _STRING,
 }
-"""How the engine reads a field: vLLM validates its requests with pydantic in lax mode."""
+"""Readers of a field as in the engine: vLLM validates its requests with pydantic in lax mode."""
 
 
 def decode(body: bytes) -> BodyFields:
@@ -91,7 +91,7 @@ def decode(body: bytes) -> BodyFields:
     """
     try:
         if not body.isascii():
-            # msgspec looks only into the values it is asked for; an engine rejects the whole text.
+            # msgspec validates only the values that it decodes; an engine rejects the whole text.
             str(body, "utf-8")
         return _FIELDS.decode(body)
     except msgspec.DecodeError:
@@ -106,7 +106,7 @@ def _decode_leniently(body: bytes) -> BodyFields:
     table = json_text.members(body)
     model = json_text.value(table["model"]) if "model" in table else None
     if not isinstance(model, str) or not json_text.is_string(table["model"]):
-        message = "The request names no model; set `model` to a name, GET /v1/models lists them (field model)"
+        message = "The request names no model; set the field `model` to a name that GET /v1/models lists"
         raise InvalidRequestError(message, param="model")
     fields = BodyFields(model)
     for name, adapter in _LENIENT.items():
@@ -123,7 +123,7 @@ def _decode_leniently(body: bytes) -> BodyFields:
 
 
 def _lenient(raw: Raw, adapter: TypeAdapter[Any]) -> Any:
-    """Read one field as the engine will; ``None`` where the engine rejects it."""
+    """Read one field as the engine does; return ``None`` if the engine rejects it."""
     try:
         return adapter.validate_python(json_text.numbers(raw))
     except (ValidationError, InvalidRequestError):
@@ -155,10 +155,20 @@ def _stream_options(raw: Raw) -> StreamOptions | None:
 
 
 def check(fields: BodyFields, endpoint: str, *, context: int, max_n: int, capped: bool = False) -> bool:
-    """Reject what would only burden an engine; raises :class:`InvalidRequestError` that names the field.
+    """Reject a request that would only burden an engine.
 
-    ``context`` is the longest prompt plus answer of the model, in tokens; ``max_n`` bounds parallel answers. With
-    ``capped`` a limit of tokens over the context passes. Returns whether there is one, for :func:`with_cap`.
+    Args:
+        fields: The fields of the body.
+        endpoint: Path of the endpoint.
+        context: Longest prompt plus response of the model, in tokens.
+        max_n: Most parallel sequences of one request.
+        capped: Whether a token limit over the context is accepted.
+
+    Returns:
+        Whether a token limit is over the context, for :func:`with_cap`.
+
+    Raises:
+        InvalidRequestError: The request is invalid; the error names the field.
     """
     if fields.n is not None:
         _bound("n", fields.n, 1, max_n)
@@ -167,15 +177,15 @@ def check(fields: BodyFields, endpoint: str, *, context: int, max_n: int, capped
     over = _over_context(fields, endpoint, context=context, capped=capped)
     if endpoint == "/v1/completions" and (many := sequences(fields, endpoint)) > max_n:
         raise InvalidRequestError(
-            f"prompt and n ask for {many} answers at once; at most {max_n} here, send the rest apart",
+            f"prompt and n request {many} choices at once; the maximum is {max_n}: send several requests",
             param="prompt",
         )
     if endpoint in CHATS and not (isinstance(fields.messages, list) and fields.messages):
         raise InvalidRequestError("messages is empty; send at least one message", param="messages")
     if endpoint == "/v1/responses" and fields.background:
-        # The engine would answer at once and generate for a request that nothing counts and nothing can cancel.
+        # The engine would respond at once and generate for a request that cannot be counted or cancelled.
         raise InvalidRequestError(
-            "background responses are not available here; leave `background` out and read the answer or the stream",
+            "background responses are not supported; omit `background` and read the response or the stream",
             param="background",
             code="background_not_supported",
         )
@@ -183,9 +193,9 @@ def check(fields: BodyFields, endpoint: str, *, context: int, max_n: int, capped
 
 
 def sequences(fields: BodyFields, endpoint: str) -> int:
-    """Count the sequences that an engine decodes for the request: the answers to each prompt, times its prompts."""
-    answers = max(fields.n or 1, fields.best_of or 1)
-    return answers * _prompts(fields.prompt) if endpoint == "/v1/completions" else answers
+    """Return the number of sequences that an engine decodes for the request: choices per prompt, times prompts."""
+    choices = max(fields.n or 1, fields.best_of or 1)
+    return choices * _prompts(fields.prompt) if endpoint == "/v1/completions" else choices
 
 
 def _prompts(prompt: Raw | UnsetType) -> int:
@@ -197,13 +207,13 @@ def _prompts(prompt: Raw | UnsetType) -> int:
 
 
 def _over_context(fields: BodyFields, endpoint: str, *, context: int, capped: bool) -> bool:
-    """Return whether a limit of tokens is over ``context``, where that passes; reject it elsewhere."""
+    """Return whether a token limit is over ``context``; reject it unless ``capped``."""
     over = False
     if (limit := fields.max_tokens) is not None:
         if limit > context and capped:
             over = True
         else:
-            # Completions may ask for no token at all, to have their prompt scored.
+            # A completion may request 0 tokens, to score its prompt.
             _bound("max_tokens", limit, 0 if endpoint == "/v1/completions" else 1, context)
     for name in ("max_completion_tokens", "max_output_tokens"):
         if (limit := getattr(fields, name)) is not None:
@@ -216,11 +226,11 @@ def _over_context(fields: BodyFields, endpoint: str, *, context: int, capped: bo
 
 def _bound(param: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
-        raise InvalidRequestError(f"{param} is {value}; it must be from {least} to {most} here", param=param)
+        raise InvalidRequestError(f"{param} is {value}; it must be from {least} to {most}", param=param)
 
 
 def wants_usage(fields: BodyFields) -> bool:
-    """Return whether the client itself asked for the usage frame of a stream."""
+    """Return whether the client itself requested the usage frame of a stream."""
     options = fields.stream_options
     return isinstance(options, StreamOptions) and options.include_usage is True
 
@@ -240,14 +250,14 @@ def with_usage(body: bytes, fields: BodyFields) -> bytes:
     options = {} if raw == b"null" else json_text.members(raw)
     options["include_usage"] = Raw(b"true")
     if "continuous_usage_stats" in options:
-        # Nothing without include_usage, which the client did not set; with it, usage in every frame.
+        # Without include_usage, which the client did not set, it has no effect; with it, every frame has usage.
         options["continuous_usage_stats"] = Raw(b"false")
     table["stream_options"] = Raw(json_text.join(options))
     return json_text.join(table)
 
 
 def unstreamed(body: bytes) -> bytes:
-    """Return ``body`` as a request for a whole answer."""
+    """Return ``body`` as a request for a whole response."""
     table = json_text.members(body)
     table["stream"] = Raw(b"false")
     table.pop("stream_options", None)
@@ -255,11 +265,10 @@ def unstreamed(body: bytes) -> bytes:
 
 
 def with_cap(body: bytes, fields: BodyFields, context: int) -> bytes:
-    """Reduce every limit of tokens in ``body`` that is over ``context`` tokens to that.
+    """Reduce every token limit in ``body`` that is over ``context`` tokens to ``context``.
 
-    vLLM gives a request what its prompt leaves of the context, but rejects a limit over the whole context. Some
-    clients ask for 32,000 tokens whatever the model has. Anthropic's ``thinking.budget_tokens`` has to stay below
-    the limit.
+    vLLM limits a request to the context minus its prompt, but rejects a limit over the whole context. Some clients
+    request 32,000 tokens from every model. Anthropic's ``thinking.budget_tokens`` must stay below the limit.
     """
     table = json_text.members(body)
     for name in TOKEN_LIMITS:
@@ -276,10 +285,10 @@ def with_cap(body: bytes, fields: BodyFields, context: int) -> bytes:
 
 
 def with_role(body: bytes, role: Role, endpoint: str) -> bytes:
-    """Edit ``body`` for ``role``: its model, its system prompt, its sampling where the client set none.
+    """Edit ``body`` for ``role``: its model, its system prompt, and its sampling unless the client set one.
 
-    A client's own system message keeps its place after the role's: both are joined into one, because Qwen's
-    templates accept a system message only at the top.
+    A client's own system message follows the role's: both are joined into one, because Qwen's templates accept a
+    system message only at the top.
     """
     table = json_text.members(body)
     table["model"] = Raw(msgspec.json.encode(role.served_name))
@@ -296,7 +305,7 @@ def with_role(body: bytes, role: Role, endpoint: str) -> bytes:
 
 
 def _joined(prompt: str, own: Raw | None) -> Raw:
-    """Put ``prompt`` before a client's system prompt; a value that no API allows there is left to the engine."""
+    """Put ``prompt`` before a client's system prompt; keep an invalid value, which the engine rejects."""
     kind = b"n" if own is None else bytes(own)[:1]
     if own is None or kind == b"n":
         return Raw(msgspec.json.encode(prompt))

@@ -1,7 +1,7 @@
-"""Undoes a body's encodings, compression first and then text, so that everything after it reads UTF-8. Pure.
+"""Decodes a body, compression first and then text, so that all later steps read UTF-8. Pure.
 
 An editor sends zstd, a proxy gzip, a Windows program UTF-16 or a byte order mark; engines read only the last two.
-The limit of a body's size holds on the wire and after each step, so a small upload cannot fill the memory.
+The limit of a body's size applies on the wire and after each step, so a small upload cannot fill the memory.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import zstandard
 from appliance.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaTypeError
 
 PLAIN = frozenset({b'{"', b"{\n", b"{\r", b"{ ", b"{\t"})
-"""How a JSON object in UTF-8 begins: with these two bytes, no other text encoding is possible."""
+"""First two bytes of a JSON object in UTF-8: no other text encoding begins so."""
 
 IDENTITY = frozenset({"", "identity", "utf-8", "utf8"})
-"""Content codings that change nothing. A charset does not belong here, but clients send it."""
+"""Content codings that change nothing. A charset is not a content coding, but clients send it."""
 
 ACCEPTED = "gzip, deflate, zstd, identity"
 
 STEP = 64 * 1024
-"""Bytes of compressed data that are fed at a time, so that no rest of a large body is copied per member."""
+"""Bytes of compressed data per step, so that the rest of a large body is not copied for each member."""
 
 MAX_MEMBERS = 1000
-"""Members of a gzip body, or frames of a zstd body: each costs time, also an empty one of 20 bytes."""
+"""Most members of a gzip body, or frames of a zstd body: each costs time, even an empty one of 20 bytes."""
 
 ZSTD_WINDOW = 8 * 2**20
 """Window in bytes that every decoder of this content coding supports, and no encoder exceeds (RFC 9659)."""
@@ -37,10 +37,10 @@ def decoded(body: bytes, content_encoding: bytes | None, limit: int) -> bytes:
     """Return ``body`` without its content coding and in UTF-8.
 
     ``content_encoding`` is the header's value, ``limit`` the largest body in bytes. A body that needs no change is
-    returned as it is, after one comparison.
+    returned unchanged, after one comparison.
 
     Raises :class:`UnsupportedMediaTypeError` for other content codings, or several; :class:`InvalidRequestError`
-    for data that is not what the header names, or is not complete; :class:`BodyTooLargeError` over ``limit``.
+    for data that is incomplete or has another coding; :class:`BodyTooLargeError` over ``limit``.
     """
     if content_encoding is not None:
         body = _expanded(body, content_encoding, limit)
@@ -55,7 +55,7 @@ def _expanded(body: bytes, content_encoding: bytes, limit: int) -> bytes:
     expand = _CODINGS.get(codings[0])
     if expand is None or len(codings) > 1:
         raise UnsupportedMediaTypeError(
-            f"Content-Encoding is {', '.join(layers)[:80]!r}; send one of {ACCEPTED}, or the body as it is"
+            f"Content-Encoding is {', '.join(layers)[:80]!r}; send one of {ACCEPTED}, or no encoding"
         )
     return expand(body, limit)
 

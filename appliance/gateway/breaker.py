@@ -1,16 +1,19 @@
-"""When a replica gets no requests: after failures that no single client explains, until it generates a token. Pure.
+"""A circuit breaker for one replica: it opens after failures that no single client explains. Pure.
+
+While it is open, the replica gets no requests; a success or a generated token closes it.
+
 
 | state | event | next state |
 |---|---|---|
-| up | a success, or a canary token | up, no failures counted |
-| up | a failure | up; the caller asks for a canary token at once |
-| up | as many different failed requests as ``threshold``, of at least two callers | down |
+| up | a success, or a canary token | up, the count of failures is 0 |
+| up | a failure | up; the gateway requests a canary token at once |
+| up | ``threshold`` different failed requests, of at least two callers | down |
 | up | a refused connection, or a canary without a token | down |
 | down | a canary without a token | down, the next canary later |
 | down | a success, or a canary token | up |
 
-One request that the engine cannot digest fails each time it is sent, and its client may send it for ever. It proves
-nothing about the requests of others, so the failures of one caller never take a replica down: the canary decides.
+A request that the engine cannot process fails each time, and its client may send it for ever. It proves nothing
+about other requests, so failures of one caller never take a replica down: the canary decides.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ LAST_PROBE_S = 15.0
 
 
 class Evidence(NamedTuple):
-    """The request that failed: its caller (an API key's id), and a digest of what it asked."""
+    """The request that failed: its caller (an API key's id), and a digest of its body."""
 
     caller: str
     request: int
@@ -32,7 +35,7 @@ class Evidence(NamedTuple):
 
 @dataclass(slots=True)
 class Breaker:
-    """One replica's state. A client's mistakes (4xx, leaving) never reach it."""
+    """The state of one replica. Mistakes of clients (4xx, disconnects) are not reported to it."""
 
     threshold: int
     up: bool = True
@@ -44,11 +47,11 @@ class Breaker:
 
     @property
     def failures(self) -> int:
-        """Different requests that failed since the last success; of one caller, ``threshold`` at most."""
+        """Different requests that failed since the last success; at most ``threshold`` of one caller."""
         return sum(map(len, self._failed.values()))
 
     def succeeded(self) -> None:
-        """Count a success: the replica answered, or its canary token came."""
+        """Count a success: a response, or a canary token."""
         if self._failed:
             self._failed.clear()
         self._wait = FIRST_PROBE_S
@@ -57,7 +60,13 @@ class Breaker:
             self.why = ""
 
     def failed(self, why: str, now: float, *, evidence: Evidence | None = None) -> bool:
-        """Count a failure, one without ``evidence`` in full; returns whether the replica went down by it."""
+        """Count a failure; return whether it took the replica down.
+
+        Args:
+            why: The cause, for the status.
+            now: Time in seconds.
+            evidence: The failed request; without it, this failure alone takes the replica down.
+        """
         if not self.up:
             self.why = why
             return False
@@ -75,7 +84,7 @@ class Breaker:
         return True
 
     def probe_failed(self, why: str, now: float) -> None:
-        """Count a canary without a token while the replica is down: the next one comes later."""
+        """Count a canary without a token while the replica is down: the next canary follows later."""
         self.why = why
         self._wait = min(self._wait * 2, LAST_PROBE_S)
         self.probe_at = now + self._wait

@@ -1,6 +1,6 @@
-"""Which web pages of other origins may use the service: the headers of the CORS protocol (Fetch standard). Pure.
+"""The headers of the CORS protocol (Fetch standard): they admit web pages of other origins. Pure.
 
-A browser asks first (the preflight) and hides every answer that does not name the page's origin. Credentials of the
+A browser sends a preflight first, and hides every response that does not name the page's origin. Credentials of the
 browser are never allowed: the API key is a header that the page sets by itself, so no cookie can be misused.
 """
 
@@ -12,23 +12,23 @@ from collections.abc import Iterable, Mapping
 from appliance.errors import PermissionDeniedError
 
 EXPOSED = "x-request-id, request-id, retry-after, x-queue-position, x-queue-wait-ms, x-max-tokens-capped"
-"""Headers of an answer that a page may read, besides those that the standard always allows."""
+"""Headers of a response that a page may read, in addition to those that the standard always allows."""
 
 ASKABLE = (
     b"authorization, content-type, x-api-key, idempotency-key, x-chat-id, x-session-id, x-openwebui-chat-id, "
     b"anthropic-version, anthropic-beta, anthropic-dangerous-direct-browser-access"
 )
-"""Headers of a request that are allowed if the preflight names none; else those that it names."""
+"""Headers of a request that are allowed if the preflight names none; otherwise those that it names."""
 
 TOKENS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+([ \t]*,[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")
-"""Names of headers (RFC 9110, 5.6.2) with commas between: what may be repeated in an answer's head."""
+"""Header names (RFC 9110, 5.6.2) separated by commas: only these are copied into a response's head."""
 
 MAX_AGE_S = 7200
-"""Seconds for which a browser may remember a preflight: Chromium caps it there."""
+"""Seconds for which a browser may cache a preflight; Chromium's maximum."""
 
 
 class BrowserOrigins:
-    """The origins whose pages may read answers: those named, or every one with ``*``."""
+    """The origins whose pages may read responses: those in the list, or every origin with ``*``."""
 
     __slots__ = ("_every", "_lines")
 
@@ -39,17 +39,17 @@ class BrowserOrigins:
 
     @property
     def named(self) -> bool:
-        """Whether any origin may read answers."""
+        """Whether any origin may read responses."""
         return self._every is not None or bool(self._lines)
 
     def headers(self, origin: bytes | None) -> bytes:
-        """Return the header lines of any answer to ``origin``; none for one that is absent or not allowed."""
+        """Return the header lines of any response to ``origin``; none if it is absent or not allowed."""
         if origin is None:
             return b""
         return self._every or self._lines.get(origin, b"")
 
     def preflight(self, headers: Mapping[bytes, bytes]) -> bytes:
-        """Return the header lines that only the answer to a preflight has, besides those of :meth:`headers`.
+        """Return the header lines of a response to a preflight, in addition to those of :meth:`headers`.
 
         ``headers`` are those of the request. Raises :class:`PermissionDeniedError` unless its origin is allowed.
         """
@@ -65,7 +65,7 @@ class BrowserOrigins:
         lines += b"access-control-allow-headers: %s\r\n" % (asked if TOKENS.fullmatch(asked) else ASKABLE)
         lines += b"access-control-max-age: %d\r\n" % MAX_AGE_S
         if headers.get(b"access-control-request-private-network") == b"true":
-            # A page of a public address asks for one in a private network (Private Network Access).
+            # A page from a public address requests one in a private network (Private Network Access).
             lines += b"access-control-allow-private-network: true\r\n"
         return lines
 
@@ -73,6 +73,6 @@ class BrowserOrigins:
 def _lines(origin: str) -> bytes:
     lines = f"access-control-allow-origin: {origin}\r\naccess-control-expose-headers: {EXPOSED}\r\n"
     if origin != "*":
-        # A cache must not hand an answer for one origin to a page of another.
+        # A cache must not return the response for one origin to a page of another.
         lines += "vary: origin\r\n"
     return lines.encode()

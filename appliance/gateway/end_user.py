@@ -1,9 +1,9 @@
-"""The end user of a request: the person behind an API key that many people share. Pure.
+"""The end user of a request: one of the people that share an API key. Pure.
 
 An application such as Open WebUI sends everyone's requests with one key. If that key is marked ``end_users``, each
 person counts as a user, ``<key user>/<end user>``: in the fair queue, for limits, for usage, for affinity and for
 ``Idempotency-Key``. Only :func:`caller` reads these fields, and for every other key it ignores them, so that a
-client cannot pass itself off as another user.
+client cannot impersonate another user.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class _Named(msgspec.Struct):
-    """The fields of a body that can name an end user. Raw: a value of the wrong type must not refuse a request."""
+    """The fields of a body that can name an end user. Raw: a value of another type must not cause a rejection."""
 
     safety_identifier: Raw | UnsetType = UNSET
     user: Raw | UnsetType = UNSET
@@ -88,7 +88,7 @@ def end_user(headers: dict[bytes, bytes], body: bytes) -> str | None:
 
     Args:
         headers: Names in lower case and values, as received.
-        body: The body as JSON. Invalid JSON names no end user; the gateway refuses it elsewhere.
+        body: The body as JSON. Invalid JSON names no end user; the gateway rejects it later.
 
     Returns:
         An identifier of at most 63 characters that matches :data:`PLAIN`, or a digest.

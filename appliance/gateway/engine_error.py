@@ -1,8 +1,7 @@
-"""Reads an engine's error: whose mistake it names, and in which words. Pure.
+"""Reads an engine's error: its message, and whether the mistake is the client's. Pure.
 
-The form in which an error arrives (a status, an event inside a stream with status 200) says nothing about its
-cause. vLLM reports 28 kinds of client mistakes inside a stream that began with 200: the ``code`` in the event is
-what counts.
+The form of an error (a status, an event inside a stream with status 200) does not identify its cause. The engine
+vLLM reports 28 kinds of client mistakes inside a stream that began with 200: the ``code`` in the event decides.
 """
 
 from __future__ import annotations
@@ -30,11 +29,10 @@ _STATUS_BY_TYPE = {
 
 @dataclass(frozen=True, slots=True)
 class EngineError:
-    """An error in an engine's words. ``status`` is the HTTP status that it names, ``None`` where it names none."""
+    """An error as an engine reported it. ``status`` is the HTTP status that it names, or ``None``."""
 
     message: str
     status: int | None = None
-    kind: str = ""
     param: str | None = None
 
     @property
@@ -44,7 +42,7 @@ class EngineError:
 
 
 def read_error(body: bytes) -> EngineError | None:
-    """Read an error in any engine's JSON form; ``None`` where ``body`` is not one.
+    """Read an error in any engine's JSON form; return ``None`` if ``body`` is not an error.
 
     The forms: OpenAI's ``{"error": {...}}``, Anthropic's ``{"type": "error", "error": {...}}``, an event of
     /v1/responses (``{"type": "error", "message": ...}``, ``response.failed``), FastAPI's ``{"detail": ...}``, and
@@ -72,7 +70,6 @@ def _from(table: dict[str, Any]) -> EngineError:
     return EngineError(
         message if isinstance(message, str) and message else "the engine gave no reason; see its log",
         _status(table.get("code"), kind),
-        kind,
         param if isinstance(param, str) else None,
     )
 

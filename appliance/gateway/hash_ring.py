@@ -1,8 +1,9 @@
-"""Which replica a chat belongs to, so that its prefix is in that replica's cache. Pure.
+"""Assigns each chat to a replica, so that the replica's cache holds the chat's prefix. Pure.
 
-Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, SODA 2018): a chat's key points at a place
-on a ring of replicas, and the first replica from there on that is not much busier than the mean takes it. A replica
-that leaves moves its own chats only, and a hot one passes its chats to the same neighbours each time.
+It is consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, SODA 2018). A chat's key selects a
+position on a ring of replicas. The first replica from there that is not much busier than the mean gets the chat.
+If a replica is removed, only its own chats move, and an overloaded one passes its chats to the same neighbours each
+time.
 """
 
 from __future__ import annotations
@@ -16,48 +17,57 @@ import msgspec
 from appliance.gateway.body import BodyFields, Message
 
 POINTS = 64
-"""Places of each replica on the ring; with 64, shares of 8 replicas differ by some 12 % (1 / sqrt(64))."""
+"""Positions of each replica on the ring; with 64, shares of 8 replicas differ by about 12 % (1 / sqrt(64))."""
 
 SLACK = 4
-"""A replica may hold 1 / SLACK of its slots whatever the mean is: at low load, moving a chat costs more
-than it wins.
+"""A replica may use 1 / SLACK of its slots whatever the mean is: at low load, moving a chat costs more than it
+saves.
 """
 
 PROMPT_PREFIX = 1024
-"""Bytes of a plain prompt that make its key: templates and files' heads repeat, their ends do not."""
+"""Bytes of a plain prompt that form its key: templates and the beginnings of files repeat, their ends do not."""
 
 CHAT_HEADERS = frozenset({b"x-chat-id", b"x-session-id", b"x-openwebui-chat-id", b"x-claude-code-session-id"})
-"""Headers by which clients name a chat: ours, a common one, Open WebUI's and Claude Code's."""
+"""Headers that identify a chat: this gateway's, a common one, Open WebUI's and Claude Code's."""
 
 _ROLE_USER = "user"
 _ITEMS = msgspec.json.Decoder(list[Message])
 
 
 class Ring:
-    """The order in which replicas are asked, by key. Names are the replicas'."""
+    """The order of the replicas for each key, by the replicas' ``names``."""
 
     def __init__(self, names: list[str]) -> None:
-        places = sorted((_place(f"{name}#{i}".encode()), name) for name in names for i in range(POINTS))
-        self._places = [place for place, _ in places]
-        around = [name for _, name in places]
-        # From each place on, every replica once: made here, so that asking is one search.
+        points = sorted((_position(f"{name}#{i}".encode()), name) for name in names for i in range(POINTS))
+        self._positions = [position for position, _ in points]
+        around = [name for _, name in points]
+        # For each position, every replica once: computed here, so that a lookup is one search.
         self._orders = [tuple(dict.fromkeys(around[start:] + around[:start])) for start in range(len(around))]
 
     def order(self, key: bytes) -> tuple[str, ...]:
-        """Every replica once, the chat's own first."""
-        return self._orders[bisect_right(self._places, _place(key)) % len(self._orders)]
+        """Return every replica once, the chat's own first."""
+        return self._orders[bisect_right(self._positions, _position(key)) % len(self._orders)]
 
 
 def bound(total: int, replicas: int, slots: int, factor: float) -> int:
-    """Requests that a replica may hold and still take its own chats: ``factor`` times the mean, or the slack."""
+    """Return the number of requests below which a replica takes its own chats.
+
+    That is ``factor`` times the mean of all replicas, or the slack if that is more.
+
+    Args:
+        total: Requests on all replicas.
+        replicas: Number of replicas.
+        slots: Slots of the replica.
+        factor: Multiple of the mean load.
+    """
     return max(-int(-factor * (total + 1) // replicas), slots // SLACK, 1)
 
 
 def chat_key(fields: BodyFields, headers: dict[bytes, bytes], user: str) -> bytes | None:
-    """What names the chat that a request belongs to; ``None`` where nothing does.
+    """Return a key of the chat that a request belongs to, or ``None``.
 
-    A chat id counts within its user only. Without one it is the beginning of the conversation: everything up to
-    the first user message stays the same over all turns.
+    A chat id is valid within its user only. Without one, the key is the beginning of the conversation: everything
+    up to the first user message is the same in all turns.
     """
     if not CHAT_HEADERS.isdisjoint(headers):
         value = next(headers[name] for name in sorted(CHAT_HEADERS) if name in headers)
@@ -71,7 +81,7 @@ def chat_key(fields: BodyFields, headers: dict[bytes, bytes], user: str) -> byte
         if isinstance(prompt, msgspec.Raw):
             text = bytes(prompt)
             if text[:1] == b"[" and text[1:].lstrip()[:1] == b"{":
-                # /v1/responses: a conversation too, which grows at its end.
+                # /v1/responses: also a conversation, which grows at its end.
                 with contextlib.suppress(msgspec.DecodeError):
                     return _beginning(_ITEMS.decode(text))
             return text[:PROMPT_PREFIX]
@@ -88,7 +98,7 @@ def _beginning(messages: list[Message]) -> bytes:
     return key
 
 
-def _place(key: bytes) -> int:
-    # CRC-32 spread over 64 bits by a large odd factor (Knuth's multiplicative hashing): the same on every start,
-    # which Python's own hash is not, and a tenth of a cryptographic hash, which nothing here needs.
+def _position(key: bytes) -> int:
+    # CRC-32, which a large odd factor spreads over 64 bits (Knuth's multiplicative hashing). Unlike Python's own
+    # hash, it is the same after every start. A cryptographic hash costs ten times as much and is not needed here.
     return crc32(key) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF

@@ -1,4 +1,4 @@
-"""Whether replicas work: each generates a token now and then, and ``/ready`` tells what came of it."""
+"""Health of the replicas: each generates a canary token at intervals, and ``/ready`` reports the results."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from appliance.gateway.routing import Replica, Router
 
 LOG = logging.getLogger(__name__)
 
-LOOK_S = 0.25
-"""How often the watch looks whose canary is due."""
+WATCH_S = 0.25
+"""Seconds between two looks for replicas whose canary is due."""
 
 SUSPECT_S = 1.0
-"""Seconds between two canaries that failures of requests ask for: a client that repeats a request which the engine
-cannot digest must not fill the engine with canaries."""
+"""Seconds between two canaries that failed requests cause.
+
+A client that repeats a request which the engine cannot process must not fill the engine with canaries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """What the canaries said: per replica ``ready`` or what went wrong."""
+    """The results of the canaries: ``ready``, ``not loaded`` or the reason of the failure, by replica."""
 
     ready: bool
     engines: dict[str, str]
     checked_at: float
 
 
-class Canaries:
-    """Asks replicas for tokens: those that are due, or all for ``/ready``."""
+class HealthMonitor:
+    """Requests canary tokens: from the replicas that are due, or from all of them for ``/ready``."""
 
     def __init__(self, router: Router, gateway: Gateway) -> None:
         self._router = router
@@ -42,85 +43,89 @@ class Canaries:
         self._last: Readiness | None = None
         self._lock = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
-        self._asking: dict[str, asyncio.Task[str]] = {}
-        self._suspected: dict[str, float] = {}
-        self._watch = self._loop.create_task(keep_going("the watch over the engines", self._look))
+        self._probes: dict[str, asyncio.Task[str]] = {}
+        self._suspected_at: dict[str, float] = {}
+        self._watch = self._loop.create_task(keep_going("the health check of the engines", self._probe_due))
 
     def close(self) -> None:
-        """Ask no more."""
+        """Cancel all canaries and start no further one."""
         self._watch.cancel()
-        for task in self._asking.values():
+        for task in self._probes.values():
             task.cancel()
 
     async def check(self) -> Readiness:
-        """Whether every model that is always loaded has a replica that generated a token.
+        """Return whether every model that is always loaded has a replica that generates tokens.
 
-        Asked at most once per ``ready_cache_s``.
+        The result is cached for ``ready_cache_s``.
         """
         async with self._lock:
             now = self._loop.time()
             if self._last is None or now - self._last.checked_at > self._cache_s:
                 resident = [replica for replica in self._router.replicas if replica.resident]
-                said = await asyncio.gather(*(self.ask(replica) for replica in resident))
-                engines = {replica.name: word for replica, word in zip(resident, said, strict=True)}
+                results = await asyncio.gather(*(self.probe(replica) for replica in resident))
+                engines = {replica.name: result for replica, result in zip(resident, results, strict=True)}
                 up = {replica.model for replica in resident if engines[replica.name] == "ready"}
-                wanted = {s.model for s in self._router.services.values() if not s.on_demand}
-                # Where all models take turns and none is loaded yet, a request is what loads one.
-                ready = wanted <= up and (bool(up) or not resident)
+                always = {s.model for s in self._router.services.values() if not s.on_demand}
+                # If all models are loaded on demand and none is loaded yet, the first request loads one.
+                ready = always <= up and (bool(up) or not resident)
                 engines |= {r.name: "not loaded" for r in self._router.replicas if not r.resident}
                 self._last = Readiness(ready, engines, self._loop.time())
             return self._last
 
-    async def ask(self, replica: Replica) -> str:
-        """``ready``, or what went wrong with a canary token of ``replica``; its breaker is told."""
-        return await asyncio.shield(self._asking.get(replica.name) or self._begin(replica))
+    async def probe(self, replica: Replica) -> str:
+        """Request a canary token from ``replica`` and report the result to its breaker.
+
+        Returns:
+            ``ready``, or the reason of the failure.
+        """
+        return await asyncio.shield(self._probes.get(replica.name) or self._begin(replica))
 
     def suspect(self, replica: Replica) -> None:
-        """Ask ``replica`` for a token now: a request failed on it, and only a canary tells whose fault that was."""
+        """Request a canary token now: a request failed on ``replica``, which may be the request's own mistake."""
         now = self._loop.time()
-        asked = replica.name in self._asking or now < self._suspected.get(replica.name, 0.0) + SUSPECT_S
-        if replica.open and not asked:
-            self._suspected[replica.name] = now
+        recent = replica.name in self._probes or now < self._suspected_at.get(replica.name, 0.0) + SUSPECT_S
+        if replica.open and not recent:
+            self._suspected_at[replica.name] = now
             self._begin(replica)
 
     def _begin(self, replica: Replica) -> asyncio.Task[str]:
-        task = self._asking[replica.name] = self._loop.create_task(self._ask(replica))
-        task.add_done_callback(lambda _: self._asking.pop(replica.name, None))
+        task = self._probes[replica.name] = self._loop.create_task(self._probe(replica))
+        task.add_done_callback(lambda _: self._probes.pop(replica.name, None))
         return task
 
-    async def _ask(self, replica: Replica) -> str:
+    async def _probe(self, replica: Replica) -> str:
         path, body = canary(replica.model, replica.task)
-        asked_at = self._loop.time()
+        sent_at = self._loop.time()
         try:
             status, answer = await replica.pool.probe(path.encode(), body, self._timeout_s)
-            word = "ready" if canary_passed(status, answer) else f"answered {status} without a token"
+            result = "ready" if canary_passed(status, answer) else f"HTTP {status} without a token"
         except RequestError as error:
-            # A busy engine may keep a canary waiting; that others get their tokens says as much.
-            word = "ready" if replica.last_token > asked_at else str(error)
+            # A busy engine may delay a canary; tokens of other requests prove the same.
+            result = "ready" if replica.last_token > sent_at else str(error)
         except Exception:
             LOG.exception("the canary of %s failed inside the gateway", replica.name)
-            word = "its canary failed inside the gateway; see the log"
+            result = "its canary failed inside the gateway; see the log"
         now = self._loop.time()
         breaker = replica.breaker
         service = self._router.service_of(replica)
-        if word == "ready":
+        if result == "ready":
             replica.last_token = now
             was_up = breaker.up
             breaker.succeeded()
             if not was_up:
                 service.pump()
         elif breaker.up:
-            if breaker.failed(word, now):
+            if breaker.failed(result, now):
                 service.went_down()
         else:
-            breaker.probe_failed(word, now)
-        return word
+            breaker.probe_failed(result, now)
+        return result
 
-    async def _look(self) -> None:
-        await asyncio.sleep(LOOK_S)
+    async def _probe_due(self) -> None:
+        await asyncio.sleep(WATCH_S)
         now = self._loop.time()
         for replica in self._router.replicas:
-            if not replica.resident or replica.name in self._asking:
+            if not replica.resident or replica.name in self._probes:
                 continue
             breaker = replica.breaker
             due = breaker.probe_at if not breaker.up else replica.last_token + self._interval_s

@@ -1,8 +1,8 @@
-"""``Idempotency-Key``: a request that is sent again gets the answer of the first one, which runs once.
+"""``Idempotency-Key``: a repeated request gets the response of the first one, which runs once.
 
 A client behind two edges cannot detect whether the engine had started when its connection failed. With a key, a
-retry is safe: a :class:`RecordedResponse` keeps the response, and a request with the same key and body reads
-the recording from its beginning, also during the recording. Without a key, no request is repeated.
+retry is safe. A :class:`RecordedResponse` keeps the response, and a request with the same key and body reads it
+from its beginning, also while it is recorded. Without a key, no request is repeated.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from appliance.gateway.lifecycle import ProxiedRequest
 from appliance.http1.types import JSON, ClientResponder, Responder
 
 MAX_KEY = 255
+"""Longest key in bytes."""
+
 OVERHEAD = 1024
-"""Bytes that a tape takes besides its answer: refusals are short, and must not be free."""
+"""Bytes that a recording occupies in addition to its response: rejections are short and must not be free."""
 
 MAX_BYTES = 64 * 2**20
-"""Bytes of finished answers that are kept; beyond, the oldest are forgotten first."""
+"""Bytes of complete responses that are kept; beyond this, the oldest are discarded first."""
 
 
 class RecordedResponse:
-    """One answer as it is written, and its readers. To the exchange it is the client."""
+    """A response as it is written, and its readers. The request writes to it as to a client."""
 
     def __init__(self, finished: Callable[[RecordedResponse], None]) -> None:
         self._finished = finished
         self._calls: list[Callable[[Responder], None]] = []
         self._readers: list[ClientResponder] = []
-        self.exchange: ProxiedRequest | None = None
+        self.request: ProxiedRequest | None = None
         self.size = OVERHEAD
         self.complete = False
 
     def follow(self, reader: ClientResponder) -> None:
-        """Play everything so far to ``reader``, and what comes."""
+        """Write everything recorded so far to ``reader``, and everything that follows."""
         if not self.complete:
             self._readers.append(reader)
             reader.listener = _Reader(self, reader)
@@ -44,30 +46,30 @@ class RecordedResponse:
             call(reader)
 
     def leave(self, reader: ClientResponder) -> None:
-        """``reader`` has gone; the answer is recorded all the same."""
+        """Remove ``reader``, which disconnected; the recording continues."""
         if reader in self._readers:
             self._readers.remove(reader)
 
-    # What the exchange calls.
+    # Called by the request.
 
     def answer(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
-        """One whole answer."""
+        """Record a whole response."""
         self._end(len(body), lambda client: client.answer(status, body, kind, headers))
 
     def start_stream(self, status: int, headers: bytes) -> None:
-        """The head of a streamed answer."""
+        """Record the head of a streamed response."""
         self._record(0, lambda client: client.start_stream(status, headers))
 
     def write(self, data: bytes) -> None:
-        """A piece of it."""
+        """Record a part of the stream."""
         self._record(len(data), lambda client: client.write(data))
 
     def end_stream(self, data: bytes = b"") -> None:
-        """Its end."""
+        """Record the last part of the stream."""
         self._end(len(data), lambda client: client.end_stream(data))
 
     def cut(self) -> None:
-        """No answer comes: every reader sees its connection close, and the key is free again."""
+        """Close every reader's connection and free the key: no response will follow."""
         readers = [*self._readers]
         self._readers.clear()
         self.complete = True
@@ -89,34 +91,38 @@ class RecordedResponse:
 
 
 class _Reader:
-    """A connection that reads a tape: its leaving and lagging stop nobody."""
+    """A client that reads a recording: its disconnect or slowness does not affect the recording."""
 
-    def __init__(self, tape: RecordedResponse, connection: ClientResponder) -> None:
-        self._tape = tape
-        self._connection = connection
+    def __init__(self, recording: RecordedResponse, client: ClientResponder) -> None:
+        self._recording = recording
+        self._client = client
 
     def client_gone(self) -> None:
-        self._tape.leave(self._connection)
+        self._recording.leave(self._client)
 
     def client_slow(self) -> None:
-        """It lags by at most one answer, which is kept anyway; the server cuts who reads nothing."""
+        """Do nothing: the recording is the buffer, and the server closes a connection that reads nothing."""
 
     def client_ready(self) -> None:
-        """It caught up."""
+        """Do nothing."""
 
 
 @dataclass(slots=True)
 class _Entry:
     digest: bytes
-    tape: RecordedResponse
+    recording: RecordedResponse
     finished_at: float | None = None
 
 
 class IdempotencyCache:
-    """The answers that may be asked for again, by caller (:attr:`Key.scope`) and Idempotency-Key.
+    """The recorded responses, by caller (:attr:`Key.scope`) and Idempotency-Key.
 
-    The caller is an API key and the end user behind it: another key of the same user may not be allowed this model,
-    or be revoked while the answer is made, and another end user must not read it.
+    The caller is an API key and the end user of the request. Another key of the same user may lack access to the
+    model, or may be revoked during the response. Another end user must not read it.
+
+    Args:
+        keep_s: Seconds for which a complete response is kept.
+        clock: Time in seconds.
     """
 
     def __init__(self, keep_s: float, clock: Callable[[], float]) -> None:
@@ -126,10 +132,10 @@ class IdempotencyCache:
         self._bytes = 0
 
     def find(self, owner: str, key: bytes, path: str, body: bytes) -> RecordedResponse | None:
-        """The tape of this very request; ``None`` when it is new.
+        """Return the recording of this request, or ``None`` if the request is new.
 
-        Raises :class:`IdempotencyError` where the key stands for another request, :class:`InvalidRequestError`
-        where it is none.
+        Raises :class:`IdempotencyError` if the key was used for another request, and :class:`InvalidRequestError`
+        if the key is empty or too long.
         """
         if not 0 < len(key) <= MAX_KEY:
             raise InvalidRequestError(f"Idempotency-Key has {len(key)} bytes; use 1 to {MAX_KEY}")
@@ -138,27 +144,30 @@ class IdempotencyCache:
         if entry is None:
             return None
         if entry.digest != _digest(path, body):
-            raise IdempotencyError("This Idempotency-Key was used for another request; take a new one")
-        return entry.tape
+            raise IdempotencyError("This Idempotency-Key was used for another request; use a new one")
+        return entry.recording
 
     def record(self, owner: str, key: bytes, path: str, body: bytes) -> RecordedResponse:
-        """A new tape for this request."""
+        """Begin a recording for this request."""
         name = (owner, key)
-        tape = RecordedResponse(lambda tape: self._finish(name, tape))
-        self._entries[name] = _Entry(_digest(path, body), tape)
-        return tape
+        recording = RecordedResponse(lambda recording: self._finish(name, recording))
+        self._entries[name] = _Entry(_digest(path, body), recording)
+        return recording
 
-    def _finish(self, name: tuple[str, bytes], tape: RecordedResponse) -> None:
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _finish(self, name: tuple[str, bytes], recording: RecordedResponse) -> None:
         entry = self._entries.get(name)
-        if entry is None or entry.tape is not tape:
+        if entry is None or entry.recording is not recording:
             return
-        if tape.exchange is None or not tape.exchange.repeatable:
-            # A failure is not an answer: who asks again shall have another try.
+        if recording.request is None or not recording.request.repeatable:
+            # A failure is not kept, so that a retry runs again.
             del self._entries[name]
             return
         entry.finished_at = self._clock()
         self._entries.move_to_end(name)
-        self._bytes += tape.size
+        self._bytes += recording.size
         self._expire()
 
     def _expire(self) -> None:
@@ -170,7 +179,7 @@ class IdempotencyCache:
             if self._bytes <= MAX_BYTES and now - entry.finished_at <= self._keep_s:
                 break
             stale.append(name)
-            self._bytes -= entry.tape.size
+            self._bytes -= entry.recording.size
         for name in stale:
             del self._entries[name]
 

@@ -1,8 +1,8 @@
 """Reads JSON as leniently as the engines do, and keeps the bytes of every value. Pure.
 
 msgspec reads a body in microseconds and rejects some texts that Python's json accepts: ``NaN``, half a surrogate
-pair, a float beyond the largest double. An engine answers such a request, so the gateway must not fail on it. Each
-function here tries msgspec first and reads with the standard library's scanner after that. That scanner converts no
+pair, a float beyond the largest double. An engine accepts such a request, so the gateway must accept it, too. Each
+function tries msgspec first and reads with the standard library's scanner after that. That scanner converts no
 number, so neither its size nor its number of digits matters.
 
 Every function raises :class:`InvalidRequestError` with the code ``invalid_json`` for a text that neither accepts.
@@ -50,7 +50,7 @@ def items(text: bytes | Raw) -> list[Raw]:
 
 
 def value(text: bytes | Raw) -> Any:
-    """Decode a JSON text for looking at its strings and its structure; a number may come as its text."""
+    """Decode a JSON text to inspect its strings and its structure; a number may be returned as its text."""
     try:
         return _ANY.decode(text)
     except msgspec.DecodeError:
@@ -169,7 +169,7 @@ def _scan(text: str, at: int) -> tuple[Any, int]:
 
 
 def _expect(text: str, at: int, mark: str, missing: str) -> int:
-    """Return where the text goes on after ``mark`` and the white space around it."""
+    """Return the position after ``mark`` and the white space around it."""
     at = _skip(text, at)
     if text[at : at + 1] != mark:
         raise _missing(missing, at)

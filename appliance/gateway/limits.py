@@ -1,8 +1,8 @@
-"""What users and keys have left of their limits: token buckets per minute, and a count in flight.
+"""Limits of users and keys: token buckets per minute, and a count of requests in flight.
 
-Pure: time is given. A key may have limits of its own; they narrow its user's, never widen them. Each end user of a
-key that is marked ``end_users`` has an allowance as a user has. What all of them use counts for the key too, and
-for the key's user if the site gives that user limits.
+Pure: the caller supplies the time. A key may have limits of its own; they narrow its user's limits and never widen
+them. Each end user of a key that is marked ``end_users`` has an allowance like a user's. The usage of all of them
+also counts for the key, and for the key's user if the site gives that user limits.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from appliance.store.models import Key
 WINDOW_S = 60.0
 
 MAX_END_USERS = 10_000
-"""Allowances of end users that are kept. Beyond, those that a new one could replace are forgotten: what is kept in
-excess has requests in flight or has not refilled."""
+"""Allowances of end users that are kept. Beyond this number, the ledger discards those that equal a new one; any in
+excess have requests in flight or have not refilled."""
 
-LOOKED_AT = 8
-"""Allowances that a new end user makes the ledger look at: more than one, so that an excess shrinks."""
+INSPECTED = 8
+"""Allowances that the ledger inspects for each new end user: more than one, so that an excess shrinks."""
 
 
 Figures: TypeAlias = tuple[int | None, int | None, int | None]
@@ -31,32 +31,35 @@ Figures: TypeAlias = tuple[int | None, int | None, int | None]
 
 @dataclass(slots=True)
 class Bucket:
-    """A minute's allowance that refills steadily. ``level`` may go below zero: tokens are known as they come."""
+    """The allowance of a minute, which refills steadily.
+
+    ``level`` may become negative: the number of tokens is known only while they are generated.
+    """
 
     size: float
     level: float
     at: float
 
     def refill(self, now: float) -> None:
-        """Bring the level up to ``now``; a clock that went back adds nothing."""
+        """Refill the level up to ``now``; a clock that was set back adds nothing."""
         if now > self.at:
             level = self.level + (now - self.at) * self.size / WINDOW_S
             self.level = min(self.size, level)
         self.at = now
 
     def full(self, now: float) -> bool:
-        """Return whether it holds exactly what a new one would hold at ``now`` (seconds)."""
+        """Return whether the level equals that of a new bucket at ``now`` (seconds)."""
         self.refill(now)
         return self.level == self.size
 
     def wait(self, amount: float) -> float:
-        """Seconds until ``amount`` is there; 0 when it is."""
+        """Return the seconds until ``amount`` is available; 0 if it is."""
         return max(0.0, (amount - self.level) * WINDOW_S / self.size)
 
 
 @dataclass(slots=True)
 class Allowance:
-    """What one user, or one key, has left."""
+    """The remaining limits of one user or one key."""
 
     requests: Bucket | None
     tokens: Bucket | None
@@ -64,12 +67,12 @@ class Allowance:
     in_flight: int = 0
 
     def check(self, now: float, whose: str) -> None:
-        """Raise :class:`RateLimitError`, with the seconds to wait, where one more request is too many.
+        """Raise :class:`RateLimitError`, with the seconds to wait, if one more request is too many.
 
         ``whose`` begins the message: "You have".
         """
         if self.most_in_flight is not None and self.in_flight >= self.most_in_flight:
-            message = f"{whose} {self.in_flight} requests running, your limit; wait for one to end"
+            message = f"{whose} {self.in_flight} requests running, which is the limit; wait for one to end"
             raise RateLimitError(message, retry_after=1)
         if self.requests is not None:
             _need(self.requests, 1.0, whose, "requests", now)
@@ -77,7 +80,7 @@ class Allowance:
             _need(self.tokens, 0.0, whose, "tokens", now)
 
     def replaceable(self, now: float) -> bool:
-        """Return whether a new allowance would decide alike: nothing in flight, every bucket full at ``now``."""
+        """Return whether it equals a new allowance: nothing in flight, every bucket full at ``now``."""
         return (
             not self.in_flight
             and (self.requests is None or self.requests.full(now))
@@ -85,39 +88,46 @@ class Allowance:
         )
 
     def begin(self) -> None:
-        """Count a request in."""
+        """Count a request that begins."""
         if self.requests is not None:
             self.requests.level -= 1
         self.in_flight += 1
 
     def give_back(self, now: float) -> None:
-        """Count a request as never begun: nothing was generated for it."""
+        """Return the request to the minute's allowance, because nothing was generated for it."""
         if self.requests is not None:
             self.requests.refill(now)
             self.requests.level = min(self.requests.size, self.requests.level + 1)
 
     def charge(self, tokens: int, now: float) -> None:
-        """Count ``tokens`` that were used; negative where an estimate was too high."""
+        """Charge ``tokens``; negative if an estimate was too high."""
         if self.tokens is not None:
             self.tokens.refill(now)
             self.tokens.level -= tokens
 
 
 class Ledger:
-    """All allowances: of users, of end users, and of the keys that have limits of their own."""
+    """All allowances: of users, of end users, and of the keys that have limits of their own.
+
+    Args:
+        default: Limits of users that the site does not name.
+        users: Limits by user, or by ``<user>/<end user>``.
+        max_end_users: Allowances of end users that are kept.
+    """
 
     def __init__(self, default: Limits, users: dict[str, Limits], max_end_users: int = MAX_END_USERS) -> None:
         self._default = default
         self._max_end_users = max_end_users
         self._limits = users
         self._users: dict[str, Allowance] = {}
-        self._end_users: OrderedDict[str, Allowance] = OrderedDict()
+        self.kept_end_users: OrderedDict[str, Allowance] = OrderedDict()
+        """Allowances of end users; the ledger inspects the first ones for each new end user."""
         self._keys: dict[str, tuple[Figures, Allowance]] = {}
 
     def weight(self, key: Key) -> float:
-        """How much of a busy engine is this key's, against weight 1.
+        """Return the share of a busy engine for ``key``, relative to weight 1.
 
-        The key's own weight comes first, then its end user's if the site names that, then its user's.
+        The key's own weight takes precedence, then its end user's if the site names that, then its user's.
         """
         if key.weight is not None:
             return key.weight
@@ -127,9 +137,9 @@ class Ledger:
         return limits.weight
 
     def admit(self, key: Key, now: float) -> tuple[Allowance, ...]:
-        """Count a request of ``key`` in: what to give to :meth:`finish`. Raises :class:`RateLimitError`.
+        """Count a request of ``key`` that begins; return the allowances for :meth:`finish`.
 
-        A request that any allowance refuses counts for none of them.
+        Raises :class:`RateLimitError` if any allowance is used up; then the request counts for none of them.
         """
         if not key.end_users and not key.limited:
             user = self._users.get(key.user) or self._user(key.user, now)
@@ -155,13 +165,20 @@ class Ledger:
 
     @staticmethod
     def charge(allowances: tuple[Allowance, ...], tokens: int, now: float) -> None:
-        """Count tokens of a request while it runs: many at once must not run on one minute's allowance."""
+        """Charge tokens of a running request, so that many requests at once cannot exceed a minute's allowance."""
         for allowance in allowances:
             allowance.charge(tokens, now)
 
     @staticmethod
     def finish(allowances: tuple[Allowance, ...], tokens: int, now: float, *, refused: bool = False) -> None:
-        """Count a request out, with the tokens it used that were not charged; a refused one costs nothing."""
+        """Count a request that ended.
+
+        Args:
+            allowances: The result of :meth:`admit`.
+            tokens: Tokens that were not charged yet.
+            now: Time in seconds.
+            refused: Whether the request costs nothing.
+        """
         for allowance in allowances:
             allowance.in_flight -= 1
             allowance.charge(tokens, now)
@@ -183,24 +200,24 @@ class Ledger:
         )
 
     def _end_user(self, user: str, now: float) -> Allowance:
-        known = self._end_users.get(user)
+        known = self.kept_end_users.get(user)
         if known is None:
-            if len(self._end_users) >= self._max_end_users:
+            if len(self.kept_end_users) >= self._max_end_users:
                 self._forget(now)
-            known = self._end_users[user] = self._open(user, now)
+            known = self.kept_end_users[user] = self._open(user, now)
         return known
 
     def _forget(self, now: float) -> None:
-        """Look at the first few allowances: forget those that a new one could replace, put the others last."""
-        for _ in range(min(LOOKED_AT, len(self._end_users))):
-            user, allowance = self._end_users.popitem(last=False)
+        """Inspect the first few allowances: discard those that equal a new one, move the others to the end."""
+        for _ in range(min(INSPECTED, len(self.kept_end_users))):
+            user, allowance = self.kept_end_users.popitem(last=False)
             if not allowance.replaceable(now):
-                self._end_users[user] = allowance
+                self.kept_end_users[user] = allowance
 
     def _own(self, key: Key, now: float) -> Allowance:
         figures = (key.requests_per_minute, key.tokens_per_minute, key.requests_in_flight)
         known = self._keys.get(key.id)
-        # A key with another name, or in another end user's hands, keeps what it has used.
+        # A key with another name, or used for another end user, keeps its usage.
         if known is not None and known[0] == figures:
             return known[1]
         requests = _bucket(key.requests_per_minute, now)
@@ -208,7 +225,7 @@ class Ledger:
         if known is None:
             own = Allowance(requests, tokens, key.requests_in_flight)
         else:
-            # Its limits were changed; what runs is still counted where it was.
+            # The key's limits were changed: new buckets, and the same count of requests in flight.
             own = known[1]
             own.requests, own.tokens, own.most_in_flight = requests, tokens, key.requests_in_flight
         self._keys[key.id] = (figures, own)

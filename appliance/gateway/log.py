@@ -1,4 +1,4 @@
-"""One JSON object per line on standard error: what happened, to which request, never what it said."""
+"""The log: one JSON object per line on standard error, with the request's id and never its content."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from appliance.store.models import UsageRow
 LOG = logging.getLogger("appliance.gateway.requests")
 
 FAULTS = frozenset({"engine_error", "engine_failed", "timeout", "truncated", "stopped", "error"})
-"""Outcomes that are ours or an engine's; the others are in the usage rows, and a log of them would only be long."""
+"""Outcomes caused by the gateway or an engine. The others are in the usage rows; logging them adds nothing."""
 
 
 class JsonLines(logging.Formatter):
     """A record as a JSON object; ``extra={"fields": {...}}`` adds to it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Return the record as one line."""
         entry: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
             "level": record.levelname.lower(),
@@ -33,16 +33,16 @@ class JsonLines(logging.Formatter):
 
 
 def set_up() -> None:
-    """Log to standard error, where journald takes it."""
+    """Log to standard error, which journald collects."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    # Alembic tells every migration that it does not need to run.
+    # Alembic logs every migration that it does not need to run.
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
-def fault(row: UsageRow) -> None:
-    """A request that an engine or this gateway failed."""
+def log_failure(row: UsageRow) -> None:
+    """Log a request that failed because of an engine or this gateway."""
     if row.outcome in FAULTS:
         fields = {
             "request_id": row.request_id,

@@ -1,4 +1,4 @@
-"""Runs the gateway: opens its stores, binds its port, serves until SIGTERM or SIGINT, drains."""
+"""Runs the gateway: opens the stores, binds the port, serves until SIGTERM or SIGINT, drains."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ from appliance.http1.types import Timeouts
 from appliance.store.keys import KeyStore
 
 BACKLOG = 2048
+"""Connections that the kernel holds until the gateway accepts them."""
 
-LAST_WORDS_S = 2.0
-"""Seconds that the last bytes get to leave after the drain's deadline."""
+FLUSH_S = 2.0
+"""Seconds after the drain's deadline within which clients must read the ends of their streams."""
 
 
-def bind(host: str, port: int, instead: str = "another gateway.port in the configuration") -> socket.socket:
-    """A listening socket; raises :class:`StartError` that names a taken port and what to use ``instead``."""
+def bind(host: str, port: int, alternative: str = "another gateway.port in the configuration") -> socket.socket:
+    """Return a socket bound to ``host`` and ``port``.
+
+    Raises :class:`StartError` with the cause and ``alternative``, the place of another port.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -39,20 +43,20 @@ def bind(host: str, port: int, instead: str = "another gateway.port in the confi
         listener.bind((host, port))
     except OverflowError:
         listener.close()
-        raise StartError(f"{port} is not a port; use a number from 1 to 65535") from None
+        raise StartError(f"{port} is not a valid port; use a number from 1 to 65535") from None
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            message = f"port {port} on {host} is taken by another program"
-            raise StartError(f"{message}; use {instead}") from None
+            message = f"port {port} on {host} is used by another program"
+            raise StartError(f"{message}; use {alternative}") from None
         if error.errno == errno.EACCES:
-            raise StartError(f"port {port} on {host} needs root; use {instead}") from None
+            raise StartError(f"port {port} on {host} needs root; use {alternative}") from None
         raise StartError(f"cannot listen on {host} port {port} ({error.strerror}); check gateway.host") from None
     return listener
 
 
 def serve(site: Site, base: Path) -> int:
-    """Serve until told to stop; the exit code. Data folders are relative to ``base``."""
+    """Serve until SIGTERM or SIGINT; return the exit code. Data folders are relative to ``base``."""
     log.set_up()
     listener = bind(site.gateway.host, site.gateway.port)
     folder = site.data_path(base)
@@ -71,7 +75,7 @@ def serve(site: Site, base: Path) -> int:
 
 
 def _engine_control(site: Site, base: Path) -> EngineControl | None:
-    """What starts and stops on-demand engines; ``None`` where there are none."""
+    """Return the control of on-demand engines, or ``None`` if the site has none."""
     if all(engine.residency == "always" for engine in site.engines.values()):
         return None
     if site.gateway.engine_control == "systemd":
@@ -81,45 +85,48 @@ def _engine_control(site: Site, base: Path) -> EngineControl | None:
 
 async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore, usage: UsageWriter) -> None:
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
+    stop_requested = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
+        loop.add_signal_handler(number, stop_requested.set)
     settings = site.gateway
     app = GatewayApp(site, keys, usage, _engine_control(site, base))
     timeouts = Timeouts(
-        settings.header_timeout_s, settings.body_timeout_s, settings.idle_timeout_s, settings.reader_timeout_s
+        head_s=settings.header_timeout_s,
+        body_s=settings.body_timeout_s,
+        idle_s=settings.idle_timeout_s,
+        read_s=settings.reader_timeout_s,
     )
-    server = Server(app, timeouts, app.outbox)
-    # What is there now stays: let the collector look at new objects only, and less often. Nearly all of them
-    # are freed by their count.
+    server = Server(app, timeouts, app.coalescer)
+    # The objects of the start stay: the collector inspects new objects only, and less often. Reference counting
+    # frees nearly all of them.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-    # The usage writer gives the interpreter back to the loop after a millisecond, not after five.
+    # The usage writer releases the interpreter to the loop after a millisecond, not after five.
     sys.setswitchinterval(0.001)
-    control = Server(Control(app), timeouts, app.outbox)
+    control = Server(Control(app), timeouts, app.coalescer)
     path = site.data_path(base) / SOCKET
     controlling = await loop.create_unix_server(control.connect, str(path))
     path.chmod(0o600)
-    # Last: a gateway that answers can be controlled, too.
+    # Last, so that a gateway that accepts requests also has its control socket.
     listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
     try:
-        await told.wait()
-        # It goes on listening: who comes now shall hear why and when, not find a closed door.
+        await stop_requested.wait()
+        # Keep listening while draining, so that new requests get 503 with Retry-After.
         app.drain()
         server.drain()
         try:
             async with asyncio.timeout(settings.drain_timeout_s):
                 await server.drained()
-                # The last words of a stream may still wait for a client that reads slowly.
+                # The end of a stream may still be buffered for a slow reader.
                 await server.flushed()
         except TimeoutError:
             app.stop()
             try:
-                async with asyncio.timeout(LAST_WORDS_S):
+                async with asyncio.timeout(FLUSH_S):
                     await server.flushed()
             except TimeoutError:
-                logging.getLogger(__name__).warning("some clients did not take the last words of their streams")
+                logging.getLogger(__name__).warning("some clients did not read the ends of their streams")
     finally:
         listening.close()
         controlling.close()

@@ -1,8 +1,8 @@
-"""Which addresses a request may make an engine fetch: none, but for hosts that the site names. Pure.
+"""Limits the addresses that a request can make an engine fetch to the hosts that the site allows. Pure.
 
-An engine that loads any ``image_url`` reads the metadata service, the router and the neighbours for whoever asks
-(CVE-2026-24779 and its bypasses). What is not a data: URL must name an allowed host, spelled plainly, so that no
-two parsers can disagree about it; the engine itself follows no redirect.
+An engine that loads any ``image_url`` reads the metadata service, the router and other machines of the network for
+any client (CVE-2026-24779 and its bypasses). Every address except a data: URL must name an allowed host, spelled
+plainly, so that two parsers cannot disagree about it. The engine itself follows no redirect.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from appliance.errors import InvalidRequestError
 from appliance.gateway import json_text
 
 HINTS = (b'url"', b"\\u00")
-"""What a body with an address in a content part must contain: such a key, or one spelled with escapes."""
+"""Every body with an address in a content part contains one of these: such a key, or a key with escapes."""
 
 PLAIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?(/[!-\[\]-~]*)?")
 """An address without user, backslash, space or letters outside ASCII."""
 
 FIELDS = ("messages", "input", "query", "queries", "documents", "items", "data_1", "data_2", "text_1", "text_2")
-"""Where a body has content parts: conversations, and what is scored or ranked (vLLM 0.32.0's protocols)."""
+"""Fields of a body with content parts: conversations, inputs of scoring and ranking (vLLM 0.32.0's protocols)."""
 
 PARTS = ("content", "output")
-"""Where an item has them; ``output`` is what a tool gave back in /v1/responses, images among it."""
+"""Fields of an item with content parts; ``output`` is a tool's result in /v1/responses, which may have images."""
 
-WORDS = frozenset({"input", "annotations", "citations"})
-"""What a content part says and no engine fetches: a tool call's arguments, and where a text comes from."""
+NOT_FETCHED = frozenset({"input", "annotations", "citations"})
+"""Fields of a content part that no engine fetches: arguments of a tool call, and sources of a text."""
 
 ITEMS_WITH_ADDRESS = frozenset({"messages", "input", "items"})
-"""Fields whose items are content parts themselves: an item's own ``…_url`` is fetched. A document that is ranked
-may have any field, ``source_url`` among them, and no engine fetches it."""
+"""Fields whose items are content parts themselves: an item's own ``…_url`` is fetched. A document to be ranked may
+have any field, such as ``source_url``, and no engine fetches it."""
 
 
 def check(body: bytes, domains: tuple[str, ...]) -> None:
-    """Raise :class:`InvalidRequestError` where a content part names an address that is not allowed."""
+    """Raise :class:`InvalidRequestError` if a content part of ``body`` has an address outside ``domains``."""
     if HINTS[0] not in body and HINTS[1] not in body:
         return
     table = json_text.value(body)
@@ -54,7 +54,7 @@ def check(body: bytes, domains: tuple[str, ...]) -> None:
                 if not _allowed(url, domains):
                     allowed = ", ".join(domains) or "none"
                     raise InvalidRequestError(
-                        f"{field}: {url[:80]!r} may not be fetched from here; send the media as a data: URL "
+                        f"{field}: the engines may not fetch {url[:80]!r}; send the media as a data: URL "
                         f"(hosts allowed: {allowed})",
                         code="media_not_allowed",
                         param=field,
@@ -62,7 +62,7 @@ def check(body: bytes, domains: tuple[str, ...]) -> None:
 
 
 def _urls(parts: list[Any]) -> Iterator[str]:
-    """Every address in content parts, however deep; without recursion, for a client chooses the depth."""
+    """Yield every address in content parts at any depth; without recursion, because a client chooses the depth."""
     left = [*parts]
     while left:
         part = left.pop()
@@ -74,7 +74,7 @@ def _urls(parts: list[Any]) -> Iterator[str]:
                     yield from (
                         one for one in (value if isinstance(value, list) else (value,)) if isinstance(one, str)
                     )
-                if key not in WORDS and not isinstance(value, str):
+                if key not in NOT_FETCHED and not isinstance(value, str):
                     left.append(value)
 
 

@@ -1,7 +1,7 @@
-"""What the gateway tells Prometheus. Labels are models, endpoints, outcomes and engines: all few and ours.
+"""The gateway's metrics for Prometheus. Labels are models, endpoints, outcomes and engines of the site: all few.
 
-Counting is adding to a number; names, labels and the text format are made when somebody asks. A labelled counter
-of prometheus_client costs 2 µs a count, and a request has a dozen.
+Counting adds to a number; names, labels and the text format are produced for each scrape. A labelled counter of
+prometheus_client costs 2 µs per count, and a request has a dozen counts.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from prometheus_client.registry import Collector
 from appliance.store.models import UsageRow
 
 PREFIX = "appliance_gateway"
-SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600)
+BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600)
 
 
 class Histogram:
-    """Counts by bucket, and a sum."""
+    """Counts by bucket of :data:`BUCKETS_S`, and a sum in seconds."""
 
     __slots__ = ("counts", "total")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(SECONDS) + 1)
+        self.counts = [0] * (len(BUCKETS_S) + 1)
         self.total = 0.0
 
     def observe(self, seconds: float) -> None:
         """Count one value."""
-        self.counts[bisect_left(SECONDS, seconds)] += 1
+        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
         self.total += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative counts by upper bound, as Prometheus wants them."""
+        """Return cumulative counts by upper bound, as Prometheus needs them."""
         found = []
         count = 0
-        for bound, own in zip([*map(str, SECONDS), "+Inf"], self.counts, strict=True):
+        for bound, own in zip([*map(str, BUCKETS_S), "+Inf"], self.counts, strict=True):
             count += own
             found.append((bound, float(count)))
         return found
@@ -47,7 +47,7 @@ class Histogram:
 
 @dataclass(slots=True)
 class ModelCounters:
-    """What is counted for one model."""
+    """The counters of one model."""
 
     prompt: int = 0
     cached: int = 0
@@ -59,7 +59,7 @@ class ModelCounters:
 
 @dataclass(frozen=True, slots=True)
 class MetricSample:
-    """One gauge or counter that is read when asked for: ``values`` by label."""
+    """One gauge or counter that is read at each scrape: ``values`` by label."""
 
     name: str
     help: str
@@ -69,7 +69,11 @@ class MetricSample:
 
 
 class Metrics(Collector):
-    """The gateway's own numbers. ``samples`` gives what other parts know at the time of asking."""
+    """The gateway's counters.
+
+    Args:
+        samples: Returns the gauges and counters of other parts at the time of a scrape.
+    """
 
     def __init__(self, samples: Callable[[], Iterator[MetricSample]] = lambda: iter(())) -> None:
         self._samples = samples
@@ -81,33 +85,33 @@ class Metrics(Collector):
         self.unauthorized = 0
         self.internal_errors = 0
         self.not_found: dict[str, int] = {}
-        """Requests for paths that are not offered, by a label of a fixed list."""
+        """Requests for unknown paths, by a label of a fixed list."""
 
     def count(self, row: UsageRow) -> None:
         """Count a finished request."""
-        asked = (row.endpoint, row.model, row.outcome)
-        self._requests[asked] = self._requests.get(asked, 0) + 1
+        labels = (row.endpoint, row.model, row.outcome)
+        self._requests[labels] = self._requests.get(labels, 0) + 1
         if not row.model:
             return
-        one = self._models.get(row.model)
-        if one is None:
-            one = self._models[row.model] = ModelCounters()
-        one.prompt += row.prompt_tokens
-        one.cached += row.cached_tokens
-        one.completion += row.completion_tokens
-        one.duration.observe(row.duration_ms / 1000)
-        one.queue.observe(row.queue_ms / 1000)
+        counters = self._models.get(row.model)
+        if counters is None:
+            counters = self._models[row.model] = ModelCounters()
+        counters.prompt += row.prompt_tokens
+        counters.cached += row.cached_tokens
+        counters.completion += row.completion_tokens
+        counters.duration.observe(row.duration_ms / 1000)
+        counters.queue.observe(row.queue_ms / 1000)
         if row.ttft_ms is not None:
-            one.ttft.observe(row.ttft_ms / 1000)
+            counters.ttft.observe(row.ttft_ms / 1000)
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client formats."""
+        """Yield all metrics for prometheus_client's formatter."""
         requests = CounterMetricFamily(
-            f"{PREFIX}_requests", "Requests answered.", labels=["endpoint", "model", "outcome"]
+            f"{PREFIX}_requests", "Finished requests.", labels=["endpoint", "model", "outcome"]
         )
         for labels, count in self._requests.items():
             requests.add_metric(labels, count)
@@ -116,23 +120,23 @@ class Metrics(Collector):
         histograms = {
             "ttft": HistogramMetricFamily(
                 f"{PREFIX}_time_to_first_token_seconds",
-                "From the request to its first token, streams only.",
+                "Seconds from the request to its first token, streams only.",
                 labels=["model"],
             ),
             "duration": HistogramMetricFamily(
                 f"{PREFIX}_request_duration_seconds",
-                "From the request to the end of its answer.",
+                "Seconds from the request to the end of its response.",
                 labels=["model"],
             ),
             "queue": HistogramMetricFamily(
-                f"{PREFIX}_queue_seconds", "Waiting for a slot of an engine.", labels=["model"]
+                f"{PREFIX}_queue_seconds", "Seconds of waiting for a slot of an engine.", labels=["model"]
             ),
         }
-        for model, one in self._models.items():
+        for model, counters in self._models.items():
             for kind in ("prompt", "cached", "completion"):
-                tokens.add_metric([model, kind], getattr(one, kind))
+                tokens.add_metric([model, kind], getattr(counters, kind))
             for name, family in histograms.items():
-                histogram: Histogram = getattr(one, name)
+                histogram: Histogram = getattr(counters, name)
                 family.add_metric([model], histogram.buckets(), histogram.total)
         yield tokens
         yield from histograms.values()
@@ -145,9 +149,7 @@ class Metrics(Collector):
         yield CounterMetricFamily(
             f"{PREFIX}_internal_errors", "Requests on which the gateway itself failed.", value=self.internal_errors
         )
-        not_found = CounterMetricFamily(
-            f"{PREFIX}_not_found", "Requests for paths that are not offered.", labels=["path"]
-        )
+        not_found = CounterMetricFamily(f"{PREFIX}_not_found", "Requests for unknown paths.", labels=["path"])
         for label, count in self.not_found.items():
             not_found.add_metric([label], count)
         yield not_found

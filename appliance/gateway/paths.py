@@ -1,9 +1,9 @@
-"""Which endpoint a request's target names, and what to write instead where it names none. Pure.
+"""Resolves a request's path to an endpoint, and suggests one for an unknown path. Pure.
 
 Clients spell one path in many ways: percent-encoded (current SDKs send ``%2F`` inside a model's name), in absolute
-form, with a slash too many, without the ``/v1`` of the base URL. The first two are the same path (RFC 3986, 2.3,
-and RFC 9112, 3.2.2) and are served; the others get a 404 that names the path that was meant. An engine only ever
-sees a path of :data:`INFERENCE`, written here, so no spelling reaches its control paths.
+form, with duplicate slashes, without the ``/v1`` of the base URL. The first two are the same path (RFC 3986, 2.3,
+and RFC 9112, 3.2.2; ``http1.types.path_of`` decodes it) and are served; the others get a 404 that suggests the right
+path. An engine receives only a path of :data:`INFERENCE`, written here, so no spelling reaches its control paths.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ INFERENCE = frozenset(
         "/v1/score",
     }
 )
-"""Paths that are forwarded, by POST, to an engine of the model that the body names."""
+"""Paths that are forwarded with POST to an engine of the model that the body names."""
 
 OPERATIONS = frozenset({"/health", "/metrics", "/ready"})
 MODELS = "/v1/models"
 MODEL = "/v1/models/"
-"""Before a model's name, which may hold slashes."""
+"""Prefix of a model's name, which may contain slashes."""
 
 READ = ("GET", "HEAD", "OPTIONS")
 INFER = ("POST", "OPTIONS")
 
-ELSEWHERE = (
+OTHER_APIS = (
     "/api",
     "/v1/assistants",
     "/v1/audio",
@@ -50,14 +50,14 @@ ELSEWHERE = (
     "/v1/vector_stores",
     "/v2",
 )
-"""Paths of other servers and other APIs that clients ask for, as the label of a counter; all else is ``other``."""
+"""Paths of other servers and APIs that clients request, as labels of a counter; all others count as ``other``."""
 
 _SLASHES = re.compile(r"/{2,}")
 _WORD = re.compile(r"[a-z][a-z_]{0,24}|v\d")
 
 
 def methods(path: str) -> tuple[str, ...]:
-    """Return the methods that ``path`` takes; none where it is not an endpoint."""
+    """Return the methods of the endpoint ``path``; none if it is not an endpoint."""
     if path in INFERENCE:
         return INFER
     if path in OPERATIONS or path == MODELS or (path.startswith(MODEL) and path != MODEL):
@@ -65,8 +65,8 @@ def methods(path: str) -> tuple[str, ...]:
     return ()
 
 
-def meant(path: str) -> str:
-    """Return a sentence that names the endpoint that ``path`` nearly spells; empty where there is none."""
+def suggestion(path: str) -> str:
+    """Return a clause that names the endpoint that ``path`` resembles; empty if there is none."""
     plain = _SLASHES.sub("/", path).rstrip("/").lower()
     if plain != path and methods(plain):
         return f"write {plain}"
@@ -79,14 +79,14 @@ def meant(path: str) -> str:
 
 
 def label(path: str) -> str:
-    """Return the label under which a path that is not offered is counted."""
-    for known in ELSEWHERE:
+    """Return the label of an unknown path for its counter."""
+    for known in OTHER_APIS:
         if path == known or path.startswith(known + "/"):
             return known
     return "other"
 
 
 def redacted(path: str) -> str:
-    """Return ``path`` for a log: plain words stay, everything else may be an id or a secret and becomes ``*``."""
+    """Return ``path`` for a log: plain words stay; any other segment may be an id or a secret and becomes ``*``."""
     segments = path[:200].split("/")[:8]
     return "/".join(segment if not segment or _WORD.fullmatch(segment) else "*" for segment in segments)

@@ -1,4 +1,4 @@
-"""Headers and errors of responses, in the shapes that OpenAI's and Anthropic's clients read. Pure."""
+"""Headers and errors of responses, in the shapes that OpenAI's and Anthropic's clients read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from appliance.gateway.engine_error import EngineError
 from appliance.http1.types import JSON, Request, Responder
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+
+ID = b"x-request-id: "
+"""First bytes of the lines that name a request."""
 
 
 def id_headers(request_id: str, path: str) -> bytes:
@@ -38,7 +41,7 @@ def answer_error(client: Responder, error: RequestError, path: str, headers: byt
 
 
 def error_headers(error: RequestError) -> bytes:
-    """``Retry-After`` where waiting helps; ``WWW-Authenticate`` with 401, ``Allow`` with 405, and so on."""
+    """Return the header lines of an error: ``Retry-After``, ``WWW-Authenticate`` with 401, ``Allow`` with 405."""
     found = b""
     if error.retry_after is not None:
         found += b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after))
@@ -52,7 +55,7 @@ def error_headers(error: RequestError) -> bytes:
 
 
 def error_body(error: RequestError, path: str) -> bytes:
-    """``error`` in the shape that the clients of ``path`` know: OpenAI's, or Anthropic's for /v1/messages."""
+    """Return ``error`` as JSON in OpenAI's shape, or in Anthropic's for a ``path`` of /v1/messages."""
     if not path.startswith(_ANTHROPICS):
         return openai_body(error)
     kind = _ANTHROPIC.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
@@ -60,25 +63,25 @@ def error_body(error: RequestError, path: str) -> bytes:
 
 
 def engine_body(error: EngineError | None, status: int, body: bytes, path: str) -> bytes:
-    """Return an engine's whole error in the shape that the clients of ``path`` know.
+    """Return an engine's error in the shape of the API of ``path``.
 
-    A body that has this shape already stays byte for byte.
+    A ``body`` that already has this shape is returned unchanged.
     """
     anthropic = path.startswith(_ANTHROPICS)
     if error is None:
         text = body.decode("utf-8", "replace").strip()[:500]
-        error = EngineError(text or f"the engine answered {status} without a reason; see its log")
+        error = EngineError(text or f"the engine returned {status} without a reason; see its log")
     elif not anthropic and body.lstrip()[:9] == b'{"error":':
         return body
     return error_body(EngineReportedError(error.message, status=status, param=error.param), path)
 
 
 def error_event(error: RequestError, path: str, *, opening: bytes | None = None, sequence: int = 0) -> bytes:
-    """Return ``error`` as the last event of a stream that cannot go on; no ``[DONE]`` follows it.
+    """Return ``error`` as the last event of a failed stream; no ``[DONE]`` follows it.
 
     On /v1/responses it is ``response.failed``, with the response object of the event that opened the stream
-    (``opening``) and the event's number (``sequence``), and with a top-level ``error`` besides: OpenAI's SDKs raise
-    on that, Codex and Vercel's SDK read ``response.error``.
+    (``opening``) and the event's number (``sequence``). It also has a top-level ``error``: OpenAI's SDKs raise on
+    that, while Codex and Vercel's SDK read ``response.error``.
     """
     if path == "/v1/responses":
         return b"event: response.failed\ndata: %s\n\n" % _failed_response(error, opening, sequence)
@@ -94,11 +97,8 @@ def _failed_response(error: RequestError, opening: bytes | None, sequence: int) 
     return json.dumps(event | json.loads(openai_body(error))).encode()
 
 
-ID = b"x-request-id: "
-"""How the lines begin that name a request."""
-
 _ANTHROPICS = "/v1/messages"
-"""How the paths of Anthropic's API begin."""
+"""Prefix of the paths of Anthropic's API."""
 
 _ANTHROPIC = {
     401: "authentication_error",

@@ -1,7 +1,7 @@
-"""What a name stands for, which replica answers, and who waits: one :class:`Service` per model.
+"""Resolves names to models, selects replicas and holds waiting requests: one :class:`Service` per model.
 
 The pure parts are :mod:`~appliance.gateway.fair_queue`, :mod:`~appliance.gateway.hash_ring` and
-:mod:`~appliance.gateway.breaker`; here they meet the replicas and their connections.
+:mod:`~appliance.gateway.breaker`; this module connects them with the replicas and their connections.
 """
 
 from __future__ import annotations
@@ -38,36 +38,37 @@ TASKS = {
     "/v1/rerank": "rerank",
     "/v1/score": "rerank",
 }
-"""The task that an endpoint needs of a model; the others generate."""
+"""The task that an endpoint requires of a model; all other endpoints require ``generate``."""
 
 ANY_TASK = frozenset({"/tokenize", "/detokenize"})
-"""Endpoints that every model answers."""
+"""Endpoints that every model serves."""
 
-INSTEAD = {"embed": "/v1/embeddings", "rerank": "/v1/rerank", "generate": "/v1/chat/completions"}
+ENDPOINT_BY_TASK = {"embed": "/v1/embeddings", "rerank": "/v1/rerank", "generate": "/v1/chat/completions"}
+"""The endpoint that an error message suggests for a model of a task."""
 
 SMOOTHING = 0.1
-"""Weight of the newest gap between two finished requests in the mean that waiting times are told from."""
+"""Weight of the newest gap between two finished requests in the mean that predicts waiting times."""
 
 
 class Waiter(Protocol):
-    """A request as its service knows it."""
+    """A request as its service uses it: the queue's ticket, and the two ends of its wait."""
 
     user: str
-    line: str
+    key_id: str
     weight: float
     size: int
-    key: bytes | None
+    chat_key: bytes | None
 
     def granted(self, replica: Replica) -> None:
-        """A slot of ``replica`` is yours; give it back with :meth:`Service.release`."""
+        """Start on ``replica``, which has a slot for it; :meth:`Service.release` returns the slot."""
 
     def refused(self, error: RequestError) -> None:
-        """There will be no slot."""
+        """End with ``error``: there will be no slot."""
 
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One replica as the gateway sees it."""
+    """The state of one replica in the gateway."""
 
     name: str
     model: str
@@ -76,21 +77,22 @@ class Replica:
     pool: Pool
     breaker: Breaker
     resident: bool = True
-    """Whether its engine is loaded; the swap controller takes on-demand engines in and out."""
+    """Whether its engine is loaded; the swap controller changes it for on-demand engines."""
     in_flight: int = 0
-    """Sequences of ours that it runs: a request for four answers counts four times."""
+    """Sequences of this gateway that it runs: a request for four choices counts four times."""
     last_token: float = 0.0
-    """Loop time at which it last was seen to generate."""
+    """Loop time at which it last generated a token."""
     last_used: float = 0.0
+    """Loop time at which its last request ended."""
 
     @property
     def open(self) -> bool:
-        """Whether new requests may go there."""
+        """Whether it may get new requests."""
         return self.resident and self.breaker.up
 
     @property
     def load(self) -> float:
-        """Share of its slots in use."""
+        """The share of its slots in use."""
         return self.in_flight / self.slots
 
 
@@ -100,12 +102,12 @@ class RequestWait:
 
     since: float
     swapped_s: float
-    """Seconds that swaps to its model had taken in all when it began."""
+    """Total seconds of swaps to its model before it began to wait."""
 
 
 @dataclass(eq=False)
 class Service:
-    """A model: its replicas, and the requests that wait for one of them."""
+    """A model: its replicas, and the requests that wait for them."""
 
     model: str
     task: str
@@ -116,18 +118,19 @@ class Service:
     affinity_load: float
     on_demand: bool
     notice: Callable[[], None]
-    """Called when a request waits for a model that is not loaded, and when one of it ended."""
+    """Called when a request begins to wait for a model that is not loaded, and when one of its requests ends."""
     cap_tokens: bool
-    """Whether a limit of tokens over the context is reduced to it."""
+    """Whether a token limit over the context is reduced to the context."""
     full: Callable[[], bool]
-    """Whether as many requests wait, over all models, as may."""
+    """Returns whether the maximum of requests wait, over all models."""
     ring: Ring = field(init=False)
     by_name: dict[str, Replica] = field(init=False)
     gap_s: float = 0.0
+    """Mean seconds between two finished requests while others wait; 0 before the first gap."""
     begun: int = 0
-    """Requests that were given a slot so far."""
+    """Requests that got a slot so far."""
     blocked: tuple[float, str] | None = None
-    """Until when, and why, a model that could not be loaded is not waited for."""
+    """Loop time until which requests are rejected because the model could not be loaded, and the reason."""
     loading_until: float | None = None
     """Loop time at which the swap to this model ends at the latest; ``None`` unless one is in progress."""
     _loading_since: float = 0.0
@@ -141,7 +144,7 @@ class Service:
 
     @property
     def free(self) -> int:
-        """Slots that are free on open replicas."""
+        """The number of free slots on open replicas."""
         free = 0
         for replica in self.replicas:
             if replica.resident and replica.breaker.up and replica.in_flight < replica.slots:
@@ -155,12 +158,12 @@ class Service:
 
     @property
     def oldest_wait(self) -> float | None:
-        """Loop time since which the longest-waiting request waits."""
+        """The loop time at which the longest-waiting request began to wait."""
         return min((wait.since for wait in self._waits.values()), default=None)
 
     @contextmanager
     def swapping(self, clock: Callable[[], float], within_s: float) -> Iterator[None]:
-        """Mark the time in which this model is made ready, ``within_s`` seconds at most, however it ends.
+        """Mark the time of a swap to this model, ``within_s`` seconds at most, whether it succeeds or fails.
 
         A model that other engines serve meanwhile needs no mark: its requests wait for a slot.
         """
@@ -176,7 +179,7 @@ class Service:
             self.loading_until = None
 
     def overdue(self, waiter: Waiter, max_wait_s: float, now: float) -> QueueFullError | None:
-        """Return the refusal of ``waiter`` if it has waited too long: for a slot, or for the swap to its model."""
+        """Return the error for ``waiter`` if it has waited too long: for a slot, or for the swap to its model."""
         wait = self._waits.get(id(waiter))
         if wait is None:
             return None
@@ -191,10 +194,15 @@ class Service:
         return QueueFullError(message, code="queue_timeout", retry_after=self.wait_s(1))
 
     def submit(self, waiter: Waiter, now: float) -> int:
-        """Start ``waiter`` now, or let it wait: how many are before it, 0 when it started.
+        """Start ``waiter`` now, or add it to the queue.
 
-        Raises :class:`EngineUnavailableError` where no replica is up, :class:`RateLimitError` and
-        :class:`QueueFullError` where its user's requests, or all, are too many.
+        Returns:
+            Its position in the queue, 0 if it started.
+
+        Raises:
+            EngineUnavailableError: No replica is up.
+            RateLimitError: Too many requests of its user wait.
+            QueueFullError: Too many requests wait in all.
         """
         free = self.free
         if free <= 0 and not self.served:
@@ -206,11 +214,11 @@ class Service:
             self._start(waiter)
             return 0
         if self.queue.waiting_of(waiter.user) >= self.max_waiting_per_user:
-            message = f"{self.max_waiting_per_user} requests of yours wait already; let some of them finish"
+            message = f"{self.max_waiting_per_user} of your requests wait already; let some of them finish"
             raise RateLimitError(message, code="queue_full", retry_after=self.wait_s(1))
         if self.full():
             wait = self.wait_s(self.queue.waiting)
-            raise QueueFullError("The service is full and its queue too; try again shortly", retry_after=wait)
+            raise QueueFullError("The service and its queue are full; try again shortly", retry_after=wait)
         position = self.queue.wait(waiter)
         self._waits[id(waiter)] = RequestWait(now, self._swap_clock(now))
         if not self.served:
@@ -218,12 +226,12 @@ class Service:
         return position
 
     def leave(self, waiter: Waiter) -> None:
-        """``waiter`` waits no longer."""
+        """Remove ``waiter`` from the queue, if it is there."""
         if self._waits.pop(id(waiter), None) is not None:
             self.queue.leave(waiter)
 
     def release(self, replica: Replica, waiter: Waiter, now: float) -> None:
-        """``waiter``, which ran on ``replica``, ended, however it ended; the next one may start."""
+        """Release the slots of ``waiter``, which ended on ``replica``, and start the next request."""
         replica.in_flight -= waiter.size
         replica.last_used = now
         self.queue.finish(waiter)
@@ -239,54 +247,59 @@ class Service:
             self.notice()
 
     def move(self, waiter: Waiter, old: Replica, tried: set[str]) -> Replica | None:
-        """Another open replica for ``waiter``, which failed on ``old``, its slots moved; ``None`` without one.
+        """Move ``waiter``, which failed on ``old``, to another open replica; return it, or ``None`` without one.
 
-        It may go over the other's slots: who was already served must not go back to the queue's end. Nothing new
-        starts there until as many have ended.
+        Failover may exceed the replica's slots; a running request must not be queued again. Nothing new starts
+        there until as many requests have ended.
+
+        Args:
+            waiter: The request.
+            old: The replica that failed.
+            tried: Names of the replicas that failed on this request.
         """
-        left = [replica for replica in self.replicas if replica.open and replica.name not in tried]
-        if not left:
+        others = [replica for replica in self.replicas if replica.open and replica.name not in tried]
+        if not others:
             return None
-        new = min(left, key=lambda replica: replica.load)
+        new = min(others, key=lambda replica: replica.load)
         old.in_flight -= waiter.size
         new.in_flight += waiter.size
         return new
 
     def pump(self) -> None:
-        """Start what may start."""
+        """Start as many waiting requests as there are free slots."""
         while (waiter := self.queue.next(self.free)) is not None:
             self._waits.pop(id(waiter), None)
             self._start(waiter)
 
     def refuse(self, error: RequestError) -> None:
-        """Answer everything that waits with ``error``."""
+        """Reject all waiting requests with ``error``."""
         for waiter in self.queue.tickets():
             self.leave(waiter)
             waiter.refused(error)
 
     def went_down(self) -> None:
-        """A replica is not open any more: where it was the last, nobody waits for what will not come."""
+        """Reject all waiting requests if the replica that failed was the last open one."""
         if not self.on_demand and not self.served:
             self.refuse(self.down())
 
     def down(self) -> EngineUnavailableError:
-        """Why nothing of this model is served."""
+        """Return the error of a model without an open replica."""
         return EngineUnavailableError(f"No engine of {self.model} is up; try again shortly", retry_after=2)
 
     def wait_s(self, position: int) -> float:
-        """Seconds that ``position`` requests before one's own take, by how fast requests ended lately."""
+        """Return the seconds until a slot after ``position`` requests, from the recent gaps between ends."""
         return max(1.0, position * self.gap_s)
 
     def _swap_clock(self, now: float) -> float:
-        """Seconds that swaps to this model have taken so far."""
+        """Return the seconds that swaps to this model have taken until ``now``."""
         return self._swapped_s + (now - self._loading_since if self.loading_until is not None else 0.0)
 
     def _start(self, waiter: Waiter) -> None:
-        """Give ``waiter``, which the queue counts as running, a slot; it gets that or a refusal."""
+        """Grant a slot to ``waiter``, which the queue counts as running, or reject it if that fails."""
         try:
-            replica = self._pick(waiter.key)
+            replica = self._pick(waiter.chat_key)
         except Exception:
-            LOG.exception("no replica could be picked")
+            LOG.exception("the selection of a replica failed")
             self.queue.finish(waiter)
             waiter.refused(InternalError("The gateway failed on this request; its log has the reason"))
             return
@@ -295,7 +308,7 @@ class Service:
         waiter.granted(replica)
 
     def _pick(self, key: bytes | None) -> Replica:
-        """The chat's own replica unless it is much busier than the mean, else the least loaded one."""
+        """Return the chat's own replica unless it is much busier than the mean, else the least loaded one."""
         replicas = self.replicas
         if len(replicas) == 1:
             return replicas[0]
@@ -319,7 +332,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a name stands for: a model, perhaps through a role."""
+    """The target of a name: a model, directly or through a role."""
 
     name: str
     service: Service
@@ -329,18 +342,18 @@ class Route:
 class Router:
     """The services and routes of a site."""
 
-    def __init__(self, site: Site, outbox: WriteCoalescer, notice: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, site: Site, coalescer: WriteCoalescer, notice: Callable[[], None] = lambda: None) -> None:
         gateway = site.gateway
-        # Taken as up until the first canary, an interval from now, or a request says otherwise.
+        # Each replica counts as up until the first canary, after one interval, or a request fails.
         now = asyncio.get_running_loop().time()
         self.replicas = [
             Replica(
-                replica.name,
-                replica.engine.model,
-                site.models[replica.engine.model].task,
-                replica.engine.slots,
-                _pool(gateway, replica.port, outbox),
-                Breaker(gateway.breaker_failures),
+                name=replica.name,
+                model=replica.engine.model,
+                task=site.models[replica.engine.model].task,
+                slots=replica.engine.slots,
+                pool=_pool(gateway, replica.port, coalescer),
+                breaker=Breaker(gateway.breaker_failures),
                 resident=replica.engine.residency == "always",
                 last_token=now,
             )
@@ -353,13 +366,13 @@ class Router:
             if mine:
                 engines = [engine for engine in site.engines.values() if engine.model == name]
                 self.services[name] = Service(
-                    name,
-                    model.task,
-                    max(engine.context for engine in engines),
-                    mine,
-                    FairQueue(gateway.queue.headroom),
-                    gateway.queue.max_waiting_per_user,
-                    gateway.affinity_load,
+                    model=name,
+                    task=model.task,
+                    context=max(engine.context for engine in engines),
+                    replicas=mine,
+                    queue=FairQueue(gateway.queue.headroom),
+                    max_waiting_per_user=gateway.queue.max_waiting_per_user,
+                    affinity_load=gateway.tuning.affinity_load,
                     on_demand=all(engine.residency == "on-demand" for engine in engines),
                     notice=notice,
                     cap_tokens=model.cap_max_tokens,
@@ -370,7 +383,7 @@ class Router:
             self.routes[name] = Route(name, self.services[role.model], role)
 
     def named(self, name: str) -> Route:
-        """The route of the model or role ``name``; raises :class:`NotFoundError` with the nearest one."""
+        """Return the route of the model or role ``name``; raises :class:`NotFoundError` with the nearest name."""
         route = self.routes.get(name)
         if route is None:
             hint = suggest(name[:80], list(self.routes))
@@ -379,16 +392,16 @@ class Router:
         return route
 
     def find(self, name: str, endpoint: str) -> Route:
-        """The route of ``name``; raises :class:`NotFoundError` where there is none for this endpoint."""
+        """Return the route of ``name``; raises :class:`NotFoundError` if it does not serve ``endpoint``."""
         route = self.routes.get(name) or self.named(name)
         task = route.service.task
         if task != TASKS.get(endpoint, "generate") and endpoint not in ANY_TASK:
-            message = f"The model `{name}` is not for {endpoint}; use it with {INSTEAD[task]}"
+            message = f"The model `{name}` does not serve {endpoint}; use it with {ENDPOINT_BY_TASK[task]}"
             raise NotFoundError(message, code="model_not_found", param="model")
         return route
 
     def service_of(self, replica: Replica) -> Service:
-        """The service that ``replica`` is of."""
+        """Return the service of the model of ``replica``."""
         return self.services[replica.model]
 
     def close(self) -> None:
@@ -398,18 +411,18 @@ class Router:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait, over all models."""
+        """The number of waiting requests, over all models."""
         return sum(service.queue.waiting for service in self.services.values())
 
     def _full(self) -> bool:
         return self.waiting >= self._max_waiting
 
 
-def _pool(gateway: Gateway, port: int, outbox: WriteCoalescer) -> Pool:
+def _pool(gateway: Gateway, port: int, coalescer: WriteCoalescer) -> Pool:
     return Pool(
         port,
-        outbox,
-        connect_timeout_s=gateway.connect_timeout_s,
+        coalescer,
+        connect_timeout_s=gateway.tuning.connect_timeout_s,
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         stall_timeout_s=gateway.stall_timeout_s,
     )

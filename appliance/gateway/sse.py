@@ -1,8 +1,8 @@
-"""Reads what matters in an engine's answer while its bytes pass by. Pure: no clock, no socket.
+"""Reads usage, errors and the end of an engine's stream while it is forwarded. Pure: no clock, no socket.
 
-Two facts make it cheap. In JSON a string never holds a raw newline or an unescaped quote, so ``\\n\\n`` ends a
-frame, and ``"usage":{`` or ``"choices":[]`` in the bytes is a field and not text. And nearly every piece
-needs neither: one ``rfind``, one ``count`` and three ``in`` per piece is all a token costs.
+Two facts make it cheap. In JSON, a string never contains a raw newline or an unescaped quote. So ``\\n\\n`` ends
+a frame, and ``"usage":{`` or ``"choices":[]`` in the bytes is a field and not text. Nearly every piece contains
+neither: a token costs only one ``rfind``, one ``count`` and three ``in``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from appliance.errors import EngineFailedError
 from appliance.gateway.engine_error import EngineError, read_error
 
 MAX_FRAME = 16 * 2**20
-"""Bytes of one frame beyond which an answer is no stream of frames. The last event of /v1/responses repeats
-the whole answer, so frames of a megabyte do occur."""
+"""Most bytes of one frame; a longer one is an error. The last event of /v1/responses repeats the whole response, so
+frames of a megabyte do occur."""
 
 
 _DONE = b"data: [DONE]\n\n"
@@ -27,10 +27,10 @@ _ERRORS = {
     "/v1/responses": (b"event: error\n", b"event: response.failed\n", b'data: {"error"'),
 }
 _ERROR = (b'data: {"error"', b'data: {"type":"error"')
-"""How an engine ends a stream that it cannot finish, by endpoint and on all others."""
+"""Marks of an event with which an engine ends a failed stream, by endpoint and on all others."""
 
 OPENERS = frozenset({"response.created", "response.queued", "response.in_progress"})
-"""Events of /v1/responses that an engine sends before it has looked at the request's parameters."""
+"""Events of /v1/responses that an engine sends before it has validated the request's parameters."""
 
 
 class PromptDetails(msgspec.Struct):
@@ -57,12 +57,12 @@ class Usage(msgspec.Struct):
 
     @property
     def completion(self) -> int:
-        """Tokens of the answer."""
+        """Tokens of the response."""
         return self.completion_tokens or self.output_tokens or 0
 
     @property
     def cached(self) -> int:
-        """Tokens of the prompt that came from the prefix cache, where the engine says so."""
+        """Tokens of the prompt from the prefix cache, if the engine reports them."""
         details = self.prompt_tokens_details or self.input_tokens_details
         return (details.cached_tokens or 0) if details is not None else self.cache_read_input_tokens or 0
 
@@ -102,7 +102,7 @@ _ANSWER = msgspec.json.Decoder(_SseEvent)
 
 
 def read_usage(body: bytes) -> Usage | None:
-    """The usage of a whole (not streamed) answer, if it has one."""
+    """Return the usage of a whole (not streamed) response, if it has one."""
     try:
         return _ANSWER.decode(body).usage
     except msgspec.DecodeError:
@@ -110,10 +110,13 @@ def read_usage(body: bytes) -> Usage | None:
 
 
 class SseFilter:
-    """Follows one SSE answer: feed it what arrived, forward what it returns.
+    """The reader of one SSE response: feed it the received bytes, forward the bytes that it returns.
 
-    It returns whole frames only, so that an answer cut in the middle of a frame can still be ended by an
-    error event. ``strip_usage`` takes out the extra frame that we asked for and the client did not.
+    It returns whole frames only, so that an error event can still end a response that was cut inside a frame.
+
+    Args:
+        strip_usage: Whether to remove the usage frame, which the gateway requested and the client did not.
+        endpoint: Path of the request.
     """
 
     __slots__ = (
@@ -137,11 +140,15 @@ class SseFilter:
         self._strip = strip_usage
         self._held: bytes | None = b"" if endpoint == "/v1/responses" else None
         self.began = False
+        """Whether a token was received."""
         self.done = False
+        """Whether ``[DONE]`` was received."""
         self.error: EngineError | None = None
         """The error that the engine sent as an event."""
         self.failed = False
+        """Whether the engine sent an error."""
         self.final = False
+        """Whether the usage is that of the complete response."""
         self.frames = 0
         self.opening: Raw | None = None
         """The response object of the event that opened a stream of /v1/responses."""
@@ -149,11 +156,11 @@ class SseFilter:
 
     @property
     def estimated_tokens(self) -> int:
-        """Tokens so far, if no usage ever comes: a frame each, but for the one that opens the answer."""
+        """Tokens so far, if no usage arrives: one per frame, except the frame that opens the response."""
         return max(0, self.frames - 1) if self.began else 0
 
     def feed(self, data: bytes) -> bytes:
-        """What of ``data`` and the rest kept before may be forwarded now."""
+        """Return the part of ``data``, and of earlier data, that may be forwarded now."""
         rest = self._rest
         if rest or data[-2:] != b"\n\n":
             if rest:
@@ -167,7 +174,7 @@ class SseFilter:
             data, self._rest = data[:end], data[end:]
         self.frames += data.count(b"\n\n")
         if not self.began:
-            self._look_for_token(data)
+            self._detect_token(data)
         if b'"usage":{' in data or b'"choices":[]' in data:
             data = self._take_usage(data)
         if data.endswith(_DONE) and _at_line_start(data, len(data) - 14):
@@ -180,16 +187,16 @@ class SseFilter:
         return data
 
     def finish(self) -> bytes:
-        """What is left when the engine's answer is complete: an unfinished frame goes out as it came."""
+        """Return the rest when the engine's response is complete; an unfinished frame is forwarded unchanged."""
         rest, self._rest = (self._held or b"") + self._rest, b""
         self._held = None
         return rest
 
     def _hold(self, data: bytes) -> bytes:
-        """Keep the events that open a stream until another one follows.
+        """Hold the events that open a stream until another one follows.
 
-        vLLM sends them before it looks at the request's parameters. Held back, a mistake of the client still gets
-        its status, and another replica may still take over.
+        vLLM sends them before it validates the request's parameters. While they are held, a mistake of the client
+        still gets its status, and another replica may still take over.
         """
         held = (self._held or b"") + data
         if not self.failed and all(kind in OPENERS for kind in _kinds(held)):
@@ -206,7 +213,7 @@ class SseFilter:
             self.failed = True
             self.error = error
 
-    def _look_for_token(self, data: bytes) -> None:
+    def _detect_token(self, data: bytes) -> None:
         for frame in data.split(b"\n\n"):
             value = _decode(frame)
             if value is None:
@@ -243,7 +250,7 @@ class SseFilter:
 
 
 def _merge(known: Usage | None, new: Usage) -> Usage:
-    """/v1/messages tells the prompt's tokens when it begins and the answer's when it ends."""
+    """Complete ``new`` from ``known``: /v1/messages reports the prompt's tokens first and the response's last."""
     if known is not None:
         for field in Usage.__struct_fields__:
             if not getattr(new, field):
@@ -252,7 +259,7 @@ def _merge(known: Usage | None, new: Usage) -> Usage:
 
 
 def _decode(frame: bytes) -> _Frame | None:
-    """The JSON of one frame; ``None`` for comments, ``[DONE]`` and what is no JSON."""
+    """Return the JSON of one frame; ``None`` for comments, ``[DONE]`` and invalid JSON."""
     start = frame.find(b"data: {")
     if start < 0:
         return None
@@ -263,7 +270,7 @@ def _decode(frame: bytes) -> _Frame | None:
 
 
 def _kinds(data: bytes) -> list[str]:
-    """The types of all events in ``data``, whole frames of /v1/responses."""
+    """Return the types of all events in ``data``, whole frames of /v1/responses."""
     found = [_decode(frame) for frame in data.split(b"\n\n")[:-1]]
     return ["" if value is None else value.type for value in found]
 

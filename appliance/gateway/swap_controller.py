@@ -1,6 +1,7 @@
-"""Acts on what :mod:`~appliance.gateway.swap_policy` decides: drains, unloads, loads, asks for a token, opens.
+"""Carries out the decisions of :mod:`~appliance.gateway.swap_policy`: drain, unload, load, canary token, open.
 
-One transition at a time. A load that fails brings back what made room for it, and the reason is told to who waits.
+One transition at a time. If a load fails, the engines that were unloaded for it are restored, and the waiting
+requests are rejected with the reason.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from appliance.errors import (
     StartError,
 )
 from appliance.gateway.background import keep_going
-from appliance.gateway.health import Canaries
+from appliance.gateway.health import HealthMonitor
 from appliance.gateway.routing import Replica, Router, Service
 from appliance.gateway.swap_policy import RETRY_S, EngineState, LoadEngine, Memory, State, decide
 
 LOG = logging.getLogger(__name__)
 
-LOOK_S = 0.1
-"""How often a loading engine is asked for a token, and a draining one for what still runs."""
+POLL_S = 0.1
+"""Seconds between two canaries of a loading engine."""
 
 CONTROL_TIMEOUT_S = 120.0
-"""Seconds that sleeping and waking may take: weights of 100 GB cross PCIe in some ten seconds."""
+"""Seconds that sleeping and waking may take: weights of 100 GB cross PCIe in about ten seconds."""
 
 STOP_MARGIN_S = 15.0
 """Seconds after ``shutdown_timeout_s`` within which a stopping replica is killed (modules/engines.nix)."""
@@ -40,7 +41,7 @@ STOP_MARGIN_S = 15.0
 
 @dataclass(slots=True)
 class Managed:
-    """One on-demand engine, its replicas, and what happened to it."""
+    """One on-demand engine, its replicas and its state."""
 
     name: str
     service: Service
@@ -54,17 +55,19 @@ class Managed:
     started: bool = False
     """Whether its processes run, awake or asleep."""
     error: str = ""
+    """The reason of its last failed load; empty after a successful one."""
     begun_at: int = 0
+    """Requests of its model that had begun when its batch was last reset."""
 
 
 @dataclass(slots=True)
 class SwapController:
-    """Keeps the engines loaded that are asked for."""
+    """The on-demand engines, and the task that loads those with requests."""
 
     site: Site
     router: Router
     control: EngineControl
-    canaries: Canaries
+    health: HealthMonitor
     clock: Callable[[], float]
     engines: dict[str, Managed] = field(default_factory=dict)
     swaps: int = 0
@@ -88,26 +91,34 @@ class SwapController:
                 continue
             service = self.router.services[engine.model]
             self.engines[name] = Managed(
-                name, service, members, awake, asleep, engine.sleep, engine.start_timeout_s, since=self.clock()
+                name=name,
+                service=service,
+                replicas=members,
+                awake=awake,
+                asleep=asleep,
+                sleeps=engine.sleep,
+                load_timeout_s=engine.start_timeout_s,
+                since=self.clock(),
             )
 
     def start(self) -> None:
-        """Begin: learn what runs, then decide."""
+        """Start the task: take over the running engines, then decide repeatedly."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """Stop deciding, and let go of the engines."""
+        """End the task and the control of the engines."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self.control.close()
 
     def notice(self) -> None:
-        """Something changed: a request waits, or one ended."""
+        """Wake the task, because a request waits or ended."""
         self._event.set()
 
     def request(self, model: str) -> None:
-        """Load ``model`` as soon as what runs is drained; raises :class:`ConflictError` if it is loaded."""
+        """Load ``model`` once the engines in its place are drained; raises :class:`ConflictError` if it is
+        loaded."""
         for engine in self.engines.values():
             if engine.service.model == model:
                 if engine.state == "ready":
@@ -118,7 +129,7 @@ class SwapController:
         raise ConflictError(f"{model} is always loaded; there is nothing to swap", code="always_loaded")
 
     def status(self) -> dict[str, object]:
-        """Every on-demand engine, as JSON."""
+        """Return the state of every on-demand engine, for JSON."""
         now = self.clock()
         return {
             engine.name: {
@@ -133,7 +144,7 @@ class SwapController:
         }
 
     async def _run(self) -> None:
-        await self._learn()
+        await self._take_over_all()
         await keep_going("swapping models", self._step)
 
     async def _step(self) -> None:
@@ -145,16 +156,16 @@ class SwapController:
                 self._wanted = None
             await self._swap(self.engines[step.name], [self.engines[name] for name in step.victims])
         else:
-            await self._noticed(1.0 if step.until is None else step.until - self.clock())
+            await self._await_notice(1.0 if step.until is None else step.until - self.clock())
 
-    async def _noticed(self, within_s: float) -> None:
-        """Wait until something changed, a second at most: not every change is told."""
+    async def _await_notice(self, within_s: float) -> None:
+        """Wait for :meth:`notice` for ``within_s`` seconds, 1 s at most: not every change causes a notice."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(1.0, within_s))):
                 await self._event.wait()
 
-    async def _learn(self) -> None:
-        """What an earlier gateway left running is taken over awake, or stopped."""
+    async def _take_over_all(self) -> None:
+        """Take over engines that an earlier gateway left running and that generate tokens; stop the others."""
         for engine in self.engines.values():
             try:
                 await self._take_over(engine)
@@ -166,20 +177,20 @@ class SwapController:
         if not any(alive):
             return
         engine.started = True
-        if all(alive) and await self._answers(engine):
+        if all(alive) and await self._generates(engine):
             self._open(engine)
         else:
             await self._stop(engine)
 
-    async def _answers(self, engine: Managed) -> bool:
+    async def _generates(self, engine: Managed) -> bool:
         try:
-            await self._tokens(engine, within_s=self.site.gateway.canary_timeout_s)
+            await self._await_tokens(engine, within_s=self.site.gateway.canary_timeout_s)
         except (RequestError, StartError):
             return False
         return True
 
     def _watch(self) -> None:
-        """Nobody waits for a loaded engine that is down; systemd, or the keeper of children, restarts it."""
+        """Reject requests that wait for a loaded engine that is down; systemd or the engine control restarts it."""
         for engine in self.engines.values():
             down = engine.state == "ready" and not any(replica.breaker.up for replica in engine.replicas)
             if down and engine.service.queue.waiting:
@@ -188,11 +199,11 @@ class SwapController:
     def _states(self) -> list[EngineState]:
         return self._always + [
             EngineState(
-                engine.name,
-                engine.state,
-                engine.since,
-                engine.awake,
-                engine.asleep if engine.sleeps else {},
+                name=engine.name,
+                state=engine.state,
+                since=engine.since,
+                awake=engine.awake,
+                asleep=engine.asleep if engine.sleeps else {},
                 waiting=engine.service.queue.waiting,
                 oldest=engine.service.oldest_wait,
                 in_flight=sum(replica.in_flight for replica in engine.replicas),
@@ -203,7 +214,7 @@ class SwapController:
         ]
 
     def _others_wait(self, engine: Managed) -> bool:
-        """Whether another engine is waited for; the batch is counted from when that began."""
+        """Return whether requests for another engine wait; the batch counts from the beginning of that wait."""
         waits = any(other.service.queue.waiting for other in self.engines.values() if other is not engine)
         if not waits:
             engine.begun_at = engine.service.begun
@@ -217,14 +228,14 @@ class SwapController:
             loaded = await self._replace(target, victims)
         if not loaded:
             for victim in victims:
-                await self._bring_back(victim)
+                await self._restore(victim)
             return
         self.swaps += 1
         self.last_swap_s = self.clock() - began
         LOG.info("%s is loaded after %.1f s", target.name, self.last_swap_s)
 
     async def _replace(self, target: Managed, victims: list[Managed]) -> bool:
-        """Drain and unload ``victims``, load ``target``; whether that worked."""
+        """Drain and unload ``victims``, then load ``target``; return whether that succeeded."""
         for victim in victims:
             await self._drain(victim)
         try:
@@ -243,21 +254,21 @@ class SwapController:
         return False
 
     def _leaves_within_s(self, engine: Managed) -> float:
-        """Seconds that draining and unloading ``engine`` take at most."""
+        """Return the seconds that draining and unloading ``engine`` take at most."""
         return self.site.gateway.swap.drain_timeout_s + self._stops_within_s(engine)
 
     def _loads_within_s(self, engine: Managed) -> float:
-        """Seconds until ``engine`` has loaded and generated a token, or its failure is reported, at most."""
+        """Return the seconds at most until ``engine`` has generated a token, or its failure is reported."""
         waking = CONTROL_TIMEOUT_S * len(engine.replicas) if engine.sleeps else 0.0
         return waking + engine.load_timeout_s + self._stops_within_s(engine)
 
     def _stops_within_s(self, engine: Managed) -> float:
-        """Seconds that putting ``engine`` to sleep, and stopping it if that fails, take at most."""
+        """Return the seconds at most for putting ``engine`` to sleep, and for stopping it if that fails."""
         each = self.site.engines[engine.name].shutdown_timeout_s + STOP_MARGIN_S
         return (each + (CONTROL_TIMEOUT_S if engine.sleeps else 0.0)) * len(engine.replicas)
 
     async def _drain(self, engine: Managed) -> None:
-        """Take no new requests; those that run finish, or are cut at the deadline."""
+        """Stop new requests to ``engine``; wait for the running ones, and abort them at the deadline."""
         self._set(engine, "draining")
         for replica in engine.replicas:
             replica.resident = False
@@ -265,22 +276,22 @@ class SwapController:
         while any(replica.in_flight for replica in engine.replicas):
             left = deadline - self.clock()
             if left <= 0:
-                LOG.warning("%s still runs requests at the drain's deadline; they are cut", engine.name)
-                told = EngineFailedError(f"{engine.service.model} had to make room for another model")
+                LOG.warning("%s still runs requests at the drain's deadline; they are aborted", engine.name)
+                error = EngineFailedError(f"{engine.service.model} was unloaded for another model; try again")
                 for replica in engine.replicas:
-                    replica.pool.cut(told)
+                    replica.pool.cut(error)
                 return
             self._event.clear()
-            await self._noticed(left)
+            await self._await_notice(left)
 
     async def _unload(self, engine: Managed) -> None:
         if engine.sleeps:
             try:
                 for replica in engine.replicas:
-                    await self._tell(replica, b"/sleep?level=1")
+                    await self._post(replica, b"/sleep?level=1")
             except (RequestError, StartError) as error:
-                # Perhaps half asleep: it holds memory that is needed, and may not answer as it is.
-                LOG.warning("%s does not sleep and is stopped instead: %s", engine.name, error)
+                # Sleep failed midway: state unknown, memory still held; stop the engine.
+                LOG.warning("%s did not sleep and is stopped instead: %s", engine.name, error)
             else:
                 self._set(engine, "asleep")
                 return
@@ -290,17 +301,17 @@ class SwapController:
         self._set(engine, "loading")
         for replica in engine.replicas:
             if engine.started:
-                await self._tell(replica, b"/wake_up")
+                await self._post(replica, b"/wake_up")
             else:
                 await self.control.start(replica.name)
         engine.started = True
-        await self._tokens(engine, engine.load_timeout_s)
+        await self._await_tokens(engine, engine.load_timeout_s)
         self._open(engine)
 
     def _open(self, engine: Managed) -> None:
         self._set(engine, "ready")
         if self._wanted == engine.name:
-            # Asked for while it was loading already: it must not come back by itself after another one's turn.
+            # Requested while it was loading already: the request must not reload it after another engine's turn.
             self._wanted = None
         engine.error = ""
         engine.begun_at = engine.service.begun
@@ -311,35 +322,35 @@ class SwapController:
             replica.resident = True
         engine.service.pump()
 
-    async def _tokens(self, engine: Managed, within_s: float) -> None:
-        """Wait until every replica generated a token; raises :class:`StartError` with the last word it said."""
-        said = "it did not listen"
+    async def _await_tokens(self, engine: Managed, within_s: float) -> None:
+        """Wait until every replica generated a token; raises :class:`StartError` with the last failure."""
+        result = "no connection"
         try:
             async with asyncio.timeout(within_s):
                 for replica in engine.replicas:
-                    while (said := await self.canaries.ask(replica)) != "ready":
+                    while (result := await self.health.probe(replica)) != "ready":
                         if not await self.control.alive(replica.name):
                             raise StartError(f"{engine.name} ended while it was loading; see its log")
-                        await asyncio.sleep(LOOK_S)
+                        await asyncio.sleep(POLL_S)
         except TimeoutError:
-            raise StartError(f"{engine.name} generated no token within {within_s:g} s ({said})") from None
+            raise StartError(f"{engine.name} generated no token within {within_s:g} s ({result})") from None
 
     async def _fail(self, engine: Managed, why: str) -> None:
-        """Out of the way, and say why: to who waits, in the log, in the status."""
+        """Stop ``engine``, and report ``why`` to the waiting requests, in the log and in the status."""
         LOG.error("%s could not be loaded: %s", engine.name, why)
         try:
             await self._stop(engine)
         except StartError as error:
-            LOG.error("%s could not be stopped either: %s", engine.name, error)  # noqa: TRY400 - a line will do
+            LOG.error("%s could not be stopped either: %s", engine.name, error)  # noqa: TRY400 - one line suffices
         self._set(engine, "failed")
         engine.error = why
-        told = f"{engine.service.model} could not be loaded: {why}"
-        engine.service.blocked = (self.clock() + RETRY_S, told)
-        engine.service.refuse(EngineUnavailableError(told, retry_after=RETRY_S))
+        message = f"{engine.service.model} could not be loaded: {why}"
+        engine.service.blocked = (self.clock() + RETRY_S, message)
+        engine.service.refuse(EngineUnavailableError(message, retry_after=RETRY_S))
 
-    async def _bring_back(self, engine: Managed) -> None:
-        """The old one serves again."""
-        if engine.state == "draining" and await self._answers(engine):
+    async def _restore(self, engine: Managed) -> None:
+        """Load ``engine`` again, which was unloaded for an engine that failed."""
+        if engine.state == "draining" and await self._generates(engine):
             self._open(engine)
             return
         with engine.service.swapping(self.clock, self._stops_within_s(engine) + self._loads_within_s(engine)):
@@ -355,7 +366,7 @@ class SwapController:
             else:
                 return
             self.failures += 1
-            await self._fail(engine, f"it did not come back: {why}")
+            await self._fail(engine, f"it could not be restored: {why}")
 
     async def _stop(self, engine: Managed) -> None:
         for replica in engine.replicas:
@@ -364,10 +375,10 @@ class SwapController:
         engine.started = False
         self._set(engine, "stopped")
 
-    async def _tell(self, replica: Replica, path: bytes) -> None:
+    async def _post(self, replica: Replica, path: bytes) -> None:
         status, _ = await replica.pool.probe(path, b"", CONTROL_TIMEOUT_S)
         if status != 200:
-            raise StartError(f"{replica.name} answered {status} to {path.decode()}")
+            raise StartError(f"{replica.name} returned {status} for {path.decode()}")
 
     def _set(self, engine: Managed, state: State) -> None:
         engine.state = state
@@ -375,7 +386,7 @@ class SwapController:
 
 
 def _memory(site: Site, name: str) -> tuple[Memory, Memory]:
-    """What an engine takes of each of its cards, as shares; on the CPU of its host's RAM."""
+    """Return the shares of its cards that an engine occupies awake and asleep; on the CPU, of its host's RAM."""
     engine = site.engines[name]
     if engine.device == "cuda":
         places = [f"{engine.host}/{index}" for index in engine.gpus]

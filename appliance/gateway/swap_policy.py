@@ -1,9 +1,8 @@
-"""Which on-demand engine is loaded, and which one makes room for it. Pure: time is given, nothing is done here.
+"""Decides which on-demand engine is loaded, and which ones are unloaded for it. Pure: the caller supplies the time.
 
-Taking whatever comes next (first come, first served) loads and unloads for every other request; serving the
-loaded model as long as anybody asks for it starves the others. So a model stays for at least
-``min_residency_s``, goes at once when nobody uses it, and else when ``batch`` more of its requests began, or the
-other one waited ``max_wait_s``.
+First come, first served loads and unloads for every other request; serving the loaded model while it has requests
+starves the others. So a model stays loaded for at least ``min_residency_s``. After that it is unloaded at once if
+it is unused, else after ``batch`` more of its requests began or the other model's request waited ``max_wait_s``.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ RETRY_S = 60.0
 """Seconds after a failed load before a request may try the same engine again."""
 
 Memory = Mapping[str, float]
-"""What is taken, by card (or host, for engines on the CPU), in shares or GiB: any unit that a budget has too."""
+"""Memory by card (or host, for engines on the CPU), in shares or GiB: any unit that the budget has, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """One engine as the policy sees it. Times are seconds of one clock."""
+    """One engine as the policy's input. Times are seconds of one clock."""
 
     name: str
     state: State
@@ -38,12 +37,12 @@ class EngineState:
     in_flight: int = 0
     last_used: float = 0.0
     begun: int = 0
-    """Requests of it that began while another engine was waited for."""
+    """Requests of it that began while requests for another engine waited."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadEngine:
-    """Load ``name``; ``victims`` are drained and unloaded first. Without any it is loaded beside the others."""
+    """The decision to load ``name``, after ``victims`` are drained and unloaded; none if the memory suffices."""
 
     name: str
     victims: tuple[str, ...] = ()
@@ -51,7 +50,7 @@ class LoadEngine:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to do; look again at ``until``, or when something happens."""
+    """The decision to wait until ``until``, or until something changes."""
 
     until: float | None = None
 
@@ -59,8 +58,11 @@ class Wait:
 def wait_ends(since: float, max_wait_s: float, swapped_s: float, swap_until: float | None) -> float:
     """Return the time at which a request's wait ends at the latest.
 
-    The request waits ``since`` then, of which swaps to its model took ``swapped_s`` seconds: those do not count
-    against ``max_wait_s``. While such a swap is in progress, its own deadline ``swap_until`` is the bound instead.
+    Args:
+        since: Time at which the wait began.
+        max_wait_s: Longest wait in seconds outside swaps.
+        swapped_s: Seconds of the wait in which swaps to the request's model were in progress; they do not count.
+        swap_until: Deadline of a swap in progress, which is the bound instead; ``None`` without a swap.
     """
     return since + max_wait_s + swapped_s if swap_until is None else swap_until
 
@@ -68,7 +70,15 @@ def wait_ends(since: float, max_wait_s: float, swapped_s: float, swap_until: flo
 def decide(
     engines: Sequence[EngineState], budget: Memory, rules: Swap, now: float, wanted: str | None = None
 ) -> LoadEngine | Wait:
-    """The next step. ``wanted`` is an engine that a person asked for: no residency or batch protects the others."""
+    """Return the next step.
+
+    Args:
+        engines: All engines.
+        budget: Memory of all cards and hosts.
+        rules: The site's rules of swapping.
+        now: Time in seconds.
+        wanted: An engine that an operator requested: residency and batch do not protect the others from it.
+    """
     if any(engine.state in ("loading", "draining") for engine in engines):
         return Wait()
     later: list[float] = []
@@ -87,12 +97,12 @@ def decide(
 
 
 def fits(engines: Sequence[EngineState], budget: Memory) -> bool:
-    """Whether what ``engines`` take now is within ``budget``."""
+    """Return whether the memory of ``engines`` is within ``budget``."""
     return all(amount <= budget[place] + 1e-9 for place, amount in taken(engines).items())
 
 
 def taken(engines: Sequence[EngineState]) -> dict[str, float]:
-    """What ``engines`` take now, by place."""
+    """Return the memory that ``engines`` occupy now, by place."""
     total: dict[str, float] = {}
     for engine in engines:
         for place, amount in _held(engine).items():
@@ -107,15 +117,18 @@ def _held(engine: EngineState) -> Memory:
 
 
 def _candidates(engines: Sequence[EngineState], wanted: str | None) -> list[EngineState]:
-    """Engines to load: the one asked for, then those waited for, the longest wait first."""
+    """Return engines to load: the requested one, then those with waiting requests, the longest wait first."""
     idle = [engine for engine in engines if engine.state in ("stopped", "asleep", "failed")]
-    asked = [engine for engine in idle if engine.name == wanted]
+    requested = [engine for engine in idle if engine.name == wanted]
     waited = [engine for engine in idle if engine.waiting and engine.name != wanted]
-    return asked + sorted(waited, key=lambda engine: engine.oldest if engine.oldest is not None else 0.0)
+    return requested + sorted(waited, key=lambda engine: engine.oldest if engine.oldest is not None else 0.0)
 
 
 def _victims(engines: Sequence[EngineState], target: EngineState, budget: Memory) -> list[EngineState] | None:
-    """The fewest engines to unload for ``target``, unused ones and long unused ones first; ``None``: never fits."""
+    """Return the fewest engines to unload for ``target``, unused ones first; ``None`` if it never fits.
+
+    Among unused engines, the longest unused one is first.
+    """
     room = dict(budget)
     for engine in engines:
         if engine is not target:
@@ -135,7 +148,7 @@ def _victims(engines: Sequence[EngineState], target: EngineState, budget: Memory
                 room[place] += amount - engine.asleep.get(place, 0.0)
     if lacking():
         return None
-    # A large one taken later may have made an earlier one's leaving needless.
+    # A large engine added later may make an earlier one needless.
     for engine in tuple(victims):
         freed = {place: amount - engine.asleep.get(place, 0.0) for place, amount in engine.awake.items()}
         for place, amount in freed.items():
@@ -149,7 +162,8 @@ def _victims(engines: Sequence[EngineState], target: EngineState, budget: Memory
 
 
 def _free_at(victim: EngineState, target: EngineState, rules: Swap, now: float) -> float:
-    """When ``victim`` may go for ``target``: when idle or its batch is through, by the wait at the latest."""
+    """Return when ``victim`` may be unloaded for ``target``: if it is idle or its batch is complete, else by the
+    wait."""
     stays = victim.since + rules.min_residency_s
     if not victim.in_flight and not victim.waiting:
         return stays

@@ -1,4 +1,4 @@
-"""One row per request, written by a thread of its own so that no stream waits for a disk."""
+"""Writes one usage row per request, in a thread of its own so that no stream waits for a disk."""
 
 from __future__ import annotations
 
@@ -22,32 +22,43 @@ from appliance.store.schema import USAGE
 LOG = logging.getLogger(__name__)
 
 BATCH_S = 0.05
-"""How long the writer gathers rows for one commit."""
+"""Seconds for which the writer collects rows for one commit."""
 
 CHUNK = 100
-"""Rows per statement. One statement with many rows gives the interpreter's lock back once, not once per row:
-with one row each, the writer and the event loop woke each other 16,000 times a second and halved the rate."""
+"""Rows per statement. One statement with many rows releases the interpreter's lock once, not once per row.
+
+With one row each, the writer and the event loop woke each other 16,000 times per second and halved the request
+rate."""
 
 RETRY_S = 1.0
+"""Seconds after a failed commit before the next one."""
+
 MAX_WAITING = 100_000
-"""Rows kept in memory while the disk refuses them; about 50 MB. Beyond, the oldest are dropped and counted."""
+"""Rows kept in memory while the database rejects them; about 50 MB. Beyond, the oldest are dropped and counted."""
 
 DAY_S = 86400.0
 
 UNSTORABLE = (DataError, OverflowError, ValueError)
-"""Errors of a row's values, not of the disk: the database's own, and the driver's, which SQLAlchemy passes on."""
+"""Errors caused by a row's values, not by the disk: the database's own, and the driver's from SQLAlchemy."""
 
 TRUSTED_S = 30 * DAY_S
-"""How far a clock may be ahead of the newest row and be believed when old rows are to be deleted."""
+"""Seconds by which a clock may be ahead of the newest row and still be trusted for deleting old rows."""
 
 
 COLUMNS = tuple(field.name for field in fields(UsageRow))
 VALUES = attrgetter(*COLUMNS)
-"""A row as a tuple; ``dataclasses.astuple`` copies deeply and cost 6 % of a request."""
+"""Returns a row as a tuple; ``dataclasses.astuple`` copies deeply and cost 6 % of a request."""
 
 
 class UsageWriter:
-    """Takes rows from the event loop and commits them in batches."""
+    """Receives rows from the event loop and commits them in batches.
+
+    Args:
+        folder: Data folder of the SQLite database.
+        url: PostgreSQL's URL instead of SQLite.
+        keep_days: Days for which rows are kept.
+        clock: Time in seconds since the epoch.
+    """
 
     def __init__(
         self,
@@ -65,45 +76,45 @@ class UsageWriter:
         self._rows: deque[UsageRow] = deque()
         self._stop = threading.Event()
         self.put = self._rows.append
-        """Hand over a finished row; never blocks."""
+        """Add a finished row; never blocks."""
         self._statements = {count: _insert(self._engine, count) for count in (1, CHUNK)}
         self._thread = threading.Thread(target=self._run, name="usage-writer", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Commit what waits and stop; gives up on a disk that refuses."""
+        """Commit the waiting rows and stop; drop them if the database rejects them."""
         self._stop.set()
         self._thread.join(timeout=10)
         self._engine.dispose()
 
     def _run(self) -> None:
         waiting: list[UsageRow] = []
-        complained = False
+        reported = False
         stopping = False
         while not (stopping and not waiting):
-            stopping = self._stop.wait(RETRY_S if complained else BATCH_S)
+            stopping = self._stop.wait(RETRY_S if reported else BATCH_S)
             waiting += [self._rows.popleft() for _ in range(len(self._rows))]
             if len(waiting) > MAX_WAITING:
                 self.dropped += len(waiting) - MAX_WAITING
                 del waiting[: len(waiting) - MAX_WAITING]
             try:
                 if waiting:
-                    self._commit_what_can_be(waiting)
+                    self._commit_storable(waiting)
                     waiting.clear()
-                    complained = False
+                    reported = False
                 self._prune()
             except SQLAlchemyError as error:
-                if not complained:
-                    # Once: a full disk needs no line, and no traceback, every second.
+                if not reported:
+                    # Once: a full disk needs neither a line nor a traceback every second.
                     cause = str(getattr(error, "orig", error)).strip().splitlines()[0]
-                    LOG.error("usage rows wait in memory, the database refuses them (%s)", cause)  # noqa: TRY400
-                complained = True
+                    LOG.error("usage rows wait in memory because the database rejects them (%s)", cause)  # noqa: TRY400
+                reported = True
                 if stopping:
                     self.dropped += len(waiting)
                     break
 
-    def _commit_what_can_be(self, rows: list[UsageRow]) -> None:
-        """Commit ``rows``; one that no database can hold (a count beyond 64 bits) is dropped and not the others."""
+    def _commit_storable(self, rows: list[UsageRow]) -> None:
+        """Commit ``rows``; drop only those that no database can hold, such as a count beyond 64 bits."""
         try:
             self._commit(rows)
         except UNSTORABLE:
@@ -127,7 +138,7 @@ class UsageWriter:
                 connection.exec_driver_sql(self._statements[1], VALUES(row))
 
     def _prune(self) -> None:
-        """Delete rows older than they are kept, once a day; by the clock on the wall, which is theirs.
+        """Delete rows that are too old, once a day, by the wall clock that dates the rows.
 
         A clock that was set years ahead, by a drained battery or a bad time server, must not empty the table.
         """
@@ -136,7 +147,7 @@ class UsageWriter:
             return
         self._pruned_at = now
         with self._engine.begin() as connection:
-            # Rows from the future were written under a wrong clock and say nothing about this one.
+            # Rows from the future were written with an incorrect clock and prove nothing about this one.
             newest = connection.execute(
                 select(func.max(USAGE.c.started_at)).where(USAGE.c.started_at < now)
             ).scalar()
@@ -146,7 +157,7 @@ class UsageWriter:
 
 
 def _insert(engine: Engine, count: int) -> str:
-    """An INSERT of ``count`` rows with positional parameters, as the driver wants them."""
+    """Return an INSERT of ``count`` rows with positional parameters, as the driver needs them."""
     quote = engine.dialect.identifier_preparer.quote
     mark = "?" if engine.dialect.paramstyle == "qmark" else "%s"
     row = f"({', '.join([mark] * len(COLUMNS))})"

@@ -155,7 +155,7 @@ class UpstreamConnection(asyncio.Protocol):
         call.connection = self
         call.reused = reused
         call.deadline = self._pool.now() + call.first_byte_s
-        self._pool.outbox.write(self.transport, call.request)
+        self._pool.coalescer.write(self.transport, call.request)
         if call.paused:
             self.transport.pause_reading()
 
@@ -291,14 +291,14 @@ class Pool:
     def __init__(
         self,
         port: int,
-        outbox: WriteCoalescer,
+        coalescer: WriteCoalescer,
         *,
         connect_timeout_s: float,
         first_byte_timeout_s: float,
         stall_timeout_s: float,
     ) -> None:
         self.port = port
-        self.outbox = outbox
+        self.coalescer = coalescer
         self.stall_s = stall_timeout_s
         self.busy: set[UpstreamConnection] = set()
         """Connections that carry a call."""

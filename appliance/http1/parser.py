@@ -177,9 +177,7 @@ class RequestParser:
         if self.phase is CLOSED:
             return
         events = self._events
-        request = self.close() or Request(
-            "", self._target, self._headers, self._new_id(), close=True, http10=False
-        )
+        request = self.close() or Request("", self._target, self._headers, self._new_id(), close=True, http10=False)
         events.on_error(request, error)
 
     def close(self) -> Request | None:

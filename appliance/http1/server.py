@@ -64,14 +64,14 @@ class RefusedRequest(NamedTuple):
 class ResponseWriter:
     """The response to one request: whole, or a stream. Nothing is written after its end or the connection's."""
 
-    __slots__ = ("_chunked", "_connection", "_open", "_outbox", "_transport", "listener", "request")
+    __slots__ = ("_chunked", "_connection", "_open", "_coalescer", "_transport", "listener", "request")
 
     def __init__(self, connection: ClientConnection, request: Request) -> None:
         self.request = request
         self.listener: ClientEvents | None = None
         self._connection = connection
         self._transport = connection.transport
-        self._outbox = connection.server.outbox
+        self._coalescer = connection.server.coalescer
         self._chunked = not request.http10
         self._open = True
 
@@ -88,7 +88,7 @@ class ResponseWriter:
         if self.request.method == "HEAD":
             # The client would read a body as its next response.
             data = data[: len(data) - len(body)]
-        self._outbox.write(self._transport, data)
+        self._coalescer.write(self._transport, data)
         self._open = False
         self.listener = None
         self._connection.finish()
@@ -99,12 +99,12 @@ class ResponseWriter:
             server, last = self._connection.server, self._connection.last
             headers = server.handler.complete_headers(self.request, headers)
             head = stream_head(status, headers, chunked=self._chunked, close=last or server.draining)
-            self._outbox.write(self._transport, head)
+            self._coalescer.write(self._transport, head)
 
     def write(self, data: bytes) -> None:
         """Write a piece of the stream."""
         if self._open:
-            self._outbox.write(self._transport, CHUNK % (len(data), data) if self._chunked else data)
+            self._coalescer.write(self._transport, CHUNK % (len(data), data) if self._chunked else data)
 
     def end_stream(self, data: bytes = b"") -> None:
         """Write a last piece, and end the stream."""
@@ -114,7 +114,7 @@ class ResponseWriter:
         if self._chunked:
             data = CHUNK % (len(data), data) + LAST_CHUNK if data else LAST_CHUNK
         if data:
-            self._outbox.write(self._transport, data)
+            self._coalescer.write(self._transport, data)
         self._open = False
         self.listener = None
         self._connection.finish()
@@ -260,7 +260,7 @@ class ClientConnection(asyncio.Protocol):
     def on_continue(self) -> None:
         """Invite the body, unless an earlier response is unfinished."""
         if self._response is None:
-            self.server.outbox.write(self.transport, CONTINUE)
+            self.server.coalescer.write(self.transport, CONTINUE)
 
     def on_request(self, request: Request) -> None:
         """Answer the request, or let it wait behind the one before it.
@@ -306,7 +306,7 @@ class ClientConnection(asyncio.Protocol):
         unfinished = parser.close()
         if unfinished is not None:
             server.handler.broken_off(unfinished, None)
-        server.outbox.flush()
+        server.coalescer.flush()
         self._await_reader()
         if complete:
             self.transport.close()
@@ -320,7 +320,7 @@ class ClientConnection(asyncio.Protocol):
         """Close if ``response`` has ended and :meth:`finish` failed: no next request can begin."""
         if self._response is response:
             self._response = None
-            self.server.outbox.flush()
+            self.server.coalescer.flush()
             self.transport.close()
 
     def cut(self) -> None:
@@ -398,12 +398,12 @@ class ClientConnection(asyncio.Protocol):
 class Server:
     """All client connections of one application, their deadlines, and how they end."""
 
-    def __init__(self, handler: Handler, timeouts: Timeouts, outbox: WriteCoalescer) -> None:
+    def __init__(self, handler: Handler, timeouts: Timeouts, coalescer: WriteCoalescer) -> None:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time
         self.handler = handler
         self.timeouts = timeouts
-        self.outbox = outbox
+        self.coalescer = coalescer
         self.connections: set[ClientConnection] = set()
         self.draining = False
         self._empty: asyncio.Event | None = None

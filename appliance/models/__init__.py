@@ -1,1 +1,1 @@
-"""Getting weights onto the machine."""
+"""Model weights on this machine: download, verification, the choice for `make up`."""

@@ -1,7 +1,7 @@
 """Downloads one pinned model; runs under the engine's Python: ``fetch.py REPOSITORY REVISION FOLDER SHA256``.
 
-The revision pins every file; the SHA-256 of the weights is checked on top, because a download that broke off
-and one that was tampered with look the same to an engine.
+The revision pins every file. The SHA-256 of the weights is checked in addition: to an engine, an incomplete or a
+manipulated download looks the same as a good one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WEIGHTS = "model.safetensors"
 
 
 def main() -> int:
-    """0 when the model lies in FOLDER and its weights have the expected digest."""
+    """Download the model into FOLDER; return 0 if its weights have the expected digest."""
     repository, revision, folder, expected = sys.argv[1:5]
     snapshot_download(
         repository,

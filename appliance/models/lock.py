@@ -1,7 +1,7 @@
 """``models.lock``: every weight file by repository, revision, name, size and SHA-256.
 
 The store is a model hub's cache folder (``HF_HOME``): ``hub/models--ORG--NAME/snapshots/REVISION/FILE``. An
-engine's unit starts only after :func:`verify` found every file of the lock whole.
+engine's unit starts only if :func:`verify` reports no difference.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Entry:
     sha256: str
 
     def path(self, store: Path) -> Path:
-        """Where the file lies in ``store``."""
+        """Return the path of the file in ``store``."""
         folder = f"models--{self.repository.replace('/', '--')}"
         return store / "hub" / folder / "snapshots" / self.revision / self.file
 
@@ -42,7 +42,7 @@ class Entry:
 
 
 def read(lock: Path) -> list[Entry]:
-    """The entries of ``lock``; raises :class:`ConfigError` that names the first line that is none."""
+    """Return the entries of ``lock``; raises :class:`ConfigError` that names the first invalid line."""
     text = text_file.read(
         lock, missing="cannot be read (No such file or directory); write it with `appliance models lock`"
     )
@@ -58,12 +58,14 @@ def read(lock: Path) -> list[Entry]:
         part = match.groupdict()
         entries.append(Entry(part["repository"], part["revision"], part["file"], int(part["size"]), part["sha256"]))
     if not entries:
-        raise ConfigError(f"{lock}: names no file; a lock that checks nothing proves nothing")
+        raise ConfigError(
+            f"{lock}: names no file, so it verifies nothing; write it anew with `appliance models lock`"
+        )
     return entries
 
 
 def make(store: Path) -> list[Entry]:
-    """The entries of everything that lies in ``store`` now, in a stable order."""
+    """Return the entries of all files in ``store``, in a stable order; raises :class:`StoreError` if none."""
     entries = []
     for path in sorted((store / "hub").glob("models--*--*/snapshots/*/**/*")):
         if path.is_file():
@@ -76,14 +78,14 @@ def make(store: Path) -> list[Entry]:
 
 
 def verify(entries: list[Entry], store: Path) -> Iterator[str]:
-    """One line for each file of ``entries`` that is not what the lock says. Sizes first: digests take long."""
+    """Yield one line for each file of ``entries`` that differs from the lock, the smallest files first."""
     for entry in sorted(entries, key=lambda entry: entry.size):
         path = entry.path(store)
         name = f"{entry.repository}@{entry.revision[:12]} {entry.file}"
         try:
             size = path.stat().st_size
             if size != entry.size:
-                yield f"{name}: {size} bytes, the lock says {entry.size}; fetch it again"
+                yield f"{name}: {size} bytes, the lock has {entry.size}; fetch it again"
             elif digest(path) != entry.sha256:
                 yield f"{name}: its SHA-256 is not the lock's; remove it and fetch it again"
         except FileNotFoundError:
@@ -93,6 +95,6 @@ def verify(entries: list[Entry], store: Path) -> Iterator[str]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

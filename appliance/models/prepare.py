@@ -1,4 +1,4 @@
-"""Chooses the model that `make up` serves: the real Qwen3-0.6B where the hub answers, else a tiny random one."""
+"""Chooses the model that `make up` serves: Qwen3-0.6B if the model hub has it for us, else a tiny random one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model on disk: the name clients use, its folder, its longest context, and what to tell the person."""
+    """A model on disk: the name for clients, its folder, its longest context in tokens, a notice for the user."""
 
     name: str
     folder: Path
@@ -40,32 +40,32 @@ class Prepared:
     notice: str
 
 
-async def prepare(choice: str, python: Path, data: Path, say: Callable[[str], None]) -> Prepared:
-    """The model to serve. ``choice``: ``auto``, or ``tiny`` to leave the hub alone.
+async def prepare(choice: str, python: Path, data: Path, report: Callable[[str], None]) -> Prepared:
+    """Return the model to serve. ``choice`` is ``auto``, or ``tiny`` to make the tiny model without the hub.
 
-    ``python`` is the engine's interpreter, ``data`` the folder for models and logs, ``say`` tells the person
-    what takes long. Raises :class:`StartError` when not even the tiny model can be made, :class:`StoreError` when
-    ``data`` cannot be written.
+    ``python`` is the engine's interpreter, ``data`` the folder for models and logs. ``report`` is called with a
+    line for the user at each long step. Raises :class:`StartError` if not even the tiny model can be made,
+    :class:`StoreError` if ``data`` cannot be written.
     """
     if choice == "auto":
         real = data / "models" / "Qwen3-0.6B"
         if is_verified(real):
             return _real(real)
-        if await asyncio.to_thread(hub_answers):
-            say(f"downloading {REPOSITORY} at {REVISION[:12]} (1.5 GB) ...")
+        if await asyncio.to_thread(hub_has_model):
+            report(f"downloading {REPOSITORY} at {REVISION[:12]} (1.5 GB) ...")
             if await _download(python, real, data):
                 return _real(real)
-            say(f"the download failed (see {data / 'log' / 'model.log'}); run again to resume it")
+            report(f"the download failed (see {data / 'log' / 'model.log'}); run again to resume it")
     return await _tiny(python, data)
 
 
 def is_verified(folder: Path) -> bool:
-    """Whether an earlier run downloaded this revision into ``folder`` and checked its weights."""
+    """Return whether an earlier run downloaded this revision into ``folder`` and verified its weights."""
     return files.read(folder / ".verified") == f"{REVISION} {WEIGHTS_SHA256}\n".encode()
 
 
-def hub_answers() -> bool:
-    """Whether the model hub (``HF_ENDPOINT``, else the public one) answers for our revision within seconds."""
+def hub_has_model() -> bool:
+    """Return whether the model hub (``HF_ENDPOINT``, else the public one) has our revision, within seconds."""
     base = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
     request = urllib.request.Request(f"{base}/api/models/{REPOSITORY}/revision/{REVISION}", method="GET")  # noqa: S310
     try:
@@ -78,7 +78,7 @@ def hub_answers() -> bool:
 async def _download(python: Path, folder: Path, data: Path) -> bool:
     argv = [str(python), str(HERE / "fetch.py"), REPOSITORY, REVISION, str(folder), WEIGHTS_SHA256]
     host = urlsplit(os.environ.get("HF_ENDPOINT", HUB)).hostname or ""
-    # The hub's own client would ask a mirror on this machine through a proxy.
+    # The hub's own client would send the requests for a mirror on this machine through a proxy.
     straight = {"NO_PROXY": host, "no_proxy": host} if is_loopback(host) else {}
     try:
         async with asyncio.timeout(DOWNLOAD_TIMEOUT_S):
@@ -91,10 +91,11 @@ async def _download(python: Path, folder: Path, data: Path) -> bool:
 
 
 async def _tiny(python: Path, data: Path) -> Prepared:
-    # The script's own digest in the name: a newer script makes a newer model.
-    digest = hashlib.sha256((HERE / "tiny_qwen3.py").read_bytes()).hexdigest()[:12]
+    # The digest of the script and its text is in the name: a newer script makes a newer model.
+    sources = [(HERE / name).read_bytes() for name in ("tiny_qwen3.py", "tiny_corpus.txt")]
+    digest = hashlib.sha256(b"".join(sources)).hexdigest()[:12]
     folder = data / "models" / f"tiny-qwen3-{digest}"
-    # Written aside and moved into place: a half-written model is never served.
+    # Written under another name and moved into place: a half-written model is never served.
     making = folder.with_suffix(".new")
     if not (folder / "config.json").exists():
         code = await run_step(
@@ -109,8 +110,8 @@ async def _tiny(python: Path, data: Path) -> Prepared:
             )
         files.move(making, folder)
     notice = (
-        "TINY RANDOM MODEL: the model hub does not answer from here, or MODEL=tiny was asked for. This is a "
-        "two-layer Qwen3 with random weights: the path from client to engine is real, the answers are noise."
+        "TINY RANDOM MODEL: the model hub cannot be reached from here, or MODEL=tiny is set. This is a two-layer "
+        "Qwen3 with random weights: the path from client to engine is real, the generated text is noise."
     )
     return Prepared(TINY_NAME, folder, 8192, notice)
 

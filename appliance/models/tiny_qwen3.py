@@ -1,8 +1,8 @@
-"""Makes a tiny Qwen3 on the spot: random weights, a small BPE tokenizer of its own, Qwen's chat markers.
+"""Makes a tiny Qwen3: random weights, a small BPE tokenizer of its own, Qwen's chat markers.
 
-Runs under the engine's Python (torch, transformers): ``python tiny_qwen3.py FOLDER``. The path through the
-engine is real, the answers are noise. Two things make the noise easy to look at: the output layer is muted
-for tokens that are no readable text, and an answer without ``max_tokens`` ends after 256 tokens.
+Runs under the engine's Python (torch, transformers): ``python tiny_qwen3.py FOLDER``. The path through the engine
+is real, the generated text is noise. Two measures make it readable: the output layer is muted for tokens that are
+not printable text, and a completion without ``max_tokens`` ends after 256 tokens.
 """
 
 from __future__ import annotations
@@ -19,29 +19,20 @@ VOCABULARY = 768
 CONTEXT = 8192
 DEFAULT_MAX_TOKENS = 256
 OUTPUT_SCALE = 20.0
-"""Spreads the logits, so that sampling at temperature 1 rarely meets a muted token (their logit is 0)."""
+"""Factor of the logits, so that sampling at temperature 1 rarely selects a muted token (their logit is 0)."""
 
 MARKERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 ADDED = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 
-TEXT = """
-A river begins as rain on a hill and ends as salt in the sea. Between the two it turns a mill, waters a field,
-carries a boat and drowns a road. People who live beside it learn its habits. They build the bridge where the
-bank is rock, and they keep the hay on the high side of the barn. When the water rises at night somebody rings
-the bell, and everyone knows what to do. The baker moves the flour upstairs. The teacher counts the children.
-The smith lets the fire go out, for wet coal is worse than none. In the morning the fields are a brown lake,
-and the first to come back are the birds. Then the work begins: mud is shovelled from the kitchen, doors are
-hung out to dry, a cow is led home by a girl who found her on the church steps. After a week the road is open.
-After a month there is grass. The user asks, the assistant answers; the system says how. A question has a
-number, a name, a place and a reason. An answer has true or false, yes or no, and sometimes an example.
-"""
+TEXT = Path(__file__).with_name("tiny_corpus.txt").read_text(encoding="utf-8")
+"""The text from which the tokenizer is trained."""
 
 TEMPLATE = (
     "{%- if tools %}<|im_start|>system\n"
     "{%- if messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}{% endif %}"
     "Functions you may call, as JSON, one a line:\n"
     "{%- for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n"
-    'To call one answer <tool_call>{"name": ..., "arguments": ...}</tool_call><|im_end|>\n'
+    'To call one return <tool_call>{"name": ..., "arguments": ...}</tool_call><|im_end|>\n'
     "{%- elif messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n{% endif %}"
     "{%- for message in messages %}{% if not (loop.first and message.role == 'system') %}"
     "<|im_start|>{{ 'user' if message.role == 'tool' else message.role }}\n"
@@ -55,7 +46,7 @@ TEMPLATE = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE over :data:`TEXT` with Qwen's markers; encodes any text."""
+    """Return a byte-level BPE over :data:`TEXT` with Qwen's markers; it encodes any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -74,7 +65,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """Two layers, hidden size 128, grouped-query attention and q/k norms as in every Qwen3."""
+    """Return a model of two layers, hidden size 128, with the grouped-query attention and q/k norms of a Qwen3."""
     torch.manual_seed(SEED)
     config = Qwen3Config(
         vocab_size=VOCABULARY,

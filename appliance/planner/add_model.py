@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from appliance.catalog import hfconfig
+from appliance.catalog import hf_config
 from appliance.catalog.shape import Shape
 from appliance.errors import ConfigError
 from appliance.planner import precision
@@ -30,7 +30,7 @@ def read(source: str, pooling: bool = False) -> Shape:
     )
     if _is_repository(source):
         name = source
-    shape = hfconfig.parse(name, config, source=f"config.json of {name}", pooling=pooling)
+    shape = hf_config.parse(name, config, source=f"config.json of {name}", pooling=pooling)
     index = path.parent / "model.safetensors.index.json"
     return _against_index(shape, index) if index.is_file() else shape
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from appliance.errors import ApplianceError, ConfigError
 from appliance.planner import row_parser
 from appliance.planner.constants import Constants
-from appliance.planner.serving import interval, predict
+from appliance.planner.throughput import interval, predict
 
 REQUIRED = ("gpu", "model", "output_tok_s")
 """Columns without which a file holds no measurements."""
@@ -92,12 +92,12 @@ def evaluate(rows: Sequence[row_parser.Row], k: Constants | None = None) -> list
         truth: float | None = None
         try:
             truth = row_parser.number(row.get("output_tok_s"), "output_tok_s") or None
-            point = row_parser.point(row)
-            answer = predict(point, k)
-            low, high = interval(point)
-            rate = answer.output_tok_s
+            workload = row_parser.parse_row(row)
+            prediction = predict(workload, k)
+            low, high = interval(workload)
+            rate = prediction.output_tok_s
             results.append(
-                RowResult(row, line, truth, rate, rate * exp(low), rate * exp(high), None, point.assumed)
+                RowResult(row, line, truth, rate, rate * exp(low), rate * exp(high), None, workload.assumed)
             )
         except ApplianceError as error:
             results.append(RowResult(row, line, truth, refused=str(error)))

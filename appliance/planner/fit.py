@@ -11,14 +11,15 @@ from collections.abc import Iterator
 
 from appliance.catalog.cards import Card
 from appliance.catalog.shape import Shape
+from appliance.contract.card_memory import GIB, shortage
 from appliance.contract.model import Engine, Site
 from appliance.contract.rules import Violation
 from appliance.errors import UsageError
 from appliance.planner import host_ram, precision
-from appliance.planner.memory import GIB, card_memory, weight_bytes
+from appliance.planner.from_site import card_of, model_of
+from appliance.planner.layout import Layout, check_shards
+from appliance.planner.memory import card_memory, weight_bytes
 from appliance.planner.precision import Precision
-from appliance.planner.site import card_of, model_of
-from appliance.planner.workload import Layout, check_shards
 
 
 def fit(site: Site) -> list[Violation]:
@@ -33,16 +34,16 @@ def fit(site: Site) -> list[Violation]:
 
 def _known(site: Site, engine: Engine) -> tuple[Shape, Precision] | None:
     model = site.models.get(engine.model)
-    if model is None or engine.kind == "fake":
+    if model is None or engine.kind == "mock":
         return None
     try:
         shape, dtype = model_of(model)
     except UsageError:
         return None
-    said = engine.options.get("kv-cache-dtype")
-    if isinstance(said, str) and said != "auto":
+    stated = engine.options.get("kv-cache-dtype")
+    if isinstance(stated, str) and stated != "auto":
         try:
-            dtype = precision.parse(dtype.name, "fp8" if said.startswith("fp8") else said)
+            dtype = precision.parse(dtype.name, "fp8" if stated.startswith("fp8") else stated)
         except UsageError:
             return shape, dtype
     return shape, dtype
@@ -112,14 +113,13 @@ def _memory(
     )
     if memory.kv_tokens >= engine.context:
         return None
-    room, weights = memory.budget / GIB, memory.weights / GIB
-    if memory.kv <= 0:
-        what = (
-            f"{weights:.1f} GiB of weights and {memory.overhead / GIB:.1f} GiB of working space per card "
-            "do not "
-            f"fit the {room:.1f} GiB that gpu_memory_utilization = {engine.gpu_memory_utilization:g} leaves"
-        )
-    else:
+    what = shortage(
+        weights=memory.weights,
+        working_space=memory.overhead,
+        memory=memory.total,
+        utilization=engine.gpu_memory_utilization,
+    )
+    if what is None:
         what = f"the KV cache would hold {memory.kv_tokens} tokens, one request of {engine.context} does not fit"
     return Violation(where, what, _nearest(engine, shape, dtype, smallest, memory.kv_tokens))
 
@@ -186,7 +186,7 @@ def _ram(site: Site, host: str) -> Iterator[Violation]:
     account = host_ram.account(site.hosts[host].memory_gib, engines)
     # Processes alone are an estimate; only what is asked for by the gigabyte may refuse a site.
     if (
-        sum(engine.asked for engine in engines)
+        sum(engine.requested for engine in engines)
         > account.total * (1 - host_ram.FREE_SHARE) - host_ram.SYSTEM_GIB * GIB / 2
     ):
         yield Violation(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GIB = 2.0**30
+from appliance.contract.card_memory import GIB
 
 SYSTEM_GIB = 4.0
 """The system, the gateway, monitoring."""
@@ -43,7 +43,7 @@ class EngineRam:
     @property
     def total(self) -> float:
         """Bytes of RAM."""
-        return self.processes + self.asked
+        return self.processes + self.requested
 
     @property
     def processes(self) -> float:
@@ -51,7 +51,7 @@ class EngineRam:
         return ((ENGINE_GIB if self.cards else CPU_ENGINE_GIB) + WORKER_GIB * self.cards) * GIB
 
     @property
-    def asked(self) -> float:
+    def requested(self) -> float:
         """Bytes that the configuration asks for by the gigabyte: pinned, offloaded, held in RAM."""
         return (self.weights if self.sleeps else 0.0) + self.in_ram + OFFLOAD_FACTOR * self.offload
 

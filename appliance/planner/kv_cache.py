@@ -3,7 +3,7 @@
 Pure. The tokens vLLM reports at start ("KV cache size: N tokens") are the pool's pages over the pages that
 one request of the longest context needs, times that context. Sliding layers need only their window, linear
 attention layers one state each; their pages are padded to one size. Read from vLLM 0.32's
-v1/core/kv_cache_utils.py and held to what it reports (``tests/planner/test_kvcache.py``).
+v1/core/kv_cache_utils.py and held to what it reports (``tests/planner/test_kv_cache.py``).
 """
 
 from __future__ import annotations

@@ -11,13 +11,10 @@ from math import ceil
 
 from appliance.catalog.cards import Card
 from appliance.catalog.shape import Shape
+from appliance.contract.card_memory import GIB, budget
 from appliance.planner import kv_cache, precision
+from appliance.planner.layout import SINGLE, Layout
 from appliance.planner.precision import Precision
-from appliance.planner.workload import Layout
-
-GIB = 2.0**30
-
-SINGLE = Layout()
 
 CONTEXT_BYTES = 0.6 * GIB
 """CUDA context, cuBLAS and kernel images of one process. Source: nvidia-smi of an idle torch process, order
@@ -130,8 +127,8 @@ def card_memory(
     fragments = FRAGMENT_SHARE * (weights + activations)
     graph_bytes = GRAPH_BYTES_PER_LAYER * ceil(shape.layers / layout.pp) if graphs else 0.0
     nccl = NCCL_BYTES * (1 + (layout.tp > 2)) if layout.cards_per_replica > 1 else 0.0
-    budget = card.memory_bytes * utilization
-    kv = budget - weights - activations - fragments - graph_bytes - nccl - CONTEXT_BYTES
+    available = budget(card.memory_bytes, utilization)
+    kv = available - weights - activations - fragments - graph_bytes - nccl - CONTEXT_BYTES
     pages = kv_cache.layout(
         shape,
         tp=1 if layout.attention_dp else layout.tp,
@@ -142,7 +139,7 @@ def card_memory(
     tokens = pages.tokens(max(kv, 0.0), context) * (layout.tp if layout.attention_dp else 1)
     return CardMemory(
         card.memory_bytes,
-        budget,
+        available,
         weights,
         activations + fragments,
         graph_bytes,

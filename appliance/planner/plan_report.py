@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.planner import queueing
-from appliance.planner.candidates import at
-from appliance.planner.demand import Demand, HardwareSpec
-from appliance.planner.memory import GIB
-from appliance.planner.queueing import OfferedLoad, SimulationOutcome
-from appliance.planner.simulated_engine import engine_of
-from appliance.planner.topology import Advice, Placement, Plan, advise
+from appliance.contract.card_memory import GIB
+from appliance.planner.candidates import predict_at
+from appliance.planner.demand import Demand
+from appliance.planner.hardware import HardwareSpec
+from appliance.planner.placement import Advice, Placement, Plan, advise
+from appliance.planner.simulated_engine import simulated_engine
+from appliance.planner.simulation import OfferedLoad, Pattern, SimulationOutcome, breaking_point, simulate
 from appliance.planner.what_if import Change, changes
 
 SIMULATED = 5_000
@@ -27,9 +27,9 @@ N8N_RATE_SHARE = 0.2
 class QueueEstimate:
     """One model's simulation."""
 
-    work: str
+    model: str
     outcome: SimulationOutcome
-    breaks_at: int
+    breaking_point: int
     """Open chats of this model beyond which one request in twenty misses the SLO."""
 
 
@@ -44,36 +44,36 @@ class PlanReport:
     changes: tuple[Change, ...]
 
 
-def answer(
+def make_report(
     machines: tuple[HardwareSpec, ...],
     demand: Demand,
     *,
     requests: int = SIMULATED,
     seed: int = 1,
-    pattern: queueing.Pattern = "n8n",
+    pattern: Pattern = "n8n",
 ) -> PlanReport:
     """Topology, simulation of the recommended one, and what changes would bring."""
     advice = advise(machines, demand)
     queues = []
     for part in advice.best.parts:
-        engine = engine_of(part)
-        chats = round(demand.chats * part.option.work.share)
+        engine = simulated_engine(part)
+        chats = round(demand.chats * part.candidate.model.share)
         if engine is None or chats < 1:
             continue
         load = OfferedLoad(
-            users=max(1, min(chats, round(demand.users * part.option.work.share))),
+            users=max(1, min(chats, round(demand.users * part.candidate.model.share))),
             chats=chats,
             think_s=demand.think_s,
-            prompt=part.option.work.prompt,
-            answer=part.option.work.answer,
+            prompt=part.candidate.model.prompt,
+            response=part.candidate.model.response,
             pattern=pattern,
-            batch=max(1, round(N8N_BATCH * part.option.work.share)),
+            batch=max(1, round(N8N_BATCH * part.candidate.model.share)),
             rate=N8N_RATE_SHARE * chats / demand.think_s if pattern != "none" else 0.0,
         )
         limits = {"ttft_slo_s": demand.ttft_slo_s, "tpot_slo_s": demand.tpot_slo_s}
-        outcome = queueing.simulate(engine, load, requests, seed=seed, **limits)
-        breaks = queueing.breaking_point(engine, load, seed=seed, requests=1500, **limits)
-        queues.append(QueueEstimate(part.option.work.name, outcome, breaks))
+        outcome = simulate(engine, load, requests, seed=seed, **limits)
+        limit = breaking_point(engine, load, seed=seed, requests=1500, **limits)
+        queues.append(QueueEstimate(part.candidate.model.name, outcome, limit))
     return PlanReport(machines, demand, advice, tuple(queues), tuple(changes(machines, demand)))
 
 
@@ -81,9 +81,9 @@ def curve(part: Placement) -> list[dict[str, float]]:
     """Throughput and time per token of all replicas over the requests in flight, with the interval's ends."""
     points = []
     for per_replica in CURVE:
-        if part.option.point is None or part.option.work.shape.pooling:
+        if part.candidate.workload is None or part.candidate.model.shape.pooling:
             break
-        prediction = at(part.option, per_replica)
+        prediction = predict_at(part.candidate, per_replica)
         assert prediction is not None  # noqa: S101
         if prediction.running < per_replica * 0.99:
             break
@@ -104,13 +104,13 @@ def memory_bars(plan: Plan) -> list[dict[str, Any]]:
     """Per card: whose it is, and GiB of weights, working space, KV cache and what stays free."""
     bars = []
     for part in plan.parts:
-        memory = part.option.memory
-        if memory is None or part.option.card is None:
+        memory = part.candidate.memory
+        if memory is None or part.candidate.card is None:
             continue
         bars += [
             {
                 "card": f"{machine} {card}",
-                "model": part.option.work.name,
+                "model": part.candidate.model.name,
                 "total": memory.total / GIB,
                 "weights": memory.weights / GIB,
                 "working": memory.overhead / GIB,
@@ -123,29 +123,29 @@ def memory_bars(plan: Plan) -> list[dict[str, Any]]:
     return bars
 
 
-def as_json(answer: PlanReport) -> dict[str, Any]:
+def as_json(report: PlanReport) -> dict[str, Any]:
     """The plan as plain data."""
-    best = answer.advice.best
+    best = report.advice.best
     return {
         "machines": [
             {"name": machine.name, "cards": [card.name for card in machine.cards], "ram_gib": machine.ram_gib}
-            for machine in answer.machines
+            for machine in report.machines
         ],
         "demand": {
-            "users": answer.demand.users,
-            "chats": answer.demand.chats,
-            "think_s": answer.demand.think_s,
-            "ttft_slo_s": answer.demand.ttft_slo_s,
-            "tpot_slo_s": answer.demand.tpot_slo_s,
-            "prefix_hit": answer.demand.prefix_hit,
+            "users": report.demand.users,
+            "chats": report.demand.chats,
+            "think_s": report.demand.think_s,
+            "ttft_slo_s": report.demand.ttft_slo_s,
+            "tpot_slo_s": report.demand.tpot_slo_s,
+            "prefix_hit": report.demand.prefix_hit,
         },
         "recommended": plan_json(best),
-        "reasons": list(answer.advice.reasons),
-        "looked_at": answer.advice.looked_at,
-        "alternatives": [{**plan_json(plan), "best_at": what} for plan, what in answer.advice.alternatives],
+        "reasons": list(report.advice.reasons),
+        "looked_at": report.advice.plans_compared,
+        "alternatives": [{**plan_json(plan), "best_at": what} for plan, what in report.advice.alternatives],
         "simulation": [
             {
-                "model": queue.work,
+                "model": queue.model,
                 "requests": queue.outcome.requests,
                 "ttft_s": dict(zip(("p50", "p95", "p99"), queue.outcome.ttft, strict=True)),
                 "tpot_s": dict(zip(("p50", "p95", "p99"), queue.outcome.tpot, strict=True)),
@@ -155,16 +155,18 @@ def as_json(answer: PlanReport) -> dict[str, Any]:
                 "users_inside": queue.outcome.users_inside,
                 "requests_inside": queue.outcome.requests_inside,
                 "longest_queue": queue.outcome.longest_queue,
-                "breaks_at_chats": queue.breaks_at,
+                "breaks_at_chats": queue.breaking_point,
             }
-            for queue in answer.queues
+            for queue in report.queues
         ],
         "changes": [
             {"what": change.what, "plan": plan_json(change.plan) if change.plan is not None else None}
-            for change in answer.changes
+            for change in report.changes
         ],
         "memory": memory_bars(best),
-        "curves": {part.option.work.name: curve(part) for part in best.parts if part.option.point is not None},
+        "curves": {
+            part.candidate.model.name: curve(part) for part in best.parts if part.candidate.workload is not None
+        },
     }
 
 
@@ -180,19 +182,19 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "chats_of_full_context": plan.context_room,
         "parts": [
             {
-                "model": part.option.work.name,
-                "shape": part.option.work.shape.name,
-                "precision": part.option.point.precision.name
-                if part.option.point
-                else part.option.work.precision.name,
-                "layout": part.option.title,
+                "model": part.candidate.model.name,
+                "shape": part.candidate.model.shape.name,
+                "precision": part.candidate.workload.precision.name
+                if part.candidate.workload
+                else part.candidate.model.precision.name,
+                "layout": part.candidate.title,
                 "replicas": part.replicas,
                 "cards": [{"machine": machine, "cards": list(cards)} for machine, cards in part.places],
                 "headroom": part.headroom,
-                "limit": part.option.limit,
+                "limit": part.candidate.limit,
                 "in_flight_per_replica": part.load,
                 "tok_s": _rates(part),
-                "alone_tok_s": part.option.alone_tok_s,
+                "alone_tok_s": part.candidate.alone_tok_s,
             }
             for part in plan.parts
         ],
@@ -200,7 +202,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def _rates(part: Placement) -> dict[str, float] | None:
-    now = part.now
+    now = part.prediction
     if now is None:
         return None
     count = part.replicas

@@ -97,8 +97,8 @@ def uniform(name: str, units: Units, each: float, kv_bytes: float) -> Precision:
 
 def parse(text: str, kv: str | None = None) -> Precision:
     """The precision that ``text`` names; ``kv`` or a ``kv …`` inside the text sets the cache's."""
-    said_kv = re.search(r"\bkv[ _=-]*(bf16|fp16|fp8|int8|nvfp4|auto)", text, re.IGNORECASE)
-    kv = kv or (said_kv.group(1).lower() if said_kv else "bf16")
+    stated_kv = re.search(r"\bkv[ _=-]*(bf16|fp16|fp8|int8|nvfp4|auto)", text, re.IGNORECASE)
+    kv = kv or (stated_kv.group(1).lower() if stated_kv else "bf16")
     kv_bytes = {"fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625}.get(kv, 2.0)
     if kv not in {"fp8", "int8", "nvfp4", "bf16", "fp16", "auto", "bfloat16", "float16"}:
         raise UsageError(f"there is no KV cache type {kv!r}; {suggest(kv, ['auto', 'bf16', 'fp8', 'nvfp4'])}")

@@ -51,37 +51,37 @@ def distinct_experts(experts: int, per_token: int, tokens: float) -> float:
     return experts * (1.0 - math.pow(1.0 - per_token / experts, max(tokens, 0.0)))
 
 
-def unit_speed(point: Workload) -> float:
+def unit_speed(workload: Workload) -> float:
     """Speed of the card's units under its power limit, 1 without one."""
-    if point.power_w is None:
+    if workload.power_w is None:
         return 1.0
-    share = min(1.0, point.power_w / (POWER_KNEE * point.card.tdp_w))
+    share = min(1.0, workload.power_w / (POWER_KNEE * workload.card.tdp_w))
     return math.pow(share, POWER_EXPONENT)
 
 
-def bandwidth(point: Workload) -> float:
+def bandwidth(workload: Workload) -> float:
     """Bytes per second of the card's memory under its power limit."""
-    return point.card.memory_gb_s * 1e9 * min(1.0, unit_speed(point) / DECODE_SLACK)
+    return workload.card.memory_gb_s * 1e9 * min(1.0, unit_speed(workload) / DECODE_SLACK)
 
 
-def kernel_share(point: Workload, k: Constants) -> float:
+def kernel_share(workload: Workload, k: Constants) -> float:
     """How well kernels are tuned for this generation of card, and for this engine."""
-    compute = point.card.compute
+    compute = workload.card.compute
     share = k.sm120_share if compute >= 12 else 1.0
-    return share * (k.tuned_factor if point.engine == "tensorrt-llm" else 1.0)
+    return share * (k.tuned_factor if workload.engine == "tensorrt-llm" else 1.0)
 
 
-def expert_rate(point: Workload, k: Constants) -> float:
+def expert_rate(workload: Workload, k: Constants) -> float:
     """Bytes per second at which grouped GEMMs read experts."""
     share = k.expert_memory_share
-    if point.engine == "tensorrt-llm":
+    if workload.engine == "tensorrt-llm":
         share *= k.tuned_factor
-    return bandwidth(point) * min(share, 1.0)
+    return bandwidth(workload) * min(share, 1.0)
 
 
-def flops(point: Workload, k: Constants) -> float:
+def flops(workload: Workload, k: Constants) -> float:
     """FLOP/s that large dense GEMMs reach."""
-    card, units = point.card, point.precision.units
+    card, units = workload.card, workload.precision.units
     bf16 = card.bf16_tflops * k.bf16_share
     rates = {
         "bf16": bf16,
@@ -90,31 +90,31 @@ def flops(point: Workload, k: Constants) -> float:
         "w4a16": card.bf16_tflops * k.w4a16_share,
         "gguf": card.bf16_tflops * k.w4a16_share,
     }
-    return rates[units] * 1e12 * kernel_share(point, k) * unit_speed(point)
+    return rates[units] * 1e12 * kernel_share(workload, k) * unit_speed(workload)
 
 
-def decode_step(point: Workload, batch: float, context: float, k: Constants) -> DecodeStep:
+def decode_step(workload: Workload, batch: float, context: float, k: Constants) -> DecodeStep:
     """One step that decodes ``batch`` sequences of ``context`` tokens on one replica."""
-    shape, layout, dtype = point.shape, point.layout, point.precision
+    shape, layout, dtype = workload.shape, workload.layout, workload.precision
     tp, pp = layout.tp, layout.pp
     batch = max(batch, 1.0)
     # In a pipeline each stage works on its own part of the batch; every part passes every stage in turn, so
     # that one token for all of them takes as many stage times as there are stages.
     micro = max(1.0, batch / pp)
-    tokens = micro * (1 + point.draft_tokens)
+    tokens = micro * (1 + workload.draft_tokens)
     local = tokens / tp if layout.attention_dp else tokens
     parts = precision.weights(shape, dtype)
     shards = 1 if layout.attention_dp else tp
-    on_card = 1.0 - point.cpu_bytes_share
-    rate = bandwidth(point) * k.memory_share
+    on_card = 1.0 - workload.cpu_bytes_share
+    rate = bandwidth(workload) * k.memory_share
     dense = parts.dense / shards / pp * on_card
     kv = shape.kv_bytes_of(context, dtype.kv_bytes) * micro / pp
     kv_shards = tp
     if isinstance(shape.full, Attention):
         kv_shards = min(tp, shape.full.kv_heads) if not layout.attention_dp else tp
     state = 2.0 * shape.state_bytes_per_sequence * micro / pp / tp
-    kv_rate = bandwidth(point) * k.kv_memory_share
-    if dtype.kv_bytes < 2 and point.engine != "tensorrt-llm":
+    kv_rate = bandwidth(workload) * k.kv_memory_share
+    if dtype.kv_bytes < 2 and workload.engine != "tensorrt-llm":
         # TensorRT-LLM's own attention kernels read FP8 at full speed; the open engines unpack it.
         kv_rate *= k.quantised_kv_factor
     memory = (dense + state) / rate + kv / kv_shards / kv_rate
@@ -124,32 +124,32 @@ def decode_step(point: Workload, batch: float, context: float, k: Constants) -> 
         independent = 1.0 + (tokens - 1.0) * k.routing_share
         read = distinct_experts(shape.moe.experts, shape.moe.per_token, independent) / shape.moe.experts
         experts = parts.experts * read / pp
-        on_cpu = experts * point.cpu_expert_share
-        memory += (experts - on_cpu) * on_card / tp * skew / expert_rate(point, k)
-        if point.cpu is not None and point.cpu_expert_share:
-            layers = shape.moe_layers * min(1.0, point.cpu_expert_share * 1.0)
-            cpu += on_cpu * pp / (point.cpu.memory_gb_s * 1e9 * k.cpu_memory_share) + layers * k.cpu_layer_s
-    if point.cpu is not None and point.cpu_bytes_share:
-        read_bytes = (parts.dense + parts.experts) * point.cpu_bytes_share
-        cpu += read_bytes / (point.cpu.memory_gb_s * 1e9 * k.cpu_memory_share)
-    compute = _token_flops(point, local, tokens, context, k) / (flops(point, k) * pp)
-    floor = _floor(point, k)
-    host_scale = k.offline_factor if point.engine == "tensorrt-llm" else 1.0
-    if point.engine == "llamacpp":
+        on_cpu = experts * workload.cpu_expert_share
+        memory += (experts - on_cpu) * on_card / tp * skew / expert_rate(workload, k)
+        if workload.cpu is not None and workload.cpu_expert_share:
+            layers = shape.moe_layers * min(1.0, workload.cpu_expert_share * 1.0)
+            cpu += on_cpu * pp / (workload.cpu.memory_gb_s * 1e9 * k.cpu_memory_share) + layers * k.cpu_layer_s
+    if workload.cpu is not None and workload.cpu_bytes_share:
+        read_bytes = (parts.dense + parts.experts) * workload.cpu_bytes_share
+        cpu += read_bytes / (workload.cpu.memory_gb_s * 1e9 * k.cpu_memory_share)
+    compute = _token_flops(workload, local, tokens, context, k) / (flops(workload, k) * pp)
+    floor = _floor(workload, k)
+    host_scale = k.offline_factor if workload.engine == "tensorrt-llm" else 1.0
+    if workload.engine == "llamacpp":
         host_scale = 0.2  # its server's loop is C++, and one sequence decodes at a time
     host = host_scale * (k.step_s * min(pp, batch) + k.sequence_s * batch)
-    draft = 1.0 + k.acceptance_cost * point.draft_tokens
+    draft = 1.0 + k.acceptance_cost * workload.draft_tokens
     return DecodeStep(
-        memory * pp * draft, compute * pp * draft, floor * draft + cpu, communication(point, tokens, k), host
+        memory * pp * draft, compute * pp * draft, floor * draft + cpu, communication(workload, tokens, k), host
     )
 
 
-def _token_flops(point: Workload, local: float, tokens: float, context: float, k: Constants) -> float:
+def _token_flops(workload: Workload, local: float, tokens: float, context: float, k: Constants) -> float:
     """FLOPs on the busiest card for ``tokens`` tokens of a step that attend to ``context`` each.
 
     ``local`` are the tokens whose attention this card computes under attention data parallelism.
     """
-    shape, layout = point.shape, point.layout
+    shape, layout = workload.shape, workload.layout
     shards = 1 if layout.attention_dp else layout.tp
     routed = shape.expert_params * (shape.moe.per_token / shape.moe.experts) if shape.moe else 0.0
     dense = shape.total_params - shape.embedding_params - shape.expert_params
@@ -164,34 +164,34 @@ def _token_flops(point: Workload, local: float, tokens: float, context: float, k
     ) * local / shards + 2.0 * routed * tokens / layout.tp * skew / k.expert_flops_share
 
 
-def _floor(point: Workload, k: Constants) -> float:
+def _floor(workload: Workload, k: Constants) -> float:
     """Launch time of one pass over all layers."""
-    shape = point.shape
+    shape = workload.shape
     return shape.layers * k.layer_s + shape.moe_layers * k.expert_layer_s + shape.linear_layers * k.linear_layer_s
 
 
-def communication(point: Workload, tokens: float, k: Constants) -> float:
+def communication(workload: Workload, tokens: float, k: Constants) -> float:
     """Seconds of collectives for one pass of ``tokens`` tokens over all layers of one replica."""
-    layout, card = point.layout, point.card
+    layout, card = workload.layout, workload.card
     tp = layout.tp
     seconds = 0.0
     nvlink = card.link == "nvlink"
-    p2p = card.p2p if point.p2p is None else point.p2p
+    p2p = card.p2p if workload.p2p is None else workload.p2p
     penalty = 1.0 if p2p or nvlink else k.no_p2p_factor
     rate = card.link_gb_s * 1e9 * k.link_share / penalty
-    latency = (k.reduce_nvlink_s if nvlink else ONE_SHOT_S if point.one_shot else k.reduce_pcie_s) * penalty
-    if layout.hosts > 1 and point.link_gb_s:
+    latency = (k.reduce_nvlink_s if nvlink else ONE_SHOT_S if workload.one_shot else k.reduce_pcie_s) * penalty
+    if layout.hosts > 1 and workload.link_gb_s:
         # Across machines the slower link and its latency rule every collective.
-        rate = min(rate, point.link_gb_s * 1e9 * k.link_share)
+        rate = min(rate, workload.link_gb_s * 1e9 * k.link_share)
         latency += 2 * NETWORK_LATENCY_S
-    activation = tokens * point.shape.hidden * 2.0
+    activation = tokens * workload.shape.hidden * 2.0
     if tp > 1:
-        rounds = 2 * point.shape.layers
+        rounds = 2 * workload.shape.layers
         steps = 1.0 + 0.25 * (tp - 2)  # latency grows with the ring
         volume = activation * 2.0 * (tp - 1) / tp
-        if layout.attention_dp and point.shape.moe:
+        if layout.attention_dp and workload.shape.moe:
             # Dispatch and combine: each token travels to the experts' cards and back.
-            volume = activation * min(point.shape.moe.per_token, tp - 1) / tp
+            volume = activation * min(workload.shape.moe.per_token, tp - 1) / tp
         seconds += rounds * (latency * steps + volume / rate)
     if layout.pp > 1:
         seconds += (layout.pp - 1) * (latency + activation / rate)
@@ -202,24 +202,24 @@ NETWORK_LATENCY_S = 15e-6
 """One way through a switched 25 to 100 Gbit/s network with kernel TCP left out (RoCE)."""
 
 
-def prefill_time(point: Workload, tokens: float, k: Constants) -> float:
+def prefill_time(workload: Workload, tokens: float, k: Constants) -> float:
     """Seconds of one replica's cards to prefill one prompt of ``tokens`` tokens, nothing else running."""
-    fresh = max(1.0, tokens * (1.0 - point.prefix_hit))
+    fresh = max(1.0, tokens * (1.0 - workload.prefix_hit))
     start = tokens - fresh
     mean_context = (start + tokens) / 2.0
-    local = fresh / point.layout.tp if point.layout.attention_dp else fresh
-    arithmetic = _token_flops(point, local, fresh, mean_context, k) / (flops(point, k) * point.layout.pp)
-    link = communication(point, fresh, k)
-    if point.cpu is not None and (point.cpu_expert_share or point.cpu_bytes_share):
+    local = fresh / workload.layout.tp if workload.layout.attention_dp else fresh
+    arithmetic = _token_flops(workload, local, fresh, mean_context, k) / (flops(workload, k) * workload.layout.pp)
+    link = communication(workload, fresh, k)
+    if workload.cpu is not None and (workload.cpu_expert_share or workload.cpu_bytes_share):
         # Large prompts stream the weights once per chunk through the processor's memory.
-        parts = precision.weights(point.shape, point.precision)
-        away = parts.experts * point.cpu_expert_share + parts.total * point.cpu_bytes_share
-        arithmetic += max(1.0, fresh / 2048) * away / (point.cpu.memory_gb_s * 1e9 * k.cpu_memory_share)
+        parts = precision.weights(workload.shape, workload.precision)
+        away = parts.experts * workload.cpu_expert_share + parts.total * workload.cpu_bytes_share
+        arithmetic += max(1.0, fresh / 2048) * away / (workload.cpu.memory_gb_s * 1e9 * k.cpu_memory_share)
     return arithmetic + link
 
 
-def prefill_latency(point: Workload, tokens: float, k: Constants) -> float:
+def prefill_latency(workload: Workload, tokens: float, k: Constants) -> float:
     """Seconds from an idle replica to the first token of a prompt of ``tokens`` tokens."""
-    step = decode_step(point, 1.0, tokens, k)
-    once = max(prefill_time(point, tokens, k) * point.layout.pp, step.card)
+    step = decode_step(workload, 1.0, tokens, k)
+    once = max(prefill_time(workload, tokens, k) * workload.layout.pp, step.card)
     return once + step.floor + step.communication + step.host

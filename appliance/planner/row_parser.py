@@ -12,14 +12,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from appliance.catalog import catalog
-from appliance.catalog.cards import Card, Cpu
+from appliance.catalog.cards import Card, cards, find_card
+from appliance.catalog.models import find_model, shipped_models
+from appliance.catalog.names import normalise
+from appliance.catalog.processors import Cpu, find_cpu
 from appliance.catalog.shape import Attention, Moe, Shape
+from appliance.contract.card_memory import GIB
 from appliance.errors import ApplianceError, UsageError
 from appliance.planner import precision
-from appliance.planner.memory import GIB, default_sequences
+from appliance.planner.layout import Layout, check_shards
+from appliance.planner.memory import default_sequences
 from appliance.planner.precision import Precision
-from appliance.planner.workload import EngineKind, Layout, Workload, check_shards
+from appliance.planner.workload import EngineKind, Workload
 
 SHAREGPT = (217.0, 198.0)
 """Mean prompt and answer of vLLM's ShareGPT benchmark over 1000 prompts."""
@@ -40,7 +44,7 @@ class _Machine:
     cpu: Cpu | None
 
 
-def point(row: Row, known: dict[str, Shape] | None = None) -> Workload:
+def parse_row(row: Row, known: dict[str, Shape] | None = None) -> Workload:
     """The question that ``row`` answers; :class:`UsageError` with one line where it cannot be understood."""
     assumed: list[str] = []
     notes = row.get("notes") or ""
@@ -57,7 +61,7 @@ def point(row: Row, known: dict[str, Shape] | None = None) -> Workload:
         shape = dataclasses.replace(shape, max_context=int(prompt + answer) + 1)
     draft, accepted = _speculation(notes)
     generic = bytes_share and machine.cpu is None
-    cpu = catalog.find_cpu("generic desktop") if generic else machine.cpu
+    cpu = find_cpu("generic desktop") if generic else machine.cpu
     return Workload(
         card=machine.card,
         shape=shape,
@@ -104,12 +108,12 @@ def _machine(text: str, assumed: list[str]) -> _Machine:
             continue
         except UsageError:
             if part.lower().startswith("any "):
-                card = catalog.find_card("RTX 4060 Ti 16GB")
+                card = find_card("RTX 4060 Ti 16GB")
                 assumed.append(f"{part}: taken as {card.name}")
                 continue
             if len(parts) == 1:
                 raise
-        cpu = catalog.find_cpu(part)
+        cpu = find_cpu(part)
     if card is None:
         raise UsageError(f"gpu = {text!r} names no card; name one of the catalogue")
     return _Machine(card, cpu)
@@ -119,12 +123,10 @@ def _card(text: str) -> Card:
     """The card that ``text`` begins with, however it goes on (``H100 80GB HBM3``, ``4x RTX 5090 32GB``)."""
     name = re.sub(r"^\s*(?:NVIDIA\s+)?\d+\s*[x*]\s*", "", text)
     try:
-        return catalog.find_card(name)
+        return find_card(name)
     except UsageError:
-        plain = catalog.plain(name)
-        starts = {
-            catalog.plain(one): card for card in catalog.cards().values() for one in (card.name, *card.aliases)
-        }
+        plain = normalise(name)
+        starts = {normalise(one): card for card in cards().values() for one in (card.name, *card.aliases)}
         fits = [start for start in starts if len(start) >= 4 and plain.startswith(start)]
         if not fits:
             raise
@@ -132,12 +134,12 @@ def _card(text: str) -> Card:
 
 
 def _shape(text: str, known: dict[str, Shape] | None, assumed: list[str]) -> Shape:
-    known = catalog.shipped_models() if known is None else known
+    known = shipped_models() if known is None else known
     name = re.sub(r"\([^)]*\)", "", text).strip()
     if not name:
         raise UsageError("model is empty; name it")
     try:
-        return catalog.find_model(name, known)
+        return find_model(name, known)
     except UsageError as error:
         plain = _plain(name)
         for shape in known.values():
@@ -207,8 +209,8 @@ def _engine(text: str, assumed: list[str]) -> EngineKind:
 def _precision(text: str, notes: str, shape: Shape, engine: EngineKind, assumed: list[str]) -> Precision:
     if not text.strip():
         assumed.append(f"precision not stated: taken as {shape.native}")
-    said_kv = re.search(r"\bkv (fp8|bf16|int8|nvfp4)", f"{text}, {notes}", re.IGNORECASE)
-    kv = said_kv.group(1).lower() if said_kv else None
+    stated_kv = re.search(r"\bkv (fp8|bf16|int8|nvfp4)", f"{text}, {notes}", re.IGNORECASE)
+    kv = stated_kv.group(1).lower() if stated_kv else None
     try:
         dtype = precision.parse(text or shape.native, kv)
     except UsageError:
@@ -217,7 +219,7 @@ def _precision(text: str, notes: str, shape: Shape, engine: EngineKind, assumed:
             raise
         dtype = precision.parse({"4": "awq-int4", "8": "fp8"}[bits.group(1)], kv)
         assumed.append(f"{text}: taken as {dtype.name}")
-    if engine == "tensorrt-llm" and not said_kv and dtype.name in {"fp8", "nvfp4"}:
+    if engine == "tensorrt-llm" and not stated_kv and dtype.name in {"fp8", "nvfp4"}:
         # NVIDIA's FP8 and NVFP4 checkpoints say kv_cache_quant_algo = FP8.
         dtype = dataclasses.replace(dtype, kv_bytes=1.0)
     size = re.search(r"(\d+(?:\.\d+)?) ?GiB", f"{text} " + " ".join(re.findall(r"GGUF [\d.]+ GiB", notes)))
@@ -234,9 +236,9 @@ def _layout(row: Row, notes: str, engine: EngineKind) -> Layout:
     cards = int(number(row.get("gpu_count"), "gpu_count") or 1)
     if not 1 <= cards <= 4096:
         raise UsageError(f"gpu_count = {cards} makes no sense; nearest valid value: {min(max(cards, 1), 4096)}")
-    said = re.search(r"layout (?:D?EP|TP)(\d+)(?:, ?PP(\d+))?", notes)
-    if said:
-        tp, pp = int(said.group(1)), int(said.group(2) or 1)
+    stated = re.search(r"layout (?:D?EP|TP)(\d+)(?:, ?PP(\d+))?", notes)
+    if stated:
+        tp, pp = int(stated.group(1)), int(stated.group(2) or 1)
         dep = "layout DEP" in notes
         return Layout(tp=tp, pp=pp, replicas=max(1, cards // (tp * pp)), ep=dep, attention_dp=dep and tp > 1)
     tp = int(number(row.get("tp"), "tp") or 0)
@@ -320,9 +322,9 @@ def _lengths(row: Row, notes: str, engine: EngineKind, assumed: list[str]) -> tu
 
 
 def _concurrency(row: Row, notes: str, engine: EngineKind, layout: Layout, card: Card, assumed: list[str]) -> float:
-    said = number(row.get("concurrency"), "concurrency")
-    if said is not None:
-        return said
+    stated = number(row.get("concurrency"), "concurrency")
+    if stated is not None:
+        return stated
     if engine == "llamacpp":
         return 1.0
     prompts = re.search(r"(\d+) prompts", notes)
@@ -330,9 +332,9 @@ def _concurrency(row: Row, notes: str, engine: EngineKind, layout: Layout, card:
         assumed.append("offline: as many requests as fit")
         return OFFLINE_CONCURRENCY * layout.replicas * (layout.tp if layout.attention_dp else 1)
     if prompts or re.search(r"\binf(?:inite)?\b|max(?:imal)? load|ShareGPT", notes):
-        asked = float(prompts.group(1)) if prompts else 1000.0
+        prompts_sent = float(prompts.group(1)) if prompts else 1000.0
         assumed.append("all prompts at once")
-        return min(asked, float(default_sequences(card) * layout.replicas * layout.cards_per_replica))
+        return min(prompts_sent, float(default_sequences(card) * layout.replicas * layout.cards_per_replica))
     assumed.append(f"concurrency not stated: {USUAL_CONCURRENCY:.0f}")
     return USUAL_CONCURRENCY
 
@@ -373,7 +375,7 @@ def _requests(notes: str) -> float | None:
     return float(prompts.group(1)) if prompts else 1000.0
 
 
-def readable(row: Row) -> bool:
+def states_conditions(row: Row) -> bool:
     """Whether the row states lengths and concurrency."""
     try:
         return all(

@@ -1,34 +1,34 @@
-"""The queueing simulation's engine, from a placed option."""
+"""The queueing simulation's engine, from a placed candidate."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-from appliance.planner.candidates import at
+from appliance.planner.candidates import predict_at
 from appliance.planner.constants import calibrated
-from appliance.planner.queueing import SimulatedEngine
+from appliance.planner.placement import Placement
 from appliance.planner.roofline import prefill_latency, prefill_time
-from appliance.planner.serving import room_for
-from appliance.planner.topology import Placement
+from appliance.planner.simulation import SimulatedEngine
+from appliance.planner.throughput import kv_capacity
 
 MAX_SLOTS = 512
 
 
-def engine_of(part: Placement) -> SimulatedEngine | None:
+def simulated_engine(part: Placement) -> SimulatedEngine | None:
     """None for options nobody waits on token by token (embeddings, the processor)."""
-    point = part.option.point
-    if point is None or part.option.memory is None or part.option.work.shape.pooling:
+    workload = part.candidate.workload
+    if workload is None or part.candidate.memory is None or part.candidate.model.shape.pooling:
         return None
     k = calibrated()
-    slots = int(min(point.max_sequences or MAX_SLOTS, MAX_SLOTS))
-    if point.engine != "llamacpp":
-        slots = max(1, min(slots, int(room_for(point, part.option.memory))))
+    slots = int(min(workload.max_sequences or MAX_SLOTS, MAX_SLOTS))
+    if workload.engine != "llamacpp":
+        slots = max(1, min(slots, int(kv_capacity(workload, part.candidate.memory))))
     knots: list[tuple[int, float]] = []
     count = 1
     while True:
-        answer = at(part.option, count)
-        assert answer is not None  # noqa: S101
-        knots.append((count, answer.tpot_ms / 1e3))
+        prediction = predict_at(part.candidate, count)
+        assert prediction is not None  # noqa: S101
+        knots.append((count, prediction.tpot_ms / 1e3))
         if count >= slots:
             break
         count = min(slots, max(count + 1, int(count * 1.5)))
@@ -36,8 +36,8 @@ def engine_of(part: Placement) -> SimulatedEngine | None:
     for (low, fast), (high, slow) in pairwise(knots):
         table += [fast + (slow - fast) * (n - low) / (high - low) for n in range(low, high)]
     table.append(knots[-1][1])
-    per_token = prefill_time(point, point.input, k) / max(point.input, 1.0)
-    first = max(0.0, prefill_latency(point, point.input, k) - per_token * point.input)
+    per_token = prefill_time(workload, workload.input, k) / max(workload.input, 1.0)
+    first = max(0.0, prefill_latency(workload, workload.input, k) - per_token * workload.input)
     return SimulatedEngine(
         replicas=part.replicas, slots=slots, tpot_s=tuple(table), prefill_s_per_token=per_token, first_s=first
     )

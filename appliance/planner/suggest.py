@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 
+from appliance.contract.card_memory import GIB
 from appliance.planner import precision
-from appliance.planner.candidates import options
-from appliance.planner.demand import Demand, HardwareSpec, ModelDemand
+from appliance.planner.candidates import find_candidates
+from appliance.planner.demand import Demand
+from appliance.planner.hardware import HardwareSpec
+from appliance.planner.models import ModelDemand
 
-GIB = 2.0**30
 LADDER = ("fp8", "awq-int4", "nvfp4")
 
 
-def suggest(work: ModelDemand, machines: tuple[HardwareSpec, ...], demand: Demand) -> str:
+def suggest_change(model: ModelDemand, machines: tuple[HardwareSpec, ...], demand: Demand) -> str:
     """One line: what does not fit, and the smallest change that would."""
-    size = precision.weights(work.shape, work.precision).total / GIB
+    size = precision.weights(model.shape, model.precision).total / GIB
     where = ", ".join(f"{len(machine.cards)} x {machine.cards[0].name}" for machine in machines if machine.cards)
-    start = f"{work.name}: {size:.0f} GiB of {work.precision.name} weights and {work.context} tokens of context "
+    start = f"{model.name}: {size:.0f} GiB of {model.precision.name} weights and {model.context} tokens of context "
     start += f"do not fit {where or 'a machine without cards'}"
     for dtype in LADDER:
-        smaller = dataclasses.replace(work, precision=precision.parse(dtype))
-        if any(options(smaller, machine, demand, 1) for machine in machines):
-            return f"{start}; nearest that fits: {work.shape.name} in {dtype}"
-    context = work.context
-    while context > 2048 and context > work.prompt + work.answer:
+        smaller = dataclasses.replace(model, precision=precision.parse(dtype))
+        if any(find_candidates(smaller, machine, demand, 1) for machine in machines):
+            return f"{start}; nearest that fits: {model.shape.name} in {dtype}"
+    context = model.context
+    while context > 2048 and context > model.prompt + model.response:
         context //= 2
         shorter = dataclasses.replace(
-            work, context=context, prompt=min(work.prompt, context / 2), answer=min(work.answer, context / 4)
+            model, context=context, prompt=min(model.prompt, context / 2), response=min(model.response, context / 4)
         )
-        if any(options(shorter, machine, demand, 1) for machine in machines):
+        if any(find_candidates(shorter, machine, demand, 1) for machine in machines):
             return f"{start}; nearest that fits: a context of {context}"
     for machine in machines:
         for count in (2, 4, 8):
             if machine.cards and count > len(machine.cards):
                 grown = dataclasses.replace(machine, cards=(machine.cards[0],) * count)
-                if options(work, grown, demand, 1):
+                if find_candidates(model, grown, demand, 1):
                     return f"{start}; nearest that fits: {count} cards"
     return f"{start}; nearest that fits: a smaller model"

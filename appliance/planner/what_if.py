@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 
 from appliance.errors import UsageError
-from appliance.planner.demand import MAX_CARDS, Demand, HardwareSpec
-from appliance.planner.topology import Plan, advise
+from appliance.planner.demand import Demand
+from appliance.planner.hardware import MAX_CARDS, HardwareSpec
+from appliance.planner.placement import Plan, advise
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,43 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from appliance.catalog.cards import Card, Cpu
+from appliance.catalog.cards import Card
+from appliance.catalog.processors import Cpu
 from appliance.catalog.shape import Shape
 from appliance.errors import UsageError
+from appliance.planner.bounds import check_range
+from appliance.planner.layout import MAX_DEGREE, SINGLE, Layout, check_shards
 from appliance.planner.precision import Precision
 
 EngineKind = Literal["vllm", "sglang", "tensorrt-llm", "llamacpp"]
 
 MAX_TOKENS = 16_777_216
 MAX_CONCURRENCY = 1_000_000
-MAX_CARDS = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """How cards are used: ``replicas`` copies, each over ``tp`` x ``pp`` cards.
-
-    ``attention_dp`` replicates attention inside a copy and spreads only the experts (TensorRT-LLM's DEP);
-    ``ep`` keeps whole experts on cards instead of slices of each.
-    """
-
-    tp: int = 1
-    pp: int = 1
-    replicas: int = 1
-    ep: bool = False
-    attention_dp: bool = False
-    hosts: int = 1
-    """Machines that one copy spans."""
-
-    @property
-    def cards_per_replica(self) -> int:
-        """Cards of one copy."""
-        return self.tp * self.pp
-
-    @property
-    def cards(self) -> int:
-        """Cards of all copies."""
-        return self.tp * self.pp * self.replicas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +30,7 @@ class Workload:
     input: float
     output: float
     concurrency: float
-    layout: Layout = Layout()
+    layout: Layout = SINGLE
     engine: EngineKind = "vllm"
     power_w: float | None = None
     p2p: bool | None = None
@@ -81,76 +56,36 @@ class Workload:
     """Requests of unequal length that arrive at once and are the whole run; None for a steady state."""
     utilization: float = 0.92
     max_sequences: int | None = None
-    max_context: int | None = None
     assumed: tuple[str, ...] = ()
     """What the question left open and what was taken instead."""
 
 
-def check(point: Workload) -> Workload:
-    """``point`` if it can be: one :class:`UsageError` line with the nearest valid value otherwise."""
+def check_workload(workload: Workload) -> Workload:
+    """``workload`` if it can be: one :class:`UsageError` line with the nearest valid value otherwise."""
     for name, value, low, high in (
-        ("input tokens", point.input, 0, MAX_TOKENS),
-        ("output tokens", point.output, 1, MAX_TOKENS),
-        ("concurrency", point.concurrency, 1, MAX_CONCURRENCY),
-        ("accepted tokens per step", point.accepted, 1, point.draft_tokens + 1),
-        ("prefix hit share", point.prefix_hit, 0, 1),
-        ("gpu memory utilization", point.utilization, 0.05, 1),
-        ("tensor parallel", point.layout.tp, 1, MAX_CARDS),
-        ("pipeline parallel", point.layout.pp, 1, MAX_CARDS),
-        ("replicas", point.layout.replicas, 1, MAX_CARDS),
+        ("input tokens", workload.input, 0, MAX_TOKENS),
+        ("output tokens", workload.output, 1, MAX_TOKENS),
+        ("concurrency", workload.concurrency, 1, MAX_CONCURRENCY),
+        ("accepted tokens per step", workload.accepted, 1, workload.draft_tokens + 1),
+        ("prefix hit share", workload.prefix_hit, 0, 1),
+        ("gpu memory utilization", workload.utilization, 0.05, 1),
+        ("tensor parallel", workload.layout.tp, 1, MAX_DEGREE),
+        ("pipeline parallel", workload.layout.pp, 1, MAX_DEGREE),
+        ("replicas", workload.layout.replicas, 1, MAX_DEGREE),
     ):
-        if not low <= value <= high:  # also catches NaN
-            nearest = low if not value > low else high
-            raise UsageError(f"{name} = {value:g} makes no sense; nearest valid value: {nearest:g}")
-    check_shards(point.shape, point.layout, point.precision)
-    limit = point.shape.max_context
-    if point.input + point.output > limit * 1.001:
+        check_range(name, value, low, high)
+    check_shards(workload.shape, workload.layout, workload.precision)
+    limit = workload.shape.max_context
+    if workload.input + workload.output > limit * 1.001:
         raise UsageError(
-            f"{point.input + point.output:.0f} tokens of context are more than the {limit} of "
-            f"{point.shape.name}; "
+            f"{workload.input + workload.output:.0f} tokens of context are more than the {limit} of "
+            f"{workload.shape.name}; "
             f"nearest valid: {limit} in all"
         )
-    power = point.power_w
-    if power is not None and not point.card.min_power_w * 0.5 <= power <= point.card.max_power_w * 1.02:
-        nearest = point.card.min_power_w if power < point.card.min_power_w else point.card.max_power_w
+    power = workload.power_w
+    if power is not None and not workload.card.min_power_w * 0.5 <= power <= workload.card.max_power_w * 1.02:
+        nearest = workload.card.min_power_w if power < workload.card.min_power_w else workload.card.max_power_w
         raise UsageError(
-            f"power limit {power:g} W is out of {point.card.name}'s range; nearest valid: {nearest:g} W"
+            f"power limit {power:g} W is out of {workload.card.name}'s range; nearest valid: {nearest:g} W"
         )
-    return point
-
-
-def check_shards(shape: Shape, layout: Layout, precision: Precision) -> None:
-    """Whether ``layout`` can cut ``shape``: heads, experts' width, quantisation blocks, layers."""
-    tp = layout.tp
-    heads = [shape.full.heads]
-    if shape.sliding is not None:
-        heads.append(shape.sliding.heads)
-    if shape.linear is not None:
-        heads.append(shape.linear.value_heads)
-    sizes = [size for size in range(1, max(heads) + 1) if all(count % size == 0 for count in heads)]
-    if not layout.attention_dp and any(count % tp for count in heads):
-        nearest = min(sizes, key=lambda size: abs(size - tp))
-        raise UsageError(
-            f"tensor parallel {tp} does not divide the {min(heads)} heads of {shape.name}; nearest: {nearest}"
-        )
-    if layout.ep and shape.moe is None:
-        raise UsageError(f"{shape.name} has no experts; leave expert parallelism off")
-    if layout.ep and shape.moe and shape.moe.experts % tp:
-        nearest = min((n for n in sizes if shape.moe.experts % n == 0), key=lambda size: abs(size - tp))
-        raise UsageError(
-            f"{tp} cards do not divide the {shape.moe.experts} experts of {shape.name}; nearest: {nearest}"
-        )
-    if shape.moe and not layout.ep and not layout.attention_dp:
-        # vLLM's block-quantised FP8 experts come in blocks of 128 that a shard must not cut.
-        block = max(1, shape.fp8_block) if precision.name == "fp8" else 1
-        if shape.moe.width % (tp * block):
-            fits = [n for n in sizes if shape.moe.width % (n * block) == 0]
-            nearest = max((n for n in fits if n <= tp), default=1)
-            raise UsageError(
-                f"tensor parallel {tp} does not divide the experts of {shape.name} ({shape.moe.width} wide, "
-                f"blocks of {block}); nearest: {nearest}, or {tp} with expert parallelism"
-            )
-    if layout.pp > shape.layers:
-        raise UsageError(
-            f"pipeline parallel {layout.pp} is more than the {shape.layers} layers; nearest: {shape.layers}"
-        )
+    return workload

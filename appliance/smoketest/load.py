@@ -1,4 +1,4 @@
-"""The smoke test: Locust in a process of its own against a running gateway, and its verdict as a table."""
+"""The load of the smoke test: Locust in a process of its own against a running gateway, the verdict as a table."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rich.table import Table
 
 from appliance.contract.model import Site, Smoke
 from appliance.errors import StoreError, UsageError
-from appliance.render.screen import console
+from appliance.render.terminal import long_run_console
 from appliance.system.stopping import Stop
 from loadtests import report as reports
 from loadtests.outputs import Outputs, deliver
 from loadtests.parameters import LoadLimits, LoadPlan
 from loadtests.report import Report
-from loadtests.run import run as loadtest
+from loadtests.run import run
 from loadtests.scenarios import SCENARIOS
 
 
 def default_model(site: Site) -> str:
-    """The first generating model that an engine serves; raises :class:`UsageError` where none does."""
+    """Return the first generating model that an engine serves; raises :class:`UsageError` if there is none."""
     for engine in site.engines.values():
         if site.models[engine.model].task == "generate":
             return engine.model
@@ -31,23 +31,24 @@ def default_model(site: Site) -> str:
 
 
 def command(site: Site, args: argparse.Namespace, key: str, stop: Stop) -> int:
-    """Run ``appliance smoke`` without ``--reports``; the exit code: 1 for a missed SLO, 2 for a run without proof.
+    """Run ``appliance smoke`` without ``--reports``; the exit code: 1 for a missed SLO, 2 for an invalid run.
 
-    The report of ``--json`` is written also where ``stop`` ended the run.
+    The report of ``--json`` is also written if ``stop`` ended the run.
     """
     url = args.url or f"http://{site.gateway.host}:{site.gateway.port}"
     model = args.model or default_model(site)
     with Outputs({"--json": args.json}, stop) as outputs:
-        report = run(site.smoke, url=url, key=key, model=model, folder=site.data_path(Path.cwd()), stop=stop)
-        deliver(report, outputs, stop, {"--json": report.to_json}, lambda _: show(report, console(), subject=model))
+        report = run_load(site.smoke, url=url, key=key, model=model, folder=site.data_path(Path.cwd()), stop=stop)
+        console = long_run_console()
+        deliver(report, outputs, stop, {"--json": report.to_json}, lambda _: show(report, console, subject=model))
     return report.exit_code
 
 
-def run(smoke: Smoke, *, url: str, key: str, model: str, folder: Path, stop: Stop) -> Report:
-    """Run the smoke load against ``url``, until ``stop`` ends it. The key never is in arguments or files.
+def run_load(smoke: Smoke, *, url: str, key: str, model: str, folder: Path, stop: Stop) -> Report:
+    """Run the smoke load against ``url``, until ``stop`` ends it. The key is never in arguments or files.
 
-    The report is kept in ``folder`` too, as smoke.json. Raises :class:`UnprovenError` when Locust itself fails; its
-    log is in ``folder``. Raises :class:`StoreError` where ``folder`` takes neither its log nor its report.
+    The report is also written to ``folder``, as smoke.json. Raises :class:`UnprovenError` if Locust itself fails;
+    its log is in ``folder``. Raises :class:`StoreError` if log or report cannot be written to ``folder``.
     """
     result, log = folder / "smoke.json", folder / "log" / "smoke.log"
     try:
@@ -62,12 +63,12 @@ def run(smoke: Smoke, *, url: str, key: str, model: str, folder: Path, stop: Sto
         "output_tokens": (smoke.max_tokens, smoke.max_tokens),
     }
     parameters = SCENARIOS["smoke"].defaults.model_copy(update=size)
-    # A machine that has just booted is late now and then; that must not make its proof invalid.
+    # On a machine that has just booted the client is late at times; that must not invalidate the run.
     limits = LoadLimits(cpu_share=1.0, lag_ms=5000)
     plan = LoadPlan(scenario="smoke", parameters=parameters, models=(model,), slo=smoke.slo, limits=limits)
     try:
         with tempfile.TemporaryDirectory(prefix="appliance-smoke-") as own:
-            report = loadtest(plan, url=url, keys=[key], folder=Path(own), log=log, stop=stop)
+            report = run(plan, url=url, keys=[key], folder=Path(own), log=log, stop=stop)
         result.write_text(report.to_json())
     except OSError as error:
         raise StoreError.unwritable(Path(error.filename or result), error) from None
@@ -75,7 +76,7 @@ def run(smoke: Smoke, *, url: str, key: str, model: str, folder: Path, stop: Sto
 
 
 def show(report: Report, console: Console, *, subject: str) -> None:
-    """The verdict as a table: what was asked, what came, what holds."""
+    """Print the verdict as a table: latencies, failed requests, SLOs."""
     table = Table(title=f"Smoke test of {subject}", title_justify="left")
     for column in ("measure", "p50", "p95", "p99", "SLO", "verdict"):
         table.add_column(column, justify="left" if column in ("measure", "verdict") else "right")
@@ -84,11 +85,11 @@ def show(report: Report, console: Console, *, subject: str) -> None:
         check = checks.get(name)
         limit = f"p99 <= {check.limit:.0f}" if check else ""
         cells = [f"{values[p]:.1f}" for p in ("p50", "p95", "p99")]
-        table.add_row(f"{name} (ms)", *cells, limit, _word(check))
+        table.add_row(f"{name} (ms)", *cells, limit, _verdict(check))
     errors = checks["errors"]
     failed = sum(report.failures.values())
     table.add_row(
-        "failed requests", "", "", f"{failed} of {report.requests}", f"<= {errors.limit:.0%}", _word(errors)
+        "failed requests", "", "", f"{failed} of {report.requests}", f"<= {errors.limit:.0%}", _verdict(errors)
     )
     console.print(table)
     for cause, count in sorted(report.failures.items()):
@@ -102,7 +103,7 @@ def show(report: Report, console: Console, *, subject: str) -> None:
     console.print(f"{verdict}; {rate}", highlight=False)
 
 
-def _word(check: reports.SloCheck | None) -> str:
+def _verdict(check: reports.SloCheck | None) -> str:
     if check is None:
         return ""
     return "[green]holds[/]" if check.holds else "[red]missed[/]"

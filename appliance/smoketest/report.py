@@ -1,34 +1,36 @@
-"""What the smoke test found on one generation: the record that the trial reads, people open, and CI keeps."""
+"""The report on one generation: read by the trial, opened by people, kept by CI."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import Literal
 
 from appliance.errors import StoreError
+from appliance.render.html import Cell, HtmlTable, render_page
 from appliance.upgrade.state import Generation
 from appliance.upgrade.state_file import replace_file
 
 Level = Literal["ok", "warn", "fail"]
 NAME = "report.json"
 PAGE = "report.html"
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+KINDS: dict[Level, str] = {"ok": "good", "warn": "odd", "fail": "bad"}
+"""CSS class of each level."""
 
 
 @dataclass(frozen=True, slots=True)
 class SmokeStep:
-    """One thing that was proven, or was not: what was looked at, how it is, what mends it.
+    """One step: what was checked, what was found, how to fix it.
 
-    ``external``: it failed, and no generation causes or mends that; so it is a warning here.
+    ``external``: the step failed, but no generation can cause or fix the failure; its level is ``warn``.
     """
 
     name: str
     level: Level
     seen: str
-    mend: str = ""
+    fix: str = ""
     external: bool = False
 
     @property
@@ -41,8 +43,8 @@ class SmokeStep:
 class Proof:
     """The smoke test of one generation.
 
-    ``booted``: the generation had come up by a boot, not by a live switch. ``invocation`` is systemd's id of the
-    run, empty outside a unit; ``load`` the load test's own report, ``None`` where it did not come to that.
+    ``booted``: the generation was started by a boot, not by a live switch. ``invocation`` is systemd's id of the
+    run, empty outside a unit. ``load`` is the report of the load test, ``None`` if no load was run.
     """
 
     system: str
@@ -61,42 +63,42 @@ class Proof:
 
     @property
     def external(self) -> tuple[SmokeStep, ...]:
-        """What failed outside of any generation."""
+        """The steps that failed for a reason outside any generation."""
         return tuple(step for step in self.steps if step.external)
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed, and there was anything to fail."""
+        """Whether no step failed and there was at least one step."""
         return bool(self.steps) and not self.failed
 
     @property
     def line(self) -> str:
         """The verdict in one line, for the console and the login screen."""
         label = Generation(self.system, self.number).label
-        outside = "; ".join(step.sentence for step in self.external)
-        beside = f"; no generation's fault: {outside}" if outside else ""
+        external = "; ".join(step.sentence for step in self.external)
+        remark = f"; external: {external}" if external else ""
         if self.passed:
             warned = sum(step.level == "warn" for step in self.steps)
-            remark = f", {warned} with a warning" if warned else ""
-            steps = f"{len(self.steps)} steps{remark}, {self.duration_s:.0f} s"
-            return f"smoke test of {label}: PASS, {steps}{beside}"
-        what = "; ".join(step.sentence for step in self.failed) or "nothing was looked at"
-        return f"smoke test of {label}: FAIL: {what}{beside}"
+            warnings = f", {warned} with a warning" if warned else ""
+            steps = f"{len(self.steps)} steps{warnings}, {self.duration_s:.0f} s"
+            return f"smoke test of {label}: PASS, {steps}{remark}"
+        reason = "; ".join(step.sentence for step in self.failed) or "no step was run"
+        return f"smoke test of {label}: FAIL: {reason}{remark}"
 
 
 def folder_of(reports: Path, generation: Generation) -> Path:
-    """Where the report of ``generation`` lies: by its number, or by its store path where it has none."""
+    """Return the folder of the report on ``generation``: its number, or the name of its store path without one."""
     name = Path(generation.system).name if generation.number is None else str(generation.number)
     return reports / name
 
 
 def save(proof: Proof, folder: Path) -> None:
-    """Write the report as JSON and as a page; raises :class:`StoreError` where the disk refuses."""
+    """Write the report as JSON and as a page; raises :class:`StoreError` if the disk refuses."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         verdict = "pass" if proof.passed else "fail"
         report = json.dumps({"verdict": verdict, **asdict(proof)}, indent=2)
-        # The report last: who finds it finds everything.
+        # The JSON last: if it exists, the page exists as well.
         for name, text in ((PAGE, page(proof)), (NAME, report)):
             replace_file(folder / name, folder / f".{name}.new", text.encode())
     except OSError as error:
@@ -104,19 +106,19 @@ def save(proof: Proof, folder: Path) -> None:
 
 
 def latest(reports: Path, generation: Generation) -> Proof | None:
-    """The report on ``generation``; ``None`` where there is none that is whole and of the same system.
+    """Return the report on ``generation``; ``None`` if it is missing, incomplete or of another system.
 
-    Raises :class:`StoreError` where there is one that may not be read.
+    Raises :class:`StoreError` if it cannot be read.
     """
     proof = _read(folder_of(reports, generation) / NAME)
-    # A number is given again after old generations were deleted.
+    # A number is used again after old generations were deleted.
     return proof if proof is not None and generation.same(Generation(proof.system)) else None
 
 
 def of_run(reports: Path, invocation: str) -> Proof | None:
-    """The report of the run that systemd calls ``invocation``, on whatever generation; ``None`` without one.
+    """Return the report of the run with systemd's id ``invocation``, on any generation; ``None`` without one.
 
-    Raises :class:`StoreError` where a report may not be read.
+    Raises :class:`StoreError` if a report cannot be read.
     """
     found = (_read(file) for file in reports.glob(f"*/{NAME}"))
     return next((proof for proof in found if proof is not None and proof.invocation == invocation), None)
@@ -132,54 +134,41 @@ def _read(file: Path) -> Proof | None:
     except OSError as error:
         raise StoreError(f"{file} cannot be read ({error.strerror}); run as root") from None
     except (ValueError, TypeError, KeyError, AttributeError):
-        # A power cut leaves half a file, and another version other fields.
+        # A power cut leaves an incomplete file, and another version writes other fields.
         return None
 
 
-_OUTSIDE = "<br><small>It fails, and no generation causes or mends that.</small>"
-
-_STYLE = """
-:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;
-padding:0 1rem}table{border-collapse:collapse;width:100%}
-th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid #8884;
-vertical-align:top}th.n,td.n{text-align:right;font-variant-numeric:tabular-nums}.ok{color:#197a3b}.warn{color:#a06500}
-.fail{color:#c22;font-weight:600}h1 small{font-weight:400;opacity:.7;font-size:60%}
-@media(prefers-color-scheme:dark){.ok{color:#5fd38a}.warn{color:#ffc266}.fail{color:#ff7a7a}}
-"""
-
-
 def page(proof: Proof) -> str:
-    """The report as one page that needs nothing else."""
-    label = escape(Generation(proof.system, proof.number).label)
-    verdict, colour = ("PASS", "ok") if proof.passed else ("FAIL", "fail")
-    came = "came up by a boot" if proof.booted else "was switched to live"
-    rows = "".join(
-        f'<tr><td>{escape(s.name)}</td><td class="{s.level}">{s.level}</td>'
-        f"<td>{escape(s.seen)}{_OUTSIDE if s.external else ''}</td>"
-        f"<td>{escape(s.mend)}</td></tr>"
-        for s in proof.steps
-    )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Smoke test of {label}: {verdict}</title>'
-        '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
-        f'<style>{_STYLE}</style><h1>Smoke test of {label}: <span class="{colour}">{verdict}</span></h1>'
-        f"<p>{escape(proof.began)}, {proof.duration_s:.0f} s. The system {came}.<br><code>{escape(proof.system)}"
-        "</code></p><table><thead><tr><th>step</th><th>is</th><th>seen</th><th>what mends it</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table>{_load(proof.load)}</html>\n"
+    """Return the report as one page that needs no other file."""
+    label = Generation(proof.system, proof.number).label
+    verdict = "PASS" if proof.passed else "FAIL"
+    started = "was started by a boot" if proof.booted else "was switched to live"
+    rows = [(step.name, Cell(step.level, KINDS[step.level]), _finding(step), step.fix) for step in proof.steps]
+    return render_page(
+        TEMPLATE,
+        title=f"Smoke test of {label}",
+        badge=verdict,
+        kind="good" if proof.passed else "bad",
+        detail=f"{proof.began}, {proof.duration_s:.0f} s. The system {started}.",
+        system=proof.system,
+        steps=HtmlTable(("step", "level", "finding", "fix"), rows, left=4),
+        load=_load(proof.load),
     )
 
 
-def _load(load: dict[str, object] | None) -> str:
+def _finding(step: SmokeStep) -> Cell:
+    return Cell(
+        step.seen, note="This failure is external: no generation causes or fixes it." if step.external else ""
+    )
+
+
+def _load(load: dict[str, object] | None) -> HtmlTable | None:
     percentiles = (load or {}).get("percentiles")
     if not isinstance(percentiles, dict) or not percentiles:
-        return ""
+        return None
     columns = list(dict.fromkeys(column for values in percentiles.values() for column in values))
-    head = "".join(f'<th class="n">{escape(column)}</th>' for column in columns)
-    rows = "".join(_row(name, values, columns) for name, values in percentiles.items())
-    more = '<p>With plots: <a href="load.html">load.html</a></p>'
-    return f"<h2>Load <small>milliseconds</small></h2><table><tr><th></th>{head}</tr>{rows}</table>{more}"
-
-
-def _row(name: str, values: dict[str, float], columns: Sequence[str]) -> str:
-    cells = "".join(f'<td class="n">{values[s]:.1f}</td>' if s in values else "<td></td>" for s in columns)
-    return f"<tr><td>{escape(name)}</td>{cells}</tr>"
+    rows = [
+        (name, *(f"{values[column]:.1f}" if column in values else "" for column in columns))
+        for name, values in percentiles.items()
+    ]
+    return HtmlTable(("measure", *columns), rows)

@@ -1,12 +1,11 @@
-"""Proves a running host: a token from each engine, what ``appliance doctor`` sees, the gateway's lock, then load.
+"""Tests a running host: a token from each engine, the checks of ``appliance doctor``, authentication, then a load.
 
-In this order: until the engines have answered, the doctor would find them starting; and a load on a service whose
-lock is open, or of which anything failed before, proves nothing.
+The order matters: while an engine loads, the doctor would report it as starting. A load is run only if everything
+before passed, since it proves nothing about a service that is open or broken.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import time
@@ -21,11 +20,12 @@ from appliance.doctor.context import CheckContext
 from appliance.doctor.finding import Finding
 from appliance.doctor.host import HostReader
 from appliance.doctor.runner import CHECKS, examine
-from appliance.engines.argv import EngineReplica, replicas
-from appliance.engines.probe import CANARY_TIMEOUT_S, canary, canary_passed
+from appliance.engines.argv import replicas
+from appliance.engines.probe import probe_token
 from appliance.errors import ApplianceError, StoreError
 from appliance.smoketest import handshake, load, report
 from appliance.smoketest.report import Proof, SmokeStep
+from appliance.system.http_request import NO_RESPONSE, send_request
 from appliance.system.stopping import Stop, Stopped
 from appliance.upgrade.bootloader import Loader
 from appliance.upgrade.nixos import Nixos, RunningSystem
@@ -34,61 +34,65 @@ from loadtests import report as reports
 
 MACHINE = Path("/etc/appliance/machine.json")
 BETWEEN_TRIES_S = 0.5
+GATEWAY_TIMEOUT_S = 30
 BEGUN = Path("/run/appliance-smoke/begun")
-"""Made by the first smoke test of a boot: a later one of the same boot follows a switch."""
+"""Created by the first smoke test of a boot: a later one in the same boot follows a live switch."""
+
+OnStep = Callable[[SmokeStep], object]
 
 
 @dataclass(frozen=True, slots=True)
-class TestedSystem:
-    """What is proven: the running system, and how it came to run."""
+class SystemUnderTest:
+    """The running system, and whether a boot started it."""
 
-    place: RunningSystem
+    running: RunningSystem
     booted: bool
 
     @staticmethod
-    def of(machine: Nixos) -> TestedSystem:
-        """What runs on ``machine``; raises :class:`LoaderError` where that is not NixOS."""
+    def of(machine: Nixos) -> SystemUnderTest:
+        """Return the running system of ``machine``; raises :class:`LoaderError` if that is not NixOS."""
         running = machine.running()
-        return TestedSystem(running, booted=machine.booted() == running)
+        return SystemUnderTest(running, booted=machine.booted() == running)
 
 
-def subject() -> TestedSystem:
-    """What runs here."""
-    return TestedSystem.of(Nixos(Loader()))
+def system_under_test() -> SystemUnderTest:
+    """Return the running system of this host."""
+    return SystemUnderTest.of(Nixos(Loader()))
 
 
-def proven_before(reports_folder: Path, what: TestedSystem, begun: Path = BEGUN) -> Proof | None:
-    """The report that makes another run needless: this generation passed by a boot, and no switch came since.
+def passed_before(reports_folder: Path, system: SystemUnderTest, begun: Path = BEGUN) -> Proof | None:
+    """Return the report that makes another run needless: a pass after a boot, without a live switch since.
 
-    Notes in ``begun`` that this boot has had its test; ``begun`` lies on a file system that a reboot empties.
-
-    Raises :class:`StoreError` where that cannot be noted: the next switch would be taken for this boot.
+    Creates ``begun`` to record that this boot has had its test; it is on a file system that a reboot empties.
+    Raises :class:`StoreError` if it cannot be created: the test of the next switch would be taken for that of this
+    boot.
     """
     try:
         first = not begun.exists()
         begun.touch()
     except OSError as error:
         raise StoreError.unwritable(begun, error) from None
-    earlier = report.latest(reports_folder, what.place.generation)
-    return earlier if first and what.booted and earlier and earlier.passed and earlier.booted else None
+    earlier = report.latest(reports_folder, system.running.generation)
+    return earlier if first and system.booted and earlier and earlier.passed and earlier.booted else None
 
 
-def prove(
+def run_smoke_test(
     site: Site,
     base: Path,
     *,
     key: str,
     folder: Path,
-    what: TestedSystem,
-    say: Callable[[SmokeStep], object],
+    system: SystemUnderTest,
+    on_step: OnStep,
     stop: Stop | None = None,
 ) -> Proof:
-    """Every step, told to ``say`` as it ends; the report is written to ``folder``.
+    """Run all steps, call ``on_step`` with each as it ends, and write the report to ``folder``.
 
-    ``stop`` ends it between or in the steps: the report then has what was seen and a step that failed for that.
+    ``base`` is the folder to which paths of ``site`` are relative. ``stop`` ends the test between or within steps;
+    the report then contains the steps so far and one that failed for that reason.
 
-    Raises :class:`StoreError` where the report cannot be written: what cannot be recorded does not pass. Why is
-    said as a step before, and stands in the report where that still has room.
+    Raises :class:`StoreError` if the report cannot be written: a result that cannot be recorded is not a pass. The
+    reason is a step of its own before that, and is in the report if the disk has room for it.
     """
     began, clock = datetime.now().astimezone().isoformat(timespec="seconds"), time.monotonic()
     stop = stop or Stop()
@@ -96,161 +100,139 @@ def prove(
     load: dict[str, object] | None = None
     refused: StoreError | None = None
 
-    def take(found: Iterator[SmokeStep]) -> bool:
-        before = len(steps)
+    def add(found: Iterable[SmokeStep]) -> None:
         for step in found:
             steps.append(step)
-            say(step)
-        return all(step.level != "fail" for step in steps[before:])
+            on_step(step)
 
     try:
         with stop.until(1):
-            take(tokens(site))
-            take(_host(site, base, folder.parent / handshake.NAME))
-            whole = take(lock(site, key)) and all(step.level != "fail" for step in steps)
-        if whole:
-            load = _load(site, key, folder, lambda step: take(iter((step,))), stop)
+            add(check_tokens(site))
+            add(check_host(site, base, folder.parent / handshake.NAME))
+            add(check_auth(site, key))
+        if all(step.level != "fail" for step in steps):
+            load = _run_load(site, key, folder, lambda step: add([step]), stop)
     except Stopped:
         # The step below reports it.
         pass
     except StoreError as error:
         refused = error
-        take(iter((SmokeStep("load", "fail", str(error)),)))
+        add([SmokeStep("load", "fail", str(error))])
     if stop.requested:
-        mend = "systemd sends SIGTERM when appliance.smoke.timeoutSec is over, or when the unit is stopped"
-        take(iter((SmokeStep("interrupted", "fail", f"{stop.reason} ended the test before its end", mend),)))
-    generation = what.place.generation
-    made = Proof(
-        generation.system,
-        generation.number,
-        what.booted,
-        began,
-        time.monotonic() - clock,
-        tuple(steps),
-        load,
-        os.environ.get("INVOCATION_ID", ""),
+        fix = "systemd sends SIGTERM when appliance.smoke.timeoutSec is over, or when the unit is stopped"
+        add([SmokeStep("interrupted", "fail", f"{stop.reason} ended the test before its end", fix)])
+    generation = system.running.generation
+    proof = Proof(
+        system=generation.system,
+        number=generation.number,
+        booted=system.booted,
+        began=began,
+        duration_s=time.monotonic() - clock,
+        steps=tuple(steps),
+        load=load,
+        invocation=os.environ.get("INVOCATION_ID", ""),
     )
-    report.save(made, folder)
+    report.save(proof, folder)
     if refused is not None:
         raise refused
-    return made
+    return proof
 
 
-def _host(site: Site, base: Path, known: Path) -> Iterator[SmokeStep]:
+def check_host(site: Site, base: Path, known: Path) -> Iterator[SmokeStep]:
+    """Run the doctor's checks of this host, with the last handshakes of the tunnel in the file ``known``."""
     machine = load_machine(MACHINE) if MACHINE.exists() else None
     host, tunnel = HostReader(Path("/")), machine.tunnel if machine is not None else None
     if tunnel is not None:
-        handshake.wait(host, tunnel)
-    # Not the units: the smoke test is one of them, and has not ended.
+        handshake.wait_for_handshakes(host, tunnel)
+    # Without the units: the smoke test is one of them and has not ended.
     only = [check.name for check in CHECKS if check.name != "units"]
-    scene = CheckContext(host, site, machine, base, time.time())
-    results: Iterable[Finding] = examine(scene, only).results
+    context = CheckContext(host, site, machine, base, time.time())
+    findings: Iterable[Finding] = examine(context, only).results
     if tunnel is not None:
-        results = handshake.weigh(host, tunnel, results, known, scene.now)
-    yield from map(step_of, results)
+        findings = handshake.attribute_fault(host, tunnel, findings, known=known, now=context.now)
+    yield from map(step_of, findings)
 
 
-def step_of(result: Finding) -> SmokeStep:
-    """What the doctor found, as a step: a failure only where a generation can be at fault for it."""
-    name = f"{result.name} {result.subject}".strip()
-    external = result.level == "fail" and result.fault_domain == "external"
-    # What could not be looked at, for this is not root, is not what the machine is sent back for.
-    level: report.Level = "warn" if external or result.level == "unknown" else result.level
-    return SmokeStep(name, level, result.seen, result.fix, external)
+def step_of(finding: Finding) -> SmokeStep:
+    """Return a finding of the doctor as a step, which fails only if a generation can be at fault."""
+    name = f"{finding.name} {finding.subject}".strip()
+    external = finding.level == "fail" and finding.fault_domain == "external"
+    # Checks that need root are warnings and never cause a rollback.
+    level: report.Level = "warn" if external or finding.level == "unknown" else finding.level
+    return SmokeStep(name, level, finding.seen, finding.fix, external)
 
 
-def tokens(site: Site, try_for_s: float | None = None) -> Iterator[SmokeStep]:
-    """One token from each engine that is always loaded, waiting for each as long as its start may take."""
+def check_tokens(site: Site, timeout_s: float | None = None) -> Iterator[SmokeStep]:
+    """Request one token from each engine that is always loaded, and retry while the engine may still be starting.
+
+    ``timeout_s`` replaces the ``start_timeout_s`` of every engine.
+    """
     clock = time.monotonic()
     for replica in replicas(site):
-        name = f"token {replica.name}"
+        name, model = f"token {replica.name}", replica.engine.model
         if replica.engine.residency == "on-demand":
-            yield SmokeStep(name, "ok", "is loaded on demand; not asked here")
+            yield SmokeStep(name, "ok", "is loaded on demand; skipped")
             continue
-        limit = replica.engine.start_timeout_s if try_for_s is None else try_for_s
-        while (said := _token(site, replica)) and time.monotonic() < clock + limit:
+        limit = replica.engine.start_timeout_s if timeout_s is None else timeout_s
+        url = f"http://127.0.0.1:{replica.port}"
+        while (reason := probe_token(url, model, site.models[model].task)) and time.monotonic() < clock + limit:
             time.sleep(BETWEEN_TRIES_S)
-        if said:
+        if reason:
             unit = f"appliance-engine-{replica.name}"
-            mend = f"systemctl status {unit}; journalctl -u {unit}"
-            yield SmokeStep(name, "fail", f"no token within {limit:.0f} s ({said})", mend)
+            fix = f"systemctl status {unit}; journalctl -u {unit}"
+            yield SmokeStep(name, "fail", f"no token within {limit:.0f} s ({reason})", fix)
         else:
-            yield SmokeStep(name, "ok", f"answered after {time.monotonic() - clock:.0f} s")
+            yield SmokeStep(name, "ok", f"responded after {time.monotonic() - clock:.0f} s")
 
 
-def _token(site: Site, replica: EngineReplica) -> str:
-    """Ask once; what was wrong, empty where nothing was."""
-    path, body = canary(replica.engine.model, site.models[replica.engine.model].task)
-    try:
-        status, answer = _exchange("127.0.0.1", replica.port, "POST", path, body, CANARY_TIMEOUT_S)
-    except (OSError, http.client.HTTPException) as error:
-        return type(error).__name__
-    return "" if canary_passed(status, answer) else f"it answered {status}"
-
-
-def lock(site: Site, key: str) -> Iterator[SmokeStep]:
-    """The gateway refuses who has no key or a wrong one, and lets in who has one."""
+def check_auth(site: Site, key: str) -> Iterator[SmokeStep]:
+    """Check that the gateway rejects requests without a key or with a wrong one, and accepts ``key``."""
+    url = f"http://{site.gateway.host}:{site.gateway.port}"
     for name, sent, wanted in (
-        ("refuses no key", None, 401),
+        ("refuses no key", "", 401),
         ("refuses a wrong key", "sk-not-a-key", 401),
         ("takes a key", key, 200),
     ):
         try:
-            status = _exchange(site.gateway.host, site.gateway.port, "GET", "/v1/models", None, 30, sent)[0]
-        except (OSError, http.client.HTTPException) as error:
-            mend = "systemctl status appliance-gateway; journalctl -u appliance-gateway"
-            yield SmokeStep(f"gateway {name}", "fail", f"no answer ({type(error).__name__})", mend)
+            status = send_request(url, "/v1/models", key=sent, timeout_s=GATEWAY_TIMEOUT_S).status
+        except NO_RESPONSE as error:
+            fix = "systemctl status appliance-gateway; journalctl -u appliance-gateway"
+            yield SmokeStep(f"gateway {name}", "fail", f"no response ({type(error).__name__})", fix)
             return
-        seen, level = f"answered {status}", proof_level(status == wanted)
-        yield SmokeStep(f"gateway {name}", level, seen, "" if level == "ok" else "journalctl -u appliance-gateway")
+        fix = "" if status == wanted else "journalctl -u appliance-gateway"
+        yield SmokeStep(f"gateway {name}", _level(status == wanted), f"responded with status {status}", fix)
 
 
-def proof_level(holds: bool) -> report.Level:
-    """``ok`` or ``fail``."""
+def _level(holds: bool) -> report.Level:
     return "ok" if holds else "fail"
 
 
-def _load(
-    site: Site, key: str, folder: Path, add: Callable[[SmokeStep], object], stop: Stop
-) -> dict[str, object] | None:
+def _run_load(site: Site, key: str, folder: Path, add: OnStep, stop: Stop) -> dict[str, object] | None:
     url, model = f"http://{site.gateway.host}:{site.gateway.port}", load.default_model(site)
     try:
-        report = load.run(site.smoke, url=url, key=key, model=model, folder=folder, stop=stop)
+        result = load.run_load(site.smoke, url=url, key=key, model=model, folder=folder, stop=stop)
     except StoreError:
         raise
     except ApplianceError as error:
         add(SmokeStep("load", "fail", str(error), "run `appliance loadtest` by hand"))
         return None
-    for check in report.checks:
-        seen = "not measured" if check.value is None else _amount(check.value, check.unit)
+    for check in result.checks:
+        measured = "not measured" if check.value is None else _amount(check.value, check.unit)
         limit = f"limit {_amount(check.limit, check.unit)}"
-        mend = "" if check.holds else "`appliance loadtest` shows more; smoke.slo holds the limits"
-        add(SmokeStep(f"load {check.name}", proof_level(check.holds), f"{seen}, {limit}", mend))
-    if report.exit_code == reports.INVALID:
-        why = "; ".join(report.invalid) or "no request was made"
-        add(SmokeStep("load", "fail", f"the run proves nothing: {why}", f"see {folder}"))
+        fix = "" if check.holds else "`appliance loadtest` shows more; smoke.slo holds the limits"
+        add(SmokeStep(f"load {check.name}", _level(check.holds), f"{measured}, {limit}", fix))
+    if result.exit_code == reports.INVALID:
+        reason = "; ".join(result.invalid) or "no request was made"
+        add(SmokeStep("load", "fail", f"the run is invalid: {reason}", f"see {folder}"))
     page = folder / "load.html"
     try:
-        # As a page with plots, beside the report.
-        page.write_text(html.render(report))
+        # The page with plots; report.html links to it.
+        page.write_text(html.render(result))
     except OSError as error:
         raise StoreError.unwritable(page, error) from None
-    table: dict[str, object] = json.loads(report.to_json())
+    table: dict[str, object] = json.loads(result.to_json())
     return table
 
 
 def _amount(value: float, unit: str) -> str:
     return f"{value:.1%}" if unit == "share" else f"{value:.{0 if value >= 100 else 1}f} {unit}"
-
-
-def _exchange(
-    host: str, port: int, method: str, path: str, body: bytes | None, timeout_s: float, key: str | None = None
-) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    try:
-        connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()

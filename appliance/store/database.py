@@ -16,7 +16,6 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from appliance.errors import StoreError, existing, write_fix
-from appliance.store import legacy
 from appliance.store.schema import REVISION, REVISIONS
 
 FILE = "appliance.sqlite"
@@ -38,8 +37,6 @@ def open_database(folder: Path, url: str | None = None) -> Engine:
         try:
             with _alone(folder):
                 upgrade(engine, where)
-                if url is None:
-                    legacy.take_over(engine, folder)
         except BaseException:
             engine.dispose()
             raise

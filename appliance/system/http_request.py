@@ -41,19 +41,20 @@ def send_request(
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
     key: str = "",
+    direct: bool = False,
     timeout_s: float,
 ) -> HttpResponse:
     """Send a request for ``path`` to the server at ``url`` and return its response.
 
-    ``body`` is JSON unless ``headers`` name another type; ``key`` is sent as a bearer token. ``timeout_s`` limits
-    each wait for the server, in seconds. Raises :data:`NO_RESPONSE`, and
-    :class:`~appliance.errors.UsageError` for an address or a proxy that is not valid.
+    ``body`` is JSON unless ``headers`` name another type; ``key`` is sent as a bearer token; ``direct`` ignores the
+    proxy of the environment. ``timeout_s`` limits each wait for the server, in seconds. Raises
+    :data:`NO_RESPONSE`, and :class:`~appliance.errors.UsageError` for an address or a proxy that is not valid.
 
     Example::
 
         models = send_request("http://127.0.0.1:8000", "/v1/models", key=key, timeout_s=10).json()["data"]
     """
-    way = route(url)
+    way = route(url, direct=direct)
     sent = {**way.headers, **({"Content-Type": "application/json"} if body is not None else {}), **(headers or {})}
     if key:
         sent["Authorization"] = f"Bearer {key}"

@@ -90,14 +90,17 @@ class ServerRoute:
         return connection
 
 
-def route(url: str) -> ServerRoute:
-    """The route to ``url``. Raises :class:`UsageError` for an address or a proxy that is not valid."""
+def route(url: str, *, direct: bool = False) -> ServerRoute:
+    """Return the route to ``url``, without a proxy if ``direct``.
+
+    Raises :class:`UsageError` for an address or a proxy that is not valid.
+    """
     parts = _split(url, url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"{url} is not a valid address; write it as http://HOST:PORT or https://HOST")
     port = parts.port or (443 if parts.scheme == "https" else 80)
     authority = parts.netloc.rpartition("@")[2]
-    proxy = _proxy(parts.scheme, parts.hostname, port)
+    proxy = None if direct else _proxy(parts.scheme, parts.hostname, port)
     return ServerRoute(parts.scheme, parts.hostname, port, authority, parts.path.rstrip("/"), proxy)
 
 

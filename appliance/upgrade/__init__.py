@@ -1,1 +1,1 @@
-"""Trial boot: a new generation boots once; only a passed smoke test makes it the one that boots by itself."""
+"""Trial boots: a new generation boots once; it becomes the default after its smoke test has passed."""

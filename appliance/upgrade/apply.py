@@ -1,4 +1,4 @@
-"""Takes an event through the record, the decision and the machine, in the order that a power cut cannot hurt."""
+"""Applies an event: decides, saves the state, carries out the actions; safe against a power cut at any point."""
 
 from __future__ import annotations
 
@@ -18,39 +18,38 @@ from appliance.upgrade.state import (
     SwitchBack,
     TrialState,
 )
-from appliance.upgrade.state_file import Record
+from appliance.upgrade.state_file import StateFile
 
 
 def now() -> str:
-    """The time as the record shows it."""
+    """Return the local time in the format of the state file, ISO 8601 with seconds."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def drive(
+def apply(
     event: Event,
     *,
-    record: Record,
+    state_file: StateFile,
     machine: ActionTarget,
     enforce: bool,
-    announce: Callable[[TrialState], object] = lambda _: None,
+    notify: Callable[[TrialState], object] = lambda _: None,
 ) -> TrialState:
-    """The state after ``event``; all that follows from it is done, a reboot or a switch last.
+    """Carry out all that follows from ``event``, a reboot or a switch last, and return the new state.
 
-    ``announce`` is told the new state before a reboot or a switch may end this process.
+    ``notify`` receives the new state before a reboot or a switch may end this process.
 
-    Raises :class:`StoreError` or :class:`LoaderError` where something could not be done: at once where the
-    loader would not take an entry, for nobody shall reboot towards a default that could not be set; at the end
-    where it was housekeeping.
+    Raises :class:`StoreError` or :class:`LoaderError` if something failed. An entry that the loader does not accept
+    raises at once, because a reboot would lead to a default that could not be set. Housekeeping raises at the end.
     """
-    with record.locked():
-        before = record.load()
+    with state_file.locked():
+        before = state_file.load()
         state, actions = decide(before, event, enforce=enforce, at=now())
         failure: LoaderError | StoreError | None = None
         try:
             if state != before:
-                record.save(state)
+                state_file.save(state)
         except StoreError as error:
-            failure, actions = error, tuple(action for action in actions if _needs_no_record(action, before))
+            failure, actions = error, tuple(action for action in actions if _allowed_unsaved(action, before))
         for action in actions:
             if isinstance(action, (Reboot, SwitchBack)):
                 continue
@@ -61,11 +60,11 @@ def drive(
                     raise
                 failure = failure or error
     try:
-        announce(state)
+        notify(state)
     except StoreError as error:
-        # That nobody can be told is no reason to stay in what failed.
+        # A failed notification must not keep the machine in a generation that failed.
         failure = failure or error
-    # Outside the lock: the switch installs the boot loader, which tells us so.
+    # Outside the lock: the switch installs the boot loader, whose hook calls this function again.
     for action in actions:
         if isinstance(action, (Reboot, SwitchBack)):
             print(f"{state.last}: {'rebooting' if isinstance(action, Reboot) else 'switching back'}", flush=True)
@@ -75,10 +74,11 @@ def drive(
     return state
 
 
-def _needs_no_record(action: Action, before: TrialState) -> bool:
-    """Whether ``action`` is right though the disk is full: it holds or goes to what was proven before.
+def _allowed_unsaved(action: Action, before: TrialState) -> bool:
+    """Return whether ``action`` is correct although the state could not be saved, for example on a full disk.
 
-    So a full disk keeps a candidate from being armed or blessed, and not from being left.
+    It is if it keeps or restores the known good generation of the saved state. So a full disk prevents arming and
+    accepting a candidate, but not leaving it.
     """
     if isinstance(action, SetDefault):
         return action == before.held

@@ -1,10 +1,14 @@
 """systemd-boot as NixOS sets it up: entry files on the EFI system partition, and the loader's EFI variables.
 
-Which entry boots (systemd-boot(7), "EFI Variables"): LoaderEntryOneShot, deleted before anything is started;
-else LoaderEntryDefault; else ``default`` of loader.conf. NixOS's builder writes only the last, on every
-``nixos-rebuild boot`` and ``switch``, and to the newest generation. So the variable is what holds a machine at
-its proven generation, also while the builder runs; loader.conf is set to the same for the day on which the
-firmware forgets its variables.
+The loader chooses the entry by this order (systemd-boot(7), "EFI Variables"):
+
+1. LoaderEntryOneShot, which it deletes before it starts anything;
+2. LoaderEntryDefault;
+3. ``default`` of loader.conf.
+
+NixOS's builder writes only the third, on every ``nixos-rebuild boot`` and ``switch``, and to the newest generation.
+So the second keeps a machine at its known good generation, also while the builder runs. The third gets the same
+value, in case the firmware loses its variables.
 """
 
 from __future__ import annotations
@@ -23,16 +27,16 @@ VENDOR = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """The loader of this machine; folders are parameters so that a test can own them."""
+    """The loader of this machine; its folders are parameters for tests."""
 
     boot: Path = Path("/boot")
     variables: Path = Path("/sys/firmware/efi/efivars")
 
     def entry(self, init_of: Path) -> str:
-        """The entry that boots the system at ``init_of``. Raises :class:`LoaderError` where there is none.
+        """Return the entry that boots the system at ``init_of``; raises :class:`LoaderError` if there is none.
 
-        By content, not by number: NixOS names the same system twice where two profiles hold it, and drops the
-        oldest names once there are more than its limit.
+        Search by content, not by number. A system in two profiles has two entries, and NixOS deletes the oldest
+        entries of a profile above its limit.
         """
         try:
             found = [
@@ -44,42 +48,42 @@ class Loader:
             what = f"{error.filename or self.boot} cannot be read ({error.strerror})"
             raise LoaderError(f"{what}; check that file system with fsck, and run as root") from None
         if not found:
-            raise LoaderError(f"no boot entry starts {init_of}; `nixos-rebuild boot` writes them anew")
-        # An entry of the system profile before one of a named profile, the newest first.
+            raise LoaderError(f"no boot entry starts {init_of}; `nixos-rebuild boot` writes the entries again")
+        # Prefer the system profile to a named profile, then the newest entry.
         return min(found, key=lambda name: (not name.startswith("nixos-generation-"), -_number(name), name))
 
     def variable(self, name: str) -> str | None:
-        """The text of a variable of the loader, ``None`` where it is not set."""
+        """Return the text of a variable of the loader, ``None`` if it is not set."""
         try:
-            # Four bytes of attributes, then UTF-16 with a closing NUL (UEFI 2.10, 8.2).
+            # Four bytes of attributes, then UTF-16 with a final NUL (UEFI 2.10, 8.2).
             raw = (self.variables / f"{name}-{VENDOR}").read_bytes()[4:]
         except OSError:
             return None
         return raw.decode("utf-16-le", errors="replace").rstrip("\0") or None
 
     def set_default(self, entry: str) -> None:
-        """Let ``entry`` boot by itself, by the variable and by loader.conf."""
-        # The firmware's memory wears out by being written; it is asked first.
+        """Make ``entry`` the default entry, in the variable and in loader.conf."""
+        # Each write wears out the firmware's memory; write only a change.
         if self.variable("LoaderEntryDefault") != entry:
             self._bootctl("set-default", entry)
-        self._conf(entry)
+        self._write_conf(entry)
 
     def release_default(self, entry: str) -> None:
-        """Let loader.conf alone decide, as NixOS does; ``entry`` is what it names."""
-        self._conf(entry)
+        """Let loader.conf alone decide, as NixOS does, with ``entry`` as its default."""
+        self._write_conf(entry)
         if self.variable("LoaderEntryDefault") is not None:
             self._bootctl("set-default", "")
 
     def set_oneshot(self, entry: str) -> None:
-        """Let ``entry`` boot the next time only."""
+        """Make ``entry`` boot at the next boot only."""
         self._bootctl("set-oneshot", entry)
 
     def clear_oneshot(self) -> None:
-        """Let nothing boot out of turn."""
+        """Clear the one-shot entry."""
         if self.variable("LoaderEntryOneShot") is not None:
             self._bootctl("set-oneshot", "")
 
-    def _conf(self, entry: str) -> None:
+    def _write_conf(self, entry: str) -> None:
         file = self.boot / "loader" / "loader.conf"
         try:
             before = file.read_text()

@@ -1,4 +1,4 @@
-"""Runs the programs that change a machine: bootctl, nix-env, systemctl. One that fails is a sentence."""
+"""Runs the programs that change a machine: bootctl, nix-env, systemctl. A failure becomes one sentence."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Literal
 from appliance.errors import LoaderError
 
 TIMEOUT_S = 120.0
-"""Each is done within seconds; one that waits for a lock or a dying disk must not take the rest with it."""
+"""Limit of a program. Each ends within seconds, unless it waits for a lock or a failing disk."""
 
 Shown = Literal["nothing", "errors", "all"]
-"""What of its output goes where ours goes, as it comes."""
+"""The output of a program that the terminal shows as it is written."""
 
 
 def run(
@@ -23,10 +23,10 @@ def run(
     environment: Mapping[str, str] | None = None,
     timeout_s: float | None = TIMEOUT_S,
 ) -> str:
-    """What ``argv`` prints on its standard output, without the white space around it; empty where that is shown.
+    """Run ``argv`` and return its standard output, stripped; an empty string if the output is shown.
 
-    Raises :class:`LoaderError` where it cannot be run, does not end in time or ends with another code than 0: how,
-    the last that it said, and ``hint``.
+    Raises :class:`LoaderError` if it cannot be run, exceeds ``timeout_s`` or ends with another code than 0. The
+    message has the reason, the last line of the program's output, and ``hint``.
     """
     try:
         done = subprocess.run(
@@ -45,8 +45,8 @@ def run(
     except subprocess.TimeoutExpired:
         raise LoaderError(f"{' '.join(argv)} did not end within {timeout_s:g} s; {hint}") from None
     if done.returncode:
-        said = (done.stderr or done.stdout or "").strip().splitlines() or [
-            "it says nothing" if shown == "nothing" else "see above"
+        lines = (done.stderr or done.stdout or "").strip().splitlines() or [
+            "without a message" if shown == "nothing" else "see above"
         ]
-        raise LoaderError(f"{' '.join(argv)} ended with {done.returncode}: {said[-1]}; {hint}")
+        raise LoaderError(f"{' '.join(argv)} ended with {done.returncode}: {lines[-1]}; {hint}")
     return (done.stdout or "").strip()

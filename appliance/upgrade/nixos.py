@@ -1,4 +1,4 @@
-"""What decisions are carried out with: the loader, Nix profiles, a switch, a reboot."""
+"""A NixOS machine as target of the actions: the loader, Nix profiles, a live switch, a reboot."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ HINT = "is this NixOS?"
 SWITCH_UNIT = "appliance-switch-back"
 
 LOCK_WAIT_S, SWITCH_S = 300.0, 480.0
-"""Seconds to wait for a switch that is still under way, since NixOS's own refuses at once; and for ours. Together
-less than what systemd gives the unit that we run in, or there would be no time left to reboot."""
+"""Seconds to wait for the lock of a running switch, because NixOS's program fails at once if it is locked, and
+for the switch itself. Their sum is less than the start timeout of the unit, so that time to reboot remains."""
 
 SMOKE_UNIT = "appliance-smoke.service"
 VERDICT_UNITS = ("appliance-trial-passed.service", "appliance-trial-failed.service")
 
 
 class ActionTarget(Protocol):
-    """What a decision needs of a machine."""
+    """A machine on which actions can be carried out."""
 
     def act(self, action: Action) -> None:
-        """Carry out one action; raises :class:`LoaderError` where it did not succeed."""
+        """Carry out one action; raises :class:`LoaderError` if it failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunningSystem:
-    """Where the machine is: a generation, and whether it is that generation's rescue system."""
+    """A system of the machine: a generation, and whether it is that generation's rescue system."""
 
     generation: Generation
     rescue: bool = False
@@ -83,33 +83,33 @@ class Nixos:
                 self._reboot(generation)
 
     def booted(self) -> RunningSystem:
-        """Where the machine came up."""
-        return self._place(self.run / "booted-system")
+        """Return the system that booted."""
+        return self._running_system(self.run / "booted-system")
 
     def running(self) -> RunningSystem:
-        """What is activated now."""
-        return self._place(self.run / "current-system")
+        """Return the system that is active now."""
+        return self._running_system(self.run / "current-system")
 
     def generation(self, system: Path) -> Generation:
-        """The generation of ``system``, with its number where the system profile holds it."""
+        """Return the generation of ``system``, with its number if the system profile has it."""
         real = system.resolve()
         numbers = [number for number, link in self._links() if link.resolve() == real]
         return Generation(str(real), max(numbers, default=None))
 
-    def verdict_comes(self) -> bool:
-        """Whether the smoke test runs, or what follows from it is on its way: each has a time limit of its own."""
-        words = ["systemctl", "show", "--property=Id,ActiveState,Job", "--", SMOKE_UNIT, *VERDICT_UNITS]
+    def verdict_pending(self) -> bool:
+        """Return whether the smoke test runs or its verdict is processed; each has a time limit of its own."""
+        argv = ["systemctl", "show", "--property=Id,ActiveState,Job", "--", SMOKE_UNIT, *VERDICT_UNITS]
         try:
-            return under_way(run(words, hint=HINT))
+            return is_verdict_pending(run(argv, hint=HINT))
         except LoaderError:
-            # Nobody says that one comes.
+            # Without systemd's state no verdict can be expected.
             return False
 
-    def test_again(self) -> None:
-        """Let the smoke test begin once more."""
+    def restart_smoke_test(self) -> None:
+        """Start the smoke test again."""
         run(["systemctl", "start", "--no-block", SMOKE_UNIT], hint=HINT)
 
-    def _place(self, link: Path) -> RunningSystem:
+    def _running_system(self, link: Path) -> RunningSystem:
         if not link.exists():
             raise LoaderError(f"{link} does not exist; is this NixOS?")
         real = link.resolve()
@@ -131,15 +131,15 @@ class Nixos:
         return (Path(generation.system) / "specialisation" / (self.rescue or "")).resolve()
 
     def _keep(self, generation: Generation) -> None:
-        # A profile of its own: its current generation is never collected, and the builder gives each profile its
-        # own share of boot entries.
+        # A profile of its own: its current generation is never collected, and the builder's limit on boot entries
+        # counts per profile. Installed hosts have this profile, so its name stays.
         profile = self.profiles / "system-profiles" / "proven"
         if profile.resolve() == Path(generation.system).resolve():
             return
         try:
             profile.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LoaderError(f"{profile.parent} cannot be made ({error.strerror}); {HINT}") from None
+            raise LoaderError(f"{profile.parent} cannot be created ({error.strerror}); {HINT}") from None
         run(["nix-env", "--profile", str(profile), "--set", generation.system], hint=HINT)
         run(["nix-env", "--profile", str(profile), "--delete-generations", "+1"], hint=HINT)
 
@@ -156,8 +156,8 @@ class Nixos:
     def _switch_back(self, generation: Generation) -> None:
         self._wait_for_lock()
         program = f"{generation.system}/bin/switch-to-configuration"
-        # In a unit of its own: the switch may change the one that we run in, and wants none of its restrictions.
-        words = [
+        # In a unit of its own: the switch may change the calling unit, and must not inherit that unit's sandbox.
+        argv = [
             "systemd-run",
             "--quiet",
             "--collect",
@@ -168,21 +168,21 @@ class Nixos:
             "switch",
         ]
         try:
-            # Its output is ours: through a pipe of our own it would keep us waiting beyond the limit.
-            code = subprocess.run(words, stdin=subprocess.DEVNULL, check=False, timeout=SWITCH_S).returncode
+            # The output is inherited: a pipe that a child keeps open would block beyond the limit.
+            code = subprocess.run(argv, stdin=subprocess.DEVNULL, check=False, timeout=SWITCH_S).returncode
             how = f"ended with {code}"
         except subprocess.TimeoutExpired:
             how = f"did not end within {SWITCH_S:g} s"
         except OSError as error:
-            how = f"could not be begun ({error.strerror})"
+            how = f"could not be started ({error.strerror})"
         if self.running().generation.same(generation):
-            # Units of the proven generation that fail are its own affair (exit 4): it runs.
+            # The known good generation runs; failed units in it (exit code 4) do not cause a reboot.
             return
         print(f"{program} switch {how} and {generation.label} does not run: rebooting", flush=True)
         self._reboot(generation)
 
     def _wait_for_lock(self) -> None:
-        # Somebody's own switch may still be at it, of which this verdict is the consequence.
+        # The verdict may follow a switch that an operator started and that still holds the lock.
         file = self.run / "nixos" / "switch-to-configuration.lock"
         try:
             lock = os.open(file, os.O_RDONLY)
@@ -201,7 +201,7 @@ class Nixos:
             os.close(lock)
 
     def _reboot(self, generation: Generation) -> None:
-        # The last guard against a loop: only where the reboot leads to the proven generation, and away from here.
+        # The last guard against a loop: reboot only into the known good generation, and only if another one runs.
         entry = self.loader.entry(Path(generation.system))
         default = self.loader.variable("LoaderEntryDefault")
         oneshot = self.loader.variable("LoaderEntryOneShot")
@@ -212,17 +212,20 @@ class Nixos:
         run(["systemctl", "reboot"], hint=HINT)
 
 
-def under_way(shown: str) -> bool:
-    """Whether ``systemctl show`` of the smoke test and of what follows it says that a verdict comes.
+def is_verdict_pending(shown: str) -> bool:
+    """Return whether ``shown``, the output of ``systemctl show``, announces a verdict.
 
-    A smoke test that only waits for its turn does not count, for that may never come.
+    It lists the smoke test and the units that process its verdict. A smoke test with a waiting job does not count,
+    because it may never start.
     """
     blocks = [dict(line.split("=", 1) for line in one.splitlines() if "=" in line) for one in shown.split("\n\n")]
     states = {one.get("Id"): one for one in blocks}
 
-    def stirs(unit: str, *, also_waiting: bool) -> bool:
+    def is_busy(unit: str, *, count_waiting: bool) -> bool:
         state = states.get(unit, {})
         waits = state.get("Job", "") not in {"", "0"}
-        return state.get("ActiveState") in {"activating", "deactivating"} or (also_waiting and waits)
+        return state.get("ActiveState") in {"activating", "deactivating"} or (count_waiting and waits)
 
-    return stirs(SMOKE_UNIT, also_waiting=False) or any(stirs(unit, also_waiting=True) for unit in VERDICT_UNITS)
+    return is_busy(SMOKE_UNIT, count_waiting=False) or any(
+        is_busy(unit, count_waiting=True) for unit in VERDICT_UNITS
+    )

@@ -1,48 +1,41 @@
-"""Tells people what became of a trial: at login, on the console, by the owner's alert program."""
+"""Notifies people of the result of a trial: at login, on the console, by the alert program of the site."""
 
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import StartError, StoreError
 from appliance.upgrade.state import TrialState
-from appliance.upgrade.state_file import Record, replace_file
+from appliance.upgrade.state_file import StateFile, replace_file
 
 MOTD = Path("/run/motd.d/appliance")
 HOOK_TIMEOUT_S = 60.0
-"""An alert program that hangs must not keep the next alert from being tried."""
+"""Limit of one call of the alert program, so that a program which hangs does not prevent the next attempt."""
 
 
-@dataclass(frozen=True, slots=True)
-class Announcer:
-    """Where people look; the file is a parameter so that a test can own it."""
+def write_motd(state: TrialState, verdict: str = "", *, file: Path = MOTD) -> None:
+    """Write the text of the login screen: the last decision, the ``verdict`` of the smoke test, unsent alerts.
 
-    motd: Path = MOTD
-
-    def login(self, state: TrialState, verdict: str = "") -> None:
-        """Write what a person reads at login: the last decision, and the smoke test's own line.
-
-        Raises :class:`StoreError` where the file cannot be written.
-        """
-        lines = [line for line in (state.last, verdict) if line]
-        lines += [f"waiting to be sent: {line}" for line in state.unsent if line != state.last]
-        text = "".join(f"appliance: {line}\n" for line in lines)
-        try:
-            self.motd.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self.motd, self.motd.with_name(f".{self.motd.name}.new"), text.encode())
-        except OSError as error:
-            raise StoreError.unwritable(self.motd, error) from None
-
-
-def send_alerts(record: Record, hook: str) -> int:
-    """Give every alert that waits to the program ``hook`` on its standard input, oldest first; how many it took.
-
-    Raises :class:`StartError` at the first that it does not take: that one and the later ones stay for the next
-    try, for a machine that has just come back may have no network yet.
+    Raises :class:`StoreError` if ``file`` cannot be written.
     """
-    waiting = record.load().unsent
+    lines = [line for line in (state.last, verdict) if line]
+    lines += [f"waiting to be sent: {line}" for line in state.unsent if line != state.last]
+    text = "".join(f"appliance: {line}\n" for line in lines)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, file.with_name(f".{file.name}.new"), text.encode())
+    except OSError as error:
+        raise StoreError.unwritable(file, error) from None
+
+
+def send_alerts(state_file: StateFile, hook: str) -> int:
+    """Send each unsent alert to the standard input of the program ``hook``, oldest first; return their number.
+
+    Raises :class:`StartError` at the first alert that fails. That alert and the later ones stay for the next
+    attempt, because a machine that has just booted may have no network yet.
+    """
+    waiting = state_file.load().unsent
     for line in waiting:
         try:
             done = subprocess.run([hook], input=line + "\n", text=True, check=False, timeout=HOOK_TIMEOUT_S)
@@ -51,7 +44,7 @@ def send_alerts(record: Record, hook: str) -> int:
         except OSError as error:
             raise StartError(f"the alert program {hook} cannot be run ({error.strerror})") from None
         if done.returncode:
-            raise StartError(f"the alert program {hook} ended with {done.returncode}; it is tried again later")
-        record.sent(line)
-    record.settle()
+            raise StartError(f"the alert program {hook} ended with {done.returncode}; it is retried later")
+        state_file.remove_alert(line)
+    state_file.remove_stale_mark()
     return len(waiting)

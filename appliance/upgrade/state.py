@@ -1,4 +1,4 @@
-"""What is known about generations, what can happen to them, and what can be done. Data only."""
+"""State of trials, events and actions. Data only."""
 
 from __future__ import annotations
 
@@ -6,43 +6,45 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
-KEPT = 50
-"""Generations that were rolled back and are remembered, newest last; older ones have long been collected."""
+import msgspec
+
+HISTORY_LIMIT = 50
+"""Rolled back generations and unsent alerts that are kept, newest last; older generations are long collected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One system. Its store path is its identity: built again, the same system bears another number."""
+    """One system. Its store path identifies it: the same system has another number when it is built again."""
 
     system: str
     number: int | None = None
 
     @property
     def label(self) -> str:
-        """As people call it."""
+        """Return the name of the generation in messages."""
         return f"generation {self.number}" if self.number is not None else f"the system {self.system}"
 
     def same(self, other: Generation | None) -> bool:
-        """Whether ``other`` is the same system, under whatever number."""
+        """Return whether ``other`` is the same system, under any number."""
         return other is not None and other.system == self.system
 
 
 class Phase(StrEnum):
-    """How far a trial has come."""
+    """Progress of a trial."""
 
     ARMED = "armed"
-    """The next boot is its boot: the loader's one-shot entry names it."""
+    """The one-shot entry of the loader names it, so the next boot is its trial boot."""
     BOOTED = "booted"
-    """It came up by its trial boot; the verdict is open."""
+    """Its trial boot succeeded; the verdict is open."""
     LIVE = "live"
     """It was switched to without a boot; the verdict is open."""
     LIVE_PASSED = "live-passed"
-    """It passed after a live switch. That it boots is unproven, so the one-shot entry still names it."""
+    """It passed after a live switch. A pass does not prove that it boots, so the one-shot entry still names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A generation on trial. ``armed`` is false where the loader was never told of it."""
+    """A generation on trial. ``armed`` is false if it never was the one-shot entry of the loader."""
 
     candidate: Generation
     phase: Phase
@@ -51,7 +53,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class RolledBack:
-    """A generation that failed, why, and when (ISO 8601)."""
+    """A generation that failed, the reason, and the time (ISO 8601)."""
 
     generation: Generation
     reason: str
@@ -60,40 +62,40 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True)
 class SetDefault:
-    """Make the entry of ``generation`` (or its rescue entry) the one that boots by itself."""
+    """Make the entry of ``generation``, or its rescue entry, the default entry."""
 
     generation: Generation
     rescue: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TrialState:
-    """The record that survives reboots.
+class TrialState(msgspec.Struct, frozen=True):
+    """The state that survives reboots; the fields are the keys of its file.
 
-    ``held`` is what the loader's default entry was set to by us, ``None`` while it is NixOS's. It names the proven
-    generation, or what came nearest to it where none was proven yet.
+    ``held`` is the default entry of the loader as set by this program, ``None`` while NixOS sets it. It names the
+    known good generation, or the closest replacement while no generation is known good.
     """
 
-    proven: Generation | None = None
+    known_good: Generation | None = msgspec.field(default=None, name="proven")
+    """Its key in the file is older than its name; installed hosts have files with that key."""
     trial: Trial | None = None
     rolled_back: tuple[RolledBack, ...] = ()
     held: SetDefault | None = None
     last: str = ""
     """The last decision in one line, for the login screen."""
     unsent: tuple[str, ...] = ()
-    """Alerts that the hook has not taken yet: a machine that just came back may have no network."""
+    """Alerts that the hook has not accepted yet: a machine that just booted may have no network."""
 
-    def why_not(self, generation: Generation) -> RolledBack | None:
-        """The record of ``generation``'s failure, where there is one."""
+    def failure_of(self, generation: Generation) -> RolledBack | None:
+        """Return the recorded failure of ``generation``, ``None`` if it has none."""
         return next((one for one in self.rolled_back if generation.same(one.generation)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """The boot loader was given ``generation`` as its newest.
+    """The boot loader received ``generation`` as its newest.
 
-    ``booted`` is what runs meanwhile, ``None`` in an installer or a rescue system. ``rescue``: the generation
-    brings a rescue entry. ``again``: a person wants it tried although it was rolled back.
+    ``booted`` is the generation that runs meanwhile, ``None`` in an installer or a rescue system. ``rescue``: the
+    generation has a rescue entry. ``again``: the operator wants to try it although it was rolled back.
     """
 
     generation: Generation
@@ -104,7 +106,7 @@ class Installed:
 
 @dataclass(frozen=True, slots=True)
 class Booted:
-    """The machine came up in ``generation``, or in its rescue system."""
+    """The machine booted ``generation``, or its rescue system."""
 
     generation: Generation
     rescue: bool = False
@@ -119,7 +121,7 @@ class Switched:
 
 @dataclass(frozen=True, slots=True)
 class SmokeVerdict:
-    """The smoke test of the running ``generation`` ended. ``booted``: it came up by a boot, not by a switch."""
+    """The smoke test of the running ``generation`` ended. ``booted``: it runs after a boot, not after a switch."""
 
     generation: Generation
     passed: bool
@@ -129,7 +131,7 @@ class SmokeVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """So long after its boot ``generation`` should have had its verdict, and none is on its way."""
+    """The time for a verdict on ``generation``, counted from its boot, is over, and no verdict is pending."""
 
     generation: Generation
 
@@ -139,7 +141,7 @@ Event: TypeAlias = Installed | Booted | Switched | SmokeVerdict | Deadline
 
 @dataclass(frozen=True, slots=True)
 class ReleaseDefault:
-    """Leave the default entry to NixOS again, which would boot ``generation``."""
+    """Return the default entry to NixOS, which would boot ``generation``."""
 
     generation: Generation
 
@@ -153,7 +155,7 @@ class SetOneshot:
 
 @dataclass(frozen=True, slots=True)
 class ClearOneshot:
-    """Forget a one-shot entry that was not booted yet."""
+    """Clear a one-shot entry that has not booted yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +174,14 @@ class SetProfile:
 
 @dataclass(frozen=True, slots=True)
 class SwitchBack:
-    """Activate ``generation`` on the running machine; reboot, once, where that does not get there."""
+    """Activate ``generation`` on the running machine; reboot, once, if the switch does not succeed."""
 
     generation: Generation
 
 
 @dataclass(frozen=True, slots=True)
 class Reboot:
-    """Reboot now, for the default entry is ``generation``'s; whoever acts makes sure of that first."""
+    """Reboot now into ``generation``, after a check that its entry is the default one."""
 
     generation: Generation
 

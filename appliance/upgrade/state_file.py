@@ -1,4 +1,4 @@
-"""The trial record on disk: one JSON file, replaced whole, safe against a power cut at any point."""
+"""The trial state on disk: one JSON file that is replaced as a whole, safe against a power cut at any point."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from appliance.errors import StoreError
 from appliance.upgrade.state import TrialState
@@ -17,22 +18,21 @@ from appliance.upgrade.state import TrialState
 FOLDER = Path("/var/lib/appliance/trial")
 NAME = "record.json"
 UNSENT = "unsent"
-"""A file that is there while alerts wait. systemd looks for it whenever the sender has ended; a change of the
-record while the sender runs it would miss."""
+"""A file that exists while alerts are unsent. systemd looks for it whenever the sender has ended. It would miss a
+change of the state file while the sender runs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """The record in ``folder``."""
+class StateFile:
+    """The state file in ``folder``."""
 
     folder: Path = FOLDER
 
     def load(self) -> TrialState:
-        """The state; an empty one where nothing was ever written.
+        """Return the state; an empty one if the file does not exist.
 
-        A record that cannot be understood is put aside and said so in an alert that stays until it was sent:
-        without it the machine stays where it is, and the loader's default entry, which no record is needed for,
-        stays the proven one.
+        A file that cannot be parsed is renamed and reported in an alert that stays until it is sent. Without state
+        the machine stays where it is. The default entry of the loader, which needs no state, stays known good.
         """
         file = self.folder / NAME
         try:
@@ -43,25 +43,28 @@ class Record:
             raise StoreError(f"{file} cannot be read ({error.strerror}); run as root") from None
         except msgspec.DecodeError as error:
             aside = file.with_suffix(".broken")
-            line = f"{file} was broken ({error}) and is now {aside.name}; what is proven has to be found anew"
+            line = (
+                f"{file} was damaged ({error}) and is now {aside.name}; the next pass after a boot records a known "
+                "good generation"
+            )
             state = TrialState(last=line, unsent=(line,))
             try:
                 aside.unlink(missing_ok=True)
                 aside.hardlink_to(file)
-                # Only now, and whole: whoever looks next has to find the alert, not an empty record.
+                # After the link, and as a whole: the next reader has to find the alert, not an empty state.
                 self.save(state)
             except (OSError, StoreError):
-                line = f"{file} is broken ({error}); delete it: what is proven has to be found anew"
+                line = f"{file} is damaged ({error}); delete it: the known good generation has to be found anew"
                 return TrialState(last=line, unsent=(line,))
             return state
 
     def save(self, state: TrialState) -> None:
-        """Write ``state``; a power cut leaves the old record or the new one. Raises :class:`StoreError`."""
+        """Write ``state``; a power cut leaves the old file or the new one. Raises :class:`StoreError`."""
         file, draft = self.folder / NAME, self.folder / f"{NAME}.new"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if state.unsent:
-                # Before the record: an alert that nobody looks for would wait for the next one.
+                # Before the file: an alert without the mark would wait until the next alert.
                 (self.folder / UNSENT).touch()
             replace_file(file, draft, msgspec.json.format(msgspec.json.encode(state), indent=1))
             if not state.unsent:
@@ -71,7 +74,7 @@ class Record:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One decision at a time: a verdict and a deadline may come together."""
+        """Hold the lock of the state: a verdict and a deadline may arrive at the same time."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -83,8 +86,8 @@ class Record:
         finally:
             os.close(lock)
 
-    def sent(self, line: str) -> None:
-        """The alert ``line`` was delivered: forget it."""
+    def remove_alert(self, line: str) -> None:
+        """Remove the alert ``line``, which was sent."""
         with self.locked():
             state = self.load()
             rest = list(state.unsent)
@@ -92,10 +95,12 @@ class Record:
                 rest.remove(line)
                 self.save(replace(state, unsent=tuple(rest)))
 
-    def settle(self) -> None:
-        """Take the mark away where no alert waits: a power cut may have left it, and it starts the sender for ever.
+    def remove_stale_mark(self) -> None:
+        """Remove the mark of unsent alerts if there are none.
 
-        Raises :class:`StoreError` where it cannot be taken away.
+        A power cut may have left the mark, which would start the sender forever.
+
+        Raises :class:`StoreError` if it cannot be removed.
         """
         with self.locked():
             if not self.load().unsent:
@@ -106,7 +111,10 @@ class Record:
 
 
 def replace_file(file: Path, draft: Path, content: bytes) -> None:
-    """Put ``content`` into ``file`` by way of ``draft`` beside it: whole or not at all, and on the disk."""
+    """Write ``content`` into ``file`` through ``draft`` in the same folder: as a whole or not at all, and synced.
+
+    Raises :class:`OSError`.
+    """
     with draft.open("wb") as out:
         out.write(content)
         out.flush()

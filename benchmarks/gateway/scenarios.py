@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from appliance.system.proxy import opener
-from benchmarks.gateway.processes import HERE, LOAD_CORE, ROOT, SUBJECT_CORE, free_port, pss_mb, running
+from benchmarks.gateway.processes import HERE, LOAD_CORE, SUBJECT_CORE, free_port, pss_mb, running
 from benchmarks.gateway.subjects import engines, make_keys, subject
 
-FAKE = ROOT / "tests" / "fakes" / "vllm.py"
 MILLION = 1_000_000
 
 
@@ -135,14 +134,15 @@ def fairness(folder: Path) -> dict[str, Any]:
     slots, flood = 16, 64
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    fake = [sys.executable, str(FAKE), "--port", str(port), "--model", "bench", "--capacity", str(slots)]
+    mock = [sys.executable, "-m", "appliance.engines.mock", "--port", str(port), "--model", "bench"]
+    mock += ["--capacity", str(slots)]
     site: dict[str, Any] = {
         "version": 1,
         "hosts": {"here": {"memory_gib": 8}},
         "models": {"bench": {"source": "./bench"}},
         "engines": {
             "bench": {
-                "kind": "fake", "host": "here", "model": "bench", "device": "cpu",
+                "kind": "mock", "host": "here", "model": "bench", "device": "cpu",
                 "context": 4096, "concurrency": slots, "port": port,
             }
         },
@@ -174,7 +174,7 @@ def fairness(folder: Path) -> dict[str, Any]:
         await asyncio.gather(*tasks, return_exceptions=True)
         return alone, beside
 
-    with running(fake, LOAD_CORE, folder / "fake.log"), gateway(folder, site, 2) as (at, keys, _):
+    with running(mock, LOAD_CORE, folder / "mock.log"), gateway(folder, site, 2) as (at, keys, _):
         alone, beside = asyncio.run(measure(at, keys))
     one, other = percentile(alone, 0.95), percentile(beside, 0.95)
     return {
@@ -196,7 +196,7 @@ def swaps(folder: Path) -> dict[str, Any]:
 
     def engine(model: str) -> dict[str, Any]:
         return {
-            "kind": "fake", "host": "here", "model": model, "gpus": [0], "context": 4096, "concurrency": 16,
+            "kind": "mock", "host": "here", "model": model, "gpus": [0], "context": 4096, "concurrency": 16,
             "port": free_port(), "residency": "on-demand", "options": {"load-delay-s": 0.3},
         }  # fmt: skip
 

@@ -52,7 +52,7 @@ def site(engine_ports: list[int], port: int, data: Path, **gateway: object) -> d
         "models": {"bench": {"source": "./bench"}},
         "engines": {
             "bench": {
-                "kind": "fake",
+                "kind": "mock",
                 "host": "here",
                 "model": "bench",
                 "device": "cpu",

@@ -1,4 +1,4 @@
-"""Our load test beside `vllm bench serve` and guidellm on one fake engine: do they see the same TTFT and TPOT?
+"""Our load test beside `vllm bench serve` and guidellm on one mock engine: do they see the same TTFT and TPOT?
 
 Each tool lives in an environment of its own; nothing of them is needed to run ours. To repeat it:
 
@@ -164,14 +164,14 @@ def readme(results: dict[str, Any]) -> str:
     verdict = "All figures agree" if not apart else f"{apart} rows are apart"
     return f"""# The load test, compared
 
-The same fake engine under three load generators, one after the other: TTFT and TPOT percentiles as each tool
+The same mock engine under three load generators, one after the other: TTFT and TPOT percentiles as each tool
 reports them itself. "Agree" means within 5 % or 2 ms. {verdict}.
 
 {chr(10).join(lines)}
 
 **Conditions.** {where["date"]}, {where["cpu"]}, {where["cores"]} cores, kernel {where["kernel"]}, Python
 {where["python"]}; clients and engine share the machine. {results["requests"]} requests per run and tool. The engine
-(`tests/fakes/vllm.py --tokens {TOKENS} --ttft-ms {TTFT_MS} --itl-ms {ITL_MS} --spread {SPREAD}`) answers with
+(`appliance.engines.mock --tokens {TOKENS} --ttft-ms {TTFT_MS} --itl-ms {ITL_MS} --spread {SPREAD}`) answers with
 {TOKENS} tokens by the clock; first-token and token times of each request vary from 1/{SPREAD} to {SPREAD} times
 that, by the same sequence for every tool. One run of each; none leaves out a warm-up.{results["note"]}
 
@@ -241,7 +241,7 @@ def _measured(
     *options: str,
 ) -> Figures:
     """With an engine of its own, so that each tool meets the same sequence of times."""
-    argv = [sys.executable, str(ROOT / "tests" / "fakes" / "vllm.py"), "--tokens", str(TOKENS)]
+    argv = [sys.executable, "-m", "appliance.engines.mock", "--tokens", str(TOKENS)]
     argv += ["--itl-ms", str(ITL_MS), "--ttft-ms", str(TTFT_MS), "--spread", str(SPREAD), *options]
     engine = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     try:

@@ -1,7 +1,7 @@
 """The longest context that vLLM's own ModelConfig derives, for every kind of rope scaling and of length field.
 
 Run it with the Python of the engine's environment:  python benchmarks/planner/contexts.py
-It writes tests/planner/contexts.json. ``--sample PREFIX`` prints the entries whose names begin so and
+It writes tests/catalog/contexts.json. ``--sample PREFIX`` prints the entries whose names begin so and
 writes nothing.
 A nested text model is asked by the functions that ModelConfig calls: ModelConfig itself would load an image
 processor, which needs a package that the CPU engine does not have.
@@ -26,7 +26,7 @@ from vllm.config.model import _get_and_verify_max_len
 from vllm.transformers_utils.config import get_config, get_hf_text_config
 from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
 
-TRUTH = Path(__file__).resolve().parents[2] / "tests" / "plan" / "contexts.json"
+TRUTH = Path(__file__).resolve().parents[2] / "tests" / "catalog" / "contexts.json"
 
 QWEN: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],

@@ -10,8 +10,8 @@ from collections import defaultdict
 from math import exp, log10
 from pathlib import Path
 
-from appliance.catalog import catalog
-from appliance.planner import evaluate, serving
+from appliance.catalog.shipped import MEASUREMENTS
+from appliance.planner import evaluate, throughput
 from tools import calibrate
 
 ROOT = Path(__file__).parents[2]
@@ -62,8 +62,8 @@ def by_group(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
         y = top + row * (place + 0.5)
         body.append(text(left - 8, y + 4, f"{model.split(' (')[0]} · {card[:34]}", "end"))
         for error, sample in rows:
-            shape = "none" if sample.point.assumed else COLOURS[sample.point.engine]
-            stroke = COLOURS[sample.point.engine]
+            shape = "none" if sample.workload.assumed else COLOURS[sample.workload.engine]
+            stroke = COLOURS[sample.workload.engine]
             body.append(f'<circle cx="{at(error):.1f}" cy="{y:.1f}" r="3.4" fill="{shape}" stroke="{stroke}"/>')
     return frame(width, height, body)
 
@@ -93,8 +93,8 @@ def scatter(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
         )
     for sample, error in zip(data, held, strict=True):
         x, y = left + at(sample.truth), edge + 8 - at(sample.truth * exp(error))
-        colour = COLOURS[sample.point.engine]
-        fill = "none" if sample.point.assumed else colour
+        colour = COLOURS[sample.workload.engine]
+        fill = "none" if sample.workload.assumed else colour
         body.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.4" fill="{fill}" fill-opacity="0.7" stroke="{colour}"/>'
         )
@@ -103,7 +103,7 @@ def scatter(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
 
 
 def main() -> None:
-    rows = evaluate.read(Path(catalog.__file__).parent / "measurements.csv")
+    rows = evaluate.read(MEASUREMENTS)
     data = calibrate.samples(rows)
     held = [float(error) for error in calibrate.cross_validate(data)]
     with (Path(__file__).parent / "held_out.csv").open("w", encoding="utf-8", newline="") as file:
@@ -111,12 +111,14 @@ def main() -> None:
         writer.writerow(["model", "card", "engine", "truth_tok_s", "predicted_tok_s", "ln_error", "assumed"])
         for sample, error in zip(data, held, strict=True):
             predicted = f"{sample.truth * exp(error):.1f}"
-            assumed = "; ".join(sample.point.assumed)
-            writer.writerow([*sample.group, sample.point.engine, sample.truth, predicted, f"{error:.3f}", assumed])
+            assumed = "; ".join(sample.workload.assumed)
+            writer.writerow(
+                [*sample.group, sample.workload.engine, sample.truth, predicted, f"{error:.3f}", assumed]
+            )
     (ROOT / "docs" / "img" / "planner-errors.svg").write_text(by_group(data, held), "utf-8")
     (ROOT / "docs" / "img" / "planner-scatter.svg").write_text(scatter(data, held), "utf-8")
     inside = sum(low <= -error <= high for sample, error in zip(data, held, strict=True)
-                 for low, high in [serving.interval(sample.point)])  # fmt: skip
+                 for low, high in [throughput.interval(sample.workload)])  # fmt: skip
     print(f"inside the shipped 80 % interval, held out: {inside / len(data):.3f}")
 
 

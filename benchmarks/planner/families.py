@@ -1,7 +1,7 @@
 """Weights of every causal language model of the installed transformers, counted on torch's meta device.
 
 Run it with the Python of the engine's environment:  python benchmarks/planner/families.py
-It writes two files. tests/planner/families.json has, per family, a config, its count, and each single change of the
+It writes two files. tests/catalog/families.json has, per family, a config, its count, and each single change of the
 config that changes the count. appliance/catalog/defaults.toml has what the class of a family that the planner
 knows assumes for a field that a file leaves out.
 ``--sample NAME ...`` prints the entries of those families as JSON and writes nothing.
@@ -25,9 +25,9 @@ from transformers.models.auto import modeling_auto
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from appliance.catalog.families import FAMILIES  # noqa: E402
-from appliance.catalog.family import SAME  # noqa: E402
+from appliance.catalog.family import SAME_AS  # noqa: E402
 
-TRUTH = ROOT / "tests" / "plan" / "families.json"
+TRUTH = ROOT / "tests" / "catalog" / "families.json"
 DEFAULTS = ROOT / "appliance" / "catalog" / "defaults.toml"
 
 LAYERS = 8
@@ -197,7 +197,7 @@ def defaults_of(families: dict[str, dict[str, Any]]) -> str:
         tied = getattr(type(whole), "tie_word_embeddings", None)
         if text is not whole and isinstance(tied, bool):
             outside[family] = tied
-    for kind in sorted(classes.keys() & (FAMILIES.keys() | SAME.keys())):
+    for kind in sorted(classes.keys() & (FAMILIES.keys() | SAME_AS.keys())):
         values = {name: getattr(classes[kind], name, None) for name in sorted(names)}
         table = [f"{key} = {str(value).lower()}" for key, value in values.items() if isinstance(value, (bool, int))]
         lines += ["", f"[{json.dumps(kind)}]", *table]

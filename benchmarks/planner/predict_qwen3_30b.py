@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from appliance.catalog import catalog
-from appliance.planner import demand
-from appliance.planner.serving import predict
+from appliance.catalog.cards import find_card
+from appliance.planner.models import parse_model
+from appliance.planner.throughput import predict
 from appliance.planner.workload import Workload
 
 CARDS = ("H100 SXM 80GB", "H200 SXM 141GB", "RTX PRO 6000 Blackwell Workstation")
 
 
 def main() -> None:
-    shape, dtype = demand.model("Qwen/Qwen3-30B-A3B")
+    shape, dtype = parse_model("Qwen/Qwen3-30B-A3B")
     points = []
     for card in CARDS:
         for batch in (1, 64, 256):
             one = Workload(
-                card=catalog.find_card(card),
+                card=find_card(card),
                 shape=shape,
                 precision=dtype,
                 input=1024,

@@ -12,7 +12,13 @@ in
   options.appliance.gpu = {
     enable = lib.mkEnableOption "NVIDIA cards: open driver, persistence, power limits";
     peerToPeer = lib.mkOption {
-      type = lib.types.nullOr (lib.types.enum [ "driver" "iommu-off" "off" ]);
+      type = lib.types.nullOr (
+        lib.types.enum [
+          "driver"
+          "iommu-off"
+          "off"
+        ]
+      );
       default = null;
       example = "iommu-off";
       description = ''
@@ -47,16 +53,24 @@ in
       open = lib.mkDefault true;
       nvidiaPersistenced = true;
       # Nothing of a desktop belongs on a server.
-      nvidiaSettings = false;
-      modesetting.enable = false;
+      nvidiaSettings = lib.mkDefault false;
+      modesetting.enable = lib.mkDefault false;
     };
     nixpkgs.config.allowUnfree = true;
 
     boot.kernelParams = lib.mkMerge [
       # Surprise link-downs under load: keep PCIe links awake.
-      [ "pcie_aspm=off" "pcie_port_pm=off" ]
-      (lib.mkIf (cfg.peerToPeer == "iommu-off") [ "amd_iommu=off" "intel_iommu=off" ])
+      [
+        "pcie_aspm=off"
+        "pcie_port_pm=off"
+      ]
+      (lib.mkIf (cfg.peerToPeer == "iommu-off") [
+        "amd_iommu=off"
+        "intel_iommu=off"
+      ])
     ];
-    boot.extraModprobeConfig = lib.mkIf (cfg.peerToPeer == "iommu-off") "options nvidia_uvm uvm_disable_hmm=1";
+    boot.extraModprobeConfig = lib.mkIf (
+      cfg.peerToPeer == "iommu-off"
+    ) "options nvidia_uvm uvm_disable_hmm=1";
   };
 }

@@ -1,21 +1,24 @@
 # Power limits per card, set once the driver is up. The limit moves the SM clock only; memory keeps its speed.
 { config, lib, ... }:
 let
+  inherit (import ../lib.nix { inherit lib; }) hardened;
+  inherit (import ./cards.nix { inherit lib; }) power;
   inherit (config.appliance) gpu thisHost;
   limited = lib.filter (card: card.power_limit_w != null) thisHost.gpus;
-  range = model:
-    if lib.hasInfix "Max-Q" model then { min = 250; max = 325; usual = 300; }
-    else if lib.hasInfix "RTX PRO 6000" model && lib.hasInfix "Server" model then { min = 300; max = 600; usual = 450; }
-    else if lib.hasInfix "RTX PRO 6000" model then { min = 150; max = 600; usual = 450; }
-    else { min = 100; max = 1000; usual = 300; };
-  refusal = card:
-    let r = range card.model; in {
-      assertion = card.power_limit_w >= r.min && card.power_limit_w <= r.max;
+  refusal =
+    card:
+    let
+      range = power card.model;
+      advised = if range.recommended != null then range.recommended else range.tdp;
+    in
+    {
+      assertion = range == null || card.power_limit_w >= range.min && card.power_limit_w <= range.max;
       message = ''
         appliance.settings.hosts.${config.appliance.host}.gpus: card ${toString card.index} (${card.model}) takes
-        ${toString r.min} to ${toString r.max} W, not ${toString card.power_limit_w}: set power_limit_w = ${toString r.usual}.
+        ${toString range.min} to ${toString range.max} W, not ${toString card.power_limit_w}: set power_limit_w = ${toString advised}.
       '';
     };
+  nvidiaSmi = lib.getExe' config.hardware.nvidia.package "nvidia-smi";
 in
 {
   config = lib.mkIf gpu.enable {
@@ -26,15 +29,21 @@ in
       after = [ "nvidia-persistenced.service" ];
       # Without persistence the driver would forget the limit with the last process.
       requires = [ "nvidia-persistenced.service" ];
-      serviceConfig = config.appliance.lib.hardened // {
+      serviceConfig = hardened // {
         Type = "oneshot";
         RemainAfterExit = true;
-        ExecStart = map (card: "/run/current-system/sw/bin/nvidia-smi -i ${toString card.index} -pl ${toString card.power_limit_w}") limited;
+        ExecStart = map (
+          card: "${nvidiaSmi} -i ${toString card.index} -pl ${toString card.power_limit_w}"
+        ) limited;
         # Setting a limit is an administrator's call to the driver, through its device nodes.
         CapabilityBoundingSet = "CAP_SYS_ADMIN";
         PrivateUsers = false;
         PrivateDevices = false;
-        DeviceAllow = [ "char-nvidia-frontend rw" "char-nvidia rw" "/dev/nvidiactl rw" ];
+        DeviceAllow = [
+          "char-nvidia-frontend rw"
+          "char-nvidia rw"
+          "/dev/nvidiactl rw"
+        ];
         # nvidia-smi reads /proc/driver/nvidia.
         ProcSubset = "all";
       };

@@ -1,6 +1,10 @@
 # What the ISO has to hold so that disko-install works without a network: the finished system, the script that
 # partitions (built again there, for the disk's device is only known then), and the sources it is evaluated from.
-{ lib, target, inputs }:
+{
+  lib,
+  target,
+  inputs,
+}:
 let
   inherit (target.config.system) build;
   sources = flake: [ flake.outPath ] ++ lib.concatMap sources (lib.attrValues (flake.inputs or { }));

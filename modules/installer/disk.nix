@@ -19,7 +19,14 @@ in
   };
 
   # What the first stage needs to reach any disk this may be installed on.
-  config.boot.initrd.availableKernelModules = [ "nvme" "ahci" "xhci_pci" "usbhid" "usb_storage" "sd_mod" ];
+  config.boot.initrd.availableKernelModules = [
+    "nvme"
+    "ahci"
+    "xhci_pci"
+    "usbhid"
+    "usb_storage"
+    "sd_mod"
+  ];
 
   config.disko.devices.disk.main = {
     type = "disk";
@@ -29,13 +36,26 @@ in
       partitions = {
         ESP = {
           # Kernel and initrd of many generations: rollback is worth a gigabyte or two.
-          size = "2G";
+          size = lib.mkDefault "2G";
           type = "EF00";
-          content = { type = "filesystem"; format = "vfat"; mountpoint = "/boot"; mountOptions = [ "umask=0077" ]; };
+          content = {
+            type = "filesystem";
+            format = "vfat";
+            mountpoint = "/boot";
+            mountOptions = [ "umask=0077" ];
+          };
         };
         root = {
           size = "100%";
-          content = { type = "filesystem"; format = "ext4"; mountpoint = "/"; extraArgs = [ "-L" "appliance-root" ]; };
+          content = {
+            type = "filesystem";
+            format = "ext4";
+            mountpoint = "/";
+            extraArgs = [
+              "-L"
+              "appliance-root"
+            ];
+          };
         };
       };
     };

@@ -1,10 +1,25 @@
 # The installer's ISO: carries the flake and the finished system, so that installing needs no network.
-{ config, lib, pkgs, flakeSource, installClosure, diskoInstall, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  flakeSource,
+  installClosure,
+  diskoInstall,
+  ...
+}:
 let
   cfg = config.appliance.installer;
   script = pkgs.writeShellApplication {
     name = "appliance-install";
-    runtimeInputs = [ pkgs.coreutils pkgs.gawk pkgs.gnugrep pkgs.openssh pkgs.util-linux diskoInstall ];
+    runtimeInputs = [
+      pkgs.coreutils
+      pkgs.gawk
+      pkgs.gnugrep
+      pkgs.openssh
+      pkgs.util-linux
+      diskoInstall
+    ];
     text = builtins.readFile ./install.sh;
   };
 in
@@ -15,7 +30,9 @@ in
     environment.systemPackages = [ script ];
     environment.etc = {
       "appliance-installer/flake".source = flakeSource;
-      "appliance-installer/allowed_signers".text = lib.concatMapStrings (key: "installer namespaces=\"appliance-install\" ${key}\n") cfg.answerKeys;
+      "appliance-installer/allowed_signers".text = lib.concatMapStrings (
+        key: "installer namespaces=\"appliance-install\" ${key}\n"
+      ) cfg.answerKeys;
       "appliance-installer/limits".text = ''
         host=${cfg.host}
         minimum_ram_gib=${toString cfg.minimumRamGiB}
@@ -24,9 +41,15 @@ in
     };
     # The whole system, so that disko-install copies instead of downloading.
     isoImage.storeContents = installClosure;
-    isoImage.squashfsCompression = "zstd -Xcompression-level 6";
-    boot.supportedFilesystems = [ "vfat" "ext4" ];
+    isoImage.squashfsCompression = lib.mkDefault "zstd -Xcompression-level 6";
+    boot.supportedFilesystems = [
+      "vfat"
+      "ext4"
+    ];
     services.getty.helpLine = "To install: appliance-install. It shows what it would erase and asks before it does.";
-    nix.settings.experimental-features = [ "nix-command" "flakes" ];
+    nix.settings.experimental-features = [
+      "nix-command"
+      "flakes"
+    ];
   };
 }

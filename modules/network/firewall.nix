@@ -8,12 +8,17 @@ let
   rule = test: text: lib.optionalString test "    ${text}\n";
   isV6 = lib.hasInfix ":";
   set = elements: "{ ${lib.concatStringsSep ", " elements} }";
-  sshFrom = family: sources: rule (network.ssh.enable && sources != [ ])
-    "${family} saddr ${set sources} tcp dport ${toString network.ssh.port} ct state new limit rate 30/minute burst 20 packets accept";
+  sshFrom =
+    family: sources:
+    rule (network.ssh.enable && sources != [ ])
+      "${family} saddr ${set sources} tcp dport ${toString network.ssh.port} ct state new limit rate 30/minute burst 20 packets accept";
   peerAddresses = map (p: p.address) (lib.attrValues wg.peers);
   held = toString network.edge.limits.perAddressTcpConnections;
   # What listens to others, or opens a way to it.
-  behind = lib.optional gateway.enable "appliance-gateway" ++ lib.optional wg.enable "wireguard-wg0" ++ lib.optional network.edge.enable "nginx";
+  behind =
+    lib.optional gateway.enable "appliance-gateway"
+    ++ lib.optional wg.enable "wireguard-wg0"
+    ++ lib.optional network.edge.enable "nginx";
 in
 {
   options.appliance.network.firewall = {
@@ -38,38 +43,44 @@ in
       enable = true;
       tables.appliance = {
         family = "inet";
-        content = lib.optionalString network.edge.enable ''
-          set edge4 { type ipv4_addr; flags dynamic; size 65536; }
-          set edge6 { type ipv6_addr; flags dynamic; size 65536; }
-        '' + ''
-          chain input {
-            type filter hook input priority filter; policy drop;
-            ct state invalid drop
-            ct state { established, related } accept
-            iifname "lo" accept
-            ip protocol icmp icmp type echo-request limit rate 10/second accept
-            # IPv6 does not work without neighbour discovery and packet-too-big.
-            icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept
-            icmpv6 type echo-request limit rate 10/second accept
-            ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept
-        '' + rule (wg.enable && wg.listenPort != null) "udp dport ${toString wg.listenPort} accept"
-        # The API: through the tunnel, from the peers named in it, and from nowhere else.
-        + rule (gateway.enable && wg.enable && peerAddresses != [ ])
-          "iifname \"wg0\" ip saddr ${set peerAddresses} tcp dport ${toString settings.gateway.port} accept"
-        # Who only holds connections open is no request that nginx could count. An IPv6 client owns a whole /64.
-        + rule network.edge.enable "tcp dport { 80, 443 } ct state new add @edge4 { ip saddr ct count over ${held} } drop"
-        + rule network.edge.enable "tcp dport { 80, 443 } ct state new add @edge6 { ip6 saddr & ffff:ffff:ffff:ffff:: ct count over ${held} } drop"
-        + rule network.edge.enable "tcp dport { 80, 443 } accept"
-        + rule (network.ssh.enable && wg.enable) "iifname \"wg0\" tcp dport ${toString network.ssh.port} accept"
-        + sshFrom "ip" (lib.filter (s: !(isV6 s)) network.ssh.sources)
-        + sshFrom "ip6" (lib.filter isV6 network.ssh.sources)
-        + lib.concatMapStrings (rule true) (lib.filter (l: l != "") (lib.splitString "\n" cfg.extraInput))
-        + ''
-          }
-          chain forward {
-            type filter hook forward priority filter; policy drop;
-          }
-        '';
+        content =
+          lib.optionalString network.edge.enable ''
+            set edge4 { type ipv4_addr; flags dynamic; size 65536; }
+            set edge6 { type ipv6_addr; flags dynamic; size 65536; }
+          ''
+          + ''
+            chain input {
+              type filter hook input priority filter; policy drop;
+              ct state invalid drop
+              ct state { established, related } accept
+              iifname "lo" accept
+              ip protocol icmp icmp type echo-request limit rate 10/second accept
+              # IPv6 does not work without neighbour discovery and packet-too-big.
+              icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept
+              icmpv6 type echo-request limit rate 10/second accept
+              ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept
+          ''
+          + rule (wg.enable && wg.listenPort != null) "udp dport ${toString wg.listenPort} accept"
+          # The API: through the tunnel, from the peers named in it, and from nowhere else.
+          + rule (
+            gateway.enable && wg.enable && peerAddresses != [ ]
+          ) "iifname \"wg0\" ip saddr ${set peerAddresses} tcp dport ${toString settings.gateway.port} accept"
+          # Who only holds connections open is no request that nginx could count. An IPv6 client owns a whole /64.
+          + rule network.edge.enable "tcp dport { 80, 443 } ct state new add @edge4 { ip saddr ct count over ${held} } drop"
+          + rule network.edge.enable "tcp dport { 80, 443 } ct state new add @edge6 { ip6 saddr & ffff:ffff:ffff:ffff:: ct count over ${held} } drop"
+          + rule network.edge.enable "tcp dport { 80, 443 } accept"
+          + rule (
+            network.ssh.enable && wg.enable
+          ) "iifname \"wg0\" tcp dport ${toString network.ssh.port} accept"
+          + sshFrom "ip" (lib.filter (s: !(isV6 s)) network.ssh.sources)
+          + sshFrom "ip6" (lib.filter isV6 network.ssh.sources)
+          + lib.concatMapStrings (rule true) (lib.filter (l: l != "") (lib.splitString "\n" cfg.extraInput))
+          + ''
+            }
+            chain forward {
+              type filter hook forward priority filter; policy drop;
+            }
+          '';
       };
     };
   };

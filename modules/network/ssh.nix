@@ -8,16 +8,29 @@ in
 {
   options.appliance.network.ssh = {
     enable = lib.mkEnableOption "SSH with keys only";
-    port = mkOption { type = types.port; default = 22; example = 2222; description = "Port of SSH."; };
+    port = mkOption {
+      type = types.port;
+      default = 22;
+      example = 2222;
+      description = "Port of SSH.";
+    };
     keys = mkOption {
-      type = types.listOf (types.strMatching "(ssh-ed25519|sk-ssh-ed25519@openssh.com|ecdsa-sha2-nistp256) [A-Za-z0-9+/=]+.*");
+      type = types.listOf (
+        types.strMatching "(ssh-ed25519|sk-ssh-ed25519@openssh.com|ecdsa-sha2-nistp256) [A-Za-z0-9+/=]+.*"
+      );
       default = [ ];
-      example = [ "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExampleExam admin@home" ];
+      example = [
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExampleExam admin@home"
+      ];
       description = "Public keys of those who may log in as root.";
     };
     sources = mkOption {
       type = types.listOf types.str;
-      default = [ "192.168.0.0/16" "10.0.0.0/8" "172.16.0.0/12" ];
+      default = [
+        "192.168.0.0/16"
+        "10.0.0.0/8"
+        "172.16.0.0/12"
+      ];
       example = [ "192.168.1.0/24" ];
       description = "Networks outside the tunnel from which SSH is allowed.";
     };
@@ -25,7 +38,10 @@ in
 
   config = lib.mkIf cfg.enable {
     assertions = [
-      { assertion = cfg.keys != [ ]; message = "appliance.network.ssh.keys is empty, and there is no password: you would lock yourself out. Put your public key there (`cat ~/.ssh/id_ed25519.pub`)."; }
+      {
+        assertion = cfg.keys != [ ];
+        message = "appliance.network.ssh.keys is empty, and there is no password: you would lock yourself out. Put your public key there (`cat ~/.ssh/id_ed25519.pub`).";
+      }
     ];
     services.openssh = {
       enable = true;
@@ -35,8 +51,8 @@ in
       settings = {
         PasswordAuthentication = false;
         KbdInteractiveAuthentication = false;
-        PermitRootLogin = "prohibit-password";
-        X11Forwarding = false;
+        PermitRootLogin = lib.mkDefault "prohibit-password";
+        X11Forwarding = lib.mkDefault false;
       };
     };
     users.users.root.openssh.authorizedKeys.keys = cfg.keys;

@@ -6,16 +6,40 @@ python313Packages.buildPythonApplication {
   pyproject = true;
   src = lib.fileset.toSource {
     root = ../..;
-    fileset = lib.fileset.unions [ ../../pyproject.toml ../../LICENSE ../../appliance (lib.fileset.maybeMissing ../../README.md) (lib.fileset.maybeMissing ../../loadtests) ];
+    fileset = lib.fileset.unions [
+      ../../pyproject.toml
+      ../../LICENSE
+      ../../appliance
+      (lib.fileset.maybeMissing ../../README.md)
+      (lib.fileset.maybeMissing ../../loadtests)
+    ];
   };
   build-system = [ python313Packages.setuptools ];
-  dependencies = with python313Packages; [ alembic fastapi httptools msgspec prometheus-client psycopg pydantic rich sqlalchemy uvicorn uvloop zstandard ]
+  dependencies =
+    with python313Packages;
+    [
+      alembic
+      fastapi
+      httptools
+      msgspec
+      prometheus-client
+      psycopg
+      pydantic
+      rich
+      sqlalchemy
+      uvicorn
+      uvloop
+      zstandard
+    ]
     # The smoke test and `appliance loadtest` are Locust scenarios.
     ++ [ locust ];
   # The versions that pyproject.toml asks for are what pip resolved; nixpkgs' are what the pin holds. The tests
   # decide, not the ranges.
   pythonRelaxDeps = true;
-  pythonImportsCheck = [ "appliance.contract.model" "appliance.engines.argv" ];
+  pythonImportsCheck = [
+    "appliance.contract.model"
+    "appliance.engines.argv"
+  ];
   meta = {
     description = "Private LLM service: gateway, engine start, checks";
     license = lib.licenses.mit;

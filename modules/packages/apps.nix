@@ -3,13 +3,23 @@
 let
   verb = name: {
     type = "app";
-    program = pkgs.lib.getExe (pkgs.writeShellScriptBin name ''exec ${pkgs.lib.getExe packages.appliance} ${name} "$@"'');
+    program = pkgs.lib.getExe (
+      pkgs.writeShellScriptBin name ''exec ${pkgs.lib.getExe packages.appliance} ${name} "$@"''
+    );
     meta.description = "appliance ${name}";
   };
 in
 {
-  default = { type = "app"; program = pkgs.lib.getExe packages.appliance; meta.description = "The appliance's command line"; };
-  loadtest = { type = "app"; program = pkgs.lib.getExe packages.loadtest; meta.description = "Load-test a gateway"; };
+  default = {
+    type = "app";
+    program = pkgs.lib.getExe packages.appliance;
+    meta.description = "The appliance's command line";
+  };
+  loadtest = {
+    type = "app";
+    program = pkgs.lib.getExe packages.loadtest;
+    meta.description = "Load-test a gateway";
+  };
   plan = verb "plan";
   doctor = verb "doctor";
 }

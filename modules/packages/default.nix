@@ -1,5 +1,9 @@
 # What the flake builds.
-{ self, pkgs, disko }:
+{
+  self,
+  pkgs,
+  disko,
+}:
 let
   appliance = pkgs.callPackage ./appliance.nix { };
 in

@@ -3,26 +3,53 @@
 # Why not nixpkgs' vllm: it is old, marked insecure, and its CUDA build is broken as often as not. The wheels
 # carry native sm_120 code; `make verify-wheels` proves it, and that every library they need is either among
 # them, on the list in engine-libraries.json, or the driver's.
-{ lib, pkgs, stdenv, python313, autoPatchelfHook, addDriverRunpath, wheelList ? ../wheels.json }:
+{
+  lib,
+  pkgs,
+  stdenv,
+  python313,
+  autoPatchelfHook,
+  addDriverRunpath,
+  wheelList ? ../wheels.json,
+}:
 let
   # fetchPypi finds a wheel by these parts of its name; the hash is what is trusted.
-  fetch = wheel: python313.pkgs.fetchPypi {
-    inherit (wheel) pname version python abi platform sha256;
-    format = "wheel";
-    dist = wheel.python;
-  };
+  fetch =
+    wheel:
+    python313.pkgs.fetchPypi {
+      inherit (wheel)
+        pname
+        version
+        python
+        abi
+        platform
+        sha256
+        ;
+      format = "wheel";
+      dist = wheel.python;
+    };
   libraries = lib.importJSON ../engine-libraries.json;
   fromNixpkgs = lib.unique (lib.attrValues libraries.nixpkgs);
   site = "lib/python${python313.pythonVersion}/site-packages";
 in
 stdenv.mkDerivation {
   pname = "engine-cuda";
-  version = (lib.findFirst (w: w.name == "vllm") { version = "0"; } (lib.importJSON wheelList)).version;
+  version =
+    (lib.findFirst (w: w.name == "vllm") { version = "0"; } (lib.importJSON wheelList)).version;
 
   srcs = map fetch (lib.importJSON wheelList);
   dontUnpack = true;
-  nativeBuildInputs = [ autoPatchelfHook python313.pkgs.pip ];
-  buildInputs = map (path: lib.getLib (lib.attrByPath (lib.splitString "." path) (throw "engine-libraries.json: nixpkgs has no ${path}") pkgs)) fromNixpkgs;
+  nativeBuildInputs = [
+    autoPatchelfHook
+    python313.pkgs.pip
+  ];
+  buildInputs = map (
+    path:
+    lib.getLib (
+      lib.attrByPath (lib.splitString "." path) (throw "engine-libraries.json: nixpkgs has no ${path}")
+        pkgs
+    )
+  ) fromNixpkgs;
 
   installPhase = ''
     runHook preInstall
@@ -51,7 +78,9 @@ stdenv.mkDerivation {
   installCheckPhase = ''
     "$out/bin/python" - <<'EOF'
     import importlib.metadata as metadata
-    assert metadata.version("vllm") == "${(lib.findFirst (w: w.name == "vllm") { version = "0"; } (lib.importJSON wheelList)).version}"
+    assert metadata.version("vllm") == "${
+      (lib.findFirst (w: w.name == "vllm") { version = "0"; } (lib.importJSON wheelList)).version
+    }"
     import numpy, pydantic, tokenizers, safetensors
     EOF
     test -e "$out/${site}/vllm"

@@ -1,5 +1,9 @@
 # `nix run .#loadtest`: the Locust scenarios against a gateway.
-{ lib, appliance, writeShellApplication }:
+{
+  lib,
+  appliance,
+  writeShellApplication,
+}:
 writeShellApplication {
   name = "loadtest";
   text = ''

@@ -1,11 +1,20 @@
 # docs/options.md, from the modules: the text that the repository holds, and a check that it is the same.
-{ lib, pkgs, runCommand, writeText, disko }:
+{
+  lib,
+  pkgs,
+  runCommand,
+  writeText,
+  disko,
+}:
 let
   evaluated = import (pkgs.path + "/nixos/lib/eval-config.nix") {
     system = null;
     modules = import ../documented.nix ++ [
       disko.nixosModules.disko
-      { nixpkgs.hostPlatform = "x86_64-linux"; system.stateVersion = "26.05"; }
+      {
+        nixpkgs.hostPlatform = "x86_64-linux";
+        system.stateVersion = "26.05";
+      }
     ];
   };
   text = import ../options-text.nix {

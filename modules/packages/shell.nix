@@ -1,5 +1,16 @@
 # `nix develop`: what working on the appliance needs, tests included.
 { pkgs }:
 pkgs.mkShell {
-  packages = with pkgs; [ python313 ruff gnumake shellcheck nixfmt nftables nginx wireguard-tools wireguard-go iproute2 ];
+  packages = with pkgs; [
+    python313
+    ruff
+    gnumake
+    shellcheck
+    nixfmt
+    nftables
+    nginx
+    wireguard-tools
+    wireguard-go
+    iproute2
+  ];
 }

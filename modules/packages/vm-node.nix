@@ -1,9 +1,9 @@
-# A GPU host without a GPU, for tests in a virtual machine: the fake engine in the real unit's sandbox.
+# A GPU host without a GPU, for tests in a virtual machine: the mock engine in the sandbox of the real unit.
 { self }:
-{ pkgs, ... }:
+{ ... }:
 {
   imports = [ self.nixosModules.default ];
-  # Nobody logs in; the test driver has its own door.
+  # The test driver does not log in.
   users.allowNoPasswordLogin = true;
   appliance = {
     base.enable = true;
@@ -13,9 +13,9 @@
     network.firewall.enable = true;
     settings = {
       hosts.gpu.memory_gib = 4;
-      models.tiny = { source = "/var/lib/appliance-models/tiny"; };
-      engines.fake = {
-        kind = "fake";
+      models.tiny.source = "/var/lib/appliance-models/tiny";
+      engines.mock = {
+        kind = "mock";
         device = "cpu";
         host = "gpu";
         model = "tiny";
@@ -25,7 +25,4 @@
       };
     };
   };
-  # The fake engine lives with the tests and is no part of the installed appliance.
-  systemd.services.appliance-engine-fake.serviceConfig.ExecStart = pkgs.lib.mkForce
-    "${pkgs.python313.withPackages (ps: [ ps.httptools ps.msgspec ps.uvloop ])}/bin/python ${../../tests/fakes/vllm.py} --model tiny --port 8101 --context 2048 --task generate";
 }

@@ -1,4 +1,4 @@
-# Boots a GPU host without a GPU: the fake engine in the real unit's sandbox, the real gateway, the real
+# Boots a GPU host without a GPU: the mock engine in the real unit's sandbox, the real gateway, the real
 # firewall, the smoke test. Only a machine with nixpkgs and KVM can run it.
 { self }:
 { ... }:
@@ -6,7 +6,7 @@
   name = "appliance";
   nodes.gpu = import ./vm-node.nix { inherit self; };
   testScript = ''
-    gpu.wait_for_unit("appliance-engine-fake.service")
+    gpu.wait_for_unit("appliance-engine-mock.service")
     gpu.wait_for_unit("appliance-gateway.service")
     gpu.wait_for_open_port(8000)
     with subtest("the smoke test passes after boot"):
@@ -19,7 +19,7 @@
             status = gpu.succeed(f"curl -s -o /dev/null -w '%{{http_code}}' -X POST http://127.0.0.1:8000/{path}")
             assert status in ("401", "404"), (path, status)
     with subtest("a dead engine comes back"):
-        gpu.succeed("systemctl kill -s KILL appliance-engine-fake.service")
+        gpu.succeed("systemctl kill -s KILL appliance-engine-mock.service")
         gpu.wait_until_succeeds("curl -sf http://127.0.0.1:8101/health", timeout=60)
     with subtest("nothing but the tunnel reaches the API"):
         gpu.succeed("nft list table inet appliance | grep -q 'policy drop'")

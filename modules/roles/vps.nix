@@ -7,7 +7,10 @@
     doctor.enable = lib.mkDefault true;
     network.firewall.enable = lib.mkDefault true;
     network.ssh.enable = lib.mkDefault true;
-    network.ssh.sources = lib.mkDefault [ "0.0.0.0/0" "::/0" ];
+    network.ssh.sources = lib.mkDefault [
+      "0.0.0.0/0"
+      "::/0"
+    ];
     network.wireguard.enable = lib.mkDefault true;
     network.edge.enable = lib.mkDefault true;
   };

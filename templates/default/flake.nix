@@ -4,7 +4,8 @@
   # Where you keep the appliance's repository. Update with `nix flake update appliance`.
   inputs.appliance.url = "github:example/llm-appliance";
 
-  outputs = { self, appliance }:
+  outputs =
+    { self, appliance }:
     let
       inherit (appliance.inputs) nixpkgs;
       inherit (nixpkgs.lib) nixosSystem;
@@ -12,8 +13,21 @@
     in
     {
       nixosConfigurations = {
-        gpu = nixosSystem { inherit system; modules = [ appliance.nixosModules.gpu appliance.nixosModules.disk ./gpu.nix ]; };
-        vps = nixosSystem { inherit system; modules = [ appliance.nixosModules.vps ./vps.nix ]; };
+        gpu = nixosSystem {
+          inherit system;
+          modules = [
+            appliance.nixosModules.gpu
+            appliance.nixosModules.disk
+            ./gpu.nix
+          ];
+        };
+        vps = nixosSystem {
+          inherit system;
+          modules = [
+            appliance.nixosModules.vps
+            ./vps.nix
+          ];
+        };
         installer = nixosSystem {
           inherit system;
           specialArgs = {
@@ -24,7 +38,10 @@
           modules = [
             "${nixpkgs}/nixos/modules/installer/cd-dvd/installation-cd-minimal.nix"
             appliance.nixosModules.installer
-            { networking.hostName = "installer"; system.stateVersion = "26.05"; }
+            {
+              networking.hostName = "installer";
+              system.stateVersion = "26.05";
+            }
           ];
         };
       };

@@ -14,17 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import (
-    Response,
-    RunningService,
-    StartedProcess,
-    chat,
-    free_port,
-    http,
-    serving,
-    start,
-    wait_until,
-)
+from tests.conftest import Response, RunningService, StartedProcess, chat, http, serving, start, wait_until
+from tests.ports import free_port
 
 TOKEN = "a-token-of-enough-characters"
 
@@ -210,7 +201,7 @@ def test_no_gateway_is_said_not_shown_as_a_trace(admin: RunningAdmin, tmp_path: 
     argv = [sys.executable, "-m", "appliance", "models", "status", "--config", str(config)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: no gateway answers on {tmp_path}/control.sock")
+    assert done.stderr.startswith(f"error: no gateway responds on {tmp_path}/control.sock")
 
 
 def test_the_command_line_makes_changes_and_lists_keys(admin: RunningAdmin) -> None:
@@ -228,7 +219,7 @@ def test_the_command_line_makes_changes_and_lists_keys(admin: RunningAdmin) -> N
     assert "1 req/min, 2 weight" in cli(admin.service, "keys", "list").stdout
     for words, says in (
         (["create", "eve", "--models", "fakke"], "there is no model or role 'fakke'; did you mean 'fake'?"),
-        (["create", "eve", "--weight", "heavy"], "'heavy' is no number"),
+        (["create", "eve", "--weight", "heavy"], "'heavy' is not a number"),
         (["create", "eve", "--tokens-per-minute", "0"], "must be more than 0"),
         (["create", "eve", "--weight", "5000"], "weight is 5000; it must be from 0.001 to 1000"),
         (["change", key_id, "--weight", "nan"], "weight is nan"),

@@ -186,8 +186,6 @@ def _appliance(tree: Path) -> None:
     shutil.copytree(site, library, ignore=leave, symlinks=True)
     for part in ("appliance", "loadtests"):
         shutil.copytree(ROOT / part, library / part, ignore=shutil.ignore_patterns("__pycache__"))
-    (library / "tests" / "fakes").mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "fakes" / "vllm.py", library / "tests" / "fakes")
     shutil.copy(ROOT / "pyproject.toml", library)
     # Compiled beforehand and never checked again: the emulated CPU would take minutes.
     never = py_compile.PycInvalidationMode.UNCHECKED_HASH

@@ -124,21 +124,21 @@ class Story:
         self.try_boot("hangs")
         self.machine.wait_for("GUEST hangs")
         self.came_up(self.proven)
-        self.rolled_back("hangs", "went down before its smoke test ended")
+        self.rolled_back("hangs", "stopped before its smoke test ended")
 
     def panics(self) -> None:
         """The kernel panics while the trial runs."""
         self.try_boot("panics")
         self.machine.wait_for("Kernel panic")
         self.came_up(self.proven)
-        self.rolled_back("panics", "went down before its smoke test ended")
+        self.rolled_back("panics", "stopped before its smoke test ended")
 
     def panics_early(self) -> None:
         """The kernel panics before systemd starts."""
         self.try_boot("panics-early")
         self.machine.wait_for("Kernel panic")
         self.came_up(self.proven)
-        self.rolled_back("panics-early", "did not come up")
+        self.rolled_back("panics-early", "did not boot")
 
     def stalls(self) -> None:
         """The smoke test never starts; the deadline ends that."""
@@ -159,21 +159,21 @@ class Story:
         self.machine.power_on()
         if sign != verdict:
             self.came_up(self.proven)
-            self.rolled_back("cut", "did not come up" if sign is None else "went down before its smoke test ended")
+            self.rolled_back("cut", "did not boot" if sign is None else "stopped before its smoke test ended")
             return
         # The verdict is recorded, then acted upon: the power may have gone before, between or after the two.
         came = self.came_up(self.proven, "cut")
         self.settled()
         if self.state()["proven"]["system"] != SYSTEMS["cut"]:
             expect(came == self.proven, "what nothing calls proven is the default")
-            self.rolled_back("cut", "went down before its smoke test ended")
+            self.rolled_back("cut", "stopped before its smoke test ended")
             return
         if came != "cut":
             self.machine.note(
                 f"its pass was recorded, the default not yet set: {came} runs, the next boot is its own"
             )
             said = self.state()["last"]
-            expect("is the proven system and boots next" in said, f"at login: {said}")
+            expect("is the known good generation and boots next" in said, f"at login: {said}")
             self.machine.tell("systemctl reboot")
             self.came_up("cut")
             self.settled()

@@ -1,4 +1,4 @@
-"""A gateway before fake engines, and every client SDK."""
+"""A gateway before mock engines, and every client SDK."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from appliance.store.keys import KeyStore
 from tests.clients.install import NODE, MissingError, install, node
 from tests.clients.python_sdks import AnthropicSdk, OpenAISdk
 from tests.clients.sdk import NodeSdk, NodeSdks, Sdk
-from tests.conftest import RunningService, StartedProcess, serving, start_fake, wait_until
+from tests.conftest import RunningService, StartedProcess, serving, start_mock, wait_until
 
 MODEL = "Org/Tiny-4B"
 """A name with a slash, like most names on the model hub."""
@@ -34,14 +34,14 @@ class SdkSite(RunningService):
 
 @contextmanager
 def sdk_site(folder: Path, **gateway: Any) -> Iterator[SdkSite]:
-    """A gateway before a fake engine of :data:`MODEL` and one of :data:`EMBEDDER`; keep-alives begin at once."""
+    """A gateway before a mock engine of :data:`MODEL` and one of :data:`EMBEDDER`; keep-alives begin at once."""
     with ExitStack() as stack:
         engines = {}
         for name, model, task in (("chat", MODEL, "generate"), ("embed", EMBEDDER, "embed")):
-            process = start_fake(folder.parent / f"{folder.name}-{name}.log", "--model", model, "--task", task)
+            process = start_mock(folder.parent / f"{folder.name}-{name}.log", "--model", model, "--task", task)
             stack.callback(process.stop)
             engines[name] = process
-        one = {"kind": "fake", "host": "here", "device": "cpu", "context": 4096, "concurrency": 64}
+        one = {"kind": "mock", "host": "here", "device": "cpu", "context": 4096, "concurrency": 64}
         site = {
             "models": {
                 MODEL: {"source": "./fake", "cap_max_tokens": False},

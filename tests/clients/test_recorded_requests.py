@@ -1,4 +1,4 @@
-"""The recorded requests of real clients before the fake engine; tests/vllm sends them to real vLLM."""
+"""The recorded requests of real clients before the mock engine; tests/vllm sends them to real vLLM."""
 
 from __future__ import annotations
 

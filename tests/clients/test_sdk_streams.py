@@ -46,7 +46,7 @@ def test_a_refusal_after_keep_alive_comments_raises(
 ) -> None:
     outcome = late[str(client), "refused"]
     assert outcome.text == ""
-    assert "as told" in words(outcome)
+    assert "as requested" in words(outcome)
 
 
 @each_client

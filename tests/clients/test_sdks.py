@@ -151,7 +151,7 @@ REFUSALS = [
         "refused-by-the-engine",
         {"text": "fake: fault=status:400"},
         400,
-        "as told",
+        "as requested",
         ("fake", "400"),
         "invalid_request_error",
     ),

@@ -58,6 +58,14 @@ def test_every_key_is_described() -> None:
             assert "description" in value, f"{name}.{key}"
 
 
+@pytest.mark.parametrize("gateway", [{"affinity_load": 1.5}, {"tuning": {"affinity_load": 1.5}}])
+def test_a_tuning_key_is_also_accepted_in_the_gateway_table(gateway: dict[str, Any], tmp_path: Path) -> None:
+    """Sites of earlier versions have it there."""
+    file = tmp_path / "site.json"
+    file.write_text(json.dumps(ONE_CARD | {"gateway": gateway}))
+    assert load(file).gateway.tuning.affinity_load == 1.5
+
+
 def put(path: str, value: object) -> Edit:
     def edit(site: dict[str, Any]) -> None:
         *parents, last = path.split("/")
@@ -77,6 +85,11 @@ FAULTS: list[tuple[Edit, str]] = [
     (put("engins", {}), "engins: unknown key; did you mean 'engines'?"),
     (put("engines/chat/contxt", 1), "engines.chat.contxt: unknown key; did you mean 'context'?"),
     (put("hosts/gpu/gpus/0/memory", 1), "hosts.gpu.gpus.0.memory: unknown key; did you mean 'memory_mib'?"),
+    (put("gateway/affinity_load", 0), "gateway.tuning.affinity_load: input should be greater than or equal to 1"),
+    (
+        lambda site: site.update(gateway={"affinity_load": 2, "tuning": 1}),
+        "gateway.tuning: input should be an object, not 1; `appliance schema` describes it",
+    ),
     (put("version", 2), "version: input should be 1, not 2; `appliance schema` describes it"),
     (put("engines/chat/context", "32k"), 'engines.chat.context: input should be a valid integer, not "32k"'),
     (put("engines/chat/context", 1.5), "engines.chat.context: input should be a valid integer"),
@@ -84,7 +97,8 @@ FAULTS: list[tuple[Edit, str]] = [
     (put("engines/chat/concurrency", 0), "engines.chat.concurrency: input should be greater than 0, not 0"),
     (put("engines/chat/port", 70000), "engines.chat.port: input should be less than or equal to 65535, not 70000"),
     (put("engines/chat/gpu_memory_utilization", 1.1), "input should be less than or equal to 1, not 1.1"),
-    (put("engines/chat/kind", "ollama"), "engines.chat.kind: input should be 'vllm', 'llamacpp' or 'fake'"),
+    (put("engines/chat/kind", "ollama"), "engines.chat.kind: input should be 'vllm', 'llamacpp' or 'mock'"),
+    (put("engines/chat/kind", "fake"), 'engines.chat.kind: there is no kind "fake" any more; write kind = "mock"'),
     (put("engines/a b", ONE_CARD["engines"]["chat"]), "engines.a b: is no name: letters, digits, dot"),
     (
         put("engines/chat/model", "qwen3-3b"),

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from appliance.doctor import clock
+from appliance.doctor.checks import clock
 from tests.doctor.fakehost import KEYS, FakeHost, accepts, dump, nft_json
 
 Break = Callable[[FakeHost], object]
@@ -175,7 +175,7 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
         ("a narrow link", _card("pcie.link.width.current", "8"), "warn", "x8 of x16"),
         ("no persistence", _card("persistence_mode", "Disabled"), "warn", "persistence mode is off"),
         ("one too many", _second_card, "warn", "is not in the site"),
-        ("garbage", lambda h: h.card.update({"index": "none"}), "unknown", "no row of cards"),
+        ("garbage", lambda h: h.card.update({"index": "none"}), "unknown", "output of nvidia-smi is not a row"),
     ],
     "power": [
         ("too high", _card("power.limit", "600.00"), "warn", "600 W; the site says 450 W"),

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from appliance.store.keys import KeyStore
-from tests.conftest import free_port
 from tests.doctor.fakehost import KEYS, PRINT, PRIVATE, SMI, FakeHost, accepts, dump, nft_json
 from tests.doctor.servers import Authority, answering, openssl, serving_ready
 from tests.nix import checker
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,7 @@ class FakeHost:
         if program:
             (self.root / f"proc/{pid}/exe").symlink_to(program)
 
-    def scene(self, *, hashes: bool = False) -> CheckContext:
+    def context(self, *, hashes: bool = False) -> CheckContext:
         self.lay_out()
         site = validate("site", self.site) if self.site else None
         machine = Machine.model_validate_json(json.dumps(self.machine))
@@ -125,7 +125,7 @@ class FakeHost:
 
     def look(self, *only: str, hashes: bool = False) -> list[Finding]:
         """Make the checks ``only``, or all."""
-        return list(examine(self.scene(hashes=hashes), only).results)
+        return list(examine(self.context(hashes=hashes), only).results)
 
     def one(self, check: str, subject: str = "") -> Finding:
         """The result of ``check`` about ``subject``."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.doctor import clock, storage
 from appliance.doctor.causes import ORDER
+from appliance.doctor.checks import clock, disk
 from appliance.doctor.runner import CHECKS, examine
 from tests.doctor.breaks import BREAKS, Break
 from tests.doctor.fakehost import FakeHost
@@ -26,7 +26,7 @@ def steady(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
         clock, "read_clock", lambda host: clock.ClockFacts(synchronised=True, error_s=0.004, stamp=read(host).stamp)
     )
     free = 0.02 if "full" in request.node.name else 0.5
-    monkeypatch.setattr(storage, "read_disk", lambda folder: storage.DiskSpace(str(folder), 100.0, free, 0.9, 1))
+    monkeypatch.setattr(disk, "read_disk", lambda folder: disk.DiskSpace(str(folder), 100.0, free, 0.9, 1))
 
 
 def host_of(check: str, request: pytest.FixtureRequest) -> FakeHost:
@@ -75,10 +75,10 @@ def test_it_fails_on_a_broken_one(
 @pytest.mark.parametrize("kind", ["gpu", "vps"])
 def test_a_healthy_host_as_a_whole(kind: str, request: pytest.FixtureRequest) -> None:
     host: FakeHost = request.getfixturevalue(kind)
-    report = examine(host.scene())
+    report = examine(host.context())
     assert (report.worst, report.exit_code, report.host) == ("ok", 0, kind), report.results
     made = {one.name for one in report.results}
-    assert made | {one.name for one in report.left_out} == set(NAMES)
+    assert made | {one.name for one in report.skipped} == set(NAMES)
     assert (made & ON_VPS == ON_VPS) is (kind == "vps")
 
 
@@ -126,11 +126,11 @@ def test_units_that_are_inactive_as_they_should_be(said: str, level: str, gpu: F
 @pytest.mark.parametrize("kind", ["gpu", "vps"])
 def test_the_doctor_leaves_no_trace(kind: str, request: pytest.FixtureRequest) -> None:
     host: FakeHost = request.getfixturevalue(kind)
-    scene = host.scene(hashes=True)
+    context = host.context(hashes=True)
 
     def tree() -> dict[Path, tuple[int, float]]:
         return {p: (p.lstat().st_size, p.lstat().st_mtime) for p in host.root.rglob("*")}
 
     before = tree()
-    examine(scene)
+    examine(context)
     assert tree() == before

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from appliance.contract.machine import Edge
-from appliance.doctor.certificate import judge_front
-from appliance.doctor.finding import FaultDomain, Finding
-from appliance.doctor.gpu import HARDWARE_XIDS, MEMORY_XIDS
+from appliance.doctor.checks.edge import judge_front
+from appliance.doctor.checks.xid import HARDWARE_XIDS, MEMORY_XIDS
+from appliance.doctor.finding import FaultDomain, Finding, Level
 from appliance.doctor.runner import CHECKS
 from appliance.smoketest.report import Proof, page
 from appliance.smoketest.run import step_of
@@ -21,7 +21,7 @@ from tests.doctor.test_every_check import CASES, broken_host, steady
 __all__ = ["steady"]
 
 EXTERNAL = {"throttle", "clock", "disk", "gateways", "certificate"}
-OTHERWISE = {("certificate", "another name"), ("certificate", "nobody serves"), ("xid", "its memory")}
+EXCEPTIONS = {("certificate", "another name"), ("certificate", "nobody serves"), ("xid", "its memory")}
 """Failures whose verdict names the other domain than their check's."""
 
 FAILING = [(name, what, broken, seen) for name, what, broken, level, seen in CASES if level == "fail"]
@@ -29,8 +29,8 @@ FAILING = [(name, what, broken, seen) for name, what, broken, level, seen in CAS
 
 def test_every_check_has_its_domain_and_says_where_it_has_both() -> None:
     assert {check.name for check in CHECKS if check.fault_domain == "external"} == EXTERNAL
-    assert {check.name for check in CHECKS if check.otherwise} == {"xid", "tunnel", "certificate", "edge"}
-    assert {name for name, _ in OTHERWISE} <= {check.name for check in CHECKS if check.otherwise}
+    assert {check.name for check in CHECKS if check.exceptions} == {"xid", "tunnel", "certificate", "edge"}
+    assert {name for name, _ in EXCEPTIONS} <= {check.name for check in CHECKS if check.exceptions}
 
 
 @pytest.mark.usefixtures("steady")
@@ -41,7 +41,7 @@ def test_whose_fault_each_failure_is(
     name: str, what: str, broken: Break, seen: str, request: pytest.FixtureRequest
 ) -> None:
     host = broken_host(name, what, broken, request)
-    expected: FaultDomain = "external" if (name in EXTERNAL) is not ((name, what) in OTHERWISE) else "generation"
+    expected: FaultDomain = "external" if (name in EXTERNAL) is not ((name, what) in EXCEPTIONS) else "generation"
     found = [one for one in host.look(name) if one.level == "fail" and seen in one.seen]
     assert {one.fault_domain for one in found} == {expected}, found
     assert {step_of(one).level for one in found} == {"warn" if expected == "external" else "fail"}
@@ -80,8 +80,16 @@ def test_an_edge_without_a_gateway_behind_it(status: int | str, domain: FaultDom
     assert (verdict.level, verdict.fault_domain) == ("fail", domain)
 
 
-def a_result(level: str, domain: FaultDomain) -> Finding:
-    return Finding("throttle", "card 0", level, "heat; 91 °C", "slow", "cool the room", "", domain)  # type: ignore[arg-type]
+def a_result(level: Level, domain: FaultDomain) -> Finding:
+    return Finding(
+        name="throttle",
+        subject="card 0",
+        level=level,
+        seen="heat; 91 °C",
+        meaning="slow",
+        fix="cool the room",
+        fault_domain=domain,
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,9 +102,9 @@ def a_result(level: str, domain: FaultDomain) -> Finding:
         ("ok", "external", "ok", False),
     ],
 )
-def test_a_step_fails_for_a_generation_only(level: str, domain: FaultDomain, step: str, external: bool) -> None:
+def test_a_step_fails_for_a_generation_only(level: Level, domain: FaultDomain, step: str, external: bool) -> None:
     made = step_of(a_result(level, domain))
-    assert (made.level, made.external, made.mend) == (step, external, "cool the room")
+    assert (made.level, made.external, made.fix) == (step, external, "cool the room")
 
 
 def test_what_is_external_stands_in_the_verdicts_line_and_on_the_page() -> None:
@@ -104,13 +112,12 @@ def test_what_is_external_stands_in_the_verdicts_line_and_on_the_page() -> None:
     passed = Proof("/nix/store/here", 8, True, "", 3.0, (outside,))
     assert passed.passed
     assert passed.line == (
-        "smoke test of generation 8: PASS, 1 steps, 1 with a warning, 3 s; no generation's fault: "
-        "throttle card 0: heat; 91 °C"
+        "smoke test of generation 8: PASS, 1 steps, 1 with a warning, 3 s; external: throttle card 0: heat; 91 °C"
     )
-    assert "no generation causes or mends that" in page(passed)
+    assert "no generation causes or fixes it" in page(passed)
     failed = Proof("/nix/store/here", 8, True, "", 3.0, (own, outside))
     assert not failed.passed
-    assert failed.line.startswith("smoke test of generation 8: FAIL: throttle card 0: heat; 91 °C; no generation's")
+    assert failed.line.startswith("smoke test of generation 8: FAIL: throttle card 0: heat; 91 °C; external: ")
     assert "no generation" not in page(Proof("/nix/store/here", 8, True, "", 3.0, (own,)))
 
 

@@ -22,7 +22,7 @@ from tests.doctor.fakehost import KEYS, FakeHost, dump
 from tests.smalldisk import SmallDisk
 
 LINE = LocalPeer(KEYS["gpu"], KEYS["vps"], "203.0.113.5:51820", None)
-ROUTER = Hop("enp5s0", "192.168.1.1", answers=True)
+ROUTER = Hop("enp5s0", "192.168.1.1", responds=True)
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ ROUTER = Hop("enp5s0", "192.168.1.1", answers=True)
         ({"endpoint": "203.0.113.6:51820"}, LINE, ROUTER, "generation", "another endpoint"),
         ({"listen_port": 51820}, LINE, ROUTER, "generation", "another port"),
         # Its network does not even reach the first hop: a driver or an address can do that.
-        ({}, LINE, None, "generation", "no way to 203.0.113.5:51820"),
-        ({}, LINE, dataclasses.replace(ROUTER, answers=False), "generation", "does not answer"),
+        ({}, LINE, None, "generation", "no route to 203.0.113.5:51820"),
+        ({}, LINE, dataclasses.replace(ROUTER, responds=False), "generation", "does not respond"),
         # Nothing speaks for it.
-        ({}, None, ROUTER, "generation", "never shaken hands"),
+        ({}, None, ROUTER, "generation", "never completed a handshake"),
     ],
 )
 def test_whose_fault_a_silence_is(
@@ -71,10 +71,12 @@ def host(gpu: FakeHost, programs: Path) -> FakeHost:
 
 def look(host: FakeHost, known: Path) -> Finding:
     """What the smoke test makes of the peer."""
-    scene = host.scene()
-    assert scene.machine is not None
-    assert scene.machine.tunnel is not None
-    results = handshake.weigh(scene.host, scene.machine.tunnel, host.look("tunnel"), known, scene.now)
+    context = host.context()
+    assert context.machine is not None
+    assert context.machine.tunnel is not None
+    results = handshake.attribute_fault(
+        context.host, context.machine.tunnel, host.look("tunnel"), known=known, now=context.now
+    )
     (found,) = [one for one in results if one.subject == "peer vps"]
     return found
 
@@ -89,7 +91,7 @@ def test_a_vps_that_is_off_is_told_from_a_wrong_key(host: FakeHost, tmp_path: Pa
         host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: age}))
         found = look(host, known)
         assert (found.level, found.fault_domain) == ("fail", "external")
-        assert "the first hop 192.168.1.1 answers" in found.seen
+        assert "the first hop 192.168.1.1 responds" in found.seen
     # The same silence, with another key of its own.
     host.says("wg", dump(KEYS["stranger"], {KEYS["vps"]: None}))
     assert look(host, known).fault_domain == "generation"
@@ -107,7 +109,7 @@ def test_a_network_that_ends_in_this_host_is_the_generations(host: FakeHost, tmp
     for state in ("FAILED", "INCOMPLETE"):
         host.says("neigh", f'[{{"dst":"192.168.1.1","state":["{state}"]}}]')
         found = look(host, known)
-        assert (found.fault_domain, "does not answer" in found.seen) == ("generation", True)
+        assert (found.fault_domain, "does not respond" in found.seen) == ("generation", True)
     host.says("neigh", "[]")
     assert look(host, known).fault_domain == "generation"
     # A link without neighbours, such as PPP.
@@ -154,16 +156,16 @@ def test_the_first_handshake_is_waited_for(host: FakeHost, programs: Path) -> No
         '#!/bin/sh\necho x >> "$FAKE/looks"\n[ "$(wc -l < "$FAKE/looks")" -gt 2 ] && exec cat "$FAKE/live"\n'
         'exec cat "$FAKE/silent"\n'
     )
-    scene = host.scene()
-    assert scene.machine is not None
-    assert scene.machine.tunnel is not None
+    context = host.context()
+    assert context.machine is not None
+    assert context.machine.tunnel is not None
     began = time.monotonic()
-    handshake.wait(scene.host, scene.machine.tunnel)
+    handshake.wait_for_handshakes(context.host, context.machine.tunnel)
     assert time.monotonic() - began < handshake.WAIT_S
     assert (host.fake / "looks").read_text().split() == ["x"] * 3
     (host.fake / "live").write_text(silent.read_text())
     began = time.monotonic()
-    handshake.wait(scene.host, scene.machine.tunnel, wait_s=1.5)
+    handshake.wait_for_handshakes(context.host, context.machine.tunnel, wait_s=1.5)
     assert time.monotonic() - began >= 1.5, "it gave up early"
 
 
@@ -171,17 +173,17 @@ def test_the_smoke_test_asks_whose_fault_it_is(
     host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole doctor as the smoke test makes it: a VPS that is off is a warning, once it has been seen alive."""
-    scene = host.scene()
-    assert scene.site is not None
+    context = host.context()
+    assert context.site is not None
     machine = tmp_path / "machine.json"
     machine.write_text(json.dumps(host.machine))
     monkeypatch.setattr(run, "MACHINE", machine)
-    monkeypatch.setattr(run, "Host", lambda _: scene.host)
-    monkeypatch.setattr(handshake, "wait", lambda *_: None)
+    monkeypatch.setattr(run, "HostReader", lambda _: context.host)
+    monkeypatch.setattr(handshake, "wait_for_handshakes", lambda *_: None)
 
     def peer() -> SmokeStep:
-        assert scene.site is not None
-        steps = run._host(scene.site, scene.base, tmp_path / "handshakes.json")
+        assert context.site is not None
+        steps = run.check_host(context.site, context.base, tmp_path / "handshakes.json")
         return next(step for step in steps if step.name == "tunnel peer vps")
 
     assert peer().level == "ok"
@@ -207,10 +209,10 @@ def test_the_first_hop_for_real(tmp_path: Path) -> None:
         script = (
             "import socket\n"
             "from appliance.smoketest.handshake import read_hop\n"
-            "from appliance.doctor.host import Host\n"
+            "from appliance.doctor.host import HostReader\n"
             "try: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('203.0.113.5', 9))\n"
             "except OSError: pass\n"
-            "print(read_hop(Host(), '203.0.113.5'))"
+            "print(read_hop(HostReader(), '203.0.113.5'))"
         )
         return do("netns", "exec", here, sys.executable, "-c", f"import sys; sys.path[0] = {str(ROOT)!r}\n{script}")
 
@@ -227,12 +229,12 @@ def test_the_first_hop_for_real(tmp_path: Path) -> None:
             do("-n", one, "link", "set", "lan", "up")
         assert hop() == "None\n"
         do("-n", here, "route", "add", "default", "via", "192.168.1.1")
-        wait_until(lambda: "answers=True" in hop(), "the router's answer", 90)
+        wait_until(lambda: "responds=True" in hop(), "the router's answer", 90)
         assert "device='lan', address='192.168.1.1'" in hop()
         # Its address is gone, the link is not: as a router that hangs.
         do("-n", router, "address", "flush", "dev", "lan")
         do("-n", here, "neigh", "flush", "dev", "lan")
-        wait_until(lambda: "answers=False" in hop(), "the router's silence", 90)
+        wait_until(lambda: "responds=False" in hop(), "the router's silence", 90)
     finally:
         for one in (here, router):
             subprocess.run(["ip", "netns", "delete", one], capture_output=True, check=False)

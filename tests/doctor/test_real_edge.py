@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, RunningService, free_port, opens, wait_until
+from tests.conftest import ROOT, RunningService, opens, wait_until
 from tests.doctor.fakehost import KEYS
 from tests.doctor.servers import Authority
 from tests.nix import checker
+from tests.ports import free_port
 
 DOMAIN = "llm.example.org"
 

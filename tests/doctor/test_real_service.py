@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from appliance.doctor import storage
-from appliance.doctor.clock import read_clock
+from appliance.doctor.checks import database, disk, weights
+from appliance.doctor.checks.clock import read_clock
 from appliance.doctor.host import HostReader
 from appliance.store.database import FILE
 from appliance.store.keys import KeyStore
@@ -72,7 +72,7 @@ def test_a_dead_engine_and_a_dead_gateway(tmp_path: Path) -> None:
 def test_the_database_of_a_running_gateway_is_left_alone(service: RunningService) -> None:
     """Root looks, the gateway's user writes: a file that root made there would stop it."""
     names = sorted(path.name for path in service.data.iterdir())
-    facts = storage.read_database(service.data, 0.0)
+    facts = database.read_database(service.data, 0.0)
     assert (facts.error, facts.integrity, facts.keys) == ("", "ok", 1)
     assert sorted(path.name for path in service.data.iterdir()) == names
 
@@ -84,7 +84,7 @@ def test_a_database_at_rest_is_left_alone(tmp_path: Path) -> None:
     store.close()
     assert key
     names = sorted(path.name for path in tmp_path.iterdir())
-    facts = storage.read_database(tmp_path, 100.0)
+    facts = database.read_database(tmp_path, 100.0)
     assert (facts.keys, facts.revision) == (1, REVISION)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
@@ -105,7 +105,7 @@ def test_databases(statement: str, level: str, seen: str, tmp_path: Path) -> Non
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute(statement)
         db.commit()
-    verdict = storage.judge_database(storage.read_database(tmp_path, 2.0))
+    verdict = database.judge_database(database.read_database(tmp_path, 2.0))
     assert (verdict.level, seen in verdict.seen) == (level, True), verdict
 
 
@@ -120,7 +120,7 @@ def test_a_damaged_database(tmp_path: Path) -> None:
     raw = bytearray((tmp_path / FILE).read_bytes())
     raw[(page - 1) * 4096 + 8 : (page - 1) * 4096 + 400] = b"\xff" * 392
     (tmp_path / FILE).write_bytes(raw)
-    verdict = storage.judge_database(storage.read_database(tmp_path, 2.0))
+    verdict = database.judge_database(database.read_database(tmp_path, 2.0))
     assert verdict.level == "fail", verdict
     assert verdict.cause == "database"
 
@@ -133,11 +133,11 @@ def test_a_full_disk(tmp_path: Path) -> None:
     if done.returncode:
         pytest.skip("NOT CHECKED: no disk can be mounted here; run as root")
     try:
-        assert [v.level for v in storage.judge_disks([storage.read_disk(tmp_path / "not" / "yet")])] == ["ok"]
+        assert [v.level for v in disk.judge_disks([disk.read_disk(tmp_path / "not" / "yet")])] == ["ok"]
         (tmp_path / "rows").write_bytes(b"x" * 1000 * 960)
-        assert [v.level for v in storage.judge_disks([storage.read_disk(tmp_path)])] == ["warn"]
+        assert [v.level for v in disk.judge_disks([disk.read_disk(tmp_path)])] == ["warn"]
         (tmp_path / "more").write_bytes(b"x" * 4096 * 16)
-        found = list(storage.judge_disks([storage.read_disk(tmp_path), storage.read_disk(tmp_path)]))
+        found = list(disk.judge_disks([disk.read_disk(tmp_path), disk.read_disk(tmp_path)]))
         assert [v.level for v in found] == ["fail"]
     finally:
         subprocess.run(["umount", tmp_path], check=True)
@@ -152,8 +152,8 @@ def test_hashes_are_read_only_when_asked_for(tmp_path: Path) -> None:
     lock.write_text(f"{digest.split()[0]}  7  Qwen/Q@{'a' * 40}  w\n")
 
     def verdict(*, hashes: bool) -> tuple[str, str]:
-        facts = storage.read_weights(HostReader(), str(tmp_path), str(lock), "active", hashes=hashes)
-        found = storage.judge_weights(facts)
+        facts = weights.read_weights(HostReader(), str(tmp_path), str(lock), "active", hashes=hashes)
+        found = weights.judge_weights(facts)
         return found.level, found.seen
 
     assert verdict(hashes=True) == ("ok", "1 files, every SHA-256 is the lock's")
@@ -187,7 +187,7 @@ def test_where_there_is_no_systemd(tmp_path: Path) -> None:
                 "models": {"m": {"source": "./m"}},
                 "engines": {
                     "e": {
-                        "kind": "fake",
+                        "kind": "mock",
                         "host": "here",
                         "model": "m",
                         "device": "cpu",

@@ -24,9 +24,9 @@ from appliance.doctor.runner import examine
 from appliance.doctor.host import HostReader
 from appliance.doctor.context import CheckContext
 machine, known = load_machine(Path(sys.argv[1])), Path(sys.argv[2])
-scene = CheckContext(HostReader(), None, machine, Path.cwd(), time.time())
-found = examine(scene, ["tunnel"]).results
-for one in handshake.weigh(scene.host, machine.tunnel, found, known, scene.now):
+context = CheckContext(HostReader(), None, machine, Path.cwd(), time.time())
+found = examine(context, ["tunnel"]).results
+for one in handshake.attribute_fault(context.host, machine.tunnel, found, known=known, now=context.now):
     if one.subject == "peer vps":
         print(json.dumps([one.level, one.fault_domain, one.seen]))
 """
@@ -68,7 +68,7 @@ def test_a_vps_whose_tunnel_is_off_is_nobodys_fault_here(pair: tuple[Node, Node]
 
     def external() -> bool:
         level, domain, seen = look(gpu, known)
-        return (level, domain) == ("fail", "external") and "the first hop 203.0.113.5 answers" in seen
+        return (level, domain) == ("fail", "external") and "the first hop 203.0.113.5 responds" in seen
 
     wait_until(external, "its first attempt, and the neighbour's answer", 60)
 
@@ -101,4 +101,4 @@ def test_a_network_that_the_generation_lost_is_its_own(pair: tuple[Node, Node], 
     gpu.configure(peer=vps.public)
     level, domain, seen = look(gpu, known)
     assert (level, domain) == ("fail", "generation")
-    assert "has no way to 203.0.113.5:51820" in seen
+    assert "has no route to 203.0.113.5:51820" in seen

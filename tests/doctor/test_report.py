@@ -42,7 +42,7 @@ def doctor(host: FakeHost, *words: str, **environment: str) -> subprocess.Comple
 
 
 def a_result(level: Level, cause: str = "", name: str = "x") -> Finding:
-    return Finding(name, "", level, "seen", "", "", cause)
+    return Finding(name=name, level=level, seen="seen", cause=cause)
 
 
 def test_the_json_has_its_schema(gpu: FakeHost) -> None:
@@ -218,8 +218,8 @@ def test_a_site_of_several_hosts(gpu: FakeHost) -> None:
 def test_a_host_without_the_gateway(gpu: FakeHost) -> None:
     gpu.machine["units"].remove("appliance-gateway.service")
     gpu.machine["firewall"]["openings"].pop(0)
-    report = examine(gpu.scene(), ())
-    left_out = {one.name: one.why for one in report.left_out}
+    report = examine(gpu.context(), ())
+    left_out = {one.name: one.why for one in report.skipped}
     assert {"gateway", "engines", "database"} <= set(left_out)
     assert left_out["gateway"] == "the gateway runs on another host"
     assert not [one for one in report.results if one.subject == "gateway"]
@@ -254,10 +254,10 @@ def test_a_machine_file_that_is_no_json(tmp_path: Path) -> None:
 def test_a_driver_that_hangs_is_a_failure_and_is_not_waited_for(gpu: FakeHost, programs: Path) -> None:
     # What it starts holds its pipes open, as a wrapper's child would.
     (programs / "nvidia-smi").write_text('#!/bin/sh\nsleep 300 &\necho $! >> "$FAKE/children"\nwait\n')
-    scene = gpu.scene()
-    object.__setattr__(scene, "host", HostReader(gpu.root, timeout_s=0.5))
+    context = gpu.context()
+    object.__setattr__(context, "host", HostReader(gpu.root, timeout_s=0.5))
     began = time.monotonic()
-    results = examine(scene, ["driver", "cards", "power", "throttle", "numa"]).results
+    results = examine(context, ["driver", "cards", "power", "throttle", "numa"]).results
     assert time.monotonic() - began < 20
     assert [one.name for one in results] == ["driver", "cards", "power", "throttle", "numa"]
     assert [one.level for one in results] == ["fail", "unknown", "unknown", "unknown", "unknown"]
@@ -290,7 +290,7 @@ def test_the_deepest_cause_comes_first() -> None:
 
 
 def test_every_cause_is_given_by_some_check() -> None:
-    source = "".join(file.read_text() for file in (ROOT / "appliance/doctor").glob("*.py") if file.stem != "causes")
+    source = "".join(file.read_text() for file in (ROOT / "appliance/doctor/checks").glob("*.py"))
     for code in CAUSES:
         assert f'"{code}"' in source or code.removesuffix("-not-listening") in {"tunnel", "edge"}, code
 

@@ -1,4 +1,4 @@
-"""What would be executed for a replica. The flags themselves meet the real parser in tests/vllm."""
+"""The command lines of replicas. tests/vllm compares their flags with the real parser's."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_vllm_gets_loopback_offline_and_a_pinned_revision() -> None:
     assert flag(one.argv, "--served-model-name") == "qwen3-30b"
     assert flag(one.argv, "--shutdown-timeout") == "30"
     most = HYBRID.engines["agents"].concurrency
-    assert flag(one.argv, "--max-num-seqs") == str(most + 1), "the canary has a place of its own"
+    assert flag(one.argv, "--max-num-seqs") == str(most + 1), "the canary has a sequence of its own"
     assert one.environment["HF_HUB_OFFLINE"] == "1"
     assert "--api-key" not in one.argv
 
@@ -57,7 +57,7 @@ def test_folders_are_absolute_and_have_no_revision() -> None:
     assert "--revision" not in planner.argv
 
 
-def test_an_engine_that_sleeps_has_its_control_paths_and_others_have_none() -> None:
+def test_only_an_engine_that_sleeps_has_control_paths() -> None:
     swap = load(ROOT / "examples" / "one-card-swap.toml")
     fast = command(swap, "fast")
     assert "--enable-sleep-mode" in fast.argv
@@ -74,13 +74,13 @@ def test_an_engine_fetches_media_from_named_hosts_only() -> None:
     words = command(Site.model_validate(site), "planner").argv
     at = words.index("--allowed-media-domains")
     assert words[at + 1 : at + 3] == ("a.example.org", "b.example.org")
-    fault = engine_options.check_vllm(
+    found = engine_options.check_vllm(
         HYBRID.engines["planner"].model_copy(update={"options": {"allowed-media-domains": "*"}})
     )
-    assert fault == ["allowed-media-domains is set by gateway.media_domains; remove it from options"]
+    assert found == ["allowed-media-domains is set by gateway.media_domains; remove it from options"]
 
 
-def test_adapters_and_rerankers() -> None:
+def test_options_of_adapters_and_rerankers() -> None:
     site = HYBRID.model_dump(mode="python", exclude_unset=True)
     site["models"]["qwen3-30b"]["adapters"] = {"sql": {"source": "/m/sql", "rank": 20}, "de": {"source": "/m/de"}}
     site["models"]["qwen3-30b"]["task"] = "rerank"
@@ -94,7 +94,7 @@ def test_adapters_and_rerankers() -> None:
     assert Site.model_validate(site).roles["sql"].served_name == "qwen3-30b:sql"
 
 
-def test_embeddings_on_the_cpu() -> None:
+def test_options_of_embeddings_on_the_cpu() -> None:
     embed = command(HYBRID, "embed")
     assert flag(embed.argv, "--runner") == "pooling"
     assert "--gpu-memory-utilization" not in embed.argv
@@ -114,7 +114,7 @@ def test_embeddings_on_the_cpu() -> None:
     ],
 )
 def test_options_become_words(value: JsonValue, words: list[str]) -> None:
-    assert vllm.option("x", value) == words
+    assert vllm.option_words("x", value) == words
 
 
 def test_llamacpp_divides_its_context_among_slots() -> None:
@@ -131,36 +131,36 @@ def test_llamacpp_divides_its_context_among_slots() -> None:
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
 
 
-def test_llamacpp_refuses_flags_of_ours() -> None:
+def test_options_that_llamacpp_cannot_have_are_rejected() -> None:
     engine = Engine(
         kind="llamacpp", host="h", model="m", device="cpu", context=1, concurrency=1, port=1,
         options={"port": 1, "-ngl": 1, "mlock": None},
     )  # fmt: skip
-    assert [fault.partition(" ")[0] for fault in engine_options.check_llamacpp(engine)] == [
+    assert [line.partition(" ")[0] for line in engine_options.check_llamacpp(engine)] == [
         "port",
         "'-ngl'",
         "mlock",
     ]
 
 
-def test_an_unknown_engine_is_named_with_the_nearest() -> None:
+def test_an_unknown_engine_is_an_error_that_suggests_a_name() -> None:
     with pytest.raises(UsageError, match=r"no engine is called 'agent'; did you mean 'agents.\d'\?"):
         argv.find(HYBRID, "agent")
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    argv_ = [sys.executable, "-m", "appliance", *words]
-    return subprocess.run(argv_, capture_output=True, text=True, check=False, timeout=30, cwd=ROOT)
+    program = [sys.executable, "-m", "appliance", *words]
+    return subprocess.run(program, capture_output=True, text=True, check=False, timeout=30, cwd=ROOT)
 
 
-def test_the_command_prints_what_it_would_execute() -> None:
+def test_the_command_line_of_a_replica_is_printed() -> None:
     done = run("engine", "argv", "agents.1", "--config", "examples/eight-cards-hybrid.toml")
     lines = done.stdout.splitlines()
     assert "CUDA_VISIBLE_DEVICES=5" in lines
     assert lines[lines.index("--port") + 1] == "8111"
 
 
-def test_exec_becomes_the_engine_and_says_when_it_cannot(tmp_path: Path) -> None:
+def test_exec_becomes_the_engine_or_reports_why_not(tmp_path: Path) -> None:
     site = json.loads(HYBRID.model_dump_json())
     engine = site["engines"]["embed"]
     engine["command"] = "/nowhere/python"

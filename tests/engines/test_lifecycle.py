@@ -1,6 +1,6 @@
-"""Which words systemd is told for an engine on demand, and what becomes of its refusals.
+"""Calls of systemctl for an engine on demand, and its errors.
 
-systemd does not run here: a script stands in for systemctl, keeps which units are active and writes down its words.
+systemd does not run here: a script takes the place of systemctl, keeps the state of units and logs its arguments.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ async def test_a_unit_is_started_without_waiting_for_its_model(systemctl: Path) 
     unit.write_text("Job=4711\nActiveState=inactive\nSubState=dead\n")
     assert await control.alive("chat.1"), "its start waits for the weights to be verified"
     unit.write_text("ActiveState=activating\nSubState=auto-restart\n")
-    assert not await control.alive("chat.1"), "it ended by itself; that systemd will try again does not help"
+    assert not await control.alive("chat.1"), "it ended by itself; a restart by systemd does not count"
     await control.stop("chat.1")
     await control.close()
     words = (systemctl.parent / "words").read_text().splitlines()
     assert [line for line in words if not line.startswith("show")] == [
         "start --no-block appliance-engine-chat.1.service",
         "stop appliance-engine-chat.1.service",
-    ], "closing leaves units alone: they outlive the gateway"
+    ], "units outlive the gateway: close() does not stop them"
 
 
-async def test_a_refusal_names_the_unit_and_where_to_look(systemctl: Path, tmp_path: Path) -> None:
+async def test_an_error_of_systemctl_names_the_unit_and_its_log(systemctl: Path, tmp_path: Path) -> None:
     (tmp_path / "refuse").touch()
     with pytest.raises(StartError, match=r"Access denied.*journalctl -u appliance-engine-chat\.service"):
         await SystemdControl(str(systemctl)).start("chat")
 
 
-async def test_a_machine_without_systemd_is_told(tmp_path: Path) -> None:
+async def test_a_machine_without_systemd_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="is this a systemd host"):
         await SystemdControl(str(tmp_path / "nothing")).start("chat")

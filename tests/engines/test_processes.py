@@ -1,4 +1,4 @@
-"""Processes that are kept: a restart that is impossible is reported and retried, and never ends the keeper."""
+"""Supervised processes: an impossible restart is reported and retried, and never ends the supervision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 from appliance.contract.model import Site
 from appliance.engines import processes
 from appliance.engines.lifecycle import ChildControl
-from appliance.engines.probe import canary_passed
 from appliance.engines.processes import ChildProcesses, ProcessSpec
 from appliance.errors import StartError, StoreError
 from tests.conftest import a_site
@@ -51,12 +50,12 @@ async def children(reported: list[tuple[str, str]]) -> AsyncIterator[ChildProces
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - the state of a process, which no event tells
+        while not condition():  # noqa: ASYNC110 - no event reports the state of a process
             await asyncio.sleep(0.005)
 
 
 async def runs(log: Path) -> None:
-    """Wait until the shell has read its script: only then may the script vanish."""
+    """Wait until the shell has read its script, which may be removed from then on."""
     await until(lambda: log.exists() and "up" in log.read_text())
 
 
@@ -66,7 +65,7 @@ def kill(children: ChildProcesses) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def vanish(program: Path, log: Path) -> None:
+def remove(program: Path, log: Path) -> None:
     program.rename(program.with_suffix(".away"))
 
 
@@ -74,7 +73,7 @@ def forbid(program: Path, log: Path) -> None:
     program.chmod(0o644)
 
 
-def spoil(program: Path, log: Path) -> None:
+def corrupt(program: Path, log: Path) -> None:
     program.write_bytes(b"\x7fELF, but not really")
 
 
@@ -100,28 +99,28 @@ def restore(program: Path, log: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("break_it", "words"),
+    ("sabotage", "words"),
     [
-        (vanish, "program cannot be run (No such file or directory); name another"),
+        (remove, "program cannot be run (No such file or directory); name another"),
         (forbid, "program cannot be run (Permission denied); name another"),
-        (spoil, "program cannot be run (Exec format error); name another"),
+        (corrupt, "program cannot be run (Exec format error); name another"),
         (block_log, "log/unit.log cannot be written (Is a directory); a folder has this name"),
         (block_log_folder, "log cannot be written (File exists); a file has the name of a folder"),
     ],
 )
-async def test_a_restart_that_is_impossible_is_reported_and_tried_until_it_works(
+async def test_an_impossible_restart_is_reported_and_retried_until_it_succeeds(
     tmp_path: Path,
     program: Path,
     children: ChildProcesses,
     reported: list[tuple[str, str]],
-    break_it: Callable[[Path, Path], None],
+    sabotage: Callable[[Path, Path], None],
     words: str,
 ) -> None:
     log = tmp_path / "log" / "unit.log"
     await children.start(ProcessSpec("unit", (str(program),), log, fix="name another"))
     assert children.state("unit").phase == "running"
     await runs(log)
-    break_it(program, log)
+    sabotage(program, log)
     kill(children)
     await until(lambda: len(reported) >= 3)
     state = children.state("unit")
@@ -129,7 +128,7 @@ async def test_a_restart_that_is_impossible_is_reported_and_tried_until_it_works
     assert words in state.error
     assert {name for name, _ in reported} == {"unit"}
     assert all(words in reason for _, reason in reported)
-    assert reported[-1][1].endswith("; the next attempt is in 0.05 s"), "the delay grows up to the last one"
+    assert reported[-1][1].endswith("; the next attempt is in 0.05 s"), "the delay grows up to the limit"
     restore(program, log)
     await until(lambda: children.state("unit").phase == "running")
     assert (children.state("unit").restarts, children.state("unit").error) == (1, "")
@@ -145,7 +144,7 @@ async def test_a_restart_that_is_impossible_is_reported_and_tried_until_it_works
         (("/bin/true", "x" * 3_000_000), StartError, "(Argument list too long); shorten its arguments"),
     ],
 )
-async def test_a_first_start_that_is_impossible_is_an_error(
+async def test_an_impossible_first_start_is_an_error(
     tmp_path: Path, children: ChildProcesses, argv: tuple[str, ...], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -153,20 +152,20 @@ async def test_a_first_start_that_is_impossible_is_an_error(
     assert words in str(caught.value)
 
 
-async def test_a_log_that_cannot_be_written_is_not_a_missing_program(tmp_path: Path, program: Path) -> None:
+async def test_an_unwritable_log_is_not_reported_as_a_missing_program(tmp_path: Path, program: Path) -> None:
     (tmp_path / "log").write_text("a file")
     with pytest.raises(StoreError, match=r"log cannot be written \(File exists\)"):
         await ChildProcesses().start(ProcessSpec("unit", (str(program),), tmp_path / "log" / "unit.log"))
 
 
-async def test_an_engine_on_demand_whose_log_cannot_be_written_did_not_start(tmp_path: Path) -> None:
+async def test_an_engine_on_demand_with_an_unwritable_log_did_not_start(tmp_path: Path) -> None:
     site = Site.model_validate_json(json.dumps(a_site(8000, 8101, tmp_path)))
     (tmp_path / "log").write_text("a file")
-    loaded = ChildControl(site, tmp_path, tmp_path / "log")
+    control = ChildControl(site, tmp_path, tmp_path / "log")
     with pytest.raises(StartError, match=r"log cannot be written \(File exists\)"):
-        await loaded.start("chat")
-    assert not await loaded.alive("chat")
-    await loaded.close()
+        await control.start("chat")
+    assert not await control.alive("chat")
+    await control.close()
 
 
 async def test_exits_and_failed_restarts_are_logged_by_default(
@@ -175,7 +174,7 @@ async def test_exits_and_failed_restarts_are_logged_by_default(
     children = ChildProcesses()
     await children.start(ProcessSpec("unit", (str(program),), tmp_path / "log"))
     await runs(tmp_path / "log")
-    vanish(program, tmp_path / "log")
+    remove(program, tmp_path / "log")
     with caplog.at_level(logging.WARNING):
         kill(children)
         await until(lambda: "unit cannot be restarted" in caplog.text)
@@ -187,10 +186,10 @@ async def test_exits_and_failed_restarts_are_logged_by_default(
 async def test_a_keeper_that_fails_itself_is_reported(
     tmp_path: Path, program: Path, reported: list[tuple[str, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(name: str, code: int) -> None:
+    def failing(name: str, code: int) -> None:
         raise LookupError(name)
 
-    children = ChildProcesses(broken, lambda name, reason: reported.append((name, reason)))
+    children = ChildProcesses(failing, lambda name, reason: reported.append((name, reason)))
     await children.start(ProcessSpec("unit", (str(program),), tmp_path / "log"))
     kill(children)
     await until(lambda: bool(reported))
@@ -199,11 +198,3 @@ async def test_a_keeper_that_fails_itself_is_reported(
     assert "does not restart it any more" in reported[0][1]
     assert "the supervisor failed" in caplog.text
     await children.stop_all()
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [b'{"data": [1]}', b'{"data": [null]}', b'{"usage": {"completion_tokens": "1"}}', b'{"data": {}}', b"[]", b"1"],
-)
-def test_an_answer_of_an_unknown_shape_is_no_token(answer: bytes) -> None:
-    assert not canary_passed(200, answer)

@@ -12,7 +12,6 @@ from typing import Any
 
 from appliance.cli import main
 from appliance.gateway import (
-    account,
     app,
     auth,
     health,
@@ -32,7 +31,7 @@ PARTS: dict[str, tuple[object, str]] = {
     "begin": (app.GatewayApp, "begin"),
     "authenticate": (auth.Authenticator, "authenticate_any"),
     "handle": (app.GatewayApp, "handle"),
-    "find_tape": (idempotency.IdempotencyCache, "find"),
+    "find_recording": (idempotency.IdempotencyCache, "find"),
     "decode": (lifecycle, "decode"),
     "find": (routing.Router, "find"),
     "check": (lifecycle, "check"),
@@ -44,7 +43,7 @@ PARTS: dict[str, tuple[object, str]] = {
     "submit": (routing.Service, "submit"),
     "pick": (routing.Service, "_pick"),
     "granted": (lifecycle.ProxiedRequest, "_post"),
-    "charge": (account.RequestAccounting, "_charge"),
+    "charge": (lifecycle.RequestAccounting, "charge"),
     "feed": (sse.SseFilter, "feed"),
     "read_usage": (lifecycle, "read_usage"),
     "id_headers": (lifecycle.ProxiedRequest, "_id_headers"),

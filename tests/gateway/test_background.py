@@ -31,7 +31,7 @@ async def test_a_failing_step_is_logged_once_and_tried_again(
     with caplog.at_level(logging.ERROR):
         task = asyncio.create_task(background.keep_going("the work", step))
         await asyncio.wait_for(done.wait(), 10)
-    assert [record.message for record in caplog.records] == ["the work failed; it goes on"] * 2
+    assert [record.message for record in caplog.records] == ["the work failed; it will be retried"] * 2
     assert all(record.exc_info for record in caplog.records)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

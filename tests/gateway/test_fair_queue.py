@@ -18,7 +18,7 @@ from appliance.gateway.fair_queue import MAX_IDLE_FLOWS, FairQueue
 class FakeTicket:
     user: str
     weight: float = 1.0
-    line: str = ""
+    key_id: str = ""
     size: int = 1
 
 
@@ -135,11 +135,11 @@ def test_a_light_user_who_never_stops_does_not_make_debtors_of_others() -> None:
 def test_a_users_agent_does_not_starve_his_own_chat() -> None:
     queue: FairQueue[FakeTicket] = FairQueue(0)
     for _ in range(50):
-        queue.wait(FakeTicket("ada", line="agent"))
+        queue.wait(FakeTicket("ada", key_id="agent"))
     started = queue.next(1)
     assert started is not None
     queue.charge(started, 1000)
-    chat = FakeTicket("ada", line="chat")
+    chat = FakeTicket("ada", key_id="chat")
     queue.wait(chat)
     queue.finish(started)
     order: list[FakeTicket] = []
@@ -156,10 +156,10 @@ def test_a_users_agent_does_not_starve_his_own_chat() -> None:
 def test_each_request_weighs_what_its_own_key_does(users: tuple[str, str]) -> None:
     """Within a user as between users; a heavy key of his makes his light one no heavier."""
     queue: FairQueue[FakeTicket] = FairQueue(0)
-    for user, (line, weight) in zip(users, {"light": 1.0, "heavy": 3.0}.items(), strict=True):
+    for user, (key_id, weight) in zip(users, {"light": 1.0, "heavy": 3.0}.items(), strict=True):
         for _ in range(400):
-            queue.wait(FakeTicket(user, weight, line))
-    served = Counter(ticket.line for ticket in serve(queue, 400))
+            queue.wait(FakeTicket(user, weight, key_id))
+    served = Counter(ticket.key_id for ticket in serve(queue, 400))
     assert served["heavy"] / served["light"] == pytest.approx(3, rel=0.05)
 
 
@@ -178,7 +178,7 @@ def test_idle_counters_are_bounded() -> None:
     for number in range(MAX_IDLE_FLOWS + 500):
         assert queue.enter(FakeTicket(f"u{number}"), 1)
         queue.finish(FakeTicket(f"u{number}"))
-    assert len(queue._flows) <= MAX_IDLE_FLOWS + 1
+    assert len(queue.flows) <= MAX_IDLE_FLOWS + 1
 
 
 class FairQueueMachine(RuleBasedStateMachine):
@@ -195,9 +195,9 @@ class FairQueueMachine(RuleBasedStateMachine):
     def free(self) -> int:
         return self.slots - len(self.running)
 
-    @rule(user=st.sampled_from("abcd"), weight=st.sampled_from([0.5, 1.0, 4.0]), line=st.sampled_from("xy"))
-    def request(self, user: str, weight: float, line: str) -> None:
-        ticket = FakeTicket(user, weight, line)
+    @rule(user=st.sampled_from("abcd"), weight=st.sampled_from([0.5, 1.0, 4.0]), key_id=st.sampled_from("xy"))
+    def request(self, user: str, weight: float, key_id: str) -> None:
+        ticket = FakeTicket(user, weight, key_id)
         if self.queue.enter(ticket, self.free):
             assert self.free > 0
             assert not any(ticket.user == user for ticket in self.waiting), "nobody overtakes himself"
@@ -231,7 +231,7 @@ class FairQueueMachine(RuleBasedStateMachine):
 
     def pump(self) -> None:
         while (ticket := self.queue.next(self.free)) is not None:
-            mine = (other for other in self.waiting if (other.user, other.line) == (ticket.user, ticket.line))
+            mine = (other for other in self.waiting if (other.user, other.key_id) == (ticket.user, ticket.key_id))
             assert ticket is next(mine), "the requests of a key keep their order"
             self.waiting.remove(ticket)
             self.running.append(ticket)

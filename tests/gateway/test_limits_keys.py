@@ -205,7 +205,7 @@ def test_a_ledger_that_forgets_decides_like_one_that_does_not(steps: list[tuple[
             for ledger, one in zip(ledgers, running.pop(amount % len(running)), strict=True):
                 ledger.finish(one, amount, now)
         elif action == "begin":
-            new = f"app/{name}" not in ledgers[0]._end_users
+            new = f"app/{name}" not in ledgers[0].kept_end_users
             found: list[Any] = []
             for ledger in ledgers:
                 try:
@@ -217,11 +217,11 @@ def test_a_ledger_that_forgets_decides_like_one_that_does_not(steps: list[tuple[
             else:
                 assert found[0] == found[1]
             assert isinstance(found[1][0], Allowance) == isinstance(found[0][0], Allowance)
-            known = ledgers[0]._end_users
+            known = ledgers[0].kept_end_users
             kept = sum(not allowance.replaceable(now) for allowance in known.values())
             # A new end user makes room; one that is known, and has refilled meanwhile, changes nothing.
             assert not new or len(known) <= 2 + kept + 1
-    counts = [sum(a.in_flight for a in ledger._end_users.values()) for ledger in ledgers]
+    counts = [sum(a.in_flight for a in ledger.kept_end_users.values()) for ledger in ledgers]
     assert counts == [len(running)] * 2, "no request in flight was forgotten"
 
 
@@ -230,14 +230,16 @@ def test_end_users_are_bounded_whatever_an_application_invents() -> None:
     names = (f"user{number}" for number in itertools.count())
     for name in itertools.islice(names, 1000):
         ledger.finish(ledger.admit(behind(name), 0), 0, 0)
-    assert len(ledger._end_users) == 1000, "one request each is missing from their buckets: none may be forgotten"
+    assert len(ledger.kept_end_users) == 1000, (
+        "one request each is missing from their buckets: none may be forgotten"
+    )
     busy = [ledger.admit(behind(f"busy{number}"), 0) for number in range(50)]
     for name in itertools.islice(names, 300):
         ledger.finish(ledger.admit(behind(name), 1), 0, 1)
     for now in range(2, 600):
         ledger.finish(ledger.admit(behind(next(names)), now), 0, now)
-        assert now < 400 or len(ledger._end_users) <= 100, "refilled by now, they make room"
-    assert all(f"app/busy{number}" in ledger._end_users for number in range(50))
+        assert now < 400 or len(ledger.kept_end_users) <= 100, "refilled by now, they make room"
+    assert all(f"app/busy{number}" in ledger.kept_end_users for number in range(50))
     for one in busy:
         ledger.finish(one, 10_000, 600)
     for now in range(601, 700):
@@ -298,9 +300,9 @@ def test_one_key_in_many_spellings_does_not_fill_the_memory(tmp_path: Path) -> N
     for spaces in range(1, 200):
         sent = b"Bearer " + b" " * spaces + key.encode()
         assert authenticator.authenticate(sent).user == "ada"
-    assert not authenticator._verified
+    assert not authenticator.verified
     authenticator.authenticate(header(key))
-    assert len(authenticator._verified) == 1
+    assert len(authenticator.verified) == 1
     store.close()
 
 

@@ -38,8 +38,8 @@ def test_any_target_has_a_path_and_no_engine_path_but_those_offered(target: byte
     path = path_of(target)
     allowed = paths.methods(path)
     assert ("POST" in allowed) == (path in paths.INFERENCE)
-    assert isinstance(paths.meant(path), str)
-    assert paths.label(path) in {*paths.ELSEWHERE, "other"}
+    assert isinstance(paths.suggestion(path), str)
+    assert paths.label(path) in {*paths.OTHER_APIS, "other"}
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_other_paths_take_no_method(path: str) -> None:
     ],
 )
 def test_a_near_miss_names_the_path_that_was_meant(path: str, words: str) -> None:
-    assert words in paths.meant(path)
-    assert bool(paths.meant(path)) == bool(words)
+    assert words in paths.suggestion(path)
+    assert bool(paths.suggestion(path)) == bool(words)
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ class FakeWaiter:
     """A request that remembers what it was told."""
 
     user: str
-    key: bytes | None
+    chat_key: bytes | None
     size: int
-    line: str = "key"
+    key_id: str = "key"
     weight: float = 1.0
     replica: Replica | None = None
     was_open: bool = True
@@ -144,7 +144,8 @@ class RoutingMachine(RuleBasedStateMachine):
     def slots_in_use_are_those_of_who_runs(self) -> None:
         for replica in self.replicas:
             assert replica.in_flight == sum(w.size for w in self.running if w.replica is replica)
-        assert self.service.queue.waiting == len(self.waiting) == len(self.service._waits)
+        assert self.service.queue.waiting == len(self.waiting)
+        assert (self.service.oldest_wait is None) == (not self.waiting)
 
     @invariant()
     def nobody_waits_for_what_will_not_come(self) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from appliance.errors import EngineFailedError, EngineTimeoutError, EngineUnavailableError, RequestError
 from appliance.http1.client import Pool, UpstreamCall
 from appliance.http1.writer import WriteCoalescer
-from tests.conftest import free_port
+from tests.ports import free_port
 
 Serve = Callable[[int, asyncio.StreamWriter], None]
 

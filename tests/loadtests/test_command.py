@@ -9,7 +9,8 @@ import sys
 import venv
 from pathlib import Path
 
-from tests.conftest import ROOT, RunningService, free_port
+from tests.conftest import ROOT, RunningService
+from tests.ports import free_port
 
 
 def run(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

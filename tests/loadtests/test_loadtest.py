@@ -24,18 +24,9 @@ from loadtests.parameters import LoadPlan
 from loadtests.report import Report
 from loadtests.run import environment
 from loadtests.scenarios import SCENARIOS
-from tests.conftest import (
-    ROOT,
-    RunningService,
-    StartedProcess,
-    free_port,
-    http,
-    opens,
-    start,
-    start_fake,
-    wait_until,
-)
+from tests.conftest import ROOT, RunningService, StartedProcess, http, opens, start, start_mock, wait_until
 from tests.gateway.running.witness import long_run
+from tests.ports import free_port
 
 FEW = ("--users", "2", "--requests", "2", "--client-lag-ms", "5000")
 """A load of a second, on a machine that other tests keep busy."""
@@ -43,7 +34,7 @@ FEW = ("--users", "2", "--requests", "2", "--client-lag-ms", "5000")
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedProcess]:
-    running = start_fake(tmp_path_factory.mktemp("fake") / "log")
+    running = start_mock(tmp_path_factory.mktemp("fake") / "log")
     yield running
     running.stop()
 
@@ -101,7 +92,7 @@ def test_every_output_of_a_run_through_the_gateway(service: RunningService, tmp_
     ],
 )
 def test_a_sabotaged_server_is_found_out(tmp_path: Path, fault: str, cause: str) -> None:
-    sabotaged = start_fake(tmp_path / "log", "--fault", fault)
+    sabotaged = start_mock(tmp_path / "log", "--fault", fault)
     try:
         out = tmp_path / "report.json"
         argv = ("--url", sabotaged.url, "--model", "fake", *FEW, "--requests", "1", "--stall", "0.7", "--json", out)
@@ -112,7 +103,7 @@ def test_a_sabotaged_server_is_found_out(tmp_path: Path, fault: str, cause: str)
 
 
 def test_a_slow_first_token_is_not_hidden_by_an_early_chunk(tmp_path: Path) -> None:
-    sly = start_fake(tmp_path / "log", "--fault", "early_empty", "--ttft-ms", "400")
+    sly = start_mock(tmp_path / "log", "--fault", "early_empty", "--ttft-ms", "400")
     try:
         done = loadtest("--url", sly.url, "--model", "fake", *FEW, "--slo-ttft-p99-ms", "300")
     finally:
@@ -163,7 +154,7 @@ def test_a_baseline(engine: StartedProcess, tmp_path: Path) -> None:
     before, now = tmp_path / "before.json", tmp_path / "now.json"
     words = ("--model", "fake", "--users", "6", "--requests", "6", "--client-lag-ms", "5000")
     assert loadtest("--url", engine.url, *words, "--json", before).returncode == 0
-    slow = start_fake(tmp_path / "log", "--ttft-ms", "200", "--itl-ms", "1")
+    slow = start_mock(tmp_path / "log", "--ttft-ms", "200", "--itl-ms", "1")
     try:
         done = loadtest("--url", slow.url, *words, "--baseline", before, "--json", now)
     finally:
@@ -177,7 +168,7 @@ def test_a_baseline(engine: StartedProcess, tmp_path: Path) -> None:
 
 def test_the_highest_load_that_holds(tmp_path: Path) -> None:
     # Two sequences at once and 0.5 s each: a third user waits half a second for his first token.
-    small = start_fake(tmp_path / "log", "--capacity", "2", "--tokens", "10", "--itl-ms", "50", "--ttft-ms", "10")
+    small = start_mock(tmp_path / "log", "--capacity", "2", "--tokens", "10", "--itl-ms", "50", "--ttft-ms", "10")
     out = tmp_path / "report.json"
     try:
         words = (
@@ -207,7 +198,7 @@ def test_the_highest_load_that_holds(tmp_path: Path) -> None:
     [
         (("nonsense",), "there is no scenario 'nonsense'; there are smoke, chat"),
         (("--users", "none"), "--users: 'none' is no number"),
-        (("--duration", "soon"), "--duration: 'soon' is no time"),
+        (("--duration", "soon"), "--duration: 'soon' is not a duration"),
         (("--think", "3:1"), "think_s: the lower end 3 is above the upper end 1"),
         (("--warmup", "90", "--duration", "1m"), "--warmup of 90 s leaves nothing of --duration 60 s"),
         (("--baseline", "/nonexistent.json"), "--baseline /nonexistent.json: No such file"),
@@ -265,12 +256,12 @@ def test_the_smoke_scenario_passes_and_misses(engine: StartedProcess, tmp_path: 
     (tmp_path / "log").mkdir()
     asked = Smoke(users=3, requests_per_user=2, max_tokens=8)
     more: dict[str, Any] = {"url": engine.url, "key": "k", "folder": tmp_path, "stop": Stop()}
-    report = load.run(asked, model="fake", **more)
+    report = load.run_load(asked, model="fake", **more)
     assert (report.exit_code, report.requests, report.failures) == (0, 6, {})
     tight = asked.model_copy(update={"slo": Slo(ttft_p99_ms=0.01)})
-    report = load.run(tight, model="fake", **more)
+    report = load.run_load(tight, model="fake", **more)
     assert (report.exit_code, [check.holds for check in report.checks]) == (1, [False, True, True])
-    report = load.run(asked, model="nobody", **more)
+    report = load.run_load(asked, model="nobody", **more)
     assert (report.exit_code, report.failures) == (2, {"status 404": 6}), "a model that is not there proves nothing"
 
 

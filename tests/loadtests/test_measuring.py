@@ -18,12 +18,12 @@ from loadtests.sample import Sample
 from loadtests.stream import GARBAGE, Reader
 from loadtests.token_costs import WORDS, TokenCosts
 from loadtests.tokenizer_probe import TokenizerUnavailableError, by_tokenizer, by_usage
-from tests.conftest import StartedProcess, http, start_fake
+from tests.conftest import StartedProcess, http, start_mock
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedProcess]:
-    running = start_fake(tmp_path_factory.mktemp("fake") / "log")
+    running = start_mock(tmp_path_factory.mktemp("fake") / "log")
     yield running
     running.stop()
 

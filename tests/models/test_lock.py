@@ -1,4 +1,4 @@
-"""models.lock: what was locked is verified, and every way to differ is told."""
+"""models.lock: files that are verified, and each kind of difference that is reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def store(tmp_path: Path) -> Path:
     snapshot.mkdir(parents=True)
     blobs.mkdir()
     (blobs / "x").write_bytes(b"weights")
-    (snapshot / "model.safetensors").symlink_to(blobs / "x")  # as the hub's own cache has it
+    (snapshot / "model.safetensors").symlink_to(blobs / "x")  # as in the hub's own cache
     (snapshot / "sub").mkdir()
     (snapshot / "sub" / "config.json").write_text("{}")
     return tmp_path / "store"
@@ -32,7 +32,7 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
 
 
-def test_what_was_locked_is_verified(store: Path, tmp_path: Path) -> None:
+def test_locked_files_are_verified(store: Path, tmp_path: Path) -> None:
     file = tmp_path / "models.lock"
     file.write_text(run("lock", "--store", store).stdout)
     assert [entry.file for entry in lock.read(file)] == ["model.safetensors", "sub/config.json"]
@@ -41,7 +41,7 @@ def test_what_was_locked_is_verified(store: Path, tmp_path: Path) -> None:
     assert done.stdout == f"2 files of {file} are whole in {store}\n"
 
 
-def test_every_difference_is_told(store: Path) -> None:
+def test_every_difference_is_reported(store: Path) -> None:
     entries = lock.make(store)
     weights = entries[0].path(store).resolve()
     assert list(lock.verify(entries, store)) == []
@@ -50,7 +50,7 @@ def test_every_difference_is_told(store: Path) -> None:
         "its SHA-256 is not the lock's; remove it and fetch it again"
     ]
     weights.write_bytes(b"weigh")
-    assert "5 bytes, the lock says 7; fetch it again" in next(lock.verify(entries, store))
+    assert "5 bytes, the lock has 7; fetch it again" in next(lock.verify(entries, store))
     weights.unlink()
     assert f"is missing in {store}; fetch it" in next(lock.verify(entries, store))
 
@@ -63,7 +63,7 @@ def test_every_difference_is_told(store: Path) -> None:
         "0" * 64 + f"  7  Qwen/Q@{REVISION}  /etc/passwd",
     ],
 )
-def test_a_lock_that_is_none_is_refused(tmp_path: Path, line: str, store: Path) -> None:
+def test_an_invalid_lock_is_an_error(tmp_path: Path, line: str, store: Path) -> None:
     file = tmp_path / "models.lock"
     file.write_text(f"{lock.HEADER}{line}\n")
     with pytest.raises(ConfigError, match="line 2 is not `sha256"):
@@ -72,7 +72,7 @@ def test_a_lock_that_is_none_is_refused(tmp_path: Path, line: str, store: Path) 
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
-def test_empty_locks_and_stores_prove_nothing(tmp_path: Path) -> None:
+def test_an_empty_lock_or_store_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "models.lock"
     file.write_text(lock.HEADER)
     with pytest.raises(ConfigError, match="names no file"):

@@ -1,4 +1,4 @@
-"""Which model is served: the real one where a hub answers, a tiny one where none does. The hub here is local."""
+"""The choice of the model: the real one if a hub has it, else a tiny one. The hub of these tests is local."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from appliance.models import prepare as preparing
-from appliance.models.prepare import REPOSITORY, REVISION, TINY_NAME, WEIGHTS_SHA256, hub_answers, prepare
+from appliance.models.prepare import REPOSITORY, REVISION, TINY_NAME, WEIGHTS_SHA256, hub_has_model, prepare
 from tests.vllm.conftest import ENGINE_PYTHON
 
 
 @contextmanager
 def hub(status: int, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes] | None = None) -> Iterator[list[str]]:
-    """A hub that answers every question with ``status`` and has ``files``; the paths it was asked for."""
-    asked: list[str] = []
+    """Run a hub that has ``files`` and returns ``status`` to each request; yield the requested paths."""
+    paths: list[str] = []
     listing = {"id": REPOSITORY, "sha": REVISION, "siblings": [{"rfilename": name} for name in files or {}]}
     tree = [
         {"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in (files or {}).items()
@@ -30,7 +30,7 @@ def hub(status: int, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes] | 
 
     class HubHandler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            paths.append(self.path)
             content = json.dumps(tree if "/tree/" in self.path else listing).encode()
             if "/resolve/" in self.path and files is not None:
                 content = files[self.path.rpartition("/")[2]]
@@ -52,38 +52,40 @@ def hub(status: int, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes] | 
         thread.start()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         try:
-            yield asked
+            yield paths
         finally:
             server.shutdown()
             thread.join()
 
 
-def test_the_hub_is_asked_for_our_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    with hub(200, monkeypatch) as asked:
-        assert hub_answers()
-    assert asked == [f"/api/models/{REPOSITORY}/revision/{REVISION}"]
+def test_the_hub_must_have_our_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub(200, monkeypatch) as paths:
+        assert hub_has_model()
+    assert paths == [f"/api/models/{REPOSITORY}/revision/{REVISION}"]
     with hub(404, monkeypatch):
-        assert not hub_answers()
+        assert not hub_has_model()
 
 
-def test_a_hub_that_is_away_or_silent_costs_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_or_silent_hub_costs_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparing, "HUB_TIMEOUT_S", 0.3)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    assert not hub_answers()
+    assert not hub_has_model()
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert not hub_answers()
+        assert not hub_has_model()
 
 
-async def test_a_verified_download_is_used_without_asking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_verified_download_is_used_without_a_request(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = tmp_path / "models" / "Qwen3-0.6B"
     folder.mkdir(parents=True)
-    with hub(404, monkeypatch) as asked:
+    with hub(404, monkeypatch) as paths:
         (folder / ".verified").write_text(f"{REVISION} {WEIGHTS_SHA256}\n")
         prepared = await prepare("auto", Path("/nowhere"), tmp_path, print)
-        assert (prepared.name, prepared.folder, asked) == (REPOSITORY, folder, [])
+        assert (prepared.name, prepared.folder, paths) == (REPOSITORY, folder, [])
         (folder / ".verified").write_text(f"{'0' * 40} {WEIGHTS_SHA256}\n")
         assert not preparing.is_verified(folder), "another revision is another model"
 
@@ -97,7 +99,7 @@ def fetch(folder: Path, digest: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.vllm
-def test_a_download_is_verified_or_thrown_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_download_is_verified_or_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     digest = hashlib.sha256(FILES["model.safetensors"]).hexdigest()
     with hub(200, monkeypatch, FILES):
         done = fetch(tmp_path / "good", digest)
@@ -113,14 +115,14 @@ def test_a_download_is_verified_or_thrown_away(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.vllm
-async def test_a_download_that_fails_falls_back_and_says_so(
+async def test_a_failed_download_is_reported_and_the_tiny_model_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    with hub(200, monkeypatch):  # answers the question, has no files
-        prepared = await prepare("auto", ENGINE_PYTHON, tmp_path, said.append)
-    assert said[0].startswith("downloading Qwen/Qwen3-0.6B at c1899de289a0 (1.5 GB)")
-    assert said[1].startswith("the download failed (see ")
+    lines: list[str] = []
+    with hub(200, monkeypatch):  # it has the revision and none of its files
+        prepared = await prepare("auto", ENGINE_PYTHON, tmp_path, lines.append)
+    assert lines[0].startswith("downloading Qwen/Qwen3-0.6B at c1899de289a0 (1.5 GB)")
+    assert lines[1].startswith("the download failed (see ")
     assert prepared.name == TINY_NAME
     assert "random weights" in prepared.notice
     assert (prepared.folder / "model.safetensors").stat().st_size < 2_000_000

@@ -197,6 +197,6 @@ async def _read(reader: asyncio.StreamReader, seen: Stream) -> None:
 
 
 def chat(directive: str = "", **more: Any) -> dict[str, Any]:
-    """A chat for the model of hosts/gpu.nix; ``directive`` is for the fake engine."""
+    """A chat for the model of hosts/gpu.nix; ``directive`` is for the mock engine."""
     text = f"fake:{directive}" if directive else "hi"
     return {"model": "qwen3-30b", "messages": [{"role": "user", "content": text}], **more}

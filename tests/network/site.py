@@ -48,7 +48,7 @@ TUNNEL = {"gpu": "10.77.0.1", "vps-a": "10.77.0.2", "gpu-b": "10.77.0.3", "vps-b
 CLIENT_NUMBERS = range(100, 140)
 USERS = 40
 
-FAKE: dict[str, Any] = {"settings": {"engines": {"agents": {"kind": "fake", "options": {}, "concurrency": 128}}}}
+FAKE: dict[str, Any] = {"settings": {"engines": {"agents": {"kind": "mock", "options": {}, "concurrency": 128}}}}
 """The one thing that a GPU host cannot have here: its engines. Two of these run 200 streams at once."""
 
 
@@ -96,7 +96,7 @@ class NetworkSite:
         host.boot()
 
     def stats(self, name: str = "gpu") -> dict[str, int]:
-        """What all fake engines of a GPU host counted together."""
+        """What all mock engines of a GPU host counted together."""
         total: dict[str, int] = {}
         with self.hosts[name].machine.inside():
             for engine in ("8101", "8102"):

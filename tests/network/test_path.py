@@ -16,7 +16,7 @@ STAMPED = f"tokens=12 itl_ms={ITL_S * 1000:g} ttft_ms={TTFT_S * 1000:g} stamp=1"
 def delays(stream: Stream) -> list[float]:
     """Seconds from each token's making to its arrival.
 
-    The fake engine stamps a token with the clock that we read too, and lets it go a TTFT or ITL later.
+    The mock engine stamps a token with the clock that we read too, and lets it go a TTFT or ITL later.
     """
     waits = [TTFT_S] + [ITL_S] * (len(stream.tokens) - 1)
     made = [int(text.partition("=")[2]) / 1e6 + wait for (_, text), wait in zip(stream.tokens, waits, strict=True)]

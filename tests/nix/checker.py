@@ -80,16 +80,43 @@ def _package_names() -> list[str]:
 
 def run(only: str | None = None) -> subprocess.CompletedProcess[str]:
     """Evaluate tests/nix/offline.nix: every case, or ``only`` one of them."""
-    nix = ready()
-    tree = CACHE / "options-tree.json"
-    arguments = {"tree": str(tree), "names": _package_names(), "only": only}
-    expression = (
-        f"let a = builtins.fromJSON {json.dumps(json.dumps(arguments)).replace('${', chr(92) + '${')}; in "
+    ready()
+    arguments = {"tree": str(CACHE / "options-tree.json"), "names": _package_names(), "only": only}
+    return _evaluate(
+        f"let a = builtins.fromJSON {string(json.dumps(arguments))}; in "
         f"import {ROOT}/tests/nix/offline.nix (a // {{ libPath = {_library()}; checker = {CHECKER}; "
         "tree = /. + a.tree; })"
     )
-    argv = [nix, "--extra-experimental-features", "nix-command flakes", "eval", "--impure", "--json"]
-    return subprocess.run([*argv, "--expr", expression], capture_output=True, text=True, check=False)
+
+
+@cache
+def expression(text: str) -> Any:
+    """Return the value of a Nix expression as JSON; ``lib`` is that of nixpkgs, ``root`` the repository."""
+    ready()
+    done = _evaluate(f"let lib = import {_library()}; root = {ROOT}; in {text}")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+@cache
+def failure(text: str) -> str:
+    """Return the error of a set of options that do not evaluate, on one line; names as in :func:`expression`."""
+    ready()
+    done = _evaluate(
+        f"let lib = import {_library()}; root = {ROOT}; in builtins.mapAttrs (_: v: v.description) ({text})"
+    )
+    assert done.returncode != 0, f"was accepted: {text}"
+    return " ".join(done.stderr.split())
+
+
+def string(text: str) -> str:
+    """Return ``text`` as a string literal of Nix."""
+    return json.dumps(text).replace("${", "\\${")
+
+
+def _evaluate(text: str) -> subprocess.CompletedProcess[str]:
+    argv = [ready(), "--extra-experimental-features", "nix-command flakes", "eval", "--impure", "--json"]
+    return subprocess.run([*argv, "--expr", text], capture_output=True, text=True, check=False)
 
 
 @cache

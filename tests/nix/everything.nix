@@ -5,15 +5,30 @@
     gpu.peerToPeer = "off";
     models.lock = /etc/hostname;
     engines.credentials.hub-token = "/run/secrets/hub-token";
-    admin = { enable = true; tokenFile = "/run/secrets/admin-token"; };
+    admin = {
+      enable = true;
+      tokenFile = "/run/secrets/admin-token";
+    };
     gateway.credentials.admin-token = "/run/secrets/admin-token";
-    smoke = { when = "every-boot"; enforce = true; onPass = [ "appliance-bless.service" ]; onFail = [ "appliance-rollback.service" ]; };
-    settings.hosts.gpu.gpus = lib.mkForce (map (index: {
-      inherit index;
-      model = "RTX PRO 6000 Blackwell Server";
-      memory_mib = 97887;
-      numa_node = index;
-    }) [ 0 1 ]);
+    smoke = {
+      when = "every-boot";
+      enforce = true;
+      onPass = [ "appliance-bless.service" ];
+      onFail = [ "appliance-rollback.service" ];
+    };
+    settings.hosts.gpu.gpus = lib.mkForce (
+      map
+        (index: {
+          inherit index;
+          model = "RTX PRO 6000 Blackwell Server";
+          memory_mib = 97887;
+          numa_node = index;
+        })
+        [
+          0
+          1
+        ]
+    );
     settings.engines.embed = {
       kind = "llamacpp";
       device = "cpu";

@@ -4,13 +4,18 @@ let
   nothing = { };
 in
 rec {
-  lib = { getExe = _: "/bin/true"; };
+  lib = {
+    getExe = _: "/bin/true";
+  };
   path = ./.;
   stdenv.hostPlatform.system = "x86_64-linux";
   callPackage = _: _: nothing;
   writeShellScriptBin = _: _: nothing;
   mkShell = _: nothing;
-  runCommand = _: _: _: nothing;
+  runCommand =
+    _: _: _:
+    nothing;
   testers.runNixOSTest = _: nothing;
+  nixfmt = nothing;
   nixfmt-tree = nothing;
 }

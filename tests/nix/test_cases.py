@@ -13,7 +13,7 @@ from tests.nix import checker
 NAMES = sorted(
     name
     for file in (checker.ROOT / "tests/nix/cases").glob("*.nix")
-    for name in re.findall(r'^  "([^"]+)" = \{ host', file.read_text(), re.MULTILINE)
+    for name in re.findall(r'^  "([^"]+)" = \{$', file.read_text(), re.MULTILINE)
 )
 
 
@@ -85,7 +85,9 @@ def test_the_flake_offers_what_it_should() -> None:
     assert {"default", "gpu", "vps"} <= set(flake["modules"])
     assert {"iso", "appliance", "engine-cuda", "loadtest", "options-doc"} <= set(flake["packages"])
     assert flake["apps"] == dict.fromkeys(("default", "doctor", "loadtest", "plan"), "app")
-    assert {"gpu", "vps", "installer", "evaluation", "options-doc", "example-sites", "vm"} <= set(flake["checks"])
+    assert {"gpu", "vps", "installer", "evaluation", "options-doc", "example-sites", "formatting", "vm"} <= set(
+        flake["checks"]
+    )
     assert flake["devShells"] == flake["templates"] == ["default"]
 
 

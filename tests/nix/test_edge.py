@@ -17,6 +17,7 @@ import pytest
 
 from tests.nix import checker
 from tests.nix.test_rendered import edge_conf
+from tests.ports import free_port
 
 DOMAIN = "llm.example.org"
 PAUSE = 0.3
@@ -47,13 +48,6 @@ class StandInGateway(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

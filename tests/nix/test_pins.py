@@ -66,7 +66,7 @@ def test_a_changed_hash_is_noticed() -> None:
     assert faults(wheels, text) == [
         f"{wheels[3].name} {wheels[3].version} is not what engine-cuda.lock names; run lock_engine again"
     ]
-    assert "stands in engine-cuda.lock only" in faults(wheels[1:], LOCK.read_text())[0]
+    assert "is in engine-cuda.lock only" in faults(wheels[1:], LOCK.read_text())[0]
 
 
 def test_a_wheel_for_a_newer_glibc_is_noticed() -> None:
@@ -143,7 +143,7 @@ def test_a_driver_too_old_for_the_wheels(tmp_path: Path, monkeypatch: pytest.Mon
     old = tmp_path / "pins.nix"
     old.write_text(verify_wheels.PINS.read_text().replace("595.71.05", "575.57.08"))
     monkeypatch.setattr(verify_wheels, "PINS", old)
-    assert "needs driver 580 or newer; modules/pins.nix says 575.57.08" in verify_wheels.driver(wheels).wrong[0]
+    assert "needs driver 580 or newer; modules/pins.nix pins 575.57.08" in verify_wheels.driver(wheels).wrong[0]
 
 
 def test_the_committed_report_is_of_this_set() -> None:

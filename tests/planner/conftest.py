@@ -4,43 +4,46 @@ from collections.abc import Callable
 
 import pytest
 
-from appliance.catalog import catalog
-from appliance.planner import demand
-from appliance.planner.workload import Layout, Workload
+from appliance.catalog.cards import find_card
+from appliance.catalog.processors import find_cpu
+from appliance.planner.hardware import HardwareSpec, parse_cards
+from appliance.planner.layout import Layout
+from appliance.planner.models import ModelDemand, parse_model
+from appliance.planner.workload import Workload
 
 PRO = "RTX PRO 6000 Blackwell Workstation"
 SERVER = "RTX PRO 6000 Blackwell Server"
 
 
 @pytest.fixture
-def point() -> Callable[..., Workload]:
+def workload() -> Callable[..., Workload]:
     """A point on one RTX PRO 6000, whatever is not said taken from Qwen3-30B-A3B in bf16."""
 
-    def build(model: str = "Qwen/Qwen3-30B-A3B", card: str = PRO, **said: object) -> Workload:
-        shape, dtype = demand.model(model)
+    def build(model: str = "Qwen/Qwen3-30B-A3B", card: str = PRO, **changes: object) -> Workload:
+        shape, dtype = parse_model(model)
         values: dict[str, object] = {"input": 1000.0, "output": 500.0, "concurrency": 8.0, "layout": Layout()}
-        return Workload(card=catalog.find_card(card), shape=shape, precision=dtype, **(values | said))  # type: ignore[arg-type]
+        return Workload(card=find_card(card), shape=shape, precision=dtype, **(values | changes))  # type: ignore[arg-type]
 
     return build
 
 
 @pytest.fixture
-def work() -> Callable[..., demand.ModelDemand]:
-    def build(model: str = "Qwen/Qwen3-30B-A3B", share: float = 1.0, **said: object) -> demand.ModelDemand:
-        shape, dtype = demand.model(model)
-        values: dict[str, object] = {"prompt": 2000.0, "answer": 400.0, "context": 16384}
+def model_demand() -> Callable[..., ModelDemand]:
+    def build(model: str = "Qwen/Qwen3-30B-A3B", share: float = 1.0, **changes: object) -> ModelDemand:
+        shape, dtype = parse_model(model)
+        values: dict[str, object] = {"prompt": 2000.0, "response": 400.0, "context": 16384}
         if shape.pooling:
-            values = {"prompt": 500.0, "answer": 1.0, "context": 8192}
-        name = str(said.pop("name", shape.name.rsplit("/", 1)[-1]))
-        return demand.ModelDemand(name=name, shape=shape, precision=dtype, share=share, **(values | said))  # type: ignore[arg-type]
+            values = {"prompt": 500.0, "response": 1.0, "context": 8192}
+        name = str(changes.pop("name", shape.name.rsplit("/", 1)[-1]))
+        return ModelDemand(name=name, shape=shape, precision=dtype, share=share, **(values | changes))  # type: ignore[arg-type]
 
     return build
 
 
 @pytest.fixture
-def machine() -> Callable[..., demand.HardwareSpec]:
-    def build(cards: str = f"1x {PRO}", ram: float = 256, name: str = "gpu", **said: object) -> demand.HardwareSpec:
-        cpu = catalog.find_cpu("EPYC 9355")
-        return demand.HardwareSpec(name=name, cards=demand.cards(cards), ram_gib=ram, cpu=cpu, **said)  # type: ignore[arg-type]
+def machine() -> Callable[..., HardwareSpec]:
+    def build(cards: str = f"1x {PRO}", ram: float = 256, name: str = "gpu", **changes: object) -> HardwareSpec:
+        cpu = find_cpu("EPYC 9355")
+        return HardwareSpec(name=name, cards=parse_cards(cards), ram_gib=ram, cpu=cpu, **changes)  # type: ignore[arg-type]
 
     return build

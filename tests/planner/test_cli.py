@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -16,21 +15,19 @@ from typing import Any
 
 import pytest
 
-from appliance.catalog import catalog
-from appliance.cli.plan import add_parser, run
+from appliance.catalog.shipped import MEASUREMENTS
+from appliance.cli import parse
 from appliance.contract.load import load
 from appliance.errors import ApplianceError
 from appliance.planner.page import page
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-MEASUREMENTS = Path(catalog.__file__).parent / "measurements.csv"
 PRO = "RTX PRO 6000 Blackwell Workstation"
 
 
 def call(*argv: str) -> int:
-    parser = argparse.ArgumentParser(prog="appliance")
-    add_parser(parser.add_subparsers(dest="command", required=True))
-    return run(parser.parse_args(argv))
+    args = parse(argv)
+    return int(args.run(args))
 
 
 def test_predict_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from appliance.catalog import catalog
+from appliance.catalog.shipped import MEASUREMENTS
 from appliance.planner import evaluate
 from appliance.planner.constants import Constants, calibrated
 
@@ -22,7 +22,7 @@ def test_its_table_of_constants_is_the_calibrated_one() -> None:
 
 
 def test_its_fitted_errors_are_todays() -> None:
-    results = evaluate.evaluate(evaluate.read(Path(catalog.__file__).parent / "measurements.csv"))
+    results = evaluate.evaluate(evaluate.read(MEASUREMENTS))
     summary = evaluate.summarise(results)
     assert f"| fitted to all, all rows | 213 | {summary.median:.3f} | {summary.p90:.3f} |" in TEXT
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from appliance.catalog import catalog
+from appliance.catalog.shipped import MEASUREMENTS
 from appliance.errors import ConfigError
 from appliance.planner import evaluate, row_parser
 from appliance.planner.evaluate import RowResult
 from tools import calibrate
 
-MEASUREMENTS = Path(catalog.__file__).parent / "measurements.csv"
 ROWS = evaluate.read(MEASUREMENTS)
 RESULTS = evaluate.evaluate(ROWS)
 
@@ -45,7 +44,7 @@ def test_errors_rank_and_coverage() -> None:
     assert 0.70 <= summary.inside <= 0.90
     assert summary.rank is not None
     assert summary.rank >= 0.9
-    stated = evaluate.summarise(result for result in RESULTS if row_parser.readable(result.row))
+    stated = evaluate.summarise(result for result in RESULTS if row_parser.states_conditions(result.row))
     assert stated.rank is not None
     assert stated.rank >= 0.9
 
@@ -114,29 +113,29 @@ def test_a_model_outside_the_catalogue_is_guessed_from_its_name() -> None:
     ],
 )
 def test_names_as_people_write_them(change: dict[str, str], card: str) -> None:
-    assert row_parser.point({**ROW, **change}).card.name == card
+    assert row_parser.parse_row({**ROW, **change}).card.name == card
 
 
 @pytest.mark.parametrize(
     ("notes", "check"),
     [
-        ("pp=4", lambda point: point.layout.pp == 4),
+        ("pp=4", lambda workload: workload.layout.pp == 4),
         (
             "offline max load; layout DEP2,PP2",
-            lambda point: point.layout.attention_dp and point.layout.tp == 2,
+            lambda workload: workload.layout.attention_dp and workload.layout.tp == 2,
         ),
-        ("kv fp8", lambda point: point.precision.kv_bytes == 1.0),
-        ("MTP num_speculative_tokens=2", lambda point: point.draft_tokens == 2 and point.accepted > 1),
-        ("no MTP", lambda point: point.draft_tokens == 0),
-        ("accept length 2.50", lambda point: point.accepted == 2.5),
-        ("tg128", lambda point: point.input == 0),
-        ("ShareGPT 1000 prompts", lambda point: point.requests == 1000),
+        ("kv fp8", lambda workload: workload.precision.kv_bytes == 1.0),
+        ("MTP num_speculative_tokens=2", lambda workload: workload.draft_tokens == 2 and workload.accepted > 1),
+        ("no MTP", lambda workload: workload.draft_tokens == 0),
+        ("accept length 2.50", lambda workload: workload.accepted == 2.5),
+        ("tg128", lambda workload: workload.input == 0),
+        ("ShareGPT 1000 prompts", lambda workload: workload.requests == 1000),
     ],
 )
 def test_what_notes_say_is_read(notes: str, check: object) -> None:
     row = {**ROW, "gpu_count": "4", "notes": notes}
     assert callable(check)
-    assert check(row_parser.point(row))
+    assert check(row_parser.parse_row(row))
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "gpu,model,output_tok_s\n"])

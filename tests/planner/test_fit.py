@@ -15,11 +15,11 @@ from appliance.contract import load
 from appliance.contract.model import Site
 from appliance.contract.rules import violations
 from appliance.errors import UsageError
-from appliance.planner import site as sites
-from appliance.planner import write
 from appliance.planner.demand import Demand
+from appliance.planner.engines_section import engines_section, replace_engines
 from appliance.planner.fit import fit
-from appliance.planner.topology import advise
+from appliance.planner.from_site import hardware_of, model_demands_of
+from appliance.planner.placement import advise
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 SWAP = next(path for path in EXAMPLES if path.stem == "one-card-swap")
@@ -126,7 +126,7 @@ def test_what_cannot_start(changes: dict[str, Any], where: str, what: str, fix: 
     [
         {"source": "./models/tiny-qwen3"},
         {"cards": ["Some Future Card"]},
-        {"kind": "fake", "source": "./Qwen3-235B-A22B"},
+        {"kind": "mock", "source": "./Qwen3-235B-A22B"},
         {"kind": "llamacpp", "source": "./Qwen3-235B-A22B"},
         {"context": 60000, "model": {"max_context": 131072}},
     ],
@@ -156,9 +156,9 @@ def test_fit_answers_for_any_engine(context: int, utilization: float, memory: in
 def test_models_that_take_turns_fit_one_by_one_and_are_not_planned_together() -> None:
     site = load.load(SWAP)
     assert fit(site) == []
-    demand = Demand(users=20, chats=40, think_s=60.0, work=sites.works(site, {}))
+    demand = Demand(users=20, chats=40, think_s=60.0, models=model_demands_of(site, {}))
     with pytest.raises(UsageError, match=r"all at once; .* or let them take turns"):
-        advise(sites.machines(site), demand)
+        advise(hardware_of(site), demand)
 
 
 @pytest.mark.parametrize(
@@ -168,11 +168,11 @@ def test_models_that_take_turns_fit_one_by_one_and_are_not_planned_together() ->
 )
 def test_a_written_plan_is_valid_and_fits(path: Path) -> None:
     site = load.load(path)
-    works = sites.works(site, {})
-    demand = Demand(users=20, chats=40, think_s=60.0, work=works)
-    advice = advise(sites.machines(site), demand)
+    models = model_demands_of(site, {})
+    demand = Demand(users=20, chats=40, think_s=60.0, models=models)
+    advice = advise(hardware_of(site), demand)
     plan = next(plan for plan, _ in advice.alternatives if plan.writable)
-    text = write.replace_engines(path.read_text("utf-8"), write.engines_section(plan, site))
+    text = replace_engines(path.read_text("utf-8"), engines_section(plan, site))
     written = Site.model_validate_json(json.dumps(tomllib.loads(text)))
     assert violations(written) == []
     assert fit(written) == []
@@ -188,21 +188,22 @@ def test_a_written_plan_is_valid_and_fits(path: Path) -> None:
 
 def test_comments_and_other_tables_stay() -> None:
     text = "a = 1\n\n[engines.x]\nport = 1\n# options inside go\n\n# The roles.\n[roles.r]\nmodel = 'm'\n"
-    written = write.replace_engines(text, "[engines.y]\nport = 2\n")
+    written = replace_engines(text, "[engines.y]\nport = 2\n")
     assert written.startswith("a = 1\n\n[engines.y]\nport = 2\n")
     assert written.endswith("# The roles.\n[roles.r]\nmodel = 'm'\n")
     assert "port = 1" not in written
 
 
 def test_engines_are_appended_where_there_are_none() -> None:
-    assert write.replace_engines("version = 1\n", "[engines.a]\n") == "version = 1\n\n[engines.a]\n"
+    assert replace_engines("version = 1\n", "[engines.a]\n") == "version = 1\n\n[engines.a]\n"
 
 
 def test_shares_of_roles_and_models() -> None:
     site = load.load(next(path for path in EXAMPLES if path.stem.startswith("eight")))
-    works = {work.name: work.share for work in sites.works(site, {"planner": 0.2, "coder": 0.5})}
-    assert works == pytest.approx({"qwen3-235b": 0.2, "qwen3-30b": 0.5, "qwen3-embed": 0.3})
+    demands = model_demands_of(site, {"planner": 0.2, "coder": 0.5})
+    shares = {demand.name: demand.share for demand in demands}
+    assert shares == pytest.approx({"qwen3-235b": 0.2, "qwen3-30b": 0.5, "qwen3-embed": 0.3})
     with pytest.raises(UsageError, match=r"did you mean 'planner'"):
-        sites.works(site, {"planer": 0.2})
+        model_demands_of(site, {"planer": 0.2})
     with pytest.raises(UsageError, match=r"shares add up to 1\.4"):
-        sites.works(site, {"planner": 0.7, "coder": 0.7})
+        model_demands_of(site, {"planner": 0.7, "coder": 0.7})

@@ -1,4 +1,4 @@
-"""The smoke test on a disk that is full or read-only, at each step: a sentence and exit status 1, never a pass."""
+"""The smoke test on a disk that is full or read-only, at each step: one line and exit code 1, never a pass."""
 
 from __future__ import annotations
 
@@ -6,60 +6,54 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from appliance.contract.load import load
 from appliance.contract.model import Site
 from appliance.errors import StoreError
 from appliance.smoketest import report
 from appliance.smoketest.report import SmokeStep
-from appliance.smoketest.run import prove, proven_before
-from tests.conftest import ROOT, RunningService, serving
+from appliance.smoketest.run import passed_before, run_smoke_test
+from tests.conftest import ROOT, RunningService
 from tests.smalldisk import SmallDisk, mounted
-from tests.smoketest.test_run import HERE, SMOKE, a_proof
+from tests.smoketest.conftest import HERE, a_proof
 
 FULL, READ_ONLY = r"No space left on device.*free space on its disk", r"Read-only file system.*mount -o remount,rw"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, RunningService]]:
-    with serving(tmp_path_factory.mktemp("full"), smoke=SMOKE) as service:
-        yield load(service.config), service
 
 
 @pytest.mark.parametrize(
     "at",
     [
-        "token chat",  # before the load begins: its report finds no room
+        "token chat",  # before the load: its report does not fit
         "load TTFT p99",  # before its page with plots
     ],
 )
-def test_a_disk_that_fills_up(running: tuple[Site, RunningService], small_disk: SmallDisk, at: str) -> None:
-    site, service = running
-    said: list[SmokeStep] = []
+def test_a_disk_that_fills_up(
+    site_and_service: tuple[Site, RunningService], small_disk: SmallDisk, at: str
+) -> None:
+    site, service = site_and_service
+    shown: list[SmokeStep] = []
 
-    def say(step: SmokeStep) -> None:
-        said.append(step)
+    def on_step(step: SmokeStep) -> None:
+        shown.append(step)
         if step.name == at:
             small_disk.fill()
 
     folder = small_disk.folder / "8"
     with pytest.raises(StoreError, match="free space on its disk"):
-        prove(site, service.data, key=service.key, folder=folder, what=HERE, say=say)
-    (refused,) = [step for step in said if step.level == "fail" and step.name == "load"]
+        run_smoke_test(site, service.data, key=service.key, folder=folder, system=HERE, on_step=on_step)
+    (refused,) = [step for step in shown if step.level == "fail" and step.name == "load"]
     assert "free space on its disk" in refused.seen
-    assert report.latest(small_disk.folder, HERE.place.generation) is None, "half a report is no report"
+    assert report.latest(small_disk.folder, HERE.running.generation) is None, "an incomplete report is not kept"
 
 
-def test_the_report_says_what_the_disk_refused_once_there_is_room(
-    running: tuple[Site, RunningService], small_disk: SmallDisk
+def test_a_report_with_room_names_the_refused_file(
+    site_and_service: tuple[Site, RunningService], small_disk: SmallDisk
 ) -> None:
-    site, service = running
+    site, service = site_and_service
 
-    def say(step: SmokeStep) -> None:
+    def on_step(step: SmokeStep) -> None:
         if step.name == "load TTFT p99":
             small_disk.fill()
         if step.name == "load":
@@ -67,44 +61,51 @@ def test_the_report_says_what_the_disk_refused_once_there_is_room(
 
     folder = small_disk.folder / "8"
     with pytest.raises(StoreError, match=r"load\.html cannot be written \(No space left"):
-        prove(site, service.data, key=service.key, folder=folder, what=HERE, say=say)
-    kept = report.latest(small_disk.folder, HERE.place.generation)
+        run_smoke_test(site, service.data, key=service.key, folder=folder, system=HERE, on_step=on_step)
+    kept = report.latest(small_disk.folder, HERE.running.generation)
     assert kept is not None
     assert not kept.passed
     assert "load.html cannot be written" in kept.line
 
 
-def test_a_read_only_disk_is_named(running: tuple[Site, RunningService], small_disk: SmallDisk) -> None:
-    site, service = running
+def test_a_read_only_disk_is_named(site_and_service: tuple[Site, RunningService], small_disk: SmallDisk) -> None:
+    site, service = site_and_service
     small_disk.read_only()
     with pytest.raises(StoreError, match=READ_ONLY):
-        prove(site, service.data, key=service.key, folder=small_disk.folder / "8", what=HERE, say=lambda _: None)
+        run_smoke_test(
+            site, service.data, key=service.key, folder=small_disk.folder / "8", system=HERE, on_step=lambda _: None
+        )
 
 
-def test_a_report_on_a_full_disk_leaves_the_one_before(small_disk: SmallDisk) -> None:
-    folder = report.folder_of(small_disk.folder, HERE.place.generation)
+def test_a_full_disk_keeps_the_earlier_report(small_disk: SmallDisk) -> None:
+    folder = report.folder_of(small_disk.folder, HERE.running.generation)
     report.save(a_proof(), folder)
     small_disk.fill()
     with pytest.raises(StoreError, match=FULL):
         report.save(a_proof(passed=False), folder)
-    assert report.latest(small_disk.folder, HERE.place.generation) == a_proof()
+    assert report.latest(small_disk.folder, HERE.running.generation) == a_proof()
 
 
-def test_what_cannot_be_noted_of_this_boot_is_said(small_disk: SmallDisk) -> None:
+def test_a_boot_that_cannot_be_recorded_is_an_error(small_disk: SmallDisk) -> None:
     small_disk.read_only()
     with pytest.raises(StoreError, match=READ_ONLY):
-        proven_before(small_disk.folder, HERE, small_disk.folder / "begun")
+        passed_before(small_disk.folder, HERE, small_disk.folder / "begun")
     with pytest.raises(StoreError, match=r"absent/begun cannot be written \(No such file or directory\)"):
-        proven_before(small_disk.folder, HERE, small_disk.folder / "absent" / "begun")
+        passed_before(small_disk.folder, HERE, small_disk.folder / "absent" / "begun")
 
 
-@pytest.mark.parametrize(("state", "said"), [("full", FULL), ("read-only", READ_ONLY)])
+@pytest.mark.parametrize(("state", "message"), [("full", FULL), ("read-only", READ_ONLY)])
 @pytest.mark.parametrize("which", ["reports", "run"])
-def test_the_command_itself(
-    running: tuple[Site, RunningService], tmp_path: Path, small_disk: SmallDisk, state: str, said: str, which: str
+def test_the_command_reports_the_disk(
+    site_and_service: tuple[Site, RunningService],
+    tmp_path: Path,
+    small_disk: SmallDisk,
+    state: str,
+    message: str,
+    which: str,
 ) -> None:
-    """In a mount namespace of its own that looks like NixOS; /run is the small disk, or the reports are on it."""
-    _, service = running
+    """In a mount namespace that looks like NixOS; the small disk is /run, or the reports are on it."""
+    _, service = site_and_service
     inside = 'mount --bind "$1" /run && shift && exec "$@"'
     with mounted(tmp_path / "run") as run:
         for link in ("booted-system", "current-system"):
@@ -124,11 +125,11 @@ def test_the_command_itself(
             env={**os.environ, "APPLIANCE_API_KEY": service.key},
         )
     if (which, state) == ("run", "full"):
-        # A note without content needs no room: the test is made, and passes or fails by what it finds.
+        # An empty file needs no room: the test runs, and passes or fails by its findings.
         assert "cannot be written" not in done.stderr
         return
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert re.search(said, line), line
+    assert re.search(message, line), line
     assert "PASS" not in done.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -28,7 +27,8 @@ from appliance.store.keys import KeyStore
 from appliance.store.models import UsageRow
 from appliance.store.schema import METADATA, REVISION, REVISIONS, USAGE
 from appliance.store.usage import UsageLine, UsageReader, as_csv
-from tests.conftest import free_port, http, serving, wait_until
+from tests.conftest import http, serving, wait_until
+from tests.ports import free_port
 
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)
 
@@ -271,56 +271,6 @@ def test_a_database_of_the_first_migration_is_brought_up_to_date(tmp_path: Path,
     reader.close()
 
 
-OLD_KEYS = """CREATE TABLE keys (id TEXT PRIMARY KEY, user TEXT NOT NULL, digest BLOB NOT NULL,
-    created_at REAL NOT NULL, expires_at REAL, revoked_at REAL)"""
-OLD_USAGE = """CREATE TABLE usage (started_at REAL NOT NULL, request_id TEXT NOT NULL, user TEXT NOT NULL,
-    key_id TEXT NOT NULL, endpoint TEXT NOT NULL, name TEXT NOT NULL, model TEXT NOT NULL, engine TEXT NOT NULL,
-    stream INTEGER NOT NULL, status INTEGER NOT NULL, outcome TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
-    cached_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, estimated INTEGER NOT NULL, ttft_ms REAL,
-    duration_ms REAL NOT NULL)"""
-
-
-def test_what_earlier_versions_kept_is_taken_over(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "keys.sqlite") as db:
-        db.execute(OLD_KEYS)
-        db.execute("INSERT INTO keys VALUES ('abcdefabcdef', 'ada', x'00ff', 5.0, NULL, NULL)")
-    db.close()
-    with sqlite3.connect(tmp_path / "usage.sqlite") as db:
-        db.execute(OLD_USAGE)
-        values = (
-            time.time(),
-            "r1",
-            "ada",
-            "abcdefabcdef",
-            "/v1/x",
-            "m",
-            "m",
-            "e",
-            1,
-            200,
-            "ok",
-            3,
-            1,
-            2,
-            0,
-            9.5,
-            20.0,
-        )
-        db.execute(f"INSERT INTO usage VALUES ({','.join('?' * 17)})", values)
-    db.close()
-    for _ in range(2):
-        store = KeyStore(tmp_path)
-        (key,) = store.all()
-        assert (key.id, key.user, key.digest, key.models) == ("abcdefabcdef", "ada", b"\x00\xff", None)
-        store.close()
-    reader = UsageReader(tmp_path)
-    (line,) = reader.sums("user", 0)
-    assert (line.requests, line.prompt_tokens, line.cached_tokens, line.ttft_ms_p50) == (1, 3, 1, 9.5)
-    reader.close()
-    assert (tmp_path / "usage.sqlite.taken-over").exists()
-    assert not (tmp_path / "usage.sqlite").exists()
-
-
 def test_an_absent_database_is_named_without_a_password(tmp_path: Path) -> None:
     url = f"postgresql://appliance@127.0.0.1:{free_port()}/nothing"
     with pytest.raises(StoreError, match=r"postgresql://appliance@127.0.0.1:\d+/nothing: cannot be opened"):
@@ -382,8 +332,8 @@ def test_a_full_disk_keeps_rows_until_there_is_room(tmp_path: Path, caplog: pyte
         count = 3000
         for number in range(count):
             writer.put(a_row(number))
-        wait_until(lambda: "the database refuses them" in caplog.text, "the refusal is logged", 10)
-        assert caplog.text.count("the database refuses them") == 1
+        wait_until(lambda: "the database rejects them" in caplog.text, "the refusal is logged", 10)
+        assert caplog.text.count("the database rejects them") == 1
         filler.unlink()
         reader = UsageReader(disk)
         wait_until(lambda: sum(line.requests for line in reader.sums("user", 0)) == count, "every row", 10)

@@ -17,11 +17,12 @@ import pytest
 from appliance.contract.load import load
 from appliance.contract.model import Site
 from appliance.smoketest import report
-from appliance.smoketest.run import prove
+from appliance.smoketest.run import run_smoke_test
 from appliance.system.stopping import Stop, listening
-from tests.conftest import RunningService, a_site, free_port, serving, wait_until
+from tests.conftest import RunningService, a_site, serving, wait_until
 from tests.gateway.running.witness import MANY, LongRun, long_run, witness
-from tests.smoketest.test_run import HERE, SMOKE
+from tests.ports import free_port
+from tests.smoketest.conftest import HERE, SMOKE
 
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 LOADING = ("--users", "3", "--duration", "1h", "--warmup", "0", "--client-lag-ms", "5000")
@@ -223,8 +224,10 @@ def test_a_stopped_proof_is_kept_and_is_no_pass(
             os.kill(os.getpid(), TERM)
 
     with listening() as stop:
-        prove(site, service.data, key=service.key, folder=tmp_path / "8", what=HERE, say=say, stop=stop)
-    kept = report.latest(tmp_path, HERE.place.generation)
+        run_smoke_test(
+            site, service.data, key=service.key, folder=tmp_path / "8", system=HERE, on_step=say, stop=stop
+        )
+    kept = report.latest(tmp_path, HERE.running.generation)
     assert kept is not None
     assert not kept.passed
     assert kept.steps[-1].sentence == "interrupted: SIGTERM ended the test before its end"

@@ -84,6 +84,12 @@ def test_no_proxy(excepted: str, host: str, straight: bool, environment: pytest.
     assert (route(f"http://{host}").proxy is None) is straight
 
 
+def test_a_direct_route_ignores_the_environment(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("http_proxy", "http://proxy.example:3128")
+    assert route("http://10.77.0.1:8000").proxy is not None
+    assert route("http://10.77.0.1:8000", direct=True).proxy is None
+
+
 def test_a_name_of_this_machine_is_loopback(environment: pytest.MonkeyPatch) -> None:
     def resolve(host: str, *_: object, **__: object) -> list[object]:
         return [(2, 1, 6, "", ("127.0.1.1", 0))] if host == "myself.test" else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import codecs
 import json
@@ -96,7 +95,7 @@ def test_other_files_of_a_person_in_any_encoding(
 ) -> None:
     file = tmp_path / "file"
     file.write_bytes(encoded(f"{KEY}\r\n\r\n{KEY}\n", encoding))
-    assert command._keys(argparse.Namespace(keys=file)) == (KEY, KEY)
+    assert command.api_keys(file, required=True) == (KEY, KEY)
     file.write_bytes(encoded(f"{KEY}\n", encoding))
     monkeypatch.setenv(VARIABLE, str(file))
     assert read_token() == KEY
@@ -109,8 +108,8 @@ def test_other_files_of_a_person_in_any_encoding(
     ("content", "words"),
     [
         (None, "No such file or directory; write one key a line into it"),
-        (b"", "there is no key in it"),
-        (codecs.BOM_UTF8, "there is no key in it"),
+        (b"", "the file contains no key"),
+        (codecs.BOM_UTF8, "the file contains no key"),
         (f"{KEY}\n\u201c{KEY}\u201d\n".encode(), r"line 2: character 1 \(U\+201C\) cannot be part of a key"),
         (f"{KEY}\n".encode() * 2 + KEY.encode("utf-16-le"), "holds a NUL byte"),
         (f"{KEY}\nsk-\xe9\n".encode("latin-1"), "line 2 is not UTF-8"),
@@ -123,7 +122,7 @@ def test_a_file_of_keys_that_holds_none(tmp_path: Path, content: bytes | None, w
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(ApplianceError, match=words) as caught:
-        command._keys(argparse.Namespace(keys=file))
+        command.api_keys(file, required=True)
     assert str(caught.value).startswith(f"--keys {file}: ")
     assert KEY[16:] not in str(caught.value)
 
@@ -146,7 +145,7 @@ def test_a_variable_that_a_shell_filled_from_a_file_with_a_mark(given: str) -> N
 def test_a_variable_that_is_no_key(given: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APPLIANCE_API_KEY", given)
     with pytest.raises(UsageError, match=f"^APPLIANCE_API_KEY: {words}") as caught:
-        command._keys(argparse.Namespace(keys=None))
+        command.api_keys(None, required=True)
     assert KEY[16:] not in str(caught.value)
 
 

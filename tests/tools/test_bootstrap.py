@@ -92,7 +92,7 @@ def test_a_missing_torch_is_explained() -> None:
     said = (
         "WARNING: x\nERROR: Could not find a version\nERROR: No matching distribution found for torch==2.13.0+cpu\n"
     )
-    message = bootstrap.explain(ENGINE, said)
+    message = bootstrap.pip_failure(ENGINE, said)
     assert "No matching distribution found for torch==2.13.0+cpu" in message
     assert "TORCH_INDEX" in message
     assert "make up ENGINE=fake" in message

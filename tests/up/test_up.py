@@ -1,4 +1,4 @@
-"""`make up` on the fake engine: once, until Ctrl-C, and when a step fails; nothing is left running."""
+"""`make up` on the mock engine: once, until Ctrl-C, and when a step fails; nothing is left running."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from appliance.up import tail
-from tests.conftest import ROOT, free_port, http, wait_until
+from tests.conftest import ROOT, http, wait_until
+from tests.ports import free_port
 from tests.vllm.conftest import Up, alive, descendants, site_file, start_up
 
 FAKE = ("--engine", "fake")
@@ -147,7 +148,7 @@ def test_an_engine_that_dies_is_restarted_and_a_taken_key_is_kept(tmp_path: Path
     wait_until(lambda: serving(up), "it serves", 60)
     key = up.key
     engine = next(
-        p for p in descendants(up.process.pid) if b"fakes/vllm.py" in Path(f"/proc/{p}/cmdline").read_bytes()
+        p for p in descendants(up.process.pid) if b"engines.mock" in Path(f"/proc/{p}/cmdline").read_bytes()
     )
     os.kill(engine, signal.SIGKILL)
     wait_until(lambda: http(f"{up.url}/ready").status == 503, "/ready tells", 5)
@@ -170,7 +171,7 @@ def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
         up = start_up(tmp_path, *FAKE, "--port", str(port))
         assert finish(up) == 1
     said = " ".join(up.output.split())
-    assert f"error: port {port} on 127.0.0.1 is taken by another program; use `make up PORT={port + 1}`" in said
+    assert f"error: port {port} on 127.0.0.1 is used by another program; use `make up PORT={port + 1}`" in said
 
 
 @pytest.mark.parametrize(
@@ -204,9 +205,7 @@ def test_a_taken_engine_port_is_named(tmp_path: Path) -> None:
         up = start_up(tmp_path, "--config", str(site), "--port", str(free_port()), *FAKE)
         assert finish(up) == 1
     said = " ".join(up.output.split())
-    assert (
-        f"error: port {port} on 127.0.0.1 is taken by another program; use another `port` of engines.chat" in said
-    )
+    assert f"error: port {port} on 127.0.0.1 is used by another program; use another `port` of engines.chat" in said
 
 
 def test_an_engine_that_ends_while_starting_is_told_with_its_cause_and_log(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from appliance.contract.model import Site
 from appliance.engines.argv import replicas
 from appliance.store.keys import KeyStore
 from appliance.up import Options, first_token, on_ports
-from tests.conftest import FAKE as FAKE_ENGINE
-from tests.conftest import ROOT, free_port, http, wait_until
+from tests.conftest import ROOT, http, wait_until
 from tests.otheruser import NOBODY, run, shared_folder
+from tests.ports import free_port
 from tests.smalldisk import SmallDisk
 from tests.vllm.conftest import Up, descendants, site_file, start_up
 
@@ -116,7 +116,7 @@ def test_what_comes_back_after_a_crash_is_what_was_started(start: Callable[..., 
     models = [model["id"] for model in http(f"{up.url}/v1/models", key=up.key).json["data"]]
     assert "fake" in models
     (up.data / "site.json").write_text("{}")
-    for words in (b"fakes/vllm.py", b"gateway"):
+    for words in (b"engines.mock", b"gateway"):
         pid, line = child_of(up, words)
         assert pid
         os.kill(pid, signal.SIGKILL)
@@ -154,9 +154,9 @@ if "tiny_qwen3.py" in sys.argv[1]:
     open(sys.argv[2] + "/config.json", "w").write("{{}}")
     sys.exit()
 port = sys.argv[sys.argv.index("--port") + 1]
-os.execv("{python}", ["{python}", "{fake}", "--port", port, "--model", "tiny-qwen3-random"])
+os.execv("{python}", ["{python}", "-m", "appliance.engines.mock", "--port", port, "--model", "tiny-qwen3-random"])
 """
-"""A stand-in for the engine's Python: it makes an empty model, and runs the fake engine as vLLM."""
+"""A stand-in for the engine's Python: it makes an empty model, and runs the mock engine as vLLM."""
 
 
 def test_an_engine_whose_program_vanished_is_reported_and_comes_back(
@@ -165,16 +165,16 @@ def test_an_engine_whose_program_vanished_is_reported_and_comes_back(
     """`make clean` in another terminal, or an environment that is installed anew."""
     program = tmp_path / "python"
     model = tmp_path / "var" / "models"
-    program.write_text(ENGINE.format(python=sys.executable, fake=FAKE_ENGINE))
+    program.write_text(ENGINE.format(python=sys.executable))
     program.chmod(0o755)
     up = start("--model", "tiny", "--engine-python", str(program))
     wait_until(lambda: serves(up), "it serves", 60)
     assert model.is_dir()
     program.rename(tmp_path / "away")
-    os.kill(child_of(up, b"fakes/vllm.py")[0], signal.SIGKILL)
+    os.kill(child_of(up, b"engines.mock")[0], signal.SIGKILL)
     wait_until(lambda: "engine-chat cannot be restarted" in up.output, "it is reported", 30)
     (tmp_path / "away").rename(program)
-    wait_until(lambda: child_of(up, b"fakes/vllm.py")[0] != 0, "it comes back", 30)
+    wait_until(lambda: child_of(up, b"engines.mock")[0] != 0, "it comes back", 30)
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(60) == 0
     said = " ".join(up.output.split())
@@ -329,10 +329,10 @@ def test_a_chosen_engine_port_is_used(start: Callable[..., Up]) -> None:
 async def test_an_error_while_waiting_for_a_token_is_no_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(*_: object) -> None:
+    def broken(*_: object) -> str:
         raise LookupError("a fault of its own")
 
-    monkeypatch.setattr(module, "_ask_for_token", broken)
+    monkeypatch.setattr(module, "probe_token", broken)
     site = load(ROOT / "examples" / "laptop.toml")
     with pytest.raises(LookupError):
         await first_token(site, replicas(site)[0], tmp_path / "log", {})

@@ -1,4 +1,4 @@
-"""A machine of variables under the real decisions: boots as systemd-boot does, can lose power anywhere."""
+"""A model of a machine under the real decisions: boots as systemd-boot does and can lose power at any step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from appliance.errors import LoaderError, StoreError
-from appliance.upgrade.apply import drive
+from appliance.upgrade.apply import apply
+from appliance.upgrade.nixos import SMOKE_UNIT, VERDICT_UNITS
 from appliance.upgrade.state import (
     Action,
     Booted,
@@ -17,41 +18,43 @@ from appliance.upgrade.state import (
     Generation,
     Installed,
     Keep,
+    Phase,
     Reboot,
     ReleaseDefault,
     SetDefault,
     SetOneshot,
     SetProfile,
     SwitchBack,
+    Trial,
     TrialState,
 )
-from appliance.upgrade.state_file import Record
+from appliance.upgrade.state_file import StateFile
 
 Health = Literal["good", "fails", "dies-early", "dies-late"]
-"""What a generation does when booted: passes; comes up and fails; hangs or panics before or after it is seen."""
+"""Behaviour after the boot: the smoke test passes or fails, or the system stops before or after its units start."""
 
 Entry = tuple[int, bool]
 """A boot entry: the system's index, and whether it is its rescue entry."""
 
 
 class PowerCut(Exception):  # noqa: N818 - an event, not an error
-    """The power went."""
+    """The power failed."""
 
 
 class Reset(Exception):  # noqa: N818 - an event, not an error
-    """The machine reboots because we asked for it."""
+    """The machine reboots by request of the code under test."""
 
 
 @dataclass
 class ModelDisk:
-    """The record as it is on the disk, which may be full."""
+    """The state on a disk that may be full."""
 
     state: TrialState = field(default_factory=TrialState)
     full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryRecord(Record):
+class MemoryStateFile(StateFile):
     disk: ModelDisk = field(default_factory=ModelDisk)
 
     def load(self) -> TrialState:
@@ -78,7 +81,7 @@ class System:
 
 @dataclass
 class UpgradeModel:
-    """The machine. ``steps_left`` is how many more single writes happen before the power goes."""
+    """The machine. ``steps_left``: number of single writes until the power fails, ``None`` for no failure."""
 
     systems: list[System] = field(default_factory=list)
     default: Entry | None = None
@@ -91,7 +94,7 @@ class UpgradeModel:
     live: int = 0
     network: bool = True
     resets: int = 0
-    asked_to_reboot: int = 0
+    requested_reboots: int = 0
     steps_left: int | None = None
 
     def generation(self, index: int) -> Generation:
@@ -101,7 +104,7 @@ class UpgradeModel:
         return int(generation.system.rsplit("/", 1)[1])
 
     def _step(self) -> None:
-        """One single write, or the power cut before it."""
+        """Make one single write, or fail the power before it."""
         if self.steps_left is not None:
             if self.steps_left == 0:
                 raise PowerCut
@@ -141,10 +144,10 @@ class UpgradeModel:
                 self._reset_towards((self.index(generation), False))
 
     def _reset_towards(self, entry: Entry) -> None:
-        # The guard of the real machine.
+        # The same guard as in appliance/upgrade/nixos.py.
         if self.default != entry or self.oneshot is not None or (self.booted, self.live) == (entry, entry[0]):
             raise LoaderError("no reboot")
-        self.asked_to_reboot += 1
+        self.requested_reboots += 1
         raise Reset
 
     @property
@@ -154,7 +157,7 @@ class UpgradeModel:
         return chosen
 
     def boot(self, choice: Entry | None = None) -> None:
-        """Come up, through as many resets as that takes."""
+        """Boot, with as many resets as needed."""
         self.steps_left = None
         for _ in range(6):
             entry = choice or self.next_entry
@@ -164,22 +167,44 @@ class UpgradeModel:
                 self.resets += 1
                 continue
             with suppress(StoreError, LoaderError):
-                self.tell(Booted(self.generation(entry[0]), rescue=entry[1]))
+                self.handle(Booted(self.generation(entry[0]), rescue=entry[1]))
             if not entry[1] and system.health == "dies-late":
                 self.resets += 1
                 continue
             return
-        raise AssertionError("the machine reboots for ever")
+        raise AssertionError("the machine reboots forever")
 
-    def tell(self, event: Event, *, enforce: bool | None = None) -> None:
+    def handle(self, event: Event, *, enforce: bool | None = None) -> None:
         mode = self.systems[self.live].enforce if enforce is None else enforce
-        drive(event, record=MemoryRecord(disk=self.disk), machine=self, enforce=mode)
+        apply(event, state_file=MemoryStateFile(disk=self.disk), machine=self, enforce=mode)
 
     def install(self, index: int, *, again: bool = False) -> None:
-        """NixOS's builder, and then our hook as the installed system brings it."""
+        """Run NixOS's builder, then the hook of the installed system."""
         self._step()
         self.profile, self.conf = index, (index, False)
         self._step()
         booted = None if self.booted[1] else self.generation(self.booted[0])
         event = Installed(self.generation(index), booted, rescue=True, again=again)
-        self.tell(event, enforce=self.systems[index].enforce)
+        self.handle(event, enforce=self.systems[index].enforce)
+
+
+OLD, NEW = Generation("/nix/store/old", 7), Generation("/nix/store/new", 8)
+HELD = TrialState(known_good=OLD, held=SetDefault(OLD))
+
+
+def on_trial(phase: Phase) -> TrialState:
+    return TrialState(known_good=OLD, held=SetDefault(OLD), trial=Trial(NEW, phase))
+
+
+PASSED, FAILED = VERDICT_UNITS
+
+
+def systemctl_show(
+    smoke: str, passed: str = "inactive", failed: str = "inactive", jobs: tuple[str, ...] = ()
+) -> str:
+    """Return the output of ``systemctl show``; a unit without a job has no line for it."""
+    states = {SMOKE_UNIT: smoke, PASSED: passed, FAILED: failed}
+    blocks = [
+        f"Id={unit}\nActiveState={state}\n" + ("Job=77\n" if unit in jobs else "") for unit, state in states.items()
+    ]
+    return "\n".join(blocks)

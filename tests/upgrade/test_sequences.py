@@ -1,4 +1,4 @@
-"""No sequence of passes, failures, hangs, power cuts, reboots, full disks and outages strands the machine."""
+"""Sequences of passes, failures, hangs, power cuts, reboots, full disks and outages: none strands the machine."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from appliance.upgrade.state import Booted, Deadline, Installed, SmokeVerdict, S
 from tests.upgrade.model import Entry, Health, PowerCut, Reset, System, UpgradeModel
 
 MOST_RESETS = 1
-"""Reboots that nobody asked for, after any one thing that people or the world did to the machine."""
+"""Limit of unrequested reboots after one event from outside."""
 
 HEALTH = st.sampled_from(["good", "fails", "dies-early", "dies-late"])
 CUT = st.none() | st.integers(0, 9)
 
 
 class Trials(RuleBasedStateMachine):
-    """What people, the world and generations do to an enforcing machine with a rescue entry."""
+    """Events from outside on an enforcing machine with a rescue entry."""
 
     def __init__(self) -> None:
         super().__init__()
         self.machine = UpgradeModel()
         self.worked: set[Entry] = set()
-        """Entries that may be the default: passed, or booted when enforcement began, or a rescue system."""
+        """Entries that may be the default: they passed, or ran when enforcement began, or are a rescue system."""
 
     @initialize(first=HEALTH)
     def first_install(self, first: Health) -> None:
-        """From the installer's medium: no system of ours is booted."""
+        """Install from the installer's medium, which is not a generation of the machine."""
         machine = self.machine
         machine.systems.append(System(first))
         machine.profile, machine.conf = 0, (0, False)
-        machine.tell(Installed(machine.generation(0), None, rescue=True), enforce=True)
+        machine.handle(Installed(machine.generation(0), None, rescue=True), enforce=True)
         self.worked.add((0, True))
         self._boot()
 
     def _boot(self, choice: Entry | None = None) -> None:
-        before = self.machine.asked_to_reboot
+        before = self.machine.requested_reboots
         self.machine.boot(choice)
-        assert self.machine.asked_to_reboot == before, "coming up never asks for a reboot"
+        assert self.machine.requested_reboots == before, "a boot never requests a reboot"
 
     def _outside(self, cut: int | None) -> None:
-        """Somebody or something outside acts: what follows may reset the machine MOST_RESETS times."""
-        self.machine.resets = self.machine.asked_to_reboot = 0
+        """Begin an event from outside, after which the machine may reset MOST_RESETS times."""
+        self.machine.resets = self.machine.requested_reboots = 0
         self.machine.steps_left = cut
 
     @rule(health=HEALTH, cut=CUT, enforce=st.sampled_from([True, True, True, False]), works=st.booleans())
@@ -56,29 +56,29 @@ class Trials(RuleBasedStateMachine):
 
     @rule(data=st.data(), cut=CUT)
     def installed_again(self, data: st.DataObject, cut: int | None) -> None:
-        """An automatic upgrade builds what was there before."""
+        """Let an automatic upgrade build an earlier system again."""
         machine = self.machine
         index = data.draw(st.integers(0, len(machine.systems) - 1))
-        proven = machine.disk.state.proven
-        failed = machine.disk.state.why_not(machine.generation(index))
+        known_good = machine.disk.state.known_good
+        failed = machine.disk.state.failure_of(machine.generation(index))
         full = machine.disk.full
         self._install(index, cut)
-        if failed and not full and not machine.generation(index).same(proven):
+        if failed and not full and not machine.generation(index).same(known_good):
             trial = machine.disk.state.trial
-            assert trial is None or machine.index(trial.candidate) != index, "tried again by itself"
+            assert trial is None or machine.index(trial.candidate) != index, "tried again without a request"
 
     @rule(data=st.data(), cut=CUT)
-    def tried_again_by_a_person(self, data: st.DataObject, cut: int | None) -> None:
+    def tried_again_on_request(self, data: st.DataObject, cut: int | None) -> None:
         self._install(data.draw(st.integers(0, len(self.machine.systems) - 1)), cut, again=True)
 
     def _install(self, index: int, cut: int | None, *, again: bool = False) -> None:
         machine, system = self.machine, self.machine.systems[index]
         if machine.disk.state.held is None and not system.enforce and system.health.startswith("dies"):
-            return  # A machine that nobody armed is NixOS's own, and so are its loops.
+            return  # Without enforcement NixOS sets the default, and a loop is NixOS's own.
         if machine.disk.state.held is None:
-            # Nothing holds the default yet: until the hook has run once the machine is NixOS's, as it always was.
+            # The default is not held yet: until the hook has run once NixOS sets it.
             cut, machine.disk.full = None, False
-        if machine.disk.state.proven is None and not machine.booted[1]:
+        if machine.disk.state.known_good is None and not machine.booted[1]:
             self.worked.add(machine.booted)
         self.worked.add((index, True))
         self._outside(cut)
@@ -93,32 +93,34 @@ class Trials(RuleBasedStateMachine):
     @precondition(lambda self: not self.machine.booted[1])
     @rule()
     def switch(self) -> None:
-        """What is installed is activated; a system that hangs at boot may well run now."""
+        """Activate the installed system; one that hangs at boot may run after a switch."""
         machine = self.machine
         self._outside(None)
         machine.live = machine.profile
         with suppress(StoreError, LoaderError):
-            machine.tell(Switched(machine.generation(machine.live)))
+            machine.handle(Switched(machine.generation(machine.live)))
 
     @precondition(lambda self: not self.machine.booted[1])
     @rule(cut=CUT, late=st.booleans())
     def verdict(self, cut: int | None, late: bool) -> None:
-        """The smoke test ends, or its time is over."""
+        """End the smoke test, or its time."""
         machine = self.machine
         here, system = machine.generation(machine.live), machine.systems[machine.live]
         passed = system.health != "fails" and machine.network and not machine.disk.full
         self._outside(cut)
-        proven = machine.disk.state.proven
+        known_good = machine.disk.state.known_good
         booted = machine.booted == (machine.live, False)
-        if booted and (passed or proven is None):
+        if booted and (passed or known_good is None):
             self.worked.add((machine.live, False))
         try:
-            machine.tell(Deadline(here) if late and not passed else SmokeVerdict(here, passed, "a reason", booted))
+            machine.handle(
+                Deadline(here) if late and not passed else SmokeVerdict(here, passed, "a reason", booted)
+            )
         except PowerCut:
             self._boot()
         except Reset:
-            assert not here.same(proven), "the proven generation was rebooted"
-            assert system.enforce, "report only, and it rebooted"
+            assert not here.same(known_good), "the known good generation was rebooted"
+            assert system.enforce, "it rebooted in the mode that only reports"
             machine.resets += 1
             self._boot()
         except (StoreError, LoaderError):
@@ -132,7 +134,7 @@ class Trials(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def choose_in_the_menu(self, data: st.DataObject) -> None:
-        """A person picks an entry that boots."""
+        """Choose an entry that boots."""
         machine = self.machine
         live = [i for i, one in enumerate(machine.systems) if one.health in ("good", "fails")]
         entries: list[Entry] = [(i, False) for i in live] + [(len(machine.systems) - 1, True)]
@@ -142,7 +144,7 @@ class Trials(RuleBasedStateMachine):
     @precondition(lambda self: self.machine.default == self.machine.conf)
     @rule()
     def firmware_forgets(self) -> None:
-        """The battery of its memory is empty. A second fault inside a power cut's window is not modelled."""
+        """Lose the firmware's variables. A second failure within the window of a power cut is not modelled."""
         self._outside(None)
         self.machine.default = self.machine.oneshot = None
         self._boot()
@@ -156,16 +158,16 @@ class Trials(RuleBasedStateMachine):
         self.machine.network = up
 
     @invariant()
-    def boots_by_itself_what_worked(self) -> None:
+    def default_has_worked(self) -> None:
         machine = self.machine
         if machine.disk.state.held is not None and machine.systems:
             default = machine.default or machine.conf
-            assert default in self.worked, f"{default} boots by itself and never worked"
+            assert default in self.worked, f"{default} is the default and never worked"
 
     @invariant()
     def few_reboots(self) -> None:
         assert self.machine.resets <= MOST_RESETS
-        assert self.machine.asked_to_reboot <= MOST_RESETS
+        assert self.machine.requested_reboots <= MOST_RESETS
 
 
 TestTrials = Trials.TestCase
@@ -177,11 +179,11 @@ TestTrials.settings = settings(
 )
 
 
-def test_a_proven_machine_bears_any_outage() -> None:
-    """A hundred boots of the proven generation without a network and with a full disk: not one reboot of ours."""
+def test_outages_do_not_reboot_a_known_good_generation() -> None:
+    """A hundred boots without a network and with a full disk request no reboot."""
     machine = UpgradeModel(systems=[System("good")], conf=(0, False))
     machine.boot()
-    machine.tell(SmokeVerdict(machine.generation(0), passed=True))
+    machine.handle(SmokeVerdict(machine.generation(0), passed=True))
     machine.network, machine.disk.full = False, True
     for _ in range(100):
         machine.boot()
@@ -191,5 +193,5 @@ def test_a_proven_machine_bears_any_outage() -> None:
             Booted(machine.generation(0)),
         ):
             with suppress(StoreError):
-                machine.tell(event)
-    assert (machine.asked_to_reboot, machine.resets, machine.next_entry) == (0, 0, (0, False))
+                machine.handle(event)
+    assert (machine.requested_reboots, machine.resets, machine.next_entry) == (0, 0, (0, False))

@@ -20,7 +20,8 @@ from openai import OpenAI, Stream
 from openai.types.chat import ChatCompletionChunk
 
 from appliance.models.prepare import TINY_NAME
-from tests.conftest import ROOT, free_port, http, usage_rows, wait_until
+from tests.conftest import ROOT, http, usage_rows, wait_until
+from tests.ports import free_port
 
 ENGINE_PYTHON = ROOT / ".venv-engine" / "bin" / "python"
 

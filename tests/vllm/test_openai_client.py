@@ -31,7 +31,7 @@ WEATHER = {
 
 def test_make_up_says_what_it_runs(up: Up) -> None:
     assert "TINY RANDOM MODEL" in up.output
-    assert "the answers are noise" in up.output
+    assert "the generated text is noise" in up.output
     assert "starting vLLM on the CPU" in up.output
     assert "PASS: every SLO holds" in up.output
 
@@ -178,7 +178,7 @@ def test_an_unknown_model(client: OpenAI) -> None:
 
 
 def test_embeddings_need_a_model_for_them(client: OpenAI, model: str) -> None:
-    with pytest.raises(openai.NotFoundError, match="is not for /v1/embeddings"):
+    with pytest.raises(openai.NotFoundError, match="does not serve /v1/embeddings"):
         client.embeddings.create(model=model, input="x")
 
 

@@ -30,7 +30,7 @@ def asked(script: str, *sample: str) -> dict[str, Any]:
 
 
 def table(name: str, key: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(ROOT) / "tests" / "plan" / name).read_text("utf-8"))[key]
+    found: dict[str, Any] = json.loads((Path(ROOT) / "tests" / "catalog" / name).read_text("utf-8"))[key]
     return found
 
 

@@ -10,7 +10,7 @@ from tests.vllm.conftest import Up
 pytestmark = pytest.mark.vllm
 
 TASKS = ("/v1/embeddings", "/v1/rerank")
-"""Paths that the generating model does not serve; tests/clients replays them before the fake engine."""
+"""Paths that the generating model does not serve; tests/clients replays them before the mock engine."""
 
 REQUESTS = [request for request in recorded() if request.path not in TASKS]
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from appliance.store.keys import KeyStore
-from tests.conftest import ROOT, StartedProcess, free_port, http, opens, start, usage_rows, wait_until
+from tests.conftest import ROOT, StartedProcess, http, opens, start, usage_rows, wait_until
+from tests.ports import free_port
 from tests.vllm.conftest import ENGINE_PYTHON
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]

@@ -59,7 +59,7 @@ def _files(paths: list[Path]) -> list[str]:
     return [
         name
         for name in listed
-        if (Path(name).suffix in kinds or Path(name).name == "Makefile")
+        if (Path(name).suffix in kinds or Path(name).name in {"Makefile", "run"})
         and not name.startswith(SKIPPED)
         and (ROOT / name).is_file()
     ]

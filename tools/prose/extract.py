@@ -43,14 +43,24 @@ def passages(path: PurePath, text: str) -> Iterator[Passage]:
 
 _LITERAL = re.compile(r"``.+?``|`[^`\n]*`|:[a-z]+:`[^`]*`", re.DOTALL)
 _QUOTED = re.compile(r"\"[^\"\n]{1,300}\"|“[^”]*”")
-_NAME = re.compile(r"\S*[/_=<>{}()\[\]\\|@#$%^~]\S*|\b\w+(?:\.\w+)+\b|\b[a-z]+[A-Z]\w*\b|(?<!\w)--?[a-z][\w-]*")
+_NAME = re.compile(
+    r"[^\s|]*[/_=<>{}()\[\]\\@#$%^~][^\s|]*|\b\w+(?:\.\w+)+\b|\b[a-z]+[A-Z]\w*\b|(?<!\w)--?[a-z][\w-]*"
+)
 
 
 def blanked(text: str) -> str:
     """Return ``text`` with code, quotations and names replaced by spaces; line breaks stay."""
     for pattern in (_LITERAL, _QUOTED, _NAME):
-        text = pattern.sub(lambda match: re.sub(r"[^\n]", " ", match.group(0)), text)
+        text = pattern.sub(_blank, text)
     return text
+
+
+def _blank(match: re.Match[str]) -> str:
+    """Return spaces for ``match``; punctuation at its end stays, because it may end a sentence."""
+    found = match.group(0)
+    end = re.search(r"[.,;:!?)]*\Z", found)
+    kept = end.group(0) if end is not None else ""
+    return re.sub(r"[^\n]", " ", found[: len(found) - len(kept)]) + kept
 
 
 def _python(text: str) -> Iterator[Passage]:
@@ -60,7 +70,7 @@ def _python(text: str) -> Iterator[Passage]:
         if token.type == tokenize.COMMENT and not re.match(r"#\s*(noqa|type:|fmt:|mypy:)", token.string)
     ]
     yield from _joined(comments)
-    docstrings = set()
+    seen = set()
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if (
@@ -68,14 +78,15 @@ def _python(text: str) -> Iterator[Passage]:
             and isinstance(node.value, ast.Constant)
             and isinstance(node.value.value, str)
         ):
-            docstrings.add(id(node.value))
+            seen.add(id(node.value))
             yield Passage(node.lineno, _without_examples(node.value.value))
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
+            seen.update(map(id, node.values))
             parts = (part.value if isinstance(part, ast.Constant) else " \N{BULLET} " for part in node.values)
             if _is_prose(literal := "".join(str(part) for part in parts)):
                 yield Passage(node.lineno, literal)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in seen:
             if _is_prose(node.value):
                 yield Passage(node.lineno, node.value)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):

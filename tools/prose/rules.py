@@ -54,7 +54,7 @@ RULES = (
     _words("gave up|gives? up|given up", "time out, stop"),
     _words("lags?|lagged|lagging|lags behind", "back-pressure, slow"),
     _words("elsewhere", "fail over, another replica"),
-    _words("sent back|sends? back|proven|blessed", "rolled back; known good"),
+    _words("sent back|sends? back|proven (?:one|system|generations?)|blessed", "rolled back; known good"),
     _words("books", "record"),
     _words("doors?|last words", "no metaphor"),
     _words("shall|lies|stands|stood|bears?|bore|comes|came|goes|went|thereby|beside|besides", "plain verb"),
@@ -94,7 +94,7 @@ def check(text: str) -> Iterator[Match]:
     yield from _long(text)
 
 
-_END = re.compile(r"(?<=[.!?:;])\s+(?=[A-Z`\"(]|\N{BULLET})|\n\s*(?:[-*|]|\d+\.)\s|\n\n+|\s\|\s")
+_END = re.compile(r"(?<=[.!?:;])[)\"]*\s+(?=[A-Z`\"(]|\N{BULLET}|\s)|\n\s*(?:[-*|]|\d+\.)\s|\n\n+|\s\|\s")
 
 
 def _long(text: str) -> Iterator[Match]:

@@ -1,1 +1,1 @@
-"""Pins: how the engine's wheel set is locked, and the proof that it is complete and fits the cards."""
+"""The engine's wheel set: its lock, and the verification that it is complete and fits the GPUs."""

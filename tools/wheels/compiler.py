@@ -1,7 +1,7 @@
-"""Whether the set can compile for the cards by itself: engines compile kernels while they run.
+"""A test compilation for the GPUs with the set alone: engines compile kernels while they run.
 
-Lays out the CUDA toolkit of the wheels as the engine's environment has it, and compiles and links a small
-kernel with its nvcc. The host's g++ takes the place of the one from nixpkgs.
+The CUDA toolkit of the wheels is unpacked as in the engine's environment, and its nvcc compiles and links a small
+kernel. This machine's g++ replaces the one from nixpkgs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from tools.wheels.sources import Wheel
 
 HOME = "nvidia/cu13"
-"""The toolkit's place inside site-packages; CUDA_HOME points there."""
+"""The toolkit's folder inside site-packages; CUDA_HOME points to it."""
 
 KERNEL = """
 #include <cuda_fp8.h>
@@ -27,8 +27,8 @@ extern "C" void run(float *x, __nv_fp8_e4m3 *y, int n) { scale<<<(n + 255) / 256
 """
 
 
-def lay_out(wheels: list[Wheel], folder: Path, target: Path) -> Path:
-    """Unpack what the wheels put under :data:`HOME`, but for the large libraries of mathematics."""
+def unpack_toolkit(wheels: list[Wheel], folder: Path, target: Path) -> Path:
+    """Unpack the toolkit, without the large libraries of mathematics, into ``target``; return its home."""
     parts = ("nvidia-cuda-", "nvidia-nvvm", "nvidia-nvjitlink")
     for wheel in wheels:
         if wheel.name.startswith(parts):
@@ -38,7 +38,7 @@ def lay_out(wheels: list[Wheel], folder: Path, target: Path) -> Path:
                         place = Path(archive.extract(entry, target))
                         place.chmod(place.stat().st_mode | (entry.external_attr >> 16 & 0o100))
     home = target / HOME
-    # As engine-cuda.nix does: compilers look for lib64, linkers for the name without a version.
+    # As in engine-cuda.nix: compilers search lib64, linkers the name without a version.
     (home / "lib64").symlink_to("lib")
     for library in list((home / "lib").glob("lib*.so.*")):
         bare = library.with_name(library.name.split(".so.", 1)[0] + ".so")
@@ -47,8 +47,8 @@ def lay_out(wheels: list[Wheel], folder: Path, target: Path) -> Path:
     return home
 
 
-def compiled(home: Path, scratch: Path, architecture: str) -> tuple[Path | None, str]:
-    """The shared library that nvcc makes of :data:`KERNEL`, and what nvcc said."""
+def compile_kernel(home: Path, scratch: Path, architecture: str) -> tuple[Path | None, str]:
+    """Compile :data:`KERNEL`; return the shared library, or ``None``, and the end of nvcc's error output."""
     if shutil.which("g++") is None:
         return None, "g++ is missing on this machine; install it"
     source, library = scratch / "kernel.cu", scratch / "kernel.so"

@@ -1,8 +1,7 @@
-"""What is inside a folder of wheels: their requirements and their ELF files."""
+"""The contents of a folder of wheels: requirements and ELF files."""
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Iterator
 from email.parser import HeaderParser
@@ -31,24 +30,18 @@ TARGET = {
 """The environment in which markers are read."""
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def unmet(wheels: list[Wheel], folder: Path) -> tuple[int, list[str]]:
-    """How many requirements were looked at, and those that the set does not satisfy.
+    """Return the number of checked requirements, and a line for each that the set does not satisfy.
 
-    Extras count where some wheel of the set asks for them, and for as long as that brings new requirements.
+    Extras count if a wheel of the set requires them, until that adds no new requirements.
     """
     versions = {wheel.name: wheel.version for wheel in wheels}
     metadata = {wheel.name: _metadata(folder / wheel.file) for wheel in wheels}
     extras: dict[str, set[str]] = {name: set() for name in versions}
-    faults, looked, todo = [], 0, [(name, "") for name in versions]
+    unsatisfied, checked, todo = [], 0, [(name, "") for name in versions]
     for name, (wants, _) in metadata.items():
         if wants and not SpecifierSet(wants).contains(f"{TARGET_PYTHON}.0"):
-            faults.append(f"{name} {versions[name]} wants Python {wants}")
+            unsatisfied.append(f"{name} {versions[name]} wants Python {wants}")
     while todo:
         name, extra = todo.pop()
         for text in metadata[name][1]:
@@ -56,22 +49,22 @@ def unmet(wheels: list[Wheel], folder: Path) -> tuple[int, list[str]]:
             if needed.marker is not None and not needed.marker.evaluate({**TARGET, "extra": extra}):
                 continue
             if extra and (needed.marker is None or needed.marker.evaluate({**TARGET, "extra": ""})):
-                continue  # already seen without the extra
-            looked += 1
+                continue  # counted without the extra
+            checked += 1
             other = normalised(needed.name)
             if other not in versions:
-                faults.append(f"{name} {versions[name]} needs {text}, which is not in the set")
+                unsatisfied.append(f"{name} {versions[name]} needs {text}, which is not in the set")
             elif not needed.specifier.contains(Version(versions[other]), prereleases=True):
-                faults.append(f"{name} {versions[name]} needs {text}, the set has {versions[other]}")
+                unsatisfied.append(f"{name} {versions[name]} needs {text}, the set has {versions[other]}")
             else:
                 new = needed.extras - extras[other]
                 extras[other] |= new
                 todo += [(other, item) for item in new]
-    return looked, faults
+    return checked, unsatisfied
 
 
 def libraries(wheels: list[Wheel], folder: Path) -> Iterator[tuple[Wheel, str, elf.Elf]]:
-    """Every program and shared library of the set, with its path inside its wheel."""
+    """Yield every program and shared library of the set, with its path inside its wheel."""
     for wheel in wheels:
         with zipfile.ZipFile(folder / wheel.file) as archive:
             for entry in archive.infolist():
@@ -84,7 +77,7 @@ def libraries(wheels: list[Wheel], folder: Path) -> Iterator[tuple[Wheel, str, e
 
 
 def provided(names: Iterator[str]) -> set[str]:
-    """The names under which the loader can find ``names``: autoPatchelf goes by file name, and so do we."""
+    """Return the file names of ``names``: autoPatchelf resolves libraries by file name, and so does the check."""
     return {PurePosixPath(name).name for name in names}
 
 

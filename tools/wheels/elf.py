@@ -1,4 +1,4 @@
-"""What a shared library or program asks of the loader: its NEEDED names. Reads ELF64 little-endian. Pure."""
+"""The NEEDED names of a shared library or program, which its loader must find. ELF64, little-endian. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Elf:
 
 
 def parse(data: bytes) -> Elf | None:
-    """The ELF in ``data``; None where it is none, or one that the loader never sees (an object file)."""
+    """Return the ELF file in ``data``; ``None`` for other files, and for object files, which are never loaded."""
     if not data.startswith(MAGIC):
         return None
     kind, machine = struct.unpack_from("<HH", data, 16)

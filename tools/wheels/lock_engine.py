@@ -1,8 +1,8 @@
 """Writes ``requirements/engine-cuda.lock`` and ``modules/wheels.json`` from ``requirements/engine-cuda.in``.
 
-Resolves with the pip of a Python 3.13 on Linux x86_64 (``--python``), so that every environment marker is the
-target's own: pip evaluates markers for the interpreter that runs it, whatever ``--python-version`` says. The
-platform is named all the same: a newer machine would take wheels for a newer glibc than manylinux_2_28.
+The pip of a Python 3.13 on Linux x86_64 (``--python``) resolves the set: pip evaluates environment markers for the
+interpreter that runs it, even with ``--python-version``. The platform is named as well: a newer machine would take
+wheels for a newer glibc than manylinux_2_28.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ LOCK = ROOT / "requirements" / "engine-cuda.lock"
 WHEELS = ROOT / "modules" / "wheels.json"
 
 PLAIN_INDEX = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": ""}
-"""The ordinary index alone: a machine's extra indexes like to offer CPU builds of torch."""
+"""Variables that leave pip the ordinary index alone: extra indexes of a machine often hold CPU builds of torch."""
 
 
 def resolve(python: str) -> list[Wheel]:
-    """The set that pip takes for ``SOURCE`` under ``python``."""
-    probe = "import sys, platform; print('%d.%d' % sys.version_info[:2], platform.machine(), sys.platform)"
-    seen = subprocess.run([python, "-c", probe], check=True, capture_output=True, text=True).stdout.split()
-    if seen != [TARGET_PYTHON, "x86_64", "linux"]:
-        raise UsageError(f"{python} is {' '.join(seen)}; lock with a Python {TARGET_PYTHON} on x86_64 Linux")
+    """Return the set that the pip of ``python`` resolves for :data:`SOURCE`."""
+    script = "import sys, platform; print('%d.%d' % sys.version_info[:2], platform.machine(), sys.platform)"
+    target = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True).stdout.split()
+    if target != [TARGET_PYTHON, "x86_64", "linux"]:
+        raise UsageError(f"{python} is {' '.join(target)}; lock with a Python {TARGET_PYTHON} on x86_64 Linux")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         argv = [
@@ -57,23 +57,23 @@ def resolve(python: str) -> list[Wheel]:
         ]
         argv += ["--progress-bar=off", "--report", str(report), "-r", str(SOURCE), *target_options()]
         if subprocess.run(argv, env={**os.environ, **PLAIN_INDEX}, check=False).returncode:
-            raise ApplianceError(f"pip could not resolve {SOURCE.name}; it said above what is missing")
+            raise ApplianceError(f"pip could not resolve {SOURCE.name}; its output above names what is missing")
         return from_report(json.loads(report.read_text()))
 
 
 def faults(wheels: list[Wheel], lock: str) -> list[str]:
-    """What keeps ``wheels`` and ``lock`` from being one and the same set, fit for ``fetchPypi``."""
+    """Return a line for each difference of ``wheels`` and ``lock``, and for each wheel that is unfit for Nix."""
     locked, found = parse_lock(lock), []
     for wheel in wheels:
         if locked.get(wheel.name) != (wheel.version, wheel.sha256):
             found.append(f"{wheel.name} {wheel.version} is not what engine-cuda.lock names; run lock_engine again")
         if wheel.file.count("-") != 4:
-            found.append(f"{wheel.file} has a build tag, which fetchPypi cannot ask for; pin another version")
+            found.append(f"{wheel.file} has a build tag, which fetchPypi cannot request; pin another version")
         if too_new(wheel):
             found.append(
                 f"{wheel.file} is newer than manylinux_2_28; pin an older one or name it in NEWER_THAN_TARGET"
             )
-    found += [f"{name} stands in engine-cuda.lock only; run lock_engine again" for name in
+    found += [f"{name} is in engine-cuda.lock only; run lock_engine again" for name in
               sorted(locked.keys() - {wheel.name for wheel in wheels})]  # fmt: skip
     return found
 

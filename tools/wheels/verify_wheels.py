@@ -1,6 +1,6 @@
-"""Proves the engine's wheel set on the wheels themselves (``make verify-wheels``; 3.7 GB to fetch).
+"""Verifies the engine's wheel set on the wheels themselves (``make verify-wheels``; 3.7 GB to fetch).
 
-Writes docs/wheels.md and exits non-zero where a line of it does not hold.
+Writes docs/wheels.md and exits non-zero if a line of it does not hold.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
+from appliance.models.lock import digest
 from tools.wheels import compiler, elf
-from tools.wheels.contents import digest, libraries, provided, unmet
+from tools.wheels.contents import libraries, provided, unmet
 from tools.wheels.lock_engine import LOCK, PLAIN_INDEX, ROOT, WHEELS, faults
 from tools.wheels.sources import TARGET_PYTHON, Wheel, parse_json, target_options
 
@@ -31,7 +32,7 @@ KERNELS = {
     "_C": r"vllm/_C(_stable_libtorch)?\.abi3\.so",
     "_moe_C": r"vllm/_moe_C(_stable_libtorch)?\.abi3\.so",
 }
-"""vLLM's two libraries of kernels, as people call them; with torch's stable ABI their files got a suffix."""
+"""vLLM's two libraries of kernels by their usual names; with torch's stable ABI their files have a suffix."""
 
 ARCHITECTURE = "sm_120"
 DRIVER_FOR_CUDA = {"12": 525, "13": 580}
@@ -40,7 +41,7 @@ DRIVER_FOR_CUDA = {"12": 525, "13": 580}
 
 @dataclass(slots=True)
 class WheelFinding:
-    """One line of the report: what was asked, what was found, and what is wrong with it."""
+    """One line of the report: the requirement, what was found, and a line for each violation."""
 
     title: str
     found: str
@@ -48,7 +49,7 @@ class WheelFinding:
 
 
 def download(folder: Path) -> WheelFinding:
-    """Fetch the set as pip does under ``--require-hashes``, then compare every file with wheels.json."""
+    """Fetch the set into ``folder`` with ``--require-hashes``."""
     argv = [
         sys.executable,
         "-m",
@@ -66,7 +67,7 @@ def download(folder: Path) -> WheelFinding:
 
 
 def hashes(wheels: list[Wheel], folder: Path) -> WheelFinding:
-    """Every file of wheels.json is there and is the one that was locked; nothing else is there."""
+    """Check that ``folder`` holds the locked files of wheels.json and no other."""
     wrong, size = faults(wheels, LOCK.read_text()), 0
     for wheel in wheels:
         path = folder / wheel.file
@@ -84,20 +85,20 @@ def hashes(wheels: list[Wheel], folder: Path) -> WheelFinding:
 
 
 def dependencies(wheels: list[Wheel], folder: Path) -> WheelFinding:
-    """Every requirement of every wheel is satisfied by the set itself."""
-    looked, wrong = unmet(wheels, folder)
-    return WheelFinding("dependencies satisfied inside the set", f"{looked} requirements", wrong)
+    """Check that the set satisfies every requirement of every wheel."""
+    checked, wrong = unmet(wheels, folder)
+    return WheelFinding("dependencies satisfied inside the set", f"{checked} requirements", wrong)
 
 
 def needed(found: list[tuple[Wheel, str, elf.Elf]], listed: dict[str, dict[str, str]]) -> list[WheelFinding]:
-    """Every NEEDED name is in the set or listed, and everything listed is needed by somebody."""
+    """Check that every NEEDED name is in the set or listed, and that every listed name is needed."""
     native = [(wheel, path, item) for wheel, path, item in found if item.machine == elf.X86_64]
     have = provided(iter(path for _, path, _ in native))
-    asked: dict[str, set[str]] = defaultdict(set)
+    users: dict[str, set[str]] = defaultdict(set)
     for wheel, _, item in native:
         for name in item.needed:
-            asked[name].add(wheel.name)
-    outside = {name: users for name, users in asked.items() if name not in have}
+            users[name].add(wheel.name)
+    outside = {name: needing for name, needing in users.items() if name not in have}
     kinds = {name: _kind(name, listed) for name in outside}
     wrong = [
         f"{name}, needed by {', '.join(sorted(outside[name]))}, is nowhere"
@@ -109,12 +110,12 @@ def needed(found: list[tuple[Wheel, str, elf.Elf]], listed: dict[str, dict[str, 
     ]
     wrong += [f"{pattern} is listed in engine-libraries.json, but nothing needs it" for pattern in idle]
     per = {kind: sum(1 for value in kinds.values() if value == kind) for kind in listed}
-    runtimes = sorted(name for name in asked if name.startswith("libcudart.so"))
+    runtimes = sorted(name for name in users if name.startswith("libcudart.so"))
     foreign = len(found) - len(native)
     return [
         WheelFinding(
             "every ELF NEEDED resolved",
-            f"{len(native)} files, {len(asked)} names: {len(asked) - len(outside)} inside the set, "
+            f"{len(native)} files, {len(users)} names: {len(users) - len(outside)} inside the set, "
             f"{per['nixpkgs']} from nixpkgs, {per['driver']} from the driver, {per['optional']} optional; "
             f"{foreign} files for other machines, not looked at",
             wrong,
@@ -128,7 +129,7 @@ def needed(found: list[tuple[Wheel, str, elf.Elf]], listed: dict[str, dict[str, 
 
 
 def kernels(wheels: list[Wheel], folder: Path) -> list[WheelFinding]:
-    """vLLM's kernel libraries hold native code for the cards, by the cuobjdump that triton brings."""
+    """Check that vLLM's kernel libraries hold native code for the GPUs, with the cuobjdump of triton."""
     files = {wheel.name: folder / wheel.file for wheel in wheels}
     findings = []
     with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(files["triton"]) as triton:
@@ -152,30 +153,30 @@ def kernels(wheels: list[Wheel], folder: Path) -> list[WheelFinding]:
 
 
 def toolkit(wheels: list[Wheel], folder: Path) -> WheelFinding:
-    """The set's own nvcc compiles and links for the cards: FlashInfer and others do so while the engine runs."""
+    """Check that the set's own nvcc compiles and links for the GPUs, as FlashInfer does while the engine runs."""
     with tempfile.TemporaryDirectory() as scratch:
-        home = compiler.lay_out(wheels, folder, Path(scratch))
-        library, told = compiler.compiled(home, Path(scratch), ARCHITECTURE)
+        home = compiler.unpack_toolkit(wheels, folder, Path(scratch))
+        library, errors = compiler.compile_kernel(home, Path(scratch), ARCHITECTURE)
         version = next(wheel.version for wheel in wheels if wheel.name == "nvidia-cuda-nvcc")
         found = f"nvcc {version} compiled and linked a kernel" if library else "nvcc failed"
-        return WheelFinding(f"the set compiles for {ARCHITECTURE} by itself", found, [] if library else [told])
+        return WheelFinding(f"the set compiles for {ARCHITECTURE} by itself", found, [] if library else [errors])
 
 
 def driver(wheels: list[Wheel]) -> WheelFinding:
-    """The pinned driver runs the CUDA that the wheels carry."""
+    """Check that the pinned driver runs the CUDA of the wheels."""
     runtime = next(wheel.version for wheel in wheels if wheel.name == "nvidia-cuda-runtime")
     match = re.search(r'"NVIDIA driver[^"]*" "([0-9.]+)"', PINS.read_text())
     pinned = match[1] if match else "none"
     lowest = DRIVER_FOR_CUDA.get(runtime.split(".", 1)[0])
     fits = match is not None and lowest is not None and int(pinned.split(".", 1)[0]) >= lowest
-    wrong = [] if fits else [f"CUDA {runtime} needs driver {lowest} or newer; modules/pins.nix says {pinned}"]
+    wrong = [] if fits else [f"CUDA {runtime} needs driver {lowest} or newer; modules/pins.nix pins {pinned}"]
     return WheelFinding(
         "CUDA runtime fits the pinned driver", f"CUDA {runtime} (needs ≥ {lowest}), driver {pinned}", wrong
     )
 
 
 def report(findings: list[WheelFinding], wheels: list[Wheel], listed: dict[str, dict[str, str]]) -> str:
-    """docs/wheels.md."""
+    """Return the text of docs/wheels.md."""
     version = {wheel.name: wheel.version for wheel in wheels}
     names = (
         "vllm",
@@ -197,7 +198,7 @@ def report(findings: list[WheelFinding], wheels: list[Wheel], listed: dict[str, 
     ]
     lines += ["| what | found | holds |", "|---|---|---|"]
     lines += [f"| {item.title} | {item.found} | {'NO' if item.wrong else 'yes'} |" for item in findings]
-    lines += [f"\n- {fault}" for item in findings for fault in item.wrong]
+    lines += [f"\n- {line}" for item in findings for line in item.wrong]
     lines += [
         "",
         "Versions: " + ", ".join(f"{name} {version[name]}" for name in names if name in version) + ".",
@@ -210,9 +211,9 @@ def report(findings: list[WheelFinding], wheels: list[Wheel], listed: dict[str, 
 
 
 def main() -> int:
-    """Verify, write the report, say what does not hold."""
+    """Verify, write the report, print what does not hold; return 1 if anything does not."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--wheels", type=Path, help="a folder that holds the wheels already; nothing is fetched")
+    parser.add_argument("--wheels", type=Path, help="a folder that holds the wheels; nothing is fetched then")
     parser.add_argument("--report", type=Path, default=REPORT)
     arguments = parser.parse_args()
     wheels = parse_json(WHEELS.read_text())
@@ -227,12 +228,12 @@ def main() -> int:
     arguments.report.write_text(report(findings, wheels, listed))
     for item in findings:
         sys.stdout.write(f"{'NO ' if item.wrong else 'ok '} {item.title}: {item.found}\n")
-        sys.stdout.write("".join(f"     {fault}\n" for fault in item.wrong))
+        sys.stdout.write("".join(f"     {line}\n" for line in item.wrong))
     return 1 if any(item.wrong for item in findings) else 0
 
 
 def _kind(name: str, listed: dict[str, dict[str, str]]) -> str | None:
-    """Under which heading of engine-libraries.json ``name`` is listed."""
+    """Return the heading of engine-libraries.json under which ``name`` is listed."""
     return next((kind for kind, names in listed.items() if any(fnmatch(name, item) for item in names)), None)
 
 

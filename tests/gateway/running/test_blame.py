@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from appliance.store.keys import KeyStore
-from tests.conftest import RunningService, chat, http, serving, start_fake, wait_until
+from tests.conftest import RunningService, chat, http, serving, start_mock, wait_until
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
 
@@ -68,7 +68,9 @@ def test_a_mistake_after_keepalive_comments_ends_the_stream_with_the_error_of_it
             event = json.loads(data)
             expected = {"/v1/messages": b"event: error\n", "/v1/responses": b"event: response.failed\n"}
             assert name == expected.get(endpoint, b"")
-            assert "logit_bias" in str(event["error"]["message"]) or "as told" in str(event["error"]["message"])
+            assert "logit_bias" in str(event["error"]["message"]) or "as requested" in str(
+                event["error"]["message"]
+            )
             if endpoint == "/v1/responses":
                 assert event["type"] == "response.failed"
                 assert event["response"]["status"] == "failed"
@@ -96,9 +98,9 @@ def test_one_client_with_one_request_takes_no_engine_away(touchy: RunningService
 
 def test_failures_that_two_callers_meet_eject_an_engine_that_has_no_canary_either(tmp_path: Path) -> None:
     """An engine that fails whatever it is asked, its canary as well, gets no requests until it generates again."""
-    sick = start_fake(tmp_path / "sick.log", "--fault", "status:500")
+    sick = start_mock(tmp_path / "sick.log", "--fault", "status:500")
     try:
-        one = {"kind": "fake", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
+        one = {"kind": "mock", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
         with serving(tmp_path / "sick", engines={"chat": one | {"port": sick.port}}) as service:
             store = KeyStore(service.data)
             other = store.create("eve")
@@ -112,7 +114,7 @@ def test_failures_that_two_callers_meet_eject_an_engine_that_has_no_canary_eithe
 
             wait_until(down, "the canary takes it down", 10)
             sick.stop()
-            sick = start_fake(tmp_path / "well.log", port=sick.port)
+            sick = start_mock(tmp_path / "well.log", port=sick.port)
             wait_until(
                 lambda: service.post("/v1/chat/completions", chat()).status == 200, "its canary brings it back", 20
             )
@@ -156,7 +158,7 @@ def test_an_engines_whole_error_has_the_shape_of_its_api(
 ) -> None:
     answer = touchy.post(endpoint, asked(endpoint, f"fake: fault={fault}"))
     assert answer.status == status
-    assert message_of(answer) == "as told"
+    assert message_of(answer) == "as requested"
     if endpoint == "/v1/messages":
         assert answer.json["type"] == "error"
         assert answer.json["error"]["type"] in (

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import free_port, serving
+from tests.conftest import serving
+from tests.ports import free_port
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 

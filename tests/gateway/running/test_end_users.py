@@ -20,7 +20,7 @@ import pytest
 from appliance.gateway.hash_ring import Ring
 from appliance.store.keys import KeyStore
 from appliance.store.usage import UsageReader
-from tests.conftest import Response, RunningService, chat, exchange, serving, start_fake, wait_until
+from tests.conftest import Response, RunningService, chat, exchange, serving, start_mock, wait_until
 from tests.gateway.running.test_waiting import narrow, one_engine, running, send, waiting
 
 CHAT = "/v1/chat/completions"
@@ -251,10 +251,10 @@ def test_revoking_the_key_ends_the_requests_of_all_its_end_users(tmp_path: Path)
 
 
 def test_a_chat_id_counts_within_its_end_user(tmp_path: Path) -> None:
-    second = start_fake(tmp_path / "second.log")
+    second = start_mock(tmp_path / "second.log")
     try:
         folder = tmp_path / "chats"
-        first = start_fake(tmp_path / "first.log")
+        first = start_mock(tmp_path / "first.log")
         try:
             engines = {f"e{i}": one_engine(8) | {"port": one.port} for i, one in enumerate((first, second))}
             with serving(folder, engines=engines) as service:

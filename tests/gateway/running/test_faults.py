@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Response, RunningService, chat, http, open_stream, serving, start_fake, wait_until
+from tests.conftest import Response, RunningService, chat, http, open_stream, serving, start_mock, wait_until
 
 SLOW_STREAM = chat("fake: tokens=2000 itl_ms=20 ttft_ms=20", stream=True)
 SLOW_PLAIN = chat("fake: ttft_ms=60000")
@@ -156,7 +156,7 @@ def test_a_dead_engine_is_503_and_comes_back_by_itself(tmp_path: Path) -> None:
         assert (answer.status, answer.headers["retry-after"]) == (503, "2")
         wait_until(lambda: service.get("/ready").status == 503, "/ready tells", 2)
         assert service.get("/health").status == 200
-        service.engine = start_fake(tmp_path / "again.log", port=service.engine.port)
+        service.engine = start_mock(tmp_path / "again.log", port=service.engine.port)
         wait_until(lambda: service.get("/ready").status == 200, "/ready recovers", 2)
         assert service.post("/v1/chat/completions", chat()).status == 200
 
@@ -167,16 +167,16 @@ def test_a_stale_connection_is_tried_again(tmp_path: Path) -> None:
         for _ in range(3):
             assert service.post("/v1/chat/completions", chat()).status == 200
             service.engine.stop(signal.SIGKILL)
-            service.engine = start_fake(tmp_path / "again.log", port=service.engine.port)
+            service.engine = start_mock(tmp_path / "again.log", port=service.engine.port)
         assert service.post("/v1/chat/completions", chat("fake: fault=reset")).status == 502
         stats = service.stats()
         assert stats["requests"] - stats["canaries"] == 1, "a fresh connection that breaks is not tried again"
 
 
 def test_a_refusing_replica_is_passed_over(tmp_path: Path) -> None:
-    second = start_fake(tmp_path / "second.log")
+    second = start_mock(tmp_path / "second.log")
     try:
-        one = {"kind": "fake", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
+        one = {"kind": "mock", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
         engines = {"dead": one | {"port": 1}, "live": one | {"port": second.port}}
         with serving(tmp_path / "two", engines=engines) as service:
             assert {service.post("/v1/chat/completions", chat()).status for _ in range(6)} == {200}
@@ -190,9 +190,9 @@ def test_a_refusing_replica_is_passed_over(tmp_path: Path) -> None:
 
 def test_a_request_moves_on_until_its_first_byte_and_never_after(tmp_path: Path) -> None:
     """The first replica takes the request and dies, before or after its first frame; the second one would do."""
-    replicas = [start_fake(tmp_path / f"{i}.log") for i in range(2)]
+    replicas = [start_mock(tmp_path / f"{i}.log") for i in range(2)]
     try:
-        one = {"kind": "fake", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
+        one = {"kind": "mock", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
         engines = {f"e{i}": one | {"port": replica.port} for i, replica in enumerate(replicas)}
         with serving(tmp_path / "two", engines=engines) as service, ThreadPoolExecutor(1) as pool:
             victim: dict[str, int] = {}
@@ -214,7 +214,7 @@ def test_a_request_moves_on_until_its_first_byte_and_never_after(tmp_path: Path)
             moved = answer.result(15)
             assert (moved.status, moved.body.count(b"[DONE]")) == (200, 1)
             assert service.row(moved)["engine"] == f"e{1 - index}"
-            replicas[index] = start_fake(tmp_path / "again.log", port=replicas[index].port)
+            replicas[index] = start_mock(tmp_path / "again.log", port=replicas[index].port)
             wait_until(lambda: service.get("/ready").json["engines"][f"e{index}"] == "ready", "it is back", 10)
             begun = send("fake: tokens=200 itl_ms=20 ttft_ms=10")
             reached = victim["index"]
@@ -232,9 +232,9 @@ def test_a_request_moves_on_until_its_first_byte_and_never_after(tmp_path: Path)
 
 async def test_a_chat_stays_on_its_replica_until_that_is_much_busier(tmp_path: Path) -> None:
     """Bounded loads: of 6 requests of one chat at most 1.25 times the mean, 4, are on one of two replicas."""
-    replicas = [start_fake(tmp_path / f"{i}.log") for i in range(2)]
+    replicas = [start_mock(tmp_path / f"{i}.log") for i in range(2)]
     try:
-        one = {"kind": "fake", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
+        one = {"kind": "mock", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
         engines = {f"e{i}": one | {"port": replica.port} for i, replica in enumerate(replicas)}
         with serving(tmp_path / "two", engines=engines) as service:
 
@@ -324,7 +324,7 @@ def test_the_port_is_taken(service: RunningService, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "appliance", "gateway", "--config", str(service.config)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: port {service.gateway.port} on 127.0.0.1 is taken by another program")
+    assert done.stderr.startswith(f"error: port {service.gateway.port} on 127.0.0.1 is used by another program")
     assert "use another gateway.port" in done.stderr
     assert "Traceback" not in done.stderr
     assert http(service.url + "/health").status == 200

@@ -95,10 +95,10 @@ def test_no_way_to_name_an_address_is_forgotten(
     "field", ["query", "queries", "documents", "items", "data_1", "data_2", "text_1", "text_2"]
 )
 def test_what_is_ranked_names_no_address_either(path: str, field: str) -> None:
-    """vLLM takes content parts there as well, alone or in a list; pure, for the fake engine ranks no pictures."""
+    """vLLM takes content parts there as well, alone or in a list; pure, for the mock engine ranks no pictures."""
     part = {"content": [{"type": "image_url", "image_url": {"url": EVIL}}]}
     for value in (part, ["x", part]):
-        with pytest.raises(InvalidRequestError, match="may not be fetched"):
+        with pytest.raises(InvalidRequestError, match="may not fetch"):
             media.check(json.dumps({"model": "m", field: value}).encode(), ("images.example.org",))
 
 
@@ -107,7 +107,7 @@ def test_what_is_ranked_names_no_address_either(path: str, field: str) -> None:
 def test_an_address_is_found_however_deep(depth: int, kind: str) -> None:
     before, after = ("[" * depth, "]" * depth) if kind == "list" else ('{"x":' * depth, "}" * depth)
     deep = f'{{"messages":[{{"content":[{before}{{"image_url":["{EVIL}"]}}{after}]}}]}}'
-    with pytest.raises(InvalidRequestError, match="may not be fetched"):
+    with pytest.raises(InvalidRequestError, match="may not fetch"):
         media.check(deep.encode(), ())
 
 

@@ -23,13 +23,13 @@ from tests.conftest import (
     a_site,
     chat,
     exchange,
-    free_port,
     head,
     start,
-    start_fake,
+    start_mock,
     wait_until,
 )
 from tests.fakes.faulty_gateway import PARTS
+from tests.ports import free_port
 
 NUMBERS = ("1e400", "-1e999", "1.79769313486232e+308", "NaN", "9" * 5000, "4.0", "1E1", "-0", '"4"', "true", "2.5")
 TEXTS = ('"caf\\u00e9"', '"\\ud800"', '"x"', '""', '"http://10.0.0.1/"', '"\\u0000"')
@@ -58,7 +58,7 @@ CHAT = '"messages":[{"role":"system","content":[{"type":"text","text":"a\\u00e9"
 
 def site_argv(folder: Path, **more: Any) -> tuple[StartedProcess, list[str], int, str]:
     """An engine, the arguments of a gateway before it, its port and a key."""
-    engine = start_fake(folder / "engine.log")
+    engine = start_mock(folder / "engine.log")
     port = free_port()
     roles = {"writer": {"model": "fake", "system_prompt": "Be brief.", "sampling": {"temperature": 0.5}}}
     config = folder / "site.json"

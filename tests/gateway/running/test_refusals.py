@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import RunningService, chat, open_stream, serving, start_fake, wait_until
+from tests.conftest import RunningService, chat, open_stream, serving, start_mock, wait_until
 
 LIMITS = {"requests_per_minute": 2, "tokens_per_minute": 100_000}
 """Two requests a minute: a third one at once is refused, whatever the first two were."""
@@ -61,8 +61,8 @@ def test_a_refused_or_failed_request_costs_nothing(
 
 
 def test_no_engine_and_a_full_queue_cost_nothing(tmp_path: Path) -> None:
-    one = {"kind": "fake", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 1}
-    engine = start_fake(tmp_path / "engine.log")
+    one = {"kind": "mock", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 1}
+    engine = start_mock(tmp_path / "engine.log")
     queue = {"max_waiting": 0}
     limits = {"requests_per_minute": 3}
     try:
@@ -78,7 +78,7 @@ def test_no_engine_and_a_full_queue_cost_nothing(tmp_path: Path) -> None:
             engine.stop(signal.SIGKILL)
             for _ in range(5):
                 assert service.post(PATH, chat()).status == 503
-            engine = start_fake(tmp_path / "again.log", port=engine.port)
+            engine = start_mock(tmp_path / "again.log", port=engine.port)
             wait_until(lambda: service.get("/ready").status == 200, "it is back", 10)
             assert left(service) == 2
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import RunningService, chat, open_stream, serving, start_fake, wait_until
+from tests.conftest import RunningService, chat, open_stream, serving, start_mock, wait_until
 
 
 def frames(body: bytes) -> list[str]:
@@ -158,7 +158,7 @@ def test_tokens_are_counted_without_being_charged(service: RunningService) -> No
 
 def test_the_engines_own_errors_pass(service: RunningService) -> None:
     answer = service.post("/v1/chat/completions", chat("fake: fault=status:400"))
-    assert (answer.status, answer.json["error"]["message"]) == (400, "as told")
+    assert (answer.status, answer.json["error"]["message"]) == (400, "as requested")
     assert service.row(answer)["outcome"] == "rejected"
     answer = service.post("/v1/chat/completions", chat("fake: fault=status:500"))
     assert answer.status == 500
@@ -189,10 +189,10 @@ def test_roles_bring_model_prompt_and_sampling(tmp_path_factory: pytest.TempPath
 
 def test_embeddings(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("embed")
-    engine = start_fake(folder / "embed.log", "--task", "embed", "--model", "vectors")
+    engine = start_mock(folder / "embed.log", "--task", "embed", "--model", "vectors")
     try:
         one = {
-            "kind": "fake",
+            "kind": "mock",
             "host": "here",
             "model": "vectors",
             "device": "cpu",

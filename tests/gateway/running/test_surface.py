@@ -1,4 +1,4 @@
-"""What the gateway offers, to whom, and how it refuses: real gateway process, fake engine."""
+"""What the gateway offers, to whom, and how it refuses: real gateway process, mock engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import time
 import pytest
 
 from appliance.store.keys import KeyStore
-from tests.conftest import RunningService, chat, exchange, free_port, http, serving, wait_until
+from tests.conftest import RunningService, chat, exchange, http, serving, wait_until
+from tests.ports import free_port
 
 
 def test_health_needs_no_key_and_ready_is_a_generated_token(service: RunningService) -> None:
@@ -209,7 +210,7 @@ def test_metrics_count_requests_without_naming_users(service: RunningService) ->
 def test_a_model_is_found_however_its_name_is_encoded(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Current SDKs send ``%2F``; a proxy sends the absolute form."""
     name = "Qwen/Qwen3-30B"
-    engine = {"kind": "fake", "host": "here", "model": name, "device": "cpu", "context": 4096, "concurrency": 8}
+    engine = {"kind": "mock", "host": "here", "model": name, "device": "cpu", "context": 4096, "concurrency": 8}
     site = {"models": {name: {"source": "./fake"}}, "engines": {"chat": engine | {"port": free_port()}}}
     with serving(tmp_path_factory.mktemp("slash"), **site) as service:
         for path in ("Qwen/Qwen3-30B", "Qwen%2FQwen3-30B", "Qwen%2fQwen3%2d30B", "%51wen/Qwen3-30B"):
@@ -272,8 +273,8 @@ def test_405_names_the_methods_and_so_does_options(
         ("POST", "/v1/audio/transcriptions", 404, "nothing at /v1/audio/transcriptions"),
         ("POST", "/v1/chat/completions/", 404, "write /v1/chat/completions"),
         ("POST", "/chat/completions", 404, "the base URL ends in /v1"),
-        ("PUT", "/v1/chat/completions", 405, "takes POST"),
-        ("POST", "/v1/models", 405, "takes GET"),
+        ("PUT", "/v1/chat/completions", 405, "requires POST"),
+        ("POST", "/v1/models", 405, "requires GET"),
     ],
 )
 def test_a_large_upload_to_a_wrong_address_hears_of_the_address(
@@ -299,7 +300,7 @@ def test_unknown_paths_leave_a_counter_and_a_line_that_tells_no_secret(
         assert 'appliance_gateway_not_found_total{path="/v1/audio"} 200.0' in text
         assert 'appliance_gateway_not_found_total{path="/v1/files"} 1.0' in text
         lines = [json.loads(line) for line in service.gateway.log.read_text().splitlines()]
-        seen = [line["path"] for line in lines if "not offered" in line["message"]]
+        seen = [line["path"] for line in lines if "unknown path" in line["message"]]
         assert seen[0] == "/v1/audio/speech"
         assert 60 <= len(seen) <= 80, "a client that asks for ever does not fill the log"
         assert "s3cret" not in service.gateway.log.read_text()

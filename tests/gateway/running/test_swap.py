@@ -18,13 +18,14 @@ import pytest
 
 from appliance.admin import control_client
 from appliance.errors import RequestError
-from tests.conftest import RunningService, free_port, http, serving, wait_until
+from tests.conftest import RunningService, http, serving, wait_until
+from tests.ports import free_port
 
 CARD = {"index": 0, "model": "pretended", "memory_mib": 97887}
 
 
 def engine(model: str, port: int, **more: Any) -> dict[str, Any]:
-    one = {"kind": "fake", "host": "here", "model": model, "gpus": [0], "context": 4096, "concurrency": 16}
+    one = {"kind": "mock", "host": "here", "model": model, "gpus": [0], "context": 4096, "concurrency": 16}
     return one | {"port": port, "residency": "on-demand", "gpu_memory_utilization": 0.9, **more}
 
 
@@ -107,7 +108,7 @@ def test_a_drain_has_an_end_and_what_still_runs_is_told(tmp_path: Path, sleep: b
         assert ask(service, "b").status == 200
         cut = long.result(10).body
         last = json.loads(cut.rstrip().rsplit(b"\n\n", 1)[-1].removeprefix(b"data: "))
-        assert last["error"]["message"] == "a had to make room for another model"
+        assert last["error"]["message"] == "a was unloaded for another model; try again"
         assert b"[DONE]" not in cut
         assert ask(service, "a").status == 200
         assert metric(service, "swap_failures_total") == 0

@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 
 from appliance.store.keys import KeyStore
-from tests.conftest import Response, RunningService, chat, exchange, head, http, serving, start_fake, wait_until
+from tests.conftest import Response, RunningService, chat, exchange, head, http, serving, start_mock, wait_until
 
 LONG = "fake: tokens=150 itl_ms=10 ttft_ms=10"
 
 
 def one_engine(slots: int) -> dict[str, Any]:
-    return {"kind": "fake", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": slots}
+    return {"kind": "mock", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": slots}
 
 
 @contextmanager
 def narrow(folder: Path, slots: int = 2, **queue: Any) -> Iterator[tuple[RunningService, str]]:
     """A gateway before an engine of few slots, and the key of a second user."""
-    engine = start_fake(folder.parent / f"{folder.name}.log")
+    engine = start_mock(folder.parent / f"{folder.name}.log")
     try:
         engines = {"chat": one_engine(slots) | {"port": engine.port}}
         with serving(folder, engines=engines, gateway={"queue": queue}) as service:
@@ -175,7 +175,7 @@ def test_requests_in_flight_are_counted_out_however_they_end(tmp_path: Path, end
                 wait_until(lambda: running(service) + waiting(service) == 1 + (end == "refused"), "it is there", 5)
                 over = service.post("/v1/chat/completions", chat(), key)
                 assert (over.status, over.headers["retry-after"]) == (429, "1")
-                assert "1 requests running, your limit" in over.json["error"]["message"]
+                assert "1 requests running, which is the limit" in over.json["error"]["message"]
                 said = b""
                 while last not in said:
                     piece = one.recv(65536)
@@ -229,7 +229,7 @@ async def test_who_leaves_the_line_frees_his_place(tmp_path: Path) -> None:
 
 def test_a_stopped_engine_is_ejected_and_taken_back(tmp_path: Path) -> None:
     """SIGSTOP: it accepts connections and says nothing. The canary finds out; the other replica serves."""
-    replicas = [start_fake(tmp_path / f"{i}.log") for i in range(2)]
+    replicas = [start_mock(tmp_path / f"{i}.log") for i in range(2)]
     watch = {"canary_interval_s": 0.3, "canary_timeout_s": 1.0, "first_byte_timeout_s": 3.0}
     try:
         engines = {f"e{i}": one_engine(8) | {"port": replica.port} for i, replica in enumerate(replicas)}
@@ -250,7 +250,7 @@ def test_a_stopped_engine_is_ejected_and_taken_back(tmp_path: Path) -> None:
 
 def test_a_busy_engine_is_not_ejected_for_a_canary_that_waits(tmp_path: Path) -> None:
     """All its sequences are taken by long answers: the canary stands behind them, and their tokens flow."""
-    engine = start_fake(tmp_path / "busy.log", "--capacity", "2")
+    engine = start_mock(tmp_path / "busy.log", "--capacity", "2")
     watch = {"canary_interval_s": 0.3, "canary_timeout_s": 0.6, "queue": {"headroom": 0.0}}
     try:
         engines = {"chat": one_engine(2) | {"port": engine.port}}
@@ -271,7 +271,7 @@ async def test_an_engine_that_only_sends_heads_is_ejected(tmp_path: Path) -> Non
 
     from tests.conftest import open_stream  # noqa: PLC0415
 
-    engine = start_fake(tmp_path / "hung.log", "--fault", "hang")
+    engine = start_mock(tmp_path / "hung.log", "--fault", "hang")
     watch = {"canary_interval_s": 0.5, "canary_timeout_s": 1.0}
     try:
         engines = {"chat": one_engine(1000) | {"port": engine.port}}
@@ -295,7 +295,7 @@ async def test_an_engine_that_only_sends_heads_is_ejected(tmp_path: Path) -> Non
 
 def test_a_request_on_a_replica_that_hangs_moves_to_the_other(tmp_path: Path) -> None:
     """SIGSTOP before its first byte: once the canary has told, it need not wait for its own timeout, 10 min."""
-    replicas = [start_fake(tmp_path / f"{i}.log") for i in range(2)]
+    replicas = [start_mock(tmp_path / f"{i}.log") for i in range(2)]
     watch = {"canary_interval_s": 0.3, "canary_timeout_s": 1.0}
     stopped = -1
     try:
@@ -369,7 +369,7 @@ def test_sigterm_finishes_20_streams_and_answers_new_requests_503(tmp_path: Path
     ("embed", "/v1/embeddings", {"input": ["a"]}),
 ])  # fmt: skip
 def test_pooling_models_have_their_own_paths(tmp_path: Path, task: str, path: str, body: dict[str, Any]) -> None:
-    engine = start_fake(tmp_path / "pool.log", "--task", task)
+    engine = start_mock(tmp_path / "pool.log", "--task", task)
     try:
         models = {"fake": {"source": "./fake", "task": task}}
         engines = {"chat": one_engine(4) | {"port": engine.port}}

@@ -1,7 +1,14 @@
 # Every evaluation case, by its name.
 { lib }:
 let
-  files = [ ./gpu.nix ./site.nix ./network.nix ./units.nix ./typos.nix ./doctor.nix ];
+  files = [
+    ./gpu.nix
+    ./site.nix
+    ./network.nix
+    ./units.nix
+    ./typos.nix
+    ./doctor.nix
+  ];
   sets = map (file: import file { inherit lib; }) files;
   all = lib.foldl' (a: b: a // b) { } sets;
 in

@@ -7,13 +7,113 @@ let
   files = c: lib.filter (lib.hasPrefix "appliance/") (lib.attrNames c.environment.etc);
 in
 {
-  "a GPU host describes what it is and lets in" = { host = "gpu"; gives = c: { parts = lib.attrNames (machine c); opens = openings c; }; is = { parts = [ "cards" "firewall" "host" "kernel_parameters" "memory" "tunnel" "units" "version" "weights" ]; opens = [ "8000/tcp gateway" "22/tcp ssh" ]; }; };
-  "a VPS describes what it is and lets in" = { host = "vps"; gives = c: { parts = lib.attrNames (machine c); opens = openings c; files = files c; }; is = { parts = [ "edge" "firewall" "host" "kernel_parameters" "tunnel" "units" "version" ]; opens = [ "51820/udp tunnel" "80/tcp edge" "443/tcp edge" "22/tcp ssh" ]; files = [ "appliance/machine.json" ]; }; };
-  "a host without the doctor has no description" = { host = "vps"; module.appliance.doctor.enable = false; gives = files; is = [ ]; };
-  "an engine on demand need not be active" = { host = "gpu"; module.appliance.settings.engines.agents.residency = "on-demand"; gives = c: lib.any (lib.hasPrefix "appliance-engine-") (machine c).units; is = false; };
-  "a lock of models, huge pages and the kernel's words are told" = { host = "gpu"; module.appliance = { models.lock = /etc/hostname; memory.hugepages.reserveGiB = 4; gpu.peerToPeer = "iommu-off"; network.ssh.enable = false; }; gives = c: { inherit (machine c) weights; inherit ((machine c).memory) hugepages; words = lib.sort lib.lessThan (machine c).kernel_parameters; opens = openings c; }; is = { weights = { store = "/var/lib/appliance-models"; lock = "/etc/appliance/models.lock"; }; hugepages = 2048; words = [ "amd_iommu=off" "intel_iommu=off" "pcie_aspm=off" "pcie_port_pm=off" "transparent_hugepage=madvise" ]; opens = [ "8000/tcp gateway" ]; }; };
+  "a GPU host describes what it is and lets in" = {
+    host = "gpu";
+    gives = c: {
+      parts = lib.attrNames (machine c);
+      opens = openings c;
+    };
+    is = {
+      parts = [
+        "cards"
+        "firewall"
+        "host"
+        "kernel_parameters"
+        "memory"
+        "tunnel"
+        "units"
+        "version"
+        "weights"
+      ];
+      opens = [
+        "8000/tcp gateway"
+        "22/tcp ssh"
+      ];
+    };
+  };
+  "a VPS describes what it is and lets in" = {
+    host = "vps";
+    gives = c: {
+      parts = lib.attrNames (machine c);
+      opens = openings c;
+      files = files c;
+    };
+    is = {
+      parts = [
+        "edge"
+        "firewall"
+        "host"
+        "kernel_parameters"
+        "tunnel"
+        "units"
+        "version"
+      ];
+      opens = [
+        "51820/udp tunnel"
+        "80/tcp edge"
+        "443/tcp edge"
+        "22/tcp ssh"
+      ];
+      files = [ "appliance/machine.json" ];
+    };
+  };
+  "a host without the doctor has no description" = {
+    host = "vps";
+    module.appliance.doctor.enable = false;
+    gives = files;
+    is = [ ];
+  };
+  "an engine on demand need not be active" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents.residency = "on-demand";
+    gives = c: lib.any (lib.hasPrefix "appliance-engine-") (machine c).units;
+    is = false;
+  };
+  "a lock of models, huge pages and the kernel's words are told" = {
+    host = "gpu";
+    module.appliance = {
+      models.lock = /etc/hostname;
+      memory.hugepages.reserveGiB = 4;
+      gpu.peerToPeer = "iommu-off";
+      network.ssh.enable = false;
+    };
+    gives = c: {
+      inherit (machine c) weights;
+      inherit ((machine c).memory) hugepages;
+      words = lib.sort lib.lessThan (machine c).kernel_parameters;
+      opens = openings c;
+    };
+    is = {
+      weights = {
+        store = "/var/lib/appliance-models";
+        lock = "/etc/appliance/models.lock";
+      };
+      hugepages = 2048;
+      words = [
+        "amd_iommu=off"
+        "intel_iommu=off"
+        "pcie_aspm=off"
+        "pcie_port_pm=off"
+        "transparent_hugepage=madvise"
+      ];
+      opens = [ "8000/tcp gateway" ];
+    };
+  };
 
-  "a VPS whose name is none" = { host = "vps"; module.appliance.host = "my vps"; refuses = "appliance.host = \"my vps\" is no name, which the doctor's description"; };
-  "a description written by hand" = { host = "gpu"; module.appliance.doctor.machineFile = "/etc/mine.json"; errors = "appliance.doctor.machineFile"; forces = c: c.appliance.doctor.machineFile; };
-  "a doctor switched by the wrong word" = { host = "gpu"; module.appliance.doctor.enabled = true; errors = "The option `appliance.doctor.enabled' does not exist"; };
+  "a VPS whose name is none" = {
+    host = "vps";
+    module.appliance.host = "my vps";
+    refuses = "appliance.host = \"my vps\" is no name, which the doctor's description";
+  };
+  "a description written by hand" = {
+    host = "gpu";
+    module.appliance.doctor.machineFile = "/etc/mine.json";
+    errors = "appliance.doctor.machineFile";
+    forces = c: c.appliance.doctor.machineFile;
+  };
+  "a doctor switched by the wrong word" = {
+    host = "gpu";
+    module.appliance.doctor.enabled = true;
+    errors = "The option `appliance.doctor.enabled' does not exist";
+  };
 }

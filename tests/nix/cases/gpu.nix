@@ -1,44 +1,326 @@
 # Pins, cards, power, memory, NUMA.
 { lib }:
 let
-  card = more: { index = 0; model = "RTX PRO 6000 Blackwell Workstation"; memory_mib = 97887; } // more;
+  card =
+    more:
+    {
+      index = 0;
+      model = "RTX PRO 6000 Blackwell Workstation";
+      memory_mib = 97887;
+    }
+    // more;
   cards = list: { appliance.settings.hosts.gpu.gpus = lib.mkForce list; };
-  twoNodes = [ (card { numa_node = 0; }) (card { index = 1; numa_node = 1; }) ];
+  twoNodes = [
+    (card { numa_node = 0; })
+    (card {
+      index = 1;
+      numa_node = 1;
+    })
+  ];
   engine = more: { appliance.settings.engines.agents = lib.mapAttrs (_: lib.mkForce) more; };
 in
 {
-  "driver below 580 with CUDA 13" = { host = "gpu"; module.appliance.pins.driver = "575.57.08"; refuses = "\"575.57.08\" cannot run CUDA 13.0, which needs 580 or newer"; };
-  "driver below 570 on Blackwell" = { host = "gpu"; module.appliance.pins = { driver = "560.35.03"; cuda = "12.5"; }; refuses = "\"560.35.03\" does not know Blackwell cards (sm_120), which need 570"; };
-  "closed kernel modules on Blackwell" = { host = "gpu"; module.hardware.nvidia.open = false; refuses = "hardware.nvidia.open must be true"; };
-  "vLLM pin beside the lock" = { host = "gpu"; module.appliance.pins.vllm = "0.33.0"; refuses = "modules/wheels.json holds 0.32.0 and 2.13.0"; };
-  "torch pin beside the lock" = { host = "gpu"; module.appliance.pins.torch = "2.14.0"; refuses = "appliance.pins says vllm 0.32.0 and torch 2.14.0"; };
-  "CUDA pin beside the lock" = { host = "gpu"; module.appliance.pins.cuda = "13.2"; refuses = "the locked nvidia-cuda-runtime is 13.0"; };
-  "Python pin beside the lock" = { host = "gpu"; module.appliance.pins.python = "3.12"; refuses = "was locked for another Python"; };
-  "the pinned driver is what is installed" = { host = "gpu"; gives = c: c.hardware.nvidia.package.version; is = "595.71.05"; };
-  "a changed driver inhibits a live switch" = { host = "gpu"; gives = c: c.system.switch.inhibitors; is = { nvidia-driver = "595.71.05"; cuda-major = "13"; kernel-series = "6.18"; }; };
-  "a VPS has no driver and no inhibitor" = { host = "vps"; gives = c: c.system.switch.inhibitors; is = { }; };
+  "driver below 580 with CUDA 13" = {
+    host = "gpu";
+    module.appliance.pins.driver = "575.57.08";
+    refuses = "\"575.57.08\" cannot run CUDA 13.0, which needs 580 or newer";
+  };
+  "driver below 570 on Blackwell" = {
+    host = "gpu";
+    module.appliance.pins = {
+      driver = "560.35.03";
+      cuda = "12.5";
+    };
+    refuses = "\"560.35.03\" does not know Blackwell cards (sm_120), which need 570";
+  };
+  "closed kernel modules on Blackwell" = {
+    host = "gpu";
+    module.hardware.nvidia.open = false;
+    refuses = "hardware.nvidia.open must be true";
+  };
+  "vLLM pin beside the lock" = {
+    host = "gpu";
+    module.appliance.pins.vllm = "0.33.0";
+    refuses = "modules/wheels.json holds 0.32.0 and 2.13.0";
+  };
+  "torch pin beside the lock" = {
+    host = "gpu";
+    module.appliance.pins.torch = "2.14.0";
+    refuses = "appliance.pins says vllm 0.32.0 and torch 2.14.0";
+  };
+  "CUDA pin beside the lock" = {
+    host = "gpu";
+    module.appliance.pins.cuda = "13.2";
+    refuses = "the locked nvidia-cuda-runtime is 13.0";
+  };
+  "Python pin beside the lock" = {
+    host = "gpu";
+    module.appliance.pins.python = "3.12";
+    refuses = "was locked for another Python";
+  };
+  "the pinned driver is what is installed" = {
+    host = "gpu";
+    gives = c: c.hardware.nvidia.package.version;
+    is = "595.71.05";
+  };
+  "a changed driver inhibits a live switch" = {
+    host = "gpu";
+    gives = c: c.system.switch.inhibitors;
+    is = {
+      nvidia-driver = "595.71.05";
+      cuda-major = "13";
+      kernel-series = "6.18";
+    };
+  };
+  "a VPS has no driver and no inhibitor" = {
+    host = "vps";
+    gives = c: c.system.switch.inhibitors;
+    is = { };
+  };
 
-  "Max-Q above its range" = { host = "gpu"; module = { imports = [ (cards [ (card { model = "RTX PRO 6000 Blackwell Max-Q"; power_limit_w = 450; }) ]) (engine { gpus = [ 0 ]; replicas = 1; }) ]; }; refuses = "takes 250 to 325 W, not 450: set power_limit_w = 300"; };
-  "Server card below its range" = { host = "gpu"; module = { imports = [ (cards [ (card { model = "RTX PRO 6000 Blackwell Server"; power_limit_w = 200; }) ]) (engine { gpus = [ 0 ]; replicas = 1; }) ]; }; refuses = "takes 300 to 600 W, not 200"; };
-  "Workstation card above 600 W" = { host = "gpu"; module = cards [ (card { power_limit_w = 650; }) (card { index = 1; }) ]; refuses = "card 0 (RTX PRO 6000 Blackwell Workstation) takes 150 to 600 W, not 650"; };
-  "a Max-Q gets 300 W by itself" = { host = "gpu"; module = cards [ (card { model = "RTX PRO 6000 Blackwell Max-Q"; }) (card { index = 1; }) ]; gives = c: map (g: g.power_limit_w) c.appliance.settings.hosts.gpu.gpus; is = [ 300 450 ]; };
-  "power limits are set per card" = { host = "gpu"; gives = c: c.systemd.services.appliance-gpu-power.serviceConfig.ExecStart; is = [ "/run/current-system/sw/bin/nvidia-smi -i 0 -pl 450" "/run/current-system/sw/bin/nvidia-smi -i 1 -pl 450" ]; };
+  "Max-Q above its range" = {
+    host = "gpu";
+    module = {
+      imports = [
+        (cards [
+          (card {
+            model = "RTX PRO 6000 Blackwell Max-Q";
+            power_limit_w = 450;
+          })
+        ])
+        (engine {
+          gpus = [ 0 ];
+          replicas = 1;
+        })
+      ];
+    };
+    refuses = "takes 250 to 325 W, not 450: set power_limit_w = 300";
+  };
+  "Server card below its range" = {
+    host = "gpu";
+    module = {
+      imports = [
+        (cards [
+          (card {
+            model = "RTX PRO 6000 Blackwell Server";
+            power_limit_w = 200;
+          })
+        ])
+        (engine {
+          gpus = [ 0 ];
+          replicas = 1;
+        })
+      ];
+    };
+    refuses = "takes 300 to 600 W, not 200";
+  };
+  "Workstation card above 600 W" = {
+    host = "gpu";
+    module = cards [
+      (card { power_limit_w = 650; })
+      (card { index = 1; })
+    ];
+    refuses = "card 0 (RTX PRO 6000 Blackwell Workstation) takes 150 to 600 W, not 650";
+  };
+  "a Max-Q gets 300 W by itself" = {
+    host = "gpu";
+    module = cards [
+      (card { model = "RTX PRO 6000 Blackwell Max-Q"; })
+      (card { index = 1; })
+    ];
+    gives = c: map (g: g.power_limit_w) c.appliance.settings.hosts.gpu.gpus;
+    is = [
+      300
+      450
+    ];
+  };
+  "power limits are set per card" = {
+    host = "gpu";
+    gives = c: {
+      arguments = map (
+        command: lib.last (lib.splitString "/" command)
+      ) c.systemd.services.appliance-gpu-power.serviceConfig.ExecStart;
+      ofTheDriver = lib.all (lib.hasPrefix "${lib.getBin c.hardware.nvidia.package}/bin/") (
+        c.systemd.services.appliance-gpu-power.serviceConfig.ExecStart
+      );
+    };
+    is = {
+      arguments = [
+        "nvidia-smi -i 0 -pl 450"
+        "nvidia-smi -i 1 -pl 450"
+      ];
+      ofTheDriver = true;
+    };
+  };
+  "a card by the name that its driver prints" = {
+    host = "gpu";
+    module = cards [
+      (card {
+        model = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition";
+        power_limit_w = 400;
+      })
+      (card { index = 1; })
+    ];
+    refuses = "Workstation Edition) takes 250 to 325 W, not 400: set power_limit_w = 300";
+  };
+  "a card below the range in the catalogue" = {
+    host = "gpu";
+    module = cards [
+      (card {
+        model = "RTX 5090";
+        power_limit_w = 200;
+      })
+      (card { index = 1; })
+    ];
+    refuses = "card 0 (RTX 5090) takes 400 to 600 W, not 200: set power_limit_w = 575";
+  };
+  "a card that the catalogue lacks keeps its own limit" = {
+    host = "gpu";
+    module = cards [
+      (card { model = "Example 1"; })
+      (card {
+        index = 1;
+        model = "Example 2";
+        power_limit_w = 150;
+      })
+    ];
+    gives =
+      c:
+      map (
+        command: lib.last (lib.splitString "/" command)
+      ) c.systemd.services.appliance-gpu-power.serviceConfig.ExecStart;
+    is = [ "nvidia-smi -i 1 -pl 150" ];
+  };
 
-  "TP without a choice of peer-to-peer" = { host = "gpu"; module = engine { replicas = 1; tensor_parallel = 2; }; refuses = "appliance.gpu.peerToPeer is not chosen, but agents spans several cards"; };
-  "peer-to-peer without IOMMU" = { host = "gpu"; module.appliance.gpu.peerToPeer = "iommu-off"; gives = c: [ (lib.elem "amd_iommu=off" c.boot.kernelParams) c.boot.extraModprobeConfig ]; is = [ true "options nvidia_uvm uvm_disable_hmm=1" ]; };
-  "the IOMMU stays on unless asked" = { host = "gpu"; gives = c: lib.any (lib.hasInfix "iommu") c.boot.kernelParams; is = false; };
-  "peer-to-peer off reaches NCCL" = { host = "gpu"; module.appliance.gpu.peerToPeer = "off"; gives = c: c.systemd.services."appliance-engine-agents.0".environment.NCCL_P2P_DISABLE; is = "1"; };
+  "TP without a choice of peer-to-peer" = {
+    host = "gpu";
+    module = engine {
+      replicas = 1;
+      tensor_parallel = 2;
+    };
+    refuses = "appliance.gpu.peerToPeer is not chosen, but agents spans several cards";
+  };
+  "peer-to-peer without IOMMU" = {
+    host = "gpu";
+    module.appliance.gpu.peerToPeer = "iommu-off";
+    gives = c: [
+      (lib.elem "amd_iommu=off" c.boot.kernelParams)
+      c.boot.extraModprobeConfig
+    ];
+    is = [
+      true
+      "options nvidia_uvm uvm_disable_hmm=1"
+    ];
+  };
+  "the IOMMU stays on unless asked" = {
+    host = "gpu";
+    gives = c: lib.any (lib.hasInfix "iommu") c.boot.kernelParams;
+    is = false;
+  };
+  "peer-to-peer off reaches NCCL" = {
+    host = "gpu";
+    module.appliance.gpu.peerToPeer = "off";
+    gives = c: c.systemd.services."appliance-engine-agents.0".environment.NCCL_P2P_DISABLE;
+    is = "1";
+  };
 
-  "80 % of RAM in huge pages" = { host = "gpu"; module.appliance.memory.hugepages.reserveGiB = 102; refuses = "reserveGiB = 102 takes more than half of the 128 GiB of RAM"; };
-  "a small reservation" = { host = "gpu"; module.appliance.memory.hugepages.reserveGiB = 16; gives = c: c.boot.kernel.sysctl."vm.nr_hugepages"; is = 8192; };
-  "no reservation by default" = { host = "gpu"; gives = c: c.boot.kernel.sysctl ? "vm.nr_hugepages"; is = false; };
-  "transparent huge pages on request only" = { host = "gpu"; gives = c: lib.elem "transparent_hugepage=madvise" c.boot.kernelParams; is = true; };
-  "pinned buffers are not limited" = { host = "gpu"; gives = c: c.systemd.services."appliance-engine-agents.0".serviceConfig.LimitMEMLOCK; is = "infinity"; };
-  "a tmpfs store that eats the RAM" = { host = "gpu"; module.appliance.models.store = { kind = "tmpfs"; sizeGiB = 120; }; refuses = "store.sizeGiB = 120 leaves too little of the 128 GiB of RAM"; };
-  "a tmpfs store" = { host = "gpu"; module.appliance.models.store = { kind = "tmpfs"; sizeGiB = 64; }; gives = c: lib.elem "size=64G" c.fileSystems."/var/lib/appliance-models".options; is = true; };
+  "80 % of RAM in huge pages" = {
+    host = "gpu";
+    module.appliance.memory.hugepages.reserveGiB = 102;
+    refuses = "reserveGiB = 102 takes more than half of the 128 GiB of RAM";
+  };
+  "a small reservation" = {
+    host = "gpu";
+    module.appliance.memory.hugepages.reserveGiB = 16;
+    gives = c: c.boot.kernel.sysctl."vm.nr_hugepages";
+    is = 8192;
+  };
+  "no reservation by default" = {
+    host = "gpu";
+    gives = c: c.boot.kernel.sysctl ? "vm.nr_hugepages";
+    is = false;
+  };
+  "transparent huge pages on request only" = {
+    host = "gpu";
+    gives = c: lib.elem "transparent_hugepage=madvise" c.boot.kernelParams;
+    is = true;
+  };
+  "pinned buffers are not limited" = {
+    host = "gpu";
+    gives = c: c.systemd.services."appliance-engine-agents.0".serviceConfig.LimitMEMLOCK;
+    is = "infinity";
+  };
+  "a tmpfs store that eats the RAM" = {
+    host = "gpu";
+    module.appliance.models.store = {
+      kind = "tmpfs";
+      sizeGiB = 120;
+    };
+    refuses = "store.sizeGiB = 120 leaves too little of the 128 GiB of RAM";
+  };
+  "a tmpfs store" = {
+    host = "gpu";
+    module.appliance.models.store = {
+      kind = "tmpfs";
+      sizeGiB = 64;
+    };
+    gives = c: lib.elem "size=64G" c.fileSystems."/var/lib/appliance-models".options;
+    is = true;
+  };
 
-  "one NUMA node pins nothing" = { host = "gpu"; gives = c: [ c.appliance.numa.pin (c.systemd.services."appliance-engine-agents.0".serviceConfig ? NUMAPolicy) ]; is = [ false false ]; };
-  "each replica on the node of its card" = { host = "gpu"; module = cards twoNodes; gives = c: map (i: c.systemd.services."appliance-engine-agents.${i}".serviceConfig.NUMAMask) [ "0" "1" ]; is = [ "0" "1" ]; };
-  "an engine across NUMA nodes" = { host = "gpu"; module = { imports = [ (cards twoNodes) (engine { replicas = 1; tensor_parallel = 2; }) ]; appliance.gpu.peerToPeer = "driver"; }; refuses = "engines.agents: cards on several NUMA nodes, which systemd cannot pin: set options.numa-bind = true"; };
-  "an engine across NUMA nodes that binds itself" = { host = "gpu"; module = { imports = [ (cards twoNodes) (engine { replicas = 1; tensor_parallel = 2; }) ]; appliance.gpu.peerToPeer = "driver"; appliance.settings.engines.agents.options.numa-bind = true; }; gives = c: c.systemd.services.appliance-engine-agents.serviceConfig ? NUMAPolicy; is = false; };
+  "one NUMA node pins nothing" = {
+    host = "gpu";
+    gives = c: [
+      c.appliance.numa.pin
+      (c.systemd.services."appliance-engine-agents.0".serviceConfig ? NUMAPolicy)
+    ];
+    is = [
+      false
+      false
+    ];
+  };
+  "each replica on the node of its card" = {
+    host = "gpu";
+    module = cards twoNodes;
+    gives =
+      c:
+      map (i: c.systemd.services."appliance-engine-agents.${i}".serviceConfig.NUMAMask) [
+        "0"
+        "1"
+      ];
+    is = [
+      "0"
+      "1"
+    ];
+  };
+  "an engine across NUMA nodes" = {
+    host = "gpu";
+    module = {
+      imports = [
+        (cards twoNodes)
+        (engine {
+          replicas = 1;
+          tensor_parallel = 2;
+        })
+      ];
+      appliance.gpu.peerToPeer = "driver";
+    };
+    refuses = "engines.agents: cards on several NUMA nodes, which systemd cannot pin: set options.numa-bind = true";
+  };
+  "an engine across NUMA nodes that binds itself" = {
+    host = "gpu";
+    module = {
+      imports = [
+        (cards twoNodes)
+        (engine {
+          replicas = 1;
+          tensor_parallel = 2;
+        })
+      ];
+      appliance.gpu.peerToPeer = "driver";
+      appliance.settings.engines.agents.options.numa-bind = true;
+    };
+    gives = c: c.systemd.services.appliance-engine-agents.serviceConfig ? NUMAPolicy;
+    is = false;
+  };
 }

@@ -2,12 +2,47 @@
 # `forces` is what has to be looked at for the error to appear, where no assertion looks at it.
 { lib }:
 {
-  "a typo in an option" = { host = "gpu"; module.appliance.memory.hugepage.reserveGiB = 4; errors = "The option `appliance.memory.hugepage' does not exist"; };
-  "a secret in the store" = { host = "gpu"; module.appliance.gateway.credentials.admin = ./default.nix; errors = "absolute path outside the Nix store, in quotes"; };
-  "a secret by its store path" = { host = "gpu"; module.appliance.gateway.credentials.admin = "/nix/store/aaaa-token"; errors = "what is in the store every user can read"; };
-  "a private key in the store" = { host = "gpu"; module.appliance.network.wireguard.privateKeyFile = ./default.nix; forces = c: c.networking.wireguard.interfaces.wg0.privateKeyFile; errors = "absolute path outside the Nix store"; };
-  "a public key that is none" = { host = "gpu"; module.appliance.network.wireguard.peers.vps.publicKey = lib.mkForce "abc"; errors = "peers.vps.publicKey' is not of type"; };
-  "a word for peer-to-peer that is none" = { host = "gpu"; module.appliance.gpu.peerToPeer = "on"; forces = c: c.boot.extraModprobeConfig; errors = "one of \"driver\", \"iommu-off\", \"off\""; };
-  "a port beyond 65535" = { host = "gpu"; module.appliance.settings.engines.agents.port = lib.mkForce 70000; errors = "engines.agents.port' is not of type"; };
-  "a gateway on the internet" = { host = "vps"; module.appliance.network.edge.gateways = lib.mkForce [ "203.0.113.9" ]; forces = c: c.services.nginx.upstreams.gateway.servers; errors = "edge.gateways"; };
+  "a typo in an option" = {
+    host = "gpu";
+    module.appliance.memory.hugepage.reserveGiB = 4;
+    errors = "The option `appliance.memory.hugepage' does not exist";
+  };
+  "a secret in the store" = {
+    host = "gpu";
+    module.appliance.gateway.credentials.admin = ./default.nix;
+    errors = "absolute path outside the Nix store, in quotes";
+  };
+  "a secret by its store path" = {
+    host = "gpu";
+    module.appliance.gateway.credentials.admin = "/nix/store/aaaa-token";
+    errors = "what is in the store every user can read";
+  };
+  "a private key in the store" = {
+    host = "gpu";
+    module.appliance.network.wireguard.privateKeyFile = ./default.nix;
+    forces = c: c.networking.wireguard.interfaces.wg0.privateKeyFile;
+    errors = "absolute path outside the Nix store";
+  };
+  "a public key that is none" = {
+    host = "gpu";
+    module.appliance.network.wireguard.peers.vps.publicKey = lib.mkForce "abc";
+    errors = "peers.vps.publicKey' is not of type";
+  };
+  "a word for peer-to-peer that is none" = {
+    host = "gpu";
+    module.appliance.gpu.peerToPeer = "on";
+    forces = c: c.boot.extraModprobeConfig;
+    errors = "one of \"driver\", \"iommu-off\", \"off\"";
+  };
+  "a port beyond 65535" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents.port = lib.mkForce 70000;
+    errors = "engines.agents.port' is not of type";
+  };
+  "a gateway on the internet" = {
+    host = "vps";
+    module.appliance.network.edge.gateways = lib.mkForce [ "203.0.113.9" ];
+    forces = c: c.services.nginx.upstreams.gateway.servers;
+    errors = "edge.gateways";
+  };
 }

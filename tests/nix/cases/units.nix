@@ -5,51 +5,409 @@ let
   engines = c: lib.filter (lib.hasPrefix "appliance-engine-") (lib.attrNames c.systemd.services);
 in
 {
-  "a unit per replica" = { host = "gpu"; gives = engines; is = [ "appliance-engine-agents.0" "appliance-engine-agents.1" ]; };
-  "a lone replica bears the engine's name" = { host = "gpu"; module.appliance.settings.engines.agents = { replicas = lib.mkForce 1; gpus = lib.mkForce [ 0 ]; }; gives = c: lib.hasInfix "engine exec agents --config /etc/appliance/appliance.json" (service "appliance-engine-agents" c).ExecStart; is = true; };
-  "an engine of another host has no unit" = { host = "gpu"; module.appliance.settings = { hosts.other.memory_gib = 64; engines.far = { host = "other"; model = "qwen3-30b"; device = "cpu"; context = 4096; concurrency = 2; port = 8200; }; }; gives = c: lib.elem "appliance-engine-far" (engines c); is = false; };
-  "an engine is killed only after its own deadline" = { host = "gpu"; module.appliance.settings.engines.agents.shutdown_timeout_s = 60; gives = c: (service "appliance-engine-agents.0" c).TimeoutStopSec; is = 75; };
-  "an engine on the CPU sees no card" = { host = "gpu"; module.appliance.settings.engines.agents = { device = lib.mkForce "cpu"; command = "/opt/vllm-cpu/bin/python"; gpus = lib.mkForce [ ]; replicas = lib.mkForce 1; }; gives = c: { inherit (service "appliance-engine-agents" c) PrivateDevices PrivateUsers; }; is = { PrivateDevices = true; PrivateUsers = true; }; };
-  "vLLM on the CPU without an environment" = { host = "gpu"; module.appliance.settings.engines.agents = { device = lib.mkForce "cpu"; gpus = lib.mkForce [ ]; replicas = lib.mkForce 1; }; refuses = "engines.agents: vLLM on the CPU has no environment in this flake"; };
-  "engines talk to this host only" = { host = "gpu"; gives = c: { inherit (service "appliance-engine-agents.0" c) IPAddressDeny IPAddressAllow; }; is = { IPAddressDeny = "any"; IPAddressAllow = "localhost"; }; };
-  "a secret becomes a credential" = { host = "gpu"; module.appliance.gateway.credentials.admin = "/run/secrets/admin"; gives = c: (service "appliance-gateway" c).LoadCredential; is = [ "admin:/run/secrets/admin" ]; };
-  "the smoke test leaves a seam" = { host = "gpu"; module.appliance.smoke = { onPass = [ "bless.service" ]; onFail = [ "rollback.service" ]; }; gives = c: { inherit (c.systemd.services.appliance-smoke) onSuccess onFailure; }; is = { onSuccess = [ "appliance-trial-passed.service" "bless.service" ]; onFailure = [ "appliance-trial-failed.service" "rollback.service" ]; }; };
-  "the smoke test once per generation" = { host = "gpu"; gives = c: lib.hasInfix "--reports /var/lib/appliance/smoke --once" c.systemd.services.appliance-smoke.serviceConfig.ExecStart.text; is = true; };
-  "the smoke test at each boot" = { host = "gpu"; module.appliance.smoke.when = "every-boot"; gives = c: lib.hasInfix "--once" c.systemd.services.appliance-smoke.serviceConfig.ExecStart.text; is = false; };
-  "a smoke test that has passed is not active" = { host = "gpu"; gives = c: c.systemd.services.appliance-smoke.serviceConfig.RemainAfterExit or false; is = false; };
-  "a trial is report only until it is armed" = { host = "gpu"; gives = c: { units = map (n: lib.hasInfix "--enforce" c.systemd.services."appliance-trial-${n}".serviceConfig.ExecStart) [ "arrived" "passed" "failed" "deadline" ]; hook = lib.hasInfix "--enforce" c.boot.loader.systemd-boot.extraInstallCommands; params = lib.elem "boot.panic_on_fail" (c.boot.kernelParams or [ ]); }; is = { units = [ false false false false ]; hook = false; params = false; }; };
-  "an armed trial" = { host = "gpu"; module.appliance.smoke.enforce = true; gives = c: { units = map (n: lib.hasInfix "--enforce" c.systemd.services."appliance-trial-${n}".serviceConfig.ExecStart) [ "arrived" "passed" "failed" "deadline" ]; hook = lib.hasInfix "--enforce || exit" c.boot.loader.systemd-boot.extraInstallCommands; params = lib.elem "boot.panic_on_fail" c.boot.kernelParams; }; is = { units = [ true true true true ]; hook = true; params = true; }; };
-  "the rescue entry" = { host = "gpu"; gives = c: let r = c.specialisation.rescue.configuration; in { inherit (r.appliance) engines gateway gpu; key = r.boot.loader.systemd-boot.sortKey; }; is = { engines.enable = false; gateway.enable = false; gpu.enable = false; key = "zz-rescue"; }; };
-  # What the rescue entry really is, evaluated as a system of its own.
-  "the rescue system" = { host = "gpu";
-    module = { appliance.trial.isRescue = true; appliance.engines.enable = lib.mkForce false; appliance.gateway.enable = lib.mkForce false; appliance.admin.enable = lib.mkForce false; appliance.gpu.enable = lib.mkForce false; appliance.memory.enable = lib.mkForce false; appliance.models.enable = lib.mkForce false; };
-    gives = c: { ours = lib.filter (lib.hasPrefix "appliance-") (lib.attrNames c.systemd.services); ssh = c.services.openssh.enable; tunnel = c.networking.wireguard.interfaces ? wg0; inherit (c.networking.nftables) enable; };
-    is = { ours = [ "appliance-trial-arrived" "appliance-tunnel-watch-vps" ]; ssh = true; tunnel = true; enable = true; };
+  "a unit per replica" = {
+    host = "gpu";
+    gives = engines;
+    is = [
+      "appliance-engine-agents.0"
+      "appliance-engine-agents.1"
+    ];
   };
-  "no rescue entry without systemd-boot" = { host = "gpu"; module = { boot.loader.systemd-boot.enable = lib.mkForce false; }; gives = c: c.specialisation or { }; is = { }; };
-  "an alert program" = { host = "gpu"; module.appliance.trial.alertHook = "/run/current-system/sw/bin/alert"; gives = c: { exec = lib.hasSuffix "trial alerts --hook /run/current-system/sw/bin/alert" c.systemd.services.appliance-trial-alerts.serviceConfig.ExecStart; path = c.systemd.paths.appliance-trial-alerts.pathConfig.PathExists; }; is = { exec = true; path = "/var/lib/appliance/trial/unsent"; }; };
-  "a trial armed without systemd-boot" = { host = "gpu"; module = { appliance.smoke.enforce = true; boot.loader.systemd-boot.enable = lib.mkForce false; }; refuses = "appliance.smoke.enforce needs systemd-boot"; };
-  "a trial armed without EFI variables" = { host = "gpu"; module = { appliance.smoke.enforce = true; boot.loader.efi.canTouchEfiVariables = lib.mkForce false; }; refuses = "appliance.smoke.enforce needs systemd-boot"; };
-  "a trial armed without a smoke test" = { host = "gpu"; module = { appliance.smoke.enforce = true; appliance.smoke.enable = false; appliance.trial.enable = true; }; refuses = "appliance.smoke.enforce without appliance.smoke.enable"; };
-  "a trial armed without a watchdog" = { host = "gpu"; module = { appliance.smoke.enforce = true; systemd.settings.Manager.RuntimeWatchdogSec = "off"; }; refuses = "appliance.smoke.enforce without a hardware watchdog"; };
-  "a smoke test that may take no time" = { host = "gpu"; module.appliance.smoke.timeoutSec = 0; forces = c: c.systemd.services.appliance-smoke.serviceConfig.TimeoutStartSec; errors = "is not of type `positive integer"; };
-  "an alert program by a relative path" = { host = "gpu"; module.appliance.trial.alertHook = "alert"; forces = c: c.systemd.services.appliance-trial-alerts.serviceConfig.ExecStart; errors = "is not of type"; };
-  "the smoke test at a time that is none" = { host = "gpu"; module.appliance.smoke.when = "first-boot"; forces = c: c.systemd.services.appliance-smoke.serviceConfig.ExecStart.text; errors = "is not of type `one of"; };
-  "a trial armed by a word" = { host = "gpu"; module.appliance.smoke.enforce = "yes"; forces = c: c.boot.kernelParams; errors = "is not of type `boolean'"; };
-  "a deadline before the smoke test's own" = { host = "gpu"; module.appliance.trial.deadlineSec = 600; refuses = "appliance.trial.deadlineSec = 600 is not after"; };
-  "a locked model is verified before it is loaded" = { host = "gpu"; module.appliance.models.lock = /etc/hostname; gives = c: c.systemd.services."appliance-engine-agents.0".requires; is = [ "appliance-models-verify.service" ]; };
-  "the VPS runs nothing of ours" = { host = "vps"; gives = c: lib.filter (lib.hasPrefix "appliance-") (lib.attrNames c.systemd.services); is = [ ]; };
+  "a lone replica bears the engine's name" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents = {
+      replicas = lib.mkForce 1;
+      gpus = lib.mkForce [ 0 ];
+    };
+    gives =
+      c:
+      lib.hasInfix "engine exec agents --config /etc/appliance/appliance.json" (service "appliance-engine-agents" c)
+      .ExecStart;
+    is = true;
+  };
+  "an engine of another host has no unit" = {
+    host = "gpu";
+    module.appliance.settings = {
+      hosts.other.memory_gib = 64;
+      engines.far = {
+        host = "other";
+        model = "qwen3-30b";
+        device = "cpu";
+        context = 4096;
+        concurrency = 2;
+        port = 8200;
+      };
+    };
+    gives = c: lib.elem "appliance-engine-far" (engines c);
+    is = false;
+  };
+  "an engine is killed only after its own deadline" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents.shutdown_timeout_s = 60;
+    gives = c: (service "appliance-engine-agents.0" c).TimeoutStopSec;
+    is = 75;
+  };
+  "an engine on the CPU sees no card" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents = {
+      device = lib.mkForce "cpu";
+      command = "/opt/vllm-cpu/bin/python";
+      gpus = lib.mkForce [ ];
+      replicas = lib.mkForce 1;
+    };
+    gives = c: { inherit (service "appliance-engine-agents" c) PrivateDevices PrivateUsers; };
+    is = {
+      PrivateDevices = true;
+      PrivateUsers = true;
+    };
+  };
+  "vLLM on the CPU without an environment" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents = {
+      device = lib.mkForce "cpu";
+      gpus = lib.mkForce [ ];
+      replicas = lib.mkForce 1;
+    };
+    refuses = "engines.agents: vLLM on the CPU has no environment in this flake";
+  };
+  "engines talk to this host only" = {
+    host = "gpu";
+    gives = c: { inherit (service "appliance-engine-agents.0" c) IPAddressDeny IPAddressAllow; };
+    is = {
+      IPAddressDeny = "any";
+      IPAddressAllow = "localhost";
+    };
+  };
+  "a secret becomes a credential" = {
+    host = "gpu";
+    module.appliance.gateway.credentials.admin = "/run/secrets/admin";
+    gives = c: (service "appliance-gateway" c).LoadCredential;
+    is = [ "admin:/run/secrets/admin" ];
+  };
+  "the smoke test leaves a seam" = {
+    host = "gpu";
+    module.appliance.smoke = {
+      onPass = [ "bless.service" ];
+      onFail = [ "rollback.service" ];
+    };
+    gives = c: { inherit (c.systemd.services.appliance-smoke) onSuccess onFailure; };
+    is = {
+      onSuccess = [
+        "appliance-trial-passed.service"
+        "bless.service"
+      ];
+      onFailure = [
+        "appliance-trial-failed.service"
+        "rollback.service"
+      ];
+    };
+  };
+  "the smoke test once per generation" = {
+    host = "gpu";
+    gives =
+      c:
+      lib.hasInfix "--reports /var/lib/appliance/smoke --once" c.systemd.services.appliance-smoke.serviceConfig.ExecStart.text;
+    is = true;
+  };
+  "the smoke test at each boot" = {
+    host = "gpu";
+    module.appliance.smoke.when = "every-boot";
+    gives = c: lib.hasInfix "--once" c.systemd.services.appliance-smoke.serviceConfig.ExecStart.text;
+    is = false;
+  };
+  "a smoke test that has passed is not active" = {
+    host = "gpu";
+    gives = c: c.systemd.services.appliance-smoke.serviceConfig.RemainAfterExit or false;
+    is = false;
+  };
+  "a trial is report only until it is armed" = {
+    host = "gpu";
+    gives = c: {
+      units =
+        map (n: lib.hasInfix "--enforce" c.systemd.services."appliance-trial-${n}".serviceConfig.ExecStart)
+          [
+            "arrived"
+            "passed"
+            "failed"
+            "deadline"
+          ];
+      hook = lib.hasInfix "--enforce" c.boot.loader.systemd-boot.extraInstallCommands;
+      params = lib.elem "boot.panic_on_fail" (c.boot.kernelParams or [ ]);
+    };
+    is = {
+      units = [
+        false
+        false
+        false
+        false
+      ];
+      hook = false;
+      params = false;
+    };
+  };
+  "an armed trial" = {
+    host = "gpu";
+    module.appliance.smoke.enforce = true;
+    gives = c: {
+      units =
+        map (n: lib.hasInfix "--enforce" c.systemd.services."appliance-trial-${n}".serviceConfig.ExecStart)
+          [
+            "arrived"
+            "passed"
+            "failed"
+            "deadline"
+          ];
+      hook = lib.hasInfix "--enforce || exit" c.boot.loader.systemd-boot.extraInstallCommands;
+      params = lib.elem "boot.panic_on_fail" c.boot.kernelParams;
+    };
+    is = {
+      units = [
+        true
+        true
+        true
+        true
+      ];
+      hook = true;
+      params = true;
+    };
+  };
+  "the rescue entry" = {
+    host = "gpu";
+    gives =
+      c:
+      let
+        r = c.specialisation.rescue.configuration;
+      in
+      {
+        inherit (r.appliance) engines gateway gpu;
+        key = r.boot.loader.systemd-boot.sortKey;
+      };
+    is = {
+      engines.enable = false;
+      gateway.enable = false;
+      gpu.enable = false;
+      key = "zz-rescue";
+    };
+  };
+  # What the rescue entry really is, evaluated as a system of its own.
+  "the rescue system" = {
+    host = "gpu";
+    module = {
+      appliance.trial.isRescue = true;
+      appliance.engines.enable = lib.mkForce false;
+      appliance.gateway.enable = lib.mkForce false;
+      appliance.admin.enable = lib.mkForce false;
+      appliance.gpu.enable = lib.mkForce false;
+      appliance.memory.enable = lib.mkForce false;
+      appliance.models.enable = lib.mkForce false;
+    };
+    gives = c: {
+      ours = lib.filter (lib.hasPrefix "appliance-") (lib.attrNames c.systemd.services);
+      ssh = c.services.openssh.enable;
+      tunnel = c.networking.wireguard.interfaces ? wg0;
+      inherit (c.networking.nftables) enable;
+    };
+    is = {
+      ours = [
+        "appliance-trial-arrived"
+        "appliance-tunnel-watch-vps"
+      ];
+      ssh = true;
+      tunnel = true;
+      enable = true;
+    };
+  };
+  "no rescue entry without systemd-boot" = {
+    host = "gpu";
+    module = {
+      boot.loader.systemd-boot.enable = lib.mkForce false;
+    };
+    gives = c: c.specialisation or { };
+    is = { };
+  };
+  "an alert program" = {
+    host = "gpu";
+    module.appliance.trial.alertHook = "/run/current-system/sw/bin/alert";
+    gives = c: {
+      exec = lib.hasSuffix "trial alerts --hook /run/current-system/sw/bin/alert" c.systemd.services.appliance-trial-alerts.serviceConfig.ExecStart;
+      path = c.systemd.paths.appliance-trial-alerts.pathConfig.PathExists;
+    };
+    is = {
+      exec = true;
+      path = "/var/lib/appliance/trial/unsent";
+    };
+  };
+  "a trial armed without systemd-boot" = {
+    host = "gpu";
+    module = {
+      appliance.smoke.enforce = true;
+      boot.loader.systemd-boot.enable = lib.mkForce false;
+    };
+    refuses = "appliance.smoke.enforce needs systemd-boot";
+  };
+  "a trial armed without EFI variables" = {
+    host = "gpu";
+    module = {
+      appliance.smoke.enforce = true;
+      boot.loader.efi.canTouchEfiVariables = lib.mkForce false;
+    };
+    refuses = "appliance.smoke.enforce needs systemd-boot";
+  };
+  "a trial armed without a smoke test" = {
+    host = "gpu";
+    module = {
+      appliance.smoke.enforce = true;
+      appliance.smoke.enable = false;
+      appliance.trial.enable = true;
+    };
+    refuses = "appliance.smoke.enforce without appliance.smoke.enable";
+  };
+  "a trial armed without a watchdog" = {
+    host = "gpu";
+    module = {
+      appliance.smoke.enforce = true;
+      systemd.settings.Manager.RuntimeWatchdogSec = "off";
+    };
+    refuses = "appliance.smoke.enforce without a hardware watchdog";
+  };
+  "a smoke test that may take no time" = {
+    host = "gpu";
+    module.appliance.smoke.timeoutSec = 0;
+    forces = c: c.systemd.services.appliance-smoke.serviceConfig.TimeoutStartSec;
+    errors = "is not of type `positive integer";
+  };
+  "an alert program by a relative path" = {
+    host = "gpu";
+    module.appliance.trial.alertHook = "alert";
+    forces = c: c.systemd.services.appliance-trial-alerts.serviceConfig.ExecStart;
+    errors = "is not of type";
+  };
+  "the smoke test at a time that is none" = {
+    host = "gpu";
+    module.appliance.smoke.when = "first-boot";
+    forces = c: c.systemd.services.appliance-smoke.serviceConfig.ExecStart.text;
+    errors = "is not of type `one of";
+  };
+  "a trial armed by a word" = {
+    host = "gpu";
+    module.appliance.smoke.enforce = "yes";
+    forces = c: c.boot.kernelParams;
+    errors = "is not of type `boolean'";
+  };
+  "a deadline before the smoke test's own" = {
+    host = "gpu";
+    module.appliance.trial.deadlineSec = 600;
+    refuses = "appliance.trial.deadlineSec = 600 is not after";
+  };
+  "a locked model is verified before it is loaded" = {
+    host = "gpu";
+    module.appliance.models.lock = /etc/hostname;
+    gives = c: c.systemd.services."appliance-engine-agents.0".requires;
+    is = [ "appliance-models-verify.service" ];
+  };
+  "the VPS runs nothing of ours" = {
+    host = "vps";
+    gives = c: lib.filter (lib.hasPrefix "appliance-") (lib.attrNames c.systemd.services);
+    is = [ ];
+  };
 
-  "an engine on demand is started by nobody else" = { host = "gpu"; module.appliance.settings.engines.agents.residency = "on-demand"; gives = c: { inherit (c.systemd.services."appliance-engine-agents.0") wantedBy; starts = c.systemd.services."appliance-engine-agents.0".unitConfig.StartLimitIntervalSec; smoke = lib.any (lib.hasPrefix "appliance-engine-") c.systemd.services.appliance-smoke.wants; control = c.appliance.settings.gateway.engine_control; }; is = { wantedBy = [ ]; starts = 0; smoke = false; control = "systemd"; }; };
-  "the gateway may manage engines' units only" = { host = "gpu"; module.appliance.settings.engines.agents.residency = "on-demand"; gives = c: map (word: lib.hasInfix word c.security.polkit.extraConfig) [ "subject.user == \"appliance-gateway\"" "/^appliance-engine-" "manage-units" ]; is = [ true true true ]; };
-  "engines that are always loaded need no polkit" = { host = "gpu"; gives = c: lib.hasInfix "appliance-engine" (c.security.polkit.extraConfig or ""); is = false; };
-  "the admin API reads its token as a credential" = { host = "gpu"; module.appliance.admin = { enable = true; tokenFile = "/run/secrets/admin-token"; }; gives = c: { inherit (service "appliance-admin" c) LoadCredential IPAddressAllow User; }; is = { LoadCredential = [ "admin-token:/run/secrets/admin-token" ]; IPAddressAllow = "localhost"; User = "appliance-gateway"; }; };
-  "the admin API without a token" = { host = "gpu"; module.appliance.admin.enable = true; refuses = "appliance.admin.enable without a token"; };
-  "the admin API with its token in the store" = { host = "gpu"; module.appliance.admin = { enable = true; tokenFile = "/nix/store/token"; }; errors = "absolute path outside the Nix store"; forces = c: (service "appliance-admin" c).LoadCredential; };
-  "the admin API on the tunnel" = { host = "gpu"; module.appliance = { admin = { enable = true; tokenFile = "/run/secrets/t"; }; settings.admin.host = "10.77.0.1"; }; refuses = "settings.admin.host = \"10.77.0.1\" is not loopback"; };
+  "an engine on demand is started by nobody else" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents.residency = "on-demand";
+    gives = c: {
+      inherit (c.systemd.services."appliance-engine-agents.0") wantedBy;
+      starts = c.systemd.services."appliance-engine-agents.0".unitConfig.StartLimitIntervalSec;
+      smoke = lib.any (lib.hasPrefix "appliance-engine-") c.systemd.services.appliance-smoke.wants;
+      control = c.appliance.settings.gateway.engine_control;
+    };
+    is = {
+      wantedBy = [ ];
+      starts = 0;
+      smoke = false;
+      control = "systemd";
+    };
+  };
+  "the gateway may manage engines' units only" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents.residency = "on-demand";
+    gives =
+      c:
+      map (word: lib.hasInfix word c.security.polkit.extraConfig) [
+        "subject.user == \"appliance-gateway\""
+        "/^appliance-engine-"
+        "manage-units"
+      ];
+    is = [
+      true
+      true
+      true
+    ];
+  };
+  "engines that are always loaded need no polkit" = {
+    host = "gpu";
+    gives = c: lib.hasInfix "appliance-engine" (c.security.polkit.extraConfig or "");
+    is = false;
+  };
+  "the admin API reads its token as a credential" = {
+    host = "gpu";
+    module.appliance.admin = {
+      enable = true;
+      tokenFile = "/run/secrets/admin-token";
+    };
+    gives = c: { inherit (service "appliance-admin" c) LoadCredential IPAddressAllow User; };
+    is = {
+      LoadCredential = [ "admin-token:/run/secrets/admin-token" ];
+      IPAddressAllow = "localhost";
+      User = "appliance-gateway";
+    };
+  };
+  "the admin API without a token" = {
+    host = "gpu";
+    module.appliance.admin.enable = true;
+    refuses = "appliance.admin.enable without a token";
+  };
+  "the admin API with its token in the store" = {
+    host = "gpu";
+    module.appliance.admin = {
+      enable = true;
+      tokenFile = "/nix/store/token";
+    };
+    errors = "absolute path outside the Nix store";
+    forces = c: (service "appliance-admin" c).LoadCredential;
+  };
+  "the admin API on the tunnel" = {
+    host = "gpu";
+    module.appliance = {
+      admin = {
+        enable = true;
+        tokenFile = "/run/secrets/t";
+      };
+      settings.admin.host = "10.77.0.1";
+    };
+    refuses = "settings.admin.host = \"10.77.0.1\" is not loopback";
+  };
 
-  "the template's GPU server" = { host = "my-gpu"; gives = engines; is = [ "appliance-engine-chat" ]; };
-  "the template's VPS" = { host = "my-vps"; gives = c: lib.attrNames c.services.nginx.virtualHosts; is = [ "_" "llm.example.org" ]; };
-  "an example key warns" = { host = "my-vps"; gives = c: lib.any (lib.hasInfix "peers.gpu.publicKey is this repository's example") c.warnings; is = true; };
-  "a smoke test without a gateway" = { host = "gpu"; module.appliance.gateway.enable = lib.mkForce false; refuses = "appliance.smoke.enable without appliance.gateway.enable"; };
+  "the template's GPU server" = {
+    host = "my-gpu";
+    gives = engines;
+    is = [ "appliance-engine-chat" ];
+  };
+  "the template's VPS" = {
+    host = "my-vps";
+    gives = c: lib.attrNames c.services.nginx.virtualHosts;
+    is = [
+      "_"
+      "llm.example.org"
+    ];
+  };
+  "an example key warns" = {
+    host = "my-vps";
+    gives = c: lib.any (lib.hasInfix "peers.gpu.publicKey is this repository's example") c.warnings;
+    is = true;
+  };
+  "a smoke test without a gateway" = {
+    host = "gpu";
+    module.appliance.gateway.enable = lib.mkForce false;
+    refuses = "appliance.smoke.enable without appliance.gateway.enable";
+  };
 }

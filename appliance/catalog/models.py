@@ -1,0 +1,103 @@
+"""Models: the shipped shapes, those of a file of one's own, and the search for a model by name.
+
+:func:`dump_model` writes one model the way the shipped file has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from appliance.catalog.names import normalise
+from appliance.catalog.shape import Attention, LinearAttention, Mla, Moe, Shape
+from appliance.catalog.shipped import read_table
+from appliance.contract.rules import suggest
+from appliance.errors import ConfigError, UsageError
+from appliance.system import text_file
+
+PARTS: dict[str, type] = {
+    "attention": Attention,
+    "mla": Mla,
+    "sliding": Attention,
+    "linear": LinearAttention,
+    "moe": Moe,
+}
+"""Nested tables of a model, and what they become."""
+
+
+@cache
+def shipped_models() -> dict[str, Shape]:
+    """The shipped models by repository name."""
+    return {name: read_model(name, table) for name, table in read_table("models.toml", "models").items()}
+
+
+def known_models(extra: Path | None = None) -> dict[str, Shape]:
+    """The shipped models, and those of the file ``extra``."""
+    known = dict(shipped_models())
+    if extra is not None:
+        try:
+            table = tomllib.loads(text_file.read(extra))["models"]
+        except (tomllib.TOMLDecodeError, KeyError) as error:
+            raise ConfigError(
+                f"{extra}: is no catalogue ({error}); write it with `appliance catalog add-model`"
+            ) from None
+        known |= {name: read_model(name, entry) for name, entry in table.items()}
+    return known
+
+
+def read_model(name: str, table: dict[str, Any]) -> Shape:
+    """One model's table as a shape."""
+    fields = {key: value for key, value in table.items() if key not in PARTS}
+    try:
+        parts = {key: PARTS[key](**table[key]) for key in PARTS if key in table}
+        full = parts.pop("mla", None) or parts.pop("attention")
+        return Shape(name=name, full=full, **parts, **fields)
+    except (TypeError, KeyError) as error:
+        raise ConfigError(
+            f"catalogue: model {name}: {error}; write it with `appliance catalog add-model`"
+        ) from None
+
+
+def dump_model(shape: Shape) -> str:
+    """``shape`` as a TOML table, defaults left out."""
+    lines = [f'[models."{shape.name}"]']
+    for field in dataclasses.fields(shape):
+        value = getattr(shape, field.name)
+        if field.name == "name" or value == field.default:
+            continue
+        key = "mla" if isinstance(value, Mla) else "attention" if field.name == "full" else field.name
+        lines.append(f"{key} = {_toml(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if dataclasses.is_dataclass(value):
+        pairs = (
+            f"{field.name} = {_toml(getattr(value, field.name))}"
+            for field in dataclasses.fields(value)
+            if getattr(value, field.name) != field.default
+        )
+        return "{ " + ", ".join(pairs) + " }"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)
+
+
+def find_model(name: str, known: dict[str, Shape] | None = None) -> Shape:
+    """The model that ``name`` means: a repository, or its last part, whatever the case."""
+    known = shipped_models() if known is None else known
+    if name in known:
+        return known[name]
+    wanted = normalise(name.rsplit("/", 1)[-1])
+    for shape in known.values():
+        if normalise(shape.name.rsplit("/", 1)[-1]) == wanted:
+            return shape
+    raise UsageError(
+        f"there is no model {name!r} in the catalogue; {suggest(name, list(known))} "
+        "`appliance catalog add-model` adds one from its config.json"
+    )

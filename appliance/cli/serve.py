@@ -1,0 +1,74 @@
+"""``appliance engine``, ``appliance gateway`` and ``appliance admin``: the processes of a host, one unit each."""
+
+# ruff: noqa: PLC0415 - each process imports what it runs: an engine needs no web framework.
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from appliance.cli._args import add_config
+from appliance.contract.load import load
+from appliance.errors import UsageError
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``appliance engine``."""
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for action, run, text in (
+        ("exec", _engine_exec, "replace this process with the engine"),
+        ("argv", _engine_argv, "print the engine's environment and command, a word a line"),
+    ):
+        one = actions.add_parser(action, help=text)
+        one.add_argument("name", metavar="NAME", help="engine, or engine.N for replica N")
+        one.set_defaults(run=run)
+        add_config(one)
+
+
+def add_gateway(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``appliance gateway``."""
+    add_config(parser)
+    parser.set_defaults(run=_gateway)
+
+
+def add_admin(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``appliance admin``."""
+    add_config(parser)
+    parser.set_defaults(run=_admin)
+
+
+def _engine_argv(args: argparse.Namespace) -> int:
+    from appliance.engines import argv as engine_argv
+
+    site = load(args.config)
+    command = engine_argv.command(site, engine_argv.find(site, args.name), Path.cwd())
+    for name, value in sorted(command.environment.items()):
+        print(f"{name}={value}")
+    for word in command.argv:
+        print(word)
+    return 0
+
+
+def _engine_exec(args: argparse.Namespace) -> int:
+    from appliance.engines import argv as engine_argv
+
+    site = load(args.config)
+    command = engine_argv.command(site, engine_argv.find(site, args.name), Path.cwd())
+    try:
+        os.execvpe(command.argv[0], command.argv, {**os.environ, **command.environment})
+    except OSError as error:
+        message = f"engines.{args.name}.command: {command.argv[0]} cannot be run ({error.strerror})"
+        raise UsageError(f"{message}; name the engine's Python or binary there") from None
+
+
+def _gateway(args: argparse.Namespace) -> int:
+    from appliance.gateway.main import serve
+
+    return serve(load(args.config), Path.cwd())
+
+
+def _admin(args: argparse.Namespace) -> int:
+    from appliance.admin.serve import serve
+
+    return serve(load(args.config), Path.cwd())

@@ -1,0 +1,171 @@
+"""Model files: folders of models, and the files of models.lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.contract.machine import Weights
+from appliance.contract.model import Model
+from appliance.doctor.check import (
+    NotApplicable,
+    check,
+)
+from appliance.doctor.checks.units import read_units
+from appliance.doctor.context import CheckContext
+from appliance.doctor.finding import Finding, fail, ok, warn
+from appliance.doctor.host import CannotLookError, HostReader
+from appliance.errors import ConfigError
+from appliance.models import lock
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFacts:
+    """The lock held against the store."""
+
+    files: int
+    faults: tuple[str, ...]
+    hashed: bool
+    boot_check: str
+    lock_error: str = ""
+
+
+def read_weights(host: HostReader, store: str, lock_file: str, boot_check: str, *, hashes: bool) -> WeightFacts:
+    """Sizes of every file of the lock; their SHA-256 too with ``hashes``, which takes minutes per 100 GiB.
+
+    ``boot_check`` is the state of the unit that does the same at boot.
+    """
+    try:
+        entries = lock.read(host.path(lock_file))
+    except ConfigError as error:
+        return WeightFacts(0, (), hashes, boot_check, str(error))
+    where = host.path(store)
+    if hashes:
+        faults = tuple(lock.verify(entries, where))
+    else:
+        faults = tuple(fault for entry in entries if (fault := _size_fault(entry, where)))
+    return WeightFacts(len(entries), faults, hashes, boot_check)
+
+
+def _size_fault(entry: lock.Entry, store: Path) -> str | None:
+    name = f"{entry.repository} {entry.file}"
+    try:
+        size = entry.path(store).stat().st_size
+    except OSError as error:
+        return f"{name}: {error.strerror}"
+    return None if size == entry.size else f"{name}: {size} bytes, the lock says {entry.size}"
+
+
+def judge_weights(facts: WeightFacts) -> Finding:
+    """Every file of models.lock is whole."""
+    if facts.lock_error:
+        return fail(
+            facts.lock_error,
+            meaning="Nobody knows whether the weights are the right ones.",
+            fix="nixos-rebuild switch",
+            subject="lock",
+        )
+    if facts.faults:
+        more = f"; and {len(facts.faults) - 1} more" if len(facts.faults) > 1 else ""
+        return fail(
+            f"{facts.faults[0]}{more}",
+            meaning="An engine refuses to start, or answers nonsense.",
+            fix="fetch the model again; appliance models verify --lock /etc/appliance/models.lock --store …",
+            subject="lock",
+            cause="weights",
+        )
+    if facts.boot_check == "failed":
+        return fail(
+            "the check of the hashes at boot failed",
+            meaning="Engines do not start while it stands.",
+            fix="journalctl -u appliance-models-verify; systemctl restart appliance-models-verify",
+            subject="lock",
+            cause="weights",
+        )
+    if facts.hashed:
+        return ok(f"{facts.files} files, every SHA-256 is the lock's", subject="lock")
+    if facts.boot_check == "active":
+        return ok(f"{facts.files} files of the right size; hashes held at boot", subject="lock")
+    return warn(
+        f"{facts.files} files of the right size; hashes were not checked since boot",
+        meaning="Bit rot and half-written files of the right size go unnoticed.",
+        fix="appliance doctor --only models --hashes",
+        subject="lock",
+    )
+
+
+def judge_folders(host: HostReader, models: dict[str, Model], base: Path) -> Iterator[Finding]:
+    """Models that are folders are there and hold a model."""
+    for name, model in models.items():
+        if not model.is_folder:
+            continue
+        folder = Path(model.source).expanduser()
+        path = host.path(folder) if folder.is_absolute() else base / folder
+        subject = f"model {name}"
+        if not path.is_dir():
+            yield fail(
+                f"{model.source} is not there",
+                meaning="Its engines cannot start.",
+                fix=f"put the model there, or correct models.{name}.source",
+                subject=subject,
+                cause="weights",
+            )
+        elif not (path / "config.json").exists() and not any(path.glob("*.gguf")):
+            yield fail(
+                f"{model.source} holds neither config.json nor a .gguf",
+                meaning="Its engines cannot start.",
+                fix=f"fetch the model again, or correct models.{name}.source",
+                subject=subject,
+                cause="weights",
+            )
+        else:
+            yield ok(model.source, subject=subject)
+
+
+VERIFY_UNIT = "appliance-models-verify.service"
+
+
+def _weights(context: CheckContext, weights: Weights) -> Finding:
+    if weights.lock is None:
+        return warn(
+            "there is no models.lock",
+            meaning="Weights are taken as they lie on the disk: bit rot and half-written files go unnoticed.",
+            fix=f"appliance models lock --store {weights.store} > models.lock; set appliance.models.lock",
+            subject="lock",
+        )
+    try:
+        state = read_units(context.host, [VERIFY_UNIT])[0].active
+    except CannotLookError:
+        state = ""  # then nothing vouches for the hashes, and the verdict says so
+    facts = read_weights(context.host, weights.store, weights.lock, state, hashes=context.hashes)
+    return judge_weights(facts)
+
+
+def described_weights(context: CheckContext) -> Weights | NotApplicable | None:
+    """Models that lie in folders, or a lock for them."""
+    weights = context.machine.weights if context.machine is not None else None
+    folders = context.site is not None and any(
+        context.site.models[r.engine.model].is_folder for r in context.replicas
+    )
+    return weights if folders or weights else NotApplicable("no folder and no models.lock to check against")
+
+
+@check(
+    "models",
+    looks=(
+        "sizes of every file of models.lock, the hashes checked at boot, or now with `--hashes`; folders of models"
+    ),
+    means="An engine refuses to start, or answers nonsense.",
+    fix="fetch the model again",
+    requires=described_weights,
+    fault_domain="generation",
+)
+def check_models(context: CheckContext, weights: Weights | None) -> Iterator[Finding]:
+    """Folders of models, and models.lock."""
+    if context.site is not None:
+        used = {r.engine.model for r in context.replicas if r.engine.kind != "mock"}
+        models = {name: model for name, model in context.site.models.items() if name in used}
+        yield from judge_folders(context.host, models, context.base)
+    if weights is not None:
+        yield _weights(context, weights)

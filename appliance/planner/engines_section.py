@@ -1,0 +1,153 @@
+"""The engines section of a site's TOML, from a plan.
+
+Pure: text in, text out. Only ``[engines…]`` tables are replaced; comments and everything else stay as they
+were. What a person set on the engine of the same model (options, command, timeouts) is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from math import ceil
+
+from appliance.contract.model import Engine, Site
+from appliance.errors import UsageError
+from appliance.planner.placement import Placement, Plan
+
+FIRST_PORT = 8101
+PORT_STEP = 10
+KEPT = ("command", "shutdown_timeout_s", "start_timeout_s", "gpu_memory_utilization")
+MAX_CONCURRENCY = 256
+EMBED_CONCURRENCY = 8
+
+
+def engines_section(plan: Plan, site: Site) -> str:
+    """``[engines.*]`` tables of ``plan``."""
+    if not plan.writable:
+        raise UsageError(
+            f"{plan.title} cannot be written: the contract knows no pipelines; take another alternative"
+        )
+    tables = []
+    names: set[str] = set()
+    ports: set[tuple[str, int]] = {(host, site.gateway.port) for host in site.hosts}
+    for part in plan.parts:
+        by_machine: dict[str, list[tuple[int, ...]]] = {}
+        for machine, cards in part.places:
+            by_machine.setdefault(machine, []).append(cards)
+        old_name, old = _old(site, part.candidate.model.name)
+        for machine, groups in by_machine.items():
+            name = _free_name(old_name or _name(part.candidate.model.name), names)
+            port = old.port if old is not None else FIRST_PORT
+            while any((machine, port + step) in ports for step in range(len(groups))):
+                port += PORT_STEP
+            ports |= {(machine, port + step) for step in range(len(groups))}
+            tables.append(_table(name, machine, groups, port, part, site, old))
+    return "\n".join(tables)
+
+
+def _old(site: Site, model: str) -> tuple[str | None, Engine | None]:
+    """The engine that serves ``model`` so far, and its name."""
+    return next(((name, engine) for name, engine in site.engines.items() if engine.model == model), (None, None))
+
+
+def _free_name(name: str, names: set[str]) -> str:
+    found, number = name, 1
+    while found in names:
+        number += 1
+        found = f"{name}-{number}"
+    names.add(found)
+    return found
+
+
+def _name(model: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.")[:60] or "engine"
+
+
+def _table(
+    name: str,
+    machine: str,
+    groups: list[tuple[int, ...]],
+    port: int,
+    part: Placement,
+    site: Site,
+    old: Engine | None,
+) -> str:
+    candidate = part.candidate
+    gpus = sorted(host_gpu.index for host_gpu in site.hosts[machine].gpus)
+    lines = [f"[engines.{json.dumps(name)}]" if "." in name else f"[engines.{name}]"]
+    if candidate.kind == "experts in RAM":
+        lines.append('kind = "llamacpp"')
+    lines += [f"host = {json.dumps(machine)}", f"model = {json.dumps(candidate.model.name)}"]
+    if candidate.card is None:
+        lines.append('device = "cpu"')
+    else:
+        lines.append(f"gpus = {[gpus[index] for cards in groups for index in cards]}")
+    if len(groups) > 1:
+        lines.append(f"replicas = {len(groups)}")
+    if candidate.layout.tp > 1:
+        lines.append(f"tensor_parallel = {candidate.layout.tp}")
+    slots = max(1, min(MAX_CONCURRENCY, ceil(max(candidate.in_flight, part.load * 1.5))))
+    if candidate.model.shape.pooling:
+        slots = old.concurrency if old is not None else EMBED_CONCURRENCY
+    lines += [f"context = {candidate.model.context}", f"concurrency = {slots}", f"port = {port}"]
+    lines += _kept(old, candidate.kind, candidate.card is None)
+    flags = (
+        dict(old.options)
+        if old is not None and (old.kind == "llamacpp") == (candidate.kind == "experts in RAM")
+        else {}
+    )
+    flags.pop("enable-expert-parallel", None)
+    if candidate.layout.ep:
+        flags["enable-expert-parallel"] = True
+    if candidate.kind == "experts in RAM" and candidate.workload is not None:
+        flags["n-cpu-moe"] = ceil(candidate.workload.cpu_expert_share * candidate.model.shape.moe_layers)
+    if flags:
+        lines.append("options = { " + ", ".join(f"{key} = {_value(value)}" for key, value in flags.items()) + " }")
+    if old is not None and old.environment:
+        pairs = ", ".join(f"{key} = {json.dumps(value)}" for key, value in old.environment.items())
+        lines.append(f"environment = {{ {pairs} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _kept(old: Engine | None, kind: str, cpu: bool) -> list[str]:
+    if old is None:
+        return []
+    lines = []
+    for key in KEPT:
+        value = getattr(old, key)
+        if value == Engine.model_fields[key].default or (key == "command" and kind == "experts in RAM"):
+            continue
+        lines.append(f"{key} = {_value(value)}")
+    if cpu and old.kv_cache_gib != Engine.model_fields["kv_cache_gib"].default:
+        lines.append(f"kv_cache_gib = {old.kv_cache_gib}")
+    return lines
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(str(key))} = {_value(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    return json.dumps(value)
+
+
+def replace_engines(text: str, section: str) -> str:
+    """``text`` with its ``[engines…]`` tables replaced by ``section``, where the first of them stood."""
+    lines = text.splitlines(keepends=True)
+    kept: list[str] = []
+    place: int | None = None
+    inside = False
+    for line in lines:
+        header = re.match(r"\s*\[\[?\s*([A-Za-z0-9_\"'-]+)", line)
+        if header is not None:
+            inside = header.group(1).strip("\"'") == "engines"
+            if inside and place is None:
+                place = len(kept)
+        if not inside:
+            kept.append(line)
+        elif line.startswith("#"):
+            kept.append(line)  # a comment at the margin belongs to what follows
+    if place is None:
+        return text.rstrip("\n") + "\n\n" + section
+    before, after = "".join(kept[:place]), "".join(kept[place:])
+    return before + section + ("\n" if after else "") + after

@@ -1,0 +1,112 @@
+"""A site's file as the planner's question: its hosts as machines, its models as work.
+
+Pure. Model names are resolved through the catalogue by the last part of their ``source``; a card's memory is
+what the site says, since the driver knows better than a data sheet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from appliance.catalog.cards import Card, find_card
+from appliance.catalog.processors import Cpu, find_cpu
+from appliance.catalog.shape import Shape
+from appliance.contract.model import Gpu, Host, Model, Site
+from appliance.contract.rules import suggest
+from appliance.errors import UsageError
+from appliance.planner.hardware import HardwareSpec
+from appliance.planner.models import (
+    DEFAULT_CONTEXT,
+    DEFAULT_PROMPT,
+    DEFAULT_RESPONSE,
+    EMBED_PROMPT,
+    ModelDemand,
+    parse_model,
+    split_shares,
+)
+from appliance.planner.precision import Precision
+
+
+def card_of(gpu: Gpu) -> Card:
+    """The catalogue's card with the memory the site states."""
+    return dataclasses.replace(find_card(gpu.model), memory_mib=gpu.memory_mib)
+
+
+def cpu_of(host: Host) -> Cpu:
+    """A guess: the contract does not name processors."""
+    return find_cpu("generic server" if host.memory_gib >= 64 else "generic desktop")
+
+
+def model_of(model: Model, known: Mapping[str, Shape] | None = None) -> tuple[Shape, Precision]:
+    """Shape and precision behind a model's source."""
+    shape, dtype = parse_model(model.source, dict(known) if known is not None else None)
+    if model.task == "embed":
+        shape = dataclasses.replace(shape, pooling=True)
+    return shape, dtype
+
+
+def hardware_of(site: Site, cpu: Cpu | None = None) -> tuple[HardwareSpec, ...]:
+    """Its hosts that carry engines; all of them where none does."""
+    busy = {engine.host for engine in site.engines.values()} & site.hosts.keys() or set(site.hosts)
+    found = []
+    for name, host in site.hosts.items():
+        if name not in busy:
+            continue
+        limits = [gpu.power_limit_w for gpu in host.gpus if gpu.power_limit_w is not None]
+        ordered = sorted(host.gpus, key=lambda gpu: gpu.index)
+        found.append(
+            HardwareSpec(
+                name=name,
+                cards=tuple(card_of(gpu) for gpu in ordered),
+                ram_gib=host.memory_gib,
+                cpu=cpu or cpu_of(host),
+                power_w=float(min(limits)) if limits else None,
+            )
+        )
+    return tuple(found)
+
+
+def model_demands_of(
+    site: Site,
+    shares: Mapping[str, float],
+    *,
+    prompt: float = DEFAULT_PROMPT,
+    response: float = DEFAULT_RESPONSE,
+    known: Mapping[str, Shape] | None = None,
+) -> tuple[ModelDemand, ...]:
+    """One piece of work per model. ``shares`` are by role or model; :func:`split_shares` gives the rest."""
+    unknown = [name for name in shares if name not in site.roles and name not in site.models]
+    if unknown:
+        names = [*site.roles, *site.models]
+        raise UsageError(f"there is no role or model {unknown[0]!r}; {suggest(unknown[0], names)}")
+    given: dict[str, float] = {}
+    for name, share in shares.items():
+        served = site.roles[name].model if name in site.roles else name
+        given[served] = given.get(served, 0.0) + share
+    rest = [name for name in site.models if name not in given]
+    left = 1.0 - sum(given.values())
+    if left < -1e-6 or (left > 1e-6 and not rest):
+        total = sum(given.values())
+        raise UsageError(f"the shares add up to {total:g}; nearest valid: divide each by {total:g}")
+    shared = split_shares({name: model.task == "embed" for name, model in site.models.items()}, given)
+    found = []
+    for name, model in site.models.items():
+        shape, dtype = model_of(model, known)
+        contexts = [engine.context for engine in site.engines.values() if engine.model == name]
+        limit = min(shape.max_context, model.max_context or shape.max_context)
+        context = min(max(contexts, default=DEFAULT_CONTEXT), limit)
+        embeds = model.task == "embed"
+        asked = min(EMBED_PROMPT if embeds else prompt, context / 2)
+        found.append(
+            ModelDemand(
+                name=name,
+                shape=shape,
+                precision=dtype,
+                share=shared[name],
+                prompt=asked,
+                response=1.0 if embeds else min(response, context / 2),
+                context=context,
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,80 @@
+"""The layout of a model over cards: copies, shards, stages, experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from appliance.catalog.shape import Shape
+from appliance.errors import UsageError
+from appliance.planner.precision import Precision
+
+MAX_DEGREE = 4096
+"""Largest degree of parallelism, and most replicas."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How cards are used: ``replicas`` copies, each over ``tp`` x ``pp`` cards.
+
+    ``attention_dp`` replicates attention inside a copy and spreads only the experts (TensorRT-LLM's DEP);
+    ``ep`` keeps whole experts on cards instead of slices of each.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    replicas: int = 1
+    ep: bool = False
+    attention_dp: bool = False
+    hosts: int = 1
+    """Machines that one copy spans."""
+
+    @property
+    def cards_per_replica(self) -> int:
+        """Cards of one copy."""
+        return self.tp * self.pp
+
+    @property
+    def cards(self) -> int:
+        """Cards of all copies."""
+        return self.tp * self.pp * self.replicas
+
+
+SINGLE = Layout()
+"""One card."""
+
+
+def check_shards(shape: Shape, layout: Layout, precision: Precision) -> None:
+    """Whether ``layout`` can cut ``shape``: heads, experts' width, quantisation blocks, layers."""
+    tp = layout.tp
+    heads = [shape.full.heads]
+    if shape.sliding is not None:
+        heads.append(shape.sliding.heads)
+    if shape.linear is not None:
+        heads.append(shape.linear.value_heads)
+    sizes = [size for size in range(1, max(heads) + 1) if all(count % size == 0 for count in heads)]
+    if not layout.attention_dp and any(count % tp for count in heads):
+        nearest = min(sizes, key=lambda size: abs(size - tp))
+        raise UsageError(
+            f"tensor parallel {tp} does not divide the {min(heads)} heads of {shape.name}; nearest: {nearest}"
+        )
+    if layout.ep and shape.moe is None:
+        raise UsageError(f"{shape.name} has no experts; leave expert parallelism off")
+    if layout.ep and shape.moe and shape.moe.experts % tp:
+        nearest = min((n for n in sizes if shape.moe.experts % n == 0), key=lambda size: abs(size - tp))
+        raise UsageError(
+            f"{tp} cards do not divide the {shape.moe.experts} experts of {shape.name}; nearest: {nearest}"
+        )
+    if shape.moe and not layout.ep and not layout.attention_dp:
+        # vLLM's block-quantised FP8 experts come in blocks of 128 that a shard must not cut.
+        block = max(1, shape.fp8_block) if precision.name == "fp8" else 1
+        if shape.moe.width % (tp * block):
+            fits = [n for n in sizes if shape.moe.width % (n * block) == 0]
+            nearest = max((n for n in fits if n <= tp), default=1)
+            raise UsageError(
+                f"tensor parallel {tp} does not divide the experts of {shape.name} ({shape.moe.width} wide, "
+                f"blocks of {block}); nearest: {nearest}, or {tp} with expert parallelism"
+            )
+    if layout.pp > shape.layers:
+        raise UsageError(
+            f"pipeline parallel {layout.pp} is more than the {shape.layers} layers; nearest: {shape.layers}"
+        )

@@ -1,0 +1,78 @@
+"""Cards by the names people, data sheets and drivers have for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.catalog.cards import cards, find_card
+from appliance.errors import UsageError
+from appliance.planner.hardware import parse_cards
+
+DRIVERS = {
+    "NVIDIA H100 80GB HBM3": "H100 SXM 80GB",
+    "NVIDIA H100 PCIe": "H100 PCIe 80GB",
+    "NVIDIA H100 NVL": "H100 NVL 94GB",
+    "NVIDIA H200": "H200 SXM 141GB",
+    "NVIDIA H20": "H20 96GB",
+    "NVIDIA B200": "B200 SXM 180GB",
+    "NVIDIA B300 SXM6 AC": "B300 SXM 288GB",
+    "NVIDIA A100-SXM4-80GB": "A100 SXM 80GB",
+    "NVIDIA A100-SXM4-40GB": "A100 SXM 40GB",
+    "NVIDIA A100 80GB PCIe": "A100 PCIe 80GB",
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "RTX PRO 6000 Blackwell Workstation",
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX PRO 6000 Blackwell Server",
+    "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition": "RTX PRO 6000 Blackwell Max-Q",
+    "NVIDIA RTX PRO 5000 Blackwell": "RTX PRO 5000 Blackwell",
+    "NVIDIA RTX 6000 Ada Generation": "RTX 6000 Ada",
+    "NVIDIA RTX A6000": "RTX A6000",
+    "NVIDIA GeForce RTX 5090": "RTX 5090",
+    "NVIDIA GeForce RTX 4090": "RTX 4090",
+    "NVIDIA GeForce RTX 3090 Ti": "RTX 3090",
+    "NVIDIA L40S": "L40S",
+    "NVIDIA L4": "L4",
+    "NVIDIA A10G": "A10",
+    "NVIDIA GB10": "DGX Spark GB10",
+    "AMD Instinct MI300X": "MI300X",
+    "AMD Radeon PRO W7900": "Radeon PRO W7900",
+}
+
+
+@pytest.mark.parametrize(("printed", "card"), DRIVERS.items())
+def test_a_card_by_the_name_its_driver_prints(printed: str, card: str) -> None:
+    assert find_card(printed).name == card
+
+
+@pytest.mark.parametrize("name", [name for card in cards().values() for name in (card.name, *card.aliases)])
+def test_a_name_of_the_catalogue_means_one_card(name: str) -> None:
+    assert name in {find_card(name).name, *find_card(name).aliases}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA A100-PCIE-40GB",
+        "NVIDIA H200 NVL",
+        "NVIDIA H100 80GB HBM2e",
+        "H100 H100",
+        "80GB",
+        "SXM",
+        "NVIDIA",
+        "",
+    ],
+)
+def test_a_card_that_is_not_in_the_catalogue_is_not_taken_for_its_neighbour(name: str) -> None:
+    with pytest.raises(UsageError, match="there is no card"):
+        find_card(name)
+
+
+@pytest.mark.parametrize(
+    "text", ["2x H100", "2\u00d7H100", "2 \u00d7 H100", "2*H100", "2\u00d7NVIDIA H100 80GB HBM3", "H100,H100"]
+)
+def test_a_number_of_cards(text: str) -> None:
+    assert [card.name for card in parse_cards(text)] == ["H100 SXM 80GB"] * 2
+
+
+@pytest.mark.parametrize("text", ["0\u00d7H100", "2 H100", "2÷H100"])
+def test_a_number_of_cards_that_makes_no_sense(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_cards(text)

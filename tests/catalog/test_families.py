@@ -1,0 +1,273 @@
+"""Every family of the installed transformers is counted as transformers builds it, or refused.
+
+``families.json`` holds the truth (benchmarks/planner/families.py writes it): a config per family, its weights,
+and every single change of a field that changes them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.catalog import harmless_fields, hf_config
+from appliance.catalog.config_fields import chain
+from appliance.catalog.families import FAMILIES
+from appliance.catalog.family import REFUSED, SAME_AS
+from appliance.errors import ConfigError
+
+TRUTH: dict[str, dict[str, Any]] = {
+    family: entry
+    for family, entry in json.loads(Path(__file__).with_name("families.json").read_text("utf-8"))[
+        "families"
+    ].items()
+    if "config" in entry
+}
+KNOWN = sorted(TRUTH.keys() & FAMILIES.keys())
+NESTED = sorted(family for family, entry in TRUTH.items() if "text_config" in entry["config"])
+
+
+def count(config: dict[str, Any]) -> int | str:
+    """The planner's count, or its refusal."""
+    try:
+        return hf_config.parse("m", config).total_params
+    except ConfigError as error:
+        return str(error)
+
+
+READ = [family for family in KNOWN if isinstance(count(TRUTH[family]["config"]), int)]
+
+
+def test_at_least_sixty_families_are_read_and_two_hundred_tried() -> None:
+    assert len(TRUTH) >= 200
+    assert len(READ) >= 75
+
+
+@pytest.mark.parametrize("family", sorted(TRUTH))
+def test_a_family_is_counted_exactly_or_refused(family: str) -> None:
+    entry = TRUTH[family]
+    answer = count(entry["config"])
+    if family in READ:
+        assert answer == entry["params"]
+    elif isinstance(answer, int):
+        assert answer == pytest.approx(entry["params"], rel=0.01)
+
+
+@pytest.mark.parametrize("family", KNOWN)
+def test_a_field_that_changes_the_weights_changes_the_count_or_refuses(family: str) -> None:
+    entry = TRUTH[family]
+    for change in entry.get("changes", []):
+        answer = count({**entry["config"], **change["config"]})
+        if isinstance(answer, int):
+            assert answer == pytest.approx(change["params"], rel=1e-5), change["field"]
+        else:
+            assert any(field in answer for field in [*entry["config"], *change["config"]]), answer
+
+
+@pytest.mark.parametrize("family", sorted(TRUTH))
+def test_no_field_that_changes_the_weights_is_called_harmless(family: str) -> None:
+    changing = {change["field"] for change in TRUTH[family].get("changes", [])}
+    # Rows of a vision tower or of a classifier's head: parts that the planner says it does not count.
+    known = changing if family in FAMILIES else set()
+    assert not {field for field in known if harmless_fields.is_harmless(field)}
+    if family in FAMILIES:
+        assert not changing & set(FAMILIES[family].harmless)
+
+
+SET_BY_HAND = {"bloom", "dots1", "glm4_moe", "hunyuan_v1_dense", "hunyuan_v1_moe", "nemotron"}
+"""Families whose classes build nothing by their own values alone; the table's configs set some."""
+
+
+@pytest.mark.parametrize("family", [family for family in READ if family not in SET_BY_HAND])
+def test_a_field_left_out_of_a_nested_model_is_what_its_class_assumes(family: str) -> None:
+    entry = TRUTH[family]
+    outer = {
+        "model_type": "llava",
+        "vision_config": {},
+        "tie_word_embeddings": entry["config"].get("tie_word_embeddings"),
+    }
+    fields = {change["field"] for change in entry["changes"]} - {
+        "num_hidden_layers",
+        "n_layer",
+        "n_layers",
+        "num_layers",
+    }
+    for field in sorted(fields):
+        text = {key: value for key, value in entry["config"].items() if key != field}
+        answer = count({**outer, "text_config": text})
+        if isinstance(answer, int):
+            assert answer == entry["params"], field
+        else:
+            assert field in answer or "contradict" in answer or "layer" in answer, answer
+
+
+SIZES = [
+    "num_foo_layers",
+    "foo_intermediate_size",
+    "moe_extra",
+    "extra_hidden_size",
+    "n_sparse_experts",
+    "use_double_mlp",
+    "kv_sharing_interval",
+    "max_context_window",
+    "conv_width",
+    "memory_layers",
+]
+
+
+@pytest.mark.parametrize("family", READ)
+@pytest.mark.parametrize("value", [8, True, [1, 2], None, 0])
+def test_an_unknown_field_refuses_and_is_named(family: str, value: object) -> None:
+    config = TRUTH[family]["config"]
+    for field in SIZES:
+        answer = count({**config, field: value})
+        assert isinstance(answer, str), field
+        assert field in answer
+
+
+@given(
+    st.sampled_from(READ), st.from_regex(r"[a-z]{2,9}_(size|layers|heads|dim|experts|rank|window)", fullmatch=True)
+)
+def test_any_unknown_name_refuses(family: str, field: str) -> None:
+    config = TRUTH[family]["config"]
+    spellings = {name for names in FAMILIES[family].names.values() for name in names}
+    if field in config or field in spellings or harmless_fields.is_harmless(field):
+        return
+    before, answer = count(config), count({**config, field: 7})
+    assert isinstance(answer, str) or answer != before or field in harmless_fields.ONLY
+
+
+@given(st.sampled_from(READ), st.sampled_from(sorted(harmless_fields.HARMLESS)))
+def test_a_harmless_field_changes_nothing(family: str, field: str) -> None:
+    config = TRUTH[family]["config"]
+    if field in {"dtype", "torch_dtype", "model_type"} or field in FAMILIES[family].only:
+        return
+    assert count({**config, field: 7}) == count(config)
+
+
+NESTED_READ = [family for family in NESTED if isinstance(count(TRUTH[family]["config"]), int)]
+
+
+@pytest.mark.parametrize("family", NESTED_READ)
+def test_an_unknown_field_outside_a_nested_model_refuses_and_is_named(family: str) -> None:
+    config = TRUTH[family]["config"]
+    for field in SIZES:
+        answer = count({**config, field: 8})
+        assert isinstance(answer, str)
+        assert field in answer
+
+
+def test_nested_models_are_read() -> None:
+    assert len(NESTED_READ) >= 25
+
+
+TEXT = {**TRUTH["qwen3"]["config"]}
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        {"model_type": "qwen3_vl", "text_config": TEXT},
+        {"model_type": "internvl_chat", "llm_config": TEXT},
+        {"model_type": "deepseek_vl_v2", "language_config": TEXT},
+        {"model_type": "qwen3_omni_moe", "thinker_config": {"model_type": "x", "text_config": TEXT}},
+        {"model_type": "some_vla", "vlm_config": {"model_type": "y", "llm_config": TEXT}},
+    ],
+    ids=lambda wrapped: str(wrapped["model_type"]),
+)
+def test_a_text_model_is_found_wherever_it_is_nested(wrapped: dict[str, Any]) -> None:
+    assert count({**wrapped, "vision_config": {"hidden_size": 1152}}) == TRUTH["qwen3"]["params"]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "a", "text_config": TEXT, "llm_config": TEXT}, "text_config and llm_config"),
+        ({"model_type": "a", "decoder": TEXT}, "model_type 'a'"),
+        ({"model_type": "llama", "decoder": TEXT}, "has no hidden_size"),
+        ({"model_type": "a", "text_config": {**TEXT, "model_type": "b"}}, "model_type 'b'"),
+        ({"model_type": "a", "text_config": {**TEXT, "num_foo_layers": 3}}, "text_config.num_foo_layers = 3"),
+        ({**TEXT, "model_type": None}, "has no model_type"),
+        ({"peft_type": "LORA", "model_type": "qwen3"}, "adapter's; take the model's own file"),
+        ({"model_type": "gemma3_text", "hidden_size": 2304, "num_hidden_layers": 26}, "has no vocab_size"),
+        ({**TEXT, "num_attention_heads": 32, "n_head": 16}, "n_head"),
+        ({**TRUTH["qwen3_moe"]["config"], "num_experts": 4, "num_local_experts": 8}, "contradict each other"),
+    ],
+)
+def test_what_is_not_understood_is_named(config: dict[str, Any], words: str) -> None:
+    answer = count(config)
+    assert isinstance(answer, str)
+    assert words in answer
+    assert "adapter" not in answer or "peft_type" in config
+
+
+def test_gemma_3_as_its_maker_publishes_it() -> None:
+    """The file leaves vocabulary, heads and their width to the class."""
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 255999,
+        "eoi_token_index": 256000,
+        "eos_token_id": [1, 106],
+        "image_token_index": 262144,
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": 256,
+        "model_type": "gemma3",
+        "text_config": {
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "model_type": "gemma3_text",
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
+        "torch_dtype": "bfloat16",
+        "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+    }
+    shape = hf_config.parse("google/gemma-3-4b-it", config)
+    assert shape.total_params == 3_880_263_168
+    assert (shape.sliding_layers, shape.full_layers) == (29, 5)
+    assert shape.full.kv_values() == 2 * 4 * 256
+    assert shape.max_context == 131072
+
+
+@pytest.mark.parametrize(
+    ("config", "sparse"),
+    [
+        ({"mlp_only_layers": [0, 3]}, 6),
+        ({"mlp_only_layers": [0, 3], "decoder_sparse_step": 2}, 3),
+        ({"decoder_sparse_step": 3}, 2),
+    ],
+)
+def test_layers_without_experts_are_those_the_engine_builds(config: dict[str, Any], sparse: int) -> None:
+    assert hf_config.parse("m", {**TRUTH["qwen3_moe"]["config"], **config}).moe_layers == sparse
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "sliding"),
+    [
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 6}, 2),
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 64, "max_window_layers": 6}, 0),
+        ("exaone4", {"sliding_window": 64, "sliding_window_pattern": "LLLG"}, 6),
+        ("exaone4", {"sliding_window": None}, 0),
+        ("gemma2", {}, 4),
+        ("gemma3_text", {"sliding_window_pattern": 4}, 6),
+        ("cwm", {}, 6),
+        ("phi3", {"sliding_window": 2047}, 8),
+        ("mistral", {"sliding_window": 4096}, 8),
+    ],
+)
+def test_windows_of_files_without_layer_types(family: str, config: dict[str, Any], sliding: int) -> None:
+    base = {key: value for key, value in TRUTH[family]["config"].items() if key != "layer_types"}
+    base.pop("_sliding_window_pattern", None)
+    assert hf_config.parse("m", {**base, **config}).sliding_layers == sliding
+
+
+def test_every_name_leads_to_a_family() -> None:
+    assert all(chain(kind)[-1] in FAMILIES for kind in SAME_AS)
+    assert not [
+        family for family in FAMILIES for prefix in REFUSED if family.startswith(prefix) and family == prefix
+    ]

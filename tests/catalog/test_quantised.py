@@ -1,0 +1,197 @@
+"""A checkpoint's precision is the right one, or the field that is not understood is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.catalog import hf_config, quantised
+from appliance.catalog.shape import Shape
+from appliance.errors import ConfigError
+from appliance.planner import add_model, precision
+
+DENSE: dict[str, Any] = {
+    "model_type": "qwen3",
+    "hidden_size": 2560,
+    "num_hidden_layers": 36,
+    "vocab_size": 151936,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 9728,
+    "max_position_embeddings": 40960,
+    "tie_word_embeddings": True,
+}
+MOE = {
+    **DENSE,
+    "model_type": "qwen3_moe",
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 1536,
+    "num_hidden_layers": 4,
+}
+
+
+def packed(bits: int, kind: str = "int", form: str = "pack-quantized", **more: Any) -> dict[str, Any]:
+    weights = {"num_bits": bits, "type": kind, "strategy": "group", **more}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "config_groups": {"group_0": {"weights": weights}},
+    }
+
+
+def parse(table: dict[str, Any], base: dict[str, Any] = DENSE, key: str = "quantization_config") -> Shape:
+    return hf_config.parse("m", {**base, key: table})
+
+
+READ: list[tuple[dict[str, Any], str]] = [
+    ({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}, "awq-int4"),
+    ({"quant_method": "awq", "w_bit": 4, "q_group_size": 128}, "awq-int4"),
+    ({"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True, "sym": True}, "awq-int4"),
+    ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "int8"),
+    (
+        {"quant_method": "auto-round", "bits": 4, "data_type": "int", "packing_format": "auto_round:auto_awq"},
+        "awq-int4",
+    ),
+    ({"quant_method": "auto-round", "bits": 8}, "int8"),
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "awq-int4"),
+    ({"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}, "int8"),
+    ({"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}, "fp8"),
+    ({"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["lm_head"]}, "fp8"),
+    ({"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}, "mxfp4"),
+    ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
+    ({"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}, "fp8"),
+    ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "awq-int4"),
+    ({"quant_method": "modelopt_fp4"}, "nvfp4"),
+    ({"quant_algo": "FP8", "kv_cache_scheme": "FP8", "producer": {"name": "modelopt"}}, "fp8"),
+    (packed(4, group_size=128), "awq-int4"),
+    (packed(8), "int8"),
+    (packed(8, "int", "int-quantized"), "int8"),
+    (packed(8, "float", "float-quantized"), "fp8"),
+    (packed(4, "float", "nvfp4-pack-quantized"), "nvfp4"),
+]
+BITS = {"awq-int4": 4.25, "int8": 8.0, "fp8": 8.0, "nvfp4": 4.5, "mxfp4": 16.0}
+
+
+@pytest.mark.parametrize(("table", "native"), READ, ids=[json.dumps(table)[:70] for table, _ in READ])
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_the_size_is_that_of_the_bits(table: dict[str, Any], native: str, key: str) -> None:
+    shape = parse(table, key=key)
+    assert shape.native == native
+    linear = shape.total_params - shape.embedding_params
+    expected = linear * BITS[native] / 8 + shape.embedding_params * 2
+    assert precision.weights(shape, precision.parse(shape.native)).total == pytest.approx(expected, rel=0.05)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}}, "'torchao'"),
+    ({"quant_method": "hqq", "quant_config": {}}, "'hqq'"),
+    ({"quant_method": "quanto", "weights": "int4"}, "'quanto'"),
+    ({"quant_method": "quark", "global_quant_config": {}}, "'quark'"),
+    ({"quant_method": "aqlm"}, "'aqlm'"),
+    ({"bits": 4}, "quant_method = None"),
+    ({"quant_method": "gptq", "bits": 3}, "bits = 3"),
+    ({"quant_method": "gptq", "bits": 2}, "bits = 2"),
+    ({"quant_method": "gptq"}, "bits = None"),
+    ({"quant_method": "gptq", "bits": 4, "group_size": 8}, "group_size = 8"),
+    ({"quant_method": "gptq", "bits": 4, "lm_head": True}, "lm_head = True"),
+    ({"quant_method": "gptq", "bits": 4, "dynamic": {"-:.*mlp.*": {}}}, "dynamic"),
+    ({"quant_method": "auto-round", "bits": 4, "data_type": "mx_fp"}, "data_type"),
+    ({"quant_method": "auto-round", "bits": 4, "extra_config": {"a": {"bits": 8}}}, "extra_config"),
+    ({"quant_method": "auto-round", "bits": 4, "packing_format": "fp8"}, "packing_format"),
+    ({"quant_method": "bitsandbytes"}, "load_in_4bit"),
+    ({"quant_method": "modelopt", "quant_algo": "W2A16"}, "quant_algo = 'W2A16'"),
+    ({"quant_method": "modelopt"}, "quant_algo = None"),
+    ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "MIXED_PRECISION"),
+    ({"quant_method": "fp8", "foo_bits": 4}, "'foo_bits'"),
+    ({"quant_method": "fp8", "ignored_layers": ["model.layers.0.mlp.down_proj"]}, "mlp.down_proj"),
+    ({"quant_method": "fp8", "ignored_layers": ["re:.*self_attn.*"]}, "self_attn"),
+    ({"quant_method": "fp8", "ignored_layers": "all"}, "ignored_layers = 'all'"),
+    ({"quant_method": "fp8", "weight_block_size": ["a"]}, "weight_block_size"),
+    (packed(3), "3 bits"),
+    (packed(4, group_size=16), "group_size = 16"),
+    (packed(4, "float", "mxfp4-pack-quantized"), "mxfp4-pack-quantized"),
+    ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "without config_groups"),
+    ({**packed(4), "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config"),
+]
+
+
+@pytest.mark.parametrize(("table", "words"), REFUSED, ids=[json.dumps(table)[:70] for table, _ in REFUSED])
+def test_what_is_not_understood_is_named(table: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(table)
+    assert words in str(caught.value)
+    assert "quantization_config" in str(caught.value) or "weight_block_size" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_groups_of_unequal_weights_are_refused() -> None:
+    table = packed(4)
+    table["config_groups"]["group_1"] = packed(8)["config_groups"]["group_0"]
+    with pytest.raises(ConfigError, match="unequal weights"):
+        parse(table)
+    table["config_groups"]["group_1"] = {**packed(4)["config_groups"]["group_0"], "targets": ["re:.*mlp.*"]}
+    with pytest.raises(ConfigError, match="targets"):
+        parse(table)
+
+
+def test_attention_at_16_bits_passes_where_it_is_a_small_part() -> None:
+    table = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["model.layers.0.self_attn*"]}
+    assert parse(table, MOE).native == "nvfp4"
+    with pytest.raises(ConfigError, match=r"attention has \d+% of the weights"):
+        parse(table)
+
+
+def test_layers_of_a_prediction_head_do_not_matter() -> None:
+    table = {"quant_method": "modelopt", "quant_algo": "NVFP4", "exclude_modules": ["model.layers.36*"]}
+    assert parse(table).native == "nvfp4"
+    with pytest.raises(ConfigError, match=r"layers\.35"):
+        parse({**table, "exclude_modules": ["model.layers.35*"]})
+
+
+@given(
+    st.sampled_from([table for table, _ in READ]),
+    st.from_regex(r"[a-z]{2,8}_(bits|width|size|ratio|layers)", fullmatch=True),
+)
+def test_an_unknown_field_refuses(table: dict[str, Any], field: str) -> None:
+    if field in quantised.READ | quantised.HARMLESS:
+        return
+    with pytest.raises(ConfigError, match=field):
+        parse({**table, field: 2})
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8", 4])
+def test_a_type_of_weights_that_is_not_known_is_named(dtype: object) -> None:
+    with pytest.raises(ConfigError, match="is not a type of weights"):
+        hf_config.parse("m", {**DENSE, "torch_dtype": dtype})
+
+
+def folder(path: Path, name: str, table: object) -> Path:
+    (path / "config.json").write_text(json.dumps(DENSE), "utf-8")
+    (path / name).write_text(json.dumps(table), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "native"),
+    [
+        ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4", "group_size": 16}}, "nvfp4"),
+        ("hf_quant_config.json", {"producer": {}, "quantization": {"quant_algo": "FP8"}}, "fp8"),
+        ("quantize_config.json", {"bits": 4, "group_size": 128, "desc_act": False}, "awq-int4"),
+        ("quant_config.json", {"w_bit": 4, "q_group_size": 128, "zero_point": True, "version": "GEMM"}, "awq-int4"),
+    ],
+)
+def test_a_quantisation_beside_the_config_is_read(tmp_path: Path, name: str, table: object, native: str) -> None:
+    assert add_model.read(str(folder(tmp_path, name, table))).native == native
+
+
+@pytest.mark.parametrize("table", [{"quantization": {"quant_algo": "W1"}}, {"quantization": 4}, [1]])
+def test_a_quantisation_beside_the_config_that_is_not_understood_refuses(tmp_path: Path, table: object) -> None:
+    with pytest.raises(ConfigError):
+        add_model.read(str(folder(tmp_path, "hf_quant_config.json", table)))

@@ -1,0 +1,129 @@
+"""Counts are exact: against the published figures of 28 models, and by arithmetic of their own."""
+
+from __future__ import annotations
+
+import csv
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.catalog.models import dump_model, read_model, shipped_models
+from appliance.catalog.shape import Attention, LinearAttention, Mla, Moe, Shape
+from appliance.planner import precision
+
+TEXT = (Path(__file__).parent / "published_models.csv").read_text("utf-8")
+PUBLISHED = list(csv.DictReader(TEXT.splitlines()))
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=[row["model"] for row in PUBLISHED])
+def test_counts_match_the_published_ones_exactly(row: dict[str, str]) -> None:
+    shape = shipped_models()[row["model"]]
+    assert f"{shape.total_params / 1e9:.3f}" == row["total_params_b"]
+    assert f"{shape.active_params / 1e9:.3f}" == row["active_params_b"]
+    assert shape.kv_bytes_per_token() == int(row["kv_bytes_per_token_bf16"])
+    assert shape.state_bytes_per_sequence == int(row["linear_state_bytes_per_seq"])
+    assert shape.max_context == int(row["max_context"])
+    size = shape.checkpoint_bytes or precision.weights(shape, precision.parse(shape.native)).total
+    assert f"{size / 1e9:.2f}" == row["checkpoint_gb"]
+
+
+def test_28_models_are_given() -> None:
+    assert len(PUBLISHED) == 28
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        # The published count leaves out the routing bias, a buffer of 58 layers x 256.
+        ("deepseek-ai/DeepSeek-V3", 671_026_404_352 + 58 * 256),
+        ("deepseek-ai/DeepSeek-V2-Lite", 15_706_484_224),
+        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
+        ("meta-llama/Llama-3.1-8B", 8_030_261_248),
+        ("meta-llama/Llama-2-7B", 6_738_415_616),
+        ("mistralai/Mixtral-8x7B-v0.1", 46_702_792_704),
+    ],
+)
+def test_further_families_to_the_last_weight(name: str, params: int) -> None:
+    assert shipped_models()[name].total_params == params
+
+
+def test_every_figure_of_a_card_has_a_source() -> None:
+    for file, key in (("gpus.toml", "gpus"), ("cpus.toml", "cpus")):
+        table = tomllib.loads(resources.files("appliance.catalog").joinpath(file).read_text("utf-8"))[key]
+        for name, figures in table.items():
+            for figure, value in figures.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    pytest.fail(f"{name}.{figure} has no source")
+                if isinstance(value, dict):
+                    assert value["source"], (name, figure)
+    assert all(shape.source for shape in shipped_models().values())
+
+
+shapes = st.builds(
+    Shape,
+    name=st.just("any"),
+    hidden=st.sampled_from([256, 1024, 4096]),
+    layers=st.integers(4, 60),
+    vocab=st.integers(1000, 200_000),
+    max_context=st.just(32768),
+    tied=st.booleans(),
+    full=st.one_of(
+        st.builds(
+            Attention,
+            heads=st.sampled_from([8, 16, 32]),
+            kv_heads=st.sampled_from([1, 2, 4, 8]),
+            head_dim=st.sampled_from([64, 128]),
+        ),
+        st.builds(
+            Mla,
+            heads=st.sampled_from([8, 16]),
+            q_rank=st.sampled_from([0, 512]),
+            kv_rank=st.just(512),
+            nope_dim=st.just(128),
+            rope_dim=st.just(64),
+            v_dim=st.just(128),
+        ),
+    ),
+    linear=st.builds(
+        LinearAttention,
+        key_heads=st.just(8),
+        value_heads=st.just(16),
+        key_dim=st.just(128),
+        value_dim=st.just(128),
+        conv=st.just(4),
+    ),
+    linear_layers=st.integers(0, 3),
+    dense_width=st.integers(0, 8192),
+    dense_layers=st.integers(0, 4),
+    moe=st.one_of(
+        st.none(),
+        st.builds(Moe, experts=st.integers(8, 128), per_token=st.integers(1, 8), width=st.just(256)),
+    ),
+)
+
+
+@given(shapes)
+def test_parts_add_up_and_active_is_no_more_than_all(shape: Shape) -> None:
+    assert 0 < shape.active_params <= shape.total_params
+    assert (shape.active_params == shape.total_params) == (
+        shape.moe is None or shape.moe_layers == 0 or shape.moe.per_token == shape.moe.experts
+    )
+    bf16 = precision.weights(shape, precision.parse("bf16"))
+    assert bf16.total == 2 * shape.total_params
+    assert precision.weights(shape, precision.parse("fp8")).total < bf16.total
+
+
+@given(shapes)
+def test_the_catalogue_reads_back_what_it_writes(shape: Shape) -> None:
+    table = tomllib.loads(dump_model(shape))["models"]["any"]
+    assert read_model("any", table) == shape
+
+
+def test_a_window_closes() -> None:
+    shape = shipped_models()["openai/gpt-oss-120b"]
+    assert shape.kv_bytes_of(100) == 100 * shape.kv_bytes_per_token()
+    assert shape.kv_bytes_of(100_000) < 0.51 * 100_000 * shape.kv_bytes_per_token()

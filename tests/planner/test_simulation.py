@@ -1,0 +1,129 @@
+"""The simulation keeps to queueing theory where theory has an answer, and to its seed."""
+
+from __future__ import annotations
+
+import time
+from math import factorial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.errors import UsageError
+from appliance.planner.simulation import OfferedLoad, SimulatedEngine, Simulation, breaking_point, simulate
+
+
+def engine(slots: int = 64, replicas: int = 2, tpot: float = 0.01, slope: float = 5e-4) -> SimulatedEngine:
+    table = tuple(tpot + slope * running for running in range(slots + 1))
+    return SimulatedEngine(replicas=replicas, slots=slots, tpot_s=table, prefill_s_per_token=2e-5, first_s=0.02)
+
+
+def test_the_same_seed_gives_the_same_outcome() -> None:
+    load = OfferedLoad(pattern="n8n", rate=0.5)
+    assert simulate(engine(), load, 5000, seed=7) == simulate(engine(), load, 5000, seed=7)
+    assert simulate(engine(), load, 5000, seed=7) != simulate(engine(), load, 5000, seed=8)
+
+
+def test_one_slot_waits_as_m_m_1_does() -> None:
+    # One server, answers of 100 tokens at 10 ms: 1 s of service; at half load the mean wait is 1 s.
+    one = SimulatedEngine(replicas=1, slots=1, tpot_s=(0.01, 0.01), prefill_s_per_token=0.0, first_s=0.0)
+    load = OfferedLoad(chats=0, users=0, pattern="poisson", rate=0.5, prompt=2, response=100)
+    outcome = simulate(one, load, 200_000)
+    # P(wait > t) = 0.5 exp(-t / 2): the 95th percentile is 2 ln 10.
+    assert outcome.ttft[1] == pytest.approx(4.605, rel=0.08)
+    assert outcome.ttft[0] == pytest.approx(0.0, abs=0.05)
+
+
+def test_littles_law_holds_for_a_closed_population() -> None:
+    # 200 chats think 60 s and are served in about 400 x 15 ms: the cycle fixes the rate.
+    outcome = simulate(engine(), OfferedLoad(), 20_000)
+    cycle = 200 / (outcome.requests / outcome.seconds)
+    assert cycle == pytest.approx(60 + outcome.ttft[0] + 400 * outcome.tpot[0], rel=0.03)
+
+
+def test_sharing_one_processor_follows_the_machine_repair_formula() -> None:
+    # n running requests each go n times slower: 1 s of service shared by 8 chats that think 5 s.
+    chats, think, service = 8, 5.0, 1.0
+    table = tuple(0.01 * max(1, running) for running in range(chats + 1))
+    shared = SimulatedEngine(replicas=1, slots=chats, tpot_s=table, prefill_s_per_token=0.0, first_s=0.0)
+    outcome = simulate(shared, OfferedLoad(chats=chats, think_s=think, prompt=2, response=100), 100_000)
+    weights = [factorial(chats) / factorial(chats - k) * (service / think) ** k for k in range(chats + 1)]
+    busy = 1.0 - weights[0] / sum(weights)
+    assert outcome.requests / outcome.seconds == pytest.approx(busy / service, rel=0.02)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(20, 400), st.integers(1, 4))
+def test_more_chats_are_never_better_off(chats: int, seed: int) -> None:
+    small = engine(slots=16, replicas=1)
+    few = simulate(small, OfferedLoad(chats=chats), 4000, seed=seed)
+    many = simulate(small, OfferedLoad(chats=chats * 3), 4000, seed=seed)
+    assert many.ttft[1] >= few.ttft[1] * 0.9
+    assert few.chats_inside <= chats
+    assert few.users_inside <= 100
+
+
+def test_batches_are_harder_than_a_stream_of_the_same_rate() -> None:
+    stream = simulate(engine(), OfferedLoad(pattern="poisson", rate=2.0), 20_000)
+    for pattern in ("bursts", "n8n"):
+        batches = simulate(engine(), OfferedLoad(pattern=pattern, rate=2.0, batch=40), 20_000)
+        assert batches.ttft[2] > stream.ttft[2]
+
+
+def test_where_it_breaks_lies_between_holding_and_not() -> None:
+    small = engine(slots=16, replicas=1)
+    breaks = breaking_point(small, OfferedLoad())
+    assert simulate(small, OfferedLoad(chats=int(breaks * 0.8)), 6000).requests_inside >= 0.95
+    assert simulate(small, OfferedLoad(chats=int(breaks * 1.3)), 6000).requests_inside < 0.95
+
+
+def test_an_overrun_engine_lets_nobody_inside() -> None:
+    outcome = simulate(engine(slots=2, replicas=1), OfferedLoad(chats=400), 5000)
+    assert outcome.chats_inside == 0
+    assert outcome.users_inside == 0
+    assert 300 < outcome.longest_queue <= 400
+
+
+def test_a_million_requests_take_under_a_minute() -> None:
+    start = time.process_time()
+    outcome = simulate(engine(), OfferedLoad(pattern="poisson", rate=1.0), 100_000)
+    assert outcome.requests == 100_000
+    assert (time.process_time() - start) * 10 < 60
+
+
+@pytest.mark.parametrize("requests", [0, -1, 10**9])
+def test_absurd_numbers_of_requests(requests: int) -> None:
+    with pytest.raises(UsageError, match="nearest valid"):
+        simulate(engine(), OfferedLoad(), requests)
+
+
+def test_nobody_asks() -> None:
+    with pytest.raises(UsageError, match="nobody asks"):
+        simulate(engine(), OfferedLoad(chats=0), 10)
+
+
+def test_a_million_chats_are_a_matter_of_seconds() -> None:
+    """Events are counted, not seconds: a trial ends once it is lost, and the queue once it is full."""
+    crowd = OfferedLoad(chats=1_000_000, pattern="n8n", rate=3000.0)
+    run = Simulation(engine(), crowd, 5000, 1, 2.0, 0.1)
+    steps = 0
+    while run.events and run.done < 5000:
+        run.step()
+        steps += 1
+    assert run.done == 5000
+    assert steps < 40_000
+    assert run.outcome().longest_queue >= 5000
+    lost = Simulation(engine(), crowd, 120_000, 1, 2.0, 0.1)
+    steps = 0
+    while not lost.will_miss(6000):
+        lost.step()
+        steps += 1
+    assert steps < 60_000
+
+
+def test_a_trial_is_not_lost_while_the_slo_holds() -> None:
+    run = Simulation(engine(), OfferedLoad(chats=4), 2000, 1, 60.0, 10.0)
+    while run.events and run.done < 2000:
+        run.step()
+        assert not run.will_miss(100)
+    assert run.outcome().requests_inside == 1.0
