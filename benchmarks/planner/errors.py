@@ -1,6 +1,6 @@
-"""Errors of the planner per group, held out: a CSV, and two drawings for docs/planner.md.
+"""Held-out errors of the planner by group: a CSV, and two drawings for docs/planner.md.
 
-python benchmarks/planner/errors.py
+Usage: ``python benchmarks/planner/errors.py``
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def point(x: float, y: float, sample: calibrate.CalibrationSample, kind: str = "
 
 
 def by_group(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
-    """Draw a row per (model, card), with a dot per measurement at ln(predicted / true)."""
+    """Return a drawing with a row per (model, card) and a dot per measurement at ln(predicted / true)."""
     groups: dict[tuple[str, str], list[tuple[float, calibrate.CalibrationSample]]] = defaultdict(list)
     for sample, error in zip(data, held, strict=True):
         groups[sample.group].append((error, sample))
@@ -69,7 +69,7 @@ def by_group(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
 
 
 def scatter(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
-    """Draw predicted over measured throughput, both logarithmic."""
+    """Return a drawing of predicted over measured values, both logarithmic."""
     size, left, top = 560.0, 56.0, 46.0
     edge = size - 40
     x = Scale(1.0, 10**4.8, left, edge, log=True)

@@ -15,7 +15,7 @@ from appliance.cli import main
 from appliance.errors import UsageError
 from appliance.system.stopping import Stop
 from loadtests.outputs import Outputs
-from tests.gateway.running.witness import long_run, witness
+from tests.fakes.witness import long_run, witness
 from tests.ports import free_port
 
 

@@ -25,7 +25,7 @@ from loadtests.report import Report
 from loadtests.run import environment
 from loadtests.scenarios import SCENARIOS
 from tests.conftest import ROOT, RunningService, StartedProcess, http, opens, start, start_mock, wait_until
-from tests.gateway.running.witness import long_run
+from tests.fakes.witness import long_run
 from tests.ports import free_port
 
 FEW = ("--users", "2", "--requests", "2", "--client-lag-ms", "5000")
