@@ -34,7 +34,10 @@ ANSWER = b"".join(b"data: %s\n\n" % json.dumps(frame).encode() for frame in FRAM
 
 
 class Witness(ThreadingHTTPServer):
-    """Answers as an engine does. ``hold`` is the moment whose requests wait; ``status`` responses every load's."""
+    """A server that responds as an engine does.
+
+    Requests of the moment ``hold`` wait until the test continues. ``status`` is that of every response to a load.
+    """
 
     daemon_threads = True
     block_on_close = False
