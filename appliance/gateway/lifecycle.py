@@ -359,7 +359,9 @@ class ProxiedRequest:
         # The request.
         self._context = context
         self._request = request
-        self._row = UsageRow(time.time(), request.id, owner.user, owner.id, request.path)
+        self._row = UsageRow(
+            started_at=time.time(), request_id=request.id, user=owner.user, key_id=owner.id, endpoint=request.path
+        )
         self._accounting = RequestAccounting(context, self._row)
         self._phase = WAITING
         self._service: Service | None = None

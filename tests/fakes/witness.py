@@ -34,9 +34,9 @@ ANSWER = b"".join(b"data: %s\n\n" % json.dumps(frame).encode() for frame in FRAM
 
 
 class Witness(ThreadingHTTPServer):
-    """A server that responds as an engine does.
+    """A server that responds like an engine.
 
-    Requests of the moment ``hold`` wait until the test continues. ``status`` is that of every response to a load.
+    Requests of the step ``hold`` wait; every request of the load gets ``status``.
     """
 
     daemon_threads = True
