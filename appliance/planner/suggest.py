@@ -1,4 +1,4 @@
-"""The nearest thing that would fit, for a model that does not."""
+"""The smallest change with which a model that does not fit would fit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LADDER = ("fp8", "awq-int4", "nvfp4")
 
 
 def suggest_change(model: ModelDemand, machines: tuple[HardwareSpec, ...], demand: Demand) -> str:
-    """One line: what does not fit, and the smallest change that would."""
+    """Return one line: the model that does not fit, and the smallest change with which it would."""
     size = precision.weights(model.shape, model.precision).total / GIB
-    where = ", ".join(f"{len(machine.cards)} x {machine.cards[0].name}" for machine in machines if machine.cards)
+    cards = ", ".join(f"{len(machine.cards)} x {machine.cards[0].name}" for machine in machines if machine.cards)
     start = f"{model.name}: {size:.0f} GiB of {model.precision.name} weights and {model.context} tokens of context "
-    start += f"do not fit {where or 'a machine without cards'}"
+    start += f"do not fit {cards or 'a machine without cards'}"
     for dtype in LADDER:
         smaller = dataclasses.replace(model, precision=precision.parse(dtype))
         if any(find_candidates(smaller, machine, demand, 1) for machine in machines):

@@ -230,22 +230,22 @@ def vps(
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]:
     for program in ("ip", "nft", "wg", "wireguard-go", "nsenter", "unshare", "setpriv"):
         checker.require(program)
-    checker.ready()
+    checker.require_nix()
     tag = f"dr{uuid.uuid4().hex[:6]}"
     names = {name: f"{tag}-{name}" for name in ADDRESSES}
     folder = tmp_path_factory.mktemp("nodes")
-    done = checker.said(["ip", "netns", "add", names["gpu"]])
+    done = checker.run_process(["ip", "netns", "add", names["gpu"]])
     if done.returncode:
         pytest.skip(f"NOT CHECKED: no network namespace here ({done.stderr.strip()}); run as root")
     try:
-        checker.did(["ip", "netns", "add", names["vps"]])
-        checker.did(["ip", "-n", names["gpu"], "link", "add", "eth0", "type", "veth", "peer", "name", "eth0",
+        checker.output_of(["ip", "netns", "add", names["vps"]])
+        checker.output_of(["ip", "-n", names["gpu"], "link", "add", "eth0", "type", "veth", "peer", "name", "eth0",
                      "netns", names["vps"]])  # fmt: skip
         for name, address in ADDRESSES.items():
             inside = ["ip", "-n", names[name]]
-            checker.did([*inside, "link", "set", "lo", "up"])
-            checker.did([*inside, "address", "add", f"{address}/24", "dev", "eth0"])
-            checker.did([*inside, "link", "set", "eth0", "up"])
+            checker.output_of([*inside, "link", "set", "lo", "up"])
+            checker.output_of([*inside, "address", "add", f"{address}/24", "dev", "eth0"])
+            checker.output_of([*inside, "link", "set", "eth0", "up"])
         with node("gpu", names["gpu"], folder / "gpu") as gpu, node("vps", names["vps"], folder / "vps") as vps:
             for one, other in ((gpu, vps), (vps, gpu)):
                 next(iter(one.machine["tunnel"]["peers"].values()))["public_key"] = other.public

@@ -108,7 +108,7 @@ def node(name: str, namespace: str, folder: Path) -> Iterator[Node]:
         (folder / "appliance.json").write_text(
             values["environment.etc"]["appliance/appliance.json"]["source"]["text"]
         )
-    private = checker.did(["wg", "genkey"]).strip()
+    private = checker.output_of(["wg", "genkey"]).strip()
     public = subprocess.run(
         ["wg", "pubkey"], input=private, capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -117,7 +117,7 @@ def test_a_missing_key_is_named(index: int, pair: tuple[Node, Node]) -> None:
 def test_another_peer_key_that_was_loaded_is_named(index: int, pair: tuple[Node, Node]) -> None:
     one = pair[index]
     stranger = subprocess.run(
-        ["wg", "pubkey"], input=checker.did(["wg", "genkey"]), capture_output=True, text=True, check=True
+        ["wg", "pubkey"], input=checker.output_of(["wg", "genkey"]), capture_output=True, text=True, check=True
     ).stdout.strip()
     one.configure(peer=stranger)
     first = one.doctor("tunnel", "firewall")["causes"][0]
@@ -129,7 +129,7 @@ def test_another_peer_key_in_the_description_is_found_on_either_host(pair: tuple
     """The GPU host has a new key that the VPS does not have: each matches its description, without a handshake."""
     gpu, vps = pair
     vps.configure(peer=gpu.public)
-    gpu.configure(private=checker.did(["wg", "genkey"]).strip(), peer=vps.public)
+    gpu.configure(private=checker.output_of(["wg", "genkey"]).strip(), peer=vps.public)
     wait_until(lambda: int(gpu.do("wg", "show", "wg0", "transfer").split()[2]) > 0, "an attempt at a handshake", 20)
     for one in (gpu, vps):
         report = one.doctor("tunnel", "firewall")

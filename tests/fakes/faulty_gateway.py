@@ -1,6 +1,7 @@
 """A gateway in which one part fails once: ``python -m tests.fakes.faulty_gateway PART gateway --config FILE``.
 
-SIGUSR1 arms the part, and the log says ``armed``; its next call raises an error of a kind that nothing expects.
+SIGUSR1 arms the part, and the log shows ``armed``; its next call raises an error that no code expects.
+Some parts are private methods of the product: the error must occur inside them.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ from appliance.gateway import (
     limits,
     media,
     metrics,
-    reply,
     routing,
     sse,
 )
-from appliance.http1 import connection as client_connection
+from appliance.http1 import parser, server
 from appliance.store import keys as key_store
 
 PARTS: dict[str, tuple[object, str]] = {
-    "headers": (client_connection.ClientConnection, "on_header"),
+    "headers": (parser.RequestParser, "on_header"),
     "begin": (app.GatewayApp, "begin"),
     "authenticate": (auth.Authenticator, "authenticate_any"),
     "handle": (app.GatewayApp, "handle"),
@@ -48,27 +48,27 @@ PARTS: dict[str, tuple[object, str]] = {
     "feed": (sse.SseFilter, "feed"),
     "read_usage": (lifecycle, "read_usage"),
     "id_headers": (lifecycle.ProxiedRequest, "_id_headers"),
-    "whole": (reply, "encode_response"),
-    "end": (client_connection.ClientConnection, "end_stream"),
-    "finished": (client_connection.ClientConnection, "_finish"),
+    "whole": (server, "encode_response"),
+    "end": (server.ResponseWriter, "end_stream"),
+    "finished": (server.ClientConnection, "finish"),
     "count": (metrics.Metrics, "count"),
     "finish": (limits.Ledger, "finish"),
 }
-"""The parts that a request passes, in about the order in which it does."""
+"""The parts that a request passes, about in order."""
 
-BESIDE: dict[str, tuple[object, str]] = {
+BACKGROUND: dict[str, tuple[object, str]] = {
     "keys": (key_store.KeyStore, "snapshot"),
     "canary": (health, "canary_passed"),
 }
-"""Parts that work beside the requests."""
+"""Parts that run independently of requests."""
 
 
 class UnexpectedError(Exception):
-    """An error of a kind that nothing expects."""
+    """An error that no code expects."""
 
 
-def break_part(name: str) -> None:
-    owner, attribute = (PARTS | BESIDE)[name]
+def make_part_fail(name: str) -> None:
+    owner, attribute = (PARTS | BACKGROUND)[name]
     function = getattr(owner, attribute)
     armed: list[bool] = []
 
@@ -89,5 +89,5 @@ def break_part(name: str) -> None:
 
 
 if __name__ == "__main__":
-    break_part(sys.argv[1])
+    make_part_fail(sys.argv[1])
     sys.exit(main(sys.argv[2:]))
