@@ -31,7 +31,11 @@ def steady(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
         clock, "read_clock", lambda host: clock.ClockFacts(synchronised=True, error_s=0.004, stamp=read(host).stamp)
     )
     free = 0.02 if "full" in request.node.name else 0.5
-    monkeypatch.setattr(disk, "read_disk", lambda folder: disk.DiskSpace(str(folder), 100.0, free, 0.9, 1))
+    monkeypatch.setattr(
+        disk,
+        "read_disk",
+        lambda folder: disk.DiskSpace(folder=str(folder), total_gib=100.0, free=free, free_inodes=0.9, device=1),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,7 @@ def node(name: str, namespace: str, folder: Path) -> Iterator[Node]:
         ["ip", "netns", "exec", namespace, "unshare", "--mount", "sh", "-c", inside],
         env={**os.environ, "WG_PROCESS_FOREGROUND": "1"}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
     )  # fmt: skip
-    made = Node(name, folder, process, machine, private, public)
+    made = Node(name=name, folder=folder, process=process, machine=machine, private=private, public=public)
     try:
 
         def up() -> bool:
