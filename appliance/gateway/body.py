@@ -106,7 +106,7 @@ def _decode_leniently(body: bytes) -> BodyFields:
     table = json_text.members(body)
     model = json_text.value(table["model"]) if "model" in table else None
     if not isinstance(model, str) or not json_text.is_string(table["model"]):
-        message = "The request names no model; set the field `model` to a name that GET /v1/models lists"
+        message = "The request names no model; set `model` to a name that GET /v1/models lists (field model)"
         raise InvalidRequestError(message, param="model")
     fields = BodyFields(model)
     for name, adapter in _LENIENT.items():

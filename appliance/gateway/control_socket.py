@@ -68,4 +68,4 @@ class Control:
                 "No engine of this site is loaded on demand; there is nothing to swap", code="always_loaded"
             )
         self._gateway.swap_controller.request(model)
-        client.answer(202, json.dumps({"model": model, "state": "asked for"}).encode())
+        client.answer(202, json.dumps({"model": model, "state": "requested"}).encode())

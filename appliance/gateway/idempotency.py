@@ -163,10 +163,12 @@ class IdempotencyCache:
         return len(self._entries)
 
     def _finish(self, name: tuple[str, bytes], recording: RecordedResponse) -> None:
+        # The request refers to its recording: without this, only the garbage collector would free both.
+        request, recording.request = recording.request, None
         entry = self._entries.get(name)
         if entry is None or entry.recording is not recording:
             return
-        if recording.request is None or not recording.request.repeatable:
+        if request is None or not request.repeatable:
             # A failure is not kept, so that a retry runs again.
             del self._entries[name]
             return

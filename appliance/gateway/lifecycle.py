@@ -735,8 +735,11 @@ class ProxiedRequest(UpstreamCall):
 
     def _unexplained(self) -> RequestError:
         """Leave ``EXPLAINING`` for ``SENT``; return the failure of the stream."""
+        failure = self._failure
+        # Its traceback may refer to this request, which only the garbage collector would free.
+        del self._failure
         self._phase = SENT
-        return self._failure
+        return failure
 
     def _explained(self, failure: RequestError) -> None:
         """Read the explanation (6c): a 4xx is the client's mistake, else the stream's failure is the engine's."""

@@ -166,7 +166,7 @@ def test_add_model_and_plan_with_it(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ("plan", "say what to plan"),
+        ("plan", "nothing to plan"),
         ("plan --write", "--write needs --config"),
         ("plan --config nowhere.toml", "no such file"),
         ("plan --cards Voodoo --model Qwen/Qwen3-8B", "no card 'Voodoo'"),

@@ -14,7 +14,7 @@ import pytest
 
 from appliance.store.keys import KeyStore
 from tests.doctor.fakehost import KEYS, PRINT, PRIVATE, SMI, FakeHost, accepts, dump, nft_json
-from tests.doctor.servers import Authority, answering, openssl, serving_ready
+from tests.doctor.servers import Authority, openssl, serving_ready, start_server
 from tests.nix import checker
 from tests.ports import free_port
 
@@ -30,7 +30,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins for programs that say what a file beside them holds."""
+    """Scripts in place of programs: each prints a file in the same folder."""
     bin_folder, fake = tmp_path / "bin", tmp_path / "fake"
     bin_folder.mkdir()
     fake.mkdir()
@@ -47,7 +47,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _common(host: FakeHost, own: str, other: str) -> None:
     root = host.root
-    host.says("wg", dump(KEYS[own], {KEYS[other]: 41}))
+    host.set_output("wg", dump(KEYS[own], {KEYS[other]: 41}))
     host.write("/sys/class/net/wg0/mtu", "1420\n")
     key = host.write("/var/lib/wireguard/wg0.key", PRIVATE + "\n")
     key.chmod(stat.S_IRUSR | stat.S_IWUSR)
@@ -127,10 +127,10 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
             "/proc/driver/nvidia/version",
             "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  595.71.05  Release Build  (builder@host)\n",
         )
-        host.says("smi", "")
-        host.says("recovery", "0, None\n")
-        host.says("journalctl", "Linux version 6.18.53\nnvidia: loading out-of-tree module taints kernel.\n")
-        host.says("nft", nft_json(accepts("tcp", port), accepts("tcp", 22), accepts("udp", 546)))
+        host.set_output("smi", "")
+        host.set_output("recovery", "0, None\n")
+        host.set_output("journalctl", "Linux version 6.18.53\nnvidia: loading out-of-tree module taints kernel.\n")
+        host.set_output("nft", nft_json(accepts("tcp", port), accepts("tcp", 22), accepts("udp", 546)))
         host.write("/proc/sys/kernel/osrelease", "6.18.53\n")
         packages = f"{env}/lib/python3.13/site-packages"
         for name in ("vllm-0.32.0", "torch-2.13.0+cu130", "nvidia_cuda_runtime-13.0.96"):
@@ -170,7 +170,7 @@ def vps(
     cert, key = authority.issue("llm.example.org", 80, tmp_path / "issued")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
-    front = answering(b"{}", 401, context)
+    front = start_server(b"{}", 401, context)
     port = int(front.server_address[1])
     try:
         with serving_ready({"chat": "ready"}) as gateway:
@@ -198,10 +198,10 @@ def vps(
                 },
             }  # fmt: skip
             host = FakeHost(root, {}, machine)
-            host.says("nft", nft_json(accepts("udp", 51820), accepts("tcp", port, 22)))
+            host.set_output("nft", nft_json(accepts("udp", 51820), accepts("tcp", port, 22)))
             (root / "var/lib/acme/llm.example.org").mkdir(parents=True)
             shutil.copy(cert, root / "var/lib/acme/llm.example.org/fullchain.pem")
-            host.says("nginx-1.30.7", "nginx version: nginx/1.30.7\n")
+            host.set_output("nginx-1.30.7", "nginx version: nginx/1.30.7\n")
             host.process(600, "nginx", "nginx.service", str(programs / "nginx-1.30.7"))
             host.sockets += [("tcp", "0.0.0.0", port, 600), ("udp", "0.0.0.0", 51820, 1)]
             _common(host, "vps", "gpu")

@@ -1,7 +1,8 @@
-"""What a person and a program see: table, JSON, exit codes, options, causes; and what nobody may see."""
+"""The report for people and programs: table, JSON, exit codes, options, causes; and no secret in it."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pty
@@ -28,8 +29,8 @@ ARGV = [sys.executable, "-m", "appliance", "doctor"]
 
 
 def doctor(host: FakeHost, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command itself, on a host under a folder."""
-    host.lay_out()
+    """Run the command on a host under a folder."""
+    host.write_files()
     machine = host.root.parent / "machine.json"
     machine.write_text(json.dumps(host.machine))
     argv = [*ARGV, "--machine", str(machine), "--root", str(host.root), *words]
@@ -41,12 +42,12 @@ def doctor(host: FakeHost, *words: str, **environment: str) -> subprocess.Comple
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT, env=environ)
 
 
-def a_result(level: Level, cause: str = "", name: str = "x") -> Finding:
+def a_finding(level: Level, cause: str = "", name: str = "x") -> Finding:
     return Finding(name=name, level=level, seen="seen", cause=cause)
 
 
 def test_the_json_has_its_schema(gpu: FakeHost) -> None:
-    gpu.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
+    gpu.set_output("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
     done = doctor(gpu, "--json")
     report: dict[str, Any] = json.loads(done.stdout)
     assert set(report) == {"version", "host", "worst", "exit_code", "causes", "checks", "left_out"}
@@ -72,48 +73,48 @@ def test_exit_codes(level: Level, code: int, gpu: FakeHost) -> None:
     assert done.returncode == code == EXIT_CODES[level], done.stdout + done.stderr
 
 
-def test_the_worst_of_all() -> None:
+def test_the_worst_level() -> None:
     assert worst([]) == "ok"
     assert worst(["warn", "ok"]) == "warn"
     assert worst(["unknown", "warn"]) == "unknown"
     assert worst(["unknown", "fail", "warn"]) == "fail"
 
 
-def test_it_fits_80_columns_without_colours(gpu: FakeHost) -> None:
-    gpu.says("wg", dump(KEYS["gpu"], {KEYS["stranger"]: None}))
+def test_the_table_fits_80_columns_without_colours(gpu: FakeHost) -> None:
+    gpu.set_output("wg", dump(KEYS["gpu"], {KEYS["stranger"]: None}))
     done = doctor(gpu, COLUMNS="80")
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in done.stdout
     text = " ".join(done.stdout.split())
-    assert "Mend first: tunnel peer vps: wg0 does not know vps's key" in text
-    assert "not for this host: gateways, certificate, edge" in text
-    # What is ok takes one line; what is not says what it means and what mends it.
+    assert "Fix first: tunnel peer vps: wg0 does not have vps's key" in text
+    assert "not applicable to this host: gateways, certificate, edge" in text
+    # A finding that is ok takes one line; another one also has its meaning and its fix.
     assert re.search(r"^ok +driver +module: 595\.71\.05, open kernel modules *$", done.stdout, re.MULTILINE)
     assert "→ systemctl restart wireguard-wg0" in text
 
 
 def test_a_terminal_gets_colours(gpu: FakeHost) -> None:
-    gpu.lay_out()
+    gpu.write_files()
     machine = gpu.root.parent / "machine.json"
     machine.write_text(json.dumps(gpu.machine | {"edge": None}))
     site = gpu.root.parent / "appliance.json"
     site.write_text(json.dumps(gpu.site))
-    ours, theirs = pty.openpty()
+    master, slave = pty.openpty()
     argv = [*ARGV, "--machine", str(machine), "--config", str(site), "--root", str(gpu.root), "--only", "driver"]
     env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"}
-    with subprocess.Popen(argv, stdout=theirs, stdin=subprocess.DEVNULL, cwd=ROOT, env=env) as process:
-        os.close(theirs)
+    with subprocess.Popen(argv, stdout=slave, stdin=subprocess.DEVNULL, cwd=ROOT, env=env) as process:
+        os.close(slave)
         seen = b""
         while True:
             try:
-                piece = os.read(ours, 65536)
+                piece = os.read(master, 65536)
             except OSError:
                 break
             if not piece:
                 break
             seen += piece
-        os.close(ours)
+        os.close(master)
     assert process.returncode == 0
     assert b"\x1b[32mok" in seen
 
@@ -123,20 +124,20 @@ def test_no_secret_in_any_output(words: tuple[str, ...], gpu: FakeHost) -> None:
     for text in (
         dump(KEYS["gpu"], {KEYS["vps"]: 4}),
         dump(KEYS["gpu"], {KEYS["stranger"]: None}),
-        f"{PRIVATE}\tnot what it was\n",
+        f"{PRIVATE}\tanother format\n",
         f"{PRIVATE}\n{PRIVATE}\n",
     ):
-        gpu.says("wg", text)
+        gpu.set_output("wg", text)
         done = doctor(gpu, *words)
         assert PRIVATE not in done.stdout + done.stderr
-    # What goes to its standard error is told, but for the keys in it.
+    # The error output of wg is reported without the keys in it.
     (gpu.root.parent / "bin/wg").write_text(f"#!/bin/sh\necho 'cannot use {PRIVATE}' >&2; echo {PRIVATE}; exit 1\n")
     done = doctor(gpu, *words)
     assert PRIVATE not in done.stdout + done.stderr
     assert "cannot use (a key)" in done.stdout
 
 
-def test_what_others_may_name_cannot_steer_the_terminal(gpu: FakeHost) -> None:
+def test_names_of_processes_cannot_control_the_terminal(gpu: FakeHost) -> None:
     gpu.sockets.append(("tcp", "0.0.0.0", 6666, 950))
     gpu.process(950, "\x1b]0;owned\x07[red]x", "evil.service")
     done = doctor(gpu, "--only", "ports")
@@ -150,24 +151,24 @@ def test_the_list(gpu: FakeHost) -> None:
     assert done.returncode == 0
     names = [line.split()[0] for line in done.stdout.splitlines() if not line.startswith(" ")]
     assert names == [check.name for check in CHECKS]
-    assert re.search(r"^certificate +not here: this host is no edge *$", done.stdout, re.MULTILINE)
+    assert re.search(r"^certificate +not applicable: this host is not an edge *$", done.stdout, re.MULTILINE)
 
 
-def test_a_check_that_is_none(gpu: FakeHost) -> None:
+def test_an_unknown_or_inapplicable_check_is_rejected(gpu: FakeHost) -> None:
     done = doctor(gpu, "--only", "tunel")
     assert (done.returncode, done.stderr) == (
         2,
         "error: --only tunel: there is no such check; did you mean 'tunnel'?\n",
     )
     done = doctor(gpu, "--only", "certificate")
-    assert (done.returncode, done.stderr) == (2, "error: --only certificate: this host is no edge\n")
+    assert (done.returncode, done.stderr) == (2, "error: --only certificate: this host is not an edge\n")
 
 
-def test_only_what_was_named(gpu: FakeHost) -> None:
-    names = {one.name for one in gpu.look("power", "driver", "power")}
+def test_only_the_named_checks_run(gpu: FakeHost) -> None:
+    names = {one.name for one in gpu.findings("power", "driver", "power")}
     assert names == {"power", "driver"}
     with pytest.raises(UsageError):
-        gpu.look("nothing")
+        gpu.findings("nothing")
 
 
 def test_a_vps_needs_no_site(vps: FakeHost) -> None:
@@ -198,20 +199,20 @@ def test_a_machine_of_another_name(gpu: FakeHost) -> None:
 
 
 def test_a_site_of_several_hosts(gpu: FakeHost) -> None:
-    """Where nothing tells which host this is, nothing is passed over in silence."""
+    """Without the name of this host the command fails, instead of skipping checks."""
     gpu.site["hosts"] = {"alpha": gpu.site["hosts"]["gpu"], "beta": {"memory_gib": 8}}
     gpu.site["engines"]["chat"]["host"] = "alpha"
     site = gpu.root.parent / "appliance.json"
     site.write_text(json.dumps(gpu.site))
     argv = [*ARGV, "--config", str(site), "--list"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
-    assert (done.returncode, "none of the site's hosts (alpha, beta)" in done.stderr) == (2, True)
+    assert (done.returncode, "not one of the site's hosts (alpha, beta)" in done.stderr) == (2, True)
     listed = {}
     for name in ("alpha", "beta"):
         done = subprocess.run(
             [*argv, "--host", name], capture_output=True, text=True, check=False, timeout=60, cwd=ROOT
         )
-        listed[name] = re.search(r"^cards .*not here", done.stdout, re.MULTILINE) is None
+        listed[name] = re.search(r"^cards .*not applicable", done.stdout, re.MULTILINE) is None
     assert listed == {"alpha": True, "beta": False}
 
 
@@ -219,14 +220,14 @@ def test_a_host_without_the_gateway(gpu: FakeHost) -> None:
     gpu.machine["units"].remove("appliance-gateway.service")
     gpu.machine["firewall"]["openings"].pop(0)
     report = examine(gpu.context(), ())
-    left_out = {one.name: one.why for one in report.skipped}
-    assert {"gateway", "engines", "database"} <= set(left_out)
-    assert left_out["gateway"] == "the gateway runs on another host"
+    skipped = {one.name: one.why for one in report.skipped}
+    assert {"gateway", "engines", "database"} <= set(skipped)
+    assert skipped["gateway"] == "the gateway runs on another host"
     assert not [one for one in report.results if one.subject == "gateway"]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"version": 2}, "version: input should be 1"),
         ({"host": "a b"}, "host: string should match"),
@@ -234,14 +235,16 @@ def test_a_host_without_the_gateway(gpu: FakeHost) -> None:
         ({"tunnel": {}}, "tunnel.interface: field required"),
     ],
 )
-def test_a_machine_file_that_is_none(change: dict[str, Any], said: str, gpu: FakeHost, tmp_path: Path) -> None:
+def test_an_invalid_machine_file_is_rejected(
+    change: dict[str, Any], message: str, gpu: FakeHost, tmp_path: Path
+) -> None:
     file = tmp_path / "machine.json"
     file.write_text(json.dumps(gpu.machine | change))
-    with pytest.raises(ConfigError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         load_machine(file)
 
 
-def test_a_machine_file_that_is_no_json(tmp_path: Path) -> None:
+def test_a_machine_file_that_is_missing_or_not_json_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "machine.json"
     file.write_text("{")
     with pytest.raises(ConfigError, match="is not JSON"):
@@ -251,50 +254,49 @@ def test_a_machine_file_that_is_no_json(tmp_path: Path) -> None:
         load_machine(file)
 
 
-def test_a_driver_that_hangs_is_a_failure_and_is_not_waited_for(gpu: FakeHost, programs: Path) -> None:
-    # What it starts holds its pipes open, as a wrapper's child would.
+def test_a_driver_that_hangs_is_a_failure_and_its_processes_end(gpu: FakeHost, programs: Path) -> None:
+    # Its child process keeps the pipes open, as the child of a wrapper would.
     (programs / "nvidia-smi").write_text('#!/bin/sh\nsleep 300 &\necho $! >> "$FAKE/children"\nwait\n')
-    context = gpu.context()
-    object.__setattr__(context, "host", HostReader(gpu.root, timeout_s=0.5))
+    context = dataclasses.replace(gpu.context(), host=HostReader(gpu.root, timeout_s=0.5))
     began = time.monotonic()
     results = examine(context, ["driver", "cards", "power", "throttle", "numa"]).results
     assert time.monotonic() - began < 20
     assert [one.name for one in results] == ["driver", "cards", "power", "throttle", "numa"]
     assert [one.level for one in results] == ["fail", "unknown", "unknown", "unknown", "unknown"]
-    assert "did not answer within 0.5 s" in results[0].seen
+    assert "did not respond within 0.5 s" in results[0].seen
     assert results[0].cause == "driver-mismatch"
     children = [int(pid) for pid in (gpu.fake / "children").read_text().split()]
     assert children
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "the end of what it started")
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "the end of its child process")
 
 
 def test_a_program_that_is_missing_or_hangs(gpu: FakeHost) -> None:
     with pytest.raises(CannotLookError, match="no-such-program is not installed"):
         HostReader(gpu.root).run("no-such-program")
-    with pytest.raises(TimedOutError, match=r"sleep did not answer within 0\.2 s"):
+    with pytest.raises(TimedOutError, match=r"sleep did not respond within 0\.2 s"):
         HostReader(gpu.root, timeout_s=0.2).run("sleep", "60")
 
 
-def test_the_deepest_cause_comes_first() -> None:
+def test_the_deepest_cause_is_first() -> None:
     results = [
-        a_result("fail", "edge-down"),
-        a_result("warn", "clock"),
-        a_result("fail", "wireguard-no-handshake", "first"),
-        a_result("fail", "wireguard-no-handshake", "second"),
-        a_result("fail"),
-        a_result("fail", "firewall-not-loaded"),
+        a_finding("fail", "edge-down"),
+        a_finding("warn", "clock"),
+        a_finding("fail", "wireguard-no-handshake", "first"),
+        a_finding("fail", "wireguard-no-handshake", "second"),
+        a_finding("fail"),
+        a_finding("fail", "firewall-not-loaded"),
     ]
     assert [(one.cause, one.name) for one in causes(results)] == [
         ("firewall-not-loaded", "x"), ("wireguard-no-handshake", "first"), ("edge-down", "x"),
     ]  # fmt: skip
 
 
-def test_every_cause_is_given_by_some_check() -> None:
+def test_every_cause_is_used_by_a_check() -> None:
     source = "".join(file.read_text() for file in (ROOT / "appliance/doctor/checks").glob("*.py"))
     for code in CAUSES:
         assert f'"{code}"' in source or code.removesuffix("-not-listening") in {"tunnel", "edge"}, code
 
 
-def test_the_page_is_current() -> None:
+def test_the_generated_page_is_current() -> None:
     stale = "stale: run `python -m tools.doctor_doc > docs/doctor.md`"
     assert (ROOT / "docs/doctor.md").read_text() == doctor_doc.text(), stale

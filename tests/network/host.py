@@ -149,7 +149,7 @@ class NetworkHost:
     def _nginx(self) -> None:
         machine = self.machine
         machine.do("mkdir", "-p", "/run/nginx", "/var/lib/acme/acme-challenge")
-        text = self._edited("nginx", translate.nginx(self.values, translate.Places()))
+        text = self._edited("nginx", translate.nginx(self.values, translate.NginxPaths()))
         text = "user root;\n" + text
         conf = machine.write("/run/nginx/nginx.conf", text)
         argv = ["nginx", "-c", conf, "-e", "/run/nginx/error.log"]

@@ -58,7 +58,7 @@ def require_parts() -> None:
         pytest.skip("NOT CHECKED: network namespaces, nft and raw sockets need root")
     for program in PROGRAMS:
         checker.require(program)
-    checker.ready()
+    checker.require_nix()
     if subprocess.run(
         ["unshare", "--net", "--mount", "--uts", "true"], capture_output=True, check=False
     ).returncode:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.vllm.conftest import ENGINE_PYTHON
+from tests.up_process import ENGINE_PYTHON
 
 pytestmark = pytest.mark.vllm
 

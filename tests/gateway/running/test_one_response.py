@@ -1,4 +1,4 @@
-"""Every accepted request gets one answer and gives everything back, whatever it holds and whatever fails inside."""
+"""Every request gets one response and releases everything, with any body and after any error inside the gateway."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from tests.conftest import (
     wait_until,
 )
 from tests.fakes.faulty_gateway import PARTS
+from tests.gateway.running.conftest import create_key, metric
 from tests.ports import free_port
 
 NUMBERS = ("1e400", "-1e999", "1.79769313486232e+308", "NaN", "9" * 5000, "4.0", "1E1", "-0", '"4"', "true", "2.5")
@@ -57,7 +58,7 @@ CHAT = '"messages":[{"role":"system","content":[{"type":"text","text":"a\\u00e9"
 
 
 def site_argv(folder: Path, **more: Any) -> tuple[StartedProcess, list[str], int, str]:
-    """An engine, the arguments of a gateway before it, its port and a key."""
+    """Start an engine; return it, the arguments of a gateway before it, the port and a key."""
     engine = start_mock(folder / "engine.log")
     port = free_port()
     roles = {"writer": {"model": "fake", "system_prompt": "Be brief.", "sampling": {"temperature": 0.5}}}
@@ -92,14 +93,6 @@ def arm(service: RunningService) -> None:
     wait_until(lambda: service.gateway.log.read_text().count("armed") == armed + 1, "the part is armed", 10)
 
 
-def metric(service: RunningService, name: str) -> float:
-    found = re.search(
-        rf"^appliance_gateway_{re.escape(name)} (\S+)$", service.get("/metrics").body.decode(), re.MULTILINE
-    )
-    assert found, name
-    return float(found.group(1))
-
-
 def idle(service: RunningService) -> bool:
     return (
         metric(service, "requests_in_flight") == 0
@@ -109,7 +102,7 @@ def idle(service: RunningService) -> bool:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_an_error_anywhere_is_a_500_of_that_request_and_of_no_other(tmp_path: Path, part: str) -> None:
+def test_an_error_in_any_part_is_a_500_of_that_request_only(tmp_path: Path, part: str) -> None:
     endpoints = ("/v1/chat/completions", "/v1/messages")
     with faulty(tmp_path, part) as service:
         for number, endpoint in enumerate(endpoints):
@@ -118,23 +111,23 @@ def test_an_error_anywhere_is_a_500_of_that_request_and_of_no_other(tmp_path: Pa
             length, key = f"content-length: {len(body)}", f"idempotency-key: {part}-{number}"
             sent = head(service, length, key, "connection: close", path=endpoint)
             if part == "with_usage" and endpoint == "/v1/messages":
-                # Nothing asks for the usage there.
+                # The gateway does not request usage on this endpoint.
                 continue
             arm(service)
-            answer = exchange(service, sent + body, timeout=15)
-            first = answer.partition(b"\r\n")[0]
+            response = exchange(service, sent + body, timeout=15)
+            first = response.partition(b"\r\n")[0]
             begun = part in ("count", "finish") or first.endswith(b" 200 OK")
-            assert begun or first == b"HTTP/1.1 500 Internal Server Error", answer[:300]
+            assert begun or first == b"HTTP/1.1 500 Internal Server Error", response[:300]
             if first.endswith(b"500 Internal Server Error"):
-                value = json.loads(answer.partition(b"\r\n\r\n")[2])
+                value = json.loads(response.partition(b"\r\n\r\n")[2])
                 assert "The gateway failed" in value["error"]["message"]
                 assert ("type" in value) == (endpoint == "/v1/messages")
-                assert b"x-request-id: " in answer
-            wait_until(lambda: idle(service), "everything is given back", 10)
-            # The same key asks again: nothing of the failed attempt is kept.
+                assert b"x-request-id: " in response
+            wait_until(lambda: idle(service), "everything is released", 10)
+            # A retry with the same key: nothing of the failed attempt is kept.
             again = exchange(service, sent + body, timeout=15)
             assert again.startswith(b"HTTP/1.1 200 OK"), again[:300]
-            wait_until(lambda: idle(service), "everything is given back", 10)
+            wait_until(lambda: idle(service), "everything is released", 10)
         lines = [line for line in service.gateway.log.read_text().splitlines() if line.startswith("{")]
         failed = [entry for entry in map(json.loads, lines) if "UnexpectedError" in entry.get("traceback", "")]
         assert failed
@@ -173,10 +166,10 @@ BODIES = st.lists(st.tuples(st.sampled_from(FIELDS), VALUES), max_size=4).map(
     st.sampled_from(["", "idempotency-key: ", "x-chat-id: c"]),
     st.integers(0, 10**9),
 )
-def test_any_body_gets_one_answer(
+def test_any_body_gets_one_response(
     plain: RunningService, path: str, model: str, talks: bool, fields: str, more: str, number: int
 ) -> None:
-    """Valid and not, by every endpoint and through a role; two on one connection, so that each is answered once."""
+    """Valid and invalid bodies, on every endpoint and with a role; a second request follows on the connection."""
     parts = [f'"model":"{model}"', *([CHAT] if talks else []), *([fields] if fields else [])]
     body = ("{" + ",".join(parts) + "}").encode()
     lines = [f"content-length: {len(body)}"] + (
@@ -185,17 +178,17 @@ def test_any_body_gets_one_answer(
     health = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
     with socket.create_connection(("127.0.0.1", plain.gateway.port), timeout=30) as connection:
         connection.sendall(head(plain, *lines, path=path) + body + health)
-        answer = b""
+        response = b""
         while piece := connection.recv(65536):
-            answer += piece
-    statuses = re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)
-    assert len(statuses) == 2, (body, answer[:400])
-    assert answer.endswith(b'{"status":"ok"}'), body
-    assert int(statuses[0]) < 500, (body, answer[:400])
-    wait_until(lambda: idle(plain), "everything is given back", 10)
+            response += piece
+    statuses = re.findall(rb"HTTP/1\.1 (\d{3}) ", response)
+    assert len(statuses) == 2, (body, response[:400])
+    assert response.endswith(b'{"status":"ok"}'), body
+    assert int(statuses[0]) < 500, (body, response[:400])
+    wait_until(lambda: idle(plain), "everything is released", 10)
 
 
-def test_every_answer_has_a_request_id(plain: RunningService) -> None:
+def test_every_response_has_a_request_id(plain: RunningService) -> None:
     seen = set()
     key = f"authorization: Bearer {plain.key}"
     for line in (
@@ -204,33 +197,31 @@ def test_every_answer_has_a_request_id(plain: RunningService) -> None:
     ):  # fmt: skip
         for credential in (key, "authorization: Bearer sk-bad"):
             sent = f"{line} HTTP/1.1\r\nhost: x\r\n{credential}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-            answer = exchange(plain, sent.encode(), to_the_end=True)
-            found = re.findall(rb"x-request-id: ([0-9a-f]{24})\r\n", answer)
-            assert len(found) == 1, (line, answer)
+            response = exchange(plain, sent.encode(), to_the_end=True)
+            found = re.findall(rb"x-request-id: ([0-9a-f]{24})\r\n", response)
+            assert len(found) == 1, (line, response)
             seen.add(found[0])
     assert len(seen) == 16
     for broken in (b"NONSENSE\r\n\r\n", b"GET /v1/messages HTTP/1.1\r\nx: " + b"y" * 40_000 + b"\r\n\r\n"):
         assert b"x-request-id: " in exchange(plain, broken, to_the_end=True)
 
 
-def test_an_error_in_an_endpoint_of_operations_ends_one_request_and_not_the_gateway(tmp_path: Path) -> None:
+def test_an_error_in_an_operations_endpoint_ends_one_request_only(tmp_path: Path) -> None:
     with faulty(tmp_path, "handle") as service:
         arm(service)
         assert service.get("/health").status == 500
         assert service.get("/health").status == 200
 
 
-def test_an_error_beside_the_requests_leaves_keys_and_canaries_at_work(tmp_path: Path) -> None:
-    """A revocation still counts, and a dead engine still comes back, after the poll or a canary failed once."""
+def test_key_poll_and_canaries_continue_after_an_error(tmp_path: Path) -> None:
+    """After one error of the poll or of a canary, new keys still work and an engine still recovers."""
     with faulty(tmp_path / "keys", "keys") as service:
         arm(service)
         wait_until(lambda: "reading the keys failed" in service.gateway.log.read_text(), "the poll fails", 10)
-        store = KeyStore(service.data)
-        late = store.create("eve")
-        store.close()
-        wait_until(lambda: service.get("/v1/models", key=late).status == 200, "the new key works", 10)
+        # It waits until the gateway has read the new key.
+        create_key(service, "eve")
     with faulty(tmp_path / "canary", "canary") as service:
         arm(service)
         assert service.get("/ready").status == 503
-        wait_until(lambda: service.get("/ready").status == 200, "its next canary brings it back", 20)
+        wait_until(lambda: service.get("/ready").status == 200, "its next canary restores it", 20)
         assert service.post("/v1/chat/completions", chat()).status == 200

@@ -1,4 +1,4 @@
-"""A gateway that shows a test how far a long run is, and holds its requests at one moment of it."""
+"""A server that shows a test the progress of a long run, and can hold its requests at one step."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tests.conftest import ROOT, wait_until
 
 HELD_S = 60.0
 MANY = 30
-"""Requests of a load that has clearly begun."""
+"""Requests after which a load has begun."""
 MARK = "LONG_RUN_OF_A_TEST"
-"""A variable that every process of one run inherits, whatever group or parent it has."""
+"""A variable that every process of one run inherits, in any process group."""
 
 FRAMES: list[dict[str, Any]] = [
     *[{"choices": [{"index": 0, "delta": {"content": "word "}}]}] * 3,
@@ -34,7 +34,7 @@ ANSWER = b"".join(b"data: %s\n\n" % json.dumps(frame).encode() for frame in FRAM
 
 
 class Witness(ThreadingHTTPServer):
-    """Answers as an engine does. ``hold`` is the moment whose requests wait; ``status`` answers every load's."""
+    """Answers as an engine does. ``hold`` is the moment whose requests wait; ``status`` responses every load's."""
 
     daemon_threads = True
     block_on_close = False
@@ -44,20 +44,20 @@ class Witness(ThreadingHTTPServer):
         self.hold = hold
         self.status = status
         self.last_of = last_of
-        """After so many requests of the load, a look at the metrics is the last one."""
+        """Number of requests of the load after which a request for the metrics is the last one."""
         self.reached: dict[str, int] = {}
         self.released = threading.Event()
         self.headers: list[dict[str, str]] = []
         self.hosts: set[str] = set()
         self.keys: set[str] = set()
-        """Keys that may ask; empty for a server that needs none."""
+        """Valid keys; empty for a server that needs none."""
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
     def reach(self, moment: str) -> None:
-        """Note that a run has come to ``moment``, and keep it there if that is wanted."""
+        """Record that a run has reached ``moment``, and hold it there if that is the step to hold."""
         self.reached[moment] = self.reached.get(moment, 0) + 1
         if moment == self.hold:
             self.released.wait(HELD_S)
@@ -66,7 +66,7 @@ class Witness(ThreadingHTTPServer):
         return lambda: self.reached.get(moment, 0) >= times
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A run that ends leaves its requests."""
+        """Ignore aborted requests of a run that ends."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Witness
 
     def do_GET(self) -> None:
-        # As a proxy it is asked for a whole address.
+        # As a proxy it gets a whole address.
         path = urlsplit(self.path).path
         self.server.hosts.add(self.headers["Host"])
         if self._refused():
@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the base class
-        """Nothing."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def witness(hold: str = "", *, status: int = 200, last_of: int | None = None) ->
 
 
 class LongRun:
-    """A command in a process of its own; its signals do not depend on what the caller of the tests ignores."""
+    """A command in a process of its own, with default signal handlers even if the tests' parent ignores signals."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class LongRun:
             )
 
     def processes(self) -> dict[int, bytes]:
-        """Every process of this run that lives, with its command line."""
+        """Return the processes of this run by pid, with their command lines."""
         found = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -171,11 +171,11 @@ class LongRun:
         return found
 
     def load(self) -> int | None:
-        """The load generator's pid; ``None`` if it does not run."""
+        """Return the load generator's pid; ``None`` if it does not run."""
         return next((pid for pid, line in self.processes().items() if b"locust" in line.split(b"\0")), None)
 
     def is_quiet(self) -> bool:
-        """Whether the interpreter runs and has handed SIGINT back, so that it ends without a traceback."""
+        """Return whether the interpreter has restored SIGINT's default, so that it ends without a traceback."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         lines = [line.split() for line in status.splitlines() if line.startswith(("SigIgn", "SigCgt"))]
         masks = {name[:6]: int(mask, 16) for name, mask in lines}
@@ -194,7 +194,7 @@ class LongRun:
         return self.out.read_text() + self.err.read_text()
 
     def end(self) -> int:
-        """Wait for its end; its exit code, once no process and no file of it is left."""
+        """Wait for its end; return its exit code once no process and no file of it remains."""
         try:
             code = self.process.wait(60)
         finally:
@@ -206,7 +206,7 @@ class LongRun:
         return code
 
     def close(self) -> None:
-        """End whatever a failed test left."""
+        """Kill the processes of a failed test."""
         self.process.kill()
         self.process.wait()
         for pid in self.processes():

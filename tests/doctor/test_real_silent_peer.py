@@ -1,4 +1,4 @@
-"""A silent tunnel for real: wireguard-go in network namespaces, and whose fault the smoke test takes it for."""
+"""A silent peer of a real tunnel in network namespaces, and the fault domain that the smoke test gives it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ for one in handshake.attribute_fault(context.host, machine.tunnel, found, known=
 
 
 def look(gpu: Node, known: Path) -> tuple[str, str, str]:
-    """Level, fault domain and words of the peer, as the smoke test sees it."""
+    """Return level, fault domain and text of the peer's finding in the smoke test."""
     machine = gpu.folder / "machine.json"
     machine.write_text(json.dumps(gpu.machine))
     argv = [*gpu.enter, sys.executable, "-c", LOOK, str(machine), str(known)]
@@ -44,13 +44,13 @@ def look(gpu: Node, known: Path) -> tuple[str, str, str]:
 
 
 def silence(vps: Node, gpu: Node) -> None:
-    """The VPS answers nobody: its interface is as good as off."""
+    """Remove the peer on the VPS, which then replies as little as without power."""
     vps.do("wg", "set", "wg0", "peer", gpu.public, "remove")
 
 
 @pytest.fixture
 def known(pair: tuple[Node, Node], tmp_path: Path) -> Iterator[Path]:
-    """A tunnel that has been seen alive; whatever a test does to it is undone."""
+    """A tunnel whose handshake was recorded; reset after the test."""
     gpu, _ = pair
     file = tmp_path / "handshakes.json"
     assert look(gpu, file)[0] == "ok"
@@ -61,7 +61,7 @@ def known(pair: tuple[Node, Node], tmp_path: Path) -> Iterator[Path]:
     gpu.do("ip", "link", "set", "eth0", "up")
 
 
-def test_a_vps_whose_tunnel_is_off_is_nobodys_fault_here(pair: tuple[Node, Node], known: Path) -> None:
+def test_a_vps_whose_tunnel_is_off_is_external(pair: tuple[Node, Node], known: Path) -> None:
     gpu, vps = pair
     silence(vps, gpu)
     gpu.configure(peer=vps.public)
@@ -70,10 +70,10 @@ def test_a_vps_whose_tunnel_is_off_is_nobodys_fault_here(pair: tuple[Node, Node]
         level, domain, seen = look(gpu, known)
         return (level, domain) == ("fail", "external") and "the first hop 203.0.113.5 responds" in seen
 
-    wait_until(external, "its first attempt, and the neighbour's answer", 60)
+    wait_until(external, "its first attempt, and the neighbour's response", 60)
 
 
-def test_a_key_of_its_own_that_nobody_knows_is_the_generations(pair: tuple[Node, Node], known: Path) -> None:
+def test_another_key_of_this_host_is_a_failure_of_the_generation(pair: tuple[Node, Node], known: Path) -> None:
     gpu, vps = pair
     other = gpu.do("wg", "genkey").strip()
     silence(vps, gpu)
@@ -83,9 +83,9 @@ def test_a_key_of_its_own_that_nobody_knows_is_the_generations(pair: tuple[Node,
     assert "another key of this host" in seen
 
 
-def test_a_port_where_nobody_listens_is_the_generations(pair: tuple[Node, Node], known: Path) -> None:
+def test_another_endpoint_is_a_failure_of_the_generation(pair: tuple[Node, Node], known: Path) -> None:
     gpu, vps = pair
-    # Off as well: neither hides the other.
+    # The VPS is off as well; that must not hide the other endpoint.
     silence(vps, gpu)
     gpu.configure(peer=vps.public)
     gpu.do("wg", "set", "wg0", "peer", vps.public, "endpoint", "203.0.113.5:51999")
@@ -95,7 +95,7 @@ def test_a_port_where_nobody_listens_is_the_generations(pair: tuple[Node, Node],
     assert "another endpoint" in seen
 
 
-def test_a_network_that_the_generation_lost_is_its_own(pair: tuple[Node, Node], known: Path) -> None:
+def test_a_lost_network_is_a_failure_of_the_generation(pair: tuple[Node, Node], known: Path) -> None:
     gpu, vps = pair
     gpu.do("ip", "link", "set", "eth0", "down")
     gpu.configure(peer=vps.public)

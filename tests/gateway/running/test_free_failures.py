@@ -1,4 +1,4 @@
-"""A request for which nothing was generated costs its user nothing, at the gateway or the engine."""
+"""A request for which nothing was generated costs its user nothing."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from tests.conftest import RunningService, chat, open_stream, serving, start_mock, wait_until
+from tests.gateway.running.conftest import one_engine
 
 LIMITS = {"requests_per_minute": 2, "tokens_per_minute": 100_000}
-"""Two requests a minute: a third one at once is refused, whatever the first two were."""
+"""Two requests per minute: a third one at once is rejected."""
 
 PATH = "/v1/chat/completions"
 
 
 def left(service: RunningService) -> int:
-    """Requests that the key may still begin now, found by using them up."""
+    """Use up the requests that the key may still begin now; return their number."""
     begun = 0
     while service.post(PATH, chat("fake: tokens=1", max_tokens=1)).status == 200:
         begun += 1
@@ -47,13 +48,13 @@ def left(service: RunningService) -> int:
         ("/v1/messages", chat("fake: fault=mistake", stream=True, max_tokens=9), 400),
     ],
 )  # fmt: skip
-def test_a_refused_or_failed_request_costs_nothing(
+def test_a_rejected_or_failed_request_costs_nothing(
     tmp_path: Path, path: str, body: dict[str, Any], status: int
 ) -> None:
     with serving(tmp_path / "limits", limits=LIMITS) as service:
         for _ in range(4):
-            answer = service.post(path, body)
-            assert answer.status == status, answer.body
+            response = service.post(path, body)
+            assert response.status == status, response.body
             wait_until(lambda: b"requests_in_flight 0.0" in service.get("/metrics").body, "it is over", 5)
         assert left(service) == 2
         limited = service.post(PATH, chat())
@@ -61,7 +62,7 @@ def test_a_refused_or_failed_request_costs_nothing(
 
 
 def test_no_engine_and_a_full_queue_cost_nothing(tmp_path: Path) -> None:
-    one = {"kind": "mock", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 1}
+    one = one_engine(1)
     engine = start_mock(tmp_path / "engine.log")
     queue = {"max_waiting": 0}
     limits = {"requests_per_minute": 3}
@@ -79,14 +80,14 @@ def test_no_engine_and_a_full_queue_cost_nothing(tmp_path: Path) -> None:
             for _ in range(5):
                 assert service.post(PATH, chat()).status == 503
             engine = start_mock(tmp_path / "again.log", port=engine.port)
-            wait_until(lambda: service.get("/ready").status == 200, "it is back", 10)
+            wait_until(lambda: service.get("/ready").status == 200, "it is up again", 10)
             assert left(service) == 2
     finally:
         engine.stop()
 
 
-async def test_what_was_generated_or_read_is_charged(tmp_path: Path) -> None:
-    """A stream that breaks off after a token, and a client that leaves: both took their request."""
+async def test_generated_and_processed_tokens_are_charged(tmp_path: Path) -> None:
+    """A stream that is cut after a token, and a client that disconnects: both are charged a request."""
     with serving(tmp_path / "charged", limits=LIMITS) as service:
         assert service.post(PATH, chat("fake: tokens=9 fault=cut:3", stream=True)).status == 200
         assert left(service) == 1
@@ -95,6 +96,9 @@ async def test_what_was_generated_or_read_is_charged(tmp_path: Path) -> None:
         await reader.readuntil(b"quick")
         writer.transport.abort()
         await asyncio.to_thread(
-            wait_until, lambda: "aborted" in {row["outcome"] for row in service.rows()}, "it left", 5
+            wait_until,
+            lambda: "aborted" in {row["outcome"] for row in service.rows()},
+            "the disconnect is recorded",
+            5,
         )
         assert left(service) == 1

@@ -1,7 +1,7 @@
-"""The bootstrap beside another one, killed, with variables of pip set, and on disks and in folders that refuse.
+"""Whole runs of the bootstrap: two at once, killed, with variables of pip set, on full and read-only disks.
 
-A small checkout with one small package of its own: venv and pip are real, no package index is used. The package's
-build waits for a file, so that a test decides when an installation is in its middle.
+A small checkout has one small package of its own: venv and pip are real, no package index is used. The package's
+build waits for a file, so that a test determines the moment at which an installation is interrupted.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -24,8 +25,8 @@ import pytest
 from appliance.system import lock_file
 from tests.conftest import ROOT, wait_until
 from tests.otheruser import IDENTITY, NOBODY, python, shared_folder
+from tests.process_tree import descendants
 from tests.smalldisk import SmallDisk
-from tests.vllm.conftest import descendants
 from tools import bootstrap
 
 MODULES = (
@@ -39,7 +40,7 @@ MODULES = (
     "tools/bootstrap.py",
     "tools/installer.py",
 )
-"""What the bootstrap may import: the standard library, and these."""
+"""The modules that the bootstrap may import in addition to the standard library."""
 
 PROJECT = """
 [build-system]
@@ -69,7 +70,7 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
 
 
 def tiny_wheel(folder: Path) -> str:
-    """Write a package of one module; its digest."""
+    """Write a package of one module; return its digest."""
     path = folder / "tiny-1-py3-none-any.whl"
     files = {
         "tiny.py": "x = 1\n",
@@ -96,7 +97,7 @@ class Checkout:
         return self.folder / ".venv"
 
     def start(self, interpreter: str = sys.executable, **more: str) -> subprocess.Popen[str]:
-        """`make up`'s first step, in a process of its own."""
+        """Start the first step of `make up` as a process of its own."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
         identity = more.pop("identity", "")
         environment |= {"PIP_FIND_LINKS": str(self.folder / "wheels"), "PIP_NO_INDEX": "1", **more}
@@ -110,12 +111,12 @@ class Checkout:
 
     def run(self, interpreter: str = sys.executable, **more: str) -> tuple[int, str]:
         process = self.start(interpreter, **more)
-        said, _ = process.communicate(timeout=100)
-        return process.returncode, said
+        output, _ = process.communicate(timeout=100)
+        return process.returncode, output
 
     @property
     def builds(self) -> int:
-        """How often the installation came to its last step."""
+        """Return how often an installation reached its last step."""
         file = self.folder / "builds"
         return len(file.read_text().splitlines()) if file.exists() else 0
 
@@ -137,29 +138,29 @@ def make_checkout(folder: Path) -> Checkout:
     return Checkout(folder)
 
 
-def ended(checkout: Checkout) -> None:
+def kill_runs(checkout: Checkout) -> None:
     for run in checkout.runs:
         run.kill()
         run.communicate()
 
 
 def holds(pid: int, path: Path) -> bool:
-    """Whether process ``pid`` has ``path`` open."""
+    """Return whether process ``pid`` has ``path`` open."""
     return any(entry.resolve() == path for entry in Path(f"/proc/{pid}/fd").iterdir())
 
 
 @dataclass
 class Together:
-    """What two first runs at once printed, and what they left."""
+    """Two first runs at once: their output and their results."""
 
     checkout: Checkout
     pids: list[int]
-    said: list[str]
+    outputs: list[str]
     codes: list[int]
     note: str
     before_waiting: str
     holders: int
-    """How many processes hold the lock while a package is being installed."""
+    """Number of processes that hold the lock while a package is being installed."""
 
 
 @pytest.fixture(scope="module")
@@ -177,50 +178,56 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
         second = checkout.start()
         before = read_until(second, "waiting")
         hold.unlink()
-        said = [run.communicate(timeout=60)[0] for run in (first, second)]
+        outputs = [run.communicate(timeout=60)[0] for run in (first, second)]
         yield Together(
-            checkout, [first.pid, second.pid], said, [first.returncode, second.returncode], note, before, holders
+            checkout=checkout,
+            pids=[first.pid, second.pid],
+            outputs=outputs,
+            codes=[first.returncode, second.returncode],
+            note=note,
+            before_waiting=before,
+            holders=holders,
         )
     finally:
-        ended(checkout)
+        kill_runs(checkout)
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, together: Together) -> Iterator[Checkout]:
-    """A checkout of the test's own where everything is installed."""
+    """A checkout of the test's own in which everything is installed."""
     made = Checkout(shutil.copytree(together.checkout.folder, tmp_path / "checkout", symlinks=True))
     assert made.run() == (0, "")
     yield made
-    ended(made)
+    kill_runs(made)
 
 
 def read_until(run: subprocess.Popen[str], words: str) -> str:
     assert run.stdout is not None
-    said = ""
+    output = ""
     for line in run.stdout:
-        said += line
+        output += line
         if words in line:
-            return said
-    pytest.fail(f"it never printed {words!r}: {said}")
+            return output
+    pytest.fail(f"it never printed {words!r}: {output}")
 
 
-def sentence(said: str) -> str:
-    """The one error line of a run that failed as it should."""
-    assert "Traceback" not in said
-    assert "python3-venv" not in said
-    assert "check the network" not in said
-    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+def error_line(output: str) -> str:
+    """Return the only error line of a failed run."""
+    assert "Traceback" not in output
+    assert "python3-venv" not in output
+    assert "check the network" not in output
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     return line
 
 
 def test_two_first_runs_wait_for_each_other(together: Together) -> None:
-    assert together.codes == [0, 0], together.said
+    assert together.codes == [0, 0], together.outputs
     assert json.loads(together.note) == {"pid": together.pids[0]}
     line = f"another `make up` is installing here (pid {together.pids[0]}); waiting\n"
-    assert together.before_waiting + together.said[1] == line, "it installs nothing again"
+    assert together.before_waiting + together.outputs[1] == line, "it does not install again"
     assert together.checkout.builds == 1
     assert together.checkout.works()
-    assert together.holders == 2, "pip holds the lock too: killed alone, the first run leaves it to pip"
+    assert together.holders == 2, "pip holds the lock too, also if only the first run is killed"
 
 
 def test_a_changed_lock_waits_for_the_service_that_runs_from_the_environment(checkout: Checkout) -> None:
@@ -240,13 +247,15 @@ def test_a_changed_lock_waits_for_the_service_that_runs_from_the_environment(che
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as running:  # fmt: skip
         read_until(running, "runs")
-        code, said = checkout.run()
+        code, output = checkout.run()
         assert code == 1
-        assert f"{checkout.venv} has to be installed anew, and a service runs from it; stop that" in sentence(said)
+        assert f"{checkout.venv} has to be installed anew, and a service runs from it; stop that" in error_line(
+            output
+        )
         assert checkout.works()
         running.communicate("\n")
-    code, said = checkout.run()
-    assert code == 0, said
+    code, output = checkout.run()
+    assert code == 0, output
     assert checkout.builds == 2
 
 
@@ -266,10 +275,10 @@ HOSTILE = {
     "PYTHONOPTIMIZE": "2",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-"""Variables that change what pip installs or where to, or what a Python imports."""
+"""Variables that change which packages pip installs, their folder, or the modules that a Python imports."""
 
 
-def test_a_run_after_a_killed_one_repairs_whatever_variables_are_set(checkout: Checkout) -> None:
+def test_a_run_after_a_killed_one_repairs_with_any_variables_set(checkout: Checkout) -> None:
     hold, lock = checkout.folder / "hold", checkout.folder / "requirements" / "loadtest.lock"
     hold.touch()
     whole = lock.read_text()
@@ -279,7 +288,7 @@ def test_a_run_after_a_killed_one_repairs_whatever_variables_are_set(checkout: C
     lock.write_text(whole)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    # pip ends with it, and with pip the lock is free, though the build that pip waited for goes on.
+    # pip ends with it, and the lock is free then, although the build that pip waited for continues.
     lock_file.wait(checkout.folder / ".bootstrap.lock", lambda _: None).release()
     assert (checkout.venv / ".changing").exists()
     hold.unlink()
@@ -287,67 +296,68 @@ def test_a_run_after_a_killed_one_repairs_whatever_variables_are_set(checkout: C
     modules.mkdir(parents=True)
     (modules / "__init__.py").write_text("raise SystemExit('another pip')")
     settings = checkout.folder / "pip.conf"
-    # The wheel is found through a file of settings: where packages come from is kept, all else is not.
+    # The wheel is found through a configuration file: the source of packages is kept, other settings are not.
     source = f"[global]\nfind-links = {checkout.folder / 'wheels'}\nno-index = true\n"
     settings.write_text(f"{source}[install]\nuser = yes\ntarget = /nowhere/x\n")
     more = HOSTILE | {"PYTHONPATH": str(modules.parent), "PIP_CONFIG_FILE": str(settings), "PIP_FIND_LINKS": ""}
-    code, said = checkout.run(**more)
-    assert code == 0, said
-    assert "waiting" not in said
+    code, output = checkout.run(**more)
+    assert code == 0, output
+    assert "waiting" not in output
     assert checkout.works()
     assert not list(Path("/nowhere").parent.glob("nowhere"))
     assert checkout.run(**more) == (0, "")
 
 
-def test_a_package_that_cannot_be_had_leaves_what_is_installed(checkout: Checkout) -> None:
+def test_an_unavailable_package_leaves_the_installed_ones(checkout: Checkout) -> None:
     lock = checkout.folder / "requirements" / "loadtest.lock"
     whole = lock.read_text()
     lock.write_text(whole + f"other==1 \\\n    --hash=sha256:{'0' * 64}\n")
-    code, said = checkout.run()
+    code, output = checkout.run()
     assert code == 1
-    assert "No matching distribution found for other==1" in said
-    assert "check the network and run again" in said
-    assert checkout.works(), "without a network, what was installed goes on working"
+    assert "No matching distribution found for other==1" in output
+    assert "check the network and run again" in output
+    assert checkout.works(), "without a network, the installed packages keep working"
     lock.write_text(whole)
     assert checkout.run() == (0, "")
-    # pip that rejects its own configuration.
+    # A configuration that pip rejects.
     lock.write_text(whole + "# changed\n")
-    broken = checkout.folder / "broken.conf"
-    broken.write_text("no section\n")
-    code, said = checkout.run(PIP_CONFIG_FILE=str(broken))
+    invalid = checkout.folder / "invalid.conf"
+    invalid.write_text("no section\n")
+    code, output = checkout.run(PIP_CONFIG_FILE=str(invalid))
     assert code == 1
-    assert "the configuration of pip cannot be read" in sentence(said)
+    assert "the configuration of pip cannot be read" in error_line(output)
 
 
 def on_disk(disk: SmallDisk) -> Checkout:
     return make_checkout(disk.folder / "checkout")
 
 
-def test_a_disk_that_becomes_full_on_the_way(small_disk: SmallDisk) -> None:
+def test_a_disk_that_becomes_full_during_a_run(small_disk: SmallDisk) -> None:
     checkout = on_disk(small_disk)
-    code, said = checkout.run()
+    code, output = checkout.run()
     assert code == 1
-    assert "cannot be written (No space left on device); free space on its disk" in sentence(said)
+    assert "cannot be written (No space left on device); free space on its disk" in error_line(output)
     small_disk.fill()
-    code, said = checkout.run()
+    code, output = checkout.run()
     assert code == 1
-    assert "No space left on device" in sentence(said)
-    assert str(small_disk.folder) in said
+    assert "No space left on device" in error_line(output)
+    assert str(small_disk.folder) in output
 
 
 def test_a_read_only_checkout(small_disk: SmallDisk) -> None:
     checkout = on_disk(small_disk)
     small_disk.read_only()
-    code, said = checkout.run()
+    code, output = checkout.run()
     assert code == 1
-    assert f"{checkout.folder}/.bootstrap.lock cannot be written (Read-only file system); its disk is" in sentence(
-        said
+    assert (
+        f"{checkout.folder}/.bootstrap.lock cannot be written (Read-only file system); its disk is"
+        in error_line(output)
     )
 
 
-@pytest.mark.parametrize("what", ["checkout", "environment", "lock"])
-def test_a_checkout_of_another_user(what: str) -> None:
-    """As after `sudo make up`, or where root cloned."""
+@pytest.mark.parametrize("owned", ["checkout", "environment", "lock"])
+def test_a_checkout_of_another_user(owned: str) -> None:
+    """As after `sudo make up`, or in a clone of root."""
     interpreter = python()
     with shared_folder() as folder:
         checkout = make_checkout(folder / "checkout")
@@ -356,20 +366,21 @@ def test_a_checkout_of_another_user(what: str) -> None:
             "environment": checkout.venv,
             "lock": checkout.folder / ".bootstrap.lock",
         }
-        if what == "lock":
-            place[what].touch(mode=0o644)
-        if what == "environment":
+        if owned == "lock":
+            place[owned].touch(mode=0o644)
+        if owned == "environment":
             (checkout.venv / "bin").mkdir(parents=True)
             (checkout.venv / "bin" / "x").touch()
-        if what != "checkout":
+        if owned != "checkout":
             os.chown(checkout.folder, NOBODY, NOBODY)
-        code, said = checkout.run(interpreter, identity="nobody")
+        code, output = checkout.run(interpreter, identity="another")
+        user = pwd.getpwuid(NOBODY).pw_name
         assert code == 1
-        line = sentence(said)
+        line = error_line(output)
         assert "cannot be written (Permission denied); " in line
         assert line.endswith(
-            f"{place[what]} belongs to root, and this runs as nobody: "
-            f"`sudo chown -R nobody {place[what]}`, or run as root"
+            f"{place[owned]} belongs to root, and this runs as {user}: "
+            f"`sudo chown -R {user} {place[owned]}`, or run as root"
         )
 
 

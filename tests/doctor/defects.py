@@ -1,4 +1,4 @@
-"""Ways to break a host, by the check that has to notice: what, how, the level, and part of what is said."""
+"""Defects of a host by the check that has to find them: name, change, level, and a part of the finding."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from pathlib import Path
 from appliance.doctor.checks import clock
 from tests.doctor.fakehost import KEYS, FakeHost, accepts, dump, nft_json
 
-Break = Callable[[FakeHost], object]
+Defect = Callable[[FakeHost], object]
 
 
-def _text(file: str, text: str) -> Break:
+def _text(file: str, text: str) -> Defect:
     return lambda host: host.write(file, text)
 
 
-def _card(field: str, value: str) -> Break:
+def _card(field: str, value: str) -> Defect:
     return lambda host: host.card.update({field: value})
 
 
-def _remove(path: str) -> Break:
-    def broken(host: FakeHost) -> None:
+def _remove(path: str) -> Defect:
+    def remove(host: FakeHost) -> None:
         target = host.root / path.lstrip("/")
         shutil.rmtree(target) if target.is_dir() else target.unlink()
 
-    return broken
+    return remove
 
 
-def _says(program: str, text: str, code: int = 0) -> Break:
-    return lambda host: host.says(program, text, code)
+def _output(program: str, text: str, code: int = 0) -> Defect:
+    return lambda host: host.set_output(program, text, code)
 
 
-def _wg(own: str | None, peers: dict[str, int | None]) -> Break:
-    return lambda host: host.says("wg", dump(own, peers))
+def _wg(own: str | None, peers: dict[str, int | None]) -> Defect:
+    return lambda host: host.set_output("wg", dump(own, peers))
 
 
 def _database(host: FakeHost) -> None:
@@ -54,7 +54,7 @@ def _exposed(host: FakeHost) -> None:
     host.sockets = [(p, "0.0.0.0" if pid == 700 else a, n, pid) for p, a, n, pid in host.sockets]
 
 
-def _no_front(host: FakeHost) -> None:
+def _no_nginx(host: FakeHost) -> None:
     host.machine["edge"]["https_port"] = 1
 
 
@@ -67,7 +67,7 @@ def _rename(host: FakeHost, old: str, new: str) -> None:
     (folder / f"{old}.dist-info").rename(folder / f"{new}.dist-info")
 
 
-def _smi(text: str) -> Break:
+def _smi(text: str) -> Defect:
     return lambda host: _smi_fails(host, text)
 
 
@@ -81,7 +81,7 @@ def _second_card(host: FakeHost) -> None:
 
 def _rules(host: FakeHost, more: int) -> None:
     ports = [opening["port"] for opening in host.machine["firewall"]["openings"]]
-    host.says("nft", nft_json(accepts("tcp", *ports, more)))
+    host.set_output("nft", nft_json(accepts("tcp", *ports, more)))
 
 
 def _stamp(host: FakeHost, at: float) -> None:
@@ -93,11 +93,11 @@ def _weights(host: FakeHost) -> Path:
     return next(host.root.glob("var/lib/appliance-models/hub/*/*/*/*"))
 
 
-def _gateway_elsewhere(host: FakeHost) -> None:
+def _gateway_on_all_addresses(host: FakeHost) -> None:
     host.sockets[1] = ("tcp", "0.0.0.0", host.sockets[1][2], 800)
 
 
-def _engine_gone(host: FakeHost) -> None:
+def _engine_stopped(host: FakeHost) -> None:
     host.sockets[0] = host.sockets[1]
 
 
@@ -111,7 +111,7 @@ def _new_kernel(host: FakeHost) -> None:
     link.symlink_to("/nix/store/other/bzImage")
 
 
-BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
+DEFECTS: dict[str, list[tuple[str, Defect, str, str]]] = {
     "pins": [
         (
             "another driver",
@@ -131,7 +131,7 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
             "no torch",
             _remove("/nix/store/e-engine/lib/python3.13/site-packages/torch-2.13.0+cu130.dist-info"),
             "unknown",
-            "not to be found",
+            "is not found",
         ),
         ("a kernel that waits", _new_kernel, "warn", "newer kernel"),
     ],
@@ -161,7 +161,12 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
             "fail",
             "couldn't communicate",
         ),
-        ("programs of another version", _card("driver_version", "595.60.01"), "fail", "nvidia-smi is of 595.60.01"),
+        (
+            "programs of another version",
+            _card("driver_version", "595.60.01"),
+            "fail",
+            "nvidia-smi has version 595.60.01",
+        ),
     ],
     "cards": [
         ("missing", lambda h: h.card.clear(), "fail", "nvidia-smi shows 0 of 1"),
@@ -169,18 +174,18 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
             "another model",
             _card("name", "NVIDIA RTX PRO 6000 Blackwell Server Edition"),
             "fail",
-            "the site says RTX PRO 6000",
+            "the site has RTX PRO 6000",
         ),
-        ("less memory", _card("memory.total", "95000"), "fail", "the site says 97887"),
+        ("less memory", _card("memory.total", "95000"), "fail", "the site has 97887"),
         ("a narrow link", _card("pcie.link.width.current", "8"), "warn", "x8 of x16"),
         ("no persistence", _card("persistence_mode", "Disabled"), "warn", "persistence mode is off"),
         ("one too many", _second_card, "warn", "is not in the site"),
         ("garbage", lambda h: h.card.update({"index": "none"}), "unknown", "output of nvidia-smi is not a row"),
     ],
     "power": [
-        ("too high", _card("power.limit", "600.00"), "warn", "600 W; the site says 450 W"),
+        ("too high", _card("power.limit", "600.00"), "warn", "600 W; the site has 450 W"),
         ("too low", _card("power.limit", "300.00"), "warn", "300 W"),
-        ("no figure", _card("power.limit", "[N/A]"), "unknown", "no power limit"),
+        ("no figure", _card("power.limit", "[N/A]"), "unknown", "does not report its power limit"),
     ],
     "throttle": [
         (
@@ -190,32 +195,32 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
             "hardware thermal slowdown",
         ),
         ("power brake", _card("clocks_event_reasons.active", "0x0000000000000080"), "fail", "power brake"),
-        ("software heat", _card("clocks_event_reasons.active", "0x0000000000000020"), "warn", "against heat"),
+        ("software heat", _card("clocks_event_reasons.active", "0x0000000000000020"), "warn", "because of heat"),
     ],
     "xid": [
         (
             "off the bus",
-            _says("journalctl", "x\nNVRM: Xid (PCI:0000:41:00): 79, pid=1, GPU has fallen off the bus.\n"),
+            _output("journalctl", "x\nNVRM: Xid (PCI:0000:41:00): 79, pid=1, GPU has fallen off the bus.\n"),
             "fail",
             "XID 79, 1 times",
         ),
         (
             "an unusual one",
-            _says("journalctl", "NVRM: Xid (PCI:0000:41:00): 38, pid=1, firmware\n"),
+            _output("journalctl", "NVRM: Xid (PCI:0000:41:00): 38, pid=1, firmware\n"),
             "warn",
             "XID 38",
         ),
         (
             "its memory",
-            _says("journalctl", "x\nNVRM: Xid (PCI:0000:41:00): 95, pid=1, Uncontained ECC error.\n"),
+            _output("journalctl", "x\nNVRM: Xid (PCI:0000:41:00): 95, pid=1, Uncontained ECC error.\n"),
             "fail",
             "XID 95, 1 times",
         ),
-        ("recovery", _says("recovery", "0, Drain and Reset\n"), "fail", "Drain and Reset"),
-        ("a withheld log", _says("journalctl", ""), "unknown", "log of this boot is empty"),
+        ("recovery", _output("recovery", "0, Drain and Reset\n"), "fail", "Drain and Reset"),
+        ("a withheld log", _output("journalctl", ""), "unknown", "log of this boot is empty"),
         (
             "no permission",
-            _says("journalctl", "No journal files were opened due to insufficient permissions.\n", 1),
+            _output("journalctl", "No journal files were opened due to insufficient permissions.\n", 1),
             "unknown",
             "insufficient permissions",
         ),
@@ -231,7 +236,7 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
     ],
     "hugepages": [
         ("80 % of RAM", _text("/proc/sys/vm/nr_hugepages", "52428\n"), "fail", "102 GiB of 128 GiB"),
-        ("a few nobody asked for", _text("/proc/sys/vm/nr_hugepages", "100\n"), "warn", "100 pages"),
+        ("a few that are not required", _text("/proc/sys/vm/nr_hugepages", "100\n"), "warn", "100 pages"),
         (
             "always",
             _text("/sys/kernel/mm/transparent_hugepage/enabled", "[always] madvise never\n"),
@@ -239,7 +244,7 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
             "always",
         ),
         ("few mappings", _text("/proc/sys/vm/max_map_count", "65530\n"), "warn", "65530"),
-        ("no kernel", _remove("/proc/meminfo"), "unknown", "does not say"),
+        ("no kernel", _remove("/proc/meminfo"), "unknown", "does not report it"),
     ],
     "memlock": [
         (
@@ -250,44 +255,59 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
             "fail",
             "64 KiB",
         ),
-        ("not running", _engine_gone, "unknown", "not running"),
+        ("not running", _engine_stopped, "unknown", "does not run"),
     ],
     "numa": [
         (
             "another node",
             _text("/sys/bus/pci/devices/0000:41:00.0/numa_node", "1\n"),
             "warn",
-            "node 1; the site says 0",
+            "node 1; the site has 0",
         ),
-        ("no node", _text("/sys/bus/pci/devices/0000:41:00.0/numa_node", "-1\n"), "warn", "names no node"),
-        ("an engine astray", _text("/proc/700/status", "Cpus_allowed_list:\t0-15\n"), "warn", "outside node 0"),
-        ("not told", _no_node, "warn", "the site names none"),
+        ("no node", _text("/sys/bus/pci/devices/0000:41:00.0/numa_node", "-1\n"), "warn", "its slot has no node"),
+        (
+            "an engine on another node",
+            _text("/proc/700/status", "Cpus_allowed_list:\t0-15\n"),
+            "warn",
+            "outside node 0",
+        ),
+        ("not in the site", _no_node, "warn", "the site has none"),
     ],
-    "clock": [("went back", lambda h: _stamp(h, h.now + 3600), "fail", "60 min behind")],
+    "clock": [("set back", lambda h: _stamp(h, h.now + 3600), "fail", "60 min behind")],
     "disk": [("full", lambda _: None, "fail", "2% of 100 GiB free")],
     "models": [
-        ("a file too short", lambda h: _weights(h).write_text("x"), "fail", "1 bytes, the lock says 7"),
-        ("a file gone", lambda h: _weights(h).unlink(), "fail", "No such file"),
-        ("the check at boot failed", lambda h: h.units(appliance_models_verify="failed"), "fail", "at boot failed"),
-        ("nobody checked", lambda h: h.units(appliance_models_verify="inactive"), "warn", "not checked since boot"),
+        ("a file too short", lambda h: _weights(h).write_text("x"), "fail", "1 bytes, the lock has 7"),
+        ("a file is missing", lambda h: _weights(h).unlink(), "fail", "No such file"),
+        (
+            "the verification at boot failed",
+            lambda h: h.units(appliance_models_verify="failed"),
+            "fail",
+            "at boot failed",
+        ),
+        ("not verified", lambda h: h.units(appliance_models_verify="inactive"), "warn", "not verified since boot"),
         ("no lock file", _remove("/etc/appliance/models.lock"), "fail", "cannot be read"),
         ("no lock at all", lambda h: h.machine["weights"].pop("lock"), "warn", "no models.lock"),
-        ("no folder", _remove("/models/qwen"), "fail", "is not there"),
+        ("no folder", _remove("/models/qwen"), "fail", "does not exist"),
         ("an empty folder", _remove("/models/qwen/config.json"), "fail", "neither config.json"),
     ],
     "database": [
         ("garbage", _database, "fail", "not a database"),
-        ("none yet", _remove("/var/lib/appliance-gateway"), "warn", "not there yet"),
+        ("none yet", _remove("/var/lib/appliance-gateway"), "warn", "does not exist yet"),
     ],
     "firewall": [
-        ("not loaded", _says("nft", '{"nftables": [{"metainfo": {}}]}'), "fail", "nftables is not loaded"),
-        ("another table", _says("nft", nft_json(table="filter")), "fail", "loaded are: inet filter"),
-        ("policy accept", _says("nft", nft_json(policy="accept")), "fail", "has policy accept"),
-        ("a rule for everything", _says("nft", nft_json([{"accept": None}])), "fail", "1 rules accept every port"),
-        ("a port too many", lambda h: _rules(h, 8001), "fail", "lets in 8001/tcp"),
-        ("a port too few", _says("nft", nft_json(accepts("tcp", 22))), "fail", "does not let in"),
-        ("no permission", _says("nft", "", 1), "unknown", "nft:"),
-        ("garbage", _says("nft", "[]"), "unknown", "no ruleset"),
+        ("not loaded", _output("nft", '{"nftables": [{"metainfo": {}}]}'), "fail", "nftables is not loaded"),
+        ("another table", _output("nft", nft_json(table="filter")), "fail", "loaded are: inet filter"),
+        ("policy accept", _output("nft", nft_json(policy="accept")), "fail", "has policy accept"),
+        (
+            "a rule for everything",
+            _output("nft", nft_json([{"accept": None}])),
+            "fail",
+            "1 rules accept every port",
+        ),
+        ("a port too many", lambda h: _rules(h, 8001), "fail", "accepts 8001/tcp"),
+        ("a port too few", _output("nft", nft_json(accepts("tcp", 22))), "fail", "does not accept"),
+        ("no permission", _output("nft", "", 1), "unknown", "nft:"),
+        ("garbage", _output("nft", "[]"), "unknown", "not a ruleset"),
     ],
     "tunnel": [
         ("key missing", _remove("/var/lib/wireguard/wg0.key"), "fail", "the WireGuard key is missing"),
@@ -299,13 +319,13 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
             "fail",
             "can be read by others",
         ),
-        ("no interface", _remove("/sys/class/net/wg0"), "fail", "there is no interface wg0"),
-        ("wrong peer", _wg(KEYS["gpu"], {KEYS["stranger"]: 4}), "fail", "does not know vps's key"),
+        ("no interface", _remove("/sys/class/net/wg0"), "fail", "the interface wg0 does not exist"),
+        ("another peer", _wg(KEYS["gpu"], {KEYS["stranger"]: 4}), "fail", "does not have vps's key"),
         (
-            "a stranger beside",
+            "an additional peer",
             _wg(KEYS["gpu"], {KEYS["vps"]: 4, KEYS["stranger"]: 4}),
             "fail",
-            "whom the machine does not name",
+            "which the machine's description does not name",
         ),
         (
             "never",
@@ -319,11 +339,11 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
         ("MTU", _text("/sys/class/net/wg0/mtu", "1280\n"), "warn", "MTU 1280"),
         (
             "no permission",
-            _says("wg", "Unable to access interface wg0: Operation not permitted\n", 1),
+            _output("wg", "Unable to access interface wg0: Operation not permitted\n", 1),
             "unknown",
             "Operation not permitted",
         ),
-        ("garbage", _says("wg", f"{KEYS['gpu']}\n"), "unknown", "no dump"),
+        ("garbage", _output("wg", f"{KEYS['gpu']}\n"), "unknown", "not a dump"),
     ],
     "ports": [
         ("an engine beyond loopback", _exposed, "fail", "listens on 0.0.0.0"),
@@ -333,38 +353,38 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
             "warn",
             "29500/tcp of VLLM",
         ),
-        ("no gateway", lambda h: h.sockets.pop(1), "fail", "nothing listens on 127.0.0.1"),
-        ("the gateway elsewhere", _gateway_elsewhere, "fail", "the site says 127.0.0.1"),
-        ("no SSH", lambda h: h.sockets.pop(2), "fail", "nothing listens on 22/tcp"),
-        ("a stranger", lambda h: h.sockets.append(("tcp", "0.0.0.0", 5432, 950)), "warn", "0.0.0.0:5432/tcp"),
+        ("no gateway", lambda h: h.sockets.pop(1), "fail", "no process listens on 127.0.0.1"),
+        ("the gateway on all addresses", _gateway_on_all_addresses, "fail", "the site has 127.0.0.1"),
+        ("no SSH", lambda h: h.sockets.pop(2), "fail", "no process listens on 22/tcp"),
+        ("another process", lambda h: h.sockets.append(("tcp", "0.0.0.0", 5432, 950)), "warn", "0.0.0.0:5432/tcp"),
     ],
     "units": [
         ("failed", lambda h: h.units(nftables="failed"), "fail", "failed (exit-code)"),
         ("stopped", lambda h: h.units(appliance_gateway="inactive"), "fail", "inactive"),
-        ("on its way", lambda h: h.units(appliance_gateway="activating"), "warn", "activating"),
-        ("unheard of", lambda h: h.units(nftables="not-found"), "fail", "does not exist"),
+        ("starting", lambda h: h.units(appliance_gateway="activating"), "warn", "activating"),
+        ("unknown to systemd", lambda h: h.units(nftables="not-found"), "fail", "does not exist"),
         (
             "no systemd",
-            _says("systemctl", "System has not been booted with systemd\n", 1),
+            _output("systemctl", "System has not been booted with systemd\n", 1),
             "unknown",
             "not been booted",
         ),
     ],
     "fit": [("too large", _too_large, "fail", "GiB")],
-    "gateway": [("down", _no_gateway, "fail", "does not answer on 127.0.0.1:1")],
-    "engines": [("nobody to ask", _no_gateway, "unknown", "the gateway does not answer")],
-    "gateways": [("down", _no_gateways, "fail", "does not answer")],
+    "gateway": [("down", _no_gateway, "fail", "does not respond on 127.0.0.1:1")],
+    "engines": [("no gateway", _no_gateway, "unknown", "unknown without the gateway")],
+    "gateways": [("down", _no_gateways, "fail", "does not respond")],
     "certificate": [
         ("no file", _remove("/var/lib/acme/llm.example.org/fullchain.pem"), "fail", "is missing"),
         (
             "no certificate",
             _text("/var/lib/acme/llm.example.org/fullchain.pem", "x"),
             "unknown",
-            "holds no certificate",
+            "is not a certificate",
         ),
-        ("about to end", lambda h: setattr(h, "now", h.now + 65 * 86400), "warn", "14 days left"),
-        ("almost ended", lambda h: setattr(h, "now", h.now + 77 * 86400), "fail", "2 days left"),
-        ("ended", lambda h: setattr(h, "now", h.now + 90 * 86400), "fail", "ended 10.0 days ago"),
+        ("about to expire", lambda h: setattr(h, "now", h.now + 65 * 86400), "warn", "14 days left"),
+        ("almost expired", lambda h: setattr(h, "now", h.now + 77 * 86400), "fail", "2 days left"),
+        ("expired", lambda h: setattr(h, "now", h.now + 90 * 86400), "fail", "expired 10.0 days ago"),
         ("not begun", lambda h: setattr(h, "now", h.now - 86400), "fail", "is valid only in 1.0 days"),
         (
             "another name",
@@ -372,8 +392,8 @@ BREAKS: dict[str, list[tuple[str, Break, str, str]]] = {
             "fail",
             "not for chat.example.org",
         ),
-        ("nobody serves", _no_front, "fail", "serves none on port 1"),
-        ("nobody trusts", lambda _: None, "fail", "clients refuse it"),
+        ("not served", _no_nginx, "fail", "serves none on port 1"),
+        ("not trusted", lambda _: None, "fail", "clients reject it"),
     ],
-    "edge": [("down", _no_front, "fail", "ConnectionRefusedError")],
+    "edge": [("down", _no_nginx, "fail", "ConnectionRefusedError")],
 }
