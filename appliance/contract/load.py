@@ -48,7 +48,7 @@ def validate(name: str, table: dict[str, Any]) -> Site:
 
 
 def _with_tuning(table: dict[str, Any]) -> dict[str, Any]:
-    """Return ``table`` with the keys of ``gateway.tuning`` moved there: earlier versions had them in ``gateway``."""
+    """Return ``table`` with tuning keys moved to ``gateway.tuning``; earlier versions had them in ``gateway``."""
     gateway = table.get("gateway")
     tuning = gateway.get("tuning", {}) if isinstance(gateway, dict) else None
     if not isinstance(gateway, dict) or not isinstance(tuning, dict):
