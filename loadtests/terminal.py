@@ -195,10 +195,10 @@ def _facts(report: Report) -> list[str]:
     return facts
 
 
-def interval(one: Interval, digits: int = 2) -> str:
+def interval(one: Interval) -> str:
     """Return a figure with its interval; an ellipsis for a missing bound."""
-    low, high = ("…" if bound is None else f"{bound:.{digits}f}" for bound in (one.low, one.high))
-    return f"{one.value:.{digits}f} ({low} to {high})"
+    low, high = ("…" if bound is None else f"{bound:.2f}" for bound in (one.low, one.high))
+    return f"{one.value:.2f} ({low} to {high})"
 
 
 def _models(report: Report) -> Table:

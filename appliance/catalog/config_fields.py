@@ -135,14 +135,14 @@ class ConfigFields:
             raise self.missing(key)
         low, high = LIMITS.get(keys[0], (0, 1 << 24))
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.impossible(key, value, low, high)
+            raise self.impossible(key, value, low=low, high=high)
         return value
 
     def positive(self, *keys: str, default: int | None = None, own: bool = False) -> int:
         """Return a whole number above 0, as :meth:`integer` does."""
         value = self.integer(*keys, default=default, own=own)
         if value < 1:
-            raise self.impossible(self.spelled(keys[0])[0], value, 1, value)
+            raise self.impossible(self.spelled(keys[0])[0], value, low=1, high=value)
         return value
 
     def length(self, key: str) -> int:
@@ -152,10 +152,10 @@ class ConfigFields:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.impossible(name, value, low, high)
+            raise self.impossible(name, value, low=low, high=high)
         return value
 
-    def impossible(self, key: str, value: object, low: int, high: int) -> ConfigError:
+    def impossible(self, key: str, value: object, *, low: int, high: int) -> ConfigError:
         """Return the error for a figure that is not a whole number between ``low`` and ``high``."""
         # NaN is not above any number.
         above = isinstance(value, (int, float)) and value > low

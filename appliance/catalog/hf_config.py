@@ -44,22 +44,22 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
     if not isinstance(config, Mapping):
         raise ConfigError(f"{name}: config.json holds no JSON object; name the model's config.json")
     tables, path = split(name, config)
-    fields = ConfigFields(name, tables[-1], _kind(tables), path)
+    fields = ConfigFields(name, tables[-1], kind=_kind(tables), path=path)
     for key in ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"):
         # Only a nested table may rely on its class for the fields that every model has.
         fields.positive(key, own=not path)
     hidden, layers = fields.positive("hidden_size"), fields.positive("num_hidden_layers")
     context = _context(fields)
     window = _window(fields)
-    kinds = _layer_kinds(fields, layers, window, context)
+    kinds = _layer_kinds(fields, layers, window=window, context=context)
     moe, dense_layers = hf_experts.moe(fields, layers)
     full = _mla(fields) if fields.family.latent else _attention(fields, hidden, kinds)
-    sliding = _attention(fields, hidden, kinds, window) if "sliding_attention" in kinds else None
+    sliding = _attention(fields, hidden, kinds, window=window) if "sliding_attention" in kinds else None
     linear_layers = kinds.count("linear_attention")
     width = _dense_width(fields, hidden, needed=dense_layers > 0)
     found = quantised.native(name, tuple(tables), layers)
     fields.seen.update(("quantization_config", "compression_config"))
-    extra, once = _extra(fields, full, width, layers, layers - dense_layers if moe else 0)
+    extra, once = _extra(fields, full, width=width, layers=layers, moe_layers=layers - dense_layers if moe else 0)
     norms, norm_bias = _norms(fields)
     shape = Shape(
         name=name,
@@ -77,7 +77,7 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
         moe=moe,
         dense_layers=dense_layers,
         extra_per_layer=extra + (norms * hidden if norm_bias else 0),
-        extra_once=once + _ends(fields, hidden, context, norm_bias),
+        extra_once=once + _ends(fields, hidden, context=context, norm_bias=norm_bias),
         norms_per_layer=norms,
         gated=fields.family.gated,
         dense_beside_moe=moe is not None and bool(fields.family.experts and fields.family.experts.beside_dense),
@@ -131,7 +131,7 @@ def _context(fields: ConfigFields) -> int:
     original = fields.raw("original_max_position_embeddings")[1]
     if original is not None:
         original = fields.length("original_max_position_embeddings")
-    scaled = rope.scaled(fields.name, context, fields.table, original)
+    scaled = rope.scaled(fields.name, context, fields.table, original=original)
     return context if fields.family.gemma3_context else scaled
 
 
@@ -148,7 +148,7 @@ def _window(fields: ConfigFields) -> int | None:
     return window
 
 
-def _layer_kinds(fields: ConfigFields, layers: int, window: int | None, context: int) -> list[str]:
+def _layer_kinds(fields: ConfigFields, layers: int, *, window: int | None, context: int) -> list[str]:
     """Return the kind of each layer: full, sliding or linear attention."""
     family = fields.family
     listed = fields.listed("layer_types", layers)
@@ -200,7 +200,7 @@ def _period(fields: ConfigFields) -> int:
     return fields.positive(key, default=int(usual))
 
 
-def _attention(fields: ConfigFields, hidden: int, kinds: list[str], window: int | None = None) -> Attention:
+def _attention(fields: ConfigFields, hidden: int, kinds: list[str], *, window: int | None = None) -> Attention:
     """Return the softmax attention of the sliding layers with ``window``, else of the full ones."""
     family = fields.family
     heads = fields.positive("num_attention_heads")
@@ -216,7 +216,7 @@ def _attention(fields: ConfigFields, hidden: int, kinds: list[str], window: int 
     value_is_key = False
     if "gemma4" in fields.kind and window is None:
         value_is_key = fields.flag("attention_k_eq_v")
-        head_dim, kv_heads = _global_heads(fields, kinds, head_dim, kv_heads, own_kv=value_is_key)
+        head_dim, kv_heads = _global_heads(fields, kinds, head_dim=head_dim, kv_heads=kv_heads, own_kv=value_is_key)
     if kv_heads == 0 or heads % kv_heads:
         fit = max((n for n in range(1, heads + 1) if heads % n == 0 and n <= max(kv_heads, 1)), default=1)
         raise ConfigError(
@@ -245,7 +245,7 @@ def _old_kv_heads(fields: ConfigFields, heads: int, stated: int) -> int:
 
 
 def _global_heads(
-    fields: ConfigFields, kinds: list[str], head_dim: int, kv_heads: int, *, own_kv: bool
+    fields: ConfigFields, kinds: list[str], *, head_dim: int, kv_heads: int, own_kv: bool
 ) -> tuple[int, int]:
     """Return width and KV heads of Gemma 4's full layers; transformers 5 lists them layer by layer."""
     wide = fields.positive("global_head_dim", default=512)
@@ -324,7 +324,7 @@ def _norms(fields: ConfigFields) -> tuple[int, bool]:
     return norms, fields.option(fields.family.norm_bias) == "all"
 
 
-def _ends(fields: ConfigFields, hidden: int, context: int, norm_bias: bool) -> int:
+def _ends(fields: ConfigFields, hidden: int, *, context: int, norm_bias: bool) -> int:
     """Return the weights before the first and after the last layer, without embedding, head and one norm."""
     family = fields.family
     count = hidden if norm_bias else 0
@@ -338,7 +338,7 @@ def _ends(fields: ConfigFields, hidden: int, context: int, norm_bias: bool) -> i
 
 
 def _extra(
-    fields: ConfigFields, full: Attention | Mla, width: int, layers: int, moe_layers: int
+    fields: ConfigFields, full: Attention | Mla, *, width: int, layers: int, moe_layers: int
 ) -> tuple[int, int]:
     """Return further weights: of each layer, and of the whole model."""
     family = fields.family

@@ -94,14 +94,14 @@ def _sparse(fields: ConfigFields, found: Experts, layers: int) -> list[bool]:
         if value is None:
             continue
         if key in {"mlp_only_layers", "moe_layer_freq"} and isinstance(value, list):
-            rule = _by_list(fields, key, value, layers)
+            rule = _by_list(fields, key, value, layers=layers)
         else:
             rule = _by_number(key, fields.integer(key) if key != "moe_layer_end_index" else value, layers)
         sparse = [before and now for before, now in zip(sparse, rule, strict=True)]
     return sparse
 
 
-def _by_list(fields: ConfigFields, key: str, value: list[Any], layers: int) -> list[bool]:
+def _by_list(fields: ConfigFields, key: str, value: list[Any], *, layers: int) -> list[bool]:
     """Return for each layer whether it has experts, by a list of dense layers or of one flag per layer."""
     if not all(isinstance(one, int) and not isinstance(one, bool) for one in value):
         raise fields.refused(key, value)

@@ -216,7 +216,7 @@ def native(name: str, tables: tuple[Mapping[str, Any], ...], layers: int) -> Nat
     if not isinstance(quant, Mapping):
         raise ConfigError(f"{name}: quantization_config is not a table; take the model's own config.json")
     precision = _precision(name, quant)
-    attention = _fields(name, quant, precision, layers)
+    attention = _fields(name, quant, precision=precision, layers=layers)
     block = quant.get("weight_block_size")
     if block is None:
         return Native(precision, 0, attention)
@@ -306,13 +306,13 @@ def _compressed(name: str, quant: Mapping[str, Any]) -> str:
         raise _refused(name, f"format = {form!r:.40} without config_groups")
     if not isinstance(groups, Mapping):
         raise _refused(name, f"config_groups = {groups!r:.40}")
-    found = {_of_group(name, f"config_groups.{key}", group, form) for key, group in groups.items()}
+    found = {_of_group(name, f"config_groups.{key}", group, form=form) for key, group in groups.items()}
     if len(found) > 1:
         raise _refused(name, f"config_groups of unequal weights ({', '.join(sorted(found))})")
     return found.pop()
 
 
-def _of_group(name: str, key: str, group: object, form: str) -> str:
+def _of_group(name: str, key: str, group: object, *, form: str) -> str:
     weights = group.get("weights") if isinstance(group, Mapping) else None
     if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
         raise _refused(name, f"{key} without weights")
@@ -330,7 +330,7 @@ def _of_group(name: str, key: str, group: object, form: str) -> str:
     raise _refused(name, f"{key}.weights of {bits!r:.20} bits, type {kind!r:.20}, format {form!r:.40}")
 
 
-def _fields(name: str, quant: Mapping[str, Any], precision: str, layers: int) -> str:
+def _fields(name: str, quant: Mapping[str, Any], *, precision: str, layers: int) -> str:
     """Return a module of attention that stays at 16 bits, empty without one.
 
     Raises :class:`ConfigError` for a field that may give some weights another width.

@@ -66,7 +66,7 @@ PARAMETERS = frozenset(
 """Keys of rope parameters that are understood."""
 
 
-def scaled(name: str, context: int, table: Mapping[str, Any], original: int | None) -> int:
+def scaled(name: str, context: int, table: Mapping[str, Any], *, original: int | None) -> int:
     """Return ``context`` in tokens after the rope scaling in ``table``.
 
     ``original`` is ``original_max_position_embeddings``, the context with which a model starts under LongRoPE.

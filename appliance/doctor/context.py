@@ -23,7 +23,7 @@ class CheckContext:
     """One host at one moment.
 
     ``base`` is the folder of the site's relative paths and ``now`` the time in Unix seconds. ``hashes``: whether to
-    hash every model file. ``called`` is the name of this host if the operator passes it.
+    hash every model file. ``host_name`` is the name of this host if the operator passes it.
     """
 
     host: HostReader
@@ -32,19 +32,19 @@ class CheckContext:
     base: Path
     now: float
     hashes: bool = False
-    called: str | None = None
+    host_name: str | None = None
 
     @cached_property
     def name(self) -> str:
         """Return the name of this host in the site.
 
-        It is ``called``, the name in the machine's description, the site's only host, or the kernel's host name, in
+        It is ``host_name``, the name in the machine's description, the site's only host, or the kernel's host name, in
         this order. Raises :class:`ConfigError` if the site has no such host: checks of an unknown host would skip
         everything on it.
         """
         known = list(self.site.hosts) if self.site is not None else []
         only = known[0] if len(known) == 1 else socket.gethostname()
-        name = self.called or (self.machine.host if self.machine is not None else only)
+        name = self.host_name or (self.machine.host if self.machine is not None else only)
         if known and name not in known:
             raise ConfigError(
                 f"this machine is {name!r}, which is not one of the site's hosts ({', '.join(known)}); "

@@ -57,7 +57,11 @@ def read_listeners(host: HostReader) -> list[Listener]:
         for family in ("", "6"):
             for address, port, inode in _sockets(host.text(f"/proc/net/{protocol}{family}") or "", protocol):
                 process = read_process(host, owners[inode]) if inode in owners else None
-                found.append(Listener("tcp" if protocol == "tcp" else "udp", address, port, process))
+                found.append(
+                    Listener(
+                        protocol="tcp" if protocol == "tcp" else "udp", address=address, port=port, process=process
+                    )
+                )
     return sorted(found, key=lambda one: (one.protocol, one.port, str(one.address)))
 
 
@@ -92,4 +96,6 @@ def read_process(host: HostReader, pid: int) -> ProcessInfo:
     """Read the process ``pid``."""
     unit = re.search(r"/([^/\n]+\.service)(?:/|$)", host.text(f"/proc/{pid}/cgroup") or "", re.MULTILINE)
     name = (host.text(f"/proc/{pid}/comm") or "?").strip()
-    return ProcessInfo(pid, name, unit[1] if unit else "", host.link(f"/proc/{pid}/exe") or "")
+    return ProcessInfo(
+        pid=pid, name=name, unit=unit[1] if unit else "", program=host.link(f"/proc/{pid}/exe") or ""
+    )

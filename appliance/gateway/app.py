@@ -37,8 +37,7 @@ from appliance.gateway.metrics import Metrics, MetricSample
 from appliance.gateway.routing import Router, Service
 from appliance.gateway.swap_controller import SwapController
 from appliance.gateway.usage_writer import UsageWriter
-from appliance.http1.connection import ClientConnection
-from appliance.http1.types import Request
+from appliance.http1.types import ClientResponder, Request
 from appliance.http1.writer import WriteCoalescer
 from appliance.store.keys import KeyStore
 from appliance.store.models import Key, UsageRow
@@ -55,11 +54,22 @@ NOT_FOUND_LINES = 60
 """Log lines per minute about unknown paths: one misconfigured client requests the same path for ever."""
 
 
+class Authenticated:
+    """The key of a request, authenticated before its body was read."""
+
+    __slots__ = ("generation", "key")
+
+    def __init__(self, key: Key, generation: int) -> None:
+        self.key = key
+        self.generation = generation
+        """The authenticator's generation at that time."""
+
+
 class GatewayApp:
     """The application for one site. The caller opens and closes the stores.
 
-    Every method runs on the event loop's thread. :mod:`appliance.http1` calls ``begin``, ``too_large``,
-    ``broken_off`` and ``handle``, in this order, for each request of a connection.
+    Every method runs on the event loop's thread. :mod:`appliance.http1` calls ``begin``, then ``handle`` for a
+    complete request, or ``too_large``, ``broken_off`` and ``refuse`` for a rejected one.
     """
 
     def __init__(
@@ -88,7 +98,9 @@ class GatewayApp:
             suspect=self._health.suspect,
         )
         self._idempotency = IdempotencyCache(site.gateway.idempotency_s, self._loop.time)
-        self.origins = BrowserOrigins(site.gateway.browser_origins)
+        self._origins = BrowserOrigins(site.gateway.browser_origins)
+        self._browsers = self._origins.named
+        """Whether any origin is allowed: without one, no request is examined for it."""
         self.swap_controller: SwapController | None = None
         if control is not None:
             self.swap_controller = SwapController(
@@ -114,8 +126,7 @@ class GatewayApp:
             return SMALL_BODY
         if self._draining:
             raise DrainingError("The gateway is stopping; try again shortly", retry_after=5)
-        request.owner = self._authenticate(request)
-        request.generation = self._authenticator.generation
+        request.context = Authenticated(self._authenticate(request), self._authenticator.generation)
         return self._site.gateway.max_body_bytes
 
     def too_large(self, request: Request, error: RequestError) -> RequestError:
@@ -124,14 +135,20 @@ class GatewayApp:
 
     def broken_off(self, request: Request, error: RequestError | None) -> None:
         """Record a request whose body is incomplete (``error`` is ``None``) or was rejected with ``error``."""
-        owner = request.owner
-        if isinstance(owner, Key):
-            row = UsageRow(time.time(), request.id, owner.user, owner.id, request.path)
+        if isinstance(request.context, Authenticated):
+            owner = request.context.key
+            row = UsageRow(
+                started_at=time.time(),
+                request_id=request.id,
+                user=owner.user,
+                key_id=owner.id,
+                endpoint=request.path,
+            )
             row.status, row.outcome = (499, "aborted") if error is None else (error.status, "rejected")
             self._metrics.count(row)
             self._usage.put(row)
 
-    def handle(self, request: Request, client: ClientConnection) -> None:
+    def handle(self, request: Request, client: ClientResponder) -> None:
         """Respond to a complete request, now or later; raises :class:`RequestError` for a rejection."""
         path = request.path
         if path in paths.INFERENCE and request.method == "POST":
@@ -143,12 +160,24 @@ class GatewayApp:
         if request.method == "OPTIONS":
             # A preflight has no key and needs no engine.
             allow = b"allow: %s\r\n" % ", ".join(paths.methods(path)).encode()
-            preflight = self.origins.preflight(request.headers) if b"origin" in request.headers else b""
+            preflight = self._origins.preflight(request.headers) if b"origin" in request.headers else b""
             client.answer(204, b"", headers=allow + preflight)
         elif path in paths.OPERATIONS:
             self._operations(path, client)
         else:
             self._list_models(path, self._authenticate(request), client)
+
+    def refuse(self, request: Request, error: RequestError, client: ClientResponder) -> None:
+        """Answer ``error`` in the shape of the API that the client uses."""
+        reply.answer_error(client, error, reply.api_path(request))
+
+    def complete_headers(self, request: Request, headers: bytes) -> bytes:
+        """Add the request's id, and the CORS lines for pages of other origins."""
+        if self._browsers:
+            headers += self._origins.headers(request.headers.get(b"origin"))
+        elif headers.startswith(reply.ID):
+            return headers
+        return reply.complete_headers(request, headers)
 
     # Called by `main` and by the control socket.
 
@@ -204,28 +233,29 @@ class GatewayApp:
         if self.swap_controller is not None:
             self.swap_controller.notice()
 
-    def _infer(self, request: Request, client: ClientConnection) -> None:
+    def _infer(self, request: Request, client: ClientResponder) -> None:
         limit = self._site.gateway.max_body_bytes
         try:
             request.body = decoded(request.body, request.headers.get(b"content-encoding"), limit)
         except RequestError as error:
             self.broken_off(request, error)
             raise
-        owner = request.owner
-        fresh = request.generation == self._authenticator.generation
-        if not fresh or not isinstance(owner, Key) or owner.expires_at is not None or owner.end_users:
+        known, owner = request.context, None
+        if isinstance(known, Authenticated) and known.generation == self._authenticator.generation:
+            owner = known.key
+        if owner is None or owner.expires_at is not None or owner.end_users:
             # Again: keys may have changed while the body arrived, or while the request waited on its connection.
             owner = self._authenticate(request)
         key = request.headers.get(b"idempotency-key")
         if key is None:
             proxied = ProxiedRequest(self._context, owner, request, client)
-            client.exchange = proxied
+            client.listener = proxied
         else:
-            recording = self._idempotency.find(owner.scope, key, request.path, request.body)
+            recording = self._idempotency.find(owner.scope, key, path=request.path, body=request.body)
             if recording is not None:
                 recording.follow(client)
                 return
-            recording = self._idempotency.record(owner.scope, key, request.path, request.body)
+            recording = self._idempotency.record(owner.scope, key, path=request.path, body=request.body)
             recording.follow(client)
             proxied = ProxiedRequest(self._context, owner, request, recording)
             recording.request = proxied
@@ -258,7 +288,7 @@ class GatewayApp:
             raise
         return caller(key, request.headers, request.body) if key.end_users else key
 
-    def _operations(self, path: str, client: ClientConnection) -> None:
+    def _operations(self, path: str, client: ClientResponder) -> None:
         if path == "/health":
             client.answer(200, b'{"status":"ok"}')
         elif path == "/metrics":
@@ -268,17 +298,18 @@ class GatewayApp:
         else:
             self._spawn(self._ready(client))
 
-    async def _ready(self, client: ClientConnection) -> None:
+    async def _ready(self, client: ClientResponder) -> None:
         try:
             readiness = await self._health.check()
         except Exception:
             LOG.exception("/ready failed")
-            client.answer_error(InternalError("/ready failed; the gateway's log has the reason"), "/ready")
+            error = InternalError("/ready failed; the gateway's log has the reason")
+            reply.answer_error(client, error, "/ready")
             return
         body = {"status": "ready" if readiness.ready else "not ready", "engines": readiness.engines}
         client.answer(200 if readiness.ready else 503, json.dumps(body).encode())
 
-    def _list_models(self, path: str, key: Key, client: ClientConnection) -> None:
+    def _list_models(self, path: str, key: Key, client: ClientResponder) -> None:
         offered = {name: card for name, card in self._model_cards.items() if key.allows(name)}
         if path == "/v1/models":
             body: object = {"object": "list", "data": list(offered.values())}
@@ -320,34 +351,36 @@ class GatewayApp:
     def _samples(self) -> Iterator[MetricSample]:
         replicas, services = self.router.replicas, self.router.services.values()
         yield MetricSample(
-            "engine_up",
-            "Whether the engine is loaded and generated its last canary token.",
-            "engine",
-            {replica.name: float(replica.open) for replica in replicas},
+            name="engine_up",
+            help="Whether the engine is loaded and generated its last canary token.",
+            label="engine",
+            values={replica.name: float(replica.open) for replica in replicas},
         )
         yield MetricSample(
-            "engine_requests_in_flight",
-            "Sequences running on the engine; a request for several choices counts once for each.",
-            "engine",
-            {replica.name: float(replica.in_flight) for replica in replicas},
+            name="engine_requests_in_flight",
+            help="Sequences running on the engine; a request for several choices counts once for each.",
+            label="engine",
+            values={replica.name: float(replica.in_flight) for replica in replicas},
         )
         yield MetricSample(
-            "queue_length",
-            "Requests waiting for a slot.",
-            "model",
-            {service.model: float(service.queue.waiting) for service in services},
+            name="queue_length",
+            help="Requests waiting for a slot.",
+            label="model",
+            values={service.model: float(service.queue.waiting) for service in services},
         )
-        if self.swap_controller is not None:
+        swaps = self.swap_controller
+        if swaps is not None:
             yield MetricSample(
-                "swaps", "Models loaded on demand.", "", {"": float(self.swap_controller.swaps)}, counter=True
+                name="swaps", help="Models loaded on demand.", values={"": swaps.swaps}, counter=True
             )
-            failures = {"": float(self.swap_controller.failures)}
-            yield MetricSample("swap_failures", "Loads that failed.", "", failures, counter=True)
             yield MetricSample(
-                "last_swap_seconds", "Seconds that the last load took.", "", {"": self.swap_controller.last_swap_s}
+                name="swap_failures", help="Loads that failed.", values={"": swaps.failures}, counter=True
+            )
+            yield MetricSample(
+                name="last_swap_seconds", help="Seconds that the last load took.", values={"": swaps.last_swap_s}
             )
         yield MetricSample(
-            "usage_rows_dropped", "Usage rows lost to a full disk.", "", {"": float(self._usage.dropped)}
+            name="usage_rows_dropped", help="Usage rows lost to a full disk.", values={"": self._usage.dropped}
         )
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

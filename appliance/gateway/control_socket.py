@@ -10,9 +10,9 @@ import json
 import msgspec
 
 from appliance.errors import ConflictError, InvalidRequestError, MethodNotAllowedError, NotFoundError, RequestError
+from appliance.gateway import reply
 from appliance.gateway.app import GatewayApp
-from appliance.http1.connection import ClientConnection
-from appliance.http1.types import Request
+from appliance.http1.types import ClientResponder, Request
 
 SOCKET = "control.sock"
 """Name of the socket in the gateway's data folder."""
@@ -48,7 +48,7 @@ class Control:
     def broken_off(self, request: Request, error: object) -> None:
         """Ignore an incomplete request: the control socket records nothing."""
 
-    def handle(self, request: Request, client: ClientConnection) -> None:
+    def handle(self, request: Request, client: ClientResponder) -> None:
         """Respond to ``GET /status`` and ``POST /swap``; raises :class:`RequestError` for all else."""
         method = {"/status": "GET", "/swap": "POST"}.get(request.path)
         if method is None:
@@ -69,3 +69,11 @@ class Control:
             )
         self._gateway.swap_controller.request(model)
         client.answer(202, json.dumps({"model": model, "state": "requested"}).encode())
+
+    def refuse(self, request: Request, error: RequestError, client: ClientResponder) -> None:
+        """Answer ``error`` in OpenAI's shape."""
+        reply.answer_error(client, error, reply.api_path(request))
+
+    def complete_headers(self, request: Request, headers: bytes) -> bytes:
+        """Add the request's id."""
+        return reply.complete_headers(request, headers)

@@ -70,9 +70,6 @@ class BrowserOrigins:
         return lines
 
 
-NO_ORIGINS = BrowserOrigins(())
-
-
 def _lines(origin: str) -> bytes:
     lines = f"access-control-allow-origin: {origin}\r\naccess-control-expose-headers: {EXPOSED}\r\n"
     if origin != "*":

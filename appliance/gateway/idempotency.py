@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from appliance.errors import IdempotencyError, InvalidRequestError, RequestError
-from appliance.gateway import reply
-from appliance.gateway.lifecycle import ProxiedRequest, Responder
-from appliance.http1.connection import ClientConnection
+from appliance.errors import IdempotencyError, InvalidRequestError
+from appliance.gateway.lifecycle import ProxiedRequest
+from appliance.http1.types import JSON, ClientResponder, Responder
 
 MAX_KEY = 255
 """Longest key in bytes."""
@@ -33,33 +32,29 @@ class RecordedResponse:
     def __init__(self, finished: Callable[[RecordedResponse], None]) -> None:
         self._finished = finished
         self._calls: list[Callable[[Responder], None]] = []
-        self._readers: list[ClientConnection] = []
+        self._readers: list[ClientResponder] = []
         self.request: ProxiedRequest | None = None
         self.size = OVERHEAD
         self.complete = False
 
-    def follow(self, reader: ClientConnection) -> None:
+    def follow(self, reader: ClientResponder) -> None:
         """Write everything recorded so far to ``reader``, and everything that follows."""
         if not self.complete:
             self._readers.append(reader)
-            reader.exchange = _Reader(self, reader)
+            reader.listener = _Reader(self, reader)
         for call in self._calls:
             call(reader)
 
-    def leave(self, reader: ClientConnection) -> None:
+    def leave(self, reader: ClientResponder) -> None:
         """Remove ``reader``, which disconnected; the recording continues."""
         if reader in self._readers:
             self._readers.remove(reader)
 
     # Called by the request.
 
-    def answer(self, status: int, body: bytes, kind: bytes = reply.JSON, headers: bytes = b"") -> None:
+    def answer(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
         """Record a whole response."""
         self._end(len(body), lambda client: client.answer(status, body, kind, headers))
-
-    def answer_error(self, error: RequestError, path: str, headers: bytes = b"") -> None:
-        """Record an error as a whole response."""
-        self._end(0, lambda client: client.answer_error(error, path, headers))
 
     def start_stream(self, status: int, headers: bytes) -> None:
         """Record the head of a streamed response."""
@@ -96,14 +91,14 @@ class RecordedResponse:
 
 
 class _Reader:
-    """A connection that reads a recording: its disconnect or slowness does not affect the recording."""
+    """A client that reads a recording: its disconnect or slowness does not affect the recording."""
 
-    def __init__(self, recording: RecordedResponse, connection: ClientConnection) -> None:
+    def __init__(self, recording: RecordedResponse, client: ClientResponder) -> None:
         self._recording = recording
-        self._connection = connection
+        self._client = client
 
     def client_gone(self) -> None:
-        self._recording.leave(self._connection)
+        self._recording.leave(self._client)
 
     def client_slow(self) -> None:
         """Do nothing: the recording is the buffer, and the server closes a connection that reads nothing."""
@@ -136,7 +131,7 @@ class IdempotencyCache:
         self._entries: OrderedDict[tuple[str, bytes], _Entry] = OrderedDict()
         self._bytes = 0
 
-    def find(self, owner: str, key: bytes, path: str, body: bytes) -> RecordedResponse | None:
+    def find(self, owner: str, key: bytes, *, path: str, body: bytes) -> RecordedResponse | None:
         """Return the recording of this request, or ``None`` if the request is new.
 
         Raises :class:`IdempotencyError` if the key was used for another request, and :class:`InvalidRequestError`
@@ -152,7 +147,7 @@ class IdempotencyCache:
             raise IdempotencyError("This Idempotency-Key was used for another request; use a new one")
         return entry.recording
 
-    def record(self, owner: str, key: bytes, path: str, body: bytes) -> RecordedResponse:
+    def record(self, owner: str, key: bytes, *, path: str, body: bytes) -> RecordedResponse:
         """Begin a recording for this request."""
         name = (owner, key)
         recording = RecordedResponse(lambda recording: self._finish(name, recording))

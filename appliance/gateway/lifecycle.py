@@ -36,7 +36,6 @@ The walk of a request; the code has the same numbers:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -80,8 +79,8 @@ from appliance.gateway.metrics import Metrics
 from appliance.gateway.routing import Replica, Router, Service
 from appliance.gateway.sse import SseFilter, Usage, read_usage
 from appliance.gateway.usage_writer import UsageWriter
-from appliance.http1.client import UpstreamCall, UpstreamConnection, cancel
-from appliance.http1.types import Request
+from appliance.http1.client import UpstreamCall
+from appliance.http1.types import JSON, Request, Responder
 from appliance.store.models import Key, UsageRow
 
 LOG = logging.getLogger(__name__)
@@ -134,28 +133,6 @@ class RequestPhase(Enum):
 
 # Bound once: an attribute of an Enum costs ten times a global, and each piece of a stream compares two.
 WAITING, SENT, EXPLAINING, FORWARDING, ENDED = RequestPhase
-
-
-class Responder(Protocol):
-    """The destination of a response: a client's connection, or a recording with several readers."""
-
-    def answer(self, status: int, body: bytes, kind: bytes = ..., headers: bytes = ...) -> None:
-        """Write a whole response."""
-
-    def answer_error(self, error: RequestError, path: str, headers: bytes = ...) -> None:
-        """Write an error as a whole response."""
-
-    def start_stream(self, status: int, headers: bytes) -> None:
-        """Write the head of a streamed response."""
-
-    def write(self, data: bytes) -> None:
-        """Write a part of the stream."""
-
-    def end_stream(self, data: bytes = ...) -> None:
-        """Write the last part of the stream and end it."""
-
-    def cut(self) -> None:
-        """Close the connection without a response."""
 
 
 class Running(Protocol):
@@ -338,7 +315,7 @@ def guarded(
     return cast("Callable[Concatenate[ProxiedRequest, P], None]", run)
 
 
-class ProxiedRequest(UpstreamCall):
+class ProxiedRequest:
     """One request on its way from a client to an engine and back."""
 
     __slots__ = (
@@ -382,7 +359,9 @@ class ProxiedRequest(UpstreamCall):
         # The request.
         self._context = context
         self._request = request
-        self._row = UsageRow(time.time(), request.id, owner.user, owner.id, request.path)
+        self._row = UsageRow(
+            started_at=time.time(), request_id=request.id, user=owner.user, key_id=owner.id, endpoint=request.path
+        )
         self._accounting = RequestAccounting(context, self._row)
         self._phase = WAITING
         self._service: Service | None = None
@@ -402,7 +381,7 @@ class ProxiedRequest(UpstreamCall):
         self._wrote_at = self._accounting.began
         # The engine's side, reset for every replica.
         self._replica: Replica | None = None
-        self._upstream: UpstreamConnection | asyncio.Task[None] | None = None
+        self._upstream: UpstreamCall | None = None
         self._tried: set[str] | None = None
         self._status = 0
         self._content_type = b""
@@ -477,8 +456,7 @@ class ProxiedRequest(UpstreamCall):
                 return
         elif phase is EXPLAINING:
             if now > self._explain_until:
-                upstream, self._upstream = self._upstream, None
-                cancel(upstream)
+                self._cancel_upstream()
                 self._handle_failure(self._unexplained())
                 return
         elif phase is FORWARDING and stream is not None:
@@ -491,8 +469,8 @@ class ProxiedRequest(UpstreamCall):
         elif not replica.breaker.up and not self._pieces:
             # The breaker opened after this request was sent, and no byte has arrived yet: fail over.
             upstream = self._upstream
-            if self._fail_over():
-                cancel(upstream)
+            if self._fail_over() and upstream is not None:
+                upstream.cancel()
         if self._row.stream and self._phase is not FORWARDING and now - self._wrote_at > queue.keepalive_s:
             self._wrote_at = now
             if not self._streaming:
@@ -516,13 +494,6 @@ class ProxiedRequest(UpstreamCall):
 
     # The engine's connection. It reports errors inside on_head, on_data and on_end to `crashed`.
 
-    @guarded
-    def on_rebound(self, upstream: UpstreamConnection | asyncio.Task[None]) -> None:
-        """Use ``upstream`` from now on: the request moved to another connection."""
-        self._upstream = upstream
-        if self._slow and isinstance(upstream, UpstreamConnection):
-            upstream.pause()
-
     # 4. The head of the engine's response.
 
     def on_head(self, status: int, content_type: bytes) -> None:
@@ -545,7 +516,7 @@ class ProxiedRequest(UpstreamCall):
         try:
             ready = stream.feed(data)
         except EngineFailedError as error:
-            cancel(self._upstream)
+            self._cancel_upstream()
             self.on_failure(error)
             return
         if stream.failed and phase is not FORWARDING:
@@ -622,14 +593,14 @@ class ProxiedRequest(UpstreamCall):
     def client_slow(self) -> None:
         """Stop reading from the engine: the client is a slow reader."""
         self._slow = True
-        if isinstance(self._upstream, UpstreamConnection):
+        if self._upstream is not None:
             self._upstream.pause()
 
     @guarded
     def client_ready(self) -> None:
         """Read from the engine again: the client has read what was buffered."""
         self._slow = False
-        if isinstance(self._upstream, UpstreamConnection):
+        if self._upstream is not None:
             self._upstream.resume()
 
     # The gateway.
@@ -669,7 +640,7 @@ class ProxiedRequest(UpstreamCall):
             elif self._streaming:
                 self._end_with(internal)
             else:
-                self._client.answer_error(internal, row.endpoint)
+                reply.answer_error(self._client, internal, row.endpoint)
             self._answered = True
         except Exception as second:  # noqa: BLE001 - no response can be written: the connection closes
             self._log_crash(second)
@@ -691,7 +662,7 @@ class ProxiedRequest(UpstreamCall):
         self._upstream = replica.pool.post(
             self, row.endpoint.encode(), body, b"x-request-id: " + row.request_id.encode()
         )
-        if self._slow and isinstance(self._upstream, UpstreamConnection):
+        if self._slow:
             self._upstream.pause()
 
     def _handle_failure(self, failure: RequestError) -> None:
@@ -702,8 +673,7 @@ class ProxiedRequest(UpstreamCall):
 
     def _failed_early(self, error: EngineError | None) -> None:
         """Handle an error event before the first byte: respond with its status, as if it were a whole response."""
-        upstream, self._upstream = self._upstream, None
-        cancel(upstream)
+        self._cancel_upstream()
         message = error.message if error is not None else "the engine gave no reason; see its log"
         status = (error.status if error is not None else None) or 502
         failure = EngineReportedError(message, status=status, param=error.param if error is not None else None)
@@ -795,9 +765,9 @@ class ProxiedRequest(UpstreamCall):
             row.outcome = ""
             return
         row.status = status
-        client, kind = self._client, self._content_type or reply.JSON
+        client, kind = self._client, self._content_type or JSON
         if status >= 400:
-            body, kind = reply.engine_body(error, status, body, row.endpoint), reply.JSON
+            body, kind = reply.engine_body(error, status, body, row.endpoint), JSON
         headers = self._id_headers()
         self._settle()
         if not self._streaming:
@@ -835,8 +805,12 @@ class ProxiedRequest(UpstreamCall):
         """Leave the queue, or cancel the upstream request."""
         if self._replica is None and self._service is not None:
             self._service.leave(self)
+        self._cancel_upstream()
+
+    def _cancel_upstream(self) -> None:
         upstream, self._upstream = self._upstream, None
-        cancel(upstream)
+        if upstream is not None:
+            upstream.cancel()
 
     def _fail(self, error: RequestError, outcome: str | None = None) -> None:
         """Respond with ``error``, inside the stream if that has begun; ``outcome`` replaces the error's own."""
@@ -852,7 +826,7 @@ class ProxiedRequest(UpstreamCall):
         if self._streaming:
             self._end_with(error)
         else:
-            self._client.answer_error(error, row.endpoint, headers)
+            reply.answer_error(self._client, error, row.endpoint, headers)
         self._answered = True
 
     def _end_with(self, error: RequestError) -> None:

@@ -96,7 +96,7 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
         idle_s=settings.idle_timeout_s,
         read_s=settings.reader_timeout_s,
     )
-    server = Server(app, timeouts, app.coalescer, app.origins)
+    server = Server(app, timeouts, app.coalescer)
     # The objects of the start stay: the collector inspects new objects only, and less often. Reference counting
     # frees nearly all of them.
     gc.collect()

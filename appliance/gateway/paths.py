@@ -1,15 +1,15 @@
-"""Resolves a request's target to an endpoint, and suggests one for an unknown path. Pure.
+"""Resolves a request's path to an endpoint, and suggests one for an unknown path. Pure.
 
 Clients spell one path in many ways: percent-encoded (current SDKs send ``%2F`` inside a model's name), in absolute
 form, with duplicate slashes, without the ``/v1`` of the base URL. The first two are the same path (RFC 3986, 2.3,
-and RFC 9112, 3.2.2) and are served; the others get a 404 that suggests the right path. An engine receives only a
-path of :data:`INFERENCE`, written here, so no spelling reaches its control paths.
+and RFC 9112, 3.2.2; ``http1.types.path_of`` decodes it) and are served. The others get a 404 that suggests the
+intended path. An engine receives only a path of :data:`INFERENCE`, written here, so no spelling reaches its control
+paths.
 """
 
 from __future__ import annotations
 
 import re
-from urllib.parse import unquote_to_bytes
 
 INFERENCE = frozenset(
     {
@@ -35,9 +35,6 @@ MODEL = "/v1/models/"
 READ = ("GET", "HEAD", "OPTIONS")
 INFER = ("POST", "OPTIONS")
 
-KNOWN = {path.encode(): path for path in (*INFERENCE, *OPERATIONS, MODELS)}
-"""Paths by their usual spelling as a target."""
-
 OTHER_APIS = (
     "/api",
     "/v1/assistants",
@@ -56,21 +53,8 @@ OTHER_APIS = (
 )
 """Paths of other servers and APIs that clients request, as labels of a counter; all others count as ``other``."""
 
-_SCHEME = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _SLASHES = re.compile(r"/{2,}")
 _WORD = re.compile(r"[a-z][a-z_]{0,24}|v\d")
-
-
-def path_of(target: bytes) -> str:
-    """Return the path of a request's target, decoded once; the text is arbitrary."""
-    path = target.partition(b"?")[0]
-    if path[:1] != b"/":
-        found = _SCHEME.match(path)
-        if found is not None:
-            path = path[found.end() :] or b"/"
-    if b"%" in path:
-        path = unquote_to_bytes(path)
-    return path.decode("utf-8", "replace")
 
 
 def methods(path: str) -> tuple[str, ...]:

@@ -1,53 +1,18 @@
-"""HTTP/1.1 responses as bytes. Pure: it formats, its callers write."""
+"""Headers and errors of responses, in the shapes that OpenAI's and Anthropic's clients read."""
 
 from __future__ import annotations
 
 import json
 import math
-from http import HTTPStatus
 
 from appliance.errors import EngineReportedError, MethodNotAllowedError, RequestError, openai_body
 from appliance.gateway.engine_error import EngineError
+from appliance.http1.types import JSON, Request, Responder
 
-JSON = b"application/json"
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
-_STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
-}
-_OK_JSON = _STATUS_LINES[200] + b"content-type: application/json\r\n"
-
-SSE = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
-
-LAST_CHUNK = b"0\r\n\r\n"
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-def status_line(status: int) -> bytes:
-    """Return the status line of a response; an unregistered status gets an empty phrase."""
-    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-
-
-def encode_response(status: int, body: bytes, kind: bytes, headers: bytes, *, close: bool) -> bytes:
-    """Return a whole response; ``headers`` are further lines, each with its CRLF."""
-    if status == 204:
-        # A 204 has no content and no Content-Length (RFC 9110, 8.6).
-        return b"%s%s%s\r\n" % (status_line(204), headers, b"connection: close\r\n" if close else b"")
-    first = _OK_JSON if status == 200 and kind == JSON else b"%scontent-type: %s\r\n" % (status_line(status), kind)
-    last = b"connection: close\r\n" if close else b""
-    return b"%s%s%scontent-length: %d\r\n\r\n%s" % (first, headers, last, len(body), body)
-
-
-def stream_head(status: int, headers: bytes, *, chunked: bool, close: bool) -> bytes:
-    """Return the head of an SSE response; HTTP/1.0 clients get no chunks, but the end of the connection."""
-    framing = b"transfer-encoding: chunked\r\n" if chunked else b""
-    return b"%s%s%s%s%s\r\n" % (
-        status_line(status),
-        SSE,
-        headers,
-        framing,
-        b"connection: close\r\n" if close else b"",
-    )
+ID = b"x-request-id: "
+"""First bytes of the lines that name a request."""
 
 
 def id_headers(request_id: str, path: str) -> bytes:
@@ -56,6 +21,23 @@ def id_headers(request_id: str, path: str) -> bytes:
     if path.startswith(_ANTHROPICS):
         return b"x-request-id: %s\r\nrequest-id: %s\r\n" % (known, known)
     return b"x-request-id: %s\r\n" % known
+
+
+def complete_headers(request: Request, headers: bytes) -> bytes:
+    """Return ``headers`` with the lines that name the request, unless they begin with those."""
+    if headers.startswith(ID):
+        return headers
+    return id_headers(request.id, api_path(request)) + headers
+
+
+def api_path(request: Request) -> str:
+    """Return the path whose API gives the shape of errors: Anthropic's SDKs request the list of models, too."""
+    return _ANTHROPICS if b"anthropic-version" in request.headers else request.path
+
+
+def answer_error(client: Responder, error: RequestError, path: str, headers: bytes = b"") -> None:
+    """Answer ``error`` in the shape that the clients of ``path`` read."""
+    client.answer(error.status, error_body(error, path), JSON, headers + error_headers(error))
 
 
 def error_headers(error: RequestError) -> bytes:

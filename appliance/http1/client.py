@@ -1,13 +1,14 @@
-"""Our own pooled HTTP/1.1 client for engines, on asyncio.Protocol and httptools.
+"""A pooled HTTP/1.1 client for engines, on asyncio.Protocol and httptools.
 
-What one socket read delivered is handed on as one piece, by a call and without a task or a future: a
-general-purpose client costs 5 to 40 times as much per request (docs/decisions/0003 and 0006). It speaks to
-engines on loopback only, and knows just what they need: POST, a JSON body, a streamed answer.
+Data of one socket read is passed on as one piece, by a call and without a task or a future: a general-purpose
+client costs 5 to 40 times as much per request (docs/decisions/0003 and 0006). It connects to engines on loopback
+only, and supports what they need: POST, a JSON body, a streamed response.
 """
 
 from __future__ import annotations
 
 import asyncio
+from enum import Enum
 from typing import Protocol, cast
 
 import httptools
@@ -16,223 +17,272 @@ from appliance.errors import EngineFailedError, EngineTimeoutError, EngineUnavai
 from appliance.http1.writer import WriteCoalescer
 
 SWEEP_S = 0.5
-"""How often deadlines are looked at: one timer for the pool, none per read."""
+"""Interval of the deadline checks: one timer for the pool, none per read."""
 
 
-class Sink(Protocol):
-    """Who takes an engine's answer, in this order: a head, pieces, then an end; or a failure at any time."""
+class ResponseSink(Protocol):
+    """Receives an engine's response: a head, pieces, then an end; or a failure at any time."""
 
     def on_head(self, status: int, content_type: bytes) -> None:
-        """The answer begins."""
+        """Take the final status; an interim one is skipped."""
 
     def on_data(self, data: bytes) -> None:
-        """A piece of its body."""
+        """Take a piece of the body."""
 
     def on_end(self) -> None:
-        """The answer is whole, and its connection back in the pool."""
+        """The response is complete, and its connection back in the pool."""
 
     def on_failure(self, failure: RequestError) -> None:
-        """There will be no (more) answer."""
+        """Take the reason for which no (more) response comes."""
 
     def crashed(self, error: Exception) -> None:
-        """One of the events above raised ``error``; its connection is closed, and no further event comes."""
+        """Take the error that one of the events above raised; no further event follows."""
+
+
+class CallPhase(Enum):
+    """The progress of a call.
+
+    =========  ===========================  =========
+    phase      event                        next
+    =========  ===========================  =========
+    SENT       first bytes, interim status  RECEIVING
+    SENT       idle connection was closed   SENT
+    RECEIVING  final status                 BEGUN
+    BEGUN      end of the response          COMPLETE
+    =========  ===========================  =========
+
+    A failure or :meth:`UpstreamCall.cancel` ends the call in any phase.
+    """
+
+    SENT = "sent"
+    RECEIVING = "receiving"
+    BEGUN = "begun"
+    COMPLETE = "complete"
+
+
+SENT, RECEIVING, BEGUN, COMPLETE = CallPhase
+
+
+class UpstreamCall:
+    """One request to an engine and the state of its response; :meth:`Pool.post` returns it."""
+
+    __slots__ = (
+        "_pool",
+        "connection",
+        "deadline",
+        "first_byte_s",
+        "paused",
+        "phase",
+        "request",
+        "reused",
+        "sink",
+        "task",
+    )
+
+    def __init__(self, pool: Pool, sink: ResponseSink, request: bytes, first_byte_s: float) -> None:
+        self._pool = pool
+        self.sink = sink
+        self.request = request
+        """Head and body, to be sent again if a reused connection turns out to be closed."""
+        self.first_byte_s = first_byte_s
+        self.task: asyncio.Task[None] | None = None
+        """Opens a connection for the call."""
+        self.connection: UpstreamConnection | None = None
+        """Carries the call until its response ends."""
+        self.reused = False
+        """Whether the connection carried a call before."""
+        self.phase = SENT
+        self.paused = False
+        """Whether the engine is not read, because the client does not read."""
+        self.deadline = 0.0
+        """The loop's time at which the engine is late."""
+
+    def pause(self) -> None:
+        """Stop reading the response: the engine's buffers fill, then it waits."""
+        if not self.paused and self.phase is not COMPLETE:
+            self.paused = True
+            if self.connection is not None:
+                self.connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self.paused:
+            self.paused = False
+            if self.connection is not None:
+                self.deadline = self._pool.now() + self._pool.stall_s
+                self.connection.transport.resume_reading()
+
+    def cancel(self) -> None:
+        """Give up: the engine sees its connection close and stops generating. No further event follows."""
+        if self.task is not None:
+            self.task.cancel()
+        if self.connection is not None:
+            self.connection.abandon()
+
+    def expire(self, now: float) -> None:
+        """Fail if the engine is late at ``now``, unless it is not read."""
+        if now > self.deadline and not self.paused and self.connection is not None:
+            action = "go on with its answer" if self.phase is BEGUN else "begin its answer"
+            self.connection.fail(EngineTimeoutError(f"the engine did not {action} in time; see its log"))
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One connection to an engine; answers one request at a time."""
+    """One connection to an engine; carries one call at a time."""
 
-    __slots__ = (
-        "_begun",
-        "_clean",
-        "_complete",
-        "_content_type",
-        "_parser",
-        "_parts",
-        "_paused",
-        "_pool",
-        "_reused",
-        "_transport",
-        "deadline",
-        "keep_alive",
-        "received",
-        "request",
-        "sink",
-    )
+    __slots__ = ("_clean", "_content_type", "_keep_alive", "_parser", "_parts", "_pool", "call", "transport")
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._transport: asyncio.Transport
+        self.transport: asyncio.Transport
+        self.call: UpstreamCall | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._parts: list[bytes] = []
-        self.sink: Sink | None = None
-        self.request = b""
-        self._reused = False
-        self._reset()
-
-    def _reset(self) -> None:
         self._content_type = b""
-        self._begun = False
+        self._parts: list[bytes] = []
+        """Pieces of the body in the current read."""
+        self._keep_alive = True
         self._clean = True
-        self._complete = False
-        self._paused = False
-        self.keep_alive = True
-        self.received = False
-        self.deadline = 0.0
+        """Whether no byte followed a complete response: the next call must not read it as its own."""
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another call may be sent on it: it is open, and nothing of a response is left."""
+        return self._keep_alive and self._clean and not self.transport.is_closing()
+
+    def send(self, call: UpstreamCall, *, reused: bool) -> None:
+        """Send ``call``; its sink gets the response."""
+        self.call = call
+        self._content_type = b""
+        call.connection = self
+        call.reused = reused
+        call.deadline = self._pool.now() + call.first_byte_s
+        self._pool.coalescer.write(self.transport, call.request)
+        if call.paused:
+            self.transport.pause_reading()
+
+    def fail(self, failure: RequestError) -> None:
+        """Close, and report ``failure`` to the call."""
+        call = self.call
+        self.abandon()
+        if call is not None:
+            call.sink.on_failure(failure)
+
+    def abandon(self) -> None:
+        """Close without a further event."""
+        self._detach()
+        self.close()
+
+    def close(self) -> None:
+        """Close at once."""
+        self._keep_alive = False
+        self.transport.abort()
 
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport; asyncio has set TCP_NODELAY."""
         # A cast: uvloop's transports only look like asyncio.Transport.
-        self._transport = cast("asyncio.Transport", transport)
+        self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser and hand on what came."""
-        if self.sink is None:
-            # Nobody asked anything: an engine that talks unasked is not to be believed the next time.
+        """Parse what came and pass it on; an engine that sends without a request is disconnected."""
+        call = self.call
+        if call is None:
             self.close()
             return
-        self.received = True
-        pool = self._pool
-        # The sweep's time may be one sweep old: an engine gets its whole time, and a sweep more at most.
-        self.deadline = pool.time + pool.silence_s + SWEEP_S
-        sink = self.sink
+        if call.phase is SENT:
+            call.phase = RECEIVING
+        call.deadline = self._pool.read_deadline
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
-            self._crash(sink, error)
+            cause = error.__context__
+            self._crash(call, cause if isinstance(cause, Exception) else error)
             return
         except httptools.HttpParserError as error:
-            if not self._complete:
+            if call.phase is not COMPLETE:
                 self.fail(EngineFailedError(f"the engine did not answer in HTTP ({error}); see its log"))
                 return
-            # The answer is whole; the bytes after it end the connection and not the answer.
+            # The response is complete; the bytes after it end the connection only.
             self._clean = False
         parts = self._parts
         try:
             if parts:
                 self._parts = []
-                if self.sink is not None:
-                    self.sink.on_data(parts[0] if len(parts) == 1 else b"".join(parts))
-            if self._complete:
-                self._end()
-        except Exception as error:  # noqa: BLE001 - the boundary of one answer
-            self._crash(sink, error)
+                if self.call is call:
+                    call.sink.on_data(parts[0] if len(parts) == 1 else b"".join(parts))
+            if call.phase is COMPLETE and self.call is call:
+                self._end(call)
+        except Exception as error:  # noqa: BLE001 - the boundary of one call
+            self._crash(call, error)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """An answer cut short is a failure, an idle connection closed is not."""
-        self.keep_alive = False
+        """Fail the call, or send it again if the engine closed an idle connection just before."""
+        self._keep_alive = False
+        # It holds this connection, whose memory would be free only at a later garbage collection.
+        del self._parser
         self._pool.lost(self)
-        if self.sink is not None and not self._complete:
-            if self._reused and not self.received:
-                # It was idle and the engine had closed it just before: nothing was read of the request.
-                self._pool.again(self)
-            else:
-                self.fail(EngineFailedError("the engine closed the connection before its answer was complete"))
+        call = self.call
+        if call is None:
+            return
+        if call.reused and call.phase is SENT:
+            self._detach()
+            self._pool.open(call)
+        else:
+            self.fail(EngineFailedError("the engine closed the connection before its answer was complete"))
 
     # What the parser calls.
 
     def on_message_begin(self) -> None:
-        """Note bytes after the end of the answer: the next request must not read them as its own."""
-        if self._complete:
+        """Note a message after the complete response."""
+        if self.call is None or self.call.phase is COMPLETE:
             self._clean = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Of the engine's headers only the content type concerns a client."""
+        """Keep the content type, the only header that a client gets."""
         if len(name) == 12 and name.lower() == b"content-type":
             self._content_type = value
 
     def on_headers_complete(self) -> None:
-        """Tell the status, but for an interim one."""
+        """Report the status, unless it is an interim one."""
+        call = self.call
         status = self._parser.get_status_code()
-        if status >= 200 and not self._complete:
-            self._begun = True
-            if self.sink is not None:
-                self.sink.on_head(status, self._content_type)
+        if status >= 200 and call is not None and call.phase is not COMPLETE:
+            call.phase = BEGUN
+            call.sink.on_head(status, self._content_type)
 
     def on_body(self, data: bytes) -> None:
-        """Keep a piece until the read it came with is parsed; bytes of a second answer belong to nothing."""
-        if not self._complete:
+        """Collect a piece of this read, unless it belongs to a message after the response."""
+        if self._clean:
             self._parts.append(data)
 
     def on_message_complete(self) -> None:
-        """The answer is whole, as HTTP sees it."""
-        if self._begun:
-            self._complete = True
-            self.keep_alive = self._parser.should_keep_alive()
+        """Note the end of the response."""
+        call = self.call
+        if call is not None and call.phase is BEGUN:
+            call.phase = COMPLETE
+            self._keep_alive = self._parser.should_keep_alive()
 
-    # What the gateway calls.
+    # Inside.
 
-    @property
-    def reusable(self) -> bool:
-        """Whether another request may be sent on it: it is open, it is read, and nothing of an answer is left."""
-        return self.keep_alive and self._clean and not self._paused and not self._transport.is_closing()
-
-    def send(self, sink: Sink, request: bytes, first_byte_s: float, *, reused: bool) -> None:
-        """Send one request, given as bytes; ``sink`` gets its answer."""
-        self._reset()
-        self.sink = sink
-        self.request = request
-        self._reused = reused
-        self.deadline = self._pool.now() + first_byte_s
-        self._pool.outbox.write(self._transport, request)
-
-    def pause(self) -> None:
-        """Read nothing more: the client lags. The engine's own buffers fill, then it waits.
-
-        Counts for the answer that runs, and ends with it.
-        """
-        if not self._paused and self.sink is not None:
-            self._paused = True
-            self._transport.pause_reading()
-
-    def resume(self) -> None:
-        """Read on."""
-        if self._paused:
-            self._paused = False
-            self.deadline = self._pool.now() + self._pool.silence_s
-            self._transport.resume_reading()
-
-    def abandon(self) -> None:
-        """The answer is not wanted any more: the engine sees the connection close and stops generating."""
-        self.sink = None
-        self._pool.forget(self)
-        self.close()
-
-    def close(self) -> None:
-        """Close it at once."""
-        self.keep_alive = False
-        self._transport.abort()
-
-    def fail(self, failure: RequestError) -> None:
-        """Give up, and tell who waits."""
-        sink, self.sink = self.sink, None
-        self._pool.forget(self)
-        self.close()
-        if sink is not None:
-            sink.on_failure(failure)
-
-    def expire(self, now: float) -> None:
-        """Fail when the engine owes us bytes since before ``now``; not while we do not read."""
-        if now > self.deadline and not self._paused and self.sink is not None:
-            what = "go on with its answer" if self._begun else "begin its answer"
-            self.fail(EngineTimeoutError(f"the engine did not {what} in time; see its log"))
-
-    def _crash(self, sink: Sink | None, error: Exception) -> None:
-        """Report an error of the sink's own to it, and to nothing else."""
-        self.abandon()
-        if sink is not None:
-            cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
-            sink.crashed(cause if isinstance(cause, Exception) else error)
-
-    def _end(self) -> None:
-        sink, self.sink = self.sink, None
-        if self._paused:
-            # The client of this answer lags. That holds back its own requests, and never the next one's.
-            self.resume()
+    def _end(self, call: UpstreamCall) -> None:
+        self.call = call.connection = None
+        self._pool.busy.discard(self)
+        if call.paused:
+            # Its client does not read. That holds back the client's own requests, not the next call.
+            self.transport.resume_reading()
         self._pool.release(self)
-        if sink is not None:
-            sink.on_end()
+        call.sink.on_end()
+
+    def _detach(self) -> None:
+        call, self.call = self.call, None
+        if call is not None:
+            call.connection = None
+        self._pool.busy.discard(self)
+
+    def _crash(self, call: UpstreamCall, error: Exception) -> None:
+        """Report an error of the sink's own to the sink alone."""
+        self.abandon()
+        call.sink.crashed(error)
 
 
 class Pool:
@@ -241,34 +291,41 @@ class Pool:
     def __init__(
         self,
         port: int,
-        outbox: WriteCoalescer,
+        coalescer: WriteCoalescer,
         *,
         connect_timeout_s: float,
         first_byte_timeout_s: float,
         stall_timeout_s: float,
     ) -> None:
         self.port = port
-        self.outbox = outbox
-        self.silence_s = stall_timeout_s
+        self.coalescer = coalescer
+        self.stall_s = stall_timeout_s
+        self.busy: set[UpstreamConnection] = set()
+        """Connections that carry a call."""
+        self.read_deadline = 0.0
+        """The deadline of a call that has just received bytes.
+
+        Each sweep computes it, not each read: an engine gets its whole time, and one sweep more at most.
+        """
         self._connect_s = connect_timeout_s
         self._first_byte_s = first_byte_timeout_s
         self._idle: list[UpstreamConnection] = []
-        self._busy: set[UpstreamConnection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._host = b"host: 127.0.0.1:%d\r\ncontent-type: application/json\r\n" % port
         self._sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
-        self.time = 0.0
-        """The loop's time at the last sweep: near enough for deadlines of seconds, and free to read."""
 
-    def post(self, sink: Sink, path: bytes, body: bytes, header: bytes) -> UpstreamConnection | asyncio.Task[None]:
+    @property
+    def idle(self) -> int:
+        """Number of open connections that carry no call."""
+        return len(self._idle)
+
+    def post(self, sink: ResponseSink, path: bytes, body: bytes, header: bytes) -> UpstreamCall:
         """POST ``body`` to ``path``; ``header`` is one further header line without its end.
 
-        Returns what :func:`cancel` takes: the connection, or the task that opens one. The sink hears of
-        :class:`EngineUnavailableError` where nothing listens, else of :class:`EngineFailedError` and
-        :class:`EngineTimeoutError`. A kept-alive connection that the engine closed just before is replaced by a
-        fresh one.
+        The sink gets :class:`EngineUnavailableError` if nothing listens, else :class:`EngineFailedError` or
+        :class:`EngineTimeoutError`. If the engine has just closed a kept-alive connection, a new one replaces it.
         """
         request = b"POST %s HTTP/1.1\r\n%s%s\r\ncontent-length: %d\r\n\r\n%s" % (
             path,
@@ -277,63 +334,60 @@ class Pool:
             len(body),
             body,
         )
+        call = UpstreamCall(self, sink, request, self._first_byte_s)
         idle = self._idle
         while idle:
             connection = idle.pop()
             if connection.reusable:
-                self._begin(connection, sink, request, reused=True)
-                return connection
-        return self._open(sink, request, self._first_byte_s)
+                self._send(connection, call, reused=True)
+                return call
+        self.open(call)
+        return call
 
     async def probe(self, path: bytes, body: bytes, timeout_s: float) -> tuple[int, bytes]:
-        """One whole exchange on a connection of its own: ``(status, body)``; for canaries."""
-        sink = _Collect(self._loop.create_future())
+        """POST on a connection of its own, for canaries; return ``(status, body)``.
+
+        Raises what :meth:`post` reports, and :class:`EngineTimeoutError` after ``timeout_s``.
+        """
+        sink = _Collector(self._loop.create_future())
         request = b"POST %s HTTP/1.1\r\n%sconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (
             path,
             self._host,
             len(body),
             body,
         )
-        task = self._open(sink, request, timeout_s)
+        call = UpstreamCall(self, sink, request, timeout_s)
+        self.open(call)
         try:
             async with asyncio.timeout(timeout_s + self._connect_s):
                 return await sink.done
         except TimeoutError:
             raise EngineTimeoutError("the engine did not finish a token in time; see its log") from None
         finally:
-            task.cancel()
-            for connection in [c for c in self._busy if c.sink is sink]:
-                connection.abandon()
+            call.cancel()
 
-    def again(self, connection: UpstreamConnection) -> None:
-        """Send the request of a connection that turned out stale on a fresh one."""
-        sink, connection.sink = connection.sink, None
-        if sink is not None:
-            task = self._open(sink, connection.request, self._first_byte_s)
-            if isinstance(sink, UpstreamCall):
-                sink.on_rebound(task)
+    def open(self, call: UpstreamCall) -> None:
+        """Send ``call`` on a new connection."""
+        call.task = task = self._loop.create_task(self._connect(call))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
 
     def release(self, connection: UpstreamConnection) -> None:
-        """Take a connection back after a whole answer."""
-        self._busy.discard(connection)
+        """Take a connection back after a complete response."""
         if connection.reusable:
             self._idle.append(connection)
         else:
             connection.close()
 
-    def forget(self, connection: UpstreamConnection) -> None:
-        """A connection is of no more use."""
-        self._busy.discard(connection)
-
     def lost(self, connection: UpstreamConnection) -> None:
-        """The engine closed a connection, busy or idle: after a restart none of the old ones stays behind."""
-        self._busy.discard(connection)
+        """Forget a connection that the engine closed: none from before a restart stays."""
+        self.busy.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
     def cut(self, failure: RequestError) -> None:
-        """End every answer that runs with ``failure``."""
-        for connection in [*self._busy]:
+        """End every running call with ``failure``."""
+        for connection in [*self.busy]:
             connection.fail(failure)
 
     def close(self) -> None:
@@ -343,24 +397,17 @@ class Pool:
             self._sweeper = None
         for task in [*self._connecting]:
             task.cancel()
-        for connection in [*self._idle, *self._busy]:
+        for connection in [*self._idle, *self.busy]:
             connection.fail(EngineFailedError("the gateway is stopping"))
         self._idle.clear()
 
-    def _begin(self, connection: UpstreamConnection, sink: Sink, request: bytes, *, reused: bool) -> None:
-        self._busy.add(connection)
+    def _send(self, connection: UpstreamConnection, call: UpstreamCall, *, reused: bool) -> None:
+        self.busy.add(connection)
         if self._sweeper is None:
-            self.time = self.now()
-            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
-        connection.send(sink, request, self._first_byte_s, reused=reused)
+            self._sweep()
+        connection.send(call, reused=reused)
 
-    def _open(self, sink: Sink, request: bytes, first_byte_s: float) -> asyncio.Task[None]:
-        task = self._loop.create_task(self._connect(sink, request, first_byte_s))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
-        return task
-
-    async def _connect(self, sink: Sink, request: bytes, first_byte_s: float) -> None:
+    async def _connect(self, call: UpstreamCall) -> None:
         try:
             async with asyncio.timeout(self._connect_s):
                 _, connection = await self._loop.create_connection(
@@ -368,46 +415,30 @@ class Pool:
                 )
         except (OSError, TimeoutError) as error:
             reason = "did not accept a connection in time" if isinstance(error, TimeoutError) else "is not up"
-            sink.on_failure(EngineUnavailableError(f"the engine {reason}; try again shortly", retry_after=2))
+            call.sink.on_failure(EngineUnavailableError(f"the engine {reason}; try again shortly", retry_after=2))
             return
-        if isinstance(sink, UpstreamCall):
-            sink.on_rebound(connection)
-        self._begin(connection, sink, request, reused=False)
-        connection.deadline = self.now() + first_byte_s
+        finally:
+            call.task = None
+        self._send(connection, call, reused=False)
 
     def _sweep(self) -> None:
-        self.time = now = self.now()
-        for connection in [*self._busy]:
-            connection.expire(now)
-        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._busy else None
+        now = self._loop.time()
+        self.read_deadline = now + self.stall_s + SWEEP_S
+        for connection in [*self.busy]:
+            if connection.call is not None:
+                connection.call.expire(now)
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self.busy else None
 
 
-class UpstreamCall:
-    """A sink that wants to know on what its request travels, so that it can give it up."""
-
-    __slots__ = ()
-
-    def on_rebound(self, way: UpstreamConnection | asyncio.Task[None]) -> None:
-        """The request is now on ``way``."""
-
-
-def cancel(way: UpstreamConnection | asyncio.Task[None] | None) -> None:
-    """Give up a request that :meth:`Pool.post` sent."""
-    if isinstance(way, UpstreamConnection):
-        way.abandon()
-    elif way is not None:
-        way.cancel()
-
-
-class _Collect:
-    """A sink that gathers a small answer into a future."""
+class _Collector:
+    """A sink that collects a small response into a future."""
 
     def __init__(self, done: asyncio.Future[tuple[int, bytes]]) -> None:
         self.done = done
         self._status = 0
         self._parts: list[bytes] = []
 
-    def on_head(self, status: int, content_type: bytes) -> None:  # noqa: ARG002 - the protocol's signature
+    def on_head(self, status: int, content_type: bytes) -> None:  # noqa: ARG002 - the sink's protocol
         self._status = status
 
     def on_data(self, data: bytes) -> None:

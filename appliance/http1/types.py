@@ -1,24 +1,41 @@
-"""What a client's connection hands over: a request, to a handler; what it tells of its client, to an exchange."""
+"""What the server and an application exchange: a request, the events of its client, the application's methods."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+from urllib.parse import unquote_to_bytes
 
 from appliance.errors import RequestError
-from appliance.gateway.paths import KNOWN, path_of
 
-if TYPE_CHECKING:
-    from appliance.http1.connection import ClientConnection
+JSON = b"application/json"
 
-HOST = re.compile(rb"([A-Za-z0-9._~-]*|\[[0-9A-Fa-f:.]+\])(:\d{0,5})?")
-"""A host and perhaps a port, spelled plainly: what is more can be read as another address or path."""
+_SCHEME = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+
+
+@lru_cache(maxsize=64)
+def path_of(target: bytes) -> str:
+    """Return the path of a request's target, decoded once; the text is arbitrary.
+
+    Percent-encoded octets and the absolute form name the same path (RFC 3986, 2.3, and RFC 9112, 3.2.2):
+    ``http://host/v1%2Fmodels?a=b`` is ``/v1/models``.
+    """
+    path = target.partition(b"?")[0]
+    if path[:1] != b"/":
+        found = _SCHEME.match(path)
+        if found is not None:
+            path = path[found.end() :] or b"/"
+    if b"%" in path:
+        path = unquote_to_bytes(path)
+    return path.decode("utf-8", "replace")
 
 
 class Request:
-    """One request: its head when it begins, its body when it is whole."""
+    """One request: its head from the beginning, its body once it is complete."""
 
-    __slots__ = ("body", "close", "generation", "headers", "http10", "id", "method", "owner", "path", "target")
+    __slots__ = ("body", "close", "context", "headers", "http10", "id", "method", "path", "target")
 
     def __init__(
         self,
@@ -32,65 +49,86 @@ class Request:
     ) -> None:
         self.method = method
         self.target = target
-        self.path = KNOWN.get(target) or path_of(target)
+        self.path = path_of(target)
         self.id = request_id
-        """What its answer, its usage row and its log lines name it by."""
+        """Names the request in its response, its usage row and its log lines."""
         self.headers = headers
+        """Values by name in lower case."""
         self.close = close
+        """Whether its response is the last one of the connection."""
         self.http10 = http10
+        """Whether the client understands no chunks; the end of the connection ends a stream."""
         self.body = b""
-        self.generation = 0
-        """Which keys there were when it was authenticated."""
-        self.owner: object = None
-        """Who asked, once the application knows."""
-
-    @property
-    def api(self) -> str:
-        """The path whose API gives the shape of errors: Anthropic's SDKs ask for the list of models, too."""
-        return "/v1/messages" if b"anthropic-version" in self.headers else self.path
-
-
-def without_upgrade(request: Request) -> bytes:
-    """The head of ``request`` as it would have come from a client that speaks HTTP/1.1 only."""
-    lines = [b"%s %s HTTP/1.1" % (request.method.encode(), request.target)]
-    left_out = (b"connection", b"upgrade", b"http2-settings")
-    lines += [b"%s: %s" % (name, value) for name, value in request.headers.items() if name not in left_out]
-    return b"\r\n".join([*lines, b"", b""])
+        self.context: object = None
+        """State of the application, which the server does not read."""
 
 
 class ClientEvents(Protocol):
-    """What happens to one request after it was handed over, as the connection needs to know it."""
+    """Events of the client of one response, for whoever produces that response."""
 
     def client_gone(self) -> None:
-        """Nobody waits for the answer any more."""
+        """Stop: the client disconnected."""
 
     def client_slow(self) -> None:
-        """What was written has not been read; stop producing."""
+        """Stop producing: the client has not read what was written."""
 
     def client_ready(self) -> None:
-        """The client caught up."""
+        """Go on: the client has read what was written."""
+
+
+class Responder(Protocol):
+    """Receives one response: whole, or in pieces after ``start_stream``."""
+
+    def answer(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
+        """Write a whole response; ``kind`` is its content type, ``headers`` are lines that end in CRLF."""
+
+    def start_stream(self, status: int, headers: bytes) -> None:
+        """Write the head of a stream."""
+
+    def write(self, data: bytes) -> None:
+        """Write a piece of the stream."""
+
+    def end_stream(self, data: bytes = b"") -> None:
+        """Write a last piece, and end the stream."""
+
+    def cut(self) -> None:
+        """Close the connection without a (whole) response."""
+
+
+class ClientResponder(Responder, Protocol):
+    """The response to one client's request, as the server passes it to the application."""
+
+    listener: ClientEvents | None
+    """Receives the client's events until the response ends."""
 
 
 class Handler(Protocol):
-    """The application."""
+    """The application. The server calls it on the event loop."""
 
     def begin(self, request: Request) -> int:
-        """The head of a request is there: the bytes its body may have. Raises :class:`RequestError` to refuse."""
+        """Return the limit of the body in bytes; the head is complete. Raises :class:`RequestError` to refuse."""
 
     def too_large(self, request: Request, error: RequestError) -> RequestError:
-        """Return the answer to a request whose body is over its limit: ``error``, or one that matters more."""
+        """Return the error for a request whose body is over its limit: ``error``, or a more important one."""
 
     def broken_off(self, request: Request, error: RequestError | None) -> None:
-        """The request began and will not become whole: it was refused, or its client left (``None``)."""
+        """Record a request that stays incomplete: refused with ``error``, or its client disconnected (``None``)."""
 
-    def handle(self, request: Request, client: ClientConnection) -> None:
-        """The request is whole: answer it, now or later. Raises :class:`RequestError` to refuse."""
+    def handle(self, request: Request, client: ClientResponder) -> None:
+        """Answer a complete request, now or later. Raises :class:`RequestError` to refuse."""
+
+    def refuse(self, request: Request, error: RequestError, client: ClientResponder) -> None:
+        """Answer ``error``, by which the server or :meth:`handle` refuses a request."""
+
+    def complete_headers(self, request: Request, headers: bytes) -> bytes:
+        """Return the header lines of a response: ``headers`` and those that every response to ``request`` has."""
 
 
+@dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds a client gets: for a head, for a body, between requests, and to read what was written."""
+    """Seconds for a client's head, its body, the pause between requests, and reading a response."""
 
-    __slots__ = ("body_s", "head_s", "idle_s", "read_s")
-
-    def __init__(self, head_s: float, body_s: float, idle_s: float, read_s: float) -> None:
-        self.head_s, self.body_s, self.idle_s, self.read_s = head_s, body_s, idle_s, read_s
+    head_s: float
+    body_s: float
+    idle_s: float
+    read_s: float

@@ -82,10 +82,10 @@ class Candidate:
 
 
 def find_candidates(
-    model: ModelDemand, machine: HardwareSpec, demand: Demand, machines: int = 1
+    model: ModelDemand, machine: HardwareSpec, demand: Demand, *, machines: int = 1
 ) -> list[Candidate]:
     """Return every candidate of ``model`` on ``machine``; ``machines`` equal machines may share a replica."""
-    return list(_find_candidates(model, machine, demand, machines))
+    return list(_find_candidates(model, machine, demand, machines=machines))
 
 
 @lru_cache(maxsize=4096)

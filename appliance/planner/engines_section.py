@@ -39,7 +39,7 @@ def engines_section(plan: Plan, site: Site) -> str:
             while any((machine, port + step) in ports for step in range(len(groups))):
                 port += PORT_STEP
             ports |= {(machine, port + step) for step in range(len(groups))}
-            tables.append(_table(name, machine, groups, port, part, site, old))
+            tables.append(_table(name, machine, part, groups=groups, port=port, site=site, old=old))
     return "\n".join(tables)
 
 
@@ -64,9 +64,10 @@ def _name(model: str) -> str:
 def _table(
     name: str,
     machine: str,
+    part: Placement,
+    *,
     groups: list[tuple[int, ...]],
     port: int,
-    part: Placement,
     site: Site,
     old: Engine | None,
 ) -> str:

@@ -1,7 +1,7 @@
 """The check that a site's engines fit its cards and RAM; ``appliance check`` applies it to every host.
 
-Pure. Only a certain failure is a violation. The failures are a shard that cuts heads or experts, a context beyond the
-model, no room for one request, and too little RAM. The rule for a card is that of
+Pure. Only a certain failure is a violation. The failures are a shard that cuts heads or experts, a context beyond
+the model, no room for one request, and too little RAM. The rule for a card is that of
 :mod:`appliance.contract.card_memory`. For models and cards outside the catalog, :mod:`appliance.contract.rules`
 applies it with the site's ``weights_gib``.
 """

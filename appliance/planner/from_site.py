@@ -101,14 +101,14 @@ def model_demands_of(
         limit = min(shape.max_context, model.max_context or shape.max_context)
         context = min(max(contexts, default=DEFAULT_CONTEXT), limit)
         embeds = model.task == "embed"
-        asked = min(EMBED_PROMPT if embeds else prompt, context / 2)
+        tokens = min(EMBED_PROMPT if embeds else prompt, context / 2)
         found.append(
             ModelDemand(
                 name=name,
                 shape=shape,
                 precision=dtype,
                 share=shared[name],
-                prompt=asked,
+                prompt=tokens,
                 response=1.0 if embeds else min(response, context / 2),
                 context=context,
             )

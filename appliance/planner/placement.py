@@ -124,7 +124,9 @@ def enumerate_plans(machines: tuple[HardwareSpec, ...], demand: Demand) -> list[
         for machine in dict.fromkeys(machines):
             equal = sum(other.cards == machine.cards for other in machines)
             found += [
-                candidate for candidate in find_candidates(model, machine, demand, equal) if candidate not in found
+                candidate
+                for candidate in find_candidates(model, machine, demand, machines=equal)
+                if candidate not in found
             ]
         lists.append(_prune(found))
     plans = []
@@ -379,7 +381,7 @@ def _layouts(plan: Plan) -> str:
 
 def _nothing_fits(machines: tuple[HardwareSpec, ...], demand: Demand) -> str:
     for model in demand.models:
-        if not any(find_candidates(model, machine, demand, len(machines)) for machine in machines):
+        if not any(find_candidates(model, machine, demand, machines=len(machines)) for machine in machines):
             return suggest_change(model, machines, demand)
     count = sum(len(machine.cards) for machine in machines)
     names = ", ".join(model.name for model in demand.models)

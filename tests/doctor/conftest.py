@@ -7,16 +7,35 @@ import shutil
 import ssl
 import stat
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.doctor.checks import clock, disk
 from appliance.store.keys import KeyStore
+from tests.conftest import wait_until
 from tests.doctor.fakehost import KEYS, PRINT, PRIVATE, SMI, FakeHost, accepts, dump, nft_json
+from tests.doctor.network import ADDRESSES, Node, node
 from tests.doctor.servers import Authority, openssl, serving_ready, start_server
 from tests.nix import checker
 from tests.ports import free_port
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Give the tests' hosts a good clock and disk, whatever this machine's are."""
+    read = clock.read_clock
+    monkeypatch.setattr(
+        clock, "read_clock", lambda host: clock.ClockFacts(synchronised=True, error_s=0.004, stamp=read(host).stamp)
+    )
+    free = 0.02 if "full" in request.node.name else 0.5
+    monkeypatch.setattr(
+        disk,
+        "read_disk",
+        lambda folder: disk.DiskSpace(folder=str(folder), total_gib=100.0, free=free, free_inodes=0.9, device=1),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -209,3 +228,49 @@ def vps(
     finally:
         front.shutdown()
         front.server_close()
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]:
+    for program in ("ip", "nft", "wg", "wireguard-go", "nsenter", "unshare", "setpriv"):
+        checker.require(program)
+    checker.require_nix()
+    tag = f"dr{uuid.uuid4().hex[:6]}"
+    names = {name: f"{tag}-{name}" for name in ADDRESSES}
+    folder = tmp_path_factory.mktemp("nodes")
+    done = checker.run_process(["ip", "netns", "add", names["gpu"]])
+    if done.returncode:
+        pytest.skip(f"NOT CHECKED: no network namespace here ({done.stderr.strip()}); run as root")
+    try:
+        checker.output_of(["ip", "netns", "add", names["vps"]])
+        checker.output_of(["ip", "-n", names["gpu"], "link", "add", "eth0", "type", "veth", "peer", "name", "eth0",
+                     "netns", names["vps"]])  # fmt: skip
+        for name, address in ADDRESSES.items():
+            inside = ["ip", "-n", names[name]]
+            checker.output_of([*inside, "link", "set", "lo", "up"])
+            checker.output_of([*inside, "address", "add", f"{address}/24", "dev", "eth0"])
+            checker.output_of([*inside, "link", "set", "eth0", "up"])
+        with node("gpu", names["gpu"], folder / "gpu") as gpu, node("vps", names["vps"], folder / "vps") as vps:
+            for one, other in ((gpu, vps), (vps, gpu)):
+                next(iter(one.machine["tunnel"]["peers"].values()))["public_key"] = other.public
+                for address in checker.host(one.name)["networking.wireguard.interfaces"]["wg0"]["ips"]:
+                    one.do("ip", "address", "add", address, "dev", "wg0")
+                one.do("ip", "link", "set", "wg0", "mtu", one.machine["tunnel"]["mtu"], "up")
+            yield {"gpu": gpu, "vps": vps}
+    finally:
+        for name in names.values():
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+@pytest.fixture
+def pair(nodes: dict[str, Node]) -> tuple[Node, Node]:
+    """Reset firewall and tunnel of both hosts, and wait for a handshake."""
+    gpu, vps = nodes["gpu"], nodes["vps"]
+    for one, other in ((vps, gpu), (gpu, vps)):
+        one.key_file.write_text(one.private + "\n")
+        one.key_file.chmod(0o600)
+        one.load_firewall()
+        one.configure(peer=other.public)
+    # The keepalive of hosts/gpu.nix starts the handshake.
+    wait_until(lambda: all(all(one.handshakes()) for one in (gpu, vps)), "a handshake", 30)
+    return gpu, vps

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from appliance.doctor.checks import clock
 from tests.doctor.fakehost import KEYS, FakeHost, accepts, dump, nft_json
 
@@ -397,3 +399,25 @@ DEFECTS: dict[str, list[tuple[str, Defect, str, str]]] = {
     ],
     "edge": [("down", _no_nginx, "fail", "ConnectionRefusedError")],
 }
+
+CASES = [(name, *case) for name, cases in DEFECTS.items() for case in cases]
+"""Every defect: check, name, change, level, and a part of the finding."""
+
+ON_VPS = {"gateways", "certificate", "edge"}
+"""Checks of a VPS; the others run on a GPU host."""
+
+
+def host_of(check: str, request: pytest.FixtureRequest) -> FakeHost:
+    host: FakeHost = request.getfixturevalue("vps" if check in ON_VPS else "gpu")
+    return host
+
+
+def defective_host(check: str, name: str, defect: Defect, request: pytest.FixtureRequest) -> FakeHost:
+    """Return a healthy host of the check's kind with one ``defect``."""
+    host = host_of(check, request)
+    if name == "not trusted":
+        # Not a part of the host, but of the environment of the doctor.
+        request.getfixturevalue("monkeypatch").setenv("SSL_CERT_FILE", "/dev/null")
+    else:
+        defect(host)
+    return host

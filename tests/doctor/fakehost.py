@@ -121,7 +121,14 @@ class FakeHost:
         self.write_files()
         site = validate("site", self.site) if self.site else None
         machine = Machine.model_validate_json(json.dumps(self.machine))
-        return CheckContext(HostReader(self.root, timeout_s=5), site, machine, self.root, self.now, hashes)
+        return CheckContext(
+            host=HostReader(self.root, timeout_s=5),
+            site=site,
+            machine=machine,
+            base=self.root,
+            now=self.now,
+            hashes=hashes,
+        )
 
     def findings(self, *only: str, hashes: bool = False) -> list[Finding]:
         """Run the checks ``only``, or all, and return their findings."""

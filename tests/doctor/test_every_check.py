@@ -7,42 +7,11 @@ from pathlib import Path
 import pytest
 
 from appliance.doctor.causes import ORDER
-from appliance.doctor.checks import clock, disk
 from appliance.doctor.runner import CHECKS, examine
-from tests.doctor.defects import DEFECTS, Defect
+from tests.doctor.defects import CASES, DEFECTS, ON_VPS, Defect, defective_host, host_of
 from tests.doctor.fakehost import FakeHost
 
 NAMES = [check.name for check in CHECKS]
-ON_VPS = {"gateways", "certificate", "edge"}
-
-CASES = [(name, *case) for name, cases in DEFECTS.items() for case in cases]
-
-
-@pytest.fixture
-def steady(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Give the tests' hosts a good clock and disk, whatever this machine's are."""
-    read = clock.read_clock
-    monkeypatch.setattr(
-        clock, "read_clock", lambda host: clock.ClockFacts(synchronised=True, error_s=0.004, stamp=read(host).stamp)
-    )
-    free = 0.02 if "full" in request.node.name else 0.5
-    monkeypatch.setattr(disk, "read_disk", lambda folder: disk.DiskSpace(str(folder), 100.0, free, 0.9, 1))
-
-
-def host_of(check: str, request: pytest.FixtureRequest) -> FakeHost:
-    host: FakeHost = request.getfixturevalue("vps" if check in ON_VPS else "gpu")
-    return host
-
-
-def defective_host(check: str, name: str, defect: Defect, request: pytest.FixtureRequest) -> FakeHost:
-    """Return a healthy host of the check's kind with one ``defect``."""
-    host = host_of(check, request)
-    if name == "not trusted":
-        # Not a part of the host, but of the environment of the doctor.
-        request.getfixturevalue("monkeypatch").setenv("SSL_CERT_FILE", "/dev/null")
-    else:
-        defect(host)
-    return host
 
 
 def test_every_check_has_a_defect_that_it_finds() -> None:

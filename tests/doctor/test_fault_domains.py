@@ -14,11 +14,8 @@ from appliance.doctor.runner import CHECKS
 from appliance.smoketest.report import Proof, page
 from appliance.smoketest.run import step_of
 from tests.conftest import ROOT
-from tests.doctor.defects import Defect
+from tests.doctor.defects import CASES, Defect, defective_host
 from tests.doctor.fakehost import FakeHost
-from tests.doctor.test_every_check import CASES, defective_host, steady
-
-__all__ = ["steady"]
 
 EXTERNAL = {"throttle", "clock", "disk", "gateways", "certificate"}
 EXCEPTIONS = {("certificate", "another name"), ("certificate", "not served"), ("xid", "its memory")}

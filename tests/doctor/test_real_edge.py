@@ -102,7 +102,7 @@ def edge(
         },
     }  # fmt: skip
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
-    made = EdgeProcess(tmp_path, port, machine, environment=dict(os.environ))
+    made = EdgeProcess(folder=tmp_path, port=port, machine=machine, environment=dict(os.environ))
     made.use(authority.issue(DOMAIN, 60, tmp_path / "first"))
     made.start(service.gateway.port)
     try:

@@ -152,7 +152,9 @@ def test_hashes_are_verified_only_on_request(tmp_path: Path) -> None:
     lock.write_text(f"{digest.split()[0]}  7  Qwen/Q@{'a' * 40}  w\n")
 
     def judged(*, hashes: bool) -> tuple[str, str]:
-        facts = weights.read_weights(HostReader(), str(tmp_path), str(lock), "active", hashes=hashes)
+        facts = weights.read_weights(
+            host=HostReader(), store=str(tmp_path), lock_file=str(lock), boot_check="active", hashes=hashes
+        )
         found = weights.judge_weights(facts)
         return found.level, found.seen
 

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, wait_until
-from tests.doctor.test_real_network import Node, nodes, pair
-
-__all__ = ["nodes", "pair"]
+from tests.doctor.network import Node
 
 LOOK = """
 import json, sys, time

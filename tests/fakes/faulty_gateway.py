@@ -21,15 +21,14 @@ from appliance.gateway import (
     limits,
     media,
     metrics,
-    reply,
     routing,
     sse,
 )
-from appliance.http1 import connection as client_connection
+from appliance.http1 import parser, server
 from appliance.store import keys as key_store
 
 PARTS: dict[str, tuple[object, str]] = {
-    "headers": (client_connection.ClientConnection, "on_header"),
+    "headers": (parser.RequestParser, "on_header"),
     "begin": (app.GatewayApp, "begin"),
     "authenticate": (auth.Authenticator, "authenticate_any"),
     "handle": (app.GatewayApp, "handle"),
@@ -49,9 +48,9 @@ PARTS: dict[str, tuple[object, str]] = {
     "feed": (sse.SseFilter, "feed"),
     "read_usage": (lifecycle, "read_usage"),
     "id_headers": (lifecycle.ProxiedRequest, "_id_headers"),
-    "whole": (reply, "encode_response"),
-    "end": (client_connection.ClientConnection, "end_stream"),
-    "finished": (client_connection.ClientConnection, "_finish"),
+    "whole": (server, "encode_response"),
+    "end": (server.ResponseWriter, "end_stream"),
+    "finished": (server.ClientConnection, "finish"),
     "count": (metrics.Metrics, "count"),
     "finish": (limits.Ledger, "finish"),
 }

@@ -34,7 +34,10 @@ ANSWER = b"".join(b"data: %s\n\n" % json.dumps(frame).encode() for frame in FRAM
 
 
 class Witness(ThreadingHTTPServer):
-    """Answers as an engine does. ``hold`` is the moment whose requests wait; ``status`` responses every load's."""
+    """A server that responds like an engine.
+
+    Requests of the step ``hold`` wait; every request of the load gets ``status``.
+    """
 
     daemon_threads = True
     block_on_close = False

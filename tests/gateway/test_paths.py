@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.gateway import paths
+from appliance.http1.types import path_of
 
 OFFERED = sorted(paths.INFERENCE | paths.OPERATIONS | {paths.MODELS, "/v1/models/Qwen/Qwen3-30B-A3B"})
 
@@ -21,7 +22,7 @@ def test_every_encoding_of_a_path_is_that_path(path: str, data: st.DataObject) -
     before = data.draw(st.sampled_from(["", "http://host", "HTTPS://10.0.0.1:8000", "http://[::1]:80"]))
     query = data.draw(st.sampled_from(["", "?beta=true", "?a=%2F"]))
     target = before + ("/" + encoded.removeprefix("%2f").removeprefix("%2F").removeprefix("/")) + query
-    assert paths.path_of(target.encode()) == path
+    assert path_of(target.encode()) == path
     assert paths.methods(path)
 
 
@@ -29,12 +30,12 @@ def test_every_encoding_of_a_path_is_that_path(path: str, data: st.DataObject) -
 def test_a_models_name_survives_the_encodings_of_clients(name: str) -> None:
     for safe in ("", "/"):
         target = f"/v1/models/{quote(name, safe=safe, errors='replace')}".encode()
-        assert paths.path_of(target) == f"/v1/models/{name.encode(errors='replace').decode()}"
+        assert path_of(target) == f"/v1/models/{name.encode(errors='replace').decode()}"
 
 
 @given(st.binary(max_size=60))
 def test_any_target_has_a_path_and_reaches_only_known_engine_paths(target: bytes) -> None:
-    path = paths.path_of(target)
+    path = path_of(target)
     allowed = paths.methods(path)
     assert ("POST" in allowed) == (path in paths.INFERENCE)
     assert isinstance(paths.suggestion(path), str)

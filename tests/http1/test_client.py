@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import EngineFailedError, EngineTimeoutError, EngineUnavailableError, RequestError
-from appliance.http1.client import Pool, UpstreamCall, UpstreamConnection, cancel
+from appliance.http1.client import Pool, UpstreamCall
 from appliance.http1.writer import WriteCoalescer
 from tests.ports import free_port
 
@@ -59,18 +59,14 @@ def a_pool(port: int) -> Pool:
     return Pool(port, outbox, connect_timeout_s=1, first_byte_timeout_s=0.5, stall_timeout_s=0.5)
 
 
-class ScriptedResponse(UpstreamCall):
+class ScriptedResponse:
     """One answer as it comes."""
 
     def __init__(self, pool: Pool) -> None:
         self.status = 0
         self.body = b""
         self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.way: UpstreamConnection | asyncio.Task[None] | None = None
-        self.way = pool.post(self, b"/x", b"{}", b"x-request-id: id")
-
-    def on_rebound(self, way: UpstreamConnection | asyncio.Task[None]) -> None:
-        self.way = way
+        self.call: UpstreamCall = pool.post(self, b"/x", b"{}", b"x-request-id: id")
 
     def on_head(self, status: int, content_type: bytes) -> None:
         self.status = status
@@ -86,11 +82,6 @@ class ScriptedResponse(UpstreamCall):
 
     def on_failure(self, failure: RequestError) -> None:
         self.done.set_exception(failure)
-
-    @property
-    def connection(self) -> UpstreamConnection:
-        assert isinstance(self.way, UpstreamConnection)
-        return self.way
 
 
 async def ask(pool: Pool) -> bytes:
@@ -118,11 +109,11 @@ async def test_an_answer_held_back_waits_in_the_socket_and_comes_whole() -> None
     async with engine(lambda _, writer: writer.write(whole(BIG))) as (pool, _):
         answer = ScriptedResponse(pool)
         await until(lambda: bool(answer.body))
-        answer.connection.pause()
+        answer.call.pause()
         held = len(answer.body)
         await asyncio.sleep(1.5)  # three times the stall timeout
         assert len(answer.body) == held < len(BIG)
-        answer.connection.resume()
+        answer.call.resume()
         async with asyncio.timeout(5):
             assert await answer.done == BIG
 
@@ -131,7 +122,7 @@ async def test_an_abandoned_answer_closes_its_connection_and_the_next_one_gets_a
     async with engine(lambda n, writer: writer.write(whole(BIG if n == 1 else b"small"))) as (pool, seen):
         answer = ScriptedResponse(pool)
         await until(lambda: bool(answer.body))
-        cancel(answer.way)
+        answer.call.cancel()
         assert await ask(pool) == b"small"
         assert seen == [0, 1]
         assert not answer.done.done()
@@ -168,10 +159,10 @@ async def test_idle_connections_that_the_engine_closed_do_not_stay_behind() -> N
     async with engine(keep) as (pool, _):
         first, second = ScriptedResponse(pool), ScriptedResponse(pool)
         assert [await first.done, await second.done] == [b"hello", b"hello"]
-        assert len(pool._idle) == 2
+        assert pool.idle == 2
         for writer in writers:
             writer.close()
-        await until(lambda: not pool._idle)
+        await until(lambda: pool.idle == 0)
 
 
 async def test_garbage_silence_and_nobody() -> None:
@@ -208,16 +199,16 @@ class Pausing(ScriptedResponse):
 
     def lag(self) -> None:
         self.events += 1
-        if self.events == self.pause_at and isinstance(self.way, UpstreamConnection):
-            self.way.pause()
+        if self.events == self.pause_at:
+            self.call.pause()
             if self.resume_after is not None:
                 self.catch_up(self.resume_after)
 
     def catch_up(self, turns: int) -> None:
         if turns:
             asyncio.get_running_loop().call_soon(self.catch_up, turns - 1)
-        elif isinstance(self.way, UpstreamConnection):
-            self.way.resume()
+        else:
+            self.call.resume()
 
     def on_head(self, status: int, content_type: bytes) -> None:
         super().on_head(status, content_type)
@@ -263,7 +254,7 @@ def test_the_next_request_is_answered_wherever_the_client_before_it_lagged(
             except TimeoutError:
                 held = True
                 assert resume_after is None, "a client that caught up gets the rest"
-                cancel(first.way)
+                first.call.cancel()
             assert await asyncio.wait_for(ScriptedResponse(pool).done, 10) == b"next", held
 
     asyncio.run(run())

@@ -1,8 +1,8 @@
 """Translation of evaluated option values to the files that NixOS would write for nft, WireGuard and nginx.
 
 An option that could change the network traffic of a machine, and that is not supported here, stops the
-translation. So no test can pass because a setting was silently omitted. The order and the fixed lines are those of the
-modules of nixpkgs (nixos/modules/services/networking/{nftables,wireguard}.nix and
+translation. So no test can pass because a setting was silently omitted. The order and the fixed lines are those of
+the modules of nixpkgs (nixos/modules/services/networking/{nftables,wireguard}.nix and
 nixos/modules/services/web-servers/nginx).
 """
 

@@ -28,13 +28,13 @@ def test_a_demand_out_of_range_is_rejected(
 def test_impossible_shares_contexts_and_machines_are_rejected(
     model_demand: MakeModel, machine: MakeMachine
 ) -> None:
-    for demand, where in (
+    for demand, words in (
         (demand_for(model_demand(share=0.4)), "shares add up to 0.4"),
         (demand_for(model_demand(context=50000)), "nearest: 40960"),
         (demand_for(model_demand(context=1000)), "nearest: context 2400"),
         (demand_for(), "the demand names no model"),
     ):
-        with pytest.raises(UsageError, match=where):
+        with pytest.raises(UsageError, match=words):
             advise((machine(),), demand)
     with pytest.raises(UsageError, match="nearest valid: 8 per machine"):
         advise((machine(f"9x {PRO}"),), demand_for(model_demand()))

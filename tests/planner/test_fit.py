@@ -61,7 +61,7 @@ def test_a_card_and_its_model_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "where", "what", "fix"),
+    ("changes", "place", "what", "fix"),
     [
         ({"context": 60000}, "engines.chat.context", "more than the 40960", "set it to 40960 or less"),
         ({"source": "./Qwen3-235B-A22B"}, "engines.chat", "do not fit", "raise tensor_parallel to 8"),
@@ -111,10 +111,10 @@ def test_a_card_and_its_model_fit() -> None:
     ],
 )
 def test_an_engine_that_cannot_start_is_a_violation(
-    changes: dict[str, Any], where: str, what: str, fix: str
+    changes: dict[str, Any], place: str, what: str, fix: str
 ) -> None:
     (violation,) = fit(build(**changes))
-    assert where in violation.where
+    assert place in violation.where
     assert what in violation.what
     assert fix in violation.fix
     assert "\n" not in str(violation)

@@ -48,7 +48,7 @@ def test_several_machines_hold_replicas(model_demand: MakeModel, machine: MakeMa
     many = tuple(machine(name=f"m{number}") for number in range(8))
     best = advise(many, demand_for(model_demand())).best
     assert best.parts[0].replicas == 8
-    assert {where for where, _ in best.parts[0].places} == {f"m{number}" for number in range(8)}
+    assert {name for name, _ in best.parts[0].places} == {f"m{number}" for number in range(8)}
 
 
 def test_a_model_too_large_for_one_machine_spans_two(model_demand: MakeModel, machine: MakeMachine) -> None:
@@ -85,6 +85,6 @@ def test_no_card_is_assigned_twice(
         best = advise((machine(f"{count}x {PRO}"),), demand_for(*models, chats=chats)).best
     except UsageError:
         return
-    used = [card for part in best.parts for _, where in part.places for card in where]
+    used = [card for part in best.parts for _, indices in part.places for card in indices]
     assert len(used) == len(set(used))
     assert len(used) + best.spare_cards == count

@@ -46,7 +46,7 @@ def judge_cards(expected: Sequence[Gpu], seen: Sequence[GpuStatus]) -> Iterator[
                 cause="card-missing",
             )
         else:
-            yield _card(gpu, card, subject)
+            yield _judge_card(gpu, card, subject)
     for card in by_index.values():
         yield warn(
             f"{card.name} is not in the site",
@@ -56,7 +56,7 @@ def judge_cards(expected: Sequence[Gpu], seen: Sequence[GpuStatus]) -> Iterator[
         )
 
 
-def _card(gpu: Gpu, card: GpuStatus, subject: str) -> Finding:
+def _judge_card(gpu: Gpu, card: GpuStatus, subject: str) -> Finding:
     summary = f"{card.name}, {card.memory_mib or '?'} MiB, {card.bus}"
     if not same_model(gpu.model, card.name):
         return fail(

@@ -94,11 +94,11 @@ def read_served(domain: str, port: int, address: str = "127.0.0.1") -> Served:
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
     try:
-        fingerprint = _shake(unverified, domain, address, port)
+        fingerprint = _tls_handshake(context=unverified, domain=domain, address=address, port=port)
     except OSError as error:
         return Served(None, error=f"{type(error).__name__}: {error.strerror or error}")
     try:
-        _shake(ssl.create_default_context(), domain, address, port)
+        _tls_handshake(context=ssl.create_default_context(), domain=domain, address=address, port=port)
     except ssl.SSLCertVerificationError as error:
         return Served(fingerprint, distrust=error.verify_message)
     except OSError as error:
@@ -106,7 +106,7 @@ def read_served(domain: str, port: int, address: str = "127.0.0.1") -> Served:
     return Served(fingerprint)
 
 
-def _shake(context: ssl.SSLContext, domain: str, address: str, port: int) -> str:
+def _tls_handshake(context: ssl.SSLContext, domain: str, address: str, port: int) -> str:
     with (
         socket.create_connection((address, port), timeout=CONNECT_TIMEOUT_S) as raw,
         context.wrap_socket(raw, server_hostname=domain) as connection,
@@ -127,7 +127,7 @@ def judge_certificate(edge: Edge, found: Certificate | None, served: Served, now
             cause="certificate",
         )
     else:
-        yield _file(edge, found, now, fix)
+        yield _judge_file(edge=edge, found=found, now=now, fix=fix)
     if served.fingerprint is None:
         yield fail(
             f"nginx serves none on port {edge.https_port} ({served.error})",
@@ -157,7 +157,7 @@ def judge_certificate(edge: Edge, found: Certificate | None, served: Served, now
         yield ok("nginx serves it, and a client trusts it", subject="served")
 
 
-def _file(edge: Edge, found: Certificate, now: float, fix: str) -> Finding:
+def _judge_file(edge: Edge, found: Certificate, now: float, fix: str) -> Finding:
     days = (found.ends - now) / DAY_S
     if found.begins > now:
         return fail(
@@ -175,7 +175,7 @@ def _file(edge: Edge, found: Certificate, now: float, fix: str) -> Finding:
             subject="file",
             cause="certificate",
         )
-    if not any(_covers(name, edge.domain) for name in found.names):
+    if not any(_name_covers(name, edge.domain) for name in found.names):
         return fail(
             f"is for {', '.join(found.names) or 'no name'}, not for {edge.domain}",
             meaning="Every client rejects it.",
@@ -203,7 +203,7 @@ def _file(edge: Edge, found: Certificate, now: float, fix: str) -> Finding:
     return ok(f"{math.floor(days)} days left", subject="file")
 
 
-def _covers(name: str, domain: str) -> bool:
+def _name_covers(name: str, domain: str) -> bool:
     return name == domain or (name.startswith("*.") and domain.partition(".")[2] == name[2:])
 
 
@@ -220,4 +220,4 @@ def check_certificate(context: CheckContext, expected: Edge) -> Iterator[Finding
     """Check the file, and the certificate that nginx serves."""
     served = read_served(expected.domain, expected.https_port)
     found = read_certificate(context.host, expected.certificate)
-    yield from judge_certificate(expected, found, served, context.now)
+    yield from judge_certificate(edge=expected, found=found, served=served, now=context.now)

@@ -54,7 +54,14 @@ def read_database(folder: Path, now: float) -> DatabaseFacts:
             revision = db.execute("SELECT version_num FROM alembic_version").fetchone()
             live = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
             keys = db.execute(f"SELECT count(*) FROM keys WHERE {live}", (now,)).fetchone()[0]  # noqa: S608
-        return DatabaseFacts(str(path), True, "", integrity, str(revision[0]) if revision else None, int(keys))
+        return DatabaseFacts(
+            file=str(path),
+            exists=True,
+            error="",
+            integrity=integrity,
+            revision=str(revision[0]) if revision else None,
+            keys=int(keys),
+        )
     except PermissionError as error:
         raise CannotLookError(f"{path}: {error.strerror}", "run `appliance doctor` as root") from error
     except (OSError, sqlite3.Error) as error:

@@ -38,11 +38,11 @@ def read_disk(folder: Path) -> DiskSpace:
     except OSError as error:
         raise CannotLookError(f"{existing}: {error.strerror}", "run `appliance doctor` as root") from error
     return DiskSpace(
-        str(existing),
-        found.f_blocks * found.f_frsize / 2**30,
-        found.f_bavail / found.f_blocks if found.f_blocks else 1.0,
-        found.f_favail / found.f_files if found.f_files else 1.0,
-        device,
+        folder=str(existing),
+        total_gib=found.f_blocks * found.f_frsize / 2**30,
+        free=found.f_bavail / found.f_blocks if found.f_blocks else 1.0,
+        free_inodes=found.f_favail / found.f_files if found.f_files else 1.0,
+        device=device,
     )
 
 

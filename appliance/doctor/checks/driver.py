@@ -45,10 +45,10 @@ def judge_driver(module: Module | None, userland: Userland) -> Iterator[Finding]
         )
     else:
         yield ok(f"{module.version}, open kernel modules", subject="module")
-    yield _userland(module, userland)
+    yield _judge_userland(module, userland)
 
 
-def _userland(module: Module, userland: Userland) -> Finding:
+def _judge_userland(module: Module, userland: Userland) -> Finding:
     if "version mismatch" in userland.error:
         return fail(
             f"nvidia-smi: {userland.error}; the loaded module is {module.version}",

@@ -70,35 +70,35 @@ def parse_ruleset(document: dict[str, Any], family: str, table: str) -> Ruleset:
     rules = [rule["expr"] for rule in mine if "expr" in rule and rule["chain"] in inputs]
     accepting = [rule for rule in rules if any("accept" in part for part in rule)]
     opened = {port for rule in accepting for port in _ports(rule)}
-    portless = sum(not any(_narrows(part) for part in rule) for rule in accepting)
-    unfollowed = sum(any(_leads_elsewhere(part) for part in rule) for rule in rules)
-    return Ruleset(tables, chains, frozenset(opened), portless, unfollowed)
+    portless = sum(not any(_restricts(part) for part in rule) for rule in accepting)
+    unfollowed = sum(any(_is_not_followed(part) for part in rule) for rule in rules)
+    return Ruleset(tables=tables, chains=chains, opened=frozenset(opened), portless=portless, unfollowed=unfollowed)
 
 
-def _left(part: dict[str, Any], kind: str) -> dict[str, Any]:
+def _left_side(part: dict[str, Any], kind: str) -> dict[str, Any]:
     """Return the left side of a match if it is of this kind: ``payload``, ``meta`` or ``ct``."""
     left = part.get("match", {}).get("left", {})
     found = left.get(kind, {}) if isinstance(left, dict) else {}
     return found if isinstance(found, dict) else {}
 
 
-def _narrows(part: dict[str, Any]) -> bool:
+def _restricts(part: dict[str, Any]) -> bool:
     """Return whether a match restricts a rule: to a port, a known connection, loopback or ICMP."""
     right = part.get("match", {}).get("right")
     states = right.get("set", []) if isinstance(right, dict) else right if isinstance(right, list) else [right]
-    payload = _left(part, "payload")
+    payload = _left_side(part, "payload")
     return (
         payload.get("field") == "dport"
-        or (_left(part, "ct").get("key") == "state" and set(map(str, states)) <= {"established", "related"})
-        or (_left(part, "meta").get("key") in {"iif", "iifname"} and right == "lo")
+        or (_left_side(part, "ct").get("key") == "state" and set(map(str, states)) <= {"established", "related"})
+        or (_left_side(part, "meta").get("key") in {"iif", "iifname"} and right == "lo")
         or payload.get("protocol") in {"icmp", "icmpv6"}
-        or (_left(part, "meta").get("key") == "l4proto" and right in {"icmp", "icmpv6", "ipv6-icmp"})
+        or (_left_side(part, "meta").get("key") == "l4proto" and right in {"icmp", "icmpv6", "ipv6-icmp"})
     )
 
 
-def _leads_elsewhere(part: dict[str, Any]) -> bool:
+def _is_not_followed(part: dict[str, Any]) -> bool:
     match = part.get("match", {})
-    matches_port = _left(part, "payload").get("field") == "dport"
+    matches_port = _left_side(part, "payload").get("field") == "dport"
     return bool(part.keys() & {"jump", "goto", "vmap"}) or (
         matches_port and (match.get("op") != "==" or not isinstance(match.get("right"), (int, dict)))
     )
@@ -109,23 +109,23 @@ def _ports(expression: list[dict[str, Any]]) -> Iterator[tuple[str, int, str]]:
         (
             str(part["match"]["right"])
             for part in expression
-            if _left(part, "meta").get("key") == "iifname" and part["match"].get("op") == "=="
+            if _left_side(part, "meta").get("key") == "iifname" and part["match"].get("op") == "=="
         ),
         "",
     )
     for part in expression:
-        payload = _left(part, "payload")
+        payload = _left_side(part, "payload")
         if payload.get("field") == "dport" and part["match"].get("op") == "==":
-            for port in _numbers(part["match"]["right"]):
+            for port in _port_numbers(part["match"]["right"]):
                 yield str(payload["protocol"]), port, interface
 
 
-def _numbers(right: Any) -> Iterator[int]:
+def _port_numbers(right: Any) -> Iterator[int]:
     if isinstance(right, int):
         yield right
     elif isinstance(right, dict) and "set" in right:
         for item in right["set"]:
-            yield from _numbers(item)
+            yield from _port_numbers(item)
     elif isinstance(right, dict) and "range" in right:
         yield from range(right["range"][0], right["range"][1] + 1)
 
@@ -173,10 +173,10 @@ def judge_firewall(expected: Firewall, seen: Ruleset) -> Iterator[Finding]:
             fix=f"nft list table {name}; {RELOAD}",
             subject="rules",
         )
-    yield _openings(expected, seen)
+    yield _judge_openings(expected, seen)
 
 
-def _openings(expected: Firewall, seen: Ruleset) -> Finding:
+def _judge_openings(expected: Firewall, seen: Ruleset) -> Finding:
     wanted = {(opening.protocol, opening.port) for opening in expected.openings}
     own = {int(number) for number in re.findall(r"\b\d{1,5}\b", expected.extra_input)}
     opened = {(protocol, port) for protocol, port, _ in seen.opened}

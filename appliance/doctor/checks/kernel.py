@@ -61,4 +61,4 @@ def check_kernel(context: CheckContext, expected: tuple[str, ...]) -> Iterator[F
     hmm_off = (context.host.text("/sys/module/nvidia_uvm/parameters/uvm_disable_hmm") or "").strip() or None
     cards = context.machine.cards if context.machine is not None else None
     words = read_kernel_words(context.host)
-    yield from judge_kernel_words(expected, words, cards, hmm_off)
+    yield from judge_kernel_words(expected=expected, words=words, cards=cards, hmm_off=hmm_off)

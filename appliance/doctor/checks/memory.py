@@ -38,10 +38,10 @@ def read_memory(host: HostReader) -> MemoryFacts:
     total = re.search(r"^MemTotal:\s+(\d+) kB", host.text("/proc/meminfo") or "", re.MULTILINE)
     mode = re.search(r"\[(\w+)]", host.text("/sys/kernel/mm/transparent_hugepage/enabled") or "")
     return MemoryFacts(
-        host.number("/proc/sys/vm/nr_hugepages"),
-        int(total[1]) if total else None,
-        mode[1] if mode else None,
-        host.number("/proc/sys/vm/max_map_count"),
+        reserved=host.number("/proc/sys/vm/nr_hugepages"),
+        total_kib=int(total[1]) if total else None,
+        transparent=mode[1] if mode else None,
+        max_map_count=host.number("/proc/sys/vm/max_map_count"),
     )
 
 

@@ -38,14 +38,16 @@ def judge_engine_ports(ports: dict[int, str], listeners: Sequence[Listener]) -> 
             )
         elif mine:
             yield ok(", ".join(map(str, mine)), subject=subject)
-    yield from _strays(set(ports), {one.process.pid for one in _of(ports, listeners) if one.process}, listeners)
+    yield from _judge_worker_ports(
+        set(ports), {one.process.pid for one in _engine_sockets(ports, listeners) if one.process}, listeners
+    )
 
 
-def _of(ports: dict[int, str], listeners: Sequence[Listener]) -> Iterator[Listener]:
+def _engine_sockets(ports: dict[int, str], listeners: Sequence[Listener]) -> Iterator[Listener]:
     yield from (one for one in listeners if one.protocol == "tcp" and one.port in ports)
 
 
-def _strays(ports: set[int], pids: set[int], listeners: Sequence[Listener]) -> Iterator[Finding]:
+def _judge_worker_ports(ports: set[int], pids: set[int], listeners: Sequence[Listener]) -> Iterator[Finding]:
     """Judge further ports of engines: torch's TCPStore listens on every address, whatever the engine's options."""
     units = {one.process.unit for one in listeners if one.process and one.process.pid in pids and one.process.unit}
     for one in listeners:
@@ -156,5 +158,8 @@ def check_ports(context: CheckContext, _: None) -> Iterator[Finding]:
         yield from judge_gateway_port(gateway.host, gateway.port, context.listeners)
     if context.machine is not None:
         yield from judge_other_ports(
-            context.machine, known, context.listeners, _tunnel_port(context.host, context.machine.tunnel)
+            machine=context.machine,
+            known=known,
+            listeners=context.listeners,
+            tunnel_port=_tunnel_port(context.host, context.machine.tunnel),
         )

@@ -103,7 +103,9 @@ def parse_dump(text: str, mtu: int | None = None) -> TunnelState:
         )
     except (IndexError, ValueError):
         raise CannotLookError("the output of wg is not a dump of an interface", "run `wg show` by hand") from None
-    return TunnelState(None if public == "(none)" else public, peers, mtu, port or None)
+    return TunnelState(
+        public_key=None if public == "(none)" else public, peers=peers, mtu=mtu, listen_port=port or None
+    )
 
 
 def judge_tunnel(expected: Tunnel, state: TunnelState | None, now: float) -> Iterator[Finding]:
@@ -140,7 +142,7 @@ def judge_tunnel(expected: Tunnel, state: TunnelState | None, now: float) -> Ite
                 cause="wireguard-wrong-peer-key",
             )
         else:
-            yield _handshake(label, peer, seen, state, now)
+            yield _judge_handshake(label=label, peer=peer, seen=seen, state=state, now=now)
     for stranger in strangers:
         yield fail(
             f"{name} accepts {stranger.public_key}, which the machine's description does not name",
@@ -180,7 +182,7 @@ def judge_key(expected: Tunnel, key: KeyFile, state: TunnelState | None) -> Iter
         yield ok("exists, readable by its owner only", subject="private key")
 
 
-def _handshake(label: str, peer: Peer, seen: PeerState, state: TunnelState, now: float) -> Finding:
+def _judge_handshake(label: str, peer: Peer, seen: PeerState, state: TunnelState, now: float) -> Finding:
     subject = f"peer {label}"
     if seen.handshake is None:
         own = state.public_key or "missing"

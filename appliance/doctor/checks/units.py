@@ -43,11 +43,11 @@ def read_units(host: HostReader, names: Sequence[str]) -> list[SystemdUnit]:
     by_name = {block["Id"]: block for block in blocks if "Id" in block}
     return [
         SystemdUnit(
-            name,
-            found.get("LoadState", "not-found"),
-            found.get("ActiveState", "inactive"),
-            found.get("Result", ""),
-            _is_done(found),
+            name=name,
+            load=found.get("LoadState", "not-found"),
+            active=found.get("ActiveState", "inactive"),
+            result=found.get("Result", ""),
+            done=_is_done(found),
         )
         for name in names
         for found in [by_name.get(name, {})]

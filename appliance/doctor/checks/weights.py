@@ -39,13 +39,13 @@ def read_weights(host: HostReader, store: str, lock_file: str, boot_check: str, 
     try:
         entries = lock.read(host.path(lock_file))
     except ConfigError as error:
-        return WeightFacts(0, (), hashes, boot_check, str(error))
+        return WeightFacts(files=0, mismatches=(), hashed=hashes, boot_check=boot_check, lock_error=str(error))
     folder = host.path(store)
     if hashes:
         mismatches = tuple(lock.verify(entries, folder))
     else:
         mismatches = tuple(found for entry in entries if (found := _size_mismatch(entry, folder)))
-    return WeightFacts(len(entries), mismatches, hashes, boot_check)
+    return WeightFacts(files=len(entries), mismatches=mismatches, hashed=hashes, boot_check=boot_check)
 
 
 def _size_mismatch(entry: lock.Entry, store: Path) -> str | None:
@@ -138,7 +138,9 @@ def _weights(context: CheckContext, weights: Weights) -> Finding:
         state = read_units(context.host, [VERIFY_UNIT])[0].active
     except CannotLookError:
         state = ""  # the finding reports that the hashes were not verified
-    facts = read_weights(context.host, weights.store, weights.lock, state, hashes=context.hashes)
+    facts = read_weights(
+        host=context.host, store=weights.store, lock_file=weights.lock, boot_check=state, hashes=context.hashes
+    )
     return judge_weights(facts)
 
 
