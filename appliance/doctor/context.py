@@ -39,8 +39,8 @@ class CheckContext:
         """Return the name of this host in the site.
 
         It is ``host_name``, the name in the machine's description, the site's only host, or the kernel's host name,
-        in this order. Raises :class:`ConfigError` if the site has no such host: checks of an unknown host would skip
-        everything on it.
+        in this order. Raises :class:`ConfigError` if the site has no such host. Checks of an unknown host would
+        skip everything on it.
         """
         known = list(self.site.hosts) if self.site is not None else []
         only = known[0] if len(known) == 1 else socket.gethostname()
