@@ -127,9 +127,9 @@ let
       requires = lib.optional (appliance.models.lock != null) "appliance-models-verify.service";
       unitConfig = {
         RequiresMountsFor = [ appliance.models.store.path ];
-        # A model that does not fit fails each time; the smoke test reports it, a restart loop would hide it. systemd
-        # also counts the starts that the gateway requests. An on-demand engine starts with every turn of its model, so
-        # it has no limit here: the gateway limits its failures.
+        # A model that does not fit fails each time; the smoke test reports it, a restart loop would hide it. The
+        # starts that the gateway requests also count. An on-demand engine starts with every turn of its model, so it
+        # has no limit here: the gateway limits its failures.
         StartLimitIntervalSec = if replica.engine.residency == "on-demand" then 0 else "1h";
         StartLimitBurst = 5;
       };

@@ -82,7 +82,7 @@ def put(text: str, document: Path = DOCUMENT) -> None:
     _, found, after = rest.partition(END)
     if not found:
         sys.exit(f"{document} has no marks for the table: add {BEGIN} and {END}")
-    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    document.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 def main() -> int:

@@ -81,8 +81,8 @@ def test_the_build_check_of_the_description(host: str, tmp_path: Path, capsys: p
         argv += ["--config", str(site)]
     assert main(argv) == 0
     listed = capsys.readouterr().out
-    assert bool(re.search("^certificate +not here", listed, re.MULTILINE)) is (host == "gpu")
-    assert bool(re.search("^driver +not here", listed, re.MULTILINE)) is (host == "vps")
+    assert bool(re.search("^certificate +not applicable", listed, re.MULTILINE)) is (host == "gpu")
+    assert bool(re.search("^driver +not applicable", listed, re.MULTILINE)) is (host == "vps")
     assert described.host == host
     invalid = json.loads((tmp_path / "machine.json").read_text())
     invalid["tunnel"]["mtu"] = "wide"
