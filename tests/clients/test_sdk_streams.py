@@ -58,7 +58,7 @@ def test_an_answer_after_keep_alive_comments_is_whole(
 
 
 BREAKS = {
-    "connection-lost": ("fault=cut:2", "the engine closed the connection before its answer was complete"),
+    "connection-lost": ("fault=cut:2", "the engine closed the connection before its response was complete"),
     "error-event": ("fault=error:2", "EngineCore encountered an issue."),
 }
 """How vLLM breaks off: it cuts /v1/responses, and the other streams it may end with an event."""

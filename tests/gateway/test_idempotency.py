@@ -18,7 +18,7 @@ class Repeatable:
 def finished(cache: IdempotencyCache, key: bytes, size: int = 0) -> None:
     recording = cache.record("ada", key, "/v1/x", b"body")
     recording.request = Repeatable()  # type: ignore[assignment]
-    recording.answer(200, bytes(size))
+    recording.respond(200, bytes(size))
 
 
 def test_an_answer_is_kept_for_its_time() -> None:

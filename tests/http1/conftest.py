@@ -56,13 +56,13 @@ class EchoApplication:
         self.broken.append((request.path, error))
 
     def handle(self, request: Request, client: ClientResponder) -> None:
-        echo: Callable[[Request, ClientResponder], None] = lambda request, client: client.answer(  # noqa: E731
+        echo: Callable[[Request, ClientResponder], None] = lambda request, client: client.respond(  # noqa: E731
             200, request.path.encode() + b" " + request.body, b"text/plain"
         )
         self.answers.get(request.path, echo)(request, client)
 
     def refuse(self, request: Request, error: RequestError, client: ClientResponder) -> None:
-        client.answer(error.status, str(error).encode(), b"text/plain")
+        client.respond(error.status, str(error).encode(), b"text/plain")
 
     def complete_headers(self, request: Request, headers: bytes) -> bytes:
         return headers + b"x-path: %s\r\n" % request.path.encode()

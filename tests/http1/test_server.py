@@ -58,7 +58,7 @@ async def test_a_pipelined_request_waits_for_the_response_before_it() -> None:
     async with listening(application) as (_, port), connected(port) as (reader, writer):
         writer.write(get("/slow") + CLOSE)
         await until(lambda: waiting)
-        waiting[0].answer(200, b"slow")
+        waiting[0].respond(200, b"slow")
         async with asyncio.timeout(5):
             received = await reader.read()
     assert bodies(received) == [b"slow", b"/last "]
@@ -108,8 +108,8 @@ async def test_nothing_is_written_after_the_end_of_a_response() -> None:
     application = EchoApplication()
 
     def twice(_: Request, client: ClientResponder) -> None:
-        client.answer(200, b"once")
-        client.answer(200, b"twice")
+        client.respond(200, b"once")
+        client.respond(200, b"twice")
         client.start_stream(200, b"")
         client.write(b"more")
         client.end_stream(b"more")
@@ -163,7 +163,7 @@ async def test_a_refusal_waits_for_the_response_before_it() -> None:
         writer.write(get("/slow") + get("/no"))
         await until(lambda: waiting)
         assert application.broken == []
-        waiting[0].answer(200, b"slow")
+        waiting[0].respond(200, b"slow")
         async with asyncio.timeout(5):
             assert statuses(await reader.read()) == [200, 404]
 
@@ -213,7 +213,7 @@ async def test_a_client_that_disconnects_is_reported_once() -> None:
             await until(lambda: clients)
         async with asyncio.timeout(5):
             await recorded.gone
-        clients[0].answer(200, b"late")
+        clients[0].respond(200, b"late")
         assert not server.connections
 
 
@@ -250,7 +250,7 @@ async def test_a_slow_reader_stops_the_producer_until_it_reads() -> None:
 
 async def test_no_response_starts_while_the_client_reads_none() -> None:
     application = EchoApplication()
-    application.answers["/big"] = lambda _, client: client.answer(200, BIG)
+    application.answers["/big"] = lambda _, client: client.respond(200, BIG)
     async with listening(application) as (server, port), connected(port) as (reader, writer), asyncio.timeout(20):
         writer.write(get("/big") + get("/big") + CLOSE)
         connection = await accepted(server)
@@ -279,7 +279,7 @@ async def test_a_client_that_stops_sending_is_disconnected(sent: bytes, received
 
 async def test_a_client_that_reads_nothing_is_disconnected() -> None:
     application = EchoApplication()
-    application.answers["/big"] = lambda _, client: client.answer(200, BIG)
+    application.answers["/big"] = lambda _, client: client.respond(200, BIG)
     async with listening(application, HURRIED) as (server, port), asyncio.timeout(10):
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(get("/big"))
@@ -291,7 +291,7 @@ async def test_a_response_that_is_produced_has_no_timeout() -> None:
     application = EchoApplication()
 
     def answer_later(_: Request, client: ClientResponder) -> None:
-        asyncio.get_running_loop().call_later(2.5 * SWEEP_S, client.answer, 200, b"slow")
+        asyncio.get_running_loop().call_later(2.5 * SWEEP_S, client.respond, 200, b"slow")
 
     application.answers["/slow"] = answer_later
     async with listening(application, HURRIED) as (_, port):
@@ -318,7 +318,7 @@ async def test_drain_closes_idle_connections_and_waits_for_responses() -> None:
         drained = asyncio.ensure_future(server.drained())
         await asyncio.sleep(0)
         assert not drained.done()
-        waiting[0].answer(200, b"slow")
+        waiting[0].respond(200, b"slow")
         await drained
         assert b"\r\nconnection: close\r\n" in await reader.read()
         await server.flushed()
