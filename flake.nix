@@ -1,5 +1,5 @@
 {
-  description = "A private LLM service from bare machines: GPU server, VPS, installer, all pinned";
+  description = "A private LLM service on bare machines: GPU server, VPS and installer, all pinned";
 
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
@@ -62,7 +62,7 @@
         };
       };
 
-      # For an ISO of a site of one's own: see templates/default/flake.nix.
+      # For the ISO of your own site: see templates/default/flake.nix.
       lib.installClosure =
         target: inputs:
         import ./modules/installer/closure.nix {
@@ -77,7 +77,7 @@
       formatter.${system} = pkgs.nixfmt-tree;
       templates.default = {
         path = ./templates/default;
-        description = "A site of your own: only your values";
+        description = "Your own site: only your values";
       };
     };
 }

@@ -1,4 +1,4 @@
-"""A private LLM service from bare machines: engines, gateway, proofs.
+"""A private LLM service from bare machines: engines, gateway, tests of both.
 
 Only :mod:`appliance.system.early` is imported here. It needs no dependency, because ``tools.bootstrap`` runs before
 any is installed.

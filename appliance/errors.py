@@ -1,8 +1,8 @@
 """The one error tree.
 
-Every error carries a sentence that names the culprit and the fix. It is mapped once to an exit code (the
-class attribute ``exit_code``, used by the CLI) and once to OpenAI's JSON shape (:func:`openai_body`, used by
-the gateway). Nothing else in the project decides what an error looks like to a person.
+Every error carries a sentence with the cause and the fix. It has one exit code (the class attribute ``exit_code``,
+for the CLI) and one form in OpenAI's JSON (:func:`openai_body`, for the gateway). No other module decides how an
+error looks to a user.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 class ApplianceError(Exception):
-    """Something a person can mend. ``str(error)`` is one line: what, where, how to mend."""
+    """An error that a user can fix. ``str(error)`` is one line: place, error, fix."""
 
     exit_code = 1
 
@@ -28,7 +28,7 @@ class ConfigError(ApplianceError):
 
 
 class UsageError(ApplianceError):
-    """A command line that does not make sense."""
+    """A command line that is not valid."""
 
     exit_code = 2
 
@@ -38,7 +38,7 @@ class StartError(ApplianceError):
 
 
 class UnprovenError(ApplianceError):
-    """A load test or a smoke test that proves nothing; 1 is the exit code of a missed SLO alone."""
+    """A load test or a smoke test without a result; exit code 1 means a missed SLO only."""
 
     exit_code = 2
 
@@ -48,7 +48,7 @@ class StoreError(ApplianceError):
 
     @classmethod
     def unwritable(cls, path: Path, error: OSError) -> StoreError:
-        """Return the error for ``path``, which cannot be written: the cause and its fix."""
+        """Return the error for ``path``, which cannot be written because of ``error``."""
         return cls(f"{path} cannot be written ({error.strerror or error}); {write_fix(path, error.errno)}")
 
     @classmethod
@@ -62,10 +62,9 @@ REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno
 
 
 def write_fix(path: Path, number: int | None) -> str:
-    """Return what to do about errno ``number`` at ``path``, as half a sentence.
+    """Return the fix for errno ``number`` at ``path``, as half a sentence.
 
-    Standard library only and without an error of its own: the bootstrap uses it, and it runs while another error is
-    being reported.
+    Standard library only, and never raises: the bootstrap uses it, and it runs while another error is reported.
     """
     if number in (errno.EACCES, errno.EPERM):
         return _permission_fix(path)
@@ -73,17 +72,17 @@ def write_fix(path: Path, number: int | None) -> str:
 
 
 def _permission_fix(path: Path) -> str:
-    """Name the owner of what refuses the access, and the command that gives it to this user."""
+    """Return the owner of the path that refuses access, and the command that gives it to this user."""
     place, user = existing(path), os.geteuid()
-    # An accessible file that cannot be replaced or created anew is refused by its folder.
+    # The file itself is accessible: its folder refuses to replace or create it.
     if not place.is_dir() and os.access(place, os.R_OK | os.W_OK):
         place = place.parent
     owner = _owner(place)
     if user == 0:
-        return f"even root may not: `lsattr -d {place}` and `findmnt -T {place}` show why"
+        return f"root cannot write it either: `lsattr -d {place}` and `findmnt -T {place}` show why"
     if owner == user:
         return f"its permissions forbid it: `chmod -R u+rwX {place}`"
-    # `sudo make up` leaves a whole tree to root: name the tree and not its files, or each gets an error of its own.
+    # `sudo make up` leaves a whole tree to root: name the tree, or each of its files gets an error of its own.
     if not place.is_dir() and _owner(place.parent) == owner:
         place = place.parent
     mine = False
@@ -98,7 +97,7 @@ def _permission_fix(path: Path) -> str:
 
 
 def _of_the_system(folder: Path) -> bool:
-    """Whether ``folder`` is one that a system cannot give to a user."""
+    """Return whether ``folder`` is part of the system, which cannot give it to a user."""
     top, *rest = [*folder.parts[1:], ""]
     return (
         len(rest) <= 1
@@ -134,8 +133,8 @@ def _name(user: int) -> str:
 _WRITING = {
     errno.ENOSPC: "free space on its disk",
     errno.EDQUOT: "free space on its disk",
-    errno.EROFS: "its disk is read-only: `journalctl -k` says why, `mount -o remount,rw` ends it",
-    errno.EIO: "its disk is failing: `journalctl -k`, then exchange it",
+    errno.EROFS: "its disk is read-only: `journalctl -k` shows why, `mount -o remount,rw` ends it",
+    errno.EIO: "its disk fails: see `journalctl -k`, then replace it",
     errno.ENOTDIR: "a file has the name of a folder on this path: move it away",
     errno.EEXIST: "a file has the name of a folder on this path: move it away",
     errno.EISDIR: "a folder has this name: move it away",
@@ -143,15 +142,15 @@ _WRITING = {
     errno.EMFILE: "too many files are open: raise `ulimit -n`",
     errno.ENFILE: "too many files are open on this machine: raise fs.file-max",
 }
-"""The fix for a refused write by its reason (errno(3))."""
+"""Fixes for a refused write by its reason (errno(3))."""
 
 
 class LoaderError(ApplianceError):
-    """The boot loader, a system profile or a switch did not do what was asked."""
+    """A failure of the boot loader, of a system profile or of a switch."""
 
 
 class RequestError(ApplianceError):
-    """An error answered to an HTTP client in OpenAI's shape.
+    """An error that an HTTP client gets in OpenAI's JSON.
 
     ``status`` is the HTTP status, ``kind`` OpenAI's ``type`` and ``code`` OpenAI's ``code``; ``param`` names
     the offending field and ``retry_after`` is in seconds.
@@ -177,11 +176,11 @@ class RequestError(ApplianceError):
 
 
 class InternalError(RequestError):
-    """500: the gateway itself failed on the request; its log has the reason under the request's id."""
+    """500: the gateway itself failed; its log has the reason with the request's id."""
 
 
 class InvalidRequestError(RequestError):
-    """400: the request cannot be understood or asks for the impossible."""
+    """400: the request is not valid."""
 
     status = 400
     kind = "invalid_request_error"
@@ -189,7 +188,7 @@ class InvalidRequestError(RequestError):
 
 
 class AuthenticationError(RequestError):
-    """401: no key, or one that is unknown, revoked or expired. All look the same to the client."""
+    """401: the key is missing, unknown, revoked or expired. The client gets the same message for all of them."""
 
     status = 401
     kind = "invalid_request_error"
@@ -197,7 +196,7 @@ class AuthenticationError(RequestError):
 
 
 class PermissionDeniedError(RequestError):
-    """403: the key is good and does not allow this."""
+    """403: the key is valid but does not allow this request."""
 
     status = 403
     kind = "invalid_request_error"
@@ -205,7 +204,7 @@ class PermissionDeniedError(RequestError):
 
 
 class NotFoundError(RequestError):
-    """404: a path or a model that is not on offer."""
+    """404: the path, the model or the object does not exist."""
 
     status = 404
     kind = "invalid_request_error"
@@ -213,7 +212,7 @@ class NotFoundError(RequestError):
 
 
 class MethodNotAllowedError(RequestError):
-    """405: the path exists, under another method. ``allow`` names the methods that it takes."""
+    """405: the path exists, but not with this method. ``allow`` names its methods."""
 
     status = 405
     kind = "invalid_request_error"
@@ -233,7 +232,7 @@ class RequestTimeoutError(RequestError):
 
 
 class ConflictError(RequestError):
-    """409: things are not as the request supposes."""
+    """409: the request conflicts with the present state."""
 
     status = 409
     kind = "invalid_request_error"
@@ -241,7 +240,7 @@ class ConflictError(RequestError):
 
 
 class IdempotencyError(RequestError):
-    """422: an Idempotency-Key that stands for another request."""
+    """422: the Idempotency-Key was used for another request."""
 
     status = 422
     kind = "invalid_request_error"
@@ -249,7 +248,7 @@ class IdempotencyError(RequestError):
 
 
 class BodyTooLargeError(RequestError):
-    """413: the body is over the gateway's limit."""
+    """413: the body is larger than the gateway's limit."""
 
     status = 413
     kind = "invalid_request_error"
@@ -265,7 +264,7 @@ class UnsupportedMediaTypeError(RequestError):
 
 
 class RateLimitError(RequestError):
-    """429: this user is over a limit of his own."""
+    """429: the user exceeded one of its limits."""
 
     status = 429
     kind = "rate_limit_error"
@@ -273,7 +272,7 @@ class RateLimitError(RequestError):
 
 
 class EngineReportedError(RequestError):
-    """An error in the engine's own words, with the status that it names."""
+    """An error that the engine reported: its message and its status."""
 
     def __init__(self, message: str, *, status: int, param: str | None = None) -> None:
         super().__init__(message, code="engine_error" if status >= 500 else "invalid_request", param=param)
@@ -282,7 +281,7 @@ class EngineReportedError(RequestError):
 
 
 class EngineFailedError(RequestError):
-    """502: the engine broke off, or answered what is not HTTP."""
+    """502: the engine closed the connection early, or its response is not HTTP."""
 
     status = 502
     code = "engine_failed"
@@ -296,28 +295,28 @@ class EngineUnavailableError(RequestError):
 
 
 class QueueFullError(RequestError):
-    """503: more requests wait than the service takes on, or one waited too long."""
+    """503: too many requests wait, or the request waited too long."""
 
     status = 503
     code = "queue_full"
 
 
 class DrainingError(RequestError):
-    """503: the gateway is stopping and takes no new requests."""
+    """503: the gateway stops and accepts no new requests."""
 
     status = 503
     code = "draining"
 
 
 class EngineTimeoutError(RequestError):
-    """504: the engine took the request and then said nothing for too long."""
+    """504: the engine accepted the request and then sent nothing for too long."""
 
     status = 504
     code = "engine_timeout"
 
 
 def openai_body(error: RequestError) -> bytes:
-    """``error`` as the JSON body that OpenAI's clients know how to read."""
+    """Return ``error`` as the JSON body that OpenAI's clients read."""
     return json.dumps(
         {
             "error": {

@@ -1,4 +1,4 @@
-# The GPU server: two cards, one agent model on each. Change the values; what they mean is docs/options.md.
+# The GPU server: two cards, one agent model on each. Change the values; docs/options.md explains them.
 {
   imports = [
     ../modules/roles/gpu.nix

@@ -1,4 +1,4 @@
-# The installer's ISO: `nix build .#iso`.
+# The ISO of the installer: `nix build .#iso`.
 { modulesPath, ... }:
 {
   imports = [

@@ -1,4 +1,4 @@
-# The VPS: the public address. Change the values; what they mean is docs/options.md.
+# The VPS: the public address. Change the values; docs/options.md explains them.
 { modulesPath, ... }:
 {
   imports = [

@@ -1,1 +1,1 @@
-"""Load tests: what a client sees of the service, measured so that it cannot lie."""
+"""Load tests: the service as a client measures it, with a verdict that never hides a failure."""

@@ -1,4 +1,4 @@
-"""Compares a run with an earlier one. Pure: worse only where the 95 % intervals of both do not touch."""
+"""Compares a run with an earlier one. Pure: a measure is worse only if the 95 % intervals do not overlap."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LESS_IS_BETTER = (
 MORE_IS_BETTER = ("good share", "goodput", "output tokens/s")
 
 IGNORED = frozenset({"timeout_s", "stall_s", "max_in_flight", "warmup_s"})
-"""Parameters that may differ: they do not change what is asked."""
+"""Parameters that can differ: they do not change the requests."""
 
 
 def differences(before: Report, now_scenario: str, now_parameters: dict[str, Any]) -> list[str]:
-    """Why two runs cannot be compared: a sentence for each thing that was asked otherwise."""
+    """Return why two runs are not comparable: a clause per difference of the load."""
     if before.scenario != now_scenario:
         return [f"it ran scenario {before.scenario!r}, not {now_scenario!r}"]
     return [
@@ -35,7 +35,7 @@ def differences(before: Report, now_scenario: str, now_parameters: dict[str, Any
 
 
 def compare(before: Report, now: Report) -> list[Comparison]:
-    """Every measure that both runs have an interval of."""
+    """Compare every measure of which both runs have an interval."""
     found = []
     for measure in (*LESS_IS_BETTER, *MORE_IS_BETTER):
         one, other = before.intervals.get(measure), now.intervals.get(measure)
@@ -43,10 +43,12 @@ def compare(before: Report, now: Report) -> list[Comparison]:
             more, less = above(other, one), above(one, other)
             if measure in MORE_IS_BETTER:
                 more, less = less, more
-            found.append(Comparison(measure, one, other, "worse" if more else "better" if less else "same"))
+            found.append(
+                Comparison(measure, one, now=other, verdict="worse" if more else "better" if less else "same")
+            )
     return found
 
 
 def above(one: Interval, other: Interval) -> bool:
-    """Whether ``one`` lies wholly above ``other``; an interval without a bound there never does."""
+    """Return whether ``one`` is completely above ``other``; never without a bound on that side."""
     return one.low is not None and other.high is not None and one.low > other.high

@@ -1,7 +1,8 @@
-"""Asks over a plain socket and times what comes, with an HTTP parser and nothing else in between.
+"""The measuring client: a plain socket and an HTTP parser, with the time of each read.
 
-Not Locust's own clients: one of them reads in blocks of 1,024 bytes and so sees a token seconds late, and
-both count a stream as good once its headers came. Under Locust sockets are gevent's; here nothing knows that.
+It replaces both of Locust's clients. One of them reads in blocks of 1,024 bytes and receives a token seconds late,
+and both count a stream as successful after its headers. Under Locust the sockets are gevent's; this module does not
+depend on that.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from loadtests.stream import Reader
 
 PATHS = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
 PLAIN_LIMIT = 64 * 2**20
-"""Bytes of an answer in one piece that are kept for reading."""
+"""Bytes of a response without streaming that are kept for parsing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """A server and the key for it, empty for none.
 
-    ``timeout_s`` bounds a whole answer, ``stall_s`` the silence inside one.
+    ``timeout_s`` is the limit of a whole response in seconds, ``stall_s`` that of a gap after its first token.
     """
 
     url: str
@@ -42,7 +43,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class RequestSpec:
-    """One request. ``cancel_after``: leave after so many content chunks; ``None`` reads to the end."""
+    """One request; ``cancel_after`` is the number of content chunks to disconnect after, ``None`` for none."""
 
     model: str
     body: Mapping[str, Any]
@@ -55,7 +56,7 @@ class RequestSpec:
 
 
 class _ResponseParser:
-    """The parser's callbacks for one answer."""
+    """The parser's callbacks for one response."""
 
     def __init__(self, sample: Sample, reader: Reader) -> None:
         self.sample = sample
@@ -73,8 +74,8 @@ class _ResponseParser:
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     @property
-    def to_the_end(self) -> bool:
-        """The body ends with the connection, as nothing else says where."""
+    def ends_with_connection(self) -> bool:
+        """Whether no header gives the length of the body."""
         return "content-length" not in self.headers and "transfer-encoding" not in self.headers
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -108,62 +109,76 @@ class LoadClient:
         self.target = target
         self._route = route(target.url)
         self.text = ""
-        """The last answer's text."""
+        """Text of the last response."""
         self._tls = ssl.create_default_context() if self._route.scheme == "https" else None
         self._socket: socket.socket | None = None
 
-    def ask(self, ask: RequestSpec, *, user: int = 0, scheduled_at: float | None = None) -> Sample:
-        """One request; every outcome is a :class:`Sample`, none an exception."""
-        body = {"model": ask.model, **ask.body}
-        if ask.stream:
+    def send(self, spec: RequestSpec, *, user: int = 0, scheduled_at: float | None = None) -> Sample:
+        """Send one request and read its response; every outcome is a :class:`Sample`, none an exception.
+
+        ``scheduled_at`` is the time of an open loop's schedule, on the monotonic clock.
+        """
+        body = {"model": spec.model, **spec.body}
+        if spec.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        data = self._head(ask, json.dumps(body, ensure_ascii=False).encode())
+        data = self._request(spec, json.dumps(body, ensure_ascii=False).encode())
         sample = Sample(
-            time.monotonic(), user, ask.model, ask.kind, ask.stream, ask.max_tokens, ask.wanted_prompt_tokens
+            time.monotonic(),
+            user,
+            model=spec.model,
+            kind=spec.kind,
+            streamed=spec.stream,
+            max_tokens=spec.max_tokens,
+            wanted_prompt_tokens=spec.wanted_prompt_tokens,
         )
         sample.scheduled_at = scheduled_at
         reader = Reader(sample)
-        answer = _ResponseParser(sample, reader)
-        why = ""
+        response = _ResponseParser(sample, reader)
+        error_name = ""
         try:
-            ending = self._exchange(data, answer, ask.cancel_after)
+            ending = self._send(data, response, spec.cancel_after)
         except TimeoutError:
-            silent = time.monotonic() - answer.now >= self.target.stall_s
+            silent = time.monotonic() - response.now >= self.target.stall_s
             ending = Ending.STALLED if sample.first_token_at is not None and silent else Ending.TIMEOUT
         except (OSError, httptools.HttpParserError) as error:
-            ending, why = Ending.CUT, type(error).__name__
+            ending, error_name = Ending.CUT, type(error).__name__
         sample.ended_at = time.monotonic()
-        if ending is not Ending.WHOLE or not answer.parser.should_keep_alive():
+        if ending is not Ending.WHOLE or not response.parser.should_keep_alive():
             self.close()
-        if answer.plain and sample.status == 200:
-            reader.whole(b"".join(answer.plain), sample.ended_at)
+        if response.plain and sample.status == 200:
+            reader.feed_body(b"".join(response.plain), sample.ended_at)
         self.text = reader.text
         sample.cause = classify(
-            sample, ending, content_type=answer.content_type, fault=reader.fault, texts=reader.texts, why=why
+            sample,
+            ending,
+            content_type=response.content_type,
+            fault=reader.fault,
+            texts=reader.texts,
+            error_name=error_name,
         )
-        if sample.status >= 400 and answer.plain:
-            sample.detail = b"".join(answer.plain)[:200].decode("utf-8", "replace")
+        if sample.status >= 400 and response.plain:
+            sample.detail = b"".join(response.plain)[:200].decode("utf-8", "replace")
         return sample
 
     def close(self) -> None:
-        """Close the connection; the next request opens another one."""
+        """Close the connection; the next request opens a new one."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
-    def _head(self, ask: RequestSpec, body: bytes) -> bytes:
+    def _request(self, spec: RequestSpec, body: bytes) -> bytes:
         lines = [
-            f"POST {self._route.target(PATHS[ask.kind])} HTTP/1.1",
+            f"POST {self._route.target(PATHS[spec.kind])} HTTP/1.1",
             f"Host: {self._route.authority}",
             "Content-Type: application/json",
-            f"Accept: {'text/event-stream' if ask.stream else 'application/json'}",
+            f"Accept: {'text/event-stream' if spec.stream else 'application/json'}",
             f"Content-Length: {len(body)}",
         ]
         if self.target.key:
             lines.append(f"Authorization: Bearer {self.target.key}")
         lines += [f"{name}: {value}" for name, value in self._route.headers.items()]
-        if ask.chat_id:
-            lines.append(f"x-chat-id: {ask.chat_id}")
+        if spec.chat_id:
+            lines.append(f"x-chat-id: {spec.chat_id}")
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
     def _connect(self) -> socket.socket:
@@ -171,36 +186,39 @@ class LoadClient:
         self._socket = raw if self._tls is None else self._tls.wrap_socket(raw, server_hostname=self._route.host)
         return self._socket
 
-    def _exchange(self, data: bytes, answer: _ResponseParser, cancel_after: int | None) -> Ending:
-        sample = answer.sample
+    def _send(self, data: bytes, response: _ResponseParser, cancel_after: int | None) -> Ending:
+        sample = response.sample
         deadline = sample.sent_at + self.target.timeout_s
         kept = self._socket if self._socket is not None and not _gone(self._socket) else None
         if self._socket is not None and kept is None:
             self.close()
             sample.reconnected = True
         try:
-            return self._once(kept or self._connect(), data, answer, deadline, cancel_after)
+            return self._send_on(
+                kept or self._connect(), data, response, deadline=deadline, cancel_after=cancel_after
+            )
         except (ConnectionResetError, BrokenPipeError):
-            # A server may close a kept connection in the instant we use it; every HTTP client asks once more then.
+            # A server may close a kept connection at the moment of its use; every HTTP client retries once then.
             if kept is None or sample.status:
                 raise
             self.close()
             sample.reconnected = True
-            return self._once(self._connect(), data, answer, deadline, cancel_after)
+            return self._send_on(self._connect(), data, response, deadline=deadline, cancel_after=cancel_after)
 
-    def _once(
+    def _send_on(
         self,
         connection: socket.socket,
         data: bytes,
-        answer: _ResponseParser,
+        response: _ResponseParser,
+        *,
         deadline: float,
         cancel_after: int | None,
     ) -> Ending:
-        sample = answer.sample
+        sample = response.sample
         connection.settimeout(max(0.001, deadline - time.monotonic()))
         connection.sendall(data)
         silent_since = time.monotonic()
-        while not answer.complete:
+        while not response.complete:
             left = deadline - time.monotonic()
             if sample.first_token_at is not None:
                 left = min(left, silent_since + self.target.stall_s - time.monotonic())
@@ -208,19 +226,19 @@ class LoadClient:
                 raise TimeoutError
             connection.settimeout(left)
             piece = connection.recv(65536)
-            answer.now = silent_since = time.monotonic()
+            response.now = silent_since = time.monotonic()
             if not piece:
                 if sample.status == 0:
                     raise ConnectionResetError
-                return Ending.WHOLE if answer.to_the_end else Ending.CUT
-            answer.parser.feed_data(piece)
+                return Ending.WHOLE if response.ends_with_connection else Ending.CUT
+            response.parser.feed_data(piece)
             if cancel_after is not None and sample.chunks >= cancel_after and not sample.done:
                 return Ending.CANCELLED
         return Ending.WHOLE
 
 
 def _gone(connection: socket.socket) -> bool:
-    """Whether the server has closed a kept connection, or sent what nobody asked for."""
+    """Return whether the server has closed a kept connection, or sent data without a request."""
     connection.settimeout(0)
     try:
         connection.recv(1)

@@ -1,4 +1,4 @@
-"""Gathers samples while a run goes on, an hour of them in bounded memory each."""
+"""Collects samples during a run; each takes bounded memory, also over an hour."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from loadtests.sample import Gaps, Heartbeat, Sample, SampleLine
 
 @dataclass(slots=True)
 class Collector:
-    """What a run left: measured samples, the warm-up's count, the client's beats."""
+    """The data of a run: measured samples, the number of warm-up requests, the client's heartbeats."""
 
     samples: list[Sample] = field(default_factory=list)
-    """Measured ones. Their gaps are merged into :attr:`gaps`; each keeps only its longest."""
+    """Measured samples. Their gaps are merged into :attr:`gaps`; each sample keeps only its longest."""
     warmup: int = 0
     gaps: Gaps = field(default_factory=Gaps)
-    beats: list[Heartbeat] = field(default_factory=list)
+    heartbeats: list[Heartbeat] = field(default_factory=list)
     began: float = 0.0
     ended: bool = False
-    """Whether the load ended by itself."""
+    """Whether the load was complete at its end."""
     notes: list[str] = field(default_factory=list)
 
     def add(self, line: SampleLine) -> None:
-        """Take one line of a samples file."""
+        """Add one line of a samples file."""
         if line.began is not None:
             self.began = line.began
         if line.beat is not None:
-            self.beats.append(line.beat)
+            self.heartbeats.append(line.beat)
         if line.ended is not None:
             self.ended = True
         if line.note is not None:

@@ -1,4 +1,4 @@
-"""``appliance loadtest``: from flags to a plan, from runs to reports."""
+"""``appliance loadtest``: from options to a plan, from runs to reports."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from loadtests.run import run
 from loadtests.scenarios import SCENARIOS, Scenario
 from loadtests.scrape import Source
 from loadtests.search import Search, SearchStep
-from loadtests.service import answers, first_model, preflight
+from loadtests.service import first_model, has_metrics, preflight
 from loadtests.token_costs import TokenCosts
 from loadtests.tokenizer_probe import TokenizerUnavailableError, by_tokenizer, by_usage
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Where the load goes, and where one may look beside it."""
+    """Targets of the load, and the engines behind them."""
 
     url: str
     keys: tuple[str, ...]
@@ -54,13 +54,13 @@ def command(options: LoadTestOptions) -> int:
         try:
             return _command(options, console, stop)
         except Stopped:
-            raise UnprovenError(f"{stop.reason} ended the load test before its report was whole") from None
+            raise UnprovenError(f"{stop.reason} ended the load test before its report was complete") from None
         except ApplianceError as error:
             if error.exit_code == INVALID:
                 raise
             raise UnprovenError(str(error)) from error
         except OSError as error:
-            raise UnprovenError(f"the load test could not go on ({error}); free what this machine lacks") from error
+            raise UnprovenError(f"the load test failed ({error}); free this resource of the machine") from error
 
 
 def _command(options: LoadTestOptions, console: Console, stop: Stop) -> int:
@@ -76,17 +76,21 @@ def _command(options: LoadTestOptions, console: Console, stop: Stop) -> int:
     with Outputs(options.outputs, stop) as outputs:
         try:
             with stop.until(1):
-                where = _where(options, scenario, site, address, keys)
-                plan = plan.model_copy(update={"models": where.models})
-                _fits(parameters, where)
-                target = Target(where.url, where.keys[0], parameters.timeout_s, parameters.stall_s)
-                preflight(target, where.models, where.keys[1 : parameters.users])
-                token_costs, notes = _sized(where, parameters)
+                targets = _targets(options, scenario, site=site, url=address, keys=keys)
+                plan = plan.model_copy(update={"models": targets.models})
+                _check_context(parameters, targets)
+                target = Target(
+                    targets.url, targets.keys[0], timeout_s=parameters.timeout_s, stall_s=parameters.stall_s
+                )
+                preflight(target, targets.models, targets.keys[1 : parameters.users])
+                token_costs, notes = _token_costs(targets, parameters)
             plan = plan.sized_by(token_costs)
-            report = _measured(options, plan, scenario, where, outputs, console, stop)
+            report = _run(
+                options, plan, scenario=scenario, targets=targets, outputs=outputs, console=console, stop=stop
+            )
             report.notes[:0] = notes
         except Stopped:
-            report = _nothing(plan, stop)
+            report = _stopped_report(plan, stop)
         if before is not None and report.exit_code != INVALID:
             report.baseline = compare(before, report)
         subject = f"Load test {scenario.name} of {', '.join(plan.models)}"
@@ -102,31 +106,33 @@ def _command(options: LoadTestOptions, console: Console, stop: Stop) -> int:
             else:
                 console.print(terminal.verdict(report))
 
-        deliver(report, outputs, stop, renderers, display)
+        deliver(report, outputs, stop=stop, renderers=renderers, show=display)
     return report.exit_code
 
 
-def _measured(
+def _run(
     options: LoadTestOptions,
     plan: LoadPlan,
     scenario: Scenario,
-    where: Targets,
+    targets: Targets,
     outputs: Outputs,
     console: Console,
     stop: Stop,
 ) -> Report:
     with tempfile.TemporaryDirectory(prefix="appliance-loadtest-") as folder:
         if options.find_goodput:
-            report = _search(options, plan, scenario, where, Path(folder), console, stop)
+            report = _search(
+                options, plan, scenario=scenario, targets=targets, folder=Path(folder), console=console, stop=stop
+            )
         else:
-            report = _once(plan, where, Path(folder), console, stop)
+            report = _run_once(plan, targets, folder=Path(folder), console=console, stop=stop)
         if "--samples" in outputs:
             outputs.write("--samples", Path(folder) / "samples.jsonl")
     return report
 
 
-def _nothing(plan: LoadPlan, stop: Stop) -> Report:
-    """The report of a run that was stopped before its load."""
+def _stopped_report(plan: LoadPlan, stop: Stop) -> Report:
+    """Return the report of a run that was stopped before its load."""
     report = summarise(Collector(notes=[f"{INTERRUPTED} by {stop.reason}"]), plan)
     report.about = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
     return report
@@ -135,7 +141,7 @@ def _nothing(plan: LoadPlan, stop: Stop) -> Report:
 def list_scenarios() -> None:
     """Print the scenarios with their sizes."""
     table = Table(title="Scenarios", title_justify="left")
-    for name in ("scenario", "loop", "size", "what it is"):
+    for name in ("scenario", "loop", "size", "description"):
         table.add_column(name)
     for scenario in SCENARIOS.values():
         p = scenario.defaults
@@ -156,7 +162,7 @@ def _scenario(name: str) -> Scenario:
 
 
 def _site(options: LoadTestOptions) -> Site | None:
-    # Any gateway can be tested from anywhere: with an address no configuration is needed.
+    # With an address no configuration is needed: any gateway can be tested from any machine.
     if options.url is not None and not options.config.exists():
         return None
     return load(options.config)
@@ -165,13 +171,13 @@ def _site(options: LoadTestOptions) -> Site | None:
 def _parameters(options: LoadTestOptions, scenario: Scenario, contract: LoadTest) -> Parameters:
     given = dict(options.parameters)
     if "requests" in given and "duration_s" not in given:
-        # So many requests, however long they take.
+        # A number of requests without a limit of time.
         given["duration_s"] = None
     table = scenario.defaults.model_dump() | {"seed": contract.seed} | given
     parameters: Parameters = validated(Parameters, table)
     if parameters.duration_s is not None and parameters.warmup >= parameters.duration_s:
         raise UsageError(
-            f"--warmup of {parameters.warmup:g} s leaves nothing of --duration {parameters.duration_s:g} s"
+            f"--warmup of {parameters.warmup:g} s leaves no time of --duration {parameters.duration_s:g} s"
         )
     return parameters
 
@@ -182,9 +188,9 @@ def _baseline(options: LoadTestOptions, scenario: Scenario, parameters: Paramete
     try:
         before = Report.from_json(text_file.read(options.baseline, name=f"--baseline {options.baseline}").encode())
     except msgspec.DecodeError:
-        raise UsageError(f"--baseline {options.baseline}: no report of `appliance loadtest --json`") from None
+        raise UsageError(f"--baseline {options.baseline}: not a report of `appliance loadtest --json`") from None
     if before.exit_code == INVALID:
-        raise UsageError(f"--baseline {options.baseline}: that run was invalid; take one that was not")
+        raise UsageError(f"--baseline {options.baseline}: that run was invalid; name a valid one")
     if options.find_goodput:
         return before
     if different := differences(before, scenario.name, parameters.model_dump(mode="json")):
@@ -200,19 +206,19 @@ def _address(options: LoadTestOptions, site: Site | None) -> str:
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"--url {options.url}: begin it with http:// or https://")
     for one in (url, *options.engine_urls):
-        # Checked before anything is asked; whether a proxy leads there is looked up again by each asker.
+        # Checked before the first request; each request looks up the proxy again.
         route(one)
     return url
 
 
-def _where(
+def _targets(
     options: LoadTestOptions, scenario: Scenario, site: Site | None, url: str, keys: tuple[str, ...]
 ) -> Targets:
     models = options.models
     if not models:
         models = (first_model(url, keys[0], site),) if scenario.models == 1 else ()
     if len(models) != scenario.models:
-        raise UsageError(f"scenario {scenario.name} asks {scenario.models} model(s), --model names {len(models)}")
+        raise UsageError(f"scenario {scenario.name} needs {scenario.models} model(s), --model names {len(models)}")
     engines = options.engine_urls
     if not engines and options.url is None and site is not None:
         served = {site.roles[name].model if name in site.roles else name for name in models}
@@ -222,7 +228,7 @@ def _where(
             if engine.model in served
             for port in engine.ports
         )
-    return Targets(url, keys, models, engines, site)
+    return Targets(url, keys, models=models, engines=engines, site=site)
 
 
 def api_keys(file: Path | None, *, required: bool) -> tuple[str, ...]:
@@ -237,68 +243,82 @@ def api_keys(file: Path | None, *, required: bool) -> tuple[str, ...]:
         return tuple(keys)
     key = text_file.key(os.environ.get("APPLIANCE_API_KEY", ""), "APPLIANCE_API_KEY")
     if not key and required:
-        raise UsageError("APPLIANCE_API_KEY is not set; make a key with `appliance keys create loadtest`")
+        raise UsageError("APPLIANCE_API_KEY is not set; create a key with `appliance keys create loadtest`")
     return (key,)
 
 
-def _fits(parameters: Parameters, where: Targets) -> None:
-    """Prompts that the engine can only refuse would measure how fast it refuses."""
-    if where.site is None:
+def _check_context(parameters: Parameters, targets: Targets) -> None:
+    """Raise :class:`UsageError` if the prompts exceed the context of an engine, which would reject them all."""
+    if targets.site is None:
         return
-    for name in where.models:
-        model = where.site.roles[name].model if name in where.site.roles else name
-        for key, engine in where.site.engines.items():
+    for name in targets.models:
+        model = targets.site.roles[name].model if name in targets.site.roles else name
+        for key, engine in targets.site.engines.items():
             most = parameters.prompt_tokens[1] + parameters.prefix_tokens + parameters.output_tokens[1]
             if engine.model == model and most > engine.context:
                 raise UsageError(
                     f"a prompt of {parameters.prompt_tokens[1] + parameters.prefix_tokens} tokens and "
-                    f"{parameters.output_tokens[1]} of answer do not fit engines.{key}.context = {engine.context}; "
-                    f"ask for a smaller --prompt-tokens"
+                    f"{parameters.output_tokens[1]} of output do not fit engines.{key}.context = {engine.context}; "
+                    f"set a smaller --prompt-tokens"
                 )
 
 
-def _sized(where: Targets, parameters: Parameters) -> tuple[TokenCosts, list[str]]:
-    """What words cost, by the engine's tokenizer or else by what it counts; and what there is to say about it."""
+def _token_costs(targets: Targets, parameters: Parameters) -> tuple[TokenCosts, list[str]]:
+    """Return the token costs, by the engine's tokenizer or else by usage, and notes on their origin."""
     notes = []
-    model = where.models[0]
-    served = where.site.roles[model].served_name if where.site is not None and model in where.site.roles else model
-    for url in where.engines[:1]:
+    model = targets.models[0]
+    served = (
+        targets.site.roles[model].served_name if targets.site is not None and model in targets.site.roles else model
+    )
+    for url in targets.engines[:1]:
         try:
             return by_tokenizer(url, served), []
         except TokenizerUnavailableError as error:
             notes.append(f"prompts are not sized by the engine's tokenizer: {error}")
-    token_costs = by_usage(Target(where.url, where.keys[0], parameters.timeout_s), model)
-    if not where.engines:
-        notes.append("prompts are not sized by the engine's tokenizer, as no --engine-url is known")
+    token_costs = by_usage(Target(targets.url, targets.keys[0], parameters.timeout_s), model)
+    if not targets.engines:
+        notes.append("prompts are not sized by the engine's tokenizer, because no --engine-url is known")
     return token_costs, notes
 
 
-def _sources(where: Targets) -> list[Source]:
-    # Where an engine is asked directly there is no gateway to tell anything.
-    direct = where.url in where.engines
-    sources = [] if direct or not answers(where.url) else [Source("gateway", "gateway", where.url)]
-    sources += [Source(f"engine {i + 1}", "engine", url) for i, url in enumerate(where.engines) if answers(url)]
+def _sources(targets: Targets) -> list[Source]:
+    # If the target is an engine, there is no gateway with metrics.
+    direct = targets.url in targets.engines
+    sources = [] if direct or not has_metrics(targets.url) else [Source("gateway", "gateway", targets.url)]
+    sources += [
+        Source(f"engine {i + 1}", "engine", url) for i, url in enumerate(targets.engines) if has_metrics(url)
+    ]
     return [*sources, Source("cards", "gpu")]
 
 
-def _once(plan: LoadPlan, where: Targets, folder: Path, console: Console, stop: Stop, title: str = "") -> Report:
-    title = title or f"load test {plan.scenario} of {', '.join(where.models)} at {where.url}"
+def _run_once(
+    plan: LoadPlan, targets: Targets, folder: Path, console: Console, stop: Stop, title: str = ""
+) -> Report:
+    title = title or f"load test {plan.scenario} of {', '.join(targets.models)} at {targets.url}"
     with stop.until(1):
-        sources = _sources(where)
-    with terminal.LiveView(console, title) as watch:
-        return run(plan, url=where.url, keys=where.keys, folder=folder, stop=stop, sources=sources, watch=watch)
+        sources = _sources(targets)
+    with terminal.LiveView(console, title) as view:
+        return run(
+            plan,
+            url=targets.url,
+            keys=targets.keys,
+            folder=folder,
+            stop=stop,
+            sources=sources,
+            on_progress=view,
+        )
 
 
 def _search(
     options: LoadTestOptions,
     plan: LoadPlan,
     scenario: Scenario,
-    where: Targets,
+    targets: Targets,
     folder: Path,
     console: Console,
     stop: Stop,
 ) -> Report:
-    """Run after run, until the highest load that holds is known; its report, or the last one's where none holds."""
+    """Search the highest load that meets the SLOs; return its report, or the last one if none does."""
     what = "rate" if scenario.open_loop else "users"
     unit = "requests/s" if scenario.open_loop else "users"
     search = Search(
@@ -309,7 +329,9 @@ def _search(
         parameters = plan.parameters.model_copy(update={what: tried if scenario.open_loop else int(tried)})
         one = plan.model_copy(update={"parameters": parameters})
         try:
-            report = _once(one, where, folder, console, stop, f"search at {tried:.4g} {unit}")
+            report = _run_once(
+                one, targets, folder=folder, console=console, stop=stop, title=f"search at {tried:.4g} {unit}"
+            )
         except Stopped:
             if not reports:
                 raise
@@ -318,10 +340,14 @@ def _search(
         missed = [check.name for check in report.checks if not check.holds]
         code, goodput = report.exit_code, report.goodput
         step = SearchStep(
-            tried, code == PASS, code == INVALID,
-            goodput.value if goodput else None, goodput.low if goodput else None, goodput.high if goodput else None,
-            "; ".join(report.invalid) if code == INVALID else ", ".join(missed),
-        )  # fmt: skip
+            tried,
+            code == PASS,
+            invalid=code == INVALID,
+            requests_per_s=goodput.value if goodput else None,
+            low=goodput.low if goodput else None,
+            high=goodput.high if goodput else None,
+            why="; ".join(report.invalid) if code == INVALID else ", ".join(missed),
+        )
         search.record(step)
         console.print(terminal.step_line(step, unit))
         if stop.requested:

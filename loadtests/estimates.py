@@ -17,30 +17,30 @@ BATCHES = 10
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with its 95 % interval; ``None`` where the data gives no bound on that side."""
+    """A figure with its 95 % interval; a bound is ``None`` if the data does not give it."""
 
     value: float
     low: float | None
     high: float | None
 
     def scaled(self, factor: float) -> Interval:
-        """All of it times ``factor`` (not negative)."""
+        """Return figure and bounds multiplied by ``factor``, which is not negative."""
         low, high = (None if bound is None else bound * factor for bound in (self.low, self.high))
         return Interval(self.value * factor, low, high)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile of ``values``, ``share`` in 0..1: a value that really occurred."""
+    """Return the nearest-rank percentile of ``values``, ``share`` in 0..1: a value that occurred."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def percentile_interval(values: Sequence[float], share: float) -> Interval:
-    """A percentile with the 95 % interval of its order statistics.
+    """Return a percentile with the 95 % interval of its order statistics.
 
-    How many of n values lie below the true percentile is binomial; by its normal approximation the true one lies
+    The number of n values below the true percentile is binomial. By its normal approximation the true percentile is
     between the values of rank ``n p -+ z sqrt(n p (1 - p))`` (Hahn and Meeker, Statistical Intervals, 5.2). A rank
-    outside 1..n has no value: with few samples a p99 has no upper bound, and we say so instead of making one up.
+    outside 1..n has no value: with few samples a p99 has no upper bound, and the result states that.
     """
     ordered = sorted(values)
     count = len(ordered)
@@ -54,23 +54,23 @@ def percentile_interval(values: Sequence[float], share: float) -> Interval:
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """A share with Wilson's score interval at 95 % (Wilson 1927); honest also at 0 of n and n of n."""
+    """Return a share with Wilson's score interval at 95 % (Wilson 1927), valid also at 0 of n and n of n."""
     if trials <= 0:
         return Interval(0.0, 0.0, 1.0)
     share = successes / trials
     weight = 1 + Z95**2 / trials
     centre = (share + Z95**2 / (2 * trials)) / weight
     half = Z95 / weight * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
-    # At the ends centre and half are equal but for rounding.
+    # At the ends centre and half are equal except for rounding.
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == trials else min(1.0, centre + half)
     return Interval(share, low, high)
 
 
 def jain(amounts: Sequence[float]) -> float | None:
-    """Jain's fairness index ``(sum x)^2 / (n sum x^2)``: 1 when all got the same, 1/n when one got it all.
+    """Return Jain's fairness index ``(sum x)^2 / (n sum x^2)``: 1 for equal amounts, 1/n if one user has all.
 
-    Jain, Chiu, Hawe 1984. ``None`` for fewer than two users, or when nobody got anything.
+    Jain, Chiu, Hawe 1984. ``None`` for fewer than two users, or if all amounts are 0.
     """
     squares = sum(amount**2 for amount in amounts)
     if len(amounts) < 2 or squares == 0:
@@ -79,9 +79,9 @@ def jain(amounts: Sequence[float]) -> float | None:
 
 
 def batch_means(batches: Sequence[float]) -> Interval | None:
-    """The mean of consecutive batches with Student's 95 % interval; ``None`` unless there are 5 or 10 of them.
+    """Return the mean of consecutive batches with Student's 95 % interval; ``None`` unless there are 5 or 10.
 
-    Values that follow each other in a load test depend on each other; means of long batches hardly do.
+    Consecutive values of a load test depend on each other; means of long batches are almost independent.
     """
     count = len(batches)
     if count - 1 not in T95:

@@ -40,9 +40,9 @@ def sample_of(row: GpuRow) -> GpuSample:
     return GpuSample(
         int(row.text("index")),
         row.number("temperature.gpu"),
-        row.number("power.draw"),
-        row.number("utilization.gpu"),
-        row.bits("clocks_event_reasons.active"),
+        power_w=row.number("power.draw"),
+        utilization=row.number("utilization.gpu"),
+        reasons=row.bits("clocks_event_reasons.active"),
     )
 
 

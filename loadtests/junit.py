@@ -1,4 +1,4 @@
-"""A report as JUnit XML, for CI: a test case per SLO, one for the run's validity, one per measure of a baseline."""
+"""A report as JUnit XML for CI: a case per SLO, one for the run's validity, one per measure of a baseline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from loadtests.report import INVALID, Report
 
 
 def render(report: Report) -> str:
-    """The XML text. A missed SLO is a failure, an invalid run an error of every case, as it proves nothing."""
+    """Return the XML. A missed SLO is a failure; an invalid run proves nothing and is an error of every case."""
     name = f"loadtest.{report.scenario or 'smoke'}"
     suite = Element("testsuite", name=name, time=f"{report.duration_s:.3f}")
     reasons = "; ".join(report.invalid) or ("no request was made" if report.requests == 0 else "")
@@ -22,9 +22,9 @@ def render(report: Report) -> str:
 
     case("the run is valid", "", "")
     for check in report.checks:
-        seen = "nothing was measured" if check.value is None else f"{check.value:.4g} {check.unit}"
+        measured = "not measured" if check.value is None else f"{check.value:.4g} {check.unit}"
         bound = f"{'at least' if check.at_least else 'at most'} {check.limit:g} {check.unit}"
-        text = f"{check.name}: {seen}, wanted {bound}"
+        text = f"{check.name}: {measured}, required {bound}"
         if check.name == "errors" and report.failures:
             text += f" ({', '.join(f'{count} x {cause}' for cause, count in sorted(report.failures.items()))})"
         case(f"{check.name} {bound}", "" if check.holds else "slo", text)

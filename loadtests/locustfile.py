@@ -2,8 +2,8 @@
 
     APPLIANCE_API_KEY=sk-... locust -f loadtests/locustfile.py --host http://gateway:8000 --model qwen3-30b
 
-shows the same load on Locust's own page, with the scenario to choose. There every request appears once as E2E,
-failures under the name of their cause, and TTFT, TPOT and the longest ITL of the good ones beside it.
+shows the same load on Locust's own page, which offers the scenarios. There every request is listed once as E2E. A
+failed request has its cause, a good one also its TTFT, TPOT and longest ITL.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KEYS = os.environ.get("APPLIANCE_API_KEY", "").split() or [""]
 
 
 class SharedLoad:
-    """What all users of one test share."""
+    """State shared by all users of one test."""
 
     def __init__(self, plan: LoadPlan, environment: Any) -> None:
         self.plan = plan
@@ -42,26 +42,28 @@ class SharedLoad:
         self.token_costs: TokenCosts = plan.token_costs
         self.environment = environment
         self.started = self.finished = 0
-        # Under a person's hand, on Locust's page, a test ends when he says so.
+        # On Locust's page a test runs until its user stops it.
         self.by_hand = PLAN is None
         samples = os.environ.get("APPLIANCE_SAMPLES")
         self.recorder = Recorder(plan.parameters, Path(samples) if samples else None)
 
     def target(self, user: int, host: str | None) -> Target:
-        """Where user number ``user`` asks; users take the keys in turn."""
+        """Return the target of user number ``user``; users take the keys in turn."""
         parameters = self.plan.parameters
         key = KEYS[user % len(KEYS)]
-        return Target(host or "http://127.0.0.1:8000", key, parameters.timeout_s, parameters.stall_s)
+        return Target(
+            host or "http://127.0.0.1:8000", key, timeout_s=parameters.timeout_s, stall_s=parameters.stall_s
+        )
 
     def record(self, sample: Sample) -> None:
-        """Keep a sample and tell Locust."""
+        """Record a sample and report it to Locust."""
         sample.warmup = sample.warmup or self.recorder.warming_up(sample.began_at)
         self.recorder.record(sample)
         failed = sample.cause and sample.cause not in NOT_ERRORS
-        self._fire("E2E", sample.e2e, sample.completion_tokens or 0, sample.cause if failed else "")
+        self._fire("E2E", sample.e2e, length=sample.completion_tokens or 0, cause=sample.cause if failed else "")
         if sample.good:
             for name, seconds in (("TTFT", sample.ttft), ("TPOT", sample.tpot), ("max ITL", sample.gaps.longest)):
-                self._fire(name, seconds, 0, "")
+                self._fire(name, seconds, length=0, cause="")
 
     def _fire(self, name: str, seconds: float | None, length: int, cause: str) -> None:
         if seconds is not None:
@@ -74,7 +76,7 @@ class SharedLoad:
             )
 
     def watch(self) -> None:
-        """Watch ourselves until the end."""
+        """Measure the lag of this process until the end."""
         while True:
             before = time.monotonic()
             gevent.sleep(SLEEP_S)
@@ -82,66 +84,66 @@ class SharedLoad:
 
 
 class ScenarioUser(User):
-    """One user of a closed loop; in an open loop the first one sends everybody's requests."""
+    """One user of a closed loop; in an open loop the first user sends the requests of all."""
 
     def on_start(self) -> None:
-        """Take a number; the number and the seed are what this user will ask."""
+        """Take a number; number and seed determine the requests of this user."""
         load: SharedLoad = self.environment.load
         self.load, self.number = load, load.started
         load.started += 1
         load.recorder.begin()
         load.recorder.users += 1
         self.session = Session(load.target(self.number, self.host), load.plan.parameters, load.plan.models)
-        self.asked = 0
+        self.sent = 0
         if not load.scenario.open_loop and load.scenario.turns is not None:
             self.turns = load.scenario.turns(load.plan.parameters, load.token_costs, self.number)
 
     def on_stop(self) -> None:
-        """Leave."""
+        """Close the connection."""
         self.load.recorder.users -= 1
         self.session.close()
 
     @task
-    def go_on(self) -> None:
-        """One request of a closed loop, or all of an open one."""
+    def run_turn(self) -> None:
+        """Send one request of a closed loop, or all requests of an open one."""
         load, parameters = self.load, self.load.plan.parameters
         if load.scenario.arrivals is not None:
             if self.number == 0:
-                _arrive(load, self.host, load.scenario.arrivals(parameters, load.token_costs))
-            self._leave(everybody=self.number == 0)
+                _send_arrivals(load, self.host, load.scenario.arrivals(parameters, load.token_costs))
+            self._finish(all_users=self.number == 0)
         if self._done(parameters):
-            self._leave()
+            self._finish()
         turn = next(self.turns)
         gevent.sleep(turn.think_s)
         if load.recorder.over and not load.by_hand:
-            self._leave()
+            self._finish()
         load.recorder.in_flight += 1
         try:
-            sample = self.session.ask(turn)
+            sample = self.session.send(turn)
         finally:
             load.recorder.in_flight -= 1
         load.record(sample)
-        self.asked += not sample.warmup
+        self.sent += not sample.warmup
         if sample.status == 0 or sample.status >= 400:
-            # A refusal comes back at once; asking again at once would be another load than the one wanted.
+            # A rejected request returns at once; an immediate retry would change the load.
             gevent.sleep(0.1)
 
     def _done(self, parameters: Parameters) -> bool:
-        enough = parameters.requests is not None and self.asked >= parameters.requests
+        enough = parameters.requests is not None and self.sent >= parameters.requests
         return not self.load.by_hand and (enough or self.load.recorder.over)
 
-    def _leave(self, *, everybody: bool = False) -> None:
+    def _finish(self, *, all_users: bool = False) -> None:
         load = self.load
         load.finished += 1
-        if not load.by_hand and (everybody or load.finished >= load.plan.parameters.users):
+        if not load.by_hand and (all_users or load.finished >= load.plan.parameters.users):
             load.recorder.end()
-            # From a greenlet of its own: quitting ends the users' greenlets, this one too.
+            # In a greenlet of its own: quitting kills the greenlets of all users, this one too.
             gevent.spawn(self.environment.runner.quit)
         raise StopUser
 
 
-def _arrive(load: SharedLoad, host: str | None, arrivals: Iterator[Turn]) -> None:
-    """Send each request at its time, whatever became of the earlier ones; wait for all in the end."""
+def _send_arrivals(load: SharedLoad, host: str | None, arrivals: Iterator[Turn]) -> None:
+    """Send each request at its time, without waiting for earlier ones; wait for all at the end."""
     parameters, recorder = load.plan.parameters, load.recorder
     idle: dict[int, list[Session]] = {}
     running: set[gevent.Greenlet] = set()
@@ -152,7 +154,7 @@ def _arrive(load: SharedLoad, host: str | None, arrivals: Iterator[Turn]) -> Non
         session = waiting.pop() if waiting else Session(load.target(turn.user, host), parameters, load.plan.models)
         recorder.in_flight += 1
         try:
-            load.record(session.ask(turn, scheduled_at=at))
+            load.record(session.send(turn, scheduled_at=at))
         finally:
             recorder.in_flight -= 1
         waiting.append(session)
@@ -181,19 +183,19 @@ def _arrive(load: SharedLoad, host: str | None, arrivals: Iterator[Turn]) -> Non
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    """What Locust's own page offers."""
+    """Add the options of Locust's own page."""
     parser.add_argument(
         "--scenario", default="chat", choices=sorted(SCENARIOS), help="which load", env_var="APPLIANCE_SCENARIO"
     )
     parser.add_argument(
-        "--model", default="", help="model to ask for; two with a comma to swap", env_var="APPLIANCE_MODEL"
+        "--model", default="", help="model to request; two with a comma to swap", env_var="APPLIANCE_MODEL"
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of the prompts", env_var="APPLIANCE_SEED")
 
 
 @events.test_start.add_listener
 def start(environment: Any, **_: object) -> None:
-    """Make the plan: the one we were given, or the one of Locust's page."""
+    """Create the load from the given plan, or from the options of Locust's page."""
     if isinstance(environment.runner, MasterRunner):
         return
     if PLAN is not None:
@@ -208,14 +210,14 @@ def start(environment: Any, **_: object) -> None:
 
 @events.test_stop.add_listener
 def stop(environment: Any, **_: object) -> None:
-    """The watch ends with the test."""
+    """Stop the watcher with the test."""
     if hasattr(environment, "watch"):
         environment.watch.kill()
 
 
 @events.quitting.add_listener
 def judge(environment: Any, **_: object) -> None:
-    """Let Locust exit by the verdict, and write the report where one is wanted."""
+    """Set Locust's exit code to the verdict, and write the report if a file is named."""
     load: SharedLoad | None = getattr(environment, "load", None)
     if load is None:
         return

@@ -1,6 +1,6 @@
-"""What an answer was. Pure: from what was seen of it to one name, the first fault that explains it.
+"""The outcome of a request. Pure: from its sample to one cause, the first error that explains the outcome.
 
-An answer is good only with content, ``finish_reason``, usage and ``[DONE]``: a stream cut anywhere lacks one.
+A response is good only with content, ``finish_reason``, usage and ``[DONE]``: a truncated stream lacks one of them.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from loadtests.stream import ERROR, GARBAGE, Fault
 
 
 class Ending(StrEnum):
-    """How the transport ended."""
+    """The end of the transport."""
 
     WHOLE = "whole"
     CUT = "cut"
     TIMEOUT = "timeout"
     STALLED = "stalled"
     CANCELLED = "cancelled"
-    NO_ANSWER = "no answer"
-    STOPPED = "stopped"
 
 
 class Cause(StrEnum):
-    """Why an answer is not a good one. Other statuses are ``status N``, a failed connect ``no answer (WHY)``."""
+    """Causes of a failed request; other statuses are ``status N``, a failed connection is ``no answer (ERROR)``."""
 
     TOO_MANY = "429"
     UNAVAILABLE = "503"
@@ -43,45 +41,47 @@ class Cause(StrEnum):
     OVER_MAX = "more tokens than asked"
     TIMEOUT = "timeout"
     CANCELLED = "cancelled by us"
-    STOPPED = "unfinished at the end"
     CLIENT_LIMIT = "not sent (client limit)"
 
 
-NOT_ERRORS = frozenset({Cause.CANCELLED, Cause.STOPPED})
-"""What we did ourselves; neither good answers nor the service's failures."""
+NOT_ERRORS = frozenset({Cause.CANCELLED})
+"""Actions of the load test; neither good responses nor failures of the service."""
+
+
+def no_answer(error_name: str) -> str:
+    """Return the cause of a request whose connection failed with the error of this name."""
+    return f"no answer ({error_name})"
 
 
 def classify(
-    sample: Sample, ending: Ending, *, content_type: str, fault: Fault, texts: Sequence[str], why: str = ""
+    sample: Sample, ending: Ending, *, content_type: str, fault: Fault, texts: Sequence[str], error_name: str = ""
 ) -> str:
-    """The cause, or an empty string for a good answer. ``why`` is the reason of a connection that failed."""
+    """Return the cause, empty for a good response; ``error_name`` names the error of a failed connection."""
     if ending is Ending.CANCELLED:
         return Cause.CANCELLED
-    if ending is Ending.STOPPED:
-        return Cause.STOPPED
     if sample.status == 0:
-        return f"no answer ({why})" if ending is not Ending.TIMEOUT else Cause.TIMEOUT
+        return no_answer(error_name) if ending is not Ending.TIMEOUT else Cause.TIMEOUT
     if sample.status != 200:
         return {429: Cause.TOO_MANY, 503: Cause.UNAVAILABLE}.get(sample.status, f"status {sample.status}")
-    return _of_200(sample, ending, content_type, fault, texts)
+    return _of_200(sample, ending, content_type=content_type, fault=fault, texts=texts)
 
 
 def _of_200(sample: Sample, ending: Ending, content_type: str, fault: Fault, texts: Sequence[str]) -> str:
     wanted = "text/event-stream" if sample.streamed else "application/json"
     begun = sample.first_token_at is not None
     as_event = sample.streamed and content_type == wanted
-    for seen, cause in (
+    for holds, cause in (
         (fault == ERROR, Cause.ERROR_EVENT if as_event else Cause.ERROR_BODY),
         (content_type != wanted, Cause.CONTENT_TYPE),
         (ending is Ending.CUT and not sample.done, Cause.TRUNCATED),
         (fault == GARBAGE, Cause.GARBAGE),
-        # Silence or a break after [DONE] takes nothing from an answer. Silent after its first token, a stream
-        # stalled; before it, nothing ever came.
+        # After [DONE] the response is complete, even if the connection hangs or fails. A stream without a first
+        # token timed out; after its first token it stalled.
         (ending in (Ending.STALLED, Ending.TIMEOUT) and not sample.done and not begun, Cause.TIMEOUT),
         (ending is Ending.STALLED and not sample.done, Cause.STALLED),
         (ending is Ending.TIMEOUT and not sample.done, Cause.TIMEOUT),
     ):
-        if seen:
+        if holds:
             return cause
     return _of_whole(sample, texts)
 
@@ -104,11 +104,11 @@ def _of_whole(sample: Sample, texts: Sequence[str]) -> str:
 
 
 def doubled(texts: Sequence[str], tokens: int) -> bool:
-    """Whether a stream brought its tokens twice.
+    """Return whether a stream contains each token twice.
 
-    More content chunks than the engine counted tokens cannot be: a chunk holds one token or more (one to spare,
-    where reasoning and answer part inside a token). Where chunks hold several tokens, every chunk must equal its
-    neighbour in pairs, with at least four different ones, or a model that repeats itself would look like it.
+    A chunk holds at least one token, so more content chunks than counted tokens prove it. One more is allowed,
+    because a token can be split between reasoning and content. With several tokens in a chunk, the chunks must be
+    equal in pairs. At least four different ones are required, since a model can repeat itself.
     """
     pairs = list(zip(texts[::2], texts[1::2], strict=False))
     paired = len(texts) % 2 == 0 and all(one == other for one, other in pairs)

@@ -1,4 +1,4 @@
-"""The files that a run leaves: opened before it, or an hour of load ends with one that cannot be written."""
+"""The output files of a run: opened before the load, so that a path error is found before an hour of load."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class _Output:
     path: Path
     descriptor: int
     made: bool
-    """The file was not there before."""
+    """The file did not exist before."""
     regular: bool
     written: bool = False
 
 
 class Outputs:
-    """Open files by the flags that name them. What was there stays as it is until something is written."""
+    """Open files by the flags that name them. A file keeps its content until the first write."""
 
     def __init__(self, paths: Mapping[str, Path | None], stop: Stop) -> None:
         self._paths = {flag: path for flag, path in paths.items() if path is not None}
@@ -46,7 +46,7 @@ class Outputs:
         """The first write that failed."""
 
     def __enter__(self) -> Self:
-        """Open all of them. Raises :class:`UsageError` for one that cannot be written."""
+        """Open all files. Raises :class:`UsageError` for a file that cannot be written."""
         try:
             for flag, path in self._paths.items():
                 self._open[flag] = self._opened(flag, path)
@@ -64,10 +64,10 @@ class Outputs:
         return flag in self._open
 
     def write(self, flag: str, content: bytes | Path) -> None:
-        """Make ``content``, or that of a file, the content of the file of ``flag``, whatever was written before.
+        """Replace the content of the file of ``flag`` by ``content``, or by that of the file ``content``.
 
-        A pipe takes what its reader takes until the run has to end, and is written once. A disk that refuses
-        is noted in :attr:`refused`, so that the other files are written all the same.
+        A pipe is written once, as fast as its reader reads, until the run has to end. An error of the disk is
+        recorded in :attr:`refused`, so that the other files are written nevertheless.
         """
         output = self._open[flag]
         if output.written and not output.regular:
@@ -80,7 +80,7 @@ class Outputs:
             for piece in _pieces(content):
                 self._write(output, piece)
         except BrokenPipeError:
-            # The reader has what it wanted.
+            # The reader of the pipe has read enough.
             return
         except OSError as error:
             self.refused = self.refused or StoreError.unwritable(output.path, error)
@@ -93,13 +93,13 @@ class Outputs:
     def _opened(self, flag: str, path: Path) -> _Output:
         try:
             made = not os.path.lexists(path)
-            # A pipe opens once it has a reader.
+            # Opening a pipe waits for its reader.
             with self._stop.until(1) if path.is_fifo() else contextlib.nullcontext():
                 descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            why = _REASONS.get(error.errno or 0, error.strerror or str(error))
-            raise UsageError(f"{flag} {path} cannot be written: {why}; name another file") from None
-        output = _Output(path, descriptor, made, stat.S_ISREG(os.fstat(descriptor).st_mode))
+            reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+            raise UsageError(f"{flag} {path} cannot be written: {reason}; name another file") from None
+        output = _Output(path, descriptor, made=made, regular=stat.S_ISREG(os.fstat(descriptor).st_mode))
         if not output.regular:
             os.set_blocking(descriptor, False)
         for other, before in self._open.items():
@@ -109,7 +109,7 @@ class Outputs:
         return output
 
     def _takes(self, descriptor: int) -> bool:
-        """Wait until a pipe takes more; whether it does before the run has to end."""
+        """Wait until a pipe accepts data; return whether it does before the run has to end."""
         if select.select([], [descriptor], [], 0)[1]:
             return True
         return bool(select.select([self._stop], [descriptor], [])[1])
@@ -117,7 +117,7 @@ class Outputs:
     def _close(self) -> None:
         for output in self._open.values():
             if output.made and output.regular and not output.written:
-                # An empty file would look like a report.
+                # An empty file could be taken for a report.
                 output.path.unlink(missing_ok=True)
             os.close(output.descriptor)
         self._open.clear()
@@ -130,11 +130,11 @@ def deliver(
     renderers: Mapping[str, Callable[[], str]],
     show: Callable[[bool], object],
 ) -> None:
-    """Write the report by the ``renderers`` of its flags and show it; ``show`` gets whether that is the first time.
+    """Write the report with the ``renderers`` of its flags and show it.
 
-    A signal that comes meanwhile marks the report as interrupted, and it is written again: so the files, the last
-    line and the exit code always agree. Raises :class:`Stopped` at a second signal, and :class:`StoreError` if a
-    file could not be written, after everything else was.
+    ``show`` is called with whether it is the first time. A signal in the meantime marks the report as interrupted,
+    and it is written again: files, last line and exit code always agree. Raises :class:`Stopped` at a second
+    signal, and :class:`StoreError` if a file could not be written, after all others are written.
     """
     shown = False
     while not shown or (stop.requested and not report.interrupted):

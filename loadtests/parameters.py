@@ -1,4 +1,4 @@
-"""What a load consists of: numbers that every scenario has, each of them a flag of `appliance loadtest`."""
+"""The parameters of a load: numbers that every scenario has, each a flag of `appliance loadtest`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Seconds = Annotated[
 
 
 class Parameters(Section):
-    """The size of a load. Spans are drawn from evenly; the same seed draws the same."""
+    """The size of a load. Values are drawn evenly from their span; the same seed draws the same values."""
 
     users: int = Field(default=8, ge=1, le=10_000, description="users at once")
     requests: int | None = Field(
         default=None,
         ge=1,
         le=10_000_000,
-        description="end after so many measured requests of each user (or in all, in open loops)",
+        description="end after so many measured requests of each user (in total, in open loops)",
     )
     duration_s: float | None = Field(
         default=60, gt=0, le=604800, description="seconds for which requests are sent, warm-up included"
@@ -45,35 +45,40 @@ class Parameters(Section):
         le=86400,
         description="first seconds that are not measured; a tenth of the duration, 30 at most, when absent",
     )
-    ramp_s: float = Field(default=0, ge=0, le=86400, description="seconds over which the users come")
+    ramp_s: float = Field(default=0, ge=0, le=86400, description="seconds over which the users start")
     rate: float = Field(default=2, gt=0, le=100_000, description="requests per second, in open loops")
     prompt_tokens: Tokens = Field(default=(30, 120), description="size of a prompt in tokens")
-    output_tokens: Tokens = Field(default=(32, 96), description="tokens asked for (max_tokens)")
+    output_tokens: Tokens = Field(default=(32, 96), description="tokens requested (max_tokens)")
     think_s: Seconds = Field(default=(0, 0), description="pause of a user before each request, in seconds")
     turns: int = Field(default=1, ge=1, le=1000, description="turns of a chat before a new one begins")
     prefix_tokens: int = Field(
         default=0, ge=0, le=1_000_000, description="system prompt that all users share, in tokens"
     )
     cancel_share: float = Field(
-        default=0, ge=0, le=1, description="share of requests that we leave before their end"
+        default=0, ge=0, le=1, description="share of requests that are cancelled before their end"
     )
     burst: int = Field(default=20, ge=1, le=10_000, description="requests that an automation sends at once")
     burst_every_s: float = Field(default=10, gt=0, le=86400, description="seconds between its bursts")
     swap_after: int = Field(
-        default=3, ge=1, le=10_000, description="requests of a user before it turns to the other model"
+        default=3, ge=1, le=10_000, description="requests of a user before the change to the other model"
     )
     seed: int = Field(default=1, ge=0, description="seed of prompts and arrivals")
-    ignore_eos: bool = Field(default=True, description="ask vLLM for exactly max_tokens tokens (field ignore_eos)")
+    ignore_eos: bool = Field(
+        default=True, description="request exactly max_tokens tokens from vLLM (field ignore_eos)"
+    )
     temperature: float | None = Field(default=0, ge=0, le=2, description="sampling temperature")
-    timeout_s: float = Field(default=120, gt=0, le=86400, description="seconds for a whole answer")
-    stall_s: float = Field(default=30, gt=0, le=86400, description="seconds of silence inside an answer")
+    timeout_s: float = Field(default=120, gt=0, le=86400, description="timeout of a whole response in seconds")
+    stall_s: float = Field(default=30, gt=0, le=86400, description="timeout between two tokens in seconds")
     max_in_flight: int = Field(
-        default=2000, ge=1, le=100_000, description="requests of an open loop at once; over it the run is invalid"
+        default=2000,
+        ge=1,
+        le=100_000,
+        description="open requests of an open loop; above this number the run is invalid",
     )
 
     @property
     def warmup(self) -> float:
-        """Seconds of warm-up; none where requests are counted and nothing is said."""
+        """Seconds of warm-up; by default 0 if the load ends after a number of requests."""
         if self.warmup_s is not None:
             return self.warmup_s
         if self.duration_s is None or self.requests is not None:
@@ -82,16 +87,16 @@ class Parameters(Section):
 
 
 class LoadLimits(Section):
-    """From when on the load client itself is what limits the load."""
+    """Limits of the load client; beyond them the client limits the load and the run is invalid."""
 
     cpu_share: float = Field(default=0.85, gt=0, le=1, description="mean share of a core that the client may use")
     lag_ms: float = Field(
-        default=100, gt=0, description="p95 of its worst lag in each second, and p99 of late sending"
+        default=100, gt=0, description="p95 of the longest lag in each second, and p99 of late sending, in ms"
     )
 
 
 class LoadPlan(Section):
-    """All that the process under Locust has to know; keys travel beside it, in the environment."""
+    """The input of the process under Locust; keys are passed separately, in the environment."""
 
     scenario: str
     parameters: Parameters
@@ -106,11 +111,13 @@ class LoadPlan(Section):
 
     @property
     def token_costs(self) -> TokenCosts:
-        """What words cost."""
-        return TokenCosts(self.costs, self.default_cost, self.overhead, self.code_signs, self.sizing)
+        """The token costs of words."""
+        return TokenCosts(
+            self.costs, self.default_cost, overhead=self.overhead, code_signs=self.code_signs, source=self.sizing
+        )
 
     def sized_by(self, token_costs: TokenCosts) -> LoadPlan:
-        """The same plan with these costs."""
+        """Return the plan with ``token_costs``."""
         return self.model_copy(
             update={
                 "costs": dict(token_costs.costs),

@@ -1,4 +1,4 @@
-"""From what a run left to a verdict. Pure; docs/loadtests.md has every formula."""
+"""The report on a run, with its verdict. Pure; docs/loadtests.md has every formula."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from loadtests.collect import Collector
 from loadtests.estimates import BATCHES, Interval, batch_means, jain, percentile, percentile_interval, wilson
 from loadtests.outcome import NOT_ERRORS, Cause
 from loadtests.parameters import LoadLimits, LoadPlan
-from loadtests.sample import Heartbeat, Sample
+from loadtests.sample import Sample
 from loadtests.search import SearchStep
 from loadtests.timeline import Timeline, TimelinePoint, points, timeline
 
 PASS, MISSED, INVALID = 0, 1, 2
-"""Exit codes: every SLO holds; one is missed; the run proves nothing."""
+"""Exit codes: every SLO holds; one is missed; the run is invalid."""
 
 VERDICTS = {PASS: "pass", MISSED: "slo missed", INVALID: "invalid"}
 INTERRUPTED = "interrupted before its end"
 REFUSALS = frozenset(range(300, 500)) - {408, 409, 425, 429}
-"""Statuses that say that a request was not one for this server, whatever its load."""
+"""Statuses of requests that this server does not serve at any load."""
 SHARES = (50, 90, 95, 99)
-BUSY_BEATS = 5
-"""Seconds that a run must have for its client's CPU share to mean something."""
+MIN_HEARTBEATS = 5
+"""Minimum of heartbeats, one a second, for a meaningful CPU share of the client."""
 
 
 @dataclass(frozen=True, slots=True)
 class SloCheck:
-    """One SLO against what was measured; ``value`` is ``None`` where nothing could be measured."""
+    """One SLO and its measured value, ``None`` if it was not measured."""
 
     name: str
     unit: str
@@ -42,7 +42,7 @@ class SloCheck:
 
     @property
     def holds(self) -> bool:
-        """Whether it holds; what could not be measured does not."""
+        """Whether the SLO holds; without a value it does not."""
         if self.value is None:
             return False
         return self.value >= self.limit if self.at_least else self.value <= self.limit
@@ -50,34 +50,34 @@ class SloCheck:
 
 @dataclass(frozen=True, slots=True)
 class ClientHealth:
-    """How the load client itself was. Lag: how late a greenlet ran that had to run now."""
+    """State of the load client. Lag: the delay of a greenlet that is ready to run."""
 
     cpu_mean: float | None = None
     cpu_max: float | None = None
     lag_p95_ms: float | None = None
     lag_max_ms: float | None = None
     late_p99_ms: float | None = None
-    """Open loops: how much later than scheduled requests went out."""
+    """Open loops: the delay of sending behind the schedule."""
     reconnects: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens as the engine counted them, over the measured good answers."""
+    """Tokens as counted by the engine, over the measured good responses."""
 
     prompt: int = 0
     cached: int = 0
     completion: int = 0
     chunks: int = 0
     first_prompts_wanted: float | None = None
-    """Median size wanted of prompts that begin a chat."""
+    """Median of the requested sizes of prompts that begin a chat."""
     first_prompts_counted: float | None = None
     sizing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelResults:
-    """One model's part of a run."""
+    """Results of one model."""
 
     requests: int
     failures: int
@@ -98,10 +98,10 @@ class Comparison:
 
 @dataclass(slots=True)
 class Report:
-    """The verdict on a run, and what it rests on."""
+    """The verdict on a run and the data behind it."""
 
     requests: int
-    """Measured ones, but for those that we left ourselves."""
+    """Measured requests, without those that the load test cancelled."""
     failures: dict[str, int]
     checks: tuple[SloCheck, ...]
     percentiles: dict[str, dict[str, float]]
@@ -114,13 +114,13 @@ class Report:
     warmup_requests: int = 0
     cancelled: int = 0
     intervals: dict[str, Interval] = field(default_factory=dict)
-    """95 % intervals by measure; what a baseline is compared by."""
+    """95 % intervals by measure, for the comparison with a baseline."""
     goodput: Interval | None = None
     """Requests per second that met every SLO."""
     fairness: float | None = None
     users: int = 0
     drift: float | None = None
-    """Median TTFT of the last quarter over that of the first."""
+    """Median TTFT of the last quarter divided by that of the first."""
     client: ClientHealth = ClientHealth()
     tokens: Tokens = Tokens()
     by_model: dict[str, ModelResults] = field(default_factory=dict)
@@ -131,13 +131,13 @@ class Report:
     cdf: dict[str, list[float]] = field(default_factory=dict)
     """The 0th to 100th percentile of a measure in ms, for plots."""
     server: dict[str, Any] = field(default_factory=dict)
-    """What was scraped beside the run (:mod:`loadtests.scrape`)."""
+    """Metrics scraped during the run (:mod:`loadtests.scrape`)."""
     about: dict[str, str] = field(default_factory=dict)
-    """Where and when."""
+    """URL, start and number of keys."""
     baseline: list[Comparison] = field(default_factory=list)
-    """Against an earlier run, where one was named."""
+    """Comparison with an earlier run, if one was named."""
     search: list[SearchStep] = field(default_factory=list)
-    """Loads that were tried to find the highest that holds; the report is that of the last that did."""
+    """Tested loads of a search; the report is that of the highest load that held."""
 
     @property
     def exit_code(self) -> int:
@@ -149,27 +149,27 @@ class Report:
 
     @property
     def interrupted(self) -> bool:
-        """Whether somebody ended it."""
+        """Whether the run was interrupted."""
         return any(INTERRUPTED in reason for reason in self.invalid)
 
     def interrupt(self, reason: str) -> None:
-        """Mark it as the report of a run that ``reason`` ended before its end."""
+        """Mark the run as interrupted by ``reason``."""
         if not self.interrupted:
             self.invalid = (f"the run was {INTERRUPTED} by {reason}", *self.invalid)
 
     def to_json(self) -> str:
-        """The report as JSON, with its verdict."""
+        """Return the report as JSON, with its verdict."""
         table = {"verdict": VERDICTS[self.exit_code], **msgspec.to_builtins(self)}
         return msgspec.json.format(msgspec.json.encode(table), indent=2).decode()
 
     @staticmethod
     def from_json(text: str | bytes) -> Report:
-        """What :meth:`to_json` wrote; raises :class:`msgspec.DecodeError` for anything else."""
+        """Return the report in a result of :meth:`to_json`; raises :class:`msgspec.DecodeError` for other text."""
         return msgspec.json.decode(text, type=Report)
 
 
 def meets(sample: Sample, slo: Slo) -> bool:
-    """Whether this one request met every SLO, each as a bound on itself: what goodput counts (DistServe, 2024)."""
+    """Return whether one request meets every SLO, each as its own bound: the goodput of DistServe (2024)."""
     bounds = (
         (sample.ttft, slo.ttft_p99_ms),
         (sample.tpot, slo.tpot_p99_ms),
@@ -182,7 +182,7 @@ def meets(sample: Sample, slo: Slo) -> bool:
 
 
 def summarise(collected: Collector, plan: LoadPlan) -> Report:
-    """The report. Failed requests count as failures and lend no latency to the percentiles."""
+    """Return the report. Failed requests count as failures and have no part in the percentiles."""
     samples = [sample for sample in collected.samples if sample.cause not in NOT_ERRORS]
     good = [sample for sample in samples if sample.good]
     failures = Counter(sample.cause for sample in samples if sample.cause)
@@ -217,7 +217,7 @@ def summarise(collected: Collector, plan: LoadPlan) -> Report:
     return Report(
         requests=len(samples),
         failures=dict(failures),
-        checks=_checks(percentiles, samples, failures, share.value, plan.slo),
+        checks=_checks(percentiles, samples, failures=failures, share=share.value, slo=plan.slo),
         percentiles=percentiles,
         output_tokens_per_s=tokens / duration if duration else 0.0,
         duration_s=duration,
@@ -234,7 +234,7 @@ def summarise(collected: Collector, plan: LoadPlan) -> Report:
         client=client,
         tokens=_tokens(good, plan),
         by_model=_by_model(samples),
-        invalid=tuple(_invalid(collected, samples, client, plan.limits)),
+        invalid=tuple(_invalid(collected, samples, client=client, limits=plan.limits)),
         notes=[note for note in collected.notes if not note.startswith(INTERRUPTED)],
         timeline=timeline(collected, plan.parameters.warmup),
         points=points(collected),
@@ -254,14 +254,14 @@ def _series(good: Sequence[Sample]) -> dict[str, list[float]]:
         "E2E": lambda s: s.e2e,
     }
     series = {name: [1000 * value for s in good if (value := take(s)) is not None] for name, take in takes.items()}
-    # The gateway says so only of those that had to wait; the others waited for nothing.
+    # The gateway sends the header only for requests that waited in its queue; the others waited 0 ms.
     if any(s.queue_ms is not None for s in good):
         series["queue wait"] = [s.queue_ms or 0.0 for s in good]
     return series
 
 
 def _window(collected: Collector, plan: LoadPlan) -> tuple[float, float]:
-    """Length and end of the measured time: from the warm-up's end to the last answer's end."""
+    """Return length and end of the measured time: from the end of the warm-up to that of the last response."""
     if not collected.samples:
         return 0.0, 0.0
     first = min(sample.sent_at for sample in collected.samples)
@@ -271,7 +271,7 @@ def _window(collected: Collector, plan: LoadPlan) -> tuple[float, float]:
 
 
 def _rate_interval(good: Sequence[Sample], duration: float, ended: float) -> Interval | None:
-    """Output tokens per second by batches of the measured time; each answer's tokens spread over its stream."""
+    """Return output tokens per second by batches of the measured time; tokens are spread over their stream."""
     if duration < BATCHES:
         return None
     began, width = ended - duration, duration / BATCHES
@@ -301,32 +301,40 @@ def _checks(
 
     checks = []
     if streamed:
-        # Answers in one piece have no first token; a run of nothing else is not held to one.
-        checks.append(SloCheck("TTFT p99", "ms", p99("TTFT"), slo.ttft_p99_ms))
-        checks.append(SloCheck("TPOT p99", "ms", p99("TPOT"), slo.tpot_p99_ms))
+        # Responses without streaming have no first token; a run with no others has no SLO for it.
+        checks.append(SloCheck("TTFT p99", "ms", value=p99("TTFT"), limit=slo.ttft_p99_ms))
+        checks.append(SloCheck("TPOT p99", "ms", value=p99("TPOT"), limit=slo.tpot_p99_ms))
         if slo.itl_max_ms is not None:
-            checks.append(SloCheck("max ITL", "ms", percentiles.get("max ITL", {}).get("max"), slo.itl_max_ms))
+            checks.append(
+                SloCheck("max ITL", "ms", value=percentiles.get("max ITL", {}).get("max"), limit=slo.itl_max_ms)
+            )
     if slo.e2e_p99_ms is not None:
-        checks.append(SloCheck("E2E p99", "ms", p99("E2E"), slo.e2e_p99_ms))
+        checks.append(SloCheck("E2E p99", "ms", value=p99("E2E"), limit=slo.e2e_p99_ms))
     errors = sum(failures.values()) / len(samples) if samples else None
-    checks.append(SloCheck("errors", "share", errors, slo.error_rate))
+    checks.append(SloCheck("errors", "share", value=errors, limit=slo.error_rate))
     if slo.goodput_share is not None:
-        checks.append(SloCheck("good share", "share", share if samples else None, slo.goodput_share, at_least=True))
+        checks.append(
+            SloCheck(
+                "good share", "share", value=share if samples else None, limit=slo.goodput_share, at_least=True
+            )
+        )
     return tuple(checks)
 
 
 def fairness(samples: Sequence[Sample]) -> float | None:
-    """Jain's index over users, of the tokens each received per second of waiting for answers.
+    """Return Jain's index over users, of the tokens that each received per second of waiting for responses.
 
-    Per second of waiting, because users who ask more or think longer are not treated better or worse for it; tokens
-    of whole answers only, because one whose requests fail is.
+    Per second of waiting, so that more requests or longer pauses of a user do not count as unfair. Only tokens of
+    good responses, so that a user whose requests fail lowers the index.
     """
-    got: dict[int, float] = {}
+    received: dict[int, float] = {}
     waited: dict[int, float] = {}
     for sample in samples:
-        got[sample.user] = got.get(sample.user, 0.0) + (sample.completion_tokens or 0 if sample.good else 0)
+        received[sample.user] = received.get(sample.user, 0.0) + (
+            sample.completion_tokens or 0 if sample.good else 0
+        )
         waited[sample.user] = waited.get(sample.user, 0.0) + sample.e2e
-    return jain([got[user] / waited[user] if waited[user] > 0 else 0.0 for user in got])
+    return jain([received[user] / waited[user] if waited[user] > 0 else 0.0 for user in received])
 
 
 def _drift(good: Sequence[Sample]) -> float | None:
@@ -338,16 +346,16 @@ def _drift(good: Sequence[Sample]) -> float | None:
 
 
 def _health(collected: Collector, samples: Sequence[Sample]) -> ClientHealth:
-    beats: list[Heartbeat] = collected.beats
-    lags = [1000 * beat.lag_s for beat in beats]
+    heartbeats = collected.heartbeats
+    lags = [1000 * beat.lag_s for beat in heartbeats]
     late = [1000 * (s.sent_at - s.scheduled_at) for s in samples if s.scheduled_at is not None]
     return ClientHealth(
-        sum(beat.cpu_share for beat in beats) / len(beats) if beats else None,
-        max((beat.cpu_share for beat in beats), default=None),
-        percentile(lags, 0.95) if lags else None,
-        max(lags, default=None),
-        percentile(late, 0.99) if late else None,
-        sum(sample.reconnected for sample in samples),
+        sum(beat.cpu_share for beat in heartbeats) / len(heartbeats) if heartbeats else None,
+        max((beat.cpu_share for beat in heartbeats), default=None),
+        lag_p95_ms=percentile(lags, 0.95) if lags else None,
+        lag_max_ms=max(lags, default=None),
+        late_p99_ms=percentile(late, 0.99) if late else None,
+        reconnects=sum(sample.reconnected for sample in samples),
     )
 
 
@@ -357,11 +365,11 @@ def _tokens(good: Sequence[Sample], plan: LoadPlan) -> Tokens:
     return Tokens(
         sum(s.prompt_tokens or 0 for s in good),
         sum(s.cached_tokens or 0 for s in good),
-        sum(s.completion_tokens or 0 for s in good),
-        sum(s.chunks for s in good),
-        percentile([wanted for wanted, _ in sized], 0.5) if sized else None,
-        percentile([counted for _, counted in sized], 0.5) if sized else None,
-        plan.sizing,
+        completion=sum(s.completion_tokens or 0 for s in good),
+        chunks=sum(s.chunks for s in good),
+        first_prompts_wanted=percentile([wanted for wanted, _ in sized], 0.5) if sized else None,
+        first_prompts_counted=percentile([counted for _, counted in sized], 0.5) if sized else None,
+        sizing=plan.sizing,
     )
 
 
@@ -373,45 +381,51 @@ def _by_model(samples: Sequence[Sample]) -> dict[str, ModelResults]:
         found[model] = ModelResults(
             len(own),
             sum(not s.good for s in own),
-            percentile(ttft, 0.5) if ttft else None,
-            percentile(ttft, 0.99) if ttft else None,
-            sum(s.completion_tokens or 0 for s in own if s.good),
+            ttft_p50_ms=percentile(ttft, 0.5) if ttft else None,
+            ttft_p99_ms=percentile(ttft, 0.99) if ttft else None,
+            output_tokens=sum(s.completion_tokens or 0 for s in own if s.good),
         )
     return found
 
 
 def _refused(samples: Sequence[Sample]) -> str:
-    """Why a run in which nothing was served measured no service at all; empty for every other run."""
+    """Return why a run without a served request is invalid; empty for every other run."""
     if not samples:
         return ""
     (cause, count), *more = Counter(sample.cause for sample in samples).most_common()
     most = f"{count} x {cause}{', and others' if more else ''}"
     if not any(sample.status for sample in samples) and not any(s.cause == Cause.CLIENT_LIMIT for s in samples):
-        return f"no request was answered ({most})"
+        return f"no request got a response ({most})"
     if all(sample.status in REFUSALS for sample in samples):
         detail = next((f": {' '.join(sample.detail.split())}" for sample in samples if sample.detail), "")
-        return f"every request was refused ({most}{detail}); ask for what the server offers"
+        return f"every request was rejected ({most}{detail}); name a model and options that the server offers"
     return ""
 
 
 def _invalid(
     collected: Collector, samples: Sequence[Sample], client: ClientHealth, limits: LoadLimits
 ) -> list[str]:
-    """Why the run proves nothing, a sentence each."""
+    """Return the reasons why the run is invalid, a clause each."""
     reasons = [f"the run was {note}" for note in collected.notes if note.startswith(INTERRUPTED)][:1]
     if not samples and not reasons:
-        what = "every request fell into the warm-up" if collected.warmup else "no request was made"
-        reasons.append(f"{what}; ask for a longer --duration or more --requests")
+        what = "every request was part of the warm-up" if collected.warmup else "no request was made"
+        reasons.append(f"{what}; set a longer --duration or more --requests")
     if (refused := _refused(samples)) and not reasons:
         reasons.append(refused)
     if unsent := sum(sample.cause == Cause.CLIENT_LIMIT for sample in samples):
-        reasons.append(f"{unsent} requests were not sent, over --max-in-flight; the service is far behind the rate")
+        reasons.append(
+            f"{unsent} requests were not sent, over --max-in-flight; the service is too slow for the rate"
+        )
     late = []
-    if client.cpu_mean is not None and len(collected.beats) >= BUSY_BEATS and client.cpu_mean > limits.cpu_share:
+    if (
+        client.cpu_mean is not None
+        and len(collected.heartbeats) >= MIN_HEARTBEATS
+        and client.cpu_mean > limits.cpu_share
+    ):
         late.append(f"the client used {client.cpu_mean:.0%} of its core (limit {limits.cpu_share:.0%})")
     for name, value in (("lag p95", client.lag_p95_ms), ("late sending p99", client.late_p99_ms)):
         if value is not None and value > limits.lag_ms:
             late.append(f"the client's {name} is {value:.0f} ms (limit {limits.lag_ms:g} ms)")
     if late:
-        reasons += [*late, "take a faster client machine, or less load"]
+        reasons += [*late, "use a faster client machine, or less load"]
     return reasons

@@ -1,6 +1,6 @@
-"""Runs a plan: Locust in a process of its own, its samples followed while they come, scrapers beside it.
+"""Runs a plan: Locust in a process of its own, whose samples are read during the run, and the scraper.
 
-Drawing and scraping happen here, in another process than the load: they must not make the client late.
+Drawing and scraping are done here, in another process than the load, so that they do not delay the client.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ POLL_S = 0.25
 
 @dataclass(slots=True)
 class Progress:
-    """What somebody who watches wants to know: all that ended so far, and the last beat."""
+    """The state of a run for its display: the requests so far and the last heartbeat."""
 
     plan: LoadPlan
     began: float = 0.0
@@ -40,12 +40,12 @@ class Progress:
     recent: list[Sample] = field(default_factory=list)
     """Samples of the last :data:`RECENT_S` seconds."""
     failures: dict[str, int] = field(default_factory=dict)
-    beat: Heartbeat | None = None
+    heartbeat: Heartbeat | None = None
 
     def add(self, line: SampleLine, now: float) -> None:
-        """Take one line."""
+        """Add one line of the samples file."""
         self.began = line.began or self.began
-        self.beat = line.beat or self.beat
+        self.heartbeat = line.beat or self.heartbeat
         if line.sample is not None:
             self.ended += 1
             self.recent.append(line.sample)
@@ -56,29 +56,29 @@ class Progress:
 
 
 RECENT_S = 10.0
-Watcher = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 FOREIGN = ("LOCUST_", "APPLIANCE_", "GEVENT_")
-"""Prefixes of variables from which Locust, the locustfile and gevent read settings: only ours may reach them."""
+"""Prefixes of variables that Locust, the locustfile and gevent read: only those of the plan are passed on."""
 
 
 def command(plan: LoadPlan, url: str) -> list[str]:
-    """Locust's command line for ``plan``, for a process that ends with this one."""
+    """Return Locust's command line for ``plan``, for a process that ends with this one."""
     parameters = plan.parameters
     rate = parameters.users if parameters.ramp_s <= 0 else max(0.01, parameters.users / parameters.ramp_s)
-    argv = [sys.executable, "-P", "-m", "loadtests.tied", str(os.getpid()), "locust"]
+    argv = [sys.executable, "-P", "-m", "loadtests.parent_death", str(os.getpid()), "locust"]
     argv += ["-f", str(LOCUSTFILE), "--headless", "--host", url]
     argv += ["-u", str(parameters.users), "-r", str(rate), "--only-summary", "--stop-timeout", "5"]
     return [*argv, "--loglevel", "WARNING"]
 
 
 def environment(plan: LoadPlan, keys: Sequence[str], samples: Path | None, report: Path | None) -> dict[str, str]:
-    """What Locust's process finds in its environment. Keys travel here, never in arguments or files."""
+    """Return the variables for Locust's process. Keys are passed here, never in arguments or files."""
     table = {
         "APPLIANCE_LOADTEST": plan.model_dump_json(),
         "APPLIANCE_API_KEY": " ".join(keys),
-        # Our own path, whole: under Nix the interpreter alone knows none of our packages.
+        # The whole path of this process: under Nix the interpreter alone finds none of the packages.
         "PYTHONPATH": os.pathsep.join(str(Path(one).absolute()) for one in [str(ROOT), *sys.path] if one),
     }
     if samples is not None:
@@ -89,13 +89,13 @@ def environment(plan: LoadPlan, keys: Sequence[str], samples: Path | None, repor
 
 
 def _inherited(folder: Path, url: str) -> dict[str, str]:
-    """Our own environment without settings of Locust, in variables or in a locust.conf (found by HOME)."""
+    """Return this process's environment without settings of Locust, also those of a locust.conf (by HOME)."""
     table = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    # Locust runs in ``folder``: a relative path would mean another file.
+    # Locust runs in ``folder``: a relative path would name another file.
     paths = {name: str(Path(table[name]).absolute()) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in table}
-    # The load takes the way that everything else took.
-    straight = {"NO_PROXY": "*", "no_proxy": "*"} if route(url).proxy is None else {}
-    return table | paths | straight | {"HOME": str(folder)}
+    # The load uses the same route as all other requests.
+    direct = {"NO_PROXY": "*", "no_proxy": "*"} if route(url).proxy is None else {}
+    return table | paths | direct | {"HOME": str(folder)}
 
 
 def run(
@@ -106,35 +106,34 @@ def run(
     folder: Path,
     stop: Stop,
     sources: Sequence[Source] = (),
-    watch: Watcher | None = None,
+    on_progress: OnProgress | None = None,
     log: Path | None = None,
 ) -> Report:
     """Run ``plan`` against ``url`` until its end or until ``stop`` requests its end.
 
-    ``folder`` is the load's own: it takes samples.jsonl, and locust.log where no other ``log`` is given. A stopped
-    run gives a report of what was measured that is marked as interrupted. Raises :class:`UnprovenError` when Locust
-    itself fails.
+    ``folder`` holds samples.jsonl, and locust.log unless another ``log`` is given. The report of a stopped run has
+    the requests so far and is marked as interrupted. Raises :class:`UnprovenError` if Locust itself fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     samples, output = folder / "samples.jsonl", log or folder / "locust.log"
     samples.write_bytes(b"")
     collected, progress = Collector(), Progress(plan)
     started = datetime.now(UTC)
-    with _locust(plan, url, keys, samples, output) as process, Scraper(sources, stop) as scraper:
-        follow = _follow(samples)
+    with _locust(plan, url, keys=keys, samples=samples, log=output) as process, Scraper(sources, stop) as scraper:
+        lines = _follow(samples)
         while process.poll() is None and not stop.wait(POLL_S):
-            _take(follow, collected, progress)
-            if watch is not None:
-                # It prints, which takes as long as its reader likes.
+            _read_lines(lines, collected, progress)
+            if on_progress is not None:
+                # It prints, and a slow reader of the output can block it.
                 with stop.until(2):
-                    watch(progress)
+                    on_progress(progress)
         _end(process)
-        _take(follow, collected, progress)
+        _read_lines(lines, collected, progress)
         server = scraper.result(collected.began)
     if not stop.requested and not collected.began:
         tail = " ".join(output.read_text(errors="replace").split())[-400:]
-        where = f"; its log is {log}" if log is not None else ""
-        raise UnprovenError(f"Locust ended with code {process.returncode} before its first user: {tail}{where}")
+        hint = f"; its log is {log}" if log is not None else ""
+        raise UnprovenError(f"Locust ended with code {process.returncode} before its first user: {tail}{hint}")
     if stop.requested:
         collected.notes.insert(0, f"{INTERRUPTED} by {stop.reason}")
     elif not collected.ended and INTERRUPTED not in collected.notes:
@@ -151,13 +150,19 @@ def run(
 def _locust(
     plan: LoadPlan, url: str, keys: Sequence[str], samples: Path, log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    # A group of its own: Ctrl-C in the terminal comes to us alone, and we end the load. No session of its
-    # own: the kernel's autogroups would let a busy session beside it (an engine on the CPU) make it 0.3 s late.
+    # A process group of its own: Ctrl-C in the terminal reaches this process alone, which ends the load. Not a
+    # session of its own: with the kernel's autogroups another busy session (an engine on the CPU) would delay it by
+    # 0.3 s.
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command(plan, url), stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0,
-            env=_inherited(samples.parent, url) | environment(plan, keys, samples, None), cwd=samples.parent,
-        )  # fmt: skip
+            command(plan, url),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+            env=_inherited(samples.parent, url) | environment(plan, keys, samples=samples, report=None),
+            cwd=samples.parent,
+        )
     try:
         yield process
     finally:
@@ -165,8 +170,8 @@ def _locust(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    # SIGKILL, not SIGTERM: while Locust starts it may miss SIGTERM, and later it lets requests run on for seconds.
-    # Nothing is lost, as each sample is in the file as soon as its request has ended.
+    # SIGKILL, not SIGTERM: Locust can miss SIGTERM while it starts, and later it drains requests for seconds.
+    # Nothing is lost, since each sample is written to the file as soon as its request has ended.
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -174,7 +179,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _follow(path: Path) -> Iterator[SampleLine | None]:
-    """Whole lines of a file that grows; ``None`` where there is none for now."""
+    """Yield the complete lines of a growing file; ``None`` if there is none at present."""
     with path.open("rb") as file:
         rest = b""
         while True:
@@ -187,8 +192,8 @@ def _follow(path: Path) -> Iterator[SampleLine | None]:
                 yield DECODE.decode(line)
 
 
-def _take(follow: Iterator[SampleLine | None], collected: Collector, progress: Progress) -> None:
+def _read_lines(lines: Iterator[SampleLine | None], collected: Collector, progress: Progress) -> None:
     now = time.monotonic()
-    while (line := next(follow)) is not None:
+    while (line := next(lines)) is not None:
         progress.add(line, now)
         collected.add(line)

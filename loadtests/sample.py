@@ -1,6 +1,6 @@
-"""One answer as its client saw it: plain data, one line of JSON each.
+"""One request as its client measured it: plain data, one line of JSON each.
 
-All times are seconds on one monotonic clock, the host's (so that the clients' and the scrapers' times compare).
+All times are seconds on the host's monotonic clock, so that times of clients and scrapers are comparable.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 import msgspec
 
 WIDTH = 1.01
-"""Ratio of neighbouring bucket bounds of :class:`Gaps`: a percentile read from it is at most 0.5 % off."""
+"""Ratio of adjacent bucket bounds in :class:`Gaps`: its percentiles have an error of at most 0.5 %."""
 
 SMALLEST_S = 1e-6
 
 
 @dataclass(slots=True)
 class Gaps:
-    """Times between arrivals, counted in buckets of 1 % width: an hour of tokens in a few hundred numbers.
+    """Times between tokens, counted in buckets of 1 % width: an hour of tokens in a few hundred numbers.
 
-    Tokens that came in one read have no time between them; such gaps are exact zeros, counted apart.
+    Tokens of one read have no time between them; such gaps are exact zeros and counted separately.
     """
 
     zeros: int = 0
@@ -29,7 +29,7 @@ class Gaps:
     longest_at: float = 0.0
 
     def add(self, seconds: float, now: float) -> None:
-        """Count one gap that ended at ``now``."""
+        """Count one gap of ``seconds`` that ended at ``now``."""
         if seconds < SMALLEST_S:
             self.zeros += 1
             return
@@ -39,7 +39,7 @@ class Gaps:
             self.longest, self.longest_at = seconds, now
 
     def merge(self, other: Gaps) -> None:
-        """Add what ``other`` counted."""
+        """Add the counts of ``other``."""
         self.zeros += other.zeros
         for bucket, count in other.counts.items():
             self.counts[bucket] = self.counts.get(bucket, 0) + count
@@ -48,11 +48,11 @@ class Gaps:
 
     @property
     def total(self) -> int:
-        """How many were counted."""
+        """The number of gaps."""
         return self.zeros + sum(self.counts.values())
 
     def percentile(self, share: float) -> float | None:
-        """Nearest-rank percentile in seconds, ``share`` in 0..1, to 0.5 %; ``None`` without gaps."""
+        """Return the nearest-rank percentile in seconds to 0.5 %, ``share`` in 0..1; ``None`` without gaps."""
         total = self.total
         if not total:
             return None
@@ -71,7 +71,7 @@ class Gaps:
 
 @dataclass(slots=True)
 class Sample:
-    """One request and its answer; ``cause`` is empty for a good answer (see :mod:`loadtests.outcome`)."""
+    """One request and its response; ``cause`` is empty for a good one (see :mod:`loadtests.outcome`)."""
 
     sent_at: float
     user: int = 0
@@ -81,7 +81,7 @@ class Sample:
     max_tokens: int = 0
     wanted_prompt_tokens: int | None = None
     scheduled_at: float | None = None
-    """When an open-loop schedule wanted it sent; ``None`` in closed loops."""
+    """Time in the schedule of an open loop; ``None`` in closed loops."""
     warmup: bool = False
 
     status: int = 0
@@ -89,37 +89,37 @@ class Sample:
     last_token_at: float | None = None
     ended_at: float = 0.0
     chunks: int = 0
-    """Events that brought content."""
+    """Events with content."""
     first_tokens: int = 1
-    """Tokens of the first of them: what the engine said, 1 where it does not say."""
+    """Tokens in the first of them as reported by the engine, 1 if it reports none."""
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     completion_tokens: int | None = None
     finish_reason: str | None = None
     done: bool = False
     queue_ms: float | None = None
-    """What the gateway's ``x-queue-wait-ms`` said; ``None`` without that header."""
+    """Value of the gateway's header ``x-queue-wait-ms``; ``None`` without it."""
     reconnected: bool = False
-    """The kept connection had gone stale, and the request was sent again on a new one."""
+    """The kept connection was stale, and the request was sent again on a new one."""
     gaps: Gaps = field(default_factory=Gaps)
     cause: str = ""
     detail: str = ""
 
     @property
     def ttft(self) -> float | None:
-        """Seconds from sending to the first content; ``None`` for an answer in one piece."""
+        """Seconds from sending to the first content; ``None`` for a response without streaming."""
         if self.first_token_at is None or not self.streamed:
             return None
         return self.first_token_at - self.began_at
 
     @property
     def began_at(self) -> float:
-        """Where latency is counted from: in an open loop the schedule's time, so that lateness hides nothing."""
+        """Start of the latency: in an open loop the time in the schedule, so that a late client hides nothing."""
         return self.sent_at if self.scheduled_at is None else self.scheduled_at
 
     @property
     def tpot(self) -> float | None:
-        """Seconds per output token after those of the first chunk; ``None`` where there are none after it."""
+        """Seconds per output token after the first chunk; ``None`` if no token follows it."""
         if self.first_token_at is None or self.last_token_at is None or not self.streamed:
             return None
         if self.completion_tokens is None or self.completion_tokens <= self.first_tokens:
@@ -128,23 +128,23 @@ class Sample:
 
     @property
     def e2e(self) -> float:
-        """Seconds from sending to the end of the answer."""
+        """Seconds from sending to the end of the response."""
         return self.ended_at - self.began_at
 
     @property
     def good(self) -> bool:
-        """A whole answer."""
+        """Whether the response is good."""
         return not self.cause
 
 
 @dataclass(slots=True)
 class Heartbeat:
-    """How the load client itself was, once a second: time, its own CPU share since the last beat, its lag."""
+    """State of the load client, once a second: time, CPU share since the last heartbeat, lag."""
 
     at: float
     cpu_share: float
     lag_s: float
-    """The longest oversleep of a 20 ms sleep since the last beat, in seconds."""
+    """The longest oversleep of a 20 ms sleep since the last heartbeat, in seconds."""
     in_flight: int
     users: int
 
@@ -156,10 +156,10 @@ class SampleLine:
     sample: Sample | None = None
     beat: Heartbeat | None = None
     began: float | None = None
-    """When the first user began."""
+    """Start of the first user."""
     note: str | None = None
     ended: float | None = None
-    """When the load ended by itself: a run without it was cut."""
+    """End of the load; a run without it was interrupted."""
 
 
 ENCODE = msgspec.json.Encoder()
@@ -167,7 +167,7 @@ DECODE: msgspec.json.Decoder[SampleLine] = msgspec.json.Decoder(SampleLine)
 
 
 def encode(line: SampleLine) -> bytes:
-    """One line of a samples file, with its end."""
+    """Return one line of a samples file, with its line end."""
     fields = ("sample", "beat", "began", "note", "ended")
     table = {name: value for name in fields if (value := getattr(line, name)) is not None}
     return ENCODE.encode(table) + b"\n"

@@ -1,4 +1,4 @@
-"""Asks the gateway, the engines and the cards how they are, every two seconds beside a run."""
+"""Scrapes metrics of the gateway, the engines and the GPUs every two seconds during a run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from loadtests.gpu import FIELDS, GpuSample, sample_gpus, throttled
 EVERY_S = 2.0
 TIMEOUT_S = 2.0
 JOIN_S = 0.05
-LEAVE_S = 0.5
-"""Seconds that a stopped run gives the last look to end."""
+LAST_SCRAPE_S = 0.5
+"""Seconds that a stopped run waits for the last scrape."""
 
 GAUGES = {
     "gateway": ("appliance_gateway_requests_in_flight", "appliance_gateway_queue_length"),
@@ -41,7 +41,7 @@ MEANS = {
         "TPOT": "vllm:request_time_per_output_token_seconds",
     },
 }
-"""Histograms of which the mean over the run is told, by sum and count."""
+"""Histograms of which the mean over the run is reported, by sum and count."""
 
 COUNTERS = {
     "gateway": ("appliance_gateway_requests_total", "appliance_gateway_tokens_total"),
@@ -57,7 +57,7 @@ COUNTERS = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One place to scrape: ``kind`` is gateway, engine or gpu."""
+    """One source of metrics; ``kind`` is gateway, engine or gpu."""
 
     name: str
     kind: str
@@ -65,8 +65,8 @@ class Source:
 
 
 @dataclass(slots=True)
-class Seen:
-    """What one source said: values by series and time, first and last of all counters."""
+class ScrapedMetrics:
+    """The metrics of one source: values by series and time, first and last value of all counters."""
 
     times: list[float] = field(default_factory=list)
     series: dict[str, list[float]] = field(default_factory=dict)
@@ -78,16 +78,16 @@ class Seen:
 
 @dataclass(slots=True)
 class ScrapeResult:
-    """For the report: a table, and sentences about what was striking."""
+    """The data for the report: a table, and notes on striking values."""
 
     table: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 def read_metrics(text: str) -> dict[str, float]:
-    """Prometheus' text format as sums over labels by name; labelled counters also as ``name{a=b}``.
+    """Parse Prometheus' text format to sums over labels by name; labelled counters also as ``name{a=b}``.
 
-    Buckets are left out. Raises :class:`ValueError` for other text.
+    Buckets are skipped. Raises :class:`ValueError` for other text.
     """
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
@@ -102,18 +102,18 @@ def read_metrics(text: str) -> dict[str, float]:
 
 
 class Scraper:
-    """A thread that asks all sources, from ``with`` to its end; a stopped run does not wait for their answers."""
+    """A thread that scrapes all sources within ``with``; a stopped run does not wait for their responses."""
 
     def __init__(self, sources: Sequence[Source], stop: Stop) -> None:
         self._sources = sources
         self._stop = stop
-        self._seen = {source.name: Seen() for source in sources}
-        self._cards: list[tuple[float, tuple[GpuSample, ...]]] = []
+        self._scraped = {source.name: ScrapedMetrics() for source in sources}
+        self._gpus: list[tuple[float, tuple[GpuSample, ...]]] = []
         self._query = GpuQuery(FIELDS)
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._closed = False
-        """Set once the result is made: what a late answer brings is dropped."""
+        """Set with the result: later responses are dropped."""
         self._thread = threading.Thread(target=self._loop, name="scraper", daemon=True)
 
     def __enter__(self) -> Self:
@@ -126,35 +126,35 @@ class Scraper:
         self._end(wait=kind is None)
 
     def result(self, began: float) -> ScrapeResult:
-        """All that was seen, after a last look; times since ``began``."""
+        """Return all metrics after a last scrape; times are seconds since ``began``."""
         self._end(wait=True)
         result = ScrapeResult()
         for source in self._sources:
             if source.kind == "gpu":
-                _tell_cards(result, source, self._cards, began)
+                _add_gpus(result, source, scraped=self._gpus, began=began)
             else:
-                _tell(result, source, self._seen[source.name], began)
+                _add_metrics(result, source, scraped=self._scraped[source.name], began=began)
         return result
 
     def _end(self, *, wait: bool) -> None:
         self._ended.set()
         while wait and self._thread.is_alive() and not self._stop.wait(JOIN_S):
             pass
-        deadline = time.monotonic() + LEAVE_S
+        deadline = time.monotonic() + LAST_SCRAPE_S
         while self._thread.is_alive() and time.monotonic() < deadline:
-            # No child may outlive us; an answer of the network may come too late.
+            # No child process may survive; a response over the network may be too late.
             self._query.cancel()
             self._thread.join(JOIN_S)
         with self._lock:
             self._closed = True
 
     def _loop(self) -> None:
-        self._all()
+        self._scrape_all()
         while not self._ended.wait(EVERY_S):
-            self._all()
-        self._all()
+            self._scrape_all()
+        self._scrape_all()
 
-    def _all(self) -> None:
+    def _scrape_all(self) -> None:
         for source in self._sources:
             if self._stop.requested:
                 return
@@ -162,11 +162,11 @@ class Scraper:
                 found = sample_gpus(self._query)
                 with self._lock:
                     if found and not self._closed:
-                        self._cards.append((time.monotonic(), found))
+                        self._gpus.append((time.monotonic(), found))
             else:
-                self._one(source, self._seen[source.name])
+                self._scrape(source, self._scraped[source.name])
 
-    def _one(self, source: Source, seen: Seen) -> None:
+    def _scrape(self, source: Source, scraped: ScrapedMetrics) -> None:
         values: dict[str, float] = {}
         error = ""
         try:
@@ -181,67 +181,70 @@ class Scraper:
             if self._closed:
                 return
             if error:
-                seen.failures += 1
-                seen.error = error
+                scraped.failures += 1
+                scraped.error = error
                 return
-            seen.times.append(time.monotonic())
-            seen.first = seen.first or values
-            seen.last = values
+            scraped.times.append(time.monotonic())
+            scraped.first = scraped.first or values
+            scraped.last = values
             for name in GAUGES[source.kind]:
                 if name in values:
-                    seen.series.setdefault(name, []).append(values[name])
+                    scraped.series.setdefault(name, []).append(values[name])
 
 
-def _tell(result: ScrapeResult, source: Source, seen: Seen, began: float) -> None:
-    if not seen.times and not seen.failures:
-        # The run was stopped before the first look.
+def _add_metrics(result: ScrapeResult, source: Source, scraped: ScrapedMetrics, began: float) -> None:
+    if not scraped.times and not scraped.failures:
+        # The run was stopped before the first scrape.
         return
-    if not seen.times:
-        result.notes.append(f"{source.name}: {source.url}/metrics could not be read ({seen.error})")
+    if not scraped.times:
+        result.notes.append(f"{source.name}: {source.url}/metrics could not be read ({scraped.error})")
         return
-    if seen.failures:
-        result.notes.append(
-            f"{source.name}: {seen.failures} of {seen.failures + len(seen.times)} looks failed ({seen.error})"
-        )
-    grown = {name: value - seen.first.get(name, 0.0) for name, value in seen.last.items()}
+    if scraped.failures:
+        tries = scraped.failures + len(scraped.times)
+        result.notes.append(f"{source.name}: {scraped.failures} of {tries} scrapes failed ({scraped.error})")
+    growth = {name: value - scraped.first.get(name, 0.0) for name, value in scraped.last.items()}
     means = {}
     for name, metric in MEANS[source.kind].items():
-        count = grown.get(f"{metric}_count", 0.0)
+        count = growth.get(f"{metric}_count", 0.0)
         if count > 0:
-            means[name] = 1000 * grown.get(f"{metric}_sum", 0.0) / count
+            means[name] = 1000 * growth.get(f"{metric}_sum", 0.0) / count
     counters = {
-        name: value for name, value in grown.items() if name.partition("{")[0] in COUNTERS[source.kind] and value
+        name: value for name, value in growth.items() if name.partition("{")[0] in COUNTERS[source.kind] and value
     }
     table: dict[str, Any] = {
         "kind": source.kind,
-        "at_s": [round(at - began, 3) for at in seen.times],
-        "series": seen.series,
+        "at_s": [round(at - began, 3) for at in scraped.times],
+        "series": scraped.series,
         "mean_ms": means,
         "counted": counters,
     }
-    queries = grown.get("vllm:prefix_cache_queries_total", 0.0)
+    queries = growth.get("vllm:prefix_cache_queries_total", 0.0)
     if queries:
-        table["prefix_cache_hit_rate"] = grown.get("vllm:prefix_cache_hits_total", 0.0) / queries
-    if preempted := grown.get("vllm:num_preemptions_total", 0.0):
+        table["prefix_cache_hit_rate"] = growth.get("vllm:prefix_cache_hits_total", 0.0) / queries
+    if preempted := growth.get("vllm:num_preemptions_total", 0.0):
         result.notes.append(
-            f"{source.name}: {preempted:.0f} sequences were preempted; its KV cache is too small for this load"
+            f"{source.name}: {preempted:.0f} sequences were preempted; the KV cache is too small for this load"
         )
     result.table[source.name] = table
 
 
-def _tell_cards(
-    result: ScrapeResult, source: Source, seen: Sequence[tuple[float, tuple[GpuSample, ...]]], began: float
+def _add_gpus(
+    result: ScrapeResult, source: Source, scraped: Sequence[tuple[float, tuple[GpuSample, ...]]], began: float
 ) -> None:
-    if not seen:
+    if not scraped:
         return
-    indices = sorted({card.index for _, found in seen for card in found})
+    indices = sorted({card.index for _, found in scraped for card in found})
     series: dict[str, list[float | None]] = {}
     for index in indices:
-        own = [next((card for card in found if card.index == index), None) for _, found in seen]
+        own = [next((card for card in found if card.index == index), None) for _, found in scraped]
         series[f"GPU {index} °C"] = [card.temperature_c if card else None for card in own]
         series[f"GPU {index} W"] = [card.power_w if card else None for card in own]
         series[f"GPU {index} %"] = [card.utilization if card else None for card in own]
         reasons = sorted({reason for card in own if card for reason in throttled(card.reasons)})
         if reasons:
             result.notes.append(f"GPU {index} was slowed down: {', '.join(reasons)}")
-    result.table[source.name] = {"kind": "gpu", "at_s": [round(at - began, 3) for at, _ in seen], "series": series}
+    result.table[source.name] = {
+        "kind": "gpu",
+        "at_s": [round(at - began, 3) for at, _ in scraped],
+        "series": series,
+    }

@@ -1,22 +1,22 @@
-"""Finds the highest load that holds. Pure: it proposes a load, is told whether that held, and proposes the next."""
+"""Searches the highest load that meets the SLOs. Pure: proposes a load, records its result, proposes the next."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 STEPS = 24
-"""Proposals at most; doubling over three decades and halving to 5 % take fewer."""
+"""Maximum of proposals; doubling over three decades and halving to 5 % need fewer."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchStep:
-    """One load that was tried: requests/s in an open loop, users in a closed one."""
+    """One tested load: requests/s in an open loop, users in a closed one."""
 
     load: float
     held: bool
     invalid: bool = False
     requests_per_s: float | None = None
-    """Goodput there, with its interval's bounds."""
+    """Goodput at this load, with the bounds of its interval."""
     low: float | None = None
     high: float | None = None
     why: str = ""
@@ -26,8 +26,8 @@ class SearchStep:
 class Search:
     """Doubles until a load fails, then halves the gap (geometrically) until both ends are within ``resolution``.
 
-    A run that is invalid, because its own client could not keep up, bounds the search like a failure, and
-    :attr:`resolved` stays false: what held below it is then a lower bound.
+    An invalid run, in which the client was the limit, bounds the search like a failure. Then :attr:`resolved` stays
+    false: the best load is a lower bound.
     """
 
     start: float
@@ -39,7 +39,7 @@ class Search:
 
     @property
     def best(self) -> SearchStep | None:
-        """The highest load that held below every one that did not."""
+        """The highest load that held, below all loads that failed."""
         return max((s for s in self.steps if s.held and s.load < self._ceiling), key=lambda s: s.load, default=None)
 
     @property
@@ -48,12 +48,12 @@ class Search:
 
     @property
     def resolved(self) -> bool:
-        """Whether the highest load that holds is known to ``resolution``: a valid run above it failed."""
+        """Whether the result is exact to ``resolution``: a valid run above it failed."""
         over = min((s for s in self.steps if not s.held), key=lambda s: s.load, default=None)
         return self.best is not None and over is not None and not over.invalid and self.next() is None
 
     def next(self) -> float | None:
-        """The load to try now; ``None`` at the end."""
+        """Return the next load to test; ``None`` at the end."""
         if len(self.steps) >= STEPS:
             return None
         if not self.steps:
@@ -69,7 +69,7 @@ class Search:
         return None if small or not best.load < middle < ceiling else middle
 
     def record(self, step: SearchStep) -> None:
-        """Say how a proposal went."""
+        """Record the result of a proposal."""
         self.steps.append(step)
 
     def _shaped(self, load: float) -> float:

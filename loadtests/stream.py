@@ -1,6 +1,6 @@
-"""Reads one answer's bytes into a :class:`Sample`. Pure: the caller says when each piece came.
+"""Parses the bytes of one response into a :class:`Sample`. Pure: the caller passes the time of each piece.
 
-TTFT is counted to the first *content*: neither headers, comments nor the empty chunk that opens an answer count.
+TTFT is the time to the first *content*. Headers, comments and the empty first chunk of a response do not count.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import msgspec
 from loadtests.sample import Sample
 
 TEXTS_KEPT = 65536
-"""Pieces of text kept of one answer, for the next turn of its chat and to recognise doubled tokens."""
+"""Chunks of text kept of one response, for the next turn of its chat and to detect doubled tokens."""
 
 
 class _ChunkDelta(msgspec.Struct):
@@ -53,7 +53,7 @@ Fault: TypeAlias = str
 
 
 class Reader:
-    """One answer; ``fault`` is the first thing in it that cannot be right (:data:`GARBAGE` or :data:`ERROR`)."""
+    """Parser of one response; ``fault`` is its first error, :data:`GARBAGE` or :data:`ERROR`, empty for none."""
 
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
@@ -64,11 +64,11 @@ class Reader:
 
     @property
     def text(self) -> str:
-        """The answer so far."""
+        """The text so far."""
         return "".join(self.texts)
 
     def feed(self, piece: bytes, now: float) -> None:
-        """Take a piece of an event stream that came at ``now``. After a fault nothing is read any more."""
+        """Parse a piece of an event stream, read at ``now`` (monotonic, in seconds); ignored after an error."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
         for line in lines:
             if self.fault or self.sample.done:
@@ -76,8 +76,8 @@ class Reader:
             if line.startswith(b"data:"):
                 self._data(line[5:].strip(), now)
 
-    def whole(self, body: bytes, now: float) -> None:
-        """Take an answer in one piece, which ended at ``now``."""
+    def feed_body(self, body: bytes, now: float) -> None:
+        """Parse a whole response without streaming, which ended at ``now``."""
         try:
             event = _DECODE.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -124,11 +124,11 @@ class Reader:
                 self._content(text or "", count, now)
 
     def _content(self, text: str, count: int | None, now: float) -> None:
-        """A chunk with content; ``count`` is the engine's running token count where each chunk bears one."""
+        """Record a chunk with content; ``count`` is the engine's running token count if each chunk has one."""
         sample = self.sample
         if sample.first_token_at is None:
             sample.first_token_at = now
-            # vLLM's continuous_usage_stats: how many tokens one chunk brought is known, not guessed.
+            # With vLLM's continuous_usage_stats the number of tokens in a chunk is known.
             sample.first_tokens = count or 1
         elif sample.last_token_at is not None:
             sample.gaps.add(now - sample.last_token_at, now)

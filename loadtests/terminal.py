@@ -1,4 +1,4 @@
-"""A run in the terminal: what happens now, and the verdict as tables."""
+"""A run in the terminal: its progress, and the verdict as tables."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LINE_EVERY_S = 10.0
 
 
 class LiveView:
-    """Shows a run while it goes on: lines that change, or one every ten seconds where there is no terminal."""
+    """Shows the progress of a run: updated lines, or one line every ten seconds without a terminal."""
 
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
         self._title = title
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        self._said = time.monotonic()
+        self._printed = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -43,34 +43,34 @@ class LiveView:
             self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Show how it goes."""
+        """Show the progress."""
         now = time.monotonic()
         if self._live is not None:
             self._live.update(picture(self._title, progress, now))
-        elif now - self._said >= LINE_EVERY_S:
-            self._said = now
+        elif now - self._printed >= LINE_EVERY_S:
+            self._printed = now
             self._console.print(f"{self._title}: {line(progress, now)}", highlight=False)
 
 
 def line(progress: Progress, now: float) -> str:
-    """How it goes, in one line."""
+    """Return the progress in one line."""
     elapsed = max(0.0, now - progress.began) if progress.began else 0.0
     good = [sample for sample in progress.recent if sample.good]
     ttft = [1000 * sample.ttft for sample in good if sample.ttft is not None]
     window = max(1.0, min(10.0, elapsed))
     failed = sum(count for cause, count in progress.failures.items() if cause not in NOT_ERRORS)
-    parts = [f"{elapsed:.0f} s", f"{progress.ended} answers", f"{failed} failed"]
+    parts = [f"{elapsed:.0f} s", f"{progress.ended} responses", f"{failed} failed"]
     parts.append(f"{len(progress.recent) / window:.1f} req/s")
     parts.append(f"{sum(s.completion_tokens or 0 for s in good) / window:.0f} tok/s")
     if ttft:
         parts.append(f"TTFT p50 {percentile(ttft, 0.5):.0f} ms, p99 {percentile(ttft, 0.99):.0f} ms")
-    if progress.beat is not None:
-        parts.append(f"{progress.beat.in_flight} in flight")
+    if progress.heartbeat is not None:
+        parts.append(f"{progress.heartbeat.in_flight} in flight")
     return " · ".join(parts)
 
 
 def picture(title: str, progress: Progress, now: float) -> Group:
-    """How it goes, as a few lines that are drawn anew."""
+    """Return the progress as lines for the live view."""
     parameters = progress.plan.parameters
     elapsed = max(0.0, now - progress.began) if progress.began else 0.0
     rows = [Text(title, style="bold")]
@@ -80,10 +80,9 @@ def picture(title: str, progress: Progress, now: float) -> Group:
         rows.append(Text("━" * filled, style="green") + Text("━" * (40 - filled), style="dim") + f" {share:.0%}")
     state = "warming up" if elapsed < parameters.warmup else "measuring"
     if parameters.duration_s is not None and elapsed > parameters.duration_s:
-        state = "waiting for the last answers"
+        state = "waiting for the last responses"
     rows.append(Text(f"{state}: {line(progress, now)}"))
-    if progress.beat is not None:
-        beat = progress.beat
+    if (beat := progress.heartbeat) is not None:
         style = "red" if beat.cpu_share > 0.85 or beat.lag_s > 0.1 else "dim"
         rows.append(
             Text(
@@ -106,7 +105,7 @@ def _share(progress: Progress, elapsed: float) -> float | None:
 
 
 def show(report: Report, console: Console, *, subject: str) -> None:
-    """The verdict as tables: what was asked, what came, what holds."""
+    """Print the verdict as tables: latencies, failures, SLOs."""
     console.print(_measures(report, subject))
     for cause, count in sorted(report.failures.items()):
         console.print(f"  {count} x {escape(cause)}", style="red", highlight=False)
@@ -122,7 +121,7 @@ def show(report: Report, console: Console, *, subject: str) -> None:
 
 
 def verdict(report: Report) -> str:
-    """The verdict in one line, with rich's markup."""
+    """Return the verdict in one line, with rich's markup."""
     rate = f"{report.output_tokens_per_s:.0f} output tokens/s over {report.duration_s:.1f} s"
     if report.exit_code == INVALID:
         return f"[bold red]INVALID[/]: {escape('; '.join(report.invalid) or 'no request was made')}"
@@ -130,7 +129,7 @@ def verdict(report: Report) -> str:
         return f"[bold green]PASS[/]: every SLO holds; {rate}"
     missed = [check.name for check in report.checks if not check.holds]
     missed += [f"{c.measure} against the baseline" for c in report.baseline if c.verdict == "worse"]
-    assert report.exit_code == MISSED  # noqa: S101 - the three codes are all there are
+    assert report.exit_code == MISSED  # noqa: S101 - there is no fourth code
     return f"[bold red]FAIL[/]: {', '.join(missed)} missed; {rate}"
 
 
@@ -143,14 +142,14 @@ def _measures(report: Report, subject: str) -> Table:
         check = checks.get(f"{name} p99") or checks.get(name)
         bound = "" if check is None else f"{'p99' if check.name.endswith('p99') else 'max'} ≤{check.limit:g}"
         cells = [_ms(values[p]) for p in ("p50", "p90", "p95", "p99", "max")]
-        table.add_row(f"{name} (ms)", *cells, bound, _word(check))
+        table.add_row(f"{name} (ms)", *cells, bound, _verdict(check))
     errors = checks.get("errors")
     failed = sum(report.failures.values())
     limit = f"≤{errors.limit:.0%}" if errors else ""
-    table.add_row("failed requests", "", "", "", "", f"{failed} of {report.requests}", limit, _word(errors))
+    table.add_row("failed requests", "", "", "", "", f"{failed} of {report.requests}", limit, _verdict(errors))
     if (share := checks.get("good share")) is not None:
         value = "" if share.value is None else f"{share.value:.1%}"
-        table.add_row("requests within SLOs", "", "", "", "", value, f"≥{share.limit:.1%}", _word(share))
+        table.add_row("requests within SLOs", "", "", "", "", value, f"≥{share.limit:.1%}", _verdict(share))
     return table
 
 
@@ -163,8 +162,8 @@ def _facts(report: Report) -> list[str]:
     if report.goodput is not None:
         facts.append(f"goodput {interval(report.goodput)} requests/s within every SLO (95 % by Wilson)")
     facts.append(
-        f"{report.requests} requests measured, {report.warmup_requests} of the warm-up left out, "
-        f"{report.cancelled} cancelled by us, {report.users} users"
+        f"{report.requests} requests measured, {report.warmup_requests} of the warm-up not measured, "
+        f"{report.cancelled} cancelled by the load test, {report.users} users"
     )
     if report.fairness is not None:
         facts.append(f"fairness between users (Jain) {report.fairness:.3f}")
@@ -179,7 +178,7 @@ def _facts(report: Report) -> list[str]:
     if tokens.first_prompts_wanted is not None and tokens.first_prompts_counted is not None:
         facts.append(
             f"prompt size p50: {tokens.first_prompts_counted:.0f} tokens counted, "
-            f"{tokens.first_prompts_wanted:.0f} wanted; sized by {tokens.sizing}"
+            f"{tokens.first_prompts_wanted:.0f} requested; sized by {tokens.sizing}"
         )
     client = report.client
     if client.cpu_mean is not None and client.lag_p95_ms is not None:
@@ -188,18 +187,18 @@ def _facts(report: Report) -> list[str]:
     for name, seen in report.server.items():
         means = ", ".join(f"{what} {value:.1f} ms" for what, value in seen.get("mean_ms", {}).items())
         hits = seen.get("prefix_cache_hit_rate")
-        told = ([f"means {means}"] if means else []) + (
+        values = ([f"means {means}"] if means else []) + (
             [f"prefix cache hits {hits:.1%}"] if hits is not None else []
         )
-        if told:
-            facts.append(f"{name} says: {', '.join(told)}")
+        if values:
+            facts.append(f"{name}: {', '.join(values)}")
     return facts
 
 
-def interval(one: Interval, digits: int = 2) -> str:
-    """A figure with its interval; an open end as an ellipsis."""
-    low, high = ("…" if bound is None else f"{bound:.{digits}f}" for bound in (one.low, one.high))
-    return f"{one.value:.{digits}f} ({low} to {high})"
+def interval(one: Interval) -> str:
+    """Return a figure with its interval; an ellipsis for a missing bound."""
+    low, high = ("…" if bound is None else f"{bound:.2f}" for bound in (one.low, one.high))
+    return f"{one.value:.2f} ({low} to {high})"
 
 
 def _models(report: Report) -> Table:
@@ -213,19 +212,19 @@ def _models(report: Report) -> Table:
 
 
 def _baseline(report: Report) -> Table:
-    table = Table(title="Against the baseline", title_justify="left")
+    table = Table(title="Comparison with the baseline", title_justify="left")
     for column in ("measure", "before", "now", "verdict"):
         table.add_column(column, justify="right" if column in ("before", "now") else "left")
-    words = {"worse": "[red]worse[/]", "better": "[green]better[/]", "same": "intervals touch"}
+    words = {"worse": "[red]worse[/]", "better": "[green]better[/]", "same": "intervals overlap"}
     for one in report.baseline:
         table.add_row(one.measure, interval(one.before), interval(one.now), words[one.verdict])
     return table
 
 
 def show_search(search: Search, console: Console, *, unit: str) -> None:
-    """The loads that were tried, and the highest that held."""
-    table = Table(title="Search for the highest load that holds", title_justify="left")
-    for column in (unit, "goodput (requests/s)", "verdict", "why"):
+    """Print the tested loads and the highest that held."""
+    table = Table(title="Search for the highest load that meets the SLOs", title_justify="left")
+    for column in (unit, "goodput (requests/s)", "verdict", "reason"):
         table.add_column(column, justify="right" if column == unit else "left")
     for step in search.steps:
         goodput = (
@@ -236,20 +235,20 @@ def show_search(search: Search, console: Console, *, unit: str) -> None:
     console.print(table)
     best = search.best
     if best is None:
-        console.print("no load holds", style="bold red")
+        console.print("no load meets the SLOs", style="bold red")
         return
-    sure = "" if search.resolved else " at least: no valid run above it failed"
-    console.print(f"highest load that holds: [bold]{best.load:.4g}[/] {unit}{sure}", highlight=False)
+    remark = "" if search.resolved else " at least: no valid run above it failed"
+    console.print(f"highest load that meets the SLOs: [bold]{best.load:.4g}[/] {unit}{remark}", highlight=False)
 
 
 def step_line(step: SearchStep, unit: str) -> str:
-    """One tried load, as it ended."""
+    """Return the result of one tested load in one line."""
     goodput = "" if step.requests_per_s is None else f", goodput {step.requests_per_s:.2f}/s"
     word = "holds" if step.held else "invalid" if step.invalid else "missed"
     return f"{step.load:.4g} {unit}: {word}{goodput}{escape(f' ({step.why})' if step.why else '')}"
 
 
-def _word(check: SloCheck | None) -> str:
+def _verdict(check: SloCheck | None) -> str:
     if check is None:
         return ""
     return "[green]holds[/]" if check.holds else "[red]missed[/]"

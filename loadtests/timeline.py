@@ -1,4 +1,4 @@
-"""A run over its time, in at most 120 steps, and single requests as points: what the plots show. Pure."""
+"""The data of the plots: a run over time in at most 120 steps, and single requests as points. Pure."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Timeline:
     ttft_p99_ms: list[float | None] = field(default_factory=list)
     max_itl_ms: list[float | None] = field(default_factory=list)
     client: list[tuple[float, float, float, int]] = field(default_factory=list)
-    """(at_s, CPU share, lag in ms, requests in flight) of each beat, thinned to the steps."""
+    """(at_s, CPU share, lag in ms, requests in flight) of each heartbeat, thinned to the steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimelinePoint:
-    """One request: when it was sent, its TTFT and E2E in ms, its cause."""
+    """One request: time of sending, TTFT and E2E in ms, cause of its failure."""
 
     at_s: float
     ttft_ms: float | None
@@ -41,7 +41,7 @@ class TimelinePoint:
 
 
 def timeline(collected: Collector, warmup_s: float) -> Timeline:
-    """The measured samples by the time they were sent; tokens by the time they came."""
+    """Return the measured samples by their time of sending, and tokens by their time of arrival."""
     samples = collected.samples
     if not samples:
         return Timeline()
@@ -59,7 +59,7 @@ def timeline(collected: Collector, warmup_s: float) -> Timeline:
         found.sent[place] += 1
         found.failed[place] += bool(sample.cause) and sample.cause not in NOT_ERRORS
         if sample.good:
-            _spread(sample, tokens, zero, step)
+            _spread(sample, tokens, zero=zero, step=step)
             if sample.ttft is not None:
                 ttft[place].append(1000 * sample.ttft)
                 itl[min(count - 1, max(0, int((sample.ended_at - zero) / step)))].append(1000 * sample.gaps.longest)
@@ -67,8 +67,8 @@ def timeline(collected: Collector, warmup_s: float) -> Timeline:
     found.ttft_p50_ms = [percentile(values, 0.5) if values else None for values in ttft]
     found.ttft_p99_ms = [percentile(values, 0.99) if values else None for values in ttft]
     found.max_itl_ms = [max(values) if values else None for values in itl]
-    every = max(1, len(collected.beats) // STEPS)
-    found.client = [(b.at - zero, b.cpu_share, 1000 * b.lag_s, b.in_flight) for b in collected.beats[::every]]
+    every = max(1, len(collected.heartbeats) // STEPS)
+    found.client = [(b.at - zero, b.cpu_share, 1000 * b.lag_s, b.in_flight) for b in collected.heartbeats[::every]]
     return found
 
 
@@ -82,7 +82,7 @@ def _spread(sample: Sample, tokens: list[float], zero: float, step: float) -> No
 
 
 def points(collected: Collector) -> list[TimelinePoint]:
-    """Requests as points, thinned evenly to :data:`POINTS`; failures are kept beside them."""
+    """Return requests as points, thinned evenly to :data:`POINTS`; all failures are kept."""
     samples = sorted(collected.samples, key=lambda s: s.sent_at)
     if not samples:
         return []
@@ -91,15 +91,15 @@ def points(collected: Collector) -> list[TimelinePoint]:
     if len(samples) > POINTS:
         every = len(samples) / POINTS
         kept = [samples[int(i * every)] for i in range(POINTS)]
-        # A rare failure must not fall through the grid.
+        # Thinning must not remove a rare failure.
         chosen = {id(sample) for sample in kept}
         kept += [s for s in samples if s.cause and id(s) not in chosen][:POINTS]
     return [
         TimelinePoint(
             round(s.sent_at - zero, 3),
             None if s.ttft is None else round(1000 * s.ttft, 3),
-            round(1000 * s.e2e, 3),
-            s.cause,
+            e2e_ms=round(1000 * s.e2e, 3),
+            cause=s.cause,
         )
         for s in kept
     ]

@@ -1,4 +1,4 @@
-"""Asks the engine what words cost in tokens: its own tokenizer, or else what it counts in a request's usage."""
+"""Measures the token costs of words: with the engine's tokenizer, or else by the usage of two requests."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from loadtests.client import LoadClient, RequestSpec, Target
 from loadtests.token_costs import WORDS, TokenCosts
 
 PROBE = 200
-"""Words of the longer probe; the shorter one has a tenth."""
+"""Words of the longer probe; the shorter one has a tenth of them."""
 
 
 class TokenizerUnavailableError(Exception):
-    """The endpoint is not there or does not answer as vLLM's does; the text says what it did."""
+    """The endpoint is missing or does not respond as vLLM's; the message describes the response."""
 
 
 def by_tokenizer(engine_url: str, model: str) -> TokenCosts:
-    """The token_costs by the engine's ``/tokenize`` (vLLM, llama.cpp); the gateway rightly hides that path.
+    """Return the costs by the engine's ``/tokenize`` (vLLM, llama.cpp), which the gateway does not expose.
 
-    Each word is asked alone with its space before it, over one connection, about 400 short requests. Raises
+    Each word is sent alone, after a space, over one connection: about 400 short requests. Raises
     :class:`TokenizerUnavailableError`.
     """
-    way = route(engine_url)
-    connection = way.connection(10)
+    server = route(engine_url)
+    # One connection for all requests: 400 new ones would take longer than the probe.
+    connection = server.connection(10)
 
     def count(body: dict[str, Any]) -> int:
-        headers = {"Content-Type": "application/json", **way.headers}
-        connection.request("POST", way.target("/tokenize"), json.dumps(body), headers)
-        answer = connection.getresponse()
-        data = answer.read()
-        if answer.status != 200:
-            raise TokenizerUnavailableError(f"{engine_url}/tokenize answers {answer.status}")
+        headers = {"Content-Type": "application/json", **server.headers}
+        connection.request("POST", server.target("/tokenize"), json.dumps(body), headers)
+        response = connection.getresponse()
+        data = response.read()
+        if response.status != 200:
+            raise TokenizerUnavailableError(f"{engine_url}/tokenize returns status {response.status}")
         table = json.loads(data)
         if not isinstance(table, dict):
-            raise TokenizerUnavailableError(f"{engine_url}/tokenize answers no object")
-        # vLLM says count; llama.cpp only lists the tokens.
+            raise TokenizerUnavailableError(f"{engine_url}/tokenize does not return a JSON object")
+        # vLLM returns the count; llama.cpp only lists the tokens.
         return int(table["count"] if "count" in table else len(table["tokens"]))
 
     def words(text: str) -> int:
@@ -62,10 +63,10 @@ def by_tokenizer(engine_url: str, model: str) -> TokenCosts:
 
 
 def by_usage(target: Target, model: str) -> TokenCosts:
-    """The token_costs by two requests of one token each, from the ``prompt_tokens`` that the engine counts in them.
+    """Return the costs by two requests of one token each, from the ``prompt_tokens`` in their usage.
 
-    What words cost on average, not each; used where only the gateway can be reached. Without usable answers the
-    token_costs says that its sizes are estimates.
+    These are average costs, for runs that reach only the gateway. Without usable responses the ``source`` of the
+    costs states that sizes are estimates.
     """
     client = LoadClient(target)
     counts = []
@@ -73,7 +74,7 @@ def by_usage(target: Target, model: str) -> TokenCosts:
         for words in (PROBE // 10, PROBE):
             text = " ".join(WORDS[i % len(WORDS)] for i in range(words))
             body = {"messages": [{"role": "user", "content": text}], "max_tokens": 1}
-            sample = client.ask(RequestSpec(model, body, max_tokens=1))
+            sample = client.send(RequestSpec(model, body, max_tokens=1))
             if not sample.prompt_tokens:
                 reason = sample.cause or "usage without prompt_tokens"
                 return TokenCosts(source=f"estimated at 1.3 tokens a word: a probe failed ({reason})")

@@ -1,4 +1,4 @@
-# The admin API: keys, usage, what is loaded. A process beside the gateway and under its user, on loopback.
+# The admin API: keys, usage, loaded models. A separate process on loopback, under the gateway's user.
 { config, lib, ... }:
 let
   inherit (import ./lib.nix { inherit lib; }) hardened secretPath;
@@ -13,7 +13,7 @@ in
       type = lib.types.nullOr secretPath;
       default = null;
       example = "/run/secrets/admin-token";
-      description = "File that holds the admin token, at least 16 characters; handed over as a systemd credential.";
+      description = "File with the admin token of at least 16 characters; the unit gets it as a systemd credential.";
     };
   };
 
@@ -25,11 +25,11 @@ in
       }
       {
         assertion = appliance.gateway.enable;
-        message = "appliance.admin.enable without appliance.gateway.enable: it keeps the gateway's keys; enable the gateway on this host, or switch the admin API off.";
+        message = "appliance.admin.enable without appliance.gateway.enable: it manages the gateway's keys; enable the gateway on this host, or disable the admin API.";
       }
       {
         assertion = lib.hasPrefix "127." listen || listen == "::1";
-        message = "appliance.settings.admin.host = \"${listen}\" is not loopback: reach it with `ssh -L 8001:127.0.0.1:8001`, and leave it at 127.0.0.1.";
+        message = "appliance.settings.admin.host = \"${listen}\" is not loopback: set it to 127.0.0.1 and connect with `ssh -L 8001:127.0.0.1:8001`.";
       }
     ];
     systemd.services.appliance-admin = {
@@ -42,13 +42,13 @@ in
         User = "appliance-gateway";
         Group = "appliance-gateway";
         ExecStart = "${lib.getExe appliance.package} admin --config /etc/appliance/appliance.json";
-        # The gateway's folder: the database, and the socket that the gateway listens on.
+        # The gateway's folder has the database and the gateway's control socket.
         StateDirectory = "appliance-gateway";
         StateDirectoryMode = "0700";
         WorkingDirectory = "/var/lib/appliance-gateway";
         Restart = "always";
         RestartSec = 2;
-        # It serves HTTP to this host, and asks the gateway over a Unix socket.
+        # It serves HTTP to this host and calls the gateway over a Unix socket.
         RestrictAddressFamilies = [
           "AF_UNIX"
           "AF_INET"

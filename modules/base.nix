@@ -1,11 +1,11 @@
-# What both machines are: systemd-boot or the provider's loader is the host's own affair, the rest is here.
+# Settings of both machines, except the boot loader: each host sets its own.
 { config, lib, ... }:
 let
   cfg = config.appliance.base;
 in
 {
   options.appliance.base = {
-    enable = lib.mkEnableOption "what both machines share: immutable users, watchdog, bounded journal";
+    enable = lib.mkEnableOption "the settings of both machines: immutable users, watchdog, bounded journal";
     watchdogSec = lib.mkOption {
       type = lib.types.ints.positive;
       default = 60;
@@ -16,14 +16,14 @@ in
 
   config = lib.mkIf cfg.enable {
     users.mutableUsers = lib.mkDefault false;
-    # A panic or a hang becomes a reboot: nobody stands beside the machine.
+    # A panic or a hang ends in a reboot: the machine has no operator on site.
     boot.kernel.sysctl."kernel.panic" = lib.mkDefault 10;
     systemd.settings.Manager.RuntimeWatchdogSec = lib.mkDefault "${toString cfg.watchdogSec}s";
-    # An emergency shell would wait for a keyboard; going on keeps SSH reachable.
+    # An emergency shell would wait for a keyboard; without it the boot continues and SSH stays reachable.
     systemd.enableEmergencyMode = lib.mkDefault false;
-    # Prompts never reach the journal, but it must not fill the disk either.
+    # The journal never contains prompts, but it must not fill the disk either.
     services.journald.extraConfig = lib.mkDefault "SystemMaxUse=2G";
-    # The kernel side of a chained remote exploit against nginx (facts: CVE-2026-123633); nothing here uses it.
+    # The kernel side of a chained remote exploit against nginx (CVE-2026-123633); the appliance does not use SCTP.
     boot.blacklistedKernelModules = [ "sctp" ];
     nix.settings.experimental-features = [
       "nix-command"

@@ -1,5 +1,6 @@
-# The site: one JSON file that appliance/contract/model.py validates. RFC 42: `settings` is that file; typed here is
-# only what NixOS itself has to know. Keys are spelled as in the file, so its documentation serves for both.
+# The site: one JSON file that appliance/contract/model.py validates. `settings` is that file (RFC 42:
+# https://github.com/NixOS/rfcs/blob/master/rfcs/0042-config-option.md). Only the keys that modules read have options
+# here. Keys have the same names as in the file, so its documentation covers both.
 {
   config,
   lib,
@@ -189,7 +190,7 @@ in
         }
       );
     };
-    # What other modules read.
+    # Read by other modules.
     thisHost = mkOption {
       type = types.raw;
       internal = true;
@@ -221,11 +222,11 @@ in
     assertions = [
       {
         assertion = cfg.settings.hosts ? ${cfg.host};
-        message = "appliance.host = \"${cfg.host}\" is none of appliance.settings.hosts (${lib.concatStringsSep ", " (lib.attrNames cfg.settings.hosts)}): add it there, or set appliance.host.";
+        message = "appliance.host = \"${cfg.host}\" is not in appliance.settings.hosts (${lib.concatStringsSep ", " (lib.attrNames cfg.settings.hosts)}): add it there, or set appliance.host.";
       }
     ];
     environment.etc."appliance/appliance.json".source = cfg.configFile;
-    # A site that cannot work does not build: the same command that a person runs.
+    # An invalid site fails the build, with the same command that an operator runs.
     system.checks = [
       (pkgs.runCommand "appliance-check" { } ''
         ${lib.getExe cfg.package} check ${cfg.configFile}

@@ -1,5 +1,5 @@
-# Every concern of the appliance. Nothing here acts until a role (roles/gpu.nix, roles/vps.nix) or a host
-# switches it on, so importing this module alone changes no machine.
+# All modules of the appliance. Each is disabled until a role (roles/gpu.nix, roles/vps.nix) or a host enables it, so
+# importing this module alone changes no machine.
 {
   imports = [
     ./contract.nix

@@ -1,5 +1,5 @@
-# `appliance doctor` on both machines, and what it holds them to: /etc/appliance/machine.json, which
-# appliance/contract/machine.py reads. Nothing is decided here; each value is where its own module has it.
+# `appliance doctor` on both machines, and the description that it checks them against: /etc/appliance/machine.json,
+# which appliance/contract/machine.py reads. This module decides nothing; it collects the values of other modules.
 {
   config,
   lib,
@@ -14,13 +14,13 @@ let
   peers = lib.filterAttrs (_: peer: peer.publicKey != null) wg.peers;
   format = pkgs.formats.json { };
   part = test: value: if test then value else null;
-  # An absent part is not on this machine; the file leaves it out.
+  # The file omits the parts that this machine does not have.
   present = lib.filterAttrs (_: value: value != null);
   opening =
     test: protocol: port: by:
     lib.optional test { inherit protocol port by; };
 
-  # Ours only: other modules of NixOS add parameters that depend on things which are not this module's to know.
+  # Only the parameters that our modules set: those of other NixOS modules depend on the hardware.
   ours = [
     "transparent_hugepage="
     "pcie_aspm="
@@ -64,7 +64,7 @@ let
       transparent_hugepages = appliance.memory.transparentHugepages;
       max_map_count = appliance.memory.maxMapCount;
     };
-    # With no peer there is nobody to shake hands with, and the build says so already.
+    # A tunnel without peers has no handshakes; an assertion reports it at build time.
     tunnel = part (wg.enable && peers != { }) (present {
       interface = "wg0";
       inherit (wg) address mtu;
@@ -81,7 +81,7 @@ let
     firewall = part network.firewall.enable {
       openings =
         opening (wg.enable && wg.listenPort != null) "udp" wg.listenPort "tunnel"
-        # The API comes through the tunnel and from nowhere else.
+        # Only the tunnel reaches the API.
         ++ map (o: o // { interface = "wg0"; }) (
           opening (
             appliance.gateway.enable && wg.enable && wg.peers != { }
@@ -98,7 +98,7 @@ let
     };
     edge = part network.edge.enable {
       inherit (network.edge) domain;
-      # Where security.acme keeps it.
+      # The path that security.acme uses.
       certificate = "/var/lib/acme/${network.edge.domain}/fullchain.pem";
       nginx = config.services.nginx.package.version;
       http2 = config.services.nginx.virtualHosts.${network.edge.domain}.http2;
@@ -129,18 +129,18 @@ in
     assertions = [
       {
         assertion = builtins.match "[A-Za-z0-9][A-Za-z0-9._-]{0,62}" appliance.host != null;
-        message = "appliance.host = \"${appliance.host}\" is no name, which the doctor's description of this machine needs: use letters, digits, dot, dash and underscore.";
+        message = "appliance.host = \"${appliance.host}\" is not a valid name for the doctor's description of this machine: use letters, digits, dot, dash and underscore.";
       }
     ];
     environment.etc."appliance/machine.json".source = cfg.machineFile;
-    # The doctor itself, and the programs it asks; the driver's and systemd's own are there already.
+    # The doctor and the programs that it calls; NixOS installs those of the driver and of systemd.
     environment.systemPackages = [
       appliance.package
     ]
     ++ lib.optional network.firewall.enable pkgs.nftables
     ++ lib.optional wg.enable pkgs.wireguard-tools
     ++ lib.optional network.edge.enable pkgs.openssl;
-    # A description that the doctor cannot read does not build.
+    # A description that the doctor cannot read fails the build.
     system.checks = [
       (pkgs.runCommand "appliance-machine-check" { } ''
         ${lib.getExe appliance.package} doctor --list --machine ${cfg.machineFile} ${lib.optionalString hasSite "--config ${appliance.configFile}"}

@@ -1,4 +1,4 @@
-# The modules whose options docs/options.md describes.
+# The modules whose options are in docs/options.md.
 [
   ./default.nix
   ./installer/disk.nix

@@ -1,5 +1,5 @@
-# One unit per replica. What an engine's command line is, `appliance engine exec` knows; here stands what the
-# process may touch and how it ends.
+# One unit per replica. `appliance engine exec` builds the command line of the engine; this module defines its sandbox,
+# its environment and how it stops.
 {
   config,
   lib,
@@ -18,7 +18,7 @@ let
   cfg = appliance.engines;
   inherit (lib) mkOption types;
 
-  # A lone replica bears the engine's own name; several are NAME.0, NAME.1 … as appliance/engines/argv.py has it.
+  # A single replica has the engine's name; several are NAME.0, NAME.1 …, as in appliance/engines/argv.py.
   replicas = lib.concatLists (
     lib.mapAttrsToList (
       name: engine:
@@ -45,7 +45,7 @@ let
       16
     ])
   ) appliance.myEngines;
-  # No CUDA-free vLLM is locked here: its CPU build is for `make up`, on machines without Nix.
+  # The locked wheels contain no CPU build of vLLM: that one is for `make up`, on machines without Nix.
   homeless = lib.filterAttrs (
     _: e: e.kind == "vllm" && e.device == "cpu" && e.command == null
   ) appliance.myEngines;
@@ -64,7 +64,7 @@ let
       DynamicUser = true;
       # Torch Inductor, Triton and FlashInfer compile kernels in the process: writable pages become executable.
       MemoryDenyWriteExecute = false;
-      # Loopback for the API, Unix sockets between workers; NCCL reads the interfaces over netlink.
+      # Loopback for the API, Unix sockets between workers, netlink for NCCL, which lists the interfaces.
       RestrictAddressFamilies = [
         "AF_UNIX"
         "AF_INET"
@@ -72,7 +72,7 @@ let
         "AF_NETLINK"
       ];
       IPAddressAllow = "localhost";
-      # Its own scheduler calls: workers set affinity and priorities, and pin memory (mbind, mlock).
+      # Scheduler calls: workers set affinity and priorities, and pin memory (mbind, mlock).
       SystemCallFilter = [
         "@system-service"
         "~@privileged"
@@ -82,14 +82,14 @@ let
         "move_pages"
         "migrate_pages"
       ];
-      # /proc/meminfo, /proc/cpuinfo and /proc/driver/nvidia size the caches and find the cards.
+      # The engine reads /proc/meminfo and /proc/cpuinfo to size its caches, /proc/driver/nvidia to find the cards.
       ProcSubset = "all";
       LimitMEMLOCK = "infinity"; # pinned host buffers
       LimitNOFILE = 65536; # one socket per stream, one file per shard
       ReadOnlyPaths = [ appliance.models.store.path ];
     }
     // lib.optionalAttrs cuda {
-      # The cards are devices; no other device is opened up.
+      # The cards are devices; all other devices stay closed.
       PrivateDevices = false;
       DeviceAllow = [
         "char-nvidia-frontend rw"
@@ -97,7 +97,7 @@ let
         "char-nvidia-uvm rw"
         "char-nvidia-caps rw"
       ];
-      # The driver checks the caller's real user for its nodes, and NCCL shares memory between processes by it.
+      # The driver checks the real user of the process, and NCCL shares memory between processes of one user.
       PrivateUsers = false;
     };
 
@@ -107,7 +107,7 @@ let
       nodes = numaNodes appliance.thisHost.gpus (cardsOf replica.engine replica.index);
     in
     lib.optionalAttrs (appliance.numa.pin && lib.length nodes == 1) {
-      # Preferred, not bound: a node that is full shall slow an engine down, never kill it.
+      # Preferred, not bound: a full node must slow an engine down, never kill it.
       NUMAPolicy = "preferred";
       NUMAMask = toString (lib.head nodes);
       CPUAffinity = "numa";
@@ -117,7 +117,7 @@ let
     replica:
     lib.nameValuePair "appliance-engine-${replica.name}" {
       description = "Engine ${replica.name}: ${replica.engine.model}";
-      # An engine on demand is started by the gateway, when somebody asks for its model.
+      # The gateway starts an on-demand engine when a client requests its model.
       wantedBy = lib.optional (replica.engine.residency == "always") "multi-user.target";
       after = [
         "appliance-gpu-power.service"
@@ -127,8 +127,9 @@ let
       requires = lib.optional (appliance.models.lock != null) "appliance-models-verify.service";
       unitConfig = {
         RequiresMountsFor = [ appliance.models.store.path ];
-        # A model that does not fit fails the same way each time; the smoke test says so, a loop would hide it. Starts by
-        # hand count too: an engine on demand starts with every turn of its model, and the gateway bounds its failures.
+        # A model that does not fit fails each time; the smoke test reports it, a restart loop would hide it. systemd
+        # also counts the starts that the gateway requests. An on-demand engine starts with every turn of its model, so
+        # it has no limit here: the gateway limits its failures.
         StartLimitIntervalSec = if replica.engine.residency == "on-demand" then 0 else "1h";
         StartLimitBurst = 5;
       };
@@ -140,15 +141,15 @@ let
       environment = {
         HOME = "%C/appliance-engine-${replica.name}";
         HF_HOME = appliance.models.store.path;
-        # Kernels are compiled at the first start; keep them, and keep them apart from other replicas'.
+        # The first start compiles kernels; the cache keeps them, separate for each replica.
         XDG_CACHE_HOME = "%C/appliance-engine-${replica.name}";
-        # Workers find each other on loopback; left alone they take the LAN address, which the sandbox refuses.
+        # Workers connect over loopback; by default they would use the LAN address, which the sandbox blocks.
         VLLM_HOST_IP = "127.0.0.1";
         GLOO_SOCKET_IFNAME = "lo";
         NCCL_SOCKET_IFNAME = "lo";
       }
       // lib.optionalAttrs (replica.engine.device == "cuda") {
-        # What compiles kernels looks for nvcc, a C compiler and the driver by these names; NixOS has no ldconfig.
+        # Kernel compilers find nvcc, a C compiler and the driver by these names; NixOS has no ldconfig.
         CUDA_HOME = "${cfg.cudaEnvironment}/${cfg.cudaHome}";
         TRITON_LIBCUDA_PATH = "/run/opengl-driver/lib";
         LD_LIBRARY_PATH = "/run/opengl-driver/lib";
@@ -165,9 +166,9 @@ let
           CacheDirectoryMode = "0700";
           Restart = "on-failure";
           RestartSec = 5;
-          # Only the front process gets SIGTERM: it finishes what runs, then ends its workers itself.
+          # Only the front process gets SIGTERM: it drains, then stops its workers itself.
           KillMode = "mixed";
-          # Above the engine's own deadline, so that it is the engine which ends the last streams, not SIGKILL.
+          # Longer than the engine's own deadline, so that the engine ends the last streams, not SIGKILL.
           TimeoutStopSec = replica.engine.shutdown_timeout_s + 15;
           LoadCredential = credentials cfg.credentials;
         };
@@ -175,27 +176,27 @@ let
 in
 {
   options.appliance.engines = {
-    enable = lib.mkEnableOption "this host's engines, a unit per replica";
+    enable = lib.mkEnableOption "the engines of this host, one unit per replica";
     cudaEnvironment = mkOption {
       type = types.package;
       default = pkgs.callPackage ./packages/engine-cuda.nix { };
       defaultText = lib.literalMD "the locked wheel set, modules/wheels.json";
       example = lib.literalExpression "inputs.appliance.packages.x86_64-linux.engine-cuda";
-      description = "Python environment of vLLM on the cards.";
+      description = "Python environment of vLLM with CUDA.";
     };
     cudaHome = mkOption {
       type = types.str;
       default = "lib/python${appliance.pins.python}/site-packages/nvidia/cu13";
       defaultText = lib.literalMD "nvidia/cu13 in the environment's site-packages";
       example = "lib/python3.13/site-packages/nvidia/cu13";
-      description = "Where nvcc and its headers lie inside the environment.";
+      description = "Folder of nvcc and its headers inside the environment.";
     };
     llamacpp = mkOption {
       type = types.package;
       default = pkgs.llama-cpp.override { cudaSupport = true; };
       defaultText = lib.literalExpression "pkgs.llama-cpp.override { cudaSupport = true; }";
       example = lib.literalExpression "pkgs.llama-cpp";
-      description = "Package of llama-server.";
+      description = "Package with llama-server.";
     };
     credentials = mkOption {
       type = types.attrsOf secretPath;
@@ -203,7 +204,7 @@ in
       example = {
         hub-token = "/run/secrets/hub-token";
       };
-      description = "Secrets given to every engine as systemd credentials, by name.";
+      description = "Secrets that every engine gets as systemd credentials, by name.";
     };
   };
 
@@ -213,21 +214,21 @@ in
         assertion = clashes == [ ];
         message = "appliance.settings.engines: port ${
           lib.concatMapStringsSep ", " toString (lib.unique (map (p: p.port) clashes))
-        } is taken twice (${
+        } is used twice (${
           lib.concatStringsSep ", " (lib.unique (map (p: p.name) clashes))
         }, gateway ${toString appliance.settings.gateway.port}): give each replica and the gateway a port of its own.";
       }
       {
         assertion = odd == { };
-        message = "appliance.settings.engines.${names odd}: tensor_parallel must be 1, 2, 4, 8 or 16, since it has to divide the model's attention heads: use fewer cards, or several replicas.";
+        message = "appliance.settings.engines.${names odd}: tensor_parallel must be 1, 2, 4, 8 or 16, since it must divide the attention heads of the model: use fewer cards, or several replicas.";
       }
       {
         assertion = homeless == { };
-        message = "appliance.settings.engines.${names homeless}: vLLM on the CPU has no environment in this flake: set command to the Python of one, or kind = \"llamacpp\".";
+        message = "appliance.settings.engines.${names homeless}: this flake has no CPU build of vLLM: set command to the Python of one, or kind = \"llamacpp\".";
       }
       {
         assertion = absent == { };
-        message = "appliance.settings.engines.${names absent}: names a card that host ${appliance.host} does not have: list the card under hosts.${appliance.host}.gpus or correct gpus.";
+        message = "appliance.settings.engines.${names absent}: host ${appliance.host} does not have one of its cards: list the card under hosts.${appliance.host}.gpus, or correct gpus.";
       }
     ];
     systemd.services = lib.listToAttrs (map unit replicas);

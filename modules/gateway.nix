@@ -1,4 +1,4 @@
-# The gateway: one process, loopback or the tunnel's address, nothing of the machine in sight.
+# The gateway: one process in a sandbox, listening on loopback or on the address of the tunnel.
 {
   config,
   lib,
@@ -24,13 +24,13 @@ in
       example = {
         admin-token = "/run/secrets/admin-token";
       };
-      description = "Secrets given to the gateway as systemd credentials, by name; it reads them from $CREDENTIALS_DIRECTORY.";
+      description = "Secrets that the gateway gets as systemd credentials, by name; it reads them from $CREDENTIALS_DIRECTORY.";
     };
     drainSec = lib.mkOption {
       type = lib.types.ints.positive;
       default = 90;
       example = 300;
-      description = "Seconds that open streams get when the gateway stops.";
+      description = "Seconds that open streams may still run when the gateway stops.";
     };
   };
 
@@ -39,17 +39,17 @@ in
       {
         assertion = isLoopback || (own.enable && listen.host == own.address);
         message = ''
-          appliance.settings.gateway.host = "${listen.host}" is neither loopback nor this host's tunnel address:
-          the VPS is the public side. Set it to "${if own.enable then own.address else "127.0.0.1"}".
+          appliance.settings.gateway.host = "${listen.host}" is neither loopback nor the tunnel address of this host;
+          only the VPS is public: set it to "${if own.enable then own.address else "127.0.0.1"}".
         '';
       }
       {
         assertion = listen.data_dir == dataDir;
-        message = "appliance.settings.gateway.data_dir = \"${listen.data_dir}\" is outside what its unit may write: leave it at ${dataDir} and mount another disk there if need be.";
+        message = "appliance.settings.gateway.data_dir = \"${listen.data_dir}\" is not writable for its unit: leave it at ${dataDir}, and mount another disk there if necessary.";
       }
       {
         assertion = lib.all (e: e.shutdown_timeout_s <= cfg.drainSec) (lib.attrValues appliance.myEngines);
-        message = "appliance.gateway.drainSec = ${toString cfg.drainSec} is less than an engine's shutdown_timeout_s: the gateway would cut streams that the engine still finishes; raise it to the largest of them.";
+        message = "appliance.gateway.drainSec = ${toString cfg.drainSec} is less than an engine's shutdown_timeout_s: the gateway would cut streams that the engine still finishes: raise it to the largest of them.";
       }
     ];
 
@@ -58,7 +58,7 @@ in
     }
     // lib.optionalAttrs (onDemand != { }) { engine_control = lib.mkDefault "systemd"; };
 
-    # The gateway may start and stop the engines' units, and nothing else of systemd.
+    # The gateway may start and stop the units of engines, and no other unit.
     security.polkit = lib.mkIf (onDemand != { }) {
       enable = true;
       extraConfig = ''
@@ -73,7 +73,7 @@ in
     };
 
     users.groups.appliance-gateway = { };
-    # A user of its own, not a dynamic one: `appliance-keys` and the smoke test write beside it, under the same owner.
+    # A static user: `appliance-keys` and the smoke test write to the same folder under the same owner.
     users.users.appliance-gateway = {
       isSystemUser = true;
       group = "appliance-gateway";
@@ -82,7 +82,8 @@ in
     environment.variables.APPLIANCE_CONFIG = "/etc/appliance/appliance.json";
     environment.systemPackages = [
       appliance.package
-      # As the gateway's user: a file that root made in its folder would stop it, and its socket is its own.
+      # Run as the gateway's user: a file of root in its folder would stop the gateway, and only that user may use the
+      # control socket.
       (pkgs.writeShellScriptBin "appliance-gateway" ''
         exec ${lib.getExe' pkgs.util-linux "runuser"} -u appliance-gateway -- ${lib.getExe appliance.package} "$@"
       '')
@@ -97,9 +98,9 @@ in
       after = [ "network-online.target" ] ++ lib.optional own.enable "wireguard-wg0.service";
       wants = [ "network-online.target" ];
       restartTriggers = [ appliance.configFile ];
-      # systemctl, for engines on demand.
+      # systemctl, for on-demand engines.
       path = lib.optional (onDemand != { }) pkgs.systemd;
-      # The tunnel's address may come late; it tries again for as long as that takes.
+      # The address of the tunnel may appear late; the unit retries without a limit.
       unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = hardened // {
         Type = "exec";
@@ -111,12 +112,12 @@ in
         WorkingDirectory = dataDir;
         Restart = "always";
         RestartSec = 1;
-        # Streams finish before the process does.
+        # Streams finish before the process ends.
         KillMode = "mixed";
         TimeoutStopSec = cfg.drainSec + 10;
-        # One socket per client and one per engine stream.
+        # One socket per client and one per stream of an engine.
         LimitNOFILE = 65536;
-        # It serves HTTP and calls the engines: sockets, to this host and to the tunnel's peers only.
+        # It serves HTTP and calls the engines: sockets to this host and to the peers of the tunnel only.
         RestrictAddressFamilies = [
           "AF_UNIX"
           "AF_INET"

@@ -1,11 +1,11 @@
-# What several modules share: the hardened baseline of every unit of ours, and the type of a secret's path.
+# Functions and values that several modules share, above all the hardened baseline of every unit of ours.
 { lib }:
 {
-  # A path literal would be copied into the store, which every user may read; so a secret's place is a
-  # string, and one outside the store.
+  # The path of a secret: a string outside the store. Nix would copy a path literal into the store, which every user
+  # may read.
   secretPath = lib.mkOptionType {
     name = "secretPath";
-    description = "absolute path outside the Nix store, in quotes (what is in the store every user can read: put it under /run/secrets)";
+    description = "absolute path outside the Nix store, in quotes (every user can read the store: put it under /run/secrets)";
     descriptionClass = "noun";
     check =
       v:
@@ -31,8 +31,8 @@
   # Values of LoadCredential for secrets by name.
   credentials = lib.mapAttrsToList (name: path: "${name}:${path}");
 
-  # Tight enough that `systemd-analyze security` gives 2.0 or better. A unit that needs more says what
-  # and why, beside it.
+  # Strict enough for 2.0 or better of `systemd-analyze security`. A unit that needs more access names it, with the
+  # reason.
   hardened = {
     AmbientCapabilities = "";
     CapabilityBoundingSet = "";

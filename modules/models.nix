@@ -1,5 +1,5 @@
-# Where weights lie: outside the Nix store, fetched by revision, verified against models.lock before an
-# engine may read them.
+# The model store: weights outside the Nix store, fetched by revision. A unit verifies them against models.lock before
+# an engine starts.
 {
   config,
   lib,
@@ -26,7 +26,7 @@ in
         ];
         default = "directory";
         example = "tmpfs";
-        description = "`directory` keeps weights on disk; `tmpfs` in RAM, for a host that swaps models often.";
+        description = "`directory` keeps weights on disk, `tmpfs` in RAM, for a host that swaps models often.";
       };
       path = mkOption {
         type = types.strMatching "/.*";
@@ -45,7 +45,7 @@ in
       type = types.nullOr types.path;
       default = null;
       example = lib.literalExpression "./models.lock";
-      description = "models.lock: repository, revision, file, size and SHA-256 of every weight file.";
+      description = "The file models.lock: repository, revision, file, size and SHA-256 of every weight file.";
     };
   };
 
@@ -62,11 +62,11 @@ in
       }
       {
         assertion = !(lib.hasPrefix builtins.storeDir cfg.store.path);
-        message = "appliance.models.store.path = ${cfg.store.path} lies in the Nix store, which weights would fill for good: set a folder such as /var/lib/appliance-models.";
+        message = "appliance.models.store.path = ${cfg.store.path} is in the Nix store, which weights would fill permanently: set a folder such as /var/lib/appliance-models.";
       }
       {
         assertion = loose == { };
-        message = "appliance.settings.models.${lib.concatStringsSep ", " (lib.attrNames loose)}: a repository without a pinned revision: set revision to the 40 hex digits of its commit.";
+        message = "appliance.settings.models.${lib.concatStringsSep ", " (lib.attrNames loose)}: a repository needs a pinned revision: set revision to the 40 hex digits of its commit.";
       }
     ];
 
@@ -84,7 +84,7 @@ in
         ];
       };
     };
-    # World-readable: weights are public, and every engine is a user of its own.
+    # World-readable: weights are public, and every engine has its own user.
     systemd.tmpfiles.settings.appliance-models = lib.mkIf (cfg.store.kind == "directory") {
       ${cfg.store.path}.d = {
         mode = "0755";
@@ -104,7 +104,7 @@ in
         DynamicUser = true;
         ExecStart = "${lib.getExe config.appliance.package} models verify --lock /etc/appliance/models.lock --store ${cfg.store.path}";
         ReadOnlyPaths = [ cfg.store.path ];
-        # Hundreds of GiB at the speed of the disk.
+        # It reads hundreds of GiB at the speed of the disk.
         TimeoutStartSec = "2h";
       };
     };

@@ -1,5 +1,5 @@
-# Keeps an engine's threads and memory on the NUMA node of its cards. On a host whose cards all sit on one
-# node there is nothing to gain, so it is off there.
+# NUMA pinning: an engine's threads and memory stay on the NUMA node of its cards. It is off on a host whose cards are
+# all on one node, since it gains nothing there.
 { config, lib, ... }:
 let
   cfg = config.appliance;
@@ -16,7 +16,7 @@ in
     pin = lib.mkOption {
       type = lib.types.bool;
       default = lib.length (nodes (map (card: card.index) cfg.thisHost.gpus)) > 1;
-      defaultText = lib.literalMD "whether this host's cards sit on more than one node";
+      defaultText = lib.literalMD "whether the cards of this host are on more than one node";
       example = false;
       description = "Whether to keep each engine on the NUMA node of its cards.";
     };

@@ -1,5 +1,4 @@
-# docs/options.md as text, from the options themselves. The file in the repository and the flake's package
-# both come from here.
+# The text of docs/options.md, generated from the options, for the file in the repository and for the flake's package.
 {
   lib,
   options,
@@ -46,9 +45,9 @@ in
 ''
   # Options
 
-  Generated from `modules/`; do not edit. `make options-doc` writes it, a test holds it to the modules.
-  Keys under `appliance.settings` are those of the configuration file; only what NixOS itself needs to know is
-  typed here, `appliance schema` describes them all.
+  Generated from `modules/`; do not edit. `make options-doc` writes it, a test compares it with the modules.
+  Keys under `appliance.settings` are those of the configuration file. This page has the keys that NixOS modules
+  read; `appliance schema` describes all of them.
 
 ''
 + lib.concatMapStringsSep "\n" entry visible

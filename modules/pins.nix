@@ -1,5 +1,5 @@
-# The tested set: driver, kernel, CUDA, Python, torch, vLLM. These versions stand here and nowhere else; the
-# wheels behind three of them are modules/wheels.json, and an assertion holds the two together.
+# The tested set of versions: driver, kernel, CUDA, Python, torch, vLLM. No other file repeats them, except
+# modules/wheels.json for the wheels; assertions compare the two.
 {
   config,
   lib,
@@ -24,7 +24,7 @@ let
 in
 {
   options.appliance.pins = {
-    driver = pin "NVIDIA driver; one set with the kernel below." "595.71.05";
+    driver = pin "NVIDIA driver, tested with the kernel below." "595.71.05";
     driverHashes = lib.mkOption {
       type = lib.types.attrsOf lib.types.str;
       default = {
@@ -36,10 +36,10 @@ in
       example = {
         openSha256 = "sha256-Lfz71QWKM6x/jD2B22SWpUi7/og30HRlXg1kL3EWzEw=";
       };
-      description = "Hashes of the driver's parts, as nvidiaPackages.mkDriver names them. They change with `driver`.";
+      description = "Hashes of the driver's parts, by the names of nvidiaPackages.mkDriver. They change with `driver`.";
     };
-    kernel = pin "Kernel series; the driver's modules are built for it." "6.18";
-    cuda = pin "CUDA runtime inside the wheels." "13.0";
+    kernel = pin "Kernel series for which the driver's modules are built." "6.18";
+    cuda = pin "CUDA runtime in the wheels." "13.0";
     python = pin "Python of the engine's environment." "3.13";
     torch = pin "torch in the wheel set." "2.13.0";
     vllm = pin "vLLM in the wheel set." "0.32.0";
@@ -57,7 +57,7 @@ in
       {
         assertion = onGpu && lib.any isBlackwell cards -> lib.versionAtLeast cfg.driver "570";
         message = ''
-          appliance.pins.driver = "${cfg.driver}" does not know Blackwell cards (sm_120), which need 570 or
+          appliance.pins.driver = "${cfg.driver}" does not support Blackwell cards (sm_120), which need 570 or
           newer: set appliance.pins.driver to "595.71.05" (the tested one).
         '';
       }
@@ -71,8 +71,8 @@ in
       {
         assertion = locked "vllm" == cfg.vllm && locked "torch" == cfg.torch;
         message = ''
-          appliance.pins says vllm ${cfg.vllm} and torch ${cfg.torch}, modules/wheels.json holds
-          ${locked "vllm"} and ${locked "torch"}: run `make lock-engine`, or set the pins to what is locked.
+          appliance.pins has vllm ${cfg.vllm} and torch ${cfg.torch}, but modules/wheels.json has
+          ${locked "vllm"} and ${locked "torch"}: run `make lock-engine`, or set the pins to the locked versions.
         '';
       }
       {
@@ -98,11 +98,12 @@ in
     boot.kernelPackages =
       lib.mkIf onGpu
         pkgs."linuxPackages_${lib.replaceStrings [ "." ] [ "_" ] cfg.kernel}";
-    # A plain definition, not a default: what the set was tested with is what runs.
+    # A plain definition, not a default: the tested driver must run.
     hardware.nvidia.package = lib.mkIf onGpu (
       config.boot.kernelPackages.nvidiaPackages.mkDriver ({ version = cfg.driver; } // cfg.driverHashes)
     );
-    # nixpkgs' switch refuses to go live over a change of any of these; `nixos-rebuild boot` and a reboot do it.
+    # A live switch refuses a change of any of these; use `nixos-rebuild boot` and a reboot.
+    # https://github.com/NixOS/nixpkgs/pull/473282
     system.switch.inhibitors = lib.mkIf onGpu {
       nvidia-driver = cfg.driver;
       cuda-major = major cfg.cuda;

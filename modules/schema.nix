@@ -1,5 +1,5 @@
-# Options for keys of the site, made from `appliance schema` (schema.json, written by `make options-doc`): types,
-# defaults and descriptions stand in appliance/contract/model.py and nowhere else.
+# Options for keys of the site, made from schema.json, the output of `appliance schema` (`make options-doc` writes it).
+# So types, defaults and descriptions are only in appliance/contract/model.py.
 { lib, format }:
 let
   inherit (lib) mkOption types;

@@ -1,5 +1,5 @@
-# Proves the machine once it is up: what the doctor sees, a token from each engine, the gateway's lock, a load of
-# real requests held to the SLO. What a verdict leads to is modules/trial.nix.
+# The smoke test after boot: the doctor's checks, a token from each engine, the gateway's authorisation, and a load of
+# real requests against the SLO. modules/trial.nix acts on its verdict.
 {
   config,
   lib,
@@ -17,8 +17,8 @@ let
     )
   );
   cuda = lib.any (e: e.device == "cuda") (lib.attrValues appliance.myEngines);
-  # A key for an hour, or for as long as the test may take where that is more, made by the gateway's own user and
-  # handed over in the environment: it stands in no file and no argument list.
+  # A key for one hour, or for the timeout of the test if that is longer. The gateway's user makes it, and the test gets
+  # it in the environment, so that no file and no argument list contains it.
   run = pkgs.writeShellScript "appliance-smoke" ''
     set -eu
     APPLIANCE_API_KEY=$(${lib.getExe appliance.package} keys create smoke --expires-in ${toString (lib.max 3600 cfg.timeoutSec)}s --config /etc/appliance/appliance.json)
@@ -38,28 +38,28 @@ in
       ];
       default = "per-generation";
       example = "every-boot";
-      description = "Whether each boot proves the machine, or only the first ones of a generation, until it has passed after a boot. A live switch is always proven.";
+      description = "`every-boot` runs the test at each boot; `per-generation` runs it at each boot of a generation until it has passed after one. It always runs after a live switch.";
     };
     timeoutSec = mkOption {
       type = types.ints.positive;
-      # The slowest engine's start, then the requests themselves.
+      # The start of the slowest engine, then the requests.
       default =
         lib.foldl' lib.max 600 (lib.mapAttrsToList (_: e: e.start_timeout_s) appliance.myEngines) + 600;
-      defaultText = lib.literalMD "the longest `start_timeout_s` of this host's engines, at least 600, and 600 more";
+      defaultText = lib.literalMD "the longest `start_timeout_s` of the engines of this host, at least 600, plus 600";
       example = 900;
-      description = "Seconds after which a smoke test that has not ended has failed.";
+      description = "Seconds after which a running smoke test counts as failed.";
     };
     onPass = mkOption {
       type = types.listOf types.str;
       default = [ ];
-      example = [ "tell-the-fleet.service" ];
-      description = "Further units to start once it has passed.";
+      example = [ "notify-fleet.service" ];
+      description = "More units to start after it passed.";
     };
     onFail = mkOption {
       type = types.listOf types.str;
       default = [ ];
       example = [ "ring-the-bell.service" ];
-      description = "Further units to start once it has failed.";
+      description = "More units to start after it failed.";
     };
   };
 
@@ -67,12 +67,12 @@ in
     assertions = [
       {
         assertion = appliance.gateway.enable;
-        message = "appliance.smoke.enable without appliance.gateway.enable: the smoke test asks the gateway; enable it, or switch the test off on this host.";
+        message = "appliance.smoke.enable without appliance.gateway.enable: the smoke test sends requests to the gateway; enable it, or disable the test on this host.";
       }
     ];
     systemd.services.appliance-smoke = {
       description = "Smoke test of the whole service";
-      # Not active after it has passed: each start of multi-user.target, so each switch, runs it anew.
+      # It is inactive after it passed, so each start of multi-user.target, and thus each switch, runs it again.
       wantedBy = [ "multi-user.target" ];
       after = [
         "appliance-gateway.service"
@@ -82,9 +82,9 @@ in
       wants = [ "appliance-gateway.service" ] ++ engineUnits;
       onSuccess = [ "appliance-trial-passed.service" ] ++ cfg.onPass;
       onFailure = [ "appliance-trial-failed.service" ] ++ cfg.onFail;
-      # A test under way is not cut by a switch: its own start is what a switch asks for.
+      # A switch does not interrupt a running test: the switch itself requires that test.
       restartIfChanged = false;
-      # nvidia-smi, nft and wg, for what the doctor looks at; ip, for the first hop towards a silent peer.
+      # The doctor calls nvidia-smi, nft and wg, and ip for the first hop towards a silent peer.
       path = [
         pkgs.nftables
         pkgs.wireguard-tools
@@ -98,20 +98,20 @@ in
           User = "appliance-gateway";
           Group = "appliance-gateway";
           ExecStart = run;
-          # The gateway's folder, where keys are; and where the test leaves its report.
+          # The folder of the test's report, and the gateway's folder, which has the keys.
           StateDirectory = [
             "appliance/smoke"
             "appliance-gateway"
           ];
           StateDirectoryMode = "0700";
-          # Emptied by a reboot only: tells a boot from a switch.
+          # Only a reboot empties it: its content distinguishes a boot from a switch.
           RuntimeDirectory = "appliance-smoke";
           RuntimeDirectoryPreserve = true;
           WorkingDirectory = "/var/lib/appliance/smoke";
-          # The load generator watches its own CPU time, to say when it is the bottleneck.
+          # The load generator reads its own CPU time, to report when it is the bottleneck.
           ProcSubset = "all";
           TimeoutStartSec = cfg.timeoutSec;
-          # It is a client of the gateway: sockets, to this host and the tunnel's own address.
+          # It is a client of the gateway: sockets to this host and to its address in the tunnel.
           RestrictAddressFamilies = [
             "AF_UNIX"
             "AF_INET"
@@ -122,13 +122,13 @@ in
             "localhost"
           ]
           ++ lib.optional appliance.network.wireguard.enable appliance.network.wireguard.address;
-          # To read the firewall and the tunnel's handshake over netlink, which the kernel shows to this alone.
+          # The kernel requires this capability for reading the firewall and the tunnel's handshakes over netlink.
           AmbientCapabilities = "CAP_NET_ADMIN";
           CapabilityBoundingSet = "CAP_NET_ADMIN";
           PrivateUsers = false;
         }
         // lib.optionalAttrs cuda {
-          # It asks the driver how the cards are.
+          # It reads the state of the cards from the driver.
           PrivateDevices = false;
           DeviceAllow = [
             "char-nvidia-frontend rw"

@@ -1,6 +1,6 @@
-# A new generation is tried, not trusted: it boots once through the loader's one-shot entry, and only a passed
-# smoke test makes it the default. The decisions are appliance/upgrade/decide.py's; here stands who calls them when.
-# Until `appliance.smoke.enforce` is set nothing is done to the loader or the machine; it is only said.
+# Trial boots: a new generation boots once through the loader's one-shot entry, and only a passed smoke test makes it the
+# default. appliance/upgrade/decide.py decides; the units here call it. Unless `appliance.smoke.enforce` is set, they
+# only report and change neither the loader nor the machine.
 {
   config,
   lib,
@@ -22,11 +22,11 @@ let
     pkgs.coreutils
   ];
 
-  # Root, for it sets EFI variables and profiles, and asks systemd for a reboot or a switch; no more than that.
+  # Root, because it sets EFI variables and profiles, and requests a reboot or a switch from systemd. No more than that.
   unit = description: arguments: {
     inherit description;
     path = tools;
-    # Never stopped by the switch that it may itself have asked for.
+    # The switch that this unit may have requested must not stop it.
     restartIfChanged = false;
     stopIfChanged = false;
     unitConfig = {
@@ -39,11 +39,11 @@ let
     serviceConfig = hardened // {
       Type = "oneshot";
       ExecStart = "${lib.getExe appliance.package} trial ${arguments}";
-      # Who stands before the machine sees it too.
+      # Also shown on the machine's screen.
       StandardOutput = "journal+console";
       StateDirectory = "appliance/trial";
       StateDirectoryMode = "0700";
-      # What was told since this boot, and what is shown at login.
+      # Alerts since this boot, and the text shown at login.
       RuntimeDirectory = [
         "appliance-trial"
         "motd.d"
@@ -51,19 +51,19 @@ let
       RuntimeDirectoryPreserve = true;
       UMask = "0022";
       TimeoutStartSec = 900;
-      # The loader's configuration and profiles are what it is there to change, and the EFI variables, which
-      # lie in /sys and bear the immutable flag.
+      # It changes the loader's configuration, the profiles, and the EFI variables, which are in /sys and have the
+      # immutable flag.
       ReadWritePaths = [
         esp
         "-/nix/var/nix"
         "-/sys/firmware/efi/efivars"
       ];
       ProtectKernelTunables = false;
-      # The second: the report lies in a folder of the gateway's user alone.
+      # CAP_DAC_READ_SEARCH, because only the gateway's user may read the folder of the report.
       CapabilityBoundingSet = "CAP_LINUX_IMMUTABLE CAP_DAC_READ_SEARCH";
-      # systemd is asked for a reboot as root, and root owns what is written.
+      # systemd accepts the reboot request from root, and root owns the written files.
       PrivateUsers = false;
-      # bootctl reads the partition table before it believes that the boot partition is one.
+      # bootctl reads the partition table to check the boot partition.
       PrivateDevices = false;
       DeviceAllow = "block-* r";
       SystemCallFilter = [ "@system-service" ];
@@ -77,9 +77,9 @@ in
       default = false;
       example = true;
       description = ''
-        Whether a verdict is acted on. Set, a new generation boots once on trial and becomes the default only
-        when its smoke test passes; one that fails, hangs, panics or loses power is left for the proven one.
-        Unset, the verdict is only reported.
+        Whether to act on a verdict. If true, a new generation boots once on trial and becomes the default only
+        after its smoke test passes. After a failure, hang, panic or power loss, the known good generation boots.
+        If false, the verdict is only reported.
       '';
     };
     trial = {
@@ -88,33 +88,33 @@ in
         default = smoke.enable;
         defaultText = lib.literalExpression "config.appliance.smoke.enable";
         example = false;
-        description = "The record of which generation is proven, and what follows from a smoke test.";
+        description = "Whether to record which generation is known good, and to act on the smoke test.";
       };
       rescue = mkOption {
         type = types.bool;
         default = cfg.enable && config.boot.loader.systemd-boot.enable;
-        defaultText = lib.literalMD "where the trial record is kept and systemd-boot boots";
+        defaultText = lib.literalMD "true if the trial record is enabled and systemd-boot is the boot loader";
         example = false;
-        description = "A boot entry that stands last: SSH and the tunnel, no cards, no engines. A first install that hangs ends there.";
+        description = "Whether to add a last boot entry with SSH and the tunnel, without cards and engines. After a hang of a first install, the machine boots it.";
       };
       deadlineSec = mkOption {
         type = types.ints.positive;
         default = smoke.timeoutSec + 300;
         defaultText = lib.literalExpression "config.appliance.smoke.timeoutSec + 300";
         example = 1800;
-        description = "Seconds after boot by which the smoke test must have begun or given its verdict. One that runs by then has a limit of its own, `appliance.smoke.timeoutSec`.";
+        description = "Seconds after boot by which the smoke test must have started or ended. A running test has its own limit, `appliance.smoke.timeoutSec`.";
       };
       alertHook = mkOption {
         type = types.nullOr types.path;
         default = null;
         example = lib.literalExpression ''pkgs.writeShellScript "alert" "exec curl -fsS --data-binary @- https://ntfy.example/appliance"'';
-        description = "Program that gets each alert, one line, on its standard input; tried again until it exits 0.";
+        description = "Program that reads one alert, a line, from its standard input; retried until it exits with 0.";
       };
       isRescue = mkOption {
         type = types.bool;
         default = false;
         internal = true;
-        description = "Whether this is the rescue system itself.";
+        description = "Whether this system is the rescue system.";
       };
     };
   };
@@ -125,23 +125,23 @@ in
         assertion =
           smoke.enforce
           -> config.boot.loader.systemd-boot.enable && config.boot.loader.efi.canTouchEfiVariables;
-        message = "appliance.smoke.enforce needs systemd-boot and its EFI variables, for a trial is a one-shot boot entry: set boot.loader.systemd-boot.enable and boot.loader.efi.canTouchEfiVariables, or leave enforce off.";
+        message = "appliance.smoke.enforce needs systemd-boot and EFI variables, because a trial is a one-shot boot entry: set boot.loader.systemd-boot.enable and boot.loader.efi.canTouchEfiVariables, or leave enforce off.";
       }
       {
         assertion = smoke.enforce -> smoke.enable;
-        message = "appliance.smoke.enforce without appliance.smoke.enable: there would never be a verdict, and every upgrade would be rolled back; enable the smoke test.";
+        message = "appliance.smoke.enforce without appliance.smoke.enable: without a verdict, every upgrade would be rolled back; enable the smoke test.";
       }
       {
         assertion = smoke.enforce -> (config.systemd.settings.Manager.RuntimeWatchdogSec or "off") != "off";
-        message = "appliance.smoke.enforce without a hardware watchdog: a hung trial would stay hung; set systemd.settings.Manager.RuntimeWatchdogSec (appliance.base does).";
+        message = "appliance.smoke.enforce without a hardware watchdog: a hung trial would never reboot; set systemd.settings.Manager.RuntimeWatchdogSec (appliance.base does).";
       }
       {
         assertion = cfg.deadlineSec > smoke.timeoutSec;
-        message = "appliance.trial.deadlineSec = ${toString cfg.deadlineSec} is not after appliance.smoke.timeoutSec = ${toString smoke.timeoutSec}: a smoke test that still runs would be taken for one that never started; raise it.";
+        message = "appliance.trial.deadlineSec = ${toString cfg.deadlineSec} is not after appliance.smoke.timeoutSec = ${toString smoke.timeoutSec}: a running smoke test would count as one that never started; raise it.";
       }
     ];
 
-    # A panic before sysctl is read, and a first stage that cannot go on, become a reboot as well.
+    # A panic before sysctl is read, and a failure of the first stage, also end in a reboot.
     boot.kernelParams = lib.mkIf smoke.enforce [
       "panic=10"
       "boot.panic_on_fail"
@@ -150,38 +150,38 @@ in
 
     boot.loader.systemd-boot.extraInstallCommands = lib.mkIf config.boot.loader.systemd-boot.enable (
       lib.mkBefore ''
-        # The builder's own end comes first: a boot partition that is full must not look installed.
+        # Check the builder's exit code first: on a full boot partition, the generation must not count as installed.
         installed=$?
         [ "$installed" = 0 ] || exit "$installed"
         PATH=${lib.makeBinPath tools}:$PATH ${lib.getExe appliance.package} trial installed "$1" ${flags} ${
           if smoke.enforce then
             "|| exit"
           else
-            ''|| echo "appliance: the trial record could not be told of $1" >&2''
+            ''|| echo "appliance: $1 could not be written to the trial record" >&2''
         }
       ''
     );
 
     systemd.services = {
       appliance-trial-arrived =
-        lib.recursiveUpdate (unit "Where the machine came up, or was switched to" "arrived ${flags}")
+        lib.recursiveUpdate (unit "Record the generation after a boot or a switch" "arrived ${flags}")
           {
-            # Each boot and each switch starts it, as it starts the smoke test.
+            # Each boot and each switch starts it, like the smoke test.
             wantedBy = [ "multi-user.target" ];
             after = [ "local-fs.target" ];
           };
     }
     // lib.optionalAttrs (!cfg.isRescue) {
-      appliance-trial-passed = unit "The smoke test passed: what follows" "verdict passed ${flags}";
-      appliance-trial-failed = unit "The smoke test failed: what follows" "verdict failed ${flags}";
-      appliance-trial-deadline = unit "No verdict in time: what follows" "deadline ${flags}";
+      appliance-trial-passed = unit "Act on a passed smoke test" "verdict passed ${flags}";
+      appliance-trial-failed = unit "Act on a failed smoke test" "verdict failed ${flags}";
+      appliance-trial-deadline = unit "Act on a missing verdict" "deadline ${flags}";
     }
     // lib.optionalAttrs (cfg.alertHook != null) {
       appliance-trial-alerts = {
-        description = "Alerts that wait to be sent";
+        description = "Send the waiting alerts";
         after = [ "network-online.target" ];
         wants = [ "network-online.target" ];
-        # A machine that has just come back may have no network for hours.
+        # After a reboot the machine may have no network for hours.
         startLimitIntervalSec = 0;
         serviceConfig = hardened // {
           Type = "oneshot";
@@ -191,7 +191,7 @@ in
           Restart = "on-failure";
           RestartSec = 60;
           TimeoutStartSec = 300;
-          # The hook speaks to whatever service its owner chose.
+          # The hook connects to the service that its owner chose.
           RestrictAddressFamilies = [
             "AF_UNIX"
             "AF_INET"
@@ -203,14 +203,14 @@ in
     };
     systemd.paths = lib.optionalAttrs (cfg.alertHook != null) {
       appliance-trial-alerts = {
-        description = "Whether alerts wait";
+        description = "Watch for waiting alerts";
         wantedBy = [ "multi-user.target" ];
         pathConfig.PathExists = "${record}/unsent";
       };
     };
     systemd.timers = lib.optionalAttrs (!cfg.isRescue) {
       appliance-trial-deadline = {
-        description = "When there must have been a verdict";
+        description = "Deadline of the verdict";
         wantedBy = [ "timers.target" ];
         timerConfig = {
           OnBootSec = cfg.deadlineSec;
@@ -233,7 +233,7 @@ in
           memory.enable = lib.mkForce false;
           models.enable = lib.mkForce false;
         };
-        # Entries are sorted by this key first: it stands last.
+        # The loader sorts entries by this key first: the rescue entry is the last.
         boot.loader.systemd-boot.sortKey = "zz-rescue";
         system.nixos.tags = [ "rescue" ];
       };

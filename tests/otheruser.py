@@ -1,8 +1,9 @@
-"""A user of this machine who owns nothing: as root, tests run programs as that user."""
+"""Runs programs as another user of this machine, if the tests run as root."""
 
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
 import tempfile
@@ -17,11 +18,12 @@ import pytest
 from tests.conftest import ROOT
 
 NOBODY = 65534
+NAME = pwd.getpwuid(NOBODY).pw_name
 IDENTITY: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
 
 
 def environment() -> dict[str, str]:
-    """Variables with which another Python of the same version finds the packages of this one."""
+    """Return variables with which another Python of the same version imports the packages of this one."""
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
@@ -31,7 +33,7 @@ def environment() -> dict[str, str]:
 
 @cache
 def python() -> str:
-    """A Python of this version that the user may run: this one may lie in root's home. Else the test is skipped."""
+    """Return a Python of this version that the user may run: this one may be in root's home. Else skip the test."""
     if os.geteuid() != 0:
         pytest.skip("NOT CHECKED: another user needs root")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -42,7 +44,7 @@ def python() -> str:
         except (OSError, subprocess.CalledProcessError):
             continue
         return candidate
-    pytest.skip("NOT CHECKED: no Python here that another user may run")
+    pytest.skip("NOT CHECKED: another user may run no Python of this version")
 
 
 def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -55,7 +57,7 @@ def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
 
 @contextmanager
 def shared_folder() -> Iterator[Path]:
-    """A folder that other users may enter, unlike pytest's own."""
+    """Yield a temporary folder that other users may enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory(prefix="appliance-test-") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)

@@ -1,4 +1,4 @@
-"""A small disk of a test's own, to be filled or made read-only."""
+"""A small disk for one test, to fill it or to make it read-only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SmallDisk:
     folder: Path
 
     def fill(self) -> None:
-        """Leave not one block."""
+        """Fill all blocks."""
         with (self.folder / "filler").open("wb", buffering=0) as filler:
             try:
                 while True:
@@ -35,13 +35,13 @@ class SmallDisk:
 
 @contextmanager
 def mounted(folder: Path) -> Iterator[SmallDisk]:
-    """The disk at ``folder``; the test is skipped, by name, where nothing may be mounted."""
+    """Yield the disk at ``folder``; skip the test if it may not mount one."""
     folder.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], check=False, capture_output=True
     )
     if done.returncode:
-        pytest.skip("NOT CHECKED: a small disk of one's own needs root and mount")
+        pytest.skip("NOT CHECKED: a small disk needs root and mount")
     try:
         yield SmallDisk(folder)
     finally:

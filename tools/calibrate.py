@@ -1,8 +1,8 @@
 """Fits the constants to the published measurements: ``python -m tools.calibrate``.
 
-Least squares of ln(predicted / true) with a bounded loss, so that no single row can bend the fit, and with
-each constant tied to its prior by its ``spread``. Intervals come from the errors of rows whose (model, card)
-group was held out. Needs numpy, which the planner itself does not.
+The fit is a least-squares fit of ln(predicted / true) with a bounded loss, so that a single row cannot distort it.
+The ``spread`` of each constant ties it to its prior. Intervals follow from the errors of rows whose (model, card)
+group was held out. The tool needs numpy; the planner does not.
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ Vector = npt.NDArray[np.float64]
 SHARES = {name for name in names() if name.endswith("_share") or name == "memory_share"}
 STEP = 1e-4
 LOSS_SCALE = 0.25
-"""Errors beyond this many (in ln) count less and less: published conditions are often incomplete."""
+"""Errors above this limit (in ln) count less: published conditions are often incomplete."""
 ASSUMED_WEIGHT = 0.4
 """Weight of a row whose conditions had to be assumed."""
 GROUP_POWER = 0.5
-"""A group of n rows weighs n ** this: repeated measurements of one set-up are not independent."""
+"""A group of n rows has the weight n ** GROUP_POWER: repeated measurements of one set-up are not independent."""
+PRIOR_WEIGHT = 0.02
+"""Weight of the priors against the measurements: about the squared error of a set-up with all conditions known."""
 FOLDS = 5
 SEED = 20261121
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSample:
-    """A measurement as the fit sees it."""
+    """A measurement with its weight in the fit."""
 
     workload: Workload
     truth: float
@@ -51,7 +53,7 @@ class CalibrationSample:
 
 
 def samples(rows: Sequence[row_parser.Row]) -> list[CalibrationSample]:
-    """Rows that can be predicted, weighted."""
+    """Return the rows that can be predicted, with their weights."""
     found = []
     for row in rows:
         try:
@@ -67,17 +69,17 @@ def samples(rows: Sequence[row_parser.Row]) -> list[CalibrationSample]:
         sizes[group] += 1
     return [
         CalibrationSample(
-            workload,
-            truth,
-            group,
-            sizes[group] ** (GROUP_POWER - 1) * (ASSUMED_WEIGHT if workload.assumed else 1.0),
+            workload=workload,
+            truth=truth,
+            group=group,
+            weight=sizes[group] ** (GROUP_POWER - 1) * (ASSUMED_WEIGHT if workload.assumed else 1.0),
         )
         for workload, truth, group in found
     ]
 
 
 def constants_at(shifts: Vector) -> Constants:
-    """The priors moved by ``shifts`` (in units of ln), shares kept below 1."""
+    """Return the priors changed by ``shifts`` (in units of ln, shape (c,)); shares stay at most 1."""
     values = {}
     for entry, shift in zip(fields(Constants), shifts, strict=True):
         value = float(entry.default) * exp(float(shift))  # type: ignore[arg-type]
@@ -86,12 +88,12 @@ def constants_at(shifts: Vector) -> Constants:
 
 
 def errors(data: Sequence[CalibrationSample], k: Constants) -> Vector:
-    """ln(predicted / true) per sample, shape (n,)."""
+    """Return ln(predicted / true) of each sample, shape (n,)."""
     return np.array([log(predict(sample.workload, k).output_tok_s / sample.truth) for sample in data])
 
 
 def fit(data: Sequence[CalibrationSample], rounds: int = 25) -> Vector:
-    """Shifts of all constants, shape (c,): damped Gauss-Newton with a soft-L1 loss."""
+    """Return the shifts of all constants, shape (c,), by damped Gauss-Newton steps with a soft-L1 loss."""
     spread = np.array([entry.metadata["spread"] for entry in fields(Constants)])
     weight = np.sqrt(np.array([sample.weight for sample in data]))
     shifts = np.zeros(len(spread))
@@ -130,13 +132,8 @@ def fit(data: Sequence[CalibrationSample], rounds: int = 25) -> Vector:
     return shifts
 
 
-PRIOR_WEIGHT = 0.02
-"""Weight of the priors against the measurements: about the squared error one set-up leaves when all is
-known."""
-
-
 def folds(data: Sequence[CalibrationSample], count: int = FOLDS, seed: int = SEED) -> list[set[tuple[str, str]]]:
-    """The groups of ``data`` dealt into ``count`` folds of about equal size."""
+    """Return the groups of ``data`` in ``count`` folds of about equal size."""
     groups: dict[tuple[str, str], int] = defaultdict(int)
     for sample in data:
         groups[sample.group] += 1
@@ -153,7 +150,7 @@ def folds(data: Sequence[CalibrationSample], count: int = FOLDS, seed: int = SEE
 
 
 def cross_validate(data: Sequence[CalibrationSample], seed: int = SEED) -> Vector:
-    """Held-out ln(predicted / true) per sample, shape (n,): no row of its group was fitted."""
+    """Return the held-out ln(predicted / true) of each sample, shape (n,): no row of its group was fitted."""
     held = np.zeros(len(data))
     for fold in folds(data, seed=seed):
         shifts = fit([sample for sample in data if sample.group not in fold])
@@ -163,9 +160,9 @@ def cross_validate(data: Sequence[CalibrationSample], seed: int = SEED) -> Vecto
 
 
 def interval_table(data: Sequence[CalibrationSample], held: Vector) -> dict[str, tuple[float, float]]:
-    """Per class of answer, 10th and 90th percentile of ln(true / predicted) held out.
+    """Return by class of prediction the 10th and 90th percentile of the held-out ln(true / predicted).
 
-    A class with few rows borrows from all of them.
+    The figures of a class with few rows are mixed with those of all rows.
     """
     table = {"all": _ends(-held)}
     for name in sorted({interval_class(sample.workload) for sample in data}):
@@ -187,9 +184,9 @@ def _ends(values: Vector) -> tuple[float, float]:
 
 
 def dump(k: Constants, table: dict[str, tuple[float, float]]) -> str:
-    """``constants.toml``."""
+    """Return the text of ``constants.toml``."""
     lines = [
-        "# Written by `python -m tools.calibrate`; meanings and priors stand in constants.py.",
+        "# Written by `python -m tools.calibrate`; meanings and priors are in constants.py.",
         "",
     ]
     for entry in fields(Constants):
@@ -208,13 +205,13 @@ def dump(k: Constants, table: dict[str, tuple[float, float]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Calibrates, reports held-out errors, writes ``constants.toml``."""
+    """Fit the constants, print the held-out errors, and write ``constants.toml``."""
     shipped_constants = Path(constants.__file__).parent / "constants.toml"
     parser = argparse.ArgumentParser(prog="python -m tools.calibrate", description=__doc__)
     shipped = MEASUREMENTS
     parser.add_argument("--measurements", type=Path, default=shipped, help="CSV of measurements")
-    parser.add_argument("--write", type=Path, default=shipped_constants, help="where the constants go")
-    parser.add_argument("--dry-run", action="store_true", help="report, write nothing")
+    parser.add_argument("--write", type=Path, default=shipped_constants, help="file for the constants")
+    parser.add_argument("--dry-run", action="store_true", help="print the report only")
     args = parser.parse_args(argv)
     data = samples(evaluate.read(args.measurements))
     held = cross_validate(data)

@@ -1,4 +1,4 @@
-"""Writes docs/doctor.md from the checks themselves: ``python -m tools.doctor_doc > docs/doctor.md``."""
+"""Generates docs/doctor.md from the checks: ``python -m tools.doctor_doc > docs/doctor.md``."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from appliance.doctor.runner import CHECKS
 
 HEAD = """# appliance doctor
 
-Generated from `appliance/doctor/`; do not edit. `python -m tools.doctor_doc > docs/doctor.md` writes
-it, a test holds it to the checks.
+Generated from `appliance/doctor/`; do not edit. `python -m tools.doctor_doc > docs/doctor.md` writes it, and a
+test compares it with the checks.
 
-`appliance doctor`, as root on the GPU host or the VPS, says whether the machine is what its configuration makes of
-it. It changes nothing, not even a file's time. Each check says how it is, what that means and the command that
-mends it; below them stands what to mend first. A check that cannot be made (a program is missing, not root, no
-answer in time) is `unknown`, never ok.
+`appliance doctor`, as root on the GPU host or the VPS, compares the machine with its configuration. It changes
+nothing, not even the time of a file. Each check reports its level, what that means and the command that fixes it.
+The last lines of the report name the failure to fix first. A check that cannot run (a program is missing, it is not
+root, it exceeds a timeout) is `unknown`, never ok.
 
 ```console
-$ appliance doctor                            # everything that concerns this host
-$ appliance doctor --only tunnel --only clock # some of it
-$ appliance doctor --list                     # what is looked at, and what does not concern this host
+$ appliance doctor                            # every check that applies to this host
+$ appliance doctor --only tunnel --only clock # some of them
+$ appliance doctor --list                     # the checks, and those that do not apply to this host
 $ appliance doctor --hashes --only models     # hash every model file; minutes per 100 GiB
 $ appliance doctor --json                     # for programs
 ```
 
-It holds the machine to two files that NixOS renders: `/etc/appliance/appliance.json`, the site (`--config`), and
-`/etc/appliance/machine.json`, this one machine (`--machine`): its pins, kernel parameters, memory, tunnel,
-firewall, edge, weights and units. A VPS has the second one only. Without NixOS there is only the first, and
-`appliance doctor --config var/site.json` checks what it describes.
+It compares the machine with two files that NixOS renders. `/etc/appliance/appliance.json` describes the site
+(`--config`). `/etc/appliance/machine.json` describes this one machine (`--machine`): its pins, kernel parameters,
+memory, tunnel, firewall, edge, weights and units. A VPS has only the second one. Without NixOS there is only the
+first, and `appliance doctor --config var/site.json` checks what it describes.
 """
 
-FAULTS = """## Whose fault
+FAULT_DOMAINS = """## Fault domains
 
-A failure is a `generation`'s where one can cause it or lack what mends it: by its kernel, driver, parameters,
-units, rules, pins or site. It is `external` where none can: heat, power, a disk full of data, the clock, the other
-end of a line. The doctor's own levels and exit codes do not ask whose fault it is. The smoke test does: only a
-generation's own failures send it back, external ones are warnings in its report, on the console and at login
-([decision 11](decisions/0011-fault-domains.md))."""
+A failure has the fault domain `generation` if a generation can cause it or lack its fix: by its kernel, driver,
+parameters, units, rules, pins or site. It is `external` if no generation can: heat, power, a disk full of data,
+the clock, the other end of a line. The levels and exit codes of the doctor do not depend on the fault domain. The
+verdict of the smoke test does: only failures of the domain `generation` roll a generation back. External ones are
+warnings in its report, on the console and at login ([decision 11](decisions/0011-fault-domains.md))."""
 
 JSON = """## JSON
 
@@ -52,25 +52,25 @@ JSON = """## JSON
               "fix": "…"}],
   "checks": [{"name": "tunnel", "subject": "private key", "level": "fail", "seen": "…", "meaning": "…", "fix": "…",
               "cause": "wireguard-key-missing", "fault_domain": "generation"}],
-  "left_out": [{"name": "certificate", "why": "this host is no edge"}]
+  "left_out": [{"name": "certificate", "why": "this host is not an edge"}]
 }
 ```
 
-`version` changes when a key goes or changes its meaning; new keys and new checks may come. `meaning`, `fix`,
-`subject` and `cause` are empty strings where there is nothing to say. No secret is ever in it: private and
-preshared keys are dropped where `wg` is read, and the key's file is not read at all.
+`version` changes when a key is removed or changes its meaning; new keys and new checks may be added. `meaning`,
+`fix`, `subject` and `cause` are empty strings if they do not apply. The report never contains a secret. Private and
+preshared keys are dropped when the output of `wg` is parsed, and the key's file is not read at all.
 """
 
 MEANS = {
     "ok": "nothing to do",
-    "warn": "it works, and may stop to, or could be better",
-    "unknown": "it could not be looked at; a failure may hide there",
+    "warn": "it works, and may stop, or could be better",
+    "unknown": "it could not be inspected, and may hide a failure",
     "fail": "it does not work, or is not safe",
 }
 
 
 def text() -> str:
-    """The whole page."""
+    """Return the page as Markdown."""
     levels = [f"| {level} | {EXIT_CODES[level]} | {MEANS[level]} |" for level in ORDER]
     checks = [f"| `{check.name}` | {check.looks} | {check.means} | {check.fix} |" for check in CHECKS]
     domains = [f"| `{check.name}` | {check.fault_domain} | {check.exceptions} |" for check in CHECKS]
@@ -80,7 +80,7 @@ def text() -> str:
             HEAD,
             "## Levels and exit codes",
             "",
-            "The exit code is that of the worst result; 2 is a wrong command line or configuration.",
+            "The exit code is that of the worst result; 2 is an invalid command line or configuration.",
             "",
             "| level | exit code | means |",
             "|---|---|---|",
@@ -88,23 +88,23 @@ def text() -> str:
             "",
             "## The checks",
             "",
-            "In the order in which one would mend.",
+            "In the order in which an operator fixes their failures.",
             "",
-            "| check | looks at | what a failure means | what mends it |",
+            "| check | inspects | meaning of a failure | fix |",
             "|---|---|---|---|",
             *checks,
             "",
-            *FAULTS.splitlines(),
+            *FAULT_DOMAINS.splitlines(),
             "",
-            "| check | fault domain of its failures | but the other for |",
+            "| check | fault domain of its failures | exceptions |",
             "|---|---|---|",
             *domains,
             "",
-            "## What to mend first",
+            "## Causes",
             "",
-            "Everything is closed when it fails: without firewall, key or handshake nothing is reachable, and",
-            "silence is all one sees. So failures that silence others carry a code, and `causes` names them, the",
-            "deepest first.",
+            "Every part is closed when it fails: without firewall, key or handshake no part is reachable, and all",
+            "parts behind it are silent. So failures that make others silent have a code, and `causes` lists them,",
+            "the deepest first.",
             "",
             "| code | cause |",
             "|---|---|",

@@ -1,7 +1,7 @@
 """Check .nix files for the rules of nixfmt (RFC 166) that matter most to readers.
 
-``python -m tools.nix_format [PATHS]``. The real formatter is ``nixfmt``: ``nix fmt`` runs it and ``nix flake check``
-requires its format. This check needs Python only, so it also runs on machines without Nix. It finds:
+``python -m tools.nix_format [PATHS]``. The real formatter is ``nixfmt``: ``nix fmt`` runs it and ``nix flake
+check`` requires its format. This check needs Python only, so it also runs on machines without Nix. It finds:
 
 - tabs, trailing spaces, an odd indentation, a missing or doubled newline at the end of the file;
 - a set with two or more attributes on one line, and a list of two or more elements as a value on one line;

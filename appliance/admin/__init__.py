@@ -1,1 +1,1 @@
-"""The admin API: a process beside the gateway, so that no question about usage holds up a stream."""
+"""The admin API: a process of its own, so that a query of usage delays no stream of the gateway."""

@@ -1,4 +1,4 @@
-"""The admin API's routes. Everything but ``/health`` wants the admin token."""
+"""The routes of the admin API. All of them except ``/health`` need the admin token."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BEARER = HTTPBearer(auto_error=False, description="The admin token.")
 
 
 def _whole(value: object) -> object:
-    """JSON knows one kind of number: 1.0 is a whole one."""
+    """Return a float without a fraction as an integer: JSON has one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -51,77 +51,83 @@ Moment = Annotated[float, Field(ge=0, le=253_402_300_799)]
 
 
 class KeyLimits(BaseModel):
-    """What a key may; absent means no limit of its own."""
+    """Limits of a key; an absent one leaves the user's limit."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str = Field(default="", max_length=100, description="A label.")
     models: list[str] | None = Field(
-        default=None, max_length=1000, description="Models and roles; all when absent."
+        default=None, max_length=1000, description="Models and roles that it may use; all if absent."
     )
-    requests_per_minute: Amount | None = None
-    tokens_per_minute: Amount | None = None
-    requests_in_flight: Amount | None = None
+    requests_per_minute: Amount | None = Field(default=None, description="Requests per minute.")
+    tokens_per_minute: Amount | None = Field(default=None, description="Prompt plus completion tokens per minute.")
+    requests_in_flight: Amount | None = Field(default=None, description="Requests that run or wait at once.")
     weight: float | None = Field(
-        default=None, ge=LEAST_WEIGHT, le=MOST_WEIGHT, description="Priority weight in the queue."
+        default=None,
+        ge=LEAST_WEIGHT,
+        le=MOST_WEIGHT,
+        description="Priority weight in the queue; the user's if absent.",
     )
-    expires_at: Moment | None = Field(default=None, description="Seconds since the epoch.")
+    expires_at: Moment | None = Field(default=None, description="Time of expiry, in seconds since the epoch.")
     end_users: bool = Field(
         default=False,
-        description="Each end user that a request names counts as a user of its own, `user/end-user`.",
+        description="Count each end user that a request names as a user of its own, `user/end-user`.",
     )
 
 
 class NewKey(KeyLimits):
-    """A key to make."""
+    """A key to create."""
 
-    user: UserName
+    user: UserName = Field(description="User of the key.")
 
 
 class KeyOut(KeyLimits):
-    """A key as it is; never its secret."""
+    """A key without its secret."""
 
-    id: str
-    user: str
-    state: Literal["active", "expired", "revoked"]
-    created_at: float
-    revoked_at: float | None
+    id: str = Field(description="The twelve digits after `sk-`.")
+    user: str = Field(description="User of the key.")
+    state: Literal["active", "expired", "revoked"] = Field(description="State at the time of the response.")
+    created_at: float = Field(description="Seconds since the epoch.")
+    revoked_at: float | None = Field(description="Seconds since the epoch; null if it is not revoked.")
 
 
 class MadeKey(KeyOut):
-    """A new key, with its secret: shown here and never again."""
+    """A new key with its secret, which no other response contains."""
 
-    key: str
+    key: str = Field(description="The key itself, `sk-<id>-<secret>`.")
 
 
 class SwapOrder(BaseModel):
-    """Which model to load."""
+    """A model to load."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(min_length=1, max_length=200)
+    model: str = Field(min_length=1, max_length=200, description="A model, or a role of it.")
 
 
 class Problem(BaseModel):
-    """An error in OpenAI's shape."""
+    """An error in OpenAI's JSON."""
 
-    error: dict[str, Any]
+    error: dict[str, Any] = Field(description="`message`, `type`, `param` and `code` of the error.")
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in (
-        (400, "Not understood"),
-        (401, "No or a wrong token"),
-        (404, "Not there"),
-        (409, "Not so"),
-        (503, "No gateway"),
+        (400, "Invalid request"),
+        (401, "Admin token missing or invalid"),
+        (404, "Key, model, role or path not found"),
+        (409, "Conflict with the state of the gateway"),
+        (503, "Gateway not reachable"),
     )
 }
 
 
 def make_app(site: Site, folder: Path, token: str) -> FastAPI:
-    """The application; opens the stores when it starts and closes them when it stops."""
+    """Return the application for ``site``, whose database is in ``folder`` unless the site names another.
+
+    ``token`` is the admin token. The database closes when the application stops.
+    """
     url = site.gateway.database_url
     keys, usage = KeyStore(folder, url), UsageReader(folder, url)
 
@@ -134,7 +140,7 @@ def make_app(site: Site, folder: Path, token: str) -> FastAPI:
     def admin(bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
         sent = b"" if bearer is None else bearer.credentials.encode()
         if not secrets.compare_digest(sent, token.encode()):
-            raise AuthenticationError("The admin token is missing or wrong; it is in the admin's credentials")
+            raise AuthenticationError("The admin token is missing or invalid; the admin's credentials hold it")
 
     app = FastAPI(title="Appliance admin API", version=__version__, lifespan=lifespan)
     app.include_router(_keys(site, keys), dependencies=[Depends(admin)], responses=PROBLEMS)
@@ -143,12 +149,13 @@ def make_app(site: Site, folder: Path, token: str) -> FastAPI:
 
     @app.get("/health")
     def health() -> dict[str, str]:
+        """Return 200 while the admin API runs."""
         return {"status": "ok"}
 
-    app.add_exception_handler(RequestError, _refuse)
-    app.add_exception_handler(ApplianceError, _refuse)
-    app.add_exception_handler(RequestValidationError, _refuse)
-    app.add_exception_handler(HTTPException, _refuse)
+    app.add_exception_handler(RequestError, _as_response)
+    app.add_exception_handler(ApplianceError, _as_response)
+    app.add_exception_handler(RequestValidationError, _as_response)
+    app.add_exception_handler(HTTPException, _as_response)
     return app
 
 
@@ -172,26 +179,31 @@ def _keys(site: Site, keys: KeyStore) -> APIRouter:
 
     @router.get("")
     def list_keys() -> list[KeyOut]:
+        """List all keys, oldest first."""
         return [_out(key) for key in keys.all()]
 
     @router.post("", status_code=201)
     def create_key(new: NewKey) -> MadeKey:
+        """Create a key."""
         checked(new.models)
         secret = keys.create(new.user, **new.model_dump(exclude={"user"}))
         return MadeKey(key=secret, **_out(keys.get(secret)).model_dump())
 
     @router.get("/{key_id}")
     def get_key(key_id: KeyId) -> KeyOut:
+        """Return a key."""
         return _out(found(key_id))
 
     @router.patch("/{key_id}")
     def change_key(key_id: KeyId, change: KeyLimits) -> KeyOut:
+        """Change the given fields of a key; null removes a limit."""
         found(key_id)
         checked(change.models)
         return _out(keys.change(key_id, **change.model_dump(exclude_unset=True)))
 
     @router.delete("/{key_id}")
     def revoke_key(key_id: KeyId) -> KeyOut:
+        """Revoke a key. It stays in the list, because usage records name it."""
         found(key_id)
         return _out(keys.revoke(key_id))
 
@@ -203,17 +215,25 @@ def _usage(usage: UsageReader) -> APIRouter:
 
     @router.get("", response_model=list[UsageLine], responses={200: {"content": {"text/csv": {}}}})
     def sums(
-        by: Literal["user", "key", "model", "role", "engine", "outcome", "day"] = "user",
+        by: Annotated[
+            Literal["user", "key", "model", "role", "engine", "outcome", "day"],
+            Query(description="Property that the requests of one sum share."),
+        ] = "user",
         since: Annotated[
-            Moment | None, Query(description="Seconds since the epoch; a day ago when absent.")
+            Moment | None, Query(description="Start, in seconds since the epoch; a day ago if absent.")
         ] = None,
-        until: Annotated[Moment | None, Query(description="Seconds since the epoch; now when absent.")] = None,
+        until: Annotated[
+            Moment | None, Query(description="End, in seconds since the epoch; now if absent.")
+        ] = None,
         user: Annotated[
             AnyUser | None,
-            Query(description="A user with its end users, or one `user/end-user`; everyone when absent."),
+            Query(description="A user with its end users, or one `user/end-user`; all users if absent."),
         ] = None,
-        kind: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
+        kind: Annotated[
+            Literal["json", "csv"], Query(alias="format", description="Format of the response.")
+        ] = "json",
     ) -> Any:
+        """Return sums of usage records."""
         lines = usage.sums(by, time.time() - 86400 if since is None else since, until, user)
         if kind == "csv":
             return Response(as_csv(lines), media_type="text/csv")
@@ -227,10 +247,12 @@ def _models(folder: Path) -> APIRouter:
 
     @router.get("")
     def status() -> dict[str, Any]:
+        """Return the engines, models and on-demand engines of the running gateway."""
         return control_client.status(folder)
 
     @router.post("/swap", status_code=202)
     def swap(order: SwapOrder) -> dict[str, Any]:
+        """Load a model now; running requests finish first."""
         return control_client.swap(folder, order.model)
 
     return router
@@ -254,31 +276,31 @@ def _out(key: Key) -> KeyOut:
     )
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
-    """Every refusal in OpenAI's shape."""
+async def _as_response(request: Request, error: Exception) -> Response:
+    """Return ``error`` in OpenAI's JSON."""
     headers = dict(getattr(error, "headers", None) or {})
     if isinstance(error, RequestError):
-        refusal = error
+        rejection = error
     elif isinstance(error, RequestValidationError):
-        first = next(_faults(error), ("body", "not understood"))
-        refusal = InvalidRequestError(f"{first[0]}: {first[1]}", param=first[0])
+        param, message = next(_invalid_fields(error), ("body", "is not valid"))
+        rejection = InvalidRequestError(f"{param}: {message}", param=param)
     elif isinstance(error, StartError):
-        refusal = RequestError(str(error), code="gateway_unavailable")
-        refusal.status = 503
+        rejection = RequestError(str(error), code="gateway_unavailable")
+        rejection.status = 503
     elif isinstance(error, HTTPException):
-        refusal = InvalidRequestError(str(error.detail), code="not_found" if error.status_code == 404 else None)
-        refusal.status = error.status_code
+        rejection = InvalidRequestError(str(error.detail), code="not_found" if error.status_code == 404 else None)
+        rejection.status = error.status_code
     else:
-        refusal = InvalidRequestError(str(error))
-    if refusal.status == 405:
+        rejection = InvalidRequestError(str(error))
+    if rejection.status == 405:
         headers["Allow"] = ", ".join(sorted(_methods(request)))
-    if refusal.status == 401:
+    if rejection.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(openai_body(refusal), refusal.status, headers, media_type="application/json")
+    return Response(openai_body(rejection), rejection.status, headers, media_type="application/json")
 
 
 def _methods(request: Request) -> set[str]:
-    """What a path takes over all its routes; the router names those of the first one only."""
+    """Return the methods of a path over all its routes; the router names those of the first route only."""
     openapi: dict[str, dict[str, object]] = request.app.openapi()["paths"]
     path = request.url.path
     for known, methods in openapi.items():
@@ -287,6 +309,6 @@ def _methods(request: Request) -> set[str]:
     return set()
 
 
-def _faults(error: RequestValidationError) -> Iterator[tuple[str, str]]:
-    for fault in error.errors():
-        yield ".".join(str(part) for part in fault["loc"][1:]) or "body", fault["msg"]
+def _invalid_fields(error: RequestValidationError) -> Iterator[tuple[str, str]]:
+    for one in error.errors():
+        yield ".".join(str(part) for part in one["loc"][1:]) or "body", one["msg"]

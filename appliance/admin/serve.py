@@ -20,7 +20,7 @@ TOKEN = re.compile(r"[!-~]{16,512}")
 
 
 def serve(site: Site, base: Path) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code."""
+    """Serve until SIGTERM or SIGINT and return the exit code; relative paths begin at ``base``."""
     token = read_token()
     listener = bind(site.admin.host, site.admin.port, "another admin.port in the configuration")
     config = uvicorn.Config(
@@ -36,7 +36,10 @@ def serve(site: Site, base: Path) -> int:
 
 
 def read_token() -> str:
-    """The admin token, from systemd's credentials or a file; :class:`UsageError` says how to give one."""
+    """Return the admin token, from systemd's credentials or a file.
+
+    Raises :class:`UsageError` if it is missing or not valid, :class:`ConfigError` if its file cannot be read.
+    """
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     named = os.environ.get(VARIABLE) or (f"{folder}/{CREDENTIAL}" if folder else None)
     if named is None:

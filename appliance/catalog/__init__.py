@@ -1,1 +1,1 @@
-"""What is known of cards, processors and models, each figure with its source."""
+"""Facts about cards, processors and models, each figure with its source."""

@@ -18,7 +18,7 @@ Vendor = Literal["nvidia", "amd", "intel"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """One accelerator. TFLOPS are dense, with fp32 accumulation; 0 where the card lacks the precision."""
+    """An accelerator. TFLOPS are dense, with fp32 accumulation; 0 if the card lacks the precision."""
 
     name: str
     vendor: Vendor
@@ -36,18 +36,20 @@ class Card:
     link_gb_s: float
     """Bandwidth to another card, GB/s in one direction."""
     p2p: bool
+    """Whether cards of this kind read each other's memory directly."""
     aliases: tuple[str, ...] = ()
     confidence: str = "quoted"
+    """Origin of the figures as a whole: quoted, partly estimated, from memory."""
 
     @property
     def memory_bytes(self) -> float:
-        """Memory the driver shows."""
+        """Memory that the driver shows."""
         return self.memory_mib * MIB
 
 
 @cache
 def cards() -> dict[str, Card]:
-    """Cards by their name."""
+    """Return the cards of the catalog by name."""
     return {
         name: Card(name=name, **figures | {"aliases": tuple(figures.get("aliases", ()))})
         for name, figures in read_table("gpus.toml", "gpus").items()
@@ -55,10 +57,10 @@ def cards() -> dict[str, Card]:
 
 
 def find_card(name: str) -> Card:
-    """Return the card that ``name`` means: its name, an alias, or what its driver prints.
+    """Return the card with ``name``: its name in the catalog, an alias, or the name that the driver prints.
 
-    Words may come in any order, and without the maker's: ``NVIDIA A100 80GB PCIe`` is ``A100 PCIe 80GB``. Raises
-    :class:`UsageError` for a name that means no card, or more than one.
+    The order of the words does not matter, nor do the vendor's words: ``NVIDIA A100 80GB PCIe`` is
+    ``A100 PCIe 80GB``. Raises :class:`UsageError` if the name matches no card, or more than one.
     """
     wanted, words = normalise(name), card_words(name)
     found = [
@@ -70,10 +72,10 @@ def find_card(name: str) -> Card:
         return found[0]
     if found:
         raise UsageError(f"card {name!r} may be {' or '.join(card.name for card in found)}; name one of them")
-    raise UsageError(f"there is no card {name!r} in the catalogue; {suggest(name, list(cards()))}")
+    raise UsageError(f"there is no card {name!r} in the catalog; {suggest(name, list(cards()))}")
 
 
 def card_words(name: str) -> list[str]:
-    """Return the words of a card's name in order of the alphabet, without the maker's; ``SXM5`` is ``SXM``."""
+    """Return the words of a card's name in alphabetical order, without the vendor's; ``SXM5`` is ``SXM``."""
     words = re.findall(r"[a-z0-9]+", name.lower().replace("max-q", "maxq"))
     return sorted(re.sub(r"^sxm\d$", "sxm", word) for word in words if word not in VENDOR_WORDS)

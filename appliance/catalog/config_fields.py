@@ -1,7 +1,7 @@
-"""The fields of one config.json: each read once, checked as it is read, and none left over.
+"""The fields of one config.json: each is checked when it is read, and none is ignored.
 
-A file is refused unless :meth:`ConfigFields.finish` finds every field read, harmless, or in a value that changes
-nothing. So "refused rather than guessed" also holds for fields of families yet to come.
+:meth:`ConfigFields.finish` rejects a file unless every field was read, is harmless, or has a value that changes
+nothing. So fields of future families are rejected as well, not guessed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LIMITS: dict[str, tuple[int, int]] = {
     "num_attention_heads": (1, 1024),
     "max_position_embeddings": (1, 16_777_216),
 }
-"""What every model has, and the range in which the figure can be true."""
+"""Fields that every model has, and the possible range of each."""
 
 NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "vlm_config")
 """Fields that hold the text model of a multimodal one."""
@@ -38,12 +38,12 @@ def _all_defaults() -> Mapping[str, Mapping[str, Any]]:
 
 
 def defaults(kind: str) -> Mapping[str, Any]:
-    """Return what the class of ``kind`` assumes for fields that a file leaves out; empty if unknown."""
+    """Return the values that the class of ``kind`` assumes for fields missing from a file; empty if unknown."""
     return _all_defaults().get(kind, {})
 
 
 def chain(kind: str) -> list[str]:
-    """Return ``kind`` and the families it is built like, the last of them in FAMILIES if it is known."""
+    """Return ``kind`` and the families with the same structure; the last is in FAMILIES if it is known."""
     kinds = [kind]
     while kinds[-1] in SAME_AS:
         kinds.append(SAME_AS[kinds[-1]])
@@ -51,7 +51,7 @@ def chain(kind: str) -> list[str]:
 
 
 def family_of(name: str, kind: str) -> Family:
-    """Return the family of ``kind``; :class:`ConfigError` if it is not counted."""
+    """Return the family of ``kind``; :class:`ConfigError` if the planner does not count it."""
     found = FAMILIES.get(chain(kind)[-1])
     if found is not None:
         return found
@@ -64,7 +64,10 @@ def family_of(name: str, kind: str) -> Family:
 
 
 def split(name: str, config: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """Return the tables of ``config`` from the outermost to the text model's, and the names of the nested ones."""
+    """Return the tables of ``config`` from the outermost to the text model's, and the names of the nested ones.
+
+    Raises :class:`ConfigError` if a table has two text models.
+    """
     tables: list[Mapping[str, Any]] = [config]
     path: list[str] = []
     while True:
@@ -72,14 +75,14 @@ def split(name: str, config: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]]
         if not inside:
             return tables, path
         if len(inside) > 1 or len(path) == len(NESTED):
-            where = ".".join(path) or "config.json"
-            raise ConfigError(f"{name}: {where} has {' and '.join(inside)}: two text models; {BY_HAND}")
+            table = ".".join(path) or "config.json"
+            raise ConfigError(f"{name}: {table} has {' and '.join(inside)}: two text models; {BY_HAND}")
         path.append(inside[0])
         tables.append(tables[-1][inside[0]])
 
 
 class ConfigFields:
-    """The fields of a text model's table, those read marked as such."""
+    """The fields of a text model's table, and the set of those that were read."""
 
     def __init__(self, name: str, table: Mapping[str, Any], kind: str, path: Iterable[str]) -> None:
         self.name = name
@@ -101,8 +104,8 @@ class ConfigFields:
     def raw(self, *keys: str, own: bool = False) -> tuple[str, Any]:
         """Return the first spelling of ``keys`` that the file has, and its value.
 
-        Without one, or if ``own`` is not set and the file has none, the value is what the family's class
-        assumes, or None. Spellings that contradict each other are refused.
+        If the file has none and ``own`` is not set, the value is the one that the family's class assumes, or None.
+        Raises :class:`ConfigError` for spellings that contradict each other.
         """
         names = [name for key in keys for name in self.spelled(key)]
         self.seen.update(names)
@@ -121,7 +124,10 @@ class ConfigFields:
         return next(((name, self.assumed[name]) for name in names if name in self.assumed), (names[0], None))
 
     def integer(self, *keys: str, default: int | None = None, own: bool = False) -> int:
-        """Return a whole number within its limits; ``default`` if there is none."""
+        """Return a whole number within its limits; ``default`` if the file has none.
+
+        Raises :class:`ConfigError` for any other value, and for a missing field without ``default``.
+        """
         key, value = self.raw(*keys, own=own)
         if value is None:
             if default is not None:
@@ -129,33 +135,33 @@ class ConfigFields:
             raise self.missing(key)
         low, high = LIMITS.get(keys[0], (0, 1 << 24))
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.impossible(key, value, low, high)
+            raise self.impossible(key, value, low=low, high=high)
         return value
 
     def positive(self, *keys: str, default: int | None = None, own: bool = False) -> int:
-        """Return a whole number above 0."""
+        """Return a whole number above 0, as :meth:`integer` does."""
         value = self.integer(*keys, default=default, own=own)
         if value < 1:
-            raise self.impossible(self.spelled(keys[0])[0], value, 1, value)
+            raise self.impossible(self.spelled(keys[0])[0], value, low=1, high=value)
         return value
 
     def length(self, key: str) -> int:
-        """Return a number of tokens; files write whole numbers with a point, too."""
+        """Return a number of tokens; some files write whole numbers with a decimal point."""
         name, value = self.raw(key)
         low, high = LIMITS["max_position_embeddings"]
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.impossible(name, value, low, high)
+            raise self.impossible(name, value, low=low, high=high)
         return value
 
-    def impossible(self, key: str, value: object, low: int, high: int) -> ConfigError:
+    def impossible(self, key: str, value: object, *, low: int, high: int) -> ConfigError:
         """Return the error for a figure that is not a whole number between ``low`` and ``high``."""
-        # NaN is not above anything.
+        # NaN is not above any number.
         above = isinstance(value, (int, float)) and value > low
         nearest = int(min(value, high)) if above and isinstance(value, (int, float)) else low
         return ConfigError(
-            f"{self.name}: {self.path_of(key)} = {value!r:.40} cannot be true; "
+            f"{self.name}: {self.path_of(key)} = {value!r:.40} is not possible; "
             f"nearest: a whole number like {nearest}"
         )
 
@@ -163,7 +169,7 @@ class ConfigFields:
         """Return the error for a field that the file does not have."""
         if "peft_type" in self.table or "base_model_name_or_path" in self.table:
             return ConfigError(
-                f"{self.name}: config.json has no {key}: it is an adapter's; take the model's own file"
+                f"{self.name}: config.json has no {key}: the file belongs to an adapter; take the model's own file"
             )
         return ConfigError(
             f"{self.name}: config.json has no {self.path_of(key)}; add it, or take the model's own config.json"
@@ -179,21 +185,21 @@ class ConfigFields:
         return value
 
     def option(self, text: str) -> str:
-        """Return what ``text`` says: ``what``, or with ``flag:what``, ``what`` if the file sets the flag."""
-        flag, colon, what = text.partition(":")
+        """Return the value of ``text``: of ``flag:value``, the value if the file sets the flag, else ``none``."""
+        flag, colon, value = text.partition(":")
         if not colon:
             return text
-        return what if self.flag(flag) else "none"
+        return value if self.flag(flag) else "none"
 
     def listed(self, key: str, length: int) -> list[Any] | None:
-        """Return a list with one entry per layer, None if the file has none."""
+        """Return a list with one entry for each of ``length`` layers, None if the file has no such list."""
         _, value = self.raw(key, own=True)
         if value is None:
             return None
         if not isinstance(value, list) or len(value) != length:
             count = len(value) if isinstance(value, list) else 0
             raise ConfigError(
-                f"{self.name}: {self.path_of(key)} names {count} layers, num_hidden_layers says {length}; "
+                f"{self.name}: {self.path_of(key)} names {count} layers, num_hidden_layers is {length}; "
                 "make them agree"
             )
         return value
@@ -201,14 +207,14 @@ class ConfigFields:
     def refused(self, key: str, value: object) -> ConfigError:
         """Return the error for a field that is not understood."""
         meaning = harmless_fields.MEANING.get(key)
-        speaks = f" ({meaning})" if meaning else ""
+        explained = f" ({meaning})" if meaning else ""
         return ConfigError(
-            f"{self.name}: config.json has {self.path_of(key)} = {value!r:.40}{speaks}, which the planner does not "
-            f"understand in model_type {self.kind} and which may change size or context; {BY_HAND}"
+            f"{self.name}: config.json has {self.path_of(key)} = {value!r:.40}{explained}, which the planner does "
+            f"not understand in model_type {self.kind} and which may change size or context; {BY_HAND}"
         )
 
     def finish(self) -> None:
-        """Refuse the file if any field was neither read nor is harmless."""
+        """Raise :class:`ConfigError` for a field that was not read and is not harmless."""
         for key, value in self.table.items():
             if key in self.seen or key in self.family.harmless or key in NESTED:
                 continue
@@ -236,19 +242,19 @@ OUTSIDE = frozenset(
 
 
 def check_outside(name: str, tables: list[Mapping[str, Any]], path: list[str]) -> None:
-    """Refuse a multimodal model's outer table with a field that is not understood."""
+    """Raise :class:`ConfigError` if an outer table of a multimodal model has a field that is not understood."""
     text = tables[-1]
     for depth, table in enumerate(tables[:-1]):
         for key, value in table.items():
             if key == path[depth] or key in OUTSIDE or harmless_fields.is_harmless(key):
                 continue
-            # Some files repeat their text model's fields outside.
+            # Some files repeat their text model's fields in the outer table.
             if key in text and text[key] == value:
                 continue
             allowed = harmless_fields.ONLY.get(key, ())
             if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
-                where = ".".join([*path[:depth], key])
+                field = ".".join([*path[:depth], key])
                 raise ConfigError(
-                    f"{name}: config.json has {where} = {value!r:.40} outside its {path[-1]}, which the planner "
+                    f"{name}: config.json has {field} = {value!r:.40} outside its {path[-1]}, which the planner "
                     f"does not understand and which may change size or context; {BY_HAND}"
                 )

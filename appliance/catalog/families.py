@@ -1,8 +1,8 @@
-"""Families of models: what their config.json leaves unsaid, and how they spell the ordinary fields.
+"""Families of models: the facts that their config.json does not state, and their spellings of the ordinary fields.
 
 Data. One :class:`~appliance.catalog.family.Family` per ``model_type``. :mod:`appliance.catalog.hf_config` reads
-a file by its family and refuses a ``model_type`` that is not here. ``tests/catalog/families.json`` holds every
-entry to the weights that transformers creates.
+a file by its family and rejects a ``model_type`` that is not here. ``tests/catalog/test_families.py`` compares
+every entry with the weights that transformers creates.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a family of models builds its layers, as far as its config.json leaves it unsaid."""
+"""How a family of models builds its layers: the facts that its config.json does not state."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Experts:
     """Field with the shared expert's width, or with the number of shared experts."""
     shared_is: Literal["width", "count"] = "count"
     shared_usual: int = 0
-    """Its value if the file leaves the field out."""
+    """The value of ``shared`` if the file does not have the field."""
     shared_gate: bool = False
     router_bias: str = "none"
     """``none``, ``all``, or the flag that switches it on."""
     expert_bias: bool = False
     dense: tuple[str, ...] = ()
-    """Fields that say which layers have a dense MLP instead; see ``hf_config._dense_layers``."""
+    """Fields that state which layers have a dense MLP instead; see ``hf_experts._sparse``."""
     dense_width: str = "intermediate_size"
     beside_dense: str = ""
-    """Flag that puts the experts beside a dense MLP in every layer; without it there are no experts."""
+    """Flag for experts in addition to a dense MLP in every layer; without the flag the model has no experts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +52,10 @@ class Family:
     """A gate on attention's output: ``none``, ``full`` (as wide as the queries), ``head`` (one per head)."""
     sinks: bool = False
     gated: bool = True
-    """Whether the MLP has a gate beside its up projection."""
+    """Whether the MLP has a gate in addition to its up projection."""
     mlp_bias: str = "none"
     norms: int = 2
-    """Norms of a layer, those of queries and keys left out."""
+    """Norms of a layer without those of queries and keys."""
     norm_bias: str = "none"
     final_norm: bool = True
     positions: int | None = None
@@ -64,18 +64,18 @@ class Family:
     embedding_norm: bool = False
     tied: bool = False
     window: str = "whole"
-    """Layers that slide when ``layer_types`` is absent: ``whole`` (all, if there is a window), ``late`` (from
-    ``max_window_layers`` on), ``every fourth`` (all but every fourth, from the first on), or ``FIELD=N``: every Nth
+    """Layers that slide when ``layer_types`` is absent. ``whole``: all, if there is a window. ``late``: from
+    ``max_window_layers`` on. ``every fourth``: all except every fourth, from the first on. ``FIELD=N``: every Nth
     layer is full, unless FIELD gives another N."""
     experts: Experts | None = None
     extra: str = ""
     """Further weights of a layer, by name; see ``hf_config._extra``."""
     only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
-    """Fields that this planner understands in these values alone."""
+    """Fields that are understood in these values only."""
     everywhere: Mapping[str, object] = field(default_factory=dict)
-    """Lists with one entry per layer, understood if every entry is this one."""
+    """Lists with one entry per layer that are understood if every entry is this one."""
     harmless: tuple[str, ...] = ()
-    """Fields that change neither size nor context in this family."""
+    """Fields that change neither the size nor the context in this family."""
     gemma3_context: bool = False
     """The longest context includes the rope scaling already."""
 
@@ -103,7 +103,7 @@ SAME_AS: Mapping[str, str] = {
     "qwen3_vl_moe_text": "qwen3_moe",
     "qwen3_vl_text": "qwen3",
 }
-"""A ``model_type`` whose text model is built like another family's."""
+"""A ``model_type``, and the family whose text model is built in the same way."""
 
 REFUSED: Mapping[str, str] = {
     "bamba": "Mamba layers",
@@ -138,4 +138,4 @@ REFUSED: Mapping[str, str] = {
     "zamba": "Mamba layers",
     "zaya": "convolutions in attention",
 }
-"""Families that are known and not counted, by the start of their ``model_type``: what they have."""
+"""Families that are recognised but not counted, by the start of their ``model_type``, and the reason for each."""

@@ -1,7 +1,7 @@
 """Fields of a config.json that change neither a model's size nor its longest context, by reason.
 
-Data. A field that is neither read (:mod:`appliance.catalog.hf_config`) nor listed here refuses the file: a name
-is added only with a reason.
+Data. :mod:`appliance.catalog.hf_config` rejects a file with a field that is neither read nor listed here. Each name
+needs a reason.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 SUFFIXES = ("_token_id", "_token_ids", "_token_index", "_dropout", "_pdrop", "_dropout_prob", "_loss_coef")
-"""Ends of names that mean the same in every family: ids in the vocabulary, and rates of training."""
+"""Ends of names with the same meaning in every family: ids in the vocabulary, and rates of training."""
 
 REASONS: Mapping[str, tuple[str, ...]] = {
     "names, versions and code": (
@@ -41,7 +41,7 @@ REASONS: Mapping[str, tuple[str, ...]] = {
         "unsloth_version",
         "use_auth_token",
     ),
-    "what an answer contains": (
+    "content of a response": (
         "begin_suppress_tokens",
         "chat_template",
         "classifier_from_token",
@@ -291,7 +291,7 @@ ONLY: Mapping[str, tuple[object, ...]] = {
     "ssm_state_size": (None, 0),
     "tie_encoder_decoder": (False,),
 }
-"""Fields that change nothing in these values, and may change size or context in any other."""
+"""Fields that change nothing in these values, and may change the size or the context in any other."""
 
 MEANING: Mapping[str, str] = {
     "attention_chunk_size": "chunked attention",
@@ -305,9 +305,9 @@ MEANING: Mapping[str, str] = {
     "mamba_num_heads": "Mamba layers",
     "ssm_state_size": "Mamba layers",
 }
-"""What some of those fields speak of."""
+"""The meaning of some of those fields, for the error message."""
 
 
 def is_harmless(name: str) -> bool:
-    """Return whether ``name`` changes neither size nor context in any family."""
+    """Return whether the field ``name`` changes neither the size nor the context in any family."""
     return name in HARMLESS or name.endswith(SUFFIXES)

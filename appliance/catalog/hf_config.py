@@ -1,7 +1,7 @@
 """Reads a Hugging Face ``config.json`` into a :class:`~appliance.catalog.shape.Shape`.
 
-Pure: takes the parsed table. What a family leaves unsaid is in :mod:`appliance.catalog.families`; a field that
-nothing here reads and that is not harmless refuses the file (:mod:`appliance.catalog.config_fields`).
+Pure: takes the parsed table. :mod:`appliance.catalog.families` has the facts that the files of a family do not
+state. A file with a field that is neither read nor harmless is rejected (:mod:`appliance.catalog.config_fields`).
 """
 
 from __future__ import annotations
@@ -37,30 +37,29 @@ MPT_HARMLESS = frozenset(
 
 
 def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool = False) -> Shape:
-    """Return the shape in ``config``; ``pooling`` leaves the output head out.
+    """Return the shape in ``config``, without the output head if ``pooling`` is set.
 
-    Raises :class:`ConfigError`, one line, for a field that is missing, that cannot be true, or that is not
-    understood.
+    Raises :class:`ConfigError`, one line, for a field that is missing, impossible or not understood.
     """
     if not isinstance(config, Mapping):
-        raise ConfigError(f"{name}: config.json holds no object; is it the model's config.json?")
+        raise ConfigError(f"{name}: config.json holds no JSON object; name the model's config.json")
     tables, path = split(name, config)
-    fields = ConfigFields(name, tables[-1], _kind(tables), path)
+    fields = ConfigFields(name, tables[-1], kind=_kind(tables), path=path)
     for key in ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"):
-        # Only a nested table may leave to its class what every model has.
+        # Only a nested table may rely on its class for the fields that every model has.
         fields.positive(key, own=not path)
     hidden, layers = fields.positive("hidden_size"), fields.positive("num_hidden_layers")
     context = _context(fields)
     window = _window(fields)
-    kinds = _layer_kinds(fields, layers, window, context)
+    kinds = _layer_kinds(fields, layers, window=window, context=context)
     moe, dense_layers = hf_experts.moe(fields, layers)
     full = _mla(fields) if fields.family.latent else _attention(fields, hidden, kinds)
-    sliding = _attention(fields, hidden, kinds, window) if "sliding_attention" in kinds else None
+    sliding = _attention(fields, hidden, kinds, window=window) if "sliding_attention" in kinds else None
     linear_layers = kinds.count("linear_attention")
     width = _dense_width(fields, hidden, needed=dense_layers > 0)
     found = quantised.native(name, tuple(tables), layers)
     fields.seen.update(("quantization_config", "compression_config"))
-    extra, once = _extra(fields, full, width, layers, layers - dense_layers if moe else 0)
+    extra, once = _extra(fields, full, width=width, layers=layers, moe_layers=layers - dense_layers if moe else 0)
     norms, norm_bias = _norms(fields)
     shape = Shape(
         name=name,
@@ -78,7 +77,7 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
         moe=moe,
         dense_layers=dense_layers,
         extra_per_layer=extra + (norms * hidden if norm_bias else 0),
-        extra_once=once + _ends(fields, hidden, context, norm_bias),
+        extra_once=once + _ends(fields, hidden, context=context, norm_bias=norm_bias),
         norms_per_layer=norms,
         gated=fields.family.gated,
         dense_beside_moe=moe is not None and bool(fields.family.experts and fields.family.experts.beside_dense),
@@ -94,7 +93,7 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
 
 
 def _kind(tables: list[Mapping[str, Any]]) -> str:
-    """The text model's model_type; made from that of the table around it if it has none."""
+    """Return the text model's model_type; derived from that of the table around it if it has none."""
     kind = tables[-1].get("model_type")
     if kind is not None:
         return str(kind)
@@ -103,7 +102,7 @@ def _kind(tables: list[Mapping[str, Any]]) -> str:
 
 
 def _tied(fields: ConfigFields, tables: list[Mapping[str, Any]]) -> bool:
-    """Whether the head is the embedding: what the outermost table says, else what the classes assume."""
+    """Return whether the head is the embedding: the outermost statement, else the assumption of the classes."""
     fields.seen.add("tie_word_embeddings")
     for table in tables:
         tied = table.get("tie_word_embeddings")
@@ -117,7 +116,7 @@ def _tied(fields: ConfigFields, tables: list[Mapping[str, Any]]) -> bool:
 
 
 def _context(fields: ConfigFields) -> int:
-    """The longest context in tokens, scaled as vLLM scales it."""
+    """Return the longest context in tokens, scaled as vLLM scales it."""
     first = rope.LENGTHS[0]
     assumed = fields.raw(first)[1]
     stated = [key for key in rope.LENGTHS if fields.raw(key, own=True)[1] is not None]
@@ -132,12 +131,12 @@ def _context(fields: ConfigFields) -> int:
     original = fields.raw("original_max_position_embeddings")[1]
     if original is not None:
         original = fields.length("original_max_position_embeddings")
-    scaled = rope.scaled(fields.name, context, fields.table, original)
+    scaled = rope.scaled(fields.name, context, fields.table, original=original)
     return context if fields.family.gemma3_context else scaled
 
 
 def _window(fields: ConfigFields) -> int | None:
-    """The sliding window in tokens, None if it is switched off."""
+    """Return the sliding window in tokens, None if it is switched off."""
     window = fields.integer("sliding_window", default=0)
     used = fields.flag("use_sliding_window", default=True)
     if fields.table.get("layer_types") and fields.table.get("use_sliding_window") is None:
@@ -149,8 +148,8 @@ def _window(fields: ConfigFields) -> int | None:
     return window
 
 
-def _layer_kinds(fields: ConfigFields, layers: int, window: int | None, context: int) -> list[str]:
-    """The kind of each layer: full, sliding or linear attention."""
+def _layer_kinds(fields: ConfigFields, layers: int, *, window: int | None, context: int) -> list[str]:
+    """Return the kind of each layer: full, sliding or linear attention."""
     family = fields.family
     listed = fields.listed("layer_types", layers)
     late = fields.integer("max_window_layers", default=layers)
@@ -168,7 +167,7 @@ def _layer_kinds(fields: ConfigFields, layers: int, window: int | None, context:
     elif family.linear:
         kinds = _pattern(layers, fields.positive("full_attention_interval", default=4), "linear_attention")
     elif family.window == "whole":
-        # A window that no context fills is none.
+        # A window of at least the longest context has no effect.
         kinds = ["sliding_attention" if (window or context) < context else "full_attention"] * layers
     elif family.window == "late":
         kinds = ["sliding_attention" if layer >= late else "full_attention" for layer in range(layers)]
@@ -186,12 +185,12 @@ def _layer_kinds(fields: ConfigFields, layers: int, window: int | None, context:
 
 
 def _pattern(layers: int, period: int, other: str) -> list[str]:
-    """Every ``period``-th layer is full."""
+    """Return kinds of ``layers`` layers: every ``period``-th is full, the rest is ``other``."""
     return [other if (layer + 1) % period else "full_attention" for layer in range(layers)]
 
 
 def _period(fields: ConfigFields) -> int:
-    """The period of ``FIELD=N``; EXAONE writes it as a row of letters, too."""
+    """Return the period of ``FIELD=N``; EXAONE also writes it as a row of letters."""
     key, _, usual = fields.family.window.partition("=")
     name, value = fields.raw(key)
     if isinstance(value, str) and value and value.strip("L") == "G" and value.endswith("G"):
@@ -201,8 +200,8 @@ def _period(fields: ConfigFields) -> int:
     return fields.positive(key, default=int(usual))
 
 
-def _attention(fields: ConfigFields, hidden: int, kinds: list[str], window: int | None = None) -> Attention:
-    """Softmax attention: of the sliding layers with ``window``, else of the full ones."""
+def _attention(fields: ConfigFields, hidden: int, kinds: list[str], *, window: int | None = None) -> Attention:
+    """Return the softmax attention of the sliding layers with ``window``, else of the full ones."""
     family = fields.family
     heads = fields.positive("num_attention_heads")
     kv_heads = fields.integer("num_key_value_heads", default=heads)
@@ -217,7 +216,7 @@ def _attention(fields: ConfigFields, hidden: int, kinds: list[str], window: int 
     value_is_key = False
     if "gemma4" in fields.kind and window is None:
         value_is_key = fields.flag("attention_k_eq_v")
-        head_dim, kv_heads = _global_heads(fields, kinds, head_dim, kv_heads, own_kv=value_is_key)
+        head_dim, kv_heads = _global_heads(fields, kinds, head_dim=head_dim, kv_heads=kv_heads, own_kv=value_is_key)
     if kv_heads == 0 or heads % kv_heads:
         fit = max((n for n in range(1, heads + 1) if heads % n == 0 and n <= max(kv_heads, 1)), default=1)
         raise ConfigError(
@@ -238,7 +237,7 @@ def _attention(fields: ConfigFields, hidden: int, kinds: list[str], window: int 
 
 
 def _old_kv_heads(fields: ConfigFields, heads: int, stated: int) -> int:
-    """KV heads of Falcon and GPT-BigCode: one with ``multi_query``, those stated in Falcon's new architecture."""
+    """Return the KV heads of Falcon and GPT-BigCode: one with ``multi_query``, ``stated`` in new Falcon models."""
     one = fields.flag("multi_query", default=True)
     if fields.family.extra == "falcon" and fields.flag("new_decoder_architecture"):
         return stated
@@ -246,9 +245,9 @@ def _old_kv_heads(fields: ConfigFields, heads: int, stated: int) -> int:
 
 
 def _global_heads(
-    fields: ConfigFields, kinds: list[str], head_dim: int, kv_heads: int, *, own_kv: bool
+    fields: ConfigFields, kinds: list[str], *, head_dim: int, kv_heads: int, own_kv: bool
 ) -> tuple[int, int]:
-    """Width and KV heads of Gemma 4's full layers; transformers 5 lists them layer by layer."""
+    """Return width and KV heads of Gemma 4's full layers; transformers 5 lists them layer by layer."""
     wide = fields.positive("global_head_dim", default=512)
     few = fields.integer("num_global_key_value_heads", default=0)
     listed = fields.raw("per_layer_config")[1]
@@ -300,7 +299,7 @@ def _linear(fields: ConfigFields) -> LinearAttention:
 
 
 def _dense_width(fields: ConfigFields, hidden: int, *, needed: bool) -> int:
-    """Width of the dense MLP, 0 if no layer has one."""
+    """Return the width of the dense MLP, 0 if no layer has one."""
     found = fields.family.experts
     extra = fields.family.extra
     fields.seen.update(fields.spelled("intermediate_size"))
@@ -311,12 +310,12 @@ def _dense_width(fields: ConfigFields, hidden: int, *, needed: bool) -> int:
     width = fields.integer("intermediate_size", default=0)
     if not width and fields.family.gated:
         raise fields.missing(fields.spelled("intermediate_size")[0])
-    # GPT-2 and its relatives leave the usual width unsaid.
+    # GPT-2 and its relatives do not state the usual width.
     return width or 4 * hidden
 
 
 def _norms(fields: ConfigFields) -> tuple[int, bool]:
-    """Norms of a layer, and whether they have biases."""
+    """Return the number of norms of a layer, and whether they have biases."""
     norms = fields.family.norms
     if fields.family.extra == "falcon":
         parallel = fields.flag("parallel_attn", default=True)
@@ -325,8 +324,8 @@ def _norms(fields: ConfigFields) -> tuple[int, bool]:
     return norms, fields.option(fields.family.norm_bias) == "all"
 
 
-def _ends(fields: ConfigFields, hidden: int, context: int, norm_bias: bool) -> int:
-    """Weights before the first and after the last layer, beside embedding, head and one norm."""
+def _ends(fields: ConfigFields, hidden: int, *, context: int, norm_bias: bool) -> int:
+    """Return the weights before the first and after the last layer, without embedding, head and one norm."""
     family = fields.family
     count = hidden if norm_bias else 0
     if not family.final_norm:
@@ -339,9 +338,9 @@ def _ends(fields: ConfigFields, hidden: int, context: int, norm_bias: bool) -> i
 
 
 def _extra(
-    fields: ConfigFields, full: Attention | Mla, width: int, layers: int, moe_layers: int
+    fields: ConfigFields, full: Attention | Mla, *, width: int, layers: int, moe_layers: int
 ) -> tuple[int, int]:
-    """Further weights: of each layer, and of the whole model."""
+    """Return further weights: of each layer, and of the whole model."""
     family = fields.family
     hidden = fields.positive("hidden_size")
     _check_shape(fields, full, layers)
@@ -367,7 +366,7 @@ def _extra(
 
 
 def _check_shape(fields: ConfigFields, full: Attention | Mla, layers: int) -> None:
-    """Refuse what a family can have and this planner does not count."""
+    """Raise :class:`ConfigError` for a structure that the family can have and the planner does not count."""
     hidden = fields.positive("hidden_size")
     match fields.family.extra:
         case "equal heads":

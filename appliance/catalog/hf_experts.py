@@ -1,4 +1,4 @@
-"""Reads the experts of a config.json: how many, how wide, and in which layers."""
+"""Reads the experts of a config.json: their number, their width and their layers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from appliance.errors import ConfigError
 
 
 def beside(fields: ConfigFields) -> bool:
-    """Return whether the experts stand beside a dense MLP in every layer."""
+    """Return whether every layer has experts in addition to a dense MLP."""
     found = fields.family.experts
     return found is not None and bool(found.beside_dense) and fields.flag(found.beside_dense)
 
 
 def moe(fields: ConfigFields, layers: int) -> tuple[Moe | None, int]:
-    """Return the experts of a layer, and how many layers have a dense MLP and no experts."""
+    """Return the experts of a layer, and the number of layers with a dense MLP and no experts."""
     found = fields.family.experts
     if found is None:
         if fields.table.get("num_experts"):
-            # A file that contradicts itself, whatever its family.
+            # The family has no experts: the file contradicts itself.
             _per_token(fields, Experts(), fields.integer("num_experts"))
             fields.seen.discard("num_experts")
         return None, layers
@@ -47,19 +47,19 @@ def moe(fields: ConfigFields, layers: int) -> tuple[Moe | None, int]:
 
 
 def _per_token(fields: ConfigFields, found: Experts, experts: int) -> int:
-    """Experts that one token passes; some files list them layer by layer."""
+    """Return the number of experts that one token passes; some files list it layer by layer."""
     name, value = fields.raw(*found.per_token)
     value = _same(value) if isinstance(value, list) else fields.integer(*found.per_token)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= experts:
         raise ConfigError(
-            f"{fields.name}: {fields.path_of(name)} = {value!r:.40} of {experts} experts cannot be true; "
+            f"{fields.name}: {fields.path_of(name)} = {value!r:.40} of {experts} experts is not possible; "
             f"nearest: {experts}"
         )
     return value
 
 
 def _shared(fields: ConfigFields, found: Experts) -> int:
-    """Width or number of the shared experts; some files list it layer by layer."""
+    """Return the width or number of the shared experts; some files list it layer by layer."""
     if not found.shared:
         return 0
     name, value = fields.raw(found.shared)
@@ -72,12 +72,12 @@ def _shared(fields: ConfigFields, found: Experts) -> int:
 
 
 def _same(values: list[Any]) -> object:
-    """The one value of all layers, None if they differ."""
+    """Return the common value of all layers, None if they differ."""
     return values[0] if values and all(value == values[0] for value in values) else None
 
 
 def _sparse(fields: ConfigFields, found: Experts, layers: int) -> list[bool]:
-    """Whether each layer has experts, by the fields of ``found.dense``."""
+    """Return for each layer whether it has experts, by the fields of ``found.dense``."""
     if "mlp_layer_types" in found.dense:
         listed = fields.listed("mlp_layer_types", layers)
         fields.seen.update(found.dense)
@@ -94,15 +94,15 @@ def _sparse(fields: ConfigFields, found: Experts, layers: int) -> list[bool]:
         if value is None:
             continue
         if key in {"mlp_only_layers", "moe_layer_freq"} and isinstance(value, list):
-            rule = _by_list(fields, key, value, layers)
+            rule = _by_list(fields, key, value, layers=layers)
         else:
             rule = _by_number(key, fields.integer(key) if key != "moe_layer_end_index" else value, layers)
         sparse = [before and now for before, now in zip(sparse, rule, strict=True)]
     return sparse
 
 
-def _by_list(fields: ConfigFields, key: str, value: list[Any], layers: int) -> list[bool]:
-    """Layers that a list of dense ones, or of one flag per layer, leaves their experts."""
+def _by_list(fields: ConfigFields, key: str, value: list[Any], *, layers: int) -> list[bool]:
+    """Return for each layer whether it has experts, by a list of dense layers or of one flag per layer."""
     if not all(isinstance(one, int) and not isinstance(one, bool) for one in value):
         raise fields.refused(key, value)
     if key == "mlp_only_layers":
@@ -111,7 +111,7 @@ def _by_list(fields: ConfigFields, key: str, value: list[Any], layers: int) -> l
 
 
 def _by_number(key: str, value: object, layers: int) -> list[bool]:
-    """Layers that a single number leaves their experts."""
+    """Return for each layer whether it has experts, by a single number."""
     number = value if isinstance(value, int) else -1
     every = range(layers)
     if key in {"first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"}:

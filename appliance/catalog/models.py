@@ -1,6 +1,6 @@
-"""Models: the shipped shapes, those of a file of one's own, and the search for a model by name.
+"""Models: the shipped shapes, those of the user's own file, and the search for a model by name.
 
-:func:`dump_model` writes one model the way the shipped file has it.
+:func:`dump_model` writes a model in the format of the shipped file.
 """
 
 from __future__ import annotations
@@ -25,44 +25,45 @@ PARTS: dict[str, type] = {
     "linear": LinearAttention,
     "moe": Moe,
 }
-"""Nested tables of a model, and what they become."""
+"""Nested tables of a model, and the type of each."""
 
 
 @cache
 def shipped_models() -> dict[str, Shape]:
-    """The shipped models by repository name."""
+    """Return the shipped models by the name of their repository."""
     return {name: read_model(name, table) for name, table in read_table("models.toml", "models").items()}
 
 
 def known_models(extra: Path | None = None) -> dict[str, Shape]:
-    """The shipped models, and those of the file ``extra``."""
+    """Return the shipped models and those of the file ``extra``, by name.
+
+    Raises :class:`ConfigError` if ``extra`` is not a catalog.
+    """
     known = dict(shipped_models())
     if extra is not None:
         try:
             table = tomllib.loads(text_file.read(extra))["models"]
         except (tomllib.TOMLDecodeError, KeyError) as error:
             raise ConfigError(
-                f"{extra}: is no catalogue ({error}); write it with `appliance catalog add-model`"
+                f"{extra}: is not a catalog ({error}); write it with `appliance catalog add-model`"
             ) from None
         known |= {name: read_model(name, entry) for name, entry in table.items()}
     return known
 
 
 def read_model(name: str, table: dict[str, Any]) -> Shape:
-    """One model's table as a shape."""
+    """Return the shape in the ``table`` of the model ``name``; :class:`ConfigError` for a field that is unknown."""
     fields = {key: value for key, value in table.items() if key not in PARTS}
     try:
         parts = {key: PARTS[key](**table[key]) for key in PARTS if key in table}
         full = parts.pop("mla", None) or parts.pop("attention")
         return Shape(name=name, full=full, **parts, **fields)
     except (TypeError, KeyError) as error:
-        raise ConfigError(
-            f"catalogue: model {name}: {error}; write it with `appliance catalog add-model`"
-        ) from None
+        raise ConfigError(f"catalog: model {name}: {error}; write it with `appliance catalog add-model`") from None
 
 
 def dump_model(shape: Shape) -> str:
-    """``shape`` as a TOML table, defaults left out."""
+    """Return ``shape`` as a TOML table without its default values."""
     lines = [f'[models."{shape.name}"]']
     for field in dataclasses.fields(shape):
         value = getattr(shape, field.name)
@@ -89,7 +90,10 @@ def _toml(value: object) -> str:
 
 
 def find_model(name: str, known: dict[str, Shape] | None = None) -> Shape:
-    """The model that ``name`` means: a repository, or its last part, whatever the case."""
+    """Return the model with ``name``: a repository, or its last part in any case.
+
+    ``known`` are the models to search, the shipped ones if absent. Raises :class:`UsageError` if none matches.
+    """
     known = shipped_models() if known is None else known
     if name in known:
         return known[name]
@@ -98,6 +102,6 @@ def find_model(name: str, known: dict[str, Shape] | None = None) -> Shape:
         if normalise(shape.name.rsplit("/", 1)[-1]) == wanted:
             return shape
     raise UsageError(
-        f"there is no model {name!r} in the catalogue; {suggest(name, list(known))} "
+        f"there is no model {name!r} in the catalog; {suggest(name, list(known))} "
         "`appliance catalog add-model` adds one from its config.json"
     )

@@ -18,13 +18,13 @@ class Cpu:
     name: str
     memory_gb_s: float
     bf16_tflops: float
-    """What its cores reach in large GEMMs, all together."""
+    """TFLOPS of all cores together in large GEMMs."""
     aliases: tuple[str, ...] = ()
 
 
 @cache
 def cpus() -> dict[str, Cpu]:
-    """Processors by their name."""
+    """Return the processors of the catalog by name."""
     return {
         name: Cpu(name=name, **figures | {"aliases": tuple(figures.get("aliases", ()))})
         for name, figures in read_table("cpus.toml", "cpus").items()
@@ -32,9 +32,12 @@ def cpus() -> dict[str, Cpu]:
 
 
 def find_cpu(name: str) -> Cpu:
-    """The processor that ``name`` means."""
+    """Return the processor with ``name``: its name in the catalog, or an alias.
+
+    Raises :class:`UsageError` if the name matches none.
+    """
     wanted = normalise(name)
     for cpu in cpus().values():
         if wanted in {normalise(cpu.name), *map(normalise, cpu.aliases)}:
             return cpu
-    raise UsageError(f"there is no processor {name!r} in the catalogue; {suggest(name, list(cpus()))}")
+    raise UsageError(f"there is no processor {name!r} in the catalog; {suggest(name, list(cpus()))}")

@@ -1,7 +1,8 @@
 """The precision of a published checkpoint, from the quantisation table of its config.json.
 
-Pure. Answers with the name of a precision that :mod:`appliance.planner.precision` sizes within a few percent, or
-refuses: a method, an algorithm, a width or a field that is not listed here may hold weights of any size.
+Pure. The result is the name of a precision whose size in :mod:`appliance.planner.precision` is right within a few
+percent. A method, an algorithm, a width or a field that is not listed here may hold weights of any size and is
+rejected.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ DTYPES = {
 """Unquantised weights. vLLM reads ``auto`` from the checkpoint."""
 
 BITS = {4: "awq-int4", 8: "int8"}
-"""Integer weights by their width."""
+"""Integer weights by their width in bits."""
 
 BY_BITS = frozenset(
     {"auto-round", "auto_awq", "auto_gptq", "awq", "awq_marlin", "gptq", "gptq_marlin", "inc", "intel/auto-round"}
@@ -79,7 +80,7 @@ ATTENTION = re.compile(r"self_attn|attention|attn")
 LINEAR_ATTENTION = re.compile(r"linear_attn")
 
 SMALL_SHARE = 0.03
-"""Share of a model's weights that may stay at 16 bits unnoticed: its bytes grow by less than 8 %."""
+"""Share of a model's weights that may stay at 16 bits and is ignored: the bytes grow by less than 8 %."""
 
 LISTS = ("ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules", "modules_to_not_convert")
 """Lists of modules that stay at 16 bits."""
@@ -93,7 +94,7 @@ OFF: Mapping[str, tuple[object, ...]] = {
     "transform_config": (None, {}),
     "true_sequential": (True, False),
 }
-"""Fields that are understood in these values alone: others give some layers another width."""
+"""Fields that are understood in these values only: other values give some layers another width."""
 
 HARMLESS = frozenset(
     {
@@ -167,7 +168,7 @@ HARMLESS = frozenset(
         "zero_point",
     }
 )
-"""Fields that say how weights were quantised or are multiplied, not how many bits they have."""
+"""Fields about the quantisation or multiplication of weights that do not change their width."""
 
 READ = frozenset(
     {
@@ -192,21 +193,21 @@ READ = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """The precision of a checkpoint, by the name that :mod:`appliance.planner.precision` reads."""
+    """The precision of a checkpoint, by the names of :mod:`appliance.planner.precision`."""
 
     precision: str
     fp8_block: int = 0
     """Width of its FP8 blocks, 0 without blocks."""
     attention_at_16_bits: str = ""
-    """Module of attention that stays at 16 bits, although the precision counts it quantised."""
+    """Module of attention that stays at 16 bits although the precision counts it as quantised."""
 
 
 def native(name: str, tables: tuple[Mapping[str, Any], ...], layers: int) -> Native:
     """Return the precision of the checkpoint.
 
-    ``tables`` are the config.json and its nested text model, outermost first; ``layers`` are the text model's:
-    those beyond are multi-token prediction heads. Raises :class:`ConfigError` with
-    the field that is not understood.
+    ``tables`` are the config.json and its nested text model, outermost first. ``layers`` is the number of layers of
+    the text model; layers beyond are multi-token prediction heads. Raises :class:`ConfigError` with the field that
+    is not understood.
     """
     keys = ("quantization_config", "compression_config")
     quant = next((table[key] for key in keys for table in tables if table.get(key)), None)
@@ -215,17 +216,17 @@ def native(name: str, tables: tuple[Mapping[str, Any], ...], layers: int) -> Nat
     if not isinstance(quant, Mapping):
         raise ConfigError(f"{name}: quantization_config is not a table; take the model's own config.json")
     precision = _precision(name, quant)
-    attention = _fields(name, quant, precision, layers)
+    attention = _fields(name, quant, precision=precision, layers=layers)
     block = quant.get("weight_block_size")
     if block is None:
         return Native(precision, 0, attention)
     if not isinstance(block, list) or not block or isinstance(block[0], bool) or not isinstance(block[0], int):
-        raise ConfigError(f"{name}: weight_block_size = {block!r:.40} cannot be true; nearest: [128, 128]")
+        raise ConfigError(f"{name}: weight_block_size = {block!r:.40} is not possible; nearest: [128, 128]")
     return Native(precision, block[0], attention)
 
 
 def check_share(name: str, found: Native, shape: Shape) -> None:
-    """Refuse a checkpoint whose attention stays at 16 bits, unless it is a small part of ``shape``."""
+    """Raise :class:`ConfigError` if attention stays at 16 bits, unless it is a small part of ``shape``."""
     share = (shape.attention_params + shape.linear_params) / shape.total_params
     if found.attention_at_16_bits and share > SMALL_SHARE:
         raise _refused(
@@ -253,7 +254,7 @@ def _unquantised(name: str, tables: tuple[Mapping[str, Any], ...]) -> str:
 
 
 def _precision(name: str, quant: Mapping[str, Any]) -> str:
-    # ModelOpt's own files name an algorithm alone.
+    # ModelOpt's own files name only an algorithm.
     method = str(quant.get("quant_method") or ("modelopt" if quant.get("quant_algo") else "")).lower()
     if method in BY_BITS:
         return _by_bits(name, quant)
@@ -296,7 +297,7 @@ def _group(name: str, size: object) -> None:
 
 
 def _compressed(name: str, quant: Mapping[str, Any]) -> str:
-    """All groups of a compressed-tensors table, which have to agree."""
+    """Return the precision of all groups of a compressed-tensors table; they have to agree."""
     form = str(quant.get("format", ""))
     groups = quant.get("config_groups")
     if not groups:
@@ -305,18 +306,18 @@ def _compressed(name: str, quant: Mapping[str, Any]) -> str:
         raise _refused(name, f"format = {form!r:.40} without config_groups")
     if not isinstance(groups, Mapping):
         raise _refused(name, f"config_groups = {groups!r:.40}")
-    found = {_of_group(name, f"config_groups.{key}", group, form) for key, group in groups.items()}
+    found = {_of_group(name, f"config_groups.{key}", group, form=form) for key, group in groups.items()}
     if len(found) > 1:
         raise _refused(name, f"config_groups of unequal weights ({', '.join(sorted(found))})")
     return found.pop()
 
 
-def _of_group(name: str, where: str, group: object, form: str) -> str:
+def _of_group(name: str, key: str, group: object, *, form: str) -> str:
     weights = group.get("weights") if isinstance(group, Mapping) else None
     if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
-        raise _refused(name, f"{where} without weights")
+        raise _refused(name, f"{key} without weights")
     if group.get("targets", ["Linear"]) != ["Linear"]:
-        raise _refused(name, f"{where}.targets = {group['targets']!r:.60}")
+        raise _refused(name, f"{key}.targets = {group['targets']!r:.60}")
     form = str(group.get("format") or form)
     bits, kind = weights.get("num_bits"), str(weights.get("type", "int"))
     if kind == "int" and form in {"pack-quantized", "int-quantized", ""} and bits in tuple(BITS):
@@ -326,11 +327,14 @@ def _of_group(name: str, where: str, group: object, form: str) -> str:
         return "fp8"
     if kind == "float" and bits == 4 and form == "nvfp4-pack-quantized":
         return "nvfp4"
-    raise _refused(name, f"{where}.weights of {bits!r:.20} bits, type {kind!r:.20}, format {form!r:.40}")
+    raise _refused(name, f"{key}.weights of {bits!r:.20} bits, type {kind!r:.20}, format {form!r:.40}")
 
 
-def _fields(name: str, quant: Mapping[str, Any], precision: str, layers: int) -> str:
-    """Refuse a field that may give some weights another width; return a module of attention kept at 16 bits."""
+def _fields(name: str, quant: Mapping[str, Any], *, precision: str, layers: int) -> str:
+    """Return a module of attention that stays at 16 bits, empty without one.
+
+    Raises :class:`ConfigError` for a field that may give some weights another width.
+    """
     attention = ""
     for key, value in quant.items():
         if key not in READ | HARMLESS:
@@ -349,7 +353,10 @@ def _fields(name: str, quant: Mapping[str, Any], precision: str, layers: int) ->
 
 
 def _kept(module: str, precision: str, layers: int) -> str | None:
-    """The module if it is attention that the precision counts quantised, None if it is anything large else."""
+    """Return ``module`` if it is attention that the precision counts as quantised, None if it is another large one.
+
+    A module that the precision does not count as quantised, or that is small, gives an empty text.
+    """
     plain = module.removeprefix("re:").replace("\\", "").rstrip("*.$")
     layer = re.search(r"layers\.(\d+)", plain)
     if SIXTEEN_BIT.search(plain) or (layer and int(layer.group(1)) >= layers):

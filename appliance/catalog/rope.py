@@ -1,7 +1,7 @@
 """The longest context of a model, as vLLM derives it from a config.json.
 
-Pure. ``tests/catalog/contexts.json`` holds it to vLLM 0.32's own ModelConfig: YaRN, Llama 3 and LongRoPE leave
-``max_position_embeddings`` as it is (LongRoPE starts at the original one), every other factor multiplies it.
+Pure. YaRN, Llama 3 and LongRoPE do not change ``max_position_embeddings`` (LongRoPE starts at the original one);
+every other factor multiplies it. ``tests/catalog/contexts.json`` has the contexts of vLLM 0.32's own ModelConfig.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LENGTHS = (
     "max_seq_length",
     "seq_len",
 )
-"""Fields of which the smallest is the context before scaling; ``model_max_length`` overrides them."""
+"""Fields of a length: the smallest is the context before scaling, unless ``model_max_length`` overrides it."""
 
 LAYER_KINDS = frozenset(
     {"attention", "chunked_attention", "full_attention", "linear_attention", "local", "sliding_attention"}
@@ -29,10 +29,10 @@ LAYER_KINDS = frozenset(
 """Keys of rope parameters that are given per kind of layer."""
 
 KEEP = frozenset({"deepseek_llama_scaling", "deepseek_yarn", "llama3", "longrope", "su", "yarn", "telechat3-yarn"})
-"""Types whose factor leaves the context as it is."""
+"""Types whose factor does not change the context."""
 
 MULTIPLY = frozenset({"default", "dynamic", "linear", "mrope", "ntk", "proportional", "xdrope"})
-"""Types whose factor, if any, multiplies it."""
+"""Types whose factor, if any, multiplies the context."""
 
 PARAMETERS = frozenset(
     {
@@ -63,14 +63,14 @@ PARAMETERS = frozenset(
         "xdrope_section",
     }
 )
-"""Keys of rope parameters that this module understands."""
+"""Keys of rope parameters that are understood."""
 
 
-def scaled(name: str, context: int, table: Mapping[str, Any], original: int | None) -> int:
-    """Return the context in tokens that the rope parameters of ``table`` leave of ``context``.
+def scaled(name: str, context: int, table: Mapping[str, Any], *, original: int | None) -> int:
+    """Return ``context`` in tokens after the rope scaling in ``table``.
 
-    ``original`` is ``original_max_position_embeddings``, where the model starts under LongRoPE. Raises
-    :class:`ConfigError` for a type or a parameter that is not known.
+    ``original`` is ``original_max_position_embeddings``, the context with which a model starts under LongRoPE.
+    Raises :class:`ConfigError` for a type or a parameter that is unknown.
     """
     field = "rope_scaling" if table.get("rope_scaling") else "rope_parameters"
     parameters = table.get(field)
@@ -93,7 +93,7 @@ def scaled(name: str, context: int, table: Mapping[str, Any], original: int | No
 
 
 def _kind(name: str, field: str, part: Mapping[str, Any]) -> str:
-    """The type of one set of parameters, each of them known."""
+    """Return the type of one set of parameters; :class:`ConfigError` if one of them is unknown."""
     unknown = next((key for key in part if key not in PARAMETERS), None)
     if unknown is not None:
         raise ConfigError(
@@ -116,5 +116,5 @@ def _factor(name: str, field: str, value: object) -> float:
     if value is None:
         return 1.0
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-3 <= value <= 1e6:
-        raise ConfigError(f"{name}: {field}.factor = {value!r:.40} cannot be true; nearest: 1.0")
+        raise ConfigError(f"{name}: {field}.factor = {value!r:.40} is not possible; nearest: 1.0")
     return float(value)

@@ -1,7 +1,7 @@
-"""A model's shape, and what follows from it by arithmetic: parameters, KV cache, recurrent state.
+"""A model's shape, and the figures that follow by arithmetic: parameters, KV cache, recurrent state.
 
-Pure. Counts are exact, weight by weight, for the text model: vision towers and multi-token-prediction heads
-are left out, as in the published counts they are checked against (``tests/catalog/test_shape.py``).
+Pure. Counts are exact, weight by weight, for the text model. Vision towers and multi-token-prediction heads are not
+counted; nor are they in the published counts of ``tests/catalog/test_shape.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CONV_STATE_BYTES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Softmax attention of one kind of layer. ``window`` is None where it sees the whole context."""
+    """Softmax attention of one kind of layer. ``window`` is None if it sees the whole context."""
 
     heads: int
     kv_heads: int
@@ -31,7 +31,7 @@ class Attention:
     value_is_key: bool = False
 
     def params(self, hidden: int) -> int:
-        """Weights of one layer."""
+        """Return the weights of one layer of a model with ``hidden`` dimensions."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         values = 0 if self.value_is_key else key
         count = hidden * (query * (2 if self.output_gate else 1) + key + values) + query * hidden
@@ -48,11 +48,11 @@ class Attention:
         return count + (self.heads if self.sinks else 0)
 
     def kv_values(self) -> int:
-        """Numbers cached per token and layer. Engines store K and V apart even where they are the same."""
+        """Return the numbers cached per token and layer. Engines store K and V apart even if they are the same."""
         return 2 * self.kv_heads * self.head_dim
 
     def core_dim(self) -> int:
-        """Width of the score and value products: FLOPs per token pair are 4 x this."""
+        """Return the width of the score and value products: FLOPs per token pair are 4 x this."""
         return self.heads * self.head_dim
 
 
@@ -71,25 +71,24 @@ class Mla:
     index_top: int = 0
 
     def params(self, hidden: int) -> int:
-        """Weights of one layer."""
+        """Return the weights of one layer of a model with ``hidden`` dimensions."""
         width = self.heads * (self.nope_dim + self.rope_dim)
         query = hidden * self.q_rank + self.q_rank + self.q_rank * width if self.q_rank else hidden * width
         compress = hidden * (self.kv_rank + self.rope_dim) + self.kv_rank
         expand = self.kv_rank * self.heads * (self.nope_dim + self.v_dim)
         index = 0
         if self.index_heads:
-            # Lightning indexer: its queries from the compressed query, one key per token, one weight per
-            # head.
+            # Lightning indexer: its queries from the compressed query, one key per token, one weight per head.
             index = self.q_rank * self.index_heads * self.index_dim
             index += hidden * self.index_dim + 2 * self.index_dim + hidden * self.index_heads
         return query + compress + expand + self.heads * self.v_dim * hidden + index
 
     def kv_values(self) -> int:
-        """Numbers cached per token and layer."""
+        """Return the numbers cached per token and layer."""
         return self.kv_rank + self.rope_dim
 
     def core_dim(self) -> int:
-        """Width of the absorbed score and value products."""
+        """Return the width of the absorbed score and value products."""
         return self.heads * (2 * self.kv_rank + self.rope_dim) // 2
 
 
@@ -107,7 +106,7 @@ class LinearAttention:
         return self.key_heads * self.key_dim, self.value_heads * self.value_dim
 
     def params(self, hidden: int) -> int:
-        """Weights of one layer."""
+        """Return the weights of one layer of a model with ``hidden`` dimensions."""
         key, value = self._widths()
         mixed = 2 * key + value
         inputs = hidden * (mixed + value) + hidden * 2 * self.value_heads
@@ -115,7 +114,7 @@ class LinearAttention:
         return inputs + small + value * hidden
 
     def state_bytes(self) -> int:
-        """Bytes of recurrent state per sequence and layer."""
+        """Return the bytes of recurrent state per sequence and layer."""
         key, value = self._widths()
         return (
             self.value_heads * self.key_dim * self.value_dim * SSM_STATE_BYTES
@@ -125,7 +124,7 @@ class LinearAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moe:
-    """A layer's experts. ``shared`` is the width of the expert that every token passes, 0 where none."""
+    """A layer's experts. ``shared`` is the width of the expert that every token passes, 0 without one."""
 
     experts: int
     per_token: int
@@ -136,18 +135,18 @@ class Moe:
     expert_bias: bool = False
 
     def expert_params(self, hidden: int) -> int:
-        """Weights of one expert: gate, up and down."""
+        """Return the weights of one expert: gate, up and down."""
         return 3 * hidden * self.width + (2 * self.width + hidden if self.expert_bias else 0)
 
     def common_params(self, hidden: int) -> int:
-        """Weights of one layer that every token passes: router and shared expert."""
+        """Return the weights of one layer that every token passes: router and shared expert."""
         router = hidden * self.experts + (self.experts if self.router_bias else 0)
         return router + 3 * hidden * self.shared + (hidden if self.shared_gate else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Everything the planner knows of a model. Layer counts say how many layers are of which kind."""
+    """All facts about a model that the planner uses. The ``…_layers`` count the layers of each kind."""
 
     name: str
     hidden: int
@@ -163,27 +162,27 @@ class Shape:
     dense_width: int = 0
     moe: Moe | None = None
     dense_layers: int = 0
-    """Layers whose MLP is dense though the model has experts; all layers where it has none."""
+    """Layers whose MLP is dense although the model has experts; all layers of a model without experts."""
     extra_per_layer: int = 0
     """Further small weights per layer (Gemma 4: layer scale, router scales, further norms)."""
     extra_once: int = 0
-    """Further small weights of the whole model: learned positions, biases of the head, a last norm that is not
-    there (negative)."""
+    """Further small weights of the whole model: learned positions, biases of the head. A missing last norm counts
+    negative."""
     norms_per_layer: int = 2
     gated: bool = True
     """Whether dense MLPs have a gate: three matrices, else two."""
     dense_beside_moe: bool = False
-    """Whether a dense MLP stands beside the experts in every MoE layer (Gemma 4)."""
+    """Whether every MoE layer also has a dense MLP (Gemma 4)."""
     pooling: bool = False
-    """Embedding models never compute logits."""
+    """Whether the model only embeds: it never computes logits."""
     native: str = "bf16"
-    """Precision of the published checkpoint, as :func:`appliance.planner.precision.parse` reads it."""
+    """Precision of the published checkpoint, by the names of :func:`appliance.planner.precision.parse`."""
     checkpoint_bytes: int | None = None
-    """Quoted size of the published checkpoint, where it holds more than the text model counted here."""
+    """Quoted size of the published checkpoint, if it holds more than the text model counted here."""
     fp8_block: int = 0
     """Width of the blocks in which the published FP8 checkpoint is quantised; a shard must not cut one."""
     approximate: bool = False
-    """True for a shape guessed from a name: answers then carry a wider interval."""
+    """Whether the shape was guessed from a name: predictions then have a wider interval."""
     source: str = ""
 
     @property
@@ -203,7 +202,7 @@ class Shape:
 
     @property
     def head_params(self) -> int:
-        """The output projection, 0 where it shares the embedding's weights or is not needed."""
+        """The output projection, 0 if it shares the embedding's weights or is not needed."""
         return 0 if self.tied or self.pooling else self.vocab * self.hidden
 
     @property
@@ -263,15 +262,20 @@ class Shape:
         return self.total_params - self.expert_params * (self.moe.experts - self.moe.per_token) // self.moe.experts
 
     def kv_bytes_per_token(self, kv_bytes: float = 2.0) -> float:
-        """KV cache of one token over all softmax layers, before any window closes; ``kv_bytes`` per
-        number."""
+        """Return the KV cache of one token in bytes over all softmax layers, before any window closes.
+
+        ``kv_bytes`` are the bytes per number.
+        """
         count = self.full_layers * self.full.kv_values()
         if self.sliding is not None:
             count += self.sliding_layers * self.sliding.kv_values()
         return count * kv_bytes
 
     def kv_bytes_of(self, tokens: float, kv_bytes: float = 2.0) -> float:
-        """KV cache of one sequence of ``tokens`` tokens: sliding layers stop growing at their window."""
+        """Return the KV cache of one sequence of ``tokens`` tokens in bytes.
+
+        The cache of a sliding layer stops growing at its window. ``kv_bytes`` are the bytes per number.
+        """
         count = self.full_layers * self.full.kv_values() * tokens
         if self.sliding is not None:
             count += self.sliding_layers * self.sliding.kv_values() * min(tokens, self.sliding.window or tokens)
@@ -279,7 +283,7 @@ class Shape:
 
     @property
     def state_bytes_per_sequence(self) -> int:
-        """Recurrent state of one sequence, whatever its length."""
+        """Bytes of the recurrent state of one sequence of any length."""
         return self.linear_layers * self.linear.state_bytes() if self.linear else 0
 
     @property

@@ -22,7 +22,7 @@ from appliance.errors import REFUSED, ApplianceError, StoreError
 from appliance.system.early import INHERITED, end_quietly
 
 
-class Command(NamedTuple):
+class CliCommand(NamedTuple):
     """One command: its name, the module of this package that has it, and one line of help."""
 
     name: str
@@ -30,32 +30,34 @@ class Command(NamedTuple):
     help: str
 
 
-GROUPS: dict[str, tuple[Command, ...]] = {
+GROUPS: dict[str, tuple[CliCommand, ...]] = {
     "Serve": (
-        Command("up", "up", "run the whole service on this machine, without Nix (`make up` runs this)"),
-        Command("gateway", "serve", "run the gateway"),
-        Command("engine", "serve", "run one engine, or print its command line"),
-        Command("admin", "serve", "run the admin API"),
-        Command("models", "models", "show and swap loaded models; verify weights on disk"),
+        CliCommand("up", "up", "run the whole service on this machine, without Nix (`make up` runs this)"),
+        CliCommand("gateway", "serve", "run the gateway"),
+        CliCommand("engine", "serve", "run one engine, or print its command line"),
+        CliCommand("admin", "serve", "run the admin API"),
+        CliCommand("models", "models", "show and swap loaded models; verify weights on disk"),
     ),
     "People and keys": (
-        Command("keys", "keys", "create, change, list and revoke API keys"),
-        Command("usage", "keys", "sum requests, tokens, waiting time and TTFT by user, model or day"),
+        CliCommand("keys", "keys", "create, change, list and revoke API keys"),
+        CliCommand("usage", "keys", "sum requests, tokens, waiting time and TTFT by user, model or day"),
     ),
     "Measure and plan": (
-        Command("plan", "plan", "choose what runs on which card, and predict its speed"),
-        Command("catalog", "plan", "list the cards and models of the planner, or add a model"),
-        Command("loadtest", "loadtest", "load a gateway and compare the results with SLOs"),
+        CliCommand("plan", "plan", "choose what runs on which card, and predict its speed"),
+        CliCommand("catalog", "plan", "list the cards and models of the planner, or add a model"),
+        CliCommand("loadtest", "loadtest", "load a gateway and compare the results with SLOs"),
     ),
     "Check and repair": (
-        Command("check", "check", "validate a configuration"),
-        Command("schema", "check", "print the JSON Schema of the configuration"),
-        Command("doctor", "doctor", "compare this host with its configuration; changes nothing"),
-        Command("smoke", "smoke", "test a running service with a short load"),
+        CliCommand("check", "check", "validate a configuration"),
+        CliCommand("schema", "check", "print the JSON Schema of the configuration"),
+        CliCommand("doctor", "doctor", "compare this host with its configuration; changes nothing"),
+        CliCommand("smoke", "smoke", "test a running service with a short load"),
     ),
     "Upgrade": (
-        Command("upgrade", "upgrade", "build and install the next generation; it is on trial from the next boot"),
-        Command("trial", "upgrade", "show generations: known good, on trial, rolled back and why"),
+        CliCommand(
+            "upgrade", "upgrade", "build and install the next generation; it is on trial from the next boot"
+        ),
+        CliCommand("trial", "upgrade", "show generations: known good, on trial, rolled back and why"),
     ),
 }
 """The commands by what people do with them."""

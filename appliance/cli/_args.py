@@ -54,7 +54,7 @@ def add_json(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
 
 
 def add_json_file(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add ``--json FILE``: a report for programs, besides the table."""
+    """Add ``--json FILE``: a report for programs, in addition to the table."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
 
 

@@ -15,7 +15,7 @@ from appliance.planner.fit import fit
 
 def add_check(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``appliance check``."""
-    parser.epilog = "exit code: 0 valid, 2 not valid, with one line per fault"
+    parser.epilog = "exit code: 0 valid, 2 not valid, with one line per error"
     parser.add_argument("file", type=Path, metavar="FILE", help="configuration of a site, TOML or JSON")
     parser.set_defaults(run=_check)
 

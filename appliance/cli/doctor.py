@@ -20,8 +20,8 @@ DEFAULT_MACHINE = "/etc/appliance/machine.json"
 
 SERVING_UNITS = ("appliance-gateway", "appliance-engine-")
 
-EPILOG = """exit code, by the worst result: 0 ok, 3 a warning, 4 a check that could not run, 1 a failure; 2 if the
-command line or the configuration is not valid. See docs/doctor.md."""
+EPILOG = """exit code, by the worst result: 0 ok, 3 a warning, 4 a check that could not run, 1 a failure.
+Exit code 2: the command line or the configuration is not valid. See docs/doctor.md."""
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     create = actions.add_parser("create", help="create a key and print it; it is not shown again")
     create.add_argument(
-        "user", metavar="USER", help="user whose limits apply, and who appears in `appliance usage`"
+        "user", metavar="USER", help="user: its limits apply, and `appliance usage` counts the requests for it"
     )
     create.set_defaults(run=_create)
     change = actions.add_parser("change", help="change a key's name or limits; `none` removes a limit")

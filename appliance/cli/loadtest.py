@@ -1,4 +1,4 @@
-"""The flags of ``appliance loadtest``: every number of a scenario, an SLO or a limit of the client is one."""
+"""``appliance loadtest``: a flag for each number of a scenario, an SLO or a limit of the client."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from appliance.errors import UsageError
 from loadtests.parameters import LoadLimits, Parameters
 
 DESCRIPTION = """\
-Loads a gateway (or anything that speaks OpenAI's API) and judges what came against SLOs.
-Exit code 0: every SLO holds; 1: one is missed, or the baseline was better; 2: the run proves nothing.
-SIGINT, SIGTERM and SIGHUP end it at any moment, with a report of what was measured and exit code 2.
+Loads a gateway (or any server with OpenAI's API) and compares the results with SLOs.
+Exit code 0: every SLO is met; 1: one is missed, or the baseline was better; 2: no valid result.
+SIGINT, SIGTERM and SIGHUP end it at any time, with a report of the finished requests and exit code 2.
 The key is read from APPLIANCE_API_KEY, or keys from --keys; with --url it may be absent."""
 
 
@@ -27,54 +27,63 @@ def add_loadtest(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "scenario", nargs="?", default="chat", metavar="SCENARIO", help="which load (chat); --list shows all"
+        "scenario",
+        nargs="?",
+        default="chat",
+        metavar="SCENARIO",
+        help="scenario of the load (%(default)s); --list shows all",
     )
-    parser.add_argument("--list", action="store_true", help="show the scenarios and their sizes, and end")
-    where = parser.add_argument_group("where")
-    add_url(where)
-    where.add_argument(
+    parser.add_argument("--list", action="store_true", help="list the scenarios and their sizes")
+    target = parser.add_argument_group("target")
+    add_url(target)
+    target.add_argument(
         "--model", action="append", metavar="NAME",
-        help="model or role to ask for, twice for `swap`; the first that is offered when absent",
+        help="model or role to test, twice for `swap`; default: the first that the gateway lists",
     )  # fmt: skip
-    where.add_argument(
-        "--keys", type=Path, metavar="FILE", help="API keys, one a line: each user takes the next one"
+    target.add_argument(
+        "--keys", type=Path, metavar="FILE", help="API keys, one per line: each user takes the next one"
     )
-    where.add_argument(
+    target.add_argument(
         "--engine-url", action="append", metavar="URL",
-        help="an engine itself, for its tokenizer and metrics; from the configuration when absent",
+        help="engine with tokenizer and metrics; default: the engines of --config",
     )  # fmt: skip
     add_config(parser)
-    _add_fields(parser.add_argument_group("size of the load, each with the scenario's own default"), Parameters, "")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="short for --output-tokens N")
-    _add_fields(parser.add_argument_group("SLOs, from the configuration when absent"), Slo, "slo-")
+    _add_fields(parser.add_argument_group("size of the load (default: the scenario's)"), Parameters, "")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="short form of --output-tokens N")
+    _add_fields(parser.add_argument_group("SLOs (default: those of --config)"), Slo, "slo-")
     _add_fields(
-        parser.add_argument_group("from when on the client is too slow and the run invalid"), LoadLimits, "client-"
+        parser.add_argument_group("limits of the load generator, above which the run is invalid"),
+        LoadLimits,
+        "client-",
     )
     verdict = parser.add_argument_group("verdict and output")
     verdict.add_argument(
-        "--baseline", type=Path, metavar="FILE", help="an earlier --json; fails only where 95 %% intervals separate"
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="report of an earlier --json; a result fails only if the 95 %% intervals do not overlap",
     )
     verdict.add_argument(
         "--find-goodput",
         action="store_true",
-        help="search the highest rate (open loop) or number of users that holds",
+        help="search for the highest rate (open loop) or number of users that meets the SLOs",
     )
     verdict.add_argument(
-        "--max-load", type=float, default=1000.0, metavar="N", help="never try more than that (1000)"
+        "--max-load", type=float, default=1000.0, metavar="N", help="upper bound of the search (%(default)g)"
     )
     verdict.add_argument(
         "--resolution",
         type=float,
         default=0.1,
         metavar="R",
-        help="end when the ends are that near, as a share (0.1)",
+        help="relative width at which the search ends (%(default)s)",
     )
     add_json_file(verdict)
-    verdict.add_argument("--junit", type=Path, metavar="FILE", help="JUnit XML for CI")
+    verdict.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML, for CI")
     verdict.add_argument(
-        "--html", type=Path, metavar="FILE", help="one page with plots that opens without a network"
+        "--html", type=Path, metavar="FILE", help="also write one page with plots, which needs no network"
     )
-    verdict.add_argument("--samples", type=Path, metavar="FILE", help="every single request, a JSON line each")
+    verdict.add_argument("--samples", type=Path, metavar="FILE", help="also write each request as a line of JSON")
     parser.set_defaults(run=_run, long_run=True)
 
 
@@ -128,7 +137,7 @@ def _add_fields(group: argparse._ArgumentGroup, model: type[BaseModel], prefix: 
 
 
 def _kind(annotation: Any) -> Any:
-    """``bool``, ``int``, ``float`` or ``"pair"``, looking through ``Optional`` and ``Annotated``."""
+    """Return ``bool``, ``int``, ``float`` or ``"pair"``: the type of ``annotation`` without ``Optional``."""
     origin = typing.get_origin(annotation)
     if origin is tuple:
         return "pair"
@@ -155,7 +164,7 @@ def number(text: str, option: str, *, time: bool) -> int | float:
 
 
 def fields(args: argparse.Namespace, model: type[BaseModel], prefix: str) -> dict[str, Any]:
-    """What the flags say of ``model``'s fields. Raises :class:`UsageError`."""
+    """Return the fields of ``model`` that the flags set; raises :class:`UsageError` for an invalid value."""
     found: dict[str, Any] = {}
     for name, info in model.model_fields.items():
         given = getattr(args, f"{prefix}{name}", None)

@@ -85,7 +85,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         "--automation",
         choices=("none", "poisson", "bursts", "n8n"),
         default="n8n",
-        help="arrivals of automated requests besides chats (%(default)s)",
+        help="arrivals of automated requests in addition to chats (%(default)s)",
     )
 
     goal = parser.add_argument_group("SLOs and simulation")
@@ -209,7 +209,7 @@ def _plan(args: argparse.Namespace) -> int:
     machines, wanted = _question(args, site, known)
     if not 1 <= args.simulate <= 10_000_000:
         raise UsageError(
-            f"--simulate {args.simulate} makes no sense; nearest valid: {min(max(args.simulate, 1), 10_000_000)}"
+            f"--simulate {args.simulate} is out of range; nearest valid: {min(max(args.simulate, 1), 10_000_000)}"
         )
     found = make_report(machines, wanted, requests=args.simulate, seed=args.seed, pattern=args.automation)
     if args.json:
@@ -230,7 +230,7 @@ def _question(
     cpu = find_cpu(args.cpu) if args.cpu else None
     if site is not None:
         if args.cards or args.model:
-            raise UsageError("--cards and --model belong to a plan without --config; leave them out")
+            raise UsageError("--cards and --model belong to a plan without --config; remove them")
         machines = hardware_of(site, cpu)
         if args.power is not None:
             machines = tuple(dataclasses.replace(machine, power_w=args.power) for machine in machines)
@@ -245,7 +245,9 @@ def _question(
         for card in machine.cards:
             if args.power is not None and not card.min_power_w <= args.power <= card.max_power_w:
                 nearest = card.min_power_w if args.power < card.min_power_w else card.max_power_w
-                raise UsageError(f"{args.power:g} W is out of {card.name}'s range; nearest valid: {nearest:g} W")
+                raise UsageError(
+                    f"{args.power:g} W is out of the range of {card.name}; nearest valid: {nearest:g} W"
+                )
     return machines, Demand(
         users=args.users,
         chats=args.chats,
@@ -262,11 +264,11 @@ def _from_flags(
 ) -> tuple[tuple[HardwareSpec, ...], tuple[ModelDemand, ...]]:
     if not args.cards or not args.model:
         raise UsageError(
-            "say what to plan: --config FILE, or --cards '2x RTX PRO 6000 Blackwell Workstation' --model NAME"
+            "nothing to plan: give --config FILE, or --cards '2x RTX PRO 6000 Blackwell Workstation' --model NAME"
         )
     if not 1 <= args.machines <= MAX_MACHINES:
         raise UsageError(
-            f"--machines {args.machines} makes no sense; nearest valid: {min(max(args.machines, 1), 8)}"
+            f"--machines {args.machines} is out of range; nearest valid: {min(max(args.machines, 1), 8)}"
         )
     cards = parse_cards(args.cards)
     cpu = find_cpu(args.cpu or ("generic server" if args.ram >= 64 else "generic desktop"))
@@ -346,7 +348,7 @@ def _save(path: Path, text: str) -> None:
     try:
         path.write_text(text, "utf-8")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another place") from None
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another path") from None
 
 
 def _predict(args: argparse.Namespace) -> int:

@@ -90,44 +90,44 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
 
 
 def build_command(flake: str, hostname: str) -> list[str]:
-    """The build of ``flake``'s system for ``hostname`` unless it names another after ``#``."""
+    """Return the command that builds the system of ``flake``, for ``hostname`` or the host after its ``#``."""
     reference, _, host = flake.partition("#")
     target = f'{reference}#nixosConfigurations."{host or hostname}".config.system.build.toplevel'
     return ["nix", "build", "--no-link", "--print-out-paths", target]
 
 
 def _upgrade(args: argparse.Namespace) -> int:
-    """Build, refuse what was rolled back, install, and say or do what comes next."""
+    """Build, reject a generation that was rolled back, install, and reboot or print the next step."""
     if os.geteuid() != 0:
         raise UsageError("appliance upgrade changes the system: run it as root (sudo appliance upgrade)")
     system = args.system or _build(args.flake)
     program = system / "bin" / "switch-to-configuration"
     if not program.exists():
-        raise UsageError(f"{system} is no NixOS system: {program} does not exist")
+        raise UsageError(f"{system} is not a NixOS system: {program} does not exist")
     machine = Nixos(Loader())
     new = machine.generation(system)
     failure = StateFile(args.record).load().failure_of(new)
     if failure is not None and not args.again:
         raise UsageError(
-            f"{new.label} was rolled back on {failure.at or 'an earlier day'}: {failure.reason}; mend that, or "
+            f"{new.label} was rolled back on {failure.at or 'an earlier day'}: {failure.reason}; fix that, or "
             "try it once more with --again"
         )
     if machine.running().generation.same(new):
         print(f"{new.label} runs already; nothing to do")
         return 0
     command.run(["nix-env", "--profile", str(PROFILE), "--set", str(system.resolve())], hint=STAYS)
-    # The boot loader's hook in there asks the record; it prints what follows.
+    # The boot loader's hook of that system reads the record and prints the result.
     environment = os.environ | ({"APPLIANCE_TRIAL_AGAIN": "1"} if args.again else {})
     command.run([str(program), "boot"], hint=STAYS, shown="all", environment=environment, timeout_s=None)
     if not args.reboot:
-        print("`systemctl reboot` tries it; without a reboot nothing changes")
+        print("`systemctl reboot` boots it on trial; without a reboot nothing changes")
         return 0
     command.run(["systemctl", "reboot"], hint=STAYS, shown="all")
     return 0
 
 
 def _build(flake: str) -> Path:
-    # As long as it takes, before the eyes of who waits for it.
+    # Without a timeout, because the user watches it.
     argv = build_command(flake, os.uname().nodename)
     return Path(command.run(argv, hint="nothing was installed", shown="errors", timeout_s=None))
 
@@ -143,7 +143,7 @@ def _apply(args: argparse.Namespace, machine: Nixos, event: Event, verdict: str 
     def notify(state: TrialState) -> None:
         write_motd(state, verdict, file=MOTD)
         if not isinstance(event, Deadline):
-            # It mostly comes when all is over; what it does lead to is said by who does it.
+            # The deadline mostly passes after the decision; the code that acts on it logs its actions.
             print(state.last, flush=True)
 
     return apply(event, state_file=state_file, machine=machine, enforce=args.enforce, notify=notify)
@@ -158,7 +158,7 @@ def _installed(args: argparse.Namespace) -> int:
         place = machine.booted()
         booted = None if place.rescue else place.generation
     except LoaderError:
-        # An installer's medium is not a generation of this machine.
+        # An installation medium is not a generation of this machine.
         booted = None
     again = args.again or os.environ.get("APPLIANCE_TRIAL_AGAIN") == "1"
     _apply(args, machine, Installed(new, booted, rescue=rescue, again=again))
@@ -169,7 +169,7 @@ def _arrived(args: argparse.Namespace) -> int:
     machine = this_machine(args)
     booted, running = machine.booted(), machine.running()
     known = ARRIVED.read_text() if ARRIVED.exists() else ""
-    # Noted first: what cannot be recorded now is not worth a second try at the next switch.
+    # Write this first: an event that cannot be recorded now must not be repeated at the next switch.
     try:
         replace_file(ARRIVED, ARRIVED.with_suffix(".new"), running.generation.system.encode())
     except OSError as error:
@@ -189,16 +189,16 @@ def _verdict(args: argparse.Namespace) -> int:
     try:
         proof = _proof(running.generation, os.environ.get("MONITOR_INVOCATION_ID", ""))
     except StoreError as error:
-        # It only says why: what follows does not wait for that.
+        # The report only gives the reason: the verdict does not need it.
         print(f"error: {error}", flush=True)
         proof = None
     if proof is not None and not running.generation.same(Generation(proof.system)):
-        # Its start found the test of what ran before under way, and so was none of its own.
+        # The unit did not start its own test, because the test of the earlier generation was still running.
         print(f"{proof.line}; {running.generation.label} was switched to meanwhile and is tested now", flush=True)
         machine.restart_smoke_test()
         return 0
     if proof is not None and proof.passed is not passed:
-        # It was written, and the test still did not end as it says: stopped at the very end, or out of time.
+        # The report contradicts the unit: the test was stopped at the very end, or timed out.
         proof = None
     reason = "" if passed else failure_reason(proof, os.environ)
     line = proof.line if proof is not None else f"smoke test: {'PASS' if passed else f'FAIL: {reason}'}"
@@ -209,7 +209,7 @@ def _verdict(args: argparse.Namespace) -> int:
 
 
 def _proof(here: Generation, invocation: str) -> Proof | None:
-    """The report of the run ``invocation``, on whatever generation; without one (by hand) the last on ``here``."""
+    """Return the report of the run ``invocation``, on any generation; without it the last one on ``here``."""
     if not invocation:
         return latest(REPORTS, here)
     mine = latest(REPORTS, here)
@@ -217,21 +217,21 @@ def _proof(here: Generation, invocation: str) -> Proof | None:
 
 
 def failure_reason(proof: Proof | None, environment: Mapping[str, str]) -> str:
-    """Why it failed: the report's first failed check, or how systemd saw the unit end."""
+    """Return why the test failed: the report's first failed check, or how its unit ended."""
     if proof is not None and proof.failed:
         return proof.failed[0].sentence
-    # systemd.exec(5), MONITOR_*: what OnFailure= units are told of the unit that failed.
+    # systemd.exec(5), MONITOR_*: systemd passes the result of the failed unit to OnFailure= units.
     result = environment.get("MONITOR_SERVICE_RESULT", "unknown")
     how = {"timeout": "it did not end in time", "resources": "it could not be started"}.get(result)
     status = environment.get("MONITOR_EXIT_STATUS", "")
     ended = f"it ended without a report ({result}{f', {status}' if status else ''})"
-    return how or f"{ended}: journalctl -u appliance-smoke says why"
+    return how or f"{ended}: journalctl -u appliance-smoke shows why"
 
 
 def _deadline(args: argparse.Namespace) -> int:
     machine = this_machine(args)
     if machine.verdict_pending():
-        print("the smoke test still runs, or what follows from it does; their own time limits end them", flush=True)
+        print("the smoke test or its verdict still runs; their own timeouts end them", flush=True)
         return 0
     _apply(args, machine, Deadline(machine.running().generation))
     return 0
@@ -251,20 +251,20 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
-def show(state: TrialState, say: Callable[[str], object]) -> None:
-    """The record in a few lines."""
-    say(f"proven:      {_name(state.known_good)}")
+def show(state: TrialState, write: Callable[[str], object]) -> None:
+    """Print the record in a few lines."""
+    write(f"known good:  {_name(state.known_good)}")
     if state.trial is not None:
-        say(f"on trial:    {_name(state.trial.candidate)}, {state.trial.phase}")
+        write(f"on trial:    {_name(state.trial.candidate)}, {state.trial.phase}")
     if state.held is not None:
         rescue = "the rescue system of " if state.held.rescue else ""
-        say(f"boots first: {rescue}{_name(state.held.generation)}")
+        write(f"boots first: {rescue}{_name(state.held.generation)}")
     for one in reversed(state.rolled_back):
-        say(f"rolled back: {_name(one.generation)} on {one.at or 'an earlier day'}: {one.reason}")
+        write(f"rolled back: {_name(one.generation)} on {one.at or 'an earlier day'}: {one.reason}")
     if state.last:
-        say(f"last:        {state.last}")
+        write(f"last:        {state.last}")
     if state.unsent:
-        say(f"alerts that wait to be sent: {len(state.unsent)}")
+        write(f"unsent alerts: {len(state.unsent)}")
 
 
 def _name(generation: Generation | None) -> str:

@@ -1,1 +1,1 @@
-"""The contract of a site: its model, its rules, and how it is read from a file."""
+"""The contract of a site: its model, its rules, and the reader of its files."""

@@ -39,7 +39,7 @@ VLLM_OURS = {
     "enable-sleep-mode": "`sleep` of the engine",
     "allowed-media-domains": "gateway.media_domains",
 }
-"""Flags we set ourselves, and the key of the configuration that sets them."""
+"""Flags that the appliance sets, and the key of the configuration for each."""
 
 GONE = {
     "speculative-decoding": "write speculative-config, a table such as {method = 'mtp'}",
@@ -52,7 +52,7 @@ GONE = {
     "use-v2-block-manager": "leave it out: there is one block manager",
     "task": "set `task` of the model",
 }
-"""Flags of old notes and posts, and what to do instead (facts: vLLM 0.33.0's own parser refuses them)."""
+"""Flags of old notes and posts, and their replacements. vLLM 0.33.0's own parser rejects each of them."""
 
 LLAMACPP_OURS = {
     "model": "model",
@@ -66,7 +66,7 @@ LLAMACPP_OURS = {
     "embedding": "the model's task",
     "embeddings": "the model's task",
 }
-"""The same for llama.cpp."""
+"""Flags of llama.cpp that the appliance sets, and the key of the configuration for each."""
 
 MOCK_OPTIONS = (
     "itl-ms",
@@ -84,56 +84,56 @@ MOCK_OPTIONS = (
 def check_options(site: Site) -> list[str]:
     """Return one line per option of ``site`` that its engine does not have or that another key sets."""
     return [
-        f"engines.{name}.options: {fault}"
+        f"engines.{name}.options: {error}"
         for name, engine in site.engines.items()
-        for fault in _CHECK[engine.kind](engine)
+        for error in _CHECK[engine.kind](engine)
     ]
 
 
 @cache
 def known_flags() -> frozenset[str]:
-    """Flags of the pinned vLLM, without dashes in front."""
+    """Return the flags of the pinned vLLM, without leading dashes."""
     text = files("appliance.contract").joinpath("vllm_flags.txt").read_text()
     return frozenset(line for line in text.splitlines() if line and not line.startswith("#"))
 
 
 def check_vllm(engine: Engine) -> list[str]:
-    """Faults of ``engine.options``: unknown or gone flags, and flags that a key of ours sets."""
-    faults = []
+    """Return the errors of ``engine.options``: unknown or removed flags, and flags that another key sets."""
+    errors = []
     for flag, value in engine.options.items():
         bare = flag.lstrip("-")
         if value is None:
-            faults.append(f"{flag} has no value; remove it")
+            errors.append(f"{flag} has no value; remove it")
         elif bare in VLLM_OURS:
-            faults.append(f"{flag} is set by {VLLM_OURS[bare]}; remove it from options")
+            errors.append(f"{flag} is set by {VLLM_OURS[bare]}; remove it from options")
         elif bare in GONE:
-            faults.append(f"vLLM has no {flag}; {GONE[bare]}")
+            errors.append(f"vLLM has no {flag}; {GONE[bare]}")
         elif flag != bare:
-            faults.append(f"{flag} has dashes in front; write {bare}")
+            errors.append(f"{flag} has leading dashes; write {bare}")
         elif bare not in known_flags():
-            faults.append(f"the pinned vLLM has no flag {flag}; {suggest(flag, sorted(known_flags()))}")
-    return faults
+            errors.append(f"the pinned vLLM has no flag {flag}; {suggest(flag, sorted(known_flags()))}")
+    return errors
 
 
 def check_llamacpp(engine: Engine) -> list[str]:
-    """Faults of ``engine.options``; llama.cpp's binary is not pinned here, so only what is surely wrong."""
-    faults = []
+    """Return certain errors of ``engine.options``; llama.cpp's binary is not pinned, so its flags are unknown."""
+    errors = []
     for flag, value in engine.options.items():
         if not re.fullmatch(r"[a-z][a-z0-9-]*", flag):
-            faults.append(
-                f"{flag!r} is no long flag; write it as llama-server --help does, without dashes in front"
+            errors.append(
+                f"{flag!r} is not a long flag; write it as in llama-server --help, without the leading dashes"
             )
         elif flag in LLAMACPP_OURS:
-            faults.append(f"{flag} is set by {LLAMACPP_OURS[flag]}; remove it from options")
+            errors.append(f"{flag} is set by {LLAMACPP_OURS[flag]}; remove it from options")
         elif value is None:
-            faults.append(f"{flag} has no value; remove it")
-    return faults
+            errors.append(f"{flag} has no value; remove it")
+    return errors
 
 
 def check_mock(engine: Engine) -> list[str]:
-    """Faults of ``engine.options``."""
+    """Return the errors of ``engine.options``: unknown flags."""
     return [
-        f"the mock engine has no flag {flag}; it knows {', '.join(MOCK_OPTIONS)}"
+        f"the mock engine has no flag {flag}; it has {', '.join(MOCK_OPTIONS)}"
         for flag in engine.options
         if flag not in MOCK_OPTIONS
     ]

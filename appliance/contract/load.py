@@ -1,6 +1,6 @@
-"""Reads a site from a file and says in one line what is wrong with it.
+"""Reads a site from a file and reports each error in one line.
 
-TOML for people, JSON from NixOS, told apart by the file's ending; the same validation for both.
+TOML for people, JSON from NixOS, distinguished by the file's suffix; the validation is the same.
 """
 
 from __future__ import annotations
@@ -13,27 +13,31 @@ from typing import Any
 from pydantic import ValidationError
 
 from appliance.contract.engine_options import check_options
-from appliance.contract.model import Site
+from appliance.contract.model import Site, Tuning
 from appliance.contract.rules import suggest, violations
 from appliance.errors import ConfigError
 from appliance.system import text_file
 
 MAX_BYTES = 1_000_000
-"""No site needs a megabyte; a larger file is a mistake, and reading it would only hide that."""
+"""Upper limit of a file in bytes. No site needs a megabyte: a larger file is another one."""
 
 
 def load(path: Path) -> Site:
-    """The site in ``path``.
+    """Return the site in ``path``.
 
-    Raises :class:`ConfigError` with one line per fault, each: file, where, what, how to mend.
+    Raises :class:`ConfigError` with one line per error: file, key, error, fix.
     """
     return validate(str(path), parse(path, read(path)))
 
 
 def validate(name: str, table: dict[str, Any]) -> Site:
-    """``table`` as a site; raises :class:`ConfigError` with one line per fault, each beginning with ``name``."""
+    """Return ``table`` as a site.
+
+    Raises :class:`ConfigError` with one line per error, each beginning with ``name``.
+    """
+    table = _with_tuning(table)
     try:
-        # JSON mode: arrays become tuples, and a value of the wrong type is still refused.
+        # JSON mode: arrays become tuples, and a value of another type is still rejected.
         site = Site.model_validate_json(json.dumps(table))
     except ValidationError as error:
         raise ConfigError("\n".join(f"{name}: {line}" for line in _lines(error, table))) from None
@@ -41,6 +45,19 @@ def validate(name: str, table: dict[str, Any]) -> Site:
     if broken:
         raise ConfigError("\n".join(f"{name}: {line}" for line in broken))
     return site
+
+
+def _with_tuning(table: dict[str, Any]) -> dict[str, Any]:
+    """Return ``table`` with the keys of ``gateway.tuning`` in it: earlier versions had them in ``gateway``."""
+    gateway = table.get("gateway")
+    tuning = gateway.get("tuning", {}) if isinstance(gateway, dict) else None
+    if not isinstance(gateway, dict) or not isinstance(tuning, dict):
+        return table
+    moved = {name: gateway[name] for name in Tuning.model_fields if name in gateway}
+    if not moved:
+        return table
+    rest = {name: value for name, value in gateway.items() if name not in moved}
+    return table | {"gateway": rest | {"tuning": moved | tuning}}
 
 
 def read(path: Path) -> str:
@@ -55,14 +72,17 @@ def read(path: Path) -> str:
 
 
 def parse(path: Path, text: str) -> dict[str, Any]:
-    """``text`` as a table, by the ending of ``path``."""
+    """Return ``text`` as a table: JSON if ``path`` ends in .json, else TOML.
+
+    Raises :class:`ConfigError` if it is empty or not valid.
+    """
     if not text.strip():
         raise ConfigError(f"{path}: is empty; start from examples/laptop.toml")
     try:
         table = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         kind = "JSON" if path.suffix == ".json" else "TOML"
-        raise ConfigError(f"{path}: is not {kind}: {error}; mend the syntax there") from None
+        raise ConfigError(f"{path}: is not {kind}: {error}; fix the syntax there") from None
     except RecursionError:
         raise ConfigError(f"{path}: is nested too deeply; a site has at most six levels") from None
     if not isinstance(table, dict):
@@ -71,15 +91,15 @@ def parse(path: Path, text: str) -> dict[str, Any]:
 
 
 def _lines(error: ValidationError, table: dict[str, Any]) -> list[str]:
-    """One line per fault: where, what, how to mend it."""
+    """Return one line per error: key, error, fix."""
     lines = []
-    for fault in error.errors(include_url=False):
-        where = ".".join(str(part) for part in fault["loc"] if part != "[key]") or "the file"
-        lines.append(f"{where}: {_say(fault['type'], fault['msg'], fault['loc'], table)}")
+    for one in error.errors(include_url=False):
+        place = ".".join(str(part) for part in one["loc"] if part != "[key]") or "the file"
+        lines.append(f"{place}: {_sentence(one['type'], one['msg'], one['loc'], table)}")
     return lines
 
 
-def _say(kind: str, message: str, loc: tuple[int | str, ...], table: dict[str, Any]) -> str:
+def _sentence(kind: str, message: str, loc: tuple[int | str, ...], table: dict[str, Any]) -> str:
     if kind == "extra_forbidden":
         return f"unknown key; {suggest(str(loc[-1]), _siblings(loc))}"
     if kind == "missing":
@@ -87,15 +107,17 @@ def _say(kind: str, message: str, loc: tuple[int | str, ...], table: dict[str, A
     if kind == "value_error":
         return message.removeprefix("Value error, ")
     if loc and loc[-1] == "[key]":
-        plain = "is no name: letters, digits, dot, dash and underscore, beginning with a letter or digit"
-        return f"{plain}; an end user as `appliance usage` shows it, user/end-user" if loc[0] == "users" else plain
+        plain = "is not a name: use letters, digits, dot, dash and underscore, and begin with a letter or digit"
+        if loc[0] == "users":
+            return f"{plain}; write an end user as `appliance usage` shows it, user/end-user"
+        return plain
     value = _at(table, loc)
     shown = f", not {json.dumps(value)[:60]}" if isinstance(value, (str, int, float, bool)) else ""
     return f"{message[0].lower()}{message[1:]}{shown}; `appliance schema` describes it"
 
 
 def _siblings(loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that are known in the table that ``loc`` points into."""
+    """Return the keys of the table that holds ``loc``."""
     schema = Site.model_json_schema()
     node: dict[str, Any] = schema
     for part in loc[:-1]:

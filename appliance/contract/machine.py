@@ -1,9 +1,8 @@
-"""What one machine must be: its pins, memory, tunnel, firewall, edge and weights.
+"""The contract of one machine: its pins, memory, tunnel, firewall, edge and weights.
 
 The site (:mod:`appliance.contract.model`) describes which model runs on which host, and is the same on every host.
-This is the other half of the contract, different on each: NixOS renders it to /etc/appliance/machine.json on both
-hosts, and ``appliance doctor`` compares the running machine with it. A VPS has only this half; it has no models and
-no engines.
+This is the other half of the contract, different on each. NixOS renders it to /etc/appliance/machine.json, and
+``appliance doctor`` compares the running machine with it. A VPS has only this half: no models, no engines.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ class Pins(Section):
 
 
 class Cards(Section):
-    """How the cards are driven."""
+    """Driver and settings of the cards."""
 
     pins: Pins = Field(description="The tested set.")
     peer_to_peer: Literal["driver", "iommu-off", "off"] | None = Field(
         default=None, description="How cards reach each other's memory."
     )
-    numa_pinned: bool = Field(default=False, description="Whether engines are kept on the node of their cards.")
+    numa_pinned: bool = Field(default=False, description="Whether engines run on the NUMA node of their cards.")
 
 
 class Memory(Section):
@@ -48,71 +47,81 @@ class Memory(Section):
 
     hugepages: int = Field(ge=0, description="2 MiB pages reserved at boot.")
     transparent_hugepages: Literal["madvise", "always", "never"] = Field(description="The kernel's mode.")
-    max_map_count: int = Field(gt=0, description="Mappings a process may hold.")
+    max_map_count: int = Field(gt=0, description="Memory mappings that a process may have.")
 
 
 class Peer(Section):
     """The other end of the tunnel."""
 
-    public_key: PublicKey = Field(description="Its public key.")
-    address: str = Field(description="Its address inside the tunnel.")
-    endpoint: str | None = Field(default=None, description="Where this host dials it; absent when it dials in.")
+    public_key: PublicKey = Field(description="Public key.")
+    address: str = Field(description="Address inside the tunnel.")
+    endpoint: str | None = Field(
+        default=None, description="Address to which this host connects; absent if the peer connects to this host."
+    )
 
 
 class Tunnel(Section):
     """The WireGuard interface."""
 
-    interface: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,15}$", description="Its name.", examples=["wg0"])
-    address: str = Field(description="This host's address in it.")
-    listen_port: Port | None = Field(default=None, description="UDP port; absent on a host that only dials out.")
-    mtu: int = Field(ge=1280, le=1500, description="MTU.")
-    private_key_file: Folder = Field(description="Where the private key lies.")
-    peers: dict[Name, Peer] = Field(min_length=1, description="The other ends by name.")
+    interface: str = Field(
+        pattern=r"^[A-Za-z0-9_.-]{1,15}$", description="Name of the interface.", examples=["wg0"]
+    )
+    address: str = Field(description="Address of this host inside the tunnel.")
+    listen_port: Port | None = Field(
+        default=None, description="UDP port; absent on a host that accepts no connections."
+    )
+    mtu: int = Field(ge=1280, le=1500, description="MTU in bytes.")
+    private_key_file: Folder = Field(description="Path of the private key.")
+    peers: dict[Name, Peer] = Field(min_length=1, description="Peers by name.")
 
 
 class Opening(Section):
     """A port that other machines may reach."""
 
-    protocol: Literal["tcp", "udp"] = Field(description="Its protocol.")
-    port: Port = Field(description="Its number.")
-    by: str = Field(description="Who listens there.", examples=["ssh"])
-    interface: str | None = Field(default=None, description="The only interface on which it may be reached.")
+    protocol: Literal["tcp", "udp"] = Field(description="Protocol.")
+    port: Port = Field(description="Port number.")
+    by: str = Field(description="Service that listens on it.", examples=["ssh"])
+    interface: str | None = Field(
+        default=None, description="The only interface on which it is open; absent for all interfaces."
+    )
 
 
 class Firewall(Section):
     """The nftables table."""
 
-    family: Literal["inet"] = Field(default="inet", description="Its family.")
-    table: str = Field(default="appliance", description="Its name.")
-    openings: tuple[Opening, ...] = Field(description="What it lets in; everything else is dropped.")
-    extra_input: str = Field(default="", description="Further rules of the owner; ports named there are his.")
+    family: Literal["inet"] = Field(default="inet", description="Address family of the table.")
+    table: str = Field(default="appliance", description="Name of the table.")
+    openings: tuple[Opening, ...] = Field(description="Open ports; all other packets are dropped.")
+    extra_input: str = Field(
+        default="", description="Further rules of the operator; the doctor does not report the ports in them."
+    )
 
 
 class Edge(Section):
     """nginx with TLS, on a VPS."""
 
     domain: str = Field(description="The public host name.")
-    https_port: Port = Field(default=443, description="Where nginx serves it.")
-    certificate: Folder = Field(description="The certificate with its chain, PEM.")
+    https_port: Port = Field(default=443, description="Port on which nginx serves it.")
+    certificate: Folder = Field(description="Path of the certificate with its chain, in PEM.")
     nginx: str = Field(description="Version of nginx.", examples=["1.30.7"])
-    http2: bool = Field(default=False, description="Whether it speaks HTTP/2.")
+    http2: bool = Field(default=False, description="Whether nginx offers HTTP/2.")
     gateways: tuple[str, ...] = Field(min_length=1, description="The gateways behind it, ADDRESS:PORT.")
 
 
 class Weights(Section):
-    """Where model files lie."""
+    """Model files on disk."""
 
     store: Folder = Field(description="The model hub's cache folder (HF_HOME).")
-    lock: Folder | None = Field(default=None, description="models.lock; absent where nothing is verified.")
+    lock: Folder | None = Field(default=None, description="Path of models.lock; absent if no file is verified.")
 
 
 class Machine(Section):
-    """One machine. A part that is absent is not on it."""
+    """One machine. An absent part does not exist on it."""
 
     version: Literal[1] = Field(description="Version of this contract.")
-    host: Name = Field(description="Its name; the same as in the site's hosts.")
-    units: tuple[str, ...] = Field(default=(), description="systemd units that have to be active.")
-    kernel_parameters: tuple[str, ...] = Field(default=(), description="Words the kernel was to be started with.")
+    host: Name = Field(description="Name of the machine in the site's hosts.")
+    units: tuple[str, ...] = Field(default=(), description="systemd units that must be active.")
+    kernel_parameters: tuple[str, ...] = Field(default=(), description="Kernel parameters that must be set.")
     cards: Cards | None = Field(default=None, description="NVIDIA cards.")
     memory: Memory | None = Field(default=None, description="Huge pages and mappings.")
     tunnel: Tunnel | None = Field(default=None, description="WireGuard.")
@@ -122,17 +131,17 @@ class Machine(Section):
 
 
 def load_machine(path: Path) -> Machine:
-    """The machine that ``path`` describes.
+    """Return the machine that ``path`` describes.
 
-    Raises :class:`ConfigError` with one line per fault: file, where, what.
+    Raises :class:`ConfigError` with one line per error: file, key, error, fix.
     """
     table = parse(path, read(path))
     try:
         return Machine.model_validate_json(json.dumps(table))
     except ValidationError as error:
         lines = (
-            f"{path}: {'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg'].lower()}; "
-            "it is rendered by modules/doctor.nix: switch to a system of this version"
-            for fault in error.errors(include_url=False)
+            f"{path}: {'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg'].lower()}; "
+            "modules/doctor.nix renders this file: switch to a system of this version"
+            for one in error.errors(include_url=False)
         )
         raise ConfigError("\n".join(lines)) from None

@@ -1,8 +1,8 @@
 """The one contract: a site's hosts, cards, models, engines, roles, users' limits and gateway.
 
-People write it as TOML, NixOS renders it as JSON; both end here, in :class:`Site`. Reading files and turning
-pydantic's reports into one line each is :mod:`appliance.contract.load`; rules that span several sections are
-:mod:`appliance.contract.rules`.
+People write it as TOML, NixOS renders it as JSON; :class:`Site` is the model of both.
+:mod:`appliance.contract.load` reads files and turns each of pydantic's errors into one line;
+:mod:`appliance.contract.rules` checks rules that span several sections.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-"""Names of things: letters, digits, dot, dash, underscore; no slash, so a name fits a path and a unit name."""
+"""A name: letters, digits, dot, dash, underscore; no slash, because names become parts of paths and unit names."""
 
 USER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}(/([A-Za-z0-9][A-Za-z0-9._@+-]{0,62}|~[0-9a-f]{24}))?$"
 UserName = Annotated[str, StringConstraints(pattern=USER_PATTERN)]
 """A user, or one end user of a user's keys: ``openwebui/ada@example.org``, as usage rows show them."""
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,126}$")]
-"""Like :data:`Name`, and one may keep the slash of a repository (``Qwen/Qwen3-0.6B``)."""
+"""Like :data:`Name`, but slashes are allowed, as in the name of a repository (``Qwen/Qwen3-0.6B``)."""
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Text = Annotated[str, StringConstraints(max_length=100_000)]
 
 
 class Section(BaseModel):
-    """Base of every table: unknown keys are errors, values are never guessed, nothing changes after loading."""
+    """Base of every table: unknown keys are errors, types are not converted, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?([/?#].*)?")
-"""A web origin, and what people write after one: scheme, host, port, and a path that does not belong to it."""
+"""A web origin: scheme, host, port. The last group is a path, which people add and which is not part of it."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -46,11 +46,11 @@ def _an_origin(value: str) -> str:
         return value
     if value == "null":
         raise ValueError(
-            "'null' is what browsers send for every local file and sandboxed frame, so it allows all of them; "
-            "serve the page under an address and write its origin, such as 'http://localhost:3000'"
+            "'null' allows every local file and sandboxed frame, because browsers send it for all of them. "
+            "Serve the page at an address and write its origin, such as 'http://localhost:3000'"
         )
     if "*" in value:
-        raise ValueError(f"{value!r} has a wildcard; write each origin, or '*' alone for every one")
+        raise ValueError(f"{value!r} has a wildcard; write each origin, or only '*' to allow all")
     found = ORIGIN.fullmatch(value if "://" in value else f"https://{value}")
     if found is None or int(found[3] or 1) not in range(1, 65536):
         raise ValueError(
@@ -61,7 +61,7 @@ def _an_origin(value: str) -> str:
     port = int(found[3] or 0)
     sent = f"{scheme}://{host}" + (f":{port}" if port and port != DEFAULT_PORTS.get(scheme) else "")
     if value != sent:
-        raise ValueError(f"{value!r} is not what browsers send; write {sent!r}")
+        raise ValueError(f"{value!r} is not an origin in the form that browsers send; write {sent!r}")
     return value
 
 
@@ -70,23 +70,25 @@ def _not_public(value: str) -> str:
     if not (address.is_loopback or address.is_private) or address.is_unspecified:
         raise ValueError(
             f"{value} is a public address; listen on loopback or on the WireGuard address, "
-            "the VPS is the public side"
+            "because only the VPS is reachable from the Internet"
         )
     return value
 
 
 class Gpu(Section):
-    """One card of a host, as ``nvidia-smi`` counts them."""
+    """One card of a host."""
 
     index: int = Field(ge=0, le=63, description="Index of the card on its host, as nvidia-smi shows it.")
     model: str = Field(
-        min_length=1, description="What card it is.", examples=["RTX PRO 6000 Blackwell Workstation"]
+        min_length=1,
+        description="Name of the card, as in the planner's catalog.",
+        examples=["RTX PRO 6000 Blackwell Workstation"],
     )
     memory_mib: int = Field(
-        gt=0, le=4_194_304, description="Memory the driver shows, in MiB (97887 for an RTX PRO 6000)."
+        gt=0, le=4_194_304, description="Memory that the driver reports, in MiB (97887 for an RTX PRO 6000)."
     )
     power_limit_w: int | None = Field(
-        default=None, ge=100, le=2000, description="Power limit in watts; the card's own default when absent."
+        default=None, ge=100, le=2000, description="Power limit in watts; default: the card's own."
     )
     numa_node: int | None = Field(default=None, ge=0, le=63, description="NUMA node of the card's PCIe slot.")
 
@@ -95,18 +97,18 @@ class Host(Section):
     """One machine."""
 
     memory_gib: int = Field(gt=0, le=65536, description="RAM in GiB.")
-    gpus: tuple[Gpu, ...] = Field(default=(), description="Its cards; none on a machine without a GPU.")
+    gpus: tuple[Gpu, ...] = Field(default=(), description="Cards of the machine.")
 
 
 class Adapter(Section):
-    """A LoRA adapter of a model, pinned."""
+    """A LoRA adapter of a model."""
 
     source: str = Field(min_length=1, description="Folder that holds the adapter.", examples=["/models/sql-lora"])
-    rank: int = Field(default=16, ge=1, le=512, description="Its rank; the engine makes room for the largest.")
+    rank: int = Field(default=16, ge=1, le=512, description="Rank; the engine reserves memory for the largest one.")
 
 
 class Model(Section):
-    """One set of weights, pinned."""
+    """One set of weights."""
 
     source: str = Field(
         min_length=1,
@@ -118,27 +120,29 @@ class Model(Section):
         pattern=r"^[0-9a-f]{40}$",
         description="Commit of the repository; required unless `source` is a folder.",
     )
-    task: Literal["generate", "embed", "rerank"] = Field(default="generate", description="What it is for.")
+    task: Literal["generate", "embed", "rerank"] = Field(
+        default="generate", description="Use of the model: text generation, embeddings or reranking."
+    )
     weights_gib: float | None = Field(
         default=None,
         gt=0,
         le=16384,
-        description="Size of the weights as loaded, in GiB, over all its shards.",
+        description="Size of the loaded weights in GiB, over all shards.",
     )
     max_context: int | None = Field(
-        default=None, gt=0, le=16_777_216, description="Longest context it was trained for, in tokens."
+        default=None, gt=0, le=16_777_216, description="Longest context that it was trained for, in tokens."
     )
 
     cap_max_tokens: bool = Field(
         default=True,
-        description="Reduce a request's limit of tokens that is over the context to the context, and announce it "
-        "in the header x-max-tokens-capped; without it such a request gets 400.",
+        description="Reduce a request's limit of tokens to the context if it is larger, and report that in the "
+        "header x-max-tokens-capped. If false, the gateway rejects such a request with 400.",
     )
-    adapters: dict[Name, Adapter] = Field(default={}, description="LoRA adapters by name, for roles.")
+    adapters: dict[Name, Adapter] = Field(default={}, description="LoRA adapters by name; roles use them.")
 
     @property
     def is_folder(self) -> bool:
-        """Whether ``source`` names a folder rather than a repository."""
+        """Whether ``source`` is a folder, not a repository."""
         return self.source.startswith(("/", "./", "../", "~"))
 
 
@@ -148,37 +152,37 @@ class Engine(Section):
     kind: Literal["vllm", "llamacpp", "mock"] = Field(
         default="vllm", description="vLLM, llama.cpp's server, or the mock engine of tests and demonstrations."
     )
-    host: Name = Field(description="The host it runs on.")
-    model: ModelName = Field(description="The model it serves, by its name in `models`.")
-    device: Literal["cuda", "cpu"] = Field(default="cuda", description="Where it computes.")
+    host: Name = Field(description="Host on which it runs.")
+    model: ModelName = Field(description="Model that it serves, by its name in `models`.")
+    device: Literal["cuda", "cpu"] = Field(default="cuda", description="Device on which it computes.")
     gpus: tuple[int, ...] = Field(
         default=(),
-        description="Cards of the host, replica after replica: 2 replicas over 2 cards each name 4.",
+        description="Indices of cards, replica after replica: 2 replicas with 2 cards each need 4.",
     )
     replicas: int = Field(default=1, ge=1, le=64, description="Independent copies.")
-    tensor_parallel: int = Field(default=1, ge=1, le=64, description="Cards that share one copy.")
-    context: int = Field(gt=0, le=16_777_216, description="Longest prompt plus answer, in tokens.")
+    tensor_parallel: int = Field(default=1, ge=1, le=64, description="Cards per replica.")
+    context: int = Field(gt=0, le=16_777_216, description="Longest prompt plus response, in tokens.")
     concurrency: int = Field(
         gt=0,
         le=4096,
-        description="Sequences one replica decodes at once: llama.cpp's --parallel. vLLM's --max-num-seqs is one "
-        "more, for the canary.",
+        description="Sequences that one replica decodes at once: llama.cpp's --parallel. vLLM's --max-num-seqs is "
+        "one more, for the canary.",
     )
     in_flight: int | None = Field(
         default=None,
         gt=0,
         le=65536,
-        description="Requests the gateway has running on one replica; `concurrency` when absent.",
+        description="Requests that the gateway sends to one replica at once; default: `concurrency`.",
     )
     port: Port = Field(description="First loopback port; replica i listens on port + i.")
     gpu_memory_utilization: float = Field(
-        default=0.92, gt=0, le=1, description="Share of each of its cards that one replica may take."
+        default=0.92, gt=0, le=1, description="Share of the memory of each card that one replica uses."
     )
     kv_cache_gib: float = Field(
-        default=1.0, gt=0, le=4096, description="RAM for the KV cache in GiB, on `device = cpu` only."
+        default=1.0, gt=0, le=4096, description="RAM for the KV cache in GiB, with `device = cpu` only."
     )
     shutdown_timeout_s: int = Field(
-        default=30, ge=0, le=3600, description="Seconds a stopping replica may spend on what still runs."
+        default=30, ge=0, le=3600, description="Seconds that a stopping replica has to finish its requests."
     )
     start_timeout_s: int = Field(
         default=600, ge=1, le=86400, description="Seconds from start to the first generated token."
@@ -189,24 +193,24 @@ class Engine(Section):
     )
     options: dict[str, JsonValue] = Field(
         default={},
-        description="Further flags of the engine, without dashes in front; checked against the pinned version.",
+        description="Further flags of the engine, without leading dashes; checked against the pinned version.",
         examples=[{"enable-expert-parallel": True, "tool-call-parser": "hermes"}],
     )
     environment: dict[str, str] = Field(default={}, description="Environment variables for the engine.")
 
     residency: Literal["always", "on-demand"] = Field(
         default="always",
-        description="Whether it is always loaded, or only while requests ask for its model.",
+        description="Whether it is always loaded, or only while there are requests for its model.",
     )
     sleep: bool = Field(
         default=False,
-        description="Put an on-demand vLLM to sleep (weights in RAM) instead of stopping it; wakes in seconds.",
+        description="Put an on-demand vLLM to sleep (weights in RAM) instead of stopping it; it wakes in seconds.",
     )
     asleep_share: float = Field(
         default=0.03,
         ge=0,
         le=1,
-        description="Share of each of its cards that a sleeping replica keeps (CUDA context, graphs).",
+        description="Share of the memory of each card that a sleeping replica keeps (CUDA context, graphs).",
     )
 
     @field_validator("kind", mode="before")
@@ -218,7 +222,7 @@ class Engine(Section):
 
     @property
     def slots(self) -> int:
-        """Requests that one replica may have running, so that its own queue stays short."""
+        """Limit of requests that run on one replica, so that its own queue stays short."""
         return self.in_flight or self.concurrency
 
     @property
@@ -232,22 +236,22 @@ class Engine(Section):
 
 
 class Role(Section):
-    """A name clients may ask for instead of a model: planner, coder, writer."""
+    """A name that clients may use instead of a model's: planner, coder, writer."""
 
-    model: ModelName = Field(description="The model behind it.")
+    model: ModelName = Field(description="Model that serves it.")
     adapter: Name | None = Field(default=None, description="LoRA adapter of the model, by its name there.")
     system_prompt: Text | None = Field(
-        default=None, description="Put first in the conversation; the client's own system message follows it."
+        default=None, description="First message of the conversation; the client's own system message follows it."
     )
     sampling: dict[str, JsonValue] = Field(
         default={},
-        description="Request fields used when the client does not set them.",
+        description="Request fields for requests that do not set them.",
         examples=[{"temperature": 0.6, "top_p": 0.95}],
     )
 
     @property
     def served_name(self) -> str:
-        """What the engine calls it."""
+        """The name under which the engine serves it."""
         return self.model if self.adapter is None else f"{self.model}:{self.adapter}"
 
     @field_validator("sampling")
@@ -255,66 +259,74 @@ class Role(Section):
     def _only_sampling(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
         reserved = sorted({"model", "messages", "prompt", "input", "stream", "stream_options"} & value.keys())
         if reserved:
-            raise ValueError(f"{reserved[0]!r} belongs to the client's request; leave only sampling fields here")
+            raise ValueError(
+                f"{reserved[0]!r} is set by the client's request; remove it, only sampling fields belong here"
+            )
         return value
 
 
 class Limits(Section):
-    """What one user may use. A missing figure means no limit."""
+    """Limits of one user. An absent value means no limit."""
 
-    requests_per_minute: int | None = Field(default=None, gt=0, description="Requests begun per minute.")
+    requests_per_minute: int | None = Field(default=None, gt=0, description="Requests per minute.")
     tokens_per_minute: int | None = Field(
         default=None, gt=0, description="Prompt plus completion tokens per minute."
     )
-    requests_in_flight: int | None = Field(default=None, gt=0, description="Requests running or waiting at once.")
+    requests_in_flight: int | None = Field(default=None, gt=0, description="Requests that run or wait at once.")
     weight: float = Field(
-        default=1.0, gt=0, le=1000, description="Share of a busy engine against users of weight 1."
+        default=1.0, gt=0, le=1000, description="Share of a busy engine, relative to users with weight 1."
     )
 
 
 class Queue(Section):
-    """How requests wait when every engine of a model is at its `in_flight`."""
+    """Limits of requests that wait while all engines of a model are busy."""
 
     max_waiting: int = Field(
-        default=1000, ge=0, le=100_000, description="Requests that may wait in all; over it, 503."
+        default=1000, ge=0, le=100_000, description="Requests that may wait; further ones get 503."
     )
     max_waiting_per_user: int = Field(
-        default=100, ge=0, le=100_000, description="Requests of one user that may wait; over it, 429."
+        default=100, ge=0, le=100_000, description="Requests of one user that may wait; further ones get 429."
     )
     max_wait_s: float = Field(
         default=120.0,
         gt=0,
         le=86400,
-        description="Seconds one may wait; then 503. Loading its model on demand does not count.",
+        description="Seconds that a request may wait; then it gets 503. Loading its model does not count.",
     )
     keepalive_s: float = Field(
-        default=10.0, gt=0, le=600, description="Seconds of silence after which a waiting stream gets a comment."
+        default=10.0, gt=0, le=600, description="Seconds after which a waiting stream gets an SSE comment."
     )
     headroom: float = Field(
         default=0.125,
         ge=0,
         lt=1,
-        description="Share of a model's slots that one user alone cannot take, so that the next one finds room.",
+        description="Share of a model's slots that one user cannot take, so that the next user gets one at once.",
     )
 
 
 class Swap(Section):
-    """When engines that do not fit beside each other take turns."""
+    """Turns of on-demand engines that do not fit into memory together."""
 
     max_wait_s: float = Field(
         default=30.0, gt=0, le=86400, description="Seconds after which a waiting request forces a swap."
     )
     min_residency_s: float = Field(
-        default=20.0, ge=0, le=86400, description="Seconds a loaded model stays, whoever waits."
+        default=20.0,
+        ge=0,
+        le=86400,
+        description="Seconds that a loaded model stays, even if requests for another one wait.",
     )
     batch: int = Field(
         default=32,
         ge=1,
         le=100_000,
-        description="Requests of the loaded model that may still begin while another model is waited for.",
+        description="Requests of the loaded model that may still start while requests for another model wait.",
     )
     drain_timeout_s: float = Field(
-        default=600.0, ge=0, le=86400, description="Seconds that running requests get before their model goes."
+        default=600.0,
+        ge=0,
+        le=86400,
+        description="Seconds that running requests have to finish before their model is unloaded.",
     )
 
 
@@ -333,101 +345,108 @@ class Tuning(Section):
 
 
 class Gateway(Section):
-    """The gateway: the only way to the engines."""
+    """The gateway: clients reach engines only through it."""
 
     host: str = Field(default="127.0.0.1", description="Address it listens on: loopback or the tunnel's.")
     port: Port = Field(default=8000, description="Port it listens on.")
     data_dir: str = Field(
         default="var",
         min_length=1,
-        description="Folder of keys and usage; relative to where the gateway runs.",
+        description="Folder of keys and usage; relative to the gateway's working directory.",
     )
     database_url: str | None = Field(
         default=None,
-        description="PostgreSQL for keys and usage, without a password: that comes from PGPASSFILE or the "
-        "socket's owner. SQLite in `data_dir` when absent.",
+        description="PostgreSQL for keys and usage, without a password: PGPASSFILE or the socket's owner "
+        "authenticates. Default: SQLite in `data_dir`.",
         examples=["postgresql:///appliance?host=/run/postgresql"],
     )
-    usage_keep_days: int = Field(default=400, ge=1, le=36500, description="Days for which usage rows are kept.")
+    usage_keep_days: int = Field(default=400, ge=1, le=36500, description="Days for which usage records are kept.")
     max_body_bytes: int = Field(
-        default=16 * 2**20, gt=0, le=2**31, description="Largest request body in bytes; over it, 413."
+        default=16 * 2**20, gt=0, le=2**31, description="Largest request body in bytes; a larger one gets 413."
     )
     header_timeout_s: float = Field(
-        default=10.0, gt=0, le=600, description="Seconds a client may take to send a request's headers; then 408."
+        default=10.0,
+        gt=0,
+        le=600,
+        description="Seconds that a client has to send a request's headers; then it gets 408.",
     )
     body_timeout_s: float = Field(
-        default=60.0, gt=0, le=3600, description="Seconds a client may take to send a request's body; then 408."
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="Seconds that a client has to send a request's body; then it gets 408.",
     )
     idle_timeout_s: float = Field(
-        default=120.0, gt=0, le=3600, description="Seconds an idle kept-alive connection of a client stays open."
+        default=120.0, gt=0, le=3600, description="Seconds that an idle connection of a client stays open."
     )
     reader_timeout_s: float = Field(
-        default=60.0, gt=0, le=3600, description="Seconds a client may read nothing of what waits for it; then cut."
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="Seconds without progress after which a slow reader is disconnected.",
     )
     first_byte_timeout_s: float = Field(
-        default=600.0, gt=0, le=86400, description="Seconds an engine may take to begin its answer."
+        default=600.0, gt=0, le=86400, description="Seconds to the first byte of an engine's response."
     )
     stall_timeout_s: float = Field(
-        default=120.0, gt=0, le=86400, description="Seconds an engine may be silent inside an answer."
+        default=120.0, gt=0, le=86400, description="Seconds between two bytes of an engine's response."
     )
     drain_timeout_s: int = Field(
-        default=30, ge=0, le=3600, description="Seconds that running requests get when the gateway is stopped."
+        default=30,
+        ge=0,
+        le=3600,
+        description="Seconds that running requests have to finish when the gateway stops.",
     )
     ready_cache_s: float = Field(
-        default=5.0, gt=0, le=600, description="Seconds for which /ready repeats its last generated token."
+        default=5.0,
+        gt=0,
+        le=600,
+        description="Seconds for which /ready reuses the result of its last generated token.",
     )
     canary_interval_s: float = Field(
-        default=10.0, gt=0, le=600, description="Seconds between canary tokens asked of an idle or busy replica."
+        default=10.0, gt=0, le=600, description="Seconds between two canary requests to a replica."
     )
     canary_timeout_s: float = Field(
-        default=20.0, gt=0, le=600, description="Seconds a canary token may take before its replica is ejected."
+        default=20.0,
+        gt=0,
+        le=600,
+        description="Timeout of a canary request, in seconds; then its replica is ejected.",
     )
     breaker_failures: int = Field(
-        default=5, ge=1, le=1000, description="Failures of a replica in a row after which it is left alone."
+        default=5, ge=1, le=1000, description="Consecutive failures of a replica after which it gets no requests."
     )
     max_n: int = Field(
         default=16,
         ge=1,
         le=1024,
-        description="Largest `n` or `best_of` of a request, and most answers over all prompts of a completion.",
+        description="Largest `n` or `best_of` of a request, and most choices over all prompts of a completion.",
     )
     media_domains: tuple[str, ...] = Field(
         default=(),
-        description="Hosts from which images and other media may be fetched; without any, only data: URLs pass.",
+        description="Hosts from which engines may fetch images and other media; by default, only data: URLs work.",
         examples=[["upload.wikimedia.org"]],
     )
     browser_origins: tuple[str, ...] = Field(
         default=(),
         description="Web origins whose pages may use the service from a browser, as browsers send them; `*` alone "
-        "allows every one. Pages still need a key.",
+        "allows all. Pages still need a key.",
         examples=[["https://chat.example.org", "app://obsidian.md"]],
     )
     idempotency_s: float = Field(
         default=600.0,
         ge=0,
         le=86400,
-        description="Seconds for which an answer is repeated to the same Idempotency-Key.",
+        description="Seconds for which a request with the same Idempotency-Key gets the same response.",
     )
-    queue: Queue = Field(default=Queue(), description="How requests wait.")
-    swap: Swap = Field(default=Swap(), description="How on-demand engines take turns.")
+    queue: Queue = Field(default=Queue(), description="Queue of requests.")
+    swap: Swap = Field(default=Swap(), description="Turns of on-demand engines.")
     engine_control: Literal["none", "child", "systemd"] = Field(
         default="none",
-        description="How the gateway starts and stops on-demand engines: as units of systemd, or as its children.",
+        description="How the gateway starts and stops on-demand engines: not at all, as its child processes, or as "
+        "systemd units.",
     )
 
     tuning: Tuning = Field(default=Tuning(), description="Numbers that suit every site so far.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _move_to_tuning(cls, table: JsonValue) -> JsonValue:
-        """Accept the keys of ``tuning`` in the gateway's own table too, as sites of earlier versions have them."""
-        if not isinstance(table, dict):
-            return table
-        tuning = table.get("tuning", {})
-        moved = {name: table[name] for name in Tuning.model_fields if name in table}
-        if not moved or not isinstance(tuning, dict):
-            return table
-        return {name: value for name, value in table.items() if name not in moved} | {"tuning": moved | tuning}
 
     @field_validator("browser_origins")
     @classmethod
@@ -435,7 +454,7 @@ class Gateway(Section):
         for origin in value:
             _an_origin(origin)
         if "*" in value and len(value) > 1:
-            raise ValueError("'*' allows every origin; leave out the others, or the '*'")
+            raise ValueError("'*' allows every origin; remove the others, or the '*'")
         return value
 
     @field_validator("database_url")
@@ -445,9 +464,9 @@ class Gateway(Section):
             return None
         parts = urlsplit(value)
         if parts.scheme != "postgresql":
-            raise ValueError("only postgresql:// is supported; leave it out for SQLite")
+            raise ValueError("only postgresql:// is supported; remove it for SQLite")
         if parts.password is not None or "password=" in parts.query:
-            raise ValueError("a password does not belong into the configuration; put it into a PGPASSFILE")
+            raise ValueError("a password does not belong in the configuration; put it into a PGPASSFILE")
         return value
 
     @field_validator("host")
@@ -469,18 +488,21 @@ class Admin(Section):
 
 
 class Slo(Section):
-    """What a load test holds the service to. A request counts for goodput when it meets each bound by itself."""
+    """Service level objectives of a load test. A request counts as goodput if it meets every bound by itself."""
 
     ttft_p99_ms: float = Field(default=2000.0, gt=0, description="Time to the first content token, p99.")
-    tpot_p99_ms: float = Field(default=100.0, gt=0, description="Time per output token after it, p99.")
+    tpot_p99_ms: float = Field(default=100.0, gt=0, description="Time per output token after the first, p99.")
     itl_max_ms: float | None = Field(
-        default=None, gt=0, description="Longest silence between two tokens of any answer; no bound when absent."
+        default=None, gt=0, description="Longest time between two tokens of a response; default: no bound."
     )
     e2e_p99_ms: float | None = Field(
-        default=None, gt=0, description="From the request to the end of its answer, p99; no bound when absent."
+        default=None, gt=0, description="Time from the request to the end of its response, p99; default: no bound."
     )
     goodput_share: float | None = Field(
-        default=None, gt=0, le=1, description="Least share of requests that meet every bound; none when absent."
+        default=None,
+        gt=0,
+        le=1,
+        description="Smallest share of requests that must meet every bound; default: none.",
     )
     error_rate: float = Field(default=0.0, ge=0, le=1, description="Share of requests that may fail.")
 
@@ -489,29 +511,31 @@ class Smoke(Section):
     """The load of the smoke test."""
 
     users: int = Field(default=4, ge=1, le=1000, description="Users at once.")
-    requests_per_user: int = Field(default=5, ge=1, le=10_000, description="Requests each of them makes.")
-    max_tokens: int = Field(default=32, ge=2, le=4096, description="Tokens asked for per request.")
-    slo: Slo = Field(default=Slo(), description="What must hold.")
+    requests_per_user: int = Field(default=5, ge=1, le=10_000, description="Requests per user.")
+    max_tokens: int = Field(default=32, ge=2, le=4096, description="Tokens generated per request, at most.")
+    slo: Slo = Field(default=Slo(), description="Service level objectives.")
 
 
 class LoadTest(Section):
-    """What `appliance loadtest` takes for granted where no flag says otherwise."""
+    """Defaults of `appliance loadtest`."""
 
-    slo: Slo = Field(default=Slo(), description="What must hold.")
-    seed: int = Field(default=1, ge=0, description="Seed of prompts and arrivals: the same seed, the same load.")
+    slo: Slo = Field(default=Slo(), description="Service level objectives.")
+    seed: int = Field(
+        default=1, ge=0, description="Seed of prompts and arrivals; the same seed gives the same load."
+    )
 
 
 class Site(Section):
-    """A whole site. See ``examples/`` for three of them."""
+    """A whole site. ``examples/`` has four of them."""
 
     version: Literal[1] = Field(description="Version of this contract.")
     hosts: dict[Name, Host] = Field(min_length=1, description="Machines by name.")
-    models: dict[ModelName, Model] = Field(min_length=1, description="Models by the name clients use.")
+    models: dict[ModelName, Model] = Field(min_length=1, description="Models by the name that clients use.")
     engines: dict[Name, Engine] = Field(min_length=1, description="Engines by name.")
-    roles: dict[Name, Role] = Field(default={}, description="Roles by the name clients use.")
-    limits: Limits = Field(default=Limits(), description="Limits of a user who has none of his own.")
+    roles: dict[Name, Role] = Field(default={}, description="Roles by the name that clients use.")
+    limits: Limits = Field(default=Limits(), description="Limits of each user without an entry in `users`.")
     users: dict[UserName, Limits] = Field(
-        default={}, description="Limits of single users, by name; `user/end-user` for one end user of a user's key."
+        default={}, description="Limits of single users by name; `user/end-user` for one end user of a user's key."
     )
     gateway: Gateway = Field(default=Gateway(), description="The gateway.")
     admin: Admin = Field(default=Admin(), description="The admin API.")
@@ -519,5 +543,5 @@ class Site(Section):
     loadtest: LoadTest = Field(default=LoadTest(), description="The load tests.")
 
     def data_path(self, base: Path) -> Path:
-        """Folder of keys and usage, absolute or under ``base``."""
+        """Return the folder of keys and usage; a relative one begins at ``base``."""
         return base / self.gateway.data_dir

@@ -1,7 +1,7 @@
-"""Rules that span several sections of a site: what each section alone cannot know.
+"""Rules that span several sections of a site.
 
-Pure: :func:`violations` takes a :class:`~appliance.contract.model.Site` and returns every broken rule, each with
-the place and the fix. An engine's own flags are checked by :mod:`appliance.contract.engine_options`.
+Pure: :func:`violations` takes a :class:`~appliance.contract.model.Site` and returns every violation with its place
+and fix. :mod:`appliance.contract.engine_options` checks an engine's own flags.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from appliance.contract.model import Engine, Host, Site
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One broken rule: where it stands, what is wrong, how to mend it."""
+    """One violated rule: the key of the configuration, the error and the fix."""
 
     where: str
     what: str
@@ -27,7 +27,7 @@ class Violation:
 
 
 def violations(site: Site) -> list[Violation]:
-    """Every broken rule of ``site``, in the order in which a person would read the file."""
+    """Return the violations of ``site``, in the order of the sections of a file."""
     return [
         *_models(site),
         *_engines(site),
@@ -39,7 +39,7 @@ def violations(site: Site) -> list[Violation]:
 
 
 def suggest(name: str, known: list[str]) -> str:
-    """A hint that names the most likely thing meant, or all there is."""
+    """Return a hint: the name in ``known`` that is most similar to ``name``, or all of them."""
     match = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(known)) or 'none'}"
 
@@ -79,7 +79,11 @@ def _cards(where: str, engine: Engine, host_name: str, host: Host) -> Iterator[V
     indices = [gpu.index for gpu in host.gpus]
     doubled = sorted({index for index in indices if indices.count(index) > 1})
     if doubled:
-        yield Violation(f"hosts.{host_name}.gpus", f"index {doubled[0]} stands twice", "number the cards apart")
+        yield Violation(
+            f"hosts.{host_name}.gpus",
+            f"two cards have the index {doubled[0]}",
+            "give each card an index of its own",
+        )
     if engine.device == "cpu":
         if engine.gpus or engine.tensor_parallel > 1:
             yield Violation(where, "names cards though device is cpu", "remove gpus and tensor_parallel")
@@ -128,14 +132,14 @@ def _card_memory(site: Site) -> Iterator[Violation]:
         for gpu in host.gpus:
             users = [(n, e) for n, e in engines.items() for card in e.gpus if card == gpu.index]
             total = sum(e.gpu_memory_utilization for _, e in users if e.residency == "always")
-            # Engines on demand take turns: what counts is the largest, and what the others keep asleep.
+            # On-demand engines take turns: the largest one counts, and the memory that the others keep asleep.
             demand = [e for _, e in users if e.residency == "on-demand"]
             total += max((e.gpu_memory_utilization + _asleep(demand, e) for e in demand), default=0.0)
             if total > 1 + 1e-9:
                 names = " and ".join(dict.fromkeys(name for name, _ in users))
                 yield Violation(
                     f"hosts.{host_name}.gpus.{gpu.index}",
-                    f"{names} together ask for {total:.0%} of the card's {gpu.memory_mib} MiB",
+                    f"{names} together use {total:.0%} of the card's {gpu.memory_mib} MiB",
                     "lower gpu_memory_utilization until the sum is at most 1, or move one engine to another card",
                 )
     for name, engine in site.engines.items():
@@ -152,13 +156,13 @@ def _residency(site: Site) -> Iterator[Violation]:
         if engine.residency == "on-demand" and site.gateway.engine_control == "none":
             yield Violation(
                 f"{where}.residency",
-                "is on-demand, and nobody may start it",
-                'set gateway.engine_control = "systemd" on a host, "child" elsewhere',
+                'is on-demand, but gateway.engine_control = "none" starts no engine',
+                'set gateway.engine_control = "systemd" on a NixOS host, "child" on another system',
             )
         if engine.sleep and engine.kind == "llamacpp":
             yield Violation(f"{where}.sleep", "llama.cpp has no sleep mode", "remove it: it is stopped instead")
         if engine.sleep and engine.device == "cpu" and engine.kind == "vllm":
-            yield Violation(f"{where}.sleep", "vLLM sleeps on cards only", "remove it: it is stopped instead")
+            yield Violation(f"{where}.sleep", "vLLM can sleep on cards only", "remove it: it is stopped instead")
         if engine.sleep and engine.residency == "always":
             yield Violation(f"{where}.sleep", "an engine that is always loaded never sleeps", "remove it")
 
@@ -199,7 +203,7 @@ def _roles(site: Site) -> Iterator[Violation]:
     for name, role in site.roles.items():
         where = f"roles.{name}"
         if name in site.models:
-            yield Violation(where, "has the name of a model", "rename the role: clients ask for either by name")
+            yield Violation(where, "has the name of a model", "rename the role: clients use the names of both")
         if role.model not in site.models:
             fix = suggest(role.model, list(site.models))
             yield Violation(f"{where}.model", f"there is no model {role.model!r}", fix)
@@ -211,6 +215,4 @@ def _roles(site: Site) -> Iterator[Violation]:
                 fix = suggest(role.adapter, list(adapters))
                 yield Violation(f"{where}.adapter", f"{role.model} has no adapter {role.adapter!r}", fix)
             elif any(e.kind == "llamacpp" for e in site.engines.values() if e.model == role.model):
-                yield Violation(
-                    f"{where}.adapter", "llama.cpp's server takes no adapter by name", "use vLLM for it"
-                )
+                yield Violation(f"{where}.adapter", "llama.cpp's server has no adapters by name", "use vLLM for it")

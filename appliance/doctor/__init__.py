@@ -1,5 +1,5 @@
-"""``appliance doctor``: is this host what its descriptions say? Read-only; each result names what mends it.
+"""``appliance doctor``: compares this host with its descriptions. Read-only; each finding names its fix.
 
-Readers at the edge (:mod:`.host`, ``read_*``) gather facts, pure judges (``judge_*``) turn facts into verdicts, and
-:mod:`.catalogue` names every check and puts the two together.
+Readers (``read_*``) gather facts through :mod:`.host`, and pure judges (``judge_*``) turn facts into findings. A
+check (:mod:`.checks`) is one decorated function that combines the two; :mod:`.runner` runs all of them in order.
 """

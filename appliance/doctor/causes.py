@@ -1,7 +1,7 @@
-"""Why nothing is reachable: of all that failed, what comes first.
+"""The failure to fix first, if many checks fail.
 
-Everything here is closed when it fails, so one dead part silences those behind it; a person shall mend the part,
-not chase the silence.
+Every part of the appliance is closed when it fails, so one failed part makes all parts behind it silent. The
+operator has to fix that part first.
 """
 
 from __future__ import annotations
@@ -11,41 +11,41 @@ from collections.abc import Iterable
 from appliance.doctor.finding import Finding
 
 CAUSES = {
-    # Not safe: before anything else.
+    # Unsafe states, before all others.
     "firewall-not-loaded": "nftables did not load its table",
-    "firewall-open": "the loaded rules let in what they should drop",
+    "firewall-open": "the loaded rules accept packets that they should drop",
     "engine-exposed": "an engine listens beyond loopback",
-    # The tunnel, from its ground up; a clock that went back keeps it down.
-    "clock": "the clock went back",
+    # The tunnel, from the bottom up; a clock that was set back keeps it down.
+    "clock": "the clock was set back",
     "wireguard-key-missing": "the private key's file is missing or empty, or was not loaded",
-    "wireguard-interface-missing": "there is no tunnel interface",
-    "wireguard-wrong-peer-key": "the interface has another peer key than the machine names",
+    "wireguard-interface-missing": "the tunnel interface does not exist",
+    "wireguard-wrong-peer-key": "the interface has another peer key than the machine's description",
     "tunnel-not-listening": "nothing listens on the tunnel's UDP port",
-    "wireguard-no-handshake": "no handshake, ever: a wrong peer key on either host, or the port is not reachable",
-    "wireguard-stale": "the last handshake is older than a session lives",
-    "firewall-closed": "the loaded rules do not let in what the machine names",
+    "wireguard-no-handshake": "there was never a handshake: a key does not match, or the port is not reachable",
+    "wireguard-stale": "the last handshake is older than the lifetime of a session",
+    "firewall-closed": "the loaded rules drop packets that the machine's description accepts",
     # The GPU host, from the card up.
     "driver-not-loaded": "the NVIDIA kernel module is not loaded",
-    "driver-mismatch": "the driver hangs, or is of another version than its programs",
-    "card-missing": "a card of the site does not answer",
-    "weights": "model files are missing or not whole",
+    "driver-mismatch": "the driver hangs, or has another version than its programs",
+    "card-missing": "a card of the site does not respond",
+    "weights": "model files are missing or incomplete",
     "database": "keys and usage cannot be read",
-    "gateway-down": "the gateway does not answer",
-    "gateway-not-listening": "nothing listens where the gateway should",
+    "gateway-down": "the gateway does not respond",
+    "gateway-not-listening": "no process listens on the gateway's address",
     "engine-down": "an engine does not generate",
     # The edge.
-    "gateway-unreachable": "no gateway answers through the tunnel",
-    "certificate": "clients refuse the certificate",
-    "edge-not-listening": "nothing listens where nginx should",
-    "edge-down": "nginx does not answer",
+    "gateway-unreachable": "no gateway responds through the tunnel",
+    "certificate": "clients reject the certificate",
+    "edge-not-listening": "no process listens on the port of nginx",
+    "edge-down": "nginx does not respond",
 }
-"""Stable codes, the deepest first: what a person mends before the next."""
+"""Stable codes in the order in which an operator has to fix them, the deepest first."""
 
 ORDER = tuple(CAUSES)
 
 
 def causes(results: Iterable[Finding]) -> list[Finding]:
-    """The failures that keep requests from being answered, the deepest first, each code once."""
+    """Return the failures that prevent responses, the deepest first, each code once."""
     first: dict[str, Finding] = {}
     for result in results:
         if result.level == "fail" and result.cause:

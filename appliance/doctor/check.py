@@ -23,7 +23,7 @@ class NotApplicable:
 
 
 Requirement: TypeAlias = Callable[[CheckContext], T | NotApplicable]
-"""Returns the part of the description that a check compares the host with, or why the check does not apply."""
+"""A function that returns the part of the description which a check needs, or why the check does not apply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What the checks look at: the host, its two descriptions, and readings that several checks share."""
+"""The input of the checks: the host, its two descriptions, and the readings that several checks share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ GATEWAY_UNIT = "appliance-gateway.service"
 
 @dataclass(frozen=True)
 class CheckContext:
-    """One host at one moment: ``base`` is where relative folders of the site begin, ``now`` is in Unix seconds."""
+    """One host at one moment.
+
+    ``base`` is the folder of the site's relative paths and ``now`` the time in Unix seconds. ``hashes``: whether to
+    hash every model file. ``host_name`` is the name of this host if the operator passes it.
+    """
 
     host: HostReader
     site: Site | None
@@ -28,48 +32,49 @@ class CheckContext:
     base: Path
     now: float
     hashes: bool = False
-    called: str | None = None
+    host_name: str | None = None
 
     @cached_property
     def name(self) -> str:
-        """Which of the site's hosts this is.
+        """Return the name of this host in the site.
 
-        As ``called``, as the machine says, the only one there is, or by the kernel's name of it; raises
-        :class:`ConfigError` where that is none: checks of an unknown host would pass over all that is on it.
+        It is ``host_name``, the name in the machine's description, the site's only host, or the kernel's host name, in
+        this order. Raises :class:`ConfigError` if the site has no such host: checks of an unknown host would skip
+        everything on it.
         """
         known = list(self.site.hosts) if self.site is not None else []
         only = known[0] if len(known) == 1 else socket.gethostname()
-        name = self.called or (self.machine.host if self.machine is not None else only)
+        name = self.host_name or (self.machine.host if self.machine is not None else only)
         if known and name not in known:
             raise ConfigError(
-                f"this machine is {name!r}, which is none of the site's hosts ({', '.join(known)}); "
-                "set appliance.host, or say --host NAME"
+                f"this machine is {name!r}, which is not one of the site's hosts ({', '.join(known)}); "
+                "set appliance.host, or pass --host NAME"
             )
         return name
 
     @property
     def has_gateway(self) -> bool:
-        """Whether the gateway runs here: a machine names its unit, without one the site's only host has it."""
+        """Return whether the gateway runs here: the machine has its unit, or there is no machine's description."""
         return self.site is not None and (self.machine is None or GATEWAY_UNIT in self.machine.units)
 
     @cached_property
     def gpus(self) -> tuple[Gpu, ...]:
-        """The cards that this host should have."""
+        """Return the cards that the site lists for this host."""
         here = self.site.hosts.get(self.name) if self.site is not None else None
         return here.gpus if here is not None else ()
 
     @cached_property
     def replicas(self) -> list[EngineReplica]:
-        """The engine replicas of this host."""
+        """Return the engine replicas of this host."""
         return [r for r in replicas(self.site) if r.engine.host == self.name] if self.site is not None else []
 
     @cached_property
     def on_cards(self) -> list[EngineReplica]:
-        """Those that compute on cards."""
+        """Return the replicas that compute on cards."""
         return [r for r in self.replicas if r.engine.device == "cuda" and r.engine.kind != "mock"]
 
     def data_folder(self, site: Site) -> Path:
-        """The gateway's folder."""
+        """Return the gateway's data folder."""
         folder = Path(site.gateway.data_dir)
         return self.host.path(folder) if folder.is_absolute() else self.base / folder
 
@@ -82,26 +87,29 @@ class CheckContext:
 
     @property
     def userland(self) -> nvidia.Userland:
-        """What nvidia-smi says; asked once, since a driver that hangs takes the whole deadline."""
+        """Return the result of nvidia-smi, which runs once: with a driver that hangs it takes its whole timeout."""
         if isinstance(self._userland, CannotLookError):
             raise self._userland
         return self._userland
 
     @property
     def cards(self) -> tuple[nvidia.GpuStatus, ...]:
-        """The cards that answer. Raises :class:`CannotLookError` where nvidia-smi gives none."""
+        """Return the cards that nvidia-smi lists; raises :class:`CannotLookError` if it fails."""
         if self.userland.error:
             raise CannotLookError(f"nvidia-smi: {self.userland.error}", "appliance doctor --only driver")
         return self.userland.cards
 
     @cached_property
     def listeners(self) -> list[processes.Listener]:
-        """Who listens."""
+        """Return the listening sockets."""
         return processes.read_listeners(self.host)
 
     @cached_property
     def placements(self) -> dict[str, NumaPlacement | None]:
-        """Where the engines on cards run, by replica; an engine on demand that is not loaded is left out."""
+        """Return the placement of each engine on cards, without engines on demand that are not loaded.
+
+        It is ``None`` for an engine that does not run or may not be read.
+        """
         found: dict[str, NumaPlacement | None] = {}
         for replica in self.on_cards:
             owner = next((one.process for one in self.listeners if one.port == replica.port and one.process), None)
@@ -113,7 +121,7 @@ class CheckContext:
 
     @cached_property
     def ready(self) -> readiness.GatewayReadiness:
-        """The gateway's word on itself and its engines."""
+        """Return what the gateway reports about itself and its engines."""
         if self.site is None:
             raise CannotLookError("no site is described on this host", "appliance doctor --config FILE")
         return readiness.read_ready(self.site.gateway.host, self.site.gateway.port)

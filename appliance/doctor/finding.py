@@ -9,9 +9,10 @@ from typing import Literal
 Level = Literal["ok", "warn", "unknown", "fail"]
 
 FaultDomain = Literal["generation", "external"]
-"""The side of the system's boundary on which a fault lies (internal and external faults of Avizienis, Laprie,
-Randell and Landwehr, 2004). ``generation``: a generation can cause it or lack its fix, by its kernel, driver,
-parameters, units, rules or site. ``external``: no generation can; heat, power, a full disk, a peer that is off.
+"""The side of the system's boundary that causes a failure (after Avizienis, Laprie, Randell and Landwehr, 2004).
+
+``generation``: a generation can cause it or lack its fix, by its kernel, driver, parameters, units, rules or site.
+``external``: no generation can; heat, power, a disk full of data, the other end of a line.
 """
 
 EXIT_CODES: dict[Level, int] = {"ok": 0, "fail": 1, "warn": 3, "unknown": 4}

@@ -1,4 +1,4 @@
-"""Reads where a process may run and what it may lock."""
+"""Reads the processors and the locked-memory limit of a process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from appliance.doctor.host import HostReader
 
 @dataclass(frozen=True, slots=True)
 class NumaPlacement:
-    """Where an engine's process may run, and what it may lock. Limits in bytes, ``None`` for unlimited."""
+    """The processors on which an engine may run, and its limit of locked memory in bytes, ``None`` for none."""
 
     pid: int
     memlock: int | None
@@ -18,7 +18,7 @@ class NumaPlacement:
 
 
 def read_placement(host: HostReader, pid: int) -> NumaPlacement | None:
-    """The limits and processors of ``pid``; ``None`` where it has ended."""
+    """Read limits and processors of ``pid``; ``None`` if it has ended."""
     limits, status = host.text(f"/proc/{pid}/limits"), host.text(f"/proc/{pid}/status")
     lock = re.search(r"^Max locked memory\s+(\w+)", limits or "", re.MULTILINE)
     cpus = re.search(r"^Cpus_allowed_list:\s+(\S+)", status or "", re.MULTILINE)
@@ -28,7 +28,7 @@ def read_placement(host: HostReader, pid: int) -> NumaPlacement | None:
 
 
 def parse_cpus(text: str) -> frozenset[int]:
-    """``0-3,8`` as numbers."""
+    """Parse a list such as ``0-3,8`` into numbers."""
     found: set[int] = set()
     for part in text.strip().split(","):
         first, _, last = part.partition("-")

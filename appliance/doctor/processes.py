@@ -1,4 +1,4 @@
-"""Reads who listens where: /proc/net/{tcp,udp}* for sockets, /proc/PID for the process behind each."""
+"""Reads listening sockets from /proc/net/{tcp,udp}* and the process of each from /proc/PID."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LISTEN, UNCONNECTED = "0A", "07"
 
 @dataclass(frozen=True, slots=True)
 class ProcessInfo:
-    """A running process, as far as one may look."""
+    """A running process; a text is empty if it may not be read."""
 
     pid: int
     name: str
@@ -26,7 +26,7 @@ class ProcessInfo:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A socket that takes connections or datagrams."""
+    """A socket that accepts connections or datagrams."""
 
     protocol: Literal["tcp", "udp"]
     address: IPv4Address | IPv6Address
@@ -35,29 +35,33 @@ class Listener:
 
     @property
     def beyond_loopback(self) -> bool:
-        """Whether another machine could reach it, firewall aside."""
+        """Return whether another machine could reach it without a firewall."""
         inner = self.address.ipv4_mapped if isinstance(self.address, IPv6Address) else None
         return not (inner or self.address).is_loopback
 
     def __str__(self) -> str:
-        where = f"[{self.address}]" if self.address.version == 6 else str(self.address)
-        return f"{where}:{self.port}/{self.protocol}"
+        address = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{address}:{self.port}/{self.protocol}"
 
 
 def read_listeners(host: HostReader) -> list[Listener]:
-    """Every listening socket of this network namespace.
+    """Return every listening socket of this network namespace.
 
-    Raises :class:`CannotLookError` where /proc/net cannot be read. The process is ``None`` where one may not look.
+    The process of a socket is ``None`` if it may not be read. Raises :class:`CannotLookError` without /proc/net.
     """
     if host.text("/proc/net/tcp") is None:
-        raise CannotLookError("/proc/net/tcp is not there", "run `appliance doctor` on the host itself")
+        raise CannotLookError("/proc/net/tcp does not exist", "run `appliance doctor` on the host itself")
     owners = _owners(host)
     found = []
     for protocol in ("tcp", "udp"):
         for family in ("", "6"):
             for address, port, inode in _sockets(host.text(f"/proc/net/{protocol}{family}") or "", protocol):
                 process = read_process(host, owners[inode]) if inode in owners else None
-                found.append(Listener("tcp" if protocol == "tcp" else "udp", address, port, process))
+                found.append(
+                    Listener(
+                        protocol="tcp" if protocol == "tcp" else "udp", address=address, port=port, process=process
+                    )
+                )
     return sorted(found, key=lambda one: (one.protocol, one.port, str(one.address)))
 
 
@@ -71,14 +75,14 @@ def _sockets(text: str, protocol: str) -> Iterator[tuple[IPv4Address | IPv6Addre
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address:
-    """``0100007F`` is 127.0.0.1: 32-bit words in the byte order of the machine (little-endian here)."""
+    """Parse ``0100007F`` as 127.0.0.1: 32-bit words in the byte order of the machine (little-endian here)."""
     raw = bytes.fromhex(text)
     words = [raw[i : i + 4][::-1] for i in range(0, len(raw), 4)]
     return ip_address(b"".join(words))
 
 
 def _owners(host: HostReader) -> dict[int, int]:
-    """Process by inode of a socket; one that forked keeps the lowest process number, its parent."""
+    """Return the process by inode of a socket: the lowest process number, which is the parent of forked ones."""
     owners: dict[int, int] = {}
     for pid in sorted(int(name) for name in host.folder("/proc") if name.isdigit()):
         for handle in host.folder(f"/proc/{pid}/fd"):
@@ -89,7 +93,9 @@ def _owners(host: HostReader) -> dict[int, int]:
 
 
 def read_process(host: HostReader, pid: int) -> ProcessInfo:
-    """The process ``pid``."""
+    """Read the process ``pid``."""
     unit = re.search(r"/([^/\n]+\.service)(?:/|$)", host.text(f"/proc/{pid}/cgroup") or "", re.MULTILINE)
     name = (host.text(f"/proc/{pid}/comm") or "?").strip()
-    return ProcessInfo(pid, name, unit[1] if unit else "", host.link(f"/proc/{pid}/exe") or "")
+    return ProcessInfo(
+        pid=pid, name=name, unit=unit[1] if unit else "", program=host.link(f"/proc/{pid}/exe") or ""
+    )

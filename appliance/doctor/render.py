@@ -1,4 +1,4 @@
-"""A report for people (a table that fits 80 columns) and for programs (JSON with a stable schema)."""
+"""The report for people (a table that fits 80 columns) and for programs (JSON with a stable schema)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 
 
 def as_table(report: DoctorReport) -> dict[str, Any]:
-    """The report as plain data: what ``--json`` prints."""
+    """Return the report as plain data, which ``--json`` prints."""
     return {
         "version": SCHEMA_VERSION,
         "host": report.host,
@@ -31,45 +31,46 @@ def as_table(report: DoctorReport) -> dict[str, Any]:
             for one in causes(report.results)
         ],
         "checks": [asdict(one) for one in report.results],
+        # The key is older than the name; programs read it.
         "left_out": [asdict(one) for one in report.skipped],
     }
 
 
 def as_json(report: DoctorReport) -> str:
-    """The report for other programs."""
+    """Return the report for other programs."""
     return json.dumps(as_table(report), indent=2, ensure_ascii=False)
 
 
 def show(report: DoctorReport, console: Console) -> None:
-    """The report for a person: one line per result; what is not ok says what it means and what mends it."""
+    """Print the report for people: a line per finding; if it is not ok, also its meaning and its fix."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, expand=True)
-    table.add_column("is", width=7, no_wrap=True)
+    table.add_column("level", width=7, no_wrap=True)
     table.add_column("check", width=12, no_wrap=True)
     table.add_column("seen", ratio=1, overflow="fold")
-    before = ""
+    previous = ""
     for one in report.results:
         table.add_row(
             f"[{COLOURS[one.level]}]{one.level.upper() if one.level == 'fail' else one.level}[/]",
-            f"[bold]{one.name}[/]" if one.name != before else "",
-            _said(one),
+            f"[bold]{one.name}[/]" if one.name != previous else "",
+            _details(one),
         )
-        before = one.name
+        previous = one.name
     console.print(table)
     if report.skipped:
         names = ", ".join(one.name for one in report.skipped)
-        console.print(Padding(f"[dim]not for this host: {names}[/]", (1, 0, 0, 0)))
+        console.print(Padding(f"[dim]not applicable to this host: {names}[/]", (1, 0, 0, 0)))
     console.print(Padding(_summary(report), (1, 0, 0, 0)))
 
 
 def show_list(checks: Iterable[tuple[str, str, str | None]], console: Console) -> None:
-    """Names of checks, what each looks at, and why one does not concern this host."""
+    """Print each check with what it inspects, or why it does not apply to this host."""
     table = Table.grid("check", "looks", padding=(0, 2, 0, 0))
     for name, looks, why in checks:
-        table.add_row(f"[bold]{name}[/]", f"[dim]not here: {escape(why)}[/]" if why else escape(looks))
+        table.add_row(f"[bold]{name}[/]", f"[dim]not applicable: {escape(why)}[/]" if why else escape(looks))
     console.print(table)
 
 
-def _said(one: Finding) -> str:
+def _details(one: Finding) -> str:
     subject = f"{one.subject}: " if one.subject else ""
     lines = [escape(subject + one.seen)]
     if one.level != "ok":
@@ -84,10 +85,10 @@ def _summary(report: DoctorReport) -> str:
         for level in COLOURS
         if (number := sum(one.level == level for one in report.results))
     ]
-    line = f"{escape(report.host)}: {', '.join(counts) or 'nothing to look at'}"
+    line = f"{escape(report.host)}: {', '.join(counts) or 'nothing to inspect'}"
     found = causes(report.results)
     if not found:
         return line
     first = found[0]
     what = f"{first.name}{f' {first.subject}' if first.subject else ''}: {first.seen}"
-    return f"{line}\n[bold red]Mend first:[/] {escape(what)}\n[cyan]  → {escape(first.fix)}[/]"
+    return f"{line}\n[bold red]Fix first:[/] {escape(what)}\n[cyan]  → {escape(first.fix)}[/]"

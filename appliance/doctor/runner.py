@@ -1,4 +1,4 @@
-"""Every check in the order in which one would fix what it finds, and the run of some or all of them on one host."""
+"""Every check, in the order in which an operator would fix its failures, and their run on one host."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _findings(check: Check, context: CheckContext) -> Iterator[Finding]:
     else:
         if silent:
             yield unknown(
-                "found nothing to look at", fix="is the description of this host complete? `appliance check`"
+                "found nothing to inspect", fix="is the description of this host complete? `appliance check`"
             )
 
 

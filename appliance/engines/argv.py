@@ -13,7 +13,7 @@ from appliance.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class EngineCommand:
     """One process to run: its argument vector and its additions to the parent's environment."""
 
     argv: tuple[str, ...]
@@ -61,7 +61,7 @@ def find(site: Site, name: str) -> EngineReplica:
     return known[name]
 
 
-def command(site: Site, replica: EngineReplica, base: Path) -> Command:
+def command(site: Site, replica: EngineReplica, base: Path) -> EngineCommand:
     """Return the process of ``replica``. Relative model folders are below ``base``."""
     model = site.models[replica.engine.model]
     if model.is_folder:
@@ -69,4 +69,4 @@ def command(site: Site, replica: EngineReplica, base: Path) -> Command:
     argv, environment = _BUILD[replica.engine.kind](replica.engine, model, replica.index)
     if replica.engine.kind == "vllm":
         argv += vllm.media_options(site.gateway.media_domains)
-    return Command(tuple(argv), {**environment, **replica.engine.environment})
+    return EngineCommand(tuple(argv), {**environment, **replica.engine.environment})

@@ -44,7 +44,11 @@ class ChildControl:
         built = command(self._site, one, self._base)
         log = self._logs / f"engine-{replica}.log"
         unit = ProcessSpec(
-            replica, built.argv, log, built.environment, stop_timeout_s=one.engine.shutdown_timeout_s + 10.0
+            name=replica,
+            argv=built.argv,
+            log=log,
+            environment=built.environment,
+            stop_timeout_s=one.engine.shutdown_timeout_s + 10.0,
         )
         try:
             await self._processes.start(unit)

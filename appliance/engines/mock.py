@@ -666,7 +666,7 @@ class MockConnection(asyncio.Protocol):
         begin = b"".join(event(name, **more, sequence_number=next(numbers)) for name, more in first)
         after = count(len(first) + plan.tokens)
         end = [event(name, **more, sequence_number=next(after)) for name, more in last]
-        return self.stream(plan, begin, one, end, b"event: %s.delta\n" % kind.encode(), len(first))
+        return self.stream(plan, begin, one, end, event=b"event: %s.delta\n" % kind.encode(), number=len(first))
 
     def message(self, request: MockRequest, plan: ResponsePlan) -> Iterator[tuple[float, bytes]]:
         """Yield a response of Anthropic's API: the prompt's tokens in its first event, the output's in its last."""
@@ -693,7 +693,7 @@ class MockConnection(asyncio.Protocol):
             event("message_stop"),
         ]
         one = {"type": "content_block_delta", "index": 0, "delta": delta}
-        return self.stream(plan, first, one, last, b"event: content_block_delta\n")
+        return self.stream(plan, first, one, last, event=b"event: content_block_delta\n")
 
 
 async def serve(args: argparse.Namespace) -> None:
@@ -703,8 +703,18 @@ async def serve(args: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     fault, _, after = args.fault.partition(":")
-    plan = ResponsePlan(args.tokens, args.itl_ms, args.ttft_ms, fault=fault, after=int(after or 0))
-    engine = MockEngine(args.model, args.context, args.task, plan, args.capacity, args.wake_delay_s, args.spread)
+    plan = ResponsePlan(
+        tokens=args.tokens, itl_ms=args.itl_ms, ttft_ms=args.ttft_ms, fault=fault, after=int(after or 0)
+    )
+    engine = MockEngine(
+        model=args.model,
+        context=args.context,
+        task=args.task,
+        plan=plan,
+        capacity=args.capacity,
+        wake_delay_s=args.wake_delay_s,
+        spread=args.spread,
+    )
     engine.fail_sleep = bool(args.fail_sleep)
     loading = asyncio.create_task(asyncio.sleep(args.load_delay_s))
     stopping = asyncio.create_task(stop.wait())

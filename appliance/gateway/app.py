@@ -137,7 +137,13 @@ class GatewayApp:
         """Record a request whose body is incomplete (``error`` is ``None``) or was rejected with ``error``."""
         if isinstance(request.context, Authenticated):
             owner = request.context.key
-            row = UsageRow(time.time(), request.id, owner.user, owner.id, request.path)
+            row = UsageRow(
+                started_at=time.time(),
+                request_id=request.id,
+                user=owner.user,
+                key_id=owner.id,
+                endpoint=request.path,
+            )
             row.status, row.outcome = (499, "aborted") if error is None else (error.status, "rejected")
             self._metrics.count(row)
             self._usage.put(row)
@@ -245,11 +251,11 @@ class GatewayApp:
             proxied = ProxiedRequest(self._context, owner, request, client)
             client.listener = proxied
         else:
-            recording = self._idempotency.find(owner.scope, key, request.path, request.body)
+            recording = self._idempotency.find(owner.scope, key, path=request.path, body=request.body)
             if recording is not None:
                 recording.follow(client)
                 return
-            recording = self._idempotency.record(owner.scope, key, request.path, request.body)
+            recording = self._idempotency.record(owner.scope, key, path=request.path, body=request.body)
             recording.follow(client)
             proxied = ProxiedRequest(self._context, owner, request, recording)
             recording.request = proxied
@@ -345,34 +351,36 @@ class GatewayApp:
     def _samples(self) -> Iterator[MetricSample]:
         replicas, services = self.router.replicas, self.router.services.values()
         yield MetricSample(
-            "engine_up",
-            "Whether the engine is loaded and generated its last canary token.",
-            "engine",
-            {replica.name: float(replica.open) for replica in replicas},
+            name="engine_up",
+            help="Whether the engine is loaded and generated its last canary token.",
+            label="engine",
+            values={replica.name: float(replica.open) for replica in replicas},
         )
         yield MetricSample(
-            "engine_requests_in_flight",
-            "Sequences running on the engine; a request for several choices counts once for each.",
-            "engine",
-            {replica.name: float(replica.in_flight) for replica in replicas},
+            name="engine_requests_in_flight",
+            help="Sequences running on the engine; a request for several choices counts once for each.",
+            label="engine",
+            values={replica.name: float(replica.in_flight) for replica in replicas},
         )
         yield MetricSample(
-            "queue_length",
-            "Requests waiting for a slot.",
-            "model",
-            {service.model: float(service.queue.waiting) for service in services},
+            name="queue_length",
+            help="Requests waiting for a slot.",
+            label="model",
+            values={service.model: float(service.queue.waiting) for service in services},
         )
-        if self.swap_controller is not None:
+        swaps = self.swap_controller
+        if swaps is not None:
             yield MetricSample(
-                "swaps", "Models loaded on demand.", "", {"": float(self.swap_controller.swaps)}, counter=True
+                name="swaps", help="Models loaded on demand.", values={"": swaps.swaps}, counter=True
             )
-            failures = {"": float(self.swap_controller.failures)}
-            yield MetricSample("swap_failures", "Loads that failed.", "", failures, counter=True)
             yield MetricSample(
-                "last_swap_seconds", "Seconds that the last load took.", "", {"": self.swap_controller.last_swap_s}
+                name="swap_failures", help="Loads that failed.", values={"": swaps.failures}, counter=True
+            )
+            yield MetricSample(
+                name="last_swap_seconds", help="Seconds that the last load took.", values={"": swaps.last_swap_s}
             )
         yield MetricSample(
-            "usage_rows_dropped", "Usage rows lost to a full disk.", "", {"": float(self._usage.dropped)}
+            name="usage_rows_dropped", help="Usage rows lost to a full disk.", values={"": self._usage.dropped}
         )
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

@@ -106,7 +106,7 @@ def _decode_leniently(body: bytes) -> BodyFields:
     table = json_text.members(body)
     model = json_text.value(table["model"]) if "model" in table else None
     if not isinstance(model, str) or not json_text.is_string(table["model"]):
-        message = "The request names no model; set the field `model` to a name that GET /v1/models lists"
+        message = "The request names no model; set `model` to a name that GET /v1/models lists (field model)"
         raise InvalidRequestError(message, param="model")
     fields = BodyFields(model)
     for name, adapter in _LENIENT.items():
@@ -171,9 +171,9 @@ def check(fields: BodyFields, endpoint: str, *, context: int, max_n: int, capped
         InvalidRequestError: The request is invalid; the error names the field.
     """
     if fields.n is not None:
-        _bound("n", fields.n, 1, max_n)
+        _bound("n", fields.n, most=max_n)
     if fields.best_of is not None:
-        _bound("best_of", fields.best_of, 1, max_n)
+        _bound("best_of", fields.best_of, most=max_n)
     over = _over_context(fields, endpoint, context=context, capped=capped)
     if endpoint == "/v1/completions" and (many := sequences(fields, endpoint)) > max_n:
         raise InvalidRequestError(
@@ -214,17 +214,17 @@ def _over_context(fields: BodyFields, endpoint: str, *, context: int, capped: bo
             over = True
         else:
             # A completion may request 0 tokens, to score its prompt.
-            _bound("max_tokens", limit, 0 if endpoint == "/v1/completions" else 1, context)
+            _bound("max_tokens", limit, least=0 if endpoint == "/v1/completions" else 1, most=context)
     for name in ("max_completion_tokens", "max_output_tokens"):
         if (limit := getattr(fields, name)) is not None:
             if limit > context and capped:
                 over = True
             else:
-                _bound(name, limit, 1, context)
+                _bound(name, limit, most=context)
     return over
 
 
-def _bound(param: str, value: int, least: int, most: int) -> None:
+def _bound(param: str, value: int, *, least: int = 1, most: int) -> None:
     if not least <= value <= most:
         raise InvalidRequestError(f"{param} is {value}; it must be from {least} to {most}", param=param)
 

@@ -61,16 +61,16 @@ def _expanded(body: bytes, content_encoding: bytes, limit: int) -> bytes:
 
 
 def _gzip(body: bytes, limit: int) -> bytes:
-    return _inflate(body, limit, "gzip", zlib.MAX_WBITS | 16, MAX_MEMBERS)
+    return _inflate(body, limit, name="gzip", wbits=zlib.MAX_WBITS | 16, most=MAX_MEMBERS)
 
 
 def _deflate(body: bytes, limit: int) -> bytes:
     """The coding means zlib's format (RFC 9110, 8.4.1.2); some clients send the raw data without its header."""
     wrapped = len(body) > 1 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
-    return _inflate(body, limit, "deflate", zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS, 1)
+    return _inflate(body, limit, name="deflate", wbits=zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS, most=1)
 
 
-def _inflate(body: bytes, limit: int, name: str, wbits: int, most: int) -> bytes:
+def _inflate(body: bytes, limit: int, *, name: str, wbits: int, most: int) -> bytes:
     data, position, left = memoryview(body), 0, limit
     pieces: list[bytes] = []
     for _ in range(most):

@@ -68,7 +68,7 @@ class Control:
                 "No engine of this site is loaded on demand; there is nothing to swap", code="always_loaded"
             )
         self._gateway.swap_controller.request(model)
-        client.respond(202, json.dumps({"model": model, "state": "asked for"}).encode())
+        client.respond(202, json.dumps({"model": model, "state": "requested"}).encode())
 
     def refuse(self, request: Request, error: RequestError, client: ClientResponder) -> None:
         """Respond with ``error`` in OpenAI's shape."""

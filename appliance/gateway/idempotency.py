@@ -131,7 +131,7 @@ class IdempotencyCache:
         self._entries: OrderedDict[tuple[str, bytes], _Entry] = OrderedDict()
         self._bytes = 0
 
-    def find(self, owner: str, key: bytes, path: str, body: bytes) -> RecordedResponse | None:
+    def find(self, owner: str, key: bytes, *, path: str, body: bytes) -> RecordedResponse | None:
         """Return the recording of this request, or ``None`` if the request is new.
 
         Raises :class:`IdempotencyError` if the key was used for another request, and :class:`InvalidRequestError`
@@ -147,7 +147,7 @@ class IdempotencyCache:
             raise IdempotencyError("This Idempotency-Key was used for another request; use a new one")
         return entry.recording
 
-    def record(self, owner: str, key: bytes, path: str, body: bytes) -> RecordedResponse:
+    def record(self, owner: str, key: bytes, *, path: str, body: bytes) -> RecordedResponse:
         """Begin a recording for this request."""
         name = (owner, key)
         recording = RecordedResponse(lambda recording: self._finish(name, recording))
@@ -158,10 +158,12 @@ class IdempotencyCache:
         return len(self._entries)
 
     def _finish(self, name: tuple[str, bytes], recording: RecordedResponse) -> None:
+        # The request refers to its recording: without this, only the garbage collector would free both.
+        request, recording.request = recording.request, None
         entry = self._entries.get(name)
         if entry is None or entry.recording is not recording:
             return
-        if recording.request is None or not recording.request.repeatable:
+        if request is None or not request.repeatable:
             # A failure is not kept, so that a retry runs again.
             del self._entries[name]
             return

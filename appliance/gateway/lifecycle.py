@@ -359,7 +359,9 @@ class ProxiedRequest:
         # The request.
         self._context = context
         self._request = request
-        self._row = UsageRow(time.time(), request.id, owner.user, owner.id, request.path)
+        self._row = UsageRow(
+            started_at=time.time(), request_id=request.id, user=owner.user, key_id=owner.id, endpoint=request.path
+        )
         self._accounting = RequestAccounting(context, self._row)
         self._phase = WAITING
         self._service: Service | None = None
@@ -703,8 +705,11 @@ class ProxiedRequest:
 
     def _unexplained(self) -> RequestError:
         """Leave ``EXPLAINING`` for ``SENT``; return the failure of the stream."""
+        failure = self._failure
+        # Its traceback may refer to this request, which only the garbage collector would free.
+        del self._failure
         self._phase = SENT
-        return self._failure
+        return failure
 
     def _explained(self, failure: RequestError) -> None:
         """Read the explanation (6c): a 4xx is the client's mistake, else the stream's failure is the engine's."""

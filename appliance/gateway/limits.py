@@ -75,9 +75,9 @@ class Allowance:
             message = f"{whose} {self.in_flight} requests running, which is the limit; wait for one to end"
             raise RateLimitError(message, retry_after=1)
         if self.requests is not None:
-            _need(self.requests, 1.0, whose, "requests", now)
+            _need(self.requests, 1.0, now, whose=whose, what="requests")
         if self.tokens is not None:
-            _need(self.tokens, 0.0, whose, "tokens", now)
+            _need(self.tokens, 0.0, now, whose=whose, what="tokens")
 
     def replaceable(self, now: float) -> bool:
         """Return whether it equals a new allowance: nothing in flight, every bucket full at ``now``."""
@@ -232,7 +232,7 @@ class Ledger:
         return own
 
 
-def _need(bucket: Bucket, amount: float, whose: str, what: str, now: float) -> None:
+def _need(bucket: Bucket, amount: float, now: float, *, whose: str, what: str) -> None:
     bucket.refill(now)
     if bucket.level < amount:
         wait = bucket.wait(amount)

@@ -63,8 +63,8 @@ class MetricSample:
 
     name: str
     help: str
-    label: str
     values: dict[str, float]
+    label: str = ""
     counter: bool = False
 
 

@@ -3,7 +3,7 @@
 Clients spell one path in many ways: percent-encoded (current SDKs send ``%2F`` inside a model's name), in absolute
 form, with duplicate slashes, without the ``/v1`` of the base URL. The first two are the same path (RFC 3986, 2.3,
 and RFC 9112, 3.2.2; ``http1.types.path_of`` decodes it) and are served. The others get a 404 that suggests the
-right path. An engine receives only a path of :data:`INFERENCE`, written here, so no spelling reaches its control
+intended path. An engine receives only a path of :data:`INFERENCE`, written here, so no spelling reaches its control
 paths.
 """
 

@@ -184,7 +184,7 @@ class Service:
         if wait is None:
             return None
         swapped_s = self._swap_clock(now) - wait.swapped_s
-        if now <= wait_ends(wait.since, max_wait_s, swapped_s, self.loading_until):
+        if now <= wait_ends(wait.since, max_wait_s, swapped_s=swapped_s, swap_until=self.loading_until):
             return None
         if self.loading_until is None:
             message = f"No engine was free within {max_wait_s:g} s; try again shortly"

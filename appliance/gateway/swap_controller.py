@@ -87,7 +87,7 @@ class SwapController:
             for place in awake:
                 self._budget[place] = 1.0
             if engine.residency == "always":
-                self._always.append(EngineState(name, "ready", 0.0, awake, on_demand=False))
+                self._always.append(EngineState(name, "ready", since=0.0, awake=awake, on_demand=False))
                 continue
             service = self.router.services[engine.model]
             self.engines[name] = Managed(
@@ -150,7 +150,9 @@ class SwapController:
     async def _step(self) -> None:
         self._event.clear()
         self._watch()
-        step = decide(self._states(), self._budget, self.site.gateway.swap, self.clock(), self._wanted)
+        step = decide(
+            self._states(), self._budget, rules=self.site.gateway.swap, now=self.clock(), wanted=self._wanted
+        )
         if isinstance(step, LoadEngine):
             if step.name == self._wanted:
                 self._wanted = None

@@ -56,7 +56,15 @@ def read(lock: Path) -> list[Entry]:
                 f"{lock}: line {number} is not `sha256  size  repository@revision  file`; write it anew"
             )
         part = match.groupdict()
-        entries.append(Entry(part["repository"], part["revision"], part["file"], int(part["size"]), part["sha256"]))
+        entries.append(
+            Entry(
+                repository=part["repository"],
+                revision=part["revision"],
+                file=part["file"],
+                size=int(part["size"]),
+                sha256=part["sha256"],
+            )
+        )
     if not entries:
         raise ConfigError(
             f"{lock}: names no file, so it verifies nothing; write it anew with `appliance models lock`"
@@ -71,7 +79,15 @@ def make(store: Path) -> list[Entry]:
         if path.is_file():
             model, _, revision, *file = path.relative_to(store / "hub").parts
             repository = "/".join(model.removeprefix("models--").split("--", 1))
-            entries.append(Entry(repository, revision, "/".join(file), path.stat().st_size, digest(path)))
+            entries.append(
+                Entry(
+                    repository=repository,
+                    revision=revision,
+                    file="/".join(file),
+                    size=path.stat().st_size,
+                    sha256=digest(path),
+                )
+            )
     if not entries:
         raise StoreError(f"{store}: holds no model; fetch one with HF_HOME={store}")
     return entries

@@ -113,8 +113,13 @@ async def _tiny(python: Path, data: Path) -> Prepared:
         "TINY RANDOM MODEL: the model hub cannot be reached from here, or MODEL=tiny is set. This is a two-layer "
         "Qwen3 with random weights: the path from client to engine is real, the generated text is noise."
     )
-    return Prepared(TINY_NAME, folder, 8192, notice)
+    return Prepared(name=TINY_NAME, folder=folder, context=8192, notice=notice)
 
 
 def _real(folder: Path) -> Prepared:
-    return Prepared(REPOSITORY, folder, 40960, f"{REPOSITORY} at revision {REVISION[:12]}, weights verified")
+    return Prepared(
+        name=REPOSITORY,
+        folder=folder,
+        context=40960,
+        notice=f"{REPOSITORY} at revision {REVISION[:12]}, weights verified",
+    )

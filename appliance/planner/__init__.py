@@ -1,1 +1,1 @@
-"""The planner: which model on which card, answered with numbers and how sure they are."""
+"""The planner: a recommendation of models and cards, with predictions and their intervals."""

@@ -1,5 +1,4 @@
-"""``appliance catalog add-model``: reads a model's ``config.json`` from a folder or from the hub's local
-cache."""
+"""``appliance catalog add-model``: reads a model's ``config.json`` from a folder or from the hub's local cache."""
 
 from __future__ import annotations
 
@@ -15,12 +14,15 @@ from appliance.errors import ConfigError
 from appliance.planner import precision
 
 TOLERANCE = 0.15
-"""How far the index of the weights may differ from the count: vision towers and MTP heads are not counted."""
+"""Largest relative difference of the weights' index from the count, which omits vision towers and MTP heads."""
 
 
 def read(source: str, pooling: bool = False) -> Shape:
-    """The shape of the model at ``source``: a config.json, a folder, or a repository already in the local
-    cache."""
+    """Return the shape of the model at ``source``: a config.json, a folder, or a repository in the local cache.
+
+    ``pooling`` is set for a model that only embeds. Raises :class:`ConfigError`, one line, for a file that is not
+    readable or not understood.
+    """
     path = locate(source)
     config = _table(path)
     if not (config.get("quantization_config") or config.get("compression_config")):
@@ -36,7 +38,7 @@ def read(source: str, pooling: bool = False) -> Shape:
 
 
 def _table(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, in any Unicode encoding, with or without a byte order mark."""
+    """Return the object in a JSON file, in any Unicode encoding, with or without a byte order mark."""
     try:
         if path.stat().st_size > 4_000_000:
             raise ConfigError(f"{path}: is too large for a config.json; name the model's own file")
@@ -46,15 +48,15 @@ def _table(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: is not JSON ({error}); download it again") from None
     if not isinstance(table, dict):
-        raise ConfigError(f"{path}: holds no object; is it the model's config.json?")
+        raise ConfigError(f"{path}: holds no JSON object; name the model's config.json")
     return table
 
 
 def _quantised_beside(folder: Path) -> dict[str, Any]:
-    """The quantisation that a checkpoint states in a file of its own: ModelOpt, AutoGPTQ, AutoAWQ."""
+    """Return the quantisation that a checkpoint states in a separate file: ModelOpt, AutoGPTQ, AutoAWQ."""
     beside = folder / "hf_quant_config.json"
     if beside.is_file():
-        # vLLM reads this file, too.
+        # vLLM also reads this file.
         table = _table(beside)
         inner = table.get("quantization")
         return {
@@ -67,7 +69,7 @@ def _quantised_beside(folder: Path) -> dict[str, Any]:
 
 
 def locate(source: str) -> Path:
-    """Where the config.json of ``source`` lies."""
+    """Return the path of the config.json of ``source``; :class:`ConfigError` if it does not exist."""
     path = Path(source).expanduser()
     if path.is_file():
         return path
@@ -96,7 +98,10 @@ def _is_repository(source: str) -> bool:
 
 
 def _against_index(shape: Shape, index: Path) -> Shape:
-    """Takes the checkpoint's size from its index, and refuses a config.json that belongs to other weights."""
+    """Return ``shape`` with the checkpoint's size from its index.
+
+    Raises :class:`ConfigError` for a config.json that belongs to other weights.
+    """
     try:
         table: Any = json.loads(index.read_bytes())
         size = int(table["metadata"]["total_size"])
@@ -105,8 +110,7 @@ def _against_index(shape: Shape, index: Path) -> Shape:
     counted = precision.weights(shape, precision.parse(shape.native)).total
     if not 1 - TOLERANCE <= size / counted <= 1 + 2 * TOLERANCE:
         raise ConfigError(
-            f"{shape.name}: config.json describes {counted / 1e9:.2f} GB of {shape.native} weights, the "
-            "index says "
-            f"{size / 1e9:.2f} GB; one of them belongs to another model"
+            f"{shape.name}: config.json describes {counted / 1e9:.2f} GB of {shape.native} weights, the index "
+            f"{size / 1e9:.2f} GB; one of them belongs to another model: download both again"
         )
     return dataclasses.replace(shape, checkpoint_bytes=size)

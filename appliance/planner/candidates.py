@@ -1,7 +1,7 @@
-"""The ways in which one model could run on one machine (or across machines), each with what it can carry.
+"""Candidates: the possible replicas of one model on one machine or across machines, each with its capacity.
 
-Pure. An candidate is a unit: the cards of one replica, its layout and its engine. Its capacity is the request
-rate at which it still holds the SLO, found by bisection on the number of requests in flight.
+Pure. A candidate is a unit: the cards of one replica, its layout and its engine. Its capacity is the highest
+request rate within the SLO, found by bisection on the number of requests in flight.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from appliance.planner.workload import Workload
 
 TP_SIZES = (1, 2, 4, 8)
 MIN_CHATS = 1.0
-"""An candidate must hold at least one request of the longest context: vLLM refuses to start otherwise."""
+"""A candidate must hold at least one request of the longest context: otherwise vLLM does not start."""
 GGUF = "Q4_K_M"
-"""Precision of experts in RAM where the model's own is not a GGUF format."""
+"""Precision of experts in RAM if the model's own is not a GGUF format."""
 CPU_GEMM_SHARE = 0.5
 """Share of a processor's GEMM rate that a small model reaches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way to run one replica of ``model``."""
+    """A possible replica of ``model``."""
 
     model: ModelDemand
     kind: str
@@ -45,11 +45,11 @@ class Candidate:
     memory: CardMemory | None
     ram_bytes: float
     requests_per_s: float
-    """Most requests per second that hold the SLO."""
+    """Highest rate of requests per second within the SLO."""
     in_flight: float
     """Requests in flight at that rate."""
     alone_tok_s: float
-    """Speed of a single answer."""
+    """Tokens per second of a single response."""
     limit: str
 
     @property
@@ -59,12 +59,12 @@ class Candidate:
 
     @property
     def writable(self) -> bool:
-        """Whether the site's contract can say it (it has tensor parallelism, not pipelines)."""
+        """Whether the site's contract can express it (it has tensor parallelism, but no pipelines)."""
         return self.layout.pp == 1 and self.layout.hosts == 1 and self.kind != "vulkan"
 
     @property
     def title(self) -> str:
-        """In a word."""
+        """Short name of the candidate."""
         if self.card is None:
             return "CPU"
         dtype = self.workload.precision.name if self.workload is not None else ""
@@ -82,10 +82,10 @@ class Candidate:
 
 
 def find_candidates(
-    model: ModelDemand, machine: HardwareSpec, demand: Demand, machines: int = 1
+    model: ModelDemand, machine: HardwareSpec, demand: Demand, *, machines: int = 1
 ) -> list[Candidate]:
-    """Every candidate of ``model`` on ``machine``; ``machines`` equal ones may share a replica."""
-    return list(_find_candidates(model, machine, demand, machines))
+    """Return every candidate of ``model`` on ``machine``; ``machines`` equal machines may share a replica."""
+    return list(_find_candidates(model, machine, demand, machines=machines))
 
 
 @lru_cache(maxsize=4096)
@@ -94,22 +94,22 @@ def _find_candidates(
 ) -> tuple[Candidate, ...]:
     found: list[Candidate] = []
     for card in dict.fromkeys(machine.cards):
-        count = machine.cards.count(card)
         if card.vendor == "nvidia":
-            found += _on_cards(model, machine, demand, card, count, machines)
+            found += _on_cards(model, machine, demand, card=card, machines=machines)
             if model.shape.moe is not None and not model.shape.pooling:
-                found += _experts_in_ram(model, machine, demand, card)
+                found += _experts_in_ram(model, machine, demand, card=card)
         elif model.shape.pooling or precision.weights(model.shape, model.precision).total < card.memory_bytes * 0.8:
-            found += _vulkan(model, machine, demand, card)
+            found += _vulkan(model, machine, demand, card=card)
     if model.shape.pooling or precision.weights(model.shape, model.precision).total < 6e9:
         found += _on_cpu(model, machine)
     return tuple(found)
 
 
 def _on_cards(
-    model: ModelDemand, machine: HardwareSpec, demand: Demand, card: Card, count: int, machines: int
+    model: ModelDemand, machine: HardwareSpec, demand: Demand, *, card: Card, machines: int
 ) -> list[Candidate]:
     found = []
+    count = machine.cards.count(card)
     layouts = [
         Layout(tp=tp, ep=ep) for tp in TP_SIZES if tp <= count for ep in ((False, True) if tp > 1 else (False,))
     ]
@@ -124,7 +124,9 @@ def _on_cards(
         except UsageError:
             continue
         sequences = 256
-        memory = card_memory(card, model.shape, model.precision, layout, context=model.context, sequences=sequences)
+        memory = card_memory(
+            card, model.shape, model.precision, layout=layout, context=model.context, sequences=sequences
+        )
         if not memory.fits or memory.layout.tokens(memory.kv, model.context) < model.context * MIN_CHATS:
             continue
         workload = Workload(
@@ -142,11 +144,11 @@ def _on_cards(
         )
         weights = memory.weights * layout.cards_per_replica
         ram = host_ram.EngineRam(cards=layout.cards_per_replica, weights=weights).total
-        found.append(_candidate(model, demand, "cards", card, layout, workload, memory, ram))
+        found.append(_candidate(model, demand, workload, kind="cards", memory=memory, ram=ram))
     return found
 
 
-def _experts_in_ram(model: ModelDemand, machine: HardwareSpec, demand: Demand, card: Card) -> list[Candidate]:
+def _experts_in_ram(model: ModelDemand, machine: HardwareSpec, demand: Demand, *, card: Card) -> list[Candidate]:
     dtype = model.precision if model.precision.units == "gguf" else precision.parse(GGUF)
     parts = precision.weights(model.shape, dtype)
     free = 0.8 * card.memory_bytes - parts.dense - model.shape.kv_bytes_of(model.context) - 2e9
@@ -172,16 +174,16 @@ def _experts_in_ram(model: ModelDemand, machine: HardwareSpec, demand: Demand, c
         prefix_hit=demand.prefix_hit,
         max_sequences=4,
     )
-    # llama.cpp takes the card whole: what weights and working space leave is its KV cache.
+    # llama.cpp takes the whole card: the rest after weights and working space is its KV cache.
     whole = card_memory(card, model.shape, dtype, sequences=4, batched_tokens=2048)
     held = parts.dense + parts.experts * (1.0 - away)
     kv = card.memory_bytes * 0.95 - held - whole.overhead
     tokens = int(kv / model.shape.kv_bytes_per_token(dtype.kv_bytes))
     memory = dataclasses.replace(whole, weights=held, kv=kv, kv_tokens=tokens)
-    return [_candidate(model, demand, "experts in RAM", card, Layout(), workload, memory, ram)]
+    return [_candidate(model, demand, workload, kind="experts in RAM", memory=memory, ram=ram)]
 
 
-def _vulkan(model: ModelDemand, machine: HardwareSpec, demand: Demand, card: Card) -> list[Candidate]:
+def _vulkan(model: ModelDemand, machine: HardwareSpec, demand: Demand, *, card: Card) -> list[Candidate]:
     workload = Workload(
         card=card,
         shape=model.shape,
@@ -195,18 +197,19 @@ def _vulkan(model: ModelDemand, machine: HardwareSpec, demand: Demand, card: Car
         power_w=None if machine.power_w is None else min(machine.power_w, card.max_power_w),
     )
     ram = host_ram.EngineRam(cards=1).total
-    return [_candidate(model, demand, "vulkan", card, Layout(), workload, None, ram)]
+    return [_candidate(model, demand, workload, kind="vulkan", memory=None, ram=ram)]
 
 
 def _on_cpu(model: ModelDemand, machine: HardwareSpec) -> list[Candidate]:
-    """A small model on the processor: prompts are bound by arithmetic, answers by RAM bandwidth."""
+    """Return a small model on the processor: arithmetic limits prompts, RAM bandwidth limits responses."""
     parts = precision.weights(model.shape, model.precision)
     used = model.shape.total_params - model.shape.embedding_params
     per_token = 2.0 * used / (machine.cpu.bf16_tflops * 1e12 * CPU_GEMM_SHARE)
     seconds = model.prompt * per_token
     step = parts.dense / (machine.cpu.memory_gb_s * 1e9 * calibrated().cpu_memory_share)
     if not model.shape.pooling:
-        seconds += model.response * step / 4  # a handful decode together
+        # A few sequences decode together.
+        seconds += model.response * step / 4
     ram = host_ram.EngineRam(in_ram=parts.total + 4e9).total
     if ram > machine.ram_gib * GIB:
         return []
@@ -227,31 +230,28 @@ def _on_cpu(model: ModelDemand, machine: HardwareSpec) -> list[Candidate]:
 
 
 def predict_at(candidate: Candidate, concurrency: float) -> Prediction | None:
-    """The prediction of one replica of ``candidate`` with ``concurrency`` requests in flight."""
+    """Return the prediction for one replica of ``candidate`` with ``concurrency`` requests in flight.
+
+    None if it runs on the processor.
+    """
     if candidate.workload is None:
         return None
     return predict(dataclasses.replace(candidate.workload, concurrency=max(1.0, concurrency)))
 
 
 def _candidate(
-    model: ModelDemand,
-    demand: Demand,
-    kind: str,
-    card: Card,
-    layout: Layout,
-    workload: Workload,
-    memory: CardMemory | None,
-    ram: float,
+    model: ModelDemand, demand: Demand, workload: Workload, *, kind: str, memory: CardMemory | None, ram: float
 ) -> Candidate:
+    """Return the candidate that serves ``model`` as ``workload``, with its capacity; ``ram`` in bytes."""
     if model.shape.pooling:
-        # Nothing is decoded: one forward pass per request.
+        # An embedding model does not decode: one forward pass per request.
         once = predict(dataclasses.replace(workload, output=1.0, prefix_hit=0.0, decode_only=False))
         rate = 1.0 / max(once.ttft_ms / 1e3 - once.step.total, 1e-4)
         return Candidate(
             model=model,
             kind=kind,
-            card=card,
-            layout=layout,
+            card=workload.card,
+            layout=workload.layout,
             workload=workload,
             memory=memory or once.memory,
             ram_bytes=ram,
@@ -271,8 +271,8 @@ def _candidate(
     return Candidate(
         model=model,
         kind=kind,
-        card=card,
-        layout=layout,
+        card=workload.card,
+        layout=workload.layout,
         workload=workload,
         memory=memory or alone.memory,
         ram_bytes=ram,

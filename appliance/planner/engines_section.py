@@ -1,7 +1,7 @@
 """The engines section of a site's TOML, from a plan.
 
-Pure: text in, text out. Only ``[engines…]`` tables are replaced; comments and everything else stay as they
-were. What a person set on the engine of the same model (options, command, timeouts) is kept.
+Pure: text in, text out. Only ``[engines…]`` tables are replaced; comments and all other tables do not change. The
+user's settings on the engine of the same model (options, command, timeouts) are kept.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ EMBED_CONCURRENCY = 8
 
 
 def engines_section(plan: Plan, site: Site) -> str:
-    """``[engines.*]`` tables of ``plan``."""
+    """Return the ``[engines.*]`` tables of ``plan``; :class:`UsageError` if the contract cannot express it."""
     if not plan.writable:
-        raise UsageError(
-            f"{plan.title} cannot be written: the contract knows no pipelines; take another alternative"
-        )
+        raise UsageError(f"{plan.title} cannot be written: the contract has no pipelines; take another alternative")
     tables = []
     names: set[str] = set()
     ports: set[tuple[str, int]] = {(host, site.gateway.port) for host in site.hosts}
@@ -41,12 +39,12 @@ def engines_section(plan: Plan, site: Site) -> str:
             while any((machine, port + step) in ports for step in range(len(groups))):
                 port += PORT_STEP
             ports |= {(machine, port + step) for step in range(len(groups))}
-            tables.append(_table(name, machine, groups, port, part, site, old))
+            tables.append(_table(name, machine, part, groups=groups, port=port, site=site, old=old))
     return "\n".join(tables)
 
 
 def _old(site: Site, model: str) -> tuple[str | None, Engine | None]:
-    """The engine that serves ``model`` so far, and its name."""
+    """Return the name of the engine that serves ``model`` in ``site``, and the engine."""
     return next(((name, engine) for name, engine in site.engines.items() if engine.model == model), (None, None))
 
 
@@ -66,9 +64,10 @@ def _name(model: str) -> str:
 def _table(
     name: str,
     machine: str,
+    part: Placement,
+    *,
     groups: list[tuple[int, ...]],
     port: int,
-    part: Placement,
     site: Site,
     old: Engine | None,
 ) -> str:
@@ -132,7 +131,7 @@ def _value(value: object) -> str:
 
 
 def replace_engines(text: str, section: str) -> str:
-    """``text`` with its ``[engines…]`` tables replaced by ``section``, where the first of them stood."""
+    """Return ``text`` with ``section`` in place of its first ``[engines…]`` table, and without the other ones."""
     lines = text.splitlines(keepends=True)
     kept: list[str] = []
     place: int | None = None
@@ -146,7 +145,8 @@ def replace_engines(text: str, section: str) -> str:
         if not inside:
             kept.append(line)
         elif line.startswith("#"):
-            kept.append(line)  # a comment at the margin belongs to what follows
+            # A comment without indentation belongs to the next table.
+            kept.append(line)
     if place is None:
         return text.rstrip("\n") + "\n\n" + section
     before, after = "".join(kept[:place]), "".join(kept[place:])

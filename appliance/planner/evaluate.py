@@ -1,4 +1,4 @@
-"""How far predictions are from measurements, row by row and group by group."""
+"""The errors of predictions against measurements, by row and by group."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from appliance.planner.constants import Constants
 from appliance.planner.throughput import interval, predict
 
 REQUIRED = ("gpu", "model", "output_tok_s")
-"""Columns without which a file holds no measurements."""
+"""Columns that every file of measurements has."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """One row: the truth, the prediction with its interval, or why there is none."""
+    """One row: the measured value, and the prediction with its interval or the reason for a refusal."""
 
     row: row_parser.Row
     line: int
@@ -45,7 +45,7 @@ class RowResult:
 
     @property
     def inside(self) -> bool:
-        """Whether the truth lies inside the interval."""
+        """Whether the measured value is inside the interval."""
         return (
             self.truth is not None
             and self.low is not None
@@ -64,12 +64,12 @@ class Summary:
     p90: float | None
     inside: float | None
     rank: float | None
-    """Spearman within a group, mean over groups of at least three rows."""
+    """Spearman's rank correlation within a group, mean over groups of at least three rows."""
     rank_median: float | None
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV of measurements."""
+    """Return the rows of a CSV of measurements; :class:`ConfigError` if it is not one."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -86,7 +86,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def evaluate(rows: Sequence[row_parser.Row], k: Constants | None = None) -> list[RowResult]:
-    """Every row predicted, or refused with the reason."""
+    """Return the result of every row: a prediction, or the reason for a refusal."""
     results = []
     for line, row in enumerate(rows, 2):
         truth: float | None = None
@@ -97,33 +97,41 @@ def evaluate(rows: Sequence[row_parser.Row], k: Constants | None = None) -> list
             low, high = interval(workload)
             rate = prediction.output_tok_s
             results.append(
-                RowResult(row, line, truth, rate, rate * exp(low), rate * exp(high), None, workload.assumed)
+                RowResult(
+                    row=row,
+                    line=line,
+                    truth=truth,
+                    predicted=rate,
+                    low=rate * exp(low),
+                    high=rate * exp(high),
+                    assumed=workload.assumed,
+                )
             )
         except ApplianceError as error:
-            results.append(RowResult(row, line, truth, refused=str(error)))
+            results.append(RowResult(row=row, line=line, truth=truth, refused=str(error)))
     return results
 
 
 def summarise(results: Iterable[RowResult]) -> Summary:
-    """Figures over ``results``."""
+    """Return the figures over ``results``."""
     everything = list(results)
     scored = [result for result in everything if result.error is not None]
     errors = sorted(abs(result.error or 0.0) for result in scored)
     groups = by_group(scored)
     ranks = [rank for group in groups.values() if (rank := spearman(group)) is not None]
     return Summary(
-        len(everything),
-        sum(result.predicted is not None for result in everything),
-        quantile(errors, 0.5) if errors else None,
-        quantile(errors, 0.9) if errors else None,
-        sum(result.inside for result in scored) / len(scored) if scored else None,
-        sum(ranks) / len(ranks) if ranks else None,
-        quantile(sorted(ranks), 0.5) if ranks else None,
+        rows=len(everything),
+        answered=sum(result.predicted is not None for result in everything),
+        median=quantile(errors, 0.5) if errors else None,
+        p90=quantile(errors, 0.9) if errors else None,
+        inside=sum(result.inside for result in scored) / len(scored) if scored else None,
+        rank=sum(ranks) / len(ranks) if ranks else None,
+        rank_median=quantile(sorted(ranks), 0.5) if ranks else None,
     )
 
 
 def by_group(results: Iterable[RowResult]) -> dict[tuple[str, str], list[RowResult]]:
-    """Results by (model, card), in the order of their first row."""
+    """Return the results by (model, card), in the order of their first row."""
     groups: dict[tuple[str, str], list[RowResult]] = defaultdict(list)
     for result in results:
         groups[result.group].append(result)
@@ -131,7 +139,7 @@ def by_group(results: Iterable[RowResult]) -> dict[tuple[str, str], list[RowResu
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The linear quantile of an ordered sequence."""
+    """Return the linear quantile of an ordered sequence; ``share`` is between 0 and 1."""
     place = (len(ordered) - 1) * share
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
@@ -139,7 +147,10 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def spearman(results: Sequence[RowResult]) -> float | None:
-    """Rank correlation of truth and prediction; None for fewer than three rows or constant truths."""
+    """Return the rank correlation of measured and predicted values.
+
+    None for fewer than three rows, or if all measured values are equal.
+    """
     truths = [result.truth or 0.0 for result in results]
     guesses = [result.predicted or 0.0 for result in results]
     if len(results) < 3 or len(set(truths)) < 2:
@@ -154,7 +165,7 @@ def spearman(results: Sequence[RowResult]) -> float | None:
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 0, ties sharing their mean. Predictions within a millionth count as tied."""
+    """Return ranks from 0; ties share their mean. Values within a millionth of each other are ties."""
     order = sorted(range(len(values)), key=lambda index: values[index])
     ranks = [0.0] * len(values)
     start = 0

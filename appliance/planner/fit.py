@@ -1,13 +1,15 @@
-"""Whether a site's engines fit its cards and RAM: what ``appliance check`` runs for every host.
+"""The check that a site's engines fit its cards and RAM; ``appliance check`` applies it to every host.
 
-Pure. Only what would surely fail is a violation: shards that cut heads or experts, a context beyond the
-model, weights that leave no room for one request, RAM that is not there. Models and cards outside the
-catalogue are left to the simpler rules of :mod:`appliance.contract.rules`, which know ``weights_gib``.
+Pure. Only a certain failure is a violation. The failures are a shard that cuts heads or experts, a context beyond
+the model, no room for one request, and too little RAM. The rule for a card is that of
+:mod:`appliance.contract.card_memory`. For models and cards outside the catalog, :mod:`appliance.contract.rules`
+applies it with the site's ``weights_gib``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from appliance.catalog.cards import Card
 from appliance.catalog.shape import Shape
@@ -23,7 +25,7 @@ from appliance.planner.precision import Precision
 
 
 def fit(site: Site) -> list[Violation]:
-    """Every engine that cannot start, each with the nearest thing that would."""
+    """Return a violation for every engine that cannot start, with the smallest change as its fix."""
     found: list[Violation] = []
     for name, engine in site.engines.items():
         found += _engine(site, name, engine)
@@ -58,8 +60,21 @@ def _number(engine: Engine, flag: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
+@dataclass(frozen=True, slots=True)
+class _CardEngine:
+    """An engine whose model and cards are in the catalog."""
+
+    place: str
+    """Its place in the site's file."""
+    engine: Engine
+    shape: Shape
+    dtype: Precision
+    cards: tuple[tuple[int, Card], ...]
+    """Its cards with their indices."""
+
+
 def _engine(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
-    where = f"engines.{name}"
+    place = f"engines.{name}"
     known = _known(site, engine)
     if known is None:
         return
@@ -67,44 +82,44 @@ def _engine(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
     limit = max(shape.max_context, site.models[engine.model].max_context or 0)
     if engine.context > limit:
         what = f"{engine.context} tokens are more than the {limit} of {shape.name}"
-        yield Violation(f"{where}.context", what, f"set it to {limit} or less")
+        yield Violation(f"{place}.context", what, f"set it to {limit} or less")
     elif engine.kind == "vllm" and engine.device == "cuda" and engine.host in site.hosts:
-        pairs = _pairs(site, engine)
-        if pairs:
-            found = _shard(where, engine, shape, dtype, pairs) or _memory(where, engine, shape, dtype, pairs)
+        cards = _cards(site, engine)
+        if cards:
+            on_cards = _CardEngine(place=place, engine=engine, shape=shape, dtype=dtype, cards=cards)
+            found = _shard(on_cards) or _memory(on_cards)
             if found is not None:
                 yield found
 
 
-def _shard(
-    where: str, engine: Engine, shape: Shape, dtype: Precision, pairs: list[tuple[int, Card]]
-) -> Violation | None:
-    """A replica over cards of two vendors, or a cut that heads or experts do not allow."""
+def _shard(on_cards: _CardEngine) -> Violation | None:
+    """Return the violation of a replica over cards of two vendors, or of a shard that cuts heads or experts."""
+    engine = on_cards.engine
     for replica in range(engine.replicas):
-        vendors = sorted({card.vendor for index, card in pairs if index in engine.cards(replica)})
+        vendors = sorted({card.vendor for index, card in on_cards.cards if index in engine.cards(replica)})
         if len(vendors) > 1:
-            what = f"replica {replica} spreads over cards of {' and '.join(vendors)}"
-            return Violation(f"{where}.gpus", what, "give each replica cards of one vendor")
+            what = f"replica {replica} uses cards of {' and '.join(vendors)}"
+            return Violation(f"{on_cards.place}.gpus", what, "give each replica cards of one vendor")
     try:
-        check_shards(shape, _layout(engine), dtype)
+        check_shards(on_cards.shape, _layout(engine), on_cards.dtype)
     except UsageError as error:
         what, _, fix = str(error).partition("; ")
-        return Violation(f"{where}.tensor_parallel", what, fix or "lower it")
+        return Violation(f"{on_cards.place}.tensor_parallel", what, fix or "lower it")
     return None
 
 
-def _memory(
-    where: str, engine: Engine, shape: Shape, dtype: Precision, pairs: list[tuple[int, Card]]
-) -> Violation | None:
-    """Weights or one request's KV cache without room on the smallest card."""
+def _memory(on_cards: _CardEngine) -> Violation | None:
+    """Return the violation of weights, or of one request's KV cache, that do not fit on the smallest card."""
+    engine = on_cards.engine
     if engine.options.get("cpu-offload-gb"):
-        return None  # weights partly in RAM: the host's account looks at them
-    smallest = min((card for _, card in pairs), key=lambda card: card.memory_mib)
+        # Some weights are in RAM: the check of the host includes them.
+        return None
+    smallest = min((card for _, card in on_cards.cards), key=lambda card: card.memory_mib)
     memory = card_memory(
         smallest,
-        shape,
-        dtype,
-        _layout(engine),
+        on_cards.shape,
+        on_cards.dtype,
+        layout=_layout(engine),
         utilization=engine.gpu_memory_utilization,
         context=engine.context,
         sequences=engine.concurrency,
@@ -121,21 +136,30 @@ def _memory(
     )
     if what is None:
         what = f"the KV cache would hold {memory.kv_tokens} tokens, one request of {engine.context} does not fit"
-    return Violation(where, what, _nearest(engine, shape, dtype, smallest, memory.kv_tokens))
+    return Violation(on_cards.place, what, _nearest(on_cards, smallest, memory.kv_tokens))
 
 
-def _pairs(site: Site, engine: Engine) -> list[tuple[int, Card]]:
-    """The engine's cards with their indices; empty where the catalogue lacks one of them."""
+def _cards(site: Site, engine: Engine) -> tuple[tuple[int, Card], ...]:
+    """Return the engine's cards with their indices; empty if the catalog does not have one of them."""
+    gpus = [gpu for gpu in site.hosts[engine.host].gpus if gpu.index in engine.gpus]
     try:
-        return [(gpu.index, card_of(gpu)) for gpu in site.hosts[engine.host].gpus if gpu.index in engine.gpus]
+        return tuple((gpu.index, card_of(gpu)) for gpu in gpus)
     except UsageError:
-        return []
+        return ()
 
 
-def _nearest(engine: Engine, shape: Shape, dtype: Precision, card: Card, tokens: int) -> str:
-    """The smallest change that would fit."""
+def _nearest(on_cards: _CardEngine, card: Card, tokens: int) -> str:
+    """Return the smallest change with which the engine would fit on ``card``; the KV cache holds ``tokens``."""
     if tokens >= 1024:
         return f"lower context to {tokens // 1024 * 1024}"
+    engine, shape, dtype = on_cards.engine, on_cards.shape, on_cards.dtype
+
+    def fits(dtype: Precision, layout: Layout) -> bool:
+        memory = card_memory(
+            card, shape, dtype, layout=layout, context=engine.context, sequences=engine.concurrency
+        )
+        return memory.kv_tokens >= engine.context
+
     for tp in (2, 4, 8):
         if tp <= engine.tensor_parallel:
             continue
@@ -143,17 +167,10 @@ def _nearest(engine: Engine, shape: Shape, dtype: Precision, card: Card, tokens:
             check_shards(shape, Layout(tp=tp), dtype)
         except UsageError:
             continue
-        memory = card_memory(
-            card, shape, dtype, Layout(tp=tp), context=engine.context, sequences=engine.concurrency
-        )
-        if memory.kv_tokens >= engine.context:
+        if fits(dtype, Layout(tp=tp)):
             return f"raise tensor_parallel to {tp}"
     for name in ("fp8", "awq-int4"):
-        smaller = precision.parse(name)
-        memory = card_memory(
-            card, shape, smaller, _layout(engine), context=engine.context, sequences=engine.concurrency
-        )
-        if memory.kv_tokens >= engine.context:
+        if fits(precision.parse(name), _layout(engine)):
             return f"take the model in {name}"
     return "take a smaller model or more cards"
 
@@ -183,15 +200,15 @@ def _ram(site: Site, host: str) -> Iterator[Violation]:
         engines += [one] * engine.replicas
     if not engines:
         return
-    account = host_ram.account(site.hosts[host].memory_gib, engines)
-    # Processes alone are an estimate; only what is asked for by the gigabyte may refuse a site.
+    ram = host_ram.needed_ram(site.hosts[host].memory_gib, engines)
+    # The size of the processes is an estimate: only explicitly requested bytes may be a violation.
     if (
         sum(engine.requested for engine in engines)
-        > account.total * (1 - host_ram.FREE_SHARE) - host_ram.SYSTEM_GIB * GIB / 2
+        > ram.total * (1 - host_ram.FREE_SHARE) - host_ram.SYSTEM_GIB * GIB / 2
     ):
         yield Violation(
             f"hosts.{host}.memory_gib",
-            f"{account.needed / GIB:.0f} GiB of RAM are needed, {site.hosts[host].memory_gib} are there; "
-            f"most goes to {account.biggest}",
-            f"have {account.needed / GIB / (1 - host_ram.FREE_SHARE):.0f} GiB, or offload and pin less",
+            f"{ram.needed / GIB:.0f} GiB of RAM are needed, the host has {site.hosts[host].memory_gib}; "
+            f"the largest part is {ram.biggest}",
+            f"have {ram.needed / GIB / (1 - host_ram.FREE_SHARE):.0f} GiB, or offload and pin less",
         )

@@ -1,7 +1,7 @@
-"""A site's file as the planner's question: its hosts as machines, its models as work.
+"""The hardware and the demand of a site: its hosts as machines, its models with their shares and lengths.
 
-Pure. Model names are resolved through the catalogue by the last part of their ``source``; a card's memory is
-what the site says, since the driver knows better than a data sheet.
+Pure. The catalog resolves a model's name by the last part of its ``source``. A card's memory is the figure of the
+site, because the driver's figure is more reliable than a data sheet.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from appliance.planner.precision import Precision
 
 
 def card_of(gpu: Gpu) -> Card:
-    """The catalogue's card with the memory the site states."""
+    """Return the catalog's card with the memory of the site; :class:`UsageError` for an unknown card."""
     return dataclasses.replace(find_card(gpu.model), memory_mib=gpu.memory_mib)
 
 
 def cpu_of(host: Host) -> Cpu:
-    """A guess: the contract does not name processors."""
+    """Return a generic processor as a guess: the contract does not name processors."""
     return find_cpu("generic server" if host.memory_gib >= 64 else "generic desktop")
 
 
 def model_of(model: Model, known: Mapping[str, Shape] | None = None) -> tuple[Shape, Precision]:
-    """Shape and precision behind a model's source."""
+    """Return shape and precision of the model's source; :class:`UsageError` if the catalog does not have it."""
     shape, dtype = parse_model(model.source, dict(known) if known is not None else None)
     if model.task == "embed":
         shape = dataclasses.replace(shape, pooling=True)
@@ -47,7 +47,7 @@ def model_of(model: Model, known: Mapping[str, Shape] | None = None) -> tuple[Sh
 
 
 def hardware_of(site: Site, cpu: Cpu | None = None) -> tuple[HardwareSpec, ...]:
-    """Its hosts that carry engines; all of them where none does."""
+    """Return the hosts of ``site`` that run engines; all hosts if none does."""
     busy = {engine.host for engine in site.engines.values()} & site.hosts.keys() or set(site.hosts)
     found = []
     for name, host in site.hosts.items():
@@ -75,7 +75,11 @@ def model_demands_of(
     response: float = DEFAULT_RESPONSE,
     known: Mapping[str, Shape] | None = None,
 ) -> tuple[ModelDemand, ...]:
-    """One piece of work per model. ``shares`` are by role or model; :func:`split_shares` gives the rest."""
+    """Return the demand on each model of ``site``.
+
+    ``shares`` of all requests are by role or model; :func:`split_shares` divides the rest. ``prompt`` and
+    ``response`` are tokens. Raises :class:`UsageError` for an unknown name and for shares that do not add up to 1.
+    """
     unknown = [name for name in shares if name not in site.roles and name not in site.models]
     if unknown:
         names = [*site.roles, *site.models]
@@ -97,14 +101,14 @@ def model_demands_of(
         limit = min(shape.max_context, model.max_context or shape.max_context)
         context = min(max(contexts, default=DEFAULT_CONTEXT), limit)
         embeds = model.task == "embed"
-        asked = min(EMBED_PROMPT if embeds else prompt, context / 2)
+        tokens = min(EMBED_PROMPT if embeds else prompt, context / 2)
         found.append(
             ModelDemand(
                 name=name,
                 shape=shape,
                 precision=dtype,
                 share=shared[name],
-                prompt=asked,
+                prompt=tokens,
                 response=1.0 if embeds else min(response, context / 2),
                 context=context,
             )

@@ -15,7 +15,7 @@ MAX_MACHINES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardwareSpec:
-    """One host: equal cards side by side, perhaps further cards of another kind."""
+    """A host: equal cards, and possibly further cards of another kind."""
 
     name: str
     cards: tuple[Card, ...]
@@ -27,9 +27,10 @@ class HardwareSpec:
 
 
 def parse_cards(text: str) -> tuple[Card, ...]:
-    """Return the cards of ``2x RTX PRO 6000 Blackwell Workstation``, several kinds separated by commas.
+    """Return the cards of ``2x RTX PRO 6000 Blackwell Workstation``; commas separate several kinds.
 
-    The sign between number and card is ``x``, ``*`` or the multiplication sign.
+    The sign between number and card is ``x``, ``*`` or the multiplication sign. Raises :class:`UsageError` for an
+    unknown card, and for a number outside 1 to 64.
     """
     found: list[Card] = []
     for part in text.split(","):
@@ -38,6 +39,6 @@ def parse_cards(text: str) -> tuple[Card, ...]:
             raise UsageError(f"cards = {text!r} names no card; write '2x RTX PRO 6000 Blackwell Workstation'")
         count = int(match.group(1) or 1)
         if not 1 <= count <= 64:
-            raise UsageError(f"{count} cards make no sense; nearest valid: {min(max(count, 1), 64)}")
+            raise UsageError(f"{count} cards are out of range; nearest valid: {min(max(count, 1), 64)}")
         found += [find_card(match.group(2))] * count
     return tuple(found)

@@ -1,8 +1,7 @@
-"""Where a host's RAM goes: engines' processes, pinned copies of weights, offload, models in tmpfs, huge
-pages.
+"""The use of a host's RAM: processes of engines, pinned copies of weights, weights and KV cache in RAM, offload.
 
-Pure. What vLLM offloads is budgeted twice: ``--kv-offloading-size`` was seen to take 1.92 times its size and
-``--cpu-offload-gb`` 1.9 times (vLLM issues 53042 and 56410).
+Pure. Offloaded bytes are counted twice: vLLM was observed to take 1.92 times the size of ``--kv-offloading-size``
+and 1.9 times that of ``--cpu-offload-gb`` (vLLM issues 53042 and 56410).
 """
 
 from __future__ import annotations
@@ -14,21 +13,20 @@ from appliance.contract.card_memory import GIB
 SYSTEM_GIB = 4.0
 """The system, the gateway, monitoring."""
 ENGINE_GIB = 6.0
-"""One engine's API server and scheduler, Python and CUDA libraries mapped. Source: RSS of vLLM processes."""
+"""One engine's API server and scheduler with Python and CUDA libraries. Source: RSS of vLLM processes."""
 CPU_ENGINE_GIB = 2.0
-"""The same on the processor, without CUDA. Source: a tiny model on vLLM's CPU wheel serves within 3 GB in
-all."""
+"""The same on the processor, without CUDA. Source: vLLM's CPU wheel serves a tiny model within 3 GB in all."""
 WORKER_GIB = 3.0
 """Each card's worker process, with its pinned staging buffers."""
 OFFLOAD_FACTOR = 2.0
 """Bytes of RAM per byte offloaded."""
 FREE_SHARE = 0.05
-"""Part of RAM that must stay free for the page cache to turn over."""
+"""Share of RAM that must stay free for the page cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRam:
-    """What one replica asks of its host, in bytes unless named otherwise."""
+    """The RAM of one replica, in bytes unless stated otherwise."""
 
     cards: int = 0
     weights: float = 0.0
@@ -42,50 +40,41 @@ class EngineRam:
 
     @property
     def total(self) -> float:
-        """Bytes of RAM."""
+        """All bytes of RAM."""
         return self.processes + self.requested
 
     @property
     def processes(self) -> float:
-        """Bytes of the processes themselves: an estimate."""
+        """Bytes of the processes: an estimate."""
         return ((ENGINE_GIB if self.cards else CPU_ENGINE_GIB) + WORKER_GIB * self.cards) * GIB
 
     @property
     def requested(self) -> float:
-        """Bytes that the configuration asks for by the gigabyte: pinned, offloaded, held in RAM."""
+        """Bytes that the configuration requests explicitly: pinned, offloaded, held in RAM."""
         return (self.weights if self.sleeps else 0.0) + self.in_ram + OFFLOAD_FACTOR * self.offload
 
 
 @dataclass(frozen=True, slots=True)
 class HostRam:
-    """A host's account."""
+    """The RAM of a host in bytes: existing, needed, and needed by part."""
 
     total: float
     needed: float
     parts: tuple[tuple[str, float], ...]
 
     @property
-    def fits(self) -> bool:
-        """Whether everything has room, a little free space included."""
-        return self.needed <= self.total * (1 - FREE_SHARE)
-
-    @property
     def biggest(self) -> str:
-        """The part that takes most."""
+        """Name of the largest part."""
         return max(self.parts, key=lambda part: part[1])[0]
 
 
-def account(
-    ram_gib: float, engines: list[EngineRam], *, tmpfs_gib: float = 0.0, hugepages_gib: float = 0.0
-) -> HostRam:
-    """The account of a host with ``ram_gib`` of RAM."""
+def needed_ram(ram_gib: float, engines: list[EngineRam]) -> HostRam:
+    """Return the RAM of a host with ``ram_gib`` GiB and ``engines``, one entry per replica."""
     parts = {
         "system": SYSTEM_GIB * GIB,
         "engine processes": sum(engine.processes for engine in engines),
         "pinned copies for sleep": sum(engine.weights for engine in engines if engine.sleeps),
         "weights and KV cache in RAM": sum(engine.in_ram for engine in engines),
         "offload, counted twice": sum(OFFLOAD_FACTOR * engine.offload for engine in engines),
-        "models in tmpfs": tmpfs_gib * GIB,
-        "huge pages": hugepages_gib * GIB,
     }
     return HostRam(ram_gib * GIB, sum(parts.values()), tuple(parts.items()))

@@ -1,9 +1,9 @@
-"""How vLLM lays out a KV cache: groups of layers that share one pool of equal pages.
+"""The layout of vLLM's KV cache: groups of layers that share one pool of equal pages.
 
-Pure. The tokens vLLM reports at start ("KV cache size: N tokens") are the pool's pages over the pages that
-one request of the longest context needs, times that context. Sliding layers need only their window, linear
-attention layers one state each; their pages are padded to one size. Read from vLLM 0.32's
-v1/core/kv_cache_utils.py and held to what it reports (``tests/planner/test_kv_cache.py``).
+Pure. vLLM reports "KV cache size: N tokens" at its start. N is the longest context, times the pool's pages, over
+the pages of one request of that context. Sliding layers need only their window, linear attention layers one state
+each; their pages are padded to one size. The rules are those of vLLM 0.32's v1/core/kv_cache_utils.py, and the
+results equal its reports (``tests/planner/test_kv_cache.py``).
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from appliance.catalog.shape import Attention, Shape
 
 GPU_BLOCK = 16
 CPU_BLOCK = 128
-"""Tokens per page where nobody sets --block-size."""
+"""Tokens per page without --block-size."""
+
+STATE_PAGES = 2
+"""Recurrent states of a sequence: two while prefix caching keeps them aligned with blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Layers that share a block table: tokens per page, and pages one request may hold at most."""
+    """Layers that share a block table: tokens per page, and the most pages that one request may hold."""
 
     block_tokens: int
     window: int | None
     state: bool = False
 
-    def pages(self, context: int, batched_tokens: int, state_pages: int) -> int:
-        """Pages one request of ``context`` tokens holds in this group."""
+    def pages(self, context: int, batched_tokens: int) -> int:
+        """Return the pages that one request of ``context`` tokens holds in this group."""
         if self.state:
-            return state_pages
+            return STATE_PAGES
         if self.window is None:
             return ceil(context / self.block_tokens)
         return ceil(min(self.window - 1 + batched_tokens, context) / self.block_tokens) + 1
@@ -37,25 +40,24 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class KvLayout:
-    """``page_bytes`` covers one page of every layer of a group."""
+    """The pages of a KV cache. ``page_bytes`` covers one page of every layer of a group."""
 
     page_bytes: int
     groups: tuple[Group, ...]
     batched_tokens: int
-    state_pages: int
 
     def pages_per_request(self, context: int) -> int:
-        """Pages of a request of ``context`` tokens over all groups."""
-        return sum(group.pages(context, self.batched_tokens, self.state_pages) for group in self.groups)
+        """Return the pages of a request of ``context`` tokens over all groups."""
+        return sum(group.pages(context, self.batched_tokens) for group in self.groups)
 
     def tokens(self, available: float, context: int) -> int:
-        """Tokens vLLM would report for ``available`` bytes and its longest context ``context``."""
+        """Return the tokens that vLLM reports for ``available`` bytes and the longest context ``context``."""
         pages = int(available // self.page_bytes)
         return max(0, int(pages / self.pages_per_request(context) * context))
 
     def sequences(self, available: float, context: int) -> float:
-        """How many requests that have grown to ``context`` tokens fit at once, none of them in a prefill."""
-        pages = sum(group.pages(context, 1, self.state_pages) for group in self.groups)
+        """Return the number of requests of ``context`` tokens that fit at once, none of them in a prefill."""
+        pages = sum(group.pages(context, 1) for group in self.groups)
         return max(0.0, available // self.page_bytes / pages)
 
 
@@ -67,12 +69,10 @@ def layout(
     kv_bytes: float = 2.0,
     block: int = GPU_BLOCK,
     batched_tokens: int = 8192,
-    state_pages: int = 2,
 ) -> KvLayout:
-    """The groups of ``shape`` on one of ``tp`` x ``pp`` cards; a KV head is never cut, only repeated.
+    """Return the groups of ``shape`` on one of ``tp`` x ``pp`` cards; a KV head is never cut, only repeated.
 
-    A sequence holds ``state_pages`` recurrent states: two while prefix caching keeps them aligned with
-    blocks.
+    ``kv_bytes`` are the bytes per number, ``block`` the tokens per page, ``batched_tokens`` the tokens of one step.
     """
 
     def token_bytes(attention: object) -> int:
@@ -104,4 +104,4 @@ def layout(
     fewest, most = min(count for count, _ in counts), max(count for count, _ in counts)
     size = most if most < fewest * 1.5 else fewest
     groups = tuple(group for count, group in counts for _ in range(ceil(count / size)))
-    return KvLayout(size * full_page, groups, batched_tokens, state_pages)
+    return KvLayout(size * full_page, groups, batched_tokens)

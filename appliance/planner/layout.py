@@ -14,10 +14,10 @@ MAX_DEGREE = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How cards are used: ``replicas`` copies, each over ``tp`` x ``pp`` cards.
+    """The use of cards: ``replicas`` copies of a model, each over ``tp`` x ``pp`` cards.
 
-    ``attention_dp`` replicates attention inside a copy and spreads only the experts (TensorRT-LLM's DEP);
-    ``ep`` keeps whole experts on cards instead of slices of each.
+    ``attention_dp`` replicates attention inside a copy and distributes only the experts (TensorRT-LLM's DEP).
+    ``ep`` keeps whole experts on a card instead of a slice of each.
     """
 
     tp: int = 1
@@ -44,7 +44,7 @@ SINGLE = Layout()
 
 
 def check_shards(shape: Shape, layout: Layout, precision: Precision) -> None:
-    """Whether ``layout`` can cut ``shape``: heads, experts' width, quantisation blocks, layers."""
+    """Raise :class:`UsageError` if ``layout`` cannot cut ``shape``: heads, experts, quantisation blocks, layers."""
     tp = layout.tp
     heads = [shape.full.heads]
     if shape.sliding is not None:

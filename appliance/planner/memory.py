@@ -1,7 +1,7 @@
-"""Where a card's memory goes under vLLM's accounting, and how many tokens of KV cache are left.
+"""The use of a card's memory under vLLM's accounting, and the tokens of KV cache that remain.
 
-Pure. vLLM takes ``gpu_memory_utilization`` of the card, subtracts weights, the peak of a profiling run, CUDA
-graphs and what lies outside torch, and gives the rest to the KV cache.
+Pure. vLLM takes ``gpu_memory_utilization`` of the card. It subtracts weights, the peak of a profiling run, CUDA
+graphs and memory outside torch, and uses the rest for the KV cache.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from appliance.planner.layout import SINGLE, Layout
 from appliance.planner.precision import Precision
 
 CONTEXT_BYTES = 0.6 * GIB
-"""CUDA context, cuBLAS and kernel images of one process. Source: nvidia-smi of an idle torch process, order
-of magnitude; with the other terms here a Qwen3-30B-A3B comes to NVIDIA's 3.5 GB "other_mem"."""
+"""CUDA context, cuBLAS and kernel images of one process. Source: nvidia-smi of an idle torch process, order of
+magnitude. With the other terms here the sum for a Qwen3-30B-A3B is NVIDIA's 3.5 GB "other_mem"."""
 
 NCCL_BYTES = 342e6
 """NCCL's buffers at TP2. Source: aiconfigurator, rtxpro6000_blackwell_server.yaml."""
@@ -31,12 +31,12 @@ SAMPLER_BYTES_PER_LOGIT = 8
 """Logits in fp32 and the sampler's copy of them."""
 
 FRAGMENT_SHARE = 0.01
-"""Part of weights and activations that the allocator rounds away."""
+"""Share of weights and activations that the allocator loses by rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class CardMemory:
-    """Bytes on each card of a replica (the fullest one), and what is left for the KV cache."""
+    """Bytes on the fullest card of a replica by their use, and the rest for the KV cache."""
 
     total: float
     budget: float
@@ -47,40 +47,40 @@ class CardMemory:
     context: float
     kv: float
     kv_tokens: int
-    """As vLLM would report it, for the whole replica."""
+    """Tokens for the whole replica, as vLLM reports them."""
     layout: kv_cache.KvLayout
 
     @property
     def fits(self) -> bool:
-        """Whether weights and working space leave any KV cache at all."""
+        """Whether weights and working space leave any KV cache."""
         return self.kv > 0 and self.kv_tokens > 0
 
     @property
     def overhead(self) -> float:
-        """Everything beside weights and KV cache."""
+        """Working space: all bytes except weights and KV cache."""
         return self.activations + self.graphs + self.nccl + self.context
 
     def sequences(self, context: float) -> float:
-        """Chats of ``context`` tokens that fit at once."""
+        """Return the number of chats of ``context`` tokens that fit at once."""
         return self.layout.sequences(self.kv, max(1, ceil(context)))
 
 
 def default_batched_tokens(card: Card) -> int:
-    """vLLM's --max-num-batched-tokens for its API server, by the card's memory (0.32)."""
+    """Return vLLM's --max-num-batched-tokens for its API server, by the card's memory (0.32)."""
     gib = card.memory_bytes / GIB
     return 16384 if gib >= 160 else 8192 if gib >= 70 else 2048
 
 
 def default_sequences(card: Card) -> int:
-    """vLLM's --max-num-seqs for its API server, by the card's memory (0.32)."""
+    """Return vLLM's --max-num-seqs for its API server, by the card's memory (0.32)."""
     return 1024 if card.memory_bytes / GIB >= 70 else 256
 
 
 def weight_bytes(shape: Shape, dtype: Precision, layout: Layout) -> float:
-    """Bytes of weights on the fullest card of a replica."""
+    """Return the bytes of weights on the fullest card of a replica."""
     parts = precision.weights(shape, dtype)
     if shape.checkpoint_bytes is not None and dtype.name == shape.native:
-        # What the checkpoint holds beside the text model (vision tower, MTP head) is loaded as well.
+        # vLLM also loads the other parts of the checkpoint (vision tower, MTP head).
         extra = max(0.0, shape.checkpoint_bytes - parts.total)
     else:
         extra = 0.0
@@ -93,8 +93,8 @@ def weight_bytes(shape: Shape, dtype: Precision, layout: Layout) -> float:
     return (body * layers / shards) + experts * layers + edge + extra / layout.tp
 
 
-def activation_bytes(shape: Shape, layout: Layout, batched_tokens: int, sequences: int) -> float:
-    """Peak of the profiling run: residual stream, projections, experts' workspace, logits."""
+def activation_bytes(shape: Shape, layout: Layout, *, batched_tokens: int, sequences: int) -> float:
+    """Return the peak of the profiling run in bytes: residual stream, projections, experts' workspace, logits."""
     tp = 1 if layout.attention_dp else layout.tp
     width = 6 * shape.hidden + 4 * shape.full.core_dim() / tp
     if shape.moe is not None:
@@ -110,20 +110,24 @@ def card_memory(
     card: Card,
     shape: Shape,
     dtype: Precision,
-    layout: Layout = SINGLE,
     *,
+    layout: Layout = SINGLE,
     utilization: float = 0.92,
     context: int | None = None,
     sequences: int | None = None,
     batched_tokens: int | None = None,
     graphs: bool = True,
 ) -> CardMemory:
-    """The account of one card of a replica."""
+    """Return the memory of one card of a replica in bytes.
+
+    ``context`` is the longest context in tokens, ``sequences`` is --max-num-seqs, ``batched_tokens`` is
+    --max-num-batched-tokens; ``graphs`` is False for --enforce-eager.
+    """
     sequences = sequences or default_sequences(card)
     batched = batched_tokens or default_batched_tokens(card)
     context = context or shape.max_context
     weights = weight_bytes(shape, dtype, layout)
-    activations = activation_bytes(shape, layout, batched, sequences)
+    activations = activation_bytes(shape, layout, batched_tokens=batched, sequences=sequences)
     fragments = FRAGMENT_SHARE * (weights + activations)
     graph_bytes = GRAPH_BYTES_PER_LAYER * ceil(shape.layers / layout.pp) if graphs else 0.0
     nccl = NCCL_BYTES * (1 + (layout.tp > 2)) if layout.cards_per_replica > 1 else 0.0
@@ -138,14 +142,14 @@ def card_memory(
     )
     tokens = pages.tokens(max(kv, 0.0), context) * (layout.tp if layout.attention_dp else 1)
     return CardMemory(
-        card.memory_bytes,
-        available,
-        weights,
-        activations + fragments,
-        graph_bytes,
-        nccl,
-        CONTEXT_BYTES,
-        kv,
-        tokens,
-        pages,
+        total=card.memory_bytes,
+        budget=available,
+        weights=weights,
+        activations=activations + fragments,
+        graphs=graph_bytes,
+        nccl=nccl,
+        context=CONTEXT_BYTES,
+        kv=kv,
+        kv_tokens=tokens,
+        layout=pages,
     )

@@ -17,7 +17,7 @@ DEFAULT_CONTEXT = 16384
 EMBED_PROMPT = 500.0
 
 EMBED_SHARE = 0.1
-"""Share of requests that are for embeddings when nobody says: one retrieval in ten chat messages."""
+"""Share of requests for embeddings if no share is stated: one retrieval in ten chat messages."""
 
 SUFFIXES = {
     "fp8": "fp8",
@@ -30,27 +30,30 @@ SUFFIXES = {
     "w4a16": "awq-int4",
     "gguf": "Q4_K_M",
 }
-"""What the end of a repository's name says of its precision."""
+"""Ends of a repository's name, and the precision of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDemand:
-    """What one model is asked for: ``share`` of all requests, tokens per request."""
+    """The demand on one model: its ``share`` of all requests, and the tokens of a request."""
 
     name: str
-    """The name clients use."""
+    """The name that clients use."""
     shape: Shape
     precision: Precision
     share: float
     prompt: float
     response: float
     context: int
-    """Longest prompt plus answer it must take."""
+    """Longest prompt plus response in tokens."""
 
 
 def parse_model(text: str, known: dict[str, Shape] | None = None) -> tuple[Shape, Precision]:
-    """``Qwen/Qwen3-30B-A3B``, ``Qwen/Qwen3-30B-A3B:fp8``, or a folder that ends like a repository
-    (``…-FP8``)."""
+    """Return shape and precision of ``Qwen/Qwen3-30B-A3B``, ``Qwen/Qwen3-30B-A3B:fp8`` or a folder (``…-FP8``).
+
+    ``known`` are the models to search, the shipped ones if absent. Raises :class:`UsageError` for an unknown model
+    or precision.
+    """
     name, _, stated = text.partition(":")
     stated = stated.strip()
     tail = name.rstrip("/").rsplit("/", 1)[-1]
@@ -64,10 +67,10 @@ def parse_model(text: str, known: dict[str, Shape] | None = None) -> tuple[Shape
 
 
 def split_shares(pooling: Mapping[str, bool], stated: Mapping[str, float]) -> dict[str, float]:
-    """The share of all requests of each model of ``pooling`` (name → whether it only embeds).
+    """Return the share of all requests of each model of ``pooling`` (name → whether it only embeds).
 
-    What ``stated`` leaves is split evenly among the models that generate; embeddings that nobody stated get
-    :data:`EMBED_SHARE` of it together, because chats do not wait in their queue.
+    The rest after ``stated`` is divided evenly among the models that generate. Embedding models without a stated
+    share get :data:`EMBED_SHARE` of the rest together, because chats do not wait in their queue.
     """
     left = 1.0 - sum(stated.values())
     generating = [name for name, embeds in pooling.items() if name not in stated and not embeds]

@@ -1,4 +1,4 @@
-"""A plan as one self-contained HTML page: no script, font or image from elsewhere.
+"""A plan as one self-contained HTML page: it loads no script, font or image.
 
 Pure: data in, text out. Charts are inline SVG, with their figures as tooltips and as tables.
 """

@@ -1,8 +1,8 @@
-"""Which model on which cards: every sensible split of the cards, predicted, compared, one recommended.
+"""The placement of models on cards: predicts and compares every useful division of the cards, recommends one.
 
-Pure. For each choice of one candidate per model (its unit: single card, shard, experts in RAM, processor, AMD
-card) the units are placed on machines, spare cards go to the model that needs them most, and the result is
-measured by how many times the demand it carries within the SLO.
+Pure. A plan starts from one candidate per model: a single card, a shard, experts in RAM, the processor or an AMD
+card. Its units are placed on machines; spare cards serve the model with the highest need. The result is measured by
+its headroom: how many times the demand it carries within the SLO.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from appliance.planner.suggest import suggest_change
 from appliance.planner.throughput import Prediction
 
 COMFORT = 1.5
-"""Headroom beyond which more of it stops counting: bursts of half as much again are carried."""
+"""Headroom above which more headroom does not count: bursts of 1.5 times the demand are carried."""
 MAX_CANDIDATES = 5
-"""Options per model that are combined; the rest are dominated in both speed and capacity."""
+"""Candidates per model that are combined; the rest has both less speed and less capacity."""
 MAX_COMBINATIONS = 4000
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """``replicas`` units of one candidate, and where each stands: (machine, card indices)."""
+    """``replicas`` units of one candidate, each on its place: (machine, card indices)."""
 
     candidate: Candidate
     places: tuple[tuple[str, tuple[int, ...]], ...]
     headroom: float
-    """How many times its demand it carries within the SLO."""
+    """How many times its demand the model carries within the SLO."""
     load: float
     """Requests in flight per replica under the demand."""
     prediction: Prediction | None
-    """What a user sees under the demand."""
+    """The prediction for users under the demand; None without decoding on cards."""
 
     @property
     def replicas(self) -> int:
-        """Copies."""
+        """Number of units."""
         return len(self.places)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One whole topology."""
+    """A placement of all models."""
 
     parts: tuple[Placement, ...]
     headroom: float
-    """Of the model that has least."""
+    """Headroom of the tightest model."""
     spare_cards: int
     resilient: bool
     """Whether every model survives the loss of one card."""
 
     @property
     def writable(self) -> bool:
-        """Whether the site's contract can say all of it."""
+        """Whether the site's contract can express every part."""
         return all(part.candidate.writable for part in self.parts)
 
     @property
@@ -91,48 +91,55 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The recommended plan, why, and what else was looked at."""
+    """The recommended plan with its reasons, and the alternatives."""
 
     best: Plan
     reasons: tuple[str, ...]
     alternatives: tuple[tuple[Plan, str], ...]
-    """Each with what it is best at."""
+    """Plans, each with the respect in which it is best."""
     plans_compared: int
 
 
 def advise(machines: tuple[HardwareSpec, ...], demand: Demand) -> Advice:
-    """The best topology for ``demand`` on ``machines``; :class:`UsageError` where nothing fits."""
+    """Return the best plan for ``demand`` on ``machines``; :class:`UsageError` if none fits."""
     check_demand(machines, demand)
     plans = enumerate_plans(machines, demand)
     if not plans:
         raise UsageError(_nothing_fits(machines, demand))
     plans.sort(key=_merit, reverse=True)
     best = plans[0]
-    return Advice(best, tuple(_reasons(best, plans, demand)), _alternatives(plans), len(plans))
+    return Advice(
+        best=best,
+        reasons=tuple(_reasons(best, plans, demand)),
+        alternatives=_alternatives(plans),
+        plans_compared=len(plans),
+    )
 
 
 def enumerate_plans(machines: tuple[HardwareSpec, ...], demand: Demand) -> list[Plan]:
-    """Every plan that fits, one per choice of options."""
+    """Return every plan that fits, one per combination of candidates."""
     lists = []
     for model in demand.models:
         found: list[Candidate] = []
         for machine in dict.fromkeys(machines):
             equal = sum(other.cards == machine.cards for other in machines)
             found += [
-                candidate for candidate in find_candidates(model, machine, demand, equal) if candidate not in found
+                candidate
+                for candidate in find_candidates(model, machine, demand, machines=equal)
+                if candidate not in found
             ]
         lists.append(_prune(found))
     plans = []
     loads: Loads = {}
     for chosen in itertools.islice(itertools.product(*lists), MAX_COMBINATIONS):
-        plan = _place(chosen, machines, demand, loads)
+        plan = _place(chosen, machines, demand, loads=loads)
         if plan is not None:
             plans.append(plan)
     return plans
 
 
 def _prune(found: list[Candidate]) -> list[Candidate]:
-    """The options worth combining: best per card, best alone, cheapest; at most :data:`MAX_CANDIDATES`."""
+    """Return the candidates to combine: best per card, best alone, cheapest; at most :data:`MAX_CANDIDATES`."""
     kept: list[Candidate] = []
     orders = (
         lambda candidate: -candidate.requests_per_s / max(candidate.cards, 0.25),
@@ -149,7 +156,7 @@ def _prune(found: list[Candidate]) -> list[Candidate]:
 
 
 class _FreeResources:
-    """Free cards and RAM of every machine while units are being placed."""
+    """Free cards and RAM of every machine during the placement of units."""
 
     def __init__(self, machines: tuple[HardwareSpec, ...]) -> None:
         self.machines = machines
@@ -158,12 +165,16 @@ class _FreeResources:
         self.ram = {machine.name: host_ram.SYSTEM_GIB * GIB for machine in machines}
 
     def place(self, candidate: Candidate) -> tuple[str, tuple[int, ...]] | None:
-        """Takes cards for one unit, on the machine with the fewest free cards that suffice."""
+        """Take cards for one unit on the machine with the fewest sufficient cards, and return its place.
+
+        None if no machine has room.
+        """
         need = candidate.layout.cards_per_replica // candidate.layout.hosts if candidate.card is not None else 0
         fits = []
         for machine in self.machines:
             if candidate.kind == "experts in RAM" and machine.name in self.busy:
-                continue  # a second one would halve the RAM bandwidth of the first
+                # A second one would halve the RAM bandwidth of the first.
+                continue
             if self.ram[machine.name] + candidate.ram_bytes / candidate.layout.hosts > machine.ram_gib * GIB:
                 continue
             usable = [index for index in self.free[machine.name] if machine.cards[index] == candidate.card]
@@ -182,47 +193,61 @@ class _FreeResources:
 
     @property
     def spare(self) -> int:
-        """Cards nobody uses."""
+        """Number of free cards."""
         return sum(len(free) for free in self.free.values())
 
 
 Loads = dict[tuple[int, int], tuple[float, Prediction | None]]
-"""What was found for (candidate, replicas): the same unit stands in many combinations."""
+"""Results by (candidate, replicas): the same unit is part of many combinations."""
 
 
 def _place(
-    chosen: tuple[Candidate, ...], machines: tuple[HardwareSpec, ...], demand: Demand, loads: Loads
+    chosen: tuple[Candidate, ...], machines: tuple[HardwareSpec, ...], demand: Demand, *, loads: Loads
 ) -> Plan | None:
-    board = _FreeResources(machines)
+    """Return the plan with one candidate per model, None if they do not fit; ``loads`` is the cache of results."""
+    free = _FreeResources(machines)
     places: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in chosen]
     for index in sorted(range(len(chosen)), key=lambda index: -chosen[index].cards):
-        place = board.place(chosen[index])
+        place = free.place(chosen[index])
         if place is None:
             return None
         places[index].append(place)
     while True:
-        # The neediest model that a further unit can help gets it.
+        # A further unit serves the model with the least headroom that can use one.
         order = sorted(range(len(chosen)), key=lambda index: _headroom(chosen[index], len(places[index]), demand))
         for index in order:
             if chosen[index].card is None or chosen[index].kind == "vulkan":
                 continue
             if chosen[index].model.shape.pooling and _headroom(chosen[index], len(places[index]), demand) > COMFORT:
                 continue
-            place = board.place(chosen[index])
+            place = free.place(chosen[index])
             if place is not None:
                 places[index].append(place)
                 break
         else:
             break
     parts = []
-    for candidate, where in zip(chosen, places, strict=True):
-        key = (id(candidate), len(where))
+    for candidate, units in zip(chosen, places, strict=True):
+        key = (id(candidate), len(units))
         if key not in loads:
-            loads[key] = _under_load(candidate, len(where), demand)
-        load, now = loads[key]
-        parts.append(Placement(candidate, tuple(where), _headroom(candidate, len(where), demand), load, now))
+            loads[key] = _under_load(candidate, len(units), demand)
+        load, prediction = loads[key]
+        parts.append(
+            Placement(
+                candidate=candidate,
+                places=tuple(units),
+                headroom=_headroom(candidate, len(units), demand),
+                load=load,
+                prediction=prediction,
+            )
+        )
     resilient = all(part.replicas > 1 or part.candidate.card is None for part in parts)
-    return Plan(tuple(parts), min(part.headroom for part in parts), board.spare, resilient)
+    return Plan(
+        parts=tuple(parts),
+        headroom=min(part.headroom for part in parts),
+        spare_cards=free.spare,
+        resilient=resilient,
+    )
 
 
 def _headroom(candidate: Candidate, replicas: int, demand: Demand) -> float:
@@ -231,13 +256,16 @@ def _headroom(candidate: Candidate, replicas: int, demand: Demand) -> float:
 
 
 def _under_load(candidate: Candidate, replicas: int, demand: Demand) -> tuple[float, Prediction | None]:
-    """Requests in flight per replica when all chats talk at their pace: Little's law, by fixed workload."""
+    """Return the requests in flight per replica under the demand, and the prediction for them.
+
+    The number follows from Little's law by fixed-point iteration.
+    """
     if candidate.workload is None or candidate.model.shape.pooling:
         return 0.0, None
     chats = demand.chats * candidate.model.share / replicas
     flight = 1.0
     prediction = predict_at(candidate, flight)
-    # From below, where every step only adds: the cycle of a chat grows with what runs beside it.
+    # Iterate from below, where every step increases the number: a chat's cycle grows with the running requests.
     for _ in range(12):
         assert prediction is not None  # noqa: S101
         seconds = prediction.ttft_ms / 1e3 + candidate.model.response * prediction.tpot_ms / 1e3
@@ -250,10 +278,14 @@ def _under_load(candidate: Candidate, replicas: int, demand: Demand) -> tuple[fl
 
 
 def _merit(plan: Plan) -> tuple[float, ...]:
-    """What makes a plan better, most important first.
+    """Return the criteria by which plans are compared, most important first.
 
-    The model that has least; then all models, each up to comfort; then cards not spent on embeddings that the
-    processor carries; then what is left after a card dies (many small replicas); then the speed a user sees.
+    1. The headroom of the tightest model, up to :data:`COMFORT`.
+    2. The headroom of all models, each up to :data:`COMFORT`.
+    3. Few cards for embeddings that the processor can carry.
+    4. The capacity that remains after the loss of a card (many small replicas).
+    5. The speed for users.
+    6. The headroom of the tightest model without a limit.
     """
     parts = plan.parts
     capped = sum(min(part.headroom, COMFORT) for part in parts)
@@ -282,18 +314,18 @@ def _reasons(best: Plan, plans: list[Plan], demand: Demand) -> list[str]:
     found = [f"It {carries}; {tight.candidate.model.name} is the tightest, limited by {tight.candidate.limit}."]
     if best.headroom < 1.0:
         found[0] = (
-            f"Nothing here meets the demand in full: this comes nearest, {best.headroom:.2f} times of it; "
+            f"No plan meets the whole demand: the best one carries {best.headroom:.2f} times of it; "
             f"{tight.candidate.model.name} is limited by {tight.candidate.limit}."
         )
     for part in best.parts:
         candidate = part.candidate
         if part.prediction is not None:
-            count, now = part.replicas, part.prediction
+            count, prediction = part.replicas, part.prediction
             found.append(
-                f"{candidate.model.name}: {part.load:.0f} answers at once per replica, each "
-                f"{1e3 / now.tpot_ms:.0f} tok/s; "
-                f"{now.output_tok_s * count:.0f} in all (80 %: {now.low * count:.0f} to "
-                f"{now.high * count:.0f})."
+                f"{candidate.model.name}: {part.load:.0f} responses at once per replica, each "
+                f"{1e3 / prediction.tpot_ms:.0f} tok/s; "
+                f"{prediction.output_tok_s * count:.0f} in all (80 %: {prediction.low * count:.0f} to "
+                f"{prediction.high * count:.0f})."
             )
         others = [
             other for plan in plans for other in plan.parts
@@ -308,13 +340,15 @@ def _reasons(best: Plan, plans: list[Plan], demand: Demand) -> list[str]:
                 f"{rival.candidate.title} {its:.0f}."
             )
     found.append(
-        "It survives the loss of one card." if best.resilient else "One lost card stops a model until it is moved."
+        "It survives the loss of one card."
+        if best.resilient
+        else "The loss of one card stops a model until the model is moved."
     )
     return found
 
 
 def _alternatives(plans: list[Plan]) -> tuple[tuple[Plan, str], ...]:
-    """The plans that are best at something, the recommended one first."""
+    """Return the plans that are best in some respect, the recommended one first."""
     titles: dict[str, tuple[Plan, list[str]]] = {}
 
     def note(plan: Plan, what: str) -> None:
@@ -322,13 +356,13 @@ def _alternatives(plans: list[Plan]) -> tuple[tuple[Plan, str], ...]:
 
     note(plans[0], "recommended")
     note(max(plans, key=lambda plan: plan.headroom), "most throughput")
-    note(min(plans, key=lambda plan: plan.tpot_ms or 1e9), "fastest single answers")
+    note(min(plans, key=lambda plan: plan.tpot_ms or 1e9), "fastest single responses")
     note(max(plans, key=lambda plan: plan.context_room), "most long chats at once")
     note(max(plans, key=lambda plan: (plan.spare_cards, plan.headroom)), "fewest cards")
-    tough = [plan for plan in plans if plan.resilient]
-    if tough:
-        note(max(tough, key=lambda plan: plan.headroom), "survives a lost card")
-    # Further ones only where they differ in a model that answers, not in where embeddings run.
+    resilient = [plan for plan in plans if plan.resilient]
+    if resilient:
+        note(max(resilient, key=lambda plan: plan.headroom), "survives a lost card")
+    # Further plans only if they differ in a generating model, not in the place of embeddings.
     seen = {_layouts(plan) for plan, _ in titles.values()}
     for plan in plans[1:]:
         if len(titles) < 6 and _layouts(plan) not in seen:
@@ -347,11 +381,11 @@ def _layouts(plan: Plan) -> str:
 
 def _nothing_fits(machines: tuple[HardwareSpec, ...], demand: Demand) -> str:
     for model in demand.models:
-        if not any(find_candidates(model, machine, demand, len(machines)) for machine in machines):
+        if not any(find_candidates(model, machine, demand, machines=len(machines)) for machine in machines):
             return suggest_change(model, machines, demand)
     count = sum(len(machine.cards) for machine in machines)
     names = ", ".join(model.name for model in demand.models)
     return (
         f"{count} cards do not hold {names} all at once; take a smaller or quantised model or another card, or let "
-        'them take turns: residency = "on-demand" (examples/one-card-swap.toml)'
+        'the models take turns: residency = "on-demand" (examples/one-card-swap.toml)'
     )

@@ -1,4 +1,4 @@
-"""Everything a full plan says, gathered once for the terminal, JSON and the page."""
+"""The report of a plan: collected once for the terminal, JSON and the page."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 N8N_BATCH = 20
 """Requests of one n8n run, over all models."""
 N8N_RATE_SHARE = 0.2
-"""Automations of n8n, as a share of what the chats ask, on top of it."""
+"""Requests of n8n's automations, as a share of the chats' requests and in addition to them."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueEstimate:
-    """One model's simulation."""
+    """The simulation of one model."""
 
     model: str
     outcome: SimulationOutcome
@@ -35,7 +35,7 @@ class QueueEstimate:
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """A whole plan."""
+    """A recommended plan with its alternatives, simulation and the effect of changes."""
 
     machines: tuple[HardwareSpec, ...]
     demand: Demand
@@ -52,7 +52,10 @@ def make_report(
     seed: int = 1,
     pattern: Pattern = "n8n",
 ) -> PlanReport:
-    """Topology, simulation of the recommended one, and what changes would bring."""
+    """Return the report for ``demand`` on ``machines``; ``requests`` are simulated per model.
+
+    Raises :class:`~appliance.errors.UsageError` if no plan fits.
+    """
     advice = advise(machines, demand)
     queues = []
     for part in advice.best.parts:
@@ -73,12 +76,18 @@ def make_report(
         limits = {"ttft_slo_s": demand.ttft_slo_s, "tpot_slo_s": demand.tpot_slo_s}
         outcome = simulate(engine, load, requests, seed=seed, **limits)
         limit = breaking_point(engine, load, seed=seed, requests=1500, **limits)
-        queues.append(QueueEstimate(part.candidate.model.name, outcome, limit))
-    return PlanReport(machines, demand, advice, tuple(queues), tuple(changes(machines, demand)))
+        queues.append(QueueEstimate(model=part.candidate.model.name, outcome=outcome, breaking_point=limit))
+    return PlanReport(
+        machines=machines,
+        demand=demand,
+        advice=advice,
+        queues=tuple(queues),
+        changes=tuple(changes(machines, demand)),
+    )
 
 
 def curve(part: Placement) -> list[dict[str, float]]:
-    """Throughput and time per token of all replicas over the requests in flight, with the interval's ends."""
+    """Return throughput and time per token of all replicas by requests in flight, with the interval's ends."""
     points = []
     for per_replica in CURVE:
         if part.candidate.workload is None or part.candidate.model.shape.pooling:
@@ -101,7 +110,7 @@ def curve(part: Placement) -> list[dict[str, float]]:
 
 
 def memory_bars(plan: Plan) -> list[dict[str, Any]]:
-    """Per card: whose it is, and GiB of weights, working space, KV cache and what stays free."""
+    """Return for each card its model, and the GiB of weights, working space, KV cache and in total."""
     bars = []
     for part in plan.parts:
         memory = part.candidate.memory
@@ -124,7 +133,7 @@ def memory_bars(plan: Plan) -> list[dict[str, Any]]:
 
 
 def as_json(report: PlanReport) -> dict[str, Any]:
-    """The plan as plain data."""
+    """Return the report as plain data."""
     best = report.advice.best
     return {
         "machines": [
@@ -171,7 +180,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """One topology as plain data."""
+    """Return one plan as plain data."""
     return {
         "title": plan.title,
         "headroom": plan.headroom,

@@ -1,13 +1,12 @@
-"""What a precision's name means: bytes per weight, which weights it covers, and on which units it computes.
+"""Precisions by name: bytes per weight, the weights that each covers, and the units that compute.
 
-Pure. Accepts what people write: ``bf16``, ``nvfp4 (unsloth), kv bf16``, ``awq-int4``, ``Q4_K_M``,
-``UD-IQ2_M``.
+Pure. Accepts common notations: ``bf16``, ``nvfp4 (unsloth), kv bf16``, ``awq-int4``, ``Q4_K_M``, ``UD-IQ2_M``.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from appliance.catalog.shape import Shape
@@ -52,9 +51,12 @@ GGUF_BITS: dict[str, float] = {
 106.8 GiB of a 235.1 B model."""
 
 QUANTISED_BYTES: dict[str, float] = {
-    "awq-int4": 0.52,  # 4 bits, and per group of 128 a 16-bit scale and a 4-bit zero
-    "nvfp4": 0.5625,  # 4 bits, and an 8-bit scale per 16 weights
-    "mxfp4": 0.53125,  # 4 bits, and an 8-bit scale per 32 weights
+    # 4 bits, and per group of 128 a 16-bit scale and a 4-bit zero.
+    "awq-int4": 0.52,
+    # 4 bits, and an 8-bit scale per 16 weights.
+    "nvfp4": 0.5625,
+    # 4 bits, and an 8-bit scale per 32 weights.
+    "mxfp4": 0.53125,
     "fp8": 1.0,
     "int8": 1.0,
 }
@@ -76,7 +78,7 @@ ALIASES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
     """Bytes per weight by part of the model, bytes per KV number, and the units that multiply."""
 
@@ -90,13 +92,25 @@ class Precision:
     kv_bytes: float = 2.0
 
 
-def uniform(name: str, units: Units, each: float, kv_bytes: float) -> Precision:
-    """The same bytes for every weight."""
-    return Precision(name, units, each, each, each, each, each, kv_bytes)
+def uniform(name: str, units: Units, *, each: float, kv_bytes: float) -> Precision:
+    """Return a precision with ``each`` bytes for every weight."""
+    return Precision(
+        name=name,
+        units=units,
+        expert_bytes=each,
+        mlp_bytes=each,
+        attention_bytes=each,
+        linear_bytes=each,
+        embedding_bytes=each,
+        kv_bytes=kv_bytes,
+    )
 
 
 def parse(text: str, kv: str | None = None) -> Precision:
-    """The precision that ``text`` names; ``kv`` or a ``kv …`` inside the text sets the cache's."""
+    """Return the precision named in ``text``; ``kv``, or a ``kv …`` in the text, sets that of the KV cache.
+
+    Raises :class:`UsageError` for an unknown name.
+    """
     stated_kv = re.search(r"\bkv[ _=-]*(bf16|fp16|fp8|int8|nvfp4|auto)", text, re.IGNORECASE)
     kv = kv or (stated_kv.group(1).lower() if stated_kv else "bf16")
     kv_bytes = {"fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625}.get(kv, 2.0)
@@ -110,45 +124,47 @@ def parse(text: str, kv: str | None = None) -> Precision:
         bits = GGUF_BITS.get(name)
         if bits is None:
             raise UsageError(f"there is no GGUF format {gguf.group(1)!r}; {suggest(name, list(GGUF_BITS))}")
-        return uniform(name, "gguf", bits / 8, kv_bytes)
+        return uniform(name, "gguf", each=bits / 8, kv_bytes=kv_bytes)
     word = (re.findall(r"[a-z][a-z0-9-]*", words.lower()) or ["bf16"])[0] if not mixed else "mxfp4"
     word = ALIASES.get(word, word)
     if word == "bf16":
-        return Precision("bf16", "bf16", 2.0, 2.0, 2.0, 2.0, 2.0, kv_bytes)
+        return uniform("bf16", "bf16", each=2.0, kv_bytes=kv_bytes)
     if word == "fp32":
-        return Precision("fp32", "bf16", 4.0, 4.0, 4.0, 4.0, 4.0, kv_bytes)
+        return uniform("fp32", "bf16", each=4.0, kv_bytes=kv_bytes)
     if word == "mxfp4":
         # gpt-oss: only the experts are quantised.
-        return Precision("mxfp4", "w4a16", QUANTISED_BYTES["mxfp4"], 2.0, 2.0, 2.0, 2.0, kv_bytes)
+        unquantised = uniform("mxfp4", "w4a16", each=2.0, kv_bytes=kv_bytes)
+        return replace(unquantised, expert_bytes=QUANTISED_BYTES["mxfp4"])
     if word in QUANTISED_BYTES:
         one = QUANTISED_BYTES[word]
         units: Units = {"awq-int4": "w4a16", "nvfp4": "fp4"}.get(word, "fp8")  # type: ignore[assignment]
-        # Published 4-bit checkpoints leave linear attention at 16 bits; embedding and head stay there in all.
+        # Linear attention stays at 16 bits in published 4-bit checkpoints, embedding and head in all of them.
         linear = 2.0 if word in {"nvfp4", "awq-int4"} else one
-        return Precision(word, units, one, one, one, linear, 2.0, kv_bytes)
+        quantised = uniform(word, units, each=one, kv_bytes=kv_bytes)
+        return replace(quantised, linear_bytes=linear, embedding_bytes=2.0)
     known = ["bf16", "mxfp4", *QUANTISED_BYTES, *GGUF_BITS]
     raise UsageError(f"there is no precision {word!r}; {suggest(word, known)}")
 
 
 @dataclass(frozen=True, slots=True)
 class WeightSizes:
-    """Bytes of a model's weights by how a step reads them."""
+    """Bytes of a model's weights, by the way in which a step reads them."""
 
     dense: float
-    """Read whole in every step: attention, linear attention, dense MLPs, shared experts, output head."""
+    """Read entirely in every step: attention, linear attention, dense MLPs, shared experts, output head."""
     experts: float
-    """All routed experts; a step reads those its tokens chose."""
+    """All routed experts; a step reads those that its tokens chose."""
     embedding: float
-    """Looked up, never read whole (unless it is also the head, and then it counts as dense)."""
+    """The input embedding, which a step never reads entirely. If it is also the head, it counts as dense."""
 
     @property
     def total(self) -> float:
-        """Bytes of everything."""
+        """Bytes of all weights."""
         return self.dense + self.experts + self.embedding
 
 
 def weights(shape: Shape, precision: Precision) -> WeightSizes:
-    """Bytes of ``shape``'s weights in ``precision``."""
+    """Return the bytes of ``shape``'s weights in ``precision``."""
     dense = shape.attention_params * precision.attention_bytes
     dense += shape.linear_params * precision.linear_bytes
     dense += shape.dense_mlp_params * precision.mlp_bytes
@@ -166,4 +182,4 @@ def weights(shape: Shape, precision: Precision) -> WeightSizes:
         else 0
     )
     experts = (shape.expert_params - bias) * precision.expert_bytes + bias * 2.0
-    return WeightSizes(dense, experts, embedding)
+    return WeightSizes(dense=dense, experts=experts, embedding=embedding)

@@ -1,7 +1,7 @@
 """Time of one decode step and of one prefill: bandwidth, arithmetic, floors, communication.
 
-Pure. A step's time is the larger of reading memory and multiplying, softened where the two are near, plus
-what neither hides: launches, collectives, the host. See docs/planner.md for the derivation.
+Pure. A step's time is the larger of reading memory and multiplying, softened if the two are similar. Launches,
+collectives and the host are added, because neither hides them. See docs/planner.md for the derivation.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from appliance.planner.workload import Workload
 POWER_KNEE = 0.8
 POWER_EXPONENT = 0.58
 DECODE_SLACK = 0.85
-"""Speed of the units is ``(P / (knee x TDP)) ^ exponent``, and bandwidth suffers once that falls under the
-slack. Source: llama.cpp's power sweep from 200 to 600 W on an RTX PRO 6000 Workstation, prefill and
-decode."""
+"""Speed of the units is ``(P / (knee x TDP)) ^ exponent``; below the slack, bandwidth falls as well. Source:
+llama.cpp's power sweep from 200 to 600 W on an RTX PRO 6000 Workstation, prefill and decode."""
 
 ONE_SHOT_S = 20e-6
 """Latency of a one-shot all-reduce over PCIe. Source: community kernels, 6 to 12 us against NCCL's 25."""
 
+NETWORK_LATENCY_S = 15e-6
+"""One direction through a switched 25 to 100 Gbit/s network without kernel TCP (RoCE)."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeStep:
-    """Seconds of one decode step, by what takes them."""
+    """Seconds of one decode step by their cause."""
 
     memory: float
     compute: float
@@ -47,12 +49,12 @@ class DecodeStep:
 
 
 def distinct_experts(experts: int, per_token: int, tokens: float) -> float:
-    """Expected experts that ``tokens`` tokens choose between them, each ``per_token`` of ``experts``."""
+    """Return the expected number of experts that ``tokens`` tokens choose, each ``per_token`` of ``experts``."""
     return experts * (1.0 - math.pow(1.0 - per_token / experts, max(tokens, 0.0)))
 
 
 def unit_speed(workload: Workload) -> float:
-    """Speed of the card's units under its power limit, 1 without one."""
+    """Return the speed of the card's units under its power limit, 1 without one."""
     if workload.power_w is None:
         return 1.0
     share = min(1.0, workload.power_w / (POWER_KNEE * workload.card.tdp_w))
@@ -60,19 +62,19 @@ def unit_speed(workload: Workload) -> float:
 
 
 def bandwidth(workload: Workload) -> float:
-    """Bytes per second of the card's memory under its power limit."""
+    """Return the bytes per second of the card's memory under its power limit."""
     return workload.card.memory_gb_s * 1e9 * min(1.0, unit_speed(workload) / DECODE_SLACK)
 
 
 def kernel_share(workload: Workload, k: Constants) -> float:
-    """How well kernels are tuned for this generation of card, and for this engine."""
+    """Return how well kernels are tuned for this generation of cards and this engine, as a factor."""
     compute = workload.card.compute
     share = k.sm120_share if compute >= 12 else 1.0
     return share * (k.tuned_factor if workload.engine == "tensorrt-llm" else 1.0)
 
 
 def expert_rate(workload: Workload, k: Constants) -> float:
-    """Bytes per second at which grouped GEMMs read experts."""
+    """Return the bytes per second at which grouped GEMMs read experts."""
     share = k.expert_memory_share
     if workload.engine == "tensorrt-llm":
         share *= k.tuned_factor
@@ -80,7 +82,7 @@ def expert_rate(workload: Workload, k: Constants) -> float:
 
 
 def flops(workload: Workload, k: Constants) -> float:
-    """FLOP/s that large dense GEMMs reach."""
+    """Return the FLOP/s that large dense GEMMs reach."""
     card, units = workload.card, workload.precision.units
     bf16 = card.bf16_tflops * k.bf16_share
     rates = {
@@ -93,13 +95,13 @@ def flops(workload: Workload, k: Constants) -> float:
     return rates[units] * 1e12 * kernel_share(workload, k) * unit_speed(workload)
 
 
-def decode_step(workload: Workload, batch: float, context: float, k: Constants) -> DecodeStep:
-    """One step that decodes ``batch`` sequences of ``context`` tokens on one replica."""
+def decode_step(workload: Workload, k: Constants, *, batch: float, context: float) -> DecodeStep:
+    """Return the time of one step that decodes ``batch`` sequences of ``context`` tokens on one replica."""
     shape, layout, dtype = workload.shape, workload.layout, workload.precision
     tp, pp = layout.tp, layout.pp
     batch = max(batch, 1.0)
-    # In a pipeline each stage works on its own part of the batch; every part passes every stage in turn, so
-    # that one token for all of them takes as many stage times as there are stages.
+    # In a pipeline each stage works on its own part of the batch, and every part passes every stage in turn.
+    # So one token for all parts takes as many stage times as there are stages.
     micro = max(1.0, batch / pp)
     tokens = micro * (1 + workload.draft_tokens)
     local = tokens / tp if layout.attention_dp else tokens
@@ -115,7 +117,7 @@ def decode_step(workload: Workload, batch: float, context: float, k: Constants) 
     state = 2.0 * shape.state_bytes_per_sequence * micro / pp / tp
     kv_rate = bandwidth(workload) * k.kv_memory_share
     if dtype.kv_bytes < 2 and workload.engine != "tensorrt-llm":
-        # TensorRT-LLM's own attention kernels read FP8 at full speed; the open engines unpack it.
+        # TensorRT-LLM's own attention kernels read FP8 at full speed; the other engines unpack it.
         kv_rate *= k.quantised_kv_factor
     memory = (dense + state) / rate + kv / kv_shards / kv_rate
     skew = k.expert_parallel_skew if (layout.ep or layout.attention_dp) and tp > 1 else 1.0
@@ -132,22 +134,28 @@ def decode_step(workload: Workload, batch: float, context: float, k: Constants) 
     if workload.cpu is not None and workload.cpu_bytes_share:
         read_bytes = (parts.dense + parts.experts) * workload.cpu_bytes_share
         cpu += read_bytes / (workload.cpu.memory_gb_s * 1e9 * k.cpu_memory_share)
-    compute = _token_flops(workload, local, tokens, context, k) / (flops(workload, k) * pp)
+    needed = _token_flops(workload, local=local, tokens=tokens, context=context, k=k)
+    compute = needed / (flops(workload, k) * pp)
     floor = _floor(workload, k)
     host_scale = k.offline_factor if workload.engine == "tensorrt-llm" else 1.0
     if workload.engine == "llamacpp":
-        host_scale = 0.2  # its server's loop is C++, and one sequence decodes at a time
+        # The loop of llama.cpp's server is C++, and one sequence decodes at a time.
+        host_scale = 0.2
     host = host_scale * (k.step_s * min(pp, batch) + k.sequence_s * batch)
     draft = 1.0 + k.acceptance_cost * workload.draft_tokens
     return DecodeStep(
-        memory * pp * draft, compute * pp * draft, floor * draft + cpu, communication(workload, tokens, k), host
+        memory=memory * pp * draft,
+        compute=compute * pp * draft,
+        floor=floor * draft + cpu,
+        communication=communication(workload, tokens, k),
+        host=host,
     )
 
 
-def _token_flops(workload: Workload, local: float, tokens: float, context: float, k: Constants) -> float:
-    """FLOPs on the busiest card for ``tokens`` tokens of a step that attend to ``context`` each.
+def _token_flops(workload: Workload, *, local: float, tokens: float, context: float, k: Constants) -> float:
+    """Return the FLOPs on the busiest card for ``tokens`` tokens of a step, each with ``context`` tokens.
 
-    ``local`` are the tokens whose attention this card computes under attention data parallelism.
+    ``local`` is the number of tokens whose attention this card computes under attention data parallelism.
     """
     shape, layout = workload.shape, workload.layout
     shards = 1 if layout.attention_dp else layout.tp
@@ -165,13 +173,13 @@ def _token_flops(workload: Workload, local: float, tokens: float, context: float
 
 
 def _floor(workload: Workload, k: Constants) -> float:
-    """Launch time of one pass over all layers."""
+    """Return the launch time of one pass over all layers in seconds."""
     shape = workload.shape
     return shape.layers * k.layer_s + shape.moe_layers * k.expert_layer_s + shape.linear_layers * k.linear_layer_s
 
 
 def communication(workload: Workload, tokens: float, k: Constants) -> float:
-    """Seconds of collectives for one pass of ``tokens`` tokens over all layers of one replica."""
+    """Return the seconds of collectives for one pass of ``tokens`` tokens over all layers of one replica."""
     layout, card = workload.layout, workload.card
     tp = layout.tp
     seconds = 0.0
@@ -181,16 +189,17 @@ def communication(workload: Workload, tokens: float, k: Constants) -> float:
     rate = card.link_gb_s * 1e9 * k.link_share / penalty
     latency = (k.reduce_nvlink_s if nvlink else ONE_SHOT_S if workload.one_shot else k.reduce_pcie_s) * penalty
     if layout.hosts > 1 and workload.link_gb_s:
-        # Across machines the slower link and its latency rule every collective.
+        # Across machines, the slower link and its latency determine every collective.
         rate = min(rate, workload.link_gb_s * 1e9 * k.link_share)
         latency += 2 * NETWORK_LATENCY_S
     activation = tokens * workload.shape.hidden * 2.0
     if tp > 1:
         rounds = 2 * workload.shape.layers
-        steps = 1.0 + 0.25 * (tp - 2)  # latency grows with the ring
+        # Latency grows with the ring.
+        steps = 1.0 + 0.25 * (tp - 2)
         volume = activation * 2.0 * (tp - 1) / tp
         if layout.attention_dp and workload.shape.moe:
-            # Dispatch and combine: each token travels to the experts' cards and back.
+            # Dispatch and combine: each token is sent to the experts' cards and returned.
             volume = activation * min(workload.shape.moe.per_token, tp - 1) / tp
         seconds += rounds * (latency * steps + volume / rate)
     if layout.pp > 1:
@@ -198,20 +207,17 @@ def communication(workload: Workload, tokens: float, k: Constants) -> float:
     return seconds
 
 
-NETWORK_LATENCY_S = 15e-6
-"""One way through a switched 25 to 100 Gbit/s network with kernel TCP left out (RoCE)."""
-
-
 def prefill_time(workload: Workload, tokens: float, k: Constants) -> float:
-    """Seconds of one replica's cards to prefill one prompt of ``tokens`` tokens, nothing else running."""
+    """Return the seconds in which an idle replica's cards prefill one prompt of ``tokens`` tokens."""
     fresh = max(1.0, tokens * (1.0 - workload.prefix_hit))
     start = tokens - fresh
     mean_context = (start + tokens) / 2.0
     local = fresh / workload.layout.tp if workload.layout.attention_dp else fresh
-    arithmetic = _token_flops(workload, local, fresh, mean_context, k) / (flops(workload, k) * workload.layout.pp)
+    needed = _token_flops(workload, local=local, tokens=fresh, context=mean_context, k=k)
+    arithmetic = needed / (flops(workload, k) * workload.layout.pp)
     link = communication(workload, fresh, k)
     if workload.cpu is not None and (workload.cpu_expert_share or workload.cpu_bytes_share):
-        # Large prompts stream the weights once per chunk through the processor's memory.
+        # The weights in RAM are read once per chunk of a large prompt.
         parts = precision.weights(workload.shape, workload.precision)
         away = parts.experts * workload.cpu_expert_share + parts.total * workload.cpu_bytes_share
         arithmetic += max(1.0, fresh / 2048) * away / (workload.cpu.memory_gb_s * 1e9 * k.cpu_memory_share)
@@ -219,7 +225,7 @@ def prefill_time(workload: Workload, tokens: float, k: Constants) -> float:
 
 
 def prefill_latency(workload: Workload, tokens: float, k: Constants) -> float:
-    """Seconds from an idle replica to the first token of a prompt of ``tokens`` tokens."""
-    step = decode_step(workload, 1.0, tokens, k)
+    """Return the seconds to the first token of a prompt of ``tokens`` tokens on an idle replica."""
+    step = decode_step(workload, k, batch=1.0, context=tokens)
     once = max(prefill_time(workload, tokens, k) * workload.layout.pp, step.card)
     return once + step.floor + step.communication + step.host

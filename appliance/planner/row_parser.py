@@ -1,8 +1,8 @@
 """Reads one row of a measurements file as a :class:`~appliance.planner.workload.Workload`.
 
-Pure. The columns are those of ``catalog/measurements.csv``. What a row says in words (``pp=4``, ``layout
-DEP2,PP2``, ``kv fp8``, ``--n-cpu-moe 24``, ``ShareGPT``) is read from its notes by general patterns; what it
-does not say is taken from the benchmark's usual conditions, and the answer says so in ``assumed``.
+Pure. The columns are those of ``catalog/measurements.csv``. General patterns read conditions from the notes
+(``pp=4``, ``layout DEP2,PP2``, ``kv fp8``, ``--n-cpu-moe 24``, ``ShareGPT``). Conditions that the row does not
+state are the usual ones of the benchmark; ``assumed`` lists them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from appliance.planner.precision import Precision
 from appliance.planner.workload import EngineKind, Workload
 
 SHAREGPT = (217.0, 198.0)
-"""Mean prompt and answer of vLLM's ShareGPT benchmark over 1000 prompts."""
+"""Mean tokens of prompt and response in vLLM's ShareGPT benchmark over 1000 prompts."""
 USUAL_LENGTHS = (256.0, 512.0)
 USUAL_CONCURRENCY = 64.0
 USUAL_OUTPUT = 512.0
 OFFLINE_CONCURRENCY = 2048.0
 """Requests that TensorRT-LLM's offline benchmark keeps in flight (its default max batch size)."""
 USUAL_ACCEPTANCE = 0.7
-"""Share of drafted tokens accepted, where a row names speculation but no acceptance length."""
+"""Share of drafted tokens accepted, if a row names speculation but no acceptance length."""
 
 Row = Mapping[str, str]
 
@@ -45,20 +45,23 @@ class _Machine:
 
 
 def parse_row(row: Row, known: dict[str, Shape] | None = None) -> Workload:
-    """The question that ``row`` answers; :class:`UsageError` with one line where it cannot be understood."""
+    """Return the workload of ``row``; :class:`UsageError`, one line, if the row is not understood.
+
+    ``known`` are the models to search, the shipped ones if absent.
+    """
     assumed: list[str] = []
     notes = row.get("notes") or ""
     machine = _machine(row.get("gpu") or "", assumed)
     shape = _shape(row.get("model") or "", known, assumed)
     engine = _engine(row.get("engine") or "", assumed)
-    dtype = _precision(row.get("dtype") or "", notes, shape, engine, assumed)
+    dtype = _precision(row, notes, shape=shape, engine=engine, assumed=assumed)
     layout = _layout(row, notes, engine)
     shape, layout = _fit(shape, layout, dtype)
     words = f"{row.get('dtype') or ''} {notes}"
-    expert_share, bytes_share = _offload(words, machine, shape, dtype, layout)
-    prompt, answer = _lengths(row, notes, engine, assumed)
-    if shape.max_context < prompt + answer:
-        shape = dataclasses.replace(shape, max_context=int(prompt + answer) + 1)
+    expert_share, bytes_share = _offload(words, machine, shape=shape, dtype=dtype, layout=layout)
+    prompt, response = _lengths(row, notes, engine=engine, assumed=assumed)
+    if shape.max_context < prompt + response:
+        shape = dataclasses.replace(shape, max_context=int(prompt + response) + 1)
     draft, accepted = _speculation(notes)
     generic = bytes_share and machine.cpu is None
     cpu = find_cpu("generic desktop") if generic else machine.cpu
@@ -67,8 +70,8 @@ def parse_row(row: Row, known: dict[str, Shape] | None = None) -> Workload:
         shape=shape,
         precision=dtype,
         input=prompt,
-        output=answer,
-        concurrency=_concurrency(row, notes, engine, layout, machine.card, assumed),
+        output=response,
+        concurrency=_concurrency(row, notes, engine=engine, layout=layout, card=machine.card, assumed=assumed),
         layout=layout,
         engine=engine,
         power_w=_power(row, machine.card),
@@ -85,12 +88,15 @@ def parse_row(row: Row, known: dict[str, Shape] | None = None) -> Workload:
 
 
 def number(text: str | None, name: str) -> float | None:
-    """A figure of a row, the upper end of a range; None where the row is silent."""
+    """Return a figure of a row, the upper end of a range; None for an empty field.
+
+    Raises :class:`UsageError` for a field without a figure.
+    """
     if text is None or not text.strip():
         return None
     figures = re.findall(r"\d+(?:\.\d+)?", text.replace(",", ""))
     if not figures:
-        raise UsageError(f"{name} = {text!r} is no number; leave it empty where it is not known")
+        raise UsageError(f"{name} = {text!r} is not a number; leave it empty if it is not known")
     return float(figures[-1])
 
 
@@ -103,7 +109,7 @@ def _machine(text: str, assumed: list[str]) -> _Machine:
     for part in parts:
         try:
             found = _card(part)
-            # Unequal cards in one machine: the first rules, it holds what is read most.
+            # Of unequal cards in one machine the first counts: it holds the weights that are read most.
             card = card or found
             continue
         except UsageError:
@@ -115,12 +121,12 @@ def _machine(text: str, assumed: list[str]) -> _Machine:
                 raise
         cpu = find_cpu(part)
     if card is None:
-        raise UsageError(f"gpu = {text!r} names no card; name one of the catalogue")
+        raise UsageError(f"gpu = {text!r} names no card; name one of the catalog")
     return _Machine(card, cpu)
 
 
 def _card(text: str) -> Card:
-    """The card that ``text`` begins with, however it goes on (``H100 80GB HBM3``, ``4x RTX 5090 32GB``)."""
+    """Return the card with whose name ``text`` begins (``H100 80GB HBM3``, ``4x RTX 5090 32GB``)."""
     name = re.sub(r"^\s*(?:NVIDIA\s+)?\d+\s*[x*]\s*", "", text)
     try:
         return find_card(name)
@@ -149,12 +155,12 @@ def _shape(text: str, known: dict[str, Shape] | None, assumed: list[str]) -> Sha
         guessed = guess(name)
         if guessed is None:
             raise error from None
-        assumed.append(f"{name} is not in the catalogue: its shape is guessed from its name")
+        assumed.append(f"{name} is not in the catalog: its shape is guessed from its name")
         return guessed
 
 
 def guess(name: str) -> Shape | None:
-    """A shape from the sizes in a name (``Foo-30B-A3B``): a rough stand-in with usual proportions."""
+    """Return a rough shape of usual proportions from the sizes in a name (``Foo-30B-A3B``), None without sizes."""
     total = re.search(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)[Bb](?![A-Za-z\d])", name)
     active = re.search(r"[Aa](\d+(?:\.\d+)?)[Bb](?![A-Za-z\d])", name)
     if total is None:
@@ -206,7 +212,8 @@ def _engine(text: str, assumed: list[str]) -> EngineKind:
     return "vllm"
 
 
-def _precision(text: str, notes: str, shape: Shape, engine: EngineKind, assumed: list[str]) -> Precision:
+def _precision(row: Row, notes: str, *, shape: Shape, engine: EngineKind, assumed: list[str]) -> Precision:
+    text = row.get("dtype") or ""
     if not text.strip():
         assumed.append(f"precision not stated: taken as {shape.native}")
     stated_kv = re.search(r"\bkv (fp8|bf16|int8|nvfp4)", f"{text}, {notes}", re.IGNORECASE)
@@ -220,13 +227,13 @@ def _precision(text: str, notes: str, shape: Shape, engine: EngineKind, assumed:
         dtype = precision.parse({"4": "awq-int4", "8": "fp8"}[bits.group(1)], kv)
         assumed.append(f"{text}: taken as {dtype.name}")
     if engine == "tensorrt-llm" and not stated_kv and dtype.name in {"fp8", "nvfp4"}:
-        # NVIDIA's FP8 and NVFP4 checkpoints say kv_cache_quant_algo = FP8.
+        # NVIDIA's FP8 and NVFP4 checkpoints set kv_cache_quant_algo = FP8.
         dtype = dataclasses.replace(dtype, kv_bytes=1.0)
     size = re.search(r"(\d+(?:\.\d+)?) ?GiB", f"{text} " + " ".join(re.findall(r"GGUF [\d.]+ GiB", notes)))
     if size:
-        # A file's own size beats the usual bits per weight of its format.
+        # A file's own size is more exact than the usual bits per weight of its format.
         each = float(size.group(1)) * GIB / shape.total_params
-        dtype = precision.uniform(dtype.name, dtype.units, each, dtype.kv_bytes)
+        dtype = precision.uniform(dtype.name, dtype.units, each=each, kv_bytes=dtype.kv_bytes)
     if "marlin" in notes.lower() and dtype.units == "fp4":
         dtype = dataclasses.replace(dtype, units="w4a16")
     return dtype
@@ -235,7 +242,7 @@ def _precision(text: str, notes: str, shape: Shape, engine: EngineKind, assumed:
 def _layout(row: Row, notes: str, engine: EngineKind) -> Layout:
     cards = int(number(row.get("gpu_count"), "gpu_count") or 1)
     if not 1 <= cards <= 4096:
-        raise UsageError(f"gpu_count = {cards} makes no sense; nearest valid value: {min(max(cards, 1), 4096)}")
+        raise UsageError(f"gpu_count = {cards} is out of range; nearest valid value: {min(max(cards, 1), 4096)}")
     stated = re.search(r"layout (?:D?EP|TP)(\d+)(?:, ?PP(\d+))?", notes)
     if stated:
         tp, pp = int(stated.group(1)), int(stated.group(2) or 1)
@@ -252,7 +259,7 @@ def _layout(row: Row, notes: str, engine: EngineKind) -> Layout:
 
 
 def _fit(shape: Shape, layout: Layout, dtype: Precision) -> tuple[Shape, Layout]:
-    """The layout as it must have run: expert parallelism where shards would cut experts."""
+    """Return shape and layout as the engine must have run them: expert parallelism if shards would cut experts."""
     if layout.ep and shape.moe is None:
         layout = dataclasses.replace(layout, ep=False)
     if layout.attention_dp and shape.moe is None:
@@ -268,8 +275,10 @@ def _fit(shape: Shape, layout: Layout, dtype: Precision) -> tuple[Shape, Layout]
     return shape, layout
 
 
-def _offload(words: str, machine: _Machine, shape: Shape, dtype: Precision, layout: Layout) -> tuple[float, float]:
-    """Share of experts, and share of all weights, that lie in RAM."""
+def _offload(
+    words: str, machine: _Machine, *, shape: Shape, dtype: Precision, layout: Layout
+) -> tuple[float, float]:
+    """Return the share of experts, and the share of all weights, in RAM."""
     ngl = re.search(r"\bngl (\d+)", words)
     if ngl:
         return 0.0, max(0.0, 1.0 - int(ngl.group(1)) / (shape.layers + 1))
@@ -294,34 +303,38 @@ def _offload(words: str, machine: _Machine, shape: Shape, dtype: Precision, layo
     return min(1.0, max(0.0, 1.0 - free / parts.experts)), 0.0
 
 
-def _lengths(row: Row, notes: str, engine: EngineKind, assumed: list[str]) -> tuple[float, float]:
+def _lengths(row: Row, notes: str, *, engine: EngineKind, assumed: list[str]) -> tuple[float, float]:
+    """Return the tokens of prompt and response."""
     prompt = number(row.get("input_tokens"), "input_tokens")
-    answer = number(row.get("output_tokens"), "output_tokens")
+    response = number(row.get("output_tokens"), "output_tokens")
     deep = re.search(r"N_KV=(\d+)", notes)
     at = re.search(r"@ ?(\d+)[Kk]\b", notes)
     if engine == "llamacpp" and deep:
         prompt = float(deep.group(1))
     elif re.search(r"\btg\d+\b", notes):
-        prompt = 0.0  # llama-bench measures generation from an empty context
+        # llama-bench measures generation from an empty context.
+        prompt = 0.0
     elif prompt is None and re.search(r"\b0[ -](?:context|ctx)", notes):
         prompt = 0.0
     elif prompt is None and at:
         prompt = float(at.group(1)) * 1024
-    if "avg ~half" in notes and prompt is not None and answer is not None:
-        prompt, answer = prompt / 2, answer / 2
-    if prompt is None and answer is None and "sharegpt" in notes.lower():
+    if "avg ~half" in notes and prompt is not None and response is not None:
+        prompt, response = prompt / 2, response / 2
+    if prompt is None and response is None and "sharegpt" in notes.lower():
         assumed.append("ShareGPT's mean lengths")
         return SHAREGPT
-    if answer is None and prompt is not None:
+    if response is None and prompt is not None:
         return prompt, USUAL_OUTPUT
     if prompt is None:
         assumed.append("lengths not stated: 256 in, 512 out")
         prompt = USUAL_LENGTHS[0]
-        answer = answer if answer is not None else USUAL_LENGTHS[1]
-    return prompt, max(1.0, answer or 1.0)
+        response = response if response is not None else USUAL_LENGTHS[1]
+    return prompt, max(1.0, response or 1.0)
 
 
-def _concurrency(row: Row, notes: str, engine: EngineKind, layout: Layout, card: Card, assumed: list[str]) -> float:
+def _concurrency(
+    row: Row, notes: str, *, engine: EngineKind, layout: Layout, card: Card, assumed: list[str]
+) -> float:
     stated = number(row.get("concurrency"), "concurrency")
     if stated is not None:
         return stated
@@ -345,7 +358,7 @@ def _power(row: Row, card: Card) -> float | None:
 
 
 def _speculation(notes: str) -> tuple[int, float]:
-    """Tokens drafted per step, and tokens a step yields."""
+    """Return the tokens drafted per step, and the tokens that a step yields."""
     length = re.search(r"accept(?:ance)? length (\d+(?:\.\d+)?)", notes)
     if length:
         accepted = float(length.group(1))
@@ -368,7 +381,7 @@ def _decode_only(row: Row, notes: str, engine: EngineKind) -> bool:
 
 
 def _requests(notes: str) -> float | None:
-    """Requests of a ShareGPT run: all at once, of unequal length."""
+    """Return the requests of a ShareGPT run, which are sent at once and have unequal lengths; None for others."""
     if "sharegpt" not in notes.lower() or "max concurrency" in notes:
         return None
     prompts = re.search(r"(\d+) prompts", notes)
@@ -376,7 +389,7 @@ def _requests(notes: str) -> float | None:
 
 
 def states_conditions(row: Row) -> bool:
-    """Whether the row states lengths and concurrency."""
+    """Return whether the row states lengths and concurrency."""
     try:
         return all(
             number(row.get(key), key) is not None for key in ("input_tokens", "output_tokens", "concurrency")

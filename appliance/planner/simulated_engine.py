@@ -1,4 +1,4 @@
-"""The queueing simulation's engine, from a placed candidate."""
+"""The engine of the simulation, from a placement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ MAX_SLOTS = 512
 
 
 def simulated_engine(part: Placement) -> SimulatedEngine | None:
-    """None for options nobody waits on token by token (embeddings, the processor)."""
+    """Return the engine of ``part``; None without token-by-token responses from cards (embeddings, the processor).
+
+    The time per token between the predicted numbers of running requests is interpolated.
+    """
     workload = part.candidate.workload
     if workload is None or part.candidate.memory is None or part.candidate.model.shape.pooling:
         return None

@@ -1,13 +1,13 @@
-"""Discrete-event simulation of people and automations in front of the predicted engine.
+"""Discrete-event simulation of users and automations in front of the predicted engine.
 
-Pure and seeded. Chats are a closed population: each thinks, sends, reads the response, thinks again.
-Automations come on top, as a Poisson stream, in bursts, or in n8n's batches. A replica prefills one prompt at
-a time and decodes all its running requests together, each at the speed the roofline gives for that many;
-beyond its slots requests wait in line.
+Pure and seeded. Chats are a closed population: each thinks, sends a prompt, reads the response, thinks again.
+Automations send further requests: as a Poisson stream, in bursts, or in n8n's batches. A replica prefills one
+prompt at a time. It decodes all running requests together at the roofline's speed for their number; requests beyond
+its slots wait in a queue.
 
-Decoding is kept in virtual time: while ``n`` requests run, the clock of tokens advances by ``1 / tpot(n)``
-per second, so that a request ends when that clock has advanced by its response's length, whatever joins or
-leaves meanwhile. One request then costs a handful of heap operations, and a million take well under a minute.
+Decoding runs in virtual time. While ``n`` requests run, the clock of tokens advances by ``1 / tpot(n)`` per second.
+A request ends when that clock has advanced by the length of its response, even if other requests start or end
+meanwhile. So one request costs a few heap operations, and a million requests take well under a minute.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ ARRIVE, PREFILLED, FINISHED = 0, 1, 2
 MAX_REQUESTS = 10_000_000
 
 MAX_CHATS_TRIED = 20_000
-"""Chats up to which the breaking point is sought beyond those that are open."""
+"""Largest number of chats that the search for the breaking point tries beyond the open ones."""
 
 CHECKED_EVERY = 512
-"""Events between two looks at whether a trial is lost."""
+"""Events between two checks whether a trial has failed."""
 
 MAX_PER_TRIAL = 6 * MAX_CHATS_TRIED
-"""Requests of one trial of the breaking point, whatever the number of chats."""
+"""Most requests of one trial of the breaking point, for any number of chats."""
 
 Pattern = Literal["none", "poisson", "bursts", "n8n"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedEngine:
-    """A pool of equal replicas, as the roofline sees one of them."""
+    """A pool of equal replicas with the roofline's times."""
 
     replicas: int
     slots: int
-    """Requests one replica runs at once: its KV cache or its --max-num-seqs."""
+    """Requests that one replica runs at once, limited by its KV cache or its --max-num-seqs."""
     tpot_s: tuple[float, ...]
-    """Seconds per token with n running, index n; index 0 unused."""
+    """Seconds per token with n running requests at index n; index 0 is not used."""
     prefill_s_per_token: float
     first_s: float
     """Fixed part of the time to a first token."""
@@ -55,7 +55,7 @@ class SimulatedEngine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferedLoad:
-    """Who asks. Lengths are exponential around their means, at least one token."""
+    """The load of chats and automations. Lengths in tokens are exponential around their means, at least one."""
 
     users: int = 100
     chats: int = 200
@@ -71,7 +71,7 @@ class OfferedLoad:
 
 @dataclass(frozen=True, slots=True)
 class SimulationOutcome:
-    """What the simulation saw. Times in seconds."""
+    """The results of a simulation. Times are in seconds."""
 
     requests: int
     seconds: float
@@ -81,24 +81,31 @@ class SimulationOutcome:
     chats: int
     users: int
     chats_inside: int
-    """Chats of which at least 95 % of requests held the SLO."""
+    """Chats with at least 95 % of their requests within the SLO."""
     users_inside: int
-    """Users all of whose chats did."""
+    """Users with all their chats inside."""
     requests_inside: float
-    """Share of all requests that held the SLO."""
+    """Share of all requests within the SLO."""
     longest_queue: int
-    """At least as many waited: if as many wait as are simulated, further ones are not followed."""
+    """Longest queue, or a lower bound: once as many requests wait as are simulated, further ones are ignored."""
+
+
+_Request = tuple[float, int, float, float]
+"""Arrival, chat, tokens of the prompt, tokens of the response."""
 
 
 @dataclass(slots=True)
 class _Replica:
+    """The state of one replica."""
+
     running: int = 0
     clock: float = 0.0
     at: float = 0.0
     prefill_until: float = 0.0
     version: int = 0
-    waiting: deque[tuple[float, int, float, float]] = field(default_factory=deque)
+    waiting: deque[_Request] = field(default_factory=deque)
     ends: list[tuple[float, int, float, float, float]] = field(default_factory=list)
+    """Heap of running requests: end on the token clock, chat, arrival, start of decoding, tokens."""
 
 
 def simulate(
@@ -110,25 +117,27 @@ def simulate(
     ttft_slo_s: float = 2.0,
     tpot_slo_s: float = 0.1,
 ) -> SimulationOutcome:
-    """``requests`` requests from the first on; the same seed gives the same outcome.
+    """Return the outcome of ``requests`` requests from the first on; the same seed gives the same outcome.
 
-    Once as many requests wait as are simulated, further ones change no result and are not followed.
+    Once as many requests wait as are simulated, further ones change no result and are ignored. Raises
+    :class:`UsageError` for a number of requests out of range, and for a load without requests.
     """
     if requests < 1 or requests > MAX_REQUESTS:
         nearest = min(max(requests, 1), MAX_REQUESTS)
-        raise UsageError(f"{requests} requests cannot be simulated; nearest valid: {nearest}")
+        raise UsageError(f"{requests} requests to simulate are out of range; nearest valid: {nearest}")
     if load.chats < 1 and (load.rate <= 0 or load.pattern == "none"):
-        raise UsageError("nobody asks anything: name chats, or a rate of automations")
-    run = Simulation(engine, load, requests, seed, ttft_slo_s, tpot_slo_s)
+        raise UsageError("no load given; set --chats or an automation rate")
+    run = Simulation(engine, load, requests, seed=seed, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s)
     while run.events and run.done < requests:
         run.step()
     return run.outcome()
 
 
 class Simulation:
-    """The state of one simulation. Events are (time, order, kind, who, arrival or version, response).
+    """The state of one simulation.
 
-    ``order`` breaks ties, so that a run repeats exactly.
+    Events are (time, order, kind, target, arrival or version, response). ``order`` decides ties, so that a run
+    repeats exactly. ``target`` is the number of a chat, of a replica, or of both.
     """
 
     __slots__ = (
@@ -157,19 +166,20 @@ class Simulation:
         engine: SimulatedEngine,
         load: OfferedLoad,
         wanted: int,
-        seed: int,
-        ttft_slo_s: float,
-        tpot_slo_s: float,
+        *,
+        seed: int = 1,
+        ttft_slo_s: float = 2.0,
+        tpot_slo_s: float = 0.1,
     ) -> None:
         self.engine, self.load, self.slo = engine, load, (ttft_slo_s, tpot_slo_s)
-        # Every slot count has its entry, so that looking one up never checks a bound.
+        # The table has an entry for every number of slots, so that a lookup needs no check of the index.
         table = engine.tpot_s
         self.table = table + (table[-1],) * max(0, engine.slots + 1 - len(table))
         self.random = Random(seed).random  # noqa: S311
         self.replicas = [_Replica() for _ in range(engine.replicas)]
         self.events: list[tuple[float, int, int, int, float, float]] = []
         self.ttfts, self.tpots = array("d"), array("d")
-        # The last place counts what automations asked.
+        # The last place counts the requests of automations.
         self.good, self.total = [0] * (load.chats + 1), [0] * (load.chats + 1)
         self.now, self.order, self.waiting, self.longest = 0.0, 0, 0, 0
         self.wanted, self.missed, self.closed = wanted, 0, False
@@ -182,12 +192,14 @@ class Simulation:
 
     @property
     def done(self) -> int:
-        """Requests answered so far."""
+        """Finished requests."""
         return len(self.ttfts)
 
     def will_miss(self, allowed: int) -> bool:
-        """Whether more than ``allowed`` of the wanted requests have missed the SLO or will: those that have waited
-        longer than it are served next."""
+        """Return whether more than ``allowed`` of the wanted requests have missed the SLO or will miss it.
+
+        Requests that have waited longer than the SLO will miss it, and are served next.
+        """
         left = allowed + 1 - self.missed
         if left <= 0:
             return True
@@ -198,26 +210,26 @@ class Simulation:
         return all(len(one.waiting) >= each and one.waiting[each - 1][0] < overdue for one in self.replicas)
 
     def step(self) -> None:
-        """The next event."""
-        self.now, _, kind, who, extra, response = heappop(self.events)
+        """Process the next event."""
+        self.now, _, kind, target, extra, response = heappop(self.events)
         if kind == FINISHED:
-            if extra == self.replicas[who].version:
-                self._finish(who)
-            # Otherwise the batch changed since, and a newer entry stands in the heap.
+            if extra == self.replicas[target].version:
+                self._finish(target)
+            # Otherwise the batch has changed, and the heap has a newer entry.
         elif kind == PREFILLED:
-            index, chat = divmod(who, self.load.chats + 1)
+            index, chat = divmod(target, self.load.chats + 1)
             replica = self.replicas[index]
             self._advance(replica)
             heappush(replica.ends, (replica.clock + response, chat, extra, self.now, response))
             self._schedule(index, replica)
-        elif who == self.load.chats:
+        elif target == self.load.chats:
             self._automation()
         else:
-            self._arrive(who)
+            self._arrive(target)
 
-    def _push(self, time: float, kind: int, who: int, extra: float = 0.0, response: float = 0.0) -> None:
+    def _push(self, time: float, kind: int, target: int, *, extra: float = 0.0, response: float = 0.0) -> None:
         self.order += 1
-        heappush(self.events, (time, self.order, kind, who, extra, response))
+        heappush(self.events, (time, self.order, kind, target, extra, response))
 
     def _exponential(self, mean: float) -> float:
         return -mean * log(1.0 - self.random())
@@ -231,16 +243,16 @@ class Simulation:
         replica.version += 1
         if replica.ends:
             left = max(0.0, replica.ends[0][0] - replica.clock) * self.table[replica.running]
-            self._push(self.now + left, FINISHED, index, float(replica.version))
+            self._push(self.now + left, FINISHED, index, extra=float(replica.version))
 
-    def _start(
-        self, index: int, replica: _Replica, arrival: float, chat: int, prompt: float, response: float
-    ) -> None:
+    def _start(self, index: int, replica: _Replica, request: _Request) -> None:
+        arrival, chat, prompt, response = request
         replica.running += 1
         begin = max(self.now, replica.prefill_until)
         replica.prefill_until = begin + prompt * self.engine.prefill_s_per_token
-        who = index * (self.load.chats + 1) + chat
-        self._push(replica.prefill_until + self.engine.first_s, PREFILLED, who, arrival, response)
+        target = index * (self.load.chats + 1) + chat
+        begin_decode = replica.prefill_until + self.engine.first_s
+        self._push(begin_decode, PREFILLED, target, extra=arrival, response=response)
 
     def _arrive(self, chat: int) -> None:
         prompt = 1.0 + self._exponential(max(self.load.prompt - 1.0, 0.01))
@@ -248,7 +260,7 @@ class Simulation:
         index, replica = min(enumerate(self.replicas), key=lambda one: one[1].running + len(one[1].waiting))
         if replica.running < self.engine.slots:
             self._advance(replica)
-            self._start(index, replica, self.now, chat, prompt, response)
+            self._start(index, replica, (self.now, chat, prompt, response))
             self._schedule(index, replica)
         else:
             replica.waiting.append((self.now, chat, prompt, response))
@@ -258,7 +270,7 @@ class Simulation:
                 self._close()
 
     def _close(self) -> None:
-        """Take no further arrivals: all wanted requests are here already."""
+        """Stop arrivals: all wanted requests have arrived."""
         self.closed = True
         self.events = [event for event in self.events if event[2] != ARRIVE]
         heapify(self.events)
@@ -270,16 +282,16 @@ class Simulation:
             self._arrive(load.chats)
         if self.closed:
             return
-        # n8n runs on a timer; the others come at random.
+        # n8n runs on a timer; the other patterns are random.
         gap = size / load.rate
         self._push(self.now + (gap if load.pattern == "n8n" else self._exponential(gap)), ARRIVE, load.chats)
 
     def _finish(self, index: int) -> None:
         replica = self.replicas[index]
         self._advance(replica)
-        _, chat, asked, begun, length = heappop(replica.ends)
+        _, chat, arrival, begun, length = heappop(replica.ends)
         replica.running -= 1
-        ttft, tpot = begun - asked, (self.now - begun) / length
+        ttft, tpot = begun - arrival, (self.now - begun) / length
         self.ttfts.append(ttft)
         self.tpots.append(tpot)
         self.total[chat] += 1
@@ -288,28 +300,28 @@ class Simulation:
         self.missed += not inside
         if replica.waiting:
             self.waiting -= 1
-            self._start(index, replica, *replica.waiting.popleft())
+            self._start(index, replica, replica.waiting.popleft())
         self._schedule(index, replica)
         if chat < self.load.chats and not self.closed:
             self._push(self.now + self._exponential(self.load.think_s), ARRIVE, chat)
 
     def outcome(self) -> SimulationOutcome:
-        """What was seen so far. A chat that never got an response is not inside."""
+        """Return the results so far. A chat without a response is not inside."""
         chats = self.load.chats
         inside = [self.total[chat] > 0 and self.good[chat] >= 0.95 * self.total[chat] for chat in range(chats)]
         users = min(self.load.users, chats)
         users_inside = sum(all(inside[user:chats:users]) for user in range(users))
         return SimulationOutcome(
-            self.done,
-            self.now,
-            _percentiles(self.ttfts),
-            _percentiles(self.tpots),
-            chats,
-            users,
-            sum(inside),
-            users_inside,
-            sum(self.good) / max(1, sum(self.total)),
-            self.longest,
+            requests=self.done,
+            seconds=self.now,
+            ttft=_percentiles(self.ttfts),
+            tpot=_percentiles(self.tpots),
+            chats=chats,
+            users=users,
+            chats_inside=sum(inside),
+            users_inside=users_inside,
+            requests_inside=sum(self.good) / max(1, sum(self.total)),
+            longest_queue=self.longest,
         )
 
 
@@ -322,16 +334,17 @@ def breaking_point(
     tpot_slo_s: float = 0.1,
     requests: int = 6000,
 ) -> int:
-    """Open chats at which the SLO breaks: more than 5 % of requests miss it. To within a twentieth.
+    """Return the most open chats with at most 5 % of requests outside the SLO, to within a twentieth.
 
-    Each trial simulates six requests per chat, at most :data:`MAX_PER_TRIAL`: the rate of arrivals is that of the
-    steady state from the start, so that large populations need no further round. A trial ends once enough
-    requests have missed the SLO, or wait longer than it.
+    Each trial simulates six requests per chat, at most :data:`MAX_PER_TRIAL`. The rate of arrivals is that of the
+    steady state from the start, so that large populations need no further round. A trial ends once enough requests
+    have missed the SLO, or have waited longer than it.
     """
 
     def holds(chats: int) -> bool:
         wanted = max(requests, min(6 * chats, MAX_PER_TRIAL))
-        run = Simulation(engine, replace(load, chats=chats), wanted, seed, ttft_slo_s, tpot_slo_s)
+        slo = {"ttft_slo_s": ttft_slo_s, "tpot_slo_s": tpot_slo_s}
+        run = Simulation(engine, replace(load, chats=chats), wanted, seed=seed, **slo)
         allowed = int(0.05 * wanted)
         while run.events and run.done < wanted:
             for _ in range(CHECKED_EVERY):

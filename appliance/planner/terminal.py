@@ -1,4 +1,4 @@
-"""A plan and an evaluation on the terminal, by rich."""
+"""A plan, a prediction and an evaluation as text and tables on the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BAR_WIDTH = 40
 
 
 def show_plan(console: Console, report: PlanReport) -> None:
-    """The recommendation, its reasons, alternatives, memory, simulation, changes."""
+    """Print the recommendation, its reasons, alternatives, memory, simulation and changes."""
     best, demand = report.advice.best, report.demand
     cards = ", ".join(
         f"{machine.name}: {_cards(machine.cards)}, {machine.ram_gib:g} GiB" for machine in report.machines
@@ -42,7 +42,7 @@ def show_plan(console: Console, report: PlanReport) -> None:
     _show_memory(console, report)
     _show_queues(console, report)
     if report.changes:
-        table = Table(title="What would change", title_justify="left")
+        table = Table(title="Effect of changes", title_justify="left")
         for name in ("with", "then best", "headroom", "ms/token"):
             table.add_column(name)
         for change in report.changes:
@@ -110,7 +110,7 @@ def _show_queues(console: Console, report: PlanReport) -> None:
 
 
 def show_prediction(console: Console, prediction: Prediction) -> None:
-    """One point."""
+    """Print throughput, latency, limit and memory of one workload."""
     step = prediction.step
     console.print(
         f"[bold]{prediction.output_tok_s:.0f} tok/s[/bold] of output (80 %: {prediction.low:.0f} to "
@@ -134,7 +134,7 @@ def show_prediction(console: Console, prediction: Prediction) -> None:
 
 
 def show_evaluation(console: Console, results: Sequence[RowResult]) -> None:
-    """Errors over a file, then per group, then what was refused."""
+    """Print the errors over a file, then by group, then the refused rows."""
     table = Table(title="ln(predicted / true) of output tok/s", title_justify="left")
     for name in ("group", "rows", "answered", "median", "p90", "inside 80 %", "rank"):
         table.add_column(name, justify="left" if name == "group" else "right")

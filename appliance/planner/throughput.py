@@ -1,8 +1,8 @@
-"""From step times to what a client sees: output tok/s, TTFT and TPOT of a closed loop of requests.
+"""Throughput and latency for clients, from step times: output tok/s, TTFT and TPOT of a closed loop of requests.
 
-Pure. ``concurrency`` requests are always in flight; a replica runs as many as its KV cache and its slots
-hold, the rest wait. Over one request's life every other running request is prefilled once, so a cycle is the
-decode steps of one answer plus the prefills of all that run beside it.
+Pure. ``concurrency`` requests are always in flight. A replica runs as many as its KV cache and its slots hold; the
+rest waits. During one request every other running request is prefilled once. So a cycle is the decode steps of one
+response plus the prefills of all running requests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from appliance.planner.workload import Workload, check_workload
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the planner expects, with the ends of an 80 % interval for the throughput."""
+    """The expected throughput with the ends of its 80 % interval, and the expected latency."""
 
     output_tok_s: float
     low: float
@@ -28,21 +28,24 @@ class Prediction:
     running: float
     """Requests decoding at once, over all replicas."""
     limit: str
-    """What limits throughput: memory bandwidth, arithmetic, launches, links, host, KV cache."""
+    """Limit of the throughput: memory bandwidth, arithmetic, launches, links, host, KV cache."""
     step: DecodeStep
     memory: CardMemory
     assumed: tuple[str, ...]
 
 
 def predict(workload: Workload, k: Constants | None = None) -> Prediction:
-    """The closed loop of ``workload``; :class:`~appliance.errors.UsageError` where it cannot be."""
+    """Return the prediction for the closed loop of ``workload``, with the calibrated constants by default.
+
+    Raises :class:`~appliance.errors.UsageError` for an impossible workload.
+    """
     check_workload(workload)
     k = k or calibrated()
     memory = card_memory(
         workload.card,
         workload.shape,
         workload.precision,
-        workload.layout,
+        layout=workload.layout,
         utilization=workload.utilization,
         sequences=workload.max_sequences,
     )
@@ -55,7 +58,7 @@ def predict(workload: Workload, k: Constants | None = None) -> Prediction:
     room = kv_capacity(workload, memory)
     running = max(1.0, min(offered, slots, room))
     context = workload.input + workload.output / 2.0
-    step = decode_step(workload, running, context, k)
+    step = decode_step(workload, k, batch=running, context=context)
     prompt = prefill_time(workload, workload.input, k)
     steps = workload.output / workload.accepted
     decode = steps * step.total
@@ -74,26 +77,31 @@ def predict(workload: Workload, k: Constants | None = None) -> Prediction:
     ttft = first + max(0.0, min(running, offered) - 1) * prompt / 2
     if offered > running:
         ttft += (offered - running) / running * steps * step.total
+    if offered > running * 1.01 and room <= running * 1.01:
+        limit = "KV cache"
+    elif prefills > decode:
+        limit = "prefill arithmetic"
+    else:
+        limit = _longest_part(step)
     low, high = interval(workload)
     return Prediction(
-        rate,
-        rate * exp(low),
-        rate * exp(high),
-        ttft * 1e3,
-        tpot * 1e3,
-        running * busy,
-        _limit(step, decode, prefills, running, offered, room),
-        step,
-        memory,
-        workload.assumed,
+        output_tok_s=rate,
+        low=rate * exp(low),
+        high=rate * exp(high),
+        ttft_ms=ttft * 1e3,
+        tpot_ms=tpot * 1e3,
+        running=running * busy,
+        limit=limit,
+        step=step,
+        memory=memory,
+        assumed=workload.assumed,
     )
 
 
 def kv_capacity(workload: Workload, memory: CardMemory) -> float:
-    """Requests of this workload that the KV cache of one replica holds, on average over their growth.
+    """Return the requests of ``workload`` that the KV cache of one replica holds, on average over their growth.
 
-    Published runs are taken as true even where our account says the weights do not fit: then one request
-    runs.
+    A published run is accepted even if the weights do not fit by this calculation: then one request runs.
     """
     if workload.engine == "llamacpp" or workload.decode_only:
         return max(1.0, workload.concurrency)
@@ -102,7 +110,7 @@ def kv_capacity(workload: Workload, memory: CardMemory) -> float:
 
 
 def interval_class(workload: Workload) -> str:
-    """Which interval an answer gets: the less the question said, the wider."""
+    """Return the class of the interval of a prediction: the fewer conditions are stated, the wider."""
     if workload.cpu is not None or workload.shape.approximate:
         return "far"
     if workload.assumed:
@@ -111,16 +119,12 @@ def interval_class(workload: Workload) -> str:
 
 
 def interval(workload: Workload) -> tuple[float, float]:
-    """Logarithms to add for the low and the high end."""
+    """Return the logarithms to add for the low and the high end."""
     table = intervals()
     return table.get(interval_class(workload)) or table.get("all") or (-0.5, 0.5)
 
 
-def _limit(step: DecodeStep, decode: float, prefills: float, running: float, offered: float, room: float) -> str:
-    if offered > running * 1.01 and room <= running * 1.01:
-        return "KV cache"
-    if prefills > decode:
-        return "prefill arithmetic"
+def _longest_part(step: DecodeStep) -> str:
     parts = {
         "memory bandwidth": step.memory,
         "arithmetic": step.compute,

@@ -1,4 +1,4 @@
-"""What one more card, another power limit or more RAM would change."""
+"""The effect of one more card, another power limit or more RAM on the recommended plan."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from appliance.planner.placement import Plan, advise
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change to the first machine, and the plan that would then be best."""
+    """One change to the first machine, and the best plan with it."""
 
     what: str
     plan: Plan | None
-    """None where nothing would fit."""
+    """None if no plan would fit."""
 
 
 def changes(machines: tuple[HardwareSpec, ...], demand: Demand) -> list[Change]:
-    """A card more, lower power limits, twice the RAM."""
+    """Return the effects of one more card, of other power limits and of twice the RAM on the first machine."""
     first, rest = machines[0], machines[1:]
     tried: list[tuple[str, HardwareSpec]] = []
     if first.cards and len(first.cards) < MAX_CARDS:

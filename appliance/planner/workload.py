@@ -1,4 +1,4 @@
-"""One question to the roofline: this model, in this precision, on these cards, under this load."""
+"""The input of a prediction: a model in a precision, on cards in a layout, under a load."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MAX_CONCURRENCY = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """``input`` and ``output`` are tokens per request, ``concurrency`` requests in flight over all
-    replicas."""
+    """A load on a model and its cards. ``input`` and ``output`` are tokens per request, ``concurrency`` requests in
+    flight over all replicas."""
 
     card: Card
     shape: Shape
@@ -34,34 +34,36 @@ class Workload:
     engine: EngineKind = "vllm"
     power_w: float | None = None
     p2p: bool | None = None
-    """Peer-to-peer between cards; the card's own ability where None."""
+    """Peer-to-peer between cards; the card's own ability if None."""
     one_shot: bool = False
     """Whether small all-reduces over PCIe use a one-shot kernel instead of NCCL."""
     link_gb_s: float | None = None
     """Link between the machines of one copy, GB/s in one direction."""
     draft_tokens: int = 0
     accepted: float = 1.0
-    """Tokens that one step yields on average, with speculation; 1 without."""
+    """Tokens that one step yields on average with speculation; 1 without."""
     prefix_hit: float = 0.0
     """Share of the prompt that the prefix cache holds."""
     cpu: Cpu | None = None
     cpu_expert_share: float = 0.0
     """Share of the experts that the processor computes from RAM."""
     cpu_bytes_share: float = 0.0
-    """Share of all weights in RAM because the card is too small (llama.cpp without all layers on the
-    card)."""
+    """Share of all weights in RAM because the card is too small (llama.cpp with some layers on the card)."""
     decode_only: bool = False
-    """Whether the figure wanted is the rate while decoding, prompts left out (as llama-bench reports it)."""
+    """Whether to predict the rate while decoding, without prompts (as llama-bench reports it)."""
     requests: float | None = None
     """Requests of unequal length that arrive at once and are the whole run; None for a steady state."""
     utilization: float = 0.92
     max_sequences: int | None = None
     assumed: tuple[str, ...] = ()
-    """What the question left open and what was taken instead."""
+    """Conditions that the input did not state, each with the assumption used instead."""
 
 
 def check_workload(workload: Workload) -> Workload:
-    """``workload`` if it can be: one :class:`UsageError` line with the nearest valid value otherwise."""
+    """Return ``workload`` if it is possible.
+
+    Otherwise raise :class:`UsageError`, one line with the nearest valid value.
+    """
     for name, value, low, high in (
         ("input tokens", workload.input, 0, MAX_TOKENS),
         ("output tokens", workload.output, 1, MAX_TOKENS),
@@ -73,7 +75,7 @@ def check_workload(workload: Workload) -> Workload:
         ("pipeline parallel", workload.layout.pp, 1, MAX_DEGREE),
         ("replicas", workload.layout.replicas, 1, MAX_DEGREE),
     ):
-        check_range(name, value, low, high)
+        check_range(name, value, low=low, high=high)
     check_shards(workload.shape, workload.layout, workload.precision)
     limit = workload.shape.max_context
     if workload.input + workload.output > limit * 1.001:

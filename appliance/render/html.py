@@ -1,7 +1,7 @@
 """Renders HTML pages from jinja2 templates; a page needs no network and no other file.
 
-A page is a template beside the module that renders it. It extends `base.html.j2` (skeleton and style) and uses the
-macros of `macros.html.j2` for tables, tiles and lists.
+A page is a template in the folder of the module that renders it. It extends `base.html.j2` (skeleton and style) and
+uses the macros of `macros.html.j2` for tables, tiles and lists.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def plot(title: str, axes: Axes, series: Sequence[Series], *, height: int = HEIG
     entries = []
     for index, one in enumerate(drawn):
         colour = one.colour or COLOURS[index % len(COLOURS)]
-        parts += _series(one, colour, x, y)
+        parts += _series(one, colour, x=x, y=y)
         entries.append(legend_entry(colour, one.name))
     if axes.limit is not None:
         if near:

@@ -1,12 +1,12 @@
 """Attributes the silence of a tunnel's peer to this generation or to the other end.
 
-WireGuard does not reply to unknown peers, so a wrong key, a wrong port and a VPS without power look the same from
-here. The evidence is on this side: the keys, endpoint and port of the last handshake on this machine, under any
-generation, and whether this host still reaches the first hop towards the peer. A generation that changed neither
-cannot cause or fix a silence beyond that hop. Without such evidence the generation is at fault: one that
-disconnects a distant machine must not become its default.
+WireGuard does not reply to unknown peers, so an incorrect key or port and a VPS without power look the same from
+here. The evidence is on this side: the last handshake on this machine, under any generation, and the first hop
+towards the peer. The smoke test records keys, endpoint and port of each handshake, and checks whether the first hop
+responds. A generation that changed neither cannot cause or fix a silence beyond that hop. Without such evidence the
+generation is taken as the cause: one that disconnects a distant machine must not become its default.
 
-The doctor reports the silence and writes nothing; the smoke test attributes it, because it records the handshakes.
+The doctor only reports the silence, because it writes nothing.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ WAIT_S = 30.0
 BETWEEN_LOOKS_S = 1.0
 
 SILENT = frozenset({"wireguard-no-handshake", "wireguard-stale"})
-"""Causes of the doctor's ``tunnel`` that do not show which side is at fault."""
+"""Causes of the doctor's ``tunnel`` that do not show which side causes the failure."""
 
 RESPONDING = frozenset({"REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT"})
 """States of a neighbour that has responded (ip-neighbour(8)).
 
-One that stops responding is FAILED or INCOMPLETE within seconds, because WireGuard keeps sending.
+A neighbour that stops responding is FAILED or INCOMPLETE within seconds, because WireGuard keeps sending.
 """
 
 IFF_NOARP = 0x80
@@ -90,7 +90,7 @@ def fault_domain(peer: LocalPeer, last: LocalPeer | None, hop: Hop | None) -> tu
 def local_peers(tunnel: Tunnel, state: TunnelState) -> dict[str, LocalPeer]:
     """Return each peer by its name: the own key as loaded by WireGuard, the rest from the machine's description."""
     return {
-        name: LocalPeer(state.public_key, peer.public_key, peer.endpoint, tunnel.listen_port)
+        name: LocalPeer(state.public_key, peer.public_key, endpoint=peer.endpoint, listen_port=tunnel.listen_port)
         for name, peer in tunnel.peers.items()
     }
 

@@ -40,7 +40,13 @@ def command(site: Site, args: argparse.Namespace, key: str, stop: Stop) -> int:
     with Outputs({"--json": args.json}, stop) as outputs:
         report = run_load(site.smoke, url=url, key=key, model=model, folder=site.data_path(Path.cwd()), stop=stop)
         console = long_run_console()
-        deliver(report, outputs, stop, {"--json": report.to_json}, lambda _: show(report, console, subject=model))
+        deliver(
+            report,
+            outputs,
+            stop=stop,
+            renderers={"--json": report.to_json},
+            show=lambda _: show(report, console, subject=model),
+        )
     return report.exit_code
 
 

@@ -1,7 +1,7 @@
 """Tests a running host: a token from each engine, the checks of ``appliance doctor``, authentication, then a load.
 
 The order matters: while an engine loads, the doctor would report it as starting. A load is run only if everything
-before passed, since it proves nothing about a service that is open or broken.
+before passed, since it proves nothing about a service that is open or fails.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def run_smoke_test(
             add(check_host(site, base, folder.parent / handshake.NAME))
             add(check_auth(site, key))
         if all(step.level != "fail" for step in steps):
-            load = _run_load(site, key, folder, lambda step: add([step]), stop)
+            load = _run_load(site, key, folder=folder, add=lambda step: add([step]), stop=stop)
     except Stopped:
         # The step below reports it.
         pass
@@ -120,7 +120,7 @@ def run_smoke_test(
         add([SmokeStep("load", "fail", str(error))])
     if stop.requested:
         fix = "systemd sends SIGTERM when appliance.smoke.timeoutSec is over, or when the unit is stopped"
-        add([SmokeStep("interrupted", "fail", f"{stop.reason} ended the test before its end", fix)])
+        add([SmokeStep("interrupted", "fail", seen=f"{stop.reason} ended the test before its end", fix=fix)])
     generation = system.running.generation
     proof = Proof(
         system=generation.system,
@@ -146,7 +146,7 @@ def check_host(site: Site, base: Path, known: Path) -> Iterator[SmokeStep]:
         handshake.wait_for_handshakes(host, tunnel)
     # Without the units: the smoke test is one of them and has not ended.
     only = [check.name for check in CHECKS if check.name != "units"]
-    context = CheckContext(host, site, machine, base, time.time())
+    context = CheckContext(host, site, machine=machine, base=base, now=time.time())
     findings: Iterable[Finding] = examine(context, only).results
     if tunnel is not None:
         findings = handshake.attribute_fault(host, tunnel, findings, known=known, now=context.now)
@@ -154,12 +154,12 @@ def check_host(site: Site, base: Path, known: Path) -> Iterator[SmokeStep]:
 
 
 def step_of(finding: Finding) -> SmokeStep:
-    """Return a finding of the doctor as a step, which fails only if a generation can be at fault."""
+    """Return a finding of the doctor as a step, which fails only if a generation can be the cause."""
     name = f"{finding.name} {finding.subject}".strip()
     external = finding.level == "fail" and finding.fault_domain == "external"
     # Checks that need root are warnings and never cause a rollback.
     level: report.Level = "warn" if external or finding.level == "unknown" else finding.level
-    return SmokeStep(name, level, finding.seen, finding.fix, external)
+    return SmokeStep(name, level, seen=finding.seen, fix=finding.fix, external=external)
 
 
 def check_tokens(site: Site, timeout_s: float | None = None) -> Iterator[SmokeStep]:
@@ -180,27 +180,29 @@ def check_tokens(site: Site, timeout_s: float | None = None) -> Iterator[SmokeSt
         if reason:
             unit = f"appliance-engine-{replica.name}"
             fix = f"systemctl status {unit}; journalctl -u {unit}"
-            yield SmokeStep(name, "fail", f"no token within {limit:.0f} s ({reason})", fix)
+            yield SmokeStep(name, "fail", seen=f"no token within {limit:.0f} s ({reason})", fix=fix)
         else:
             yield SmokeStep(name, "ok", f"responded after {time.monotonic() - clock:.0f} s")
 
 
 def check_auth(site: Site, key: str) -> Iterator[SmokeStep]:
-    """Check that the gateway rejects requests without a key or with a wrong one, and accepts ``key``."""
+    """Check that the gateway rejects requests without a key or with an unknown one, and accepts ``key``."""
     url = f"http://{site.gateway.host}:{site.gateway.port}"
     for name, sent, wanted in (
         ("refuses no key", "", 401),
-        ("refuses a wrong key", "sk-not-a-key", 401),
+        ("refuses an unknown key", "sk-not-a-key", 401),
         ("takes a key", key, 200),
     ):
         try:
             status = send_request(url, "/v1/models", key=sent, timeout_s=GATEWAY_TIMEOUT_S).status
         except NO_RESPONSE as error:
             fix = "systemctl status appliance-gateway; journalctl -u appliance-gateway"
-            yield SmokeStep(f"gateway {name}", "fail", f"no response ({type(error).__name__})", fix)
+            yield SmokeStep(f"gateway {name}", "fail", seen=f"no response ({type(error).__name__})", fix=fix)
             return
         fix = "" if status == wanted else "journalctl -u appliance-gateway"
-        yield SmokeStep(f"gateway {name}", _level(status == wanted), f"responded with status {status}", fix)
+        yield SmokeStep(
+            f"gateway {name}", _level(status == wanted), seen=f"responded with status {status}", fix=fix
+        )
 
 
 def _level(holds: bool) -> report.Level:
@@ -214,16 +216,16 @@ def _run_load(site: Site, key: str, folder: Path, add: OnStep, stop: Stop) -> di
     except StoreError:
         raise
     except ApplianceError as error:
-        add(SmokeStep("load", "fail", str(error), "run `appliance loadtest` by hand"))
+        add(SmokeStep("load", "fail", seen=str(error), fix="run `appliance loadtest` by hand"))
         return None
     for check in result.checks:
         measured = "not measured" if check.value is None else _amount(check.value, check.unit)
         limit = f"limit {_amount(check.limit, check.unit)}"
         fix = "" if check.holds else "`appliance loadtest` shows more; smoke.slo holds the limits"
-        add(SmokeStep(f"load {check.name}", _level(check.holds), f"{measured}, {limit}", fix))
+        add(SmokeStep(f"load {check.name}", _level(check.holds), seen=f"{measured}, {limit}", fix=fix))
     if result.exit_code == reports.INVALID:
         reason = "; ".join(result.invalid) or "no request was made"
-        add(SmokeStep("load", "fail", f"the run is invalid: {reason}", f"see {folder}"))
+        add(SmokeStep("load", "fail", seen=f"the run is invalid: {reason}", fix=f"see {folder}"))
     page = folder / "load.html"
     try:
         # The page with plots; report.html links to it.

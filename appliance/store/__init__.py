@@ -1,1 +1,1 @@
-"""What is kept: API keys and usage rows, in SQLite by default and in PostgreSQL where a URL names one."""
+"""The database: API keys and usage records, in SQLite by default or in PostgreSQL."""

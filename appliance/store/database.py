@@ -1,4 +1,4 @@
-"""Opens the database of a gateway, and brings its tables up to date."""
+"""Opens the database of a gateway and migrates its tables."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ FILE = "appliance.sqlite"
 BUSY_MS = 5000
 CONNECT_S = 5
 ADVISORY_LOCK = 0x61_70_70_6C
-"""Two gateways that start at once on one PostgreSQL migrate one after the other ("appl")."""
+"""Lock of PostgreSQL for migrations ("appl"): two gateways that start at once migrate one after the other."""
 
 
 def open_database(folder: Path, url: str | None = None) -> Engine:
-    """The database at ``url``, or ``appliance.sqlite`` in ``folder``, with its tables up to date.
+    """Return the database at ``url``, or ``appliance.sqlite`` in ``folder``, with migrated tables.
 
-    Raises :class:`StoreError` where it cannot be reached, or was made by a newer version.
+    Raises :class:`StoreError` if it cannot be reached, or if a newer version created it.
     """
-    where = str(folder / FILE) if url is None else make_safe(url)
+    name = str(folder / FILE) if url is None else make_safe(url)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         engine = _sqlite(folder / FILE) if url is None else _postgres(url)
         try:
             with _alone(folder):
-                upgrade(engine, where)
+                upgrade(engine, name)
         except BaseException:
             engine.dispose()
             raise
@@ -44,18 +44,18 @@ def open_database(folder: Path, url: str | None = None) -> Engine:
         fix = "check that PostgreSQL runs and that PGPASSFILE holds the password"
         if url is None:
             fix = _fix(folder / FILE, error) or "check the folder and its owner"
-        raise StoreError(f"{where}: cannot be opened ({_first(error)}); {fix}") from error
+        raise StoreError(f"{name}: cannot be opened ({_first(error)}); {fix}") from error
     return engine
 
 
 def refused(error: SQLAlchemyError, engine: Engine) -> StoreError:
-    """Return the error for a statement that the database of ``engine`` refused: which, why, and the fix."""
+    """Return the error for a statement that the database of ``engine`` refused: database, cause, fix."""
     if engine.dialect.name == "sqlite":
         path = Path(engine.url.database or FILE)
-        where, fix = str(path), _fix(path, error) or "check the file and its disk"
+        name, fix = str(path), _fix(path, error) or "check the file and its disk"
     else:
-        where, fix = make_safe(str(engine.url)), "check that it runs and has room"
-    return StoreError(f"{where}: the database refuses ({_first(error)}); {fix}")
+        name, fix = make_safe(str(engine.url)), "check that it runs and that its disk has free space"
+    return StoreError(f"{name}: the database refuses ({_first(error)}); {fix}")
 
 
 def _cause(error: Exception) -> BaseException:
@@ -63,7 +63,7 @@ def _cause(error: Exception) -> BaseException:
 
 
 def _first(error: Exception) -> str:
-    """Return the first line of what the database, or the system, gave as the reason."""
+    """Return the first line of the reason that the database, or the system, gave."""
     cause = _cause(error)
     if isinstance(cause, OSError):
         return cause.strerror or str(cause)
@@ -71,25 +71,25 @@ def _first(error: Exception) -> str:
 
 
 def _fix(path: Path, error: Exception) -> str | None:
-    """Return what to do about a refused SQLite file by its cause; ``None`` for a cause without a fix of its own."""
+    """Return the fix for a refused SQLite file by its cause; ``None`` for a cause without a fix of its own."""
     cause = _cause(error)
     if isinstance(cause, OSError):
         return write_fix(Path(cause.filename) if isinstance(cause.filename, str) else path, cause.errno)
-    # The low byte is the primary code, the rest says more about it.
+    # The low byte is the primary result code, the other bytes extend it.
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return write_fix(path, errno.ENOSPC)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
         return write_fix(path, _refusal(path))
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return "restore it from a backup, or move it away: then keys have to be made anew"
+        return "restore it from a backup, or move it away and create all keys again"
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"another process holds it: `fuser {path}` shows which"
     return None
 
 
 def _refusal(path: Path) -> int:
-    """Return why SQLite could not write ``path`` and the files beside it, as an errno: SQLite does not keep it."""
+    """Return why SQLite could not write ``path`` or its journal, as an errno: SQLite does not keep it."""
     disk = os.statvfs(existing(path.parent))
     if disk.f_flag & os.ST_RDONLY:
         return errno.EROFS
@@ -102,25 +102,28 @@ def _refusal(path: Path) -> int:
 
 
 def make_safe(url: str) -> str:
-    """``url`` for messages: without its password."""
+    """Return ``url`` without its password, for messages; raises :class:`StoreError` if it is not a URL."""
     try:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
         raise StoreError(
-            "gateway.database_url is no URL; write it like postgresql://appliance@localhost/appliance"
+            "gateway.database_url is not a URL; write it like postgresql://appliance@localhost/appliance"
         ) from None
 
 
-def upgrade(engine: Engine, where: str) -> None:
-    """Run the migrations that are missing; refuse a database of a newer version."""
+def upgrade(engine: Engine, name: str) -> None:
+    """Run the missing migrations of the database ``name``.
+
+    Raises :class:`StoreError` if a newer version created it.
+    """
     with engine.connect() as connection:
         current = _revision(connection)
     if current == REVISION:
         return
     if current is not None and current not in REVISIONS:
         raise StoreError(
-            f"{where}: was made by a newer version (its schema is {current}, this one knows {REVISION}); "
-            "upgrade the appliance, or restore the backup from before"
+            f"{name}: was made by a newer version (its schema is {current}, this version has {REVISION}); "
+            "upgrade the appliance, or restore an older backup"
         )
     # Imported late: a gateway whose tables are up to date never needs it.
     from alembic import command  # noqa: PLC0415
@@ -144,7 +147,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _sqlite(path: Path) -> Engine:
-    # The file must exist with its mode before SQLite opens it: it holds digests and users' names.
+    # Create the file with its mode before SQLite does: it holds digests and users' names.
     path.touch(mode=0o600)
     engine = create_engine(
         f"sqlite:///{path}", connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False}
@@ -153,7 +156,7 @@ def _sqlite(path: Path) -> Engine:
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: object) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
-        # A power cut may lose the last moments' rows, never the file.
+        # A power failure may lose the last rows, but never damages the file.
         connection.execute("PRAGMA synchronous = NORMAL")
 
     return engine
@@ -174,7 +177,7 @@ def _postgres(url: str) -> Engine:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time brings a folder's database up to date."""
+    """Hold the lock of migrations in ``folder``: one process at a time."""
     with (folder / ".database.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""API keys at rest: made once, shown once, stored as SHA-256. Every change is counted, so that gateways notice."""
+"""API keys at rest: stored as SHA-256, shown once. Every change is counted, so that gateways can poll for it."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
 
 
 class KeyStore:
-    """The keys of one site; raises :class:`StoreError` where the database fails."""
+    """The keys of one site. Every method raises :class:`StoreError` if the database fails."""
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
         self._engine = open_database(folder, url)
 
     def create(self, user: str, **limits: Any) -> str:
-        """Make a key for ``user`` and return it; nothing keeps it in clear. ``limits`` as in :meth:`change`."""
+        """Create a key for ``user`` and return it; only its digest is stored. ``limits`` as in :meth:`change`."""
         if not USER.fullmatch(user):
             raise UsageError(
-                f"{user!r} is no user's name; use letters, digits, dot, dash and underscore, at most 63"
+                f"{user!r} is not a user name; use at most 63 letters, digits, dots, dashes and underscores"
             )
         key_id = secrets.token_hex(6)
         key = f"sk-{key_id}-{secrets.token_urlsafe(32)}"
@@ -60,14 +60,20 @@ class KeyStore:
         return key
 
     def change(self, key_id: str, **changes: Any) -> Key:
-        """Change :data:`CHANGEABLE` columns of a key; ``None`` takes a limit away. Raises :class:`UsageError`."""
+        """Change :data:`CHANGEABLE` columns of a key and return it; ``None`` removes a limit.
+
+        Raises :class:`UsageError` if the key does not exist or a value is out of range.
+        """
         wanted = self.get(key_id).id
         if changes:
             self._write(update(KEYS).where(KEYS.c.id == wanted).values(_checked(changes)))
         return self.get(wanted)
 
     def revoke(self, key_id: str) -> Key:
-        """Revoke the key with this id (or the key itself); raises :class:`UsageError` where there is none."""
+        """Revoke the key with this id (or the key itself) and return it.
+
+        Raises :class:`UsageError` if it does not exist.
+        """
         wanted = self.get(key_id).id
         self._write(
             update(KEYS).where(KEYS.c.id == wanted, KEYS.c.revoked_at.is_(None)).values(revoked_at=time.time())
@@ -75,7 +81,7 @@ class KeyStore:
         return self.get(wanted)
 
     def get(self, key_id: str) -> Key:
-        """One key, by its id or by itself; raises :class:`UsageError` where there is none."""
+        """Return the key with this id (or the key itself); raises :class:`UsageError` if it does not exist."""
         match = KEY.fullmatch(key_id.encode())
         wanted = match.group(1).decode() if match else key_id
         with self._reading() as connection:
@@ -85,12 +91,12 @@ class KeyStore:
         return _key(row)
 
     def all(self) -> list[Key]:
-        """Every key, oldest first."""
+        """Return all keys, oldest first."""
         with self._reading() as connection:
             return [_key(row) for row in connection.execute(select(KEYS).order_by(KEYS.c.created_at))]
 
     def snapshot(self, since: int) -> tuple[int, list[Key]] | None:
-        """All keys and the count of changes; ``None`` when nothing changed after change number ``since``."""
+        """Return the number of changes and all keys; ``None`` if nothing changed after change number ``since``."""
         with self._reading() as connection:
             number = connection.execute(select(CHANGES.c.number).where(CHANGES.c.what == "keys")).scalar_one()
             if number == since:
@@ -121,14 +127,14 @@ class KeyStore:
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` as columns; raises :class:`UsageError` that names what is out of range."""
+    """Return ``values`` as columns; raises :class:`UsageError` that names the value out of range."""
     unknown = sorted(values.keys() - CHANGEABLE)
     if unknown:
         raise UsageError(f"a key has no {unknown[0]!r}; it has {', '.join(sorted(CHANGEABLE))}")
     for column in ("requests_per_minute", "tokens_per_minute", "requests_in_flight"):
         value = values.get(column)
         if value is not None and not 0 < value <= 2**31 - 1:
-            raise UsageError(f"{column} is {value}; it must be more than 0, or be left out for no limit")
+            raise UsageError(f"{column} is {value}; it must be more than 0; omit it for no limit")
     weight = values.get("weight")
     if weight is not None and not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
         raise UsageError(f"weight is {weight:g}; it must be from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}")

@@ -17,7 +17,7 @@ State = Literal["active", "expired", "revoked"]
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key as stored; times are seconds since the epoch. Its limits narrow its user's, never widen them."""
+    """A stored key; times are seconds since the epoch. Its limits apply in addition to its user's."""
 
     id: str
     user: str
@@ -27,17 +27,17 @@ class Key:
     revoked_at: float | None = None
     name: str = ""
     models: frozenset[str] | None = None
-    """Models and roles it may ask for; all when ``None``."""
+    """Models and roles that it may use; ``None`` for all."""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     requests_in_flight: int | None = None
     weight: float | None = None
-    """Priority weight in the queue; its user's when ``None``."""
+    """Priority weight in the queue; ``None`` for its user's."""
     end_users: bool = False
-    """Whether requests name the end users they are for, and each of those counts as a user."""
+    """Whether each end user that a request names counts as a user."""
 
     def state(self, now: float) -> State:
-        """``active``, ``expired`` or ``revoked``."""
+        """Return the state at ``now``, in seconds since the epoch."""
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expires_at is not None and now >= self.expires_at else "active"
@@ -53,7 +53,7 @@ class Key:
 
     @property
     def account(self) -> str:
-        """The user that the key was made for, whichever end user uses it. A user's name has no slash."""
+        """The user of the key, without an end user. A user's name has no slash."""
         return self.user.partition("/")[0]
 
     @property
@@ -62,17 +62,17 @@ class Key:
         return f"{self.id}/{self.user}"
 
     def of_end_user(self, name: str) -> Key:
-        """Return this key as end user ``name`` uses it: its ``user`` is ``<account>/<name>``."""
+        """Return this key for the end user ``name``: its ``user`` is ``<account>/<name>``."""
         return replace(self, user=f"{self.account}/{name}")
 
     def allows(self, name: str) -> bool:
-        """Whether it may ask for the model or role ``name``."""
+        """Return whether it may use the model or role ``name``."""
         return self.models is None or name in self.models
 
 
 @dataclass(slots=True)
 class UsageRow:
-    """What one request used. Times in milliseconds, tokens as the engine reported them unless ``estimated``."""
+    """Usage of one request. Times are in milliseconds, tokens as the engine reported them unless ``estimated``."""
 
     started_at: float
     request_id: str

@@ -1,4 +1,4 @@
-"""The tables, once for both databases. How they came to be is in ``migrations/``."""
+"""The tables, for both SQLite and PostgreSQL. ``migrations/`` creates and changes them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sqlalchemy import (
 )
 
 REVISION = "0002"
-"""The migration that makes the tables below; a test holds it to the newest one there is."""
+"""The newest migration, which gives the tables below; a test compares both."""
 
 REVISIONS = ("0001", "0002")
-"""Every migration this version knows, oldest first."""
+"""All migrations of this version, oldest first."""
 
 METADATA = MetaData()
 
@@ -49,7 +49,7 @@ CHANGES = Table(
     Column("what", String(20), primary_key=True),
     Column("number", BigInteger, nullable=False),
 )
-"""How often a table was changed, counted in the transaction that changes it: cheap to poll."""
+"""Number of changes of a table, counted in the transaction of the change: cheap to poll."""
 
 USAGE = Table(
     "usage",

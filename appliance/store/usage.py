@@ -1,4 +1,4 @@
-"""Questions about usage rows: sums by user, key, model, role, engine, outcome or day."""
+"""Sums of usage records by user, key, model, role, engine, outcome or day."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLUMNS: dict[str, ColumnElement[str]] = {
 BY = (*COLUMNS, "day")
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for a formula at the start of a cell (OWASP, "CSV Injection")."""
+"""First characters of a cell that a spreadsheet evaluates as a formula (OWASP, "CSV Injection")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +46,16 @@ class UsageLine:
 
 
 class UsageReader:
-    """Reads usage rows; raises :class:`StoreError` where the database fails."""
+    """Reads usage records. Every method raises :class:`StoreError` if the database fails."""
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
         self._engine = open_database(folder, url)
 
     def sums(self, by: str, since: float, until: float | None = None, user: str | None = None) -> list[UsageLine]:
-        """Sums by one of :data:`BY`, of requests begun from ``since`` to ``until`` (seconds since the epoch).
+        """Return sums by one of :data:`BY` over requests that started from ``since`` to ``until``.
 
-        ``user`` restricts them to one user with its end users, or to one ``user/end-user``.
+        Both are in seconds since the epoch. ``user`` selects one user with its end users, or one ``user/end-user``.
+        Raises :class:`UsageError` if ``by`` is not one of :data:`BY`.
         """
         if by not in BY:
             raise UsageError(f"usage cannot be summed by {by!r}; take one of {', '.join(BY)}")
@@ -62,11 +63,11 @@ class UsageReader:
         end = time.time() + 60 if until is None else until
         within = (USAGE.c.started_at >= since) & (USAGE.c.started_at < end)
         if user is not None:
-            # Not LIKE: "_" is part of names, and SQLite's ignores case.
+            # Not LIKE: names contain "_", and SQLite's LIKE ignores case.
             prefix = user + "/"
             within &= (USAGE.c.user == user) | (func.substr(USAGE.c.user, 1, len(prefix)) == prefix)
         failed = case((USAGE.c.status >= 400, 1), (USAGE.c.outcome != "ok", 1), else_=0)
-        question = (
+        statement = (
             select(
                 column,
                 func.count(),
@@ -81,7 +82,7 @@ class UsageReader:
             .group_by(column)
             .order_by(func.sum(USAGE.c.completion_tokens).desc(), column)
         )
-        # Exact percentiles need the values in order; SQLite has no function for them, so both are asked alike.
+        # Exact percentiles need sorted values: SQLite has no function for them, so both databases get this query.
         times = (
             select(column, USAGE.c.ttft_ms).where(within, USAGE.c.ttft_ms.is_not(None)).order_by(USAGE.c.ttft_ms)
         )
@@ -90,7 +91,7 @@ class UsageReader:
                 ordered: dict[str, list[float]] = {}
                 for name, ttft in connection.execute(times):
                     ordered.setdefault(str(name), []).append(ttft)
-                rows = connection.execute(question)
+                rows = connection.execute(statement)
                 return [
                     UsageLine(
                         str(name),
@@ -114,14 +115,14 @@ class UsageReader:
         self._engine.dispose()
 
     def _day(self) -> ColumnElement[str]:
-        """The day in UTC as ``YYYY-MM-DD``."""
+        """Return the column of the day in UTC, as ``YYYY-MM-DD``."""
         if self._engine.dialect.name == "sqlite":
             return func.date(USAGE.c.started_at, "unixepoch")
         return func.to_char(func.timezone("UTC", func.to_timestamp(USAGE.c.started_at)), "YYYY-MM-DD")
 
 
 def as_csv(lines: list[UsageLine]) -> str:
-    """``lines`` as CSV with a head; a cell that a spreadsheet would compute is quoted with an apostrophe."""
+    """Return ``lines`` as CSV with a header; a cell that a spreadsheet would evaluate gets an apostrophe."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([field.name for field in fields(UsageLine)])
@@ -134,5 +135,5 @@ def as_csv(lines: list[UsageLine]) -> str:
 
 
 def _percentile(ordered: list[float], share: float) -> float | None:
-    """Nearest rank of sorted values."""
+    """Return a percentile of sorted values by nearest rank; ``None`` without values."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else None

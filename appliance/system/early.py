@@ -1,7 +1,7 @@
 """The first lines that this program runs: they let SIGINT end it without a traceback while it imports the rest.
 
-Imported by the package itself, before anything that takes time, and without effect in any other program that
-imports the package (tests, a notebook). The interpreter's own start, some 20 ms before, is not ours to change.
+The package itself imports this module before anything that takes time. It has no effect in another program that
+imports the package (tests, a notebook), and none on the interpreter's own start, which takes some 20 ms.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ NAMES = ("appliance", ".appliance-wrapped")
 def _is_the_program() -> bool:
     name = sys.argv[0] if sys.argv else ""
     if name == "-m":
-        # What `python -m` runs is not in argv before it has been found.
+        # `python -m` puts the program into argv only after it has found it.
         return ("-m", "appliance") in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
     return name.rpartition("/")[2] in NAMES
 
 
 def end_quietly() -> dict[signal.Signals, Any]:
-    """Let SIGINT and SIGTERM end this process at once, without a traceback; the handlers of before.
+    """Let SIGINT and SIGTERM end this process at once, without a traceback; return the earlier handlers.
 
-    For a program that holds nothing yet, or nothing any more.
+    For a program that has nothing to clean up, at its start or at its end.
     """
     return {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
 

@@ -1,4 +1,4 @@
-"""Writes files that outlive a process: whole or not at all, and every refusal is a sentence.
+"""Writes files that outlive a process: completely or not at all, with an error message for every refusal.
 
 Each function raises :class:`~appliance.errors.StoreError` that names the file, the cause and the fix. The parts of
 `make up` write through these functions only; a test holds them to that.
@@ -23,10 +23,10 @@ def make_folder(path: Path) -> None:
 
 
 def replace(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Put ``text`` into ``path`` with permission bits ``mode``: readers find the old file or the whole new one."""
+    """Write ``text`` to ``path`` with permission bits ``mode``; readers see the old file or the new one."""
     draft = path.with_name(f".{path.name}.new")
     try:
-        # A draft of a killed process may be there, with an owner and permissions of its own.
+        # A killed process may have left a draft, with another owner and other permissions.
         draft.unlink(missing_ok=True)
         try:
             number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

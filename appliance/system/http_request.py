@@ -1,4 +1,4 @@
-"""Sends one HTTP request and returns the whole response: for tools, checks and probes, never for the data plane.
+"""Sends one HTTP request and returns the complete response: for tools, checks and probes, not for the data plane.
 
 Each request uses a connection of its own, follows no redirect and reaches the server by the rules of
 :mod:`appliance.system.proxy`.
@@ -17,12 +17,12 @@ from typing import Any
 from appliance.system.proxy import route
 
 NO_RESPONSE = (OSError, http.client.HTTPException)
-"""Errors of a request without a whole response: the connection failed, or the peer does not speak HTTP."""
+"""Errors of a request without a complete response: the connection failed, or the peer does not speak HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """A whole response: status, header fields (names in lower case) and body."""
+    """A complete response: status, header fields (names in lower case) and body."""
 
     status: int
     headers: Mapping[str, str]
@@ -54,11 +54,15 @@ def send_request(
 
         models = send_request("http://127.0.0.1:8000", "/v1/models", key=key, timeout_s=10).json()["data"]
     """
-    way = route(url, direct=direct)
-    sent = {**way.headers, **({"Content-Type": "application/json"} if body is not None else {}), **(headers or {})}
+    server = route(url, direct=direct)
+    sent = {
+        **server.headers,
+        **({"Content-Type": "application/json"} if body is not None else {}),
+        **(headers or {}),
+    }
     if key:
         sent["Authorization"] = f"Bearer {key}"
-    return _send(way.connection(timeout_s), method, way.target(path), body, sent)
+    return _send(server.connection(timeout_s), method, server.target(path), body, sent)
 
 
 def send_to_socket(

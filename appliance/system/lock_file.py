@@ -1,8 +1,8 @@
 """Locks that belong to processes: the kernel releases them when the last process that holds them has ended.
 
-A lock file is never deleted, so that all processes lock the same file, and its content is only a note of the holder
-(pid, address) for messages: a note that was left behind locks nothing. Standard library only, because the bootstrap
-locks before anything is installed.
+A lock file is never deleted, so that all processes lock the same file. Its content is only a note of the holder
+(pid, address) for messages: a note of a process that ended locks nothing. Standard library only, because the
+bootstrap locks before anything is installed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Lock:
     left: Note
 
     def note(self, **facts: Any) -> None:
-        """Write down who holds the lock. Raises :class:`StoreError` if the file cannot be written."""
+        """Write the note of this holder. Raises :class:`StoreError` if the file cannot be written."""
         content = json.dumps({"pid": os.getpid(), **facts}).encode()
         try:
             os.pwrite(self.number, content, 0)
@@ -57,8 +57,8 @@ class Lock:
             raise StoreError.unwritable(self.path, error) from None
 
     def release(self) -> None:
-        """Take the note away and release the lock, unless a child still holds it."""
-        # On a disk that has become read-only the note stays; it locks nothing.
+        """Remove the note and release the lock, unless a child still holds it."""
+        # The note stays on a disk that has become read-only; it locks nothing.
         with contextlib.suppress(OSError):
             os.ftruncate(self.number, 0)
         os.close(self.number)
@@ -85,14 +85,14 @@ def wait(path: Path, waiting: Callable[[Note], None]) -> Lock:
 
 
 def share(path: Path) -> int | None:
-    """Hold ``path`` together with other readers until this process ends; its descriptor, ``None`` without the file.
+    """Hold ``path`` together with other readers until this process ends; return its descriptor.
 
-    Raises :class:`HeldError` if a process has taken it alone.
+    Returns ``None`` if the file cannot be read. Raises :class:`HeldError` if another process holds it exclusively.
     """
     try:
         number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        # An installation that this user may not read, or that nothing marks, changes by other means than ours.
+        # Not an environment of our installer, or not one that this user may change: nothing to wait for.
         return None
     try:
         fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -129,13 +129,15 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EROFS):
-            _tell_holder(path)
+            _raise_if_held(path)
         raise StoreError.unwritable(path, error) from None
 
 
-def _tell_holder(path: Path) -> None:
-    """Raise :class:`HeldError` if a process of another user holds ``path``: the better reason than its
-    permissions."""
+def _raise_if_held(path: Path) -> None:
+    """Raise :class:`HeldError` if a process of another user holds ``path``.
+
+    That is a better reason than the permissions of the file.
+    """
     number = share(path)
     if number is not None:
         os.close(number)

@@ -1,9 +1,9 @@
-"""How a server is reached: straight, or through the HTTP proxy that the environment names.
+"""Route to a server: direct, or through the HTTP proxy that the environment names.
 
 One rule for the load, the list of models, the metrics and the tokenizer, so that all of them reach the same server:
 
-* a loopback address is reached straight, whatever name it has;
-* everything else follows ``http_proxy``, ``https_proxy`` and ``all_proxy``, in either case, and ``no_proxy``.
+* a loopback address is reached directly, under any name;
+* any other address follows ``http_proxy``, ``https_proxy`` and ``all_proxy``, in either case, and ``no_proxy``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from appliance.errors import UsageError
 
 RESOLVE_S = 1.0
-"""Seconds that a name has to turn out to be loopback."""
+"""Timeout of the name resolution that finds loopback names, in seconds."""
 HEAD_LIMIT = 65536
-"""Bytes of a proxy's response head."""
+"""Upper limit of the head of a proxy's response, in bytes."""
 
 
 class ProxyRefusedError(ConnectionError):
@@ -42,7 +42,7 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class ServerRoute:
-    """A server and how to reach it. ``base`` is the path of its URL without a slash at the end."""
+    """A server and the route to it. ``base`` is the path of its URL without a trailing slash."""
 
     scheme: str
     host: str
@@ -53,18 +53,18 @@ class ServerRoute:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that a request needs in addition because of its route."""
+        """Additional headers of a request on this route."""
         if self.proxy is None or self.scheme != "http" or not self.proxy.authorization:
             return {}
         return {"Proxy-Authorization": self.proxy.authorization}
 
     def target(self, path: str) -> str:
-        """The request target for ``path`` of this server."""
+        """Return the request target for ``path`` of this server."""
         absolute = f"http://{self.authority}" if self.proxy is not None and self.scheme == "http" else ""
         return f"{absolute}{self.base}{path}"
 
     def connect(self, timeout_s: float) -> socket.socket:
-        """A TCP connection to the server, or through a tunnel to it; TLS is up to the caller.
+        """Return a TCP connection to the server, directly or through a tunnel; the caller adds TLS.
 
         Raises :class:`OSError`, and :class:`ProxyRefusedError` if the proxy opens no tunnel.
         """
@@ -80,7 +80,7 @@ class ServerRoute:
         return connection
 
     def connection(self, timeout_s: float) -> http.client.HTTPConnection:
-        """The same for :mod:`http.client`."""
+        """Return the same connection for :mod:`http.client`, with TLS; it opens with the first request."""
         near = self if self.proxy is None else self.proxy
         kind = http.client.HTTPSConnection if self.scheme == "https" else http.client.HTTPConnection
         connection = kind(near.host, near.port, timeout=timeout_s)
@@ -105,25 +105,25 @@ def route(url: str, *, direct: bool = False) -> ServerRoute:
 
 
 def opener(url: str) -> urllib.request.OpenerDirector:
-    """urllib's opener for ``url``, for servers whose redirects have to be followed."""
+    """Return urllib's opener for ``url``, for servers whose redirects must be followed."""
     host = urlsplit(url).hostname or ""
-    straight = [urllib.request.ProxyHandler({})] if is_loopback(host) else []
-    return urllib.request.build_opener(*straight)
+    direct = [urllib.request.ProxyHandler({})] if is_loopback(host) else []
+    return urllib.request.build_opener(*direct)
 
 
 @functools.cache
 def is_loopback(host: str) -> bool:
-    """Whether ``host``, a name or an address in any spelling, is this machine's loopback."""
+    """Return whether ``host``, a name or an address in any spelling, is this machine's loopback."""
     if host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(".localhost"):
         return True
     found: set[str] = set()
 
     def resolve() -> None:
-        # No result: only the proxy can resolve it, or nothing can.
+        # No result: only the proxy can resolve the name, or nothing can.
         with contextlib.suppress(OSError, UnicodeError):
             found.update(str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
 
-    # In networks whose only way out is a proxy, a resolver often gives up after ten seconds and more.
+    # In networks that reach others only through a proxy, a resolver often times out after ten seconds or more.
     resolving = threading.Thread(target=resolve, daemon=True)
     resolving.start()
     resolving.join(RESOLVE_S)
@@ -132,7 +132,7 @@ def is_loopback(host: str) -> bool:
 
 def _loops(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    # The kernel takes the unspecified address as loopback.
+    # The kernel treats the unspecified address as loopback.
     return any(one.is_loopback or one.is_unspecified for one in (address, mapped) if one is not None)
 
 
@@ -150,7 +150,7 @@ def _proxy(scheme: str, host: str, port: int) -> Proxy | None:
     found = table.get(scheme) or table.get("all")
     if not found or _bypassed(host, port, table) or is_loopback(host):
         return None
-    # Never its whole address, which may hold a password.
+    # Never show its whole address, which may hold a password.
     parts = _split(found if "://" in found else f"http://{found}", f"the environment's proxy for {scheme}")
     if parts.scheme != "http" or not parts.hostname:
         kind = f"{parts.scheme}://{parts.hostname or ''}"
@@ -168,24 +168,24 @@ def _bypassed(host: str, port: int, table: dict[str, str]) -> bool:
             if ipaddress.ip_address(host) in ipaddress.ip_network(word, strict=False):
                 return True
         except ValueError:
-            # A name, which urllib has compared.
+            # A name: urllib has compared it above.
             continue
     return False
 
 
-def _tunnel(connection: socket.socket, way: ServerRoute, proxy: Proxy) -> None:
-    name = f"[{way.host}]" if ":" in way.host else way.host
-    lines = [f"CONNECT {name}:{way.port} HTTP/1.1", f"Host: {name}:{way.port}"]
+def _tunnel(connection: socket.socket, server: ServerRoute, proxy: Proxy) -> None:
+    name = f"[{server.host}]" if ":" in server.host else server.host
+    lines = [f"CONNECT {name}:{server.port} HTTP/1.1", f"Host: {name}:{server.port}"]
     if proxy.authorization:
         lines.append(f"Proxy-Authorization: {proxy.authorization}")
     connection.sendall("\r\n".join([*lines, "", ""]).encode())
     head = b""
     while b"\r\n\r\n" not in head:
-        # One by one: what follows the head is the server's.
+        # Byte by byte: the bytes after the head belong to the server.
         piece = connection.recv(1)
         if not piece or len(head) > HEAD_LIMIT:
-            raise ProxyRefusedError(f"{proxy.host}:{proxy.port} broke off")
+            raise ProxyRefusedError(f"{proxy.host}:{proxy.port} closed the connection")
         head += piece
     words = head.split(b"\r\n", 1)[0].split(None, 2)
     if len(words) < 2 or words[1] != b"200":
-        raise ProxyRefusedError(f"{proxy.host}:{proxy.port} answered {head.splitlines()[0].decode('latin1')}")
+        raise ProxyRefusedError(f"{proxy.host}:{proxy.port} returned {head.splitlines()[0].decode('latin1')}")

@@ -1,7 +1,7 @@
 """Ends a long run when it receives SIGINT, SIGTERM or SIGHUP, at any moment.
 
-A signal does not interrupt a long run at a random place: a :class:`Stop` notes it, and the run looks at that note
-wherever it waits (:meth:`Stop.wait`). Only in a region marked with :meth:`Stop.until` does the signal raise
+A signal does not interrupt a long run at a random place: a :class:`Stop` records it, and the run checks that record
+wherever it waits (:meth:`Stop.wait`). In a region marked with :meth:`Stop.until`, the signal raises
 :class:`Stopped` at once; such a region waits for a server and holds nothing that needs cleaning up.
 
 SIGINT counts even if this process inherited it as ignored, as every command that a script starts with ``&`` does.
@@ -20,25 +20,27 @@ from collections.abc import Iterator
 from typing import Any
 
 BURST_S = 1.0
-"""Signals within so many seconds are one request: when a terminal closes, the kernel sends SIGHUP, and so does the
-shell; a wrapper passes on the SIGINT that Ctrl-C has sent to the whole group already."""
+"""Seconds within which several signals count as one request.
+
+When a terminal closes, kernel and shell both send SIGHUP. A wrapper passes on the SIGINT that Ctrl-C has already
+sent to the whole group."""
 
 
 class Stopped(BaseException):
     """A signal ended a region of :meth:`Stop.until`.
 
-    Not an :class:`Exception`, as KeyboardInterrupt is none: no handler of a failed step may take it for a failure.
+    Like KeyboardInterrupt, not an :class:`Exception`: a handler of a failed step must not treat it as a failure.
     """
 
 
 class Stop:
-    """A request to end, from a signal or from another thread; it is never taken back."""
+    """A request to end, from a signal or from another thread; it cannot be withdrawn."""
 
     def __init__(self) -> None:
         self.count = 0
-        """Number of requests so far: the second one asks for a faster end. A burst of signals is one request."""
+        """Number of requests so far: the second one means a faster end. A burst of signals is one request."""
         self.reason = ""
-        """Name of the signal, or what the other thread gave as its reason."""
+        """Name of the signal, or the reason of the other thread."""
         self._limit: int | None = None
         self._last = 0.0
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -46,11 +48,11 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """Whether the run has to end."""
+        """Whether the run must end."""
         return self.count > 0
 
     def request(self, reason: str) -> None:
-        """Ask the run to end; safe in a signal handler and in any thread."""
+        """Request the end of the run; safe in a signal handler and in any thread."""
         now = time.monotonic()
         if not self.count or now - self._last >= BURST_S:
             self.count += 1
@@ -60,17 +62,17 @@ class Stop:
             os.write(self._writer, b"\0")
 
     def wait(self, seconds: float) -> bool:
-        """Sleep for ``seconds``, or until the run has to end; whether it has to."""
+        """Sleep for ``seconds``, or until the run must end; return whether it must."""
         select.select([self._reader], [], [], seconds)
         return self.requested
 
     def fileno(self) -> int:
-        """A descriptor for select(2): readable from the first request on."""
+        """Return a descriptor for select(2), which is readable from the first request on."""
         return self._reader
 
     @contextlib.contextmanager
     def until(self, times: int) -> Iterator[None]:
-        """Let request number ``times`` raise :class:`Stopped` in this region, also if it came before.
+        """Let request number ``times`` raise :class:`Stopped` in this region, also if it was made earlier.
 
         For the main thread only, where Python runs signal handlers.
         """
@@ -83,7 +85,7 @@ class Stop:
             self._limit = None
 
     def on_signal(self, number: int, _frame: Any) -> None:
-        """Note one signal: the handler that :func:`listening` installs."""
+        """Record one signal: the handler that :func:`listening` installs."""
         self.request(signal.Signals(number).name)
         if self._limit is not None and self.count >= self._limit:
             # Once: the same region must not raise again while it unwinds.
@@ -97,22 +99,22 @@ def _close(*descriptors: int) -> None:
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """The signals that end a long run of this process."""
+    """Return the signals that end a long run of this process."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
-    """A :class:`Stop` that signals reach from here on; the handlers of before come back at the end."""
+    """Yield a :class:`Stop` that records signals; restore the earlier handlers at the end."""
     stop, before = Stop(), {}
     try:
         for number in stop_signals():
             before[number] = signal.signal(number, stop.on_signal)
-        # A caller may have blocked them; what it held back arrives now.
+        # A caller may have blocked them; blocked signals arrive now.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, before.keys())
         yield stop
     finally:
         for number, handler in before.items():
-            # None: the handler was not installed by Python, which cannot put it back.
+            # None: not a handler of Python, so Python cannot restore it.
             signal.signal(number, handler or signal.SIG_DFL)

@@ -1,8 +1,8 @@
-"""Reads text that a person hands over: configurations, key files, tokens, locks, catalogues.
+"""Reads text files that people write: configurations, key files, tokens, locks, catalogs.
 
 Editors and shells write UTF-8 with or without a byte order mark, and some (Notepad, PowerShell's ``>``) write
-UTF-16 with one. All of these are read. Any other encoding is rejected in one sentence that names the file, the
-place and the fix, because a guess would turn a key or a model name into another one. Standard library only.
+UTF-16 with one. All of these are read. Any other encoding is rejected, with the file, the place and the fix. A
+guess would turn a key or a model name into another one. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 from appliance.errors import ConfigError, UsageError
 
 MAX_BYTES = 16_000_000
-"""Upper limit of a file in bytes. A larger file is not text that a person wrote."""
+"""Upper limit of a file in bytes. People do not write larger files by hand."""
 
 MARK = "\ufeff"
 """The byte order mark as a character."""
 
 _MARKS = (
-    # UTF-32 first: its little-endian mark begins with the one of UTF-16.
+    # UTF-32 first: its little-endian mark begins with the mark of UTF-16.
     (codecs.BOM_UTF32_LE, "utf-32-le", "UTF-32"),
     (codecs.BOM_UTF32_BE, "utf-32-be", "UTF-32"),
     (codecs.BOM_UTF8, "utf-8", "UTF-8"),
@@ -42,8 +42,8 @@ def read(
 ) -> str:
     """Return the text of ``path`` without a byte order mark.
 
-    Errors begin with ``name`` (the path by default). ``missing`` is the error if nothing is there, ``folder`` the
-    fix if a folder is there, ``what`` the kind of file that has at most ``max_bytes``. Raises
+    Errors begin with ``name`` (the path by default). ``missing`` is the error if the file does not exist,
+    ``folder`` the fix if it is a folder, ``what`` the kind of file that has at most ``max_bytes``. Raises
     :class:`ConfigError` if the file cannot be read, is too large or has another encoding.
     """
     name = name or str(path)
@@ -64,7 +64,7 @@ def read(
 def decode(raw: bytes, name: str) -> str:
     """Return ``raw`` as text without a byte order mark; errors begin with ``name``.
 
-    Raises :class:`ConfigError` with the line and the byte offset of the first byte that does not belong there.
+    Raises :class:`ConfigError` with the line and the byte offset of the first invalid byte.
     """
     mark, codec, encoding = next((one for one in _MARKS if raw.startswith(one[0])), (b"", "utf-8", "UTF-8"))
     if not mark and b"\0" in raw:
@@ -72,11 +72,11 @@ def decode(raw: bytes, name: str) -> str:
     try:
         text = raw[len(mark) :].decode(codec)
     except UnicodeDecodeError as error:
-        # Lines are counted in the text before the fault, which is whole in every one of these encodings.
+        # The text before the invalid byte is complete in each of these encodings, so its lines can be counted.
         before = raw[len(mark) : len(mark) + error.start].decode(codec, "replace")
         line, offset = before.count("\n") + 1, len(mark) + error.start
-        where = f"{name}: line {line} is not {encoding}; save the file as UTF-8"
-        raise ConfigError(f"{where} (byte {offset} of the file is 0x{raw[offset]:02x})") from None
+        message = f"{name}: line {line} is not {encoding}; save the file as UTF-8"
+        raise ConfigError(f"{message} (byte {offset} of the file is 0x{raw[offset]:02x})") from None
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise ConfigError(f"{name}: line {line} holds a NUL byte; save the file as plain text")
@@ -116,8 +116,8 @@ def key(value: str, name: str) -> str:
     An empty value is returned as it is. Raises :class:`UsageError` if a character cannot be part of a key: HTTP
     headers carry printable ASCII only.
     """
-    # A variable that a shell filled from a file with a mark holds the mark too: as a character, or as the bytes
-    # of it that are not the locale's encoding.
+    # A shell that fills a variable from a file keeps the mark. It becomes a character, or bytes that the locale's
+    # encoding does not have.
     text = value.strip().removeprefix("\udcef\udcbb\udcbf").strip(MARK).strip()
     if not text or _KEY.fullmatch(text):
         return text

@@ -1,6 +1,10 @@
 """The load client: many connections, one process, no HTTP library. Prints one JSON object.
 
-Plain mode asks and waits; stream mode opens its connections spread over a while and reads the stamps in the tokens.
+The client of ``appliance loadtest`` takes 84 us of CPU time for each plain request, more than the gateway's 57 us:
+on one core it would measure itself. This one sends fixed bytes and searches the response for its end.
+
+Plain mode sends the next request after each response. Stream mode opens its connections spread over a time and
+reads the time stamps in the tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class BenchRun:
-    """What all connections share."""
+    """State shared by all connections."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         text = f"cfg tokens={args.tokens} itl_ms={args.itl_ms} ttft_ms={args.ttft_ms}"
@@ -43,7 +47,7 @@ class BenchRun:
         self.latency: list[float] = []
 
     def request(self, number: int) -> bytes:
-        # Every connection is a chat of its own, so that sticky routing spreads them.
+        # Each connection is a chat of its own, so that sticky routing spreads them.
         messages = self.body["messages"]
         own = self.body | {
             "messages": [messages[0], {"role": "user", "content": f"{messages[1]['content']} #{number}"}]
@@ -56,8 +60,8 @@ class BenchRun:
         )
         return head.encode() + data
 
-    def fail(self, why: str) -> None:
-        self.errors[why] = self.errors.get(why, 0) + 1
+    def fail(self, cause: str) -> None:
+        self.errors[cause] = self.errors.get(cause, 0) + 1
 
 
 class BenchConnection(asyncio.Protocol):

@@ -1,8 +1,12 @@
-"""A lean stand-in for an engine: answers as fast as Python can, so that it is not what a benchmark measures.
+"""A lean engine: responds as fast as Python can, so that the benchmark does not measure the engine.
 
-``python engine.py PORT``. A plain request gets a fixed answer. A stream is told what to do by
-``cfg tokens=… itl_ms=… ttft_ms=…`` in its text; each token carries the microsecond of the monotonic clock at
-which it was written.
+The mock engine takes three times its CPU time: 21.5 us for each plain request, against 7.3 us here (2 rounds of 5 s
+in turn on one shared machine, 64 connections). The gateway takes 57 us and nginx 16 us. The engines share a core
+with the load client, so the mock engine would limit the rate of nginx.
+
+``python engine.py PORT``. A plain request gets a fixed response. ``cfg tokens=… itl_ms=… ttft_ms=…`` in the text of
+a request describes its stream. Each token carries the time of the monotonic clock at which it was written, in
+microseconds.
 """
 
 from __future__ import annotations
@@ -28,12 +32,12 @@ PLAIN_BODY = (
 )
 
 
-def whole(body: bytes) -> bytes:
+def response_of(body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
 
 
-PLAIN = whole(PLAIN_BODY)
-MODELS = whole(b'{"object":"list","data":[{"id":"bench","object":"model","created":0,"owned_by":"bench"}]}')
+PLAIN = response_of(PLAIN_BODY)
+MODELS = response_of(b'{"object":"list","data":[{"id":"bench","object":"model","created":0,"owned_by":"bench"}]}')
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
@@ -71,11 +75,11 @@ class BenchEngineConnection(asyncio.Protocol):
             if end < 0:
                 break
             match = LENGTH.search(data, 0, end + 2)
-            whole_at = end + 4 + (int(match.group(1)) if match else 0)
-            if len(data) < whole_at:
+            until = end + 4 + (int(match.group(1)) if match else 0)
+            if len(data) < until:
                 break
-            self.request(data[:end], data[end + 4 : whole_at])
-            data = data[whole_at:]
+            self.request(data[:end], data[end + 4 : until])
+            data = data[until:]
         self.rest = data
 
     def request(self, head: bytes, body: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The proxy that most people write first: FastAPI in front, httpx behind. ``ENGINE`` is the engine's base URL."""
+"""A minimal proxy, as often written first: FastAPI in front, httpx behind. ``ENGINE`` is the engine's base URL."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ async def chat(request: Request) -> Response:
         raise HTTPException(401)
     body = await request.json()
     client: httpx.AsyncClient = request.app.state.client
-    asked = client.build_request("POST", "/v1/chat/completions", content=json.dumps(body).encode())
-    asked.headers["content-type"] = "application/json"
-    answer = await client.send(asked, stream=True)
+    upstream = client.build_request("POST", "/v1/chat/completions", content=json.dumps(body).encode())
+    upstream.headers["content-type"] = "application/json"
+    response = await client.send(upstream, stream=True)
     if not body.get("stream"):
-        return Response(await answer.aread(), answer.status_code, media_type="application/json")
+        return Response(await response.aread(), response.status_code, media_type="application/json")
 
     async def pieces() -> AsyncIterator[bytes]:
-        async for piece in answer.aiter_raw():
+        async for piece in response.aiter_raw():
             yield piece
-        await answer.aclose()
+        await response.aclose()
 
     return StreamingResponse(pieces(), media_type="text/event-stream")

@@ -1,9 +1,8 @@
-"""Processes under measurement: started on a core of their own, their time and memory read from /proc."""
+"""Processes under measurement: started on a core of their own, CPU time and memory read from /proc."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import platform
 import re
@@ -14,6 +13,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from appliance.system.http_request import NO_RESPONSE, send_request
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -57,33 +58,23 @@ def running(argv: list[str], core: str, log: Path, **environment: str) -> Iterat
         stop(process)
 
 
-def post(
-    port: int, body: bytes, key: str, path: str = "/v1/chat/completions", timeout: float = 60
-) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    try:
-        headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
-        connection.request("POST", path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
-
-
 def wait_for(
     port: int, body: bytes, key: str, process: subprocess.Popen[bytes], log: Path, within_s: float
 ) -> None:
-    """Until a request is answered 200; raises RuntimeError with the log's end."""
+    """Wait for a response 200 to a chat request; raises :class:`RuntimeError` with the end of the log."""
+    url = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            if post(port, body, key)[0] == 200:
+        with contextlib.suppress(*NO_RESPONSE):
+            response = send_request(url, "/v1/chat/completions", method="POST", body=body, key=key, timeout_s=60)
+            if response.status == 200:
                 return
         time.sleep(0.2)
-    raise RuntimeError(f"did not answer within {within_s:.0f} s: {log.read_text(errors='replace')[-600:]}")
+    raise RuntimeError(f"no response 200 within {within_s:.0f} s: {log.read_text(errors='replace')[-600:]}")
 
 
 def tree(pid: int) -> list[int]:
+    """Return a process and all its descendants."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -93,7 +84,7 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of processor time of a process and its children so far, all threads, to the nanosecond."""
+    """Return the CPU time of a process and its children in seconds, all threads, to the nanosecond."""
     total = 0
     for one in tree(pid):
         for task in Path(f"/proc/{one}/task").glob("*/schedstat"):
@@ -103,7 +94,7 @@ def cpu_s(pid: int) -> float:
 
 
 def pss_mb(pid: int) -> float:
-    """Proportional set size of a process and its children, in MB."""
+    """Return the proportional set size of a process and its children in MB."""
     total = 0
     for one in tree(pid):
         with contextlib.suppress(OSError):
@@ -113,14 +104,14 @@ def pss_mb(pid: int) -> float:
 
 
 def core_ticks(core: str) -> dict[str, int]:
-    """Ticks of a core so far: busy (softirq included, which no process is charged for), idle, stolen."""
+    """Return the ticks of a core: busy (with softirq, which is charged to no process), idle, stolen."""
     line = next(ln for ln in Path("/proc/stat").read_text().splitlines() if ln.startswith(f"cpu{core} "))
     user, nice, system, idle, wait, irq, soft, steal = map(int, line.split()[1:9])
     return {"busy": user + nice + system + irq + soft, "idle": idle + wait, "steal": steal}
 
 
 def conditions() -> dict[str, object]:
-    """Where and on what this was measured."""
+    """Return the date, hardware and versions of the measurement."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
         "date": time.strftime("%Y-%m-%d"),

@@ -1,6 +1,6 @@
-"""``make bench``: everything in one run on one machine, results into results.json and README.md.
+"""``make bench``: all measurements in one run on one machine; writes results.json, README.md and the plots.
 
-``--only gateway,nginx`` and ``--measures plain,ttft`` for parts; a partial run is printed, not written.
+``--only gateway,nginx`` and ``--measures plain,ttft`` select parts; a partial run is printed and not written.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,16 +30,15 @@ OWN: dict[str, Callable[[Path], dict[str, Any]]] = {
     "killed": on_vllm.killed,
 }
 SECONDS = {"plain": 6.0, "ttft": 60.0, "paced": 60.0}
-SLOW = frozenset({"litellm", "fastapi-httpx"})
-"""Peers that cannot carry the full load: fewer connections, so that they answer at all; the report says so."""
 
 
 def load(one: Subject, measure: str) -> dict[str, Any]:
-    """One measurement of one subject."""
+    """Run one measurement of one subject."""
     argv = ["taskset", "-c", processes.LOAD_CORE, sys.executable, str(processes.HERE / "client.py")]
     argv += ["--port", str(one.port), "--keys", *one.keys, "--seconds", str(SECONDS[measure])]
     connections = {"plain": 64, "ttft": 100, "paced": 200}[measure]
     if one.name == "litellm" and measure != "plain":
+        # It cannot carry the full load on one core; the report names the number.
         connections = 8
     argv += ["--connections", str(connections)]
     if measure == "plain":
@@ -75,7 +73,7 @@ def main() -> int:
     parser.add_argument("--measures", default=",".join([*LOAD, *OWN]))
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
-    # A run that is told to stop takes what it started with it.
+    # A run that is stopped ends the processes that it started.
     for number in stop_signals():
         signal.signal(number, lambda which, _: sys.exit(128 + which))
     names = [name for name in NAMES if name in args.only.split(",")]
@@ -94,20 +92,27 @@ def main() -> int:
             with engines(folder / "engines") as ports:
                 for round_number in range(args.rounds):
                     for name in names if round_number % 2 == 0 else names[::-1]:
-                        measure_one(results, name, ports, folder / f"{name}-{round_number}", wanted, round_number)
+                        measure_one(
+                            results,
+                            name,
+                            ports=ports,
+                            folder=folder / f"{name}-{round_number}",
+                            wanted=wanted,
+                            round_number=round_number,
+                        )
         for measure, run in OWN.items():
             if measure in measures and "gateway" in names:
-                say(f"{measure} …")
+                log(f"{measure} …")
                 try:
                     results["own"][measure] = run(folder / measure)
                 except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                     results["own"][measure] = {"failed": str(error)[-400:]}
-                say(f"{measure}: {json.dumps(results['own'][measure])[:300]}")
+                log(f"{measure}: {json.dumps(results['own'][measure])[:300]}")
     results["took_s"] = round(time.monotonic() - began)
     if set(names) == set(NAMES) and set(measures) >= {*LOAD, *OWN}:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         report.write(results, processes.HERE)
-        say(f"written: {RESULTS.name}, README.md, plots; {results['took_s']} s")
+        log(f"written: {RESULTS.name}, README.md, plots; {results['took_s']} s")
     print(report.table(results))
     return 0
 
@@ -115,6 +120,7 @@ def main() -> int:
 def measure_one(
     results: dict[str, Any], name: str, ports: list[int], folder: Path, wanted: list[str], round_number: int
 ) -> None:
+    """Start one subject and run the ``wanted`` measurements; a failure is recorded in ``results``."""
     entry = results["subjects"].setdefault(name, {"version": "", "measures": {}})
     try:
         with subject(name, ports, folder) as one:
@@ -123,19 +129,15 @@ def measure_one(
                 found = load(one, measure)
                 entry["measures"].setdefault(measure, []).append(found)
                 figure = found["requests_per_s"] if measure == "plain" else found["ttft_ms"]
-                say(f"round {round_number + 1} {name} {measure}: {figure} cpu/1M {found.get('cpu_s_per_million')}")
+                log(f"round {round_number + 1} {name} {measure}: {figure} cpu/1M {found.get('cpu_s_per_million')}")
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         entry["failed"] = str(error)[-400:]
-        say(f"round {round_number + 1} {name} FAILED: {str(error)[-300:]}")
+        log(f"round {round_number + 1} {name} FAILED: {str(error)[-300:]}")
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
+    """Print a line with the time to standard error."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
-
-
-def median(entries: list[dict[str, Any]], pick: Callable[[dict[str, Any]], float | None]) -> float | None:
-    values = [value for entry in entries if (value := pick(entry)) is not None]
-    return statistics.median(values) if values else None
 
 
 if __name__ == "__main__":

@@ -1,73 +1,46 @@
-"""What only the gateway is measured for: memory over a million requests, fairness, swaps."""
+"""Measurements of the gateway alone: memory over a million requests, fairness, swaps.
+
+Load and engines are those of the repository (:class:`loadtests.client.LoadClient`, the mock engine), except for the
+million requests, which need the fast ones of this benchmark.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import re
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from appliance.system.proxy import opener
+from appliance.system.http_request import NO_RESPONSE, send_request
 from benchmarks.gateway.processes import HERE, LOAD_CORE, SUBJECT_CORE, free_port, pss_mb, running
 from benchmarks.gateway.subjects import engines, make_keys, subject
+from loadtests.client import LoadClient, RequestSpec, Target
+from loadtests.estimates import percentile
+from loadtests.sample import Sample
 
 MILLION = 1_000_000
 
 
-@dataclass
-class MeasuredResponse:
-    """One answer as a client saw it."""
-
-    status: int
-    ttft_ms: float | None
-    body: bytes
-
-    @property
-    def whole(self) -> bool:
-        return (
-            self.status == 200
-            and (b"[DONE]" in self.body or b'"usage"' in self.body)
-            and b'"error"' not in self.body
-        )
+def client(port: int, key: str) -> LoadClient:
+    """Return a client with one connection to the gateway at ``port``."""
+    return LoadClient(Target(f"http://127.0.0.1:{port}", key, timeout_s=240, stall_s=240))
 
 
-async def ask(port: int, key: str, body: dict[str, Any], began: asyncio.Event | None = None) -> MeasuredResponse:
-    """One request on a connection of its own; status 0 where the connection broke."""
-    data = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n"
-    start = time.monotonic()
-    status, first, seen = 0, None, b""
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"{head}Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
-        while piece := await reader.read(65536):
-            seen += piece
-            status = status or int(seen[9:12])
-            if first is None and re.search(rb'"content": ?"[^"]', seen):
-                first = (time.monotonic() - start) * 1000
-                if began is not None:
-                    began.set()
-        writer.close()
-    except OSError:
-        status = 0
-    return MeasuredResponse(status, first, seen)
-
-
-def chat(text: str, model: str, **more: Any) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": text}], **more}
+def chat(text: str, model: str, *, stream: bool = True) -> RequestSpec:
+    """Return a chat of one message."""
+    return RequestSpec(model, {"messages": [{"role": "user", "content": text}]}, stream=stream)
 
 
 @contextmanager
 def gateway(folder: Path, table: dict[str, Any], users: int) -> Iterator[tuple[int, list[str], int]]:
-    """A gateway for the site ``table``: its port, keys and pid."""
+    """Start a gateway for the site ``table``; yields its port, the users' keys and its pid."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     table["gateway"] = {"port": port, "data_dir": str(folder / "data"), **table.get("gateway", {})}
@@ -81,30 +54,30 @@ def gateway(folder: Path, table: dict[str, Any], users: int) -> Iterator[tuple[i
 
 
 def get(port: int, path: str) -> str | None:
-    url = f"http://127.0.0.1:{port}{path}"
-    with contextlib.suppress(OSError), opener(url).open(url, timeout=30) as answer:
-        return str(answer.read().decode())
+    """Return the text at ``path``; ``None`` without a response 200."""
+    with suppress(*NO_RESPONSE):
+        response = send_request(f"http://127.0.0.1:{port}", path, timeout_s=30)
+        return response.body.decode() if response.status == 200 else None
     return None
 
 
-def until(condition: Any, what: str, within_s: float) -> None:
+def until(condition: Callable[[], bool], what: str, within_s: float) -> None:
+    """Wait for ``condition``; raises :class:`RuntimeError` after ``within_s`` seconds."""
     deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{what} did not come within {within_s:.0f} s")
+            raise RuntimeError(f"{what} was not ready within {within_s:.0f} s")
         time.sleep(0.1)
-
-
-def percentile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))], 2)
 
 
 # Memory over a million requests.
 
 
 def memory(folder: Path) -> dict[str, Any]:
-    """PSS before, after each 100,000 requests, and its slope over the second half, in MB per 100,000."""
+    """Measure the PSS at the start and after each 100,000 requests.
+
+    The slope is that of the second half, in MB per 100,000.
+    """
     with engines(folder / "engines") as ports, subject("gateway", ports, folder) as one:
         assert one.pid is not None
         samples = [pss_mb(one.pid)]
@@ -126,11 +99,11 @@ def memory(folder: Path) -> dict[str, Any]:
         }
 
 
-# A quiet user beside a flood.
+# A quiet user during a flood.
 
 
 def fairness(folder: Path) -> dict[str, Any]:
-    """TTFT of a quiet user alone, and beside one with 64 long requests; the engine decodes 16 sequences at once."""
+    """Measure the TTFT of a quiet user alone, and during 64 long requests of another; the engine has 16 slots."""
     slots, flood = 16, 64
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
@@ -147,40 +120,45 @@ def fairness(folder: Path) -> dict[str, Any]:
             }
         },
     }  # fmt: skip
+    ended = threading.Event()
 
-    async def quiet(at: int, key: str, count: int) -> list[float]:
-        found = []
-        for _ in range(count):
-            answer = await ask(at, key, chat("fake: tokens=10 itl_ms=10 ttft_ms=50", "bench", stream=True))
-            if not answer.whole or answer.ttft_ms is None:
-                raise RuntimeError(f"the quiet user got {answer.status}")
-            found.append(answer.ttft_ms)
+    def quiet(port: int, key: str, count: int) -> list[float]:
+        user, found = client(port, key), []
+        try:
+            for _ in range(count):
+                sample = user.send(chat("fake: tokens=10 itl_ms=10 ttft_ms=50", "bench"))
+                if not sample.good or sample.ttft is None:
+                    raise RuntimeError(f"a request of the quiet user failed: {sample.cause}")
+                found.append(1000 * sample.ttft)
+        finally:
+            user.close()
         return found
 
-    async def measure(at: int, keys: list[str]) -> tuple[list[float], list[float]]:
-        alone = await quiet(at, keys[0], 60)
-        stopping = False
+    def flooder(port: int, key: str) -> None:
+        user = client(port, key)
+        while not ended.is_set():
+            user.send(chat("fake: tokens=200 itl_ms=10 ttft_ms=50", "bench"))
+        user.close()
 
-        async def flooder() -> None:
-            while not stopping:
-                await ask(at, keys[1], chat("fake: tokens=200 itl_ms=10 ttft_ms=50", "bench", stream=True))
-
-        tasks = [asyncio.create_task(flooder()) for _ in range(flood)]
-        await asyncio.sleep(2)
-        beside = await quiet(at, keys[0], 60)
-        stopping = True
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        return alone, beside
-
-    with running(mock, LOAD_CORE, folder / "mock.log"), gateway(folder, site, 2) as (at, keys, _):
-        alone, beside = asyncio.run(measure(at, keys))
-    one, other = percentile(alone, 0.95), percentile(beside, 0.95)
+    with (
+        running(mock, LOAD_CORE, folder / "mock.log"),
+        gateway(folder, site, 2) as (port, keys, _),
+        ThreadPoolExecutor(flood) as threads,
+    ):
+        alone = quiet(port, keys[0], 60)
+        flooders = [threads.submit(flooder, port, keys[1]) for _ in range(flood)]
+        try:
+            time.sleep(2)
+            during = quiet(port, keys[0], 60)
+        finally:
+            ended.set()
+        for one in flooders:
+            one.result()
+    before, after = round(percentile(alone, 0.95), 2), round(percentile(during, 0.95), 2)
     return {
-        "alone_p95_ms": one,
-        "beside_p95_ms": other,
-        "ratio": round(other / one, 3),
+        "alone_p95_ms": before,
+        "beside_p95_ms": after,
+        "ratio": round(after / before, 3),
         "flood": flood,
         "slots": slots,
     }
@@ -190,7 +168,7 @@ def fairness(folder: Path) -> dict[str, Any]:
 
 
 def swaps(folder: Path) -> dict[str, Any]:
-    """Eight users who ask for two models that do not fit beside each other, until 20 swaps have happened."""
+    """Count lost requests of eight users and two models of which one fits at a time, until 20 swaps are done."""
     wanted, users = 20, 8
     card = {"index": 0, "model": "pretended", "memory_mib": 97887}
 
@@ -211,24 +189,21 @@ def swaps(folder: Path) -> dict[str, Any]:
         },
     }
 
-    async def user(at: int, key: str, number: int) -> list[bool]:
-        found = []
-        while (number := number + 1) and swapped(at) < wanted:
-            text = "fake: tokens=20 itl_ms=5 ttft_ms=10"
-            answer = await ask(at, key, chat(text, "ab"[number % 2], stream=number % 3 > 0))
-            found.append(answer.whole)
-        return found
-
-    async def all_users(at: int, keys: list[str]) -> list[bool]:
-        return [
-            ok for found in await asyncio.gather(*(user(at, key, i) for i, key in enumerate(keys))) for ok in found
-        ]
-
-    def swapped(at: int) -> int:
-        match = re.search(r"^appliance_gateway_swaps_total (\S+)", get(at, "/metrics") or "", re.MULTILINE)
+    def swapped(port: int) -> int:
+        match = re.search(r"^appliance_gateway_swaps_total (\S+)", get(port, "/metrics") or "", re.MULTILINE)
         return int(float(match.group(1))) if match else 0
 
-    with gateway(folder, site, users) as (at, keys, _):
-        answers = asyncio.run(asyncio.wait_for(all_users(at, keys), 180))
-        done = swapped(at)
-    return {"swaps": done, "requests": len(answers), "lost": answers.count(False)}
+    def user(port: int, key: str, number: int) -> list[Sample]:
+        one, found = client(port, key), []
+        deadline = time.monotonic() + 180
+        while (number := number + 1) and swapped(port) < wanted and time.monotonic() < deadline:
+            text = "fake: tokens=20 itl_ms=5 ttft_ms=10"
+            found.append(one.send(chat(text, "ab"[number % 2], stream=number % 3 > 0)))
+        one.close()
+        return found
+
+    with gateway(folder, site, users) as (port, keys, _), ThreadPoolExecutor(users) as threads:
+        started = [threads.submit(user, port, key, number) for number, key in enumerate(keys)]
+        samples = [sample for one in started for sample in one.result()]
+        done = swapped(port)
+    return {"swaps": done, "requests": len(samples), "lost": sum(not sample.good for sample in samples)}

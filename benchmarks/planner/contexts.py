@@ -1,9 +1,10 @@
 """The longest context that vLLM's own ModelConfig derives, for every kind of rope scaling and of length field.
 
-Run it with the Python of the engine's environment:  python benchmarks/planner/contexts.py
-It writes tests/catalog/contexts.json. ``--sample PREFIX`` prints the entries whose names begin so and
-writes nothing.
-A nested text model is asked by the functions that ModelConfig calls: ModelConfig itself would load an image
+Run it with the Python of the engine's environment: ``python benchmarks/planner/contexts.py``. It writes
+tests/catalog/contexts.json. ``--sample PREFIX`` prints the entries whose names begin with PREFIX and writes no
+file.
+
+For a nested text model the script calls the functions of ModelConfig. ModelConfig itself would load an image
 processor, which needs a package that the CPU engine does not have.
 """
 
@@ -105,7 +106,7 @@ LENGTHS = (
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    """Every config by its name."""
+    """Return every config by its name."""
     found: dict[str, dict[str, Any]] = {"plain": QWEN}
     for name, more in KINDS.items():
         kind = name if name in {"deepseek_yarn", "telechat3-yarn"} else name.split(" ")[0]
@@ -161,7 +162,7 @@ def cases() -> dict[str, dict[str, Any]]:
 
 
 def context(config: dict[str, Any]) -> int | None:
-    """What vLLM says, None if it refuses the config."""
+    """Return vLLM's longest context in tokens, None if vLLM rejects the config."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config))
         try:
@@ -176,7 +177,7 @@ def context(config: dict[str, Any]) -> int | None:
 
 
 def main() -> None:
-    """Ask for all cases, or a sample."""
+    """Derive the contexts of all cases, or of a sample."""
     logging.disable(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", metavar="PREFIX")

@@ -1,10 +1,10 @@
 """Weights of every causal language model of the installed transformers, counted on torch's meta device.
 
-Run it with the Python of the engine's environment:  python benchmarks/planner/families.py
-It writes two files. tests/catalog/families.json has, per family, a config, its count, and each single change of the
-config that changes the count. appliance/catalog/defaults.toml has what the class of a family that the planner
-knows assumes for a field that a file leaves out.
-``--sample NAME ...`` prints the entries of those families as JSON and writes nothing.
+Run it with the Python of the engine's environment: ``python benchmarks/planner/families.py``. It writes two files.
+tests/catalog/families.json has for each family a config, its count, and each single change of the config that
+changes the count. appliance/catalog/defaults.toml has the values that the class of a family assumes for missing
+fields, for the families that the planner counts. ``--sample NAME ...`` prints the entries of those families as JSON
+and writes no file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 8, "moe_topk": 2},
     "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
 }
-"""What a class needs beyond its defaults before it can be built."""
+"""Values that a class needs in addition to its defaults to build a model."""
 
 LAYER_FIELDS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
@@ -71,7 +71,7 @@ CONTEXT = (
     "global_attn_every_n_layers",
     "tie_word_embeddings",
 )
-"""Fields that change context, cache or work and not the count."""
+"""Fields that change context, cache or work, but not the count."""
 
 SAME_EVERYWHERE = (
     "_name_or_path",
@@ -87,7 +87,7 @@ SAME_EVERYWHERE = (
     "return_dict",
     "transformers_version",
 )
-"""Fields that every config has and that no size depends on; left out to keep the table small."""
+"""Fields of every config without an effect on sizes; the table omits them to stay small."""
 
 
 TOWERS = (
@@ -102,7 +102,7 @@ TOWERS = (
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """``config`` as its file would have it."""
+    """Return ``config`` as its file would have it."""
 
     def cut(table: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -116,7 +116,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def count(config: Any, auto: Any, text_only: bool) -> int:
-    """Weights of the model of ``config``."""
+    """Return the number of weights of the model of ``config``."""
     with torch.device("meta"):
         model = auto.from_config(config)
     total = 0
@@ -129,7 +129,7 @@ def count(config: Any, auto: Any, text_only: bool) -> int:
 
 
 def altered(key: str, value: object) -> list[object]:
-    """Other values that ``key`` may take."""
+    """Return other possible values of ``key``."""
     if key.endswith(("_token_id", "_token_index")) or key in {"dtype", "vocab_size_or_config_json_file"}:
         return []
     if isinstance(value, bool):
@@ -142,7 +142,7 @@ def altered(key: str, value: object) -> list[object]:
 
 
 def entry(family: str, auto: Any, text_only: bool) -> dict[str, Any]:
-    """The family's config, its count, and every single change that changes it."""
+    """Return the family's config, its count, and every single change of the config that changes the count."""
     settings = dict(SETTINGS.get(family, {}))
     try:
         if not text_only:
@@ -177,11 +177,11 @@ def entry(family: str, auto: Any, text_only: bool) -> dict[str, Any]:
 
 
 def defaults_of(families: dict[str, dict[str, Any]]) -> str:
-    """What each known family's class assumes, for the fields that change its count or context."""
+    """Return the defaults of the class of each known family, for the fields that change its count or context."""
     lines = [
-        "# What a family's configuration class assumes for a field that a config.json leaves out.",
+        "# The values that a family's configuration class assumes for fields missing from a config.json.",
         f"# Source: the classes of transformers {transformers.__version__}, by benchmarks/planner/families.py.",
-        "# A field that is not here has no such value: another field or a formula gives it.",
+        "# A field that is not here has no such value; it follows from another field or a formula.",
     ]
     classes: dict[str, type] = {}
     outside: dict[str, bool] = {}
@@ -211,7 +211,7 @@ def defaults_of(families: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Count all families, or a sample."""
+    """Count the weights of all families, or of a sample."""
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     logging.disable(logging.WARNING)

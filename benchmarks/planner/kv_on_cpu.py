@@ -1,7 +1,7 @@
-"""What real vLLM on the CPU reports as its KV cache, for six shapes of model with dummy weights.
+"""The KV cache that vLLM on the CPU reports, for seven shapes of models with dummy weights.
 
-Run it with the Python of the CPU engine's environment:  python benchmarks/planner/kv_on_cpu.py OUT.json
-Each shape is small enough for 3 GB of memory but has the layer kinds, heads and windows of its family.
+Run it with the Python of the CPU engine's environment: ``python benchmarks/planner/kv_on_cpu.py OUT.json``. Each
+shape is small enough for 3 GB of memory but has the layer kinds, heads and windows of its family.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def report(name: str, shape: dict[str, Any]) -> dict[str, Any]:
-    """What the engine says of one shape."""
+    """Return the engine's report for one shape."""
     from vllm import LLM  # noqa: PLC0415
 
     config = {**COMMON, **shape}
@@ -173,7 +173,7 @@ def report(name: str, shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """One process per shape: an engine does not give all its memory back."""
+    """Run one process per shape, because an engine does not release all its memory."""
     if len(sys.argv) > 2:
         try:
             result = report(sys.argv[2], SHAPES[sys.argv[2]])

@@ -1,4 +1,4 @@
-"""Predictions for Qwen3-30B-A3B in bf16 at batch 1, 64 and 256, written down before anybody measures them."""
+"""Predictions for Qwen3-30B-A3B in bf16 at batch 1, 64 and 256, recorded before any measurement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main() -> None:
     points = []
     for card in CARDS:
         for batch in (1, 64, 256):
-            one = Workload(
+            workload = Workload(
                 card=find_card(card),
                 shape=shape,
                 precision=dtype,
@@ -26,7 +26,7 @@ def main() -> None:
                 output=256,
                 concurrency=batch,
             )
-            found = predict(one)
+            prediction = predict(workload)
             points.append(
                 {
                     "gpu": card,
@@ -35,17 +35,17 @@ def main() -> None:
                     "input_tokens": 1024,
                     "output_tokens": 256,
                     "concurrency": batch,
-                    "output_tok_s": round(found.output_tok_s, 1),
-                    "low": round(found.low, 1),
-                    "high": round(found.high, 1),
-                    "tpot_ms": round(found.tpot_ms, 2),
-                    "running": round(found.running, 1),
-                    "limit": found.limit,
+                    "output_tok_s": round(prediction.output_tok_s, 1),
+                    "low": round(prediction.low, 1),
+                    "high": round(prediction.high, 1),
+                    "tpot_ms": round(prediction.tpot_ms, 2),
+                    "running": round(prediction.running, 1),
+                    "limit": prediction.limit,
                 }
             )
             print(points[-1])
-    where = Path(__file__).with_name("qwen3_30b_predicted.json")
-    where.write_text(json.dumps({"what": "vLLM, closed loop; predicted, not measured", "points": points}, indent=1))
+    path = Path(__file__).with_name("qwen3_30b_predicted.json")
+    path.write_text(json.dumps({"what": "vLLM, closed loop; predicted, not measured", "points": points}, indent=1))
 
 
 if __name__ == "__main__":

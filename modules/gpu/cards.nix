@@ -1,9 +1,9 @@
-# What the planner's catalogue says about a card's power, by the name that a site or the driver gives the card.
+# Power limits of cards from the planner's catalogue, by the name in the site or the name that the driver prints.
 { lib }:
 let
   catalogue = (lib.importTOML ../../appliance/catalog/gpus.toml).gpus;
 
-  # As `card_words` of appliance/catalog/catalog.py: words in any order, without the maker's.
+  # The same rule as `card_words` of appliance/catalog/catalog.py: words in any order, without those of the maker.
   makersWords = [
     "nvidia"
     "geforce"
@@ -27,8 +27,8 @@ let
   recommended = name: tdp: if lib.hasPrefix "RTX PRO 6000" name then lib.min tdp 450 else null;
 in
 {
-  # The range of the power limit in watts, and the limit to set when the site names none; null unless the name
-  # means exactly one card of the catalogue.
+  # The range of the power limit in watts, and the limit for a site that names none. The result is null unless
+  # the name means exactly one card of the catalogue.
   power =
     model:
     let

@@ -1,4 +1,4 @@
-# The cards: open driver, persistence, and how they reach each other over PCIe.
+# The cards: open driver, persistence, and peer-to-peer access over PCIe.
 { config, lib, ... }:
 let
   cfg = config.appliance.gpu;
@@ -22,10 +22,10 @@ in
       default = null;
       example = "iommu-off";
       description = ''
-        How cards reach each other's memory over PCIe; must be chosen once an engine spans cards.
-        `driver`: leave IOMMU and kernel as they are (virtual machines; boards where it is known to work).
-        `iommu-off`: no IOMMU and no HMM. The fastest; what hangs at the first all-reduce usually needs it.
-        It also gives up the protection against DMA from a hostile device.
+        How cards access each other's memory over PCIe; required if an engine spans cards.
+        `driver`: keep IOMMU and kernel parameters (virtual machines; boards on which it works).
+        `iommu-off`: no IOMMU and no HMM. The fastest choice, and the usual fix for a hang at the first all-reduce.
+        It also removes the protection against DMA from a hostile device.
         `off`: through host memory. Slower, always works.
       '';
     };
@@ -36,8 +36,8 @@ in
       {
         assertion = spanning != [ ] -> cfg.peerToPeer != null;
         message = ''
-          appliance.gpu.peerToPeer is not chosen, but ${lib.concatStringsSep ", " spanning} spans several cards:
-          set it to "iommu-off" (fastest), "driver" (leave the kernel alone) or "off" (always works).
+          appliance.gpu.peerToPeer is not set, but ${lib.concatStringsSep ", " spanning} spans several cards:
+          set it to "iommu-off" (fastest), "driver" (no kernel parameters) or "off" (always works).
         '';
       }
     ];
@@ -46,20 +46,20 @@ in
     hardware.cpu.amd.updateMicrocode = lib.mkDefault true;
     hardware.cpu.intel.updateMicrocode = lib.mkDefault true;
 
-    # The gate of NixOS's NVIDIA support, on a machine without a screen too.
+    # NixOS enables its NVIDIA support by this option, also on a machine without a screen.
     services.xserver.videoDrivers = [ "nvidia" ];
     hardware.graphics.enable = true;
     hardware.nvidia = {
       open = lib.mkDefault true;
       nvidiaPersistenced = true;
-      # Nothing of a desktop belongs on a server.
+      # A server needs no desktop programs.
       nvidiaSettings = lib.mkDefault false;
       modesetting.enable = lib.mkDefault false;
     };
     nixpkgs.config.allowUnfree = true;
 
     boot.kernelParams = lib.mkMerge [
-      # Surprise link-downs under load: keep PCIe links awake.
+      # Without these, PCIe links that sleep may go down under load.
       [
         "pcie_aspm=off"
         "pcie_port_pm=off"

@@ -1,4 +1,4 @@
-# Power limits per card, set once the driver is up. The limit moves the SM clock only; memory keeps its speed.
+# Power limits per card, set after the driver starts. The limit lowers the SM clock only; memory keeps its speed.
 { config, lib, ... }:
 let
   inherit (import ../lib.nix { inherit lib; }) hardened;
@@ -14,7 +14,7 @@ let
     {
       assertion = range == null || card.power_limit_w >= range.min && card.power_limit_w <= range.max;
       message = ''
-        appliance.settings.hosts.${config.appliance.host}.gpus: card ${toString card.index} (${card.model}) takes
+        appliance.settings.hosts.${config.appliance.host}.gpus: card ${toString card.index} (${card.model}) accepts
         ${toString range.min} to ${toString range.max} W, not ${toString card.power_limit_w}: set power_limit_w = ${toString advised}.
       '';
     };
@@ -27,7 +27,7 @@ in
       description = "Power limits of the cards";
       wantedBy = [ "multi-user.target" ];
       after = [ "nvidia-persistenced.service" ];
-      # Without persistence the driver would forget the limit with the last process.
+      # Without persistence, the driver forgets the limit when the last process ends.
       requires = [ "nvidia-persistenced.service" ];
       serviceConfig = hardened // {
         Type = "oneshot";
@@ -35,7 +35,7 @@ in
         ExecStart = map (
           card: "${nvidiaSmi} -i ${toString card.index} -pl ${toString card.power_limit_w}"
         ) limited;
-        # Setting a limit is an administrator's call to the driver, through its device nodes.
+        # nvidia-smi sets a limit through the device nodes of the driver, which requires CAP_SYS_ADMIN.
         CapabilityBoundingSet = "CAP_SYS_ADMIN";
         PrivateUsers = false;
         PrivateDevices = false;

@@ -1,5 +1,6 @@
-# What the ISO has to hold so that disko-install works without a network: the finished system, the script that
-# partitions (built again there, for the disk's device is only known then), and the sources it is evaluated from.
+# The contents of the ISO, from which disko-install works without a network. They are the finished system, the script
+# that partitions the disk, and the sources for the evaluation. The installer builds that script again, because the device of the disk
+# is known only then.
 {
   lib,
   target,

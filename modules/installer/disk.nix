@@ -1,4 +1,4 @@
-# How the GPU server's disk is laid out. disko-install reads it; the running system mounts by it.
+# The partitions of the GPU server's disk, for disko-install and for the mounts of the running system.
 { config, lib, ... }:
 let
   cfg = config.appliance.disk;
@@ -8,17 +8,17 @@ in
     device = lib.mkOption {
       type = lib.types.strMatching "/dev/disk/by-id/.+";
       example = "/dev/disk/by-id/nvme-Samsung_SSD_990_PRO_4TB_S7KGNJ0X123456";
-      description = "The disk, by its id: `ls -l /dev/disk/by-id`. A name like /dev/nvme0n1 may be another disk after the next boot.";
+      description = "The disk by its id: `ls -l /dev/disk/by-id`. A name such as /dev/nvme0n1 may mean another disk after the next boot.";
     };
     minimumGiB = lib.mkOption {
       type = lib.types.ints.positive;
       default = 400;
       example = 900;
-      description = "Smallest disk the installer accepts: weights, two generations with CUDA, chats.";
+      description = "Smallest disk in GiB that the installer accepts: weights, two generations with CUDA, chats.";
     };
   };
 
-  # What the first stage needs to reach any disk this may be installed on.
+  # Drivers that the first stage needs for any disk the appliance may be installed on.
   config.boot.initrd.availableKernelModules = [
     "nvme"
     "ahci"
@@ -35,7 +35,7 @@ in
       type = "gpt";
       partitions = {
         ESP = {
-          # Kernel and initrd of many generations: rollback is worth a gigabyte or two.
+          # Kernel and initrd of many generations: rollback is worth two gigabytes.
           size = lib.mkDefault "2G";
           type = "EF00";
           content = {

@@ -1,10 +1,10 @@
-# Installs the appliance on one disk of this machine. Looks first, shows what it would erase, and erases only
-# the disk whose serial number was typed, or stands in a signed answer file.
+# Install the appliance on one disk of this machine. Check the hardware, show the data that would be erased, and erase
+# only the disk whose serial number the operator types or a signed answer file contains.
 #
 #   appliance-install [--disk DEVICE] [--answers FILE] [--reinstall] [--check]
 #
-# A finished install is never erased by accident: it needs --reinstall, and the serial all the same.
-# APPLIANCE_ROOT stands before /sys, /proc, /etc and /dev, for tests.
+# A finished install is never erased by accident: that needs --reinstall and the serial number as well.
+# APPLIANCE_ROOT is a prefix of /sys, /proc, /etc and /dev, for tests.
 set -euo pipefail
 
 root="${APPLIANCE_ROOT:-}"
@@ -42,7 +42,7 @@ check_cards() {
     if [ "$vendor" = 0x10de ] && [ $((id)) -ge $((0x2b80)) ] && [ $((id)) -le $((0x2fff)) ]; then found=$((found + 1)); fi
   done
   if [ "$found" -gt 0 ]; then good "$found Blackwell card(s)"
-  else fault "no Blackwell card on the PCI bus: seat the card, connect its power, enable Above 4G Decoding"; fi
+  else fault "no Blackwell card on the PCI bus: reseat the card, connect its power, enable Above 4G Decoding"; fi
 }
 
 check_memory() {
@@ -50,57 +50,57 @@ check_memory() {
   have=$(($(awk '/^MemTotal:/ { print $2 }' "$root/proc/meminfo") / 1048576))
   want=$(limit minimum_ram_gib)
   if [ "$have" -ge "$want" ]; then good "$have GiB of RAM"
-  else fault "$have GiB of RAM, $want are needed: add memory or lower appliance.installer.minimumRamGiB"; fi
+  else fault "$have GiB of RAM, $want are required: add memory or lower appliance.installer.minimumRamGiB"; fi
 }
 
 check_disk() {
   local have want
-  if [ -z "$disk" ]; then fault "no disk chosen: --disk DEVICE, one of those above"; return; fi
-  if ! lsblk -dno TYPE "$disk" 2>/dev/null | grep -qx disk; then fault "$disk is no whole disk"; return; fi
+  if [ -z "$disk" ]; then fault "no disk given: --disk DEVICE, one of those above"; return; fi
+  if ! lsblk -dno TYPE "$disk" 2>/dev/null | grep -qx disk; then fault "$disk is not a whole disk"; return; fi
   have=$(($(lsblk -bdno SIZE "$disk") / 1073741824))
   want=$(limit minimum_disk_gib)
   if [ "$have" -ge "$want" ]; then good "$disk has $have GiB"
-  else fault "$disk has $have GiB, $want are needed: choose a larger disk"; fi
-  if lsblk -nro MOUNTPOINT "$disk" | grep -q .; then fault "$disk is in use (mounted): is it the installer's own medium?"; fi
+  else fault "$disk has $have GiB, $want are required: choose a larger disk"; fi
+  if lsblk -nro MOUNTPOINT "$disk" | grep -q .; then fault "$disk is mounted, perhaps as the medium of the installer: choose another disk"; fi
 }
 
 check_finished() {
   lsblk -nro LABEL "$disk" | grep -qx appliance-root || return 0
-  [ "$reinstall" = yes ] || fail "$disk already holds an appliance. Nothing was changed. To erase it all the same: --reinstall" 3
-  echo "  !!   $disk already holds an appliance, its chats and its keys. All of it would be erased."
+  [ "$reinstall" = yes ] || fail "$disk already contains an appliance; nothing was changed. To erase it: --reinstall" 3
+  echo "  !!   $disk already contains an appliance, its chats and its keys. All of it would be erased."
 }
 
-# The serial that was agreed to: from a signed answer file, else typed.
+# Print the confirmed serial number: from the signed answer file if given, else typed.
 agreed_serial() {
   if [ -n "$answers" ]; then
     ssh-keygen -Y verify -f "$etc/allowed_signers" -I installer -n appliance-install -s "$answers.sig" < "$answers" > /dev/null 2>&1 \
       || fail "$answers is not signed by one of appliance.installer.answerKeys: ssh-keygen -Y sign -n appliance-install -f KEY $answers" 4
-    grep -oP '^serial=\K.*' "$answers" || fail "$answers names no serial=…" 4
+    grep -oP '^serial=\K.*' "$answers" || fail "$answers has no line serial=…" 4
     return
   fi
   local typed
-  echo "To erase it, type its serial number; anything else stops here." >&2
+  echo "To erase it, type its serial number; any other input stops the install." >&2
   read -r -p "serial: " typed || true
   echo "$typed"
 }
 
 echo "Disks of this machine:"
 lsblk -do NAME,SIZE,MODEL,SERIAL || true
-echo "Looking at the hardware:"
+echo "Hardware checks:"
 check_firmware
 check_cards
 check_memory
 check_disk
 [ "$faults" -eq 0 ] || fail "$faults of the checks failed; nothing was changed" 1
 check_finished
-if [ "$check" = yes ]; then echo "All checks hold; nothing was changed."; exit 0; fi
+if [ "$check" = yes ]; then echo "All checks passed; nothing was changed."; exit 0; fi
 
 serial=$(lsblk -dno SERIAL "$disk")
-[ -n "$serial" ] || fail "$disk reports no serial number, so nobody could name it for certain; use another disk" 1
-echo "This would be erased, all of it:"
+[ -n "$serial" ] || fail "$disk reports no serial number, so it cannot be confirmed; use another disk" 1
+echo "All of this would be erased:"
 lsblk -o NAME,SIZE,FSTYPE,LABEL,MODEL,SERIAL "$disk"
 agreed=$(agreed_serial) || exit $?
 [ "$agreed" = "$serial" ] || fail "\"$agreed\" is not the serial number of $disk; nothing was changed" 5
 
 disko-install --flake "$etc/flake#$(limit host)" --disk main "$disk" --write-efi-boot-entries
-echo "Installed. Remove the medium and restart; the first boot proves the machine (journalctl -u appliance-smoke)."
+echo "Installed. Remove the medium and restart; the first boot runs the smoke test (journalctl -u appliance-smoke)."

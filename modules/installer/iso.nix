@@ -1,4 +1,4 @@
-# The installer's ISO: carries the flake and the finished system, so that installing needs no network.
+# The ISO of the installer: it contains the flake and the finished system, so that an install needs no network.
 {
   config,
   lib,
@@ -39,14 +39,14 @@ in
         minimum_disk_gib=${toString cfg.minimumDiskGiB}
       '';
     };
-    # The whole system, so that disko-install copies instead of downloading.
+    # The whole system, so that disko-install copies it instead of downloading.
     isoImage.storeContents = installClosure;
     isoImage.squashfsCompression = lib.mkDefault "zstd -Xcompression-level 6";
     boot.supportedFilesystems = [
       "vfat"
       "ext4"
     ];
-    services.getty.helpLine = "To install: appliance-install. It shows what it would erase and asks before it does.";
+    services.getty.helpLine = "To install: appliance-install. It shows what it would erase and asks for a confirmation.";
     nix.settings.experimental-features = [
       "nix-command"
       "flakes"

@@ -1,4 +1,4 @@
-# What the installer is told: which host, on what hardware, and whose signature may answer for a person.
+# Options of the installer: the host, the hardware it requires, and the keys that may sign an answer file.
 { lib, ... }:
 let
   inherit (lib) mkOption types;
@@ -9,19 +9,19 @@ in
       type = types.str;
       default = "gpu";
       example = "gpu";
-      description = "Which host of the flake is installed.";
+      description = "The host of the flake to install.";
     };
     minimumRamGiB = mkOption {
       type = types.ints.positive;
       default = 60;
       example = 120;
-      description = "Smallest RAM the installer accepts.";
+      description = "Smallest RAM in GiB that the installer accepts.";
     };
     minimumDiskGiB = mkOption {
       type = types.ints.positive;
       default = 400;
       example = 900;
-      description = "Smallest disk the installer accepts.";
+      description = "Smallest disk in GiB that the installer accepts.";
     };
     answerKeys = mkOption {
       type = types.listOf types.str;
@@ -29,7 +29,7 @@ in
       example = [
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExampleExam admin@home"
       ];
-      description = "SSH public keys whose signed answer file may stand for typing the disk's serial. None: somebody must type.";
+      description = "SSH public keys. An answer file signed by one of them replaces typing the serial number of the disk. Without keys, an operator must type it.";
     };
   };
 }

@@ -1,5 +1,5 @@
-# The public side: nginx with TLS and one host name in front of the gateways. It limits what one client may send,
-# passes the paths of the API through byte for byte, and moves a request to another GPU host when its own one refuses it.
+# The public side: nginx with TLS and one host name in front of the gateways. It limits the requests of a client and
+# passes the paths of the API through byte for byte. If a GPU host refuses a request, nginx sends it to another one.
 {
   config,
   lib,
@@ -150,7 +150,7 @@ in
       default = 620;
       example = 900;
       description = ''
-        Seconds without a byte from the gateway after which the edge gives up. It exceeds the gateway's own
+        Seconds without a byte from the gateway after which the edge times out. It exceeds the gateway's own
         first_byte_timeout_s, so that the gateway reports the reason.
       '';
     };

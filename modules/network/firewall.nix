@@ -1,5 +1,5 @@
-# One nftables table, drop by default. NixOS's own firewall is off: two tables that both may drop are two
-# places to look.
+# One nftables table that drops by default. NixOS's own firewall is off: with two tables, an operator would have to
+# look in two places for a drop.
 { config, lib, ... }:
 let
   inherit (config.appliance) gateway network settings;
@@ -14,7 +14,7 @@ let
       "${family} saddr ${set sources} tcp dport ${toString network.ssh.port} ct state new limit rate 30/minute burst 20 packets accept";
   peerAddresses = map (p: p.address) (lib.attrValues wg.peers);
   held = toString network.edge.limits.perAddressTcpConnections;
-  # What listens to others, or opens a way to it.
+  # Units that listen on the network, or make it reachable.
   behind =
     lib.optional gateway.enable "appliance-gateway"
     ++ lib.optional wg.enable "wireguard-wg0"
@@ -22,19 +22,19 @@ let
 in
 {
   options.appliance.network.firewall = {
-    enable = lib.mkEnableOption "the firewall: drop all that is not named";
+    enable = lib.mkEnableOption "the firewall, which drops all packets without a rule";
     extraInput = lib.mkOption {
       type = lib.types.lines;
       default = "";
       example = "iifname \"lan0\" tcp dport 9100 accept";
-      description = "Further nftables rules of the input chain. Say in a comment why each is needed.";
+      description = "More nftables rules for the input chain. Give the reason for each in a comment.";
     };
   };
 
   config = lib.mkIf cfg.enable {
     networking.firewall.enable = false;
-    # Fails closed: rules that do not load leave a machine with none at all, so nothing starts behind them. SSH
-    # does, with keys only: somebody has to get in and mend it.
+    # Fail closed: if the rules do not load, the machine has none at all, so these units do not start. SSH starts, with
+    # keys only: an operator must be able to log in and fix it.
     systemd.services = lib.genAttrs behind (_: {
       requires = [ "nftables.service" ];
       after = [ "nftables.service" ];
@@ -61,11 +61,11 @@ in
               ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept
           ''
           + rule (wg.enable && wg.listenPort != null) "udp dport ${toString wg.listenPort} accept"
-          # The API: through the tunnel, from the peers named in it, and from nowhere else.
+          # The API is reachable only through the tunnel, from its peers.
           + rule (
             gateway.enable && wg.enable && peerAddresses != [ ]
           ) "iifname \"wg0\" ip saddr ${set peerAddresses} tcp dport ${toString settings.gateway.port} accept"
-          # Who only holds connections open is no request that nginx could count. An IPv6 client owns a whole /64.
+          # nginx cannot count open connections without a request. An IPv6 client has a whole /64.
           + rule network.edge.enable "tcp dport { 80, 443 } ct state new add @edge4 { ip saddr ct count over ${held} } drop"
           + rule network.edge.enable "tcp dport { 80, 443 } ct state new add @edge6 { ip6 saddr & ffff:ffff:ffff:ffff:: ct count over ${held} } drop"
           + rule network.edge.enable "tcp dport { 80, 443 } accept"

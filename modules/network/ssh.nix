@@ -1,5 +1,4 @@
-# SSH with keys only. Always through the tunnel, and from `sources` too: one way in has to survive a tunnel
-# that does not come up.
+# SSH with keys only, through the tunnel and from `sources`: SSH must stay reachable if the tunnel does not start.
 { config, lib, ... }:
 let
   cfg = config.appliance.network.ssh;
@@ -22,7 +21,7 @@ in
       example = [
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExampleExam admin@home"
       ];
-      description = "Public keys of those who may log in as root.";
+      description = "Public keys that may log in as root.";
     };
     sources = mkOption {
       type = types.listOf types.str;
@@ -40,13 +39,13 @@ in
     assertions = [
       {
         assertion = cfg.keys != [ ];
-        message = "appliance.network.ssh.keys is empty, and there is no password: you would lock yourself out. Put your public key there (`cat ~/.ssh/id_ed25519.pub`).";
+        message = "appliance.network.ssh.keys is empty and passwords are off, so no login would be possible: add your public key (`cat ~/.ssh/id_ed25519.pub`).";
       }
     ];
     services.openssh = {
       enable = true;
       ports = [ cfg.port ];
-      # The firewall's own table decides who may reach it.
+      # The appliance's own table decides which sources may connect.
       openFirewall = false;
       settings = {
         PasswordAuthentication = false;

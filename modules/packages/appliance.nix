@@ -1,4 +1,4 @@
-# The appliance itself. Its few dependencies come from nixpkgs: they are ordinary, and the pin fixes them.
+# The appliance. Its few dependencies come from nixpkgs; the flake's lock pins them.
 { lib, python313Packages }:
 python313Packages.buildPythonApplication {
   pname = "llm-appliance";
@@ -33,8 +33,8 @@ python313Packages.buildPythonApplication {
     ]
     # The smoke test and `appliance loadtest` are Locust scenarios.
     ++ [ locust ];
-  # The versions that pyproject.toml asks for are what pip resolved; nixpkgs' are what the pin holds. The tests
-  # decide, not the ranges.
+  # pip resolved the versions that pyproject.toml requires; nixpkgs has those of the pin. The tests decide, not the
+  # ranges.
   pythonRelaxDeps = true;
   pythonImportsCheck = [
     "appliance.contract.model"

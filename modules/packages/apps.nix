@@ -1,4 +1,4 @@
-# `nix run .#plan` and its like: the command line by the name of what one wants.
+# `nix run .#plan` and the like: one app per command.
 { pkgs, packages }:
 let
   verb = name: {

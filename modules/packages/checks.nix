@@ -1,5 +1,5 @@
-# `nix flake check`: every system builds, the site is valid, the documentation is current, and the service
-# works in a virtual machine with the mock engine.
+# The checks of `nix flake check`: every system builds, the site is valid, format and documentation are current. The
+# service works in a virtual machine with the mock engine.
 {
   self,
   pkgs,

@@ -1,4 +1,4 @@
-# What the flake builds.
+# The packages of the flake.
 {
   self,
   pkgs,

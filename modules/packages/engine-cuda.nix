@@ -1,8 +1,8 @@
-# vLLM and all it needs, as one Python environment made of the locked upstream wheels. Nothing is compiled.
+# vLLM with its dependencies: one Python environment of the locked upstream wheels. Nothing is compiled.
 #
-# Why not nixpkgs' vllm: it is old, marked insecure, and its CUDA build is broken as often as not. The wheels
-# carry native sm_120 code; `make verify-wheels` proves it, and that every library they need is either among
-# them, on the list in engine-libraries.json, or the driver's.
+# Why not nixpkgs' vllm: it is old, marked insecure, and its CUDA build often fails. The wheels contain native sm_120
+# code. `make verify-wheels` checks that, and that each library they need is in a wheel, in engine-libraries.json, or
+# part of the driver.
 {
   lib,
   pkgs,
@@ -13,7 +13,7 @@
   wheelList ? ../wheels.json,
 }:
 let
-  # fetchPypi finds a wheel by these parts of its name; the hash is what is trusted.
+  # fetchPypi finds a wheel by these parts of its name; the hash verifies it.
   fetch =
     wheel:
     python313.pkgs.fetchPypi {
@@ -53,12 +53,12 @@ stdenv.mkDerivation {
 
   installPhase = ''
     runHook preInstall
-    # A wheel's file name is what pip reads its tags from; the store puts a hash before it.
+    # pip reads the tags of a wheel from its file name; the store adds a hash in front.
     mkdir wheels
     for wheel in $srcs; do ln -s "$wheel" "wheels/$(stripHash "$wheel")"; done
     ${python313.interpreter} -m venv --without-pip "$out"
     pip --python "$out/bin/python" install --no-index --no-deps --no-compile --no-warn-script-location wheels/*.whl
-    # Kernels are compiled while the engine runs: compilers look for lib64, linkers for names without a version.
+    # The running engine compiles kernels: compilers look for lib64, linkers for names without a version.
     cuda="$out/${site}/nvidia/cu13"
     ln -s lib "$cuda/lib64"
     for library in "$cuda"/lib/lib*.so.*; do
@@ -68,10 +68,10 @@ stdenv.mkDerivation {
     runHook postInstall
   '';
 
-  # The driver's libraries are the running system's, never the build's.
+  # The driver's libraries come from the running system, never from the build.
   appendRunpaths = [ "${addDriverRunpath.driverLink}/lib" ];
   autoPatchelfIgnoreMissingDeps = lib.attrNames libraries.driver ++ lib.attrNames libraries.optional;
-  # Stripping cubins and 3 GB of libraries takes long and gains nothing.
+  # Stripping cubins and 3 GB of libraries is slow and saves nothing.
   dontStrip = true;
 
   doInstallCheck = true;

@@ -1,4 +1,4 @@
-# docs/options.md, from the modules: the text that the repository holds, and a check that it is the same.
+# docs/options.md, generated from the modules; the check `options-doc` compares it with the repository's file.
 {
   lib,
   pkgs,

@@ -1,4 +1,4 @@
-# `nix develop`: what working on the appliance needs, tests included.
+# `nix develop`: the programs for work on the appliance, tests included.
 { pkgs }:
 pkgs.mkShell {
   packages = with pkgs; [

@@ -1,5 +1,5 @@
-# Boots a GPU host without a GPU: the mock engine in the real unit's sandbox, the real gateway, the real
-# firewall, the smoke test. Only a machine with nixpkgs and KVM can run it.
+# A test that boots a GPU host without a GPU. It runs the mock engine in the sandbox of the real unit, the real gateway,
+# the real firewall and the smoke test. It needs nixpkgs and KVM.
 { self }:
 { ... }:
 {
@@ -11,17 +11,17 @@
     gpu.wait_for_open_port(8000)
     with subtest("the smoke test passes after boot"):
         gpu.wait_until_succeeds("systemctl is-active appliance-smoke.service", timeout=300)
-    with subtest("no key, no answer"):
+    with subtest("a request without a key is rejected"):
         status = gpu.succeed("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8000/v1/models")
         assert status == "401", status
     with subtest("engine-control paths are hidden"):
         for path in ["sleep", "pause", "invocations", "collective_rpc"]:
             status = gpu.succeed(f"curl -s -o /dev/null -w '%{{http_code}}' -X POST http://127.0.0.1:8000/{path}")
             assert status in ("401", "404"), (path, status)
-    with subtest("a dead engine comes back"):
+    with subtest("a killed engine restarts"):
         gpu.succeed("systemctl kill -s KILL appliance-engine-mock.service")
         gpu.wait_until_succeeds("curl -sf http://127.0.0.1:8101/health", timeout=60)
-    with subtest("nothing but the tunnel reaches the API"):
+    with subtest("the firewall drops by default"):
         gpu.succeed("nft list table inet appliance | grep -q 'policy drop'")
   '';
 }

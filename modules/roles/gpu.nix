@@ -1,4 +1,4 @@
-# The GPU server: engines and gateway, reachable through the tunnel only.
+# The GPU server: engines and gateway, reachable only through the tunnel.
 { lib, ... }:
 {
   imports = [ ../default.nix ];

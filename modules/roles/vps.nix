@@ -1,4 +1,4 @@
-# The VPS: a public address with TLS, and the tunnel behind it. No model, key or chat ever lies here.
+# The VPS: a public address with TLS, and the tunnel behind it. It never stores a model, a key or a chat.
 { lib, ... }:
 {
   imports = [ ../default.nix ];

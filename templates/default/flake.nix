@@ -1,7 +1,7 @@
 {
   description = "My LLM service";
 
-  # Where you keep the appliance's repository. Update with `nix flake update appliance`.
+  # The address of the appliance's repository. Update with `nix flake update appliance`.
   inputs.appliance.url = "github:example/llm-appliance";
 
   outputs =

@@ -1,4 +1,4 @@
-# Your VPS. Its disk and boot loader are the provider's: take them from its own hardware-configuration.nix.
+# Your VPS. The provider defines its disk and boot loader: copy them from its own hardware-configuration.nix.
 {
   networking.hostName = "vps";
   system.stateVersion = "26.05";

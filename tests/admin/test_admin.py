@@ -1,4 +1,4 @@
-"""The admin API and the command line beside a running gateway: real processes, real database."""
+"""The admin API and the command line with a running gateway: real processes, real database."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKEN = "a-token-of-enough-characters"
 
 @dataclass
 class RunningAdmin:
-    """A gateway and the admin API beside it."""
+    """A gateway and its admin API."""
 
     service: RunningService
     process: StartedProcess
@@ -60,18 +60,18 @@ def ask(service: RunningService, key: str, model: str = "fake") -> Response:
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + "x", "é" * 20])
-def test_everything_but_health_wants_the_token(admin: RunningAdmin, token: str | None) -> None:
+def test_all_paths_except_health_need_the_token(admin: RunningAdmin, token: str | None) -> None:
     assert admin.call("/health", token=token).status == 200
     for path in ("/admin/keys", "/admin/usage", "/admin/models"):
         answer = admin.call(path, token=None if token is None else token.encode().decode("latin1"))
         assert (answer.status, answer.json["error"]["code"]) == (401, "invalid_api_key")
 
 
-def test_a_key_lives_and_dies_by_the_api(admin: RunningAdmin) -> None:
+def test_the_api_creates_changes_and_revokes_a_key(admin: RunningAdmin) -> None:
     made = admin.call("/admin/keys", {"user": "bob", "name": "n8n", "models": ["writer"], "requests_in_flight": 3})
     assert made.status == 201
     key, key_id = made.json["key"], made.json["id"]
-    wait_until(lambda: ask(admin.service, key, "writer").status == 200, "the gateway knows it", 1)
+    wait_until(lambda: ask(admin.service, key, "writer").status == 200, "the gateway accepts it", 1)
     refused = ask(admin.service, key, "fake")
     assert (refused.status, refused.json["error"]["code"]) == (403, "model_not_allowed")
     offered = admin.service.get("/v1/models", key=key).json["data"]
@@ -82,14 +82,14 @@ def test_a_key_lives_and_dies_by_the_api(admin: RunningAdmin) -> None:
         "n8n",
         3,
     )
-    wait_until(lambda: ask(admin.service, key, "fake").status == 200, "the change bites", 1)
+    wait_until(lambda: ask(admin.service, key, "fake").status == 200, "the change takes effect", 1)
     assert "key" not in admin.call(f"/admin/keys/{key_id}").json
     assert admin.call(f"/admin/keys/{key_id}", method="DELETE").json["state"] == "revoked"
-    wait_until(lambda: ask(admin.service, key, "fake").status == 401, "the revocation bites", 1)
+    wait_until(lambda: ask(admin.service, key, "fake").status == 401, "the revocation takes effect", 1)
     assert key.split("-")[2] not in admin.call("/admin/keys").body.decode()
 
 
-def test_the_mark_for_end_users_by_the_api_and_by_hand(admin: RunningAdmin) -> None:
+def test_end_users_are_set_by_the_api_and_by_the_command_line(admin: RunningAdmin) -> None:
     made = admin.call("/admin/keys", {"user": "web", "end_users": True}).json
     key_id = made["id"]
     assert (made["end_users"], admin.call("/admin/keys", {"user": "web"}).json["end_users"]) == (True, False)
@@ -98,14 +98,14 @@ def test_the_mark_for_end_users_by_the_api_and_by_hand(admin: RunningAdmin) -> N
     changed = cli(admin.service, "keys", "change", key_id, "--end-users")
     assert changed.stdout == f"key {key_id} of web is changed: end_users\n"
     assert {key["id"]: key["end_users"] for key in admin.call("/admin/keys").json}[key_id] is True
-    wait_until(lambda: ask(admin.service, made["key"]).status == 200, "the gateway knows it", 5)
+    wait_until(lambda: ask(admin.service, made["key"]).status == 200, "the gateway accepts it", 5)
     body = chat("fake: tokens=3", user="joe")
 
     def counted() -> list[str]:
         assert admin.service.post("/v1/chat/completions", body, key=made["key"]).status == 200
         return [line["name"] for line in admin.call("/admin/usage?user=web").json]
 
-    wait_until(lambda: "web/joe" in counted(), "his row", 10)
+    wait_until(lambda: "web/joe" in counted(), "the record of web/joe", 10)
     assert [line["name"] for line in admin.call("/admin/usage?user=web/joe").json] == ["web/joe"]
     for wrong in ("web/", "a%20b", "web/joe/x", "/joe", ""):
         refused = admin.call(f"/admin/usage?user={wrong}")
@@ -133,7 +133,7 @@ def test_the_mark_for_end_users_by_the_api_and_by_hand(admin: RunningAdmin) -> N
         (b"{", "JSON"),
     ],
 )
-def test_a_bad_key_is_400_and_made_nowhere(admin: RunningAdmin, body: Any, says: str) -> None:
+def test_an_invalid_key_is_400_and_is_not_created(admin: RunningAdmin, body: Any, says: str) -> None:
     before = len(admin.call("/admin/keys").json)
     answer = admin.call("/admin/keys", body)
     assert answer.status == 400
@@ -141,17 +141,17 @@ def test_a_bad_key_is_400_and_made_nowhere(admin: RunningAdmin, body: Any, says:
     assert len(admin.call("/admin/keys").json) == before
 
 
-def test_a_key_for_a_model_that_is_not_there_is_404(admin: RunningAdmin) -> None:
-    answer = admin.call("/admin/keys", {"user": "a", "models": ["nobody"]})
+def test_a_key_for_an_unknown_model_is_404(admin: RunningAdmin) -> None:
+    answer = admin.call("/admin/keys", {"user": "a", "models": ["missing"]})
     assert (answer.status, answer.json["error"]["param"]) == (404, "models")
-    assert answer.json["error"]["message"] == "there is no model or role 'nobody'; known: fake, writer"
+    assert answer.json["error"]["message"] == "there is no model or role 'missing'; known: fake, writer"
 
 
-def test_usage_by_the_api_and_by_hand(admin: RunningAdmin) -> None:
+def test_usage_is_shown_by_the_api_and_by_the_command_line(admin: RunningAdmin) -> None:
     for _ in range(3):
         assert ask(admin.service, admin.service.key).status == 200
     mine = admin.service.rows
-    wait_until(lambda: sum(row["user"] == "ada" for row in mine()) >= 3, "her rows", 5)
+    wait_until(lambda: sum(row["user"] == "ada" for row in mine()) >= 3, "the records of ada", 5)
     by_user = {line["name"]: line for line in admin.call("/admin/usage?by=user").json}
     assert by_user["ada"]["completion_tokens"] >= 9
     text = admin.call("/admin/usage?by=outcome&format=csv").body.decode()
@@ -168,7 +168,7 @@ def test_usage_by_the_api_and_by_hand(admin: RunningAdmin) -> None:
     assert "before --since" in cli(admin.service, "usage", "--since", "1h", "--until", "2h").stderr
 
 
-def test_models_status_and_what_cannot_be_swapped(admin: RunningAdmin) -> None:
+def test_models_have_a_status_and_an_invalid_swap_is_rejected(admin: RunningAdmin) -> None:
     status = admin.call("/admin/models").json
     assert status["models"]["fake"]["loaded"] is True
     assert status["engines"]["chat"]["state"] == "up"
@@ -189,11 +189,11 @@ def test_models_status_and_what_cannot_be_swapped(admin: RunningAdmin) -> None:
     assert (role.status, role.json["error"]["code"]) == (409, "always_loaded")
 
 
-def test_the_control_socket_is_the_owners_only(admin: RunningAdmin) -> None:
+def test_only_its_owner_may_use_the_control_socket(admin: RunningAdmin) -> None:
     assert (admin.service.data / "control.sock").stat().st_mode & 0o777 == 0o600
 
 
-def test_no_gateway_is_said_not_shown_as_a_trace(admin: RunningAdmin, tmp_path: Path) -> None:
+def test_an_unreachable_gateway_is_one_line_without_a_traceback(admin: RunningAdmin, tmp_path: Path) -> None:
     site = json.loads(admin.service.config.read_text())
     site["gateway"]["data_dir"] = str(tmp_path)
     config = tmp_path / "site.json"
@@ -208,7 +208,7 @@ def test_the_command_line_makes_changes_and_lists_keys(admin: RunningAdmin) -> N
     made = cli(admin.service, "keys", "create", "eve", "--models", "fake", "--weight", "2", "--expires-in", "1h")
     assert made.returncode == 0, made.stderr
     key = made.stdout.strip()
-    wait_until(lambda: ask(admin.service, key).status == 200, "the gateway knows it", 2)
+    wait_until(lambda: ask(admin.service, key).status == 200, "the gateway accepts it", 2)
     key_id = key.split("-")[1]
     assert (
         cli(admin.service, "keys", "change", key_id, "--models", "none", "--requests-per-minute", "1").returncode
@@ -247,8 +247,8 @@ def test_without_a_token_it_does_not_start(
     assert says in done.stderr
 
 
-def test_it_does_what_its_own_openapi_says(admin: RunningAdmin, tmp_path: Path) -> None:
-    """schemathesis: every operation, valid and invalid input, auth left out, against the schema it serves."""
+def test_the_api_follows_its_own_openapi_document(admin: RunningAdmin, tmp_path: Path) -> None:
+    """schemathesis: every operation, valid and invalid input, without authorisation, against the served schema."""
     argv = [sys.executable, "-m", "schemathesis.cli", "run", admin.process.url + "/openapi.json"]
     argv += ["--header", f"Authorization: Bearer {TOKEN}", "--checks", "all", "--max-examples", "25"]
     argv += ["--phases", "examples,coverage,fuzzing", "--seed", "1", "--generation-deterministic", "--no-color"]

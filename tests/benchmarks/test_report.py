@@ -1,4 +1,4 @@
-"""The committed figures: the page says what the results say."""
+"""The committed page and plots of the gateway benchmark: their figures are those of the results."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def test_the_page_and_the_plots_are_those_of_the_results(tmp_path: Path) -> None
     results = json.loads((FOLDER / "results.json").read_text())
     report.write(results, tmp_path)
     for name in ("README.md", "plain.svg", "chunks.svg", "memory.svg"):
-        assert (tmp_path / name).read_text() == (FOLDER / name).read_text(), f"run make bench: {name} is old"
+        assert (tmp_path / name).read_text() == (FOLDER / name).read_text(), f"{name} is outdated; run make bench"
 
 
-def test_what_was_not_measured_is_a_dash_not_a_figure() -> None:
+def test_a_missing_measurement_is_a_dash() -> None:
     empty = {"subjects": {"gateway": {"version": "1", "measures": {}}}, "own": {}}
     assert "| - / - |" in report.table(empty)
     failed = {"subjects": {"litellm": {"version": "2", "measures": {}, "failed": "no | route"}}, "own": {}}

@@ -1,5 +1,5 @@
-# The GPU host as the guest of tests/boot can be it: no card, no tunnel, the mock engine, a slow emulated CPU.
-# Everything else of hosts/gpu.nix stays, above all its smoke test and its trial.
+# On top of hosts/gpu.nix: the guest of tests/boot has no card, no tunnel, the mock engine and a slow emulated CPU.
+# Everything else stays, above all the smoke test and the trial.
 { lib, ... }:
 {
   appliance = {
@@ -42,7 +42,7 @@
         };
       };
       gateway.host = lib.mkForce "127.0.0.1";
-      # An emulated CPU is some thirty times slower than a real one: what is proven here is the order of things.
+      # An emulated CPU is some thirty times slower than a real one: these tests check the order of events, not speed.
       smoke = {
         users = 2;
         requests_per_user = 2;

@@ -1,7 +1,7 @@
-"""Builds the guest's disk: Debian with systemd-boot, our package, and systems as the modules render them.
+"""The disk of the guest: Debian with systemd-boot, our package, and systems that the modules render.
 
-Debian stands in for NixOS's closure; the units, the loader's hook, kernel parameters, sysctl and systemd's own
-settings are what ``hosts/gpu.nix`` with ``tests/boot/guest.nix`` gives.
+Debian replaces the closure of NixOS. The units, the hook of the loader, kernel parameters, sysctl and the settings
+of systemd come from ``hosts/gpu.nix`` with ``tests/boot/guest.nix``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).parent / "guest"
 CACHE = ROOT / "build" / "boot"
 MARKER = "/nix/store/eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee-appliance.nix/bin/appliance.nix"
-"""Where the evaluated units find the program: nix-check's stand-in for the package's path."""
+"""Path of the program in the evaluated units: nix-check's stand-in for the path of the package."""
 
 PACKAGES = (
     "systemd", "systemd-sysv", "systemd-boot", "kmod", "udev", "dbus", "python3-minimal", "python3", "util-linux",
@@ -41,13 +41,13 @@ ESP_MIB, ROOT_MIB = 48, 900
 
 @dataclass(frozen=True)
 class Variant:
-    """One system: what is wrong with it, as a script of its boot or a change of its site."""
+    """One system and its failure: a script that runs during its boot, or a change of its site."""
 
     name: str
     early: str = ""
-    """Shell that runs before systemd."""
+    """Shell script that runs before systemd."""
     late: str = ""
-    """Shell that a unit runs before the smoke test."""
+    """Shell script that a unit runs before the smoke test."""
     slo: dict[str, float] | None = None
 
     @property
@@ -55,8 +55,8 @@ class Variant:
         return f"/nix/store/{'0' * 32}-nixos-system-{self.name}"
 
 
-# All CPUs taken by threads that nothing may interrupt: systemd no longer feeds the watchdog. What it looks like
-# from outside is a machine that has stopped.
+# Threads that cannot be interrupted occupy all CPUs, so systemd no longer feeds the watchdog. From outside, the
+# machine has stopped.
 HANG = """
 echo GUEST hangs > /dev/console
 echo -1 > /proc/sys/kernel/sched_rt_runtime_us
@@ -70,19 +70,19 @@ VARIANTS = (
     Variant("good-1"),
     Variant("good-2"),
     Variant("slow", slo=UNREACHABLE),
-    # What was rolled back is not tried again, so the live switch needs a failure of its own.
+    # A system that was rolled back is not tried again, so the live switch needs its own failing system.
     Variant("slow-live", slo=UNREACHABLE),
     Variant("hangs", late=HANG),
     Variant("panics", late=PANIC),
     Variant("panics-early", early=PANIC),
-    # Its smoke test never starts: what it waits for never ends.
+    # Its smoke test never starts, because it waits for a unit that never ends.
     Variant("stalls", late="echo GUEST stalls > /dev/console; sleep infinity"),
     Variant("cut"),
 )
 
 
 def build(folder: Path) -> Path:
-    """The disk, a qcow2 file in ``folder``; the Debian part is kept in :data:`CACHE` from run to run."""
+    """Build the disk, a qcow2 file in ``folder``; :data:`CACHE` keeps the Debian part for later runs."""
     base = _debian()
     tree = folder / "tree"
     subprocess.run(["cp", "-a", "--reflink=auto", str(base / "root"), str(tree)], check=True)
@@ -107,10 +107,10 @@ def _run(*argv: object) -> str:
 
 
 def _debian() -> Path:
-    """Debian's part: root file system, kernel, drivers, first stage."""
+    """Return the folder of the Debian part: root file system, kernel, drivers, first stage."""
     CACHE.mkdir(parents=True, exist_ok=True)
     kernel = re.search(r"Depends: (linux-image-\S+)", _run("apt-cache", "depends", "linux-image-amd64"))
-    assert kernel, "apt does not know linux-image-amd64"
+    assert kernel, "apt has no package linux-image-amd64"
     known = CACHE / f"debian-{kernel[1]}"
     stamp = json.dumps([PACKAGES, INITRD_MODULES, GUEST_MODULES, (GUEST / "initrd-init").read_text()])
     if (known / "stamp").exists() and (known / "stamp").read_text() == stamp:
@@ -133,7 +133,7 @@ def _debian() -> Path:
 
 
 def _kernel(unpacked: Path, known: Path) -> None:
-    """Kernel and first stage; of the drivers those that the guest's few devices need."""
+    """Copy the kernel, build the first stage, and keep only the drivers of the guest's devices."""
     image = next((unpacked / "boot").glob("vmlinuz-*"))
     version = image.name.removeprefix("vmlinuz-")
     shutil.copy(image, known / "kernel")
@@ -151,7 +151,7 @@ def _kernel(unpacked: Path, known: Path) -> None:
         return found
 
     first = order(INITRD_MODULES)
-    # ext4 asks for its checksum by name, which no dependency says.
+    # ext4 loads its checksum module by name, without a dependency.
     checksums = (path_of.get(name) for name in ("crc32c_generic", "crc32c-intel"))
     first += [path for path in checksums if path and path not in first]
     keep = {*first, *order(GUEST_MODULES)}
@@ -175,19 +175,19 @@ def _kernel(unpacked: Path, known: Path) -> None:
 
 
 def _appliance(tree: Path) -> None:
-    """Our package and what it needs, and the program at the path that the units name."""
+    """Copy our package with its dependencies, and write the program at the path that the units have."""
     library = tree / "usr" / "lib" / "appliance"
     site = Path(sysconfig.get_path("purelib"))
 
-    def leave(folder: str, names: list[str]) -> set[str]:
+    def skipped(folder: str, names: list[str]) -> set[str]:
         top = Path(folder) == site
         return {name for name in names if (top and NOT_NEEDED.match(name)) or name == "tests"}
 
-    shutil.copytree(site, library, ignore=leave, symlinks=True)
+    shutil.copytree(site, library, ignore=skipped, symlinks=True)
     for part in ("appliance", "loadtests"):
         shutil.copytree(ROOT / part, library / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", library)
-    # Compiled beforehand and never checked again: the emulated CPU would take minutes.
+    # Compile now, without later checks of the sources: the emulated CPU would need minutes.
     never = py_compile.PycInvalidationMode.UNCHECKED_HASH
     compileall.compile_dir(library, quiet=2, workers=2, stripdir=tree, invalidation_mode=never)
     program = tree / MARKER.removeprefix("/")
@@ -197,7 +197,7 @@ def _appliance(tree: Path) -> None:
 
 
 def _system(tree: Path, variant: Variant, host: dict[str, Any]) -> None:
-    """One system, in the guest's /nix/store."""
+    """Write one system to the guest's /nix/store."""
     system = tree / variant.system.removeprefix("/")
     (system / "bin").mkdir(parents=True)
     shutil.copy(GUEST / "init", system / "init")
@@ -208,7 +208,7 @@ def _system(tree: Path, variant: Variant, host: dict[str, Any]) -> None:
     sysctl = {name: value for name, value in host["boot.kernel.sysctl"].items() if name.startswith("kernel.panic")}
     (system / "sysctl").write_text("\n".join(f"{name}={value}" for name, value in sysctl.items()))
     if variant.early:
-        (system / "early-fault").write_text(variant.early)
+        (system / "early-failure").write_text(variant.early)
     folder = system / "etc" / "systemd" / "system"
     folder.mkdir(parents=True)
     rendered = {
@@ -220,10 +220,10 @@ def _system(tree: Path, variant: Variant, host: dict[str, Any]) -> None:
         for name, unit in host[f"systemd.{kind}s"].items():
             rendered[f"{name}.{kind}"] = (units.render_other(kind, unit), unit["wantedBy"])
     if variant.late:
-        fault = ["[Unit]", "Before=appliance-smoke.service", "After=appliance-trial-arrived.service", "[Service]"]
-        fault += ["Type=oneshot", f"ExecStart=/bin/sh {variant.system}/late-fault"]
-        rendered["late-fault.service"] = ("\n".join([*fault, ""]), ["multi-user.target"])
-        (system / "late-fault").write_text(variant.late)
+        failure = ["[Unit]", "Before=appliance-smoke.service", "After=appliance-trial-arrived.service", "[Service]"]
+        failure += ["Type=oneshot", f"ExecStart=/bin/sh {variant.system}/late-failure"]
+        rendered["late-failure.service"] = ("\n".join([*failure, ""]), ["multi-user.target"])
+        (system / "late-failure").write_text(variant.late)
     for name, (text, wanted_by) in rendered.items():
         (folder / name).write_text(text)
         for target in wanted_by:
@@ -253,7 +253,7 @@ def _system(tree: Path, variant: Variant, host: dict[str, Any]) -> None:
 
 
 def _texts(tree: Path, host: dict[str, Any]) -> None:
-    """Scripts that the units run, at the store paths under which the units name them."""
+    """Write the scripts of the units to their store paths."""
     for unit in host["systemd.services"].values():
         for value in unit["serviceConfig"].values():
             for item in value if isinstance(value, list) else [value]:
@@ -264,7 +264,7 @@ def _texts(tree: Path, host: dict[str, Any]) -> None:
 
 
 def _guest(tree: Path) -> None:
-    """What is the same for every system: accounts, file systems, the tester's shell, the first generation."""
+    """Write the common part of all systems: accounts, file systems, the tester's shell, the first generation."""
     guest = tree / "usr" / "lib" / "guest"
     shutil.copytree(GUEST, guest)
     shutil.move(guest / "nix-env", tree / "usr" / "local" / "bin" / "nix-env")
@@ -304,7 +304,7 @@ def _guest(tree: Path) -> None:
 
 
 def _disk(tree: Path, base: Path, disk: Path) -> None:
-    """GPT, a boot partition with systemd-boot, the root file system."""
+    """Write the disk: GPT, a boot partition with systemd-boot, the root file system."""
     esp_start, root_start = 1, 1 + ESP_MIB
     with disk.open("wb") as file:
         file.truncate((root_start + ROOT_MIB + 1) * 2**20)

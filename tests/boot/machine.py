@@ -1,4 +1,4 @@
-"""A machine under QEMU: power, its console, and a shell in it."""
+"""A virtual machine under QEMU: power, console, and a shell in it."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from pathlib import Path
 FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 BOOT_S = 240.0
-"""Seconds within which anything that is awaited comes, or the machine is lost; emulated, on a busy machine."""
+"""Timeout of each wait in seconds, for an emulated machine on a busy host."""
 
 
 class BootError(AssertionError):
-    """The machine did not do what it had to."""
+    """The machine did not reach an expected state."""
 
 
 @dataclass
 class VirtualMachine:
-    """One guest with a disk and firmware variables of its own, which outlive its power."""
+    """One guest with its own disk and firmware variables, which a power cut does not change."""
 
     folder: Path
     image: Path
     seed: int
     process: subprocess.Popen[bytes] | None = None
     shell: socket.socket | None = None
-    greeted: bool = False
+    has_shell: bool = False
     seen: int = 0
-    """Bytes of the console that earlier waits have passed."""
+    """Bytes of the console that earlier waits have consumed."""
     evidence: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Make disk and variables."""
+        """Create the disk and the variables."""
         self.folder.mkdir(parents=True)
         disk = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(self.image)]
         subprocess.run([*disk, str(self.folder / "disk.qcow2")], check=True)
@@ -47,7 +47,7 @@ class VirtualMachine:
         return self.folder / "console.log"
 
     def power_on(self) -> None:
-        """Start it; what the console said before stays in its log."""
+        """Start the machine; the log of the console is continued."""
         assert self.process is None
         self._start()
         self.note("power on")
@@ -55,7 +55,7 @@ class VirtualMachine:
     def _start(self) -> None:
         drive = f"file={self.folder}/disk.qcow2,if=virtio,format=qcow2,cache=unsafe"
         argv = ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1"]
-        # A reset ends the process and we start the next: emulated firmware has been seen to hang in a warm reset.
+        # A reset ends the process and the test starts the next: emulated firmware sometimes hangs in a warm reset.
         argv += [
             "-no-reboot",
             "-m",
@@ -78,7 +78,7 @@ class VirtualMachine:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def _after_a_reset(self) -> None:
-        """Let it boot again where it has reset itself, or the watchdog has."""
+        """Boot the machine again if it or the watchdog has reset it."""
         if self.process is not None and self.process.poll() is not None:
             if self.process.returncode != 0:
                 raise BootError(f"qemu ended: {(self.folder / 'qemu.log').read_text()[-1500:]}")
@@ -87,7 +87,7 @@ class VirtualMachine:
             self._start()
 
     def power_cut(self) -> None:
-        """Take the power away, in the middle of whatever it does."""
+        """Cut the power at any moment."""
         self._drop_shell()
         if self.process is not None:
             self.process.kill()
@@ -96,13 +96,13 @@ class VirtualMachine:
             self.note("power cut")
 
     def note(self, text: str) -> None:
-        """A line of evidence."""
+        """Record a line of evidence."""
         self.evidence.append(text)
         with (self.folder / "evidence.log").open("a") as log:
             log.write(f"{text}\n")
 
     def wait_for(self, pattern: str, timeout_s: float = BOOT_S) -> re.Match[str]:
-        """The next line of the console that ``pattern`` is found in, after those that earlier waits have passed."""
+        """Return the next match of ``pattern`` on the console, after those of earlier waits."""
         began = time.monotonic()
         while True:
             text = self.console_file.read_bytes()[self.seen :].decode("latin-1")
@@ -114,19 +114,19 @@ class VirtualMachine:
             self._after_a_reset()
             if time.monotonic() > began + timeout_s:
                 raise BootError(
-                    f"{pattern!r} was not seen within {timeout_s:.0f} s; the console's end:\n{text[-4000:]}"
+                    f"{pattern!r} was not seen within {timeout_s:.0f} s; end of the console:\n{text[-4000:]}"
                 )
             time.sleep(0.1)
 
     def run(self, command: str, timeout_s: float = BOOT_S) -> str:
-        """What a shell command in the guest prints; it has to succeed."""
+        """Run a shell command in the guest and return its output; raise an assertion if it fails."""
         code, output = self.try_run(command, timeout_s)
         assert code == 0, f"{command}: {code}: {output}"
         return output
 
     def try_run(self, command: str, timeout_s: float = BOOT_S) -> tuple[int, str]:
-        """Exit code and output of a shell command in the guest."""
-        # Both ends are marked: answers to earlier greetings may still be on the line.
+        """Run a shell command in the guest; return its exit code and output."""
+        # Marks at both ends, because responses to earlier greetings may still arrive.
         begin, end = f"BEGIN-{time.monotonic_ns()}", f"END-{time.monotonic_ns()}"
         shell = self._shell(timeout_s)
         shell.sendall(f"echo {begin}; {{ {command}\n}} </dev/null 2>&1; echo {end}:$?\n".encode())
@@ -134,30 +134,30 @@ class VirtualMachine:
         text, _, code = output.rpartition(f"{end}:")
         return int(code.split()[0]), text
 
-    def tell(self, command: str) -> None:
-        """Begin a command whose end nobody will see, such as a reboot."""
+    def start(self, command: str) -> None:
+        """Start a command without waiting for its end, such as a reboot."""
         self.run(f"setsid sh -c '{command}' >/dev/console 2>&1 &")
-        self.greeted = False
+        self.has_shell = False
 
     def _shell(self, timeout_s: float) -> socket.socket:
-        """The tester's shell, once it answers; after a reboot that is another one on the same line."""
+        """Return the tester's shell when it responds; after a reboot it is a new one on the same line."""
         deadline = time.monotonic() + timeout_s
-        while not (self.shell and self.greeted):
+        while not (self.shell and self.has_shell):
             if time.monotonic() > deadline:
                 console = self.console_file.read_bytes()[-3000:].decode("latin-1")
-                raise BootError(f"no shell answered within {timeout_s:.0f} s; the console's end:\n{console}")
+                raise BootError(f"no shell responded within {timeout_s:.0f} s; end of the console:\n{console}")
             self._after_a_reset()
             if self.shell is None:
                 self.shell = socket.socket(socket.AF_UNIX)
             try:
                 if not self._connected():
                     self.shell.connect(str(self.folder / "shell"))
-                # The first line ends whatever the last boot left half read. Quoted, so that a terminal that echoes
-                # what it is given is not taken for a shell.
+                # The first line ends input that the last boot left incomplete. The quotes distinguish a shell from
+                # a terminal that echoes its input.
                 hello = f"HELLO-{time.monotonic_ns()}"
                 self.shell.sendall(f"\necho 'HELLO'{hello[5:]}\n".encode())
                 self._until(self.shell, hello, 3)
-                self.greeted = True
+                self.has_shell = True
             except TimeoutError:
                 continue
             except OSError:
@@ -185,4 +185,4 @@ class VirtualMachine:
     def _drop_shell(self) -> None:
         if self.shell is not None:
             self.shell.close()
-            self.shell, self.greeted = None, False
+            self.shell, self.has_shell = None, False

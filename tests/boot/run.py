@@ -1,4 +1,4 @@
-"""``make test-boot``: real boots under QEMU, one machine for each seed; prints the evidence, exits by it."""
+"""``make test-boot``: real boots under QEMU, one machine for each seed, with their evidence and exit code."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ import pytest
 
 from tests.boot import image
 from tests.boot.machine import FIRMWARE, VARIABLES, VirtualMachine
-from tests.boot.story import tell_all
+from tests.boot.sequence import run_all
 
 TOOLS = ("qemu-system-x86_64", "qemu-img", "mmdebstrap", "mformat", "mke2fs", "sfdisk", "cpio")
 
 
 def main() -> int:
-    """Build the guest once, tell each seed's story, print what was seen."""
+    """Build the guest once, run the sequence of each seed, print the evidence."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=2, help="machines at once (%(default)s)")
-    parser.add_argument("--only", nargs="+", default=(), metavar="FAULT", help="these alone")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave disks and consoles there")
+    parser.add_argument("--only", nargs="+", default=(), metavar="STEP", help="run only these steps")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep disks and consoles there")
     args = parser.parse_args()
     missing = [tool for tool in TOOLS if shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin") is None]
     missing += [str(file) for file in (FIRMWARE, VARIABLES) if not file.exists()]
     if missing:
-        print(f"NOT CHECKED: no boot was tried, {', '.join(missing)} missing;")
+        print(f"NOT CHECKED: no machine was booted; {', '.join(missing)} missing;")
         print("  apt-get install $(cat tests/boot/apt.txt)")
         return 0
     folder = args.keep or Path(tempfile.mkdtemp(prefix="appliance-boot-"))
@@ -41,29 +41,29 @@ def main() -> int:
         try:
             disk = image.build(folder)
         except pytest.skip.Exception as reason:
-            print(f"NOT CHECKED: no boot was tried. {reason}")
+            print(f"NOT CHECKED: no machine was booted. {reason}")
             return 0
         print(f"guest built in {time.monotonic() - began:.0f} s", flush=True)
         with ThreadPoolExecutor(args.jobs) as pool:
-            done = list(pool.map(lambda seed: _tell(folder, disk, seed, tuple(args.only)), args.seeds))
+            done = list(pool.map(lambda seed: _run(folder, disk, seed, tuple(args.only)), args.seeds))
     finally:
         if args.keep is None:
             shutil.rmtree(folder)
-    print(f"{sum(done)} of {len(done)} seeds hold, {time.monotonic() - began:.0f} s")
+    print(f"{sum(done)} of {len(done)} seeds passed, {time.monotonic() - began:.0f} s")
     return 0 if all(done) else 1
 
 
-def _tell(folder: Path, disk: Path, seed: int, faults: tuple[str, ...]) -> bool:
+def _run(folder: Path, disk: Path, seed: int, steps: tuple[str, ...]) -> bool:
     machine = VirtualMachine(folder / f"seed-{seed}", disk, seed)
     began, failure = time.monotonic(), ""
     try:
-        boots = tell_all(machine, faults=faults).boots
+        boots = run_all(machine, only=steps).boots
     except (AssertionError, OSError, ValueError, KeyError):
         failure = traceback.format_exc()
     finally:
         machine.power_cut()
     lines = [f"  {line}" for line in machine.evidence]
-    verdict = f"FAILED\n{failure}" if failure else f"holds: {boots} boots"
+    verdict = f"FAILED\n{failure}" if failure else f"passed: {boots} boots"
     print("\n".join([*lines, f"seed {seed} {verdict}, {time.monotonic() - began:.0f} s", ""]), flush=True)
     return not failure
 

@@ -1,7 +1,7 @@
-"""Every family of the installed transformers is counted as transformers builds it, or refused.
+"""Counts of every family of transformers against its own, or the refusal of a family.
 
-``families.json`` holds the truth (benchmarks/planner/families.py writes it): a config per family, its weights,
-and every single change of a field that changes them.
+benchmarks/planner/families.py writes ``families.json`` from transformers: for each family a config, its weights,
+and every change of a single field that changes the weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NESTED = sorted(family for family, entry in TRUTH.items() if "text_config" in en
 
 
 def count(config: dict[str, Any]) -> int | str:
-    """The planner's count, or its refusal."""
+    """Return the planner's count, or its error."""
     try:
         return hf_config.parse("m", config).total_params
     except ConfigError as error:
@@ -50,28 +50,28 @@ def test_at_least_sixty_families_are_read_and_two_hundred_tried() -> None:
 @pytest.mark.parametrize("family", sorted(TRUTH))
 def test_a_family_is_counted_exactly_or_refused(family: str) -> None:
     entry = TRUTH[family]
-    answer = count(entry["config"])
+    counted = count(entry["config"])
     if family in READ:
-        assert answer == entry["params"]
-    elif isinstance(answer, int):
-        assert answer == pytest.approx(entry["params"], rel=0.01)
+        assert counted == entry["params"]
+    elif isinstance(counted, int):
+        assert counted == pytest.approx(entry["params"], rel=0.01)
 
 
 @pytest.mark.parametrize("family", KNOWN)
 def test_a_field_that_changes_the_weights_changes_the_count_or_refuses(family: str) -> None:
     entry = TRUTH[family]
     for change in entry.get("changes", []):
-        answer = count({**entry["config"], **change["config"]})
-        if isinstance(answer, int):
-            assert answer == pytest.approx(change["params"], rel=1e-5), change["field"]
+        counted = count({**entry["config"], **change["config"]})
+        if isinstance(counted, int):
+            assert counted == pytest.approx(change["params"], rel=1e-5), change["field"]
         else:
-            assert any(field in answer for field in [*entry["config"], *change["config"]]), answer
+            assert any(field in counted for field in [*entry["config"], *change["config"]]), counted
 
 
 @pytest.mark.parametrize("family", sorted(TRUTH))
 def test_no_field_that_changes_the_weights_is_called_harmless(family: str) -> None:
     changing = {change["field"] for change in TRUTH[family].get("changes", [])}
-    # Rows of a vision tower or of a classifier's head: parts that the planner says it does not count.
+    # Fields of a vision tower or of a classifier's head change parts that the planner does not count.
     known = changing if family in FAMILIES else set()
     assert not {field for field in known if harmless_fields.is_harmless(field)}
     if family in FAMILIES:
@@ -79,11 +79,11 @@ def test_no_field_that_changes_the_weights_is_called_harmless(family: str) -> No
 
 
 SET_BY_HAND = {"bloom", "dots1", "glm4_moe", "hunyuan_v1_dense", "hunyuan_v1_moe", "nemotron"}
-"""Families whose classes build nothing by their own values alone; the table's configs set some."""
+"""Families whose classes build no model from their own values alone; the configs of the table set some."""
 
 
 @pytest.mark.parametrize("family", [family for family in READ if family not in SET_BY_HAND])
-def test_a_field_left_out_of_a_nested_model_is_what_its_class_assumes(family: str) -> None:
+def test_a_field_missing_from_a_nested_model_has_the_value_of_its_class(family: str) -> None:
     entry = TRUTH[family]
     outer = {
         "model_type": "llava",
@@ -98,11 +98,11 @@ def test_a_field_left_out_of_a_nested_model_is_what_its_class_assumes(family: st
     }
     for field in sorted(fields):
         text = {key: value for key, value in entry["config"].items() if key != field}
-        answer = count({**outer, "text_config": text})
-        if isinstance(answer, int):
-            assert answer == entry["params"], field
+        counted = count({**outer, "text_config": text})
+        if isinstance(counted, int):
+            assert counted == entry["params"], field
         else:
-            assert field in answer or "contradict" in answer or "layer" in answer, answer
+            assert field in counted or "contradict" in counted or "layer" in counted, counted
 
 
 SIZES = [
@@ -121,24 +121,24 @@ SIZES = [
 
 @pytest.mark.parametrize("family", READ)
 @pytest.mark.parametrize("value", [8, True, [1, 2], None, 0])
-def test_an_unknown_field_refuses_and_is_named(family: str, value: object) -> None:
+def test_an_unknown_field_is_refused_and_named(family: str, value: object) -> None:
     config = TRUTH[family]["config"]
     for field in SIZES:
-        answer = count({**config, field: value})
-        assert isinstance(answer, str), field
-        assert field in answer
+        counted = count({**config, field: value})
+        assert isinstance(counted, str), field
+        assert field in counted
 
 
 @given(
     st.sampled_from(READ), st.from_regex(r"[a-z]{2,9}_(size|layers|heads|dim|experts|rank|window)", fullmatch=True)
 )
-def test_any_unknown_name_refuses(family: str, field: str) -> None:
+def test_any_unknown_name_is_refused(family: str, field: str) -> None:
     config = TRUTH[family]["config"]
     spellings = {name for names in FAMILIES[family].names.values() for name in names}
     if field in config or field in spellings or harmless_fields.is_harmless(field):
         return
-    before, answer = count(config), count({**config, field: 7})
-    assert isinstance(answer, str) or answer != before or field in harmless_fields.ONLY
+    before, counted = count(config), count({**config, field: 7})
+    assert isinstance(counted, str) or counted != before or field in harmless_fields.ONLY
 
 
 @given(st.sampled_from(READ), st.sampled_from(sorted(harmless_fields.HARMLESS)))
@@ -153,12 +153,12 @@ NESTED_READ = [family for family in NESTED if isinstance(count(TRUTH[family]["co
 
 
 @pytest.mark.parametrize("family", NESTED_READ)
-def test_an_unknown_field_outside_a_nested_model_refuses_and_is_named(family: str) -> None:
+def test_an_unknown_field_outside_a_nested_model_is_refused_and_named(family: str) -> None:
     config = TRUTH[family]["config"]
     for field in SIZES:
-        answer = count({**config, field: 8})
-        assert isinstance(answer, str)
-        assert field in answer
+        counted = count({**config, field: 8})
+        assert isinstance(counted, str)
+        assert field in counted
 
 
 def test_nested_models_are_read() -> None:
@@ -179,7 +179,7 @@ TEXT = {**TRUTH["qwen3"]["config"]}
     ],
     ids=lambda wrapped: str(wrapped["model_type"]),
 )
-def test_a_text_model_is_found_wherever_it_is_nested(wrapped: dict[str, Any]) -> None:
+def test_a_text_model_is_found_at_any_depth(wrapped: dict[str, Any]) -> None:
     assert count({**wrapped, "vision_config": {"hidden_size": 1152}}) == TRUTH["qwen3"]["params"]
 
 
@@ -192,21 +192,21 @@ def test_a_text_model_is_found_wherever_it_is_nested(wrapped: dict[str, Any]) ->
         ({"model_type": "a", "text_config": {**TEXT, "model_type": "b"}}, "model_type 'b'"),
         ({"model_type": "a", "text_config": {**TEXT, "num_foo_layers": 3}}, "text_config.num_foo_layers = 3"),
         ({**TEXT, "model_type": None}, "has no model_type"),
-        ({"peft_type": "LORA", "model_type": "qwen3"}, "adapter's; take the model's own file"),
+        ({"peft_type": "LORA", "model_type": "qwen3"}, "belongs to an adapter; take the model's own file"),
         ({"model_type": "gemma3_text", "hidden_size": 2304, "num_hidden_layers": 26}, "has no vocab_size"),
         ({**TEXT, "num_attention_heads": 32, "n_head": 16}, "n_head"),
         ({**TRUTH["qwen3_moe"]["config"], "num_experts": 4, "num_local_experts": 8}, "contradict each other"),
     ],
 )
-def test_what_is_not_understood_is_named(config: dict[str, Any], words: str) -> None:
-    answer = count(config)
-    assert isinstance(answer, str)
-    assert words in answer
-    assert "adapter" not in answer or "peft_type" in config
+def test_a_field_that_is_not_understood_is_named(config: dict[str, Any], words: str) -> None:
+    counted = count(config)
+    assert isinstance(counted, str)
+    assert words in counted
+    assert "adapter" not in counted or "peft_type" in config
 
 
-def test_gemma_3_as_its_maker_publishes_it() -> None:
-    """The file leaves vocabulary, heads and their width to the class."""
+def test_gemma_3_is_read_as_published() -> None:
+    """The file does not state vocabulary, heads and their width; the class has them."""
     config = {
         "architectures": ["Gemma3ForConditionalGeneration"],
         "boi_token_index": 255999,
@@ -242,7 +242,7 @@ def test_gemma_3_as_its_maker_publishes_it() -> None:
         ({"decoder_sparse_step": 3}, 2),
     ],
 )
-def test_layers_without_experts_are_those_the_engine_builds(config: dict[str, Any], sparse: int) -> None:
+def test_layers_without_experts_equal_those_of_the_engine(config: dict[str, Any], sparse: int) -> None:
     assert hf_config.parse("m", {**TRUTH["qwen3_moe"]["config"], **config}).moe_layers == sparse
 
 
@@ -260,13 +260,13 @@ def test_layers_without_experts_are_those_the_engine_builds(config: dict[str, An
         ("mistral", {"sliding_window": 4096}, 8),
     ],
 )
-def test_windows_of_files_without_layer_types(family: str, config: dict[str, Any], sliding: int) -> None:
+def test_sliding_layers_of_a_file_without_layer_types(family: str, config: dict[str, Any], sliding: int) -> None:
     base = {key: value for key, value in TRUTH[family]["config"].items() if key != "layer_types"}
     base.pop("_sliding_window_pattern", None)
     assert hf_config.parse("m", {**base, **config}).sliding_layers == sliding
 
 
-def test_every_name_leads_to_a_family() -> None:
+def test_every_name_has_a_family() -> None:
     assert all(chain(kind)[-1] in FAMILIES for kind in SAME_AS)
     assert not [
         family for family in FAMILIES for prefix in REFUSED if family.startswith(prefix) and family == prefix

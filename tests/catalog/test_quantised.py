@@ -1,9 +1,8 @@
-"""A checkpoint's precision is the right one, or the field that is not understood is named."""
+"""The precision of a checkpoint, or the field that is not understood."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from appliance.catalog import hf_config, quantised
 from appliance.catalog.shape import Shape
 from appliance.errors import ConfigError
-from appliance.planner import add_model, precision
+from appliance.planner import precision
 
 DENSE: dict[str, Any] = {
     "model_type": "qwen3",
@@ -81,7 +80,7 @@ BITS = {"awq-int4": 4.25, "int8": 8.0, "fp8": 8.0, "nvfp4": 4.5, "mxfp4": 16.0}
 
 @pytest.mark.parametrize(("table", "native"), READ, ids=[json.dumps(table)[:70] for table, _ in READ])
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
-def test_the_size_is_that_of_the_bits(table: dict[str, Any], native: str, key: str) -> None:
+def test_the_size_follows_from_the_bits(table: dict[str, Any], native: str, key: str) -> None:
     shape = parse(table, key=key)
     assert shape.native == native
     linear = shape.total_params - shape.embedding_params
@@ -123,7 +122,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("table", "words"), REFUSED, ids=[json.dumps(table)[:70] for table, _ in REFUSED])
-def test_what_is_not_understood_is_named(table: dict[str, Any], words: str) -> None:
+def test_a_field_that_is_not_understood_is_named(table: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(table)
     assert words in str(caught.value)
@@ -141,14 +140,14 @@ def test_groups_of_unequal_weights_are_refused() -> None:
         parse(table)
 
 
-def test_attention_at_16_bits_passes_where_it_is_a_small_part() -> None:
+def test_attention_at_16_bits_is_accepted_if_it_is_a_small_part() -> None:
     table = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["model.layers.0.self_attn*"]}
     assert parse(table, MOE).native == "nvfp4"
     with pytest.raises(ConfigError, match=r"attention has \d+% of the weights"):
         parse(table)
 
 
-def test_layers_of_a_prediction_head_do_not_matter() -> None:
+def test_layers_of_a_prediction_head_are_ignored() -> None:
     table = {"quant_method": "modelopt", "quant_algo": "NVFP4", "exclude_modules": ["model.layers.36*"]}
     assert parse(table).native == "nvfp4"
     with pytest.raises(ConfigError, match=r"layers\.35"):
@@ -159,7 +158,7 @@ def test_layers_of_a_prediction_head_do_not_matter() -> None:
     st.sampled_from([table for table, _ in READ]),
     st.from_regex(r"[a-z]{2,8}_(bits|width|size|ratio|layers)", fullmatch=True),
 )
-def test_an_unknown_field_refuses(table: dict[str, Any], field: str) -> None:
+def test_an_unknown_field_is_refused(table: dict[str, Any], field: str) -> None:
     if field in quantised.READ | quantised.HARMLESS:
         return
     with pytest.raises(ConfigError, match=field):
@@ -167,31 +166,6 @@ def test_an_unknown_field_refuses(table: dict[str, Any], field: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8", 4])
-def test_a_type_of_weights_that_is_not_known_is_named(dtype: object) -> None:
+def test_an_unknown_type_of_weights_is_named(dtype: object) -> None:
     with pytest.raises(ConfigError, match="is not a type of weights"):
         hf_config.parse("m", {**DENSE, "torch_dtype": dtype})
-
-
-def folder(path: Path, name: str, table: object) -> Path:
-    (path / "config.json").write_text(json.dumps(DENSE), "utf-8")
-    (path / name).write_text(json.dumps(table), "utf-8")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "table", "native"),
-    [
-        ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4", "group_size": 16}}, "nvfp4"),
-        ("hf_quant_config.json", {"producer": {}, "quantization": {"quant_algo": "FP8"}}, "fp8"),
-        ("quantize_config.json", {"bits": 4, "group_size": 128, "desc_act": False}, "awq-int4"),
-        ("quant_config.json", {"w_bit": 4, "q_group_size": 128, "zero_point": True, "version": "GEMM"}, "awq-int4"),
-    ],
-)
-def test_a_quantisation_beside_the_config_is_read(tmp_path: Path, name: str, table: object, native: str) -> None:
-    assert add_model.read(str(folder(tmp_path, name, table))).native == native
-
-
-@pytest.mark.parametrize("table", [{"quantization": {"quant_algo": "W1"}}, {"quantization": 4}, [1]])
-def test_a_quantisation_beside_the_config_that_is_not_understood_refuses(tmp_path: Path, table: object) -> None:
-    with pytest.raises(ConfigError):
-        add_model.read(str(folder(tmp_path, "hf_quant_config.json", table)))

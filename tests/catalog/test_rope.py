@@ -1,4 +1,4 @@
-"""The longest context is the one that vLLM's own ModelConfig derives (benchmarks/planner/contexts.py)."""
+"""The longest context against vLLM's own ModelConfig (recorded by benchmarks/planner/contexts.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QWEN = CASES["plain"]["config"]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_context_is_the_engines(name: str) -> None:
+def test_the_context_equals_that_of_vllm(name: str) -> None:
     case = CASES[name]
     if case["context"] is None:
         with pytest.raises(ConfigError):
@@ -25,7 +25,7 @@ def test_the_context_is_the_engines(name: str) -> None:
         assert hf_config.parse("m", case["config"]).max_context == case["context"]
 
 
-def test_every_kind_is_in_the_table() -> None:
+def test_the_table_has_every_kind() -> None:
     assert len(CASES) >= 90
     assert len({case["context"] for case in CASES.values()}) >= 10
 
@@ -46,7 +46,7 @@ def test_every_kind_is_in_the_table() -> None:
         ({"max_context_window": 1 << 20}, "max_context_window"),
     ],
 )
-def test_scaling_that_is_not_understood_is_named(more: dict[str, Any], words: str) -> None:
+def test_a_scaling_that_is_not_understood_is_named(more: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         hf_config.parse("m", {**QWEN, **more})
     assert words in str(caught.value)

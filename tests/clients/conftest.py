@@ -1,4 +1,4 @@
-"""A gateway before mock engines, and every client SDK."""
+"""A gateway with mock engines, and every client SDK."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SdkSite(RunningService):
 
 @contextmanager
 def sdk_site(folder: Path, **gateway: Any) -> Iterator[SdkSite]:
-    """A gateway before a mock engine of :data:`MODEL` and one of :data:`EMBEDDER`; keep-alives begin at once."""
+    """Run a gateway with mock engines of :data:`MODEL` and :data:`EMBEDDER`; keep-alives begin at once."""
     with ExitStack() as stack:
         engines = {}
         for name, model, task in (("chat", MODEL, "generate"), ("embed", EMBEDDER, "embed")):
@@ -51,7 +51,7 @@ def sdk_site(folder: Path, **gateway: Any) -> Iterator[SdkSite]:
                 "chat": one | {"model": MODEL, "port": engines["chat"].port},
                 "embed": one | {"model": EMBEDDER, "port": engines["embed"].port},
             },
-            # Faults must not take the one engine away from the next test.
+            # Errors of one test must not eject the only engine of the next.
             "gateway": {"queue": {"keepalive_s": 0.05}, "breaker_failures": 1000, **gateway},
         }
         with serving(folder, **site) as service:
@@ -64,8 +64,10 @@ def new_keys(service: RunningService, users: list[str], **limits: Any) -> list[s
     store = KeyStore(service.data)
     keys = [store.create(user, **limits) for user in users]
     store.close()
-    # The gateway reads the keys in one go, so the last one comes with all others.
-    wait_until(lambda: service.get("/v1/models", key=keys[-1]).status == 200, f"the keys of {users} are known", 5)
+    # The gateway reads all keys at once, so if it accepts the last one, it accepts all.
+    wait_until(
+        lambda: service.get("/v1/models", key=keys[-1]).status == 200, f"the gateway accepts the keys of {users}", 5
+    )
     return keys
 
 
@@ -81,7 +83,7 @@ def revoke(service: RunningService, key: str) -> None:
 
 
 class Tap:
-    """A TCP relay to ``port`` that records what the server sends, as a client's own network would see it."""
+    """A TCP proxy of ``port`` that records the bytes of the server, as a client receives them."""
 
     def __init__(self, port: int) -> None:
         self.seen = bytearray()
@@ -91,7 +93,7 @@ class Tap:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Take no more connections; open ones end with their peers."""
+        """Accept no more connections; open ones end with their peers."""
         # A plain close would leave the thread in accept().
         self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
@@ -103,11 +105,11 @@ class Tap:
             except OSError:
                 return
             server = socket.create_connection(("127.0.0.1", self._port))
-            threading.Thread(target=self._relay, args=(client, server, None), daemon=True).start()
-            threading.Thread(target=self._relay, args=(server, client, self.seen), daemon=True).start()
+            threading.Thread(target=self._copy, args=(client, server, None), daemon=True).start()
+            threading.Thread(target=self._copy, args=(server, client, self.seen), daemon=True).start()
 
     @staticmethod
-    def _relay(source: socket.socket, target: socket.socket, seen: bytearray | None) -> None:
+    def _copy(source: socket.socket, target: socket.socket, seen: bytearray | None) -> None:
         with target:
             while True:
                 try:
@@ -125,7 +127,7 @@ class Tap:
 
 
 class Sdks(dict[str, Sdk]):
-    """SDKs by name; a test that asks for a missing one is skipped."""
+    """SDKs by name; a test that needs a missing one is skipped."""
 
     def __init__(self, reason: str) -> None:
         super().__init__({"openai-py": OpenAISdk(), "anthropic-py": AnthropicSdk()})
@@ -137,7 +139,7 @@ class Sdks(dict[str, Sdk]):
 
 @pytest.fixture(scope="session")
 def sdks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sdks]:
-    """Every SDK that runs here. A machine without Node has those of Python, unless it is CI, which fails."""
+    """Every SDK that runs on this machine: without Node those of Python, except in CI, which fails."""
     try:
         program = node()
     except MissingError as error:
@@ -168,7 +170,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SdkSite]:
 @pytest.fixture(autouse=True)
 def runs_here(request: pytest.FixtureRequest) -> None:
     """Skip a test whose SDK does not run on this machine."""
-    asked = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    name = asked["client"].sdk if "client" in asked else asked.get("sdk")
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    name = parameters["client"].sdk if "client" in parameters else parameters.get("sdk")
     if name is not None:
         request.getfixturevalue("sdks")[name]

@@ -1,7 +1,7 @@
-"""Installs the Node SDKs of ``node/package-lock.json`` beside their drivers, once for each lock.
+"""Installs the Node SDKs of ``node/package-lock.json`` into the folder of their drivers, once for each lock.
 
-The lock holds versions and integrity hashes, and names no registry: npm asks the one it is set up for. Standard
-library only. ``python -m tests.clients.install --lock`` resolves the lock anew from ``node/package.json``.
+The lock holds versions and integrity hashes, and names no registry: npm uses the registry of its configuration.
+Standard library only. ``python -m tests.clients.install --lock`` resolves the lock anew from ``node/package.json``.
 """
 
 from __future__ import annotations

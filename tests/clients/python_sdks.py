@@ -19,12 +19,12 @@ PARAMETERS = {
 WEATHER: dict[str, Any] = {"name": "weather", "description": "The weather of a place."}
 
 
-class _Left(Exception):  # noqa: N818 - the wish of the call, not an error
-    """The call closes its stream."""
+class _DisconnectRequested(Exception):  # noqa: N818 - a request of the call, not an error
+    """The call closes its stream at the first text."""
 
 
 class _Progress:
-    """Reports the first text of a stream, and leaves if the call does."""
+    """Reports the first text of a stream, and disconnects if the call requests it."""
 
     def __init__(self, call: Call, outcome: SdkOutcome, begun: Begun) -> None:
         self._call, self._outcome, self._begun, self._first = call, outcome, begun, True
@@ -34,8 +34,8 @@ class _Progress:
         if self._first and self._outcome.text:
             self._first = False
             self._begun()
-            if self._call.leave:
-                raise _Left
+            if self._call.disconnect:
+                raise _DisconnectRequested
 
 
 class OpenAISdk:
@@ -48,31 +48,31 @@ class OpenAISdk:
         with openai.OpenAI(base_url=f"{call.url}/v1", api_key=call.key, max_retries=call.retries) as client:
             try:
                 getattr(self, f"_{call.api}")(client, call, outcome, progress)
-            except _Left:
+            except _DisconnectRequested:
                 pass
             except openai.APIError as error:
                 outcome.problem = _openai_problem(error)
         return outcome
 
     def _chat(self, client: openai.OpenAI, call: Call, outcome: SdkOutcome, progress: _Progress) -> None:
-        asked: dict[str, Any] = {
+        request: dict[str, Any] = {
             "model": call.model,
             "messages": [{"role": "user", "content": call.text}],
             "max_completion_tokens": call.max_tokens,
         }
         if call.tool:
-            asked["tools"] = [{"type": "function", "function": WEATHER | {"parameters": PARAMETERS}}]
+            request["tools"] = [{"type": "function", "function": WEATHER | {"parameters": PARAMETERS}}]
         if not call.stream:
-            answer = client.chat.completions.create(**asked)
-            choice = answer.choices[0]
+            response = client.chat.completions.create(**request)
+            choice = response.choices[0]
             outcome.text = choice.message.content or ""
             outcome.calls = [(c.function.name, c.function.arguments) for c in choice.message.tool_calls or []]
-            outcome.finish, outcome.request_id = choice.finish_reason, answer._request_id
-            outcome.usage = (answer.usage.prompt_tokens, answer.usage.completion_tokens)
+            outcome.finish, outcome.request_id = choice.finish_reason, response._request_id
+            outcome.usage = (response.usage.prompt_tokens, response.usage.completion_tokens)
             return
         if call.usage:
-            asked["stream_options"] = {"include_usage": True}
-        with client.chat.completions.create(**asked, stream=True) as stream:
+            request["stream_options"] = {"include_usage": True}
+        with client.chat.completions.create(**request, stream=True) as stream:
             outcome.request_id = stream.response.headers.get("x-request-id")
             for chunk in stream:
                 if chunk.usage:
@@ -87,17 +87,17 @@ class OpenAISdk:
                     progress(choice.delta.content or "")
 
     def _completions(self, client: openai.OpenAI, call: Call, outcome: SdkOutcome, progress: _Progress) -> None:
-        asked: dict[str, Any] = {"model": call.model, "prompt": call.text, "max_tokens": call.max_tokens}
+        request: dict[str, Any] = {"model": call.model, "prompt": call.text, "max_tokens": call.max_tokens}
         if not call.stream:
-            answer = client.completions.create(**asked)
-            outcome.text, outcome.finish = answer.choices[0].text, answer.choices[0].finish_reason
-            outcome.request_id = answer._request_id
-            assert answer.usage
-            outcome.usage = (answer.usage.prompt_tokens, answer.usage.completion_tokens)
+            response = client.completions.create(**request)
+            outcome.text, outcome.finish = response.choices[0].text, response.choices[0].finish_reason
+            outcome.request_id = response._request_id
+            assert response.usage
+            outcome.usage = (response.usage.prompt_tokens, response.usage.completion_tokens)
             return
         if call.usage:
-            asked["stream_options"] = {"include_usage": True}
-        with client.completions.create(**asked, stream=True) as stream:
+            request["stream_options"] = {"include_usage": True}
+        with client.completions.create(**request, stream=True) as stream:
             outcome.request_id = stream.response.headers.get("x-request-id")
             for chunk in stream:
                 if chunk.usage:
@@ -107,15 +107,15 @@ class OpenAISdk:
                     progress(choice.text)
 
     def _responses(self, client: openai.OpenAI, call: Call, outcome: SdkOutcome, progress: _Progress) -> None:
-        asked: dict[str, Any] = {"model": call.model, "input": call.text, "max_output_tokens": call.max_tokens}
+        request: dict[str, Any] = {"model": call.model, "input": call.text, "max_output_tokens": call.max_tokens}
         if call.tool:
-            asked["tools"] = [{"type": "function", **WEATHER, "parameters": PARAMETERS, "strict": True}]
+            request["tools"] = [{"type": "function", **WEATHER, "parameters": PARAMETERS, "strict": True}]
         if not call.stream:
-            answer = client.responses.create(**asked)
-            outcome.text, outcome.request_id = answer.output_text, answer._request_id
-            _finished(answer, outcome)
+            response = client.responses.create(**request)
+            outcome.text, outcome.request_id = response.output_text, response._request_id
+            _finished(response, outcome)
             return
-        with client.responses.create(**asked, stream=True) as stream:
+        with client.responses.create(**request, stream=True) as stream:
             outcome.request_id = stream.response.headers.get("x-request-id")
             for event in stream:
                 if event.type == "response.completed":
@@ -123,8 +123,8 @@ class OpenAISdk:
                 progress(event.delta if event.type == "response.output_text.delta" else "")
 
     def _embeddings(self, client: openai.OpenAI, call: Call, outcome: SdkOutcome, _: _Progress) -> None:
-        answer = client.embeddings.create(model=call.model, input=[call.text], encoding_format="float")
-        outcome.text, outcome.request_id = json.dumps(answer.data[0].embedding), answer._request_id
+        response = client.embeddings.create(model=call.model, input=[call.text], encoding_format="float")
+        outcome.text, outcome.request_id = json.dumps(response.data[0].embedding), response._request_id
 
     def _models(self, client: openai.OpenAI, _call: Call, outcome: SdkOutcome, _: _Progress) -> None:
         outcome.models = [card.id for card in client.models.list()]
@@ -148,9 +148,15 @@ def _openai_problem(error: openai.APIError) -> SdkProblem:
     if isinstance(error, openai.APIStatusError):
         headers = error.response.headers
         return SdkProblem(
-            name, error.message, error.status_code, error.type, code, error.request_id, headers.get("retry-after")
+            name=name,
+            message=error.message,
+            status=error.status_code,
+            type=error.type,
+            code=code,
+            request_id=error.request_id,
+            retry_after=headers.get("retry-after"),
         )
-    return SdkProblem(name, error.message, None, error.type, code)
+    return SdkProblem(name=name, message=error.message, status=None, type=error.type, code=code)
 
 
 class AnthropicSdk:
@@ -163,12 +169,12 @@ class AnthropicSdk:
         with anthropic.Anthropic(base_url=call.url, api_key=call.key, max_retries=call.retries) as client:
             try:
                 getattr(self, f"_{call.api}")(client, call, outcome, progress)
-            except _Left:
+            except _DisconnectRequested:
                 pass
             except anthropic.APIError as error:
                 outcome.problem = _anthropic_problem(error)
             except AssertionError as error:
-                # The stream helper asserts that a message came.
+                # The stream helper asserts that it received a message.
                 outcome.problem = SdkProblem("AssertionError", str(error))
         return outcome
 
@@ -240,6 +246,12 @@ def _anthropic_problem(error: anthropic.APIError) -> SdkProblem:
     if isinstance(error, anthropic.APIStatusError):
         headers = error.response.headers
         return SdkProblem(
-            name, error.message, error.status_code, kind, None, error.request_id, headers.get("retry-after")
+            name=name,
+            message=error.message,
+            status=error.status_code,
+            type=kind,
+            code=None,
+            request_id=error.request_id,
+            retry_after=headers.get("retry-after"),
         )
-    return SdkProblem(name, error.message, None, kind)
+    return SdkProblem(name=name, message=error.message, status=None, type=kind)

@@ -1,4 +1,4 @@
-"""The recorded requests of real clients, sent again, and the shape of their responses.
+"""The recorded requests of real clients, their replay, and the shape of the responses.
 
 ``requests.json`` holds one request of each client and path, as n8n, Open WebUI, Claude Code and others sent it. A
 text is ``<its length>``, a list may be shorter than it was, ``restored`` names fields that were not recorded.
@@ -61,22 +61,22 @@ class ResponseShape:
 
 
 def replay(request: Recorded, port: int, key: str, model: str, *, limit: int | None = MAX_TOKENS) -> ResponseShape:
-    """Send ``request`` to ``port`` for ``model``; ``limit`` replaces the tokens it wants, ``None`` keeps them."""
+    """Send ``request`` to ``port`` for ``model``; ``limit`` replaces its limit of tokens, ``None`` keeps it."""
     headers = {name: _filled(value) for name, value in request.headers.items()}
     if request.key is not None:
         headers[request.key] = f"Bearer {key}" if request.key == "authorization" else key
     body = None
     if request.body is not None:
         headers["content-type"] = "application/json"
-        wanted = _filled(request.body) | {"model": model}
+        fields = _filled(request.body) | {"model": model}
         if request.path.partition("?")[0] not in ("/v1/embeddings", "/v1/rerank"):
             # The most probable tokens, so that both sides generate the same.
-            wanted["temperature"] = 0
+            fields["temperature"] = 0
         if limit is not None:
-            wanted |= {name: limit for name in LIMITS if name in wanted}
-            if not any(name in wanted for name in LIMITS) and "temperature" in wanted:
-                wanted["max_output_tokens" if "responses" in request.path else "max_tokens"] = limit
-        body = json.dumps(wanted)
+            fields |= {name: limit for name in LIMITS if name in fields}
+            if not any(name in fields for name in LIMITS) and "temperature" in fields:
+                fields["max_output_tokens" if "responses" in request.path else "max_tokens"] = limit
+        body = json.dumps(fields)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(request.method, request.path.replace("Qwen/Qwen3-tiny", model), body, headers)
@@ -88,8 +88,8 @@ def replay(request: Recorded, port: int, key: str, model: str, *, limit: int | N
 
 def without(stream: ResponseShape, name: str) -> ResponseShape:
     """Return the shape ``stream`` without the text field ``name`` at the top of its frames."""
-    gone = f', "{name}": "str"'
-    return replace(stream, body=tuple(frame.replace(gone, "") for frame in stream.body))
+    removed = f', "{name}": "str"'
+    return replace(stream, body=tuple(frame.replace(removed, "") for frame in stream.body))
 
 
 def _filled(value: Any) -> Any:
@@ -120,11 +120,11 @@ def shape(status: int, kind: str, body: bytes) -> ResponseShape:
             texts.add(line)
         elif not frames or frames[-1] != line:
             frames.append(line)
-    return ResponseShape(status, kind, tuple(frames), frozenset(texts))
+    return ResponseShape(status=status, kind=kind, body=tuple(frames), texts=frozenset(texts))
 
 
 def _is_text(frame: dict[str, Any]) -> bool:
-    """Whether ``frame`` carries a piece of text or of arguments, and nothing else happens in it."""
+    """Return whether ``frame`` has a piece of text or of arguments, and no other information."""
     if "choices" in frame:
         first = (frame["choices"] or [{"finish_reason": "usage only"}])[0]
         return first.get("finish_reason") is None and "role" not in first.get("delta", {})

@@ -1,4 +1,4 @@
-"""One call of a client SDK and its outcome, in the same words for every SDK and language.
+"""One call of a client SDK and its outcome, in the same types for every SDK and language.
 
 The Python SDKs run in this process (``python_sdks.py``), the Node SDKs in one child (:class:`NodeSdks`).
 """
@@ -30,16 +30,16 @@ class Call:
     max_tokens: int = 64
     stream: bool = False
     usage: bool = False
-    """Whether to ask for the usage of a stream, if the API makes that a choice."""
+    """Whether to request the usage of a stream, if the API makes that a choice."""
     tool: bool = False
-    leave: bool = False
+    disconnect: bool = False
     """Whether to close the stream at its first text."""
     retries: int = 0
 
 
 @dataclass(frozen=True)
 class SdkProblem:
-    """The exception of an SDK, as far as a user can read it."""
+    """The attributes of an SDK's exception."""
 
     name: str
     message: str
@@ -52,13 +52,13 @@ class SdkProblem:
 
 @dataclass
 class SdkOutcome:
-    """What an SDK returned, and its exception if it raised one in the end."""
+    """The result of a call, and the exception if the SDK raised one."""
 
     text: str = ""
     calls: list[tuple[str, str]] = field(default_factory=list)
     """Names and arguments of tool calls."""
     usage: tuple[int, int] | None = None
-    """Tokens of the prompt and of the answer."""
+    """Tokens of the prompt and of the completion."""
     finish: str | None = None
     request_id: str | None = None
     models: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Sdk(Protocol):
     """An SDK that runs calls."""
 
     def run(self, call: Call, begun: Begun) -> SdkOutcome:
-        """Run ``call`` to its end; ``begun`` is called at the first text of a stream, which then goes on."""
+        """Run ``call`` to its end; ``begun`` is called at the first text of a stream."""
 
 
 class NodeSdks:
@@ -162,12 +162,12 @@ def _outcome(line: dict[str, Any]) -> SdkOutcome:
         problem=None
         if problem is None
         else SdkProblem(
-            problem["name"],
-            problem["message"],
-            problem["status"],
-            problem["type"],
-            problem["code"],
-            problem["requestId"],
-            problem["retryAfter"],
+            name=problem["name"],
+            message=problem["message"],
+            status=problem["status"],
+            type=problem["type"],
+            code=problem["code"],
+            request_id=problem["requestId"],
+            retry_after=problem["retryAfter"],
         ),
     )

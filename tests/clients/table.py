@@ -20,15 +20,15 @@ class ClientSoftware:
     sdk: str
     api: str
     finish: str
-    """What the SDK calls the natural end of an answer."""
+    """The SDK's finish reason of a complete output."""
     tool_finish: str | None
-    """What it calls an end with a tool call; ``None`` for an API without tools."""
-    usage_is_asked_for: bool = False
-    """Whether a stream has usage only if the call asks for it."""
+    """Its finish reason of a tool call; ``None`` for an API without tools."""
+    usage_on_request: bool = False
+    """Whether a stream has usage only if the call requests it."""
 
     @property
     def anthropic(self) -> bool:
-        """Whether it speaks Anthropic's API."""
+        """Return whether it uses Anthropic's API."""
         return self.api in ("messages", "helper")
 
     def __str__(self) -> str:
@@ -36,24 +36,24 @@ class ClientSoftware:
 
 
 CLIENTS = [
-    ClientSoftware("openai-py", "chat", "stop", "tool_calls", usage_is_asked_for=True),
-    ClientSoftware("openai-py", "completions", "stop", None, usage_is_asked_for=True),
-    ClientSoftware("openai-py", "responses", "completed", "completed"),
-    ClientSoftware("openai-node", "chat", "stop", "tool_calls", usage_is_asked_for=True),
-    ClientSoftware("openai-node", "completions", "stop", None, usage_is_asked_for=True),
-    ClientSoftware("openai-node", "responses", "completed", "completed"),
-    ClientSoftware("anthropic-py", "messages", "end_turn", "tool_use"),
-    ClientSoftware("anthropic-py", "helper", "end_turn", "tool_use"),
-    ClientSoftware("anthropic-node", "messages", "end_turn", "tool_use"),
-    ClientSoftware("anthropic-node", "helper", "end_turn", "tool_use"),
-    ClientSoftware("vercel", "compatible", "stop", "tool-calls", usage_is_asked_for=True),
-    ClientSoftware("vercel", "completions", "stop", None, usage_is_asked_for=True),
-    ClientSoftware("vercel", "chat", "stop", "tool-calls"),
-    ClientSoftware("vercel", "responses", "stop", "tool-calls"),
-    ClientSoftware("vercel", "messages", "stop", "tool-calls"),
+    ClientSoftware(sdk="openai-py", api="chat", finish="stop", tool_finish="tool_calls", usage_on_request=True),
+    ClientSoftware(sdk="openai-py", api="completions", finish="stop", tool_finish=None, usage_on_request=True),
+    ClientSoftware(sdk="openai-py", api="responses", finish="completed", tool_finish="completed"),
+    ClientSoftware(sdk="openai-node", api="chat", finish="stop", tool_finish="tool_calls", usage_on_request=True),
+    ClientSoftware(sdk="openai-node", api="completions", finish="stop", tool_finish=None, usage_on_request=True),
+    ClientSoftware(sdk="openai-node", api="responses", finish="completed", tool_finish="completed"),
+    ClientSoftware(sdk="anthropic-py", api="messages", finish="end_turn", tool_finish="tool_use"),
+    ClientSoftware(sdk="anthropic-py", api="helper", finish="end_turn", tool_finish="tool_use"),
+    ClientSoftware(sdk="anthropic-node", api="messages", finish="end_turn", tool_finish="tool_use"),
+    ClientSoftware(sdk="anthropic-node", api="helper", finish="end_turn", tool_finish="tool_use"),
+    ClientSoftware(sdk="vercel", api="compatible", finish="stop", tool_finish="tool-calls", usage_on_request=True),
+    ClientSoftware(sdk="vercel", api="completions", finish="stop", tool_finish=None, usage_on_request=True),
+    ClientSoftware(sdk="vercel", api="chat", finish="stop", tool_finish="tool-calls"),
+    ClientSoftware(sdk="vercel", api="responses", finish="stop", tool_finish="tool-calls"),
+    ClientSoftware(sdk="vercel", api="messages", finish="stop", tool_finish="tool-calls"),
 ]
 WHOLE = [client for client in CLIENTS if client.api != "helper"]
-"""The stream helpers have no plain answers."""
+"""The clients with calls that are not streamed, which the stream helpers do not have."""
 
 each_client = pytest.mark.parametrize("client", CLIENTS, ids=str)
 WAYS = [(client, stream) for client in CLIENTS for stream in (False, True) if stream or client in WHOLE]
@@ -67,7 +67,7 @@ each_way = pytest.mark.parametrize(("client", "stream"), WAYS, ids=way_id)
 
 
 def running(sdks: Sdks) -> list[ClientSoftware]:
-    """The clients that run on this machine."""
+    """Return the clients that run on this machine."""
     return [client for client in CLIENTS if client.sdk in sdks]
 
 
@@ -86,18 +86,18 @@ def run(
 
 
 def words(outcome: SdkOutcome) -> str:
-    """The message of the exception that ``outcome`` ended with."""
+    """Return the message of the exception in ``outcome``."""
     assert outcome.problem, f"no exception: {outcome}"
     message = outcome.problem.message
     if "validation failed" in message:
-        pytest.fail(f"the SDK does not know this event: {message[:300]}")
+        pytest.fail(f"the SDK rejects this event: {message[:300]}")
     return message
 
 
 def assert_problem(
     client: ClientSoftware, outcome: SdkOutcome, status: int, text: str, openai: object, anthropic: str
 ) -> None:
-    """Assert that the exception has the status, the words and the type of the client's API."""
+    """Assert that the exception has the status, the text and the type of the client's API."""
     problem = outcome.problem
     assert problem, f"no exception: {outcome}"
     assert text in problem.message

@@ -21,7 +21,7 @@ def program(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def test_the_lock_pins_what_package_json_wants_and_names_no_address() -> None:
+def test_the_lock_has_the_versions_of_package_json_and_names_no_address() -> None:
     table = lock()
     wanted = json.loads((NODE / "package.json").read_text())["dependencies"]
     assert {name: table["packages"][f"node_modules/{name}"]["version"] for name in wanted} == wanted
@@ -36,7 +36,7 @@ def test_the_lock_pins_what_package_json_wants_and_names_no_address() -> None:
         ({"integrity": None}, "no hash of node_modules/ai"),
     ],
 )
-def test_a_lock_with_an_address_or_without_a_hash_is_refused(change: dict[str, Any], words: str) -> None:
+def test_a_lock_with_an_address_or_without_a_hash_is_rejected(change: dict[str, Any], words: str) -> None:
     table = lock()
     package = table["packages"]["node_modules/ai"] | change
     table["packages"]["node_modules/ai"] = {name: value for name, value in package.items() if value is not None}
@@ -44,7 +44,7 @@ def test_a_lock_with_an_address_or_without_a_hash_is_refused(change: dict[str, A
         lock_text(table)
 
 
-def test_a_machine_without_node_is_refused_with_the_command(
+def test_the_error_of_a_machine_without_node_names_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -55,7 +55,7 @@ def test_a_machine_without_node_is_refused_with_the_command(
         node()
 
 
-def test_an_old_node_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_node_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, "node", "echo v16.20.2")
     program(tmp_path, "npm", "exit 1")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -73,7 +73,7 @@ def test_a_failed_install_reports_npm_and_is_repeated(tmp_path: Path, monkeypatc
     program(tmp_path, "npm", "echo x >> runs; mkdir -p node_modules")
     for _ in range(2):
         install(tmp_path)
-    assert (tmp_path / "runs").read_text() == "x\n", "an installed lock is left alone"
+    assert (tmp_path / "runs").read_text() == "x\n", "an installed lock is not installed again"
     (tmp_path / "package-lock.json").write_text('{"name": "other"}')
     install(tmp_path)
     assert (tmp_path / "runs").read_text() == "x\nx\n", "another lock is installed"

@@ -1,4 +1,4 @@
-"""The recorded requests of real clients before the mock engine; tests/vllm sends them to real vLLM."""
+"""The recorded requests of real clients with the mock engine; tests/vllm sends them to real vLLM."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ REQUESTS = [request for request in recorded() if request.method == "POST"]
 ON_PURPOSE = {
     "/v1/rerank": "the gateway names the tasks of the model, the engine has no such path",
 }
-"""Where the bodies differ on purpose, and why; the status is the recorded one on both sides."""
+"""Intended differences of bodies and their reasons; the status is the recorded one on both sides."""
 
 CHANGED = {
     "n8n-tanth": "vLLM refused the noise of a model that had to call a tool",
 }
-"""Requests whose recorded status had another cause than the request; here both sides answer 200."""
+"""Requests whose recorded status had another cause than the request; here both sides return 200."""
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=str)
-def test_the_gateway_answers_as_the_engine_does(site: SdkSite, request_: Recorded) -> None:
+def test_the_gateway_responds_as_the_engine_does(site: SdkSite, request_: Recorded) -> None:
     embeds = request_.path in ("/v1/embeddings", "/v1/rerank")
     model, engine = (EMBEDDER, site.embedder) if embeds else (MODEL, site.engine)
-    ours = replay(request_, site.gateway.port, site.key, model)
-    engines = replay(request_, engine.port, "none", model)
+    ours = replay(request_, port=site.gateway.port, key=site.key, model=model)
+    engines = replay(request_, port=engine.port, key="none", model=model)
     expected = 200 if request_.client in CHANGED else request_.status
     assert (ours.status, engines.status) == (expected, expected)
     if request_.path not in ON_PURPOSE:
         assert ours == engines
 
 
-def test_the_comparison_sees_a_refusal_by_one_side(site: SdkSite) -> None:
-    ours = replay(REQUESTS[0], site.gateway.port, site.key, "Org/Other")
-    engines = replay(REQUESTS[0], site.engine.port, "none", "Org/Other")
+def test_the_comparison_detects_a_rejection_by_one_side(site: SdkSite) -> None:
+    ours = replay(REQUESTS[0], port=site.gateway.port, key=site.key, model="Org/Other")
+    engines = replay(REQUESTS[0], port=site.engine.port, key="none", model="Org/Other")
     assert (ours.status, engines.status) == (404, 404)
     assert ours != engines
 
@@ -67,7 +67,7 @@ def streamed(frames: list[dict[str, Any]], end: str = "data: [DONE]\n\n", event:
 
 def test_streams_with_other_texts_and_comments_have_one_shape() -> None:
     assert streamed([*STREAM[:2], *[STREAM[2]] * 3, *STREAM[3:]]) == streamed(STREAM)
-    assert streamed(STREAM[:1] + STREAM[3:]).body == streamed(STREAM).body, "all text may come with the last frame"
+    assert streamed(STREAM[:1] + STREAM[3:]).body == streamed(STREAM).body, "all text may be in the last frame"
     assert shape(200, "text/event-stream", b": waiting\n\n") == streamed([], end="")
 
 

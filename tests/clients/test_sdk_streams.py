@@ -1,4 +1,4 @@
-"""Errors inside a stream: every client SDK raises them with the gateway's message, after the text that came."""
+"""Errors inside a stream: every client SDK raises them with the gateway's message, after the received text."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.conftest import RunningService, head, http, wait_until
 
 COMMENT = b": waiting for an engine"
 
-LATE = {"refused": "fault=late_status:400", "answered": "tokens=4"}
+LATE = {"rejected": "fault=late_status:400", "complete": "tokens=4"}
 
 
 @pytest.fixture(scope="module")
 def late(sdks: Sdks, site: RunningService) -> dict[tuple[str, str], SdkOutcome]:
-    """Every client's streams that got keep-alive comments first, by how they ended."""
+    """Return every client's streams that began with keep-alive comments, by their end."""
 
     def one(client: ClientSoftware, directive: str) -> SdkOutcome:
         for ttft_ms in (1200, 3000, 9000):
@@ -32,7 +32,7 @@ def late(sdks: Sdks, site: RunningService) -> dict[tuple[str, str], SdkOutcome]:
             tap.close()
             if COMMENT in tap.seen:
                 return outcome
-        pytest.fail(f"{client} never got a comment")
+        pytest.fail(f"{client} never received a comment")
 
     cases = [(client, how) for client in running(sdks) for how in LATE]
     with ThreadPoolExecutor(len(cases)) as pool:
@@ -41,36 +41,36 @@ def late(sdks: Sdks, site: RunningService) -> dict[tuple[str, str], SdkOutcome]:
 
 
 @each_client
-def test_a_refusal_after_keep_alive_comments_raises(
+def test_a_rejection_after_keep_alive_comments_raises(
     late: dict[tuple[str, str], SdkOutcome], client: ClientSoftware
 ) -> None:
-    outcome = late[str(client), "refused"]
+    outcome = late[str(client), "rejected"]
     assert outcome.text == ""
     assert "as requested" in words(outcome)
 
 
 @each_client
-def test_an_answer_after_keep_alive_comments_is_whole(
+def test_a_stream_after_keep_alive_comments_is_complete(
     late: dict[tuple[str, str], SdkOutcome], client: ClientSoftware
 ) -> None:
-    outcome = late[str(client), "answered"]
+    outcome = late[str(client), "complete"]
     assert (outcome.problem, outcome.text) == (None, "the quick brown fox")
 
 
-BREAKS = {
+FAILURES = {
     "connection-lost": ("fault=cut:2", "the engine closed the connection before its response was complete"),
     "error-event": ("fault=error:2", "EngineCore encountered an issue."),
 }
-"""How vLLM breaks off: it cuts /v1/responses, and the other streams it may end with an event."""
+"""Failures of vLLM in mid-stream: it disconnects on /v1/responses, and may end other streams with an event."""
 
-BREAKING = [(c, how) for c in CLIENTS for how in BREAKS if (c.api, how) != ("responses", "error-event")]
+FAILING = [(c, how) for c in CLIENTS for how in FAILURES if (c.api, how) != ("responses", "error-event")]
 
 
-@pytest.mark.parametrize(("client", "how"), BREAKING, ids=str)
+@pytest.mark.parametrize(("client", "how"), FAILING, ids=str)
 def test_an_engine_failure_in_mid_stream_raises_after_the_text(
     sdks: Sdks, site: RunningService, client: ClientSoftware, how: str
 ) -> None:
-    directive, text = BREAKS[how]
+    directive, text = FAILURES[how]
     outcome = run(sdks, site, client, f"fake: tokens=6 itl_ms=5 {directive}", stream=True)
     assert text in words(outcome)
     assert outcome.text == "the quick"
@@ -82,7 +82,7 @@ ENDLESS = "fake: tokens=3000 itl_ms=10"
 def interrupted(
     sdks: Sdks, service: RunningService, interrupt: Callable[[], None], **more: Any
 ) -> dict[str, SdkOutcome]:
-    """Start a stream with every client, call ``interrupt`` when all have begun; how each stream ended."""
+    """Start a stream with every client, call ``interrupt`` when all have begun; return their outcomes."""
     begun: set[ClientSoftware] = set()
     clients = running(sdks)
 
@@ -101,7 +101,7 @@ def interrupted(
 
 @pytest.fixture(scope="module")
 def revoked(sdks: Sdks, site: RunningService) -> dict[str, SdkOutcome]:
-    """Every client's stream under a key that is revoked meanwhile."""
+    """Return every client's stream with a key that is revoked meanwhile."""
     key = new_key(site, "eve")
     return interrupted(sdks, site, lambda: revoke(site, key), key=key)
 
@@ -114,11 +114,11 @@ def test_a_key_revoked_in_mid_stream_raises(revoked: dict[str, SdkOutcome], clie
 
 
 @each_client
-def test_a_client_that_leaves_its_stream_stops_the_engine(
+def test_a_client_that_disconnects_stops_the_engine(
     sdks: Sdks, site: RunningService, client: ClientSoftware
 ) -> None:
     before = site.stats()["aborted"]
-    outcome = run(sdks, site, client, ENDLESS, stream=True, leave=True, max_tokens=3000)
+    outcome = run(sdks, site, client, ENDLESS, stream=True, disconnect=True, max_tokens=3000)
     assert outcome.text.startswith("the")
     wait_until(lambda: site.stats()["aborted"] == before + 1, "the engine stops")
 
@@ -128,7 +128,7 @@ def test_a_client_that_leaves_its_stream_stops_the_engine(
 
 @pytest.fixture(scope="module")
 def stopped(sdks: Sdks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SdkOutcome]:
-    """Every client's stream at a gateway that stops without a drain."""
+    """Return every client's stream at a gateway that stops without a drain."""
     with sdk_site(tmp_path_factory.mktemp("stopped") / "site", drain_timeout_s=0) as service:
         process = service.gateway.process
         outcomes = interrupted(sdks, service, lambda: process.send_signal(signal.SIGTERM))
@@ -145,7 +145,7 @@ def test_a_gateway_that_stops_in_mid_stream_raises(stopped: dict[str, SdkOutcome
 
 @pytest.fixture(scope="module")
 def draining(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A gateway that drains: one stream still runs."""
+    """Run a gateway that drains: one stream still runs."""
     with sdk_site(tmp_path_factory.mktemp("draining") / "site", drain_timeout_s=600) as service:
         message = {"role": "user", "content": "fake: tokens=3000 itl_ms=100"}
         body = json.dumps({"model": MODEL, "stream": True, "max_tokens": 3000, "messages": [message]}).encode()
@@ -165,7 +165,12 @@ def test_a_draining_gateway_raises_with_the_time_to_wait(
 ) -> None:
     outcome = run(sdks, draining, client, stream=stream)
     assert_problem(
-        client, outcome, 503, "The gateway is stopping", ("server_error", "draining"), "overloaded_error"
+        client,
+        outcome,
+        status=503,
+        text="The gateway is stopping",
+        openai=("server_error", "draining"),
+        anthropic="overloaded_error",
     )
     assert outcome.problem
     assert int(outcome.problem.retry_after or 0) >= 1

@@ -1,4 +1,4 @@
-"""The contract: the examples hold, and each way to be wrong gets one line that says what, where and how to mend."""
+"""The site's contract: valid examples, and one line with key, error and fix for each invalid configuration."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ONE_CARD = tomllib.loads((ROOT / "examples" / "one-card.toml").read_text())
 Edit = Callable[[dict[str, Any]], object]
 
 
-def fault(tmp_path: Path, edit: Edit) -> list[str]:
-    """The lines about one-card.toml after ``edit``."""
+def errors_of(tmp_path: Path, edit: Edit) -> list[str]:
+    """Return the errors of one-card.toml after ``edit``."""
     site = json.loads(json.dumps(ONE_CARD))
     edit(site)
     file = tmp_path / "site.json"
@@ -42,7 +42,7 @@ def test_there_are_four_examples() -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_examples_hold_as_toml_as_json_and_by_the_schema(path: Path, tmp_path: Path) -> None:
+def test_examples_are_valid_as_toml_as_json_and_by_the_schema(path: Path, tmp_path: Path) -> None:
     site = load(path)
     table = tomllib.loads(path.read_text())
     as_json = tmp_path / "site.json"
@@ -58,12 +58,21 @@ def test_every_key_is_described() -> None:
             assert "description" in value, f"{name}.{key}"
 
 
-@pytest.mark.parametrize("gateway", [{"affinity_load": 1.5}, {"tuning": {"affinity_load": 1.5}}])
+@pytest.mark.parametrize(
+    "gateway",
+    [
+        {"affinity_load": 1.5},
+        {"tuning": {"affinity_load": 1.5}},
+        {"affinity_load": 2, "tuning": {"affinity_load": 1.5}},
+    ],
+)
 def test_a_tuning_key_is_also_accepted_in_the_gateway_table(gateway: dict[str, Any], tmp_path: Path) -> None:
     """Sites of earlier versions have it there."""
     file = tmp_path / "site.json"
-    file.write_text(json.dumps(ONE_CARD | {"gateway": gateway}))
-    assert load(file).gateway.tuning.affinity_load == 1.5
+    origins = ["https://chat.example.org"]
+    file.write_text(json.dumps(ONE_CARD | {"gateway": gateway | {"browser_origins": origins}}))
+    site = load(file)
+    assert (site.gateway.tuning.affinity_load, site.gateway.browser_origins) == (1.5, (*origins,))
 
 
 def put(path: str, value: object) -> Edit:
@@ -81,7 +90,7 @@ def two_on_one_card(site: dict[str, Any]) -> None:
     site["engines"]["second"] = site["engines"]["chat"] | {"port": 8300, "gpu_memory_utilization": 0.5}
 
 
-FAULTS: list[tuple[Edit, str]] = [
+INVALID: list[tuple[Edit, str]] = [
     (put("engins", {}), "engins: unknown key; did you mean 'engines'?"),
     (put("engines/chat/contxt", 1), "engines.chat.contxt: unknown key; did you mean 'context'?"),
     (put("hosts/gpu/gpus/0/memory", 1), "hosts.gpu.gpus.0.memory: unknown key; did you mean 'memory_mib'?"),
@@ -99,7 +108,7 @@ FAULTS: list[tuple[Edit, str]] = [
     (put("engines/chat/gpu_memory_utilization", 1.1), "input should be less than or equal to 1, not 1.1"),
     (put("engines/chat/kind", "ollama"), "engines.chat.kind: input should be 'vllm', 'llamacpp' or 'mock'"),
     (put("engines/chat/kind", "fake"), 'engines.chat.kind: there is no kind "fake" any more; write kind = "mock"'),
-    (put("engines/a b", ONE_CARD["engines"]["chat"]), "engines.a b: is no name: letters, digits, dot"),
+    (put("engines/a b", ONE_CARD["engines"]["chat"]), "engines.a b: is not a name: use letters, digits, dot"),
     (
         put("engines/chat/model", "qwen3-3b"),
         "engines.chat.model: there is no model 'qwen3-3b'; did you mean 'qwen3-30b'?",
@@ -115,7 +124,7 @@ FAULTS: list[tuple[Edit, str]] = [
     (put("engines/chat/context", 50000), "engines.chat.context: 50000 tokens are more than the 40960 of qwen3-30b"),
     (put("engines/embed/port", 8101), "engines.embed.port: port 8101 is already used by engines.chat; give each"),
     (put("gateway/port", 8101), "engines.chat.port: port 8101 is already used by gateway"),
-    (two_on_one_card, "hosts.gpu.gpus.0: chat and second together ask for 142% of the card's 97887 MiB; lower"),
+    (two_on_one_card, "hosts.gpu.gpus.0: chat and second together use 142% of the card's 97887 MiB; lower"),
     (put("models/qwen3-30b/weights_gib", 90), "engines.chat: 90.0 GiB of weights per card do not fit the 84.4 GiB"),
     (
         put("models/qwen3-embed/weights_gib", 200),
@@ -130,7 +139,7 @@ FAULTS: list[tuple[Edit, str]] = [
     (put("roles/qwen3-30b", {"model": "qwen3-30b"}), "roles.qwen3-30b: has the name of a model; rename the role"),
     (
         put("roles/coder/sampling", {"stream": True}),
-        "roles.coder.sampling: 'stream' belongs to the client's request",
+        "roles.coder.sampling: 'stream' is set by the client's request",
     ),
     (put("gateway/host", "0.0.0.0"), "gateway.host: 0.0.0.0 is a public address; listen on loopback or"),
     (put("gateway/host", "8.8.8.8"), "gateway.host: 8.8.8.8 is a public address"),
@@ -142,14 +151,14 @@ FAULTS: list[tuple[Edit, str]] = [
     ),
     (put("engines/chat/options", {"max-batch-size": 1}), "options: vLLM has no max-batch-size; set `concurrency`"),
     (put("engines/chat/options", {"enforce-eagre": True}), "no flag enforce-eagre; did you mean 'enforce-eager'?"),
-    (put("engines/chat/options", {"--dtype": "auto"}), "options: --dtype has dashes in front; write dtype"),
+    (put("engines/chat/options", {"--dtype": "auto"}), "options: --dtype has leading dashes; write dtype"),
     (
         put("users/ada", {"requests_per_minute": -1}),
         "users.ada.requests_per_minute: input should be greater than 0",
     ),
     (
         put("engines/chat/residency", "on-demand"),
-        "engines.chat.residency: is on-demand, and nobody may start it; set",
+        'engines.chat.residency: is on-demand, but gateway.engine_control = "none" starts no engine; set',
     ),
     (
         put("engines/chat/sleep", True),
@@ -166,7 +175,7 @@ FAULTS: list[tuple[Edit, str]] = [
     ),
     (
         put("gateway/database_url", "postgresql://a:secret@localhost/x"),
-        "gateway.database_url: a password does not belong into the configuration; put it into a PGPASSFILE",
+        "gateway.database_url: a password does not belong in the configuration; put it into a PGPASSFILE",
     ),
     (put("gateway/database_url", "mysql://localhost/x"), "gateway.database_url: only postgresql:// is supported"),
     (put("admin/host", "8.8.8.8"), "admin.host: 8.8.8.8 is a public address"),
@@ -175,9 +184,9 @@ FAULTS: list[tuple[Edit, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("edit", "words"), FAULTS, ids=[words[:60] for _, words in FAULTS])
-def test_a_fault_gets_one_line(tmp_path: Path, edit: Edit, words: str) -> None:
-    lines = fault(tmp_path, edit)
+@pytest.mark.parametrize(("edit", "words"), INVALID, ids=[words[:60] for _, words in INVALID])
+def test_an_error_is_one_line(tmp_path: Path, edit: Edit, words: str) -> None:
+    lines = errors_of(tmp_path, edit)
     assert any(words in line for line in lines), lines
 
 
@@ -204,20 +213,20 @@ def test_a_user_may_be_an_end_user_of_a_users_keys(tmp_path: Path, name: str, ho
     def edit(site: dict[str, Any]) -> None:
         site["users"] = {name: {"requests_per_minute": 0}}
 
-    lines = fault(tmp_path, edit)
+    lines = errors_of(tmp_path, edit)
     assert any("requests_per_minute" in line for line in lines)
-    assert any("is no name" in line for line in lines) is not holds
+    assert any("is not a name" in line for line in lines) is not holds
 
 
-def test_several_faults_get_a_line_each(tmp_path: Path) -> None:
+def test_each_of_several_errors_is_a_line(tmp_path: Path) -> None:
     def edit(site: dict[str, Any]) -> None:
         put("engines/chat/contxt", 1)(site)
         put("version", "1")(site)
 
-    assert len(fault(tmp_path, edit)) == 2
+    assert len(errors_of(tmp_path, edit)) == 2
 
 
-BROKEN = [
+UNREADABLE = [
     (b"", "site.toml: is empty; start from examples/laptop.toml"),
     (b" \n\n", "site.toml: is empty"),
     (b"version = 1\n[hosts\n", "site.toml: is not TOML: "),
@@ -229,7 +238,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("content", "words"), BROKEN, ids=[words[11:40] for _, words in BROKEN])
+@pytest.mark.parametrize(("content", "words"), UNREADABLE, ids=[words[11:40] for _, words in UNREADABLE])
 def test_appliance_check_exits_2_with_one_line_and_no_traceback(
     tmp_path: Path, content: bytes | None, words: str
 ) -> None:
@@ -248,7 +257,7 @@ def check(file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30, cwd=ROOT)
 
 
-def test_appliance_check_on_a_folder_and_on_broken_json(tmp_path: Path) -> None:
+def test_appliance_check_rejects_a_folder_and_invalid_json(tmp_path: Path) -> None:
     assert "is a folder; name the TOML or JSON file in it" in check(tmp_path).stderr
     file = tmp_path / "site.json"
     for text, words in (

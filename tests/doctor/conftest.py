@@ -7,16 +7,35 @@ import shutil
 import ssl
 import stat
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.doctor.checks import clock, disk
 from appliance.store.keys import KeyStore
+from tests.conftest import wait_until
 from tests.doctor.fakehost import KEYS, PRINT, PRIVATE, SMI, FakeHost, accepts, dump, nft_json
-from tests.doctor.servers import Authority, answering, openssl, serving_ready
+from tests.doctor.network import ADDRESSES, Node, node
+from tests.doctor.servers import Authority, openssl, serving_ready, start_server
 from tests.nix import checker
 from tests.ports import free_port
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Give the tests' hosts a good clock and disk, whatever this machine's are."""
+    read = clock.read_clock
+    monkeypatch.setattr(
+        clock, "read_clock", lambda host: clock.ClockFacts(synchronised=True, error_s=0.004, stamp=read(host).stamp)
+    )
+    free = 0.02 if "full" in request.node.name else 0.5
+    monkeypatch.setattr(
+        disk,
+        "read_disk",
+        lambda folder: disk.DiskSpace(folder=str(folder), total_gib=100.0, free=free, free_inodes=0.9, device=1),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +49,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins for programs that say what a file beside them holds."""
+    """Scripts in place of programs: each prints a file in the same folder."""
     bin_folder, fake = tmp_path / "bin", tmp_path / "fake"
     bin_folder.mkdir()
     fake.mkdir()
@@ -47,7 +66,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _common(host: FakeHost, own: str, other: str) -> None:
     root = host.root
-    host.says("wg", dump(KEYS[own], {KEYS[other]: 41}))
+    host.set_output("wg", dump(KEYS[own], {KEYS[other]: 41}))
     host.write("/sys/class/net/wg0/mtu", "1420\n")
     key = host.write("/var/lib/wireguard/wg0.key", PRIVATE + "\n")
     key.chmod(stat.S_IRUSR | stat.S_IWUSR)
@@ -127,10 +146,10 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
             "/proc/driver/nvidia/version",
             "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  595.71.05  Release Build  (builder@host)\n",
         )
-        host.says("smi", "")
-        host.says("recovery", "0, None\n")
-        host.says("journalctl", "Linux version 6.18.53\nnvidia: loading out-of-tree module taints kernel.\n")
-        host.says("nft", nft_json(accepts("tcp", port), accepts("tcp", 22), accepts("udp", 546)))
+        host.set_output("smi", "")
+        host.set_output("recovery", "0, None\n")
+        host.set_output("journalctl", "Linux version 6.18.53\nnvidia: loading out-of-tree module taints kernel.\n")
+        host.set_output("nft", nft_json(accepts("tcp", port), accepts("tcp", 22), accepts("udp", 546)))
         host.write("/proc/sys/kernel/osrelease", "6.18.53\n")
         packages = f"{env}/lib/python3.13/site-packages"
         for name in ("vllm-0.32.0", "torch-2.13.0+cu130", "nvidia_cuda_runtime-13.0.96"):
@@ -170,7 +189,7 @@ def vps(
     cert, key = authority.issue("llm.example.org", 80, tmp_path / "issued")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
-    front = answering(b"{}", 401, context)
+    front = start_server(b"{}", 401, context)
     port = int(front.server_address[1])
     try:
         with serving_ready({"chat": "ready"}) as gateway:
@@ -198,10 +217,10 @@ def vps(
                 },
             }  # fmt: skip
             host = FakeHost(root, {}, machine)
-            host.says("nft", nft_json(accepts("udp", 51820), accepts("tcp", port, 22)))
+            host.set_output("nft", nft_json(accepts("udp", 51820), accepts("tcp", port, 22)))
             (root / "var/lib/acme/llm.example.org").mkdir(parents=True)
             shutil.copy(cert, root / "var/lib/acme/llm.example.org/fullchain.pem")
-            host.says("nginx-1.30.7", "nginx version: nginx/1.30.7\n")
+            host.set_output("nginx-1.30.7", "nginx version: nginx/1.30.7\n")
             host.process(600, "nginx", "nginx.service", str(programs / "nginx-1.30.7"))
             host.sockets += [("tcp", "0.0.0.0", port, 600), ("udp", "0.0.0.0", 51820, 1)]
             _common(host, "vps", "gpu")
@@ -209,3 +228,49 @@ def vps(
     finally:
         front.shutdown()
         front.server_close()
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]:
+    for program in ("ip", "nft", "wg", "wireguard-go", "nsenter", "unshare", "setpriv"):
+        checker.require(program)
+    checker.require_nix()
+    tag = f"dr{uuid.uuid4().hex[:6]}"
+    names = {name: f"{tag}-{name}" for name in ADDRESSES}
+    folder = tmp_path_factory.mktemp("nodes")
+    done = checker.run_process(["ip", "netns", "add", names["gpu"]])
+    if done.returncode:
+        pytest.skip(f"NOT CHECKED: no network namespace here ({done.stderr.strip()}); run as root")
+    try:
+        checker.output_of(["ip", "netns", "add", names["vps"]])
+        checker.output_of(["ip", "-n", names["gpu"], "link", "add", "eth0", "type", "veth", "peer", "name", "eth0",
+                     "netns", names["vps"]])  # fmt: skip
+        for name, address in ADDRESSES.items():
+            inside = ["ip", "-n", names[name]]
+            checker.output_of([*inside, "link", "set", "lo", "up"])
+            checker.output_of([*inside, "address", "add", f"{address}/24", "dev", "eth0"])
+            checker.output_of([*inside, "link", "set", "eth0", "up"])
+        with node("gpu", names["gpu"], folder / "gpu") as gpu, node("vps", names["vps"], folder / "vps") as vps:
+            for one, other in ((gpu, vps), (vps, gpu)):
+                next(iter(one.machine["tunnel"]["peers"].values()))["public_key"] = other.public
+                for address in checker.host(one.name)["networking.wireguard.interfaces"]["wg0"]["ips"]:
+                    one.do("ip", "address", "add", address, "dev", "wg0")
+                one.do("ip", "link", "set", "wg0", "mtu", one.machine["tunnel"]["mtu"], "up")
+            yield {"gpu": gpu, "vps": vps}
+    finally:
+        for name in names.values():
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+@pytest.fixture
+def pair(nodes: dict[str, Node]) -> tuple[Node, Node]:
+    """Reset firewall and tunnel of both hosts, and wait for a handshake."""
+    gpu, vps = nodes["gpu"], nodes["vps"]
+    for one, other in ((vps, gpu), (gpu, vps)):
+        one.key_file.write_text(one.private + "\n")
+        one.key_file.chmod(0o600)
+        one.load_firewall()
+        one.configure(peer=other.public)
+    # The keepalive of hosts/gpu.nix starts the handshake.
+    wait_until(lambda: all(all(one.handshakes()) for one in (gpu, vps)), "a handshake", 30)
+    return gpu, vps

@@ -1,4 +1,4 @@
-"""A host made of files and small programs: everything that this machine does not have."""
+"""A host made of files and small programs, in place of hardware that this machine does not have."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ exit "$code"
 
 
 def hex_address(address: str, port: int) -> str:
-    """``127.0.0.1:80`` as /proc/net/tcp has it."""
+    """Format ``127.0.0.1:80`` as in /proc/net/tcp."""
     parts = [int(part) for part in address.split(".")]
     return f"{''.join(f'{part:02X}' for part in reversed(parts))}:{port:04X}"
 
 
 @dataclass
 class FakeHost:
-    """A healthy GPU host or VPS under a folder; tests break one thing and look."""
+    """A healthy GPU host or VPS under a folder, into which a test puts one defect."""
 
     root: Path
     site: dict[str, Any]
@@ -70,13 +70,13 @@ class FakeHost:
         path.write_text(text)
         return path
 
-    def says(self, name: str, text: str, code: int = 0) -> None:
-        """What a program prints, and its exit code."""
+    def set_output(self, name: str, text: str, code: int = 0) -> None:
+        """Set the output of a program and its exit code."""
         (self.fake / name).write_text(text)
         (self.fake / f"{name}.code").write_text(str(code))
 
     def units(self, **states: str) -> None:
-        """systemd's answers: every unit active, but for those named (dashes as underscores)."""
+        """Set systemd's output: every unit is active except those in ``states`` (dashes as underscores)."""
         blocks = []
         for unit in [*self.machine["units"], "appliance-models-verify.service"]:
             state = states.get(unit.removesuffix(".service").replace("-", "_"), "active")
@@ -87,10 +87,10 @@ class FakeHost:
                 f"LoadState={load}\nConditionResult=yes\n"
                 f"ActiveState={'inactive' if load == 'not-found' else state}\n"
             )
-        self.says("systemctl", "\n".join(blocks))
+        self.set_output("systemctl", "\n".join(blocks))
 
-    def lay_out(self) -> None:
-        """Write the sockets and cards as they are now."""
+    def write_files(self) -> None:
+        """Write the files of sockets and cards."""
         rows: dict[str, list[str]] = {"tcp": [], "udp": []}
         for inode, (protocol, address, port, pid) in enumerate(self.sockets, 1000):
             state = "0A" if protocol == "tcp" else "07"
@@ -118,27 +118,28 @@ class FakeHost:
             (self.root / f"proc/{pid}/exe").symlink_to(program)
 
     def context(self, *, hashes: bool = False) -> CheckContext:
-        self.lay_out()
+        self.write_files()
         site = validate("site", self.site) if self.site else None
         machine = Machine.model_validate_json(json.dumps(self.machine))
-        return CheckContext(HostReader(self.root, timeout_s=5), site, machine, self.root, self.now, hashes)
+        return CheckContext(
+            host=HostReader(self.root, timeout_s=5),
+            site=site,
+            machine=machine,
+            base=self.root,
+            now=self.now,
+            hashes=hashes,
+        )
 
-    def look(self, *only: str, hashes: bool = False) -> list[Finding]:
-        """Make the checks ``only``, or all."""
+    def findings(self, *only: str, hashes: bool = False) -> list[Finding]:
+        """Run the checks ``only``, or all, and return their findings."""
         return list(examine(self.context(hashes=hashes), only).results)
 
-    def one(self, check: str, subject: str = "") -> Finding:
-        """The result of ``check`` about ``subject``."""
-        found = [one for one in self.look(check) if one.subject == subject]
-        assert len(found) == 1, [(one.subject, one.seen) for one in self.look(check)]
-        return found[0]
-
     def levels(self, check: str) -> set[str]:
-        return {one.level for one in self.look(check)}
+        return {one.level for one in self.findings(check)}
 
 
 def dump(own: str | None, peers: dict[str, int | None], *, private: str = PRIVATE) -> str:
-    """What ``wg show wg0 dump`` prints: peers by key, each with the age of its handshake in seconds."""
+    """Return the output of ``wg show wg0 dump``; ``peers`` has the age of each handshake in seconds by key."""
     lines = [f"{private if own else '(none)'}\t{own or '(none)'}\t51820\toff"]
     for key, age in peers.items():
         stamp = 0 if age is None else int(time.time()) - age
@@ -149,22 +150,22 @@ def dump(own: str | None, peers: dict[str, int | None], *, private: str = PRIVAT
 
 
 def nft_json(*rules: list[dict[str, Any]], policy: str = "drop", table: str = "appliance") -> str:
-    """A ruleset as ``nft --json list ruleset`` prints it."""
+    """Return a ruleset in the format of ``nft --json list ruleset``."""
     at = {"family": "inet", "table": table}
-    things: list[dict[str, Any]] = [
+    objects: list[dict[str, Any]] = [
         {"metainfo": {"version": "1.0.6"}},
         {"table": {"family": "inet", "name": table}},
     ]
-    things += [
+    objects += [
         {"chain": {**at, "name": hook, "type": "filter", "hook": hook, "prio": 0, "policy": policy}}
         for hook in ("input", "forward")
     ]
-    things += [{"rule": {**at, "chain": "input", "expr": rule}} for rule in rules]
-    return json.dumps({"nftables": things})
+    objects += [{"rule": {**at, "chain": "input", "expr": rule}} for rule in rules]
+    return json.dumps({"nftables": objects})
 
 
 def accepts(protocol: str, *ports: int) -> list[dict[str, Any]]:
-    """A rule that lets in ``ports``."""
+    """Return a rule that accepts ``ports``."""
     right: Any = ports[0] if len(ports) == 1 else {"set": list(ports)}
     payload = {"payload": {"protocol": protocol, "field": "dport"}}
     return [{"match": {"op": "==", "left": payload, "right": right}}, {"accept": None}]

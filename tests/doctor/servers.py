@@ -1,4 +1,4 @@
-"""Small servers that say one thing, and a certificate authority of the tests' own."""
+"""Servers with one fixed response, and a certificate authority of the tests."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
-def answering(body: bytes, status: int, context: ssl.SSLContext | None = None) -> ThreadingHTTPServer:
-    """A server that says one thing."""
+def start_server(body: bytes, status: int, context: ssl.SSLContext | None = None) -> ThreadingHTTPServer:
+    """Start a server with one fixed response."""
 
     class CannedResponse(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -34,9 +34,9 @@ def answering(body: bytes, status: int, context: ssl.SSLContext | None = None) -
 
 
 @contextmanager
-def serving_ready(words: dict[str, str], status: int = 200) -> Iterator[int]:
-    """Something that answers ``/ready``; its port."""
-    server = answering(json.dumps({"engines": words}).encode(), status)
+def serving_ready(engines: dict[str, str], status: int = 200) -> Iterator[int]:
+    """Run a server that responds to ``/ready`` with the state of each engine; yield its port."""
+    server = start_server(json.dumps({"engines": engines}).encode(), status)
     try:
         yield int(server.server_address[1])
     finally:
@@ -46,7 +46,7 @@ def serving_ready(words: dict[str, str], status: int = 200) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority of the tests' own."""
+    """A certificate authority of the tests."""
 
     folder: Path
 
@@ -55,7 +55,7 @@ class Authority:
         return self.folder / "ca.pem"
 
     def issue(self, domain: str, days: int, folder: Path, *, begins: str = "") -> tuple[Path, Path]:
-        """A certificate for ``domain`` and its key; ``begins`` is a time that faketime understands."""
+        """Issue a certificate for ``domain`` and its key; ``begins`` is a time in faketime's format."""
         folder.mkdir(parents=True, exist_ok=True)
         key, request, cert = folder / "key.pem", folder / "request.pem", folder / "fullchain.pem"
         extension = folder / "extension"

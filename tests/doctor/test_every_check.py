@@ -1,4 +1,4 @@
-"""Each check once on a healthy host, and once on a host where one thing is broken."""
+"""Each check on a healthy host, and on a host with one defect."""
 
 from __future__ import annotations
 
@@ -7,64 +7,33 @@ from pathlib import Path
 import pytest
 
 from appliance.doctor.causes import ORDER
-from appliance.doctor.checks import clock, disk
 from appliance.doctor.runner import CHECKS, examine
-from tests.doctor.breaks import BREAKS, Break
+from tests.doctor.defects import CASES, DEFECTS, ON_VPS, Defect, defective_host, host_of
 from tests.doctor.fakehost import FakeHost
 
 NAMES = [check.name for check in CHECKS]
-ON_VPS = {"gateways", "certificate", "edge"}
-
-CASES = [(name, *case) for name, cases in BREAKS.items() for case in cases]
 
 
-@pytest.fixture
-def steady(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """This machine's own clock and disk are as they are; the tests' hosts have a good one each."""
-    read = clock.read_clock
-    monkeypatch.setattr(
-        clock, "read_clock", lambda host: clock.ClockFacts(synchronised=True, error_s=0.004, stamp=read(host).stamp)
-    )
-    free = 0.02 if "full" in request.node.name else 0.5
-    monkeypatch.setattr(disk, "read_disk", lambda folder: disk.DiskSpace(str(folder), 100.0, free, 0.9, 1))
-
-
-def host_of(check: str, request: pytest.FixtureRequest) -> FakeHost:
-    host: FakeHost = request.getfixturevalue("vps" if check in ON_VPS else "gpu")
-    return host
-
-
-def broken_host(check: str, what: str, broken: Break, request: pytest.FixtureRequest) -> FakeHost:
-    """A healthy host of that kind in which ``what`` is ``broken``."""
-    host = host_of(check, request)
-    if what == "nobody trusts":
-        # Not a thing of the host: it is in the environment of who looks.
-        request.getfixturevalue("monkeypatch").setenv("SSL_CERT_FILE", "/dev/null")
-    else:
-        broken(host)
-    return host
-
-
-def test_every_check_has_a_way_to_fail() -> None:
-    assert list(BREAKS) == NAMES
-    for name, cases in BREAKS.items():
+def test_every_check_has_a_defect_that_it_finds() -> None:
+    assert list(DEFECTS) == NAMES
+    for name, cases in DEFECTS.items():
         assert any(level != "ok" for _, _, level, _ in cases), name
 
 
 @pytest.mark.usefixtures("steady")
 @pytest.mark.parametrize("name", NAMES)
-def test_it_passes_on_a_healthy_host(name: str, request: pytest.FixtureRequest) -> None:
-    results = host_of(name, request).look(name)
+def test_a_check_passes_on_a_healthy_host(name: str, request: pytest.FixtureRequest) -> None:
+    results = host_of(name, request).findings(name)
     assert {one.level for one in results} == {"ok"}, results
     assert all(one.seen for one in results)
 
 
 @pytest.mark.usefixtures("steady")
-@pytest.mark.parametrize(("name", "what", "broken", "level", "seen"), CASES, ids=[f"{c[0]}: {c[1]}" for c in CASES])
-def test_it_fails_on_a_broken_one(
-    name: str, what: str, broken: Break, level: str, seen: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize(("name", "what", "defect", "level", "seen"), CASES, ids=[f"{c[0]}: {c[1]}" for c in CASES])
+def test_a_check_finds_a_defect(
+    name: str, what: str, defect: Defect, level: str, seen: str, request: pytest.FixtureRequest
 ) -> None:
-    results = broken_host(name, what, broken, request).look(name)
+    results = defective_host(name, what, defect, request).findings(name)
     found = [one for one in results if one.level == level and seen in one.seen]
     assert found, [(one.level, one.seen) for one in results]
     assert all(one.meaning and one.fix for one in results if one.level != "ok")
@@ -82,23 +51,23 @@ def test_a_healthy_host_as_a_whole(kind: str, request: pytest.FixtureRequest) ->
     assert (made & ON_VPS == ON_VPS) is (kind == "vps")
 
 
-def test_engines_on_demand_that_are_not_loaded(gpu: FakeHost) -> None:
+def test_engines_on_demand_that_are_not_loaded_pass(gpu: FakeHost) -> None:
     gpu.site["engines"]["chat"]["residency"] = "on-demand"
     gpu.site["gateway"]["engine_control"] = "systemd"
     gpu.sockets.pop(0)
-    assert [(one.level, one.seen) for one in gpu.look("memlock")] == [("ok", "no engine is loaded now")]
+    assert [(one.level, one.seen) for one in gpu.findings("memlock")] == [("ok", "no engine is loaded now")]
     assert gpu.levels("ports") == gpu.levels("numa") == {"ok"}
 
 
 def test_a_host_of_llama_cpp_has_no_pins_of_vllm(gpu: FakeHost) -> None:
     gpu.site["engines"]["chat"] |= {"kind": "llamacpp", "command": "/run/current-system/sw/bin/llama-server"}
-    assert [(one.subject, one.level) for one in gpu.look("pins")] == [
+    assert [(one.subject, one.level) for one in gpu.findings("pins")] == [
         ("kernel", "ok"), ("driver", "ok"), ("booted system", "ok"),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("said", "level"),
+    ("shown", "level"),
     [
         (
             "Type=oneshot\nRemainAfterExit=no\nExecMainExitTimestamp=Wed 2026-11-25 10:00:00 UTC\nResult=success",
@@ -117,14 +86,14 @@ def test_a_host_of_llama_cpp_has_no_pins_of_vllm(gpu: FakeHost) -> None:
         ),
     ],
 )
-def test_units_that_are_inactive_as_they_should_be(said: str, level: str, gpu: FakeHost) -> None:
+def test_units_that_are_correctly_inactive_pass(shown: str, level: str, gpu: FakeHost) -> None:
     gpu.machine["units"] = ["appliance-smoke.service"]
-    gpu.says("systemctl", f"Id=appliance-smoke.service\nLoadState=loaded\nActiveState=inactive\n{said}\n")
+    gpu.set_output("systemctl", f"Id=appliance-smoke.service\nLoadState=loaded\nActiveState=inactive\n{shown}\n")
     assert gpu.levels("units") == {level}
 
 
 @pytest.mark.parametrize("kind", ["gpu", "vps"])
-def test_the_doctor_leaves_no_trace(kind: str, request: pytest.FixtureRequest) -> None:
+def test_the_doctor_changes_no_file(kind: str, request: pytest.FixtureRequest) -> None:
     host: FakeHost = request.getfixturevalue(kind)
     context = host.context(hashes=True)
 

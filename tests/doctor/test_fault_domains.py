@@ -1,4 +1,4 @@
-"""Whose fault a failure is: check by check as data, and that only a generation's own fail its smoke test."""
+"""The fault domain of each failure; only those of a generation fail its smoke test."""
 
 from __future__ import annotations
 
@@ -14,20 +14,17 @@ from appliance.doctor.runner import CHECKS
 from appliance.smoketest.report import Proof, page
 from appliance.smoketest.run import step_of
 from tests.conftest import ROOT
-from tests.doctor.breaks import Break
+from tests.doctor.defects import CASES, Defect, defective_host
 from tests.doctor.fakehost import FakeHost
-from tests.doctor.test_every_check import CASES, broken_host, steady
-
-__all__ = ["steady"]
 
 EXTERNAL = {"throttle", "clock", "disk", "gateways", "certificate"}
-EXCEPTIONS = {("certificate", "another name"), ("certificate", "nobody serves"), ("xid", "its memory")}
-"""Failures whose verdict names the other domain than their check's."""
+EXCEPTIONS = {("certificate", "another name"), ("certificate", "not served"), ("xid", "its memory")}
+"""Failures whose finding has another domain than the check."""
 
-FAILING = [(name, what, broken, seen) for name, what, broken, level, seen in CASES if level == "fail"]
+FAILING = [(name, what, defect, seen) for name, what, defect, level, seen in CASES if level == "fail"]
 
 
-def test_every_check_has_its_domain_and_says_where_it_has_both() -> None:
+def test_every_check_has_a_domain_and_lists_its_exceptions() -> None:
     assert {check.name for check in CHECKS if check.fault_domain == "external"} == EXTERNAL
     assert {check.name for check in CHECKS if check.exceptions} == {"xid", "tunnel", "certificate", "edge"}
     assert {name for name, _ in EXCEPTIONS} <= {check.name for check in CHECKS if check.exceptions}
@@ -35,20 +32,20 @@ def test_every_check_has_its_domain_and_says_where_it_has_both() -> None:
 
 @pytest.mark.usefixtures("steady")
 @pytest.mark.parametrize(
-    ("name", "what", "broken", "seen"), FAILING, ids=[f"{one[0]}: {one[1]}" for one in FAILING]
+    ("name", "what", "defect", "seen"), FAILING, ids=[f"{one[0]}: {one[1]}" for one in FAILING]
 )
-def test_whose_fault_each_failure_is(
-    name: str, what: str, broken: Break, seen: str, request: pytest.FixtureRequest
+def test_the_fault_domain_of_each_failure(
+    name: str, what: str, defect: Defect, seen: str, request: pytest.FixtureRequest
 ) -> None:
-    host = broken_host(name, what, broken, request)
+    host = defective_host(name, what, defect, request)
     expected: FaultDomain = "external" if (name in EXTERNAL) is not ((name, what) in EXCEPTIONS) else "generation"
-    found = [one for one in host.look(name) if one.level == "fail" and seen in one.seen]
+    found = [one for one in host.findings(name) if one.level == "fail" and seen in one.seen]
     assert {one.fault_domain for one in found} == {expected}, found
     assert {step_of(one).level for one in found} == {"warn" if expected == "external" else "fail"}
 
 
 @pytest.mark.parametrize(
-    ("numbers", "asked", "domains"),
+    ("numbers", "recovery", "domains"),
     [
         ((48,), "Reset", {"external"}),
         ((95, 64), "Drain and Reset", {"external"}),
@@ -58,29 +55,29 @@ def test_whose_fault_each_failure_is(
         ((), "Reset", {"generation"}),
     ],
 )
-def test_the_cards_own_memory_is_no_drivers_fault(
-    numbers: tuple[int, ...], asked: str, domains: set[str], gpu: FakeHost
+def test_errors_of_the_cards_own_memory_are_external(
+    numbers: tuple[int, ...], recovery: str, domains: set[str], gpu: FakeHost
 ) -> None:
     log = "".join(f"NVRM: Xid (PCI:0000:41:00): {number}, pid=1, x.\n" for number in numbers)
-    gpu.says("journalctl", f"Linux version 6.18.53\n{log}")
-    gpu.says("recovery", f"0, {asked}\n")
-    found = [one for one in gpu.look("xid") if one.level == "fail"]
+    gpu.set_output("journalctl", f"Linux version 6.18.53\n{log}")
+    gpu.set_output("recovery", f"0, {recovery}\n")
+    found = [one for one in gpu.findings("xid") if one.level == "fail"]
     assert {one.fault_domain for one in found} == domains
-    recovery = [one.fault_domain for one in found if one.subject.startswith("card")]
-    assert recovery in ([], ["external" if domains == {"external"} else "generation"])
+    requested = [one.fault_domain for one in found if one.subject.startswith("card")]
+    assert requested in ([], ["external" if domains == {"external"} else "generation"])
     assert MEMORY_XIDS < HARDWARE_XIDS
 
 
 @pytest.mark.parametrize(
     ("status", "domain"), [(502, "external"), (503, "external"), (504, "external"), (200, None), ("refused", None)]
 )
-def test_an_edge_without_a_gateway_behind_it(status: int | str, domain: FaultDomain | None) -> None:
+def test_the_fault_domain_of_an_edge_by_its_status(status: int | str, domain: FaultDomain | None) -> None:
     edge = Edge(domain="llm.example.org", certificate="/c", nginx="1.30.7", gateways=("10.77.0.1:8000",))
-    verdict = judge_front(edge, status)
-    assert (verdict.level, verdict.fault_domain) == ("fail", domain)
+    finding = judge_front(edge, status)
+    assert (finding.level, finding.fault_domain) == ("fail", domain)
 
 
-def a_result(level: Level, domain: FaultDomain) -> Finding:
+def a_finding(level: Level, domain: FaultDomain) -> Finding:
     return Finding(
         name="throttle",
         subject="card 0",
@@ -97,18 +94,20 @@ def a_result(level: Level, domain: FaultDomain) -> Finding:
     [
         ("fail", "generation", "fail", False),
         ("fail", "external", "warn", True),
-        ("warn", "external", "warn", False),  # what the doctor only warns of is no failure of anybody's
+        ("warn", "external", "warn", False),  # a warning of the doctor is not a failure
         ("unknown", "generation", "warn", False),
         ("ok", "external", "ok", False),
     ],
 )
-def test_a_step_fails_for_a_generation_only(level: Level, domain: FaultDomain, step: str, external: bool) -> None:
-    made = step_of(a_result(level, domain))
+def test_a_step_fails_only_for_a_failure_of_the_generation(
+    level: Level, domain: FaultDomain, step: str, external: bool
+) -> None:
+    made = step_of(a_finding(level, domain))
     assert (made.level, made.external, made.fix) == (step, external, "cool the room")
 
 
-def test_what_is_external_stands_in_the_verdicts_line_and_on_the_page() -> None:
-    outside, own = step_of(a_result("fail", "external")), step_of(a_result("fail", "generation"))
+def test_external_failures_are_in_the_line_of_the_verdict_and_on_the_page() -> None:
+    outside, own = step_of(a_finding("fail", "external")), step_of(a_finding("fail", "generation"))
     passed = Proof("/nix/store/here", 8, True, "", 3.0, (outside,))
     assert passed.passed
     assert passed.line == (

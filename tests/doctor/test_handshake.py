@@ -1,4 +1,4 @@
-"""A silent peer: what tells a generation's own fault from that of the other end."""
+"""A silent peer: the evidence that a failure is the generation's, or that of the other end."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ ROUTER = Hop("enp5s0", "192.168.1.1", responds=True)
 @pytest.mark.parametrize(
     ("changed", "last", "hop", "domain", "why"),
     [
-        # Nothing on this side is other than it was, and this side works: the VPS is off, or the line beyond.
+        # This side is unchanged and works: the VPS is off, or the line beyond the first hop.
         ({}, LINE, ROUTER, "external", "those of the last handshake"),
-        # A wrong key or port in the new generation, whether or not the VPS is off as well.
+        # Another key or port in the new generation, whether or not the VPS is off as well.
         ({"own": KEYS["stranger"]}, LINE, ROUTER, "generation", "another key of this host"),
         ({"own": None}, LINE, ROUTER, "generation", "key of this host"),
         ({"peer": KEYS["stranger"]}, LINE, ROUTER, "generation", "key of the peer"),
         ({"endpoint": "203.0.113.5:51821"}, LINE, ROUTER, "generation", "another endpoint"),
         ({"endpoint": "203.0.113.6:51820"}, LINE, ROUTER, "generation", "another endpoint"),
         ({"listen_port": 51820}, LINE, ROUTER, "generation", "another port"),
-        # Its network does not even reach the first hop: a driver or an address can do that.
+        # Its network does not reach the first hop, which a driver or an address can cause.
         ({}, LINE, None, "generation", "no route to 203.0.113.5:51820"),
         ({}, LINE, dataclasses.replace(ROUTER, responds=False), "generation", "does not respond"),
-        # Nothing speaks for it.
+        # There is no evidence.
         ({}, None, ROUTER, "generation", "never completed a handshake"),
     ],
 )
-def test_whose_fault_a_silence_is(
+def test_the_fault_domain_of_a_silent_peer(
     changed: dict[str, str], last: LocalPeer | None, hop: Hop | None, domain: FaultDomain, why: str
 ) -> None:
     found, evidence = fault_domain(dataclasses.replace(LINE, **changed), last, hop)  # type: ignore[arg-type]
@@ -64,91 +64,91 @@ esac
 def host(gpu: FakeHost, programs: Path) -> FakeHost:
     (programs / "ip").write_text(IP)
     (programs / "ip").chmod(0o755)
-    gpu.says("route", '[{"dst":"203.0.113.5","gateway":"192.168.1.1","dev":"enp5s0","flags":[]}]')
-    gpu.says("neigh", '[{"dst":"192.168.1.1","lladdr":"02:00:00:00:00:01","state":["REACHABLE"]}]')
+    gpu.set_output("route", '[{"dst":"203.0.113.5","gateway":"192.168.1.1","dev":"enp5s0","flags":[]}]')
+    gpu.set_output("neigh", '[{"dst":"192.168.1.1","lladdr":"02:00:00:00:00:01","state":["REACHABLE"]}]')
     return gpu
 
 
 def look(host: FakeHost, known: Path) -> Finding:
-    """What the smoke test makes of the peer."""
+    """Return the peer's finding in the smoke test."""
     context = host.context()
     assert context.machine is not None
     assert context.machine.tunnel is not None
     results = handshake.attribute_fault(
-        context.host, context.machine.tunnel, host.look("tunnel"), known=known, now=context.now
+        context.host, context.machine.tunnel, host.findings("tunnel"), known=known, now=context.now
     )
     (found,) = [one for one in results if one.subject == "peer vps"]
     return found
 
 
-def test_a_vps_that_is_off_is_told_from_a_wrong_key(host: FakeHost, tmp_path: Path) -> None:
+def test_a_vps_that_is_off_differs_from_another_key(host: FakeHost, tmp_path: Path) -> None:
     known = tmp_path / "handshakes.json"
-    host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
-    assert look(host, known).fault_domain == "generation", "nothing was known yet"
-    host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: 41}))
+    host.set_output("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
+    assert look(host, known).fault_domain == "generation", "no handshake was recorded yet"
+    host.set_output("wg", dump(KEYS["gpu"], {KEYS["vps"]: 41}))
     assert look(host, known).level == "ok"
     for age in (None, 900):
-        host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: age}))
+        host.set_output("wg", dump(KEYS["gpu"], {KEYS["vps"]: age}))
         found = look(host, known)
         assert (found.level, found.fault_domain) == ("fail", "external")
         assert "the first hop 192.168.1.1 responds" in found.seen
     # The same silence, with another key of its own.
-    host.says("wg", dump(KEYS["stranger"], {KEYS["vps"]: None}))
+    host.set_output("wg", dump(KEYS["stranger"], {KEYS["vps"]: None}))
     assert look(host, known).fault_domain == "generation"
     # And with another port.
-    host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
+    host.set_output("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
     host.machine["tunnel"]["peers"]["vps"]["endpoint"] = "203.0.113.5:51821"
     found = look(host, known)
     assert (found.fault_domain, "with another endpoint" in found.seen) == ("generation", True)
 
 
-def test_a_network_that_ends_in_this_host_is_the_generations(host: FakeHost, tmp_path: Path) -> None:
+def test_a_first_hop_that_does_not_respond_is_a_failure_of_the_generation(host: FakeHost, tmp_path: Path) -> None:
     known = tmp_path / "handshakes.json"
     look(host, known)
-    host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
+    host.set_output("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
     for state in ("FAILED", "INCOMPLETE"):
-        host.says("neigh", f'[{{"dst":"192.168.1.1","state":["{state}"]}}]')
+        host.set_output("neigh", f'[{{"dst":"192.168.1.1","state":["{state}"]}}]')
         found = look(host, known)
         assert (found.fault_domain, "does not respond" in found.seen) == ("generation", True)
-    host.says("neigh", "[]")
+    host.set_output("neigh", "[]")
     assert look(host, known).fault_domain == "generation"
     # A link without neighbours, such as PPP.
     host.write("/sys/class/net/enp5s0/flags", "0x10d1\n")
     assert look(host, known).fault_domain == "external"
-    host.says("route", "not JSON")
+    host.set_output("route", "not JSON")
     assert look(host, known).fault_domain == "generation"
 
 
-def test_other_failures_of_the_tunnel_stay_the_generations(host: FakeHost, tmp_path: Path) -> None:
+def test_other_failures_of_the_tunnel_stay_in_the_domain_of_the_generation(host: FakeHost, tmp_path: Path) -> None:
     known = tmp_path / "handshakes.json"
     look(host, known)
-    host.says("wg", dump(KEYS["gpu"], {KEYS["stranger"]: 4}))
+    host.set_output("wg", dump(KEYS["gpu"], {KEYS["stranger"]: 4}))
     assert look(host, known).fault_domain == "generation"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 7}'])
-def test_evidence_that_is_broken_is_none(content: str, host: FakeHost, tmp_path: Path) -> None:
+def test_damaged_evidence_is_ignored(content: str, host: FakeHost, tmp_path: Path) -> None:
     known = tmp_path / "handshakes.json"
     known.write_text(content)
-    host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
+    host.set_output("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
     assert look(host, known).fault_domain == "generation"
 
 
-def test_evidence_that_cannot_be_kept_is_said(host: FakeHost, small_disk: SmallDisk) -> None:
+def test_evidence_that_cannot_be_saved_is_an_error(host: FakeHost, small_disk: SmallDisk) -> None:
     small_disk.fill()
     with pytest.raises(StoreError, match=r"handshakes\.json cannot be written \(No space left"):
         look(host, small_disk.folder / "handshakes.json")
 
 
-def test_what_is_known_is_not_written_again(host: FakeHost, small_disk: SmallDisk) -> None:
+def test_unchanged_evidence_is_not_written_again(host: FakeHost, small_disk: SmallDisk) -> None:
     known = small_disk.folder / "handshakes.json"
     look(host, known)
     small_disk.read_only()
     assert look(host, known).level == "ok"
 
 
-def test_the_first_handshake_is_waited_for(host: FakeHost, programs: Path) -> None:
-    """Silent at the first two looks."""
+def test_the_smoke_test_waits_for_the_first_handshake(host: FakeHost, programs: Path) -> None:
+    """The peer is silent for the first two reads."""
     live, silent = host.fake / "live", host.fake / "silent"
     live.write_text(dump(KEYS["gpu"], {KEYS["vps"]: 0}))
     silent.write_text(dump(KEYS["gpu"], {KEYS["vps"]: None}))
@@ -166,13 +166,13 @@ def test_the_first_handshake_is_waited_for(host: FakeHost, programs: Path) -> No
     (host.fake / "live").write_text(silent.read_text())
     began = time.monotonic()
     handshake.wait_for_handshakes(context.host, context.machine.tunnel, wait_s=1.5)
-    assert time.monotonic() - began >= 1.5, "it gave up early"
+    assert time.monotonic() - began >= 1.5, "it did not wait"
 
 
-def test_the_smoke_test_asks_whose_fault_it_is(
+def test_the_smoke_test_reports_an_external_failure_as_a_warning(
     host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole doctor as the smoke test makes it: a VPS that is off is a warning, once it has been seen alive."""
+    """All checks as in the smoke test: a VPS that is off is a warning after a recorded handshake."""
     context = host.context()
     assert context.site is not None
     machine = tmp_path / "machine.json"
@@ -187,14 +187,14 @@ def test_the_smoke_test_asks_whose_fault_it_is(
         return next(step for step in steps if step.name == "tunnel peer vps")
 
     assert peer().level == "ok"
-    host.says("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
+    host.set_output("wg", dump(KEYS["gpu"], {KEYS["vps"]: None}))
     assert (peer().level, peer().external) == ("warn", True)
-    host.says("wg", dump(KEYS["stranger"], {KEYS["vps"]: None}))
+    host.set_output("wg", dump(KEYS["stranger"], {KEYS["vps"]: None}))
     assert (peer().level, peer().external) == ("fail", False)
 
 
-def test_the_first_hop_for_real(tmp_path: Path) -> None:
-    """A router in a network namespace of its own: it answers, it does not, there is no route."""
+def test_the_first_hop_in_network_namespaces(tmp_path: Path) -> None:
+    """A router in a network namespace of its own: it responds, it does not, there is no route."""
     if shutil.which("ip") is None:
         pytest.skip("NOT CHECKED: ip is not installed")
     here, router = (f"hop-{name}-{time.monotonic_ns() % 10**8}" for name in ("a", "b"))
@@ -229,9 +229,9 @@ def test_the_first_hop_for_real(tmp_path: Path) -> None:
             do("-n", one, "link", "set", "lan", "up")
         assert hop() == "None\n"
         do("-n", here, "route", "add", "default", "via", "192.168.1.1")
-        wait_until(lambda: "responds=True" in hop(), "the router's answer", 90)
+        wait_until(lambda: "responds=True" in hop(), "the router's response", 90)
         assert "device='lan', address='192.168.1.1'" in hop()
-        # Its address is gone, the link is not: as a router that hangs.
+        # Remove its address, but not the link, as if the router hung.
         do("-n", router, "address", "flush", "dev", "lan")
         do("-n", here, "neigh", "flush", "dev", "lan")
         wait_until(lambda: "responds=False" in hop(), "the router's silence", 90)

@@ -1,4 +1,4 @@
-"""The edge for real: nginx with certificates of a test authority, before a real gateway."""
+"""A real edge: nginx with certificates of a test authority, and a real gateway behind it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOMAIN = "llm.example.org"
 
 @dataclass
 class EdgeProcess:
-    """nginx on a port, and the machine that describes it."""
+    """nginx on a port, and the machine's description of it."""
 
     folder: Path
     port: int
@@ -43,14 +43,15 @@ class EdgeProcess:
         shutil.copy(issued[1], self.folder / "key.pem")
 
     def start(self, gateway: int) -> None:
-        places = " ".join(
+        folders = " ".join(
             f"{kind}_temp_path {self.folder}/{kind};"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         conf = self.folder / "nginx.conf"
         conf.write_text(
             f"daemon off; pid {self.folder}/pid; error_log {self.folder}/error.log; events {{}}\n"
-            f"http {{ access_log off; {places}\nserver {{ listen 127.0.0.1:{self.port} ssl; server_name {DOMAIN};\n"
+            f"http {{ access_log off; {folders}\n"
+            f"server {{ listen 127.0.0.1:{self.port} ssl; server_name {DOMAIN};\n"
             f"ssl_certificate {self.certificate}; ssl_certificate_key {self.folder}/key.pem;\n"
             f"location /v1/ {{ proxy_pass http://127.0.0.1:{gateway}; }} }} }}\n"
         )
@@ -67,7 +68,7 @@ class EdgeProcess:
             self.process = None
 
     def doctor(self, *only: str) -> tuple[int, dict[str, dict[str, str]], list[str]]:
-        """Exit code, results by name and subject, causes."""
+        """Run the doctor; return its exit code, findings by name and subject, and causes."""
         file = self.folder / "machine.json"
         file.write_text(json.dumps(self.machine))
         argv = [sys.executable, "-m", "appliance", "doctor", "--json", "--machine", str(file)]
@@ -101,7 +102,7 @@ def edge(
         },
     }  # fmt: skip
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
-    made = EdgeProcess(tmp_path, port, machine, environment=dict(os.environ))
+    made = EdgeProcess(folder=tmp_path, port=port, machine=machine, environment=dict(os.environ))
     made.use(authority.issue(DOMAIN, 60, tmp_path / "first"))
     made.start(service.gateway.port)
     try:
@@ -110,39 +111,39 @@ def edge(
         made.stop()
 
 
-def test_the_whole_way_in(edge: EdgeProcess) -> None:
+def test_a_healthy_edge(edge: EdgeProcess) -> None:
     code, found, causes = edge.doctor("edge", "certificate", "gateways")
     assert (code, causes) == (0, [])
-    assert found["edge"]["seen"].endswith("gives the gateway's 401")
+    assert found["edge"]["seen"].endswith("gets the gateway's 401")
     assert found["certificate file"]["seen"] == "59 days left"
     assert found["certificate served"]["level"] == "ok"
 
 
-def test_no_gateway_behind_it(edge: EdgeProcess) -> None:
+def test_an_edge_without_a_gateway(edge: EdgeProcess) -> None:
     edge.stop()
-    nobody = free_port()
-    edge.start(nobody)
-    edge.machine["edge"]["gateways"] = [f"127.0.0.1:{nobody}"]
+    closed = free_port()
+    edge.start(closed)
+    edge.machine["edge"]["gateways"] = [f"127.0.0.1:{closed}"]
     code, found, causes = edge.doctor("edge", "gateways")
     assert (code, causes) == (1, ["gateway-unreachable"])
-    assert "gives 502" in found["edge"]["seen"]
-    assert found[f"gateways 127.0.0.1:{nobody}"]["seen"] == "does not answer (ConnectionRefusedError)"
+    assert "gets 502" in found["edge"]["seen"]
+    assert found[f"gateways 127.0.0.1:{closed}"]["seen"] == "does not respond (ConnectionRefusedError)"
 
 
-def test_one_of_two_gateways_is_away(edge: EdgeProcess) -> None:
+def test_one_of_two_gateways_is_down(edge: EdgeProcess) -> None:
     edge.machine["edge"]["gateways"].append(f"127.0.0.1:{free_port()}")
     code, found, _ = edge.doctor("gateways")
     assert (code, sorted(one["level"] for one in found.values())) == (3, ["ok", "warn"])
 
 
-def test_no_nginx(edge: EdgeProcess) -> None:
+def test_an_edge_without_nginx(edge: EdgeProcess) -> None:
     edge.stop()
     code, _, causes = edge.doctor("edge", "certificate")
     assert (code, causes) == (1, ["edge-down"])
 
 
-def test_something_else_answers(edge: EdgeProcess) -> None:
-    """nginx without the API's location: 404 is not the gateway's refusal."""
+def test_a_404_is_not_the_response_of_a_gateway(edge: EdgeProcess) -> None:
+    """nginx without the API's location."""
     edge.stop()
     assert edge.process is None
     text = (edge.folder / "nginx.conf").read_text()
@@ -152,25 +153,25 @@ def test_something_else_answers(edge: EdgeProcess) -> None:
     )
     wait_until(lambda: opens(edge.port), "nginx")
     _, found, _ = edge.doctor("edge")
-    assert "gives 404, not 401" in found["edge"]["seen"]
+    assert "gets 404, not 401" in found["edge"]["seen"]
 
 
-Make = Callable[[Authority, Path], tuple[Path, Path]]
+IssueCertificate = Callable[[Authority, Path], tuple[Path, Path]]
 
 
-def _ended(authority: Authority, folder: Path) -> tuple[Path, Path]:
+def _expired(authority: Authority, folder: Path) -> tuple[Path, Path]:
     return authority.issue(DOMAIN, 90, folder, begins="-100d")
 
 
-def _soon(authority: Authority, folder: Path) -> tuple[Path, Path]:
+def _expires_soon(authority: Authority, folder: Path) -> tuple[Path, Path]:
     return authority.issue(DOMAIN, 90, folder, begins="-76d")
 
 
-def _very_soon(authority: Authority, folder: Path) -> tuple[Path, Path]:
+def _expires_very_soon(authority: Authority, folder: Path) -> tuple[Path, Path]:
     return authority.issue(DOMAIN, 90, folder, begins="-87d")
 
 
-def _later(authority: Authority, folder: Path) -> tuple[Path, Path]:
+def _not_yet_valid(authority: Authority, folder: Path) -> tuple[Path, Path]:
     return authority.issue(DOMAIN, 90, folder, begins="+3d")
 
 
@@ -178,11 +179,11 @@ def _another_name(authority: Authority, folder: Path) -> tuple[Path, Path]:
     return authority.issue("www.example.org", 90, folder)
 
 
-def _every_name(authority: Authority, folder: Path) -> tuple[Path, Path]:
+def _wildcard(authority: Authority, folder: Path) -> tuple[Path, Path]:
     return authority.issue("*.example.org", 90, folder)
 
 
-def _stand_in(_: Authority, folder: Path) -> tuple[Path, Path]:
+def _placeholder(_: Authority, folder: Path) -> tuple[Path, Path]:
     folder.mkdir()
     words = (
         f"req -x509 -newkey rsa:2048 -nodes -days 90 -subj /CN={DOMAIN} -addext subjectAltName=DNS:{DOMAIN}".split()
@@ -195,17 +196,17 @@ def _stand_in(_: Authority, folder: Path) -> tuple[Path, Path]:
 @pytest.mark.parametrize(
     ("make", "level", "file", "served"),
     [
-        (_ended, "fail", "ended 10.0 days ago", "certificate has expired"),
-        (_soon, "warn", "13 days left", "a client trusts it"),
-        (_very_soon, "fail", "2 days left", "a client trusts it"),
-        (_later, "fail", "is valid only in 3.0 days", "not yet valid"),
+        (_expired, "fail", "expired 10.0 days ago", "certificate has expired"),
+        (_expires_soon, "warn", "13 days left", "a client trusts it"),
+        (_expires_very_soon, "fail", "2 days left", "a client trusts it"),
+        (_not_yet_valid, "fail", "is valid only in 3.0 days", "not yet valid"),
         (_another_name, "fail", f"is for www.example.org, not for {DOMAIN}", "mismatch"),
-        (_every_name, "ok", "89 days left", "a client trusts it"),
-        (_stand_in, "fail", "is a stand-in", "self-signed"),
+        (_wildcard, "ok", "89 days left", "a client trusts it"),
+        (_placeholder, "fail", "is a placeholder", "self-signed"),
     ],
 )
-def test_certificates(
-    make: Make,
+def test_the_finding_of_each_certificate(
+    make: IssueCertificate,
     level: str,
     file: str,
     served: str,
@@ -223,22 +224,22 @@ def test_certificates(
     assert code == {"ok": 0, "warn": 3, "fail": 1}[level]
 
 
-def test_a_renewal_that_nginx_was_not_told(edge: EdgeProcess, authority: Authority, tmp_path: Path) -> None:
+def test_a_renewal_without_a_reload_of_nginx(edge: EdgeProcess, authority: Authority, tmp_path: Path) -> None:
     edge.use(authority.issue(DOMAIN, 90, tmp_path / "renewed"))
     _, found, _ = edge.doctor("certificate")
     assert found["certificate file"]["level"] == "ok"
-    assert found["certificate served"]["seen"] == "nginx serves another one than lies on the disk"
+    assert found["certificate served"]["seen"] == "nginx serves another one than the file"
     assert found["certificate served"]["fix"] == "systemctl reload nginx"
     assert edge.process is not None
     edge.process.send_signal(signal.SIGHUP)
 
-    def told() -> bool:
+    def reloaded() -> bool:
         return edge.doctor("certificate")[1]["certificate served"]["level"] == "ok"
 
-    wait_until(told, "the reload", 20)
+    wait_until(reloaded, "the reload", 20)
 
 
-def test_the_version_that_runs(edge: EdgeProcess) -> None:
+def test_the_version_of_the_running_nginx(edge: EdgeProcess) -> None:
     running = (
         subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr.split("/")[1].split()[0]
     )

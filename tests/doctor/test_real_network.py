@@ -1,191 +1,21 @@
-"""Firewall, tunnel and sockets for real: what hosts/*.nix render, in network namespaces, and the command itself."""
+"""Real firewall, tunnel and sockets: the rendered hosts/*.nix in network namespaces, and the command itself."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, wait_until
-from tests.nix import checker, translate
-
-ADDRESSES = {"gpu": "203.0.113.9", "vps": "203.0.113.5"}
-"""The VPS has the address that hosts/gpu.nix dials."""
+from tests.conftest import wait_until
+from tests.doctor.network import Node
+from tests.nix import checker
 
 
-@dataclass
-class Node:
-    """One host: a network namespace, a WireGuard device, and what NixOS renders for it."""
-
-    name: str
-    folder: Path
-    process: subprocess.Popen[bytes]
-    machine: dict[str, Any]
-    private: str
-    public: str
-
-    @property
-    def enter(self) -> list[str]:
-        return ["nsenter", "--target", str(self.process.pid), "--mount", "--net"]
-
-    def do(self, *words: object, stdin: str | None = None) -> str:
-        done = subprocess.run(
-            [*self.enter, *map(str, words)], input=stdin, capture_output=True, text=True, check=False, timeout=30
-        )
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
-        return done.stdout
-
-    @property
-    def key_file(self) -> Path:
-        return self.folder / "wg0.key"
-
-    def load_firewall(self) -> None:
-        table = checker.host(self.name)["networking.nftables.tables"]["appliance"]
-        text = f"flush ruleset\ntable {table['family']} appliance {{\n{table['content']}\n}}\n"
-        self.do("nft", "--file", "-", stdin=text)
-
-    def configure(self, *, private: str | None = None, peer: str) -> None:
-        """Give the device a key and its one peer, as if it were new."""
-        interface = checker.host(self.name)["networking.wireguard.interfaces"]["wg0"]
-        interface = interface | {"peers": [interface["peers"][0] | {"publicKey": peer}]}
-        tunnel = translate.tunnel({"networking.wireguard.interfaces": {"wg0": interface}})
-        key = self.folder / "wg.key"
-        key.write_text(private or self.private)
-        for known in self.do("wg", "show", "wg0", "peers").split():
-            self.do("wg", "set", "wg0", "peer", known, "remove")
-        self.do("wg", "set", "wg0", "private-key", key, *tunnel.interface)
-        for words in tunnel.peers:
-            self.do("wg", "set", "wg0", *words)
-
-    def handshakes(self) -> list[int]:
-        return [int(line.split()[1]) for line in self.do("wg", "show", "wg0", "latest-handshakes").splitlines()]
-
-    def doctor(self, *only: str, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The report of the command, run inside."""
-        machine = self.folder / "machine.json"
-        machine.write_text(json.dumps(self.machine))
-        argv = [
-            *self.enter,
-            *prefix,
-            sys.executable,
-            "-m",
-            "appliance",
-            "doctor",
-            "--json",
-            "--machine",
-            str(machine),
-        ]
-        if self.name == "gpu":
-            argv += ["--config", str(self.folder / "appliance.json")]
-        for name in only:
-            argv += ["--only", name]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
-        assert done.stdout, done.stderr
-        assert self.private not in done.stdout + done.stderr
-        report: dict[str, Any] = json.loads(done.stdout)
-        assert done.returncode == report["exit_code"]
-        return report
-
-    def codes(self, *only: str) -> list[str]:
-        return [cause["code"] for cause in self.doctor(*only)["causes"]]
-
-
-@contextmanager
-def node(name: str, namespace: str, folder: Path) -> Iterator[Node]:
-    folder.mkdir()
-    values = checker.host(name)
-    machine = json.loads(values["environment.etc"]["appliance/machine.json"]["source"]["text"])
-    machine["tunnel"]["private_key_file"] = str(folder / "wg0.key")
-    if name == "gpu":
-        (folder / "appliance.json").write_text(
-            values["environment.etc"]["appliance/appliance.json"]["source"]["text"]
-        )
-    private = checker.did(["wg", "genkey"]).strip()
-    public = subprocess.run(
-        ["wg", "pubkey"], input=private, capture_output=True, text=True, check=True
-    ).stdout.strip()
-    (folder / "wg0.key").touch(mode=0o600)
-    (folder / "wg0.key").write_text(private + "\n")
-    # A mount namespace of its own: the device's socket is a file, and both hosts call theirs wg0.
-    inside = "mkdir -p /run/wireguard && mount -t tmpfs wg /run/wireguard && exec wireguard-go -f wg0"
-    log = (folder / "wireguard.log").open("wb")
-    process = subprocess.Popen(
-        ["ip", "netns", "exec", namespace, "unshare", "--mount", "sh", "-c", inside],
-        env={**os.environ, "WG_PROCESS_FOREGROUND": "1"}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-    )  # fmt: skip
-    made = Node(name, folder, process, machine, private, public)
-    try:
-
-        def up() -> bool:
-            if process.poll() is not None:
-                pytest.skip(f"NOT CHECKED: wireguard-go: {(folder / 'wireguard.log').read_text()[-200:]}")
-            done = subprocess.run([*made.enter, "wg", "show", "wg0"], capture_output=True, check=False)
-            return done.returncode == 0
-
-        wait_until(up, "the WireGuard device", 20)
-        yield made
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
-        log.close()
-
-
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]:
-    for program in ("ip", "nft", "wg", "wireguard-go", "nsenter", "unshare", "setpriv"):
-        checker.require(program)
-    checker.ready()
-    tag = f"dr{uuid.uuid4().hex[:6]}"
-    names = {name: f"{tag}-{name}" for name in ADDRESSES}
-    folder = tmp_path_factory.mktemp("nodes")
-    done = checker.said(["ip", "netns", "add", names["gpu"]])
-    if done.returncode:
-        pytest.skip(f"NOT CHECKED: no network namespace here ({done.stderr.strip()}); run as root")
-    try:
-        checker.did(["ip", "netns", "add", names["vps"]])
-        checker.did(["ip", "-n", names["gpu"], "link", "add", "eth0", "type", "veth", "peer", "name", "eth0",
-                     "netns", names["vps"]])  # fmt: skip
-        for name, address in ADDRESSES.items():
-            inside = ["ip", "-n", names[name]]
-            checker.did([*inside, "link", "set", "lo", "up"])
-            checker.did([*inside, "address", "add", f"{address}/24", "dev", "eth0"])
-            checker.did([*inside, "link", "set", "eth0", "up"])
-        with node("gpu", names["gpu"], folder / "gpu") as gpu, node("vps", names["vps"], folder / "vps") as vps:
-            for one, other in ((gpu, vps), (vps, gpu)):
-                next(iter(one.machine["tunnel"]["peers"].values()))["public_key"] = other.public
-                for address in checker.host(one.name)["networking.wireguard.interfaces"]["wg0"]["ips"]:
-                    one.do("ip", "address", "add", address, "dev", "wg0")
-                one.do("ip", "link", "set", "wg0", "mtu", one.machine["tunnel"]["mtu"], "up")
-            yield {"gpu": gpu, "vps": vps}
-    finally:
-        for name in names.values():
-            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
-
-
-@pytest.fixture
-def pair(nodes: dict[str, Node]) -> tuple[Node, Node]:
-    """Both hosts with firewall and tunnel up, as new."""
-    gpu, vps = nodes["gpu"], nodes["vps"]
-    for one, other in ((vps, gpu), (gpu, vps)):
-        one.key_file.write_text(one.private + "\n")
-        one.key_file.chmod(0o600)
-        one.load_firewall()
-        one.configure(peer=other.public)
-    # The keepalive of hosts/gpu.nix begins by itself.
-    wait_until(lambda: all(all(one.handshakes()) for one in (gpu, vps)), "a handshake", 30)
-    return gpu, vps
-
-
-def test_what_is_rendered_and_loaded_is_what_the_doctor_expects(pair: tuple[Node, Node]) -> None:
+def test_the_rendered_and_loaded_hosts_have_no_failures(pair: tuple[Node, Node]) -> None:
     for one in pair:
         report = one.doctor("firewall", "tunnel")
         assert report["worst"] == "ok", report["checks"]
@@ -204,11 +34,11 @@ def test_a_firewall_that_is_not_loaded_is_named(index: int, pair: tuple[Node, No
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=["gpu", "vps"])
-def test_a_rule_that_somebody_added_is_noticed(index: int, pair: tuple[Node, Node]) -> None:
+def test_an_added_rule_is_found(index: int, pair: tuple[Node, Node]) -> None:
     one = pair[index]
     one.do("nft", "add rule inet appliance input tcp dport 9000-9002 accept")
     seen = [check["seen"] for check in one.doctor("firewall")["checks"] if check["level"] == "fail"]
-    assert seen == ["lets in 9000/tcp, 9001/tcp, 9002/tcp, which the machine does not name"]
+    assert seen == ["accepts 9000/tcp, 9001/tcp, 9002/tcp, which the machine's description does not name"]
     one.do("nft", "insert rule inet appliance input accept")
     assert one.codes("firewall") == ["firewall-open"]
 
@@ -221,14 +51,14 @@ def test_a_rule_that_somebody_added_is_noticed(index: int, pair: tuple[Node, Nod
         ("ip saddr 198.51.100.0/24 accept", "fail", "1 rules accept every port"),
         ("meta l4proto tcp accept", "fail", "1 rules accept every port"),
         ("ct state new accept", "fail", "1 rules accept every port"),
-        ("ip saddr 198.51.100.1 tcp dport 6379 accept", "fail", "lets in 6379/tcp"),
-        ("tcp dport { 3306, 33060 } accept", "fail", "lets in 3306/tcp, 33060/tcp"),
-        ("tcp dport 8000 accept", "fail", "lets in 8000/tcp beyond wg0"),
-        ('iifname "eth0" tcp dport 8000 accept', "fail", "lets in 8000/tcp beyond wg0"),
+        ("ip saddr 198.51.100.1 tcp dport 6379 accept", "fail", "accepts 6379/tcp"),
+        ("tcp dport { 3306, 33060 } accept", "fail", "accepts 3306/tcp, 33060/tcp"),
+        ("tcp dport 8000 accept", "fail", "accepts 8000/tcp beyond wg0"),
+        ('iifname "eth0" tcp dport 8000 accept', "fail", "accepts 8000/tcp beyond wg0"),
         ('iifname "wg0" tcp dport 8000 accept', "ok", ""),
         ('iifname "eth0" tcp dport 22 accept', "ok", ""),
-        ("tcp dport != 22 accept", "unknown", "1 rules lead elsewhere"),
-        ("tcp dport vmap { 2049 : accept }", "unknown", "1 rules lead elsewhere"),
+        ("tcp dport != 22 accept", "unknown", "1 rules have a jump, a map or a named set"),
+        ("tcp dport vmap { 2049 : accept }", "unknown", "1 rules have a jump, a map or a named set"),
         ("icmp type echo-request accept", "ok", ""),
         ("meta l4proto ipv6-icmp accept", "ok", ""),
         ("ct state established accept", "ok", ""),
@@ -236,7 +66,7 @@ def test_a_rule_that_somebody_added_is_noticed(index: int, pair: tuple[Node, Nod
         ("counter", "ok", ""),
     ],
 )
-def test_rules_that_somebody_added(rule: str, level: str, seen: str, pair: tuple[Node, Node]) -> None:
+def test_the_level_of_each_added_rule(rule: str, level: str, seen: str, pair: tuple[Node, Node]) -> None:
     gpu, _ = pair
     gpu.do("nft", f"add rule inet appliance input {rule}")
     report = gpu.doctor("firewall")
@@ -244,7 +74,7 @@ def test_rules_that_somebody_added(rule: str, level: str, seen: str, pair: tuple
     assert any(seen in check["seen"] for check in report["checks"] if check["level"] == level), report["checks"]
 
 
-def test_rules_that_lead_to_a_chain_or_a_set(pair: tuple[Node, Node]) -> None:
+def test_rules_with_a_jump_or_a_set_are_unknown(pair: tuple[Node, Node]) -> None:
     gpu, _ = pair
     gpu.do("nft", "add set inet appliance mine { type inet_service; elements = { 6379 }; }")
     gpu.do("nft", "add chain inet appliance more { tcp dport 7000 accept; }")
@@ -252,10 +82,10 @@ def test_rules_that_lead_to_a_chain_or_a_set(pair: tuple[Node, Node]) -> None:
     gpu.do("nft", "add rule inet appliance input tcp dport @mine accept")
     gpu.do("nft", "add rule inet appliance input jump more")
     found = [check["seen"] for check in gpu.doctor("firewall")["checks"] if check["level"] == "unknown"]
-    assert found == ["2 rules lead elsewhere (jump, map, named set), which is not followed"]
+    assert found == ["2 rules have a jump, a map or a named set, which is not followed"]
 
 
-def test_the_owners_own_rules(pair: tuple[Node, Node]) -> None:
+def test_extra_rules_of_the_machine_are_accepted(pair: tuple[Node, Node]) -> None:
     gpu, _ = pair
     gpu.machine["firewall"]["extra_input"] = 'iifname "lan0" tcp dport 9100 accept\nip saddr 192.168.1.7 accept'
     try:
@@ -277,17 +107,17 @@ def test_a_missing_key_is_named(index: int, pair: tuple[Node, Node]) -> None:
     first = report["causes"][0]
     assert (first["code"], first["subject"]) == ("wireguard-key-missing", "private key")
     assert f"the WireGuard key is missing: {one.key_file} is missing" in first["seen"]
-    # The file came back, and nobody loaded it.
+    # The file exists again, but its key is not loaded.
     one.key_file.write_text(one.private)
     one.key_file.chmod(0o600)
     assert "wg0 has no private key" in one.doctor("tunnel")["causes"][0]["seen"]
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=["gpu", "vps"])
-def test_a_wrong_peer_key_that_was_loaded_is_named(index: int, pair: tuple[Node, Node]) -> None:
+def test_another_peer_key_that_was_loaded_is_named(index: int, pair: tuple[Node, Node]) -> None:
     one = pair[index]
     stranger = subprocess.run(
-        ["wg", "pubkey"], input=checker.did(["wg", "genkey"]), capture_output=True, text=True, check=True
+        ["wg", "pubkey"], input=checker.output_of(["wg", "genkey"]), capture_output=True, text=True, check=True
     ).stdout.strip()
     one.configure(peer=stranger)
     first = one.doctor("tunnel", "firewall")["causes"][0]
@@ -295,25 +125,25 @@ def test_a_wrong_peer_key_that_was_loaded_is_named(index: int, pair: tuple[Node,
     assert stranger in first["seen"]
 
 
-def test_a_wrong_peer_key_in_the_description_is_named_on_either_host(pair: tuple[Node, Node]) -> None:
-    """The GPU host made a new key, and nobody told the VPS: each is as described, and they never meet."""
+def test_another_peer_key_in_the_description_is_found_on_either_host(pair: tuple[Node, Node]) -> None:
+    """The GPU host has a new key that the VPS does not have: each matches its description, without a handshake."""
     gpu, vps = pair
     vps.configure(peer=gpu.public)
-    gpu.configure(private=checker.did(["wg", "genkey"]).strip(), peer=vps.public)
+    gpu.configure(private=checker.output_of(["wg", "genkey"]).strip(), peer=vps.public)
     wait_until(lambda: int(gpu.do("wg", "show", "wg0", "transfer").split()[2]) > 0, "an attempt at a handshake", 20)
     for one in (gpu, vps):
         report = one.doctor("tunnel", "firewall")
         assert [cause["code"] for cause in report["causes"]] == ["wireguard-no-handshake"], report["causes"]
-        bad = next(check for check in report["checks"] if check["level"] == "fail")
-        assert bad["seen"].startswith("no handshake, ever")
-        assert "A wrong peer key on either host" in bad["meaning"]
-        assert one.do("wg", "show", "wg0", "public-key").strip() in bad["fix"]
+        failure = next(check for check in report["checks"] if check["level"] == "fail")
+        assert failure["seen"].startswith("no handshake, ever")
+        assert "Another peer key on either host" in failure["meaning"]
+        assert one.do("wg", "show", "wg0", "public-key").strip() in failure["fix"]
     assert "bytes sent, none received" in next(
         check["seen"] for check in gpu.doctor("tunnel")["checks"] if check["level"] == "fail"
     )
 
 
-def test_an_interface_that_is_gone_is_named(pair: tuple[Node, Node]) -> None:
+def test_a_missing_interface_is_named(pair: tuple[Node, Node]) -> None:
     gpu, _ = pair
     gpu.machine["tunnel"]["interface"] = "wg1"
     try:
@@ -322,7 +152,7 @@ def test_an_interface_that_is_gone_is_named(pair: tuple[Node, Node]) -> None:
         gpu.machine["tunnel"]["interface"] = "wg0"
 
 
-def test_without_rights_it_says_that_it_does_not_know(pair: tuple[Node, Node]) -> None:
+def test_without_permission_the_firewall_is_unknown(pair: tuple[Node, Node]) -> None:
     powerless = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
     report = pair[0].doctor("firewall", prefix=powerless)
     assert [(check["level"], check["fix"]) for check in report["checks"]] == [
@@ -331,14 +161,14 @@ def test_without_rights_it_says_that_it_does_not_know(pair: tuple[Node, Node]) -
     assert report["exit_code"] == 4
 
 
-def test_a_key_that_one_may_not_see_hides_no_handshake(pair: tuple[Node, Node]) -> None:
-    """As in the smoke test's sandbox: it may ask the kernel for the tunnel, and not look into the key's folder."""
+def test_a_key_file_without_permission_does_not_hide_the_handshake(pair: tuple[Node, Node]) -> None:
+    """As in the sandbox of the smoke test, which may read the tunnel from the kernel, but not the key's folder."""
     gpu, _ = pair
     folder = gpu.folder / "closed"
     folder.mkdir(mode=0o700, exist_ok=True)
     (folder / "wg0.key").touch(mode=0o600)
     gpu.machine["tunnel"]["private_key_file"] = str(folder / "wg0.key")
-    # Root without the right to pass over permissions, before a folder that is somebody else's.
+    # Root without the capability to override permissions, on a folder of another user.
     os.chown(folder, 65534, 65534)
     try:
         powers = "-dac_override,-dac_read_search"
@@ -351,7 +181,7 @@ def test_a_key_that_one_may_not_see_hides_no_handshake(pair: tuple[Node, Node]) 
 
 @contextmanager
 def listening(one: Node, address: str, port: int) -> Iterator[None]:
-    """A process inside that listens, as an engine would."""
+    """Run a process in the namespace that listens like an engine."""
     family = "AF_INET6" if ":" in address else "AF_INET"
     code = (
         f"import socket, time; s = socket.create_server(({address!r}, {port}), family=socket.{family}); "
@@ -366,7 +196,7 @@ def listening(one: Node, address: str, port: int) -> Iterator[None]:
             process.kill()
 
 
-def test_where_engines_listen(pair: tuple[Node, Node]) -> None:
+def test_engines_beyond_loopback_are_failures(pair: tuple[Node, Node]) -> None:
     gpu, _ = pair
 
     def engine() -> dict[str, str]:
@@ -382,8 +212,8 @@ def test_where_engines_listen(pair: tuple[Node, Node]) -> None:
         assert engine() == {"port 5432": "warn"}
 
 
-def test_what_the_tunnel_itself_opens_is_no_stranger(pair: tuple[Node, Node]) -> None:
-    """wireguard-go's own socket: on the VPS it is named, on the GPU host it takes any port."""
+def test_the_port_of_the_tunnel_itself_is_expected(pair: tuple[Node, Node]) -> None:
+    """The socket of wireguard-go has its described port on the VPS, and any port on the GPU host."""
     gpu, vps = pair
     assert not [c for c in vps.doctor("ports")["checks"] if c["subject"] in {"tunnel", "port 51820"}]
     assert not [c for c in gpu.doctor("ports")["checks"] if c["subject"].startswith("port ")]

@@ -1,4 +1,4 @@
-"""The command on this machine's own gateway: real sockets, SQLite, a killed engine, no NixOS around it."""
+"""The command on a gateway of this machine: real sockets, SQLite, a killed engine, without NixOS."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def test_a_healthy_service(service: RunningService) -> None:
     assert next(c for c in report["checks"] if c["name"] == "engines")["seen"] == "generated a token"
 
 
-def test_all_of_it_without_nixos(service: RunningService) -> None:
-    """What `make up` serves has no machine's description: those checks are left out by name, not passed over."""
+def test_without_nixos_the_checks_of_a_machine_are_listed_as_skipped(service: RunningService) -> None:
+    """A gateway of `make up` has no machine's description."""
     _, report = doctor(service.config)
-    left_out = {one["name"]: one["why"] for one in report["left_out"]}
-    assert left_out["tunnel"] == left_out["firewall"] == "no machine is described (--machine)"
-    assert left_out["cards"] == "there are no cards on this host"
+    skipped = {one["name"]: one["why"] for one in report["left_out"]}
+    assert skipped["tunnel"] == skipped["firewall"] == "no machine is described (--machine)"
+    assert skipped["cards"] == "there are no cards on this host"
     assert {"clock", "disk", "gateway"} <= {one["name"] for one in report["checks"]}
     assert report["host"] == "here"
 
@@ -69,15 +69,15 @@ def test_a_dead_engine_and_a_dead_gateway(tmp_path: Path) -> None:
     assert code == 1
 
 
-def test_the_database_of_a_running_gateway_is_left_alone(service: RunningService) -> None:
-    """Root looks, the gateway's user writes: a file that root made there would stop it."""
+def test_no_file_is_created_next_to_the_database_of_a_running_gateway(service: RunningService) -> None:
+    """The gateway, which runs as its own user, could not open a file that root creates."""
     names = sorted(path.name for path in service.data.iterdir())
     facts = database.read_database(service.data, 0.0)
     assert (facts.error, facts.integrity, facts.keys) == ("", "ok", 1)
     assert sorted(path.name for path in service.data.iterdir()) == names
 
 
-def test_a_database_at_rest_is_left_alone(tmp_path: Path) -> None:
+def test_no_file_is_created_next_to_a_closed_database(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     key = store.create("ada")
     store.create("bob", expires_at=10.0)
@@ -94,7 +94,7 @@ def test_a_database_at_rest_is_left_alone(tmp_path: Path) -> None:
     [
         ("UPDATE alembic_version SET version_num = '9999'", "fail", "its schema is 9999"),
         ("DELETE FROM alembic_version", "fail", "its schema is None"),
-        ("UPDATE keys SET revoked_at = 1", "warn", "nobody has a key"),
+        ("UPDATE keys SET revoked_at = 1", "warn", "without an active key"),
         ("DROP TABLE keys", "fail", "no such table: keys"),
     ],
 )
@@ -105,8 +105,8 @@ def test_databases(statement: str, level: str, seen: str, tmp_path: Path) -> Non
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute(statement)
         db.commit()
-    verdict = database.judge_database(database.read_database(tmp_path, 2.0))
-    assert (verdict.level, seen in verdict.seen) == (level, True), verdict
+    finding = database.judge_database(database.read_database(tmp_path, 2.0))
+    assert (finding.level, seen in finding.seen) == (level, True), finding
 
 
 def test_a_damaged_database(tmp_path: Path) -> None:
@@ -120,30 +120,30 @@ def test_a_damaged_database(tmp_path: Path) -> None:
     raw = bytearray((tmp_path / FILE).read_bytes())
     raw[(page - 1) * 4096 + 8 : (page - 1) * 4096 + 400] = b"\xff" * 392
     (tmp_path / FILE).write_bytes(raw)
-    verdict = database.judge_database(database.read_database(tmp_path, 2.0))
-    assert verdict.level == "fail", verdict
-    assert verdict.cause == "database"
+    finding = database.judge_database(database.read_database(tmp_path, 2.0))
+    assert finding.level == "fail", finding
+    assert finding.cause == "database"
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """A real, small one."""
+    """On a real, small file system."""
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m", "doctor", tmp_path], capture_output=True, check=False
     )
     if done.returncode:
         pytest.skip("NOT CHECKED: no disk can be mounted here; run as root")
     try:
-        assert [v.level for v in disk.judge_disks([disk.read_disk(tmp_path / "not" / "yet")])] == ["ok"]
+        assert [one.level for one in disk.judge_disks([disk.read_disk(tmp_path / "not" / "yet")])] == ["ok"]
         (tmp_path / "rows").write_bytes(b"x" * 1000 * 960)
-        assert [v.level for v in disk.judge_disks([disk.read_disk(tmp_path)])] == ["warn"]
+        assert [one.level for one in disk.judge_disks([disk.read_disk(tmp_path)])] == ["warn"]
         (tmp_path / "more").write_bytes(b"x" * 4096 * 16)
         found = list(disk.judge_disks([disk.read_disk(tmp_path), disk.read_disk(tmp_path)]))
-        assert [v.level for v in found] == ["fail"]
+        assert [one.level for one in found] == ["fail"]
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 
 
-def test_hashes_are_read_only_when_asked_for(tmp_path: Path) -> None:
+def test_hashes_are_verified_only_on_request(tmp_path: Path) -> None:
     name = "hub/models--Qwen--Q/snapshots/" + "a" * 40
     (tmp_path / name).mkdir(parents=True)
     (tmp_path / name / "w").write_bytes(b"weights")
@@ -151,15 +151,17 @@ def test_hashes_are_read_only_when_asked_for(tmp_path: Path) -> None:
     lock = tmp_path / "models.lock"
     lock.write_text(f"{digest.split()[0]}  7  Qwen/Q@{'a' * 40}  w\n")
 
-    def verdict(*, hashes: bool) -> tuple[str, str]:
-        facts = weights.read_weights(HostReader(), str(tmp_path), str(lock), "active", hashes=hashes)
+    def judged(*, hashes: bool) -> tuple[str, str]:
+        facts = weights.read_weights(
+            host=HostReader(), store=str(tmp_path), lock_file=str(lock), boot_check="active", hashes=hashes
+        )
         found = weights.judge_weights(facts)
         return found.level, found.seen
 
-    assert verdict(hashes=True) == ("ok", "1 files, every SHA-256 is the lock's")
+    assert judged(hashes=True) == ("ok", "1 files, every SHA-256 matches the lock")
     (tmp_path / name / "w").write_bytes(b"weighty")
-    assert verdict(hashes=False) == ("ok", "1 files of the right size; hashes held at boot")
-    level, seen = verdict(hashes=True)
+    assert judged(hashes=False) == ("ok", "1 files of the correct size; hashes matched at boot")
+    level, seen = judged(hashes=True)
     assert (level, "its SHA-256 is not the lock's" in seen) == ("fail", True)
 
 
@@ -167,13 +169,13 @@ def test_this_machines_own_clock_can_be_read() -> None:
     facts = read_clock(HostReader())
     assert 0 <= facts.error_s < 3600
     if shutil.which("timedatectl") and Path("/run/systemd/system").exists():
-        said = subprocess.run(
+        done = subprocess.run(
             ["timedatectl", "show", "-p", "NTPSynchronized", "--value"], capture_output=True, text=True, check=False
         )
-        assert facts.synchronised is (said.stdout.strip() == "yes")
+        assert facts.synchronised is (done.stdout.strip() == "yes")
 
 
-def test_where_there_is_no_systemd(tmp_path: Path) -> None:
+def test_units_are_unknown_without_systemd(tmp_path: Path) -> None:
     if Path("/run/systemd/system").exists():
         pytest.skip("NOT CHECKED: systemd runs here, so its absence cannot be seen")
     machine = tmp_path / "machine.json"

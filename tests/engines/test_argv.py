@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HYBRID = load(ROOT / "examples" / "eight-cards-hybrid.toml")
 
 
-def command(site: Site, name: str) -> argv.Command:
+def command(site: Site, name: str) -> argv.EngineCommand:
     return argv.command(site, argv.find(site, name), ROOT)
 
 

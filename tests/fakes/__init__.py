@@ -1,1 +1,1 @@
-"""Stand-ins that speak a real protocol."""
+"""Programs with errors on demand, which tests start in place of the real ones."""

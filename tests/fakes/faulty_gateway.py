@@ -1,6 +1,7 @@
 """A gateway in which one part fails once: ``python -m tests.fakes.faulty_gateway PART gateway --config FILE``.
 
-SIGUSR1 arms the part, and the log says ``armed``; its next call raises an error of a kind that nothing expects.
+SIGUSR1 arms the part, and the log shows ``armed``; its next call raises an error that no code expects.
+Some parts are private methods of the product: the error must occur inside them.
 """
 
 from __future__ import annotations
@@ -53,21 +54,21 @@ PARTS: dict[str, tuple[object, str]] = {
     "count": (metrics.Metrics, "count"),
     "finish": (limits.Ledger, "finish"),
 }
-"""The parts that a request passes, in about the order in which it does."""
+"""The parts that a request passes, about in order."""
 
-BESIDE: dict[str, tuple[object, str]] = {
+BACKGROUND: dict[str, tuple[object, str]] = {
     "keys": (key_store.KeyStore, "snapshot"),
     "canary": (health, "canary_passed"),
 }
-"""Parts that work beside the requests."""
+"""Parts that run independently of requests."""
 
 
 class UnexpectedError(Exception):
-    """An error of a kind that nothing expects."""
+    """An error that no code expects."""
 
 
-def break_part(name: str) -> None:
-    owner, attribute = (PARTS | BESIDE)[name]
+def make_part_fail(name: str) -> None:
+    owner, attribute = (PARTS | BACKGROUND)[name]
     function = getattr(owner, attribute)
     armed: list[bool] = []
 
@@ -88,5 +89,5 @@ def break_part(name: str) -> None:
 
 
 if __name__ == "__main__":
-    break_part(sys.argv[1])
+    make_part_fail(sys.argv[1])
     sys.exit(main(sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""Work beside the requests goes on after any error, and says so once."""
+"""Background work continues after any error, and logs it once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from appliance.gateway import background
 
 
-async def test_a_failing_step_is_logged_once_and_tried_again(
+async def test_a_failing_step_is_logged_once_and_retried(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(background, "RETRY_S", 0.0)

@@ -1,4 +1,4 @@
-"""Edits of a request's body leave every other byte alone; decoding refuses what is no request."""
+"""Edits of a request's body change no other byte; decoding rejects an invalid request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ JSON = st.recursive(
 )
 OPTIONS = st.none() | st.dictionaries(st.sampled_from(["include_usage", "x"]), st.booleans(), max_size=2)
 OURS = frozenset(BodyFields.__struct_fields__)
-"""Fields that have a type here; what else a body holds is free."""
+"""Fields with a type; any other field is free."""
 
 BODIES = st.dictionaries(st.text(max_size=8), JSON, max_size=5).map(
     lambda extra: {k: v for k, v in extra.items() if k not in OURS}
@@ -44,7 +44,7 @@ BODIES = st.dictionaries(st.text(max_size=8), JSON, max_size=5).map(
 
 
 @given(BODIES, OPTIONS, st.booleans(), st.sampled_from([None, 2]))
-def test_asking_for_usage_changes_nothing_else(
+def test_requesting_usage_changes_nothing_else(
     extra: dict[str, Any], options: dict[str, bool] | None, has_options: bool, indent: int | None
 ) -> None:
     table = {"model": "m", "stream": True, **extra} | ({"stream_options": options} if has_options else {})
@@ -75,7 +75,7 @@ def system_of(messages: object, prompt: str = "P") -> Any:
     return json.loads(with_role(body, Role(model="m", system_prompt=prompt), "/v1/chat/completions"))["messages"]
 
 
-def test_the_roles_prompt_comes_first() -> None:
+def test_the_prompt_of_the_role_is_first() -> None:
     user = {"role": "user", "content": "hi"}
     assert system_of([]) == [{"role": "system", "content": "P"}]
     assert system_of([user]) == [{"role": "system", "content": "P"}, user]
@@ -113,7 +113,7 @@ def test_a_request_counts_as_its_sequences(body: dict[str, Any], expected: int, 
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_decoded_or_refused(body: bytes) -> None:
+def test_any_bytes_are_decoded_or_rejected(body: bytes) -> None:
     try:
         fields = decode(body)
     except InvalidRequestError:
@@ -128,7 +128,7 @@ LAX = [
 
 
 class EngineFields(pydantic.BaseModel):
-    """The same fields as vLLM's protocol declares them; it validates in pydantic's lax mode."""
+    """The same fields as in vLLM's protocol; it validates in pydantic's lax mode."""
 
     n: int | None = None
     max_tokens: int | None = None
@@ -139,7 +139,7 @@ class EngineFields(pydantic.BaseModel):
 @pytest.mark.parametrize("text", LAX)
 @pytest.mark.parametrize("field", ["n", "max_tokens", "stream", "prompt_cache_key"])
 def test_a_field_is_read_as_the_engine_reads_it(field: str, text: str) -> None:
-    """The gateway bounds and acts on what the engine will understand; what the engine rejects is left to it."""
+    """The gateway uses and bounds the value that the engine will use, and forwards one that the engine rejects."""
     fields = decode(f'{{"model": "m", "{field}": {text}}}'.encode())
     try:
         number = json.loads(text)
@@ -150,7 +150,7 @@ def test_a_field_is_read_as_the_engine_reads_it(field: str, text: str) -> None:
 
 
 @given(st.sampled_from(["n", "best_of"]), st.integers(17, 10**6), st.sampled_from(["{}", "{}.0", '"{}"', '" {}"']))
-def test_no_spelling_gets_past_a_bound(field: str, value: int, spelling: str) -> None:
+def test_every_spelling_is_bounded(field: str, value: int, spelling: str) -> None:
     body = f'{{"model": "m", "messages": [1], "{field}": {spelling.format(value)}}}'.encode()
     with pytest.raises(InvalidRequestError) as caught:
         check(decode(body), "/v1/chat/completions", context=100, max_n=16)
@@ -158,7 +158,7 @@ def test_no_spelling_gets_past_a_bound(field: str, value: int, spelling: str) ->
 
 
 @given(BODIES, st.integers(1, 10**6), st.integers(1, 10**6), st.sampled_from(["max_tokens", "max_output_tokens"]))
-def test_a_cap_changes_the_limit_alone(extra: dict[str, Any], limit: int, context: int, field: str) -> None:
+def test_a_cap_changes_the_limit_only(extra: dict[str, Any], limit: int, context: int, field: str) -> None:
     body = (
         json.dumps({**extra, "model": "m", field: limit, "odd": 0}).replace('"odd": 0', '"odd": 1.50e+1').encode()
     )
@@ -172,7 +172,7 @@ def test_a_cap_changes_the_limit_alone(extra: dict[str, Any], limit: int, contex
 @pytest.mark.parametrize("odd", ["NaN", "1e400", "-1e999", "9" * 5000, '"\\ud800"', "1.79769313486232e+308"])
 @pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/completions"])
 def test_every_edit_keeps_what_only_a_lenient_parser_reads(endpoint: str, odd: str) -> None:
-    """Through a role, a cap and the request for usage at once: no second parser is stricter than the first."""
+    """With a role, a cap and the request for usage at once: no second parser is stricter than the first."""
     text = '"caf\\u00e9 \\ud800"'
     part = f'[{{"type": "text", "text": {text}, "x": {odd}}}]'
     conversation = (

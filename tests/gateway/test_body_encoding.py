@@ -1,4 +1,4 @@
-"""A body's encodings: each is undone exactly, or refused by name, and none costs more memory than the limit."""
+"""A body's encodings: each is decoded exactly or rejected by name, within the limit of memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def raw_deflate(data: bytes) -> bytes:
 
 
 def flushed(data: bytes, wbits: int) -> bytes:
-    """``data`` in blocks of a few bytes, as a client writes that streams its body."""
+    """Return ``data`` in blocks of a few bytes, as from a client that streams its body."""
     stream = zlib.compressobj(wbits=wbits)
     parts = [stream.compress(data[i : i + 7]) + stream.flush(zlib.Z_SYNC_FLUSH) for i in range(0, len(data), 7)]
     return b"".join(parts) + stream.flush()
@@ -40,7 +40,7 @@ def zstd(data: bytes) -> bytes:
 
 
 def zstd_streamed(data: bytes) -> bytes:
-    """A frame that does not state its size and has a checksum."""
+    """Return a frame without its size and with a checksum."""
     return zstandard.ZstdCompressor(write_content_size=False, write_checksum=True).compress(data)
 
 
@@ -66,7 +66,7 @@ MANY = {name: found for name, found in COMPRESSED.items() if "deflate" not in fo
 
 
 @given(st.binary(max_size=3000), st.sampled_from(list(ENCODERS)), st.integers(1, 200))
-def test_each_encoding_is_undone_exactly(data: bytes, name: str, step: int) -> None:
+def test_each_encoding_is_decoded_exactly(data: bytes, name: str, step: int) -> None:
     header, encode = ENCODERS[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(body_encoding, "STEP", step)
@@ -81,7 +81,7 @@ def test_several_members_are_one_body(parts: list[bytes], name: str, step: int) 
         assert decoded(b"".join(encode(part) for part in [b'{"', *parts]), header, LIMIT) == b'{"' + b"".join(parts)
 
 
-def test_frames_of_zstd_that_hold_no_data_are_skipped() -> None:
+def test_frames_of_zstd_without_data_are_skipped() -> None:
     assert decoded(SKIPPABLE + zstd(b"") + zstd(JSON) + SKIPPABLE, b"zstd", LIMIT) == JSON
 
 
@@ -97,14 +97,14 @@ def test_truncated_data_names_its_encoding(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMPRESSED)
 @pytest.mark.parametrize("tail", [b"\0", b"garbage", b"{}" * 40_000])
-def test_data_after_the_end_is_refused(name: str, tail: bytes) -> None:
+def test_data_after_the_end_is_rejected(name: str, tail: bytes) -> None:
     header, encode = COMPRESSED[name]
     with pytest.raises(InvalidRequestError, match="as its Content-Encoding states"):
         decoded(encode(JSON) + tail, header, LIMIT)
 
 
 @pytest.mark.parametrize("name", COMPRESSED)
-def test_data_in_no_encoding_or_another_one_is_refused(name: str) -> None:
+def test_data_in_another_encoding_is_rejected(name: str) -> None:
     header, encode = COMPRESSED[name]
     others = [
         other for other_header, other in COMPRESSED.values() if other_header.strip().lower() not in header.lower()
@@ -118,7 +118,7 @@ def test_data_in_no_encoding_or_another_one_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "header", [b"br", b"compress", b"gzip, gzip", b"gzip, zstd", b"zstd;q=1", b"aws-chunked", b"\xff", b"x" * 9000]
 )
-def test_other_encodings_are_refused_with_those_accepted(header: bytes) -> None:
+def test_other_encodings_are_rejected_with_those_accepted(header: bytes) -> None:
     with pytest.raises(UnsupportedMediaTypeError, match="gzip, deflate, zstd, identity") as caught:
         decoded(gzip.compress(gzip.compress(JSON)), header, LIMIT)
     assert caught.value.status == 415
@@ -141,7 +141,7 @@ def test_the_limit_is_exact(name: str) -> None:
     "name", [name for name in COMPRESSED if "uncompressed" not in name and "blocks" not in name]
 )
 @pytest.mark.parametrize("before", [b"", b"a" * 10])
-def test_a_bomb_costs_memory_by_the_limit_and_not_by_its_size(name: str, before: bytes) -> None:
+def test_a_bomb_uses_memory_up_to_the_limit(name: str, before: bytes) -> None:
     header, encode = COMPRESSED[name]
     several = before and name in MANY
     bomb = (encode(before) * 5 if several else b"") + encode(bytes(16 * 2**20))
@@ -169,7 +169,7 @@ def test_members_without_data_have_a_bound(name: str) -> None:
         decoded(encode(b"") * MAX_MEMBERS + encode(JSON), header, LIMIT)
 
 
-def test_a_window_over_the_limit_and_over_the_standards_is_refused() -> None:
+def test_a_window_over_the_limit_and_over_the_standards_is_rejected() -> None:
     parameters = zstandard.ZstdCompressionParameters(window_log=24, write_content_size=0)
     stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     body = stream.compress(JSON) + stream.flush()
@@ -177,8 +177,9 @@ def test_a_window_over_the_limit_and_over_the_standards_is_refused() -> None:
         decoded(body, b"zstd", LIMIT)
 
 
-def test_a_frame_that_states_a_size_over_the_limit_is_too_large_whatever_its_window() -> None:
-    """The highest levels ask for a window as large as the data, which the decoder would refuse for its memory."""
+def test_a_frame_with_a_size_over_the_limit_is_too_large_with_any_window() -> None:
+    """The highest levels need a window as large as the data, which the decoder would reject because of its
+    memory."""
     with pytest.raises(BodyTooLargeError, match="after expansion"):
         decoded(zstandard.ZstdCompressor(level=22).compress(bytes(9 * 2**20)), b"zstd", LIMIT)
     body = b'{"' + bytes(9 * 2**20)
@@ -187,8 +188,8 @@ def test_a_frame_that_states_a_size_over_the_limit_is_too_large_whatever_its_win
 
 @settings(max_examples=300)
 @given(st.binary(max_size=300), st.sampled_from([None, b"gzip", b"deflate", b"zstd", b"identity"]), st.booleans())
-def test_any_bytes_are_decoded_or_refused(body: bytes, header: bytes | None, real: bool) -> None:
-    """Also bytes that begin as the encoding does."""
+def test_any_bytes_are_decoded_or_rejected(body: bytes, header: bytes | None, real: bool) -> None:
+    """The bytes may begin like the encoding."""
     start = {b"gzip": gzip.compress(JSON), b"zstd": zstd_streamed(JSON), b"deflate": zlib.compress(JSON)}
     if real and header in start:
         body = start[header][: len(body)] + body
@@ -228,7 +229,7 @@ def test_every_text_encoding_that_json_has_becomes_utf_8(
 
 
 @given(st.binary(max_size=40))
-def test_plain_utf_8_comes_back_as_the_same_object(tail: bytes) -> None:
+def test_plain_utf_8_is_returned_as_the_same_object(tail: bytes) -> None:
     for start in PLAIN:
         body = start + tail
         assert decoded(body, None, LIMIT) is body

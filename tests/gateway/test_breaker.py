@@ -1,4 +1,4 @@
-"""A replica goes down for failures that no single caller explains, or for a canary without a token."""
+"""A breaker opens after failures that no single caller explains, or after a canary without a token."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FAILURES = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), max_si
 def test_the_failures_of_one_caller_never_take_a_replica_down(failures: list[tuple[str, int]]) -> None:
     breaker = Breaker(THRESHOLD)
     for _, request in failures:
-        assert not breaker.failed("it broke", 1.0, evidence=Evidence("a", request))
+        assert not breaker.failed("an error", 1.0, evidence=Evidence("a", request))
     assert breaker.up
     assert breaker.failures <= THRESHOLD
 
 
 @given(FAILURES)
-def test_it_goes_down_with_enough_different_requests_of_two_callers_and_not_before(
+def test_enough_different_requests_of_two_callers_take_it_down(
     failures: list[tuple[str, int]],
 ) -> None:
     breaker = Breaker(THRESHOLD)
@@ -30,28 +30,28 @@ def test_it_goes_down_with_enough_different_requests_of_two_callers_and_not_befo
         seen.add((caller, request))
         different = sum(min(THRESHOLD, sum(1 for one, _ in seen if one == name)) for name in "abc")
         expected = len({one for one, _ in seen}) >= 2 and different >= THRESHOLD
-        assert breaker.failed("it broke", 1.0, evidence=Evidence(caller, request)) is expected
+        assert breaker.failed("an error", 1.0, evidence=Evidence(caller, request)) is expected
         if expected:
-            assert (breaker.up, breaker.why) == (False, "it broke")
+            assert (breaker.up, breaker.why) == (False, "an error")
             return
     assert breaker.up
 
 
 @given(FAILURES, st.integers(0, 39))
-def test_a_success_forgets_every_failure(failures: list[tuple[str, int]], at: int) -> None:
+def test_a_success_resets_the_failures(failures: list[tuple[str, int]], at: int) -> None:
     breaker = Breaker(THRESHOLD)
     for index, (caller, request) in enumerate(failures):
         if index == at:
             breaker.succeeded()
             assert (breaker.up, breaker.failures) == (True, 0)
-        breaker.failed("it broke", 1.0, evidence=Evidence(caller, request))
+        breaker.failed("an error", 1.0, evidence=Evidence(caller, request))
 
 
-def test_a_canary_without_a_token_is_enough_and_one_with_a_token_ends_it() -> None:
+def test_a_canary_without_a_token_takes_it_down_and_a_success_restores_it() -> None:
     breaker = Breaker(THRESHOLD)
     assert breaker.failed("no token", 10.0)
     assert (breaker.up, breaker.probe_at) == (False, 11.0)
-    assert not breaker.failed("still none", 11.0), "it went down once"
+    assert not breaker.failed("still none", 11.0), "it was down already"
     waits = []
     for _ in range(6):
         breaker.probe_failed("still none", 20.0)

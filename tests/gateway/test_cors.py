@@ -1,4 +1,4 @@
-"""Origins of web pages: which are allowed, what their browsers get, and how each is to be written."""
+"""Origins of web pages: which are allowed, which headers they get, and how a site names them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVERY = BrowserOrigins(("*",))
 
 
 def fields(lines: bytes) -> dict[str, str]:
-    """``lines`` as headers; each once, each with its CRLF."""
+    """Return ``lines`` as headers; each occurs once and has its CRLF."""
     assert not lines or lines.endswith(b"\r\n")
     pairs = [line.partition(": ") for line in lines.decode("latin1").split("\r\n")[:-1]]
     found = {name: value for name, _, value in pairs}
@@ -50,9 +50,7 @@ def fields(lines: bytes) -> dict[str, str]:
         (EVERY, None, None),
     ],
 )
-def test_an_answer_names_the_origin_if_it_is_allowed(
-    origins: BrowserOrigins, origin: str | None, named: str | None
-) -> None:
+def test_a_response_names_an_allowed_origin(origins: BrowserOrigins, origin: str | None, named: str | None) -> None:
     found = fields(origins.headers(None if origin is None else origin.encode()))
     assert found.get("access-control-allow-origin") == named
     assert bool(found) == (named is not None)
@@ -64,7 +62,7 @@ def test_an_answer_names_the_origin_if_it_is_allowed(
 
 
 @given(st.binary(max_size=60))
-def test_no_other_origin_is_named_and_nothing_is_repeated_unchecked(origin: bytes) -> None:
+def test_no_other_origin_is_named_and_no_header_is_copied_unchecked(origin: bytes) -> None:
     lines = TWO.headers(origin)
     assert bool(lines) == (origin in (CHAT.encode(), NOTES.encode()))
     assert fields(EVERY.headers(origin))["access-control-allow-origin"] == "*"
@@ -100,7 +98,7 @@ def test_credentials_are_never_allowed_and_no_header_is_injected(headers: dict[b
         (b"authorization;q=1", None),
     ],
 )
-def test_a_preflight_allows_the_headers_that_are_asked_for(asked: bytes | None, allowed: str | None) -> None:
+def test_a_preflight_allows_the_requested_headers(asked: bytes | None, allowed: str | None) -> None:
     headers = {b"origin": CHAT.encode(), b"access-control-request-method": b"POST"}
     if asked is not None:
         headers[b"access-control-request-headers"] = asked
@@ -115,7 +113,7 @@ def test_a_preflight_allows_the_headers_that_are_asked_for(asked: bytes | None, 
 
 
 @pytest.mark.parametrize(("asked", "granted"), [(b"true", "true"), (b"false", None), (None, None)])
-def test_a_private_network_is_allowed_if_the_browser_asks(asked: bytes | None, granted: str | None) -> None:
+def test_a_private_network_is_allowed_if_the_browser_requests_it(asked: bytes | None, granted: str | None) -> None:
     headers = {b"origin": CHAT.encode()}
     if asked is not None:
         headers[b"access-control-request-private-network"] = asked
@@ -139,7 +137,7 @@ def test_a_preflight_of_another_origin_is_403_and_names_the_setting(origins: Bro
         "chrome-extension://abcdefghijklmnopabcdefghijklmnop", "http://example.org:443", "https://xn--bcher-kva.example",
     ],
 )  # fmt: skip
-def test_an_origin_as_browsers_send_it_is_taken(origin: str) -> None:
+def test_an_origin_as_browsers_send_it_is_accepted(origin: str) -> None:
     assert Gateway(browser_origins=(origin,)).browser_origins == (origin,)
 
 
@@ -155,9 +153,9 @@ def test_an_origin_as_browsers_send_it_is_taken(origin: str) -> None:
         (("http://localhost:03000",), "write 'http://localhost:3000'"),
         (("chat.example.org",), f"write '{CHAT}'"),
         (("localhost:3000",), "write 'https://localhost:3000'"),
-        (("https://*.example.org",), "has a wildcard; write each origin, or '*' alone"),
-        (("*", CHAT), "'*' allows every origin; leave out the others"),
-        (("null",), "'null' is what browsers send for every local file and sandboxed frame"),
+        (("https://*.example.org",), "has a wildcard; write each origin, or only '*'"),
+        (("*", CHAT), "'*' allows every origin; remove the others"),
+        (("null",), "'null' allows every local file and sandboxed frame"),
         (("file://",), "is not an origin; write scheme://host"),
         (("https://",), "is not an origin"),
         (("https://user@chat.example.org",), "is not an origin"),
@@ -169,13 +167,15 @@ def test_an_origin_as_browsers_send_it_is_taken(origin: str) -> None:
         ((CHAT, f"{NOTES}/"), f"write '{NOTES}'"),
     ],
 )
-def test_an_origin_that_no_browser_sends_is_refused_with_what_to_write(origins: tuple[str, ...], says: str) -> None:
+def test_an_origin_that_no_browser_sends_is_rejected_with_the_right_form(
+    origins: tuple[str, ...], says: str
+) -> None:
     with pytest.raises(ValidationError, match=re.escape(says)):
         Gateway(browser_origins=origins)
 
 
 @given(st.text(max_size=30))
-def test_what_is_taken_can_be_an_origin_header(origin: str) -> None:
+def test_an_accepted_origin_can_be_a_header(origin: str) -> None:
     try:
         Gateway(browser_origins=(origin,))
     except ValidationError:

@@ -54,7 +54,7 @@ def claude_json(session: str, account: str = "", device: str = HEX, **more: Any)
         ({}, {"safety_identifier": None, "user": 7, "metadata": {"user_id": "4"}}, "4"),
         ({}, {"user": "ada.l+x@example-site.org"}, "ada.l+x@example-site.org"),
         ({}, {"user": "x" * 63}, "x" * 63),
-        # The names of these fields anywhere else name no end user.
+        # Fields of these names in other objects name no end user.
         ({b"x-openwebui-user-email": b"ada"}, {"messages": [{"user": "ada"}], "metadata": {"user": "ada"}}, None),
     ],
 )
@@ -66,7 +66,7 @@ def test_the_first_value_counts(headers: dict[bytes, bytes], fields: dict[str, A
     "value", [None, 7, 1.5, True, [], ["ada"], {}, {"user_id": 1}, "", " ", "\t\r\n", "\u2003"]
 )
 @pytest.mark.parametrize("field", ["safety_identifier", "user", "metadata", "metadata.user_id"])
-def test_other_types_and_empty_text_are_skipped_and_refuse_nothing(field: str, value: Any) -> None:
+def test_other_types_and_empty_text_are_skipped(field: str, value: Any) -> None:
     sent = body(metadata={"user_id": value}) if field == "metadata.user_id" else body(**{field: value})
     assert end_user({}, sent) is None
     assert end_user({HEADER: b"ada"}, sent) == "ada"
@@ -104,7 +104,7 @@ def test_text_that_is_not_plain_becomes_the_same_digest_from_every_source(value:
     assert found != end_user({}, body(user=value + "1"))
     if value.isprintable():
         assert found == end_user({HEADER: value.encode()}, b""), "a header and a field name the same person"
-    # Spelled with escapes it is the same text.
+    # Escapes do not change the text.
     escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 0x10000 else c for c in value)
     assert found == end_user({}, f'{{"user": "{escaped}"}}'.encode())
 
@@ -179,7 +179,7 @@ def test_only_identifiers_of_claude_codes_form_lose_their_session(one: str, othe
 
 
 @pytest.mark.parametrize("text", ['{"session_id": "1"}', "{}", '{"device_id": "", "x": null}', "{ }"])
-def test_an_object_without_a_person_is_no_end_user(text: str) -> None:
+def test_an_object_without_a_person_is_not_an_end_user(text: str) -> None:
     assert identifier(text) is None
 
 

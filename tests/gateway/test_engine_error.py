@@ -1,4 +1,4 @@
-"""Whose mistake an engine's error names follows from what it says, in whichever form it comes."""
+"""The content of an engine's error identifies the client's mistakes, in any form of the error."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_without_a_code_the_type_decides(kind: str, status: int) -> None:
         {"type": "error", "code": None, "message": "m"},
     ],
 )
-def test_an_error_without_a_known_status_blames_no_client(body: dict[str, object]) -> None:
+def test_an_error_without_a_known_status_is_not_the_clients(body: dict[str, object]) -> None:
     found = read_error(json.dumps(body).encode())
     assert found is not None
     assert (found.message, found.status, found.clients) == ("m", None, False)
@@ -66,11 +66,11 @@ def test_an_error_without_a_known_status_blames_no_client(body: dict[str, object
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"7", b"{}", b'{"error":null}', b'{"choices":[]}', b"\xff", b"<html>"]
 )
-def test_what_is_not_an_error_is_none(body: bytes) -> None:
+def test_other_bodies_are_not_errors(body: bytes) -> None:
     assert read_error(body) is None
 
 
-def test_an_error_without_words_says_so() -> None:
+def test_an_error_without_a_message_gets_one() -> None:
     found = read_error(b'{"error":{"code":500}}')
     assert found is not None
     assert "no reason" in found.message
@@ -78,30 +78,30 @@ def test_an_error_without_words_says_so() -> None:
 
 @pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"])
 @given(data=st.data())
-def test_an_error_event_is_read_wherever_a_stream_is_cut_into_pieces(endpoint: str, data: st.DataObject) -> None:
+def test_an_error_event_is_read_in_every_split_of_a_stream(endpoint: str, data: st.DataObject) -> None:
     code = data.draw(st.sampled_from([400, 404, 422, 500, 503]))
-    error = {"error": {"message": 'say "data: {\\"error\\"" or \n\n', "code": code}}
+    error = {"error": {"message": 'write "data: {\\"error\\"" or \n\n', "code": code}}
     event = b"data: " + json.dumps(error).encode() + b"\n\n"
     if endpoint == "/v1/messages":
         event = b"event: error\ndata: " + json.dumps({"type": "error"} | error).encode() + b"\n\n"
     begun = data.draw(st.booleans())
     text = (b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n' if begun else b"") + event + b"data: [DONE]\n\n"
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=4)))
-    relay = SseFilter(strip_usage=False, endpoint=endpoint)
+    stream = SseFilter(strip_usage=False, endpoint=endpoint)
     passed = b""
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         if start < end:
-            passed += relay.feed(text[start:end])
-    assert passed + relay.finish() == text
-    assert relay.failed
-    assert relay.error is not None
-    assert (relay.error.status, relay.error.clients) == (code, code < 500)
+            passed += stream.feed(text[start:end])
+    assert passed + stream.finish() == text
+    assert stream.failed
+    assert stream.error is not None
+    assert (stream.error.status, stream.error.clients) == (code, code < 500)
 
 
-@pytest.mark.parametrize("text", ['say "error"', 'event: error\ndata: {"error": 1}', 'data: {"type":"error"'])
-def test_text_that_looks_like_an_error_is_none(text: str) -> None:
+@pytest.mark.parametrize("text", ['write "error"', 'event: error\ndata: {"error": 1}', 'data: {"type":"error"'])
+def test_text_that_resembles_an_error_is_not_one(text: str) -> None:
     for endpoint in ("/v1/chat/completions", "/v1/messages", "/v1/responses"):
-        relay = SseFilter(strip_usage=False, endpoint=endpoint)
-        relay.feed(b"data: " + json.dumps({"choices": [{"delta": {"content": text}}]}).encode() + b"\n\n")
-        relay.feed(b'data: {"choices":[],"error":null}\n\n')
-        assert not relay.failed
+        stream = SseFilter(strip_usage=False, endpoint=endpoint)
+        stream.feed(b"data: " + json.dumps({"choices": [{"delta": {"content": text}}]}).encode() + b"\n\n")
+        stream.feed(b'data: {"choices":[],"error":null}\n\n')
+        assert not stream.failed

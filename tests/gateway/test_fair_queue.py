@@ -1,4 +1,4 @@
-"""Fair admission: who starts next, whatever the order of events."""
+"""Fair admission: the choice of the next request, in any order of events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FakeTicket:
 
 
 def serve(queue: FairQueue[FakeTicket], requests: int) -> Iterator[FakeTicket]:
-    """``requests`` of those that wait, one after the other on a single slot, 100 tokens each."""
+    """Run ``requests`` of the waiting ones, one after the other on a single slot, with 100 tokens each."""
     for _ in range(requests):
         ticket = queue.next(1)
         assert ticket is not None
@@ -32,12 +32,12 @@ def serve(queue: FairQueue[FakeTicket], requests: int) -> Iterator[FakeTicket]:
         queue.finish(ticket)
 
 
-def test_a_lone_user_leaves_room_and_the_next_one_finds_it() -> None:
+def test_a_single_user_leaves_slots_for_the_next_one() -> None:
     queue: FairQueue[FakeTicket] = FairQueue(1 / 8)
     running = 0
     while queue.enter(FakeTicket("flood"), 64 - running):
         running += 1
-    assert running == 56, "a user alone gets seven eighths"
+    assert running == 56, "a single user gets seven eighths"
     assert queue.enter(FakeTicket("quiet"), 64 - running), "without waiting"
 
 
@@ -46,7 +46,7 @@ def test_without_headroom_one_user_may_take_all() -> None:
     assert [queue.enter(FakeTicket("a"), free) for free in (2, 1, 0)] == [True, True, False]
 
 
-def test_a_single_slot_serves_everybody() -> None:
+def test_a_single_slot_serves_every_user() -> None:
     queue: FairQueue[FakeTicket] = FairQueue(1 / 8)
     assert queue.enter(FakeTicket("a"), 1)
     tickets = [FakeTicket("a"), FakeTicket("b")]
@@ -54,7 +54,7 @@ def test_a_single_slot_serves_everybody() -> None:
         queue.wait(ticket)
     queue.charge(FakeTicket("a"), 10)
     queue.finish(FakeTicket("a"))
-    assert queue.next(1) is tickets[1], "b received nothing yet"
+    assert queue.next(1) is tickets[1], "b has received no service yet"
     queue.finish(FakeTicket("b"))
     assert queue.next(1) is tickets[0]
 
@@ -84,11 +84,12 @@ def test_absence_earns_no_credit() -> None:
         order.append(ticket.user)
         queue.charge(ticket, 10)
         queue.finish(ticket)
-    assert order.index("busy") <= 1, "who comes late does not make up for a million tokens"
+    assert order.index("busy") <= 1, "a late user does not get a million tokens in advance"
 
 
-def test_what_was_served_while_nobody_waited_is_no_debt() -> None:
-    """Ada had the engine to herself all morning; bob's agent, new, floods it: her next request is not his last."""
+def test_service_without_competition_is_not_a_debt() -> None:
+    """Ada used the idle engine all morning, and a new user floods it: her next request does not wait for all of
+    it."""
     queue: FairQueue[FakeTicket] = FairQueue(0)
     assert queue.enter(FakeTicket("ada"), 2)
     queue.charge(FakeTicket("ada"), 1_000_000)
@@ -108,8 +109,8 @@ def test_what_was_served_while_nobody_waited_is_no_debt() -> None:
     assert "ada" in order[:2], order
 
 
-def test_a_light_user_who_never_stops_does_not_make_debtors_of_others() -> None:
-    """Something of eve's always runs, and little: who used the rest of the machine owes no newcomer for it."""
+def test_a_light_user_without_pauses_causes_no_debt_of_others() -> None:
+    """A small request of eve always runs: a user of the remaining slots owes no new user for that."""
     queue: FairQueue[FakeTicket] = FairQueue(0)
     assert queue.enter(FakeTicket("eve"), 3)
     for _ in range(10):
@@ -132,7 +133,7 @@ def test_a_light_user_who_never_stops_does_not_make_debtors_of_others() -> None:
     assert order[-1] == "ada", order
 
 
-def test_a_users_agent_does_not_starve_his_own_chat() -> None:
+def test_a_users_agent_does_not_starve_the_users_chat() -> None:
     queue: FairQueue[FakeTicket] = FairQueue(0)
     for _ in range(50):
         queue.wait(FakeTicket("ada", key_id="agent"))
@@ -153,8 +154,8 @@ def test_a_users_agent_does_not_starve_his_own_chat() -> None:
 
 
 @pytest.mark.parametrize("users", [("ada", "ada"), ("ada", "bob")])
-def test_each_request_weighs_what_its_own_key_does(users: tuple[str, str]) -> None:
-    """Within a user as between users; a heavy key of his makes his light one no heavier."""
+def test_each_request_has_the_weight_of_its_key(users: tuple[str, str]) -> None:
+    """Within a user as between users: a heavy key does not change the weight of the user's light one."""
     queue: FairQueue[FakeTicket] = FairQueue(0)
     for user, (key_id, weight) in zip(users, {"light": 1.0, "heavy": 3.0}.items(), strict=True):
         for _ in range(400):
@@ -168,7 +169,7 @@ def test_a_request_of_many_sequences_takes_as_many_slots() -> None:
     free = 64
     while queue.enter(FakeTicket("flood", size=16), free):
         free -= 16
-    assert free == 16, "what one user leaves free is counted in slots, not in requests"
+    assert free == 16, "the headroom counts slots, not requests"
     assert queue.enter(FakeTicket("quiet"), free)
     assert queue.running == 49
 
@@ -182,7 +183,7 @@ def test_idle_counters_are_bounded() -> None:
 
 
 class FairQueueMachine(RuleBasedStateMachine):
-    """Any order of requests, ends, departures and changing room."""
+    """Any order of requests, ends, disconnects and changes of the slots."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +201,9 @@ class FairQueueMachine(RuleBasedStateMachine):
         ticket = FakeTicket(user, weight, key_id)
         if self.queue.enter(ticket, self.free):
             assert self.free > 0
-            assert not any(ticket.user == user for ticket in self.waiting), "nobody overtakes himself"
+            assert not any(ticket.user == user for ticket in self.waiting), (
+                "a request does not overtake others of its user"
+            )
             self.running.append(ticket)
             return
         assert self.queue.wait(ticket) == len(self.waiting) + 1
@@ -244,7 +247,7 @@ class FairQueueMachine(RuleBasedStateMachine):
             assert self.queue.waiting_of(user) == sum(ticket.user == user for ticket in self.waiting)
 
     @invariant()
-    def nobody_without_a_slot_waits_beside_a_free_one(self) -> None:
+    def users_without_a_slot_do_not_wait_while_one_is_free(self) -> None:
         idle = {ticket.user for ticket in self.waiting} - {ticket.user for ticket in self.running}
         assert not (idle and self.free > 0)
 
@@ -254,6 +257,6 @@ TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadlin
 
 
 @given(st.floats(0, 0.9), st.integers(1, 64))
-def test_somebody_can_always_start(headroom: float, slots: int) -> None:
+def test_one_request_can_always_start(headroom: float, slots: int) -> None:
     queue: FairQueue[FakeTicket] = FairQueue(headroom)
     assert queue.enter(FakeTicket("a", 0.001), slots)

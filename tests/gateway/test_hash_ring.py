@@ -1,4 +1,4 @@
-"""Which replica a chat belongs to: stable, balanced, bounded."""
+"""The assignment of chats to replicas: stable, balanced, bounded."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def test_a_conversation_of_responses_keeps_its_key_too() -> None:
     first = key(items("be brief", "hello"))
     assert first == key(items("be brief", "hello", "hi", "and now?")) != key(items("be brief", "other"))
     odd = {"input": [{"role": 7}]}
-    assert key(odd) == json.dumps(odd["input"]).encode(), "what is no conversation is a prompt"
+    assert key(odd) == json.dumps(odd["input"]).encode(), "any other input is a prompt"
 
 
-def test_a_chat_id_comes_before_the_text_and_counts_within_its_user() -> None:
+def test_a_chat_id_precedes_the_text_and_is_valid_within_its_user() -> None:
     one = key(turn("s", "a"), {b"x-chat-id": b"7"})
     assert one == key(turn("s", "b"), {b"x-chat-id": b"7"})
     assert one != key(turn("s", "a"), {b"x-chat-id": b"7"}, user="bob")
@@ -60,7 +60,7 @@ def test_every_replica_is_in_the_order_once(names: list[str], chat: bytes) -> No
 
 
 @given(st.integers(2, 8), st.integers(0, 7), st.integers(0, 2**32))
-def test_a_replica_that_leaves_moves_its_own_chats_only(count: int, gone: int, seed: int) -> None:
+def test_removing_a_replica_moves_its_own_chats_only(count: int, gone: int, seed: int) -> None:
     names = [f"engine.{i}" for i in range(count)]
     left = [name for i, name in enumerate(names) if i != gone % count]
     before, after = Ring(names), Ring(left)

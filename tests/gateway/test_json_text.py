@@ -1,4 +1,4 @@
-"""Any JSON that Python's json accepts is split without changing a byte of its values; anything else is rejected."""
+"""JSON that Python's json accepts is split without changing a byte of its values; all else is rejected."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def strings(value: Any) -> list[str]:
 
 
 @given(VALUES)
-def test_a_value_is_readable_whatever_numbers_it_holds(text: str) -> None:
+def test_a_value_with_any_numbers_is_readable(text: str) -> None:
     own = json.loads(text, parse_int=lambda _: 0, parse_float=lambda _: 0, parse_constant=lambda _: 0)
     assert set(strings(own)) <= set(strings(json_text.value(text.encode())))
 
 
 @given(st.binary(max_size=60))
-def test_what_json_does_not_accept_is_rejected_with_one_kind_of_error(body: bytes) -> None:
+def test_invalid_json_is_rejected_with_one_kind_of_error(body: bytes) -> None:
     for read in (json_text.members, json_text.items, json_text.value, json_text.numbers):
         try:
             read(body)
@@ -94,7 +94,7 @@ def test_what_json_does_not_accept_is_rejected_with_one_kind_of_error(body: byte
         b"",
     ],
 )
-def test_broken_objects_are_rejected_on_both_ways(text: bytes) -> None:
+def test_invalid_objects_are_rejected_by_both_parsers(text: bytes) -> None:
     with pytest.raises(InvalidRequestError):
         json_text.members(text)
 

@@ -1,4 +1,4 @@
-"""Every spelling of a path is the path, or a 404 that names the path that was meant; none reaches another one."""
+"""Spellings of a path: each is the path, or a 404 that suggests the right one; none reaches another path."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_every_encoding_of_a_path_is_that_path(path: str, data: st.DataObject) -
 
 
 @given(st.text(max_size=30))
-def test_a_model_s_name_survives_the_way_clients_encode_it(name: str) -> None:
+def test_a_models_name_survives_the_encodings_of_clients(name: str) -> None:
     for safe in ("", "/"):
         target = f"/v1/models/{quote(name, safe=safe, errors='replace')}".encode()
         assert path_of(target) == f"/v1/models/{name.encode(errors='replace').decode()}"
 
 
 @given(st.binary(max_size=60))
-def test_any_target_has_a_path_and_no_engine_path_but_those_offered(target: bytes) -> None:
+def test_any_target_has_a_path_and_reaches_only_known_engine_paths(target: bytes) -> None:
     path = path_of(target)
     allowed = paths.methods(path)
     assert ("POST" in allowed) == (path in paths.INFERENCE)
@@ -45,7 +45,7 @@ def test_any_target_has_a_path_and_no_engine_path_but_those_offered(target: byte
 @pytest.mark.parametrize(
     "path", ["/sleep", "/wake_up", "/v1", "/", "*", "", "/v1/models/", "/v1/load_lora_adapter", "/metrics/x"]
 )
-def test_other_paths_take_no_method(path: str) -> None:
+def test_other_paths_have_no_method(path: str) -> None:
     assert paths.methods(path) == ()
 
 
@@ -68,7 +68,7 @@ def test_other_paths_take_no_method(path: str) -> None:
         ("/", ""),
     ],
 )
-def test_a_near_miss_names_the_path_that_was_meant(path: str, words: str) -> None:
+def test_a_near_miss_suggests_the_right_path(path: str, words: str) -> None:
     assert words in paths.suggestion(path)
     assert bool(paths.suggestion(path)) == bool(words)
 

@@ -1,4 +1,4 @@
-"""A model's requests over its replicas, in any order of beginnings, ends, failures, departures and canaries."""
+"""Requests of a model over its replicas, in any order of beginnings, ends, failures, disconnects and canaries."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from appliance.gateway.routing import Replica, Service
 from appliance.http1.client import Pool
 
 SLOTS = 3
-NOBODY = cast("Pool", None)
-"""No connection is opened by what is looked at here."""
+NO_POOL = cast("Pool", None)
+"""These tests open no connection."""
 
 
 @dataclass(eq=False)
 class FakeWaiter:
-    """A request that remembers what it was told."""
+    """A request that records its events."""
 
     user: str
     chat_key: bytes | None
@@ -39,13 +39,13 @@ class FakeWaiter:
 
     def granted(self, replica: Replica) -> None:
         assert self.replica is None, "a request runs once"
-        assert not self.errors, "who was refused gets no slot"
+        assert not self.errors, "a rejected request gets no slot"
         self.replica = replica
         self.was_open = replica.open
         self.had_room = replica.in_flight - self.size < replica.slots
 
     def refused(self, error: RequestError) -> None:
-        assert self.replica is None, "who runs is not refused"
+        assert self.replica is None, "a running request is not rejected"
         self.errors.append(error)
 
 
@@ -54,7 +54,7 @@ class RoutingMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.replicas = [Replica(f"e{i}", "m", "generate", SLOTS, NOBODY, Breaker(2)) for i in range(3)]
+        self.replicas = [Replica(f"e{i}", "m", "generate", SLOTS, NO_POOL, Breaker(2)) for i in range(3)]
         self.service = Service(
             "m", "generate", 4096, self.replicas, FairQueue(1 / 8), 4, 1.25,
             on_demand=False, notice=lambda: None, cap_tokens=True, full=lambda: self.service.queue.waiting >= 8,
@@ -64,17 +64,17 @@ class RoutingMachine(RuleBasedStateMachine):
         self.now = 0.0
 
     def sort(self) -> None:
-        """Look who was told what since the last step."""
+        """Sort the requests by their events since the last step."""
         for waiter in [*self.waiting]:
             if waiter.replica is not None:
-                assert waiter.was_open, "nothing new goes to a replica that is left alone"
-                assert waiter.had_room, "nor to one that is full"
+                assert waiter.was_open, "a replica whose breaker is open gets no new request"
+                assert waiter.had_room, "nor does a full one"
                 self.running.append(waiter)
             if waiter.replica is not None or waiter.errors:
                 self.waiting.remove(waiter)
 
     @rule(user=st.sampled_from("abc"), chat=st.none() | st.binary(min_size=1, max_size=2), size=st.integers(1, 3))
-    def ask(self, user: str, chat: bytes | None, size: int) -> None:
+    def request(self, user: str, chat: bytes | None, size: int) -> None:
         self.now += 1
         waiter = FakeWaiter(user, chat, size)
         served = self.service.served
@@ -115,12 +115,12 @@ class RoutingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
-        """The replica breaks before the first byte: the request moves on, or ends."""
+        """The replica fails before the first byte: the request fails over, or ends."""
         self.now += 1
         waiter = data.draw(st.sampled_from(self.running))
         old = waiter.replica
         assert old is not None
-        if old.breaker.failed("it broke", self.now):
+        if old.breaker.failed("an error", self.now):
             self.service.went_down()
         waiter.tried.add(old.name)
         new = self.service.move(waiter, old, waiter.tried)
@@ -130,7 +130,7 @@ class RoutingMachine(RuleBasedStateMachine):
             self.service.release(old, waiter, self.now)
         else:
             assert new.open
-            assert new.name not in waiter.tried, "nobody goes twice to the same"
+            assert new.name not in waiter.tried, "a request is not sent to the same replica twice"
             waiter.replica = new
         self.sort()
 
@@ -141,18 +141,18 @@ class RoutingMachine(RuleBasedStateMachine):
         self.sort()
 
     @invariant()
-    def slots_in_use_are_those_of_who_runs(self) -> None:
+    def slots_in_use_are_those_of_running_requests(self) -> None:
         for replica in self.replicas:
             assert replica.in_flight == sum(w.size for w in self.running if w.replica is replica)
         assert self.service.queue.waiting == len(self.waiting)
         assert (self.service.oldest_wait is None) == (not self.waiting)
 
     @invariant()
-    def nobody_waits_for_what_will_not_come(self) -> None:
+    def no_request_waits_without_a_replica_or_a_running_request(self) -> None:
         if not self.service.served:
             assert not self.waiting
         if not self.running:
-            assert not self.waiting, "with every slot free nobody waits"
+            assert not self.waiting, "no request waits while every slot is free"
 
 
 TestMachine = RoutingMachine.TestCase
@@ -179,7 +179,7 @@ class Swaps(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        replica = Replica("e", "m", "generate", 1, NOBODY, Breaker(2), resident=False)
+        replica = Replica("e", "m", "generate", 1, NO_POOL, Breaker(2), resident=False)
         self.service = Service(
             "m", "generate", 4096, [replica], FairQueue(1 / 8), 100, 1.25,
             on_demand=True, notice=lambda: None, cap_tokens=True, full=lambda: False,
@@ -190,7 +190,7 @@ class Swaps(RuleBasedStateMachine):
         self.swap_ends_at = 0.0
 
     def tick(self) -> None:
-        """What each exchange does at its tick."""
+        """Check the deadline of each waiting request, as its tick does."""
         for key, (waiter, waited) in [*self.waiting.items()]:
             if waiter.replica is not None:
                 del self.waiting[key]
@@ -205,7 +205,7 @@ class Swaps(RuleBasedStateMachine):
                 del self.waiting[key]
 
     @rule()
-    def ask(self) -> None:
+    def request(self) -> None:
         waiter = FakeWaiter("u", None, 1)
         self.service.submit(waiter, self.clock.now)
         if waiter.replica is None:
@@ -247,7 +247,7 @@ TestSwaps = Swaps.TestCase
 TestSwaps.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
-def test_a_swap_is_over_however_it_ends() -> None:
+def test_a_failed_swap_is_over() -> None:
     service = Swaps().service
 
     def fail() -> None:
@@ -260,12 +260,12 @@ def test_a_swap_is_over_however_it_ends() -> None:
     assert service.loading_until is None
 
 
-def test_a_model_that_is_served_meanwhile_keeps_the_bound_of_its_queue() -> None:
+def test_a_model_that_is_served_during_a_swap_keeps_the_queues_bound() -> None:
     machine = Swaps()
     machine.replica.resident = True
     with machine.service.swapping(machine.clock, 600):
-        machine.ask()
-        machine.ask()
+        machine.request()
+        machine.request()
         assert machine.service.loading_until is None
         machine.wait(9)
         assert len(machine.waiting) == 1

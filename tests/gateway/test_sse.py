@@ -1,4 +1,4 @@
-"""Following an SSE answer: however the bytes are cut, the same frames go out and the same facts are known."""
+"""The reader of an SSE response: any split of its bytes yields the same frames and the same results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DONE = b"data: [DONE]\n\n"
 OPENING = frame(delta("", role="assistant"))
 
 
-def relay(pieces: list[bytes], *, strip: bool) -> tuple[bytes, SseFilter]:
+def filtered(pieces: list[bytes], *, strip: bool) -> tuple[bytes, SseFilter]:
     one = SseFilter(strip_usage=strip)
     out = b"".join(one.feed(piece) for piece in pieces)
     return out + one.finish(), one
@@ -45,7 +45,7 @@ def test_cuts_anywhere_change_nothing(texts: list[str], cuts: list[int], strip: 
     whole = OPENING + tokens + USAGE_FRAME + DONE
     places = sorted({cut % len(whole) for cut in cuts} | {0, len(whole)})
     pieces = [whole[a:b] for a, b in pairwise(places)]
-    out, one = relay(pieces, strip=strip)
+    out, one = filtered(pieces, strip=strip)
     assert out == (OPENING + tokens + DONE if strip else whole)
     assert one.usage is not None
     assert (one.usage.prompt, one.usage.completion, one.usage.cached) == (5, 2, 3)
@@ -73,17 +73,17 @@ def test_cuts_anywhere_change_nothing(texts: list[str], cuts: list[int], strip: 
         max_size=12,
     )
 )
-def test_whatever_an_engine_sends_passes_unchanged_but_for_the_frame_we_asked_for(pieces: list[bytes]) -> None:
+def test_every_stream_is_unchanged_except_for_the_usage_frame(pieces: list[bytes]) -> None:
     whole = b"".join(pieces)
-    assert relay(pieces, strip=False)[0] == whole
+    assert filtered(pieces, strip=False)[0] == whole
     if USAGE_FRAME not in whole:
-        assert relay(pieces, strip=True)[0] == whole
+        assert filtered(pieces, strip=True)[0] == whole
 
 
 @given(st.text())
-def test_text_never_looks_like_a_mark(text: str) -> None:
+def test_text_is_never_read_as_a_mark(text: str) -> None:
     nasty = text + '"choices":[] "usage":{} data: [DONE] data: {"error"'
-    out, one = relay([OPENING + frame(delta(nasty))], strip=True)
+    out, one = filtered([OPENING + frame(delta(nasty))], strip=True)
     assert out == OPENING + frame(delta(nasty))
     assert (one.usage, one.done, one.failed) == (None, False, False)
 
@@ -94,39 +94,39 @@ def test_text_never_looks_like_a_mark(text: str) -> None:
      {"choices": [{"text": "x"}]}, {"type": "response.output_text.delta", "delta": "x"}],
 )  # fmt: skip
 def test_the_first_token_has_content_of_any_kind(first: object) -> None:
-    _, one = relay([OPENING, b": keep-alive\n\n", frame({"type": "response.created"})], strip=False)
+    _, one = filtered([OPENING, b": keep-alive\n\n", frame({"type": "response.created"})], strip=False)
     assert not one.began
     one.feed(frame(first))
     assert one.began
 
 
 def test_tokens_are_estimated_from_frames() -> None:
-    _, one = relay([OPENING, *(frame(delta(str(i))) for i in range(7))], strip=True)
+    _, one = filtered([OPENING, *(frame(delta(str(i))) for i in range(7))], strip=True)
     assert one.estimated_tokens == 7
     assert SseFilter(strip_usage=True).estimated_tokens == 0
 
 
-def test_a_cut_frame_is_held_back() -> None:
+def test_an_incomplete_frame_is_held() -> None:
     one = SseFilter(strip_usage=True)
     assert one.feed(frame(delta("a")) + b'data: {"choi') == frame(delta("a"))
     assert one.feed(b"ces") == b""
 
 
-def test_an_error_frame_is_seen() -> None:
-    _, one = relay([OPENING + frame({"error": {"message": "x"}}) + DONE], strip=True)
+def test_an_error_frame_is_detected() -> None:
+    _, one = filtered([OPENING + frame({"error": {"message": "x"}}) + DONE], strip=True)
     assert one.failed
 
 
-def test_garbage_passes_and_a_frame_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    out, one = relay([b'data: {no json "usage":{\n\n'], strip=True)
+def test_invalid_json_is_forwarded_and_a_frame_without_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, one = filtered([b'data: {no json "usage":{\n\n'], strip=True)
     assert out == b'data: {no json "usage":{\n\n'
     assert one.usage is None
     monkeypatch.setattr(sse, "MAX_FRAME", 100)
     with pytest.raises(EngineFailedError, match="a frame without an end"):
-        relay([b"x" * 101], strip=True)
+        filtered([b"x" * 101], strip=True)
 
 
-def test_usage_of_whole_answers() -> None:
+def test_usage_of_whole_responses() -> None:
     usage = read_usage(b'{"id":"x","usage":{"input_tokens":3,"output_tokens":4}}')
     assert usage is not None
     assert (usage.prompt, usage.completion, usage.cached) == (3, 4, 0)

@@ -1,4 +1,4 @@
-"""The swap policy: within memory, without thrash, without starving anybody."""
+"""The swap policy: within memory, without thrash, without starvation."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def stopped(name: str = "b", **more: object) -> EngineState:
 @pytest.mark.parametrize(
     ("swapped_s", "swap_until", "ends"),
     [
-        (0.0, None, 130.0),  # no swap yet: the queue's own bound
-        (0.0, 700.0, 700.0),  # a swap begins
-        (550.0, 700.0, 700.0),  # it goes on: its deadline does not move
-        (0.0, 110.0, 110.0),  # a swap shorter than the queue's bound
-        (570.0, None, 700.0),  # it has ended: what is left of the queue's bound begins to count again
-        (570.0, 900.0, 900.0),  # another swap to the same model
+        (0.0, None, 130.0),  # No swap yet: the queue's own bound.
+        (0.0, 700.0, 700.0),  # A swap begins.
+        (550.0, 700.0, 700.0),  # Later in the same swap: its deadline does not move.
+        (0.0, 110.0, 110.0),  # A swap shorter than the queue's bound.
+        (570.0, None, 700.0),  # It has ended: the rest of the queue's bound counts again.
+        (570.0, 900.0, 900.0),  # Another swap to the same model.
     ],
 )
 def test_when_a_wait_ends(swapped_s: float, swap_until: float | None, ends: float) -> None:
     assert wait_ends(10.0, 120.0, swapped_s, swap_until) == ends
 
 
-def test_nothing_is_loaded_that_nobody_asks_for() -> None:
+def test_a_model_without_requests_is_not_loaded() -> None:
     assert decide([ready(), stopped()], CARD, RULES, 100) == Wait()
 
 
@@ -49,7 +49,7 @@ def test_a_free_card_is_used_at_once() -> None:
     assert decide([stopped(waiting=1, oldest=5.0)], CARD, RULES, 5) == LoadEngine("b")
 
 
-def test_what_fits_beside_is_loaded_beside() -> None:
+def test_a_model_that_fits_is_loaded_without_victims() -> None:
     half = {"here/0": 0.4}
     engines = [ready(awake=half, in_flight=3), stopped(awake=half, waiting=1, oldest=1.0)]
     assert decide(engines, CARD, RULES, 1) == LoadEngine("b")
@@ -58,32 +58,34 @@ def test_what_fits_beside_is_loaded_beside() -> None:
 @pytest.mark.parametrize(
     ("resident", "now", "expected"),
     [
-        ({}, 10, Wait(20.0)),  # it stays for its residency, also idle
-        ({}, 20, LoadEngine("b", ("a",))),  # idle: goes as soon as that is over
-        ({"in_flight": 1}, 25, Wait(35.0)),  # used: until the other one has waited long enough
+        ({}, 10, Wait(20.0)),  # It stays for its residency, even if it is idle.
+        ({}, 20, LoadEngine("b", ("a",))),  # Idle: it is unloaded after its residency.
+        ({"in_flight": 1}, 25, Wait(35.0)),  # Used: until the other one has waited long enough.
         ({"in_flight": 1}, 35, LoadEngine("b", ("a",))),
-        ({"in_flight": 1, "begun": 8}, 25, LoadEngine("b", ("a",))),  # its batch is through
+        ({"in_flight": 1, "begun": 8}, 25, LoadEngine("b", ("a",))),  # Its batch is complete.
         ({"waiting": 5, "oldest": 0.0, "begun": 7}, 25, Wait(35.0)),
-        ({"on_demand": False}, 999, Wait()),  # never a victim
+        ({"on_demand": False}, 999, Wait()),  # Never a victim.
     ],
 )
-def test_when_the_loaded_one_goes(resident: dict[str, Any], now: float, expected: LoadEngine | Wait) -> None:
+def test_when_the_loaded_model_is_unloaded(
+    resident: dict[str, Any], now: float, expected: LoadEngine | Wait
+) -> None:
     engines = [ready(**resident), stopped(waiting=2, oldest=5.0)]
     assert decide(engines, CARD, RULES, now) == expected
 
 
-def test_a_person_need_not_wait_for_residency_or_batch() -> None:
+def test_an_operators_request_ignores_residency_and_batch() -> None:
     assert decide([ready(in_flight=4), stopped()], CARD, RULES, 1, wanted="b") == LoadEngine("b", ("a",))
 
 
-def test_a_failed_load_is_tried_again_later_or_by_hand() -> None:
+def test_a_failed_load_is_retried_later_or_by_an_operator() -> None:
     failed = stopped(state="failed", since=100.0, waiting=1, oldest=90.0)
     assert decide([failed], CARD, RULES, 110) == Wait(100 + RETRY_S)
     assert decide([failed], CARD, RULES, 100 + RETRY_S) == LoadEngine("b")
     assert decide([failed], CARD, RULES, 110, wanted="b") == LoadEngine("b")
 
 
-def test_sleepers_count_and_the_least_used_one_makes_room() -> None:
+def test_sleeping_engines_occupy_memory_and_the_least_used_one_is_unloaded() -> None:
     small, asleep = {"here/0": 0.45}, {"here/0": 0.05}
     engines = [
         ready("old", awake=small, asleep=asleep, last_used=1.0),
@@ -95,8 +97,8 @@ def test_sleepers_count_and_the_least_used_one_makes_room() -> None:
     assert decide([*engines[:2], tight], CARD, RULES, 60) == LoadEngine("c", ("old", "new"))
 
 
-def test_nothing_is_unloaded_that_need_not_go() -> None:
-    """The small one is the older, and not enough; the large one is, and by itself."""
+def test_no_engine_is_unloaded_needlessly() -> None:
+    """The small one is unused for longer and does not suffice; the large one alone does."""
     engines = [
         ready("small", awake={"here/0": 0.2}, last_used=1.0),
         ready("large", awake={"here/0": 0.7}, last_used=50.0),
@@ -111,7 +113,7 @@ def test_one_transition_at_a_time() -> None:
 
 
 class SwapMachine(RuleBasedStateMachine):
-    """Requests for three models on one card; loads take time and may fail: never over memory, nobody starved."""
+    """Requests for three models on one card, with slow and failing loads: within memory and without starvation."""
 
     MAX_RUN_S = 5.0
     MAX_LOAD_S = 5.0
@@ -148,7 +150,7 @@ class SwapMachine(RuleBasedStateMachine):
                 continue
             if step.until is None or step.until >= end:
                 break
-            assert step.until > self.now, "looking again must make time pass"
+            assert step.until > self.now, "time passes before the next decision"
             self.now = step.until
         self.now = max(self.now, end)
 
@@ -163,7 +165,7 @@ class SwapMachine(RuleBasedStateMachine):
         self.set(step.name, state="loading", since=self.now)
         assert fits([*self.engines.values()], CARD), "over the card's memory"
         self.now += self.MAX_LOAD_S
-        # A failing model would be starved by its own fault: only `a` ever fails here.
+        # A model whose loads fail would starve without an error of the policy: only `a` fails here.
         if fails and step.name == "a":
             self.set("a", state="failed", since=self.now, waiting=0, oldest=None)
             self.waits["a"] = []
@@ -180,8 +182,8 @@ class SwapMachine(RuleBasedStateMachine):
         assert fits([*self.engines.values()], CARD)
 
     @invariant()
-    def nobody_starves(self) -> None:
-        # Each of the two others may take one turn before: its residency or the wait, a drain and a load each.
+    def no_request_starves(self) -> None:
+        # Each of the two others may have one turn before: its residency or the wait, a drain and a load.
         turn = max(RULES.max_wait_s, RULES.min_residency_s) + self.MAX_RUN_S + self.MAX_LOAD_S
         pending = [self.now - since for name, waits in self.waits.items() for since in waits if name != "a"]
         assert max([self.waited, *pending], default=0.0) <= 3 * turn + RETRY_S

@@ -1,4 +1,4 @@
-"""`appliance loadtest` against a running gateway."""
+"""`appliance loadtest` before a running gateway, and in an interpreter without packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT, env=environ)
 
 
-def test_a_loadtest_as_large_as_asked_for(service: RunningService, tmp_path: Path) -> None:
+def test_a_load_test_makes_the_requested_number_of_requests(service: RunningService, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     words = ("loadtest", "--config", service.config, "--users", "3", "--requests", "4", "--json", report)
     done = run(*words, APPLIANCE_API_KEY=service.key)
@@ -28,13 +28,13 @@ def test_a_loadtest_as_large_as_asked_for(service: RunningService, tmp_path: Pat
     assert "PASS" in done.stdout
 
 
-def test_a_loadtest_where_the_interpreter_knows_no_packages(service: RunningService, tmp_path: Path) -> None:
-    """As in a Nix package: what is imported was added to ``sys.path`` by a wrapper, ``sys.executable`` is bare."""
-    # An environment without packages: the interpreter under it may know some, Locust among them.
+def test_a_load_test_runs_in_an_interpreter_without_packages(service: RunningService, tmp_path: Path) -> None:
+    """As in a Nix package: a wrapper adds the packages to ``sys.path``, and ``sys.executable`` has none."""
+    # An environment without packages: the interpreter below it may have some, Locust among them.
     venv.create(tmp_path / "bare", symlinks=True)
     bare = tmp_path / "bare" / "bin" / "python"
-    known = subprocess.run([bare, "-c", "import locust"], capture_output=True, check=False, cwd=tmp_path)
-    assert known.returncode != 0
+    imported = subprocess.run([bare, "-c", "import locust"], capture_output=True, check=False, cwd=tmp_path)
+    assert imported.returncode != 0
     packages = next(path for path in sys.path if path.endswith("site-packages"))
     words = ["loadtest", "--config", str(service.config), "--users", "1", "--requests", "2"]
     wrapper = (
@@ -51,7 +51,7 @@ def test_a_loadtest_where_the_interpreter_knows_no_packages(service: RunningServ
     assert "PASS" in done.stdout
 
 
-def test_a_loadtest_that_cannot_be(service: RunningService) -> None:
+def test_an_impossible_load_test_is_rejected(service: RunningService) -> None:
     done = run("loadtest", "--config", service.config, "--users", "0", APPLIANCE_API_KEY=service.key)
     assert (done.returncode, done.stderr) == (
         2,
@@ -62,4 +62,4 @@ def test_a_loadtest_that_cannot_be(service: RunningService) -> None:
     port = free_port()
     done = run("loadtest", "--config", service.config, "--url", f"http://127.0.0.1:{port}", APPLIANCE_API_KEY="x")
     assert done.returncode == 2
-    assert "no answer (ConnectionRefusedError); is the gateway running there?" in done.stderr
+    assert "no answer (ConnectionRefusedError); check that the gateway runs there" in done.stderr

@@ -1,4 +1,4 @@
-"""`appliance loadtest` whole: a gateway or an engine, Locust, every output, and verdicts that a run can earn."""
+"""`appliance loadtest` as a whole: a gateway or an engine, Locust, every output, every verdict."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.request
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,17 +18,18 @@ from appliance.cli import main
 from appliance.contract.model import Slo, Smoke
 from appliance.smoketest import load
 from appliance.store.keys import KeyStore
+from appliance.system.http_request import send_request
 from appliance.system.stopping import Stop
 from loadtests.parameters import LoadPlan
 from loadtests.report import Report
 from loadtests.run import environment
 from loadtests.scenarios import SCENARIOS
 from tests.conftest import ROOT, RunningService, StartedProcess, http, opens, start, start_mock, wait_until
-from tests.gateway.running.witness import long_run
+from tests.fakes.witness import long_run
 from tests.ports import free_port
 
 FEW = ("--users", "2", "--requests", "2", "--client-lag-ms", "5000")
-"""A load of a second, on a machine that other tests keep busy."""
+"""A load of a second, on a machine that other tests load."""
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +77,9 @@ def test_every_output_of_a_run_through_the_gateway(service: RunningService, tmp_
     lines = [json.loads(line) for line in files["samples"].read_text().splitlines()]
     assert sum("sample" in line for line in lines) == 6
     assert service.key not in files["samples"].read_text() + files["json"].read_text() + done.stdout
-    # The second turn of a chat bears the first one's answer.
-    asked = json.loads(http(service.engine.url + "/last").json["body"])["messages"]
-    assert [message["role"] for message in asked] == ["system", *["user", "assistant"] * 2, "user"]
+    # The last turn of a chat contains the earlier responses.
+    messages = json.loads(http(service.engine.url + "/last").json["body"])["messages"]
+    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 2, "user"]
 
 
 @pytest.mark.parametrize(
@@ -91,28 +91,28 @@ def test_every_output_of_a_run_through_the_gateway(service: RunningService, tmp_
         ("double", "doubled tokens"),
     ],
 )
-def test_a_sabotaged_server_is_found_out(tmp_path: Path, fault: str, cause: str) -> None:
-    sabotaged = start_mock(tmp_path / "log", "--fault", fault)
+def test_a_server_with_errors_misses_its_slo(tmp_path: Path, fault: str, cause: str) -> None:
+    server = start_mock(tmp_path / "log", "--fault", fault)
     try:
         out = tmp_path / "report.json"
-        argv = ("--url", sabotaged.url, "--model", "fake", *FEW, "--requests", "1", "--stall", "0.7", "--json", out)
+        argv = ("--url", server.url, "--model", "fake", *FEW, "--requests", "1", "--stall", "0.7", "--json", out)
         done = loadtest(*argv)
     finally:
-        sabotaged.stop()
+        server.stop()
     assert (done.returncode, report_of(out)["failures"]) == (1, {cause: 2}), done.stdout + done.stderr
 
 
 def test_a_slow_first_token_is_not_hidden_by_an_early_chunk(tmp_path: Path) -> None:
-    sly = start_mock(tmp_path / "log", "--fault", "early_empty", "--ttft-ms", "400")
+    server = start_mock(tmp_path / "log", "--fault", "early_empty", "--ttft-ms", "400")
     try:
-        done = loadtest("--url", sly.url, "--model", "fake", *FEW, "--slo-ttft-p99-ms", "300")
+        done = loadtest("--url", server.url, "--model", "fake", *FEW, "--slo-ttft-p99-ms", "300")
     finally:
-        sly.stop()
+        server.stop()
     assert done.returncode == 1, done.stdout + done.stderr
     assert "TTFT p99 missed" in done.stdout
 
 
-def test_an_open_loop_with_bursts_cancels_and_a_warmup(engine: StartedProcess, tmp_path: Path) -> None:
+def test_an_open_loop_with_bursts_cancelled_requests_and_a_warmup(engine: StartedProcess, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     done = loadtest(
         "n8n", "--url", engine.url, "--duration", "3s", "--warmup", "1s", "--burst", "5", "--burst-every", "1s",
@@ -120,16 +120,16 @@ def test_an_open_loop_with_bursts_cancels_and_a_warmup(engine: StartedProcess, t
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = report_of(out)
-    assert report["models"] == ["fake"], "the model came from /v1/models"
+    assert report["models"] == ["fake"], "the model is that of /v1/models"
     assert report["warmup_requests"] >= 5
     assert report["cancelled"] > 0
     assert report["failures"] == {}
     assert report["users"] > 1
     assert "two probes" in report["tokens"]["sizing"]
-    wait_until(lambda: http(engine.url + "/stats").json["active"] == 0, "that nothing runs any more")
+    wait_until(lambda: http(engine.url + "/stats").json["active"] == 0, "no running request")
 
 
-def test_a_model_swap_counts_by_model(tmp_path: Path, engine: StartedProcess) -> None:
+def test_a_swap_is_counted_by_model(tmp_path: Path, engine: StartedProcess) -> None:
     out = tmp_path / "report.json"
     words = ("swap", "--url", engine.url, "--model", "fake", "--model", "fake:lora", *FEW, "--requests", "4")
     done = loadtest(*words, "--swap-after", "2", "--think", "0", "--json", out)
@@ -150,7 +150,7 @@ def test_a_client_that_is_too_slow_invalidates_the_run(engine: StartedProcess, t
     assert root.get("errors") == root.get("tests")
 
 
-def test_a_baseline(engine: StartedProcess, tmp_path: Path) -> None:
+def test_a_baseline_is_compared_only_with_the_same_load(engine: StartedProcess, tmp_path: Path) -> None:
     before, now = tmp_path / "before.json", tmp_path / "now.json"
     words = ("--model", "fake", "--users", "6", "--requests", "6", "--client-lag-ms", "5000")
     assert loadtest("--url", engine.url, *words, "--json", before).returncode == 0
@@ -166,8 +166,8 @@ def test_a_baseline(engine: StartedProcess, tmp_path: Path) -> None:
     assert (done.returncode, "its turns was 1, not 2" in done.stderr) == (2, True)
 
 
-def test_the_highest_load_that_holds(tmp_path: Path) -> None:
-    # Two sequences at once and 0.5 s each: a third user waits half a second for his first token.
+def test_the_search_finds_the_highest_load(tmp_path: Path) -> None:
+    # Two sequences at once of 0.5 s each: a third user waits half a second for the first token.
     small = start_mock(tmp_path / "log", "--capacity", "2", "--tokens", "10", "--itl-ms", "50", "--ttft-ms", "10")
     out = tmp_path / "report.json"
     try:
@@ -190,39 +190,39 @@ def test_the_highest_load_that_holds(tmp_path: Path) -> None:
     report = report_of(out)
     assert [(step["load"], step["held"]) for step in report["search"]] == [(2, True), (4, False), (3, False)]
     assert report["parameters"]["users"] == 2
-    assert "highest load that holds: 2 users" in done.stdout
+    assert "highest load that meets the SLOs: 2 users" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("nonsense",), "there is no scenario 'nonsense'; there are smoke, chat"),
-        (("--users", "none"), "--users: 'none' is no number"),
+        (("--users", "none"), "--users: 'none' is not a number"),
         (("--duration", "soon"), "--duration: 'soon' is not a duration"),
         (("--think", "3:1"), "think_s: the lower end 3 is above the upper end 1"),
-        (("--warmup", "90", "--duration", "1m"), "--warmup of 90 s leaves nothing of --duration 60 s"),
+        (("--warmup", "90", "--duration", "1m"), "--warmup of 90 s leaves no time of --duration 60 s"),
         (("--baseline", "/nonexistent.json"), "--baseline /nonexistent.json: No such file"),
-        (("--baseline", "README.md"), "--baseline README.md: no report of `appliance loadtest --json`"),
+        (("--baseline", "README.md"), "--baseline README.md: not a report of `appliance loadtest --json`"),
         (("--json", "/nonexistent/report.json"), "its folder is missing"),
         (("--keys", "/nonexistent"), "--keys /nonexistent: No such file"),
-        (("swap",), "scenario swap asks 2 model(s), --model names 1"),
+        (("swap",), "scenario swap needs 2 model(s), --model names 1"),
         (("--url", "localhost:8000"), "begin it with http:// or https://"),
         (("--slo-error-rate", "2"), "error_rate: input should be less than or equal to 1, not 2"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_runs(
-    words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_impossible_options_are_rejected_before_the_first_request(
+    words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("APPLIANCE_API_KEY", "sk-x")
     monkeypatch.setenv("APPLIANCE_CONFIG", "/nonexistent")
     assert main(["loadtest", "--url", "http://127.0.0.1:1", "--model", "fake", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_refusals_end_before_the_load(service: RunningService) -> None:
+def test_a_rejected_request_ends_the_run_before_the_load(service: RunningService) -> None:
     done = loadtest("--url", service.url, "--model", "fake", key="sk-wrong")
     assert (done.returncode, "the key is not valid" in done.stderr) == (2, True)
-    done = loadtest("--url", service.url, "--model", "nobody", key=service.key)
+    done = loadtest("--url", service.url, "--model", "unknown", key=service.key)
     assert (done.returncode, "there is no such model" in done.stderr) == (2, True)
     done = loadtest("rag", "--config", service.config, key=service.key)
     assert (done.returncode, "do not fit engines.chat.context = 4096" in done.stderr) == (2, True)
@@ -235,11 +235,11 @@ def test_users_take_keys_in_turn(service: RunningService, tmp_path: Path) -> Non
     (tmp_path / "keys").write_text(f"{bert}\n{cleo}\n")
     done = loadtest("--url", service.url, "--model", "fake", *FEW, "--keys", tmp_path / "keys")
     assert done.returncode == 0, done.stdout + done.stderr
-    wait_until(lambda: {"bert", "cleo"} <= {row["user"] for row in service.rows()}, "rows of both users")
+    wait_until(lambda: {"bert", "cleo"} <= {row["user"] for row in service.rows()}, "usage records of both users")
 
 
-def test_an_interrupted_run_reports_and_proves_nothing(engine: StartedProcess, tmp_path: Path) -> None:
-    """The moments and signals are in test_long_runs.py; this is the real engine's side: its requests end."""
+def test_an_interrupted_run_has_an_invalid_report(engine: StartedProcess, tmp_path: Path) -> None:
+    """Moments and signals are in test_long_runs.py; this tests that the requests of the engine end."""
     out = tmp_path / "report.json"
     words = ("loadtest", "--url", engine.url, "--model", "fake", "--warmup", "0", "--json", out)
     before = http(engine.url + "/stats").json["requests"]
@@ -249,25 +249,25 @@ def test_an_interrupted_run_reports_and_proves_nothing(engine: StartedProcess, t
         assert run.end() == 2, run.output
         assert "INVALID: the run was interrupted" in run.output
     assert report_of(out)["requests"] > 0
-    wait_until(lambda: http(engine.url + "/stats").json["active"] == 0, "no request runs any more")
+    wait_until(lambda: http(engine.url + "/stats").json["active"] == 0, "no running request")
 
 
 def test_the_smoke_scenario_passes_and_misses(engine: StartedProcess, tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
-    asked = Smoke(users=3, requests_per_user=2, max_tokens=8)
+    smoke = Smoke(users=3, requests_per_user=2, max_tokens=8)
     more: dict[str, Any] = {"url": engine.url, "key": "k", "folder": tmp_path, "stop": Stop()}
-    report = load.run_load(asked, model="fake", **more)
+    report = load.run_load(smoke, model="fake", **more)
     assert (report.exit_code, report.requests, report.failures) == (0, 6, {})
-    tight = asked.model_copy(update={"slo": Slo(ttft_p99_ms=0.01)})
+    tight = smoke.model_copy(update={"slo": Slo(ttft_p99_ms=0.01)})
     report = load.run_load(tight, model="fake", **more)
     assert (report.exit_code, [check.holds for check in report.checks]) == (1, [False, True, True])
-    report = load.run_load(asked, model="nobody", **more)
-    assert (report.exit_code, report.failures) == (2, {"status 404": 6}), "a model that is not there proves nothing"
+    report = load.run_load(smoke, model="unknown", **more)
+    assert (report.exit_code, report.failures) == (2, {"status 404": 6}), "an unknown model makes the run invalid"
 
 
 def test_locust_exits_by_our_verdict(engine: StartedProcess, tmp_path: Path) -> None:
     parameters = SCENARIOS["smoke"].defaults.model_copy(update={"users": 1, "requests": 1})
-    # Nothing fails, which is all that Locust itself would look at.
+    # No request fails, and Locust itself judges only failures.
     plan = LoadPlan(scenario="smoke", parameters=parameters, models=("fake",), slo=Slo(ttft_p99_ms=0.01))
     out = tmp_path / "report.json"
     argv = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--host", engine.url]
@@ -295,14 +295,14 @@ def test_locusts_own_page_with_the_same_file(engine: StartedProcess, tmp_path: P
         page = http(running.url + "/").body.decode()
         assert "scenario" in page
         form = b"user_count=2&spawn_rate=2&scenario=multiturn&seed=3&model=fake"
-        assert _form(running.url + "/swarm", form)["success"]
+        assert _form(running.url, "/swarm", form)["success"]
 
         def counted() -> dict[str, int]:
             stats = http(running.url + "/stats/requests").json["stats"]
             return {one["name"]: one["num_requests"] for one in stats if one["method"] == "multiturn"}
 
         wait_until(lambda: {"E2E", "TTFT", "TPOT", "max ITL"} <= counted().keys(), "Locust's table", 30)
-        assert _form(running.url + "/stop", b"")["success"]
+        assert _form(running.url, "/stop", b"")["success"]
     finally:
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(timeout=30)
@@ -310,8 +310,8 @@ def test_locusts_own_page_with_the_same_file(engine: StartedProcess, tmp_path: P
     assert not opens(port)
 
 
-def _form(url: str, form: bytes) -> dict[str, Any]:
-    request = urllib.request.Request(url, data=form)
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        found: dict[str, Any] = json.load(answer)
-        return found
+def _form(url: str, path: str, form: bytes) -> dict[str, Any]:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    response = send_request(url, path, method="POST", body=form, headers=headers, timeout_s=10)
+    found: dict[str, Any] = response.json()
+    return found

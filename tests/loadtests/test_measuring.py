@@ -1,4 +1,4 @@
-"""The measured client and what it calls things, against an engine that is sabotaged in every way we know."""
+"""The measuring client and its causes, before the mock engine with every kind of error."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedProcess]
     running.stop()
 
 
-def ask(text: str, *, stream: bool = True, cancel_after: int | None = None, model: str = "fake") -> RequestSpec:
+def request(text: str, *, stream: bool = True, cancel_after: int | None = None, model: str = "fake") -> RequestSpec:
     body = {"messages": [{"role": "user", "content": f"fake: tokens=12 {text}"}], "max_tokens": 12}
     return RequestSpec(model, body, max_tokens=12, stream=stream, cancel_after=cancel_after)
 
 
-def asked(
+def measured(
     engine: StartedProcess, directive: str, timeout_s: float = 20.0, *, stall_s: float = 20.0, stream: bool = True
 ) -> Sample:
     client = LoadClient(Target(engine.url, "sk-x", timeout_s, stall_s))
     try:
-        return client.ask(ask(directive, stream=stream))
+        return client.send(request(directive, stream=stream))
     finally:
         client.close()
 
 
-def test_a_good_answer(engine: StartedProcess) -> None:
-    sample = asked(engine, "ttft_ms=100 itl_ms=10")
+def test_a_good_response(engine: StartedProcess) -> None:
+    sample = measured(engine, "ttft_ms=100 itl_ms=10")
     assert sample.cause == ""
     assert (sample.completion_tokens, sample.chunks, sample.finish_reason) == (12, 12, "stop")
     assert sample.ttft is not None
@@ -53,7 +53,7 @@ def test_a_good_answer(engine: StartedProcess) -> None:
     assert sample.tpot >= 0.009
     assert sample.gaps.total == 11
     assert sample.gaps.longest >= sample.tpot
-    whole = asked(engine, "ttft_ms=50", stream=False)
+    whole = measured(engine, "ttft_ms=50", stream=False)
     assert (whole.cause, whole.ttft, whole.tpot, whole.completion_tokens) == ("", None, None, 12)
     assert whole.e2e >= 0.05
 
@@ -83,12 +83,12 @@ def test_a_good_answer(engine: StartedProcess) -> None:
         ("late_end", ""),
     ],
 )
-def test_each_sabotage_is_named(engine: StartedProcess, fault: str, cause: str) -> None:
+def test_each_error_of_an_engine_has_its_cause(engine: StartedProcess, fault: str, cause: str) -> None:
     timeout_s = 0.7 if fault in ("stall:0", "hang") else 20
     stall_s = 0.7 if fault == "stall:1" else 20
-    sample = asked(engine, f"fault={fault}", timeout_s, stall_s=stall_s)
+    sample = measured(engine, f"fault={fault}", timeout_s, stall_s=stall_s)
     assert sample.cause == cause
-    assert sample.e2e < 15, "silence ends a request long before its time is over"
+    assert sample.e2e < 15, "a stall ends a request long before its timeout"
 
 
 @pytest.mark.parametrize(
@@ -100,19 +100,19 @@ def test_each_sabotage_is_named(engine: StartedProcess, fault: str, cause: str) 
         ("hang", Cause.TIMEOUT),
     ],
 )
-def test_answers_in_one_piece_are_judged_as_well(engine: StartedProcess, fault: str, cause: str) -> None:
-    assert asked(engine, f"fault={fault}", timeout_s=0.5 if fault == "hang" else 20, stream=False).cause == cause
+def test_responses_without_streaming_have_a_cause_as_well(engine: StartedProcess, fault: str, cause: str) -> None:
+    assert measured(engine, f"fault={fault}", timeout_s=0.5 if fault == "hang" else 20, stream=False).cause == cause
 
 
 def test_an_early_empty_chunk_does_not_hide_a_slow_first_token(engine: StartedProcess) -> None:
-    sample = asked(engine, "ttft_ms=300 fault=early_empty")
+    sample = measured(engine, "ttft_ms=300 fault=early_empty")
     assert sample.cause == ""
     assert sample.ttft is not None
     assert sample.ttft >= 0.3
 
 
-def test_several_tokens_in_a_chunk_count_as_what_the_engine_says(engine: StartedProcess) -> None:
-    sample = asked(engine, "itl_ms=30 fault=merge")
+def test_several_tokens_in_a_chunk_are_counted_by_the_engine(engine: StartedProcess) -> None:
+    sample = measured(engine, "itl_ms=30 fault=merge")
     assert (sample.cause, sample.completion_tokens, sample.chunks) == ("", 12, 5)
     assert sample.gaps.total == 4
     assert sample.tpot is not None
@@ -121,31 +121,31 @@ def test_several_tokens_in_a_chunk_count_as_what_the_engine_says(engine: Started
     assert sample.gaps.longest >= 0.03
 
 
-def test_nobody_listens() -> None:
-    sample = LoadClient(Target("http://127.0.0.1:1", "k")).ask(ask(""))
+def test_a_closed_port_is_a_refused_connection() -> None:
+    sample = LoadClient(Target("http://127.0.0.1:1", "k")).send(request(""))
     assert sample.cause == "no answer (ConnectionRefusedError)"
 
 
-def test_leaving_is_our_doing_and_the_engine_notices(engine: StartedProcess) -> None:
+def test_a_cancelled_request_is_aborted_by_the_engine(engine: StartedProcess) -> None:
     before = http(engine.url + "/stats").json["aborted"]
     client = LoadClient(Target(engine.url, "k"))
-    sample = client.ask(ask("itl_ms=50", cancel_after=3))
+    sample = client.send(request("itl_ms=50", cancel_after=3))
     assert (sample.cause, sample.chunks) == (Cause.CANCELLED, 3)
-    assert client.ask(ask("")).cause == "", "the next request is none the worse for it"
+    assert client.send(request("")).cause == "", "the next request is not affected"
     client.close()
     assert http(engine.url + "/stats").json["aborted"] == before + 1
 
 
 def test_a_connection_is_kept_and_a_stale_one_replaced(engine: StartedProcess) -> None:
     client = LoadClient(Target(engine.url, "k"))
-    assert [client.ask(ask("")).reconnected for _ in range(2)] == [False, False]
-    assert client.ask(ask("fault=reset")).cause == "no answer (ConnectionResetError)"
-    assert client.ask(ask("")).cause == ""
+    assert [client.send(request("")).reconnected for _ in range(2)] == [False, False]
+    assert client.send(request("fault=reset")).cause == "no answer (ConnectionResetError)"
+    assert client.send(request("")).cause == ""
     client.close()
 
 
-def answering(*pieces: bytes) -> tuple[str, threading.Thread]:
-    """A server of one answer, byte for byte."""
+def one_response(*pieces: bytes) -> tuple[str, threading.Thread]:
+    """Start a server of one response; return its URL and thread."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -186,9 +186,9 @@ LAST = (
         ([HEAD.replace(b"\r\n\r\n", b"\r\ncontent-length: 900\r\n\r\n"), TOKEN, LAST], Cause.TRUNCATED),
     ],
 )
-def test_answers_byte_for_byte(pieces: list[bytes], cause: str) -> None:
-    url, thread = answering(*pieces)
-    sample = LoadClient(Target(url, "k", 10, 10)).ask(ask(""))
+def test_responses_byte_for_byte(pieces: list[bytes], cause: str) -> None:
+    url, thread = one_response(*pieces)
+    sample = LoadClient(Target(url, "k", 10, 10)).send(request(""))
     thread.join()
     if cause.startswith("no answer"):
         assert sample.cause.startswith("no answer (HttpParser")
@@ -197,7 +197,7 @@ def test_answers_byte_for_byte(pieces: list[bytes], cause: str) -> None:
 
 
 @given(st.data())
-def test_a_stream_reads_the_same_however_it_is_cut(data: st.DataObject) -> None:
+def test_a_stream_in_any_pieces_is_parsed_the_same(data: st.DataObject) -> None:
     stream = TOKEN * 3 + b": comment\n\n" + LAST.replace(b":1,", b":3,") + b"data: [DONE]\n\n"
     whole, pieces = Sample(0.0), Sample(0.0)
     Reader(whole).feed(stream, 1.0)
@@ -210,21 +210,21 @@ def test_a_stream_reads_the_same_however_it_is_cut(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_break_the_reader(noise: bytes) -> None:
+def test_the_reader_accepts_any_bytes(noise: bytes) -> None:
     sample = Sample(0.0, status=200)
     reader = Reader(sample)
     reader.feed(noise, 1.0)
     cause = classify(sample, Ending.WHOLE, content_type="text/event-stream", fault=reader.fault, texts=reader.texts)
-    assert cause, "noise is no good answer"
+    assert cause, "noise is not a good response"
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=40))
-def test_doubling_is_seen_and_repetition_is_not(texts: list[str]) -> None:
+def test_doubled_tokens_are_detected_and_repeated_words_are_not(texts: list[str]) -> None:
     assert doubled([t for t in texts for _ in range(2)], len(texts))
-    assert not doubled(texts[:1] * 20, 20), "a model may say the same word twenty times"
+    assert not doubled(texts[:1] * 20, 20), "a model can repeat a word twenty times"
 
 
-def test_garbage_after_a_cut_is_a_cut() -> None:
+def test_garbage_in_a_truncated_stream_is_truncated() -> None:
     sample = Sample(0.0, status=200)
     assert (
         classify(sample, Ending.CUT, content_type="text/event-stream", fault=GARBAGE, texts=()) == Cause.TRUNCATED
@@ -234,41 +234,41 @@ def test_garbage_after_a_cut_is_a_cut() -> None:
 # Sizes in tokens.
 
 
-def test_the_engines_tokenizer_sizes_words(engine: StartedProcess) -> None:
+def test_the_engines_tokenizer_gives_the_costs_of_words(engine: StartedProcess) -> None:
     token_costs = by_tokenizer(engine.url, "fake")
     assert (token_costs.cost("sea"), token_costs.cost("mountain"), token_costs.overhead) == (1, 2, 10)
     assert engine.url in token_costs.source
 
 
-def test_without_a_tokenizer_the_usage_of_two_probes_does(engine: StartedProcess) -> None:
+def test_two_probes_give_the_costs_without_a_tokenizer(engine: StartedProcess) -> None:
     with pytest.raises(TokenizerUnavailableError, match="ConnectionRefusedError"):
         by_tokenizer("http://127.0.0.1:1", "fake")
     with pytest.raises(TokenizerUnavailableError, match="404"):
-        by_tokenizer(engine.url + "/elsewhere", "fake")
+        by_tokenizer(engine.url + "/other", "fake")
     token_costs = by_usage(Target(engine.url, "k"), "fake")
-    # The fake counts a token for eight bytes of body.
+    # The mock engine counts a token for eight bytes of body.
     assert 0.3 < token_costs.default_cost < 1.2
     assert "two probes" in token_costs.source
-    assert "estimated" in by_usage(Target(engine.url, "k"), "nobody").source
+    assert "estimated" in by_usage(Target(engine.url, "k"), "unknown").source
 
 
 @given(st.integers(1, 3000), st.dictionaries(st.sampled_from(WORDS), st.integers(1, 4).map(float)), st.integers())
-def test_text_has_the_size_that_was_wanted(tokens: int, costs: dict[str, float], seed: int) -> None:
+def test_text_has_the_requested_size(tokens: int, costs: dict[str, float], seed: int) -> None:
     token_costs = TokenCosts(costs, default_cost=1.0)
     text = token_costs.text(random.Random(seed), tokens)
     assert abs(sum(token_costs.cost(word) for word in text.split()) - tokens) <= 3
     assert text == token_costs.text(random.Random(seed), tokens)
 
 
-def test_json_of_a_body_is_what_was_asked(engine: StartedProcess) -> None:
+def test_the_engine_receives_the_body_of_the_request(engine: StartedProcess) -> None:
     client = LoadClient(Target(engine.url, "sk-secret"))
-    client.ask(
+    client.send(
         RequestSpec("fake", {"messages": [{"role": "user", "content": "grün"}], "max_tokens": 3}, chat_id="c-1")
     )
     client.close()
-    seen = http(engine.url + "/last").json
-    body = json.loads(seen["body"])
+    received = http(engine.url + "/last").json
+    body = json.loads(received["body"])
     assert body["stream_options"] == {"include_usage": True}
     assert body["messages"][0]["content"] == "grün"
-    assert "x-chat-id: c-1" in seen["head"]
-    assert "sk-secret" not in repr(client.target), "a key shows in no message"
+    assert "x-chat-id: c-1" in received["head"]
+    assert "sk-secret" not in repr(client.target), "a key is in no message"

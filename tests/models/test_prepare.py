@@ -16,7 +16,7 @@ import pytest
 
 from appliance.models import prepare as preparing
 from appliance.models.prepare import REPOSITORY, REVISION, TINY_NAME, WEIGHTS_SHA256, hub_has_model, prepare
-from tests.vllm.conftest import ENGINE_PYTHON
+from tests.up_process import ENGINE_PYTHON
 
 
 @contextmanager

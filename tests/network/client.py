@@ -1,4 +1,4 @@
-"""Somebody on the Internet who asks: HTTPS from a machine's own sockets, whole answers and streams."""
+"""A client on the Internet: HTTPS over the sockets of a machine, whole responses and streams."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATH = "/v1/chat/completions"
 
 @dataclass
 class Stream:
-    """A streamed answer as it came. Times are those of ``time.monotonic``."""
+    """A streamed response with the arrival times of its events, by ``time.monotonic``."""
 
     sent: float = 0.0
     status: int = 0
@@ -29,32 +29,32 @@ class Stream:
     body: bytes = b""
     events: list[tuple[float, str]] = field(default_factory=list)
     ended: bool = False
-    """Whether HTTP's own end came."""
-    broke: str = ""
-    """What broke it off."""
+    """Whether the end of the HTTP response arrived."""
+    error: str = ""
+    """The error that ended it early."""
 
     @property
     def done(self) -> bool:
-        """Whether the whole answer is here: ``[DONE]``, and HTTP's end."""
+        """Return whether the response is complete: ``[DONE]``, and the end of HTTP."""
         return self.ended and bool(self.events) and self.events[-1][1] == "[DONE]"
 
     @property
     def tokens(self) -> list[tuple[float, str]]:
-        """When each token came, and its text."""
+        """Return the arrival time and the text of each token."""
         chunks = [(when, json.loads(data)) for when, data in self.events if data.startswith("{")]
         deltas = [(when, choice["delta"]) for when, chunk in chunks for choice in chunk.get("choices", [])]
         return [(when, delta["content"]) for when, delta in deltas if delta.get("content")]
 
     @property
     def ttft_s(self) -> float:
-        """Seconds to the first token."""
+        """Return the seconds to the first token."""
         return self.tokens[0][0] - self.sent
 
 
 class NetworkClient:
-    """A machine that knows the edge by name, the authority that vouches for it, and keys of some users.
+    """A machine with the name of the edge, its certificate authority, and the keys of some users.
 
-    User ``n`` has a key and an address of his own, as people on the Internet do.
+    User ``n`` has a separate key and address, like users on the Internet.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class NetworkClient:
         self.keys: list[str] = []
         self.trust = ssl.create_default_context(cadata=authority)
 
-    def elsewhere(self, machine: NetworkMachine, server: str, port: int) -> NetworkClient:
-        """The same users on another machine, who ask ``server`` without TLS."""
+    def on_machine(self, machine: NetworkMachine, server: str, port: int) -> NetworkClient:
+        """Return a client with the same users on another machine, which connects to ``server`` without TLS."""
         other = copy.copy(self)
         other.machine, other.edge, other.port, other.tls, other.addresses = (
             machine,
@@ -85,7 +85,7 @@ class NetworkClient:
         self, edge: str | None = None, *, port: int | None = None, user: int = 0, name: str | None = None,
         tls: bool | None = None, context: ssl.SSLContext | None = None, timeout: float = 30,
     ) -> socket.socket:  # fmt: skip
-        """A connection to an edge; ``name`` is whom it asks for in the handshake."""
+        """Return a connection to an edge; ``name`` is the server name in the handshake."""
         family = socket.AF_INET6 if ":" in (edge or self.edge) else socket.AF_INET
         plain = self.machine.socket(family)
         try:
@@ -104,7 +104,7 @@ class NetworkClient:
     def head(
         self, method: str, path: str, body: bytes | None, user: int, headers: Mapping[str, str] | None = None
     ) -> bytes:
-        """A request's head."""
+        """Return the head of a request."""
         all_headers = {"Host": self.domain, "Authorization": f"Bearer {self.key(user)}"}
         if body is not None:
             all_headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
@@ -113,39 +113,39 @@ class NetworkClient:
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
     def key(self, user: int) -> str:
-        """The key of a user."""
+        """Return the key of a user."""
         return self.keys[user % len(self.keys)]
 
     def request(
         self, method: str, path: str, body: object = None, *, user: int = 0,
         headers: Mapping[str, str] | None = None, **connection: Any,
     ) -> Response:  # fmt: skip
-        """One request on a connection of its own."""
+        """Send one request on a new connection and return the response."""
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         with self.connect(user=user, **connection) as channel:
             channel.sendall(
                 self.head(method, path, data, user, {"Connection": "close", **(headers or {})}) + (data or b"")
             )
-            with HTTPResponse(channel, method=method) as answer:
-                answer.begin()
-                found = {key.lower(): value for key, value in answer.getheaders()}
-                return Response(answer.status, found, answer.read())
+            with HTTPResponse(channel, method=method) as response:
+                response.begin()
+                found = {key.lower(): value for key, value in response.getheaders()}
+                return Response(response.status, found, response.read())
 
     def get(self, path: str, **how: Any) -> Response:
-        """GET."""
+        """Send a GET request."""
         return self.request("GET", path, **how)
 
     def post(self, path: str, body: object, **how: Any) -> Response:
-        """POST."""
+        """Send a POST request."""
         return self.request("POST", path, body, **how)
 
     async def stream(
         self, body: Mapping[str, object], *, user: int = 0, edge: str | None = None,
         headers: Mapping[str, str] | None = None, into: Stream | None = None,
     ) -> Stream:  # fmt: skip
-        """One streamed chat, read as it comes; what has come stands in ``into`` meanwhile.
+        """Send a streamed chat and read it as it arrives; ``into`` has the events so far.
 
-        A connection that breaks off is no error here: ``ended`` stays false. One that cannot be made is.
+        A connection that ends early raises nothing: ``ended`` stays false. A failed connection attempt raises.
         """
         seen = into if into is not None else Stream()
         loop = asyncio.get_running_loop()
@@ -166,15 +166,15 @@ class NetworkClient:
             writer.write(self.head("POST", PATH, data, user, {"Connection": "close", **(headers or {})}) + data)
             await _read(reader, seen)
         except (asyncio.IncompleteReadError, OSError) as error:
-            seen.broke = repr(error)
+            seen.error = repr(error)
         finally:
             writer.transport.abort()
         return seen
 
     async def streams(self, bodies: Sequence[Mapping[str, object]], **how: Any) -> list[Stream]:
-        """Many streams at once, each of another user as long as there are some."""
-        asking = (self.stream(body, user=number, **how) for number, body in enumerate(bodies))
-        return await asyncio.gather(*asking)
+        """Send many streams at once, each of another user while there are enough."""
+        requests = (self.stream(body, user=number, **how) for number, body in enumerate(bodies))
+        return await asyncio.gather(*requests)
 
 
 async def _read(reader: asyncio.StreamReader, seen: Stream) -> None:
@@ -197,6 +197,6 @@ async def _read(reader: asyncio.StreamReader, seen: Stream) -> None:
 
 
 def chat(directive: str = "", **more: Any) -> dict[str, Any]:
-    """A chat for the model of hosts/gpu.nix; ``directive`` is for the mock engine."""
+    """Return a chat for the model of hosts/gpu.nix; ``directive`` is for the mock engine."""
     text = f"fake:{directive}" if directive else "hi"
     return {"model": "qwen3-30b", "messages": [{"role": "user", "content": text}], **more}

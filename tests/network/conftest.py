@@ -1,4 +1,4 @@
-"""The site that the tests of this folder share, and what they tell the table in docs/verification.md."""
+"""The site that the tests of this folder share, and the rows of their table in docs/verification.md."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tests.network.site import NetworkSite, running
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkSite]:
-    """Two VPSs and one GPU host, booted. A test that breaks something mends it."""
+    """Run two VPSs and one GPU host, booted. A test that changes a machine or line restores it."""
     with running(tmp_path_factory.mktemp("site"), edges=2) as made:
         yield made
 
 
 @pytest.fixture
-def saw(record_property: Callable[[str, object], None]) -> Callable[[str, str, str], None]:
-    """Say what a case expected and what was seen: a row of the table."""
+def record_row(record_property: Callable[[str, object], None]) -> Callable[[str, str, str], None]:
+    """Return a function that records a case, the expected and the seen result: a row of the table."""
 
-    def tell(case: str, expected: str, seen: str) -> None:
+    def record(case: str, expected: str, seen: str) -> None:
         record_property("row", f"{case}\t{expected}\t{seen}")
         print(f"{case} | {expected} | {seen}")
 
-    return tell
+    return record

@@ -1,8 +1,8 @@
-"""Somebody who means harm, as a program of its own: many connections, and on each of them one bad habit.
+"""An attack on the edge, as a separate program: many connections that all do the same.
 
-    python -m tests.network.flood HABIT ADDRESS PORT NAME KEY COUNT
+    python -m tests.network.flood ATTACK ADDRESS PORT NAME KEY COUNT
 
-Prints a line of JSON when all connections stand, and another with what was answered when it is told to end.
+It prints a line of JSON when all connections are open, and on SIGTERM another one with the results.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ CHAT = json.dumps(
 LONG = {"role": "user", "content": "fake:tokens=100000 itl_ms=0.05 ttft_ms=5"}
 STREAM = json.dumps({"model": "qwen3-30b", "stream": True, "messages": [LONG]}).encode()
 PACE_S = 0.2
-"""Between two bytes of the slow, and two requests of one connection of the fast."""
+"""Seconds between two bytes of a slow connection, and between two requests of a fast one."""
 
 
 @dataclass
 class Flood:
-    """Where to, in whose name, and what came of it."""
+    """The target of an attack, the key it uses, and its results."""
 
     host: str
     port: int
     name: str
     key: str
-    met: Counter[str] = field(default_factory=Counter)
+    results: Counter[str] = field(default_factory=Counter)
     up: int = 0
-    knocking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
+    connecting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        way = asyncio.open_connection(self.host, self.port, ssl=context, server_hostname=self.name, limit=2**14)
-        async with self.knocking:
-            reader, writer = await asyncio.wait_for(way, 3)
+        opening = asyncio.open_connection(self.host, self.port, ssl=context, server_hostname=self.name, limit=2**14)
+        async with self.connecting:
+            reader, writer = await asyncio.wait_for(opening, 3)
         self.up += 1
         return reader, writer
 
@@ -51,37 +51,37 @@ class Flood:
         lines += [f"Authorization: Bearer {self.key}"] if self.key else []
         return ("\r\n".join([*lines, f"Content-Length: {size}"]) + "\r\n\r\n").encode()
 
-    async def answer(self, reader: asyncio.StreamReader) -> None:
+    async def read_response(self, reader: asyncio.StreamReader) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin1").lower()
-        self.met[head.split()[1]] += 1
+        self.results[head.split()[1]] += 1
         size = head.partition("content-length: ")[2].split("\r\n")[0]
         await reader.readexactly(int(size or "0"))
 
 
 async def requests(flood: Flood) -> None:
-    """One request after the other, with or without a key."""
+    """Send one request after the other, with or without a key."""
     reader, writer = await flood.open()
     while True:
         writer.write(flood.head(len(CHAT)) + CHAT)
-        await flood.answer(reader)
+        await flood.read_response(reader)
         await asyncio.sleep(PACE_S)
 
 
 async def slow_head(flood: Flood) -> None:
-    """A header that never ends."""
+    """Send a header that never ends."""
     reader, writer = await flood.open()
     ended = asyncio.create_task(reader.read())
     writer.write(f"POST /v1/chat/completions HTTP/1.1\r\nHost: {flood.name}\r\nX: ".encode())
     while not ended.done():
         writer.write(b"x")
         await asyncio.sleep(PACE_S)
-    flood.met["cut"] += 1
+    flood.results["cut"] += 1
 
 
 async def slow_body(flood: Flood) -> None:
-    """A body that comes byte by byte."""
+    """Send a body byte by byte."""
     reader, writer = await flood.open()
-    answered = asyncio.create_task(flood.answer(reader))
+    answered = asyncio.create_task(flood.read_response(reader))
     try:
         writer.write(flood.head(100_000))
         while not answered.done():
@@ -94,59 +94,59 @@ async def slow_body(flood: Flood) -> None:
 
 
 async def slow_reader(flood: Flood) -> None:
-    """A long stream of which nothing is read."""
+    """Start a long stream and read nothing of it."""
     reader, writer = await flood.open()
     writer.write(flood.head(len(STREAM)) + STREAM)
     await reader.readexactly(1)
-    flood.met["begun"] += 1
+    flood.results["begun"] += 1
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     await asyncio.Event().wait()
 
 
 async def too_large(flood: Flood) -> None:
-    """Bodies over the limit: one that says so, one that does not."""
+    """Send bodies over the limit."""
     while True:
         reader, writer = await flood.open()
         try:
             writer.write(flood.head(17 * 2**20) + bytes(2**16))
-            await flood.answer(reader)
+            await flood.read_response(reader)
         finally:
             writer.transport.abort()
         await asyncio.sleep(PACE_S)
 
 
-HABITS: dict[str, Callable[[Flood], Awaitable[None]]] = {
+ATTACKS: dict[str, Callable[[Flood], Awaitable[None]]] = {
     "requests": requests, "slow-head": slow_head, "slow-body": slow_body, "slow-reader": slow_reader,
     "too-large": too_large,
 }  # fmt: skip
 
 
-async def run(flood: Flood, habit: str, count: int) -> None:
-    async def again() -> None:
+async def run(flood: Flood, attack: str, count: int) -> None:
+    async def repeat() -> None:
         while True:
             try:
-                await HABITS[habit](flood)
+                await ATTACKS[attack](flood)
             except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
-                flood.met[type(error).__name__] += 1
+                flood.results[type(error).__name__] += 1
             await asyncio.sleep(1)
 
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    tasks = [asyncio.create_task(again()) for _ in range(count)]
+    tasks = [asyncio.create_task(repeat()) for _ in range(count)]
     tried = 0
-    while flood.up + flood.met.total() < count and tried < 100 and not stop.is_set():
+    while flood.up + flood.results.total() < count and tried < 100 and not stop.is_set():
         await asyncio.sleep(0.1)
         tried += 1
     print(json.dumps({"up": flood.up}), flush=True)
     await stop.wait()
     for task in tasks:
         task.cancel()
-    print(json.dumps(flood.met), flush=True)
+    print(json.dumps(flood.results), flush=True)
 
 
 def main() -> None:
-    habit, host, port, name, key, count = sys.argv[1:]
-    asyncio.run(run(Flood(host, int(port), name, key), habit, int(count)))
+    attack, host, port, name, key, count = sys.argv[1:]
+    asyncio.run(run(Flood(host, int(port), name, key), attack, int(count)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""One machine of the test network: a network, mount and host-name namespace of its own, and what runs in it.
+"""One machine of the test network: its own network, mount and host-name namespaces, and the processes in them.
 
-Nothing has a name in the kernel, so nothing can be left behind: the namespaces live as long as a process in them,
-and every process is told by the kernel to end when the tests do, also when these are killed.
+The namespaces have no name in the kernel, so none of them can remain: they exist as long as a process in them. The
+kernel ends every process when the tests end, even if these are killed.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class CommandError(Exception):
 
 
 def _enter(descriptor: int) -> None:
-    """Put the calling thread into a network namespace: ``setns(2)``."""
+    """Move the calling thread into a network namespace: ``setns(2)``."""
     if _LIBC.setns(descriptor, CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
 
 class NetworkMachine:
-    """A machine. ``/run`` and ``/var/lib`` are its own; everything else is that of the machine it runs on.
+    """A machine. It has its own ``/run`` and ``/var/lib``; everything else is that of the test machine.
 
-    ``/var/lib`` outlives it, as a disk does: a machine of the same name finds it again.
+    ``/var/lib`` remains like a disk: a later machine of the same name has the same files.
     """
 
     def __init__(self, name: str, logs: Path) -> None:
@@ -57,12 +57,12 @@ class NetworkMachine:
         ]
         self.disk = logs / f"disk-{name}"
         self.disk.mkdir(exist_ok=True)
-        # /sys shows the network that its mounter had.
+        # /sys shows the network of the process that mounted it.
         own = ["mount -t sysfs sys /sys", "mount -t tmpfs run /run"]
         mounts = " && ".join([*own, f"mount --bind {shlex.quote(str(self.disk))} /var/lib"])
         script = f"{mounts} && hostname {name} && ip link set lo up && touch /run/up && exec sleep infinity"
         self._holder = subprocess.Popen([*argv, "sh", "-c", script])
-        wait_until(self._is_up, f"machine {name} is there")
+        wait_until(self._is_up, f"machine {name} is up")
 
     def _is_up(self) -> bool:
         if self._holder.poll() is not None:
@@ -71,15 +71,15 @@ class NetworkMachine:
 
     @property
     def pid(self) -> int:
-        """The process that keeps the namespaces."""
+        """Return the process that holds the namespaces."""
         return self._holder.pid
 
     def path(self, inside: str) -> Path:
-        """Where the file ``inside`` of the machine is found from here."""
+        """Return the path outside the machine of its file ``inside``."""
         return Path(f"/proc/{self.pid}/root{inside}")
 
     def write(self, inside: str, text: str, mode: int = 0o600) -> str:
-        """Put a file into the machine; the path it has there."""
+        """Write a file of the machine; return its path inside."""
         file = self.path(inside)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch(mode)
@@ -90,25 +90,27 @@ class NetworkMachine:
         spaces = f"/proc/{self.pid}/ns"
         return ["nsenter", f"--net={spaces}/net", f"--mount={spaces}/mnt", f"--uts={spaces}/uts", "--", *argv]
 
-    def said(self, *argv: str, given: str | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end, whatever that is."""
+    def try_run(
+        self, *argv: str, stdin: str | None = None, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command; the caller checks its exit code."""
         return subprocess.run(
-            self._inside([*argv]), input=given, capture_output=True, text=True, check=False, timeout=timeout
+            self._inside([*argv]), input=stdin, capture_output=True, text=True, check=False, timeout=timeout
         )
 
-    def do(self, *argv: str, given: str | None = None, timeout: float = 60) -> str:
-        """Run a command that has to succeed; what it prints."""
-        done = self.said(*argv, given=given, timeout=timeout)
+    def run(self, *argv: str, stdin: str | None = None, timeout: float = 60) -> str:
+        """Run a command and return its output; raise :class:`CommandError` if it fails."""
+        done = self.try_run(*argv, stdin=stdin, timeout=timeout)
         if done.returncode != 0:
             raise CommandError(f"{self.name}: {' '.join(argv)}: {done.stderr or done.stdout}")
         return done.stdout
 
     def log(self, name: str) -> Path:
-        """The file that holds what the process ``name`` says."""
+        """Return the log file of the process ``name``."""
         return self.logs / f"{self.name}-{name}.log"
 
     def start(self, name: str, argv: list[str], environment: Mapping[str, str] | None = None) -> Any:
-        """Start a daemon; it ends with the machine. Only from the main thread, whose end would end it too."""
+        """Start a daemon, which ends with the machine and with the calling thread: call this in the main one."""
         env = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
         with self.log(name).open("ab") as output:
             process = subprocess.Popen(
@@ -120,7 +122,7 @@ class NetworkMachine:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Sockets that are made meanwhile belong to this machine, for good. The whole thread is there: be brief."""
+        """Create sockets of this machine. The whole thread is in its namespace, so keep the block short."""
         own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         there = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY)
         try:
@@ -136,16 +138,16 @@ class NetworkMachine:
     def socket(
         self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0
     ) -> socket.socket:
-        """A new socket of this machine."""
+        """Return a new socket of this machine."""
         with self.inside():
             return socket.socket(family, kind, protocol)
 
     def listens(self, port: int, kind: str = "-t") -> bool:
-        """Whether something of this machine listens on ``port``."""
-        return bool(self.do("ss", "-Hln", kind, f"sport = :{port}").strip())
+        """Return whether a process listens on ``port``; ``kind`` is ``-t`` for TCP, ``-u`` for UDP."""
+        return bool(self.run("ss", "-Hln", kind, f"sport = :{port}").strip())
 
     def stop(self, process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM) -> int:
-        """End one daemon and wait for it."""
+        """Send ``number`` to a daemon and return its exit code; kill it after 20 s."""
         if process.poll() is None:
             process.send_signal(number)
         try:
@@ -157,7 +159,7 @@ class NetworkMachine:
             self.processes = [other for other in self.processes if other is not process]
 
     def power_off(self) -> None:
-        """End everything at once. Its network goes with it, so nobody hears a FIN if the cable went first."""
+        """Kill all processes. The network ends with them: if it was unplugged before, no peer gets a FIN."""
         for process in [*reversed(self.processes), self._holder]:
             if process.poll() is None:
                 process.kill()
@@ -166,7 +168,7 @@ class NetworkMachine:
         self.processes.clear()
 
     def close(self) -> None:
-        """End it in good order: nginx and the gateway have children and last words."""
+        """Terminate all processes in order: nginx and the gateway have children, and write at their end."""
         for process in reversed(self.processes):
             if process.poll() is None:
                 process.terminate()

@@ -1,4 +1,4 @@
-"""The whole site: clients and an attacker on the Internet, VPSs, GPU hosts; each as hosts/*.nix says."""
+"""The whole site: clients and an attacker on the Internet, VPSs and GPU hosts as in hosts/*.nix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.network.client import NetworkClient
 from tests.network.host import ETC, NetworkHost
 from tests.network.internet import Internet
 from tests.network.machine import NetworkMachine
-from tests.network.probes import knock
+from tests.network.probes import probe
 from tests.nix import checker
 
 PROGRAMS = (
@@ -42,29 +42,31 @@ PROGRAMS = (
 )
 
 NUMBERS = {"vps-a": 5, "vps-b": 6, "gpu": 50, "gpu-b": 52, "attacker": 66}
-"""The last number of each machine's address on the Internet; 203.0.113.5 is what hosts/gpu.nix dials."""
+"""The last number of each machine's public address; hosts/gpu.nix connects to 203.0.113.5."""
 
 TUNNEL = {"gpu": "10.77.0.1", "vps-a": "10.77.0.2", "gpu-b": "10.77.0.3", "vps-b": "10.77.0.4"}
 CLIENT_NUMBERS = range(100, 140)
 USERS = 40
 
-FAKE: dict[str, Any] = {"settings": {"engines": {"agents": {"kind": "mock", "options": {}, "concurrency": 128}}}}
-"""The one thing that a GPU host cannot have here: its engines. Two of these run 200 streams at once."""
+MOCK_ENGINES: dict[str, Any] = {
+    "settings": {"engines": {"agents": {"kind": "mock", "options": {}, "concurrency": 128}}}
+}
+"""The mock engines of a GPU host, which has no cards here. Two of them run 200 streams at once."""
 
 
 def require_parts() -> None:
-    """Skip, and say why, where the network cannot be built."""
+    """Skip the test with the reason if the network cannot be built."""
     if os.geteuid() != 0:
         pytest.skip("NOT CHECKED: network namespaces, nft and raw sockets need root")
     for program in PROGRAMS:
         checker.require(program)
-    checker.ready()
+    checker.require_nix()
     if subprocess.run(
         ["unshare", "--net", "--mount", "--uts", "true"], capture_output=True, check=False
     ).returncode:
-        pytest.skip("NOT CHECKED: no network namespaces can be made here; the machine's owner has to allow them")
+        pytest.skip("NOT CHECKED: this machine does not allow network namespaces; its owner must allow them")
     if not Path("/dev/net/tun").exists():
-        pytest.skip("NOT CHECKED: there is no /dev/net/tun, which wireguard-go needs")
+        pytest.skip("NOT CHECKED: /dev/net/tun is missing, which wireguard-go needs")
 
 
 @dataclass
@@ -79,16 +81,16 @@ class NetworkSite:
     public_keys: dict[str, str]
 
     def edge(self, name: str = "vps-a") -> str:
-        """The public address of a VPS."""
+        """Return the public address of a VPS."""
         return address(name)
 
     def power_off(self, name: str) -> None:
-        """A host is without power from one moment to the next: no FIN, no last word."""
+        """Cut the power of a host: no peer gets a FIN."""
         self.internet.unplug(self.hosts[name].machine)
         self.hosts[name].machine.power_off()
 
     def power_on(self, name: str) -> None:
-        """It boots again, with the disk it had."""
+        """Boot a host again with its disk."""
         host = self.hosts[name]
         host.machine = NetworkMachine(name, self.folder)
         host.daemons = {}
@@ -96,7 +98,7 @@ class NetworkSite:
         host.boot()
 
     def stats(self, name: str = "gpu") -> dict[str, int]:
-        """What all mock engines of a GPU host counted together."""
+        """Return the sums of the counters of all mock engines of a GPU host."""
         total: dict[str, int] = {}
         with self.hosts[name].machine.inside():
             for engine in ("8101", "8102"):
@@ -105,21 +107,21 @@ class NetworkSite:
         return total
 
     def usage(self, name: str = "gpu") -> dict[str, dict[str, Any]]:
-        """What `appliance usage` says of each user."""
+        """Return the output of `appliance usage` for each user."""
         config = f"{ETC}/appliance/appliance.json"
         argv = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "appliance", "usage", "--by", "user"]
-        said = self.hosts[name].machine.do(*argv, "--format", "json", "--config", config)
-        return {row["name"]: row for row in json.loads(said)}
+        output = self.hosts[name].machine.run(*argv, "--format", "json", "--config", config)
+        return {row["name"]: row for row in json.loads(output)}
 
     def wait_for_gateways(self, edge: str = "vps-a") -> None:
         """Wait until a VPS reaches every gateway through the tunnel."""
         vps = self.hosts[edge].machine
         for name, host in self.hosts.items():
             if name.startswith("gpu"):
-                _wait_for_door(vps, host.tunnel_address, f"{edge} reaches {name}")
+                _wait_for_gateway(vps, host.tunnel_address, f"{edge} reaches {name}")
 
     def wait_for_tunnel(self, edge: str = "vps-a", timeout_s: float = 30) -> float:
-        """Wait until a request passes from client to engine; the seconds it took."""
+        """Wait until a request passes from client to engine; return the seconds it took."""
 
         def served() -> bool:
             try:
@@ -127,26 +129,26 @@ class NetworkSite:
             except OSError:
                 return False
 
-        return wait_until(served, f"a request through {edge} is answered", timeout_s)
+        return wait_until(served, f"a request through {edge} succeeds", timeout_s)
 
 
-def _wait_for_door(machine: NetworkMachine, target: str, what: str) -> None:
-    wait_until(lambda: knock(machine, target, 8000) == "open", what, 30)
+def _wait_for_gateway(machine: NetworkMachine, target: str, event: str) -> None:
+    wait_until(lambda: probe(machine, target, 8000) == "open", event, 30)
 
 
 def address(name: str) -> str:
-    """The public IPv4 address of a machine."""
+    """Return the public IPv4 address of a machine."""
     return f"203.0.113.{NUMBERS[name]}"
 
 
 def data_folder(host: NetworkHost) -> Path:
-    """Where the gateway of a GPU host keeps keys and usage, on its disk."""
+    """Return the folder of keys and usage on the disk of a GPU host."""
     site = json.loads(host.values["environment.etc"]["appliance/appliance.json"]["source"]["text"])
     return host.machine.disk / Path(site["gateway"]["data_dir"]).relative_to("/var/lib")
 
 
 def evaluate(kind: str, changes: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:
-    """hosts/KIND.nix with ``changes`` forced upon it, through the real module system."""
+    """Evaluate hosts/KIND.nix with ``changes`` by mkForce, in the real module system."""
     file = folder / f"{name}.nix"
     (folder / f"{name}.json").write_text(json.dumps(changes))
     file.write_text(
@@ -157,7 +159,7 @@ def evaluate(kind: str, changes: Mapping[str, Any], folder: Path, name: str) -> 
 
 
 def keypair(folder: Path, name: str) -> str:
-    """Make a private key in ``folder``; its public half."""
+    """Write a private key to ``folder``; return the public key."""
     private = subprocess.run(["wg", "genkey"], capture_output=True, text=True, check=True).stdout
     file = folder / f"{name}.key"
     file.touch(0o600)
@@ -168,7 +170,7 @@ def keypair(folder: Path, name: str) -> str:
 
 
 def authority(folder: Path, domain: str) -> str:
-    """A certificate authority, and in ``folder`` what it gave to ``domain``; the authority's own certificate."""
+    """Create an authority and a certificate for ``domain`` in ``folder``; return the authority's certificate."""
     new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
 
     def run(argv: list[str]) -> None:
@@ -186,7 +188,7 @@ def authority(folder: Path, domain: str) -> str:
 def configurations(
     folder: Path, names: tuple[str, ...], public: Mapping[str, str], more: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The evaluated configuration of each host; ``more`` are further ``appliance.*`` settings of some."""
+    """Return the evaluated configuration of each host; ``more`` has additional ``appliance.*`` settings by host."""
     edges = [name for name in names if name.startswith("vps")]
     gpus = [name for name in names if name.startswith("gpu")]
 
@@ -204,7 +206,7 @@ def configurations(
         if name in edges:
             network["edge"] = {"gateways": [TUNNEL[gpu] for gpu in gpus]}
         else:
-            own = merged(own, FAKE)
+            own = merged(own, MOCK_ENGINES)
             own = merged(own, {"settings": {"gateway": {"host": TUNNEL[name]}}})
         return {"appliance": merged(own, more.get(name, {}))}
 
@@ -216,7 +218,7 @@ def configurations(
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``base``, table by table."""
+    """Return ``base`` updated by ``over``, recursively."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
@@ -231,7 +233,7 @@ def running(
     folder: Path, *, edges: int = 1, gpus: int = 1, more: Mapping[str, Mapping[str, Any]] | None = None,
     boots: bool = True,
 ) -> Iterator[NetworkSite]:  # fmt: skip
-    """A site with so many VPSs and GPU hosts, booted; taken down afterwards, whatever happens."""
+    """Run a site with ``edges`` VPSs and ``gpus`` GPU hosts; close it in any case. ``boots`` starts their units."""
     require_parts()
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
@@ -272,7 +274,7 @@ def running(
 
 
 def prepare(host: NetworkHost, folder: Path, name: str, domain: str) -> None:
-    """Put onto a host's disk what is there before it boots: its key and, on a VPS, its certificate."""
+    """Write the files that a host has before its first boot: its key and, on a VPS, its certificate."""
     host.machine.write("/var/lib/wireguard/wg0.key", (folder / f"{name}.key").read_text())
     if name.startswith("vps"):
         for file in ("fullchain.pem", "key.pem"):
@@ -280,7 +282,7 @@ def prepare(host: NetworkHost, folder: Path, name: str, domain: str) -> None:
 
 
 def users(hosts: Mapping[str, NetworkHost], names: tuple[str, ...]) -> list[str]:
-    """The keys of :data:`USERS` users, known to every gateway."""
+    """Create :data:`USERS` users in the store of every gateway; return their keys."""
     first, *others = [data_folder(hosts[name]) for name in names if name.startswith("gpu")]
     store = KeyStore(first)
     keys = [store.create(f"user{number}") for number in range(USERS)]

@@ -1,4 +1,4 @@
-"""Runs the network tests three times and writes what they saw into docs/verification.md.
+"""Run the network tests three times and write the table of their results to docs/verification.md.
 
 python -m tests.network.table [--runs 3] [PYTEST ARGUMENT ...]
 """
@@ -22,7 +22,7 @@ BEGIN, END = "<!-- network table: make network-table -->", "<!-- end of the netw
 
 @dataclass
 class Row:
-    """One case: what was expected, and what each run saw, in how long."""
+    """One case: the expected result, and for each run the seen result and the seconds."""
 
     expected: str
     seen: list[str] = field(default_factory=list)
@@ -40,7 +40,7 @@ class NetworkRun:
 
 
 def read(reports: list[Path], rows: dict[str, Row], seconds: float) -> NetworkRun:
-    """Add the run whose JUnit ``reports`` these are to ``rows``."""
+    """Add the rows of one run, from its JUnit ``reports``, to ``rows``."""
     passed = controls = skipped = 0
     for case in (case for report in reports for case in ET.parse(report).getroot().iter("testcase")):
         if case.find("skipped") is not None:
@@ -58,14 +58,14 @@ def read(reports: list[Path], rows: dict[str, Row], seconds: float) -> NetworkRu
 
 
 def table(rows: dict[str, Row], runs: list[NetworkRun]) -> str:
-    """The table, by case."""
+    """Return the table, sorted by case."""
     lines = [
-        f"{len(runs)} runs of `make test-network`: " + "; ".join(
+        f"{len(runs)} runs: " + "; ".join(
             f"{run.passed} passed in {run.seconds:.0f} s" + (f", {run.skipped} skipped" if run.skipped else "")
             for run in runs
-        ) + f". {runs[-1].controls} of the tests are controls by name; others hold theirs within.",
+        ) + f". {runs[-1].controls} of the tests are controls by name; other tests include their controls.",
         "",
-        "| case | expected | seen, run by run | seconds, with the set-up where it is the first |",
+        "| case | expected | seen, run by run | seconds, for the first case with the set-up |",
         "|---|---|---|---|",
     ]  # fmt: skip
     for name, row in sorted(rows.items(), key=lambda item: (item[0].split()[0], item[0])):
@@ -76,20 +76,22 @@ def table(rows: dict[str, Row], runs: list[NetworkRun]) -> str:
 
 
 def put(text: str, document: Path = DOCUMENT) -> None:
-    """Replace what stands between the two marks."""
+    """Replace the text between the two marks."""
     whole = document.read_text()
     before, _, rest = whole.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        sys.exit(f"{document} has no place for the table: put {BEGIN} and {END} there")
+        sys.exit(f"{document} has no marks for the table: add {BEGIN} and {END}")
     document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--runs", type=int, default=3, help="runs to add; 0 writes the table of those in --reports")
     parser.add_argument(
-        "--reports", type=Path, help="folder that keeps the runs, so that they can be made one by one"
+        "--runs", type=int, default=3, help="runs to add; 0 only writes the table of the runs in --reports"
+    )
+    parser.add_argument(
+        "--reports", type=Path, help="folder that keeps the reports, so that runs can be added one by one"
     )
     options, further = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""Case 7: certificates by ACME, from Debian's pebble, as NixOS's security.acme asks for them with lego."""
+"""Case 7: certificates by ACME from Debian's pebble, requested by lego as in NixOS's security.acme."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.network.client import PATH, Stream, chat
 from tests.network.site import NetworkSite
 from tests.nix import checker
 
-Saw = Callable[[str, str, str], None]
+RecordRow = Callable[[str, str, str], None]
 PEBBLE = "203.0.113.1"
 
 
@@ -28,8 +28,8 @@ class Acme:
 
     site: NetworkSite
 
-    def lego(self, *verb: str) -> None:
-        """Ask for a certificate as NixOS's unit does, and put it where nginx finds it."""
+    def lego(self, *command: str) -> None:
+        """Request a certificate like the unit of NixOS, and copy it to the folder of nginx."""
         host = self.site.hosts["vps-a"]
         values = host.values
         defaults, domain = values["security.acme.defaults"], self.site.client.domain
@@ -38,13 +38,13 @@ class Acme:
         argv = ["env", f"LEGO_CA_CERTIFICATES={self.site.folder}/pebble/root.pem", "lego", "--accept-tos"]
         argv += ["--server", f"https://{PEBBLE}:14000/dir", "--email", defaults["email"], "-d", domain]
         argv += ["--key-type", defaults["keyType"], "--http", "--http.webroot", root]
-        host.machine.do(*argv, "--path", "/var/lib/acme/.lego", *verb, timeout=60)
+        host.machine.run(*argv, "--path", "/var/lib/acme/.lego", *command, timeout=60)
         made, put = host.machine.disk / "acme/.lego/certificates", host.machine.disk / "acme" / domain
         (put / "fullchain.pem").write_bytes((made / f"{domain}.crt").read_bytes())
         (put / "key.pem").write_bytes((made / f"{domain}.key").read_bytes())
 
     def trust(self) -> ssl.SSLContext:
-        """What trusts pebble's root, which is another at each start."""
+        """Return a context with pebble's root certificate, which changes at each start."""
         with self.site.internet.machine.inside():
             argv = ["curl", "-sfk", f"https://{PEBBLE}:15000/roots/0"]
             return ssl.create_default_context(
@@ -52,11 +52,11 @@ class Acme:
             )
 
     def reload(self) -> None:
-        """What NixOS does after a renewal: `systemctl reload nginx`."""
+        """Reload nginx, like NixOS after a renewal (`systemctl reload nginx`)."""
         self.site.hosts["vps-a"].daemons["nginx"].send_signal(signal.SIGHUP)
 
     def serial(self) -> str:
-        """The serial number of the certificate that a new client is shown."""
+        """Return the serial number of the certificate that a new client gets."""
         with self.site.client.connect(context=self.trust()) as channel:
             assert isinstance(channel, ssl.SSLSocket)
             found = channel.getpeercert()
@@ -97,7 +97,7 @@ def acme(site: NetworkSite) -> Iterator[Acme]:
 
 
 def certificate(folder: Path) -> None:
-    """pebble's own, for its API."""
+    """Write the certificate of pebble's API to ``folder``."""
     argv = [
         "openssl",
         "req",
@@ -115,8 +115,8 @@ def certificate(folder: Path) -> None:
     (folder / "root.pem").write_text((folder / "cert.pem").read_text())
 
 
-async def ten_streams(acme: Acme, meanwhile: Callable[[], None]) -> list[Stream]:
-    """Ten streams that all run while ``meanwhile`` is done."""
+async def ten_streams(acme: Acme, action: Callable[[], None]) -> list[Stream]:
+    """Run ``action`` during ten streams; return the streams."""
     site = acme.site
     site.client.trust = acme.trust()
     streams = [Stream() for _ in range(10)]
@@ -125,20 +125,20 @@ async def ten_streams(acme: Acme, meanwhile: Callable[[], None]) -> list[Stream]
         for n, stream in enumerate(streams)
     ]
     await asyncio.to_thread(wait_until, lambda: all(stream.tokens for stream in streams), "ten streams run")
-    await asyncio.to_thread(meanwhile)
+    await asyncio.to_thread(action)
     await asyncio.gather(*tasks)
     return streams
 
 
-async def test_certificates_come_and_are_renewed(acme: Acme, saw: Saw) -> None:
+async def test_a_certificate_is_issued_and_renewed(acme: Acme, record_row: RecordRow) -> None:
     site, nginx = acme.site, acme.site.hosts["vps-a"]
-    with pytest.raises(ssl.SSLCertVerificationError):  # the control: it is not pebble's yet
+    with pytest.raises(ssl.SSLCertVerificationError):  # the control: pebble has issued none yet
         site.client.connect(context=acme.trust())
     acme.lego("run")
     acme.reload()
     own, authority = site.client.trust, acme.trust()
 
-    def shown() -> bool:
+    def is_new() -> bool:
         try:
             site.client.connect(context=authority).close()
         except ssl.SSLCertVerificationError:
@@ -146,22 +146,22 @@ async def test_certificates_come_and_are_renewed(acme: Acme, saw: Saw) -> None:
         return True
 
     try:
-        took = wait_until(shown, "the new certificate is shown")
+        took = wait_until(is_new, "nginx has the new certificate")
         assert site.client.post(PATH, chat("tokens=1"), context=authority).status == 200
         serials = [acme.serial()]
 
         def renew() -> None:
             acme.lego("renew", "--days", "36500", "--no-random-sleep")
             acme.reload()
-            wait_until(lambda: acme.serial() != serials[0], "the renewed certificate is shown")
+            wait_until(lambda: acme.serial() != serials[0], "nginx has the renewed certificate")
 
         streams = await ten_streams(acme, renew)
         whole = sum(stream.done and len(stream.tokens) == 30 for stream in streams)
-        saw("7 ACME: issue, and renewal under 10 streams", "a certificate of the authority; no stream is lost",
+        record_row("7 ACME: issue, and renewal under 10 streams", "a certificate of the authority; no lost stream",
             f"shown {took:.1f} s after the reload; {whole} of 10 whole")  # fmt: skip
         assert whole == 10
 
-        # The control: starting nginx anew would have lost them.
+        # The control: a restart of nginx would have cut them.
         master = nginx.daemons["nginx"]
         streams = await ten_streams(acme, lambda: master.send_signal(signal.SIGTERM))
         assert sum(stream.done for stream in streams) < 10

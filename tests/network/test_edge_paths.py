@@ -1,4 +1,4 @@
-"""Case 3: what the edge lets through, and what two HTTP parsers in a row make of one another's bytes."""
+"""Case 3: the paths that the edge passes, and bytes that two HTTP parsers in a row may read differently."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import wait_until
 from tests.network.client import PATH, NetworkClient, chat
 from tests.network.site import NetworkSite
 
-Saw = Callable[[str, str, str], None]
+RecordRow = Callable[[str, str, str], None]
 
 CONTROL = [
     "/metrics", "/health", "/ready", "/sleep", "/wake_up", "/pause", "/resume", "/load", "/server_info",
@@ -30,11 +30,11 @@ CONTROL = [
 
 
 SPELLINGS = ["/%76%31/chat/completions", "/v1/chat%2fcompletions", "/v1/%63hat/completions"]
-"""The same path as :data:`PATH` (RFC 3986, 2.3): nginx and the gateway decode it alike."""
+"""Spellings of :data:`PATH` (RFC 3986, 2.3), which nginx and the gateway decode equally."""
 
 
 def raw(client: NetworkClient, data: bytes, *, tls: bool = True, port: int = 443, user: int = 0) -> bytes:
-    """Everything that is answered to these bytes."""
+    """Send bytes and return all bytes of the responses."""
     with client.connect(tls=tls, port=port, user=user, timeout=15) as channel:
         channel.sendall(data)
         seen = b""
@@ -46,35 +46,35 @@ def raw(client: NetworkClient, data: bytes, *, tls: bool = True, port: int = 443
         return seen
 
 
-def statuses(answers: bytes) -> list[int]:
-    """The status of each answer."""
-    return [int(code) for code in re.findall(rb"HTTP/1\.[01] (\d{3}) ", answers)]
+def statuses(responses: bytes) -> list[int]:
+    """Return the status of each response."""
+    return [int(code) for code in re.findall(rb"HTTP/1\.[01] (\d{3}) ", responses)]
 
 
-def test_an_encoded_path_of_the_api_is_the_api(site: NetworkSite) -> None:
+def test_an_encoded_path_of_the_api_passes(site: NetworkSite) -> None:
     for path in SPELLINGS:
         assert site.client.post(path, chat("tokens=1"), user=2).status == 200
 
 
-def test_paths_that_are_not_the_api(site: NetworkSite, saw: Saw) -> None:
+def test_other_paths_are_rejected(site: NetworkSite, record_row: RecordRow) -> None:
     before = site.usage().get("user1", {}).get("requests", 0)
-    met = {}
+    found = {}
     for number, path in enumerate(CONTROL):
-        # Addresses change, for the edge counts those who knock this fast.
+        # The addresses differ, because the edge limits fast requests of one address.
         head = (
             f"POST {path} HTTP/1.1\r\nHost: {site.client.domain}\r\nAuthorization: Bearer {site.client.key(1)}\r\n"
         )
         tail = "Content-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
-        met[path] = statuses(raw(site.client, (head + tail).encode(), user=number))
-    wrong = {path: got for path, got in met.items() if got not in ([400], [404], [405])}
-    assert not wrong
+        found[path] = statuses(raw(site.client, (head + tail).encode(), user=number))
+    passed = {path: codes for path, codes in found.items() if codes not in ([400], [404], [405])}
+    assert not passed
     assert (
         site.client.post(PATH, chat("tokens=1"), user=1).status == 200
-    )  # the control: the same way, the right path
-    wait_until(lambda: site.usage()["user1"]["requests"] == before + 1, "one request of user1 is booked")
-    saw(
+    )  # the control: the same connection, a path of the API
+    wait_until(lambda: site.usage()["user1"]["requests"] == before + 1, "one request of user1 is recorded")
+    record_row(
         f"3 {len(CONTROL)} engine-control, doubled and encoded paths",
-        "400, 404 or 405; no engine asked",
+        "400, 404 or 405; no request at an engine",
         "as expected",
     )
 
@@ -97,51 +97,51 @@ def test_paths_that_are_not_the_api(site: NetworkSite, saw: Saw) -> None:
         ("TRACE /v1/models", ["llm.example.org"]),
     ],
 )
-def test_host_tricks(site: NetworkSite, line: str, hosts: list[str]) -> None:
+def test_forged_host_headers_are_rejected(site: NetworkSite, line: str, hosts: list[str]) -> None:
     lines = [
         f"{line} HTTP/1.1",
         *(f"Host: {host}" for host in hosts),
         f"Authorization: Bearer {site.client.key(2)}",
     ]
-    answers = raw(site.client, ("\r\n".join([*lines, "Connection: close"]) + "\r\n\r\n").encode(), user=3)
-    assert set(statuses(answers)) <= {400, 404, 405}, answers
-    assert b"qwen3" not in answers
+    responses = raw(site.client, ("\r\n".join([*lines, "Connection: close"]) + "\r\n\r\n").encode(), user=3)
+    assert set(statuses(responses)) <= {400, 404, 405}, responses
+    assert b"qwen3" not in responses
 
 
-def test_control_the_right_host_is_served(site: NetworkSite, saw: Saw) -> None:
+def test_control_the_host_name_of_the_edge_is_served(site: NetworkSite, record_row: RecordRow) -> None:
     for host in ("llm.example.org", "LLM.example.org", "llm.example.org:443"):
         lines = ["GET /v1/models HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {site.client.key(2)}"]
-        answers = raw(site.client, ("\r\n".join([*lines, "Connection: close"]) + "\r\n\r\n").encode(), user=3)
-        assert statuses(answers) == [200], answers
-        assert b"qwen3" in answers
-    saw("3 Host tricks (13)", "no answer, 400, 404 or 405", "as expected; the right name: 200")
+        responses = raw(site.client, ("\r\n".join([*lines, "Connection: close"]) + "\r\n\r\n").encode(), user=3)
+        assert statuses(responses) == [200], responses
+        assert b"qwen3" in responses
+    record_row("3 Host tricks (13)", "no response, 400, 404 or 405", "as expected; the right name: 200")
 
 
-def test_an_unknown_name_gets_no_certificate(site: NetworkSite, saw: Saw) -> None:
-    anybody = ssl.create_default_context()
-    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+def test_an_unknown_name_gets_no_certificate(site: NetworkSite, record_row: RecordRow) -> None:
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     for name in ("other.example.org", site.edge()):
         with pytest.raises(ssl.SSLError, match="UNRECOGNIZED_NAME"):
-            site.client.connect(name=name, context=anybody)
-    site.client.connect(context=anybody).close()
+            site.client.connect(name=name, context=unverified)
+    site.client.connect(context=unverified).close()
     with pytest.raises(ssl.SSLCertVerificationError):
         site.client.connect(context=ssl.create_default_context())
-    saw("3 unknown names in the handshake", "no certificate", "unrecognized_name")
+    record_row("3 unknown names in the handshake", "no certificate", "unrecognized_name")
 
 
-def test_plain_http_is_redirected(site: NetworkSite, saw: Saw) -> None:
-    answer = site.client.request("POST", PATH, chat(), tls=False, port=80)
-    assert answer.status == 301
-    assert answer.headers["location"] == f"https://{site.client.domain}{PATH}"
+def test_plain_http_is_redirected(site: NetworkSite, record_row: RecordRow) -> None:
+    response = site.client.request("POST", PATH, chat(), tls=False, port=80)
+    assert response.status == 301
+    assert response.headers["location"] == f"https://{site.client.domain}{PATH}"
     assert raw(site.client, b"GET / HTTP/1.1\r\nHost: other.example.org\r\n\r\n", tls=False, port=80) == b""
     assert statuses(raw(site.client, b"GET /v1/models HTTP/1.1\r\nHost: llm.example.org\r\n\r\n", tls=False)) == [
         400
     ]
-    saw("3 plain HTTP", "301 to https, 444 for other names, 400 on the TLS port", "as expected")
+    record_row("3 plain HTTP", "301 to https, 444 for other names, 400 on the TLS port", "as expected")
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_tls_versions(site: NetworkSite, version: ssl.TLSVersion, saw: Saw) -> None:
+def test_tls_versions(site: NetworkSite, version: ssl.TLSVersion, record_row: RecordRow) -> None:
     old = version == ssl.TLSVersion.TLSv1_1
     context = ssl.create_default_context(cadata=(site.folder / "root.pem").read_text())
     context.set_ciphers("ALL:@SECLEVEL=0")
@@ -151,26 +151,26 @@ def test_tls_versions(site: NetworkSite, version: ssl.TLSVersion, saw: Saw) -> N
     if old:
         with pytest.raises(ssl.SSLError, match=r"(?i)protocol.version"):
             site.client.connect(context=context)
-        saw("3 TLS 1.1", "refused; 1.2 and 1.3 served", "alert protocol version")
+        record_row("3 TLS 1.1", "refused; 1.2 and 1.3 served", "alert protocol version")
         return
     with site.client.connect(context=context) as channel:
         assert isinstance(channel, ssl.SSLSocket)
         assert channel.version() == version.name.replace("_", ".").replace("TLSv1.", "TLSv1.")
 
 
-# Request smuggling: the outer request is user4's, the hidden one bears the key of user39, who asks nothing else.
+# Request smuggling: the outer request has the key of user4, the hidden one that of user39, used only there.
 
 HIDDEN_USER = 39
 
 
 def hidden(client: NetworkClient) -> bytes:
-    """The request that is to get through unseen."""
+    """Return the hidden request."""
     body = b'{"model":"qwen3-30b","messages":[{"role":"user","content":"fake:tokens=1"}]}'
     return client.head("POST", PATH, body, HIDDEN_USER, {"Connection": "close"}) + body
 
 
 def outer(client: NetworkClient, framing: bytes, body: bytes) -> bytes:
-    """A request whose head says ``framing``."""
+    """Return a request with the header lines ``framing``."""
     head = f"POST {PATH} HTTP/1.1\r\nHost: {client.domain}\r\nAuthorization: Bearer {client.key(4)}\r\n"
     return head.encode() + b"Content-Type: application/json\r\n" + framing + b"\r\n\r\n" + body
 
@@ -183,7 +183,7 @@ def chunked(body: bytes, extension: bytes = b"", end: bytes = b"\r\n") -> bytes:
 
 
 def payloads(client: NetworkClient) -> dict[str, bytes]:
-    """Requests that two parsers may read in two ways."""
+    """Return requests that two parsers may read differently."""
     secret = hidden(client)
     both = b"Content-Length: %d\r\nTransfer-Encoding: %s"
     end = b"0\r\n\r\n" + secret
@@ -225,7 +225,7 @@ def payloads(client: NetworkClient) -> dict[str, bytes]:
         "a chunk size that overflows": outer(
             client, b"Transfer-Encoding: chunked", b"1%016x\r\n%s\r\n0\r\n\r\n%s" % (len(WHOLE), WHOLE, secret)
         ),
-        "a chunk longer than it says": outer(
+        "a chunk longer than its size": outer(
             client, b"Transfer-Encoding: chunked", b"1\r\n%s%s\r\n0\r\n\r\n" % (WHOLE, secret)
         ),
         "a trailer": outer(
@@ -236,44 +236,44 @@ def payloads(client: NetworkClient) -> dict[str, bytes]:
 
 
 def hidden_requests(site: NetworkSite) -> int:
-    """Requests of the user whose key only hidden requests bear."""
+    """Return the number of requests of the user whose key only hidden requests have."""
     return int(site.usage().get(f"user{HIDDEN_USER}", {}).get("requests", 0))
 
 
-def openly_answered(seen: dict[str, list[int]]) -> int:
-    """Hidden requests that the other end took for a second request, and answered as one: nothing is hidden then."""
+def second_responses(seen: dict[str, list[int]]) -> int:
+    """Return the number of hidden requests that got their own response: those are not hidden."""
     assert all(codes and set(codes) <= {200, 400, 501} for codes in seen.values()), seen
     return sum(code == 200 for codes in seen.values() for code in codes[1:])
 
 
-@pytest.mark.parametrize("way", ["through nginx", "from nginx's place to the gateway"])
-def test_smuggling(site: NetworkSite, way: str, saw: Saw) -> None:
-    """Whatever a parser makes of it, it is one answer for each request that was booked, and no request more."""
+@pytest.mark.parametrize("path", ["through nginx", "from nginx's place to the gateway"])
+def test_smuggling(site: NetworkSite, path: str, record_row: RecordRow) -> None:
+    """Each recorded request has one response, for any reading by the parsers; no other request is recorded."""
     before = hidden_requests(site)
     client, port = site.client, 443
-    if way != "through nginx":
-        client, port = site.client.elsewhere(site.hosts["vps-a"].machine, "10.77.0.1", 8000), 8000
+    if path != "through nginx":
+        client, port = site.client.on_machine(site.hosts["vps-a"].machine, "10.77.0.1", 8000), 8000
     seen = {
         name: statuses(raw(client, data, tls=client.tls, port=port, user=10 + number))
         for number, (name, data) in enumerate(payloads(client).items())
     }
-    second = openly_answered(seen)
-    wait_until(lambda: hidden_requests(site) >= before + second, "what was answered is booked")
-    # Anything hidden would have been booked by the time that this one is.
+    second = second_responses(seen)
+    wait_until(lambda: hidden_requests(site) >= before + second, "the requests with a response are recorded")
+    # A hidden request would be recorded before this one.
     marker = site.usage().get("user5", {}).get("requests", 0)
     assert client.post(PATH, chat("tokens=1"), user=5).status == 200
-    wait_until(lambda: site.usage().get("user5", {}).get("requests", 0) > marker, "a later request is booked")
+    wait_until(lambda: site.usage().get("user5", {}).get("requests", 0) > marker, "a later request is recorded")
     assert hidden_requests(site) == before + second, seen
     refused = sum(codes[0] != 200 for codes in seen.values())
-    saw(f"3 request smuggling {way} ({len(seen)} ways)", "refused, or one answer per request; none hidden",
+    record_row(f"3 request smuggling {path} ({len(seen)} ways)", "refused, or a response per request; none hidden",
         f"{refused} refused, {len(seen) - refused} understood by both, 0 hidden")  # fmt: skip
 
 
-def test_control_a_hidden_request_is_booked(site: NetworkSite) -> None:
-    """Between two parsers that disagree the hidden request would reach the gateway; here it is sent there."""
+def test_control_a_hidden_request_is_recorded(site: NetworkSite) -> None:
+    """A hidden request would reach the gateway behind a parser that disagrees; here the test sends it there."""
     before = hidden_requests(site)
-    gateway = site.client.elsewhere(site.hosts["vps-a"].machine, "10.77.0.1", 8000)
+    gateway = site.client.on_machine(site.hosts["vps-a"].machine, "10.77.0.1", 8000)
     with gateway.connect() as channel:
         channel.sendall(outer(gateway, b"Content-Length: %d" % len(WHOLE), WHOLE) + hidden(gateway))
         channel.shutdown(socket.SHUT_RD)
-        wait_until(lambda: hidden_requests(site) == before + 1, "the hidden request is booked")
+        wait_until(lambda: hidden_requests(site) == before + 1, "the hidden request is recorded")

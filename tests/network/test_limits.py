@@ -1,4 +1,4 @@
-"""Case 4: one who floods, dawdles or sends too much, and the others who notice nothing."""
+"""Case 4: clients that flood, stall or send too much do not slow other users."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from tests.conftest import wait_until
 from tests.network.client import chat
 from tests.network.site import NetworkSite
 
-Saw = Callable[[str, str, str], None]
+RecordRow = Callable[[str, str, str], None]
 TTFT_MS = 1000
-"""Long against what a busy machine adds, so that half as much again means something."""
+"""Milliseconds; long compared with the delays of a busy machine, so that a factor of 1.5 is significant."""
 USERS = range(16, 36)
 ATTACKER = 38
 ATTEMPTS = 3
-"""Rounds before the others count as disturbed: a flood is there in each, a busy machine is not."""
+"""Rounds until other users count as slowed: a flood acts in each round, a busy machine does not."""
 
 
 async def p95(site: NetworkSite) -> float:
-    """TTFT of twenty users' streams, in seconds: the 95th percentile."""
-    asking = (site.client.stream(chat(f"tokens=2 ttft_ms={TTFT_MS}"), user=user) for user in USERS)
-    found = await asyncio.gather(*asking)
-    assert all(stream.done for stream in found), [(s.status, s.broke, s.body[:100]) for s in found if not s.done]
+    """Return the 95th percentile of the TTFT of twenty users' streams, in seconds."""
+    requests = (site.client.stream(chat(f"tokens=2 ttft_ms={TTFT_MS}"), user=user) for user in USERS)
+    found = await asyncio.gather(*requests)
+    assert all(stream.done for stream in found), [(s.status, s.error, s.body[:100]) for s in found if not s.done]
     return sorted(stream.ttft_s for stream in found)[int(len(found) * 0.95)]
 
 
 @pytest.fixture(scope="module")
 def alone(site: NetworkSite) -> float:
-    """The others' TTFT while nobody disturbs."""
+    """Return the TTFT of other users without a flood."""
     return asyncio.run(p95(site))
 
 
 @contextmanager
-def flood(site: NetworkSite, habit: str, count: int, key: str) -> Iterator[dict[str, Any]]:
-    """Somebody with this habit is at it meanwhile; what he met, afterwards."""
+def flood(site: NetworkSite, attack: str, count: int, key: str) -> Iterator[dict[str, Any]]:
+    """Run an attack; the yielded table has its results afterwards."""
     argv = [
         sys.executable,
         "-m",
         "tests.network.flood",
-        habit,
+        attack,
         site.edge(),
         "443",
         site.client.domain,
@@ -55,28 +55,28 @@ def flood(site: NetworkSite, habit: str, count: int, key: str) -> Iterator[dict[
     log = site.attacker.log("flood")
     log.write_text("")
     process = site.attacker.start("flood", argv)
-    met: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     try:
         wait_until(lambda: "up" in log.read_text(), "the flood has begun", 60)
-        yield met
+        yield results
     finally:
         site.attacker.stop(process)
         lines = log.read_text().splitlines()
-        met |= json.loads(lines[0]) | (json.loads(lines[1]) if len(lines) > 1 else {})
+        results |= json.loads(lines[0]) | (json.loads(lines[1]) if len(lines) > 1 else {})
 
 
 def stalled(site: NetworkSite) -> None:
-    """Wait until what is not read is not generated either: every buffer on the way is full."""
+    """Wait until the engines stop generating unread streams: all buffers on the path are full."""
     seen = [-1]
 
     def unchanged() -> bool:
         seen.append(site.stats()["tokens"])
         return len(seen) > 30 and seen[-1] == seen[-30]
 
-    wait_until(unchanged, "the unread streams stand still", 60)
+    wait_until(unchanged, "the unread streams are stalled", 60)
 
 
-HABITS = {
+ATTACKS = {
     "one key, 60 connections": ("requests", 60, True),
     "one address without keys, 60 connections": ("requests", 60, False),
     "slow headers, 264 connections": ("slow-head", 264, False),
@@ -84,49 +84,51 @@ HABITS = {
     "slow readers, 40 streams": ("slow-reader", 40, True),
     "bodies over the limit, 20 connections": ("too-large", 20, True),
 }
-MET = {
+EXPECTED = {
     "requests": "429",
     "slow-head": "TimeoutError",
     "slow-body": "429",
     "slow-reader": "begun",
     "too-large": "413",
 }
-"""What each has to have met, so that it was a flood at all."""
+"""A result of each attack that proves that it was a flood."""
 
 
-@pytest.mark.parametrize("what", HABITS)
-async def test_the_others_notice_nothing(site: NetworkSite, alone: float, what: str, saw: Saw) -> None:
-    habit, count, with_key = HABITS[what]
+@pytest.mark.parametrize("name", ATTACKS)
+async def test_a_flood_does_not_slow_other_users(
+    site: NetworkSite, alone: float, name: str, record_row: RecordRow
+) -> None:
+    attack, count, with_key = ATTACKS[name]
     key = site.client.key(ATTACKER) if with_key else ""
-    with flood(site, habit, count, key) as met:
-        if habit == "slow-reader":
+    with flood(site, attack, count, key) as results:
+        if attack == "slow-reader":
             await asyncio.to_thread(stalled, site)
         during = await p95(site)
         for _ in range(ATTEMPTS - 1):
             if during >= 1.5 * alone:
                 during = await p95(site)
-    seen = ", ".join(f"{number} {name}" for name, number in sorted(met.items()))
-    saw(
-        f"4 {what}",
-        "the others' TTFT p95 within 1.5 of alone",
-        f"{during / alone:.2f} of {alone:.2f} s; met {seen}",
+    seen = ", ".join(f"{number} {result}" for result, number in sorted(results.items()))
+    record_row(
+        f"4 {name}",
+        "TTFT p95 of other users within 1.5 of alone",
+        f"{during / alone:.2f} of {alone:.2f} s; results {seen}",
     )
-    assert met.get(MET[habit], 0) > 0, met
+    assert results.get(EXPECTED[attack], 0) > 0, results
     assert during < 1.5 * alone
 
 
-async def test_control_without_room_the_others_notice(site: NetworkSite, alone: float) -> None:
-    """The same slow headers before an edge with fewer connections than they hold."""
+async def test_control_a_flood_slows_other_users_of_a_small_edge(site: NetworkSite, alone: float) -> None:
+    """The same slow headers at an edge with fewer connections than they hold."""
 
     def small(text: str) -> str:
         text = text.replace("worker_processes auto;", "worker_processes 1;")
         return text.replace("worker_connections 8192;", "worker_connections 128;")
 
-    async def noticed() -> bool:
+    async def slowed() -> bool:
         try:
             return await asyncio.wait_for(p95(site), 3 * alone) >= 1.5 * alone
         except (TimeoutError, AssertionError, OSError):
             return True
 
     with site.hosts["vps-a"].edited("nginx", small), flood(site, "slow-head", 200, ""):
-        assert await noticed()
+        assert await slowed()

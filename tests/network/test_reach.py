@@ -1,4 +1,4 @@
-"""Case 2: who reaches what without asking the edge. Each way in is closed, and open once its guard is away."""
+"""Case 2: connections that bypass the edge. Each is closed, and open in a control without its rule."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from tests.network.machine import NetworkMachine
-from tests.network.probes import PathWatch, knock, knocks, scan, send_raw, settled, syn
+from tests.network.probes import PacketCounter, probe, probe_all, scan, send_raw, syn, wait_for_echo
 from tests.network.site import NUMBERS, NetworkSite, address
 
-Saw = Callable[[str, str, str], None]
+RecordRow = Callable[[str, str, str], None]
 LEFT_OPEN = (22, 2375, 3000, 9100)
-"""Listeners that we put on every host, on every address: sshd, and what somebody left running."""
+"""Ports of listeners on every address of every host: sshd, and forgotten services."""
 DECLARED = {"vps-a": {22, 80, 443}, "gpu": set[int]()}
-"""What the modules declare to the Internet. SSH of the GPU host is for private networks and the tunnel."""
+"""Ports that the modules open to the Internet. SSH of the GPU host is for private networks and the tunnel."""
 GATEWAY, ENGINES = 8000, (8101, 8102)
 
 
@@ -39,26 +39,26 @@ def left_open(site: NetworkSite) -> Iterator[None]:
 
 @contextmanager
 def route(machine: NetworkMachine, network: str, via: str) -> Iterator[None]:
-    """``machine`` sends packets for ``network`` to ``via``, as if that forwarded them."""
-    machine.do("ip", "route", "replace", network, "via", via)
+    """Route packets of ``machine`` for ``network`` to ``via``."""
+    machine.run("ip", "route", "replace", network, "via", via)
     try:
         yield
     finally:
-        machine.do("ip", "route", "delete", network)
+        machine.run("ip", "route", "delete", network)
 
 
 def without_rules(site: NetworkSite, name: str) -> ExitStack:
-    """The firewall of a host is away until this is closed."""
+    """Delete the firewall table of a host; the returned stack restores it."""
     host = site.hosts[name]
     stack = ExitStack()
-    host.machine.do("nft", "delete", "table", "inet", "appliance")
+    host.machine.run("nft", "delete", "table", "inet", "appliance")
     stack.callback(host.restart, "nftables")
     return stack
 
 
 @pytest.mark.timeout(180)
-def test_a_full_scan_finds_what_is_declared(site: NetworkSite, saw: Saw) -> None:
-    targets = [(name, where(name)) for name in DECLARED for where in (address, address6)]
+def test_a_full_scan_finds_only_the_declared_ports(site: NetworkSite, record_row: RecordRow) -> None:
+    targets = [(name, family(name)) for name in DECLARED for family in (address, address6)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda target: scan(site.attacker, target[1]), targets))
     for (name, target), ports in zip(targets, found, strict=True):
@@ -66,87 +66,93 @@ def test_a_full_scan_finds_what_is_declared(site: NetworkSite, saw: Saw) -> None
     seen = "; ".join(
         f"{target}: {sorted(ports) or 'none'}" for (_, target), ports in zip(targets, found, strict=True)
     )
-    saw("2 port scan, 65535 ports, IPv4 and IPv6", "VPS 22, 80, 443; GPU host none", seen)
+    record_row("2 port scan, 65535 ports, IPv4 and IPv6", "VPS 22, 80, 443; GPU host none", seen)
 
 
-def test_control_the_scan_finds_what_listens(site: NetworkSite) -> None:
+def test_control_a_scan_without_rules_finds_the_listeners(site: NetworkSite) -> None:
     with without_rules(site, "gpu"):
         for target in (address("gpu"), address6("gpu")):
             assert scan(site.attacker, target, "22,2375,3000,8000,9100") >= set(LEFT_OPEN)
 
 
-@pytest.mark.parametrize("who", ["client", "attacker", "vps-a"])
-def test_the_gpu_host_is_reached_through_the_tunnel_only(site: NetworkSite, who: str, saw: Saw) -> None:
-    machine = {"client": site.client.machine, "attacker": site.attacker}.get(who) or site.hosts[who].machine
+@pytest.mark.parametrize("origin", ["client", "attacker", "vps-a"])
+def test_the_gpu_host_is_reachable_only_through_the_tunnel(
+    site: NetworkSite, origin: str, record_row: RecordRow
+) -> None:
+    machine = {"client": site.client.machine, "attacker": site.attacker}.get(origin) or site.hosts[origin].machine
     targets, ports = (address("gpu"), address6("gpu")), (GATEWAY, *ENGINES, *LEFT_OPEN)
-    met = knocks(machine, [(target, port) for target in targets for port in ports])
-    assert set(met.values()) == {"silence"}, met
-    saw(f"2 {who} to the GPU host outside the tunnel", "silence at gateway, engines and SSH", "silence at 14 of 14")
+    results = probe_all(machine, [(target, port) for target in targets for port in ports])
+    assert set(results.values()) == {"silence"}, results
+    record_row(
+        f"2 {origin} to the GPU host outside the tunnel",
+        "silence at gateway, engines and SSH",
+        "silence at 14 of 14",
+    )
 
 
-def test_the_tunnels_addresses_are_not_reached_from_outside(site: NetworkSite, saw: Saw) -> None:
-    """Linux answers at any interface for any of its addresses, so a neighbour may try the tunnel's."""
+def test_tunnel_addresses_are_unreachable_from_outside(site: NetworkSite, record_row: RecordRow) -> None:
+    """Linux accepts packets for its addresses at any interface, so a neighbour may try those of the tunnel."""
     for via in ("gpu", "vps-a"):
         with route(site.attacker, "10.77.0.0/24", address(via)):
-            met = knocks(site.attacker, [("10.77.0.1", port) for port in (GATEWAY, *ENGINES, 22)])
-            assert set(met.values()) == {"silence"}, (via, met)
-    saw("2 attacker to 10.77.0.1 by way of GPU host or VPS", "silence", "silence")
+            results = probe_all(site.attacker, [("10.77.0.1", port) for port in (GATEWAY, *ENGINES, 22)])
+            assert set(results.values()) == {"silence"}, (via, results)
+    record_row("2 attacker to 10.77.0.1 by way of GPU host or VPS", "silence", "silence")
 
 
 def test_control_without_rules_a_neighbour_reaches_the_gateway(site: NetworkSite) -> None:
     with without_rules(site, "gpu"), route(site.attacker, "10.77.0.0/24", address("gpu")):
-        assert knock(site.attacker, "10.77.0.1", GATEWAY) == "open"
-        assert [knock(site.attacker, "10.77.0.1", port) for port in ENGINES] == ["refused", "refused"]
+        assert probe(site.attacker, "10.77.0.1", GATEWAY) == "open"
+        assert [probe(site.attacker, "10.77.0.1", port) for port in ENGINES] == ["refused", "refused"]
 
 
-def test_inside_the_tunnel_only_the_gateway_and_ssh(site: NetworkSite, saw: Saw) -> None:
+def test_inside_the_tunnel_only_the_gateway_and_ssh_are_open(site: NetworkSite, record_row: RecordRow) -> None:
     vps = site.hosts["vps-a"].machine
     ports = ",".join(str(port) for port in (GATEWAY, *ENGINES, *LEFT_OPEN, 80, 443, 51820))
     assert scan(vps, "10.77.0.1", ports) == {GATEWAY, 22}
     gpu = site.hosts["gpu"].machine
     assert scan(gpu, "10.77.0.2", ports) == {22, 80, 443}
-    saw("2 VPS to the GPU host through the tunnel", "8000 and 22", "8000 and 22")
+    record_row("2 VPS to the GPU host through the tunnel", "8000 and 22", "8000 and 22")
 
 
-def test_spoofed_tunnel_addresses(site: NetworkSite, saw: Saw) -> None:
-    """A SYN in the VPS's name, from the Internet and from another peer's place, gets no answer."""
+def test_packets_with_spoofed_tunnel_addresses_get_no_response(site: NetworkSite, record_row: RecordRow) -> None:
+    """A SYN with the address of the VPS gets no response, from the Internet or from another peer."""
     gpu, vps = site.hosts["gpu"].machine, site.hosts["vps-a"].machine
-    answers = f"tcp sport {GATEWAY} tcp flags & (syn | ack) == syn | ack"
-    with PathWatch(gpu, "output", f"oifname wg0 ip daddr 10.77.0.2 {answers}") as watch:
+    responses = f"tcp sport {GATEWAY} tcp flags & (syn | ack) == syn | ack"
+    with PacketCounter(gpu, "output", f"oifname wg0 ip daddr 10.77.0.2 {responses}") as watch:
         with route(site.attacker, "10.77.0.1/32", address("gpu")):
             for _ in range(3):
                 send_raw(site.attacker, syn("10.77.0.2", "10.77.0.1", GATEWAY), "10.77.0.1")
-        settled(site.attacker, address("gpu"))
+        wait_for_echo(site.attacker, address("gpu"))
         assert watch.packets == 0
-    with PathWatch(gpu, "prerouting", "iifname wg0 ip saddr { 10.77.0.4, 203.0.113.66 }") as watch:
+    with PacketCounter(gpu, "prerouting", "iifname wg0 ip saddr { 10.77.0.4, 203.0.113.66 }") as watch:
         for source in ("10.77.0.4", "203.0.113.66"):
             send_raw(vps, syn(source, "10.77.0.1", GATEWAY), "10.77.0.1")
-        settled(vps, "10.77.0.1")
+        wait_for_echo(vps, "10.77.0.1")
         assert watch.packets == 0
-    saw("2 spoofed tunnel addresses", "no answer, from outside nor from another peer", "0 packets")
+    record_row("2 spoofed tunnel addresses", "no response, from outside or from another peer", "0 packets")
 
 
-def test_control_spoofed_packets_do_arrive(site: NetworkSite) -> None:
+def test_control_spoofed_packets_arrive_without_the_rule(site: NetworkSite) -> None:
     gpu, vps = site.hosts["gpu"].machine, site.hosts["vps-a"].machine
-    answers = f"tcp sport {GATEWAY} tcp flags & (syn | ack) == syn | ack"
+    responses = f"tcp sport {GATEWAY} tcp flags & (syn | ack) == syn | ack"
     loose = site.hosts["gpu"].edited("nftables", lambda text: text.replace('iifname "wg0" ip saddr', "ip saddr"))
-    out = PathWatch(gpu, "output", f"oifname wg0 ip daddr 10.77.0.2 {answers}")
+    out = PacketCounter(gpu, "output", f"oifname wg0 ip daddr 10.77.0.2 {responses}")
     with loose, route(site.attacker, "10.77.0.1/32", address("gpu")), out as watch:
         send_raw(site.attacker, syn("10.77.0.2", "10.77.0.1", GATEWAY), "10.77.0.1")
-        settled(site.attacker, address("gpu"))
+        wait_for_echo(site.attacker, address("gpu"))
         assert watch.packets > 0
-    with PathWatch(gpu, "prerouting", "iifname wg0 ip saddr 10.77.0.2 tcp dport 8000") as watch:
+    with PacketCounter(gpu, "prerouting", "iifname wg0 ip saddr 10.77.0.2 tcp dport 8000") as watch:
         send_raw(vps, syn("10.77.0.2", "10.77.0.1", GATEWAY), "10.77.0.1")
-        settled(vps, "10.77.0.1")
+        wait_for_echo(vps, "10.77.0.1")
         assert watch.packets > 0
 
 
-def test_udp(site: NetworkSite, saw: Saw) -> None:
-    """WireGuard's own port says nothing to a stranger, and other ports are not heard."""
+def test_udp_gets_no_response(site: NetworkSite, record_row: RecordRow) -> None:
+    """The port of WireGuard sends nothing to an unknown peer, and other ports get no packet."""
     vps = site.hosts["vps-a"].machine
     with (
         vps.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener,
-        PathWatch(
+        PacketCounter(
             vps, "output", f"oifname eth0 ip daddr {address('attacker')} meta l4proto != tcp ip protocol != icmp"
         ) as watch,
     ):
@@ -155,13 +161,13 @@ def test_udp(site: NetworkSite, saw: Saw) -> None:
         with site.attacker.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
             for port in (5353, 51820):
                 stranger.sendto(b"\1\0\0\0" + bytes(144), (address("vps-a"), port))
-        settled(site.attacker, address("vps-a"))
+        wait_for_echo(site.attacker, address("vps-a"))
         with pytest.raises(BlockingIOError):
             listener.recv(1)
         assert watch.packets == 0
         with without_rules(site, "vps-a"):  # the control
             with site.attacker.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
                 stranger.sendto(b"x", (address("vps-a"), 5353))
-            settled(site.attacker, address("vps-a"))
+            wait_for_echo(site.attacker, address("vps-a"))
             assert listener.recv(1) == b"x"
-    saw("2 UDP", "WireGuard silent to strangers, other ports closed", "0 answers, 0 heard")
+    record_row("2 UDP", "WireGuard silent to unknown peers, other ports closed", "0 responses, 0 received")

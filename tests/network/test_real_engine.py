@@ -1,4 +1,4 @@
-"""Case 1 with the engine that users run: vLLM on the CPU, behind the same gateway, tunnel and edge."""
+"""Case 1 with a real engine: vLLM on the CPU, behind the same gateway, tunnel and edge."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pytest
 from appliance.models.prepare import prepare
 from tests.conftest import ROOT
 from tests.network.client import PATH, Stream
-from tests.network.probes import knocks
+from tests.network.probes import probe_all
 from tests.network.site import NetworkSite, address, require_parts, running
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(500)]
-Saw = Callable[[str, str, str], None]
+RecordRow = Callable[[str, str, str], None]
 PYTHON = ROOT / ".venv-engine" / "bin" / "python"
 TOKENS = 48
 
 
 @pytest.fixture
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkSite]:
-    """One VPS and a GPU host whose engine is vLLM with a tiny Qwen3 of random weights."""
+    """Run one VPS and a GPU host whose engine is vLLM with a tiny Qwen3 of random weights."""
     require_parts()
     if not PYTHON.exists():
-        pytest.fail("there is no .venv-engine; run `make test`, or leave these tests out with -m 'not vllm'")
+        pytest.fail(".venv-engine is missing; run `make test`, or skip these tests with -m 'not vllm'")
     folder = tmp_path_factory.mktemp("real")
     model = asyncio.run(prepare("tiny", PYTHON, folder / "model", print))
     engine = {
@@ -38,24 +38,26 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkSite]:
         yield made
 
 
-async def test_vllm_through_everything(real: NetworkSite, saw: Saw) -> None:
-    asked = {
+async def test_vllm_serves_through_the_whole_site(real: NetworkSite, record_row: RecordRow) -> None:
+    body = {
         "model": "qwen3-30b",
         "max_tokens": TOKENS,
         "ignore_eos": True,
         "messages": [{"role": "user", "content": "Hi"}],
     }
-    whole = real.client.post(PATH, asked, timeout=120)
+    whole = real.client.post(PATH, body, timeout=120)
     assert whole.status == 200, whole.body
     assert whole.json["usage"]["completion_tokens"] == TOKENS
-    streams: list[Stream] = await real.client.streams([asked] * 10)
+    streams: list[Stream] = await real.client.streams([body] * 10)
     assert all(stream.done for stream in streams), streams[0]
-    # The shipped host's reasoning parser is on: what random weights say may be thought, and not content.
-    assert min(len({when for when, _ in stream.events}) for stream in streams) > 3, "all tokens came in one piece"
+    # The reasoning parser of the shipped host is on: random weights may generate reasoning instead of content.
+    assert min(len({when for when, _ in stream.events}) for stream in streams) > 3, (
+        "all tokens arrived in one piece"
+    )
     gpu = real.hosts["gpu"].machine
-    listening = {int(port) for port in re.findall(r"\S+:(\d+)\s", gpu.do("ss", "-Hltn"))}
-    assert {8000, 8101} < listening, "vLLM has ports of its own, besides its HTTP"
-    met = knocks(real.attacker, [(address("gpu"), port) for port in sorted(listening)])
-    assert set(met.values()) == {"silence"}, met
-    saw("1 real vLLM (CPU) behind the edge", "chat and 10 streams whole; its ports not reachable",
+    listening = {int(port) for port in re.findall(r"\S+:(\d+)\s", gpu.run("ss", "-Hltn"))}
+    assert {8000, 8101} < listening, "vLLM has more ports than that of HTTP"
+    results = probe_all(real.attacker, [(address("gpu"), port) for port in sorted(listening)])
+    assert set(results.values()) == {"silence"}, results
+    record_row("1 real vLLM (CPU) behind the edge", "chat and 10 streams whole; its ports not reachable",
         f"10 of 10; {len(listening)} ports listen, 0 reachable")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The table of the network tests is what their reports say, run by run."""
+"""The table of the network tests, from their reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPORT = """<testsuites><testsuite>
 </testsuite></testsuites>"""
 
 
-def test_rows_and_runs(tmp_path: Path) -> None:
+def test_the_table_has_rows_and_runs(tmp_path: Path) -> None:
     rows: dict[str, Row] = {}
     runs = []
     for number, seen in enumerate(("1 s", "1 s", "2 s")):
@@ -31,13 +31,13 @@ def test_rows_and_runs(tmp_path: Path) -> None:
     assert "1 of the tests are controls" in text
 
 
-def test_only_what_stands_between_the_marks_is_replaced(tmp_path: Path) -> None:
+def test_only_the_text_between_the_marks_is_replaced(tmp_path: Path) -> None:
     document = tmp_path / "page.md"
     document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     put("new", document)
     assert document.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
-    document.write_text("no place")
-    with pytest.raises(SystemExit, match="no place for the table"):
+    document.write_text("no marks")
+    with pytest.raises(SystemExit, match="no marks for the table"):
         put("new", document)
 
 

@@ -1,4 +1,4 @@
-"""Case 8: which requests the edge hands to another GPU host, and which it must not."""
+"""Case 8: requests that the edge moves to another GPU host, and requests that it must not repeat."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.network.client import PATH, Stream, chat
 from tests.network.host import NetworkHost
 from tests.network.site import NetworkSite, running
 
-Saw = Callable[[str, str, str], None]
+RecordRow = Callable[[str, str, str], None]
 NAMES = ("gpu", "gpu-b")
 DRAIN_S = 3
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetworkSite]:
-    """One VPS before two GPU hosts, whose gateways drain for three seconds only."""
+    """Run one VPS and two GPU hosts, whose gateways drain for three seconds."""
     brief = {"gateway": {"drainSec": DRAIN_S}, "settings": {"engines": {"agents": {"shutdown_timeout_s": DRAIN_S}}}}
     with running(tmp_path_factory.mktemp("two"), gpus=2, more=dict.fromkeys(NAMES, brief)) as made:
         yield made
@@ -33,18 +33,18 @@ def both_serve(two: NetworkSite) -> Iterator[None]:
     yield
     for name in NAMES:
         host = two.hosts[name]
-        two.internet.mend(host.machine)
+        two.internet.restore(host.machine)
         if host.state["appliance-gateway"] == "ending":
             host.daemons["appliance-gateway"].wait(20)
             host.start("appliance-gateway")
             host.require()
     two.wait_for_gateways()
-    # nginx forgets which of them it could not reach a moment ago.
+    # A restart of nginx clears its list of failed gateways.
     two.hosts["vps-a"].restart("nginx")
 
 
-def booked(site: NetworkSite, user: int) -> dict[str, int]:
-    """Requests of a user by GPU host, the unfinished too."""
+def recorded(site: NetworkSite, user: int) -> dict[str, int]:
+    """Return the requests of a user by GPU host, including unfinished ones."""
     found = {name: site.usage(name).get(f"user{user}", {}) for name in NAMES}
     return {name: int(row.get("requests", 0)) for name, row in found.items()}
 
@@ -54,42 +54,44 @@ def generating(site: NetworkSite, name: str) -> int:
 
 
 def end_gateway(host: NetworkHost, number: signal.Signals) -> None:
-    """Signal the gateway and do not wait for it."""
+    """Send a signal to the gateway without waiting for its end."""
     host.state["appliance-gateway"] = "ending"
     host.daemons["appliance-gateway"].send_signal(number)
 
 
-async def ask(site: NetworkSite, directive: str, user: int, **how: Any) -> Response:
-    """A whole chat, while others are asked."""
+async def send_chat(site: NetworkSite, directive: str, user: int, **how: Any) -> Response:
+    """Send a whole chat in another thread."""
     return await asyncio.to_thread(site.client.post, PATH, chat(directive), user=user, **how)
 
 
-async def where(site: NetworkSite, directive: str, user: int) -> tuple[str, asyncio.Task[Response]]:
-    """Send a long chat; the GPU host that generates it, and its answer when that comes."""
+async def start_chat(site: NetworkSite, directive: str, user: int) -> tuple[str, asyncio.Task[Response]]:
+    """Send a long chat; return the GPU host that generates it, and the task of its response."""
     before = {name: generating(site, name) for name in NAMES}
-    task = asyncio.create_task(ask(site, directive, user))
+    task = asyncio.create_task(send_chat(site, directive, user))
     found: list[str] = []
 
-    def begun() -> bool:
+    def started() -> bool:
         found[:] = [name for name in NAMES if generating(site, name) > before[name]]
         return bool(found)
 
-    await asyncio.to_thread(wait_until, begun, "a GPU host generates")
+    await asyncio.to_thread(wait_until, started, "a GPU host generates")
     return found[0], task
 
 
-async def test_requests_are_spread(two: NetworkSite) -> None:
-    answers = await asyncio.gather(*(ask(two, "tokens=1", user=number) for number in range(20)))
-    assert [answer.status for answer in answers] == [200] * 20
+async def test_requests_are_spread_over_the_gpu_hosts(two: NetworkSite) -> None:
+    responses = await asyncio.gather(*(send_chat(two, "tokens=1", user=number) for number in range(20)))
+    assert [response.status for response in responses] == [200] * 20
 
     def shares() -> list[int]:
         return [sum(row["requests"] for row in two.usage(name).values()) for name in NAMES]
 
-    await asyncio.to_thread(wait_until, lambda: sum(shares()) == 20, "all are booked")
+    await asyncio.to_thread(wait_until, lambda: sum(shares()) == 20, "all are recorded")
     assert min(shares()) >= 2
 
 
-async def test_a_draining_gateway_sends_new_requests_to_the_other(two: NetworkSite, saw: Saw) -> None:
+async def test_new_requests_move_from_a_draining_gateway_to_the_other(
+    two: NetworkSite, record_row: RecordRow
+) -> None:
     streams = [Stream() for _ in range(10)]
     running_streams = [
         asyncio.create_task(two.client.stream(chat("tokens=20 itl_ms=100"), user=number, into=stream))
@@ -97,90 +99,100 @@ async def test_a_draining_gateway_sends_new_requests_to_the_other(two: NetworkSi
     ]
     await asyncio.to_thread(wait_until, lambda: all(s.tokens for s in streams), "ten streams run")
     end_gateway(two.hosts["gpu"], signal.SIGTERM)
-    answers = await asyncio.gather(*(ask(two, "tokens=1", user=10 + number) for number in range(20)))
-    assert [answer.status for answer in answers] == [200] * 20, answers
+    responses = await asyncio.gather(*(send_chat(two, "tokens=1", user=10 + number) for number in range(20)))
+    assert [response.status for response in responses] == [200] * 20, responses
     await asyncio.gather(*running_streams)
     assert all(stream.done and len(stream.tokens) == 20 for stream in streams)
-    saw("8 a gateway drains, the other GPU host is there", "new POSTs go there, open streams end whole",
-        "20 of 20 answered, 10 of 10 streams whole")  # fmt: skip
+    record_row("8 a gateway drains, the other GPU host is up", "new POSTs move there, open streams end whole",
+        "20 of 20 served, 10 of 10 streams whole")  # fmt: skip
 
 
-async def test_control_without_the_way_on_they_are_refused(two: NetworkSite) -> None:
+async def test_control_without_the_error_page_new_requests_are_refused(two: NetworkSite) -> None:
     vps = two.hosts["vps-a"]
     with vps.edited("nginx", lambda text: text.replace("error_page 503 = @elsewhere;", "")):
         stream = Stream()
         task = asyncio.create_task(two.client.stream(chat("tokens=20 itl_ms=100", user="x"), user=1, into=stream))
-        name, held = await where(two, "tokens=1 ttft_ms=2000", 2)
+        name, held = await start_chat(two, "tokens=1 ttft_ms=2000", 2)
         end_gateway(two.hosts[name], signal.SIGTERM)
-        answers = await asyncio.gather(*(ask(two, "tokens=1", user=10 + number) for number in range(20)))
+        responses = await asyncio.gather(*(send_chat(two, "tokens=1", user=10 + number) for number in range(20)))
         await asyncio.gather(task, held)
-    refused = [answer for answer in answers if answer.status == 503]
+    refused = [response for response in responses if response.status == 503]
     assert refused
-    assert {answer.json["error"]["code"] for answer in refused} == {"draining"}
+    assert {response.json["error"]["code"] for response in refused} == {"draining"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_post_that_may_have_begun_is_not_repeated(
-    two: NetworkSite, number: signal.Signals, saw: Saw
+async def test_a_post_that_may_have_started_is_not_repeated(
+    two: NetworkSite, number: signal.Signals, record_row: RecordRow
 ) -> None:
-    """The gateway dies while the engine is at it; and: its drain ends, which it says as well."""
-    before = booked(two, 30)
-    name, task = await where(two, "tokens=1 ttft_ms=8000", 30)
+    """The gateway is killed while the engine generates, or its drain ends."""
+    before = recorded(two, 30)
+    name, task = await start_chat(two, "tokens=1 ttft_ms=8000", 30)
     other = next(candidate for candidate in NAMES if candidate != name)
     end_gateway(two.hosts[name], number)
-    answer = await task
-    assert answer.status == 502, answer
-    error = answer.json["error"]
+    response = await task
+    assert response.status == 502, response
+    error = response.json["error"]
     assert error["code"] == "gateway_failed"
-    assert "retry-after" not in answer.headers
-    assert booked(two, 30)[other] == before[other]
-    how = "dies" if number == signal.SIGKILL else "ends its drain"
-    saw(f"8 a gateway {how} while it generates", "502 gateway_failed, not repeated at the other", "502, 0 repeated")
+    assert "retry-after" not in response.headers
+    assert recorded(two, 30)[other] == before[other]
+    event = "is killed" if number == signal.SIGKILL else "ends its drain"
+    record_row(
+        f"8 a gateway {event} while it generates",
+        "502 gateway_failed, not repeated at the other",
+        "502, 0 repeated",
+    )
 
 
-async def test_control_non_idempotent_would_repeat_it(two: NetworkSite) -> None:
-    before = booked(two, 31)
-    wrong = "proxy_next_upstream error timeout non_idempotent;"
-    with two.hosts["vps-a"].edited("nginx", lambda text: text.replace("proxy_next_upstream error timeout;", wrong)):
-        name, task = await where(two, "tokens=1 ttft_ms=3000", 31)
+async def test_control_with_non_idempotent_the_post_is_repeated(two: NetworkSite) -> None:
+    before = recorded(two, 31)
+    repeating = "proxy_next_upstream error timeout non_idempotent;"
+    with two.hosts["vps-a"].edited(
+        "nginx", lambda text: text.replace("proxy_next_upstream error timeout;", repeating)
+    ):
+        name, task = await start_chat(two, "tokens=1 ttft_ms=3000", 31)
         other = next(candidate for candidate in NAMES if candidate != name)
         end_gateway(two.hosts[name], signal.SIGKILL)
-        answer = await task
-    assert answer.status == 200
-    await asyncio.to_thread(wait_until, lambda: booked(two, 31)[other] == before[other] + 1, "it ran again")
+        response = await task
+    assert response.status == 200
+    await asyncio.to_thread(
+        wait_until, lambda: recorded(two, 31)[other] == before[other] + 1, "the request ran again"
+    )
 
 
-async def test_a_gpu_host_that_is_not_reached_is_passed_over(two: NetworkSite, saw: Saw) -> None:
+async def test_an_unreachable_gpu_host_is_skipped(two: NetworkSite, record_row: RecordRow) -> None:
     two.internet.cut(two.hosts["gpu"].machine)
     began = time.monotonic()
-    answers = await asyncio.gather(*(ask(two, "tokens=1", user=number) for number in range(10)))
+    responses = await asyncio.gather(*(send_chat(two, "tokens=1", user=number) for number in range(10)))
     took = time.monotonic() - began
-    assert [answer.status for answer in answers] == [200] * 10
+    assert [response.status for response in responses] == [200] * 10
     two.internet.cut(two.hosts["gpu-b"].machine)
-    none = await ask(two, "tokens=1", user=11)
+    none = await send_chat(two, "tokens=1", user=11)
     assert (none.status, none.json["error"]["code"]) == (503, "gateway_unreachable")
-    saw(
-        "8 one GPU host is not reached; none is",
+    record_row(
+        "8 one GPU host is unreachable; both are",
         "the other serves; 503",
         f"10 of 10 served within {took:.1f} s; 503",
     )
 
 
-async def test_one_idempotency_key_finds_one_gpu_host(two: NetworkSite, saw: Saw) -> None:
-    before = booked(two, 32)
+async def test_requests_with_one_idempotency_key_reach_one_gpu_host(
+    two: NetworkSite, record_row: RecordRow
+) -> None:
+    before = recorded(two, 32)
     for key in range(8):
         for _ in range(3):
-            answer = await ask(two, "tokens=1", 32, headers={"Idempotency-Key": f"job-{key}"})
-            assert answer.status == 200
+            response = await send_chat(two, "tokens=1", 32, headers={"Idempotency-Key": f"job-{key}"})
+            assert response.status == 200
 
     def counted() -> bool:
-        return sum(booked(two, 32).values()) - sum(before.values()) >= 8
+        return sum(recorded(two, 32).values()) - sum(before.values()) >= 8
 
-    await asyncio.to_thread(wait_until, counted, "they are booked")
-    after = booked(two, 32)
+    await asyncio.to_thread(wait_until, counted, "they are recorded")
+    after = recorded(two, 32)
     assert sum(after.values()) - sum(before.values()) == 8
-    assert all(after[name] > before[name] for name in NAMES), "the control: both took part"
-    saw(
+    assert all(after[name] > before[name] for name in NAMES), "the control: both generated"
+    record_row(
         "8 one Idempotency-Key sent three times, two GPU hosts",
         "generated once",
         "8 keys, 24 requests, 8 generated",

@@ -1,8 +1,8 @@
-"""Runs the network tests in two processes side by side: much of their time is waiting for a line to come back.
+"""Run the network tests in two concurrent processes: they wait most of the time for a line to recover.
 
     python -m tests.network.together [PYTEST ARGUMENT ...]
 
-Each process has machines of its own, and namespaces do not see one another. What each says is shown at its end.
+Each process has its own machines, and the namespaces are separate. The output of a process is shown at its end.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from tests.conftest import ROOT
 
 HERE = Path(__file__).resolve().parent
 APART = ("test_certificates.py", "test_line.py", "test_real_engine.py", "test_two_vps.py")
-"""About half of the time, and those that wait longest: for 30 s of silence, for a clock, for vLLM."""
+"""The files of one process, about half of the time: those that wait longest, for a line, a clock or vLLM."""
 
 
 def groups() -> list[list[str]]:
-    """The files of each process."""
+    """Return the files of each process."""
     files = sorted(file.name for file in HERE.glob("test_*.py"))
     return [[name for name in files if name in APART], [name for name in files if name not in APART]]
 
 
 def run(further: list[str], reports: Path | None = None) -> int:
-    """Run all; the worst exit code. JUnit reports are left in ``reports``."""
+    """Run all tests and return the highest exit code; write JUnit reports to the folder ``reports``."""
     with tempfile.TemporaryDirectory() as folder:
         started = []
         for number, names in enumerate(groups()):
@@ -37,7 +37,7 @@ def run(further: list[str], reports: Path | None = None) -> int:
             with output.open("wb") as file:
                 started.append((output, subprocess.Popen([*argv, *further], cwd=ROOT, stdout=file, stderr=file)))
         try:
-            # 5: the arguments left this process nothing to do.
+            # 5: the arguments select no test of this process.
             codes = [0 if process.wait() == 5 else process.returncode for _, process in started]
         finally:
             for output, process in started:

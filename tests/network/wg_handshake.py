@@ -1,8 +1,8 @@
-"""The first message of a WireGuard handshake, made by hand: with a time stamp of our own choosing.
+"""The first message of a WireGuard handshake with a chosen time stamp.
 
-A host whose clock was ahead, and is behind after its next boot, asks for a handshake with an older time stamp than
-its peer has seen. The Go program that stands in for the kernel cannot be given another clock, so its peer is told
-of the later time by this message instead. After the WireGuard paper, 5.4.2, and RFC 7748 and 8439.
+The clock of a host may be ahead, and behind after its next boot. Its handshake then has an older time stamp than
+its peer has seen. The Go program that replaces the kernel's WireGuard uses the clock of the test machine. So this
+message gives the later time stamp to the peer instead. Sources: the WireGuard paper, 5.4.2, RFC 7748 and RFC 8439.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TAI64_EPOCH = 2**62 + 10
 
 
 def x25519(scalar: bytes, point: bytes) -> bytes:
-    """RFC 7748, section 5: the Montgomery ladder."""
+    """Return the product of ``scalar`` and ``point`` by the Montgomery ladder (RFC 7748, section 5)."""
     bits = bytearray(scalar)
     bits[0] &= 248
     bits[31] = bits[31] & 127 | 64
@@ -44,7 +44,7 @@ def x25519(scalar: bytes, point: bytes) -> bytes:
 
 
 def _block(key: bytes, counter: int, nonce: bytes) -> bytes:
-    """One block of ChaCha20 (RFC 8439, 2.3)."""
+    """Return one block of ChaCha20 (RFC 8439, 2.3)."""
     start = [*struct.unpack("<4I", b"expand 32-byte k"), *struct.unpack("<8I", key), counter]
     start += struct.unpack("<3I", nonce)
     s = [*start]
@@ -64,7 +64,7 @@ def _block(key: bytes, counter: int, nonce: bytes) -> bytes:
 
 
 def seal(key: bytes, text: bytes, further: bytes) -> bytes:
-    """ChaCha20-Poly1305 with nonce 0 (RFC 8439, 2.8); ``text`` is at most one block."""
+    """Encrypt by ChaCha20-Poly1305 with nonce 0 (RFC 8439, 2.8); ``text`` is at most one block."""
     nonce = bytes(12)
     stream = _block(key, 1, nonce)
     cipher = bytes(x ^ y for x, y in zip(text, stream, strict=False))
@@ -84,7 +84,7 @@ def _hash(*parts: bytes) -> bytes:
 
 
 def _derive(chain: bytes, data: bytes, count: int) -> list[bytes]:
-    """WireGuard's KDF: HKDF over HMAC-BLAKE2s."""
+    """Derive ``count`` keys by the KDF of WireGuard: HKDF over HMAC-BLAKE2s."""
     secret = hmac.digest(chain, data, "blake2s")
     outputs: list[bytes] = []
     for number in range(1, count + 1):
@@ -94,7 +94,7 @@ def _derive(chain: bytes, data: bytes, count: int) -> list[bytes]:
 
 
 def initiation(private_key: str, peer_public_key: str, when: float) -> bytes:
-    """What the owner of ``private_key`` asks with at the Unix time ``when``. Keys are those of `wg`."""
+    """Return a handshake initiation at the Unix time ``when``. The keys have the format of `wg`."""
     own, peer = base64.b64decode(private_key), base64.b64decode(peer_public_key)
     ephemeral = os.urandom(32)
     shown, public = x25519(ephemeral, BASE_POINT), x25519(own, BASE_POINT)

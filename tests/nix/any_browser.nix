@@ -1,2 +1,2 @@
-# Pages of every origin may use the service: laid over hosts/vps.nix.
+# On top of hosts/vps.nix: pages of every origin may use the service.
 { appliance.settings.gateway.browser_origins = [ "*" ]; }

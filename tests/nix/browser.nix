@@ -1,4 +1,4 @@
-# Pages of two origins may use the service: laid over hosts/vps.nix for what the edge then adds to its own answers.
+# On top of hosts/vps.nix: pages of two origins may use the service, so the edge adds CORS headers to its own responses.
 {
   appliance.settings.gateway.browser_origins = [
     "https://chat.example.org"

@@ -1,4 +1,4 @@
-"""Finds the offline checker (nix-check, beside the repository) and evaluates expressions with its parts."""
+"""Evaluation of Nix expressions by the parts of the offline checker, nix-check, next to the repository."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOT_A_PACKAGE = {"lib", "system", "config", "formats", "stdenv", "writeText", "c
 
 
 def require(binary: str) -> str:
-    """The path of ``binary``, or a loud skip that says what to install."""
+    """Return the path of ``binary``; skip the test with the packages to install if it is missing."""
     folders = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     found = shutil.which(binary, path=folders)
     if found is None:
@@ -29,15 +29,15 @@ def require(binary: str) -> str:
     return found
 
 
-def said(argv: list[Any], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run ``argv`` and keep what it says; whether it may fail is the caller's affair."""
+def run_process(argv: list[Any], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``argv`` and capture its output; the caller checks the exit code."""
     env = {**os.environ, **(environment or {})}
     return subprocess.run([str(word) for word in argv], env=env, capture_output=True, text=True, check=False)
 
 
-def did(argv: list[Any]) -> str:
-    """What ``argv`` prints; it has to succeed."""
-    done = said(argv)
+def output_of(argv: list[Any]) -> str:
+    """Return the output of ``argv``; fail the test if its exit code is not 0."""
+    done = run_process(argv)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -48,15 +48,15 @@ def _nix() -> str | None:
     return str(local) if local.exists() else shutil.which("nix")
 
 
-def ready() -> str:
-    """The Nix to use; a loud skip where the checker or its library is absent."""
+def require_nix() -> str:
+    """Return the path of Nix; skip the test if Nix, the checker or its library is absent."""
     if not (CHECKER / "nix-check").exists():
-        pytest.skip(f"NOT CHECKED: {CHECKER} is absent, so no NixOS module was evaluated")
+        pytest.skip(f"NOT CHECKED: {CHECKER} is absent; no NixOS module was evaluated")
     if not (CACHE / "lib").exists() and "NIXPKGS_LIB" not in os.environ:
         pytest.skip("NOT CHECKED: nixpkgs.lib is not registered here; run `nix-check setup GITDIR`, see its README")
     nix = _nix()
     if nix is None:
-        pytest.skip("NOT CHECKED: there is no nix on this machine")
+        pytest.skip("NOT CHECKED: nix is not installed")
     return nix
 
 
@@ -79,8 +79,8 @@ def _package_names() -> list[str]:
 
 
 def run(only: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Evaluate tests/nix/offline.nix: every case, or ``only`` one of them."""
-    ready()
+    """Evaluate tests/nix/offline.nix: every case, or only the one named ``only``."""
+    require_nix()
     arguments = {"tree": str(CACHE / "options-tree.json"), "names": _package_names(), "only": only}
     return _evaluate(
         f"let a = builtins.fromJSON {string(json.dumps(arguments))}; in "
@@ -92,7 +92,7 @@ def run(only: str | None = None) -> subprocess.CompletedProcess[str]:
 @cache
 def expression(text: str) -> Any:
     """Return the value of a Nix expression as JSON; ``lib`` is that of nixpkgs, ``root`` the repository."""
-    ready()
+    require_nix()
     done = _evaluate(f"let lib = import {_library()}; root = {ROOT}; in {text}")
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
@@ -101,7 +101,7 @@ def expression(text: str) -> Any:
 @cache
 def failure(text: str) -> str:
     """Return the error of a set of options that do not evaluate, on one line; names as in :func:`expression`."""
-    ready()
+    require_nix()
     done = _evaluate(
         f"let lib = import {_library()}; root = {ROOT}; in builtins.mapAttrs (_: v: v.description) ({text})"
     )
@@ -115,13 +115,13 @@ def string(text: str) -> str:
 
 
 def _evaluate(text: str) -> subprocess.CompletedProcess[str]:
-    argv = [ready(), "--extra-experimental-features", "nix-command flakes", "eval", "--impure", "--json"]
+    argv = [require_nix(), "--extra-experimental-features", "nix-command flakes", "eval", "--impure", "--json"]
     return subprocess.run([*argv, "--expr", text], capture_output=True, text=True, check=False)
 
 
 @cache
 def value(only: str | None = None) -> Any:
-    """What :func:`run` gives, as JSON; fails the test with Nix's own words where it does not evaluate."""
+    """Return the result of :func:`run`; fail the test with the error of Nix if it does not evaluate."""
     done = run(only)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
@@ -129,11 +129,11 @@ def value(only: str | None = None) -> Any:
 
 @cache
 def host(name: str, *extra: str) -> dict[str, Any]:
-    """Every option that ``hosts/NAME.nix`` and the modules ``extra`` set, as ``nix-check eval`` gives them."""
-    ready()
+    """Return every option that ``hosts/NAME.nix`` and the modules ``extra`` set, by ``nix-check eval``."""
+    require_nix()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "values.json"
         argv = [CHECKER / "nix-check", "eval", "--harness", ROOT / "tests/nix/harness.nix", "--root", ROOT]
-        did([*argv, "--json", out, ROOT / "hosts" / f"{name}.nix", *(ROOT / file for file in extra)])
+        output_of([*argv, "--json", out, ROOT / "hosts" / f"{name}.nix", *(ROOT / file for file in extra)])
         values: dict[str, Any] = json.loads(out.read_text())["values"]
         return values

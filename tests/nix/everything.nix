@@ -1,4 +1,4 @@
-# Every choice that changes a unit's text, at once: laid over hosts/gpu.nix for the tools that read units.
+# On top of hosts/gpu.nix: all choices that change the text of a unit, for the tools that read units.
 { lib, ... }:
 {
   appliance = {
@@ -13,8 +13,8 @@
     smoke = {
       when = "every-boot";
       enforce = true;
-      onPass = [ "appliance-bless.service" ];
-      onFail = [ "appliance-rollback.service" ];
+      onPass = [ "appliance-sign.service" ];
+      onFail = [ "appliance-restore.service" ];
     };
     settings.hosts.gpu.gpus = lib.mkForce (
       map

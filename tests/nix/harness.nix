@@ -1,5 +1,5 @@
-# What flake.nix gives the hosts, for evaluation without nixpkgs: stand-ins for the flake's own sources, and
-# options newer than the checker's list of December 2024.
+# Arguments and modules of the hosts for an evaluation without nixpkgs, which flake.nix gives them otherwise. They are
+# stand-ins for the sources of the flake, and options newer than the checker's list of December 2024.
 { lib, pkgs }:
 {
   specialArgs = {
@@ -9,12 +9,12 @@
   };
   modules = [
     {
-      # nixpkgs#473282, in nixos-26.05: changes that a live switch refuses.
+      # https://github.com/NixOS/nixpkgs/pull/473282, in nixos-26.05: changes that a live switch refuses.
       options.system.switch.inhibitors = lib.mkOption {
         type = lib.types.attrsOf lib.types.str;
         default = { };
       };
-      # NixOS's own default, which the checker's list does not compute.
+      # The default of NixOS, which the checker's list does not compute.
       config.nix.package = lib.mkOverride 1450 pkgs.nix;
     }
   ];

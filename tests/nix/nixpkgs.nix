@@ -1,4 +1,4 @@
-# Stands where `import nixpkgs { … }` stands in flake.nix. Its names are enough to see what the outputs are.
+# A stand-in for nixpkgs in `import nixpkgs { … }` of flake.nix. It has only the names that the outputs use.
 _:
 let
   nothing = { };

@@ -1,4 +1,4 @@
-# All cases at once, against nix-check's option tree. `only` runs one, so that its error can be read.
+# All cases, against nix-check's option tree. `only` evaluates one case or one other value, so that its error is visible.
 {
   libPath,
   tree,
@@ -55,7 +55,7 @@ else if only == "options-doc" then
   }
 else if only == "flake" then
   let
-    # Only what the flake names its outputs can be seen here: nixpkgs itself is a stand-in.
+    # Only the names of the outputs are real: nixpkgs is a stand-in.
     self = outputs // {
       outPath = toString ../..;
     };

@@ -1,2 +1,2 @@
-# An engine that the gateway starts and stops: laid over hosts/gpu.nix for what lets it.
+# On top of hosts/gpu.nix: an on-demand engine, which the gateway starts and stops.
 { appliance.settings.engines.agents.residency = "on-demand"; }

@@ -1,10 +1,10 @@
-# Evaluates cases with whatever module system it is given: nix-check's offline, the real one in `nix flake check`.
+# The evaluation of cases by a given module system: nix-check's offline, the real one in `nix flake check`.
 #
-# A case is a host, a module on top, and one of
-#   refuses  part of the message of an assertion of ours that has to fail
-#   errors   part of the message with which evaluation itself has to stop (seen by tests/nix/test_cases.py only)
-#   invalid  part of what the configuration's own validation says to the rendered file (seen there only, too)
-#   gives/is a value of the evaluated configuration, and what it has to be
+# A case is a host, a module on top, and one of these:
+#   `refuses`     part of the message of an assertion of ours that must fail.
+#   `errors`      part of the message with which the evaluation must stop. Only tests/nix/test_cases.py checks it.
+#   `invalid`     part of the message of `appliance check` about the rendered file. Only test_cases.py checks it.
+#   `gives`, `is` a value of the evaluated configuration, and the expected value.
 {
   lib,
   cases,
@@ -14,7 +14,7 @@ let
   hosts = {
     gpu = ../../hosts/gpu.nix;
     vps = ../../hosts/vps.nix;
-    # What `nix flake init -t` gives, as its flake puts it together.
+    # The hosts that `nix flake init -t` writes, with the modules of its flake.
     my-gpu.imports = [
       ../../modules/roles/gpu.nix
       ../../modules/installer/disk.nix
@@ -30,7 +30,7 @@ let
     lib.concatStringsSep " " (
       lib.filter (word: word != "") (lib.splitString " " (lib.replaceStrings [ "\n" ] [ " " ] text))
     );
-  # Enough of the configuration for a wrong value to be met.
+  # Enough of the configuration that an invalid value raises its error.
   forced =
     case: config:
     builtins.toJSON [
@@ -64,7 +64,7 @@ let
           if lib.any (lib.hasInfix case.refuses) failed then
             null
           else
-            "no assertion says \"${case.refuses}\"";
+            "no failed assertion contains \"${case.refuses}\"";
       }
     else
       {
@@ -82,7 +82,7 @@ let
 in
 {
   outcomes = lib.mapAttrs (_: outcome) cases;
-  # Stops with the module system's own words.
+  # The evaluation stops with the error of the module system.
   stop =
     case:
     forced case (evaluate [

@@ -1,4 +1,4 @@
-"""The evaluation cases of tests/nix/cases: what the modules give, and what they refuse in which words."""
+"""The evaluation cases of tests/nix/cases: values that the modules produce, and configurations that they reject."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def test_case(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert outcome["fault"] is None, outcome["fault"]
     if case["kind"] == "refuses" or outcome.get("site") is None:
         return
-    # The rendered file goes through `appliance check`, as in the NixOS build.
+    # `appliance check` validates the rendered file, as in the NixOS build.
     site = tmp_path / "appliance.json"
     site.write_text(outcome["site"])
     code = main(["check", str(site)])
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     if case["kind"] == "invalid":
         assert code == 2
-        assert case["text"] in said.err
+        assert case["text"] in output.err
     else:
-        assert code == 0, said.err
+        assert code == 0, output.err
 
 
-def test_project_holds() -> None:
-    """nix-check's own view: every file parses, every host evaluates, every assertion of ours holds."""
-    checker.ready()
-    done = checker.said([checker.CHECKER / "nix-check", "project", checker.ROOT])
+def test_the_project_is_valid() -> None:
+    """nix-check parses every file and evaluates every host with its assertions."""
+    checker.require_nix()
+    done = checker.run_process([checker.CHECKER / "nix-check", "project", checker.ROOT])
     assert done.returncode == 0, done.stdout
 
 
@@ -79,7 +79,7 @@ def test_every_option_has_description_and_example() -> None:
             assert "- example:" in rest, f"{title} has no example"
 
 
-def test_the_flake_offers_what_it_should() -> None:
+def test_the_flake_has_its_outputs() -> None:
     flake = checker.value("flake")
     assert flake["hosts"] == ["gpu", "installer", "vps"]
     assert {"default", "gpu", "vps"} <= set(flake["modules"])
@@ -91,21 +91,21 @@ def test_the_flake_offers_what_it_should() -> None:
     assert flake["devShells"] == flake["templates"] == ["default"]
 
 
-def test_the_lock_is_of_this_flake(tmp_path: Path) -> None:
-    """Nix itself finds flake.lock complete and in step with flake.nix, without asking the network."""
-    nix = checker.ready()
+def test_the_lock_matches_the_flake(tmp_path: Path) -> None:
+    """Nix finds flake.lock complete and in step with flake.nix, without the network."""
+    nix = checker.require_nix()
     for name in ("flake.nix", "flake.lock"):
         (tmp_path / name).write_text((checker.ROOT / name).read_text())
     argv = [nix, "--extra-experimental-features", "nix-command flakes", "flake", "metadata", "--offline"]
-    done = checker.said([*argv, "--no-update-lock-file", f"path:{tmp_path}"])
+    done = checker.run_process([*argv, "--no-update-lock-file", f"path:{tmp_path}"])
     assert done.returncode == 0, done.stderr
     (tmp_path / "flake.nix").write_text((tmp_path / "flake.nix").read_text().replace("nixos-26.05", "nixos-25.11"))
-    done = checker.said([*argv, "--no-update-lock-file", f"path:{tmp_path}"])
+    done = checker.run_process([*argv, "--no-update-lock-file", f"path:{tmp_path}"])
     assert done.returncode != 0
 
 
 def test_wheels_reach_fetch_pypi() -> None:
-    """The engine's derivation asks for exactly the locked files, by names that add up to the file's own."""
+    """The derivation of the engine fetches exactly the locked files, by the parts of their names."""
     engine = checker.value("engine-cuda")
     assert engine["version"] == "0.32.0"
     assert engine["inputs"] >= 1

@@ -1,4 +1,4 @@
-"""The installer's script, run on a made-up machine: fake /sys, /proc, lsblk and disko-install."""
+"""The script of the installer, on a simulated machine: stand-ins for /sys, /proc, lsblk and disko-install."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ esac
 
 @dataclass
 class InstallMachine:
-    """A made-up machine, and what was erased on it."""
+    """A simulated machine, and the log of its erased disks."""
 
     root: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -81,17 +81,17 @@ def machine(tmp_path: Path) -> InstallMachine:
     return made
 
 
-def test_the_serial_typed_installs(machine: InstallMachine) -> None:
+def test_the_typed_serial_number_installs(machine: InstallMachine) -> None:
     done = machine.install(typed=f"{SERIAL}\n")
     assert done.returncode == 0, done.stderr
-    assert "This would be erased" in done.stdout
+    assert "would be erased:" in done.stdout
     assert machine.erased.endswith(
         "/etc/appliance-installer/flake#gpu --disk main /dev/nvme0n1 --write-efi-boot-entries"
     )
 
 
 @pytest.mark.parametrize("typed", ["", "\n", "yes\n", "S7KGNJ0X12345\n"])
-def test_anything_else_erases_nothing(machine: InstallMachine, typed: str) -> None:
+def test_any_other_input_erases_nothing(machine: InstallMachine, typed: str) -> None:
     done = machine.install(typed=typed)
     assert done.returncode == 5
     assert "is not the serial number of /dev/nvme0n1; nothing was changed" in done.stderr
@@ -104,38 +104,40 @@ def test_check_erases_nothing(machine: InstallMachine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "text", "said"),
+    ("path", "text", "error"),
     [
         ("sys/bus/pci/devices/0000:01:00.0/device", "0x2684\n", "no Blackwell card on the PCI bus"),
         ("sys/bus/pci/devices/0000:01:00.0/vendor", "0x1002\n", "no Blackwell card on the PCI bus"),
-        ("proc/meminfo", "MemTotal:       16384000 kB\n", "15 GiB of RAM, 60 are needed"),
+        ("proc/meminfo", "MemTotal:       16384000 kB\n", "15 GiB of RAM, 60 are required"),
     ],
 )
-def test_wrong_hardware_stops_before_the_question(machine: InstallMachine, path: str, text: str, said: str) -> None:
+def test_unsupported_hardware_stops_before_the_prompt(
+    machine: InstallMachine, path: str, text: str, error: str
+) -> None:
     machine.write(path, text)
     done = machine.install(typed=f"{SERIAL}\n")
     assert done.returncode == 1
-    assert said in done.stderr
+    assert error in done.stderr
     assert machine.erased == ""
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "error"),
     [
-        ("FAKE_SIZE", str(10**11), "/dev/nvme0n1 has 93 GiB, 400 are needed"),
-        ("FAKE_MOUNT", "/iso", "is in use (mounted)"),
+        ("FAKE_SIZE", str(10**11), "/dev/nvme0n1 has 93 GiB, 400 are required"),
+        ("FAKE_MOUNT", "/iso", "/dev/nvme0n1 is mounted"),
         ("FAKE_SERIAL", "", "reports no serial number"),
     ],
 )
-def test_wrong_disk_stops(machine: InstallMachine, name: str, value: str, said: str) -> None:
+def test_an_unsuitable_disk_stops(machine: InstallMachine, name: str, value: str, error: str) -> None:
     machine.environment[name] = value
     done = machine.install(typed="\n")
     assert done.returncode == 1
-    assert said in done.stderr
+    assert error in done.stderr
     assert machine.erased == ""
 
 
-def test_no_uefi_stops(machine: InstallMachine) -> None:
+def test_a_start_without_uefi_stops(machine: InstallMachine) -> None:
     (machine.root / "sys/firmware/efi").rmdir()
     done = machine.install(typed=f"{SERIAL}\n")
     assert "not started by UEFI" in done.stderr
@@ -146,7 +148,7 @@ def test_a_finished_install_is_not_erased_again(machine: InstallMachine) -> None
     machine.environment["FAKE_LABEL"] = "appliance-root"
     done = machine.install(typed=f"{SERIAL}\n")
     assert done.returncode == 3
-    assert "already holds an appliance. Nothing was changed" in done.stderr
+    assert "already contains an appliance; nothing was changed" in done.stderr
     assert machine.erased == ""
     assert machine.install("--reinstall", typed="yes\n").returncode == 5
     assert machine.erased == ""
@@ -171,14 +173,14 @@ def sign(machine: InstallMachine, text: str, *, trusted: bool = True) -> Path:
     return answers
 
 
-def test_a_signed_answer_installs(machine: InstallMachine) -> None:
+def test_a_signed_answer_file_installs(machine: InstallMachine) -> None:
     answers = sign(machine, f"serial={SERIAL}\n")
     done = machine.install("--answers", str(answers))
     assert done.returncode == 0, done.stderr
     assert machine.erased
 
 
-def test_an_answer_of_a_stranger_does_not(machine: InstallMachine) -> None:
+def test_an_answer_file_with_an_unknown_key_is_rejected(machine: InstallMachine) -> None:
     answers = sign(machine, f"serial={SERIAL}\n", trusted=False)
     done = machine.install("--answers", str(answers))
     assert done.returncode == 4
@@ -186,14 +188,14 @@ def test_an_answer_of_a_stranger_does_not(machine: InstallMachine) -> None:
     assert machine.erased == ""
 
 
-def test_an_answer_changed_after_signing_does_not(machine: InstallMachine) -> None:
+def test_an_answer_file_changed_after_signing_is_rejected(machine: InstallMachine) -> None:
     answers = sign(machine, "serial=OTHER\n")
     answers.write_text(f"serial={SERIAL}\n")
     assert machine.install("--answers", str(answers)).returncode == 4
     assert machine.erased == ""
 
 
-def test_an_answer_for_another_disk_does_not(machine: InstallMachine) -> None:
+def test_an_answer_file_for_another_disk_is_rejected(machine: InstallMachine) -> None:
     answers = sign(machine, "serial=OTHER\n")
     assert machine.install("--answers", str(answers)).returncode == 5
     assert machine.erased == ""

@@ -1,4 +1,4 @@
-"""The rendered /etc/appliance/machine.json, as the doctor reads it, against the other things that are rendered."""
+"""The rendered /etc/appliance/machine.json, as the doctor reads it, against the other rendered values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.nix import checker
 
 
 def machine(host: str, folder: Path, *extra: str) -> Machine:
-    """The machine of ``hosts/HOST.nix``."""
+    """Return the machine of ``hosts/HOST.nix`` with the modules ``extra``."""
     values = checker.host(host, *extra)
     file = folder / "machine.json"
     file.write_text(values["environment.etc"]["appliance/machine.json"]["source"]["text"])
@@ -22,7 +22,7 @@ def machine(host: str, folder: Path, *extra: str) -> Machine:
 
 
 @pytest.mark.parametrize("host", ["gpu", "vps"])
-def test_the_tunnel_is_the_one_that_is_made(host: str, tmp_path: Path) -> None:
+def test_the_tunnel_is_the_configured_one(host: str, tmp_path: Path) -> None:
     tunnel = machine(host, tmp_path).tunnel
     made = checker.host(host)["networking.wireguard.interfaces"]
     assert tunnel is not None
@@ -44,7 +44,7 @@ def test_every_unit_of_the_description_is_rendered(extra: tuple[str, ...], tmp_p
     }
 
 
-def test_the_edge_is_the_one_that_nginx_serves(tmp_path: Path) -> None:
+def test_the_edge_is_the_configured_one(tmp_path: Path) -> None:
     edge = machine("vps", tmp_path).edge
     assert edge is not None
     values = checker.host("vps")
@@ -71,21 +71,21 @@ def test_the_pins_are_the_tested_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["gpu", "vps"])
 def test_the_build_check_of_the_description(host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What system.checks runs: the doctor reads it and says which checks it will make."""
+    """The command of system.checks: the doctor reads the description and lists its checks."""
     described = machine(host, tmp_path)
     values = checker.host(host)["environment.etc"]
-    words = ["doctor", "--list", "--machine", str(tmp_path / "machine.json")]
+    argv = ["doctor", "--list", "--machine", str(tmp_path / "machine.json")]
     if host == "gpu":
         site = tmp_path / "appliance.json"
         site.write_text(values["appliance/appliance.json"]["source"]["text"])
-        words += ["--config", str(site)]
-    assert main(words) == 0
+        argv += ["--config", str(site)]
+    assert main(argv) == 0
     listed = capsys.readouterr().out
     assert bool(re.search("^certificate +not here", listed, re.MULTILINE)) is (host == "gpu")
     assert bool(re.search("^driver +not here", listed, re.MULTILINE)) is (host == "vps")
     assert described.host == host
-    broken = json.loads((tmp_path / "machine.json").read_text())
-    broken["tunnel"]["mtu"] = "wide"
-    (tmp_path / "machine.json").write_text(json.dumps(broken))
-    assert main(words) == 2
+    invalid = json.loads((tmp_path / "machine.json").read_text())
+    invalid["tunnel"]["mtu"] = "wide"
+    (tmp_path / "machine.json").write_text(json.dumps(invalid))
+    assert main(argv) == 2
     assert "tunnel.mtu" in capsys.readouterr().err

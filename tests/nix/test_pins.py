@@ -1,4 +1,4 @@
-"""The wheel set's own tools, on small wheels made here; `make verify-wheels` runs them on the real ones."""
+"""The tools of the wheel set, on small generated wheels; `make verify-wheels` runs them on the real ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tools.wheels.sources import Wheel, from_report, parse_json, parse_lock, ren
 
 
 def shared_library(*needed: str, machine: int = elf.X86_64) -> bytes:
-    """The smallest ELF that asks for ``needed``."""
+    """Return the smallest ELF file that requires the libraries ``needed``."""
     strings = b"\0" + b"".join(name.encode() + b"\0" for name in needed)
     offsets = [1 + sum(len(n) + 1 for n in needed[:i]) for i in range(len(needed))]
     start = 64 + 2 * 56
@@ -47,7 +47,7 @@ def wheel(folder: Path, name: str, requires: tuple[str, ...] = (), files: dict[s
     return Wheel(name, "1.0", file.name, hashlib.sha256(file.read_bytes()).hexdigest())
 
 
-def test_the_lock_and_the_list_are_one_set() -> None:
+def test_the_lock_and_the_list_have_the_same_wheels() -> None:
     wheels = parse_json(WHEELS.read_text())
     assert len(wheels) > 100
     assert faults(wheels, LOCK.read_text()) == []
@@ -55,12 +55,12 @@ def test_the_lock_and_the_list_are_one_set() -> None:
     assert render_lock(wheels) == LOCK.read_text()
 
 
-def test_no_address_in_the_locks() -> None:
+def test_the_locks_contain_no_address() -> None:
     for file in (LOCK, WHEELS, checker.ROOT / "requirements/engine-cuda.in"):
         assert "://" not in file.read_text(), file
 
 
-def test_a_changed_hash_is_noticed() -> None:
+def test_a_changed_hash_is_reported() -> None:
     wheels = parse_json(WHEELS.read_text())
     text = LOCK.read_text().replace(wheels[3].sha256, "0" * 64)
     assert faults(wheels, text) == [
@@ -69,13 +69,13 @@ def test_a_changed_hash_is_noticed() -> None:
     assert "is in engine-cuda.lock only" in faults(wheels[1:], LOCK.read_text())[0]
 
 
-def test_a_wheel_for_a_newer_glibc_is_noticed() -> None:
+def test_a_wheel_for_a_newer_glibc_is_reported() -> None:
     assert too_new(Wheel("a", "1", "a-1-cp313-cp313-manylinux_2_34_x86_64.whl", ""))
     assert not too_new(Wheel("a", "1", "a-1-cp313-cp313-manylinux_2_27_x86_64.manylinux_2_34_x86_64.whl", ""))
     assert not too_new(Wheel("llguidance", "1", "llguidance-1-cp39-abi3-manylinux_2_31_x86_64.whl", ""))
 
 
-def test_a_report_becomes_a_set() -> None:
+def test_a_report_of_pip_becomes_a_wheel_set() -> None:
     item = {
         "download_info": {
             "url": "x/torch-2.13.0%2Bcu130-cp313-cp313-linux_x86_64.whl",
@@ -88,7 +88,7 @@ def test_a_report_becomes_a_set() -> None:
     assert parse_lock(render_lock([found]))["torch"] == ("2.13.0+cu130", "a" * 64)
 
 
-def test_elf_needed(tmp_path: Path) -> None:
+def test_the_libraries_of_an_elf_file_are_read(tmp_path: Path) -> None:
     found = elf.parse(shared_library("libc.so.6", "libcuda.so.1"))
     assert found == elf.Elf(elf.X86_64, ("libc.so.6", "libcuda.so.1"))
     assert elf.parse(b"#!/bin/sh\n") is None
@@ -98,7 +98,7 @@ def test_elf_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("requires", "said"),
+    ("requires", "message"),
     [
         (("b>=1",), None),
         (("b>=2",), "needs b>=2, the set has 1.0"),
@@ -109,14 +109,14 @@ def test_elf_needed(tmp_path: Path) -> None:
         (("b[x]",), "b 1.0 needs d; extra == 'x', which is not in the set"),
     ],
 )
-def test_unmet(tmp_path: Path, requires: tuple[str, ...], said: str | None) -> None:
+def test_a_missing_requirement_is_reported(tmp_path: Path, requires: tuple[str, ...], message: str | None) -> None:
     wheels = [wheel(tmp_path, "a", requires), wheel(tmp_path, "b", ("d; extra == 'x'",))]
     _, found = contents.unmet(wheels, tmp_path)
-    assert (said is None) == (found == [])
-    assert said is None or said in found[0]
+    assert (message is None) == (found == [])
+    assert message is None or message in found[0]
 
 
-def test_needed_is_resolved_or_named(tmp_path: Path) -> None:
+def test_each_library_is_resolved_or_reported(tmp_path: Path) -> None:
     made = wheel(
         tmp_path,
         "a",
@@ -131,13 +131,13 @@ def test_needed_is_resolved_or_named(tmp_path: Path) -> None:
     assert resolved.wrong == ["liby.so is listed in engine-libraries.json, but nothing needs it"]
 
 
-def test_a_file_that_was_tampered_with(tmp_path: Path) -> None:
+def test_a_changed_wheel_is_reported(tmp_path: Path) -> None:
     made = wheel(tmp_path, "a")
     (tmp_path / made.file).write_bytes(b"other")
     assert f"{made.file} has another SHA-256 than the lock" in verify_wheels.hashes([made], tmp_path).wrong
 
 
-def test_a_driver_too_old_for_the_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_too_old_for_the_wheels_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheels = parse_json(WHEELS.read_text())
     assert verify_wheels.driver(wheels).wrong == []
     old = tmp_path / "pins.nix"
@@ -146,7 +146,7 @@ def test_a_driver_too_old_for_the_wheels(tmp_path: Path, monkeypatch: pytest.Mon
     assert "needs driver 580 or newer; modules/pins.nix pins 575.57.08" in verify_wheels.driver(wheels).wrong[0]
 
 
-def test_the_committed_report_is_of_this_set() -> None:
+def test_the_committed_report_is_about_this_set() -> None:
     text = (checker.ROOT / "docs/wheels.md").read_text()
     wheels = parse_json(WHEELS.read_text())
     assert "| NO |" not in text

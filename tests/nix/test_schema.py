@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from appliance.catalog.catalog import cards, find_card
+from appliance.catalog.cards import cards, find_card
 from appliance.contract.model import Site
 from appliance.errors import UsageError
 from tests.nix import checker

@@ -1,4 +1,4 @@
-"""The translator knows what it knows: any option that it does not know stops it."""
+"""The translator: an unsupported option stops it, a supported one reaches the files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.nix import checker, translate
 
 
 def changed(host: str, option: str, *path: str | int, value: object) -> dict[str, Any]:
-    """The host's values with one of them changed, deep inside."""
+    """Return the values of ``host`` with the one at ``option`` and ``path`` replaced by ``value``."""
     values = dict(checker.host(host))
     target: Any = copy.deepcopy(values.get(option))
     values[option] = target
@@ -29,16 +29,16 @@ def everything(values: dict[str, Any]) -> None:
     translate.nftables(values)
     translate.tunnel(values)
     if values.get("services.nginx.enable"):
-        translate.nginx(values, translate.Places())
+        translate.nginx(values, translate.NginxPaths())
 
 
 @pytest.mark.parametrize("host", ["gpu", "vps"])
-def test_the_hosts_are_known(host: str) -> None:
+def test_the_options_of_the_hosts_are_supported(host: str) -> None:
     everything(checker.host(host))
 
 
 DOMAIN = "llm.example.org"
-UNKNOWN: list[tuple[str, str, tuple[str | int, ...], object]] = [
+UNSUPPORTED: list[tuple[str, str, tuple[str | int, ...], object]] = [
     ("gpu", "networking.nat.enable", (), True),
     ("gpu", "services.prometheus.exporters.node.enable", (), True),
     ("gpu", "networking.firewall.enable", (), True),
@@ -58,14 +58,14 @@ UNKNOWN: list[tuple[str, str, tuple[str | int, ...], object]] = [
 ]
 
 
-@pytest.mark.parametrize(("host", "option", "path", "value"), UNKNOWN)
-def test_an_unknown_option_stops_it(host: str, option: str, path: tuple[str | int, ...], value: object) -> None:
+@pytest.mark.parametrize(("host", "option", "path", "value"), UNSUPPORTED)
+def test_an_unsupported_option_stops_it(host: str, option: str, path: tuple[str | int, ...], value: object) -> None:
     with pytest.raises(translate.UntranslatedError, match=option.replace(".", r"\.")):
         everything(changed(host, option, *path, value=value))
 
 
 def test_settings_reach_the_files() -> None:
-    """What is changed inside the known is not lost either."""
+    """A changed value of a supported option appears in its file."""
     tables = changed("gpu", "networking.nftables.tables", "appliance", "content", value="chain only { }")
     assert "chain only { }" in translate.nftables(tables)
     interface = changed("gpu", "networking.wireguard.interfaces", "wg0", "peers", 0, "presharedKeyFile", value="/k")
@@ -73,6 +73,6 @@ def test_settings_reach_the_files() -> None:
     listening = changed("gpu", "networking.wireguard.interfaces", "wg0", "listenPort", value=7)
     assert translate.tunnel(listening).interface == ["listen-port", "7"]
     sized = changed("vps", "services.nginx.clientMaxBodySize", value="7m")
-    assert "client_max_body_size 7m;" in translate.nginx(sized, translate.Places())
+    assert "client_max_body_size 7m;" in translate.nginx(sized, translate.NginxPaths())
     kernel = {"net.core.somaxconn": 5, "net.core.rmem_max": None, "vm.swappiness": 1}
     assert translate.sysctls({"boot.kernel.sysctl": kernel}) == {"net.core.somaxconn": "5"}

@@ -1,8 +1,8 @@
-"""Turns evaluated option values into the files that NixOS would write for nft, WireGuard and nginx.
+"""Translation of evaluated option values to the files that NixOS would write for nft, WireGuard and nginx.
 
-It knows what it knows: an option that could change what a machine says on its network, and whose meaning is not
-written down here, stops it. So no test can pass because a setting was silently left out. The order and the fixed
-lines are those of nixpkgs' own modules (nixos/modules/services/networking/{nftables,wireguard}.nix and
+An option that could change the network traffic of a machine, and that is not supported here, stops the
+translation. So no test can pass because a setting was silently omitted. The order and the fixed lines are those of
+the modules of nixpkgs (nixos/modules/services/networking/{nftables,wireguard}.nix and
 nixos/modules/services/web-servers/nginx).
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NETWORK = ("networking.", "services.", "security.acme.", "systemd.network", "systemd.sockets", "virtualisation.")
-"""Options under these may change what a machine says or hears."""
+"""Options under these may change the network traffic of a machine."""
 
 TRANSLATED = frozenset(
     {
@@ -43,24 +43,22 @@ SILENT = frozenset(
         "networking.hostName",
         "services.journald.extraConfig",
         "services.nginx.package",  # the nginx of the machine that tests
-        "services.openssh.settings",  # what sshd asks of those who reach it
+        "services.openssh.settings",  # requirements of sshd for a login
         "services.xserver.videoDrivers",  # selects the driver; no X server is enabled
     }
 )
-"""Known to say nothing on the network."""
+"""Options without an effect on the network."""
 
 
 class UntranslatedError(Exception):
-    """An option whose meaning is not known here."""
+    """An option that this module does not support."""
 
     def __init__(self, option: str, value: object) -> None:
-        super().__init__(
-            f"{option} = {value!r} is not known to tests/nix/translate.py: write down there what it does"
-        )
+        super().__init__(f"{option} = {value!r} is not supported by tests/nix/translate.py: add its meaning there")
 
 
 def check(values: Mapping[str, Any]) -> None:
-    """Raise :class:`UntranslatedError` at the first option that may matter and is not known."""
+    """Raise :class:`UntranslatedError` for the first option that may affect the network and is not supported."""
     for option, value in values.items():
         if option.startswith(NETWORK) and option not in TRANSLATED | SILENT:
             raise UntranslatedError(option, value)
@@ -68,31 +66,31 @@ def check(values: Mapping[str, Any]) -> None:
         raise UntranslatedError("networking.firewall.enable", True)
 
 
-def _known(
-    where: str, got: Mapping[str, Any], meant: Iterable[str], idle: Mapping[str, tuple[object, ...]]
+def _check_keys(
+    path: str, given: Mapping[str, Any], supported: Iterable[str], idle: Mapping[str, tuple[object, ...]]
 ) -> None:
-    """Every key of ``got`` is in ``meant``, or in ``idle`` with a value under which it says nothing."""
-    for key, value in got.items():
+    """Raise an error unless each key is in ``supported``, or in ``idle`` with a value that has no effect."""
+    for key, value in given.items():
         unset = isinstance(value, str) and value.startswith("<default:")
-        if key in meant or unset:
+        if key in supported or unset:
             continue
         if key not in idle or value not in idle[key]:
-            raise UntranslatedError(f"{where}.{key}", value)
+            raise UntranslatedError(f"{path}.{key}", value)
 
 
 def sysctls(values: Mapping[str, Any]) -> dict[str, str]:
-    """The kernel's network settings."""
+    """Return the network settings of the kernel."""
     given = values.get("boot.kernel.sysctl", {})
     return {name: str(value) for name, value in given.items() if name.startswith("net.") and value is not None}
 
 
 def nftables(values: Mapping[str, Any]) -> str:
-    """The file that nftables.service loads, at once or not at all."""
+    """Return the file that nftables.service loads atomically."""
     if not values.get("networking.nftables.enable", False):
         raise UntranslatedError("networking.nftables.enable", False)
     text = ""
     for name, table in values["networking.nftables.tables"].items():
-        _known(f"networking.nftables.tables.{name}", table, {"content", "family", "name"}, {"enable": (True,)})
+        _check_keys(f"networking.nftables.tables.{name}", table, {"content", "family", "name"}, {"enable": (True,)})
         head = f"table {table['family']} {table['name']}"
         text += f"{head}\ndelete {head}\n{head} {{\n{table['content']}\n}}\n"
     return text
@@ -100,7 +98,7 @@ def nftables(values: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class TranslatedTunnel:
-    """A WireGuard interface, as its units set it up."""
+    """A WireGuard interface with the settings of its units."""
 
     name: str
     addresses: list[str]
@@ -108,29 +106,37 @@ class TranslatedTunnel:
     private_key_file: str
     generates_key: bool
     interface: list[str]
-    """Arguments of ``wg set NAME``, besides the private key's."""
+    """Arguments of ``wg set NAME``, without those of the private key."""
     peers: list[list[str]]
     """Arguments of ``wg set NAME`` for each peer."""
     routes: list[str] = field(default_factory=list)
 
 
 def tunnel(values: Mapping[str, Any], name: str = "wg0") -> TranslatedTunnel:
-    """The interface ``name``."""
+    """Return the interface ``name``."""
     interfaces = values["networking.wireguard.interfaces"]
-    where = "networking.wireguard.interfaces"
-    _known(where, interfaces, {name}, {})
+    path = "networking.wireguard.interfaces"
+    _check_keys(path, interfaces, {name}, {})
     interface = interfaces[name]
-    meant = {"ips", "listenPort", "mtu", "privateKeyFile", "generatePrivateKeyFile", "peers", "allowedIPsAsRoutes"}
+    supported = {
+        "ips",
+        "listenPort",
+        "mtu",
+        "privateKeyFile",
+        "generatePrivateKeyFile",
+        "peers",
+        "allowedIPsAsRoutes",
+    }
     hooks = dict.fromkeys(("preSetup", "postSetup", "preShutdown", "postShutdown"), ("",))
     absent = ("fwMark", "interfaceNamespace", "socketNamespace", "metric", "privateKey", "type", "extraOptions")
     idle = {"dynamicEndpointRefreshSeconds": (0,), "table": ("main",), **hooks, **dict.fromkeys(absent, (None,))}
-    _known(f"{where}.{name}", interface, meant, idle)
+    _check_keys(f"{path}.{name}", interface, supported, idle)
     peers: list[list[str]] = []
     routes: list[str] = []
     for peer in interface["peers"]:
-        asleep = ("presharedKey", "dynamicEndpointRefreshRestartSeconds")
-        told = {"name", "publicKey", "presharedKeyFile", "endpoint", "persistentKeepalive", "allowedIPs"}
-        _known(f"{where}.{name}.peers", peer, told, dict.fromkeys(asleep, (None,)))
+        absent_keys = ("presharedKey", "dynamicEndpointRefreshRestartSeconds")
+        peer_keys = {"name", "publicKey", "presharedKeyFile", "endpoint", "persistentKeepalive", "allowedIPs"}
+        _check_keys(f"{path}.{name}.peers", peer, peer_keys, dict.fromkeys(absent_keys, (None,)))
         argv = ["peer", peer["publicKey"]]
         for option, key in (
             ("preshared-key", "presharedKeyFile"),
@@ -148,8 +154,8 @@ def tunnel(values: Mapping[str, Any], name: str = "wg0") -> TranslatedTunnel:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where nginx finds and leaves things, and where it listens."""
+class NginxPaths:
+    """Folders and listening addresses of nginx."""
 
     certificates: str = "/var/lib/acme"
     runtime: str = "/run/nginx"
@@ -162,11 +168,11 @@ MOZILLA = (
     "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:"
     "DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384:DHE-RSA-CHACHA20-POLY1305"
 )
-"""NixOS's default of services.nginx.sslCiphers: Mozilla's intermediate list."""
+"""Default of services.nginx.sslCiphers in NixOS: the intermediate list of Mozilla."""
 
 
-def nginx(values: Mapping[str, Any], places: Places) -> str:
-    """nginx.conf, in the order in which NixOS writes it."""
+def nginx(values: Mapping[str, Any], places: NginxPaths) -> str:
+    """Return nginx.conf in the order in which NixOS writes it."""
     runtime = places.runtime
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     http = [
@@ -192,8 +198,8 @@ def nginx(values: Mapping[str, Any], places: Places) -> str:
 
 
 def _upstream(name: str, upstream: Mapping[str, Any]) -> str:
-    where = f"services.nginx.upstreams.{name}"
-    _known(where, upstream, {"servers", "extraConfig"}, {})
+    path = f"services.nginx.upstreams.{name}"
+    _check_keys(path, upstream, {"servers", "extraConfig"}, {})
     lines = []
     for address, server in upstream["servers"].items():
         words = ["backup"] if server.get("backup") else []
@@ -202,10 +208,10 @@ def _upstream(name: str, upstream: Mapping[str, Any]) -> str:
     return "\n".join([f"upstream {name} {{", *lines, upstream["extraConfig"], "}"])
 
 
-def _servers(name: str, virtual: Mapping[str, Any], places: Places) -> list[str]:
-    """The server blocks of one virtual host: the one of plain HTTP that redirects, and its own."""
-    where = f"services.nginx.virtualHosts.{name}"
-    meant = {"default", "rejectSSL", "forceSSL", "enableACME", "acmeRoot", "http2", "locations", "extraConfig"}
+def _servers(name: str, virtual: Mapping[str, Any], places: NginxPaths) -> list[str]:
+    """Return the server blocks of a virtual host: the redirect from plain HTTP, and its own."""
+    path = f"services.nginx.virtualHosts.{name}"
+    supported = {"default", "rejectSSL", "forceSSL", "enableACME", "acmeRoot", "http2", "locations", "extraConfig"}
     off = ("addSSL", "onlySSL", "quic", "kTLS", "reuseport")
     none = ("acmeFallbackHost", "basicAuthFile", "globalRedirect", "root", "serverName", "useACMEHost")
     idle: dict[str, tuple[object, ...]] = {
@@ -213,7 +219,7 @@ def _servers(name: str, virtual: Mapping[str, Any], places: Places) -> list[str]
         "listenAddresses": ([],), "redirectCode": (301,), "serverAliases": ([],), "sslTrustedCertificate": (None,),
         "http3": (True, False), "http3_hq": (False,),  # of QUIC, which is off
     }  # fmt: skip
-    _known(where, virtual, meant, idle)
+    _check_keys(path, virtual, supported, idle)
     has_ssl = virtual["forceSSL"]
     default = " default_server" if virtual["default"] else ""
     http2 = " http2" if virtual["http2"] and has_ssl else ""
@@ -234,16 +240,16 @@ def _servers(name: str, virtual: Mapping[str, Any], places: Places) -> list[str]
     if virtual["rejectSSL"]:
         own.append("ssl_reject_handshake on;")
     by_priority = sorted(virtual["locations"].items(), key=lambda item: item[1]["priority"])
-    own += [_location(f"{where}.locations.{path}", path, location) for path, location in by_priority]
+    own += [_location(f"{path}.locations.{key}", key, location) for key, location in by_priority]
     return [*blocks, _block("server", [*own, virtual["extraConfig"]])]
 
 
-def _location(where: str, path: str, location: Mapping[str, Any]) -> str:
+def _location(option: str, path: str, location: Mapping[str, Any]) -> str:
     none = ("alias", "basicAuthFile", "index", "root", "tryFiles")
     idle: dict[str, tuple[object, ...]] = {
         **dict.fromkeys(none, (None,)), "basicAuth": ({},), "fastcgiParams": ({},), "proxyWebsockets": (False,)
     }  # fmt: skip
-    _known(where, location, {"proxyPass", "return", "extraConfig", "priority"}, idle)
+    _check_keys(option, location, {"proxyPass", "return", "extraConfig", "priority"}, idle)
     inner = [f"proxy_pass {location['proxyPass']};"] if location["proxyPass"] else []
     inner += [f"return {location['return']};"] if location["return"] else []
     return _block(f"location {path}", [*inner, location["extraConfig"]])
@@ -255,7 +261,7 @@ def _block(head: str, lines: list[str]) -> str:
 
 @dataclass(frozen=True)
 class TranslatedUnit:
-    """What systemd would know about one service of ours: its neighbours and its command."""
+    """A service of ours: its order, its requirements and its command."""
 
     name: str
     after: frozenset[str]
@@ -265,10 +271,10 @@ class TranslatedUnit:
 
 
 def units(values: Mapping[str, Any]) -> dict[str, TranslatedUnit]:
-    """The services that make up the network, with NixOS's own among them."""
+    """Return the services that affect the network, including those of NixOS."""
     services = values.get("systemd.services", {})
     found = {name: _unit(name, {}) for name in ("nftables", "wireguard-wg0")}
-    # nixpkgs' own orderings: nftables before network-pre.target, the interface after it.
+    # Orderings of nixpkgs: nftables before network-pre.target, the interface after it.
     ordered = {"wireguard-wg0": {"nftables"}}
     if values.get("services.nginx.enable", False):
         found["nginx"] = _unit("nginx", {})

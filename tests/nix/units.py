@@ -1,4 +1,4 @@
-"""Writes a service of the evaluated configuration as the unit file that NixOS would write."""
+"""Unit files of the evaluated configuration, as NixOS would write them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ LISTS = {
 
 
 def render(service: dict[str, Any], *, programs: bool = False) -> str:
-    """The text of a service's unit file.
+    """Return the unit file of ``service``.
 
-    Its programs are not on this machine: each becomes /bin/true, arguments kept, unless ``programs`` says that
-    whoever runs the unit has put them where it names them.
+    Its programs are not on this machine: /bin/true replaces each of them, with the same arguments. ``programs``
+    keeps them, for a machine that has them at their paths.
     """
     unit = _head(service)
     body = ["[Service]", *(f'Environment="{k}={v}"' for k, v in (service.get("environment") or {}).items())]
@@ -25,7 +25,7 @@ def render(service: dict[str, Any], *, programs: bool = False) -> str:
 
 
 def render_other(kind: str, unit: dict[str, Any]) -> str:
-    """The text of a ``timer`` or ``path`` unit file."""
+    """Return the unit file of a ``timer`` or ``path`` unit."""
     return "\n".join([*_head(unit), "", f"[{kind.title()}]", *_lines(unit[f"{kind}Config"]), ""])
 
 
@@ -48,6 +48,6 @@ def _lines(section: dict[str, Any]) -> list[str]:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        # A file that Nix would write: the unit names its place.
+        # A file that Nix would write: the unit has its path.
         return str(value["path"])
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from appliance.catalog.cards import find_card
 from appliance.catalog.processors import find_cpu
+from appliance.planner.demand import Demand
 from appliance.planner.hardware import HardwareSpec, parse_cards
 from appliance.planner.layout import Layout
 from appliance.planner.models import ModelDemand, parse_model
@@ -13,11 +15,20 @@ from appliance.planner.workload import Workload
 
 PRO = "RTX PRO 6000 Blackwell Workstation"
 SERVER = "RTX PRO 6000 Blackwell Server"
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
+
+MakeModel = Callable[..., ModelDemand]
+MakeMachine = Callable[..., HardwareSpec]
+
+
+def demand_for(*models: ModelDemand, users: int = 100, chats: int = 200) -> Demand:
+    """Return the demand of ``users`` users with ``chats`` chats, a message a minute each, on ``models``."""
+    return Demand(users=users, chats=chats, think_s=60.0, models=models)
 
 
 @pytest.fixture
 def workload() -> Callable[..., Workload]:
-    """A point on one RTX PRO 6000, whatever is not said taken from Qwen3-30B-A3B in bf16."""
+    """Build a workload on one RTX PRO 6000, by default of Qwen3-30B-A3B in bf16."""
 
     def build(model: str = "Qwen/Qwen3-30B-A3B", card: str = PRO, **changes: object) -> Workload:
         shape, dtype = parse_model(model)

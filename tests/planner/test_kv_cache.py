@@ -1,5 +1,4 @@
-"""KV tokens are those that real vLLM on the CPU reported (benchmarks/planner/kv_on_cpu.py wrote them
-down)."""
+"""KV tokens against the reports of vLLM on the CPU (recorded by benchmarks/planner/kv_on_cpu.py)."""
 
 from __future__ import annotations
 
@@ -20,13 +19,13 @@ REPORTED: list[dict[str, Any]] = json.loads(FILE.read_text("utf-8"))["results"]
 
 
 @pytest.mark.parametrize("report", REPORTED, ids=[report["name"] for report in REPORTED])
-def test_tokens_are_what_vllm_reports(report: dict[str, Any]) -> None:
+def test_tokens_equal_the_report_of_vllm(report: dict[str, Any]) -> None:
     shape = hf_config.parse(report["name"], report["config"])
     layout = kv_cache.layout(shape, block=kv_cache.CPU_BLOCK, batched_tokens=report["batched_tokens"])
     assert layout.tokens(report["kv_gib"] * 2**30, report["context"]) == report["tokens"]
 
 
-def test_at_least_six_shapes_were_measured() -> None:
+def test_at_least_six_shapes_are_recorded() -> None:
     assert len(REPORTED) >= 6
     assert not any("error" in report for report in REPORTED)
 
@@ -35,14 +34,14 @@ models = st.sampled_from(sorted(shipped_models()))
 
 
 @given(models, st.integers(0, 90), st.integers(1, 40), st.integers(1024, 32768))
-def test_more_memory_never_holds_less(name: str, gib: int, more: int, context: int) -> None:
+def test_more_memory_never_holds_fewer_tokens(name: str, gib: int, more: int, context: int) -> None:
     layout = kv_cache.layout(shipped_models()[name])
     assert layout.tokens(gib * 2**30, context) <= layout.tokens((gib + more) * 2**30, context)
     assert layout.sequences(gib * 2**30, context) >= layout.sequences(gib * 2**30, context * 2)
 
 
 @given(models, st.sampled_from([1, 2, 4]))
-def test_shards_and_smaller_numbers_hold_at_least_as_much(name: str, tp: int) -> None:
+def test_shards_and_smaller_numbers_hold_at_least_as_many_sequences(name: str, tp: int) -> None:
     shape = shipped_models()[name]
     alone = kv_cache.layout(shape).sequences(20 * 2**30, 8192)
     assert kv_cache.layout(shape, tp=tp).sequences(20 * 2**30, 8192) >= alone

@@ -1,4 +1,4 @@
-"""The simulation keeps to queueing theory where theory has an answer, and to its seed."""
+"""The simulation against results of queueing theory, and its determinism."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_the_same_seed_gives_the_same_outcome() -> None:
     assert simulate(engine(), load, 5000, seed=7) != simulate(engine(), load, 5000, seed=8)
 
 
-def test_one_slot_waits_as_m_m_1_does() -> None:
-    # One server, answers of 100 tokens at 10 ms: 1 s of service; at half load the mean wait is 1 s.
+def test_one_slot_has_the_waiting_times_of_m_m_1() -> None:
+    # One server, responses of 100 tokens at 10 ms: 1 s of service; at half load the mean wait is 1 s.
     one = SimulatedEngine(replicas=1, slots=1, tpot_s=(0.01, 0.01), prefill_s_per_token=0.0, first_s=0.0)
     load = OfferedLoad(chats=0, users=0, pattern="poisson", rate=0.5, prompt=2, response=100)
     outcome = simulate(one, load, 200_000)
@@ -35,14 +35,14 @@ def test_one_slot_waits_as_m_m_1_does() -> None:
 
 
 def test_littles_law_holds_for_a_closed_population() -> None:
-    # 200 chats think 60 s and are served in about 400 x 15 ms: the cycle fixes the rate.
+    # 200 chats think 60 s and are served in about 400 x 15 ms: the cycle determines the rate.
     outcome = simulate(engine(), OfferedLoad(), 20_000)
     cycle = 200 / (outcome.requests / outcome.seconds)
     assert cycle == pytest.approx(60 + outcome.ttft[0] + 400 * outcome.tpot[0], rel=0.03)
 
 
 def test_sharing_one_processor_follows_the_machine_repair_formula() -> None:
-    # n running requests each go n times slower: 1 s of service shared by 8 chats that think 5 s.
+    # Each of n running requests is n times slower: 1 s of service shared by 8 chats that think 5 s.
     chats, think, service = 8, 5.0, 1.0
     table = tuple(0.01 * max(1, running) for running in range(chats + 1))
     shared = SimulatedEngine(replicas=1, slots=chats, tpot_s=table, prefill_s_per_token=0.0, first_s=0.0)
@@ -54,7 +54,7 @@ def test_sharing_one_processor_follows_the_machine_repair_formula() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(20, 400), st.integers(1, 4))
-def test_more_chats_are_never_better_off(chats: int, seed: int) -> None:
+def test_more_chats_never_wait_less(chats: int, seed: int) -> None:
     small = engine(slots=16, replicas=1)
     few = simulate(small, OfferedLoad(chats=chats), 4000, seed=seed)
     many = simulate(small, OfferedLoad(chats=chats * 3), 4000, seed=seed)
@@ -63,21 +63,21 @@ def test_more_chats_are_never_better_off(chats: int, seed: int) -> None:
     assert few.users_inside <= 100
 
 
-def test_batches_are_harder_than_a_stream_of_the_same_rate() -> None:
+def test_batches_wait_longer_than_a_stream_of_the_same_rate() -> None:
     stream = simulate(engine(), OfferedLoad(pattern="poisson", rate=2.0), 20_000)
     for pattern in ("bursts", "n8n"):
         batches = simulate(engine(), OfferedLoad(pattern=pattern, rate=2.0, batch=40), 20_000)
         assert batches.ttft[2] > stream.ttft[2]
 
 
-def test_where_it_breaks_lies_between_holding_and_not() -> None:
+def test_the_breaking_point_separates_loads_within_the_slo_from_others() -> None:
     small = engine(slots=16, replicas=1)
-    breaks = breaking_point(small, OfferedLoad())
-    assert simulate(small, OfferedLoad(chats=int(breaks * 0.8)), 6000).requests_inside >= 0.95
-    assert simulate(small, OfferedLoad(chats=int(breaks * 1.3)), 6000).requests_inside < 0.95
+    chats = breaking_point(small, OfferedLoad())
+    assert simulate(small, OfferedLoad(chats=int(chats * 0.8)), 6000).requests_inside >= 0.95
+    assert simulate(small, OfferedLoad(chats=int(chats * 1.3)), 6000).requests_inside < 0.95
 
 
-def test_an_overrun_engine_lets_nobody_inside() -> None:
+def test_an_overloaded_engine_has_no_chat_within_the_slo() -> None:
     outcome = simulate(engine(slots=2, replicas=1), OfferedLoad(chats=400), 5000)
     assert outcome.chats_inside == 0
     assert outcome.users_inside == 0
@@ -92,20 +92,20 @@ def test_a_million_requests_take_under_a_minute() -> None:
 
 
 @pytest.mark.parametrize("requests", [0, -1, 10**9])
-def test_absurd_numbers_of_requests(requests: int) -> None:
+def test_a_number_of_requests_out_of_range_is_rejected(requests: int) -> None:
     with pytest.raises(UsageError, match="nearest valid"):
         simulate(engine(), OfferedLoad(), requests)
 
 
-def test_nobody_asks() -> None:
-    with pytest.raises(UsageError, match="nobody asks"):
+def test_a_load_without_requests_is_rejected() -> None:
+    with pytest.raises(UsageError, match="no load given"):
         simulate(engine(), OfferedLoad(chats=0), 10)
 
 
-def test_a_million_chats_are_a_matter_of_seconds() -> None:
-    """Events are counted, not seconds: a trial ends once it is lost, and the queue once it is full."""
+def test_a_million_chats_take_few_events() -> None:
+    """Count events instead of seconds: a trial ends once it has failed, arrivals once the queue is full."""
     crowd = OfferedLoad(chats=1_000_000, pattern="n8n", rate=3000.0)
-    run = Simulation(engine(), crowd, 5000, 1, 2.0, 0.1)
+    run = Simulation(engine(), crowd, 5000)
     steps = 0
     while run.events and run.done < 5000:
         run.step()
@@ -113,16 +113,16 @@ def test_a_million_chats_are_a_matter_of_seconds() -> None:
     assert run.done == 5000
     assert steps < 40_000
     assert run.outcome().longest_queue >= 5000
-    lost = Simulation(engine(), crowd, 120_000, 1, 2.0, 0.1)
+    failed = Simulation(engine(), crowd, 120_000)
     steps = 0
-    while not lost.will_miss(6000):
-        lost.step()
+    while not failed.will_miss(6000):
+        failed.step()
         steps += 1
     assert steps < 60_000
 
 
-def test_a_trial_is_not_lost_while_the_slo_holds() -> None:
-    run = Simulation(engine(), OfferedLoad(chats=4), 2000, 1, 60.0, 10.0)
+def test_a_trial_within_the_slo_does_not_fail() -> None:
+    run = Simulation(engine(), OfferedLoad(chats=4), 2000, ttft_slo_s=60.0, tpot_slo_s=10.0)
     while run.events and run.done < 2000:
         run.step()
         assert not run.will_miss(100)

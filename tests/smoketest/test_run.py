@@ -54,7 +54,7 @@ def test_a_missed_slo_fails(site_and_service: SiteAndService, tmp_path: Path) ->
     assert "load TTFT p99" in proof.line
 
 
-def test_no_load_is_run_after_a_wrong_key(site_and_service: SiteAndService, tmp_path: Path) -> None:
+def test_no_load_is_run_after_an_unknown_key(site_and_service: SiteAndService, tmp_path: Path) -> None:
     site, service = site_and_service
     proof = run_smoke_test(site, service.data, key="sk-wrong", folder=tmp_path, system=HERE, on_step=lambda _: None)
     assert "gateway takes a key" in failed(proof)

@@ -1,4 +1,4 @@
-"""Keys and usage in both databases: SQLite in a file, PostgreSQL from Debian's packages, really running."""
+"""Keys and usage records in both databases: SQLite in a file, and a running PostgreSQL."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)
 
 @dataclass
 class Cluster:
-    """A PostgreSQL of this test's own."""
+    """A PostgreSQL server that this test starts and stops."""
 
     folder: Path
     port: int
@@ -64,11 +64,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if POSTGRES is None:
         pytest.skip("NOT CHECKED: there is no PostgreSQL; apt-get install postgresql")
     prefix: list[str] = []
-    # Outside of pytest's folder, which only root may enter.
+    # Outside pytest's folder, which only root can enter.
     folder = Path(f"/tmp/appliance-postgres-{os.getpid()}")
     folder.mkdir(mode=0o755)
     if os.geteuid() == 0:
-        # initdb refuses root.
+        # initdb does not run as root.
         user = pwd.getpwnam("postgres")
         os.chown(folder, user.pw_uid, user.pw_gid)
         prefix = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
@@ -123,10 +123,10 @@ def test_rows_survive_and_sum_up(tmp_path: Path, url: str | None) -> None:
 
 
 @pytest.mark.parametrize("bad", [{"prompt_tokens": 10**30}, {"user": "half \ud800 a pair"}], ids=["number", "text"])
-def test_a_row_that_cannot_be_stored_is_dropped_and_no_other_one(
+def test_only_a_row_that_cannot_be_stored_is_dropped(
     tmp_path: Path, url: str | None, bad: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The writer's thread goes on: the rows beside it and after it are there."""
+    """The writer's thread continues: the rows before and after it are stored."""
     writer = UsageWriter(tmp_path, url)
     for number in range(CHUNK + 3):
         writer.put(a_row(number, **(bad if number == 50 else {})))
@@ -139,7 +139,7 @@ def test_a_row_that_cannot_be_stored_is_dropped_and_no_other_one(
     assert "r50" in str([vars(record).get("fields") for record in caplog.records])
 
 
-def test_keys_are_counted_changes(tmp_path: Path, url: str | None) -> None:
+def test_each_change_of_a_key_is_counted(tmp_path: Path, url: str | None) -> None:
     store, other = KeyStore(tmp_path, url), KeyStore(tmp_path, url)
     first = store.snapshot(-1)
     assert first is not None
@@ -190,7 +190,7 @@ def test_a_clock_years_ahead_deletes_nothing(tmp_path: Path, url: str | None) ->
     engine.dispose()
 
 
-def test_the_migrations_make_what_the_schema_says(tmp_path: Path, url: str | None) -> None:
+def test_the_migrations_create_the_tables_of_the_schema(tmp_path: Path, url: str | None) -> None:
     script = ScriptDirectory(str(Path(__file__).parents[2] / "appliance" / "store" / "migrations"))
     assert script.get_current_head() == REVISION == REVISIONS[-1]
     assert {revision.revision for revision in script.walk_revisions()} == set(REVISIONS)
@@ -202,7 +202,7 @@ def test_the_migrations_make_what_the_schema_says(tmp_path: Path, url: str | Non
     assert [index["column_names"] for index in found.get_indexes("usage")] == [["started_at"]]
     assert tuple(column.name for column in USAGE.columns)[1:] == COLUMNS
     with engine.connect() as connection:
-        # Types, lengths and indices as well: what Alembic would still have to do.
+        # Types, lengths and indices as well: Alembic finds no difference.
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
     engine.dispose()
 
@@ -247,7 +247,7 @@ def old_database(folder: Path, url: str | None) -> None:
     engine.dispose()
 
 
-def test_a_database_of_the_first_migration_is_brought_up_to_date(tmp_path: Path, url: str | None) -> None:
+def test_a_database_of_the_first_migration_is_migrated(tmp_path: Path, url: str | None) -> None:
     old_database(tmp_path, url)
     store = KeyStore(tmp_path, url)
     (key,) = store.all()
@@ -271,7 +271,7 @@ def test_a_database_of_the_first_migration_is_brought_up_to_date(tmp_path: Path,
     reader.close()
 
 
-def test_an_absent_database_is_named_without_a_password(tmp_path: Path) -> None:
+def test_the_error_for_an_unreachable_database_has_no_password(tmp_path: Path) -> None:
     url = f"postgresql://appliance@127.0.0.1:{free_port()}/nothing"
     with pytest.raises(StoreError, match=r"postgresql://appliance@127.0.0.1:\d+/nothing: cannot be opened"):
         KeyStore(tmp_path, url)
@@ -280,7 +280,7 @@ def test_an_absent_database_is_named_without_a_password(tmp_path: Path) -> None:
 
 
 def test_the_gateway_outlives_its_database(tmp_path: Path, cluster: Cluster) -> None:
-    """Known keys stay good, rows wait in memory and arrive when it is back; a new key bites then."""
+    """Known keys stay valid; rows wait in memory until the database is back, and so does a revocation."""
     url = cluster.database("outage")
     with serving(tmp_path / "outage", gateway={"database_url": url}) as service:
         store = KeyStore(tmp_path, url)
@@ -290,7 +290,7 @@ def test_the_gateway_outlives_its_database(tmp_path: Path, cluster: Cluster) -> 
         def ask() -> int:
             return http(f"{service.url}/v1/chat/completions", body=body, key=key).status
 
-        wait_until(lambda: ask() == 200, "the key is known", 2)
+        wait_until(lambda: ask() == 200, "the gateway accepts the key", 2)
         store.close()
         cluster.stop()
         assert [ask() for _ in range(5)] == [200] * 5
@@ -307,11 +307,11 @@ def test_the_gateway_outlives_its_database(tmp_path: Path, cluster: Cluster) -> 
         engine.dispose()
         store = KeyStore(tmp_path, url)
         store.revoke(key)
-        wait_until(lambda: ask() == 401, "the revocation bites", 10)
+        wait_until(lambda: ask() == 401, "the revocation takes effect", 10)
         store.close()
 
 
-def test_a_spreadsheet_computes_no_name() -> None:
+def test_a_spreadsheet_evaluates_no_name() -> None:
     line = UsageLine("=cmd()", 1, 0, 1, 0, 1, 0, 0.0, None, 2.5)
     assert as_csv([line]).splitlines()[1] == "'=cmd(),1,0,1,0,1,0,0.0,,2.5"
 

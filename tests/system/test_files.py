@@ -1,4 +1,4 @@
-"""Files that outlive a process: whole or not at all. A refused write is a sentence: file, cause, fix."""
+"""Files that outlive a process: complete or absent. The error of a refused write has file, cause and fix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from appliance.errors import StoreError
 from appliance.system import files
 from tests.conftest import ROOT
-from tests.otheruser import NOBODY, run, shared_folder
+from tests.otheruser import NAME, NOBODY, run, shared_folder
 from tests.smalldisk import SmallDisk
 
 
@@ -89,7 +89,7 @@ except StoreError as error:
 
 
 def test_another_users_folder_is_named_with_both_users_and_the_command(shared: Path) -> None:
-    """As after `sudo make up`: the checkout is the user's, a tree in it is root's."""
+    """As after `sudo make up`: the user owns the clone, and root owns a tree in it."""
     checkout = shared / "checkout"
     (checkout / "var" / "log").mkdir(parents=True)
     (checkout / "var" / "key").touch(mode=0o600)
@@ -106,8 +106,8 @@ def test_another_users_folder_is_named_with_both_users_and_the_command(shared: P
         verb = "read" if function == "read" else "written"
         place = checkout / path if function != "open_log" else checkout / "var" / "log" / "gateway.log"
         assert said.startswith(f"{place} cannot be {verb} (Permission denied); "), done
-        whose = f"{checkout / 'var'} belongs to root, and this runs as nobody"
-        assert said.endswith(f"{whose}: `sudo chown -R nobody {checkout / 'var'}`, or run as root")
+        whose = f"{checkout / 'var'} belongs to root, and this runs as {NAME}"
+        assert said.endswith(f"{whose}: `sudo chown -R {NAME} {checkout / 'var'}`, or run as root")
 
 
 @pytest.mark.parametrize("path", ["/appliance", "/var/lib/appliance/trial", "/etc/appliance", "/usr/share/x/y"])

@@ -1,4 +1,4 @@
-"""Locks of processes: one holder at a time, freed by the kernel, and a note for the others."""
+"""Locks of processes: one holder at a time, released by the kernel, with a note for other processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def test_a_second_process_learns_who_holds_it_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_second_process_reads_the_note_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with holder(path) as process:
         assert line(process) == "held"
@@ -61,7 +61,7 @@ def test_a_second_process_learns_who_holds_it_and_changes_nothing(tmp_path: Path
     lock.release()
 
 
-def test_a_killed_holder_frees_it_and_is_known(tmp_path: Path) -> None:
+def test_a_killed_holder_releases_it_and_leaves_its_note(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with holder(path) as process:
         assert line(process) == "held"
@@ -85,7 +85,7 @@ def test_a_child_that_inherits_it_holds_it_after_its_parent_was_killed(tmp_path:
     lock_file.wait(path, lambda _: None).release()
 
 
-def test_waiting_goes_on_when_the_holder_ends(tmp_path: Path) -> None:
+def test_a_wait_ends_with_the_holder(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     notes: list[lock_file.Note] = []
     got: list[lock_file.Lock] = []
@@ -102,7 +102,7 @@ def test_waiting_goes_on_when_the_holder_ends(tmp_path: Path) -> None:
 
 
 def test_a_deleted_lock_file_excludes_no_one(tmp_path: Path) -> None:
-    """`make clean` beside a waiting process: it must not go on with a lock that no other process sees."""
+    """After `make clean`, a waiting process must not continue with a lock that no other process sees."""
     path = tmp_path / ".lock"
     first = lock_file.take(path)
     taken: list[lock_file.Lock] = []
@@ -119,7 +119,7 @@ def test_a_deleted_lock_file_excludes_no_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no JSON", b"[1]", b"\xff", b'{"pid": '])
-def test_a_note_that_cannot_be_understood_locks_nothing(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_note_locks_nothing(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / ".lock"
     path.write_bytes(content)
     lock = lock_file.take(path)
@@ -127,7 +127,7 @@ def test_a_note_that_cannot_be_understood_locks_nothing(tmp_path: Path, content:
     lock.release()
 
 
-def test_readers_share_and_keep_a_writer_out(tmp_path: Path) -> None:
+def test_readers_share_a_lock_and_exclude_a_writer(tmp_path: Path) -> None:
     path = tmp_path / ".in-use"
     assert lock_file.share(path) is None, "nothing is created for reading"
     path.touch()
@@ -144,7 +144,7 @@ def test_readers_share_and_keep_a_writer_out(tmp_path: Path) -> None:
     lock.release()
 
 
-def test_disks_that_refuse(small_disk: SmallDisk) -> None:
+def test_a_disk_that_refuses_is_an_error(small_disk: SmallDisk) -> None:
     lock = lock_file.take(small_disk.folder / "x")
     small_disk.fill()
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""A signal ends a long run at every moment: no process and no folder is left, a report is."""
+"""A signal ends a long run at any time: it leaves no process and no folder, but a report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from appliance.smoketest import report
 from appliance.smoketest.run import run_smoke_test
 from appliance.system.stopping import Stop, listening
 from tests.conftest import RunningService, a_site, serving, wait_until
-from tests.gateway.running.witness import MANY, LongRun, long_run, witness
+from tests.fakes.witness import MANY, LongRun, long_run, witness
 from tests.ports import free_port
 from tests.smoketest.conftest import HERE, SMOKE
 
@@ -35,7 +35,7 @@ ENDLESS = {
     "steady": LOADING,
     "report": ("--users", "2", "--requests", "3", "--client-lag-ms", "5000"),
 }
-"""What is asked at each moment: a load that goes on for an hour, or one whose report is held."""
+"""Options of a run for each moment: a load that lasts an hour, or one whose report is held back."""
 LATE = ("starting", "ramp", "steady", "report")
 TABLE = [
     *itertools.product(["imports"], [INT, TERM, HUP]),
@@ -52,7 +52,7 @@ def words(url: str, moment: str, folder: Path, *more: object) -> list[object]:
 
 
 def come_to(run: LongRun, gateway: Any, moment: str) -> None:
-    """Wait until ``run`` is at ``moment``, by what can be seen of it from outside."""
+    """Wait until ``run`` is at ``moment``, as far as that is visible from outside."""
     if moment == "imports":
         run.until(run.is_quiet, "the program has begun")
     elif moment == "starting":
@@ -93,7 +93,7 @@ def test_a_signal_ends_a_load_test(moment: str, number: signal.Signals, tmp_path
         assert (report["requests"] > 0) is (moment in LATE[1:])
 
 
-def test_sigint_counts_where_it_was_inherited_as_ignored(tmp_path: Path) -> None:
+def test_sigint_counts_if_it_was_inherited_as_ignored(tmp_path: Path) -> None:
     with witness("list") as gateway:
         with long_run(tmp_path, *words(gateway.url, "list", tmp_path), ignored=(INT, TERM)) as run:
             come_to(run, gateway, "list")
@@ -103,7 +103,7 @@ def test_sigint_counts_where_it_was_inherited_as_ignored(tmp_path: Path) -> None
 
 
 def test_nohup_is_respected_and_a_keyless_server_needs_no_key(tmp_path: Path) -> None:
-    """SIGHUP that was inherited as ignored stays ignored; the run has no key, and sends none."""
+    """A SIGHUP that was inherited as ignored stays ignored; a run without a key sends none."""
     asked = ("--users", "1", "--requests", "2", "--client-lag-ms", "5000")
     with (
         witness("list") as gateway,
@@ -121,7 +121,7 @@ def test_nohup_is_respected_and_a_keyless_server_needs_no_key(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("moment", ["starting", "steady"])
-def test_a_killed_load_test_takes_its_load_with_it(moment: str, tmp_path: Path) -> None:
+def test_the_load_of_a_killed_load_test_ends(moment: str, tmp_path: Path) -> None:
     with witness() as gateway, long_run(tmp_path, *words(gateway.url, moment, tmp_path)) as run:
         come_to(run, gateway, moment)
         run.process.kill()
@@ -129,7 +129,7 @@ def test_a_killed_load_test_takes_its_load_with_it(moment: str, tmp_path: Path) 
         wait_until(lambda: not run.processes(), "the load ends with its parent")
 
 
-def test_a_load_generator_that_dies_leaves_no_verdict(tmp_path: Path) -> None:
+def test_a_killed_load_generator_makes_the_run_invalid(tmp_path: Path) -> None:
     with witness() as gateway, long_run(tmp_path, *words(gateway.url, "steady", tmp_path)) as run:
         come_to(run, gateway, "steady")
         pid = run.load()
@@ -141,7 +141,7 @@ def test_a_load_generator_that_dies_leaves_no_verdict(tmp_path: Path) -> None:
         assert report["requests"] >= MANY - 3
 
 
-def test_a_pipe_without_a_reader_does_not_keep_a_stopped_run(tmp_path: Path) -> None:
+def test_a_pipe_without_a_reader_does_not_hold_a_stopped_run(tmp_path: Path) -> None:
     """The report is larger than the pipe; a signal ends the wait, and the other files agree with the exit code."""
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
@@ -181,7 +181,7 @@ def test_output_without_a_reader_changes_no_verdict(tmp_path: Path) -> None:
 
 
 def test_a_closed_terminal_ends_the_run_with_its_report(tmp_path: Path) -> None:
-    """The kernel's SIGHUP comes with a standard output on which every write fails."""
+    """After the kernel's SIGHUP, every write to standard output fails."""
     terminal, own = os.openpty()
     with witness() as gateway, long_run(tmp_path, *words(gateway.url, "steady", tmp_path), stdout=own) as run:
         os.close(own)
@@ -192,7 +192,7 @@ def test_a_closed_terminal_ends_the_run_with_its_report(tmp_path: Path) -> None:
     assert report_of(tmp_path)["invalid"][0].endswith("by SIGHUP")
 
 
-def test_a_stopped_smoke_test_reports_what_it_saw(tmp_path: Path) -> None:
+def test_a_stopped_smoke_test_writes_its_report(tmp_path: Path) -> None:
     with witness("load") as gateway:
         site = tmp_path / "site.json"
         table = a_site(gateway.server_port, free_port(), tmp_path / "data")
@@ -212,7 +212,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("at", ["token chat", "gateway takes a key"])
-def test_a_stopped_proof_is_kept_and_is_no_pass(
+def test_the_report_of_a_stopped_smoke_test_is_kept_and_not_passed(
     running: tuple[Site, RunningService], at: str, tmp_path: Path
 ) -> None:
     site, service = running
@@ -235,14 +235,14 @@ def test_a_stopped_proof_is_kept_and_is_no_pass(
 
 
 def test_a_burst_of_signals_is_one_request() -> None:
-    """When a terminal closes, kernel and shell both send SIGHUP: the second one must not cost the report."""
+    """When a terminal closes, kernel and shell both send SIGHUP: the second one must not prevent the report."""
     with listening() as stop:
         for number in (INT, INT, TERM):
             os.kill(os.getpid(), number)
         assert (stop.count, stop.reason) == (1, "SIGINT")
         with stop.until(2):
             pass
-        # As if it had come long after.
+        # As if the next signal arrived long after.
         stop._last -= 10
         os.kill(os.getpid(), TERM)
         assert (stop.count, stop.reason) == (2, "SIGINT")

@@ -1,4 +1,4 @@
-"""One rule for proxies: never for loopback, and for everything else as the environment asks."""
+"""One rule for proxies: never for loopback, and for all other addresses by the environment."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.parametrize(("host", "scheme"), [*itertools.product(LOOPBACK, ["http", "https"])])
-def test_loopback_is_reached_straight(host: str, scheme: str, environment: pytest.MonkeyPatch) -> None:
+def test_loopback_is_reached_directly(host: str, scheme: str, environment: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         environment.setenv(name, PROXY)
     assert route(f"{scheme}://{host}:8000").proxy is None
@@ -122,7 +122,7 @@ def test_an_address_that_is_not_valid(url: str) -> None:
 
 
 class Forwarder:
-    """A proxy that answers by itself, and keeps what it was asked."""
+    """A proxy that responds by itself and records its requests."""
 
     def __init__(self, answer: bytes) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -173,14 +173,14 @@ def test_a_tunnel(forwarder: Forwarder, environment: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     "forwarder", [b"HTTP/1.1 407 Who are you\r\n\r\n", b"HTTP/1.1 2", b"\r\n\r\n"], indirect=True
 )
-def test_a_tunnel_that_is_refused(forwarder: Forwarder, environment: pytest.MonkeyPatch) -> None:
+def test_a_refused_tunnel_is_an_error(forwarder: Forwarder, environment: pytest.MonkeyPatch) -> None:
     environment.setenv("https_proxy", f"http://127.0.0.1:{forwarder.port}")
     with pytest.raises(ProxyRefusedError):
         route("https://gateway.test").connect(5)
 
 
 def test_nothing_else_opens_an_address_by_the_environment() -> None:
-    """urllib's own opener, and libraries like it, ask loopback through a proxy."""
+    """urllib's own opener, and similar libraries, send requests for loopback through a proxy."""
     openers, libraries = {"urlopen", "build_opener"}, {"requests", "httpx", "aiohttp", "urllib3"}
     found = set()
     for file in [*(ROOT / "appliance").rglob("*.py"), *(ROOT / "loadtests").rglob("*.py")]:
@@ -193,4 +193,4 @@ def test_nothing_else_opens_an_address_by_the_environment() -> None:
                 used = module in libraries or bool(openers & {alias.name for alias in node.names})
             if used:
                 found.add(str(file.relative_to(ROOT)))
-    assert found == {"appliance/system/proxy.py"}, "ask through appliance.system.proxy"
+    assert found == {"appliance/system/proxy.py"}, "open addresses through appliance.system.proxy"

@@ -1,4 +1,4 @@
-"""Text that a person hands over, in each encoding that editors and shells write: the same text or one sentence."""
+"""Text files of people, in each encoding that editors and shells write: the same text, or an error of one line."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_encoding_makes_no_difference(text: str, encoding: str) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_text_or_one_sentence(raw: bytes) -> None:
+def test_any_bytes_are_text_or_an_error(raw: bytes) -> None:
     try:
         text, said = text_file.decode(raw, "a file"), ""
     except ConfigError as error:
@@ -90,9 +90,7 @@ def test_a_site_in_any_encoding(
 
 
 @every_encoding
-def test_other_files_of_a_person_in_any_encoding(
-    tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_text_files_in_any_encoding(tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_bytes(encoded(f"{KEY}\r\n\r\n{KEY}\n", encoding))
     assert command.api_keys(file, required=True) == (KEY, KEY)
@@ -117,7 +115,7 @@ def test_other_files_of_a_person_in_any_encoding(
         (codecs.BOM_UTF8 + KEY.encode() + b"x" + codecs.BOM_UTF8 + b"y", r"line 1: character 61 \(U\+FEFF\)"),
     ],
 )
-def test_a_file_of_keys_that_holds_none(tmp_path: Path, content: bytes | None, words: str) -> None:
+def test_a_file_without_a_valid_key_is_rejected(tmp_path: Path, content: bytes | None, words: str) -> None:
     file = tmp_path / "keys"
     if content is not None:
         file.write_bytes(content)
@@ -135,14 +133,16 @@ def test_a_variable_that_a_shell_filled_from_a_file_with_a_mark(given: str) -> N
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        # What $(cat key) leaves of UTF-16: the shell drops the NUL bytes.
+        # The result of $(cat key) with UTF-16: the shell drops the NUL bytes.
         (f"\udcff\udcfe{KEY}", "is UTF-16, of which a shell variable holds only a part; save the key as UTF-8"),
         (f"sk-\udce9{KEY}", r"character 4 \(byte 0xe9\) cannot be part of a key"),
         (f"{KEY} {KEY}", r"character 60 \(U\+0020\)"),
         (f"{KEY}\u200b", r"character 60 \(U\+200B\)"),
     ],
 )
-def test_a_variable_that_is_no_key(given: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_without_a_valid_key_is_rejected(
+    given: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("APPLIANCE_API_KEY", given)
     with pytest.raises(UsageError, match=f"^APPLIANCE_API_KEY: {words}") as caught:
         command.api_keys(None, required=True)
@@ -159,7 +159,7 @@ TAKES_FILES = (
     "loadtests/command.py",
     "appliance/cli/loadtest.py",
 )
-"""The modules that are given paths by a person."""
+"""Modules that read files whose paths a user gives."""
 
 
 @pytest.mark.parametrize("module", TAKES_FILES)

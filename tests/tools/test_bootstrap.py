@@ -1,4 +1,4 @@
-"""Setting a machine up: refusals name the way out, locks are whole, a second run does nothing."""
+"""The setup of a machine: errors name the fix, locks are complete, a second run does nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_locks_hold_versions_and_hashes_and_no_address(lock: Path) -> None:
     assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
 
 
-def test_locks_agree() -> None:
+def test_smaller_locks_are_part_of_the_largest() -> None:
     dev = pins(bootstrap.LOCKS / "dev.lock")
     for smaller in ("appliance", "loadtest"):
         assert pins(bootstrap.LOCKS / f"{smaller}.lock").items() <= dev.items()
@@ -61,7 +61,7 @@ def test_a_changed_lock_is_not_ready(tmp_path: Path) -> None:
     assert not environment.ready
 
 
-def test_a_wrong_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_with_another_hash_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = tmp_path / "bad.lock"
     lock.write_text("sniffio==1.3.1 \\\n    --hash=sha256:" + "0" * 64 + "\n")
     monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
@@ -77,7 +77,7 @@ def test_a_wrong_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ((3, 11), "aarch64", "make up ENGINE=fake"),
     ],
 )
-def test_other_machines_are_told_what_works(
+def test_an_error_on_other_machines_names_an_alternative(
     monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], machine: str, words: str
 ) -> None:
     monkeypatch.setattr(sys, "version_info", Version(*version, 0, "final", 0))
@@ -89,10 +89,10 @@ def test_other_machines_are_told_what_works(
 
 
 def test_a_missing_torch_is_explained() -> None:
-    said = (
+    errors = (
         "WARNING: x\nERROR: Could not find a version\nERROR: No matching distribution found for torch==2.13.0+cpu\n"
     )
-    message = bootstrap.pip_failure(ENGINE, said)
+    message = bootstrap.pip_failure(ENGINE, errors)
     assert "No matching distribution found for torch==2.13.0+cpu" in message
     assert "TORCH_INDEX" in message
     assert "make up ENGINE=fake" in message

@@ -16,7 +16,8 @@ import pytest
 from appliance.up import tail
 from tests.conftest import ROOT, http, wait_until
 from tests.ports import free_port
-from tests.vllm.conftest import Up, alive, descendants, site_file, start_up
+from tests.process_tree import alive, descendants
+from tests.up_process import Up, site_file, start_up
 
 FAKE = ("--engine", "fake")
 
@@ -30,7 +31,7 @@ def serving(up: Up) -> bool:
     return "Ctrl-C stops everything" in up.output
 
 
-def test_once_ends_with_the_verdict_and_names_the_fake(tmp_path: Path) -> None:
+def test_once_ends_with_the_verdict_and_names_the_fake_engine(tmp_path: Path) -> None:
     up = start_up(tmp_path, *FAKE, "--once")
     assert finish(up) == 0, up.output
     assert "FAKE ENGINE: no model runs here" in up.output
@@ -66,7 +67,7 @@ def test_signals_stop_every_child(tmp_path: Path, number: signal.Signals) -> Non
     assert (tmp_path / "var" / "key").stat().st_mode & 0o077 == 0
 
 
-def test_ctrl_c_in_the_middle_of_a_step(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_step(tmp_path: Path) -> None:
     slow = tmp_path / "python"
     slow.write_text("#!/bin/sh\nsleep 600 &\nwait\n")
     slow.chmod(0o755)
@@ -80,7 +81,7 @@ def test_ctrl_c_in_the_middle_of_a_step(tmp_path: Path) -> None:
 
 
 def own_site(folder: Path, part: str, **values: int) -> tuple[str, str]:
-    """The option for a site of its own, with ``values`` in one part of it."""
+    """Return the option for another site, with ``values`` in one part of it."""
     folder.mkdir()
     path, _, _ = site_file(folder)
     table = json.loads(path.read_text())
@@ -91,7 +92,7 @@ def own_site(folder: Path, part: str, **values: int) -> tuple[str, str]:
 
 @pytest.mark.parametrize("at", ["a step", "an engine"])
 def test_a_second_signal_does_not_wait_and_leaves_nothing(at: str, tmp_path: Path) -> None:
-    """A process that does not obey SIGTERM may have an hour for it; the second Ctrl-C does not wait for that."""
+    """A child may ignore SIGTERM for an hour; the second Ctrl-C does not wait for it."""
     stubborn, told = tmp_path / "python", tmp_path / "told"
     made = 'case "$1" in *tiny_qwen3.py) mkdir -p "$2"; echo "{}" > "$2/config.json"; exit 0;; esac\n'
     stubborn.write_text(
@@ -104,7 +105,7 @@ def test_a_second_signal_does_not_wait_and_leaves_nothing(at: str, tmp_path: Pat
     wait_until(lambda: len(descendants(up.process.pid)) == 2, f"{at} runs", 20)
     children = descendants(up.process.pid)
     up.process.send_signal(signal.SIGINT)
-    wait_until(told.exists, f"{at} hears SIGTERM", 20)
+    wait_until(told.exists, f"{at} receives SIGTERM", 20)
     up.process.send_signal(signal.SIGINT)
     assert finish(up) == 130
     wait_until(lambda: not alive(children), "the kernel has ended them", 5)
@@ -134,7 +135,7 @@ def test_nohup_is_respected(tmp_path: Path) -> None:
         assert done.stdout.strip() == expected
 
 
-def test_even_sigkill_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
+def test_sigkill_of_the_parent_leaves_no_child(tmp_path: Path) -> None:
     up = start_up(tmp_path, *FAKE)
     wait_until(lambda: serving(up), "it serves", 60)
     children = descendants(up.process.pid)
@@ -143,7 +144,7 @@ def test_even_sigkill_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
     wait_until(lambda: not alive(children), "the kernel ends the children", 10)
 
 
-def test_an_engine_that_dies_is_restarted_and_a_taken_key_is_kept(tmp_path: Path) -> None:
+def test_a_killed_engine_is_restarted_and_the_key_is_kept(tmp_path: Path) -> None:
     up = start_up(tmp_path, *FAKE)
     wait_until(lambda: serving(up), "it serves", 60)
     key = up.key
@@ -151,7 +152,7 @@ def test_an_engine_that_dies_is_restarted_and_a_taken_key_is_kept(tmp_path: Path
         p for p in descendants(up.process.pid) if b"engines.mock" in Path(f"/proc/{p}/cmdline").read_bytes()
     )
     os.kill(engine, signal.SIGKILL)
-    wait_until(lambda: http(f"{up.url}/ready").status == 503, "/ready tells", 5)
+    wait_until(lambda: http(f"{up.url}/ready").status == 503, "/ready reports it", 5)
     wait_until(lambda: http(f"{up.url}/ready").status == 200, "/ready recovers by itself", 15)
     up.process.send_signal(signal.SIGINT)
     finish(up)
@@ -163,7 +164,7 @@ def test_an_engine_that_dies_is_restarted_and_a_taken_key_is_kept(tmp_path: Path
     finish(again)
 
 
-def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
+def test_the_error_for_a_taken_port_has_the_fix(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -185,7 +186,7 @@ def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
         (("--config", "/nowhere.toml", *FAKE), r"error: /nowhere.toml: no such file"),
     ],
 )
-def test_a_step_that_fails_says_so_and_leaves_nothing(
+def test_a_failed_step_is_reported_and_leaves_no_child(
     tmp_path: Path, break_it: tuple[str, ...], words: str
 ) -> None:
     up = start_up(tmp_path, *break_it)
@@ -208,7 +209,7 @@ def test_a_taken_engine_port_is_named(tmp_path: Path) -> None:
     assert f"error: port {port} on 127.0.0.1 is used by another program; use another `port` of engines.chat" in said
 
 
-def test_an_engine_that_ends_while_starting_is_told_with_its_cause_and_log(tmp_path: Path) -> None:
+def test_the_error_for_an_engine_that_ends_at_its_start_has_cause_and_log(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(
         "#!/bin/sh\n"
@@ -226,7 +227,7 @@ def test_an_engine_that_ends_while_starting_is_told_with_its_cause_and_log(tmp_p
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("", "it said nothing"),
+        ("", "its log is empty"),
         ("INFO a\n\nINFO b\n", "INFO b"),
         ("ValueError: too long\nINFO bye\n", "ValueError: too long"),
         (

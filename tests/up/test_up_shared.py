@@ -1,4 +1,4 @@
-"""`appliance up` in a folder that another run or another user has, or on a disk that refuses: one sentence."""
+"""`appliance up` in a folder of another run or user, or on a full or read-only disk: an error of one line."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from appliance.engines.argv import replicas
 from appliance.store.keys import KeyStore
 from appliance.up import Options, first_token, on_ports
 from tests.conftest import ROOT, http, wait_until
-from tests.otheruser import NOBODY, run, shared_folder
+from tests.otheruser import NAME, NOBODY, run, shared_folder
 from tests.ports import free_port
+from tests.process_tree import descendants
 from tests.smalldisk import SmallDisk
-from tests.vllm.conftest import Up, descendants, site_file, start_up
+from tests.up_process import Up, site_file, start_up
 
 FAKE = ("--engine", "fake")
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
-    """Start `appliance up` with options in the test's folder; what still runs at the end is killed."""
+    """Start `appliance up` with options in the test's folder; at the end kill each run that did not end."""
     started: list[Up] = []
 
     def begin(*options: str) -> Up:
@@ -59,7 +60,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file that belongs to the run as such; logs and the database go on by themselves."""
+    """Return every file of the run except logs and the database, which the run still changes."""
     names = (".lock", "site.json", "running.json", "key", "smoke.json")
     return {name: (folder / name).read_bytes() for name in names}
 
@@ -75,7 +76,7 @@ def sentence(said: str) -> str:
     [FAKE, (*FAKE, "--port", "0free"), (*FAKE, "--engine-port", "0free"), ("--model", "tiny"), (*FAKE, "--once")],
     ids=["the same", "another port", "another engine port", "another engine", "once"],
 )
-def test_a_second_one_changes_nothing_of_the_first(running: Up, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_a_second_run_changes_nothing_of_the_first(running: Up, tmp_path: Path, options: tuple[str, ...]) -> None:
     words = [str(free_port()) if word == "0free" else word for word in options]
     table = json.loads((running.data.parent / "laptop.json").read_text())
     table["gateway"]["port"] = free_port()
@@ -90,7 +91,7 @@ def test_a_second_one_changes_nothing_of_the_first(running: Up, tmp_path: Path, 
     assert done.stdout == "", "it is refused before it does anything"
     pid = running.process.pid
     assert sentence(done.stderr) == (
-        f"error: a service already runs in {running.data} (pid {pid}, {running.url}); it is left as it is: stop it "
+        f"error: a service already runs in {running.data} (pid {pid}, {running.url}); it was not changed: stop it "
         f"with Ctrl-C or `kill {pid}`, or choose another gateway.data_dir in {config}"
     )
     assert contents(running.data) == before
@@ -99,7 +100,7 @@ def test_a_second_one_changes_nothing_of_the_first(running: Up, tmp_path: Path, 
 
 
 def child_of(up: Up, words: bytes) -> tuple[int, bytes]:
-    """Pid and command line of the child whose command holds ``words``."""
+    """Return pid and command line of the child whose command contains ``words``."""
     for pid in descendants(up.process.pid):
         try:
             line = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -110,7 +111,7 @@ def child_of(up: Up, words: bytes) -> tuple[int, bytes]:
     return 0, b""
 
 
-def test_what_comes_back_after_a_crash_is_what_was_started(start: Callable[..., Up]) -> None:
+def test_a_crashed_child_restarts_with_its_first_configuration(start: Callable[..., Up]) -> None:
     up = start(*FAKE)
     wait_until(lambda: serves(up), "it serves", 60)
     models = [model["id"] for model in http(f"{up.url}/v1/models", key=up.key).json["data"]]
@@ -124,7 +125,7 @@ def test_what_comes_back_after_a_crash_is_what_was_started(start: Callable[..., 
     wait_until(lambda: ready(up), "it serves again", 30)
     assert [model["id"] for model in http(f"{up.url}/v1/models", key=up.key).json["data"]] == models
 
-    # Killed in the middle of its work, it leaves the folder to the next one at once.
+    # After it was killed, the next run can use the folder at once.
     up.process.kill()
     up.process.wait()
     code, said = up_once(up.data.parent / "laptop.json")
@@ -135,8 +136,8 @@ def test_what_comes_back_after_a_crash_is_what_was_started(start: Callable[..., 
 
 
 def comes_back(up: Up, words: bytes, pid: int) -> bytes:
-    """The command line of the process that takes the place of ``pid``."""
-    wait_until(lambda: child_of(up, words)[0] not in (0, pid), "it comes back", 30)
+    """Return the command line of the process that replaces ``pid``."""
+    wait_until(lambda: child_of(up, words)[0] not in (0, pid), "it runs again", 30)
     return child_of(up, words)[1]
 
 
@@ -156,13 +157,13 @@ if "tiny_qwen3.py" in sys.argv[1]:
 port = sys.argv[sys.argv.index("--port") + 1]
 os.execv("{python}", ["{python}", "-m", "appliance.engines.mock", "--port", port, "--model", "tiny-qwen3-random"])
 """
-"""A stand-in for the engine's Python: it makes an empty model, and runs the mock engine as vLLM."""
+"""A replacement of the engine's Python: it creates an empty model, and runs the mock engine as vLLM."""
 
 
-def test_an_engine_whose_program_vanished_is_reported_and_comes_back(
+def test_an_engine_without_its_program_is_reported_and_restarted_later(
     tmp_path: Path, start: Callable[..., Up]
 ) -> None:
-    """`make clean` in another terminal, or an environment that is installed anew."""
+    """`make clean` in another terminal, or a new installation of the environment."""
     program = tmp_path / "python"
     model = tmp_path / "var" / "models"
     program.write_text(ENGINE.format(python=sys.executable))
@@ -174,7 +175,7 @@ def test_an_engine_whose_program_vanished_is_reported_and_comes_back(
     os.kill(child_of(up, b"engines.mock")[0], signal.SIGKILL)
     wait_until(lambda: "engine-chat cannot be restarted" in up.output, "it is reported", 30)
     (tmp_path / "away").rename(program)
-    wait_until(lambda: child_of(up, b"engines.mock")[0] != 0, "it comes back", 30)
+    wait_until(lambda: child_of(up, b"engines.mock")[0] != 0, "it runs again", 30)
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(60) == 0
     said = " ".join(up.output.split())
@@ -189,7 +190,7 @@ def up_once(config: Path) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("free_kib", [0, 8, 64])
-def test_a_full_disk_is_a_sentence_at_any_step(small_disk: SmallDisk, tmp_path: Path, free_kib: int) -> None:
+def test_a_full_disk_is_one_line_at_each_step(small_disk: SmallDisk, tmp_path: Path, free_kib: int) -> None:
     (small_disk.folder / "var").mkdir()
     config, _, _ = site_file(tmp_path)
     config.write_text(config.read_text().replace(str(tmp_path / "var"), str(small_disk.folder / "var")))
@@ -207,7 +208,7 @@ def test_a_full_disk_is_a_sentence_at_any_step(small_disk: SmallDisk, tmp_path: 
     assert (small_disk.folder / "var" / "key").read_text().startswith("sk-"), "no half key is left"
 
 
-def test_a_full_disk_is_the_reason_why_a_model_cannot_be_made(small_disk: SmallDisk, tmp_path: Path) -> None:
+def test_a_full_disk_is_the_reason_if_a_model_cannot_be_created(small_disk: SmallDisk, tmp_path: Path) -> None:
     config, _, _ = site_file(tmp_path)
     config.write_text(config.read_text().replace(str(tmp_path / "var"), str(small_disk.folder / "var")))
     program = tmp_path / "python"
@@ -233,8 +234,8 @@ def test_a_read_only_folder(small_disk: SmallDisk, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["", ".lock", "log", "log/engine-chat.log", "key", "appliance.sqlite"])
-def test_what_root_left_is_named_with_the_command(what: str) -> None:
-    """After `sudo make up`: ``what`` in the data folder, or all of it, is root's."""
+def test_the_error_for_files_of_root_has_the_command(what: str) -> None:
+    """After `sudo make up`, root owns ``what`` in the data folder, or all of it."""
     with shared_folder() as folder:
         config, _, _ = site_file(folder)
         data = folder / "var"
@@ -256,11 +257,11 @@ def test_what_root_left_is_named_with_the_command(what: str) -> None:
         assert re.search(rf"^error: {place}\S*:? cannot be (written|read|opened) \(", line), line
         assert "ermission denied" in line or "readonly database" in line
         assert line.endswith(
-            f"{place} belongs to root, and this runs as nobody: `sudo chown -R nobody {place}`, or run as root"
+            f"{place} belongs to root, and this runs as {NAME}: `sudo chown -R {NAME} {place}`, or run as root"
         )
 
 
-def test_site_json_of_root_in_a_folder_of_ones_own_is_replaced() -> None:
+def test_site_json_of_root_in_the_users_folder_is_replaced() -> None:
     with shared_folder() as folder:
         config, _, _ = site_file(folder)
         data = folder / "var"
@@ -275,7 +276,7 @@ def test_site_json_of_root_in_a_folder_of_ones_own_is_replaced() -> None:
 
 @pytest.mark.parametrize("flag", ["--port", "--engine-port"])
 @pytest.mark.parametrize("value", ["70000", "65536", "-1", "0", "abc", "", "8_000", " 80", "٨٠", "1e3", "8000.0"])
-def test_a_port_that_cannot_be_is_one_sentence(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_port_is_one_line(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["up", *FAKE, f"{flag}={value}"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {flag} (")
@@ -294,7 +295,7 @@ def test_a_port_that_cannot_be_is_one_sentence(flag: str, value: str, capsys: py
         ({"gateway": {"data_dir": 1}}, "gateway.data_dir: "),
     ],
 )
-def test_a_site_that_cannot_be_is_refused_before_anything_is_written(
+def test_an_invalid_site_is_rejected_before_anything_is_written(
     tmp_path: Path, edit: dict[str, object], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, _, _ = site_file(tmp_path)
@@ -326,11 +327,11 @@ def test_a_chosen_engine_port_is_used(start: Callable[..., Up]) -> None:
     assert f"the fake engine on 127.0.0.1:{port}" in up.output
 
 
-async def test_an_error_while_waiting_for_a_token_is_no_token(
+async def test_an_error_of_the_probe_does_not_count_as_a_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> str:
-        raise LookupError("a fault of its own")
+        raise LookupError("an error of its own")
 
     monkeypatch.setattr(module, "probe_token", broken)
     site = load(ROOT / "examples" / "laptop.toml")

@@ -114,7 +114,9 @@ class Trials(RuleBasedStateMachine):
             self.worked.add((machine.live, False))
         try:
             machine.handle(
-                Deadline(here) if late and not passed else SmokeVerdict(here, passed, "a reason", booted)
+                Deadline(here)
+                if late and not passed
+                else SmokeVerdict(generation=here, passed=passed, reason="a reason", booted=booted)
             )
         except PowerCut:
             self._boot()

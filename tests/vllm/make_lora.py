@@ -1,6 +1,6 @@
 """Makes a LoRA adapter with random weights for a Qwen3 folder; runs in the engine's environment.
 
-``python make_lora.py MODEL ADAPTER``. Its update is large on purpose, so that nobody can overlook it.
+``python make_lora.py MODEL ADAPTER``. Its update is large on purpose, so that it changes the output visibly.
 """
 
 from __future__ import annotations

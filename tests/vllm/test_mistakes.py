@@ -1,4 +1,4 @@
-"""What real vLLM says of a client's mistake, and what the gateway makes of it; numbers and sizes that are odd."""
+"""Clients' mistakes as real vLLM reports them, in the gateway's responses; unusual numbers and sizes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import http, wait_until
-from tests.vllm.conftest import Up
+from tests.up_process import Up
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
-CHAT, TEXT, ANSWER, CLAUDE = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
+CHAT, TEXT, RESPONSES, CLAUDE = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 ENUM = {"type": "json_schema", "name": "a", "schema": {"enum": []}}
 
 MISTAKES: list[tuple[str, dict[str, Any]]] = [
@@ -34,38 +34,38 @@ MISTAKES: list[tuple[str, dict[str, Any]]] = [
     (TEXT, {"prompt": ["a", ""]}),
     (TEXT, {"prompt": [[99999999]]}),
     (TEXT, {"prompt": "a", "logit_bias": {"99999999": 1}}),
-    (ANSWER, {"text": {"format": ENUM}}),
-    (ANSWER, {"logit_bias": {"99999999": 1}}),
-    (ANSWER, {"structured_outputs": {"regex": "("}}),
-    (ANSWER, {"temperature": 9}),
+    (RESPONSES, {"text": {"format": ENUM}}),
+    (RESPONSES, {"logit_bias": {"99999999": 1}}),
+    (RESPONSES, {"structured_outputs": {"regex": "("}}),
+    (RESPONSES, {"temperature": 9}),
     (CLAUDE, {"max_tokens": 2000, "thinking": {"type": "enabled", "budget_tokens": 1024}}),
     (CLAUDE, {"output_config": {"format": {"type": "json_schema", "schema": {"enum": []}}}}),
     (CLAUDE, {"top_k": -5}),
 ]
-"""Found by vLLM 0.32 after a stream has begun, but for the last ones of each endpoint."""
+"""Mistakes that vLLM 0.32 finds after a stream has begun, except the last ones of each endpoint."""
 
 
 TOOL = (
     '"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object","properties":'
     '{"url":{"type":"string"},"n":{"type":"number","maximum":1.79769313486232e+308}}}}}]'
 )
-"""A schema made by a program that prints the largest double with 15 digits: the text is larger than any double."""
+"""A schema from a program that prints the largest double with 15 digits: the text is larger than any double."""
 
 
-def asked(path: str, model: str, **more: Any) -> dict[str, Any]:
+def request_body(path: str, model: str, **more: Any) -> dict[str, Any]:
     if path == TEXT:
         return {"model": model, "prompt": "Hi", "max_tokens": 4, **more}
-    if path == ANSWER:
+    if path == RESPONSES:
         return {"model": model, "input": "Hi", "max_output_tokens": 16, **more}
     return {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, **more}
 
 
 @pytest.mark.parametrize(("path", "mistake"), MISTAKES, ids=lambda value: str(value)[:60])
-def test_a_clients_mistake_is_400_however_vllm_reports_it(
+def test_a_clients_mistake_is_400_in_every_form_of_vllms_report(
     up: Up, model: str, path: str, mistake: dict[str, Any]
 ) -> None:
-    """More often in a row than the breaker allows failures; the reason is the one that vLLM gives whole."""
-    body = asked(path, model, **mistake)
+    """More often in a row than the breaker allows failures; the reason is that of a response without a stream."""
+    body = request_body(path, model, **mistake)
     whole = http(up.url + path, body=body, key=up.key, timeout=60)
     assert whole.status == 400, whole.body
     reason = whole.json["error"]["message"]
@@ -74,7 +74,7 @@ def test_a_clients_mistake_is_400_however_vllm_reports_it(
         assert streamed.status == 400, streamed.body
         assert streamed.json["error"]["message"] == reason
         assert ("type" in streamed.json) == (path == CLAUDE)
-    good = http(up.url + CHAT, body=asked(CHAT, model), key=up.key, timeout=60)
+    good = http(up.url + CHAT, body=request_body(CHAT, model), key=up.key, timeout=60)
     assert good.status == 200, good.body
     wanted = streamed.headers["x-request-id"]
     wait_until(lambda: any(row["request_id"] == wanted for row in up.rows()), "the usage row", 10)
@@ -91,18 +91,18 @@ def test_a_clients_mistake_is_400_however_vllm_reports_it(
         TOOL,
     ],
 )  # fmt: skip
-def test_what_vllm_accepts_the_gateway_accepts(up: Up, model: str, field: str) -> None:
+def test_the_gateway_accepts_what_vllm_accepts(up: Up, model: str, field: str) -> None:
     body = f'{{"model":"{model}","messages":[{{"role":"user","content":"Hi"}}],"max_tokens":2,{field}}}'
-    answer = http(up.url + CHAT, body=body.encode(), key=up.key, timeout=60)
-    assert answer.status == 200, answer.body
+    response = http(up.url + CHAT, body=body.encode(), key=up.key, timeout=60)
+    assert response.status == 200, response.body
 
 
-def test_a_limit_over_the_context_is_answered_and_announced(up: Up, model: str) -> None:
-    """Claude Code asks for 32,000 tokens whatever the model has."""
-    body = asked(CLAUDE, model, max_tokens=32_000, stop_sequences=["e"])
-    answer = http(up.url + CLAUDE, body=body, key=up.key, timeout=120)
-    assert answer.status == 200, answer.body
-    assert int(answer.headers["x-max-tokens-capped"]) < 32_000
+def test_a_limit_over_the_context_is_reduced_and_announced(up: Up, model: str) -> None:
+    """Claude Code requests 32,000 tokens from every model."""
+    body = request_body(CLAUDE, model, max_tokens=32_000, stop_sequences=["e"])
+    response = http(up.url + CLAUDE, body=body, key=up.key, timeout=120)
+    assert response.status == 200, response.body
+    assert int(response.headers["x-max-tokens-capped"]) < 32_000
 
 
 def test_tokens_are_counted_and_read_back(up: Up, model: str) -> None:
@@ -112,26 +112,26 @@ def test_tokens_are_counted_and_read_back(up: Up, model: str) -> None:
     assert (back.status, back.json["prompt"]) == (200, "Hello")
 
 
-def test_the_request_after_a_large_last_event_is_answered(up: Up, model: str) -> None:
-    """The last event of /v1/responses repeats the whole answer: with logprobs it has megabytes.
+def test_the_request_after_a_large_last_event_gets_a_response(up: Up, model: str) -> None:
+    """The last event of /v1/responses repeats the whole output: with logprobs it has megabytes.
 
-    The client reads slowly, so the engine's connection is paused when its last byte comes.
+    The client reads slowly, so the engine's connection is paused at its last byte.
     """
     body = json.dumps(
-        asked(ANSWER, model, stream=True, ignore_eos=True, top_logprobs=20, max_output_tokens=1200)
+        request_body(RESPONSES, model, stream=True, ignore_eos=True, top_logprobs=20, max_output_tokens=1200)
         | {"include": ["message.output_text.logprobs"]}
     ).encode()
     at = urlsplit(up.url)
-    head = f"POST {ANSWER} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {up.key}\r\nconnection: close\r\n"
-    with socket.socket() as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        line.settimeout(120)
-        line.connect((at.hostname or "", at.port or 0))
-        line.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    head = f"POST {RESPONSES} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {up.key}\r\nconnection: close\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(120)
+        connection.connect((at.hostname or "", at.port or 0))
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         seen = b""
-        while piece := line.recv(65536):
+        while piece := connection.recv(65536):
             seen += piece
     assert max(map(len, re.split(rb"\n\n", seen))) > 2**20
     for _ in range(3):
-        answer = http(up.url + CHAT, body=asked(CHAT, model), key=up.key, timeout=30)
-        assert answer.status == 200
+        response = http(up.url + CHAT, body=request_body(CHAT, model), key=up.key, timeout=30)
+        assert response.status == 200

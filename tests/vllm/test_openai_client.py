@@ -1,4 +1,4 @@
-"""The openai client against `make up` on real vLLM: what n8n, editors and note tools do all day."""
+"""The openai client with `make up` on real vLLM: the requests of n8n, editors and note tools."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 from openai import OpenAI
 
 from tests.conftest import wait_until
-from tests.vllm.conftest import Up, running_stream
+from tests.up_process import Up
+from tests.vllm.conftest import running_stream
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 
 WEATHER = {
     "type": "function",
@@ -29,7 +30,7 @@ WEATHER = {
 }
 
 
-def test_make_up_says_what_it_runs(up: Up) -> None:
+def test_make_up_reports_what_it_runs(up: Up) -> None:
     assert "TINY RANDOM MODEL" in up.output
     assert "the generated text is noise" in up.output
     assert "starting vLLM on the CPU" in up.output
@@ -42,13 +43,13 @@ def test_list_models(client: OpenAI, model: str) -> None:
 
 
 def test_chat(client: OpenAI, model: str) -> None:
-    answer = client.chat.completions.create(
+    response = client.chat.completions.create(
         model=model, messages=[{"role": "user", "content": "Hello!"}], max_tokens=12, temperature=0
     )
-    assert answer.choices[0].message.content
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.usage
-    assert answer.usage.completion_tokens == 12
+    assert response.choices[0].message.content
+    assert response.choices[0].finish_reason == "length"
+    assert response.usage
+    assert response.usage.completion_tokens == 12
 
 
 def test_streaming_chat_and_its_usage_row(client: OpenAI, up: Up, model: str) -> None:
@@ -63,7 +64,7 @@ def test_streaming_chat_and_its_usage_row(client: OpenAI, up: Up, model: str) ->
         )
     )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-    assert all(chunk.choices for chunk in chunks), "the usage frame that only we asked for is stripped"
+    assert all(chunk.choices for chunk in chunks), "the usage frame that only the gateway requested is removed"
     assert chunks[-1].choices[0].finish_reason == "length"
     wait_until(lambda: len(rows()) > before, "the usage row", 5)
     row = rows()[-1]
@@ -72,7 +73,7 @@ def test_streaming_chat_and_its_usage_row(client: OpenAI, up: Up, model: str) ->
     assert 0 < row["ttft_ms"] <= row["duration_ms"]
 
 
-def test_streaming_with_usage_asked_for(client: OpenAI, model: str) -> None:
+def test_streaming_with_requested_usage(client: OpenAI, model: str) -> None:
     chunks = list(
         client.chat.completions.create(
             model=model,
@@ -98,13 +99,13 @@ def test_tool_definitions(client: OpenAI, model: str) -> None:
     named = {"type": "function", "function": {"name": "weather"}}
     message = client.chat.completions.create(**{**request, "tool_choice": named}).choices[0].message
     assert message.tool_calls
-    # Which arguments a random model calls it with is its own affair.
+    # The arguments of the call are random, as the model is.
     assert [call.function.name for call in message.tool_calls] == ["weather"]
-    asked = request["messages"] + [
+    messages = request["messages"] + [
         {"role": "assistant", "tool_calls": [call.model_dump() for call in message.tool_calls]},
         {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny"},
     ]
-    assert client.chat.completions.create(**{**request, "messages": asked}).choices
+    assert client.chat.completions.create(**{**request, "messages": messages}).choices
 
 
 def test_json_mode(client: OpenAI, model: str) -> None:
@@ -114,27 +115,27 @@ def test_json_mode(client: OpenAI, model: str) -> None:
         "required": ["ok"],
         "additionalProperties": False,
     }
-    answer = client.chat.completions.create(
+    response = client.chat.completions.create(
         model=model,
-        messages=[{"role": "user", "content": "Answer in JSON."}],
-        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
+        messages=[{"role": "user", "content": "Reply in JSON."}],
+        response_format={"type": "json_schema", "json_schema": {"name": "result", "schema": schema}},
         max_tokens=64,
     )
-    assert isinstance(json.loads(answer.choices[0].message.content or "")["ok"], bool)
-    answer = client.chat.completions.create(
+    assert isinstance(json.loads(response.choices[0].message.content or "")["ok"], bool)
+    response = client.chat.completions.create(
         model=model,
-        messages=[{"role": "user", "content": "Answer in JSON."}],
+        messages=[{"role": "user", "content": "Reply in JSON."}],
         response_format={"type": "json_object"},
         max_tokens=16,
     )
-    assert (answer.choices[0].message.content or "").lstrip().startswith("{")
+    assert (response.choices[0].message.content or "").lstrip().startswith("{")
 
 
 def test_legacy_completions(client: OpenAI, model: str) -> None:
-    answer = client.completions.create(model=model, prompt="A river", max_tokens=6, temperature=0)
-    assert answer.choices[0].text
+    response = client.completions.create(model=model, prompt="A river", max_tokens=6, temperature=0)
+    assert response.choices[0].text
     streamed = client.completions.create(model=model, prompt="A river", max_tokens=6, temperature=0, stream=True)
-    assert "".join(chunk.choices[0].text for chunk in streamed) == answer.choices[0].text
+    assert "".join(chunk.choices[0].text for chunk in streamed) == response.choices[0].text
 
 
 def test_responses(client: OpenAI, up: Up, model: str) -> None:
@@ -143,31 +144,31 @@ def test_responses(client: OpenAI, up: Up, model: str) -> None:
         return [row for row in up.rows() if row["endpoint"] == "/v1/responses"]
 
     before = len(rows())
-    answer = client.responses.create(model=model, input="Hello!", max_output_tokens=8)
-    assert answer.output_text
+    response = client.responses.create(model=model, input="Hello!", max_output_tokens=8)
+    assert response.output_text
     events = list(client.responses.create(model=model, input="Hello!", max_output_tokens=8, stream=True))
     assert events[-1].type in ("response.completed", "response.incomplete")
     wait_until(lambda: len(rows()) == before + 2, "both rows", 5)
-    assert answer.usage
+    assert response.usage
     first, second = rows()[before:]
-    assert (first["outcome"], first["completion_tokens"]) == ("ok", answer.usage.output_tokens)
+    assert (first["outcome"], first["completion_tokens"]) == ("ok", response.usage.output_tokens)
     assert (second["outcome"], second["estimated"]) == ("ok", 0)
     assert 1 <= second["completion_tokens"] <= 8
 
 
 def test_a_role(client: OpenAI) -> None:
-    answer = client.chat.completions.create(
+    response = client.chat.completions.create(
         model="writer",
         messages=[{"role": "system", "content": "Verse."}, {"role": "user", "content": "x"}],
         max_tokens=4,
     )
-    assert answer.choices[0].message.content
+    assert response.choices[0].message.content
 
 
-def test_a_wrong_key(up: Up, model: str) -> None:
-    with OpenAI(base_url=f"{up.url}/v1", api_key="sk-wrong", max_retries=0) as stranger:
+def test_an_invalid_key(up: Up, model: str) -> None:
+    with OpenAI(base_url=f"{up.url}/v1", api_key="sk-invalid", max_retries=0) as unauthorized:
         with pytest.raises(openai.AuthenticationError) as caught:
-            stranger.models.list()
+            unauthorized.models.list()
         assert caught.value.code == "invalid_api_key"
 
 
@@ -177,20 +178,22 @@ def test_an_unknown_model(client: OpenAI) -> None:
     assert caught.value.code == "model_not_found"
 
 
-def test_embeddings_need_a_model_for_them(client: OpenAI, model: str) -> None:
+def test_embeddings_need_an_embedding_model(client: OpenAI, model: str) -> None:
     with pytest.raises(openai.NotFoundError, match="does not serve /v1/embeddings"):
         client.embeddings.create(model=model, input="x")
 
 
 @pytest.mark.parametrize("bad", [{"max_tokens": -1}, {"temperature": 9}, {"messages": []}, {"n": 10**9}])
-def test_the_engine_refuses_nonsense_and_lives(client: OpenAI, model: str, bad: dict[str, object]) -> None:
+def test_the_engine_rejects_an_invalid_request_and_runs_on(
+    client: OpenAI, model: str, bad: dict[str, object]
+) -> None:
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "x"}], "max_tokens": 2, **bad}
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(**body)
     assert client.models.list()
 
 
-def test_a_client_that_leaves_frees_the_engine(client: OpenAI, up: Up, model: str) -> None:
+def test_a_client_that_disconnects_frees_the_engine(client: OpenAI, up: Up, model: str) -> None:
     def aborted() -> int:
         return sum(row["outcome"] == "aborted" for row in up.rows())
 
@@ -198,4 +201,4 @@ def test_a_client_that_leaves_frees_the_engine(client: OpenAI, up: Up, model: st
     before = aborted()
     stream.close()
     wait_until(lambda: aborted() == before + 1, "the row", 10)
-    wait_until(lambda: up.engine_metric("vllm:num_requests_running") == 0, "the engine stops", 10)
+    wait_until(lambda: up.engine_metric("vllm:num_requests_running") == 0, "the engine stops generating", 10)

@@ -1,4 +1,4 @@
-"""The tables of tests/planner are what transformers and vLLM answer, asked again here for a sample."""
+"""The tables of tests/catalog against transformers and vLLM, for a sample."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.vllm.conftest import ENGINE_PYTHON
+from tests.up_process import ENGINE_PYTHON
 
 pytestmark = pytest.mark.vllm
 
 SAMPLE = ["gpt2", "gemma3_text", "ernie4_5_moe", "qwen3_5_text", "falcon", "llava"]
 
 
-def asked(script: str, *sample: str) -> dict[str, Any]:
+def run(script: str, *sample: str) -> dict[str, Any]:
+    """Return the output of a script of benchmarks/planner for ``sample``, run in the engine's environment."""
     done = subprocess.run(
         [ENGINE_PYTHON, ROOT / "benchmarks" / "planner" / script, "--sample", *sample],
         capture_output=True,
@@ -25,22 +26,21 @@ def asked(script: str, *sample: str) -> dict[str, Any]:
         check=True,
         timeout=110,
     )
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    output: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return output
 
 
 def table(name: str, key: str) -> dict[str, Any]:
+    """Return the table under ``key`` of the file ``name`` of tests/catalog."""
     found: dict[str, Any] = json.loads((Path(ROOT) / "tests" / "catalog" / name).read_text("utf-8"))[key]
     return found
 
 
-def test_the_families_are_those_of_transformers() -> None:
-    answer, truth = asked("families.py", *SAMPLE), table("families.json", "families")
-    assert sorted(answer) == sorted(SAMPLE)
-    assert answer == {family: truth[family] for family in SAMPLE}
+def test_the_families_equal_those_of_transformers() -> None:
+    counted, recorded = run("families.py", *SAMPLE), table("families.json", "families")
+    assert sorted(counted) == sorted(SAMPLE)
+    assert counted == {family: recorded[family] for family in SAMPLE}
 
 
-def test_the_contexts_are_those_of_vllm() -> None:
-    truth = table("contexts.json", "cases")
-    answer = asked("contexts.py", "")
-    assert answer == truth
+def test_the_contexts_equal_those_of_vllm() -> None:
+    assert run("contexts.py", "") == table("contexts.json", "cases")

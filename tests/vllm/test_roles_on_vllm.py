@@ -14,29 +14,29 @@ import pytest
 from appliance.store.keys import KeyStore
 from tests.conftest import ROOT, StartedProcess, http, opens, start, usage_rows, wait_until
 from tests.ports import free_port
-from tests.vllm.conftest import ENGINE_PYTHON
+from tests.up_process import ENGINE_PYTHON
+from tests.vllm.conftest import require_engine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 
 
 class Roles:
-    """The running pair, and a key."""
+    """A running engine and its gateway, and a key."""
 
     def __init__(self, gateway: StartedProcess, data: Path, key: str) -> None:
         self.url, self.data, self.key = gateway.url, data, key
 
-    def say(self, model: str, **more: Any) -> str:
-        body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "Tell me about rivers."}]}
+    def chat(self, model: str, **more: Any) -> str:
+        body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "Describe rivers."}]}
         body |= {"max_tokens": 12, "temperature": 0, **more}
-        answer = http(f"{self.url}/v1/chat/completions", body=body, key=self.key, timeout=120)
-        assert answer.status == 200, answer.body
-        return str(answer.json["choices"][0]["message"]["content"])
+        response = http(f"{self.url}/v1/chat/completions", body=body, key=self.key, timeout=120)
+        assert response.status == 200, response.body
+        return str(response.json["choices"][0]["message"]["content"])
 
 
 @pytest.fixture(scope="module")
 def roles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
-    if not ENGINE_PYTHON.exists():
-        pytest.fail("there is no .venv-engine; run `make test`, or leave these tests out with -m 'not vllm'")
+    require_engine()
     folder = tmp_path_factory.mktemp("roles")
     model, adapter = folder / "model", folder / "adapter"
     make_model, make_adapter = ROOT / "appliance/models/tiny_qwen3.py", ROOT / "tests/vllm/make_lora.py"
@@ -85,10 +85,10 @@ def roles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
         engine.wait(60)
 
 
-def test_a_roles_adapter_changes_the_answer_and_nothing_else_does(roles: Roles) -> None:
-    plain = roles.say("plain")
-    assert plain == roles.say("tiny")
-    assert roles.say("odd") != plain
+def test_only_the_adapter_of_a_role_changes_the_output(roles: Roles) -> None:
+    plain = roles.chat("plain")
+    assert plain == roles.chat("tiny")
+    assert roles.chat("odd") != plain
     wait_until(lambda: len(usage_rows(roles.data)) >= 3, "the rows", 5)
     assert [(row["role"], row["model"]) for row in usage_rows(roles.data)] == [
         ("plain", "tiny"), ("", "tiny"), ("odd", "tiny"),
@@ -96,34 +96,34 @@ def test_a_roles_adapter_changes_the_answer_and_nothing_else_does(roles: Roles) 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_anthropics_messages_pass_and_are_counted(roles: Roles, stream: bool) -> None:
+def test_anthropics_messages_pass_and_are_recorded(roles: Roles, stream: bool) -> None:
     before = len(usage_rows(roles.data))
     body = {"model": "tiny", "max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}], "stream": stream}
-    answer = http(f"{roles.url}/v1/messages", body=body, key=roles.key, timeout=120)
-    assert answer.status == 200, answer.body
+    response = http(f"{roles.url}/v1/messages", body=body, key=roles.key, timeout=120)
+    assert response.status == 200, response.body
     if stream:
-        assert b"event: message_stop" in answer.body
-        assert b'"type":"message_start"' in answer.body.replace(b" ", b"")
+        assert b"event: message_stop" in response.body
+        assert b'"type":"message_start"' in response.body.replace(b" ", b"")
     else:
-        assert answer.json["type"] == "message"
+        assert response.json["type"] == "message"
     wait_until(lambda: len(usage_rows(roles.data)) > before, "the row", 5)
     row = usage_rows(roles.data)[-1]
     assert (row["outcome"], row["estimated"], row["completion_tokens"]) == ("ok", 0, 9), row
     assert row["prompt_tokens"] > 0
 
 
-def test_anthropics_clients_may_count_before_they_ask(roles: Roles) -> None:
+def test_anthropics_token_count_is_that_of_the_request(roles: Roles) -> None:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
     counted = http(f"{roles.url}/v1/messages/count_tokens", body=body, key=roles.key, timeout=120)
     assert counted.status == 200, counted.body
-    asked = http(f"{roles.url}/v1/messages", body=body | {"max_tokens": 1}, key=roles.key, timeout=120)
-    assert counted.json["input_tokens"] == asked.json["usage"]["input_tokens"] > 0
+    sent = http(f"{roles.url}/v1/messages", body=body | {"max_tokens": 1}, key=roles.key, timeout=120)
+    assert counted.json["input_tokens"] == sent.json["usage"]["input_tokens"] > 0
 
 
-def test_rubbish_grammars_are_400_and_the_engine_lives(roles: Roles) -> None:
+def test_an_invalid_grammar_is_400_and_the_engine_keeps_running(roles: Roles) -> None:
     body = {"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]}
     bad = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}}
     refused = http(f"{roles.url}/v1/chat/completions", body=body | bad, key=roles.key, timeout=120)
     assert refused.status == 400, refused.body
     assert "error" in refused.json
-    assert roles.say("plain")
+    assert roles.chat("plain")

@@ -1,4 +1,4 @@
-"""Our flags against the real parser of the installed vLLM."""
+"""The flags of command lines, compared with the real parser of the installed vLLM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from appliance.contract import engine_options
 from appliance.contract.load import load
 from appliance.engines import argv
 from tests.conftest import ROOT
-from tests.vllm.conftest import ENGINE_PYTHON
+from tests.up_process import ENGINE_PYTHON
 
 pytestmark = pytest.mark.vllm
 
@@ -33,12 +33,12 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 parser = make_arg_parser(FlexibleArgumentParser())
 
 def parse(words):
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
         try:
             args = parser.parse_args(words)
         except SystemExit:
-            return {"error": said.getvalue().strip().splitlines()[-1]}
+            return {"error": errors.getvalue().strip().splitlines()[-1]}
     return {"host": args.host, "port": args.port, "context": args.max_model_len, "seqs": args.max_num_seqs}
 
 flags = {o for a in parser._actions for o in a.option_strings if o.startswith("--") and not o.startswith("--no-")}
@@ -46,22 +46,22 @@ json.dump({"flags": sorted(flags), "parsed": [parse(words) for words in json.loa
 """
 
 
-def ask_vllm(lines: list[list[str]]) -> dict[str, Any]:
+def parse_with_vllm(commands: list[list[str]]) -> dict[str, Any]:
     done = subprocess.run(
         [ENGINE_PYTHON, "-c", PARSE],
-        input=json.dumps(lines),
+        input=json.dumps(commands),
         capture_output=True,
         text=True,
         check=True,
         timeout=110,
     )
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.fixture(scope="module")
 def commands() -> list[list[str]]:
-    """The command line of every vLLM replica of every example, without the interpreter."""
+    """Return the command line of every vLLM replica of every example, without the interpreter."""
     return [
         list(argv.command(site, replica, ROOT).argv[3:])
         for path in sorted((ROOT / "examples").glob("*.toml"))
@@ -72,17 +72,17 @@ def commands() -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def answer(commands: list[list[str]]) -> dict[str, Any]:
+def parser_report(commands: list[list[str]]) -> dict[str, Any]:
     old = [["--model", "m", f"--{flag}", "1"] for flag in [*OLD_FLAGS, *engine_options.GONE]]
-    return ask_vllm(commands + old)
+    return parse_with_vllm(commands + old)
 
 
-def test_the_list_of_flags_is_the_parsers_own(answer: dict[str, Any]) -> None:
-    assert {flag.removeprefix("--") for flag in answer["flags"]} - {"help"} == engine_options.known_flags()
+def test_the_list_of_flags_is_that_of_the_parser(parser_report: dict[str, Any]) -> None:
+    assert {flag.removeprefix("--") for flag in parser_report["flags"]} - {"help"} == engine_options.known_flags()
 
 
 def test_flags_of_the_next_release_are_a_superset() -> None:
-    """Moving the pin to 0.33.0 breaks no configuration: every flag of 0.32.0 is still there."""
+    """The pin 0.33.0 invalidates no configuration: it has every flag of 0.32.0."""
     csv = Path(ROOT.parent / "shared" / "data" / "vllm_0.33.0_flags.csv")
     if not csv.exists():
         pytest.skip("the list of 0.33.0's flags is not on this machine")
@@ -90,8 +90,10 @@ def test_flags_of_the_next_release_are_a_superset() -> None:
     assert engine_options.known_flags() <= newer
 
 
-def test_the_parser_takes_every_examples_command(answer: dict[str, Any], commands: list[list[str]]) -> None:
-    parsed = answer["parsed"][: len(commands)]
+def test_the_parser_accepts_the_command_of_every_example(
+    parser_report: dict[str, Any], commands: list[list[str]]
+) -> None:
+    parsed = parser_report["parsed"][: len(commands)]
     assert all("error" not in one for one in parsed), parsed
     assert {one["host"] for one in parsed} == {"127.0.0.1"}
     for words, one in zip(commands, parsed, strict=True):
@@ -100,7 +102,9 @@ def test_the_parser_takes_every_examples_command(answer: dict[str, Any], command
         assert one["seqs"] == int(words[words.index("--max-num-seqs") + 1])
 
 
-def test_the_parser_refuses_the_flags_of_old_notes(answer: dict[str, Any], commands: list[list[str]]) -> None:
-    for flag, one in zip([*OLD_FLAGS, *engine_options.GONE], answer["parsed"][len(commands) :], strict=True):
+def test_the_parser_rejects_the_flags_of_old_notes(
+    parser_report: dict[str, Any], commands: list[list[str]]
+) -> None:
+    for flag, one in zip([*OLD_FLAGS, *engine_options.GONE], parser_report["parsed"][len(commands) :], strict=True):
         assert "unrecognized arguments" in one.get("error", ""), f"--{flag}: {one}"
-    assert set(OLD_FLAGS) <= engine_options.GONE.keys(), "and our own check says what to write instead"
+    assert set(OLD_FLAGS) <= engine_options.GONE.keys(), "our own check names the replacement"

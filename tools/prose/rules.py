@@ -52,7 +52,7 @@ RULES = (
     _words("goes bad|gone bad|went bad", "fail"),
     _words("left out|leaves? out|leaving out|passed over", "skip, omit"),
     _words("gave up|gives? up|given up", "time out, stop"),
-    _words("lags?|lagged|lagging|lags behind", "back-pressure, slow"),
+    _words("lags|lagged|lagging|lag behind", "back-pressure, slow"),
     _words("elsewhere", "fail over, another replica"),
     _words("sent back|sends? back|proven (?:one|system|generations?)|blessed", "rolled back; known good"),
     _words("books", "record"),

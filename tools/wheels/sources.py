@@ -81,7 +81,14 @@ def from_report(report: dict[str, Any]) -> list[Wheel]:
         file = item["download_info"]["url"].rsplit("/", 1)[1].split("#", 1)[0]
         digest = item["download_info"]["archive_info"]["hashes"]["sha256"]
         metadata = item["metadata"]
-        wheels.append(Wheel(normalised(metadata["name"]), metadata["version"], file.replace("%2B", "+"), digest))
+        wheels.append(
+            Wheel(
+                name=normalised(metadata["name"]),
+                version=metadata["version"],
+                file=file.replace("%2B", "+"),
+                sha256=digest,
+            )
+        )
     return sorted(wheels)
 
 
@@ -115,4 +122,7 @@ def render_json(wheels: list[Wheel]) -> str:
 
 def parse_json(text: str) -> list[Wheel]:
     """Return the set that ``text``, the content of ``modules/wheels.json``, holds."""
-    return [Wheel(row["name"], row["version"], row["file"], row["sha256"]) for row in json.loads(text)]
+    return [
+        Wheel(name=row["name"], version=row["version"], file=row["file"], sha256=row["sha256"])
+        for row in json.loads(text)
+    ]

@@ -1,1 +1,1 @@
-"""The checks, one file a subject: each reads facts, judges them, and is one decorated function."""
+"""The checks, one file per subject: the reader of the facts, their judge, and the decorated function."""

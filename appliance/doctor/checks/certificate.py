@@ -1,4 +1,4 @@
-"""The edge's certificate: what lies on the disk, what nginx serves, and whether a client would trust it."""
+"""The edge's certificate: the file, the one that nginx serves, and whether a client trusts it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ DAY_S = 86400.0
 
 
 WARN_DAYS, FAIL_DAYS = 20, 5
-"""NixOS renews 30 days before the end (security.acme's validMinDays); ten days of failed attempts are a warning,
-and below five there is little time left for a person."""
+"""NixOS renews 30 days before the end (security.acme's validMinDays). Ten days of failed attempts are a warning;
+below five days the operator has little time left."""
 
 
 CONNECT_TIMEOUT_S = 5.0
@@ -45,7 +45,7 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a client of this host's own nginx sees."""
+    """The certificate that a client of this host's nginx receives, or the error, and why it is not trusted."""
 
     fingerprint: str | None
     error: str = ""
@@ -53,9 +53,9 @@ class Served:
 
 
 def read_certificate(host: HostReader, name: str) -> Certificate | None:
-    """The first certificate of a PEM file, by ``openssl``; ``None`` where there is no file.
+    """Read the first certificate of a PEM file with ``openssl``; ``None`` if the file does not exist.
 
-    Raises :class:`CannotLookError` where it is not to be read, or is none.
+    Raises :class:`CannotLookError` if it cannot be read or is not a certificate.
     """
     text = host.text(name)
     if text is None:
@@ -63,12 +63,12 @@ def read_certificate(host: HostReader, name: str) -> Certificate | None:
     wanted = ("-dates", "-subject", "-issuer", "-ext", "subjectAltName", "-fingerprint", "-sha256")
     done = host.run("openssl", "x509", "-in", str(host.path(name)), "-noout", *wanted)
     if done.code != 0:
-        raise CannotLookError(f"{name} holds no certificate ({done.first_error})", f"openssl x509 -in {name} -text")
+        raise CannotLookError(f"{name} is not a certificate ({done.first_error})", f"openssl x509 -in {name} -text")
     return parse_openssl(done.out)
 
 
 def parse_openssl(text: str) -> Certificate:
-    """What ``openssl x509`` prints."""
+    """Parse the output of ``openssl x509``."""
     values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     print_of = next((value for key, value in values.items() if "ingerprint" in key), "")
     try:
@@ -81,7 +81,7 @@ def parse_openssl(text: str) -> Certificate:
             fingerprint=print_of.replace(":", "").lower(),
         )
     except (KeyError, ValueError):
-        raise CannotLookError("openssl answers what is no certificate", "openssl version") from None
+        raise CannotLookError("the output of openssl is not a certificate", "openssl version") from None
 
 
 def _epoch(text: str) -> float:
@@ -89,16 +89,16 @@ def _epoch(text: str) -> float:
 
 
 def read_served(domain: str, port: int, address: str = "127.0.0.1") -> Served:
-    """Ask this host's own nginx for ``domain``, once without and once with a client's eyes."""
-    blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    blind.check_hostname = False
-    blind.verify_mode = ssl.CERT_NONE
+    """Connect to this host's nginx for ``domain``, first without verification and then with a client's."""
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
     try:
-        fingerprint = _shake(blind, domain, address, port)
+        fingerprint = _tls_handshake(context=unverified, domain=domain, address=address, port=port)
     except OSError as error:
         return Served(None, error=f"{type(error).__name__}: {error.strerror or error}")
     try:
-        _shake(ssl.create_default_context(), domain, address, port)
+        _tls_handshake(context=ssl.create_default_context(), domain=domain, address=address, port=port)
     except ssl.SSLCertVerificationError as error:
         return Served(fingerprint, distrust=error.verify_message)
     except OSError as error:
@@ -106,7 +106,7 @@ def read_served(domain: str, port: int, address: str = "127.0.0.1") -> Served:
     return Served(fingerprint)
 
 
-def _shake(context: ssl.SSLContext, domain: str, address: str, port: int) -> str:
+def _tls_handshake(context: ssl.SSLContext, domain: str, address: str, port: int) -> str:
     with (
         socket.create_connection((address, port), timeout=CONNECT_TIMEOUT_S) as raw,
         context.wrap_socket(raw, server_hostname=domain) as connection,
@@ -115,23 +115,23 @@ def _shake(context: ssl.SSLContext, domain: str, address: str, port: int) -> str
 
 
 def judge_certificate(edge: Edge, found: Certificate | None, served: Served, now: float) -> Iterator[Finding]:
-    """The file: there, valid, for this name, not about to end. Then what nginx makes of it."""
+    """Judge the file (its validity, name and remaining days), then the certificate that nginx serves."""
     order = f"acme-order-renew-{edge.domain}"
-    mend = f"systemctl start {order}; journalctl -u {order}"
+    fix = f"systemctl start {order}; journalctl -u {order}"
     if found is None:
         yield fail(
             f"{edge.certificate} is missing",
-            meaning="nginx has nothing to serve: no client gets in.",
-            fix=mend,
+            meaning="nginx has no certificate to serve: no client can connect.",
+            fix=fix,
             subject="file",
             cause="certificate",
         )
     else:
-        yield _file(edge, found, now, mend)
+        yield _judge_file(edge=edge, found=found, now=now, fix=fix)
     if served.fingerprint is None:
         yield fail(
             f"nginx serves none on port {edge.https_port} ({served.error})",
-            meaning="No client gets in.",
+            meaning="No client can connect.",
             fix="systemctl status nginx; journalctl -u nginx",
             subject="served",
             cause="edge-down",
@@ -139,17 +139,17 @@ def judge_certificate(edge: Edge, found: Certificate | None, served: Served, now
         )
     elif found is not None and served.fingerprint != found.fingerprint:
         yield fail(
-            "nginx serves another one than lies on the disk",
-            meaning="It was renewed, and nginx was not told: clients will meet the old one until it ends.",
+            "nginx serves another one than the file",
+            meaning="It was renewed without a reload of nginx: clients get the old one until it expires.",
             fix="systemctl reload nginx",
             subject="served",
             fault_domain="generation",
         )
     elif served.distrust:
         yield fail(
-            f"clients refuse it: {served.distrust}",
+            f"clients reject it: {served.distrust}",
             meaning="Every client gets a certificate error.",
-            fix=mend,
+            fix=fix,
             subject="served",
             cause="certificate",
         )
@@ -157,38 +157,38 @@ def judge_certificate(edge: Edge, found: Certificate | None, served: Served, now
         yield ok("nginx serves it, and a client trusts it", subject="served")
 
 
-def _file(edge: Edge, found: Certificate, now: float, mend: str) -> Finding:
+def _judge_file(edge: Edge, found: Certificate, now: float, fix: str) -> Finding:
     days = (found.ends - now) / DAY_S
     if found.begins > now:
         return fail(
             f"is valid only in {(found.begins - now) / DAY_S:.1f} days",
-            meaning="Either it is new and this host's clock is wrong, or the clock is right and clients refuse it.",
+            meaning="Either this host's clock is behind, or clients reject the certificate.",
             fix="appliance doctor --only clock",
             subject="file",
             cause="certificate",
         )
     if days <= 0:
         return fail(
-            f"ended {-days:.1f} days ago",
-            meaning="Every client refuses it.",
-            fix=mend,
+            f"expired {-days:.1f} days ago",
+            meaning="Every client rejects it.",
+            fix=fix,
             subject="file",
             cause="certificate",
         )
-    if not any(_covers(name, edge.domain) for name in found.names):
+    if not any(_name_covers(name, edge.domain) for name in found.names):
         return fail(
             f"is for {', '.join(found.names) or 'no name'}, not for {edge.domain}",
-            meaning="Every client refuses it.",
-            fix=mend,
+            meaning="Every client rejects it.",
+            fix=fix,
             subject="file",
             cause="certificate",
             fault_domain="generation",
         )
     if found.issuer == found.subject or "minica" in found.issuer:
         return fail(
-            f"is a stand-in, signed by {found.issuer.removeprefix('issuer=')}",
-            meaning="The authority has not answered yet; NixOS serves its own until then, and clients refuse it.",
-            fix=mend,
+            f"is a placeholder, signed by {found.issuer.removeprefix('issuer=')}",
+            meaning="The authority has not responded yet; until then NixOS serves its own, which clients reject.",
+            fix=fix,
             subject="file",
             cause="certificate",
         )
@@ -197,13 +197,13 @@ def _file(edge: Edge, found: Certificate, now: float, mend: str) -> Finding:
         return level(
             f"{math.floor(days)} days left",
             meaning="It should have been renewed at 30 days.",
-            fix=mend,
+            fix=fix,
             subject="file",
         )
     return ok(f"{math.floor(days)} days left", subject="file")
 
 
-def _covers(name: str, domain: str) -> bool:
+def _name_covers(name: str, domain: str) -> bool:
     return name == domain or (name.startswith("*.") and domain.partition(".")[2] == name[2:])
 
 
@@ -212,12 +212,12 @@ def _covers(name: str, domain: str) -> bool:
     looks="the file: days left, names, issuer; what nginx serves; whether a client trusts it",
     means="Every client gets a certificate error. Warns below 20 days, fails below 5; renewal is due at 30.",
     fix="`systemctl start acme-order-renew-DOMAIN`, `systemctl reload nginx`",
-    requires=machine_part(lambda machine: machine.edge, "this host is no edge"),
+    requires=machine_part(lambda machine: machine.edge, "this host is not an edge"),
     fault_domain="external",
     exceptions="one that nginx does not serve, or that is for another name",
 )
 def check_certificate(context: CheckContext, expected: Edge) -> Iterator[Finding]:
-    """The file, and what nginx serves."""
+    """Check the file, and the certificate that nginx serves."""
     served = read_served(expected.domain, expected.https_port)
     found = read_certificate(context.host, expected.certificate)
-    yield from judge_certificate(expected, found, served, context.now)
+    yield from judge_certificate(edge=expected, found=found, served=served, now=context.now)

@@ -1,4 +1,4 @@
-"""The clock: does somebody set it, and has it gone backwards?"""
+"""The clock: whether a time server sets it, and whether it was set back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGE_ERROR_S = 1.0
 
 
 STAMP = "/var/lib/systemd/timesync/clock"
-"""systemd-timesyncd touches it whenever it has set the clock."""
+"""systemd-timesyncd updates its time whenever it has set the clock."""
 
 
 BACKWARDS_S = 60.0
@@ -46,7 +46,7 @@ class _Timex(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class ClockFacts:
-    """The kernel's view. ``stamp`` is when the clock was last set, seconds since the epoch."""
+    """The kernel's view. ``stamp`` is the time when the clock was last set, in seconds since the epoch."""
 
     synchronised: bool
     error_s: float
@@ -54,7 +54,10 @@ class ClockFacts:
 
 
 def read_clock(host: HostReader) -> ClockFacts:
-    """Ask the kernel, changing nothing (``modes`` is 0)."""
+    """Query the kernel without a change (``modes`` is 0).
+
+    Raises :class:`CannotLookError` if the kernel refuses.
+    """
     state = _Timex()
     if ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(state)) < 0:
         raise CannotLookError("adjtimex(2) is refused here", "timedatectl")
@@ -66,41 +69,45 @@ def read_clock(host: HostReader) -> ClockFacts:
 
 
 def judge_clock(facts: ClockFacts, now: float) -> Iterator[Finding]:
-    """Set by somebody, right within a second, and not behind what it once was."""
-    mend = "timedatectl timesync-status; systemctl restart systemd-timesyncd"
+    """Judge whether the clock is synchronised, exact to a second, and not behind an earlier time."""
+    fix = "timedatectl timesync-status; systemctl restart systemd-timesyncd"
     if facts.stamp is not None and facts.stamp - now > BACKWARDS_S:
         yield fail(
             f"{(facts.stamp - now) / 60:.0f} min behind the time at which it was last set",
             meaning=(
-                "The VPS refuses the tunnel's handshakes (their time must grow), certificates seem not yet valid."
+                "The VPS rejects the tunnel's handshakes, whose time must increase. "
+                "Certificates seem not yet valid."
             ),
-            fix=mend,
+            fix=fix,
             cause="clock",
         )
     elif not facts.synchronised:
         yield warn(
-            "nobody sets it",
-            meaning="It drifts by seconds a day: keys end early or late, rows get "
-            "wrong times, and after a power cut the "
-            "tunnel may stay down.",
-            fix=mend,
+            "no time server sets it",
+            meaning=(
+                "It drifts by seconds a day: keys expire early or late, and usage records get inexact times. "
+                "After a power cut the tunnel may stay down."
+            ),
+            fix=fix,
         )
     elif facts.error_s > LARGE_ERROR_S:
         yield warn(
-            f"right within {facts.error_s:.1f} s only", meaning="The time server answers badly or rarely.", fix=mend
+            f"exact to {facts.error_s:.1f} s only",
+            meaning="The time server responds rarely or with a large delay.",
+            fix=fix,
         )
     else:
-        yield ok(f"synchronised, right within {facts.error_s * 1000:.0f} ms")
+        yield ok(f"synchronised, exact to {facts.error_s * 1000:.0f} ms")
 
 
 @check(
     "clock",
-    looks="the kernel's own word on who sets the clock, and whether it went back",
-    means="A clock that went back keeps the tunnel down and certificates invalid.",
+    looks="whether the kernel's clock is synchronised, and whether it was set back",
+    means="A clock that was set back keeps the tunnel down and certificates invalid.",
     fix="`systemctl restart systemd-timesyncd`",
     requires=always,
     fault_domain="external",
 )
 def check_clock(context: CheckContext, _: None) -> Iterator[Finding]:
-    """The kernel's clock."""
+    """Check the kernel's clock."""
     yield from judge_clock(read_clock(context.host), context.now)

@@ -1,4 +1,4 @@
-"""Room on the file systems that fill."""
+"""Free space of the file systems that fill up."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from appliance.doctor.finding import Finding, fail, ok, warn
 from appliance.doctor.host import CannotLookError
 
 DISK_WARN, DISK_FAIL = 0.10, 0.03
-"""Free share of a disk below which usage rows and keys are in danger; the same for inodes."""
+"""Free share of a file system and of its inodes below which usage records and keys are at risk."""
 
 
 @dataclass(frozen=True, slots=True)
 class DiskSpace:
-    """A file system as seen from one folder. Shares of 1."""
+    """The file system of one folder; ``free`` and ``free_inodes`` are shares from 0 to 1."""
 
     folder: str
     total_gib: float
@@ -31,23 +31,23 @@ class DiskSpace:
 
 
 def read_disk(folder: Path) -> DiskSpace:
-    """The file system of ``folder``, or of its nearest parent that exists."""
+    """Read the file system of ``folder``, or of its nearest parent that exists."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         found, device = os.statvfs(existing), existing.stat().st_dev
     except OSError as error:
         raise CannotLookError(f"{existing}: {error.strerror}", "run `appliance doctor` as root") from error
     return DiskSpace(
-        str(existing),
-        found.f_blocks * found.f_frsize / 2**30,
-        found.f_bavail / found.f_blocks if found.f_blocks else 1.0,
-        found.f_favail / found.f_files if found.f_files else 1.0,
-        device,
+        folder=str(existing),
+        total_gib=found.f_blocks * found.f_frsize / 2**30,
+        free=found.f_bavail / found.f_blocks if found.f_blocks else 1.0,
+        free_inodes=found.f_favail / found.f_files if found.f_files else 1.0,
+        device=device,
     )
 
 
 def judge_disks(disks: Sequence[DiskSpace]) -> Iterator[Finding]:
-    """Room on each file system, once."""
+    """Judge the free space of each file system, once."""
     seen: set[int] = set()
     for disk in disks:
         if disk.device in seen:
@@ -63,9 +63,7 @@ def judge_disks(disks: Sequence[DiskSpace]) -> Iterator[Finding]:
             level = fail if scarce < DISK_FAIL else warn
             yield level(
                 what,
-                meaning=(
-                    "Usage rows and new keys cannot be kept once it is full; new models and systems do not arrive."
-                ),
+                meaning=("Usage records, new keys, models and systems cannot be stored on a full disk."),
                 fix=f"nix-collect-garbage -d; du -xh --max-depth=2 {disk.folder} | sort -h | tail",
                 subject=disk.folder,
             )
@@ -73,14 +71,14 @@ def judge_disks(disks: Sequence[DiskSpace]) -> Iterator[Finding]:
 
 @check(
     "disk",
-    looks="room and inodes on the root, the gateway's, the models' and the boot file system",
-    means="Rows and new keys cannot be kept on a full disk. Warns below 10 %, fails below 3 %.",
+    looks="free space and inodes of the root, the gateway's, the models' and the boot file system",
+    means="Usage records and new keys cannot be stored on a full disk. Warns below 10 %, fails below 3 %.",
     fix="`nix-collect-garbage -d`",
     requires=always,
     fault_domain="external",
 )
 def check_disk(context: CheckContext, _: None) -> Iterator[Finding]:
-    """The file systems that fill."""
+    """Check the file systems that fill up."""
     folders = [context.host.path("/")]
     if context.site is not None:
         folders.append(context.data_folder(context.site))

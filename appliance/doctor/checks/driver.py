@@ -1,4 +1,4 @@
-"""The NVIDIA driver: loaded, open, new enough, and of one version with the programs."""
+"""The NVIDIA driver: loaded, open, recent enough, and of the same version as its programs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from appliance.doctor.finding import Finding, fail, ok
 from appliance.doctor.host import TimedOutError
 from appliance.doctor.nvidia import Module, Userland, read_module
 
-LEAST_DRIVER = 580
+OLDEST_DRIVER = 580
 """CUDA 13 needs a driver of this major version or newer (NVIDIA's minor-version compatibility page)."""
 
 
 def judge_driver(module: Module | None, userland: Userland) -> Iterator[Finding]:
-    """The kernel module: loaded, open, new enough, and of one version with the programs."""
+    """Judge the kernel module: loaded, open, recent enough, and of the same version as the programs."""
     if module is None:
         yield fail(
             "the NVIDIA kernel module is not loaded",
@@ -29,9 +29,9 @@ def judge_driver(module: Module | None, userland: Userland) -> Iterator[Finding]
             cause="driver-not-loaded",
         )
         return
-    if module.major < LEAST_DRIVER:
+    if module.major < OLDEST_DRIVER:
         yield fail(
-            f"{module.version}; CUDA 13 needs {LEAST_DRIVER} or newer",
+            f"{module.version}; CUDA 13 needs {OLDEST_DRIVER} or newer",
             meaning="Engines end with 'CUDA driver version is insufficient'.",
             fix="nixos-rebuild boot --flake .#gpu && reboot",
             subject="module",
@@ -40,20 +40,20 @@ def judge_driver(module: Module | None, userland: Userland) -> Iterator[Finding]
         yield fail(
             f"{module.version}, the closed kernel modules",
             meaning="Blackwell cards work with the open kernel modules only.",
-            fix="remove hardware.open = false; nixos-rebuild boot --flake .#gpu && reboot",
+            fix="remove hardware.nvidia.open = false; nixos-rebuild boot --flake .#gpu && reboot",
             subject="module",
         )
     else:
         yield ok(f"{module.version}, open kernel modules", subject="module")
-    yield _userland(module, userland)
+    yield _judge_userland(module, userland)
 
 
-def _userland(module: Module, userland: Userland) -> Finding:
+def _judge_userland(module: Module, userland: Userland) -> Finding:
     if "version mismatch" in userland.error:
         return fail(
             f"nvidia-smi: {userland.error}; the loaded module is {module.version}",
             meaning=(
-                "The driver was exchanged under a running kernel: no new engine starts, a running one may break."
+                "The driver was replaced under a running kernel: no new engine starts, a running one may fail."
             ),
             fix="reboot",
             subject="userland",
@@ -62,34 +62,34 @@ def _userland(module: Module, userland: Userland) -> Finding:
     if userland.error:
         return fail(
             f"nvidia-smi: {userland.error}",
-            meaning="The programs cannot reach the driver, nor can engines.",
+            meaning="Neither programs nor engines can reach the driver.",
             fix="journalctl --dmesg --boot | grep -i nvrm; then reboot",
             subject="userland",
         )
     other = {card.driver for card in userland.cards} - {module.version}
     if other:
         return fail(
-            f"nvidia-smi is of {', '.join(sorted(other))}, the loaded module of {module.version}",
-            meaning="The driver was exchanged under a running kernel: no new engine starts.",
+            f"nvidia-smi has version {', '.join(sorted(other))}, the loaded module {module.version}",
+            meaning="The driver was replaced under a running kernel: no new engine starts.",
             fix="reboot",
             subject="userland",
             cause="driver-mismatch",
         )
-    return ok(f"the same version; cards that answer: {len(userland.cards)}", subject="userland")
+    return ok(f"the same version; cards that respond: {len(userland.cards)}", subject="userland")
 
 
 @check(
     "driver",
     looks=(
-        "/proc/driver/nvidia/version and nvidia-smi: loaded, open, 580 or newer, the same for kernel and programs"
+        "/proc/driver/nvidia/version and nvidia-smi: loaded, open, 580 or newer, one version in kernel and programs"
     ),
-    means="Without it no engine starts; after a driver update without a reboot none starts either.",
+    means="No engine starts without a driver, or after an update of the driver without a reboot.",
     fix="`reboot`",
     requires=cards_of_site,
     fault_domain="generation",
 )
 def check_driver(context: CheckContext, _: tuple[Gpu, ...]) -> Iterator[Finding]:
-    """The kernel module and whether programs agree with it; a driver that hangs is a failure."""
+    """Check the kernel module and the version of the programs; a driver that hangs is a failure."""
     module = read_module(context.host)
     if module is None:
         yield from judge_driver(None, Userland(()))
@@ -99,7 +99,7 @@ def check_driver(context: CheckContext, _: tuple[Gpu, ...]) -> Iterator[Finding]
     except TimedOutError as error:
         yield fail(
             str(error),
-            meaning="The driver hangs: engines do too.",
+            meaning="The driver hangs, and so do engines.",
             fix="reboot",
             subject="userland",
             cause="driver-mismatch",

@@ -1,4 +1,4 @@
-"""The loaded nftables ruleset: is the table there, does it drop, and does it let in exactly what it should?"""
+"""The loaded nftables ruleset: the table exists, drops by default, and accepts exactly the expected ports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RELOAD = "systemctl restart nftables; journalctl -u nftables"
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A base chain: where it hooks in, and what happens to what no rule names."""
+    """A base chain: its hook, and its policy for packets that no rule matches."""
 
     name: str
     hook: str
@@ -31,76 +31,76 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """What matters of one table.
+    """The relevant parts of one table.
 
-    ``opened`` holds (protocol, port, interface or ""). ``bare`` counts rules that accept every port, ``dark`` those
-    that lead elsewhere (a jump, a map, a named set) and are not followed.
+    ``opened`` has tuples of protocol, port, and interface or "". ``portless`` is the number of rules that accept
+    every port, ``unfollowed`` that of rules with a jump, a map or a named set, which are not followed.
     """
 
     tables: tuple[str, ...]
     chains: tuple[Chain, ...]
     opened: frozenset[tuple[str, int, str]]
-    bare: int
-    dark: int
+    portless: int
+    unfollowed: int
 
 
 def read_ruleset(host: HostReader, family: str, table: str) -> Ruleset:
-    """The table as it is loaded. Raises :class:`CannotLookError` where nft is missing or may not look."""
+    """Read the loaded table; raises :class:`CannotLookError` if nft is missing or lacks permission."""
     done = host.run("nft", "--json", "list", "ruleset")
     if done.code != 0:
         raise CannotLookError(f"nft: {done.first_error}", "run `appliance doctor` as root")
     try:
         return parse_ruleset(json.loads(done.out), family, table)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise CannotLookError("nft answers what is no ruleset", "run `nft list ruleset` by hand") from None
+        raise CannotLookError("the output of nft is not a ruleset", "run `nft list ruleset` by hand") from None
 
 
 def parse_ruleset(document: dict[str, Any], family: str, table: str) -> Ruleset:
-    """The JSON of libnftables."""
-    things = document["nftables"]
-    tables = tuple(f"{t['table']['family']} {t['table']['name']}" for t in things if "table" in t)
+    """Parse the JSON of libnftables."""
+    objects = document["nftables"]
+    tables = tuple(f"{t['table']['family']} {t['table']['name']}" for t in objects if "table" in t)
     mine = [
-        thing
-        for entry in things
-        for kind, thing in entry.items()
-        if kind in {"chain", "rule"} and (thing["family"], thing["table"]) == (family, table)
+        value
+        for entry in objects
+        for kind, value in entry.items()
+        if kind in {"chain", "rule"} and (value["family"], value["table"]) == (family, table)
     ]
     chains = tuple(Chain(c["name"], c["hook"], c.get("policy", "accept")) for c in mine if "hook" in c)
     inputs = {chain.name for chain in chains if chain.hook == "input"}
     rules = [rule["expr"] for rule in mine if "expr" in rule and rule["chain"] in inputs]
     accepting = [rule for rule in rules if any("accept" in part for part in rule)]
     opened = {port for rule in accepting for port in _ports(rule)}
-    bare = sum(not any(_narrows(part) for part in rule) for rule in accepting)
-    dark = sum(any(_leads_elsewhere(part) for part in rule) for rule in rules)
-    return Ruleset(tables, chains, frozenset(opened), bare, dark)
+    portless = sum(not any(_restricts(part) for part in rule) for rule in accepting)
+    unfollowed = sum(any(_is_not_followed(part) for part in rule) for rule in rules)
+    return Ruleset(tables=tables, chains=chains, opened=frozenset(opened), portless=portless, unfollowed=unfollowed)
 
 
-def _left(part: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The left side of a match, where it is of this kind: ``payload``, ``meta`` or ``ct``."""
+def _left_side(part: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return the left side of a match if it is of this kind: ``payload``, ``meta`` or ``ct``."""
     left = part.get("match", {}).get("left", {})
     found = left.get(kind, {}) if isinstance(left, dict) else {}
     return found if isinstance(found, dict) else {}
 
 
-def _narrows(part: dict[str, Any]) -> bool:
-    """Whether a match keeps a rule from letting everything in: a port, a known connection, loopback, ICMP."""
+def _restricts(part: dict[str, Any]) -> bool:
+    """Return whether a match restricts a rule: to a port, a known connection, loopback or ICMP."""
     right = part.get("match", {}).get("right")
     states = right.get("set", []) if isinstance(right, dict) else right if isinstance(right, list) else [right]
-    payload = _left(part, "payload")
+    payload = _left_side(part, "payload")
     return (
         payload.get("field") == "dport"
-        or (_left(part, "ct").get("key") == "state" and set(map(str, states)) <= {"established", "related"})
-        or (_left(part, "meta").get("key") in {"iif", "iifname"} and right == "lo")
+        or (_left_side(part, "ct").get("key") == "state" and set(map(str, states)) <= {"established", "related"})
+        or (_left_side(part, "meta").get("key") in {"iif", "iifname"} and right == "lo")
         or payload.get("protocol") in {"icmp", "icmpv6"}
-        or (_left(part, "meta").get("key") == "l4proto" and right in {"icmp", "icmpv6", "ipv6-icmp"})
+        or (_left_side(part, "meta").get("key") == "l4proto" and right in {"icmp", "icmpv6", "ipv6-icmp"})
     )
 
 
-def _leads_elsewhere(part: dict[str, Any]) -> bool:
+def _is_not_followed(part: dict[str, Any]) -> bool:
     match = part.get("match", {})
-    a_port = _left(part, "payload").get("field") == "dport"
+    matches_port = _left_side(part, "payload").get("field") == "dport"
     return bool(part.keys() & {"jump", "goto", "vmap"}) or (
-        a_port and (match.get("op") != "==" or not isinstance(match.get("right"), (int, dict)))
+        matches_port and (match.get("op") != "==" or not isinstance(match.get("right"), (int, dict)))
     )
 
 
@@ -109,23 +109,23 @@ def _ports(expression: list[dict[str, Any]]) -> Iterator[tuple[str, int, str]]:
         (
             str(part["match"]["right"])
             for part in expression
-            if _left(part, "meta").get("key") == "iifname" and part["match"].get("op") == "=="
+            if _left_side(part, "meta").get("key") == "iifname" and part["match"].get("op") == "=="
         ),
         "",
     )
     for part in expression:
-        payload = _left(part, "payload")
+        payload = _left_side(part, "payload")
         if payload.get("field") == "dport" and part["match"].get("op") == "==":
-            for port in _numbers(part["match"]["right"]):
+            for port in _port_numbers(part["match"]["right"]):
                 yield str(payload["protocol"]), port, interface
 
 
-def _numbers(right: Any) -> Iterator[int]:
+def _port_numbers(right: Any) -> Iterator[int]:
     if isinstance(right, int):
         yield right
     elif isinstance(right, dict) and "set" in right:
         for item in right["set"]:
-            yield from _numbers(item)
+            yield from _port_numbers(item)
     elif isinstance(right, dict) and "range" in right:
         yield from range(right["range"][0], right["range"][1] + 1)
 
@@ -134,13 +134,13 @@ DHCPV6_CLIENT = ("udp", 546)
 
 
 def judge_firewall(expected: Firewall, seen: Ruleset) -> Iterator[Finding]:
-    """Loaded, dropping by default, and open for exactly what the machine names."""
+    """Judge whether the table is loaded, drops by default, and accepts exactly the openings of the machine."""
     name = f"{expected.family} {expected.table}"
     if name not in seen.tables:
-        there = f"; loaded are: {', '.join(seen.tables)}" if seen.tables else "; the ruleset is empty"
+        loaded = f"; loaded are: {', '.join(seen.tables)}" if seen.tables else "; the ruleset is empty"
         yield fail(
-            f"nftables is not loaded: there is no table {name}{there}",
-            meaning="Every port that listens is open to whoever reaches this host.",
+            f"nftables is not loaded: the table {name} does not exist{loaded}",
+            meaning="Every listening port is open to all clients that reach this host.",
             fix=RELOAD,
             subject="table",
             cause="firewall-not-loaded",
@@ -151,37 +151,37 @@ def judge_firewall(expected: Firewall, seen: Ruleset) -> Iterator[Finding]:
         if chain is None or chain.policy != "drop":
             yield fail(
                 f"the {hook} chain {'is missing' if chain is None else f'has policy {chain.policy}'}",
-                meaning="What no rule names gets through.",
+                meaning="Packets that no rule matches are accepted.",
                 fix=RELOAD,
                 subject=hook,
                 cause="firewall-open",
             )
         else:
-            yield ok("drops what no rule names", subject=hook)
-    lines = [line for line in expected.extra_input.splitlines() if "accept" in line and "dport" not in line]
-    if seen.bare > len(lines):
+            yield ok("drops packets that no rule matches", subject=hook)
+    own_rules = [line for line in expected.extra_input.splitlines() if "accept" in line and "dport" not in line]
+    if seen.portless > len(own_rules):
         yield fail(
-            f"{seen.bare - len(lines)} rules accept every port",
-            meaning="Every port that listens is open, to all or to some.",
+            f"{seen.portless - len(own_rules)} rules accept every port",
+            meaning="Every listening port is open, to all clients or to some.",
             fix=f"nft list table {name}; {RELOAD}",
             subject="rules",
             cause="firewall-open",
         )
-    if seen.dark and not expected.extra_input.strip():
+    if seen.unfollowed and not expected.extra_input.strip():
         yield unknown(
-            f"{seen.dark} rules lead elsewhere (jump, map, named set), which is not followed",
+            f"{seen.unfollowed} rules have a jump, a map or a named set, which is not followed",
             fix=f"nft list table {name}; {RELOAD}",
             subject="rules",
         )
-    yield _openings(expected, seen)
+    yield _judge_openings(expected, seen)
 
 
-def _openings(expected: Firewall, seen: Ruleset) -> Finding:
+def _judge_openings(expected: Firewall, seen: Ruleset) -> Finding:
     wanted = {(opening.protocol, opening.port) for opening in expected.openings}
     own = {int(number) for number in re.findall(r"\b\d{1,5}\b", expected.extra_input)}
     opened = {(protocol, port) for protocol, port, _ in seen.opened}
-    more = sorted(o for o in opened - wanted - {DHCPV6_CLIENT} if o[1] not in own)
-    less = sorted(wanted - opened)
+    unexpected = sorted(o for o in opened - wanted - {DHCPV6_CLIENT} if o[1] not in own)
+    missing = sorted(wanted - opened)
     wider = [
         opening
         for opening in expected.openings
@@ -192,27 +192,27 @@ def _openings(expected: Firewall, seen: Ruleset) -> Finding:
         )
     ]
     if wider:
-        said = ", ".join(f"{o.port}/{o.protocol} beyond {o.interface}" for o in wider)
+        ports = ", ".join(f"{o.port}/{o.protocol} beyond {o.interface}" for o in wider)
         return fail(
-            f"lets in {said}",
-            meaning="The API can be reached without the tunnel: keys and prompts cross a network in the clear.",
+            f"accepts {ports}",
+            meaning="The API is reachable without the tunnel: keys and prompts cross a network unencrypted.",
             fix=RELOAD,
             subject="openings",
             cause="firewall-open",
         )
-    if more:
-        said = ", ".join(f"{port}/{protocol}" for protocol, port in more[:8])
+    if unexpected:
+        ports = ", ".join(f"{port}/{protocol}" for protocol, port in unexpected[:8])
         return fail(
-            f"lets in {said}, which the machine does not name",
-            meaning="Somebody changed the loaded rules by hand.",
+            f"accepts {ports}, which the machine's description does not name",
+            meaning="The loaded rules were changed by hand.",
             fix=RELOAD,
             subject="openings",
         )
-    if less:
-        said = ", ".join(f"{port}/{protocol}" for protocol, port in less)
+    if missing:
+        ports = ", ".join(f"{port}/{protocol}" for protocol, port in missing)
         return fail(
-            f"does not let in {said}",
-            meaning="The rules are older than the machine's description: clients, the tunnel or SSH stay outside.",
+            f"does not accept {ports}",
+            meaning="The rules are older than the machine's description: clients, the tunnel or SSH are blocked.",
             fix=RELOAD,
             subject="openings",
             cause="firewall-closed",
@@ -224,13 +224,13 @@ def _openings(expected: Firewall, seen: Ruleset) -> Finding:
 
 @check(
     "firewall",
-    looks="the loaded nftables ruleset: the table, its policies, and exactly the ports that the machine names",
-    means="Not loaded: every port that listens is open. Closed: clients and the tunnel stay outside.",
+    looks="the loaded nftables ruleset: the table, its policies, and exactly the ports of the machine",
+    means="Not loaded: every listening port is open. Closed: clients and the tunnel are blocked.",
     fix="`systemctl restart nftables`",
     requires=machine_part(lambda machine: machine.firewall, "no firewall is described"),
     fault_domain="generation",
 )
 def check_firewall(context: CheckContext, expected: Firewall) -> Iterator[Finding]:
-    """The loaded ruleset."""
+    """Check the loaded ruleset."""
     ruleset = read_ruleset(context.host, expected.family, expected.table)
     yield from judge_firewall(expected, ruleset)

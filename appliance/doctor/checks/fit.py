@@ -17,20 +17,20 @@ from appliance.planner.fit import fit
 @check(
     "fit",
     looks="the planner's check that every engine fits its cards and RAM",
-    means="An engine ends with out-of-memory, at its start or when busy.",
-    fix="what the planner says",
+    means="An engine runs out of memory, at its start or under load.",
+    fix="as reported by the planner",
     requires=described_site,
     fault_domain="generation",
 )
 def check_fit(_context: CheckContext, site: Site) -> Iterator[Finding]:
-    """The planner's word on the site."""
-    broken = fit(site)
-    for violation in broken:
+    """Check the site with the planner."""
+    violations = fit(site)
+    for violation in violations:
         yield fail(
             violation.what,
             meaning="The engine will not start, or runs out of memory.",
             fix=violation.fix,
             subject=violation.where,
         )
-    if not broken:
+    if not violations:
         yield ok("every engine fits its cards and RAM")

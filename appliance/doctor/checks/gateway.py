@@ -18,78 +18,70 @@ from appliance.doctor.readiness import GatewayReadiness, read_ready
 
 
 def judge_gateway(address: str, ready: GatewayReadiness) -> Finding:
-    """The gateway of this host answers."""
+    """Judge whether the gateway of this host responds."""
     if ready.error:
         return fail(
-            f"does not answer on {address} ({ready.error})",
-            meaning="Nobody gets an answer.",
+            f"does not respond on {address} ({ready.error})",
+            meaning="No request gets a response.",
             fix="systemctl status appliance-gateway; journalctl -u appliance-gateway",
             cause="gateway-down",
         )
-    return ok(f"answers on {address}{', ready' if ready.status == 200 else ', and is not ready'}")
+    return ok(f"responds on {address}{', ready' if ready.status == 200 else ', not ready'}")
 
 
 @check(
     "gateway",
-    looks="whether this host's gateway answers `/ready`",
-    means="Nobody gets an answer.",
+    looks="whether this host's gateway responds to `/ready`",
+    means="No request gets a response.",
     fix="`systemctl status appliance-gateway`",
     requires=site_with_gateway,
     fault_domain="generation",
 )
 def check_gateway(context: CheckContext, site: Site) -> Iterator[Finding]:
-    """The gateway of this host."""
+    """Check the gateway of this host."""
     yield judge_gateway(f"{site.gateway.host}:{site.gateway.port}", context.ready)
 
 
 def judge_engines(ready: GatewayReadiness) -> Iterator[Finding]:
-    """Each replica generated a token a moment ago."""
-    for name, word in ready.engines.items():
-        subject = f"engine {name}"
-        if word == "ready":
+    """Judge whether each replica has just generated a token."""
+    for name, state in ready.engines.items():
+        subject, unit = f"engine {name}", f"appliance-engine-{name}"
+        fix = f"systemctl status {unit}; journalctl -u {unit}"
+        if state == "ready":
             yield ok("generated a token", subject=subject)
-        elif word == "not loaded":
-            yield ok("not loaded; it is started when somebody asks for its model", subject=subject)
+        elif state == "not loaded":
+            yield ok("not loaded; a request for its model starts it", subject=subject)
+        elif ready.status == 200:
+            # The gateway is ready, so another replica serves the model: a warning, not a failure.
+            yield warn(state, meaning="Another replica serves its model meanwhile.", fix=fix, subject=subject)
         else:
-            # Another replica may serve the model meanwhile: then it is worth a look, not an alarm.
-            level = warn if ready.status == 200 else fail
-            verdict = level(
-                word,
-                meaning="Another replica serves its model meanwhile."
-                if level is warn
-                else "Requests for its model get 503.",
-                fix=f"systemctl status appliance-engine-{name}; journalctl -u appliance-engine-{name}",
-                subject=subject,
-            )
-            yield (
-                verdict
-                if level is warn
-                else fail(word, meaning=verdict.meaning, fix=verdict.fix, subject=subject, cause="engine-down")
+            yield fail(
+                state, meaning="Requests for its model get 503.", fix=fix, subject=subject, cause="engine-down"
             )
 
 
 @check(
     "engines",
-    looks="whether each replica generated a token a moment ago",
+    looks="whether each replica has just generated a token",
     means="Its requests go to another replica, or get 503.",
     fix="`journalctl -u appliance-engine-NAME`",
     requires=site_with_gateway,
     fault_domain="generation",
 )
 def check_engines(context: CheckContext, _: Site) -> Iterator[Finding]:
-    """Each replica, by the gateway's canary."""
+    """Check each replica, by the gateway's canary."""
     if context.ready.error:
-        raise CannotLookError("the gateway does not answer, so nobody asks them", "appliance doctor --only gateway")
+        raise CannotLookError("their state is unknown without the gateway", "appliance doctor --only gateway")
     yield from judge_engines(context.ready)
 
 
-def judge_gateways(answers: Mapping[str, GatewayReadiness]) -> Iterator[Finding]:
-    """From the VPS: each gateway answers through the tunnel. One of several may be away."""
-    away = [address for address, ready in answers.items() if ready.error]
-    for address, ready in answers.items():
-        if ready.error and len(away) == len(answers):
+def judge_gateways(responses: Mapping[str, GatewayReadiness]) -> Iterator[Finding]:
+    """Judge, on the VPS, whether each gateway responds through the tunnel; one of several may be down."""
+    down = [address for address, ready in responses.items() if ready.error]
+    for address, ready in responses.items():
+        if ready.error and len(down) == len(responses):
             yield fail(
-                f"does not answer ({ready.error})",
+                f"does not respond ({ready.error})",
                 meaning="Clients get 502 or 504.",
                 fix="appliance doctor --only tunnel; then the same on the GPU host",
                 subject=address,
@@ -97,35 +89,35 @@ def judge_gateways(answers: Mapping[str, GatewayReadiness]) -> Iterator[Finding]
             )
         elif ready.error:
             yield warn(
-                f"does not answer ({ready.error})",
-                meaning="The other GPU host carries its share.",
+                f"does not respond ({ready.error})",
+                meaning="The other GPU host serves its share.",
                 fix="appliance doctor, on that host",
                 subject=address,
             )
         elif ready.status != 200:
             yield fail(
-                f"answers, and is not ready: {'; '.join(sorted(set(ready.engines.values())))}",
+                f"responds, but is not ready: {'; '.join(sorted(set(ready.engines.values())))}",
                 meaning="Requests get 503.",
                 fix="appliance doctor, on that host",
                 subject=address,
                 cause="engine-down",
             )
         else:
-            yield ok("answers through the tunnel, ready", subject=address)
+            yield ok("responds through the tunnel, ready", subject=address)
 
 
 @check(
     "gateways",
-    looks="from the VPS: whether each gateway answers through the tunnel",
+    looks="from the VPS: whether each gateway responds through the tunnel",
     means="Clients get 502 or 504.",
-    fix="`appliance doctor --only tunnel`, here and there",
-    requires=machine_part(lambda machine: machine.edge, "this host is no edge"),
+    fix="`appliance doctor --only tunnel`, on both hosts",
+    requires=machine_part(lambda machine: machine.edge, "this host is not an edge"),
     fault_domain="external",
 )
 def check_gateways(_context: CheckContext, expected: Edge) -> Iterator[Finding]:
-    """Each gateway behind this edge."""
-    answers = {}
+    """Check each gateway behind this edge."""
+    responses = {}
     for address in expected.gateways:
         name, _, port = address.rpartition(":")
-        answers[address] = read_ready(name, int(port))
-    yield from judge_gateways(answers)
+        responses[address] = read_ready(name, int(port))
+    yield from judge_gateways(responses)

@@ -17,26 +17,23 @@ REBUILD = "nixos-rebuild boot --flake .#gpu && reboot"
 
 
 def read_kernel_words(host: HostReader) -> list[str]:
-    """What the running kernel was started with."""
+    """Read the parameters with which the running kernel was started."""
     return (host.text("/proc/cmdline") or "").split()
 
 
 def judge_kernel_words(
     expected: Sequence[str], words: Sequence[str], cards: Cards | None, hmm_off: str | None
 ) -> Iterator[Finding]:
-    """Every parameter of the machine is on the kernel's command line, and HMM is off where that was chosen."""
+    """Judge whether the kernel has every parameter of the machine, and HMM is off if that was chosen."""
     missing = [word for word in expected if word not in words]
     if missing:
         yield fail(
             f"started without {', '.join(missing)}",
-            meaning=(
-                "Links may drop under load, or cards hang at the first all-reduce: "
-                "the running system is another one."
-            ),
+            meaning=("Links may drop under load, or cards hang at the first all-reduce: another system runs."),
             fix=REBUILD,
         )
     else:
-        yield ok(f"all {len(expected)} parameters" if expected else "none asked for")
+        yield ok(f"all {len(expected)} parameters" if expected else "none required")
     if (
         cards is not None
         and cards.peer_to_peer == "iommu-off"
@@ -53,15 +50,15 @@ def judge_kernel_words(
 
 @check(
     "kernel",
-    looks="the parameters that the machine asks for, on the running kernel's command line",
+    looks="the parameters that the machine requires, on the running kernel's command line",
     means="Links that drop under load, or a hang at the first all-reduce.",
     fix="`nixos-rebuild boot --flake .#gpu && reboot`",
-    requires=machine_part(lambda machine: machine.kernel_parameters, "no kernel parameters are asked for"),
+    requires=machine_part(lambda machine: machine.kernel_parameters, "no kernel parameters are required"),
     fault_domain="generation",
 )
 def check_kernel(context: CheckContext, expected: tuple[str, ...]) -> Iterator[Finding]:
-    """The command line of the running kernel."""
+    """Check the command line of the running kernel."""
     hmm_off = (context.host.text("/sys/module/nvidia_uvm/parameters/uvm_disable_hmm") or "").strip() or None
     cards = context.machine.cards if context.machine is not None else None
     words = read_kernel_words(context.host)
-    yield from judge_kernel_words(expected, words, cards, hmm_off)
+    yield from judge_kernel_words(expected=expected, words=words, cards=cards, hmm_off=hmm_off)

@@ -19,7 +19,7 @@ from appliance.doctor.placement import NumaPlacement, parse_cpus
 def read_nodes(
     host: HostReader, buses: Mapping[int, str]
 ) -> tuple[dict[int, int | None], dict[int, frozenset[int]]]:
-    """The NUMA node of each card by its index, and the processors of each node."""
+    """Read the NUMA node of each card by its index, and the processors of each node."""
     of_card = {index: host.number(f"/sys/bus/pci/devices/{bus}/numa_node") for index, bus in buses.items()}
     of_node = {
         int(name[4:]): parse_cpus(host.text(f"/sys/devices/system/node/{name}/cpulist") or "")
@@ -32,33 +32,32 @@ def read_nodes(
 def judge_nodes(
     expected: Sequence[Gpu], of_card: Mapping[int, int | None], of_node: Mapping[int, frozenset[int]]
 ) -> Iterator[Finding]:
-    """Each card sits on the node that the site says."""
+    """Judge whether each card is on the node of the site."""
     for gpu in expected:
         node, subject = of_card.get(gpu.index), f"card {gpu.index}"
         if node is None:
-            continue  # `cards` says that it is missing
+            continue  # `cards` reports that it is missing
         if node < 0:
-            level = warn if len(of_node) > 1 else None
-            if level is None:
+            if len(of_node) <= 1:
                 yield ok("one node", subject=subject)
             else:
-                yield level(
-                    f"its slot names no node, of {len(of_node)}",
-                    meaning="Engines cannot be placed beside their card.",
-                    fix="look for NUMA or NPS settings in the firmware",
+                yield warn(
+                    f"its slot has no node, of {len(of_node)}",
+                    meaning="Engines cannot be placed near their card.",
+                    fix="check the NUMA or NPS settings in the firmware",
                     subject=subject,
                 )
         elif gpu.numa_node is None and len(of_node) > 1:
             yield warn(
-                f"node {node} of {len(of_node)}; the site names none",
+                f"node {node} of {len(of_node)}; the site has none",
                 meaning="Engines run on any processor; tensor parallelism and offload cross the sockets.",
                 fix=f"set numa_node = {node} for card {gpu.index} in appliance.settings.hosts",
                 subject=subject,
             )
         elif gpu.numa_node is not None and gpu.numa_node != node:
             yield warn(
-                f"node {node}; the site says {gpu.numa_node}",
-                meaning="Engines are kept on the wrong side of the machine: each transfer crosses the sockets.",
+                f"node {node}; the site has {gpu.numa_node}",
+                meaning="Engines are pinned to the other socket: each transfer crosses the sockets.",
                 fix=f"set numa_node = {node} for card {gpu.index} in appliance.settings.hosts",
                 subject=subject,
             )
@@ -71,17 +70,17 @@ def judge_placement(
     placements: Mapping[str, NumaPlacement | None],
     of_node: Mapping[int, frozenset[int]],
 ) -> Iterator[Finding]:
-    """Engines that are pinned run on their node's processors only."""
+    """Judge whether pinned engines run on their node's processors only."""
     for name, node in node_of_engine.items():
         placement, subject = placements.get(name), f"engine {name}"
         if placement is None:
-            continue  # `memlock` and `engines` say so
+            continue  # `memlock` and `engines` report it
         if placement.cpus <= of_node.get(node, frozenset()):
             yield ok(f"on node {node}", subject=subject)
         else:
             yield warn(
                 f"may run on processors outside node {node}",
-                meaning="Its threads and memory may be on the other socket than its card.",
+                meaning="Its threads and memory may be on another socket than its card.",
                 fix=f"systemctl restart appliance-engine-{name}",
                 subject=subject,
             )
@@ -96,7 +95,7 @@ def judge_placement(
     fault_domain="generation",
 )
 def check_numa(context: CheckContext, expected: tuple[Gpu, ...]) -> Iterator[Finding]:
-    """The nodes of cards, and of engines that are kept on theirs."""
+    """Check the nodes of cards, and of engines that are pinned to them."""
     of_card, of_node = read_nodes(context.host, {card.index: card.bus for card in context.cards})
     yield from judge_nodes(expected, of_card, of_node)
     if context.machine is not None and context.machine.cards is not None and context.machine.cards.numa_pinned:

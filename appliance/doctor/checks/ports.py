@@ -1,4 +1,4 @@
-"""Judges who listens where. An engine beyond loopback is a failure, whatever the firewall does."""
+"""Listening sockets. An engine beyond loopback is a failure, regardless of the firewall."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from appliance.doctor.host import CannotLookError, HostReader
 from appliance.doctor.processes import Listener
 
 OWN_PORTS = {("udp", 68): "DHCP", ("udp", 546): "DHCPv6", ("udp", 5353): "mDNS"}
-"""What an ordinary host listens to by itself; the firewall's table decides what reaches it."""
+"""Ports on which an ordinary host listens by itself; the firewall decides what reaches them."""
 
 
 def judge_engine_ports(ports: dict[int, str], listeners: Sequence[Listener]) -> Iterator[Finding]:
-    """Engines listen on loopback and nowhere else: their control paths know no key (`/pause`, `/sleep`, …)."""
+    """Judge whether engines listen on loopback only: their control paths need no key (`/pause`, `/sleep`, …)."""
     for port, name in ports.items():
         mine = [one for one in listeners if one.protocol == "tcp" and one.port == port]
         open_ones = [one for one in mine if one.beyond_loopback]
@@ -29,8 +29,8 @@ def judge_engine_ports(ports: dict[int, str], listeners: Sequence[Listener]) -> 
             yield fail(
                 f"listens on {', '.join(map(str, open_ones))}",
                 meaning=(
-                    "Whoever reaches it needs no key, and can stop it: /pause, "
-                    "/sleep and /invocations ask for none."
+                    "Every client that reaches it can stop it without a key: "
+                    "/pause, /sleep and /invocations need none."
                 ),
                 fix=f"remove `host` from its options; systemctl restart appliance-engine-{name}",
                 subject=subject,
@@ -38,15 +38,17 @@ def judge_engine_ports(ports: dict[int, str], listeners: Sequence[Listener]) -> 
             )
         elif mine:
             yield ok(", ".join(map(str, mine)), subject=subject)
-    yield from _strays(set(ports), {one.process.pid for one in _of(ports, listeners) if one.process}, listeners)
+    yield from _judge_worker_ports(
+        set(ports), {one.process.pid for one in _engine_sockets(ports, listeners) if one.process}, listeners
+    )
 
 
-def _of(ports: dict[int, str], listeners: Sequence[Listener]) -> Iterator[Listener]:
+def _engine_sockets(ports: dict[int, str], listeners: Sequence[Listener]) -> Iterator[Listener]:
     yield from (one for one in listeners if one.protocol == "tcp" and one.port in ports)
 
 
-def _strays(ports: set[int], pids: set[int], listeners: Sequence[Listener]) -> Iterator[Finding]:
-    """Further ports of engines: torch's TCPStore listens on every address, whatever the engine was told."""
+def _judge_worker_ports(ports: set[int], pids: set[int], listeners: Sequence[Listener]) -> Iterator[Finding]:
+    """Judge further ports of engines: torch's TCPStore listens on every address, whatever the engine's options."""
     units = {one.process.unit for one in listeners if one.process and one.process.pid in pids and one.process.unit}
     for one in listeners:
         process = one.process
@@ -55,27 +57,27 @@ def _strays(ports: set[int], pids: set[int], listeners: Sequence[Listener]) -> I
         if process.pid in pids or process.unit in units:
             yield warn(
                 f"{one} of {process.name} ({process.unit or process.pid})",
-                meaning="Workers of an engine meet there (TCPStore), and only the firewall keeps others out.",
+                meaning="Workers of an engine connect to it (TCPStore), and only the firewall blocks others.",
                 fix="appliance doctor --only firewall",
                 subject="engine's workers",
             )
 
 
 def judge_gateway_port(address: str, port: int, listeners: Sequence[Listener]) -> Iterator[Finding]:
-    """The gateway listens where the site says: loopback or the tunnel's address."""
+    """Judge whether the gateway listens on the site's address: loopback or the tunnel's."""
     mine = [one for one in listeners if one.protocol == "tcp" and one.port == port]
-    wrong = [one for one in mine if str(one.address) != address]
+    others = [one for one in mine if str(one.address) != address]
     if not mine:
         yield fail(
-            f"nothing listens on {address}:{port}",
-            meaning="Nobody gets an answer.",
+            f"no process listens on {address}:{port}",
+            meaning="No request gets a response.",
             fix="systemctl status appliance-gateway; journalctl -u appliance-gateway",
             subject="gateway",
             cause="gateway-not-listening",
         )
-    elif wrong:
+    elif others:
         yield fail(
-            f"listens on {', '.join(map(str, wrong))}; the site says {address}",
+            f"listens on {', '.join(map(str, others))}; the site has {address}",
             meaning="Keys and prompts would cross a network without TLS.",
             fix="systemctl restart appliance-gateway",
             subject="gateway",
@@ -87,9 +89,9 @@ def judge_gateway_port(address: str, port: int, listeners: Sequence[Listener]) -
 def judge_other_ports(
     machine: Machine, known: set[int], listeners: Sequence[Listener], tunnel_port: int | None
 ) -> Iterator[Finding]:
-    """What the machine opens is listened to, and nothing else listens beyond loopback.
+    """Judge whether a process listens on each opening of the machine, and on no other port beyond loopback.
 
-    ``tunnel_port`` is where WireGuard listens now; one that only dials out takes any free port.
+    ``tunnel_port`` is WireGuard's current port, which is any free port on a host that only dials out.
     """
     openings = machine.firewall.openings if machine.firewall else ()
     for opening in openings:
@@ -97,31 +99,29 @@ def judge_other_ports(
             continue
         if not any((one.protocol, one.port) == (opening.protocol, opening.port) for one in listeners):
             yield fail(
-                f"nothing listens on {opening.port}/{opening.protocol}",
-                meaning=f"{opening.by} does not run, or not there.",
+                f"no process listens on {opening.port}/{opening.protocol}",
+                meaning=f"{opening.by} does not run, or listens on another port.",
                 fix="systemctl --failed",
                 subject=opening.by,
                 cause=f"{opening.by}-not-listening" if opening.by in {"edge", "tunnel"} else "",
             )
     wanted = {(o.protocol, o.port) for o in openings} | set(OWN_PORTS) | {("udp", tunnel_port)}
-    strangers = []
+    unexpected = []
     for one in listeners:
         if not one.beyond_loopback or (one.protocol, one.port) in wanted or one.port in known:
             continue
         if one.process is not None and one.process.unit.startswith("appliance-engine-"):
-            continue  # said above
-        strangers.append(one)
-    for one in strangers:
+            continue  # reported with its engine
+        unexpected.append(one)
+    for one in unexpected:
         yield warn(
-            f"{one} of {one.process.name if one.process else 'a process one may not see'}",
-            meaning="The machine does not name it; only the firewall keeps others out.",
-            fix=(
-                f"ss -lnp 'sport = :{one.port}'; switch it off, or name it in appliance.network.firewall.extraInput"
-            ),
+            f"{one} of {one.process.name if one.process else 'a process that is not visible'}",
+            meaning="The machine's description does not name it; only the firewall blocks others.",
+            fix=(f"ss -lnp 'sport = :{one.port}'; disable it, or name it in appliance.network.firewall.extraInput"),
             subject=f"port {one.port}",
         )
-    if not strangers:
-        yield ok("nothing else listens beyond loopback", subject="others")
+    if not unexpected:
+        yield ok("no other process listens beyond loopback", subject="others")
 
 
 def _tunnel_port(host: HostReader, expected: Tunnel | None) -> int | None:
@@ -130,27 +130,25 @@ def _tunnel_port(host: HostReader, expected: Tunnel | None) -> int | None:
     try:
         state = read_state(host, expected.interface)
     except CannotLookError:
-        return None  # `tunnel` says so; here its port then counts as a stranger's
+        return None  # `tunnel` reports it; the port then counts as unexpected
     return state.listen_port if state is not None else None
 
 
 def described_host(context: CheckContext) -> NotApplicable | None:
-    """A description to hold sockets against."""
+    """Require a description with which to compare sockets."""
     return NotApplicable("nothing is described") if context.site is None and context.machine is None else None
 
 
 @check(
     "ports",
-    looks=(
-        "every listening socket: engines on loopback, the gateway where it should be, nothing else beyond loopback"
-    ),
-    means="An engine that others reach needs no key and can be stopped by anyone.",
+    looks=("every listening socket: engines on loopback, the gateway on its address, no other beyond loopback"),
+    means="An engine beyond loopback needs no key, and every client can stop it.",
     fix="remove `host` from the engine's options",
     requires=described_host,
     fault_domain="generation",
 )
 def check_ports(context: CheckContext, _: None) -> Iterator[Finding]:
-    """Every listening socket."""
+    """Check every listening socket."""
     of_engines = {replica.port: replica.name for replica in context.replicas}
     known = set(of_engines)
     yield from judge_engine_ports(of_engines, context.listeners)
@@ -160,5 +158,8 @@ def check_ports(context: CheckContext, _: None) -> Iterator[Finding]:
         yield from judge_gateway_port(gateway.host, gateway.port, context.listeners)
     if context.machine is not None:
         yield from judge_other_ports(
-            context.machine, known, context.listeners, _tunnel_port(context.host, context.machine.tunnel)
+            machine=context.machine,
+            known=known,
+            listeners=context.listeners,
+            tunnel_port=_tunnel_port(context.host, context.machine.tunnel),
         )

@@ -1,4 +1,4 @@
-"""The WireGuard tunnel: key, interface, peers, and when each last shook hands."""
+"""The WireGuard tunnel: key, interface, peers, and the last handshake of each."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from appliance.doctor.finding import Finding, fail, ok, unknown, warn
 from appliance.doctor.host import CannotLookError, HostReader, Output
 
 DEAD_AFTER_S = 180
-"""REJECT_AFTER_TIME of the WireGuard paper: an older session carries nothing. A live one renews every 120 s
-(REKEY_AFTER_TIME), since the GPU host keeps it alive every 25 s."""
+"""REJECT_AFTER_TIME of the WireGuard paper: an older session transports nothing. A live one is renewed every 120 s
+(REKEY_AFTER_TIME), because the GPU host sends a keepalive packet every 5 s by default."""
 
 
 CLOCK_TOLERANCE_S = 5
@@ -27,7 +27,7 @@ CLOCK_TOLERANCE_S = 5
 
 @dataclass(frozen=True, slots=True)
 class PeerState:
-    """A peer as WireGuard has it. ``handshake`` is in seconds since the epoch, ``None`` for never."""
+    """A peer in WireGuard. ``handshake`` is in seconds since the epoch, ``None`` if there was none."""
 
     public_key: str
     endpoint: str | None
@@ -38,7 +38,7 @@ class PeerState:
 
 @dataclass(frozen=True, slots=True)
 class TunnelState:
-    """The interface as it is. No private or preshared key ever gets in here."""
+    """The interface in WireGuard, without private and preshared keys."""
 
     public_key: str | None
     peers: tuple[PeerState, ...]
@@ -48,7 +48,7 @@ class TunnelState:
 
 @dataclass(frozen=True, slots=True)
 class KeyFile:
-    """The private key's file; its content is not read."""
+    """The private key's file, without its content."""
 
     exists: bool
     size: int = 0
@@ -56,7 +56,10 @@ class KeyFile:
 
 
 def read_key_file(host: HostReader, name: str) -> KeyFile:
-    """Whether the key is there and is nobody else's to read."""
+    """Read whether the key exists, and whether others can read it.
+
+    Raises :class:`CannotLookError` if its folder may not be read.
+    """
     try:
         found = host.path(name).stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -68,22 +71,22 @@ def read_key_file(host: HostReader, name: str) -> KeyFile:
 
 
 def read_state(host: HostReader, interface: str) -> TunnelState | None:
-    """The interface; ``None`` where there is none. Raises :class:`CannotLookError` where one may not look."""
+    """Read the interface, ``None`` if it does not exist; raises :class:`CannotLookError` if forbidden."""
     if not host.path(Path("/sys/class/net") / interface).exists():
         return None
     done = host.run("wg", "show", interface, "dump")
     if done.code != 0:
-        # What it prints beside an error may hold keys, so its words are taken without them.
-        said = re.sub(r"[A-Za-z0-9+/]{43}=", "(a key)", Output(done.code, "", done.err).first_error)
-        raise CannotLookError(f"wg: {said}", "run `appliance doctor` as root")
+        # The output may contain keys in addition to the error, so keys are replaced.
+        error = re.sub(r"[A-Za-z0-9+/]{43}=", "(a key)", Output(done.code, "", done.err).first_error)
+        raise CannotLookError(f"wg: {error}", "run `appliance doctor` as root")
     return parse_dump(done.out, host.number(Path("/sys/class/net") / interface / "mtu"))
 
 
 def parse_dump(text: str, mtu: int | None = None) -> TunnelState:
-    """The interface, from ``wg show … dump``.
+    """Parse the output of ``wg show … dump``.
 
-    The first line begins with the private key and each peer's second column is the preshared key: neither is
-    taken over, not even into an error's message.
+    The first line begins with the private key, and each peer's second column is the preshared key. Neither is
+    copied, not even into an error message.
     """
     lines = [line.split("\t") for line in text.splitlines() if line]
     try:
@@ -99,17 +102,19 @@ def parse_dump(text: str, mtu: int | None = None) -> TunnelState:
             for words in lines[1:]
         )
     except (IndexError, ValueError):
-        raise CannotLookError("wg answers what is no dump of an interface", "run `wg show` by hand") from None
-    return TunnelState(None if public == "(none)" else public, peers, mtu, port or None)
+        raise CannotLookError("the output of wg is not a dump of an interface", "run `wg show` by hand") from None
+    return TunnelState(
+        public_key=None if public == "(none)" else public, peers=peers, mtu=mtu, listen_port=port or None
+    )
 
 
 def judge_tunnel(expected: Tunnel, state: TunnelState | None, now: float) -> Iterator[Finding]:
-    """The interface, then each peer; without the first nothing is said of the others."""
+    """Judge the interface, then each peer; without an interface no peer."""
     name = expected.interface
     if state is None:
         yield fail(
-            f"there is no interface {name}",
-            meaning="Nothing passes between the VPS and the GPU host.",
+            f"the interface {name} does not exist",
+            meaning="There is no connection between the VPS and the GPU host.",
             fix=f"systemctl restart wireguard-{name}; journalctl -u wireguard-{name}",
             subject=name,
             cause="wireguard-interface-missing",
@@ -117,8 +122,8 @@ def judge_tunnel(expected: Tunnel, state: TunnelState | None, now: float) -> Ite
         return
     if state.mtu is not None and state.mtu != expected.mtu:
         yield warn(
-            f"MTU {state.mtu}; the machine says {expected.mtu}",
-            meaning="Large answers may stall where the line itself is a tunnel.",
+            f"MTU {state.mtu}; the machine's description has {expected.mtu}",
+            meaning="Large responses may stall if the line itself is a tunnel.",
             fix=f"ip link set {name} mtu {expected.mtu}",
             subject=name,
         )
@@ -130,25 +135,25 @@ def judge_tunnel(expected: Tunnel, state: TunnelState | None, now: float) -> Ite
         if seen is None:
             instead = f"; instead it has {', '.join(p.public_key for p in strangers)}" if strangers else ""
             yield fail(
-                f"{name} does not know {label}'s key {peer.public_key}{instead}",
-                meaning="A wrong peer key is loaded: every packet of the right one is dropped without a word.",
+                f"{name} does not have {label}'s key {peer.public_key}{instead}",
+                meaning="Another peer key is loaded: every packet of the expected peer is dropped silently.",
                 fix=f"systemctl restart wireguard-{name}",
                 subject=f"peer {label}",
                 cause="wireguard-wrong-peer-key",
             )
         else:
-            yield _handshake(label, peer, seen, state, now)
+            yield _judge_handshake(label=label, peer=peer, seen=seen, state=state, now=now)
     for stranger in strangers:
         yield fail(
-            f"{name} lets in {stranger.public_key}, whom the machine does not name",
-            meaning="Somebody with that key reaches this host through the tunnel.",
+            f"{name} accepts {stranger.public_key}, which the machine's description does not name",
+            meaning="The owner of that key reaches this host through the tunnel.",
             fix=f"wg set {name} peer {stranger.public_key} remove",
             subject="stranger",
         )
 
 
 def judge_key(expected: Tunnel, key: KeyFile, state: TunnelState | None) -> Iterator[Finding]:
-    """The private key is there, loaded, and nobody else's to read."""
+    """Judge whether the private key exists, is loaded, and is readable by its owner only."""
     if not key.exists or key.size == 0 or (state is not None and state.public_key is None):
         what = (
             f"{expected.private_key_file} is missing"
@@ -159,9 +164,7 @@ def judge_key(expected: Tunnel, key: KeyFile, state: TunnelState | None) -> Iter
         )
         yield fail(
             f"the WireGuard key is missing: {what}",
-            meaning=(
-                "The tunnel stays dead. A new key is a new identity: the other host has to be told its public half."
-            ),
+            meaning=("The tunnel stays down. After a new key the other host needs its public half."),
             fix=f"restore the file, or systemctl restart "
             f"wireguard-{expected.interface} to make a new one; then put "
             f"`wg show {expected.interface} public-key` into the other host's peers",
@@ -171,24 +174,26 @@ def judge_key(expected: Tunnel, key: KeyFile, state: TunnelState | None) -> Iter
     elif key.open_to_others:
         yield fail(
             f"{expected.private_key_file} can be read by others",
-            meaning="Whoever copies it can stand in for this host.",
+            meaning="A process that copies it can impersonate this host.",
             fix=f"chmod 600 {expected.private_key_file}",
             subject="private key",
         )
     else:
-        yield ok("there, and nobody else's to read", subject="private key")
+        yield ok("exists, readable by its owner only", subject="private key")
 
 
-def _handshake(label: str, peer: Peer, seen: PeerState, state: TunnelState, now: float) -> Finding:
+def _judge_handshake(label: str, peer: Peer, seen: PeerState, state: TunnelState, now: float) -> Finding:
     subject = f"peer {label}"
     if seen.handshake is None:
         own = state.public_key or "missing"
-        answer = (
-            f"{seen.sent} bytes sent, none received" if seen.sent and not seen.received else "none has ever come in"
+        traffic = (
+            f"{seen.sent} bytes sent, none received"
+            if seen.sent and not seen.received
+            else "none was ever received"
         )
         return fail(
-            f"no handshake, ever ({answer})",
-            meaning="A wrong peer key on either host, or the VPS's UDP port is not reachable.",
+            f"no handshake, ever ({traffic})",
+            meaning="Another peer key on either host, or the VPS's UDP port is not reachable.",
             fix=f"wg show, on the other host: its peer must be {own}, its own key {peer.public_key}",
             subject=subject,
             cause="wireguard-no-handshake",
@@ -197,7 +202,7 @@ def _handshake(label: str, peer: Peer, seen: PeerState, state: TunnelState, now:
     if age < -CLOCK_TOLERANCE_S:
         return warn(
             f"last handshake {-age:.0f} s in the future",
-            meaning="This host's clock went back since; the other end refuses handshakes older than the last one.",
+            meaning="This host's clock was set back; the other end rejects handshakes older than the last one.",
             fix="appliance doctor --only clock",
             subject=subject,
         )
@@ -205,7 +210,7 @@ def _handshake(label: str, peer: Peer, seen: PeerState, state: TunnelState, now:
         return fail(
             f"last handshake {_time(age)} ago; a session ends after {DEAD_AFTER_S} s",
             meaning="The line or the other host is down, or an address changed.",
-            fix=f"ping {peer.address}; journalctl -u wireguard-*; look at the other host",
+            fix=f"ping {peer.address}; journalctl -u wireguard-*; check the other host",
             subject=subject,
             cause="wireguard-stale",
         )
@@ -221,19 +226,19 @@ def _time(seconds: float) -> str:
 @check(
     "tunnel",
     looks="the WireGuard key's file, the interface, each peer's key, the age of its last handshake (180 s at most)",
-    means="Nothing passes between VPS and GPU host. A wrong key looks like silence.",
+    means="There is no connection between VPS and GPU host. WireGuard does not reply to an unknown key.",
     fix="`systemctl restart wireguard-wg0`; compare both hosts' `wg show`",
     requires=machine_part(lambda machine: machine.tunnel, "no tunnel is described"),
     fault_domain="generation",
-    exceptions="a silent other end, where the smoke test has evidence for it",
+    exceptions="a silent other end, if the smoke test has evidence for it",
 )
 def check_tunnel(context: CheckContext, expected: Tunnel) -> Iterator[Finding]:
-    """Key, interface, peers."""
+    """Check key, interface and peers."""
     state = read_state(context.host, expected.interface)
     try:
         key = read_key_file(context.host, expected.private_key_file)
     except CannotLookError as error:
-        # The smoke test may not see the key's folder; the handshake it may.
+        # The smoke test may not read the key's folder, but the handshake.
         yield unknown(str(error), fix=error.fix, subject="private key")
     else:
         yield from judge_key(expected, key, state)

@@ -21,18 +21,18 @@ PROPERTIES = (
 
 @dataclass(frozen=True, slots=True)
 class SystemdUnit:
-    """A unit as systemd has it."""
+    """The state of a unit in systemd."""
 
     name: str
     load: str
     active: str
     result: str
     done: bool
-    """Inactive as it should be: it ran once and ended well, or its condition says there is nothing to do."""
+    """Correctly inactive: it ran once and succeeded, or its condition was not met."""
 
 
 def read_units(host: HostReader, names: Sequence[str]) -> list[SystemdUnit]:
-    """The state of each unit, in that order. Raises :class:`CannotLookError` where systemd does not answer."""
+    """Read the state of each unit, in that order; raises :class:`CannotLookError` if systemd does not respond."""
     wanted = f"--property={','.join(PROPERTIES)}"
     done = host.run("systemctl", "show", "--no-pager", wanted, "--", *names)
     if done.code != 0:
@@ -43,11 +43,11 @@ def read_units(host: HostReader, names: Sequence[str]) -> list[SystemdUnit]:
     by_name = {block["Id"]: block for block in blocks if "Id" in block}
     return [
         SystemdUnit(
-            name,
-            found.get("LoadState", "not-found"),
-            found.get("ActiveState", "inactive"),
-            found.get("Result", ""),
-            _is_done(found),
+            name=name,
+            load=found.get("LoadState", "not-found"),
+            active=found.get("ActiveState", "inactive"),
+            result=found.get("Result", ""),
+            done=_is_done(found),
         )
         for name in names
         for found in [by_name.get(name, {})]
@@ -58,18 +58,18 @@ def _is_done(found: Mapping[str, str]) -> bool:
     def happened(stamp: str) -> bool:
         return found.get(stamp, "") not in {"", "n/a", "0"}
 
-    # A unit that was never started has Result=success and ConditionResult=no, too: the times tell.
+    # A unit that was never started has Result=success and ConditionResult=no as well, but no times.
     once = found.get("Type") == "oneshot" and found.get("RemainAfterExit") == "no"
     ended = once and happened("ExecMainExitTimestamp")
-    excused = found.get("ConditionResult") == "no" and happened("ConditionTimestamp")
-    return found.get("Result") == "success" and (ended or excused)
+    unneeded = found.get("ConditionResult") == "no" and happened("ConditionTimestamp")
+    return found.get("Result") == "success" and (ended or unneeded)
 
 
 UNIT_CAUSES = {"nftables.service": "firewall-not-loaded", "nginx.service": "edge-down"}
 
 
 def judge_units(units: Sequence[SystemdUnit]) -> Iterator[Finding]:
-    """Every unit of the machine is active."""
+    """Judge whether every unit of the machine is active."""
     bad = 0
     for unit in units:
         short = unit.name.removesuffix(".service")
@@ -86,7 +86,7 @@ def judge_units(units: Sequence[SystemdUnit]) -> Iterator[Finding]:
             bad += 1
             yield fail(
                 f"failed ({unit.result})",
-                meaning="What it does is not done.",
+                meaning="Its task is not done.",
                 fix=f"journalctl -u {short} -b; systemctl restart {short}",
                 subject=short,
                 cause=UNIT_CAUSES.get(unit.name, ""),
@@ -96,24 +96,22 @@ def judge_units(units: Sequence[SystemdUnit]) -> Iterator[Finding]:
             level = warn if unit.active in {"activating", "reloading"} else fail
             yield level(
                 unit.active,
-                meaning="It is still on its way."
-                if level is warn
-                else "It was stopped, and nothing starts it again.",
+                meaning="It is still starting." if level is warn else "It was stopped, and is not started again.",
                 fix=f"systemctl status {short}" if level is warn else f"systemctl start {short}",
                 subject=short,
             )
     if not bad:
-        yield ok(f"{len(units)} units are active, or did their part")
+        yield ok(f"{len(units)} units are active, or done")
 
 
 @check(
     "units",
     looks="systemd's state of every unit that has to be active",
-    means="A failed unit did not do its part: power limits, verification, the smoke test.",
+    means="A failed unit did not do its task: power limits, verification, the smoke test.",
     fix="`journalctl -u UNIT -b`",
     requires=machine_part(lambda machine: machine.units, "no units are described"),
     fault_domain="generation",
 )
 def check_units(context: CheckContext, expected: tuple[str, ...]) -> Iterator[Finding]:
-    """systemd's word on the units."""
+    """Check the state of the units."""
     yield from judge_units(read_units(context.host, expected))

@@ -1,4 +1,4 @@
-"""Pinned against actual: kernel, driver, CUDA, Python, torch, vLLM; nginx on a VPS; the booted system."""
+"""Versions against their pins: kernel, driver, CUDA, Python, torch, vLLM; nginx on a VPS; the booted kernel."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from appliance.doctor.nvidia import read_module
 from appliance.doctor.processes import Listener
 
 DISTRIBUTIONS = {"vllm": "vllm", "torch": "torch", "nvidia_cuda_runtime": "cuda"}
-"""Folders `NAME-VERSION.dist-info` of the engine's environment, and the pin each stands for."""
+"""Folders `NAME-VERSION.dist-info` of the engine's environment, and the name of the pin of each."""
 
 
-LEAST_NGINX = (1, 30, 7)
-"""Memory corruption in HTTP/2 before it (CVE-2026-123007)."""
+OLDEST_SAFE_NGINX = (1, 30, 7)
+"""Older versions have a memory corruption in HTTP/2 (CVE-2026-123007)."""
 
 
 SWITCH = "nixos-rebuild boot --flake .#gpu && reboot"
@@ -32,14 +32,14 @@ SWITCH = "nixos-rebuild boot --flake .#gpu && reboot"
 
 @dataclass(frozen=True, slots=True)
 class BootedVersions:
-    """Whether the kernel that runs is the current system's."""
+    """The kernel of the booted system and that of the current system."""
 
     running: str | None
     current: str | None
 
 
 def read_versions(host: HostReader, command: str | None) -> dict[str, str]:
-    """What is there, by the name of its pin. ``command`` is the Python of the engine's environment."""
+    """Return the actual versions by the name of the pin. ``command`` is the Python of the engine's environment."""
     found = {}
     release = host.text("/proc/sys/kernel/osrelease")
     if release:
@@ -64,18 +64,18 @@ def read_versions(host: HostReader, command: str | None) -> dict[str, str]:
 
 
 def judge_versions(pins: Pins, found: Mapping[str, str], *, environment: bool) -> Iterator[Finding]:
-    """Every pin against what is there. A pin of two numbers is a series.
+    """Compare every pin with the actual version. A pin of two numbers is a series.
 
-    Without an ``environment`` (no vLLM runs here) only kernel and driver are looked at.
+    Without an ``environment``, because no vLLM runs here, compare only kernel and driver.
     """
     for name, wanted in pins.model_dump().items():
         if name not in {"kernel", "driver"} and not environment:
             continue
         actual = found.get(name)
         if actual is None:
-            what = "the kernel module is not loaded" if name == "driver" else "is not to be found"
+            what = "the kernel module is not loaded" if name == "driver" else "is not found"
             yield (
-                fail(what, meaning="Nothing can be said of what runs.", fix=SWITCH, subject=name)
+                fail(what, meaning="The version of the driver is unknown.", fix=SWITCH, subject=name)
                 if name == "driver"
                 else unknown(what, fix="appliance doctor as root, on the GPU host", subject=name)
             )
@@ -84,33 +84,33 @@ def judge_versions(pins: Pins, found: Mapping[str, str], *, environment: bool) -
         else:
             yield fail(
                 f"{actual}; pinned is {wanted}",
-                meaning="What runs is not the tested set: driver, kernel and engine may not suit each other.",
+                meaning="This set of versions was not tested: driver, kernel and engine may not work together.",
                 fix=SWITCH if name in {"kernel", "driver"} else "nixos-rebuild switch --flake .#gpu",
                 subject=name,
             )
 
 
 def of_series(actual: str, wanted: str) -> bool:
-    """Whether version ``actual`` is ``wanted`` or a later part of that series; a local part (`+cu130`) aside."""
+    """Return whether ``actual`` is ``wanted`` or a version of that series; ignores a local part (`+cu130`)."""
     have = re.split(r"[.\-]", actual.partition("+")[0])
     want = wanted.split(".")
     return have[: len(want)] == want
 
 
 def read_booted(host: HostReader) -> BootedVersions:
-    """The kernels of the booted and of the current system; both ``None`` where this is no NixOS."""
+    """Read the kernels of the booted and of the current system; both are ``None`` if this is not NixOS."""
     return BootedVersions(host.link("/run/booted-system/kernel"), host.link("/run/current-system/kernel"))
 
 
 def judge_booted(booted: BootedVersions) -> Iterator[Finding]:
-    """A new kernel waits for a reboot, or not."""
+    """Judge whether a new kernel is installed that needs a reboot."""
     if booted.running is None or booted.current is None:
         return
     if booted.running != booted.current:
         yield warn(
-            "a newer kernel is installed than the one that runs",
+            "a newer kernel is installed than the running one",
             meaning="Modules of the new system do not fit the running kernel: a driver loaded late fails.",
-            fix="reboot, when it suits",
+            fix="reboot, at a convenient time",
             subject="booted system",
         )
     else:
@@ -118,31 +118,31 @@ def judge_booted(booted: BootedVersions) -> Iterator[Finding]:
 
 
 def read_nginx(host: HostReader, listeners: list[Listener], port: int) -> str:
-    """The version of the nginx that runs. Raises :class:`CannotLookError` where none is seen."""
+    """Read the version of the running nginx; raises :class:`CannotLookError` if no process is visible."""
     process = next((one.process for one in listeners if one.port == port and one.process is not None), None)
     if process is None or not process.program:
-        raise CannotLookError(f"no process is seen on port {port}", "run `appliance doctor` as root")
+        raise CannotLookError(f"no process is visible on port {port}", "run `appliance doctor` as root")
     done = host.run(process.program, "-v")
     match = re.search(r"nginx/(\d+(?:\.\d+)+)", done.err + done.out)
     if match is None:
-        raise CannotLookError(f"{process.program} is no nginx", f"ss -lntp 'sport = :{port}'")
+        raise CannotLookError(f"{process.program} is not nginx", f"ss -lntp 'sport = :{port}'")
     return match[1]
 
 
 def judge_nginx(edge: Edge, version: str) -> Finding:
-    """The nginx that runs is the one that was built, and has no known hole in what it speaks."""
+    """Judge whether the running nginx is the installed one, without a known vulnerability in its protocols."""
     numbers = tuple(int(part) for part in version.split("."))
-    if edge.http2 and numbers < LEAST_NGINX:
+    if edge.http2 and numbers < OLDEST_SAFE_NGINX:
         return fail(
             f"{version} speaks HTTP/2",
-            meaning="It has memory corruption there (CVE-2026-123007, mended in 1.30.7).",
-            fix="switch http2 off, or take a mended nginx; nixos-rebuild switch --flake .#vps",
+            meaning="Its HTTP/2 has a memory corruption (CVE-2026-123007, fixed in 1.30.7).",
+            fix="disable http2, or upgrade nginx; nixos-rebuild switch --flake .#vps",
             subject="nginx",
         )
     if version != edge.nginx:
         return warn(
             f"{version} runs; installed is {edge.nginx}",
-            meaning="The old program still runs, with its old faults.",
+            meaning="The old program still runs, with its old bugs.",
             fix="systemctl restart nginx",
             subject="nginx",
         )
@@ -150,7 +150,7 @@ def judge_nginx(edge: Edge, version: str) -> Finding:
 
 
 def pinned_machine(context: CheckContext) -> Machine | NotApplicable:
-    """Something pinned."""
+    """Require a machine with pins: cards or an edge."""
     machine = described_machine(context)
     if isinstance(machine, NotApplicable) or machine.cards is not None or machine.edge is not None:
         return machine
@@ -160,13 +160,13 @@ def pinned_machine(context: CheckContext) -> Machine | NotApplicable:
 @check(
     "pins",
     looks="kernel, driver, CUDA, Python, torch, vLLM against their pins; nginx on a VPS; a newer kernel",
-    means="What runs is the tested set, or a mixture nobody tested.",
+    means="The running versions are not the tested set.",
     fix="`nixos-rebuild boot --flake .#gpu && reboot`",
     requires=pinned_machine,
     fault_domain="generation",
 )
 def check_pins(context: CheckContext, machine: Machine) -> Iterator[Finding]:
-    """Kernel, driver and environment of a GPU host; nginx of an edge; the booted system of both."""
+    """Check kernel, driver and environment of a GPU host, nginx of an edge, and the booted kernel of both."""
     if machine.cards is not None:
         command = next((r.engine.command for r in context.on_cards if r.engine.kind == "vllm"), None)
         found = read_versions(context.host, command)

@@ -22,81 +22,81 @@ from appliance.models import lock
 
 @dataclass(frozen=True, slots=True)
 class WeightFacts:
-    """The lock held against the store."""
+    """The files of the lock compared with the store; ``mismatches`` describes each that differs."""
 
     files: int
-    faults: tuple[str, ...]
+    mismatches: tuple[str, ...]
     hashed: bool
     boot_check: str
     lock_error: str = ""
 
 
 def read_weights(host: HostReader, store: str, lock_file: str, boot_check: str, *, hashes: bool) -> WeightFacts:
-    """Sizes of every file of the lock; their SHA-256 too with ``hashes``, which takes minutes per 100 GiB.
+    """Compare the size of every file with the lock; with ``hashes`` also its SHA-256, minutes per 100 GiB.
 
-    ``boot_check`` is the state of the unit that does the same at boot.
+    ``boot_check`` is the state of the unit that compares the hashes at boot.
     """
     try:
         entries = lock.read(host.path(lock_file))
     except ConfigError as error:
-        return WeightFacts(0, (), hashes, boot_check, str(error))
-    where = host.path(store)
+        return WeightFacts(files=0, mismatches=(), hashed=hashes, boot_check=boot_check, lock_error=str(error))
+    folder = host.path(store)
     if hashes:
-        faults = tuple(lock.verify(entries, where))
+        mismatches = tuple(lock.verify(entries, folder))
     else:
-        faults = tuple(fault for entry in entries if (fault := _size_fault(entry, where)))
-    return WeightFacts(len(entries), faults, hashes, boot_check)
+        mismatches = tuple(found for entry in entries if (found := _size_mismatch(entry, folder)))
+    return WeightFacts(files=len(entries), mismatches=mismatches, hashed=hashes, boot_check=boot_check)
 
 
-def _size_fault(entry: lock.Entry, store: Path) -> str | None:
+def _size_mismatch(entry: lock.Entry, store: Path) -> str | None:
     name = f"{entry.repository} {entry.file}"
     try:
         size = entry.path(store).stat().st_size
     except OSError as error:
         return f"{name}: {error.strerror}"
-    return None if size == entry.size else f"{name}: {size} bytes, the lock says {entry.size}"
+    return None if size == entry.size else f"{name}: {size} bytes, the lock has {entry.size}"
 
 
 def judge_weights(facts: WeightFacts) -> Finding:
-    """Every file of models.lock is whole."""
+    """Judge whether every file of models.lock is complete."""
     if facts.lock_error:
         return fail(
             facts.lock_error,
-            meaning="Nobody knows whether the weights are the right ones.",
+            meaning="The weights cannot be verified.",
             fix="nixos-rebuild switch",
             subject="lock",
         )
-    if facts.faults:
-        more = f"; and {len(facts.faults) - 1} more" if len(facts.faults) > 1 else ""
+    if facts.mismatches:
+        more = f"; and {len(facts.mismatches) - 1} more" if len(facts.mismatches) > 1 else ""
         return fail(
-            f"{facts.faults[0]}{more}",
-            meaning="An engine refuses to start, or answers nonsense.",
+            f"{facts.mismatches[0]}{more}",
+            meaning="An engine does not start, or generates nonsense.",
             fix="fetch the model again; appliance models verify --lock /etc/appliance/models.lock --store …",
             subject="lock",
             cause="weights",
         )
     if facts.boot_check == "failed":
         return fail(
-            "the check of the hashes at boot failed",
-            meaning="Engines do not start while it stands.",
+            "the verification of the hashes at boot failed",
+            meaning="Engines do not start after a failed verification.",
             fix="journalctl -u appliance-models-verify; systemctl restart appliance-models-verify",
             subject="lock",
             cause="weights",
         )
     if facts.hashed:
-        return ok(f"{facts.files} files, every SHA-256 is the lock's", subject="lock")
+        return ok(f"{facts.files} files, every SHA-256 matches the lock", subject="lock")
     if facts.boot_check == "active":
-        return ok(f"{facts.files} files of the right size; hashes held at boot", subject="lock")
+        return ok(f"{facts.files} files of the correct size; hashes matched at boot", subject="lock")
     return warn(
-        f"{facts.files} files of the right size; hashes were not checked since boot",
-        meaning="Bit rot and half-written files of the right size go unnoticed.",
+        f"{facts.files} files of the correct size; hashes were not verified since boot",
+        meaning="Bit rot and incomplete files of the correct size stay undetected.",
         fix="appliance doctor --only models --hashes",
         subject="lock",
     )
 
 
 def judge_folders(host: HostReader, models: dict[str, Model], base: Path) -> Iterator[Finding]:
-    """Models that are folders are there and hold a model."""
+    """Judge whether each model that is a folder exists and contains a model."""
     for name, model in models.items():
         if not model.is_folder:
             continue
@@ -105,15 +105,15 @@ def judge_folders(host: HostReader, models: dict[str, Model], base: Path) -> Ite
         subject = f"model {name}"
         if not path.is_dir():
             yield fail(
-                f"{model.source} is not there",
+                f"{model.source} does not exist",
                 meaning="Its engines cannot start.",
-                fix=f"put the model there, or correct models.{name}.source",
+                fix=f"put the model into it, or correct models.{name}.source",
                 subject=subject,
                 cause="weights",
             )
         elif not (path / "config.json").exists() and not any(path.glob("*.gguf")):
             yield fail(
-                f"{model.source} holds neither config.json nor a .gguf",
+                f"{model.source} contains neither config.json nor a .gguf",
                 meaning="Its engines cannot start.",
                 fix=f"fetch the model again, or correct models.{name}.source",
                 subject=subject,
@@ -130,20 +130,22 @@ def _weights(context: CheckContext, weights: Weights) -> Finding:
     if weights.lock is None:
         return warn(
             "there is no models.lock",
-            meaning="Weights are taken as they lie on the disk: bit rot and half-written files go unnoticed.",
+            meaning="Weights are used unverified: bit rot and incomplete files stay undetected.",
             fix=f"appliance models lock --store {weights.store} > models.lock; set appliance.models.lock",
             subject="lock",
         )
     try:
         state = read_units(context.host, [VERIFY_UNIT])[0].active
     except CannotLookError:
-        state = ""  # then nothing vouches for the hashes, and the verdict says so
-    facts = read_weights(context.host, weights.store, weights.lock, state, hashes=context.hashes)
+        state = ""  # the finding reports that the hashes were not verified
+    facts = read_weights(
+        host=context.host, store=weights.store, lock_file=weights.lock, boot_check=state, hashes=context.hashes
+    )
     return judge_weights(facts)
 
 
 def described_weights(context: CheckContext) -> Weights | NotApplicable | None:
-    """Models that lie in folders, or a lock for them."""
+    """Require models in folders, or weights in the machine's description."""
     weights = context.machine.weights if context.machine is not None else None
     folders = context.site is not None and any(
         context.site.models[r.engine.model].is_folder for r in context.replicas
@@ -154,15 +156,15 @@ def described_weights(context: CheckContext) -> Weights | NotApplicable | None:
 @check(
     "models",
     looks=(
-        "sizes of every file of models.lock, the hashes checked at boot, or now with `--hashes`; folders of models"
+        "sizes of every file of models.lock; hashes verified at boot, or now with `--hashes`; folders of models"
     ),
-    means="An engine refuses to start, or answers nonsense.",
+    means="An engine does not start, or generates nonsense.",
     fix="fetch the model again",
     requires=described_weights,
     fault_domain="generation",
 )
 def check_models(context: CheckContext, weights: Weights | None) -> Iterator[Finding]:
-    """Folders of models, and models.lock."""
+    """Check folders of models, and models.lock."""
     if context.site is not None:
         used = {r.engine.model for r in context.replicas if r.engine.kind != "mock"}
         models = {name: model for name, model in context.site.models.items() if name in used}

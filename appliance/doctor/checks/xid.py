@@ -18,25 +18,26 @@ from appliance.doctor.host import CannotLookError, HostReader
 from appliance.system.nvidia_smi import parse_row, query_command
 
 HARDWARE_XIDS = frozenset({48, 62, 64, 74, 79, 95, 119, 120})
-"""What a restart of the engine does not mend: double-bit ECC, row remapping failed, NVLink, off the bus,
+"""Errors that a restart of the engine does not fix: double-bit ECC, row remapping failed, NVLink, off the bus,
 uncontained ECC, GSP. The list of the alert rule of nvidia_gpu_exporter."""
 
 
 MEMORY_XIDS = frozenset({48, 64, 95})
-"""Of these, faults of the card's own memory: no driver and no parameter makes them. The others can come of a
-driver, its GSP firmware or a parameter of the kernel as well as of a card, a slot or a cable."""
+"""Those of them that are errors of the card's own memory, which no driver and no parameter causes. A driver, its
+GSP firmware or a parameter of the kernel can cause the others, as well as a card, a slot or a cable."""
 
 
 APPLICATION_XIDS = frozenset({13, 31, 43, 45})
-"""A program's own fault or its end: illegal access, page fault, stopped channel, clean-up."""
+"""Errors of a program, or its end: illegal access, page fault, stopped channel, clean-up."""
 
 
 RECOVERY_FIELDS = ("index", "gpu_recovery_action")
+NO_RECOVERY = frozenset({"None", "[N/A]", "N/A"})
 
 
 @dataclass(frozen=True, slots=True)
 class Xid:
-    """One complaint of the driver in the kernel's log."""
+    """One error of the driver in the kernel's log."""
 
     bus: str
     number: int
@@ -44,80 +45,80 @@ class Xid:
 
 
 def read_recovery(host: HostReader) -> dict[int, str]:
-    """What the driver wants done with each card, by index; empty where nvidia-smi does not know the field."""
+    """Read the recovery that the driver requests, by card; empty if nvidia-smi does not have the field."""
     done = host.run(*query_command(RECOVERY_FIELDS))
     rows = (parse_row(line, RECOVERY_FIELDS) for line in done.out.splitlines() if done.code == 0)
     return {int(row.text("index")): row.text("gpu_recovery_action") for row in rows if row is not None}
 
 
 def read_xids(host: HostReader) -> list[Xid]:
-    """The driver's complaints since boot. Raises :class:`CannotLookError` where the log cannot be read."""
+    """Read the driver's errors since boot; raises :class:`CannotLookError` if the log cannot be read."""
     done = host.run("journalctl", "--dmesg", "--boot", "--output=cat", "--no-pager", "--quiet", timeout_s=30)
     if done.code != 0:
         raise CannotLookError(f"journalctl: {done.first_error}", "run `appliance doctor` as root")
     if not done.out.strip():
-        # A kernel that says nothing at all while it boots does not exist: the log is withheld or gone.
+        # Every kernel logs messages while it boots, so an empty log is not readable or was deleted.
         raise CannotLookError("the kernel's log of this boot is empty", "run `appliance doctor` as root")
     return parse_xids(done.out)
 
 
 def parse_xids(text: str) -> list[Xid]:
-    """``NVRM: Xid (PCI:0000:41:00): 79, …``, oldest first."""
+    """Parse lines like ``NVRM: Xid (PCI:0000:41:00): 79, …``, oldest first."""
     pattern = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),?\s*(.*)")
     return [Xid(m[1].lower(), int(m[2]), m[3].strip()) for m in pattern.finditer(text)]
 
 
 def judge_xids(xids: Sequence[Xid], recovery: Mapping[int, str]) -> Iterator[Finding]:
-    """What the driver complained about since boot, and what it wants done."""
+    """Judge the driver's errors since boot, and the recovery that it requests."""
     numbers = {xid.number for xid in xids if xid.number in HARDWARE_XIDS}
-    # It asks for a reset after any of them, so it is whose they all are.
-    asked_by: FaultDomain = "external" if numbers and numbers <= MEMORY_XIDS else "generation"
+    # The driver requests a recovery after any of them, so the request has the domain of all of them.
+    requested_by: FaultDomain = "external" if numbers and numbers <= MEMORY_XIDS else "generation"
     for index, action in recovery.items():
-        if action not in {"None", "[N/A]", "N/A"}:
+        if action not in NO_RECOVERY:
             yield fail(
-                f"the driver asks for: {action}",
-                meaning="The card has a fault that it does not leave by itself.",
+                f"the driver requests: {action}",
+                meaning="The card has an error from which it does not recover by itself.",
                 fix=f"systemctl stop 'appliance-engine-*'; nvidia-smi --gpu-reset -i {index}"
                 if "Reset" in action
                 else "reboot",
                 subject=f"card {index}",
-                fault_domain=asked_by,
+                fault_domain=requested_by,
             )
     counts = Counter(xid.number for xid in xids)
     last = {xid.number: xid for xid in xids}
     for number, times in sorted(counts.items()):
-        said = f"XID {number}, {times} times; last at {last[number].bus}: {last[number].text[:60]}"
+        summary = f"XID {number}, {times} times; last at {last[number].bus}: {last[number].text[:60]}"
         if number in HARDWARE_XIDS:
             yield fail(
-                said,
-                meaning="A fault of the card, its memory or its slot: an engine's restart does not mend it.",
-                fix="systemctl stop 'appliance-engine-*'; reboot; if it returns, have the card exchanged",
+                summary,
+                meaning="An error of the card, its memory or its slot; a restart of the engine does not fix it.",
+                fix="systemctl stop 'appliance-engine-*'; reboot; if it returns, replace the card",
                 subject=f"XID {number}",
                 fault_domain="external" if number in MEMORY_XIDS else "generation",
             )
         elif number not in APPLICATION_XIDS:
             yield warn(
-                said,
-                meaning="The driver complained; one that repeats deserves a look.",
+                summary,
+                meaning="The driver reported an error; if it repeats, find its cause.",
                 fix="journalctl --dmesg --boot | grep Xid; NVIDIA's XID catalogue explains the number",
                 subject=f"XID {number}",
             )
         else:
-            yield ok(f"{said} (an engine's own fault)", subject=f"XID {number}")
-    if not counts and all(action in {"None", "[N/A]", "N/A"} for action in recovery.values()):
+            yield ok(f"{summary} (an error of an engine)", subject=f"XID {number}")
+    if not counts and all(action in NO_RECOVERY for action in recovery.values()):
         yield ok("none since boot")
 
 
 @check(
     "xid",
-    looks="the driver's complaints in the kernel's log since boot, and the recovery that it asks for",
-    means="48, 62, 64, 74, 79, 95, 119, 120 are faults of the card or its slot; 13, 31, 43, 45 of a program.",
-    fix="reset the card or `reboot`; have it exchanged if it returns",
+    looks="the driver's errors in the kernel's log since boot, and the recovery that it requests",
+    means="48, 62, 64, 74, 79, 95, 119, 120 are errors of the card or its slot; 13, 31, 43, 45 of a program.",
+    fix="reset the card or `reboot`; replace the card if the error returns",
     requires=cards_of_site,
     fault_domain="generation",
-    exceptions="faults of the card's own memory (48, 64, 95), and the recovery asked for after nothing else",
+    exceptions="errors of the card's own memory (48, 64, 95), and the recovery requested after only these",
 )
 def check_xid(context: CheckContext, _: tuple[Gpu, ...]) -> Iterator[Finding]:
-    """The kernel's log, and what the driver wants done."""
+    """Check the kernel's log, and the recovery that the driver requests."""
     recovery = read_recovery(context.host)
     yield from judge_xids(read_xids(context.host), recovery)

@@ -1,4 +1,4 @@
-"""Run by Alembic: migrates on the connection that :func:`appliance.store.database.upgrade` hands over."""
+"""Alembic's environment: runs migrations on the connection of :func:`appliance.store.database.upgrade`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-// Runs calls of the client SDKs, one JSON object a line: calls on standard input, begins and outcomes on standard output.
-// tests/clients/sdk.py describes both. Calls run side by side, each with its own client.
+// Runs calls of the client SDKs, one JSON object a line: calls on standard input, begins and outcomes on standard
+// output. tests/clients/sdk.py describes both. Calls run in parallel, each with its own client.
 import { createInterface } from 'node:readline'
 import * as anthropic from './anthropic.mjs'
 import * as openai from './openai.mjs'

@@ -1,4 +1,4 @@
-// What all SDKs share: the one tool, and the end of a stream that the call wants to leave.
+// Shared by all SDKs: the only tool, and the end of a stream that the call closes.
 
 export const PARAMETERS = {
   type: 'object',
@@ -9,12 +9,12 @@ export const PARAMETERS = {
 
 export const WEATHER = { name: 'weather', description: 'The weather of a place.' }
 
-/** Report the first text of a stream; true when the caller then leaves the stream. */
+/** Report the first text of a stream; return whether the caller must close the stream then. */
 export function began(call, outcome, begin) {
   if (!outcome.begun && outcome.text) {
     outcome.begun = true
     begin()
-    return call.leave
+    return call.disconnect
   }
   return false
 }

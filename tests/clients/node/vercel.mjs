@@ -38,27 +38,27 @@ export async function run(call, outcome, begin) {
     outcome.text = JSON.stringify(found.embedding)
     return
   }
-  const leaving = new AbortController()
-  const asked = {
+  const abort = new AbortController()
+  const request = {
     model: models[call.api](call),
     prompt: call.text,
     maxOutputTokens: call.maxTokens,
     maxRetries: call.retries,
-    abortSignal: leaving.signal,
+    abortSignal: abort.signal,
     ...(call.tool && {
       tools: { weather: tool({ description: WEATHER.description, inputSchema: jsonSchema(PARAMETERS) }) },
     }),
   }
   if (!call.stream) {
-    const answer = await generateText(asked)
-    outcome.text = answer.text
-    outcome.calls = answer.toolCalls.map(called)
-    outcome.finish = answer.finishReason
-    outcome.usage = count(answer.usage)
-    outcome.requestId = idOf(answer.response)
+    const result = await generateText(request)
+    outcome.text = result.text
+    outcome.calls = result.toolCalls.map(called)
+    outcome.finish = result.finishReason
+    outcome.usage = count(result.usage)
+    outcome.requestId = idOf(result.response)
     return
   }
-  for await (const part of streamText({ ...asked, onError: () => {} }).fullStream) {
+  for await (const part of streamText({ ...request, onError: () => {} }).fullStream) {
     if (part.type === 'error') throw part.error
     if (part.type === 'text-delta') outcome.text += part.text
     if (part.type === 'tool-call') outcome.calls.push(called(part))
@@ -67,11 +67,11 @@ export async function run(call, outcome, begin) {
       outcome.finish = part.finishReason
       outcome.usage = count(part.totalUsage)
     }
-    if (began(call, outcome, begin)) leaving.abort()
+    if (began(call, outcome, begin)) abort.abort()
   }
 }
 
-/** Errors of a stream come as Error, as text, or as the object that the engine sent. */
+/** Errors of a stream are an Error, a text, or the object that the engine sent. */
 export const problem = (error) => ({
   name: error?.constructor?.name ?? typeof error,
   message: typeof error === 'string' ? error : (error?.message ?? JSON.stringify(error)),

@@ -1,4 +1,4 @@
-"""Encoded bodies at a real gateway: engines get plain UTF-8 JSON, or clients get a reason."""
+"""Encoded bodies at a real gateway: engines get plain UTF-8 JSON, or clients get an error with the reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BODY = TEXT.encode()
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A gateway that takes bodies up to 1 MiB."""
+    """A gateway that accepts bodies up to 1 MiB."""
     with serving(tmp_path_factory.mktemp("limited"), gateway={"max_body_bytes": 2**20}) as service:
         yield service
 
@@ -37,8 +37,8 @@ def send(
     try:
         with urllib.request.urlopen(
             urllib.request.Request(service.url + path, body, headers), timeout=30
-        ) as answer:
-            return Response(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
+        ) as response:
+            return Response(response.status, {k.lower(): v for k, v in response.headers.items()}, response.read())
     except urllib.error.HTTPError as error:
         with error:
             return Response(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
@@ -62,10 +62,10 @@ def send(
     ],
 )
 def test_the_engine_gets_plain_json(limited: RunningService, body: bytes, encoding: str | None) -> None:
-    answer = send(limited, body, encoding)
-    assert (answer.status, limited.last()["body"]) == (200, TEXT)
+    response = send(limited, body, encoding)
+    assert (response.status, limited.last()["body"]) == (200, TEXT)
     assert "content-encoding" not in limited.last()["head"]
-    assert limited.row(answer)["outcome"] == "ok"
+    assert limited.row(response)["outcome"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -80,38 +80,38 @@ def test_the_engine_gets_plain_json(limited: RunningService, body: bytes, encodi
         (TEXT.encode("utf-16")[:-1], None, 400, "invalid_json", "UTF-16"),
     ],
 )
-def test_refusals_have_openais_shape_and_leave_a_row(
+def test_rejections_have_openais_shape_and_are_recorded(
     limited: RunningService, body: bytes, encoding: str | None, status: int, code: str, says: str
 ) -> None:
     began, requests = time.time(), limited.stats()["requests"]
-    answer = send(limited, body, encoding)
-    error = answer.json["error"]
-    assert (answer.status, error["code"], error["type"]) == (status, code, "invalid_request_error")
+    response = send(limited, body, encoding)
+    error = response.json["error"]
+    assert (response.status, error["code"], error["type"]) == (status, code, "invalid_request_error")
     assert says in error["message"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert answer.headers.get("accept-encoding") == ("gzip, deflate, zstd" if status == 415 else None)
+    assert response.headers.get("accept-encoding") == ("gzip, deflate, zstd" if status == 415 else None)
 
     def rows() -> list[tuple[str, int, str]]:
         return [(r["user"], r["status"], r["outcome"]) for r in limited.rows() if r["started_at"] >= began]
 
     wait_until(lambda: bool(rows()), "the usage row", 5)
     assert rows() == [("ada", status, "rejected")]
-    assert limited.stats()["requests"] == requests, "no engine reads what is refused"
+    assert limited.stats()["requests"] == requests, "no engine gets a rejected body"
     assert send(limited, BODY, None).status == 200
 
 
-def test_anthropics_path_refuses_in_anthropics_shape(limited: RunningService) -> None:
-    answer = send(limited, BODY, "br", "/v1/messages")
-    assert answer.status == 415
-    assert answer.json["type"] == "error"
-    assert answer.json["error"]["type"] == "invalid_request_error"
+def test_rejections_of_anthropics_path_have_its_shape(limited: RunningService) -> None:
+    response = send(limited, BODY, "br", "/v1/messages")
+    assert response.status == 415
+    assert response.json["type"] == "error"
+    assert response.json["error"]["type"] == "invalid_request_error"
 
 
-def test_a_key_that_is_not_valid_is_refused_before_its_body_is_decoded(limited: RunningService) -> None:
+def test_an_invalid_key_is_rejected_before_its_body_is_decoded(limited: RunningService) -> None:
     assert send(limited, b"?", "br", Authorization="Bearer sk-none").status == 401
 
 
-def test_one_request_in_two_encodings_is_the_same_to_an_idempotency_key(limited: RunningService) -> None:
+def test_one_request_in_two_encodings_has_one_idempotency_key(limited: RunningService) -> None:
     requests = limited.stats()["requests"]
     first = send(limited, zstandard.compress(BODY), "zstd", **{"Idempotency-Key": "both"})
     second = send(limited, gzip.compress(codecs.BOM_UTF8 + BODY), "gzip", **{"Idempotency-Key": "both"})
@@ -121,12 +121,12 @@ def test_one_request_in_two_encodings_is_the_same_to_an_idempotency_key(limited:
 
 
 def peak_mib(service: RunningService) -> int:
-    """The most memory that the gateway held at any time, in MiB."""
+    """Return the peak of the gateway's resident memory, in MiB."""
     text = Path(f"/proc/{service.gateway.process.pid}/status").read_text()
     return int(text.split("VmHWM:")[1].split()[0]) // 1024
 
 
-def test_bombs_of_256_mb_cost_memory_by_the_limit(limited: RunningService) -> None:
+def test_bombs_of_256_mb_use_memory_up_to_the_limit(limited: RunningService) -> None:
     zeros = bytes(2**28)
     bombs = [
         (gzip.compress(zeros), "gzip"),

@@ -1,4 +1,4 @@
-"""A real browser: a page of an allowed origin talks to the gateway, a page of another one does not."""
+"""A real browser: a page of an allowed origin reads responses of the gateway, a page of another one does not."""
 
 from __future__ import annotations
 
@@ -24,43 +24,42 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
 )  # fmt: skip
-"""Without those of the background, Chromium looks up hosts of its maker at every start."""
+"""Without the flags for background work, Chromium contacts hosts of its maker at every start."""
 
 START_S = 60.0
-"""Seconds for the start of Chromium and both pages, also where other work takes the machine's cores."""
+"""Seconds for the start of Chromium and both pages, also on a busy machine."""
 
 PAGE = """<!doctype html><meta charset=utf-8><script>
 const gateway = %(gateway)s, key = %(key)s;
-const ask = (path, more) => fetch(gateway + path, more);
-const chat = (key, stream) => ask("/v1/chat/completions", {
+const get = (path, more) => fetch(gateway + path, more);
+const chat = (key, stream) => get("/v1/chat/completions", {
   method: "POST",
   headers: {"Authorization": "Bearer " + key, "Content-Type": "application/json", "X-Stainless-Lang": "js"},
   body: JSON.stringify({model: "fake", stream, messages: [{role: "user", content: "fake: tokens=8 itl_ms=40"}]}),
 });
 const tries = {
   async stream() {
-    const answer = await chat(key, true);
+    const response = await chat(key, true);
     let text = "", pieces = 0;
-    for (const reader = answer.body.getReader(), decoder = new TextDecoder(); ;) {
-      const {done, value} = await reader.read();
-      if (done) break;
-      text += decoder.decode(value, {stream: true});
+    const reader = response.body.getReader(), decoder = new TextDecoder();
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      text += decoder.decode(part.value, {stream: true});
       pieces += 1;
     }
-    const id = answer.headers.get("x-request-id");
-    return {status: answer.status, id, done: text.endsWith("[DONE]\\n\\n"), pieces};
+    const id = response.headers.get("x-request-id");
+    return {status: response.status, id, done: text.endsWith("[DONE]\\n\\n"), pieces};
   },
   async models() {
-    const answer = await ask("/v1/models", {headers: {"Authorization": "Bearer " + key}});
-    return {status: answer.status, first: (await answer.json()).data[0].id};
+    const response = await get("/v1/models", {headers: {"Authorization": "Bearer " + key}});
+    return {status: response.status, first: (await response.json()).data[0].id};
   },
   async denied() {
-    const answer = await chat("sk-wrong", false);
-    return {status: answer.status, code: (await answer.json()).error.code};
+    const response = await chat("sk-wrong", false);
+    return {status: response.status, code: (await response.json()).error.code};
   },
   async nothing() {
-    const answer = await ask("/v1/nothing");
-    return {status: answer.status, code: (await answer.json()).error.code};
+    const response = await get("/v1/nothing");
+    return {status: response.status, code: (await response.json()).error.code};
   },
 };
 (async () => {
@@ -75,7 +74,7 @@ const tries = {
 
 
 class BrowserSite(ThreadingHTTPServer):
-    """A web server of one page on loopback, which takes what the page found out."""
+    """A web server of one page on loopback, which receives the results of the page."""
 
     daemon_threads = True
 
@@ -151,7 +150,7 @@ def test_a_page_streams_from_an_allowed_origin_and_gets_nothing_from_another(tmp
                 second = results.get(timeout=START_S)
             streamed = first.pop("stream")
             assert (streamed["status"], streamed["done"]) == (200, True)
-            assert streamed["pieces"] > 3, "tokens arrive as they are made"
+            assert streamed["pieces"] > 3, "tokens arrive as they are generated"
             assert streamed["id"] == service.wait_rows(1)[0]["request_id"], "the page reads the header"
             assert first == {
                 "origin": mine.origin,
@@ -162,4 +161,4 @@ def test_a_page_streams_from_an_allowed_origin_and_gets_nothing_from_another(tmp
             failed = "TypeError: Failed to fetch"
             assert second.pop("origin") == other.origin
             assert second == dict.fromkeys(("stream", "models", "denied", "nothing"), failed)
-            assert service.stats()["requests"] == requests == 1, "the browser did not even send what it asked for"
+            assert service.stats()["requests"] == requests == 1, "the browser sent no request at all"

@@ -1,4 +1,4 @@
-"""The clock on the wall jumps (NTP after a cold boot, a wrong time zone): deadlines and durations do not care."""
+"""Jumps of the wall clock (NTP after a cold boot, an incorrect time zone) do not affect deadlines and durations."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def test_streams_limits_and_expiry_over_jumps_of_days(tmp_path: Path) -> None:
         }
         service.gateway = start(argv, service.gateway.port, service.gateway.log, **faked)
 
-        def ask(key: str) -> int:
+        def status(key: str) -> int:
             return http(f"{service.url}/v1/chat/completions", body=chat("fake: tokens=1"), key=key).status
 
-        assert ask(brief) == 200
+        assert status(brief) == 200
         stream = pool.submit(service.post, "/v1/chat/completions", chat("fake: tokens=60 itl_ms=20", stream=True))
         wait_until(lambda: service.stats()["active"] == 1, "it runs", 5)
         offset.write_text("+2d")
-        assert ask(brief) == 401, "by the new time it has expired"
+        assert status(brief) == 401, "at the new time it has expired"
         offset.write_text("-300d")
-        assert ask(brief) == 200
-        assert ask(service.key) == 200
+        assert status(brief) == 200
+        assert status(service.key) == 200
         assert stream.result(20).body.endswith(b"data: [DONE]\n\n")
         rows = service.wait_rows(4)
         assert all(0 <= row["duration_ms"] < 60_000 for row in rows)

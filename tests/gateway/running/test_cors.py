@@ -1,4 +1,4 @@
-"""Pages of other origins at a real gateway: each answer, however it ends, can be read by the allowed ones only."""
+"""Pages of other origins at a real gateway: only allowed ones can read a response, whatever its status."""
 
 from __future__ import annotations
 
@@ -34,18 +34,16 @@ def post(
     return exchange(service, head(service, *more, f"content-length: {len(body)}", *lines, path=path) + body)
 
 
-def parts(answer: bytes) -> tuple[int, list[tuple[str, str]]]:
-    """Status and headers of the first answer in ``answer``."""
-    first, *lines = answer.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+def parts(data: bytes) -> tuple[int, list[tuple[str, str]]]:
+    """Return the status and the headers of the first response in ``data``."""
+    first, *lines = data.partition(b"\r\n\r\n")[0].decode().split("\r\n")
     pairs = [line.partition(": ") for line in lines]
     return int(first.split()[1]), [(name, value) for name, _, value in pairs]
 
 
-def access(answer: bytes) -> dict[str, str]:
-    """The headers of the CORS protocol; each at most once."""
-    pairs = [
-        (name, value) for name, value in parts(answer)[1] if name.startswith("access-control") or name == "vary"
-    ]
+def access(data: bytes) -> dict[str, str]:
+    """Return the headers of the CORS protocol; each occurs at most once."""
+    pairs = [(name, value) for name, value in parts(data)[1] if name.startswith("access-control") or name == "vary"]
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
 
@@ -74,23 +72,23 @@ ANSWERS: dict[str, Case] = {
     "a head too large": (431, "GET /health", ("x-long: " + "x" * 40_000,), b""),
     "a header sent twice": (400, "GET /health", ("host: x",), b""),
     "no valid host": (400, "GET /health HTTP/1.1\r\nhost: x/y\r\nx-was:", (), b""),
-    "a body that does not come": (408, MORE, (KEY, "content-length: 9"), b"{"),
-    "broken chunks": (400, MORE, (KEY, CHUNKS), b"zz\r\n"),
+    "a missing body": (408, MORE, (KEY, "content-length: 9"), b"{"),
+    "invalid chunks": (400, MORE, (KEY, CHUNKS), b"zz\r\n"),
 }
 
 
 def sent(service: RunningService, name: str, origin: str | None) -> bytes:
-    """The answer to the case ``name``, sent by a page of ``origin``."""
+    """Send the case ``name`` from a page of ``origin``; return the response."""
     _, first, lines, body = ANSWERS[name]
     page = [f"origin: {origin}"] if origin is not None else []
     more = [line if line != KEY else f"authorization: Bearer {service.key}" for line in lines]
-    # The origin comes first: of a head that is refused midway, the gateway knows what it has read.
+    # The origin is the first header: the gateway rejects some heads before it has read them whole.
     text = "\r\n".join([f"{first} HTTP/1.1", *page, *([] if "host:" in first else ["host: x"]), *more, "", ""])
     return exchange(service, text.encode() + body)
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_every_answer_can_be_read_by_allowed_pages_and_by_no_others(paged: RunningService, name: str) -> None:
+def test_only_allowed_pages_can_read_a_response(paged: RunningService, name: str) -> None:
     status = ANSWERS[name][0]
     allowed = sent(paged, name, PAGE)
     assert parts(allowed)[0] == status
@@ -101,32 +99,32 @@ def test_every_answer_can_be_read_by_allowed_pages_and_by_no_others(paged: Runni
     if status != 408:
         for origin in (OTHER, None):
             refused = sent(paged, name, origin)
-            assert (parts(refused)[0], access(refused)) == (status, {}), "the answer itself is the same"
+            assert (parts(refused)[0], access(refused)) == (status, {}), "the response itself is the same"
 
 
-def test_pipelined_requests_of_two_origins_get_their_own(paged: RunningService) -> None:
+def test_pipelined_requests_get_their_own_origins(paged: RunningService) -> None:
     origins = [PAGE, OTHER, "app://obsidian.md", None, PAGE]
     text = b"".join(
         f"GET /v1/nothing/{number} HTTP/1.1\r\nhost: x\r\n{f'origin: {origin}' if origin else 'x: y'}\r\n"
         f"{'connection: close' if number == 4 else 'x: z'}\r\n\r\n".encode()
         for number, origin in enumerate(origins)
     )
-    answers = exchange(paged, text, to_the_end=True).split(b"HTTP/1.1 ")[1:]
-    named = [access(b"HTTP/1.1 " + answer).get("access-control-allow-origin") for answer in answers]
+    responses = exchange(paged, text, to_the_end=True).split(b"HTTP/1.1 ")[1:]
+    named = [access(b"HTTP/1.1 " + response).get("access-control-allow-origin") for response in responses]
     assert named == [PAGE, None, "app://obsidian.md", None, PAGE]
 
 
-def test_a_refused_head_after_a_good_request_does_not_inherit_its_origin(paged: RunningService) -> None:
+def test_a_rejected_head_does_not_inherit_the_origin_of_the_request_before(paged: RunningService) -> None:
     good = f"GET /health HTTP/1.1\r\nhost: x\r\norigin: {PAGE}\r\n\r\n".encode()
-    answers = exchange(paged, good + b"GET / HTTP/1.1\r\nbroken\r\n\r\n", to_the_end=True)
-    second = answers[answers.index(b"HTTP/1.1 400 ") :]
-    assert (access(answers)["access-control-allow-origin"], access(second)) == (PAGE, {})
+    responses = exchange(paged, good + b"GET / HTTP/1.1\r\nbroken\r\n\r\n", to_the_end=True)
+    second = responses[responses.index(b"HTTP/1.1 400 ") :]
+    assert (access(responses)["access-control-allow-origin"], access(second)) == (PAGE, {})
 
 
-def test_one_recorded_answer_is_read_by_each_page_under_its_own_name(paged: RunningService) -> None:
+def test_a_recorded_response_has_the_origin_of_each_reader(paged: RunningService) -> None:
     for origin in (PAGE, "app://obsidian.md", OTHER):
-        answer = post(paged, origin, GOOD, "idempotency-key: pages")
-        assert access(answer).get("access-control-allow-origin") == (origin if origin != OTHER else None)
+        response = post(paged, origin, GOOD, "idempotency-key: pages")
+        assert access(response).get("access-control-allow-origin") == (origin if origin != OTHER else None)
 
 
 # Preflights.
@@ -146,12 +144,12 @@ def preflight(service: RunningService, path: str, origin: str | None, *lines: st
 )
 def test_a_preflight_needs_no_key_and_no_engine(paged: RunningService, path: str) -> None:
     before = paged.stats()["requests"]
-    asked = "access-control-request-headers: authorization,x-stainless-os"
-    answer = preflight(paged, path, PAGE, asked, "access-control-request-private-network: true")
-    status, headers = parts(answer)
-    assert (status, answer.partition(b"\r\n\r\n")[2]) == (204, b"")
+    requested = "access-control-request-headers: authorization,x-stainless-os"
+    response = preflight(paged, path, PAGE, requested, "access-control-request-private-network: true")
+    status, headers = parts(response)
+    assert (status, response.partition(b"\r\n\r\n")[2]) == (204, b"")
     assert not {"content-length", "content-type", "transfer-encoding"} & dict(headers).keys()
-    found = access(answer)
+    found = access(response)
     assert found["access-control-allow-origin"] == PAGE
     assert found["access-control-allow-headers"] == "authorization,x-stainless-os"
     assert found["access-control-allow-methods"] == "GET, HEAD, POST, OPTIONS"
@@ -159,10 +157,10 @@ def test_a_preflight_needs_no_key_and_no_engine(paged: RunningService, path: str
     assert paged.stats()["requests"] == before
 
 
-def test_a_preflight_of_another_origin_is_403_and_says_what_to_set(paged: RunningService) -> None:
-    answer = preflight(paged, "/v1/models", OTHER)
-    assert (parts(answer)[0], access(answer)) == (403, {})
-    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+def test_a_preflight_of_another_origin_is_403_and_names_the_setting(paged: RunningService) -> None:
+    response = preflight(paged, "/v1/models", OTHER)
+    assert (parts(response)[0], access(response)) == (403, {})
+    error = json.loads(response.partition(b"\r\n\r\n")[2])["error"]
     assert error["code"] == "origin_not_allowed"
     assert error["message"] == (
         f"Pages of the origin '{OTHER}' may not use this service; add it to gateway.browser_origins"
@@ -173,15 +171,15 @@ def test_a_preflight_of_another_origin_is_403_and_says_what_to_set(paged: Runnin
     ("path", "origin", "status"),
     [("/v1/nothing", PAGE, 404), ("/sleep", PAGE, 404), ("//v1/models", PAGE, 404), ("/v1/models", None, 204)],
 )
-def test_a_preflight_for_no_path_of_ours_is_404_and_one_of_no_page_grants_nothing(
+def test_a_preflight_for_an_unknown_path_is_404_and_without_an_origin_grants_nothing(
     paged: RunningService, path: str, origin: str | None, status: int
 ) -> None:
-    answer = preflight(paged, path, origin)
-    assert parts(answer)[0] == status
-    assert origin is not None or access(answer) == {}
+    response = preflight(paged, path, origin)
+    assert parts(response)[0] == status
+    assert origin is not None or access(response) == {}
 
 
-def test_a_connection_goes_on_after_a_preflight(paged: RunningService) -> None:
+def test_a_connection_stays_open_after_a_preflight(paged: RunningService) -> None:
     first = f"OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: x\r\norigin: {PAGE}\r\n\r\n".encode()
     then = head(paged, f"origin: {PAGE}", f"content-length: {len(STREAM)}", "connection: close") + STREAM
     with socket.create_connection(("127.0.0.1", paged.gateway.port), timeout=20) as connection:
@@ -196,7 +194,7 @@ def test_a_connection_goes_on_after_a_preflight(paged: RunningService) -> None:
 
 
 def test_without_the_setting_no_page_is_allowed(service: RunningService) -> None:
-    answer = preflight(service, "/v1/chat/completions", PAGE)
-    assert (parts(answer)[0], access(answer)) == (403, {})
-    answer = post(service, PAGE, GOOD)
-    assert (parts(answer)[0], access(answer)) == (200, {})
+    response = preflight(service, "/v1/chat/completions", PAGE)
+    assert (parts(response)[0], access(response)) == (403, {})
+    response = post(service, PAGE, GOOD)
+    assert (parts(response)[0], access(response)) == (200, {})

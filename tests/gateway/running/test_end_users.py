@@ -1,4 +1,4 @@
-"""People behind one key, through a real gateway: shares, limits, answers and usage of their own."""
+"""End users of one key at a real gateway: each has a share, limits, responses and usage of its own."""
 
 from __future__ import annotations
 
@@ -21,28 +21,19 @@ from appliance.gateway.hash_ring import Ring
 from appliance.store.keys import KeyStore
 from appliance.store.usage import UsageReader
 from tests.conftest import Response, RunningService, chat, exchange, serving, start_mock, wait_until
-from tests.gateway.running.test_waiting import narrow, one_engine, running, send, waiting
+from tests.gateway.running.conftest import create_key, narrow, one_engine, running, send, waiting
 
 CHAT = "/v1/chat/completions"
 
 
-def a_key(service: RunningService, user: str = "app", **more: Any) -> str:
-    """A key that the gateway knows."""
-    store = KeyStore(service.data)
-    key = store.create(user, **more)
-    store.close()
-    wait_until(lambda: service.get("/v1/models", key=key).status == 200, "the key is known", 10)
-    return key
-
-
 def ask(service: RunningService, key: str, body: object, **headers: str) -> Response:
-    """One chat request with further headers, ``_`` for ``-``."""
+    """Send one chat request with further headers, ``_`` for ``-``."""
     request = urllib.request.Request(service.url + CHAT, data=json.dumps(body).encode())
     for name, value in {"authorization": f"Bearer {key}", **headers}.items():
         request.add_header(name.replace("_", "-"), value)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return Response(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return Response(response.status, {k.lower(): v for k, v in response.headers.items()}, response.read())
     except urllib.error.HTTPError as error:
         with error:
             return Response(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
@@ -58,7 +49,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
 @pytest.fixture(scope="module")
 def marked(site: RunningService) -> str:
     """A key of user ``app`` that is marked ``end_users``."""
-    return a_key(site, end_users=True)
+    return create_key(site, "app", end_users=True)
 
 
 @pytest.mark.parametrize(
@@ -77,12 +68,12 @@ def marked(site: RunningService) -> str:
 def test_a_row_has_its_end_user_if_the_key_is_marked(
     site: RunningService, marked: str, more: dict[str, Any], headers: dict[str, str], user: str
 ) -> None:
-    answer = ask(site, marked, chat("fake: tokens=1", **more), **headers)
-    assert answer.status == 200
-    assert site.row(answer)["user"] == user
+    response = ask(site, marked, chat("fake: tokens=1", **more), **headers)
+    assert response.status == 200
+    assert site.row(response)["user"] == user
     plain = ask(site, site.key, chat("fake: tokens=1", **more), **headers)
     assert plain.status == 200
-    assert site.row(plain)["user"] == "ada", "any other key is its own user whatever the request names"
+    assert site.row(plain)["user"] == "ada", "the user of any other key does not depend on the request"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +85,7 @@ def test_a_row_has_its_end_user_if_the_key_is_marked(
         ({"user": "bob"}, 400),
     ],
 )
-def test_a_refused_request_is_its_end_users_too(
+def test_a_rejected_request_is_recorded_for_its_end_user(
     site: RunningService, marked: str, body: dict[str, Any], status: int
 ) -> None:
     before = len(site.rows())
@@ -103,17 +94,17 @@ def test_a_refused_request_is_its_end_users_too(
     assert site.rows()[-1]["user"] == "app/bob"
 
 
-def test_a_request_that_is_broken_off_is_its_end_users_by_the_header(site: RunningService, marked: str) -> None:
+def test_an_aborted_request_is_recorded_for_the_end_user_of_its_header(site: RunningService, marked: str) -> None:
     before = len(site.rows())
     lines = [f"POST {CHAT} HTTP/1.1", "host: x", f"authorization: Bearer {marked}", "x-openwebui-user-id: bob"]
-    said = exchange(site, "\r\n".join([*lines, "transfer-encoding: chunked", "", "zz\r\n"]).encode())
-    assert said.startswith(b"HTTP/1.1 400 ")
+    received = exchange(site, "\r\n".join([*lines, "transfer-encoding: chunked", "", "zz\r\n"]).encode())
+    assert received.startswith(b"HTTP/1.1 400 ")
     wait_until(lambda: len(site.rows()) > before, "its row", 5)
     assert site.rows()[-1]["user"] == "app/bob"
 
 
-def test_a_mark_takes_effect_on_a_running_gateway_and_can_be_taken_back(site: RunningService) -> None:
-    key = a_key(site)
+def test_a_mark_takes_effect_on_a_running_gateway_and_can_be_removed(site: RunningService) -> None:
+    key = create_key(site, "app")
     store = KeyStore(site.data)
     for end_users, user in ((True, "app/bob"), (False, "app")):
         store.change(key, end_users=end_users)
@@ -137,8 +128,10 @@ def test_an_end_user_that_the_site_names_has_limits_of_its_own(site: RunningServ
 
 
 @pytest.mark.parametrize("by", ["header", "field"])
-def test_one_idempotency_key_of_two_end_users_is_two_answers(site: RunningService, marked: str, by: str) -> None:
-    def answered(name: str) -> Response:
+def test_one_idempotency_key_of_two_end_users_gets_two_responses(
+    site: RunningService, marked: str, by: str
+) -> None:
+    def send_as(name: str) -> Response:
         body = chat("fake: tokens=3", **({"user": name} if by == "field" else {}))
         return ask(
             site,
@@ -148,7 +141,7 @@ def test_one_idempotency_key_of_two_end_users_is_two_answers(site: RunningServic
             **({"x_openwebui_user_id": name} if by == "header" else {}),
         )
 
-    ada, bob, again = answered("ada"), answered("bob"), answered("ada")
+    ada, bob, again = send_as("ada"), send_as("bob"), send_as("ada")
     assert [one.status for one in (ada, bob, again)] == [200, 200, 200]
     assert ada.headers["x-request-id"] == again.headers["x-request-id"]
     assert ada.headers["x-request-id"] != bob.headers["x-request-id"]
@@ -157,10 +150,10 @@ def test_one_idempotency_key_of_two_end_users_is_two_answers(site: RunningServic
 
 @contextmanager
 def queue(folder: Path, **more: Any) -> Iterator[tuple[RunningService, ThreadPoolExecutor, Callable[[], None]]]:
-    """A gateway before an engine of one slot, which another user's stream takes until the last value is called."""
+    """A gateway before an engine of one slot; another user's stream occupies it until the last value is called."""
     with narrow(folder, slots=1, headroom=0.0, **more) as (service, other), ThreadPoolExecutor(8) as pool:
         blocks = send(pool, service, "fake: tokens=100000 itl_ms=10", other, stream=True)
-        wait_until(lambda: running(service) == 1, "the slot is taken", 10)
+        wait_until(lambda: running(service) == 1, "the slot is in use", 10)
         store = KeyStore(service.data)
 
         def release() -> None:
@@ -174,49 +167,49 @@ def queue(folder: Path, **more: Any) -> Iterator[tuple[RunningService, ThreadPoo
             store.close()
 
 
-def test_one_end_user_does_not_wait_for_all_that_another_sent(tmp_path: Path) -> None:
+def test_one_end_user_does_not_wait_for_all_requests_of_another(tmp_path: Path) -> None:
     with queue(tmp_path / "fair") as (service, pool, release):
-        key = a_key(service, end_users=True)
-        answers = [send(pool, service, "fake: tokens=40 itl_ms=1", key, user="ada") for _ in range(4)]
+        key = create_key(service, "app", end_users=True)
+        responses = [send(pool, service, "fake: tokens=40 itl_ms=1", key, user="ada") for _ in range(4)]
         wait_until(lambda: waiting(service) == 4, "ada's wait", 10)
-        answers.append(send(pool, service, "fake: tokens=1", key, user="bob"))
+        responses.append(send(pool, service, "fake: tokens=1", key, user="bob"))
         wait_until(lambda: waiting(service) == 5, "bob's waits", 10)
         release()
-        assert {answer.result(30).status for answer in answers} == {200}
+        assert {response.result(30).status for response in responses} == {200}
         order = [row["user"] for row in service.wait_rows(6)[1:]]
         assert order.index("app/bob") <= 1, order
 
 
-def test_a_key_that_is_not_marked_stays_one_line(tmp_path: Path) -> None:
+def test_a_key_without_a_mark_has_one_queue(tmp_path: Path) -> None:
     with queue(tmp_path / "line") as (service, pool, release):
-        key = a_key(service)
-        answers = [send(pool, service, "fake: tokens=40 itl_ms=1", key, user="ada") for _ in range(4)]
+        key = create_key(service, "app")
+        responses = [send(pool, service, "fake: tokens=40 itl_ms=1", key, user="ada") for _ in range(4)]
         wait_until(lambda: waiting(service) == 4, "four wait", 10)
-        answers.append(send(pool, service, "fake: tokens=1", key, user="bob"))
+        responses.append(send(pool, service, "fake: tokens=1", key, user="bob"))
         wait_until(lambda: waiting(service) == 5, "all wait", 10)
         release()
-        assert {answer.result(30).status for answer in answers} == {200}
+        assert {response.result(30).status for response in responses} == {200}
         assert [row["completion_tokens"] for row in service.wait_rows(6)[1:]] == [40, 40, 40, 40, 1]
 
 
-def test_the_bound_on_waiting_requests_is_each_end_users(tmp_path: Path) -> None:
+def test_each_end_user_has_a_bound_on_waiting_requests(tmp_path: Path) -> None:
     with queue(tmp_path / "bounds", max_waiting=3, max_waiting_per_user=2) as (service, pool, release):
-        key = a_key(service, end_users=True)
-        answers = [send(pool, service, "fake: tokens=1", key, user="ada") for _ in range(2)]
+        key = create_key(service, "app", end_users=True)
+        responses = [send(pool, service, "fake: tokens=1", key, user="ada") for _ in range(2)]
         wait_until(lambda: waiting(service) == 2, "ada's wait", 10)
         over = ask(service, key, chat(user="ada"))
         assert (over.status, over.json["error"]["code"]) == (429, "queue_full")
-        answers.append(send(pool, service, "fake: tokens=1", key, user="bob"))
+        responses.append(send(pool, service, "fake: tokens=1", key, user="bob"))
         wait_until(lambda: waiting(service) == 3, "bob's waits", 10)
         full = ask(service, key, chat(user="eve"))
-        assert (full.status, full.json["error"]["code"]) == (503, "queue_full"), "the bound over all holds"
+        assert (full.status, full.json["error"]["code"]) == (503, "queue_full"), "the bound over all users applies"
         release()
-        assert {answer.result(30).status for answer in answers} == {200}
+        assert {response.result(30).status for response in responses} == {200}
 
 
-def test_a_keys_limit_binds_all_its_end_users_and_is_given_back(tmp_path: Path) -> None:
+def test_a_keys_limit_applies_to_all_its_end_users_and_is_released(tmp_path: Path) -> None:
     with queue(tmp_path / "total") as (service, pool, release):
-        key = a_key(service, end_users=True, requests_in_flight=2)
+        key = create_key(service, "app", end_users=True, requests_in_flight=2)
         two = [send(pool, service, "fake: tokens=1", key, user=name) for name in ("ada", "bob")]
         wait_until(lambda: waiting(service) == 2, "both wait", 10)
         over = ask(service, key, chat(user="eve"))
@@ -224,14 +217,14 @@ def test_a_keys_limit_binds_all_its_end_users_and_is_given_back(tmp_path: Path) 
         assert "This key has 2 requests running" in over.json["error"]["message"]
         assert service.row(over)["user"] == "app/eve"
         release()
-        assert {answer.result(30).status for answer in two} == {200}
-        wait_until(lambda: ask(service, key, chat(user="eve")).status == 200, "there is room again", 10)
+        assert {response.result(30).status for response in two} == {200}
+        wait_until(lambda: ask(service, key, chat(user="eve")).status == 200, "the key has free requests again", 10)
 
 
 def test_revoking_the_key_ends_the_requests_of_all_its_end_users(tmp_path: Path) -> None:
-    """One runs, two wait, and a request of another user goes on."""
+    """One runs and two wait: all end. A request of another user continues."""
     with narrow(tmp_path / "revoked", slots=1, headroom=0.0) as (service, bob), ThreadPoolExecutor(4) as pool:
-        key = a_key(service, end_users=True)
+        key = create_key(service, "app", end_users=True)
         ends: list[Future[Response]] = []
         ends.append(send(pool, service, "fake: tokens=100000 itl_ms=10", key, user="ada", stream=True))
         wait_until(lambda: running(service) == 1, "it runs", 10)
@@ -250,7 +243,7 @@ def test_revoking_the_key_ends_the_requests_of_all_its_end_users(tmp_path: Path)
         assert ended == [("app/ada", "revoked"), ("app/ada", "revoked"), ("app/eve", "revoked"), ("bob", "ok")]
 
 
-def test_a_chat_id_counts_within_its_end_user(tmp_path: Path) -> None:
+def test_a_chat_id_is_valid_within_its_end_user(tmp_path: Path) -> None:
     second = start_mock(tmp_path / "second.log")
     try:
         folder = tmp_path / "chats"
@@ -258,14 +251,14 @@ def test_a_chat_id_counts_within_its_end_user(tmp_path: Path) -> None:
         try:
             engines = {f"e{i}": one_engine(8) | {"port": one.port} for i, one in enumerate((first, second))}
             with serving(folder, engines=engines) as service:
-                key = a_key(service, end_users=True)
+                key = create_key(service, "app", end_users=True)
                 ring = Ring(["e0", "e1"])
-                # One person whose chat 7 belongs to each engine; counted by the key's user, both would share one.
+                # One person per engine whose chat 7 belongs to it; by the key's user, both chats would be one.
                 own = {ring.order(f"app/{name}\0007".encode())[0]: name for name in ascii_letters}
                 assert own.keys() == {"e0", "e1"}
                 for engine, name in own.items():
-                    answer = ask(service, key, chat("fake: tokens=1", user=name), x_chat_id="7")
-                    assert service.row(answer)["engine"] == engine
+                    response = ask(service, key, chat("fake: tokens=1", user=name), x_chat_id="7")
+                    assert service.row(response)["engine"] == engine
         finally:
             first.stop()
     finally:
@@ -273,9 +266,9 @@ def test_a_chat_id_counts_within_its_end_user(tmp_path: Path) -> None:
 
 
 def test_usage_of_a_user_includes_its_end_users(site: RunningService) -> None:
-    key = a_key(site, "web_ui", end_users=True)
-    plain, alike = a_key(site, "web_ui"), a_key(site, "webXui", end_users=True)
-    upper = a_key(site, "WEB_UI", end_users=True)
+    key = create_key(site, "web_ui", end_users=True)
+    plain, alike = create_key(site, "web_ui"), create_key(site, "webXui", end_users=True)
+    upper = create_key(site, "WEB_UI", end_users=True)
     for sender, name in ((key, "bob"), (key, "bob"), (key, "eve"), (plain, "x"), (alike, "bob"), (upper, "bob")):
         assert site.row(ask(site, sender, chat("fake: tokens=2", user=name)))["status"] == 200
 

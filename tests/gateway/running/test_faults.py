@@ -1,9 +1,8 @@
-"""Clients that leave, engines that die: nothing generates for nobody, nothing looks finished that is not."""
+"""Disconnects of clients and failures of engines: each reaches the other side at once."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Response, RunningService, chat, http, open_stream, serving, start_mock, wait_until
+from tests.gateway.running.conftest import last_event, one_engine
 
 SLOW_STREAM = chat("fake: tokens=2000 itl_ms=20 ttft_ms=20", stream=True)
 SLOW_PLAIN = chat("fake: ttft_ms=60000")
@@ -44,8 +44,8 @@ async def test_20_of_20_aborts_reach_the_engine_within_half_a_second(service: Ru
         assert all(row["completion_tokens"] >= 2 for row in new)
 
 
-async def test_a_client_that_leaves_at_the_last_word_had_everything(service: RunningService) -> None:
-    """OpenAI's client hangs up at ``[DONE]``, which may be before the engine has ended its answer in HTTP."""
+async def test_a_disconnect_after_the_last_event_counts_as_success(service: RunningService) -> None:
+    """OpenAI's client disconnects at ``[DONE]``, which may be before the engine has ended its response in HTTP."""
     rows = len(service.rows())
     body = chat("fake: tokens=5 fault=late_end", stream=True, stream_options={"include_usage": True})
     reader, writer = await open_stream(service, body)
@@ -55,7 +55,7 @@ async def test_a_client_that_leaves_at_the_last_word_had_everything(service: Run
     assert (row["outcome"], row["estimated"], row["completion_tokens"]) == ("ok", 0, 5)
 
 
-async def test_a_client_that_leaves_while_sending_its_body_leaves_a_row(service: RunningService) -> None:
+async def test_a_disconnect_inside_the_body_is_recorded(service: RunningService) -> None:
     rows = len(service.rows())
     reader, writer = await asyncio.open_connection("127.0.0.1", service.gateway.port)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\n"
@@ -68,27 +68,21 @@ async def test_a_client_that_leaves_while_sending_its_body_leaves_a_row(service:
     assert (row["outcome"], row["status"]) == ("aborted", 499)
 
 
-def last_event(body: bytes) -> object:
-    assert b"[DONE]" not in body
-    return json.loads(body.rstrip().rsplit(b"\n\n", 1)[-1].removeprefix(b"data: "))
-
-
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_cut_stream_ends_in_an_error_event_and_no_done(service: RunningService, after: int) -> None:
-    answer = service.post("/v1/chat/completions", chat(f"fake: tokens=9 fault=cut:{after}", stream=True))
+    response = service.post("/v1/chat/completions", chat(f"fake: tokens=9 fault=cut:{after}", stream=True))
     if after == 0:
-        assert (answer.status, answer.json["error"]["code"]) == (502, "engine_failed")
+        assert (response.status, response.json["error"]["code"]) == (502, "engine_failed")
     else:
-        event = last_event(answer.body)
-        assert isinstance(event, dict)
+        event = last_event(response.body)
         assert event["error"]["code"] == "engine_failed"
-        assert answer.body.count(b'"content":') == after + 1
-    assert service.row(answer)["outcome"] == "engine_failed"
+        assert response.body.count(b'"content":') == after + 1
+    assert service.row(response)["outcome"] == "engine_failed"
 
 
-def test_a_plain_answer_cut_in_half_is_502(service: RunningService) -> None:
-    answer = service.post("/v1/chat/completions", chat("fake: fault=cut"))
-    assert (answer.status, answer.json["error"]["code"]) == (502, "engine_failed")
+def test_a_whole_response_that_is_cut_is_502(service: RunningService) -> None:
+    response = service.post("/v1/chat/completions", chat("fake: fault=cut"))
+    assert (response.status, response.json["error"]["code"]) == (502, "engine_failed")
 
 
 def test_a_stream_without_done_counts_as_truncated(service: RunningService) -> None:
@@ -100,69 +94,70 @@ def test_a_stream_without_usage_is_estimated(service: RunningService) -> None:
     row = service.row(service.post("/v1/chat/completions", chat("fake: tokens=7 fault=no_usage", stream=True)))
     assert row["estimated"] == 1
     assert 7 <= row["completion_tokens"] <= 9
-    assert row["prompt_tokens"] > 0, "it read the prompt, whether it told how long that was or not"
+    assert row["prompt_tokens"] > 0, "the engine processed the prompt, whether it reported its tokens or not"
 
 
-def test_a_whole_answer_without_usage_is_estimated_and_one_with_it_is_exact(service: RunningService) -> None:
+def test_a_whole_response_is_estimated_only_without_usage(service: RunningService) -> None:
     text = f"fake: tokens=40 fault=no_usage {'x' * 400}"
     row = service.row(service.post("/v1/chat/completions", chat(text)))
     assert (row["outcome"], row["estimated"]) == ("ok", 1)
     assert row["prompt_tokens"] >= 100
     assert row["completion_tokens"] >= 40
     long = service.row(service.post("/v1/chat/completions", chat(f"fake: fault=no_usage {'x' * 100_000}")))
-    assert long["prompt_tokens"] == 4096, "an estimate is not over the context"
+    assert long["prompt_tokens"] == 4096, "an estimate is at most the context"
     exact = service.row(service.post("/v1/chat/completions", chat("fake: tokens=3")))
     assert (exact["estimated"], exact["completion_tokens"]) == (0, 3)
 
 
-def test_a_frame_that_is_no_json_harms_nothing_else(service: RunningService) -> None:
-    """Two tokens, rubbish, and the rest of the tokens: the client sees it all, and the count is right."""
-    answer = service.post("/v1/chat/completions", chat("fake: tokens=4 fault=garbage:2", stream=True))
-    assert answer.status == 200
-    assert b"data: {not json\n\n" in answer.body
-    assert answer.body.count(b'"content":') == 5, "the opening frame and four tokens"
-    row = service.row(answer)
+def test_a_frame_with_invalid_json_affects_no_other_frame(service: RunningService) -> None:
+    """Two tokens, invalid JSON, and the rest of the tokens: the client gets everything, and the count is right."""
+    response = service.post("/v1/chat/completions", chat("fake: tokens=4 fault=garbage:2", stream=True))
+    assert response.status == 200
+    assert b"data: {not json\n\n" in response.body
+    assert response.body.count(b'"content":') == 5, "the opening frame and four tokens"
+    row = service.row(response)
     assert (row["outcome"], row["completion_tokens"], row["estimated"]) == ("ok", 4, 0)
 
 
-def test_an_error_inside_the_stream_is_the_engines(service: RunningService) -> None:
-    answer = service.post("/v1/chat/completions", chat("fake: fault=error:2", stream=True))
-    assert b"EngineCore encountered" in answer.body
-    assert service.row(answer)["outcome"] == "engine_error"
+def test_an_error_inside_the_stream_counts_against_the_engine(service: RunningService) -> None:
+    response = service.post("/v1/chat/completions", chat("fake: fault=error:2", stream=True))
+    assert b"EngineCore encountered" in response.body
+    assert service.row(response)["outcome"] == "engine_error"
 
 
 def test_a_silent_engine_times_out(tmp_path_factory: pytest.TempPathFactory) -> None:
     timeouts = {"first_byte_timeout_s": 0.5, "stall_timeout_s": 0.5}
     with serving(tmp_path_factory.mktemp("silent"), gateway=timeouts) as service:
         for body in (SLOW_PLAIN, chat("fake: fault=hang", stream=True)):
-            # A stream of which no byte has come is not begun: it gets a status, not an event.
-            answer = service.post("/v1/chat/completions", body)
-            assert (answer.status, answer.json["error"]["code"]) == (504, "engine_timeout")
-        answer = service.post("/v1/chat/completions", chat("fake: fault=stall:2", stream=True))
-        event = last_event(answer.body)
-        assert isinstance(event, dict)
+            # A stream without a byte has not begun: it gets a status, not an event.
+            response = service.post("/v1/chat/completions", body)
+            assert (response.status, response.json["error"]["code"]) == (504, "engine_timeout")
+        response = service.post("/v1/chat/completions", chat("fake: fault=stall:2", stream=True))
+        event = last_event(response.body)
         assert event["error"]["code"] == "engine_timeout"
         rows = service.wait_rows(3)
         assert [row["outcome"] for row in rows] == ["timeout"] * 3
-        assert [bool(row["prompt_tokens"]) for row in rows] == [False, False, True], "who got nothing used nothing"
-        wait_until(lambda: service.stats()["active"] == 0, "the engine is told", 1)
+        assert [bool(row["prompt_tokens"]) for row in rows] == [False, False, True], (
+            "a request without a token has no usage"
+        )
+        wait_until(lambda: service.stats()["active"] == 0, "the engine sees the abort", 1)
 
 
-def test_a_dead_engine_is_503_and_comes_back_by_itself(tmp_path: Path) -> None:
+def test_a_dead_engine_is_503_and_recovers_automatically(tmp_path: Path) -> None:
     with serving(tmp_path / "dead") as service:
         assert service.post("/v1/chat/completions", chat()).status == 200
         service.engine.stop(signal.SIGKILL)
-        answer = service.post("/v1/chat/completions", chat())
-        assert (answer.status, answer.headers["retry-after"]) == (503, "2")
-        wait_until(lambda: service.get("/ready").status == 503, "/ready tells", 2)
+        response = service.post("/v1/chat/completions", chat())
+        assert (response.status, response.headers["retry-after"]) == (503, "2")
+        wait_until(lambda: service.get("/ready").status == 503, "/ready reports it", 2)
         assert service.get("/health").status == 200
         service.engine = start_mock(tmp_path / "again.log", port=service.engine.port)
         wait_until(lambda: service.get("/ready").status == 200, "/ready recovers", 2)
         assert service.post("/v1/chat/completions", chat()).status == 200
 
 
-def test_a_stale_connection_is_tried_again(tmp_path: Path) -> None:
-    """The engine restarted between two requests: the idle connection is dead, the client must not notice."""
+def test_a_stale_connection_is_replaced(tmp_path: Path) -> None:
+    """The engine restarted between two requests: the idle connection is dead, and the client gets no error."""
     with serving(tmp_path / "stale") as service:
         for _ in range(3):
             assert service.post("/v1/chat/completions", chat()).status == 200
@@ -170,13 +165,13 @@ def test_a_stale_connection_is_tried_again(tmp_path: Path) -> None:
             service.engine = start_mock(tmp_path / "again.log", port=service.engine.port)
         assert service.post("/v1/chat/completions", chat("fake: fault=reset")).status == 502
         stats = service.stats()
-        assert stats["requests"] - stats["canaries"] == 1, "a fresh connection that breaks is not tried again"
+        assert stats["requests"] - stats["canaries"] == 1, "a request on a fresh connection is not repeated"
 
 
-def test_a_refusing_replica_is_passed_over(tmp_path: Path) -> None:
+def test_a_replica_that_refuses_connections_is_skipped(tmp_path: Path) -> None:
     second = start_mock(tmp_path / "second.log")
     try:
-        one = {"kind": "mock", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
+        one = one_engine(8)
         engines = {"dead": one | {"port": 1}, "live": one | {"port": second.port}}
         with serving(tmp_path / "two", engines=engines) as service:
             assert {service.post("/v1/chat/completions", chat()).status for _ in range(6)} == {200}
@@ -188,43 +183,42 @@ def test_a_refusing_replica_is_passed_over(tmp_path: Path) -> None:
         second.stop()
 
 
-def test_a_request_moves_on_until_its_first_byte_and_never_after(tmp_path: Path) -> None:
-    """The first replica takes the request and dies, before or after its first frame; the second one would do."""
+def test_a_request_fails_over_before_its_first_byte_and_never_after(tmp_path: Path) -> None:
+    """The first replica gets the request and dies, before or after its first frame; the second one is free."""
     replicas = [start_mock(tmp_path / f"{i}.log") for i in range(2)]
     try:
-        one = {"kind": "mock", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
+        one = one_engine(8)
         engines = {f"e{i}": one | {"port": replica.port} for i, replica in enumerate(replicas)}
         with serving(tmp_path / "two", engines=engines) as service, ThreadPoolExecutor(1) as pool:
             victim: dict[str, int] = {}
 
             def send(text: str) -> Future[Response]:
-                answer = pool.submit(service.post, "/v1/chat/completions", chat(text, stream=True))
+                response = pool.submit(service.post, "/v1/chat/completions", chat(text, stream=True))
 
                 def taken() -> bool:
                     active = [http(replica.url + "/stats").json["active"] for replica in replicas]
                     victim["index"] = active.index(max(active))
                     return bool(sum(active) == 1)
 
-                wait_until(taken, "a replica takes it", 5)
-                return answer
+                wait_until(taken, "a replica has it", 5)
+                return response
 
-            answer = send("fake: tokens=3 ttft_ms=1500")
+            response = send("fake: tokens=3 ttft_ms=1500")
             index = victim["index"]
             replicas[index].stop(signal.SIGKILL)
-            moved = answer.result(15)
+            moved = response.result(15)
             assert (moved.status, moved.body.count(b"[DONE]")) == (200, 1)
             assert service.row(moved)["engine"] == f"e{1 - index}"
             replicas[index] = start_mock(tmp_path / "again.log", port=replicas[index].port)
-            wait_until(lambda: service.get("/ready").json["engines"][f"e{index}"] == "ready", "it is back", 10)
+            wait_until(lambda: service.get("/ready").json["engines"][f"e{index}"] == "ready", "it is up again", 10)
             begun = send("fake: tokens=200 itl_ms=20 ttft_ms=10")
             reached = victim["index"]
             wait_until(lambda: bool(http(replicas[reached].url + "/stats").json["tokens"] > 20), "tokens flow", 5)
             replicas[reached].stop(signal.SIGKILL)
             cut = begun.result(15)
             event = last_event(cut.body)
-            assert isinstance(event, dict)
             assert event["error"]["code"] == "engine_failed"
-            assert cut.body.count(b'"role":"assistant"') == 1, "nothing is generated twice into one stream"
+            assert cut.body.count(b'"role":"assistant"') == 1, "one stream has one response"
     finally:
         for replica in replicas:
             replica.stop()
@@ -234,7 +228,7 @@ async def test_a_chat_stays_on_its_replica_until_that_is_much_busier(tmp_path: P
     """Bounded loads: of 6 requests of one chat at most 1.25 times the mean, 4, are on one of two replicas."""
     replicas = [start_mock(tmp_path / f"{i}.log") for i in range(2)]
     try:
-        one = {"kind": "mock", "host": "here", "model": "fake", "device": "cpu", "context": 4096, "concurrency": 8}
+        one = one_engine(8)
         engines = {f"e{i}": one | {"port": replica.port} for i, replica in enumerate(replicas)}
         with serving(tmp_path / "two", engines=engines) as service:
 
@@ -250,11 +244,11 @@ async def test_a_chat_stays_on_its_replica_until_that_is_much_busier(tmp_path: P
                 writers.append((await open_stream(service, SLOW_STREAM))[1])
                 await asyncio.to_thread(wait_until, partial(running, number), "it runs", 5)
                 seen.append(max(active()))
-            assert seen[:2] == [1, 2], "the chat's own replica takes it while it has room"
+            assert seen[:2] == [1, 2], "the chat's own replica gets it while it has free slots"
             assert seen[-1] <= 4
             for writer in writers:
                 writer.transport.abort()
-            await asyncio.to_thread(wait_until, partial(running, 0), "the engines are told", 5)
+            await asyncio.to_thread(wait_until, partial(running, 0), "the engines see the aborts", 5)
             again = service.post(
                 "/v1/chat/completions", chat("fake: tokens=2000 itl_ms=20 ttft_ms=20", max_tokens=1)
             )
@@ -266,7 +260,7 @@ async def test_a_chat_stays_on_its_replica_until_that_is_much_busier(tmp_path: P
             replica.stop()
 
 
-async def test_a_slow_reader_holds_the_engine_back_and_costs_little_memory(service: RunningService) -> None:
+async def test_a_slow_reader_causes_back_pressure_and_little_memory(service: RunningService) -> None:
     def resident_mib() -> int:
         text = Path(f"/proc/{service.gateway.process.pid}/status").read_text()
         return int(text.split("VmRSS:")[1].split()[0]) // 1024
@@ -274,40 +268,24 @@ async def test_a_slow_reader_holds_the_engine_back_and_costs_little_memory(servi
     before, rows = resident_mib(), len(service.rows())
     reader, writer = await open_stream(service, chat("fake: tokens=1000000 itl_ms=0 ttft_ms=1", stream=True))
     await reader.readuntil(b"quick")
-    await asyncio.sleep(1)  # time enough for 200 MB to come, were nobody to hold them back
+
+    def stalled() -> bool:
+        before = service.stats()["tokens"]
+        time.sleep(0.2)
+        return service.stats()["tokens"] == before
+
+    await asyncio.to_thread(wait_until, stalled, "the engine generates no more", 15)
     assert resident_mib() - before < 20
     writer.transport.abort()
     await asyncio.to_thread(wait_until, lambda: service.stats()["active"] == 0, "the engine stops", 2)
     assert (await asyncio.to_thread(service.wait_rows, rows + 1))[-1]["outcome"] == "aborted"
 
 
-@pytest.mark.parametrize(("seconds", "whole"), [(10, True), (0, False)])
-def test_a_stopping_gateway_gives_running_streams_their_time(tmp_path: Path, seconds: int, whole: bool) -> None:
-    with (
-        serving(tmp_path / "drain", gateway={"drain_timeout_s": seconds}) as service,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        body = chat("fake: tokens=100 itl_ms=15", stream=True)
-        before = service.stats()["active"]
-        answer = pool.submit(service.post, "/v1/chat/completions", body)
-        wait_until(lambda: service.stats()["active"] == before + 1, "the stream runs", 5)
-        service.gateway.process.send_signal(signal.SIGTERM)
-        got = answer.result(20).body
-        service.gateway.process.wait(20)
-        assert service.wait_rows(1)[-1]["outcome"] == ("ok" if whole else "stopped")
-        if whole:
-            assert got.endswith(b"data: [DONE]\n\n")
-        else:
-            event = last_event(got)
-            assert isinstance(event, dict)
-            assert event["error"]["message"] == "The gateway is stopping; try again shortly"
-
-
 def test_concurrent_load_leaves_one_row_per_request(service: RunningService) -> None:
     def one(i: int) -> str:
-        answer = service.post("/v1/chat/completions", chat("fake: itl_ms=1", stream=i % 2 == 0))
-        assert answer.status == 200
-        return answer.headers["x-request-id"]
+        response = service.post("/v1/chat/completions", chat("fake: itl_ms=1", stream=i % 2 == 0))
+        assert response.status == 200
+        return response.headers["x-request-id"]
 
     with ThreadPoolExecutor(20) as clients:
         ids = set(clients.map(one, range(60)))
@@ -315,16 +293,3 @@ def test_concurrent_load_leaves_one_row_per_request(service: RunningService) -> 
     wait_until(lambda: ids <= {row["request_id"] for row in service.rows()}, "all rows", 5)
     mine = [row for row in service.rows() if row["request_id"] in ids]
     assert (len(mine), {row["outcome"] for row in mine}) == (60, {"ok"})
-
-
-def test_the_port_is_taken(service: RunningService, tmp_path: Path) -> None:
-    import subprocess  # noqa: PLC0415
-    import sys  # noqa: PLC0415
-
-    argv = [sys.executable, "-m", "appliance", "gateway", "--config", str(service.config)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: port {service.gateway.port} on 127.0.0.1 is used by another program")
-    assert "use another gateway.port" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert http(service.url + "/health").status == 200

@@ -1,4 +1,4 @@
-"""Addresses in requests: an engine fetches from named hosts only, and words about addresses are words."""
+"""Addresses in requests: an engine fetches from allowed hosts only, and addresses in text are forwarded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import RunningService, chat, serving
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A gateway that lets one host be fetched from."""
+    """A gateway with one allowed host."""
     with serving(tmp_path_factory.mktemp("media"), gateway={"media_domains": ["images.example.org"]}) as running:
         yield running
 
@@ -39,7 +39,7 @@ def image(url: object, **more: object) -> dict[str, object]:
         "d\u0430ta:,x",
     ],
 )  # fmt: skip
-def test_no_engine_is_made_to_fetch_what_it_must_not(service: RunningService, url: str) -> None:
+def test_addresses_outside_the_allowed_hosts_are_rejected(service: RunningService, url: str) -> None:
     before = service.stats()["requests"]
     hidden = json.dumps(image(url)).replace("image_url", "image\\u005furl").replace('"url"', '"\\u0075rl"').encode()
     for path, body in (
@@ -47,8 +47,8 @@ def test_no_engine_is_made_to_fetch_what_it_must_not(service: RunningService, ur
         ("/v1/chat/completions", hidden),
         ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]}),
     ):
-        answer = service.post(path, body if isinstance(body, bytes) else {"model": "fake", **body})
-        assert (answer.status, answer.json["error"]["code"]) == (400, "media_not_allowed"), body
+        response = service.post(path, body if isinstance(body, bytes) else {"model": "fake", **body})
+        assert (response.status, response.json["error"]["code"]) == (400, "media_not_allowed"), body
     assert service.stats()["requests"] == before
 
 
@@ -63,7 +63,7 @@ SAID = {"role": "user", "content": "x"}
         for kind in ("image_url", "video_url", "audio_url")
     ]
     + [
-        # The short spelling without a type, which vLLM takes too.
+        # The short form without a type, which vLLM accepts, too.
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"image_url": EVIL}]}]}),
         ("/v1/chat/completions", {"messages": [{"role": "tool", "content": [{"image_url": {"url": EVIL}}]}]}),
         ("/v1/messages", {"messages": [{"role": "user", "content": [
@@ -80,13 +80,11 @@ SAID = {"role": "user", "content": "x"}
             *[{"type": "text", "text": "x"}] * 50, {"type": "image_url", "image_url": {"url": EVIL}}]}]}),
     ],
 )  # fmt: skip
-def test_no_way_to_name_an_address_is_forgotten(
-    service: RunningService, path: str, body: dict[str, object]
-) -> None:
+def test_every_form_of_an_address_is_checked(service: RunningService, path: str, body: dict[str, object]) -> None:
     before = service.stats()["requests"]
-    answer = service.post(path, {"model": "fake", "max_tokens": 4, **body})
-    assert answer.status == 400, answer.body
-    assert EVIL in answer.json["error"]["message"]
+    response = service.post(path, {"model": "fake", "max_tokens": 4, **body})
+    assert response.status == 400, response.body
+    assert EVIL in response.json["error"]["message"]
     assert service.stats()["requests"] == before
 
 
@@ -94,8 +92,8 @@ def test_no_way_to_name_an_address_is_forgotten(
 @pytest.mark.parametrize(
     "field", ["query", "queries", "documents", "items", "data_1", "data_2", "text_1", "text_2"]
 )
-def test_what_is_ranked_names_no_address_either(path: str, field: str) -> None:
-    """vLLM takes content parts there as well, alone or in a list; pure, for the mock engine ranks no pictures."""
+def test_addresses_in_ranked_content_are_rejected(path: str, field: str) -> None:
+    """vLLM accepts content parts there as well, alone or in a list; the mock engine ranks no images."""
     part = {"content": [{"type": "image_url", "image_url": {"url": EVIL}}]}
     for value in (part, ["x", part]):
         with pytest.raises(InvalidRequestError, match="may not fetch"):
@@ -104,7 +102,7 @@ def test_what_is_ranked_names_no_address_either(path: str, field: str) -> None:
 
 @given(st.integers(1, 900), st.sampled_from(["list", "dict"]))
 @settings(max_examples=20, deadline=None)
-def test_an_address_is_found_however_deep(depth: int, kind: str) -> None:
+def test_an_address_is_found_at_any_depth(depth: int, kind: str) -> None:
     before, after = ("[" * depth, "]" * depth) if kind == "list" else ('{"x":' * depth, "}" * depth)
     deep = f'{{"messages":[{{"content":[{before}{{"image_url":["{EVIL}"]}}{after}]}}]}}'
     with pytest.raises(InvalidRequestError, match="may not fetch"):
@@ -114,7 +112,7 @@ def test_an_address_is_found_however_deep(depth: int, kind: str) -> None:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        # A tool that fetches, called with an address: the engine reads that as words.
+        # A call of a tool with an address: for the engine it is text.
         ("/v1/messages", {"messages": [SAID, {"role": "assistant", "content": [
             {"type": "tool_use", "id": "t", "name": "fetch", "input": {"url": "http://10.0.0.1/", "x": 1}}]}]}),
         ("/v1/chat/completions", {"messages": [SAID, {"role": "assistant", "tool_calls": [{"id": "t",
@@ -124,9 +122,7 @@ def test_an_address_is_found_however_deep(depth: int, kind: str) -> None:
         ("/v1/chat/completions", {"messages": [SAID], "documents": [{"title": "x", "url": "https://example.net/"}]}),
     ],
 )  # fmt: skip
-def test_an_address_that_is_only_talked_about_passes(
-    service: RunningService, path: str, body: dict[str, object]
-) -> None:
+def test_an_address_in_text_is_forwarded(service: RunningService, path: str, body: dict[str, object]) -> None:
     sent = {"model": "fake", "max_tokens": 4, **body}
     before = service.stats()["requests"]
     service.post(path, sent)
@@ -137,11 +133,11 @@ def test_an_address_that_is_only_talked_about_passes(
 @pytest.mark.parametrize(
     "url", ["data:image/png;base64,AAAA", "https://images.example.org/a.png?b=c#d", "DATA:image/png,x"]
 )
-def test_media_that_may_be_fetched_pass(service: RunningService, url: str) -> None:
+def test_allowed_media_are_forwarded(service: RunningService, url: str) -> None:
     assert service.post("/v1/chat/completions", image(url)).status == 200
 
 
-def test_a_url_in_text_or_in_a_tool_is_no_media(service: RunningService) -> None:
+def test_a_url_in_text_or_in_a_tool_is_not_media(service: RunningService) -> None:
     tool = {
         "type": "function",
         "function": {"name": "get", "parameters": {"properties": {"url": {"type": "string"}}}},

@@ -1,4 +1,4 @@
-"""What the gateway offers, to whom, and how it refuses: real gateway process, mock engine."""
+"""Endpoints, authentication and rejections: a real gateway process before a mock engine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from tests.ports import free_port
 def test_health_needs_no_key_and_ready_is_a_generated_token(service: RunningService) -> None:
     assert service.get("/health").json == {"status": "ok"}
     before = service.stats()["requests"]
-    time.sleep(0.25)  # let the cached readiness (0.2 s in this site) grow old
-    answer = service.get("/ready")
-    assert (answer.status, answer.json) == (200, {"status": "ready", "engines": {"chat": "ready"}})
-    assert service.stats()["requests"] >= before + 1
+
+    def generated() -> bool:
+        response = service.get("/ready")
+        assert (response.status, response.json) == (200, {"status": "ready", "engines": {"chat": "ready"}})
+        return service.stats()["requests"] >= before + 1
+
+    wait_until(generated, "the cached readiness expires", 5)
     assert '"max_tokens": 1' in service.last()["body"]
 
 
@@ -33,8 +36,8 @@ def test_ready_is_cached(service: RunningService) -> None:
 
 def test_models_lists_models_and_roles(tmp_path_factory: pytest.TempPathFactory) -> None:
     with serving(tmp_path_factory.mktemp("roles"), roles={"writer": {"model": "fake"}}) as service:
-        answer = service.get("/v1/models", key=service.key)
-        assert [card["id"] for card in answer.json["data"]] == ["fake", "writer"]
+        response = service.get("/v1/models", key=service.key)
+        assert [card["id"] for card in response.json["data"]] == ["fake", "writer"]
         assert service.get("/v1/models/writer", key=service.key).json["root"] == "fake"
         missing = service.get("/v1/models/nobody", key=service.key)
         assert (missing.status, missing.json["error"]["code"]) == (404, "model_not_found")
@@ -57,9 +60,9 @@ def test_models_need_a_key(service: RunningService, path: str) -> None:
 )  # fmt: skip
 def test_everything_else_is_404_and_never_reaches_the_engine(service: RunningService, path: str) -> None:
     before = service.stats()["requests"]
-    answer = service.post(path, chat())
-    assert answer.status == 404
-    assert answer.json["error"]["type"] == "invalid_request_error"
+    response = service.post(path, chat())
+    assert response.status == 404
+    assert response.json["error"]["type"] == "invalid_request_error"
     assert service.stats()["requests"] == before
 
 
@@ -67,8 +70,8 @@ def test_everything_else_is_404_and_never_reaches_the_engine(service: RunningSer
     ("method", "path"), [("GET", "/v1/chat/completions"), ("POST", "/health"), ("PUT", "/ready")]
 )
 def test_other_methods_are_405(service: RunningService, method: str, path: str) -> None:
-    answer = http(service.url + path, method=method, body={}, key=service.key)
-    assert (answer.status, answer.json["error"]["code"]) == (405, "method_not_allowed")
+    response = http(service.url + path, method=method, body={}, key=service.key)
+    assert (response.status, response.json["error"]["code"]) == (405, "method_not_allowed")
 
 
 @pytest.mark.parametrize(
@@ -79,13 +82,13 @@ def test_other_methods_are_405(service: RunningService, method: str, path: str) 
         "authorization: Bearer sk-nonsense", "authorization: Bearer " + "x" * 30_000,
     ],
 )  # fmt: skip
-def test_no_or_wrong_key_is_401(service: RunningService, header: str) -> None:
+def test_a_missing_or_invalid_key_is_401(service: RunningService, header: str) -> None:
     body = json.dumps(chat()).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{header}{header and chr(13) + chr(10)}"
-    answer = exchange(service, f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-    assert answer.startswith(b"HTTP/1.1 401 ")
-    assert b"www-authenticate: Bearer" in answer
-    assert b'"code": "invalid_api_key"' in answer
+    response = exchange(service, f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    assert response.startswith(b"HTTP/1.1 401 ")
+    assert b"www-authenticate: Bearer" in response
+    assert b'"code": "invalid_api_key"' in response
 
 
 def test_two_authorization_headers_are_400(service: RunningService) -> None:
@@ -103,12 +106,12 @@ def test_a_revoked_key_stops_working_within_a_second(service: RunningService) ->
     key = store.create("eve")
     wait_until(lambda: service.get("/v1/models", key=key).status == 200, "the new key works", 1)
     store.revoke(key)
-    wait_until(lambda: service.get("/v1/models", key=key).status == 401, "the revocation bites", 1)
+    wait_until(lambda: service.get("/v1/models", key=key).status == 401, "the revocation takes effect", 1)
     expired = store.create("eve", expires_at=time.time() - 1)
+    later = store.create("eve")
     store.close()
-    live = service.get("/v1/models", key=service.key)
-    assert live.status == 200
-    time.sleep(0.5)  # longer than the poll: the gateway has seen the expired key, and refuses it
+    assert service.get("/v1/models", key=service.key).status == 200
+    wait_until(lambda: service.get("/v1/models", key=later).status == 200, "both keys are read", 1)
     assert service.get("/v1/models", key=expired).status == 401
 
 
@@ -134,29 +137,29 @@ def test_the_clients_key_never_reaches_the_engine(service: RunningService) -> No
     ],
 )
 def test_bad_bodies_are_400_in_openais_shape(service: RunningService, body: bytes, words: str) -> None:
-    answer = service.post("/v1/chat/completions", body)
-    assert answer.status == 400
-    assert set(answer.json["error"]) == {"message", "type", "param", "code"}
-    assert words in answer.json["error"]["message"]
+    response = service.post("/v1/chat/completions", body)
+    assert response.status == 400
+    assert set(response.json["error"]) == {"message", "type", "param", "code"}
+    assert words in response.json["error"]["message"]
 
 
 def test_unknown_model_is_404_with_a_hint(service: RunningService) -> None:
-    answer = service.post("/v1/chat/completions", chat() | {"model": "fakee"})
-    assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
-    assert "did you mean 'fake'?" in answer.json["error"]["message"]
+    response = service.post("/v1/chat/completions", chat() | {"model": "fakee"})
+    assert (response.status, response.json["error"]["code"]) == (404, "model_not_found")
+    assert "did you mean 'fake'?" in response.json["error"]["message"]
 
 
-def test_a_generating_model_is_not_for_embeddings(service: RunningService) -> None:
-    answer = service.post("/v1/embeddings", {"model": "fake", "input": "x"})
-    assert answer.status == 404
-    assert "use it with /v1/chat/completions" in answer.json["error"]["message"]
+def test_a_generating_model_does_not_serve_embeddings(service: RunningService) -> None:
+    response = service.post("/v1/embeddings", {"model": "fake", "input": "x"})
+    assert response.status == 404
+    assert "use it with /v1/chat/completions" in response.json["error"]["message"]
 
 
 def test_a_body_over_the_limit_is_413_by_length_and_by_chunks(tmp_path_factory: pytest.TempPathFactory) -> None:
     with serving(tmp_path_factory.mktemp("limit"), gateway={"max_body_bytes": 1000}) as service:
         assert service.post("/v1/chat/completions", chat("x" * 900)).status == 200
-        answer = service.post("/v1/chat/completions", chat("x" * 1000))
-        assert (answer.status, answer.json["error"]["code"]) == (413, "request_too_large")
+        response = service.post("/v1/chat/completions", chat("x" * 1000))
+        assert (response.status, response.json["error"]["code"]) == (413, "request_too_large")
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\n".encode()
         assert exchange(service, head + b"content-length: 99999999\r\n\r\n").startswith(b"HTTP/1.1 413 ")
         chunks = (
@@ -166,13 +169,13 @@ def test_a_body_over_the_limit_is_413_by_length_and_by_chunks(tmp_path_factory: 
         assert [row["status"] for row in service.wait_rows(4)] == [200, 413, 413, 413]
 
 
-def test_clients_cannot_make_new_labels(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Names, paths, methods and keys that clients choose: however many, the metrics stay as long as they were."""
+def test_clients_cannot_create_labels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Names, paths, methods and keys that clients choose add no series to the metrics."""
     with serving(tmp_path_factory.mktemp("labels")) as service:
         store = KeyStore(service.data)
         keys = [store.create(f"user-{number}") for number in range(5)]
         store.close()
-        wait_until(lambda: service.get("/v1/models", key=keys[-1]).status == 200, "the keys are known", 2)
+        wait_until(lambda: service.get("/v1/models", key=keys[-1]).status == 200, "the keys are valid", 2)
 
         def some(number: int) -> None:
             service.post("/v1/chat/completions", chat("fake: tokens=1"), keys[number])
@@ -207,15 +210,15 @@ def test_metrics_count_requests_without_naming_users(service: RunningService) ->
     assert service.key not in text
 
 
-def test_a_model_is_found_however_its_name_is_encoded(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_model_is_found_in_every_encoding_of_its_name(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Current SDKs send ``%2F``; a proxy sends the absolute form."""
     name = "Qwen/Qwen3-30B"
     engine = {"kind": "mock", "host": "here", "model": name, "device": "cpu", "context": 4096, "concurrency": 8}
     site = {"models": {name: {"source": "./fake"}}, "engines": {"chat": engine | {"port": free_port()}}}
     with serving(tmp_path_factory.mktemp("slash"), **site) as service:
         for path in ("Qwen/Qwen3-30B", "Qwen%2FQwen3-30B", "Qwen%2fQwen3%2d30B", "%51wen/Qwen3-30B"):
-            answer = service.get(f"/v1/models/{path}", key=service.key)
-            assert (answer.status, answer.json["id"]) == (200, name)
+            response = service.get(f"/v1/models/{path}", key=service.key)
+            assert (response.status, response.json["id"]) == (200, name)
         absolute = "http://gateway.example/v1/models/Qwen%2FQwen3-30B"
         sent = f"GET {absolute} HTTP/1.1\r\nhost: x\r\nx-api-key: {service.key}\r\n\r\n"
         assert exchange(service, sent.encode()).startswith(b"HTTP/1.1 200 OK\r\n")
@@ -223,26 +226,26 @@ def test_a_model_is_found_however_its_name_is_encoded(tmp_path_factory: pytest.T
         assert (missing.status, "`Qwen/Other`" in missing.json["error"]["message"]) == (404, True)
 
 
-def test_a_card_tells_context_task_and_time(service: RunningService) -> None:
+def test_a_model_entry_has_context_task_and_time(service: RunningService) -> None:
     card = service.get("/v1/models/fake", key=service.key).json
     assert (card["max_model_len"], card["task"], card["owned_by"]) == (4096, "generate", "appliance")
     assert abs(card["created"] - time.time()) < 3600
 
 
 @pytest.mark.parametrize("path", ["/v1/chat%2fcompletions", "/v1/%63hat/completions", "/v1/chat/completions?a=%2F"])
-def test_an_encoded_path_is_the_path(service: RunningService, path: str) -> None:
+def test_an_encoded_path_is_decoded(service: RunningService, path: str) -> None:
     assert service.post(path, chat()).status == 200
-    assert service.last()["path"] == "/v1/chat/completions", "the engine sees one spelling"
+    assert service.last()["path"] == "/v1/chat/completions", "the engine gets one spelling"
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/models", "/v1/models/fake"])
 def test_head_is_get_without_its_body(service: RunningService, path: str) -> None:
     key = f"authorization: Bearer {service.key}\r\nconnection: close\r\n"
-    answers = [
+    responses = [
         exchange(service, f"{method} {path} HTTP/1.1\r\nhost: x\r\n{key}\r\n".encode(), to_the_end=True)
         for method in ("GET", "HEAD")
     ]
-    got, bare = (answer.partition(b"\r\n\r\n") for answer in answers)
+    got, bare = (response.partition(b"\r\n\r\n") for response in responses)
     assert got[0].startswith(b"HTTP/1.1 200 OK")
     assert bare[2] == b""
     same = [re.sub(rb"(request-id: |content-length: )\w+", rb"\1", head[0]) for head in (got, bare)]
@@ -257,13 +260,11 @@ def test_head_is_get_without_its_body(service: RunningService, path: str) -> Non
         ("POST", "/health", "GET, HEAD, OPTIONS"),
     ],
 )
-def test_405_names_the_methods_and_so_does_options(
-    service: RunningService, method: str, path: str, allow: str
-) -> None:
-    answer = http(service.url + path, method=method, body={}, key=service.key)
-    assert (answer.status, answer.headers["allow"]) == (405, allow)
-    asked = http(service.url + path, method="OPTIONS")
-    assert (asked.status, asked.headers["allow"], asked.body) == (204, allow, b"")
+def test_405_and_options_name_the_methods(service: RunningService, method: str, path: str, allow: str) -> None:
+    response = http(service.url + path, method=method, body={}, key=service.key)
+    assert (response.status, response.headers["allow"]) == (405, allow)
+    options = http(service.url + path, method="OPTIONS")
+    assert (options.status, options.headers["allow"], options.body) == (204, allow, b"")
 
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])
@@ -277,19 +278,19 @@ def test_405_names_the_methods_and_so_does_options(
         ("POST", "/v1/models", 405, "requires GET"),
     ],
 )
-def test_a_large_upload_to_a_wrong_address_hears_of_the_address(
+def test_a_large_upload_to_an_unknown_path_gets_the_error_of_the_path(
     service: RunningService, framing: str, method: str, path: str, status: int, words: str
 ) -> None:
     body = b"x" * 200_000
     lines = f"content-length: {len(body)}\r\n\r\n" if framing == "length" else "transfer-encoding: chunked\r\n\r\n"
     sent = f"{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {service.key}\r\n{lines}".encode()
     sent += body if framing == "length" else b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
-    answer = exchange(service, sent, to_the_end=True)
-    assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:200]
-    assert words.encode() in answer
+    response = exchange(service, sent, to_the_end=True)
+    assert response.startswith(b"HTTP/1.1 %d " % status), response[:200]
+    assert words.encode() in response
 
 
-def test_unknown_paths_leave_a_counter_and_a_line_that_tells_no_secret(
+def test_unknown_paths_are_counted_and_logged_without_secrets(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     with serving(tmp_path_factory.mktemp("unknown")) as service:
@@ -302,13 +303,15 @@ def test_unknown_paths_leave_a_counter_and_a_line_that_tells_no_secret(
         lines = [json.loads(line) for line in service.gateway.log.read_text().splitlines()]
         seen = [line["path"] for line in lines if "unknown path" in line["message"]]
         assert seen[0] == "/v1/audio/speech"
-        assert 60 <= len(seen) <= 80, "a client that asks for ever does not fill the log"
+        assert 60 <= len(seen) <= 80, "a client that repeats a request for ever does not fill the log"
         assert "s3cret" not in service.gateway.log.read_text()
 
 
 @pytest.mark.parametrize("sent", ["authorization: ", "authorization: Bearer ", "authorization: Basic dTpw", ""])
 @pytest.mark.parametrize("name", ["x-api-key", "api-key"])
-def test_an_authorization_without_a_key_hides_no_other_one(service: RunningService, sent: str, name: str) -> None:
+def test_an_authorization_without_a_key_does_not_hide_another_header(
+    service: RunningService, sent: str, name: str
+) -> None:
     lines = f"{sent}\r\n" if sent else ""
     request = f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{lines}{name}: {{}}\r\nconnection: close\r\n\r\n"
     assert exchange(service, request.format(service.key).encode()).startswith(b"HTTP/1.1 200 OK")
@@ -316,28 +319,28 @@ def test_an_authorization_without_a_key_hides_no_other_one(service: RunningServi
     assert refused.startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_key_without_bearer_is_told_how_to_send_it(service: RunningService) -> None:
+def test_the_error_for_a_key_without_bearer_shows_the_right_form(service: RunningService) -> None:
     request = f"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: {service.key}\r\nconnection: close\r\n\r\n"
-    answer = exchange(service, request.encode())
-    assert answer.startswith(b"HTTP/1.1 401 ")
-    assert b"write `Authorization: Bearer sk-" in answer
+    response = exchange(service, request.encode())
+    assert response.startswith(b"HTTP/1.1 401 ")
+    assert b"write `Authorization: Bearer sk-" in response
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/models"])
-@pytest.mark.parametrize("fault", ["no key", "bad key", "too large", "not JSON", "wrong path"])
+@pytest.mark.parametrize("fault", ["no key", "bad key", "too large", "not JSON", "other path"])
 def test_anthropics_api_has_its_own_errors_and_request_id(service: RunningService, path: str, fault: str) -> None:
-    """Whichever part rejects the request: before its body, for its body, for its path."""
+    """The request is rejected before its body, because of its body, or because of its path."""
     key = {"no key": "", "bad key": "x-api-key: sk-bad\r\n"}.get(fault, f"x-api-key: {service.key}\r\n")
     body = b"x" * (2 if fault == "not JSON" else 0)
     length = 10**9 if fault == "too large" else len(body)
     method = "GET" if path == "/v1/models" else "POST"
-    target = path + ("/x/y" if fault == "wrong path" else "")
+    target = path + ("/x/y" if fault == "other path" else "")
     if method == "GET" and fault == "not JSON":
         return
     lines = f"host: x\r\nanthropic-version: 2023-06-01\r\n{key}content-length: {length}\r\nconnection: close\r\n"
     sent = f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode() + body
-    answer = exchange(service, sent, to_the_end=True)
-    head_bytes, _, text = answer.partition(b"\r\n\r\n")
+    response = exchange(service, sent, to_the_end=True)
+    head_bytes, _, text = response.partition(b"\r\n\r\n")
     value = json.loads(text)
     assert (value["type"], set(value["error"])) == ("error", {"type", "message"})
     ids = re.findall(rb"(x-request-id|request-id): (\w+)", head_bytes)
@@ -345,20 +348,20 @@ def test_anthropics_api_has_its_own_errors_and_request_id(service: RunningServic
     assert {name for name, _ in ids} == {b"x-request-id", b"request-id"}
 
 
-def test_a_background_response_is_refused_until_it_can_be_counted(service: RunningService) -> None:
+def test_a_background_response_is_rejected(service: RunningService) -> None:
     for value in (True, "true", 1):
         before = service.stats()["requests"]
-        answer = service.post("/v1/responses", {"model": "fake", "input": "x", "background": value})
-        assert (answer.status, answer.json["error"]["param"]) == (400, "background")
+        response = service.post("/v1/responses", {"model": "fake", "input": "x", "background": value})
+        assert (response.status, response.json["error"]["param"]) == (400, "background")
         assert service.stats()["requests"] == before
     assert service.post("/v1/responses", {"model": "fake", "input": "x", "background": False}).status == 200
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
 def test_tokens_are_counted_by_the_engine_for_a_key_and_cost_nothing(service: RunningService, path: str) -> None:
-    answer = service.post(path, {"model": "fake", "prompt": "one two three", "tokens": [1]})
-    assert answer.status == (200 if path == "/tokenize" else 404)
-    row = service.row(answer)
+    response = service.post(path, {"model": "fake", "prompt": "one two three", "tokens": [1]})
+    assert response.status == (200 if path == "/tokenize" else 404)
+    row = service.row(response)
     assert (row["prompt_tokens"], row["completion_tokens"]) == (0, 0)
     assert service.post(path, {"model": "fake"}, key="sk-bad").status == 401
     assert service.post(path, {"model": "nobody", "prompt": "x"}).status == 404
@@ -373,8 +376,8 @@ def test_tokens_are_counted_by_the_engine_for_a_key_and_cost_nothing(service: Ru
 )  # fmt: skip
 def test_a_limit_over_the_context_is_reduced_and_announced(service: RunningService, path: str, field: str) -> None:
     body = {**chat("fake: tokens=3"), "prompt": "x", "input": "x", field: 32_000}
-    answer = service.post(path, body)
-    assert (answer.status, answer.headers["x-max-tokens-capped"]) == (200, "4096")
+    response = service.post(path, body)
+    assert (response.status, response.headers["x-max-tokens-capped"]) == (200, "4096")
     sent = json.loads(service.last()["body"])
     assert sent == {**body, field: 4096}, "nothing else changes"
     within = service.post(path, body | {field: 4096})
@@ -390,8 +393,8 @@ def test_a_thinking_budget_stays_below_a_reduced_limit(service: RunningService) 
     assert (sent["max_tokens"], sent["thinking"]["budget_tokens"]) == (4096, 4095)
 
 
-def test_a_model_may_refuse_instead_of_reducing(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_model_can_reject_a_limit_instead_of_reducing_it(tmp_path_factory: pytest.TempPathFactory) -> None:
     models = {"fake": {"source": "./fake", "cap_max_tokens": False}}
     with serving(tmp_path_factory.mktemp("strict"), models=models) as service:
-        answer = service.post("/v1/chat/completions", chat(max_tokens=5000))
-        assert (answer.status, answer.json["error"]["param"]) == (400, "max_tokens")
+        response = service.post("/v1/chat/completions", chat(max_tokens=5000))
+        assert (response.status, response.json["error"]["param"]) == (400, "max_tokens")

@@ -1,4 +1,4 @@
-"""Models that take turns on one card: nothing is lost, nobody starves, a load that fails changes nothing."""
+"""Models that take turns on one card: no request is lost or starves, and a failed load is undone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 from appliance.admin import control_client
 from appliance.errors import RequestError
 from tests.conftest import RunningService, http, serving, wait_until
+from tests.gateway.running.conftest import metric
 from tests.ports import free_port
 
 CARD = {"index": 0, "model": "pretended", "memory_mib": 97887}
@@ -38,7 +39,7 @@ def two_models(
     roles: dict[str, Any] | None = None,
     **second: Any,
 ) -> Iterator[RunningService]:
-    """A gateway whose models ``a`` and ``b`` both want nine tenths of the only card."""
+    """A gateway whose models ``a`` and ``b`` both need nine tenths of the only card."""
     rules = {"max_wait_s": 1.0, "min_residency_s": 0.0, "batch": 8} | (swap or {})
     site = {
         "hosts": {"here": {"memory_gib": 8, "gpus": [CARD]}},
@@ -56,13 +57,7 @@ def ask(service: RunningService, model: str, text: str = "hi", **more: Any) -> A
     return service.post("/v1/chat/completions", body)
 
 
-def metric(service: RunningService, name: str) -> float:
-    text = service.get("/metrics").body.decode()
-    line = next(line for line in text.splitlines() if line.startswith(f"appliance_gateway_{name} "))
-    return float(line.split()[-1])
-
-
-def test_20_swaps_under_load_lose_nothing(tmp_path: Path) -> None:
+def test_20_swaps_under_load_lose_no_request(tmp_path: Path) -> None:
     with two_models(tmp_path / "swap", {"max_wait_s": 0.2, "batch": 4}) as service:
 
         def client(number: int) -> list[int]:
@@ -70,9 +65,9 @@ def test_20_swaps_under_load_lose_nothing(tmp_path: Path) -> None:
             turn = number
             while metric(service, "swaps_total") < 20:
                 turn += 1
-                answer = ask(service, "ab"[turn % 2], "fake: tokens=5 itl_ms=2", stream=turn % 3 == 0)
-                whole = b"[DONE]" in answer.body if turn % 3 == 0 else answer.json["model"] == "ab"[turn % 2]
-                statuses.append(answer.status if whole else 0)
+                response = ask(service, "ab"[turn % 2], "fake: tokens=5 itl_ms=2", stream=turn % 3 == 0)
+                whole = b"[DONE]" in response.body if turn % 3 == 0 else response.json["model"] == "ab"[turn % 2]
+                statuses.append(response.status if whole else 0)
             return statuses
 
         with ThreadPoolExecutor(8) as clients:
@@ -85,7 +80,7 @@ def test_20_swaps_under_load_lose_nothing(tmp_path: Path) -> None:
         assert any(row["queue_ms"] > 1 for row in rows)
 
 
-def test_what_runs_is_finished_before_its_model_goes(tmp_path: Path) -> None:
+def test_running_requests_finish_before_their_model_is_unloaded(tmp_path: Path) -> None:
     with two_models(tmp_path / "drain", {"max_wait_s": 0.1}) as service, ThreadPoolExecutor(2) as pool:
         assert ask(service, "a").status == 200
         long = pool.submit(ask, service, "a", "fake: tokens=100 itl_ms=15", stream=True)
@@ -96,7 +91,7 @@ def test_what_runs_is_finished_before_its_model_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sleep", [True, False])
-def test_a_drain_has_an_end_and_what_still_runs_is_told(tmp_path: Path, sleep: bool) -> None:
+def test_a_drain_is_bounded_and_ends_running_streams_with_an_error(tmp_path: Path, sleep: bool) -> None:
     rules = {"max_wait_s": 0.1, "drain_timeout_s": 0.5}
     with (
         two_models(tmp_path / "cut", rules, first={"sleep": sleep}) as service,
@@ -114,14 +109,14 @@ def test_a_drain_has_an_end_and_what_still_runs_is_told(tmp_path: Path, sleep: b
         assert metric(service, "swap_failures_total") == 0
 
 
-def test_a_waiting_stream_gets_comments_and_its_place_in_line(tmp_path: Path) -> None:
+def test_a_waiting_stream_gets_comments_and_its_position(tmp_path: Path) -> None:
     with serving_slow(tmp_path / "wait") as service:
-        answer = ask(service, "b", stream=True)
-        assert answer.status == 200
-        assert answer.body.startswith(b": waiting for an engine\n\n")
-        assert answer.body.endswith(b"data: [DONE]\n\n")
-        assert answer.headers["x-queue-position"] == "1"
-        row = service.row(answer)
+        response = ask(service, "b", stream=True)
+        assert response.status == 200
+        assert response.body.startswith(b": waiting for an engine\n\n")
+        assert response.body.endswith(b"data: [DONE]\n\n")
+        assert response.headers["x-queue-position"] == "1"
+        row = service.row(response)
         assert row["queue_ms"] >= 1500
 
 
@@ -137,7 +132,7 @@ def serving_slow(folder: Path) -> Iterator[RunningService]:
         yield service
 
 
-def test_a_model_that_fails_to_load_leaves_the_old_one_and_tells_why(tmp_path: Path) -> None:
+def test_a_failed_load_restores_the_old_model_and_reports_the_reason(tmp_path: Path) -> None:
     with two_models(tmp_path / "fail", options={"fail-load": 1}) as service:
         assert ask(service, "a").status == 200
         failed = ask(service, "b")
@@ -145,18 +140,18 @@ def test_a_model_that_fails_to_load_leaves_the_old_one_and_tells_why(tmp_path: P
         assert "b could not be loaded: eb ended while it was loading" in failed.json["error"]["message"]
         assert failed.headers["retry-after"] == "60"
         up = b'appliance_gateway_engine_up{engine="ea"} 1.0'
-        wait_until(lambda: up in service.get("/metrics").body, "the old one is back, unasked", 10)
+        wait_until(lambda: up in service.get("/metrics").body, "the old one is loaded again", 10)
         assert ask(service, "a").status == 200
         again = time.monotonic()
         refused = ask(service, "b")
         assert (refused.status, refused.json) == (503, failed.json), "the same reason"
-        assert time.monotonic() - again < 1, "not tried again at once, and nobody waits for it"
-        wait_until(lambda: int(ask(service, "b").headers["retry-after"]) < 59, "what is left of the minute", 10)
+        assert time.monotonic() - again < 1, "the load is not retried at once, and no request waits for it"
+        wait_until(lambda: int(ask(service, "b").headers["retry-after"]) < 59, "the rest of the minute", 10)
         assert metric(service, "swap_failures_total") == 1
 
 
-def test_a_model_without_a_token_fails_its_canary_and_the_old_one_returns(tmp_path: Path) -> None:
-    # It listens and answers nothing within its start timeout: the canary, not the port, decides.
+def test_a_model_without_a_token_fails_its_canary_and_the_old_one_is_restored(tmp_path: Path) -> None:
+    # It listens and returns nothing within its start timeout: the canary decides, not the port.
     with two_models(tmp_path / "mute", start_timeout_s=2, options={"ttft-ms": 60000}) as service:
         assert ask(service, "a").status == 200
         failed = ask(service, "b")
@@ -165,7 +160,7 @@ def test_a_model_without_a_token_fails_its_canary_and_the_old_one_returns(tmp_pa
         assert ask(service, "a").status == 200
 
 
-def test_a_loading_engine_that_is_killed_is_told(tmp_path: Path) -> None:
+def test_a_loading_engine_that_is_killed_is_reported(tmp_path: Path) -> None:
     with two_models(tmp_path / "kill", options={"load-delay-s": 30}) as service, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, service, "b")
         children = Path(f"/proc/{service.gateway.process.pid}/task/{service.gateway.process.pid}/children")
@@ -175,7 +170,7 @@ def test_a_loading_engine_that_is_killed_is_told(tmp_path: Path) -> None:
         assert ask(service, "a").status == 200
 
 
-def test_a_sleeping_engine_is_woken_not_started(tmp_path: Path) -> None:
+def test_a_sleeping_engine_wakes_and_is_not_started_again(tmp_path: Path) -> None:
     with two_models(tmp_path / "sleep", sleep=True) as service:
         assert ask(service, "b").status == 200
         port = json.loads(service.config.read_text())["engines"]["eb"]["port"]
@@ -183,19 +178,19 @@ def test_a_sleeping_engine_is_woken_not_started(tmp_path: Path) -> None:
         assert http(f"http://127.0.0.1:{port}/is_sleeping").json == {"is_sleeping": True}
         assert ask(service, "b").status == 200
         assert http(f"http://127.0.0.1:{port}/is_sleeping").json == {"is_sleeping": False}
-        assert http(f"http://127.0.0.1:{port}/stats").json["requests"] >= 4, "the same process all along"
+        assert http(f"http://127.0.0.1:{port}/stats").json["requests"] >= 4, "it is the same process"
 
 
 def test_an_engine_that_cannot_sleep_is_stopped(tmp_path: Path) -> None:
-    """It said 500 and sleeps all the same: the other model need not wait, and it is not taken as awake."""
+    """It returns 500 and sleeps all the same: the other model does not wait, and it does not count as awake."""
     with two_models(tmp_path / "insomnia", first={"sleep": True, "options": {"fail-sleep": 1}}) as service:
         for model in "abab":
             assert ask(service, model).status == 200
         assert metric(service, "swap_failures_total") == 0
-        assert "ea does not sleep and is stopped instead" in service.gateway.log.read_text()
+        assert "ea did not sleep and is stopped instead" in service.gateway.log.read_text()
 
 
-def test_a_person_loads_a_model_and_no_request_need_ask_for_it(tmp_path: Path) -> None:
+def test_an_operator_loads_a_model_without_a_request(tmp_path: Path) -> None:
     with two_models(tmp_path / "person") as service:
         argv = [sys.executable, "-m", "appliance", "models"]
         words = ["--config", str(service.config)]
@@ -211,7 +206,7 @@ def test_a_person_loads_a_model_and_no_request_need_ask_for_it(tmp_path: Path) -
         assert metric(service, "swaps_total") == 1
 
 
-def test_a_model_asked_for_while_it_loads_does_not_come_back_by_itself(tmp_path: Path) -> None:
+def test_a_model_requested_while_it_loads_is_not_loaded_twice(tmp_path: Path) -> None:
     with two_models(tmp_path / "twice", options={"load-delay-s": 1.0}) as service, ThreadPoolExecutor(1) as pool:
         first = pool.submit(ask, service, "b")
         wait_until(lambda: state(service, "eb") == "loading", "b loads", 5)
@@ -221,8 +216,8 @@ def test_a_model_asked_for_while_it_loads_does_not_come_back_by_itself(tmp_path:
         assert metric(service, "swaps_total") == 2
 
 
-def test_systemd_that_refuses_is_told_to_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine runs since before, does not answer and may not be stopped: the others' turns come all the same."""
+def test_an_error_of_systemd_is_reported_to_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier engine runs, returns nothing and cannot be stopped: the other models still get their turns."""
     script = tmp_path / "systemctl"
     script.write_text(
         '#!/bin/sh\ncase "$1.$3" in\n'
@@ -234,21 +229,21 @@ def test_systemd_that_refuses_is_told_to_who_asks(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     settings = {"engine_control": "systemd", "canary_timeout_s": 0.5, "queue": {"max_wait_s": 20}}
     with two_models(tmp_path / "denied", gateway=settings) as service:
-        wait_until(lambda: state(service, "ea") == "failed", "it tried to stop it", 10)
+        wait_until(lambda: state(service, "ea") == "failed", "the stop fails", 10)
         for model, verb in (("a", "stop"), ("b", "start --no-block")):
             refused = ask(service, model)
             assert refused.status == 503
-            said = refused.json["error"]["message"]
+            message = refused.json["error"]["message"]
             unit = f"appliance-engine-e{model}.service"
-            assert said.startswith(f"{model} could not be loaded: systemctl {verb} {unit}")
-            assert "Access denied" in said
+            assert message.startswith(f"{model} could not be loaded: systemctl {verb} {unit}")
+            assert "Access denied" in message
 
 
 def state(service: RunningService, name: str) -> str:
     return str(control_client.status(service.data)["on_demand"][name]["state"])
 
 
-def test_engines_that_fit_beside_each_other_do_not_swap(tmp_path: Path) -> None:
+def test_engines_that_fit_together_do_not_swap(tmp_path: Path) -> None:
     site = {
         "hosts": {"here": {"memory_gib": 8, "gpus": [CARD]}},
         "models": {"a": {"source": "./a"}, "b": {"source": "./b"}},
@@ -264,7 +259,7 @@ def test_engines_that_fit_beside_each_other_do_not_swap(tmp_path: Path) -> None:
 
 
 def test_engines_on_the_processor_take_turns_by_its_memory(tmp_path: Path) -> None:
-    """5 GiB each for their KV caches, on a host of 8."""
+    """Each needs 5 GiB for its KV cache, on a host with 8 GiB."""
     own: dict[str, Any] = {"device": "cpu", "gpus": [], "kv_cache_gib": 5.0}
     with two_models(tmp_path / "ram", first=own, **own) as service:
         for model in "aba":
@@ -281,16 +276,16 @@ def test_a_site_whose_models_all_take_turns_is_ready_before_the_first_request(tm
         assert service.get("/ready").status == 200
 
 
-# Waiting for a swap. The queue's own bound is far shorter than a load here.
+# Waits for a swap. The queue's own bound is far shorter than a load in these tests.
 
 IMPATIENT = {"queue": {"max_wait_s": 0.5, "keepalive_s": 0.3}}
 
 
-def code(answer: Any) -> str:
-    return str(answer.json["error"]["code"])
+def code(response: Any) -> str:
+    return str(response.json["error"]["code"])
 
 
-def test_a_load_longer_than_the_queues_bound_is_waited_for(tmp_path: Path) -> None:
+def test_requests_wait_for_a_load_longer_than_the_queues_bound(tmp_path: Path) -> None:
     with (
         two_models(tmp_path / "load", gateway=IMPATIENT, options={"load-delay-s": 2.0}) as service,
         ThreadPoolExecutor(3) as pool,
@@ -301,12 +296,12 @@ def test_a_load_longer_than_the_queues_bound_is_waited_for(tmp_path: Path) -> No
         stream = pool.submit(ask, service, "b", stream=True)
         assert first.result(20).status == 200
         assert int(first.result().headers["x-queue-wait-ms"]) > 2000
-        told = stream.result(20)
-        assert told.body.startswith(b": waiting for an engine\n\n" * 2)
-        assert told.body.endswith(b"data: [DONE]\n\n")
+        streamed = stream.result(20)
+        assert streamed.body.startswith(b": waiting for an engine\n\n" * 2)
+        assert streamed.body.endswith(b"data: [DONE]\n\n")
 
 
-def test_a_drain_longer_than_the_queues_bound_is_waited_for(tmp_path: Path) -> None:
+def test_requests_wait_for_a_drain_longer_than_the_queues_bound(tmp_path: Path) -> None:
     with (
         two_models(tmp_path / "drained", {"max_wait_s": 0.01}, gateway=IMPATIENT) as service,
         ThreadPoolExecutor(1) as pool,
@@ -318,21 +313,21 @@ def test_a_drain_longer_than_the_queues_bound_is_waited_for(tmp_path: Path) -> N
         assert long.result(20).body.endswith(b"data: [DONE]\n\n")
 
 
-def test_the_time_of_a_swap_does_not_count_afterwards_and_the_rest_does(tmp_path: Path) -> None:
-    """Both wait for the swap, one gets the only slot: the other has the queue's bound from then on, not less."""
+def test_only_the_time_outside_swaps_counts_against_the_queues_bound(tmp_path: Path) -> None:
+    """Both wait for the swap and one gets the only slot: from then on, the other has the queue's whole bound."""
     settings = {"queue": {"max_wait_s": 0.7}}
     second: dict[str, Any] = {"concurrency": 1, "options": {"load-delay-s": 1.0}}
     with two_models(tmp_path / "after", gateway=settings, **second) as service, ThreadPoolExecutor(2) as pool:
         text = "fake: ttft_ms=3000"
         both = [pool.submit(ask, service, "b", text) for _ in range(2)]
-        done = sorted((future.result(30) for future in both), key=lambda answer: int(answer.status))
-        assert [answer.status for answer in done] == [200, 503]
+        done = sorted((future.result(30) for future in both), key=lambda response: int(response.status))
+        assert [response.status for response in done] == [200, 503]
         assert code(done[1]) == "queue_timeout"
         began, refused = [row["started_at"] + row["queue_ms"] / 1000 for row in map(service.row, done)]
-        assert refused - began > 0.65, "the queue's bound, less the moment between both requests' beginnings"
+        assert refused - began > 0.65, "the queue's bound, minus the time between the beginnings of both requests"
 
 
-def test_who_waits_for_a_load_that_fails_gets_its_reason(tmp_path: Path) -> None:
+def test_requests_that_wait_for_a_failed_load_get_its_reason(tmp_path: Path) -> None:
     options = {"load-delay-s": 1.0, "fail-load": 1}
     with two_models(tmp_path / "fails", gateway=IMPATIENT, options=options) as service:
         refused = ask(service, "b")
@@ -341,7 +336,7 @@ def test_who_waits_for_a_load_that_fails_gets_its_reason(tmp_path: Path) -> None
         assert ask(service, "a").status == 200
 
 
-def test_a_swap_that_does_not_begin_leaves_the_queues_own_bound(tmp_path: Path) -> None:
+def test_before_a_swap_begins_the_queues_bound_applies(tmp_path: Path) -> None:
     with two_models(tmp_path / "never", {"min_residency_s": 600}, gateway=IMPATIENT) as service:
         assert ask(service, "a").status == 200
         refused = ask(service, "b")
@@ -350,7 +345,7 @@ def test_a_swap_that_does_not_begin_leaves_the_queues_own_bound(tmp_path: Path) 
         assert state(service, "eb") == "stopped"
 
 
-def test_the_model_that_makes_room_has_the_queues_own_bound_until_it_is_brought_back(tmp_path: Path) -> None:
+def test_the_queues_bound_applies_to_an_unloaded_model_until_it_is_restored(tmp_path: Path) -> None:
     first = {"options": {"load-delay-s": 1.0}}
     options = {"load-delay-s": 2.0, "fail-load": 1}
     with (
@@ -362,11 +357,11 @@ def test_the_model_that_makes_room_has_the_queues_own_bound_until_it_is_brought_
         wait_until(lambda: state(service, "eb") == "loading", "b loads", 5)
         assert code(ask(service, "a")) == "queue_timeout"
         assert code(fails.result(20)) == "engine_unavailable"
-        wait_until(lambda: state(service, "ea") == "loading", "a is brought back", 5)
+        wait_until(lambda: state(service, "ea") == "loading", "a is loaded again", 5)
         assert ask(service, "a").status == 200
 
 
-def test_a_failed_model_that_is_loaded_by_hand_is_waited_for(tmp_path: Path) -> None:
+def test_requests_wait_for_a_failed_model_that_an_operator_loads(tmp_path: Path) -> None:
     """Its failure is reported for a minute, but not while it loads again."""
     with (
         two_models(tmp_path / "again", gateway=IMPATIENT, options={"load-delay-s": 1.5}) as service,
@@ -383,7 +378,7 @@ def test_a_failed_model_that_is_loaded_by_hand_is_waited_for(tmp_path: Path) -> 
         assert ask(service, "b").status == 200
 
 
-# A role's name stands for its model here too.
+# The name of a role selects its model, too.
 
 
 def test_a_model_is_loaded_by_the_name_of_a_role(tmp_path: Path) -> None:
@@ -392,7 +387,7 @@ def test_a_model_is_loaded_by_the_name_of_a_role(tmp_path: Path) -> None:
         argv = [sys.executable, "-m", "appliance", "models", "swap", "writer", "--config", str(service.config)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("b is asked for")
+        assert done.stdout.startswith("b is requested")
         wait_until(lambda: state(service, "eb") == "ready", "b is loaded", 20)
         with pytest.raises(RequestError, match="b is loaded already") as loaded:
             control_client.swap(service.data, "writer")

@@ -1,4 +1,4 @@
-# Every evaluation case, by its name.
+# All evaluation cases, by name.
 { lib }:
 let
   files = [

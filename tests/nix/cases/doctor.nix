@@ -1,5 +1,5 @@
-# What the doctor holds a machine to: /etc/appliance/machine.json, on both hosts. tests/nix/test_machine.py reads
-# the values as the doctor does.
+# The doctor's description of a machine, /etc/appliance/machine.json, on both hosts. tests/nix/test_machine.py reads the
+# values in the same way as the doctor.
 { lib }:
 let
   machine = c: builtins.fromJSON c.appliance.doctor.machineFile.text;
@@ -7,7 +7,7 @@ let
   files = c: lib.filter (lib.hasPrefix "appliance/") (lib.attrNames c.environment.etc);
 in
 {
-  "a GPU host describes what it is and lets in" = {
+  "the description of a GPU host names its parts and openings" = {
     host = "gpu";
     gives = c: {
       parts = lib.attrNames (machine c);
@@ -31,7 +31,7 @@ in
       ];
     };
   };
-  "a VPS describes what it is and lets in" = {
+  "the description of a VPS names its parts and openings" = {
     host = "vps";
     gives = c: {
       parts = lib.attrNames (machine c);
@@ -63,13 +63,13 @@ in
     gives = files;
     is = [ ];
   };
-  "an engine on demand need not be active" = {
+  "an on-demand engine is not among the required units" = {
     host = "gpu";
     module.appliance.settings.engines.agents.residency = "on-demand";
     gives = c: lib.any (lib.hasPrefix "appliance-engine-") (machine c).units;
     is = false;
   };
-  "a lock of models, huge pages and the kernel's words are told" = {
+  "the lock of models, huge pages and kernel parameters are described" = {
     host = "gpu";
     module.appliance = {
       models.lock = /etc/hostname;
@@ -100,18 +100,18 @@ in
     };
   };
 
-  "a VPS whose name is none" = {
+  "a VPS with an invalid name" = {
     host = "vps";
     module.appliance.host = "my vps";
-    refuses = "appliance.host = \"my vps\" is no name, which the doctor's description";
+    refuses = "appliance.host = \"my vps\" is not a valid name for the doctor's description";
   };
-  "a description written by hand" = {
+  "a description set by hand" = {
     host = "gpu";
     module.appliance.doctor.machineFile = "/etc/mine.json";
     errors = "appliance.doctor.machineFile";
     forces = c: c.appliance.doctor.machineFile;
   };
-  "a doctor switched by the wrong word" = {
+  "a typo in the option of the doctor" = {
     host = "gpu";
     module.appliance.doctor.enabled = true;
     errors = "The option `appliance.doctor.enabled' does not exist";

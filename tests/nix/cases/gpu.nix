@@ -31,34 +31,34 @@ in
       driver = "560.35.03";
       cuda = "12.5";
     };
-    refuses = "\"560.35.03\" does not know Blackwell cards (sm_120), which need 570";
+    refuses = "\"560.35.03\" does not support Blackwell cards (sm_120), which need 570";
   };
   "closed kernel modules on Blackwell" = {
     host = "gpu";
     module.hardware.nvidia.open = false;
     refuses = "hardware.nvidia.open must be true";
   };
-  "vLLM pin beside the lock" = {
+  "a vLLM pin that differs from the lock" = {
     host = "gpu";
     module.appliance.pins.vllm = "0.33.0";
-    refuses = "modules/wheels.json holds 0.32.0 and 2.13.0";
+    refuses = "modules/wheels.json has 0.32.0 and 2.13.0";
   };
-  "torch pin beside the lock" = {
+  "a torch pin that differs from the lock" = {
     host = "gpu";
     module.appliance.pins.torch = "2.14.0";
-    refuses = "appliance.pins says vllm 0.32.0 and torch 2.14.0";
+    refuses = "appliance.pins has vllm 0.32.0 and torch 2.14.0";
   };
-  "CUDA pin beside the lock" = {
+  "a CUDA pin that differs from the lock" = {
     host = "gpu";
     module.appliance.pins.cuda = "13.2";
     refuses = "the locked nvidia-cuda-runtime is 13.0";
   };
-  "Python pin beside the lock" = {
+  "a Python pin that differs from the lock" = {
     host = "gpu";
     module.appliance.pins.python = "3.12";
     refuses = "was locked for another Python";
   };
-  "the pinned driver is what is installed" = {
+  "the pinned driver is installed" = {
     host = "gpu";
     gives = c: c.hardware.nvidia.package.version;
     is = "595.71.05";
@@ -94,7 +94,7 @@ in
         })
       ];
     };
-    refuses = "takes 250 to 325 W, not 450: set power_limit_w = 300";
+    refuses = "accepts 250 to 325 W, not 450: set power_limit_w = 300";
   };
   "Server card below its range" = {
     host = "gpu";
@@ -112,7 +112,7 @@ in
         })
       ];
     };
-    refuses = "takes 300 to 600 W, not 200";
+    refuses = "accepts 300 to 600 W, not 200";
   };
   "Workstation card above 600 W" = {
     host = "gpu";
@@ -120,9 +120,9 @@ in
       (card { power_limit_w = 650; })
       (card { index = 1; })
     ];
-    refuses = "card 0 (RTX PRO 6000 Blackwell Workstation) takes 150 to 600 W, not 650";
+    refuses = "card 0 (RTX PRO 6000 Blackwell Workstation) accepts 150 to 600 W, not 650";
   };
-  "a Max-Q gets 300 W by itself" = {
+  "a Max-Q gets 300 W by default" = {
     host = "gpu";
     module = cards [
       (card { model = "RTX PRO 6000 Blackwell Max-Q"; })
@@ -161,7 +161,7 @@ in
       })
       (card { index = 1; })
     ];
-    refuses = "Workstation Edition) takes 250 to 325 W, not 400: set power_limit_w = 300";
+    refuses = "Workstation Edition) accepts 250 to 325 W, not 400: set power_limit_w = 300";
   };
   "a card below the range in the catalogue" = {
     host = "gpu";
@@ -172,7 +172,7 @@ in
       })
       (card { index = 1; })
     ];
-    refuses = "card 0 (RTX 5090) takes 400 to 600 W, not 200: set power_limit_w = 575";
+    refuses = "card 0 (RTX 5090) accepts 400 to 600 W, not 200: set power_limit_w = 575";
   };
   "a card that the catalogue lacks keeps its own limit" = {
     host = "gpu";
@@ -192,13 +192,13 @@ in
     is = [ "nvidia-smi -i 1 -pl 150" ];
   };
 
-  "TP without a choice of peer-to-peer" = {
+  "tensor parallel without a choice of peer-to-peer" = {
     host = "gpu";
     module = engine {
       replicas = 1;
       tensor_parallel = 2;
     };
-    refuses = "appliance.gpu.peerToPeer is not chosen, but agents spans several cards";
+    refuses = "appliance.gpu.peerToPeer is not set, but agents spans several cards";
   };
   "peer-to-peer without IOMMU" = {
     host = "gpu";
@@ -212,7 +212,7 @@ in
       "options nvidia_uvm uvm_disable_hmm=1"
     ];
   };
-  "the IOMMU stays on unless asked" = {
+  "the IOMMU stays on by default" = {
     host = "gpu";
     gives = c: lib.any (lib.hasInfix "iommu") c.boot.kernelParams;
     is = false;
@@ -240,7 +240,7 @@ in
     gives = c: c.boot.kernel.sysctl ? "vm.nr_hugepages";
     is = false;
   };
-  "transparent huge pages on request only" = {
+  "transparent huge pages only by madvise" = {
     host = "gpu";
     gives = c: lib.elem "transparent_hugepage=madvise" c.boot.kernelParams;
     is = true;
@@ -250,7 +250,7 @@ in
     gives = c: c.systemd.services."appliance-engine-agents.0".serviceConfig.LimitMEMLOCK;
     is = "infinity";
   };
-  "a tmpfs store that eats the RAM" = {
+  "a tmpfs store that takes most of the RAM" = {
     host = "gpu";
     module.appliance.models.store = {
       kind = "tmpfs";
@@ -268,7 +268,7 @@ in
     is = true;
   };
 
-  "one NUMA node pins nothing" = {
+  "cards on one NUMA node are not pinned" = {
     host = "gpu";
     gives = c: [
       c.appliance.numa.pin
@@ -279,7 +279,7 @@ in
       false
     ];
   };
-  "each replica on the node of its card" = {
+  "each replica is pinned to the node of its card" = {
     host = "gpu";
     module = cards twoNodes;
     gives =
@@ -307,7 +307,7 @@ in
     };
     refuses = "engines.agents: cards on several NUMA nodes, which systemd cannot pin: set options.numa-bind = true";
   };
-  "an engine across NUMA nodes that binds itself" = {
+  "an engine across NUMA nodes that binds its own workers" = {
     host = "gpu";
     module = {
       imports = [

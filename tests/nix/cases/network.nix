@@ -27,9 +27,9 @@ in
         address = "10.77.0.3";
       };
     };
-    refuses = "two peers have one publicKey";
+    refuses = "two peers have the same publicKey";
   };
-  "an address that two peers have" = {
+  "two peers with one address" = {
     host = "gpu";
     module = wg {
       peers.vps2 = {
@@ -52,9 +52,9 @@ in
   "an endpoint by name" = {
     host = "gpu";
     module = wg { peers.vps.endpoint = lib.mkForce "vps.example.org:51820"; };
-    refuses = "peers.vps.endpoint is no ADDRESS:PORT: write the IP address";
+    refuses = "peers.vps.endpoint is not ADDRESS:PORT: write the IP address";
   };
-  "a tunnel nobody begins" = {
+  "a tunnel that no side can start" = {
     host = "vps";
     module = wg { listenPort = lib.mkForce null; };
     refuses = "neither a listenPort nor a peer with an endpoint";
@@ -136,9 +136,9 @@ in
   "SSH without a key" = {
     host = "gpu";
     module.appliance.network.ssh.keys = lib.mkForce [ ];
-    refuses = "you would lock yourself out";
+    refuses = "so no login would be possible";
   };
-  "SSH takes no password" = {
+  "SSH rejects passwords" = {
     host = "vps";
     gives = c: {
       inherit (c.services.openssh.settings)
@@ -164,7 +164,7 @@ in
     gives = c: (virtual c).http2;
     is = false;
   };
-  "HTTP/2 comes back with 1.30.7" = {
+  "HTTP/2 is on from 1.30.7" = {
     host = "vps";
     module =
       { pkgs, ... }:
@@ -181,7 +181,7 @@ in
     gives = c: lib.hasInfix "proxy_buffering off;" (virtual c).locations."/v1/".extraConfig;
     is = true;
   };
-  "an unknown name gets nothing" = {
+  "an unknown host name gets no certificate" = {
     host = "vps";
     gives = c: { inherit (c.services.nginx.virtualHosts."_") default rejectSSL; };
     is = {
@@ -194,7 +194,7 @@ in
     module.appliance.network.edge.gateways = lib.mkForce [ ];
     refuses = "appliance.network.edge.gateways is empty";
   };
-  "rules that do not load leave nothing behind them" = {
+  "units behind the firewall require its rules" = {
     host = "gpu";
     gives =
       c:
@@ -207,7 +207,7 @@ in
       [ "nftables.service" ]
     ];
   };
-  "an edge without rules does not start" = {
+  "the edge requires the rules of the firewall" = {
     host = "vps";
     gives = c: map (unit: { inherit (c.systemd.services.${unit}) requires after; }) [ "nginx" ];
     is = [
@@ -217,7 +217,7 @@ in
       }
     ];
   };
-  "a host that dials gives signs of life" = {
+  "a host that connects sends keepalives" = {
     host = "gpu";
     gives = c: {
       inherit (lib.head c.networking.wireguard.interfaces.wg0.peers) persistentKeepalive;
@@ -228,7 +228,7 @@ in
       watch = true;
     };
   };
-  "a host that is dialled gives none" = {
+  "a host that only listens sends no keepalives" = {
     host = "vps";
     gives = c: [
       (lib.head c.networking.wireguard.interfaces.wg0.peers).persistentKeepalive
@@ -239,13 +239,13 @@ in
       false
     ];
   };
-  "signs of life once an hour" = {
+  "keepalives once an hour" = {
     host = "gpu";
     module = wg { keepaliveSec = 3600; };
     forces = c: c.appliance.network.wireguard.keepaliveSec;
     errors = "is not of type `integer between 1 and 60";
   };
-  "signs of life never" = {
+  "keepalives without a pause" = {
     host = "gpu";
     module = wg { keepaliveSec = 0; };
     forces = c: c.appliance.network.wireguard.keepaliveSec;
@@ -263,7 +263,7 @@ in
     forces = c: c.appliance.network.edge.gateways;
     errors = "is not of type";
   };
-  "the tunnel fits every line" = {
+  "the MTU of the tunnel fits every line" = {
     host = "gpu";
     gives = c: [
       c.networking.wireguard.interfaces.wg0.mtu
@@ -274,7 +274,7 @@ in
       1
     ];
   };
-  "the body's limit stands once" = {
+  "the limit of the body is set once" = {
     host = "vps";
     gives = c: [
       c.services.nginx.clientMaxBodySize
@@ -285,7 +285,7 @@ in
       false
     ];
   };
-  "one GPU host is never given up" = {
+  "a single GPU host is never marked as failed" = {
     host = "vps";
     gives = c: {
       inherit (c.services.nginx.upstreams.gateway.servers."10.77.0.1:8000") max_fails;
@@ -315,7 +315,7 @@ in
       repeats = false;
     };
   };
-  "only the API's paths go through" = {
+  "only the paths of the API pass" = {
     host = "vps";
     gives = c: {
       other = (virtual c).locations."/".return;
@@ -346,7 +346,7 @@ in
     forces = c: c.appliance.settings.gateway.browser_origins;
     errors = "is not of type";
   };
-  "an origin that no browser sends" = {
+  "the origin null" = {
     host = "gpu";
     module.appliance.settings.gateway.browser_origins = [ "null" ];
     forces = c: c.appliance.settings.gateway.browser_origins;
@@ -361,7 +361,7 @@ in
       );
     is = false;
   };
-  "an origin that is allowed reaches the gateway and the edge" = {
+  "the edge adds CORS headers for an allowed origin" = {
     host = "vps";
     module.appliance.settings.gateway.browser_origins = [ "https://chat.example.org" ];
     gives = c: {

@@ -1,4 +1,4 @@
-# The site: engines, models, gateway. `invalid` cases are those that only the file's own validation knows.
+# The site: engines, models, gateway. Only `appliance check` finds the `invalid` cases.
 { lib }:
 let
   engine = more: { appliance.settings.engines.agents = lib.mapAttrs (_: lib.mkForce) more; };
@@ -30,14 +30,14 @@ in
       alone
       (second { port = 8101; })
     ];
-    refuses = "port 8101 is taken twice (agents, second";
+    refuses = "port 8101 is used twice (agents, second";
   };
   "a replica on the gateway's port" = {
     host = "gpu";
     module = engine { port = 7999; };
-    refuses = "port 8000 is taken twice (agents.1, gateway 8000)";
+    refuses = "port 8000 is used twice (agents.1, gateway 8000)";
   };
-  "TP over 3 cards" = {
+  "tensor parallel over 3 cards" = {
     host = "gpu";
     module = engine {
       gpus = [
@@ -50,7 +50,7 @@ in
     };
     refuses = "engines.agents: tensor_parallel must be 1, 2, 4, 8 or 16";
   };
-  "a card that is not there" = {
+  "a card that the host does not have" = {
     host = "gpu";
     module = engine {
       gpus = [
@@ -58,22 +58,22 @@ in
         5
       ];
     };
-    refuses = "engines.agents: names a card that host gpu does not have";
+    refuses = "engines.agents: host gpu does not have one of its cards";
   };
   "a host of another name" = {
     host = "gpu";
     module.appliance.host = "gpu2";
-    refuses = "appliance.host = \"gpu2\" is none of appliance.settings.hosts (gpu)";
+    refuses = "appliance.host = \"gpu2\" is not in appliance.settings.hosts (gpu)";
   };
   "a gateway on a public address" = {
     host = "gpu";
     module.appliance.settings.gateway.host = lib.mkForce "203.0.113.9";
-    refuses = "\"203.0.113.9\" is neither loopback nor this host's tunnel address";
+    refuses = "\"203.0.113.9\" is neither loopback nor the tunnel address of this host";
   };
   "a gateway on every address" = {
     host = "gpu";
     module.appliance.settings.gateway.host = lib.mkForce "0.0.0.0";
-    refuses = "the VPS is the public side. Set it to \"10.77.0.1\"";
+    refuses = "only the VPS is public: set it to \"10.77.0.1\"";
   };
   "a gateway on loopback" = {
     host = "gpu";
@@ -81,10 +81,10 @@ in
     gives = c: c.appliance.settings.gateway.host;
     is = "127.0.0.1";
   };
-  "a gateway that writes elsewhere" = {
+  "a gateway with another data folder" = {
     host = "gpu";
     module.appliance.settings.gateway.data_dir = "/root/keys";
-    refuses = "data_dir = \"/root/keys\" is outside what its unit may write";
+    refuses = "data_dir = \"/root/keys\" is not writable for its unit";
   };
   "a gateway that drains too briefly" = {
     host = "gpu";
@@ -94,12 +94,12 @@ in
   "a repository without a revision" = {
     host = "gpu";
     module.appliance.settings.models.loose.source = "Qwen/Qwen3-0.6B";
-    refuses = "models.loose: a repository without a pinned revision";
+    refuses = "models.loose: a repository needs a pinned revision";
   };
   "weights in the Nix store" = {
     host = "gpu";
     module.appliance.models.store.path = "/nix/store/weights";
-    refuses = "lies in the Nix store, which weights would fill for good";
+    refuses = "is in the Nix store, which weights would fill permanently";
   };
 
   "a model that does not fit" = {
@@ -107,30 +107,30 @@ in
     module.appliance.settings.models.qwen3-30b.weights_gib = lib.mkForce 120;
     invalid = "120.0 GiB of weights per card do not fit";
   };
-  "two engines that share a card too eagerly" = {
+  "two engines that request more than a card has" = {
     host = "gpu";
     module.imports = [
       alone
       (second { gpus = [ 0 ]; })
     ];
-    invalid = "agents and second together ask for 184% of the card's 97887 MiB";
+    invalid = "agents and second together use 184% of the card's 97887 MiB";
   };
   "a context beyond the model's" = {
     host = "gpu";
     module = engine { context = 65536; };
     invalid = "65536 tokens are more than the 40960 of qwen3-30b";
   };
-  "a key that the file does not know" = {
+  "an unknown key" = {
     host = "gpu";
     module.appliance.settings.engines.agents.concurency = 3;
     invalid = "engines.agents.concurency: unknown key; did you mean 'concurrency'?";
   };
-  "a flag of an old blog post" = {
+  "a flag that vLLM no longer has" = {
     host = "gpu";
     module.appliance.settings.engines.agents.options.swap-space = 4;
     invalid = "vLLM has no swap-space";
   };
-  "a role for a model that nobody serves" = {
+  "a role for a model without an engine" = {
     host = "gpu";
     module.appliance.settings = {
       models.other = {

@@ -1,5 +1,5 @@
-# What the module system itself refuses: unknown options, wrong types, secrets that would reach the store.
-# `forces` is what has to be looked at for the error to appear, where no assertion looks at it.
+# Errors of the module system itself: unknown options, invalid types, secrets that would reach the store. `forces` is the
+# value whose evaluation raises the error, if no assertion reads it.
 { lib }:
 {
   "a typo in an option" = {
@@ -15,7 +15,7 @@
   "a secret by its store path" = {
     host = "gpu";
     module.appliance.gateway.credentials.admin = "/nix/store/aaaa-token";
-    errors = "what is in the store every user can read";
+    errors = "every user can read the store";
   };
   "a private key in the store" = {
     host = "gpu";
@@ -23,12 +23,12 @@
     forces = c: c.networking.wireguard.interfaces.wg0.privateKeyFile;
     errors = "absolute path outside the Nix store";
   };
-  "a public key that is none" = {
+  "an invalid public key" = {
     host = "gpu";
     module.appliance.network.wireguard.peers.vps.publicKey = lib.mkForce "abc";
     errors = "peers.vps.publicKey' is not of type";
   };
-  "a word for peer-to-peer that is none" = {
+  "an invalid choice of peer-to-peer" = {
     host = "gpu";
     module.appliance.gpu.peerToPeer = "on";
     forces = c: c.boot.extraModprobeConfig;
@@ -39,7 +39,7 @@
     module.appliance.settings.engines.agents.port = lib.mkForce 70000;
     errors = "engines.agents.port' is not of type";
   };
-  "a gateway on the internet" = {
+  "a gateway at a public address" = {
     host = "vps";
     module.appliance.network.edge.gateways = lib.mkForce [ "203.0.113.9" ];
     forces = c: c.services.nginx.upstreams.gateway.servers;

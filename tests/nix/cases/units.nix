@@ -1,4 +1,4 @@
-# The units: one per replica, how they stop, what they may read.
+# The units: one per replica, their limits, their sandbox.
 { lib }:
 let
   service = name: c: c.systemd.services.${name}.serviceConfig;
@@ -13,7 +13,7 @@ in
       "appliance-engine-agents.1"
     ];
   };
-  "a lone replica bears the engine's name" = {
+  "a single replica has the name of its engine" = {
     host = "gpu";
     module.appliance.settings.engines.agents = {
       replicas = lib.mkForce 1;
@@ -47,7 +47,7 @@ in
     gives = c: (service "appliance-engine-agents.0" c).TimeoutStopSec;
     is = 75;
   };
-  "an engine on the CPU sees no card" = {
+  "an engine on the CPU has no access to cards" = {
     host = "gpu";
     module.appliance.settings.engines.agents = {
       device = lib.mkForce "cpu";
@@ -68,9 +68,9 @@ in
       gpus = lib.mkForce [ ];
       replicas = lib.mkForce 1;
     };
-    refuses = "engines.agents: vLLM on the CPU has no environment in this flake";
+    refuses = "engines.agents: this flake has no CPU build of vLLM";
   };
-  "engines talk to this host only" = {
+  "engines connect to this host only" = {
     host = "gpu";
     gives = c: { inherit (service "appliance-engine-agents.0" c) IPAddressDeny IPAddressAllow; };
     is = {
@@ -84,21 +84,21 @@ in
     gives = c: (service "appliance-gateway" c).LoadCredential;
     is = [ "admin:/run/secrets/admin" ];
   };
-  "the smoke test leaves a seam" = {
+  "units of an owner start after the smoke test" = {
     host = "gpu";
     module.appliance.smoke = {
-      onPass = [ "bless.service" ];
-      onFail = [ "rollback.service" ];
+      onPass = [ "sign.service" ];
+      onFail = [ "restore.service" ];
     };
     gives = c: { inherit (c.systemd.services.appliance-smoke) onSuccess onFailure; };
     is = {
       onSuccess = [
         "appliance-trial-passed.service"
-        "bless.service"
+        "sign.service"
       ];
       onFailure = [
         "appliance-trial-failed.service"
-        "rollback.service"
+        "restore.service"
       ];
     };
   };
@@ -115,12 +115,12 @@ in
     gives = c: lib.hasInfix "--once" c.systemd.services.appliance-smoke.serviceConfig.ExecStart.text;
     is = false;
   };
-  "a smoke test that has passed is not active" = {
+  "a passed smoke test is not active" = {
     host = "gpu";
     gives = c: c.systemd.services.appliance-smoke.serviceConfig.RemainAfterExit or false;
     is = false;
   };
-  "a trial is report only until it is armed" = {
+  "a trial only reports unless it is enforced" = {
     host = "gpu";
     gives = c: {
       units =
@@ -145,7 +145,7 @@ in
       params = false;
     };
   };
-  "an armed trial" = {
+  "an enforced trial" = {
     host = "gpu";
     module.appliance.smoke.enforce = true;
     gives = c: {
@@ -189,7 +189,7 @@ in
       key = "zz-rescue";
     };
   };
-  # What the rescue entry really is, evaluated as a system of its own.
+  # The system of the rescue entry, evaluated by itself.
   "the rescue system" = {
     host = "gpu";
     module = {
@@ -237,7 +237,7 @@ in
       path = "/var/lib/appliance/trial/unsent";
     };
   };
-  "a trial armed without systemd-boot" = {
+  "an enforced trial without systemd-boot" = {
     host = "gpu";
     module = {
       appliance.smoke.enforce = true;
@@ -245,7 +245,7 @@ in
     };
     refuses = "appliance.smoke.enforce needs systemd-boot";
   };
-  "a trial armed without EFI variables" = {
+  "an enforced trial without EFI variables" = {
     host = "gpu";
     module = {
       appliance.smoke.enforce = true;
@@ -253,7 +253,7 @@ in
     };
     refuses = "appliance.smoke.enforce needs systemd-boot";
   };
-  "a trial armed without a smoke test" = {
+  "an enforced trial without a smoke test" = {
     host = "gpu";
     module = {
       appliance.smoke.enforce = true;
@@ -262,7 +262,7 @@ in
     };
     refuses = "appliance.smoke.enforce without appliance.smoke.enable";
   };
-  "a trial armed without a watchdog" = {
+  "an enforced trial without a watchdog" = {
     host = "gpu";
     module = {
       appliance.smoke.enforce = true;
@@ -270,7 +270,7 @@ in
     };
     refuses = "appliance.smoke.enforce without a hardware watchdog";
   };
-  "a smoke test that may take no time" = {
+  "a smoke test with a timeout of 0" = {
     host = "gpu";
     module.appliance.smoke.timeoutSec = 0;
     forces = c: c.systemd.services.appliance-smoke.serviceConfig.TimeoutStartSec;
@@ -282,13 +282,13 @@ in
     forces = c: c.systemd.services.appliance-trial-alerts.serviceConfig.ExecStart;
     errors = "is not of type";
   };
-  "the smoke test at a time that is none" = {
+  "a smoke test at an unknown time" = {
     host = "gpu";
     module.appliance.smoke.when = "first-boot";
     forces = c: c.systemd.services.appliance-smoke.serviceConfig.ExecStart.text;
     errors = "is not of type `one of";
   };
-  "a trial armed by a word" = {
+  "a trial enforced by a word" = {
     host = "gpu";
     module.appliance.smoke.enforce = "yes";
     forces = c: c.boot.kernelParams;
@@ -299,19 +299,19 @@ in
     module.appliance.trial.deadlineSec = 600;
     refuses = "appliance.trial.deadlineSec = 600 is not after";
   };
-  "a locked model is verified before it is loaded" = {
+  "a locked model is verified before its engine starts" = {
     host = "gpu";
     module.appliance.models.lock = /etc/hostname;
     gives = c: c.systemd.services."appliance-engine-agents.0".requires;
     is = [ "appliance-models-verify.service" ];
   };
-  "the VPS runs nothing of ours" = {
+  "the VPS runs no unit of ours" = {
     host = "vps";
     gives = c: lib.filter (lib.hasPrefix "appliance-") (lib.attrNames c.systemd.services);
     is = [ ];
   };
 
-  "an engine on demand is started by nobody else" = {
+  "only the gateway starts an on-demand engine" = {
     host = "gpu";
     module.appliance.settings.engines.agents.residency = "on-demand";
     gives = c: {
@@ -327,7 +327,7 @@ in
       control = "systemd";
     };
   };
-  "the gateway may manage engines' units only" = {
+  "the gateway may manage only the units of engines" = {
     host = "gpu";
     module.appliance.settings.engines.agents.residency = "on-demand";
     gives =
@@ -343,12 +343,12 @@ in
       true
     ];
   };
-  "engines that are always loaded need no polkit" = {
+  "a site without on-demand engines needs no polkit" = {
     host = "gpu";
     gives = c: lib.hasInfix "appliance-engine" (c.security.polkit.extraConfig or "");
     is = false;
   };
-  "the admin API reads its token as a credential" = {
+  "the admin API gets its token as a credential" = {
     host = "gpu";
     module.appliance.admin = {
       enable = true;
@@ -402,7 +402,8 @@ in
   };
   "an example key warns" = {
     host = "my-vps";
-    gives = c: lib.any (lib.hasInfix "peers.gpu.publicKey is this repository's example") c.warnings;
+    gives =
+      c: lib.any (lib.hasInfix "peers.gpu.publicKey is the example of this repository") c.warnings;
     is = true;
   };
   "a smoke test without a gateway" = {

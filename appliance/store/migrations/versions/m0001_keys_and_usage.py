@@ -1,4 +1,4 @@
-"""Keys with their limits, the count of changes, usage rows."""
+"""Keys with their limits, the number of changes, usage records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make the tables as this version first knew them; they are written out, as the schema will move on."""
+    """Create the first tables. They are written out here, because ``schema.py`` changes later."""
     op.create_table(
         "keys",
         sa.Column("id", sa.String(12), primary_key=True),

@@ -1,4 +1,4 @@
-"""Keys whose requests name end users, and room for ``<user>/<end user>`` in usage rows."""
+"""Keys whose requests name end users, and room for ``<user>/<end user>`` in usage records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Add the mark; widen the user's name where the database enforces its length (PostgreSQL copies no rows)."""
+    """Add ``end_users``; widen ``user`` if the database enforces its length (PostgreSQL copies no rows)."""
     op.add_column("keys", sa.Column("end_users", sa.Boolean, nullable=False, server_default=sa.false()))
     if op.get_bind().dialect.name != "sqlite":
         op.alter_column("usage", "user", existing_type=sa.String(63), type_=sa.String(127), existing_nullable=False)
