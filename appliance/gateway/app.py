@@ -161,15 +161,15 @@ class GatewayApp:
             # A preflight has no key and needs no engine.
             allow = b"allow: %s\r\n" % ", ".join(paths.methods(path)).encode()
             preflight = self._origins.preflight(request.headers) if b"origin" in request.headers else b""
-            client.answer(204, b"", headers=allow + preflight)
+            client.respond(204, b"", headers=allow + preflight)
         elif path in paths.OPERATIONS:
             self._operations(path, client)
         else:
             self._list_models(path, self._authenticate(request), client)
 
     def refuse(self, request: Request, error: RequestError, client: ClientResponder) -> None:
-        """Answer ``error`` in the shape of the API that the client uses."""
-        reply.answer_error(client, error, reply.api_path(request))
+        """Respond with ``error`` in the shape of the API that the client uses."""
+        reply.respond_error(client, error, reply.api_path(request))
 
     def complete_headers(self, request: Request, headers: bytes) -> bytes:
         """Add the request's id, and the CORS lines for pages of other origins."""
@@ -290,11 +290,11 @@ class GatewayApp:
 
     def _operations(self, path: str, client: ClientResponder) -> None:
         if path == "/health":
-            client.answer(200, b'{"status":"ok"}')
+            client.respond(200, b'{"status":"ok"}')
         elif path == "/metrics":
-            client.answer(200, self._metrics.text(), reply.TEXT)
+            client.respond(200, self._metrics.text(), reply.TEXT)
         elif self._draining:
-            client.answer(503, b'{"status":"draining","engines":{}}')
+            client.respond(503, b'{"status":"draining","engines":{}}')
         else:
             self._spawn(self._ready(client))
 
@@ -304,10 +304,10 @@ class GatewayApp:
         except Exception:
             LOG.exception("/ready failed")
             error = InternalError("/ready failed; the gateway's log has the reason")
-            reply.answer_error(client, error, "/ready")
+            reply.respond_error(client, error, "/ready")
             return
         body = {"status": "ready" if readiness.ready else "not ready", "engines": readiness.engines}
-        client.answer(200 if readiness.ready else 503, json.dumps(body).encode())
+        client.respond(200 if readiness.ready else 503, json.dumps(body).encode())
 
     def _list_models(self, path: str, key: Key, client: ClientResponder) -> None:
         offered = {name: card for name, card in self._model_cards.items() if key.allows(name)}
@@ -319,7 +319,7 @@ class GatewayApp:
                 message = f"The model `{name[:80]}` does not exist; GET /v1/models lists the models"
                 raise NotFoundError(message, code="model_not_found", param="model")
             body = offered[name]
-        client.answer(200, json.dumps(body).encode())
+        client.respond(200, json.dumps(body).encode())
 
     def _tick(self) -> None:
         now = self._loop.time()

@@ -56,7 +56,7 @@ class Control:
         if request.method != method:
             raise MethodNotAllowedError(f"{request.path} requires {method}")
         if method == "GET":
-            client.answer(200, json.dumps(self._gateway.status()).encode())
+            client.respond(200, json.dumps(self._gateway.status()).encode())
             return
         try:
             swap_request = _SWAP.decode(request.body)
@@ -68,11 +68,11 @@ class Control:
                 "No engine of this site is loaded on demand; there is nothing to swap", code="always_loaded"
             )
         self._gateway.swap_controller.request(model)
-        client.answer(202, json.dumps({"model": model, "state": "requested"}).encode())
+        client.respond(202, json.dumps({"model": model, "state": "requested"}).encode())
 
     def refuse(self, request: Request, error: RequestError, client: ClientResponder) -> None:
-        """Answer ``error`` in OpenAI's shape."""
-        reply.answer_error(client, error, reply.api_path(request))
+        """Respond with ``error`` in OpenAI's shape."""
+        reply.respond_error(client, error, reply.api_path(request))
 
     def complete_headers(self, request: Request, headers: bytes) -> bytes:
         """Add the request's id."""

@@ -52,9 +52,9 @@ class RecordedResponse:
 
     # Called by the request.
 
-    def answer(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
+    def respond(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
         """Record a whole response."""
-        self._end(len(body), lambda client: client.answer(status, body, kind, headers))
+        self._end(len(body), lambda client: client.respond(status, body, kind, headers))
 
     def start_stream(self, status: int, headers: bytes) -> None:
         """Record the head of a streamed response."""

@@ -640,7 +640,7 @@ class ProxiedRequest:
             elif self._streaming:
                 self._end_with(internal)
             else:
-                reply.answer_error(self._client, internal, row.endpoint)
+                reply.respond_error(self._client, internal, row.endpoint)
             self._answered = True
         except Exception as second:  # noqa: BLE001 - no response can be written: the connection closes
             self._log_crash(second)
@@ -771,7 +771,7 @@ class ProxiedRequest:
         headers = self._id_headers()
         self._settle()
         if not self._streaming:
-            client.answer(status, body, kind, headers)
+            client.respond(status, body, kind, headers)
         elif error is not None and row.endpoint in UNEXPLAINED:
             # Keep-alive comments were sent already, and a status with them.
             self._end_with(EngineReportedError(error.message, status=status, param=error.param))
@@ -826,7 +826,7 @@ class ProxiedRequest:
         if self._streaming:
             self._end_with(error)
         else:
-            reply.answer_error(self._client, error, row.endpoint, headers)
+            reply.respond_error(self._client, error, row.endpoint, headers)
         self._answered = True
 
     def _end_with(self, error: RequestError) -> None:

@@ -35,9 +35,9 @@ def api_path(request: Request) -> str:
     return _ANTHROPICS if b"anthropic-version" in request.headers else request.path
 
 
-def answer_error(client: Responder, error: RequestError, path: str, headers: bytes = b"") -> None:
-    """Answer ``error`` in the shape that the clients of ``path`` read."""
-    client.answer(error.status, error_body(error, path), JSON, headers + error_headers(error))
+def respond_error(client: Responder, error: RequestError, path: str, headers: bytes = b"") -> None:
+    """Respond with ``error`` in the shape that the clients of ``path`` read."""
+    client.respond(error.status, error_body(error, path), JSON, headers + error_headers(error))
 
 
 def error_headers(error: RequestError) -> bytes:

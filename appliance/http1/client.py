@@ -1,8 +1,8 @@
 """A pooled HTTP/1.1 client for engines, on asyncio.Protocol and httptools.
 
-Data of one socket read is passed on as one piece, by a call and without a task or a future: a general-purpose
-client costs 5 to 40 times as much per request (docs/decisions/0003 and 0006). It connects to engines on loopback
-only, and supports what they need: POST, a JSON body, a streamed response.
+Data of one socket read is passed on as one piece, by a call and without a task or a future. A general-purpose
+client costs 5 to 40 times as much per request (docs/decisions/0003 and 0006). This one connects to engines on
+loopback only, and supports POST, a JSON body, and a streamed response.
 """
 
 from __future__ import annotations
@@ -33,23 +33,20 @@ class ResponseSink(Protocol):
         """The response is complete, and its connection back in the pool."""
 
     def on_failure(self, failure: RequestError) -> None:
-        """Take the reason for which no (more) response comes."""
+        """Take the reason for which the response ends here, or does not begin."""
 
     def crashed(self, error: Exception) -> None:
         """Take the error that one of the events above raised; no further event follows."""
 
 
 class CallPhase(Enum):
-    """The progress of a call.
+    """The progress of a call. The transitions::
 
-    =========  ===========================  =========
-    phase      event                        next
-    =========  ===========================  =========
-    SENT       first bytes, interim status  RECEIVING
-    SENT       idle connection was closed   SENT
-    RECEIVING  final status                 BEGUN
-    BEGUN      end of the response          COMPLETE
-    =========  ===========================  =========
+        phase      event                                       next
+        SENT       first bytes                                 RECEIVING
+        SENT       its reused connection was closed: retry     SENT
+        RECEIVING  final status                                BEGUN
+        BEGUN      end of the response                         COMPLETE
 
     A failure or :meth:`UpstreamCall.cancel` ends the call in any phase.
     """
@@ -113,7 +110,7 @@ class UpstreamCall:
                 self.connection.transport.resume_reading()
 
     def cancel(self) -> None:
-        """Give up: the engine sees its connection close and stops generating. No further event follows."""
+        """Close the connection, so that the engine stops generating. No further event follows."""
         if self.task is not None:
             self.task.cancel()
         if self.connection is not None:
@@ -122,7 +119,7 @@ class UpstreamCall:
     def expire(self, now: float) -> None:
         """Fail if the engine is late at ``now``, unless it is not read."""
         if now > self.deadline and not self.paused and self.connection is not None:
-            action = "go on with its answer" if self.phase is BEGUN else "begin its answer"
+            action = "continue its response" if self.phase is BEGUN else "begin its response"
             self.connection.fail(EngineTimeoutError(f"the engine did not {action} in time; see its log"))
 
 
@@ -176,7 +173,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._keep_alive = False
         self.transport.abort()
 
-    # What the event loop calls.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport; asyncio has set TCP_NODELAY."""
@@ -184,7 +181,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came and pass it on; an engine that sends without a request is disconnected."""
+        """Parse ``data`` and pass it on; disconnect an engine that sends without a request."""
         call = self.call
         if call is None:
             self.close()
@@ -200,7 +197,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         except httptools.HttpParserError as error:
             if call.phase is not COMPLETE:
-                self.fail(EngineFailedError(f"the engine did not answer in HTTP ({error}); see its log"))
+                self.fail(EngineFailedError(f"the engine did not respond in HTTP ({error}); see its log"))
                 return
             # The response is complete; the bytes after it end the connection only.
             self._clean = False
@@ -228,9 +225,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._detach()
             self._pool.open(call)
         else:
-            self.fail(EngineFailedError("the engine closed the connection before its answer was complete"))
+            self.fail(EngineFailedError("the engine closed the connection before its response was complete"))
 
-    # What the parser calls.
+    # Called by llhttp.
 
     def on_message_begin(self) -> None:
         """Note a message after the complete response."""

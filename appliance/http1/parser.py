@@ -1,8 +1,8 @@
 """The parser of requests without I/O: bytes in, calls of :class:`ParserEvents` out.
 
-llhttp, under httptools, is strict: a Content-Length beside Transfer-Encoding, repeated, or with a sign, folded
-headers and broken chunk extensions are errors, so no request is smuggled past a proxy in front. What llhttp accepts
-and two programs may read differently (a repeated Host or Authorization) is refused here.
+llhttp, under httptools, is strict, so no request is smuggled past a proxy in front. It rejects a Content-Length
+with Transfer-Encoding, repeated, or with a sign; folded headers; and invalid chunk extensions. It accepts a
+repeated Host or Authorization, which two programs may read differently; this parser refuses it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HOST = re.compile(rb"([A-Za-z0-9._~-]*|\[[0-9A-Fa-f:.]+\])(:\d{0,5})?")
 """A plain host with an optional port; anything more could be read as another address or path."""
 
 UPGRADING = frozenset({b"connection", b"upgrade", b"http2-settings"})
-"""Headers that ask for an upgrade."""
+"""Headers that request an upgrade."""
 
 
 class HeadersTooLargeError(RequestError):
@@ -56,28 +56,26 @@ class HeadersTooLargeError(RequestError):
 
 
 class ParserPhase(Enum):
-    """The part of a request that the parser reads.
+    """The part of a request that the parser reads. The transitions::
 
-    ======  ===========================  ================  ======
-    phase   input                        event             next
-    ======  ===========================  ================  ======
-    IDLE    blank line, method                             IDLE
-    IDLE    target of a request                            HEAD
-    IDLE    error, fail()                on_error          CLOSED
-    HEAD    more of the head                               HEAD
-    HEAD    head that asks for upgrade                     HEAD
-    HEAD    end of the head              on_head           BODY
-    HEAD    error, fail()                on_error          CLOSED
-    BODY    more of the body, trailer                      BODY
-    BODY    end of the request           on_request        IDLE
-    BODY    error, fail()                on_error          CLOSED
-    IDLE    close()                                        CLOSED
-    HEAD    close()                                        CLOSED
-    BODY    close()                                        CLOSED
-    CLOSED  anything                                       CLOSED
-    ======  ===========================  ================  ======
+        phase   input                       event       next
+        IDLE    blank line, method                      IDLE
+        IDLE    target of a request                     HEAD
+        IDLE    error, fail()               on_error    CLOSED
+        IDLE    close()                                 CLOSED
+        HEAD    more of the head                        HEAD
+        HEAD    end of a head with upgrade              HEAD
+        HEAD    end of the head             on_head     BODY
+        HEAD    error, fail()               on_error    CLOSED
+        HEAD    close()                                 CLOSED
+        BODY    more of the body, trailer               BODY
+        BODY    end of the request          on_request  IDLE
+        BODY    error, fail()               on_error    CLOSED
+        BODY    close()                                 CLOSED
+        CLOSED  anything                                CLOSED
 
-    An error is input that is not HTTP, is over a limit, or that an event refuses by raising.
+    An error is input that is not HTTP, is over a limit, or is refused by an event that raises. The events
+    ``on_continue`` and ``on_too_large`` do not change the phase.
     """
 
     IDLE = "idle"
@@ -86,6 +84,7 @@ class ParserPhase(Enum):
     CLOSED = "closed"
 
 
+# Bound once: an attribute of an Enum costs more than a global.
 IDLE, HEAD, BODY, CLOSED = ParserPhase
 
 
@@ -109,10 +108,10 @@ class ParserEvents(Protocol):
 
 
 class RequestParser:
-    """Parses the requests of one connection; whole bodies are collected up to the limit that ``on_head`` returns.
+    """Parses the requests of one connection, and collects their bodies up to the limit that ``on_head`` returns.
 
-    Events are the same for any split of the same bytes, up to the limits: an incomplete header or chunk extension
-    over :data:`MAX_HEADERS` is refused at the end of a read.
+    Events are the same for any split of the same bytes, with one exception. A header or a chunk extension over
+    :data:`MAX_HEADERS` is refused at the end of the read that exceeds the limit, even before it is complete.
     """
 
     __slots__ = (
@@ -190,7 +189,7 @@ class RequestParser:
         del self._events, self._llhttp
         return request
 
-    # What llhttp calls.
+    # Called by llhttp.
 
     def on_url(self, url: bytes) -> None:
         """Enter HEAD, and collect the request's target, which may come in pieces."""
@@ -216,7 +215,7 @@ class RequestParser:
             if name in SINGLE:
                 if name in REPEATABLE and value == headers[name]:
                     return
-                raise InvalidRequestError(f"The header {name.decode()} is there twice; send it once")
+                raise InvalidRequestError(f"The header {name.decode()} occurs twice; send it once")
             value = headers[name] + b", " + value
         headers[name] = value
 
@@ -239,7 +238,7 @@ class RequestParser:
         self._size = self._pending = 0
         self._progress = True
         if not http10 and version != "1.1":
-            raise InvalidRequestError(f"HTTP/{version} is not spoken here; use HTTP/1.1", code="invalid_http")
+            raise InvalidRequestError(f"HTTP/{version} is not supported; use HTTP/1.1", code="invalid_http")
         host = headers.get(b"host")
         if host is None:
             if not http10:
@@ -247,13 +246,13 @@ class RequestParser:
         elif host != self._host:
             if not HOST.fullmatch(host):
                 raise InvalidRequestError(
-                    "The header Host names no host; write a name, and a port", code="invalid_http"
+                    "The header Host has no valid host; write a name and a port", code="invalid_http"
                 )
             self._host = host
         if llhttp.should_upgrade():
             # llhttp reads no body after this head; `feed` parses it again without the upgrade.
             if request.method == "CONNECT":
-                raise MethodNotAllowedError("This is no proxy; send requests for what it serves itself")
+                raise MethodNotAllowedError("This server is not a proxy; send requests for its own paths")
             self._plain = _without_upgrade(request)
             self._request = None
             return
@@ -296,7 +295,7 @@ class RequestParser:
     def _feed_without_upgrades(self, piece: bytes | memoryview, upgrade: httptools.HttpParserUpgrade) -> None:
         """Parse on behind a request for an upgrade, and behind each that follows in the same read.
 
-        Nothing is upgraded: the request continues as if it had not asked for an upgrade (RFC 9110, 7.8).
+        Nothing is upgraded: the request continues as one without an upgrade (RFC 9110, 7.8).
         """
         pieces: list[bytes | memoryview] = []
         while self.phase is not CLOSED:

@@ -1,6 +1,6 @@
 """The server: connections of clients, each with a parser and one response at a time.
 
-An ASGI server costs more per request than everything the gateway itself does (docs/decisions/0006), and hides two
+An ASGI server costs more per request than all work of the gateway itself (docs/decisions/0006). It also hides two
 events that matter here: a client disconnected, and a client does not read. Here both are callbacks.
 """
 
@@ -35,15 +35,12 @@ LINGER_S = 2.0
 
 
 class ConnectionPhase(Enum):
-    """The life of a connection.
+    """The phase of a connection. The transitions::
 
-    =======  ===================================  =======
-    phase    event                                next
-    =======  ===================================  =======
-    OPEN     last response written                CLOSING
-    OPEN     connection lost                      CLOSED
-    CLOSING  all read, or a deadline, and lost    CLOSED
-    =======  ===================================  =======
+    phase    event                               next
+    OPEN     the last response is written        CLOSING
+    OPEN     the connection is lost              CLOSED
+    CLOSING  the client closes, or its deadline  CLOSED
     """
 
     OPEN = "open"
@@ -55,7 +52,7 @@ OPEN, CLOSING, CLOSED = ConnectionPhase
 
 
 class RefusedRequest(NamedTuple):
-    """A request to be answered with an error, as the last one of its connection."""
+    """A request and the error that it gets as response, the last one of its connection."""
 
     request: Request
     error: RequestError
@@ -75,9 +72,9 @@ class ResponseWriter:
         self._chunked = not request.http10
         self._open = True
 
-    # What the application calls: see types.Responder.
+    # Called by the application: see types.ClientResponder.
 
-    def answer(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
+    def respond(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
         """Write a whole response, without its body to a HEAD request."""
         if not self._open:
             self._connection.forget(self)
@@ -123,7 +120,7 @@ class ResponseWriter:
         """Close the connection at once."""
         self._connection.cut()
 
-    # What the connection calls.
+    # Called by the connection.
 
     def handle(self) -> None:
         """Call the application; whatever it raises becomes the response."""
@@ -147,7 +144,7 @@ class ResponseWriter:
 
 
 class ClientConnection(asyncio.Protocol):
-    """One client's connection: answers its requests in order, one at a time. Implements ``ParserEvents``."""
+    """One client's connection: its requests are handled in order, one at a time. Implements ``ParserEvents``."""
 
     __slots__ = (
         "_parser",
@@ -188,7 +185,7 @@ class ClientConnection(asyncio.Protocol):
         self.on_too_large = server.handler.too_large
 
     @property
-    def answering(self) -> bool:
+    def responding(self) -> bool:
         """Whether a response is being produced."""
         return self._response is not None
 
@@ -197,7 +194,7 @@ class ClientConnection(asyncio.Protocol):
         """Bytes written that the kernel has not taken."""
         return self.transport.get_write_buffer_size()
 
-    # What the event loop calls.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the header timeout."""
@@ -207,7 +204,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = self.server.now() + self.server.timeouts.head_s
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, unless the connection is closing."""
+        """Parse ``data``, unless the connection is closing."""
         if self._phase is not OPEN:
             return
         parser = self._parser
@@ -255,7 +252,7 @@ class ClientConnection(asyncio.Protocol):
             self._response.listener.client_ready()
         self._follow()
 
-    # What the parser calls.
+    # Called by the parser.
 
     def on_continue(self) -> None:
         """Invite the body, unless an earlier response is unfinished."""
@@ -263,7 +260,7 @@ class ClientConnection(asyncio.Protocol):
             self.server.coalescer.write(self.transport, CONTINUE)
 
     def on_request(self, request: Request) -> None:
-        """Answer the request, or let it wait behind the one before it.
+        """Handle the request, or let it wait behind the one before it.
 
         One response starts per turn of the loop, and none while the client does not read: buffered responses would
         exhaust the memory. The client is not read while requests wait.
@@ -278,7 +275,7 @@ class ClientConnection(asyncio.Protocol):
             response.handle()
 
     def on_error(self, request: Request, error: Exception) -> None:
-        """Answer the error and close: the beginning of the next request is unknown."""
+        """Respond with the error and close: the beginning of the next request is unknown."""
         refused = RefusedRequest(request, error if isinstance(error, RequestError) else internal(error, request))
         if self._response is not None:
             self._waiting.append(refused)
@@ -286,7 +283,7 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._refuse(refused)
 
-    # What its responses and the server call.
+    # Called by its responses and by the server.
 
     def finish(self) -> None:
         """Take the next request, or close; the response is written."""
@@ -370,7 +367,7 @@ class ClientConnection(asyncio.Protocol):
             self.server.loop.call_soon(self._start(following).handle)
 
     def _refuse(self, refused: RefusedRequest) -> None:
-        """Answer with the error; the response is the last one."""
+        """Respond with the error; the response is the last one."""
         request, error = refused
         self.last = True
         response = self._start(request)
@@ -438,7 +435,7 @@ class Server:
 
     def look(self) -> None:
         """End :meth:`drained` after the last response."""
-        if self._empty is not None and not any(connection.answering for connection in self.connections):
+        if self._empty is not None and not any(connection.responding for connection in self.connections):
             self._empty.set()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What the server and an application exchange: a request, the events of its client, the application's methods."""
+"""The types between the server and an application: requests, responses, events and the application's methods."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Request:
 
 
 class ClientEvents(Protocol):
-    """Events of the client of one response, for whoever produces that response."""
+    """Receives the events of the client of one response; the producer of the response implements it."""
 
     def client_gone(self) -> None:
         """Stop: the client disconnected."""
@@ -73,13 +73,13 @@ class ClientEvents(Protocol):
         """Stop producing: the client has not read what was written."""
 
     def client_ready(self) -> None:
-        """Go on: the client has read what was written."""
+        """Continue: the client has read what was written."""
 
 
 class Responder(Protocol):
     """Receives one response: whole, or in pieces after ``start_stream``."""
 
-    def answer(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
+    def respond(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
         """Write a whole response; ``kind`` is its content type, ``headers`` are lines that end in CRLF."""
 
     def start_stream(self, status: int, headers: bytes) -> None:
@@ -106,7 +106,7 @@ class Handler(Protocol):
     """The application. The server calls it on the event loop."""
 
     def begin(self, request: Request) -> int:
-        """Return the limit of the body in bytes; the head is complete. Raises :class:`RequestError` to refuse."""
+        """Return the limit of the body in bytes, after a complete head. Raises :class:`RequestError` to refuse."""
 
     def too_large(self, request: Request, error: RequestError) -> RequestError:
         """Return the error for a request whose body is over its limit: ``error``, or a more important one."""
@@ -115,10 +115,10 @@ class Handler(Protocol):
         """Record a request that stays incomplete: refused with ``error``, or its client disconnected (``None``)."""
 
     def handle(self, request: Request, client: ClientResponder) -> None:
-        """Answer a complete request, now or later. Raises :class:`RequestError` to refuse."""
+        """Respond to a complete request, now or later. Raises :class:`RequestError` to refuse."""
 
     def refuse(self, request: Request, error: RequestError, client: ClientResponder) -> None:
-        """Answer ``error``, by which the server or :meth:`handle` refuses a request."""
+        """Respond with ``error``, by which the server or :meth:`handle` refuses a request."""
 
     def complete_headers(self, request: Request, headers: bytes) -> bytes:
         """Return the header lines of a response: ``headers`` and those that every response to ``request`` has."""

@@ -1,9 +1,9 @@
-"""HTTP/1.1 responses as bytes, and when they are written.
+"""HTTP/1.1 responses as bytes, and the time of their writing.
 
-A write wakes the process at the other end, and waking a sleeping core costs more than the write. If the writes of
-one turn of the event loop are sent back to back, that process is already awake: measured, a third less processor
-time per request. In a loop that is not busy a turn has one or two writes, and collecting them would only cost
-another turn: they are sent directly.
+A write wakes the process at the other end, and waking a sleeping core costs more than the write. If a turn of the
+event loop sends its writes together, that process is already awake: measured, a third less processor time per
+request. While the loop is not busy, a turn has one or two writes, and they are sent directly. Collecting them would
+only cost another turn.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_a_stream_after_keep_alive_comments_is_complete(
 
 
 FAILURES = {
-    "connection-lost": ("fault=cut:2", "the engine closed the connection before its answer was complete"),
+    "connection-lost": ("fault=cut:2", "the engine closed the connection before its response was complete"),
     "error-event": ("fault=error:2", "EngineCore encountered an issue."),
 }
 """Failures of vLLM in mid-stream: it disconnects on /v1/responses, and may end other streams with an event."""

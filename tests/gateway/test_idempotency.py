@@ -24,7 +24,7 @@ class FakeRequest:
 def finished(cache: IdempotencyCache, key: bytes, size: int = 0) -> None:
     recording = cache.record("ada", key, path="/v1/x", body=b"body")
     recording.request = FakeRequest(recording)  # type: ignore[assignment]
-    recording.answer(200, bytes(size))
+    recording.respond(200, bytes(size))
 
 
 def test_a_response_is_kept_for_its_time() -> None:
@@ -61,7 +61,7 @@ def test_an_expired_recording_is_freed_without_the_garbage_collector() -> None:
     cache = IdempotencyCache(600.0, lambda: now)
     recording = cache.record("ada", b"k", path="/v1/x", body=b"body")
     recording.request = FakeRequest(recording)  # type: ignore[assignment]
-    recording.answer(200, b"{}")
+    recording.respond(200, b"{}")
     freed = weakref.ref(recording)
     del recording
     gc.disable()

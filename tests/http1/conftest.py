@@ -34,10 +34,10 @@ class RecordedClient:
 
 
 class EchoApplication:
-    """Answers a request with its path and body; a path of ``answers`` has an answer of its own."""
+    """Responds with the path and body of a request; a path of ``responses`` has its own function."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, Callable[[Request, ClientResponder], None]] = {}
+        self.responses: dict[str, Callable[[Request, ClientResponder], None]] = {}
         self.limit = 1000
         self.refused: dict[str, RequestError] = {}
         """By path, raised on the head."""
@@ -56,13 +56,13 @@ class EchoApplication:
         self.broken.append((request.path, error))
 
     def handle(self, request: Request, client: ClientResponder) -> None:
-        echo: Callable[[Request, ClientResponder], None] = lambda request, client: client.answer(  # noqa: E731
+        echo: Callable[[Request, ClientResponder], None] = lambda request, client: client.respond(  # noqa: E731
             200, request.path.encode() + b" " + request.body, b"text/plain"
         )
-        self.answers.get(request.path, echo)(request, client)
+        self.responses.get(request.path, echo)(request, client)
 
     def refuse(self, request: Request, error: RequestError, client: ClientResponder) -> None:
-        client.answer(error.status, str(error).encode(), b"text/plain")
+        client.respond(error.status, str(error).encode(), b"text/plain")
 
     def complete_headers(self, request: Request, headers: bytes) -> bytes:
         return headers + b"x-path: %s\r\n" % request.path.encode()
@@ -97,14 +97,14 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait until ``condition`` is true, for what the kernel or another connection does without an event."""
+    """Wait until ``condition`` is true. The kernel and other connections change it without an event."""
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.005)
 
 
 async def send(port: int, *pieces: bytes) -> bytes:
-    """Send ``pieces`` on a new connection; return all that comes until the server closes it."""
+    """Send ``pieces`` on a new connection; return everything received until the server closes it."""
     async with connected(port) as (reader, writer), asyncio.timeout(10):
         for piece in pieces:
             writer.write(piece)

@@ -45,7 +45,7 @@ async def accepted(server: Server) -> ClientConnection:
 # Requests and responses.
 
 
-async def test_pipelined_requests_are_answered_in_order() -> None:
+async def test_pipelined_requests_get_their_responses_in_order() -> None:
     async with listening(EchoApplication()) as (_, port):
         received = await send(port, get("/a") + post("/b", b"body") + get("/c") + CLOSE)
     assert bodies(received) == [b"/a ", b"/b body", b"/c ", b"/last "]
@@ -54,11 +54,11 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 async def test_a_pipelined_request_waits_for_the_response_before_it() -> None:
     application = EchoApplication()
     waiting: list[ClientResponder] = []
-    application.answers["/slow"] = lambda _, client: waiting.append(client)
+    application.responses["/slow"] = lambda _, client: waiting.append(client)
     async with listening(application) as (_, port), connected(port) as (reader, writer):
         writer.write(get("/slow") + CLOSE)
         await until(lambda: waiting)
-        waiting[0].answer(200, b"slow")
+        waiting[0].respond(200, b"slow")
         async with asyncio.timeout(5):
             received = await reader.read()
     assert bodies(received) == [b"slow", b"/last "]
@@ -88,7 +88,7 @@ def stream(_: Request, client: ClientResponder) -> None:
 @pytest.mark.parametrize(("version", "body"), [("1.1", b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"), ("1.0", b"onetwo")])
 async def test_a_stream_is_chunked_in_http_1_1_only(version: str, body: bytes) -> None:
     application = EchoApplication()
-    application.answers["/stream"] = stream
+    application.responses["/stream"] = stream
     async with listening(application) as (_, port):
         received = await send(port, get("/stream", "connection: close", version=version))
     assert received.endswith(b"\r\n\r\n" + body)
@@ -108,13 +108,13 @@ async def test_nothing_is_written_after_the_end_of_a_response() -> None:
     application = EchoApplication()
 
     def twice(_: Request, client: ClientResponder) -> None:
-        client.answer(200, b"once")
-        client.answer(200, b"twice")
+        client.respond(200, b"once")
+        client.respond(200, b"twice")
         client.start_stream(200, b"")
         client.write(b"more")
         client.end_stream(b"more")
 
-    application.answers["/twice"] = twice
+    application.responses["/twice"] = twice
     async with listening(application) as (_, port):
         assert bodies(await send(port, get("/twice") + CLOSE)) == [b"once", b"/last "]
 
@@ -125,7 +125,7 @@ async def test_an_unexpected_error_is_a_500_of_its_request_only() -> None:
     def crash(request: Request, client: ClientResponder) -> None:
         raise ValueError(request.path)
 
-    application.answers["/crash"] = crash
+    application.responses["/crash"] = crash
     async with listening(application) as (_, port):
         received = await send(port, get("/crash") + CLOSE)
     assert statuses(received) == [500, 200]
@@ -158,12 +158,12 @@ async def test_a_refusal_waits_for_the_response_before_it() -> None:
     application = EchoApplication()
     application.refused["/no"] = NotFoundError("no")
     waiting: list[ClientResponder] = []
-    application.answers["/slow"] = lambda _, client: waiting.append(client)
+    application.responses["/slow"] = lambda _, client: waiting.append(client)
     async with listening(application) as (_, port), connected(port) as (reader, writer):
         writer.write(get("/slow") + get("/no"))
         await until(lambda: waiting)
         assert application.broken == []
-        waiting[0].answer(200, b"slow")
+        waiting[0].respond(200, b"slow")
         async with asyncio.timeout(5):
             assert statuses(await reader.read()) == [200, 404]
 
@@ -206,14 +206,14 @@ async def test_a_client_that_disconnects_is_reported_once() -> None:
         client.listener = recorded
         clients.append(client)
 
-    application.answers["/wait"] = wait
+    application.responses["/wait"] = wait
     async with listening(application) as (server, port):
         async with connected(port) as (_, writer):
             writer.write(get("/wait"))
             await until(lambda: clients)
         async with asyncio.timeout(5):
             await recorded.gone
-        clients[0].answer(200, b"late")
+        clients[0].respond(200, b"late")
         assert not server.connections
 
 
@@ -239,7 +239,7 @@ async def test_a_slow_reader_stops_the_producer_until_it_reads() -> None:
         client.start_stream(200, b"")
         client.write(BIG)
 
-    application.answers["/flood"] = flood
+    application.responses["/flood"] = flood
     async with listening(application) as (_, port), connected(port) as (reader, writer), asyncio.timeout(20):
         writer.write(get("/flood"))
         await recorded.slow
@@ -250,7 +250,7 @@ async def test_a_slow_reader_stops_the_producer_until_it_reads() -> None:
 
 async def test_no_response_starts_while_the_client_reads_none() -> None:
     application = EchoApplication()
-    application.answers["/big"] = lambda _, client: client.answer(200, BIG)
+    application.responses["/big"] = lambda _, client: client.respond(200, BIG)
     async with listening(application) as (server, port), connected(port) as (reader, writer), asyncio.timeout(20):
         writer.write(get("/big") + get("/big") + CLOSE)
         connection = await accepted(server)
@@ -279,7 +279,7 @@ async def test_a_client_that_stops_sending_is_disconnected(sent: bytes, received
 
 async def test_a_client_that_reads_nothing_is_disconnected() -> None:
     application = EchoApplication()
-    application.answers["/big"] = lambda _, client: client.answer(200, BIG)
+    application.responses["/big"] = lambda _, client: client.respond(200, BIG)
     async with listening(application, HURRIED) as (server, port), asyncio.timeout(10):
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(get("/big"))
@@ -291,9 +291,9 @@ async def test_a_response_that_is_produced_has_no_timeout() -> None:
     application = EchoApplication()
 
     def answer_later(_: Request, client: ClientResponder) -> None:
-        asyncio.get_running_loop().call_later(2.5 * SWEEP_S, client.answer, 200, b"slow")
+        asyncio.get_running_loop().call_later(2.5 * SWEEP_S, client.respond, 200, b"slow")
 
-    application.answers["/slow"] = answer_later
+    application.responses["/slow"] = answer_later
     async with listening(application, HURRIED) as (_, port):
         assert bodies(await send(port, get("/slow", "connection: close"))) == [b"slow"]
 
@@ -304,7 +304,7 @@ async def test_a_response_that_is_produced_has_no_timeout() -> None:
 async def test_drain_closes_idle_connections_and_waits_for_responses() -> None:
     application = EchoApplication()
     waiting: list[ClientResponder] = []
-    application.answers["/slow"] = lambda _, client: waiting.append(client)
+    application.responses["/slow"] = lambda _, client: waiting.append(client)
     async with (
         listening(application) as (server, port),
         connected(port) as (idle, _),
@@ -318,7 +318,7 @@ async def test_drain_closes_idle_connections_and_waits_for_responses() -> None:
         drained = asyncio.ensure_future(server.drained())
         await asyncio.sleep(0)
         assert not drained.done()
-        waiting[0].answer(200, b"slow")
+        waiting[0].respond(200, b"slow")
         await drained
         assert b"\r\nconnection: close\r\n" in await reader.read()
         await server.flushed()

@@ -1,4 +1,4 @@
-"""Input no honest client sends, clients that do not keep up: a clear answer, bounded memory, no harm to others."""
+"""Hostile input and slow clients: a clear response, bounded memory, no harm to other clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import RunningService, chat, exchange, head, resident_mib, s
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A gateway with short patience."""
+    """A gateway with short timeouts."""
     limits = {
         "header_timeout_s": 1.0,
         "body_timeout_s": 1.0,
@@ -60,10 +60,10 @@ def test_requests_that_two_programs_could_read_differently_are_400(
     guarded: RunningService, lines: list[str]
 ) -> None:
     before = guarded.stats()["requests"]
-    said = exchange(guarded, head(guarded, *lines), BODY)
-    assert said.startswith(b"HTTP/1.1 400 "), said[:200]
-    assert b"connection: close" in said, "where the next request would begin is not known"
-    assert len(re.findall(rb"HTTP/1.1 \d{3} ", said)) == 1
+    received = exchange(guarded, head(guarded, *lines), BODY)
+    assert received.startswith(b"HTTP/1.1 400 "), received[:200]
+    assert b"connection: close" in received, "where the next request would begin is not known"
+    assert len(re.findall(rb"HTTP/1.1 \d{3} ", received)) == 1
     assert guarded.stats()["requests"] == before
 
 
@@ -77,29 +77,29 @@ def test_requests_that_two_programs_could_read_differently_are_400(
         b"5\nabcde\n",
     ],
 )
-def test_broken_chunks_are_400(guarded: RunningService, chunks: bytes) -> None:
-    said = exchange(guarded, head(guarded, "transfer-encoding: chunked"), chunks)
-    assert said.startswith(b"HTTP/1.1 400 ")
+def test_invalid_chunks_are_400(guarded: RunningService, chunks: bytes) -> None:
+    received = exchange(guarded, head(guarded, "transfer-encoding: chunked"), chunks)
+    assert received.startswith(b"HTTP/1.1 400 ")
 
 
 def test_a_trailer_does_not_become_the_next_requests_header(guarded: RunningService) -> None:
-    """What follows a chunked body is nobody's header: not a key, and no second one beside the next one's own."""
+    """Lines after a chunked body are not a header: not a key, and no duplicate of the next request's key."""
     first = head(guarded, "transfer-encoding: chunked") + b"%x\r\n%s\r\n0\r\n" % (len(BODY), BODY)
     first += f"x: y\r\nauthorization: Bearer {guarded.key}\r\n\r\n".encode()
     last = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
-    said = exchange(guarded, first + last + b"\r\n", to_the_end=True)
-    assert re.findall(rb"HTTP/1.1 (\d{3}) ", said) == [b"200", b"401"]
+    received = exchange(guarded, first + last + b"\r\n", to_the_end=True)
+    assert re.findall(rb"HTTP/1.1 (\d{3}) ", received) == [b"200", b"401"]
     own = f"authorization: Bearer {guarded.key}\r\n\r\n".encode()
-    said = exchange(guarded, first + last + own, to_the_end=True)
-    assert re.findall(rb"HTTP/1.1 (\d{3}) ", said) == [b"200", b"200"]
+    received = exchange(guarded, first + last + own, to_the_end=True)
+    assert re.findall(rb"HTTP/1.1 (\d{3}) ", received) == [b"200", b"200"]
 
 
 @pytest.mark.parametrize("endless", [b"0\r\nx: ", b"0\r\n", b"5;x="])
-def test_a_trailer_or_a_chunk_extension_without_end_is_431(guarded: RunningService, endless: bytes) -> None:
+def test_an_endless_trailer_or_chunk_extension_is_431(guarded: RunningService, endless: bytes) -> None:
     before = resident_mib(guarded)
     more = b"name: value\r\n" * 1000 if endless == b"0\r\n" else b"a" * 10_000
     with socket.create_connection(("127.0.0.1", guarded.gateway.port), timeout=8) as connection:
-        # No key is needed for a body that nobody reads.
+        # The path ignores its body, so it needs no key.
         lines = b"POST /health HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
         connection.sendall(lines)
         assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -117,13 +117,13 @@ def test_a_trailer_or_a_chunk_extension_without_end_is_431(guarded: RunningServi
         b"GET /health HTTP/1.1\r\nhost: x\r\n\n", b"GET /health HTTP/1.1\r\nhost: x\rx: y\r\n\r\n",
     ]
 )  # fmt: skip
-def test_what_is_no_request_is_400(guarded: RunningService, raw: bytes) -> None:
+def test_input_that_is_not_a_request_is_400(guarded: RunningService, raw: bytes) -> None:
     assert exchange(guarded, raw).startswith(b"HTTP/1.1 400 ")
 
 
 @given(st.binary(max_size=200))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bytes_leave_the_gateway_standing(guarded: RunningService, raw: bytes) -> None:
+def test_the_gateway_survives_any_bytes(guarded: RunningService, raw: bytes) -> None:
     with socket.create_connection(("127.0.0.1", guarded.gateway.port), timeout=5) as connection:
         connection.sendall(raw)
         connection.shutdown(socket.SHUT_WR)
@@ -132,14 +132,14 @@ def test_any_bytes_leave_the_gateway_standing(guarded: RunningService, raw: byte
     assert guarded.get("/health").status == 200
 
 
-def test_pipelined_requests_are_answered_in_order(guarded: RunningService) -> None:
+def test_pipelined_requests_get_their_responses_in_order(guarded: RunningService) -> None:
     bodies = [json.dumps(chat(f"fake: tokens={n} ttft_ms={50 - 20 * n}")).encode() for n in (1, 2)]
     sent = b"".join(head(guarded, f"content-length: {len(body)}") + body for body in bodies)
     sent += b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
-    said = exchange(guarded, sent, to_the_end=True)
-    assert re.findall(rb'"completion_tokens": (\d)', said) == [b"1", b"2"]
-    assert said.endswith(b'{"status":"ok"}')
-    assert said.count(b"HTTP/1.1 200 OK") == 3
+    received = exchange(guarded, sent, to_the_end=True)
+    assert re.findall(rb'"completion_tokens": (\d)', received) == [b"1", b"2"]
+    assert received.endswith(b'{"status":"ok"}')
+    assert received.count(b"HTTP/1.1 200 OK") == 3
 
 
 @pytest.mark.parametrize("more", [[], ["connection: keep-alive"]])
@@ -149,31 +149,33 @@ def test_http_1_0_gets_a_stream_without_chunks_that_ends_with_its_connection(
     body = json.dumps(chat("fake: tokens=2", stream=True)).encode()
     first = head(guarded, f"content-length: {len(body)}", *more).replace(b"HTTP/1.1", b"HTTP/1.0")
     began = time.monotonic()
-    said = exchange(guarded, first + body)
-    assert b"transfer-encoding" not in said
-    assert b"connection: close" in said
-    assert said.endswith(b"data: [DONE]\n\n")
+    received = exchange(guarded, first + body)
+    assert b"transfer-encoding" not in received
+    assert b"connection: close" in received
+    assert received.endswith(b"data: [DONE]\n\n")
     assert time.monotonic() - began < 0.9, "not by the time of an idle connection"
 
 
 @pytest.mark.parametrize(
     "host", ["a/?x=", "a@b", "a b", "a,b", "http://a", "a:b", "a:1:2", "[::1", "a\\b", "a#b", "\xe9", "a:123456"]
 )
-def test_a_host_that_is_none_is_400(guarded: RunningService, host: str) -> None:
+def test_an_invalid_host_is_400(guarded: RunningService, host: str) -> None:
     lines = f"GET /health HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode("latin1")
     assert exchange(guarded, lines).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize("host", ["gw.example.org", "my_gateway:8000", "127.0.0.1:8000", "[::1]:8000", "[::1]", ""])
-def test_a_host_that_is_one_is_served(guarded: RunningService, host: str) -> None:
+def test_a_valid_host_is_served(guarded: RunningService, host: str) -> None:
     lines = f"GET /health HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode()
     assert exchange(guarded, lines).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("at", [0, 200, 10_000])
 @pytest.mark.parametrize("framing", ["length", "chunks"])
-def test_who_asks_for_an_upgrade_is_answered_in_http_1_1(guarded: RunningService, at: int, framing: str) -> None:
-    """As Java's client and curl --http2 do before a body: it is read, and the connection goes on."""
+def test_a_request_for_an_upgrade_gets_a_response_in_http_1_1(
+    guarded: RunningService, at: int, framing: str
+) -> None:
+    """Java's client and curl --http2 send it before a body: the body is read, and the connection continues."""
     body = json.dumps(chat("fake: tokens=2 ttft_ms=50")).encode()
     lines = ["connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__"]
     if framing == "length":
@@ -181,22 +183,22 @@ def test_who_asks_for_an_upgrade_is_answered_in_http_1_1(guarded: RunningService
     else:
         first = head(guarded, *lines, "transfer-encoding: chunked") + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     sent = first + b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
-    said = exchange(guarded, sent[:at], sent[at:], to_the_end=True)
-    assert re.findall(rb"HTTP/1.1 (\d{3}) ", said) == [b"200", b"200"], said
+    received = exchange(guarded, sent[:at], sent[at:], to_the_end=True)
+    assert re.findall(rb"HTTP/1.1 (\d{3}) ", received) == [b"200", b"200"], received
     assert guarded.last()["body"] == body.decode()
     asked = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
     assert exchange(guarded, asked).endswith(b'{"status":"ok"}')
 
 
-def test_it_is_no_proxy(guarded: RunningService) -> None:
-    said = exchange(guarded, b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nhost: 127.0.0.1:22\r\n\r\n", to_the_end=True)
-    assert re.findall(rb"HTTP/1.1 (\d{3}) ", said) == [b"405"]
+def test_the_gateway_is_not_a_proxy(guarded: RunningService) -> None:
+    received = exchange(guarded, b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nhost: 127.0.0.1:22\r\n\r\n", to_the_end=True)
+    assert re.findall(rb"HTTP/1.1 (\d{3}) ", received) == [b"405"]
     through = f"GET http://127.0.0.1:{guarded.engine.port}/stats HTTP/1.1\r\nhost: x\r\n\r\n".encode()
     assert exchange(guarded, through).startswith(b"HTTP/1.1 404 ")
 
 
-def test_who_asks_for_a_head_gets_no_body(guarded: RunningService) -> None:
-    """What came behind the head would be read as the next answer."""
+def test_a_head_request_gets_no_body(guarded: RunningService) -> None:
+    """The client would read bytes after the head as the next response."""
     lines = b"HEAD /nothing HTTP/1.1\r\nhost: x\r\n\r\nGET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
     first, second = exchange(guarded, lines, to_the_end=True).split(b"\r\n\r\n", 1)
     assert first.startswith(b"HTTP/1.1 404 ")
@@ -217,7 +219,7 @@ def test_an_idle_connection_is_closed(guarded: RunningService) -> None:
 
 
 @pytest.mark.parametrize("size", [40_000, 100_000_000])
-def test_a_head_without_end_is_431_and_costs_no_memory(guarded: RunningService, size: int) -> None:
+def test_an_endless_head_is_431_and_costs_no_memory(guarded: RunningService, size: int) -> None:
     before = resident_mib(guarded)
     with socket.create_connection(("127.0.0.1", guarded.gateway.port), timeout=8) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nx: ")
@@ -226,30 +228,30 @@ def test_a_head_without_end_is_431_and_costs_no_memory(guarded: RunningService, 
                 connection.sendall(b"a" * 10_000)
             assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")
         except (BrokenPipeError, ConnectionResetError):
-            assert size > 1_000_000, "a modest head must get its answer"
+            assert size > 1_000_000, "a modest head must get its response"
     assert resident_mib(guarded) - before < 10
 
 
 def test_a_key_of_100_kb_is_refused(guarded: RunningService) -> None:
-    said = exchange(
+    received = exchange(
         guarded, f"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {'k' * 100_000}\r\n\r\n".encode()
     )
-    assert said.startswith(b"HTTP/1.1 431 ")
+    assert received.startswith(b"HTTP/1.1 431 ")
     short = exchange(
         guarded, f"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {'k' * 20_000}\r\n\r\n".encode()
     )
     assert short.startswith(b"HTTP/1.1 401 ")
 
 
-def test_who_has_no_key_cannot_make_us_read_a_body(guarded: RunningService) -> None:
+def test_the_body_of_a_client_without_a_key_is_not_read(guarded: RunningService) -> None:
     lines = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 90000\r\n\r\n"
     assert exchange(guarded, lines).startswith(b"HTTP/1.1 401 ")
 
 
-def test_an_answer_to_a_refused_upload_arrives(guarded: RunningService) -> None:
-    """The client is still sending when it is refused: it must read the reason, not a reset."""
-    said = exchange(guarded, head(guarded, "content-length: 50000000"), b"x" * 3_000_000)
-    assert said.startswith(b"HTTP/1.1 413 ")
+def test_the_response_to_a_refused_upload_arrives(guarded: RunningService) -> None:
+    """The client is still sending when the request is refused: it must receive the reason, not a reset."""
+    received = exchange(guarded, head(guarded, "content-length: 50000000"), b"x" * 3_000_000)
+    assert received.startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize(
@@ -269,15 +271,15 @@ def test_an_answer_to_a_refused_upload_arrives(guarded: RunningService) -> None:
         ({"messages": "hi"}, "messages"),
     ],
 )
-def test_figures_out_of_range_are_400(guarded: RunningService, more: dict[str, object], param: str) -> None:
+def test_numbers_out_of_range_are_400(guarded: RunningService, more: dict[str, object], param: str) -> None:
     before = guarded.stats()["requests"]
     answer = guarded.post("/v1/chat/completions", chat() | more)
     assert (answer.status, answer.json["error"]["param"]) == (400, param), answer.body
     assert guarded.stats()["requests"] == before
 
 
-def test_more_prompts_than_answers_allowed_are_400(guarded: RunningService) -> None:
-    """Each is a sequence of the engine: a list of thousands would fill it past any queue of ours."""
+def test_more_prompts_than_allowed_sequences_are_400(guarded: RunningService) -> None:
+    """Each is a sequence of the engine: a list of thousands would fill the engine despite the queue."""
     before = guarded.stats()["requests"]
     for more in ({"prompt": ["x"] * 17}, {"prompt": [[1, 2]] * 17}, {"prompt": ["x", "y"], "n": 9}):
         answer = guarded.post("/v1/completions", {"model": "fake", **more})
@@ -302,10 +304,10 @@ def test_more_prompts_than_answers_allowed_are_400(guarded: RunningService) -> N
         (None, {}, True),
     ],
 )
-def test_a_list_of_prompts_is_as_many_requests(
+def test_each_prompt_of_a_list_counts_as_a_request(
     guarded: RunningService, prompt: object, more: dict[str, object], allowed: bool
 ) -> None:
-    """A thousand sequences in one request would be a queue in the engine that nobody else gets past."""
+    """A thousand sequences in one request would form a queue in the engine that blocks all other requests."""
     before = guarded.stats()["requests"]
     answer = guarded.post("/v1/completions", {"model": "fake", "prompt": prompt, "max_tokens": 1, **more})
     assert guarded.stats()["requests"] == before + allowed
@@ -313,7 +315,7 @@ def test_a_list_of_prompts_is_as_many_requests(
     assert allowed or answer.json["error"]["param"] == "prompt"
 
 
-def test_bodies_that_are_refused_cost_no_memory(guarded: RunningService) -> None:
+def test_refused_bodies_cost_no_memory(guarded: RunningService) -> None:
     deep = b'{"model":"fake","messages":[],"x":' + b"[" * 40_000 + b"]" * 40_000 + b"}"
     chunks = b"".join(b"4000\r\n%s\r\n" % (b" " * 0x4000) for _ in range(40))
     for _ in range(5):
@@ -321,8 +323,8 @@ def test_bodies_that_are_refused_cost_no_memory(guarded: RunningService) -> None
     before = resident_mib(guarded)
     for _ in range(40):
         assert guarded.post("/v1/chat/completions", deep).status == 400
-        said = exchange(guarded, head(guarded, "transfer-encoding: chunked"), chunks)
-        assert said.startswith(b"HTTP/1.1 413 ")
+        received = exchange(guarded, head(guarded, "transfer-encoding: chunked"), chunks)
+        assert received.startswith(b"HTTP/1.1 413 ")
     assert resident_mib(guarded) - before < 10
 
 
@@ -340,13 +342,13 @@ def test_bodies_that_are_refused_cost_no_memory(guarded: RunningService) -> None
         b"\x00",
     ],
 )
-def test_what_is_no_json_is_400(guarded: RunningService, body: bytes) -> None:
+def test_a_body_that_is_not_json_is_400(guarded: RunningService, body: bytes) -> None:
     answer = guarded.post("/v1/chat/completions", body)
     assert answer.status == 400, answer.body
     assert answer.json["error"]["type"] == "invalid_request_error"
 
 
-def test_a_hundred_half_open_clients_do_not_keep_others_out(guarded: RunningService) -> None:
+def test_a_hundred_incomplete_requests_do_not_block_others(guarded: RunningService) -> None:
     clients = [socket.create_connection(("127.0.0.1", guarded.gateway.port), timeout=5) for _ in range(100)]
     try:
         for client in clients:
@@ -360,7 +362,7 @@ def test_a_hundred_half_open_clients_do_not_keep_others_out(guarded: RunningServ
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_idempotency_key_runs_once(guarded: RunningService, stream: bool) -> None:
-    """The first client leaves in the middle; who asks again gets the whole answer of the one generation."""
+    """The first client disconnects in the middle; a retry gets the whole response of the one generation."""
     before = guarded.stats()
     body = json.dumps(chat(f"fake: tokens=20 itl_ms=20 ttft_ms={50 if stream else 400}", stream=stream)).encode()
     sent = head(guarded, f"content-length: {len(body)}", f"idempotency-key: once-{stream}") + body
@@ -371,10 +373,13 @@ async def test_an_idempotency_key_runs_once(guarded: RunningService, stream: boo
     if stream:
         await reader.readuntil(b"quick")
     writer.transport.abort()
-    said = await asyncio.to_thread(exchange, guarded, sent.replace(b"host: x", b"host: x\r\nconnection: close"))
-    assert said.count(b"[DONE]" if stream else b'"completion_tokens": 20') == 1
+    received = await asyncio.to_thread(exchange, guarded, sent.replace(b"host: x", b"host: x\r\nconnection: close"))
+    assert received.count(b"[DONE]" if stream else b'"completion_tokens": 20') == 1
     again = await asyncio.to_thread(exchange, guarded, sent.replace(b"host: x", b"host: x\r\nconnection: close"))
-    assert re.search(rb"x-request-id: (\w+)", said) == re.search(rb"x-request-id: (\w+)", again) or again == said
+    assert (
+        re.search(rb"x-request-id: (\w+)", received) == re.search(rb"x-request-id: (\w+)", again)
+        or again == received
+    )
     after = guarded.stats()
     assert after["requests"] == before["requests"] + 1
     assert after["aborted"] == before["aborted"]
@@ -386,8 +391,8 @@ async def test_an_idempotency_key_runs_once(guarded: RunningService, stream: boo
     assert b"idempotency_key_reused" in refused
 
 
-def test_an_answer_is_not_repeated_to_another_key_of_the_same_user(guarded: RunningService) -> None:
-    """It may not be allowed the model that the first one asked."""
+def test_a_response_is_not_repeated_to_another_key_of_the_same_user(guarded: RunningService) -> None:
+    """The other key may lack access to the model."""
     store = KeyStore(guarded.data)
     other = store.create("ada", models=["nothing-else"])
     store.close()
@@ -397,7 +402,7 @@ def test_an_answer_is_not_repeated_to_another_key_of_the_same_user(guarded: Runn
     assert exchange(guarded, sent.replace(guarded.key.encode(), other.encode())).startswith(b"HTTP/1.1 403 ")
 
 
-def test_a_failed_answer_may_be_tried_again_with_the_same_key(guarded: RunningService) -> None:
+def test_a_failed_request_may_be_retried_with_the_same_key(guarded: RunningService) -> None:
     body = json.dumps(chat("fake: fault=status:500")).encode()
     sent = head(guarded, f"content-length: {len(body)}", "idempotency-key: again") + body
     before = guarded.stats()
@@ -420,10 +425,10 @@ def test_a_failed_answer_may_be_tried_again_with_the_same_key(guarded: RunningSe
         ("GET /nothing", "", b"404"),
     ],
 )
-def test_thousands_of_pipelined_upgrades_are_each_answered(
+def test_thousands_of_pipelined_upgrades_each_get_a_response(
     guarded: RunningService, line: str, key: str, status: bytes
 ) -> None:
-    """Sent in one piece; the log of the gateway, read when it ends, has no traceback."""
+    """They arrive in one piece; the gateway's log, checked at its end, has no traceback."""
     many = 3000
     credential = f"authorization: Bearer {guarded.key}\r\n" if key else ""
     one = f"{line} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n{credential}\r\n".encode()
@@ -441,7 +446,7 @@ def test_thousands_of_pipelined_upgrades_are_each_answered(
     assert seen.endswith(b'{"status":"ok"}')
 
 
-def test_an_upgrade_with_a_body_among_others_keeps_every_body_apart(guarded: RunningService) -> None:
+def test_pipelined_upgrades_keep_their_bodies(guarded: RunningService) -> None:
     body = json.dumps(chat("fake: tokens=1")).encode()
     lines = ("connection: upgrade", "upgrade: h2c", f"content-length: {len(body)}")
     one = head(guarded, *lines) + body
@@ -451,7 +456,7 @@ def test_an_upgrade_with_a_body_among_others_keeps_every_body_apart(guarded: Run
     assert answer.endswith(b'{"status":"ok"}')
 
 
-def test_equal_content_types_are_one_and_different_ones_are_refused(guarded: RunningService) -> None:
+def test_equal_content_types_count_as_one_and_different_ones_are_refused(guarded: RunningService) -> None:
     twice = head(guarded, GOOD, "content-type: application/json", "content-type: application/json") + BODY
     assert exchange(guarded, twice).startswith(b"HTTP/1.1 200 ")
     differs = head(guarded, GOOD, "content-type: application/json", "content-type: text/plain") + BODY
