@@ -387,7 +387,7 @@ def test_a_model_is_loaded_by_the_name_of_a_role(tmp_path: Path) -> None:
         argv = [sys.executable, "-m", "appliance", "models", "swap", "writer", "--config", str(service.config)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("b is requested")
+        assert done.stdout.startswith("the gateway loads b; ")
         wait_until(lambda: state(service, "eb") == "ready", "b is loaded", 20)
         with pytest.raises(RequestError, match="b is loaded already") as loaded:
             control_client.swap(service.data, "writer")
