@@ -55,6 +55,7 @@ lint:
 	.venv/bin/lint-imports
 	.venv/bin/python -m tools.names
 	.venv/bin/python -m tools.prose
+	.venv/bin/python -m tools.nix_format
 
 fmt:
 	@$(PYTHON) -m tools.bootstrap --tests --engine fake

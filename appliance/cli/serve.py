@@ -1,7 +1,5 @@
 """``appliance engine``, ``appliance gateway`` and ``appliance admin``: the processes of a host, one unit each."""
 
-# ruff: noqa: PLC0415 - each process imports what it runs: an engine needs no web framework.
-
 from __future__ import annotations
 
 import argparse
