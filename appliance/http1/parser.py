@@ -116,6 +116,7 @@ class RequestParser:
 
     __slots__ = (
         "_body",
+        "_counting",
         "_events",
         "_headers",
         "_host",
@@ -142,10 +143,12 @@ class RequestParser:
         # Of the head that is being read.
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
-        self._size = 0
-        """Bytes of the target and of complete headers; in BODY those of the trailer."""
         self._pending = 0
-        """Bytes of successive reads without progress; the limit bounds them, too."""
+        """Bytes of successive reads without progress: they are part of one head, trailer or chunk extension."""
+        self._size = 0
+        """Bytes of that part so far: those of earlier reads, and the target and complete headers of this read."""
+        self._counting = False
+        """Whether this read could exceed the limit, so that its headers are counted."""
         self._progress = False
         """Whether this read completed a head or a request, or had a piece of a body."""
         self._plain = b""
@@ -160,6 +163,8 @@ class RequestParser:
         if self.phase is CLOSED:
             return
         self._progress = False
+        self._size = self._pending
+        self._counting = self._size + len(data) > MAX_HEADERS
         try:
             self._llhttp.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -197,15 +202,13 @@ class RequestParser:
             raise InvalidRequestError("An event closed the parser; stop llhttp within this read")
         self.phase = HEAD
         self._target += url
-        self._size += len(url)
-        if self._size > MAX_HEADERS:
-            raise HeadersTooLargeError
+        if self._counting:
+            self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect one header; those of :data:`SINGLE` once only."""
-        self._size += len(name) + len(value) + 3
-        if self._size > MAX_HEADERS:
-            raise HeadersTooLargeError
+        if self._counting:
+            self._count(len(name) + len(value) + 3)
         if self.phase is BODY:
             # A trailer. Nothing reads it, and the next request must not inherit it (RFC 9110, 6.5.1).
             return
@@ -222,7 +225,9 @@ class RequestParser:
     def on_headers_complete(self) -> None:
         """Enter BODY, unless the head is invalid or refused; llhttp has checked the framing."""
         llhttp, headers, events = self._llhttp, self._headers, self._events
-        version = llhttp.get_http_version()
+        keep_alive = llhttp.should_keep_alive()
+        # Without a Connection header only HTTP/1.1 keeps the connection, and this is cheaper than the version.
+        version = "1.1" if keep_alive and b"connection" not in headers else llhttp.get_http_version()
         http10 = version == "1.0"
         request = Request(
             llhttp.get_method().decode(),
@@ -230,7 +235,7 @@ class RequestParser:
             headers,
             self._new_id(),
             # In HTTP/1.0 the end of the connection ends a stream.
-            close=http10 or not llhttp.should_keep_alive(),
+            close=http10 or not keep_alive,
             http10=http10,
         )
         self._request = request
@@ -291,6 +296,11 @@ class RequestParser:
         self._events.on_request(request)
 
     # Inside.
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        if self._size > MAX_HEADERS:
+            raise HeadersTooLargeError
 
     def _feed_without_upgrades(self, piece: bytes | memoryview, upgrade: httptools.HttpParserUpgrade) -> None:
         """Parse on behind a request for an upgrade, and behind each that follows in the same read.
