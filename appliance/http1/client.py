@@ -140,19 +140,17 @@ class UpstreamConnection(asyncio.Protocol):
         self._clean = True
         """Whether no byte followed a complete response: the next call must not read it as its own."""
 
-    @property
-    def reusable(self) -> bool:
-        """Whether another call may be sent on it: it is open, and nothing of a response is left."""
-        return self._keep_alive and self._clean and not self.transport.is_closing()
-
-    def send(self, call: UpstreamCall, *, reused: bool) -> None:
+    def send(self, call: UpstreamCall) -> None:
         """Send ``call``; its sink gets the response."""
+        pool = self._pool
         self.call = call
         self._content_type = b""
         call.connection = self
-        call.reused = reused
-        call.deadline = self._pool.now() + call.first_byte_s
-        self._pool.coalescer.write(self.transport, call.request)
+        call.deadline = pool.now() + call.first_byte_s
+        pool.busy.add(self)
+        if pool.sweeper is None:
+            pool.sweep()
+        pool.coalescer.write(self.transport, call.request)
         if call.paused:
             self.transport.pause_reading()
 
@@ -262,12 +260,16 @@ class UpstreamConnection(asyncio.Protocol):
     # Inside.
 
     def _end(self, call: UpstreamCall) -> None:
+        pool = self._pool
         self.call = call.connection = None
-        self._pool.busy.discard(self)
+        pool.busy.discard(self)
         if call.paused:
             # Its client does not read. That holds back the client's own requests, not the next call.
             self.transport.resume_reading()
-        self._pool.release(self)
+        if self._keep_alive and self._clean:
+            pool.idle.append(self)
+        else:
+            self.close()
         call.sink.on_end()
 
     def _detach(self) -> None:
@@ -306,17 +308,13 @@ class Pool:
         """
         self._connect_s = connect_timeout_s
         self._first_byte_s = first_byte_timeout_s
-        self._idle: list[UpstreamConnection] = []
+        self.idle: list[UpstreamConnection] = []
+        """Open connections that carry no call."""
         self._connecting: set[asyncio.Task[None]] = set()
         self._host = b"host: 127.0.0.1:%d\r\ncontent-type: application/json\r\n" % port
-        self._sweeper: asyncio.TimerHandle | None = None
+        self.sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
-
-    @property
-    def idle(self) -> int:
-        """Number of open connections that carry no call."""
-        return len(self._idle)
 
     def post(self, sink: ResponseSink, path: bytes, body: bytes, header: bytes) -> UpstreamCall:
         """POST ``body`` to ``path``; ``header`` is one further header line without its end.
@@ -332,11 +330,12 @@ class Pool:
             body,
         )
         call = UpstreamCall(self, sink, request, self._first_byte_s)
-        idle = self._idle
+        idle = self.idle
         while idle:
             connection = idle.pop()
-            if connection.reusable:
-                self._send(connection, call, reused=True)
+            if not connection.transport.is_closing():
+                call.reused = True
+                connection.send(call)
                 return call
         self.open(call)
         return call
@@ -369,18 +368,11 @@ class Pool:
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
-    def release(self, connection: UpstreamConnection) -> None:
-        """Take a connection back after a complete response."""
-        if connection.reusable:
-            self._idle.append(connection)
-        else:
-            connection.close()
-
     def lost(self, connection: UpstreamConnection) -> None:
         """Forget a connection that the engine closed: none from before a restart stays."""
         self.busy.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
+        if connection in self.idle:
+            self.idle.remove(connection)
 
     def cut(self, failure: RequestError) -> None:
         """End every running call with ``failure``."""
@@ -389,20 +381,23 @@ class Pool:
 
     def close(self) -> None:
         """Close every connection."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+        if self.sweeper is not None:
+            self.sweeper.cancel()
+            self.sweeper = None
         for task in [*self._connecting]:
             task.cancel()
-        for connection in [*self._idle, *self.busy]:
+        for connection in [*self.idle, *self.busy]:
             connection.fail(EngineFailedError("the gateway is stopping"))
-        self._idle.clear()
+        self.idle.clear()
 
-    def _send(self, connection: UpstreamConnection, call: UpstreamCall, *, reused: bool) -> None:
-        self.busy.add(connection)
-        if self._sweeper is None:
-            self._sweep()
-        connection.send(call, reused=reused)
+    def sweep(self) -> None:
+        """Check the deadlines of all calls, again and again while there are any."""
+        now = self._loop.time()
+        self.read_deadline = now + self.stall_s + SWEEP_S
+        for connection in [*self.busy]:
+            if connection.call is not None:
+                connection.call.expire(now)
+        self.sweeper = self._loop.call_later(SWEEP_S, self.sweep) if self.busy else None
 
     async def _connect(self, call: UpstreamCall) -> None:
         try:
@@ -416,15 +411,8 @@ class Pool:
             return
         finally:
             call.task = None
-        self._send(connection, call, reused=False)
-
-    def _sweep(self) -> None:
-        now = self._loop.time()
-        self.read_deadline = now + self.stall_s + SWEEP_S
-        for connection in [*self.busy]:
-            if connection.call is not None:
-                connection.call.expire(now)
-        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self.busy else None
+        call.reused = False
+        connection.send(call)
 
 
 class _Collector:

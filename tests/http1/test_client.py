@@ -115,10 +115,10 @@ async def test_idle_connections_that_the_engine_closed_are_removed() -> None:
     async with engine(keep) as (pool, _):
         first, second = CollectedResponse(pool), CollectedResponse(pool)
         assert [await first.done, await second.done] == [b"hello", b"hello"]
-        assert pool.idle == 2
+        assert len(pool.idle) == 2
         for writer in writers:
             writer.close()
-        await until(lambda: pool.idle == 0)
+        await until(lambda: not pool.idle)
 
 
 @pytest.mark.parametrize(
