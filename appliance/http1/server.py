@@ -13,6 +13,7 @@ import os
 import sys
 import termios
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from itertools import count
 from typing import NamedTuple, cast
@@ -404,13 +405,10 @@ class Server:
         self.connections: set[ClientConnection] = set()
         self.draining = False
         self._empty: asyncio.Event | None = None
-        self._prefix = os.urandom(6).hex()
-        self._numbers = count(1)
+        # Formatted without a Python call.
+        self.request_id: Callable[[], str] = map(f"{os.urandom(6).hex()}%012x".__mod__, count(1)).__next__
+        """Returns an id that no other request has."""
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
-
-    def request_id(self) -> str:
-        """Return an id that no other request has."""
-        return f"{self._prefix}{next(self._numbers):012x}"
 
     def connect(self) -> ClientConnection:
         """Return the protocol of a new connection."""
