@@ -384,6 +384,14 @@ async def test_drain_closes_idle_connections_and_waits_for_responses() -> None:
         await server.flushed()
 
 
+async def test_a_connection_that_opens_during_drain_gets_one_response() -> None:
+    async with listening(EchoApplication()) as (server, port):
+        server.drain()
+        received = await send(port, get("/a") + get("/b"))
+    assert bodies(received) == [b"/a "]
+    assert b"\r\nconnection: close\r\n" in received
+
+
 async def test_an_incomplete_request_behind_the_last_response_is_recorded() -> None:
     application = EchoApplication()
     waiting: list[ClientResponder] = []
