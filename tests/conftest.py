@@ -42,6 +42,7 @@ LONGEST = ("vllm", "network", "clients", "tools", "smoketest", "loadtests", "up"
 """Folders in the order in which workers begin with them; the others follow. The longest begin first."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each file, or each folder of :data:`TOGETHER`, to one worker, and begin with the longest."""
 
