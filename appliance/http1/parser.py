@@ -110,8 +110,9 @@ class ParserEvents(Protocol):
 class RequestParser:
     """Parses the requests of one connection, and collects their bodies up to the limit that ``on_head`` returns.
 
-    Events are the same for any split of the same bytes, with one exception. A header or a chunk extension over
-    :data:`MAX_HEADERS` is refused at the end of the read that exceeds the limit, even before it is complete.
+    Events are the same for any split of the same bytes, with two exceptions. A header or a chunk extension over
+    :data:`MAX_HEADERS` is refused at the end of the read that exceeds the limit, even before it is complete. A head
+    with two errors is refused for one of them, and the split decides which.
     """
 
     __slots__ = (

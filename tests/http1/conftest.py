@@ -39,12 +39,15 @@ class EchoApplication:
     def __init__(self) -> None:
         self.responses: dict[str, Callable[[Request, ClientResponder], None]] = {}
         self.limit = 1000
+        self.begun: Callable[[str], None] = lambda path: None
+        """Called with the path of each head."""
         self.refused: dict[str, RequestError] = {}
         """By path, raised on the head."""
         self.broken: list[tuple[str, RequestError | None]] = []
         """Path and error of each request that stayed incomplete."""
 
     def begin(self, request: Request) -> int:
+        self.begun(request.path)
         if request.path in self.refused:
             raise self.refused[request.path]
         return self.limit

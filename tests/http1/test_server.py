@@ -51,13 +51,18 @@ async def test_pipelined_requests_get_their_responses_in_order() -> None:
     assert bodies(received) == [b"/a ", b"/b body", b"/c ", b"/last "]
 
 
-async def test_a_pipelined_request_waits_for_the_response_before_it() -> None:
+@pytest.mark.parametrize("reads", [1, 2])
+async def test_a_pipelined_request_waits_for_the_response_before_it(reads: int) -> None:
     application = EchoApplication()
     waiting: list[ClientResponder] = []
     application.responses["/slow"] = lambda _, client: waiting.append(client)
-    async with listening(application) as (_, port), connected(port) as (reader, writer):
-        writer.write(get("/slow") + CLOSE)
+    async with listening(application) as (server, port), connected(port) as (reader, writer):
+        writer.write(get("/slow") + (CLOSE if reads == 1 else b""))
         await until(lambda: waiting)
+        if reads == 2:
+            paused = (await accepted(server)).transport.is_reading
+            writer.write(CLOSE)
+            await until(lambda: not paused())
         waiting[0].respond(200, b"slow")
         async with asyncio.timeout(5):
             received = await reader.read()
@@ -248,15 +253,27 @@ async def test_a_slow_reader_stops_the_producer_until_it_reads() -> None:
         await recorded.ready
 
 
-async def test_no_response_starts_while_the_client_reads_none() -> None:
+@pytest.mark.parametrize("reads", [1, 2])
+async def test_no_response_starts_while_the_client_reads_none(reads: int) -> None:
+    """The response before it is complete, but not read."""
     application = EchoApplication()
-    application.responses["/big"] = lambda _, client: client.respond(200, BIG)
+    started: list[str] = []
+
+    def big(request: Request, client: ClientResponder) -> None:
+        started.append(request.path)
+        client.respond(200, BIG)
+
+    application.responses |= {"/one": big, "/two": big}
     async with listening(application) as (server, port), connected(port) as (reader, writer), asyncio.timeout(20):
-        writer.write(get("/big") + get("/big") + CLOSE)
-        connection = await accepted(server)
-        await until(lambda: connection.buffered)
-        assert connection.buffered <= len(BIG) + 1000
+        writer.write(get("/one") + (get("/two") + CLOSE if reads == 1 else b""))
+        transport = (await accepted(server)).transport
+        await until(lambda: started)
+        if reads == 2:
+            writer.write(get("/two") + CLOSE)
+        await until(lambda: not transport.is_reading())
+        assert started == ["/one"]
         assert (await reader.read()).endswith(b"/last ")
+        assert started == ["/one", "/two"]
 
 
 # Timeouts: the sweep finds them, half a second later at most.
@@ -275,6 +292,49 @@ async def test_no_response_starts_while_the_client_reads_none() -> None:
 async def test_a_client_that_stops_sending_is_disconnected(sent: bytes, received: list[int]) -> None:
     async with listening(EchoApplication(), HURRIED) as (_, port):
         assert statuses(await send(port, sent)) == received
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "sent", "received"),
+    [
+        (Timeouts(head_s=30, body_s=30, idle_s=0.1, read_s=30), get("/a"), [200]),
+        (Timeouts(head_s=0.1, body_s=30, idle_s=30, read_s=30), get("/a") + b"\0GET /b HT", [200, 408]),
+        (Timeouts(head_s=30, body_s=0.1, idle_s=30, read_s=30), post("/a", b"body")[:-1], [408]),
+        (Timeouts(head_s=30, body_s=0.1, idle_s=30, read_s=30), get("/a") + post("/b", b"body")[:-1], [200, 408]),
+        (
+            Timeouts(head_s=30, body_s=0.1, idle_s=30, read_s=30),
+            get("/a") + b"\0" + post("/b", b"b")[:-1],
+            [200, 408],
+        ),
+    ],
+    ids=["idle", "head", "body", "pipelined body", "body after a head"],
+)
+async def test_each_part_of_a_request_has_its_own_timeout(
+    timeouts: Timeouts, sent: bytes, received: list[int]
+) -> None:
+    """A zero byte separates reads: the next one follows the response to the one before."""
+    async with listening(EchoApplication(), timeouts) as (_, port), connected(port) as (reader, writer):
+        async with asyncio.timeout(10):
+            first, *rest = sent.split(b"\0")
+            writer.write(first)
+            seen = await reader.readuntil(b"/a ") if rest else b""
+            for piece in rest:
+                writer.write(piece)
+            assert statuses(seen + await reader.read()) == received
+
+
+async def test_bytes_do_not_extend_the_timeout_of_a_head() -> None:
+    async with listening(EchoApplication(), HURRIED) as (_, port), connected(port) as (reader, writer):
+        response = asyncio.ensure_future(reader.read())
+        writer.write(b"GET /a HTTP/1.1\r\nx: ")
+
+        def send_on_until_refused() -> bool:
+            if not response.done():
+                writer.write(b"x")
+            return response.done()
+
+        await until(send_on_until_refused)
+        assert statuses(await response) == [408]
 
 
 async def test_a_client_that_reads_nothing_is_disconnected() -> None:
@@ -322,6 +382,22 @@ async def test_drain_closes_idle_connections_and_waits_for_responses() -> None:
         await drained
         assert b"\r\nconnection: close\r\n" in await reader.read()
         await server.flushed()
+
+
+async def test_an_incomplete_request_behind_the_last_response_is_recorded() -> None:
+    application = EchoApplication()
+    waiting: list[ClientResponder] = []
+    application.responses["/slow"] = lambda _, client: waiting.append(client)
+    heads: list[str] = []
+    application.begun = heads.append
+    async with listening(application) as (server, port), connected(port) as (reader, writer):
+        writer.write(get("/slow") + post("/b", b"body")[:-1])
+        await until(lambda: waiting and "/b" in heads)
+        server.drain()
+        waiting[0].respond(200, b"slow")
+        assert application.broken == [("/b", None)]
+        async with asyncio.timeout(5):
+            assert statuses(await reader.read()) == [200]
 
 
 async def test_close_ends_every_connection() -> None:
