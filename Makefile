@@ -31,7 +31,7 @@ up:
 
 test:
 	@$(PYTHON) -m tools.bootstrap --tests --engine $(ENGINE)
-	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
+	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
 
 # Real boots under emulation, one machine a seed, as root.
 test-boot:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from appliance.store.keys import KeyStore
 from tests.ports import free_port
@@ -42,16 +43,23 @@ LONGEST = ("vllm", "network", "clients", "tools", "smoketest", "loadtests", "up"
 """Folders in the order in which workers begin with them; the others follow. The longest begin first."""
 
 
+class _FileScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives each file, or each folder of :data:`TOGETHER`, to one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return TOGETHER.get(path.split("/")[1], path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _FileScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each file, or each folder of :data:`TOGETHER`, to one worker, and begin with the longest."""
-
-    def folder(item: pytest.Item) -> str:
-        return item.path.relative_to(ROOT / "tests").parts[0]
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(folder(item), item.nodeid.partition("::")[0])))
+    """Begin with the longest folders."""
     order = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(folder(item), len(order)))
+    items.sort(key=lambda item: order.get(item.path.relative_to(ROOT / "tests").parts[0], len(order)))
 
 
 @pytest.fixture(scope="module", autouse=True)
