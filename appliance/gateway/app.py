@@ -69,7 +69,7 @@ class GatewayApp:
     """The application for one site. The caller opens and closes the stores.
 
     Every method runs on the event loop's thread. :mod:`appliance.http1` calls ``begin``, then ``handle`` for a
-    complete request, or ``too_large``, ``broken_off`` and ``refuse`` for a rejected one.
+    complete request, or ``too_large``, ``record_incomplete`` and ``refuse`` for a rejected one.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class GatewayApp:
         """Return the error of the path or the method, which takes precedence over ``error`` of the body's size."""
         return self._refusal(request) or error
 
-    def broken_off(self, request: Request, error: RequestError | None) -> None:
+    def record_incomplete(self, request: Request, error: RequestError | None) -> None:
         """Record a request whose body is incomplete (``error`` is ``None``) or was rejected with ``error``."""
         if isinstance(request.context, Authenticated):
             owner = request.context.key
@@ -238,7 +238,7 @@ class GatewayApp:
         try:
             request.body = decoded(request.body, request.headers.get(b"content-encoding"), limit)
         except RequestError as error:
-            self.broken_off(request, error)
+            self.record_incomplete(request, error)
             raise
         known, owner = request.context, None
         if isinstance(known, Authenticated) and known.generation == self._authenticator.generation:

@@ -45,7 +45,7 @@ class Control:
         """Return ``error``: the size is the only mistake that counts."""
         return error
 
-    def broken_off(self, request: Request, error: object) -> None:
+    def record_incomplete(self, request: Request, error: object) -> None:
         """Ignore an incomplete request: the control socket records nothing."""
 
     def handle(self, request: Request, client: ClientResponder) -> None:

@@ -68,14 +68,14 @@ class RecordedResponse:
         """Record the last part of the stream."""
         self._end(len(data), lambda client: client.end_stream(data))
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Close every reader's connection and free the key: no response will follow."""
         readers = [*self._readers]
         self._readers.clear()
         self.complete = True
         self._finished(self)
         for reader in readers:
-            reader.cut()
+            reader.abort()
 
     def _record(self, size: int, call: Callable[[Responder], None]) -> None:
         self.size += size
@@ -97,7 +97,7 @@ class _Reader:
         self._recording = recording
         self._client = client
 
-    def client_gone(self) -> None:
+    def client_disconnected(self) -> None:
         self._recording.leave(self._client)
 
     def client_slow(self) -> None:

@@ -570,7 +570,7 @@ class ProxiedRequest:
     # The client's connection.
 
     @guarded
-    def client_gone(self) -> None:
+    def client_disconnected(self) -> None:
         """End the request: the client disconnected. Leave the queue or cancel the upstream request."""
         if self._phase is ENDED:
             return
@@ -645,7 +645,7 @@ class ProxiedRequest:
         except Exception as second:  # noqa: BLE001 - no response can be written: the connection closes
             self._log_crash(second)
             self._settle()
-            self._client.cut()
+            self._client.abort()
 
     # Inside.
 

@@ -281,7 +281,7 @@ class SwapController:
                 LOG.warning("%s still runs requests at the drain's deadline; they are aborted", engine.name)
                 error = EngineFailedError(f"{engine.service.model} was unloaded for another model; try again")
                 for replica in engine.replicas:
-                    replica.pool.cut(error)
+                    replica.pool.fail_calls(error)
                 return
             self._event.clear()
             await self._await_notice(left)

@@ -374,7 +374,7 @@ class Pool:
         if connection in self.idle:
             self.idle.remove(connection)
 
-    def cut(self, failure: RequestError) -> None:
+    def fail_calls(self, failure: RequestError) -> None:
         """End every running call with ``failure``."""
         for connection in [*self.busy]:
             connection.fail(failure)

@@ -78,7 +78,7 @@ class ResponseWriter:
     def respond(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
         """Write a whole response, without its body to a HEAD request."""
         if not self._open:
-            self._connection.forget(self)
+            self._connection.close_after(self)
             return
         server, last = self._connection.server, self._connection.last
         headers = server.handler.complete_headers(self.request, headers)
@@ -107,7 +107,7 @@ class ResponseWriter:
     def end_stream(self, data: bytes = b"") -> None:
         """Write a last piece, and end the stream."""
         if not self._open:
-            self._connection.forget(self)
+            self._connection.close_after(self)
             return
         if self._chunked:
             data = CHUNK % (len(data), data) + LAST_CHUNK if data else LAST_CHUNK
@@ -117,9 +117,9 @@ class ResponseWriter:
         self.listener = None
         self._connection.finish()
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Close the connection at once."""
-        self._connection.cut()
+        self._connection.abort()
 
     # Called by the connection.
 
@@ -134,14 +134,14 @@ class ResponseWriter:
         except RequestError as error:
             handler.refuse(self.request, error, self)
         except Exception as error:  # noqa: BLE001 - every request gets one response
-            handler.refuse(self.request, internal(error, self.request), self)
+            handler.refuse(self.request, internal_error(error, self.request), self)
 
-    def lose(self) -> None:
+    def disconnect(self) -> None:
         """Report that the client disconnected."""
         self._open = False
         listener, self.listener = self.listener, None
         if listener is not None:
-            listener.client_gone()
+            listener.client_disconnected()
 
 
 class ClientConnection(asyncio.Protocol):
@@ -214,9 +214,9 @@ class ClientConnection(asyncio.Protocol):
         phase = parser.phase
         if (phase is HEAD or phase is BODY) and (phase is not before or self._started) and self._response is None:
             # A head or a body began. Most requests come in one read, and need no timer.
-            self._await(self.server.timeouts.head_s if phase is HEAD else self.server.timeouts.body_s)
+            self._start_timeout(self.server.timeouts.head_s if phase is HEAD else self.server.timeouts.body_s)
         if self._waiting:
-            self._follow()
+            self._take_waiting()
 
     def eof_received(self) -> None:
         """Let asyncio close the connection: a client that closes its half does not read the response either."""
@@ -230,28 +230,29 @@ class ClientConnection(asyncio.Protocol):
         self._waiting.clear()
         response, self._response = self._response, None
         if response is not None:
-            response.lose()
+            response.disconnect()
         unfinished = self._parser.close()
         for request in [*refused, *([unfinished] if unfinished is not None else [])]:
-            server.handler.broken_off(request, None)
-        server.look()
+            server.handler.record_incomplete(request, None)
+        server.check_drained()
 
     def pause_writing(self) -> None:
         """Stop the producer: the client does not read."""
         self._slow = True
-        self._await_reader()
+        self._start_read_timeout()
         if self._response is not None and self._response.listener is not None:
             self._response.listener.client_slow()
 
     def resume_writing(self) -> None:
-        """Let the producer go on, and take the next request."""
+        """Let the producer continue, and take the next request."""
         self._slow = False
-        if self._response is None:
+        if self._response is not None:
+            if self._response.listener is not None:
+                self._response.listener.client_ready()
+        elif self._phase is OPEN:
             timeouts = self.server.timeouts
-            self._await(timeouts.idle_s if self._parser.phase is IDLE else timeouts.body_s)
-        elif self._response.listener is not None:
-            self._response.listener.client_ready()
-        self._follow()
+            self._start_timeout(timeouts.idle_s if self._parser.phase is IDLE else timeouts.body_s)
+        self._take_waiting()
 
     # Called by the parser.
 
@@ -271,13 +272,16 @@ class ClientConnection(asyncio.Protocol):
             self.transport.pause_reading()
         else:
             self._started = True
+            # As in `_start`, without its call.
             self.last = self.last or request.close
             self._response = response = ResponseWriter(self, request)
             response.handle()
 
     def on_error(self, request: Request, error: Exception) -> None:
         """Respond with the error and close: the beginning of the next request is unknown."""
-        refused = RefusedRequest(request, error if isinstance(error, RequestError) else internal(error, request))
+        refused = RefusedRequest(
+            request, error if isinstance(error, RequestError) else internal_error(error, request)
+        )
         if self._response is not None:
             self._waiting.append(refused)
             self.transport.pause_reading()
@@ -291,21 +295,21 @@ class ClientConnection(asyncio.Protocol):
         server, parser = self.server, self._parser
         self._response = None
         if server.draining:
-            server.look()
+            server.check_drained()
         if not (self.last or server.draining):
             if not self._slow:
                 timeouts = server.timeouts
                 self.deadline = server.now() + (timeouts.idle_s if parser.phase is IDLE else timeouts.body_s)
             if self._waiting:
-                self._follow()
+                self._take_waiting()
             return
         self._phase = CLOSING
         complete = parser.phase is IDLE
         unfinished = parser.close()
         if unfinished is not None:
-            server.handler.broken_off(unfinished, None)
+            server.handler.record_incomplete(unfinished, None)
         server.coalescer.flush()
-        self._await_reader()
+        self._start_read_timeout()
         if complete:
             self.transport.close()
             return
@@ -314,14 +318,14 @@ class ClientConnection(asyncio.Protocol):
         if not self.buffered:
             self.deadline = server.now() + LINGER_S
 
-    def forget(self, response: ResponseWriter) -> None:
+    def close_after(self, response: ResponseWriter) -> None:
         """Close if ``response`` has ended and :meth:`finish` failed: no next request can begin."""
         if self._response is response:
             self._response = None
             self.server.coalescer.flush()
             self.transport.close()
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Close at once, without what is still buffered."""
         self.transport.abort()
 
@@ -331,9 +335,9 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._slow or self._phase is CLOSING:
             if 0 < self._outstanding() <= self._unread - LEAST_READ:
-                self._await_reader()
+                self._start_read_timeout()
             else:
-                self.cut()
+                self.abort()
         elif self._response is not None:
             return
         elif self._parser.phase is IDLE:
@@ -355,7 +359,7 @@ class ClientConnection(asyncio.Protocol):
         self._response = response = ResponseWriter(self, request)
         return response
 
-    def _follow(self) -> None:
+    def _take_waiting(self) -> None:
         """Take what was pipelined, once the response before it is written and read."""
         if not self._waiting or self._response is not None or self._slow or self._phase is not OPEN:
             return
@@ -372,15 +376,15 @@ class ClientConnection(asyncio.Protocol):
         request, error = refused
         self.last = True
         response = self._start(request)
-        self.server.handler.broken_off(request, error)
+        self.server.handler.record_incomplete(request, error)
         self.server.handler.refuse(request, error, response)
 
-    def _await(self, seconds: float) -> None:
+    def _start_timeout(self, seconds: float) -> None:
         """Give the client ``seconds``; a slow one has the reader's time instead."""
         if not self._slow:
             self.deadline = self.server.now() + seconds
 
-    def _await_reader(self) -> None:
+    def _start_read_timeout(self) -> None:
         """Give the client its time to take what was written."""
         self._unread = self._outstanding()
         self.deadline = self.server.now() + self.server.timeouts.read_s
@@ -423,7 +427,7 @@ class Server:
     async def drained(self) -> None:
         """Wait until no response is being produced."""
         self._empty = asyncio.Event()
-        self.look()
+        self.check_drained()
         await self._empty.wait()
 
     async def flushed(self) -> None:
@@ -431,7 +435,7 @@ class Server:
         while any(connection.buffered for connection in self.connections):  # noqa: ASYNC110 - the kernel's state
             await asyncio.sleep(0.01)
 
-    def look(self) -> None:
+    def check_drained(self) -> None:
         """End :meth:`drained` after the last response."""
         if self._empty is not None and not any(connection.responding for connection in self.connections):
             self._empty.set()
@@ -440,7 +444,7 @@ class Server:
         """End every connection."""
         self._sweeper.cancel()
         for connection in [*self.connections]:
-            connection.cut()
+            connection.abort()
 
     def _sweep(self) -> None:
         now = self.now()
@@ -449,7 +453,7 @@ class Server:
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
 
-def internal(error: BaseException, request: Request) -> InternalError:
+def internal_error(error: BaseException, request: Request) -> InternalError:
     """Return the 500 for an unexpected error, and log the error under the request's id."""
     LOG.error("the gateway failed on a request", exc_info=error, extra={"fields": {"request_id": request.id}})
     return InternalError(f"The gateway failed on this request; its log has the reason under {request.id}")

@@ -66,7 +66,7 @@ class Request:
 class ClientEvents(Protocol):
     """Receives the events of the client of one response; the producer of the response implements it."""
 
-    def client_gone(self) -> None:
+    def client_disconnected(self) -> None:
         """Stop: the client disconnected."""
 
     def client_slow(self) -> None:
@@ -91,7 +91,7 @@ class Responder(Protocol):
     def end_stream(self, data: bytes = b"") -> None:
         """Write a last piece, and end the stream."""
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Close the connection without a (whole) response."""
 
 
@@ -111,7 +111,7 @@ class Handler(Protocol):
     def too_large(self, request: Request, error: RequestError) -> RequestError:
         """Return the error for a request whose body is over its limit: ``error``, or a more important one."""
 
-    def broken_off(self, request: Request, error: RequestError | None) -> None:
+    def record_incomplete(self, request: Request, error: RequestError | None) -> None:
         """Record a request that stays incomplete: refused with ``error``, or its client disconnected (``None``)."""
 
     def handle(self, request: Request, client: ClientResponder) -> None:

@@ -23,7 +23,7 @@ class RecordedClient:
         self.slow: asyncio.Future[None] = loop.create_future()
         self.ready: asyncio.Future[None] = loop.create_future()
 
-    def client_gone(self) -> None:
+    def client_disconnected(self) -> None:
         self.gone.set_result(None)
 
     def client_slow(self) -> None:
@@ -55,7 +55,7 @@ class EchoApplication:
     def too_large(self, request: Request, error: RequestError) -> RequestError:
         return error
 
-    def broken_off(self, request: Request, error: RequestError | None) -> None:
+    def record_incomplete(self, request: Request, error: RequestError | None) -> None:
         self.broken.append((request.path, error))
 
     def handle(self, request: Request, client: ClientResponder) -> None:

@@ -347,6 +347,20 @@ async def test_a_client_that_reads_nothing_is_disconnected() -> None:
             await until(lambda: not server.connections)
 
 
+async def test_a_client_that_stays_after_the_last_response_is_disconnected() -> None:
+    """It reads the response slowly, and its further request is not complete."""
+    application = EchoApplication()
+    waiting: list[ClientResponder] = []
+    application.responses["/big"] = lambda _, client: waiting.append(client)
+    timeouts = Timeouts(head_s=30, body_s=30, idle_s=30, read_s=0.1)
+    async with listening(application, timeouts) as (server, port), connected(port) as (reader, writer):
+        writer.write(get("/big", "connection: close") + b"GET")
+        await until(lambda: waiting)
+        waiting[0].respond(200, BIG)
+        assert statuses(await reader.read()) == [200]
+        await until(lambda: not server.connections)
+
+
 async def test_a_response_that_is_produced_has_no_timeout() -> None:
     application = EchoApplication()
 
