@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,13 +22,6 @@ def test_every_encoding_of_a_path_is_that_path(path: str, data: st.DataObject) -
     target = before + ("/" + encoded.removeprefix("%2f").removeprefix("%2F").removeprefix("/")) + query
     assert path_of(target.encode()) == path
     assert paths.methods(path)
-
-
-@given(st.text(max_size=30))
-def test_a_models_name_survives_the_encodings_of_clients(name: str) -> None:
-    for safe in ("", "/"):
-        target = f"/v1/models/{quote(name, safe=safe, errors='replace')}".encode()
-        assert path_of(target) == f"/v1/models/{name.encode(errors='replace').decode()}"
 
 
 @given(st.binary(max_size=60))
