@@ -12,19 +12,7 @@ from hypothesis import strategies as st
 
 from appliance.catalog import hf_config
 from appliance.errors import ConfigError
-
-DENSE: dict[str, Any] = {
-    "model_type": "qwen3",
-    "hidden_size": 1024,
-    "num_hidden_layers": 28,
-    "vocab_size": 151936,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 40960,
-    "tie_word_embeddings": True,
-}
+from tests.catalog.configs import DENSE
 
 
 def test_a_dense_model_is_read() -> None:

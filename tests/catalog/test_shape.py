@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from appliance.catalog.models import shipped_models
-from appliance.catalog.shape import Attention, LinearAttention, Mla, Moe, Shape
+from appliance.catalog.shape import Shape
 from appliance.planner import precision
+from tests.catalog.shapes import SHAPES
 
 TEXT = (Path(__file__).parent / "published_models.csv").read_text("utf-8")
 PUBLISHED = list(csv.DictReader(TEXT.splitlines()))
@@ -49,50 +49,7 @@ def test_counts_of_further_families_are_exact(name: str, params: int) -> None:
     assert shipped_models()[name].total_params == params
 
 
-shapes = st.builds(
-    Shape,
-    name=st.just("any"),
-    hidden=st.sampled_from([256, 1024, 4096]),
-    layers=st.integers(4, 60),
-    vocab=st.integers(1000, 200_000),
-    max_context=st.just(32768),
-    tied=st.booleans(),
-    full=st.one_of(
-        st.builds(
-            Attention,
-            heads=st.sampled_from([8, 16, 32]),
-            kv_heads=st.sampled_from([1, 2, 4, 8]),
-            head_dim=st.sampled_from([64, 128]),
-        ),
-        st.builds(
-            Mla,
-            heads=st.sampled_from([8, 16]),
-            q_rank=st.sampled_from([0, 512]),
-            kv_rank=st.just(512),
-            nope_dim=st.just(128),
-            rope_dim=st.just(64),
-            v_dim=st.just(128),
-        ),
-    ),
-    linear=st.builds(
-        LinearAttention,
-        key_heads=st.just(8),
-        value_heads=st.just(16),
-        key_dim=st.just(128),
-        value_dim=st.just(128),
-        conv=st.just(4),
-    ),
-    linear_layers=st.integers(0, 3),
-    dense_width=st.integers(0, 8192),
-    dense_layers=st.integers(0, 4),
-    moe=st.one_of(
-        st.none(),
-        st.builds(Moe, experts=st.integers(8, 128), per_token=st.integers(1, 8), width=st.just(256)),
-    ),
-)
-
-
-@given(shapes)
+@given(SHAPES)
 def test_parts_add_up_and_active_weights_are_at_most_all(shape: Shape) -> None:
     assert 0 < shape.active_params <= shape.total_params
     assert (shape.active_params == shape.total_params) == (

@@ -10,20 +10,10 @@ from appliance.catalog.shipped import MEASUREMENTS
 from appliance.errors import ConfigError
 from appliance.planner import evaluate, row_parser
 from appliance.planner.evaluate import RowResult
+from tests.planner.rows import ROW
 
 ROWS = evaluate.read(MEASUREMENTS)
 RESULTS = evaluate.evaluate(ROWS)
-ROW = {
-    "gpu": "RTX PRO 6000 Blackwell Workstation",
-    "gpu_count": "1",
-    "model": "Qwen3-30B-A3B",
-    "dtype": "bf16",
-    "engine": "vLLM",
-    "input_tokens": "1000",
-    "output_tokens": "1000",
-    "concurrency": "16",
-    "output_tok_s": "1000",
-}
 
 
 def test_every_row_is_predicted() -> None:

@@ -5,18 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.planner import evaluate, row_parser
-
-ROW = {
-    "gpu": "RTX PRO 6000 Blackwell Workstation",
-    "gpu_count": "1",
-    "model": "Qwen3-30B-A3B",
-    "dtype": "bf16",
-    "engine": "vLLM",
-    "input_tokens": "1000",
-    "output_tokens": "1000",
-    "concurrency": "16",
-    "output_tok_s": "1000",
-}
+from tests.planner.rows import ROW
 
 
 def test_the_shape_of_an_unknown_model_is_guessed_from_its_name() -> None:
