@@ -245,29 +245,13 @@ def _candidate(
     """Return the candidate that serves ``model`` as ``workload``, with its capacity; ``ram`` in bytes."""
     if model.shape.pooling:
         # An embedding model does not decode: one forward pass per request.
-        once = predict(dataclasses.replace(workload, output=1.0, prefix_hit=0.0, decode_only=False))
-        rate = 1.0 / max(once.ttft_ms / 1e3 - once.step.total, 1e-4)
-        return Candidate(
-            model=model,
-            kind=kind,
-            card=workload.card,
-            layout=workload.layout,
-            workload=workload,
-            memory=memory or once.memory,
-            ram_bytes=ram,
-            requests_per_s=0.7 * rate,
-            in_flight=1.0,
-            alone_tok_s=rate * model.prompt,
-            limit="arithmetic",
-        )
-    alone = predict(workload)
-    low, high = 1.0, float(workload.max_sequences or 256)
-    for _ in range(7):
-        middle = (low * high) ** 0.5
-        prediction = predict(dataclasses.replace(workload, concurrency=middle))
-        held = prediction.tpot_ms / 1e3 <= demand.tpot_slo_s and prediction.running >= middle * 0.99
-        low, high = (middle, high) if held else (low, middle)
-    best = predict(dataclasses.replace(workload, concurrency=low))
+        alone = predict(dataclasses.replace(workload, output=1.0, prefix_hit=0.0, decode_only=False))
+        rate = 1.0 / max(alone.ttft_ms / 1e3 - alone.step.total, 1e-4)
+        requests_per_s, in_flight, alone_tok_s, limit = 0.7 * rate, 1.0, rate * model.prompt, "arithmetic"
+    else:
+        alone = predict(workload)
+        best, in_flight = _most_in_flight(workload, demand)
+        requests_per_s, alone_tok_s, limit = best.output_tok_s / model.response, alone.output_tok_s, best.limit
     return Candidate(
         model=model,
         kind=kind,
@@ -276,8 +260,19 @@ def _candidate(
         workload=workload,
         memory=memory or alone.memory,
         ram_bytes=ram,
-        requests_per_s=best.output_tok_s / model.response,
-        in_flight=low,
-        alone_tok_s=alone.output_tok_s,
-        limit=best.limit,
+        requests_per_s=requests_per_s,
+        in_flight=in_flight,
+        alone_tok_s=alone_tok_s,
+        limit=limit,
     )
+
+
+def _most_in_flight(workload: Workload, demand: Demand) -> tuple[Prediction, float]:
+    """Return the prediction at the highest concurrency within the TPOT SLO, and that concurrency."""
+    low, high = 1.0, float(workload.max_sequences or 256)
+    for _ in range(7):
+        middle = (low * high) ** 0.5
+        prediction = predict(dataclasses.replace(workload, concurrency=middle))
+        held = prediction.tpot_ms / 1e3 <= demand.tpot_slo_s and prediction.running >= middle * 0.99
+        low, high = (middle, high) if held else (low, middle)
+    return predict(dataclasses.replace(workload, concurrency=low)), low
