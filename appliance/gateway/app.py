@@ -302,6 +302,7 @@ class GatewayApp:
         try:
             readiness = await self._health.check()
         except Exception:
+            # Nothing awaits this task: without a response here, the client would wait for ever.
             LOG.exception("/ready failed")
             error = InternalError("/ready failed; the gateway's log has the reason")
             reply.respond_error(client, error, "/ready")

@@ -28,6 +28,7 @@ async def keep_going(work: str, step: Callable[[], Awaitable[None]]) -> Never:
             await step()
             reported = False
         except Exception:
+            # Logged with its traceback, then retried: the work has no caller that could handle it.
             if not reported:
                 LOG.exception("%s failed; it will be retried", work)
             reported = True

@@ -103,6 +103,7 @@ class HealthMonitor:
             # A busy engine may delay a canary; tokens of other requests prove the same.
             result = "ready" if replica.last_token > sent_at else str(error)
         except Exception:
+            # It counts as a failed canary; an error of the task itself would leave the replica without a result.
             LOG.exception("the canary of %s failed inside the gateway", replica.name)
             result = "its canary failed inside the gateway; see the log"
         now = self._loop.time()

@@ -299,6 +299,7 @@ class Service:
         try:
             replica = self._pick(waiter.chat_key)
         except Exception:
+            # The caller is the end of another request, which must not fail for this one.
             LOG.exception("the selection of a replica failed")
             self.queue.finish(waiter)
             waiter.refused(InternalError("The gateway failed on this request; its log has the reason"))

@@ -247,6 +247,7 @@ class SwapController:
         except (RequestError, StartError) as error:
             why = str(error)
         except Exception:
+            # The victims are unloaded already: the swap fails like any other, and its caller restores them.
             LOG.exception("loading %s failed inside the gateway", target.name)
             why = "an error inside the gateway; its log has the reason"
         else:
