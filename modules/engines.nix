@@ -8,6 +8,7 @@
 }:
 let
   inherit (import ./lib.nix { inherit lib; })
+    cardAccess
     cardsOf
     credentials
     hardened
@@ -89,14 +90,8 @@ let
       ReadOnlyPaths = [ appliance.models.store.path ];
     }
     // lib.optionalAttrs cuda {
-      # The cards are devices; all other devices stay closed.
-      PrivateDevices = false;
-      DeviceAllow = [
-        "char-nvidia-frontend rw"
-        "char-nvidia rw"
-        "char-nvidia-uvm rw"
-        "char-nvidia-caps rw"
-      ];
+      inherit (cardAccess) PrivateDevices;
+      DeviceAllow = cardAccess.DeviceAllow ++ [ "char-nvidia-caps rw" ];
       # The driver checks the real user of the process, and NCCL shares memory between processes of one user.
       PrivateUsers = false;
     };

@@ -31,6 +31,16 @@
   # Values of LoadCredential for secrets by name.
   credentials = lib.mapAttrsToList (name: path: "${name}:${path}");
 
+  # Access of a unit to the cards: they are devices; all other devices stay closed.
+  cardAccess = {
+    PrivateDevices = false;
+    DeviceAllow = [
+      "char-nvidia-frontend rw"
+      "char-nvidia rw"
+      "char-nvidia-uvm rw"
+    ];
+  };
+
   # Strict enough for 2.0 or better of `systemd-analyze security`. A unit that needs more access names it, with the
   # reason.
   hardened = {

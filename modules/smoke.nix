@@ -7,7 +7,7 @@
   ...
 }:
 let
-  inherit (import ./lib.nix { inherit lib; }) hardened;
+  inherit (import ./lib.nix { inherit lib; }) cardAccess hardened;
   inherit (config) appliance;
   cfg = appliance.smoke;
   inherit (lib) mkOption types;
@@ -127,15 +127,8 @@ in
           CapabilityBoundingSet = "CAP_NET_ADMIN";
           PrivateUsers = false;
         }
-        // lib.optionalAttrs cuda {
-          # It reads the state of the cards from the driver.
-          PrivateDevices = false;
-          DeviceAllow = [
-            "char-nvidia-frontend rw"
-            "char-nvidia rw"
-            "char-nvidia-uvm rw"
-          ];
-        };
+        # It reads the state of the cards from the driver.
+        // lib.optionalAttrs cuda cardAccess;
     };
   };
 }
