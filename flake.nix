@@ -26,6 +26,17 @@
         inherit system;
         config.allowUnfree = true;
       };
+      # Nix checks the outputs in the order in which their names first occur here. The evaluation cases are the first:
+      # later the hosts would hold their memory meanwhile.
+      checks = import ./modules/packages/checks.nix {
+        inherit
+          evaluation
+          self
+          pkgs
+          packages
+          ;
+      };
+      evaluation = import ./modules/packages/evaluation.nix { inherit self pkgs; };
       packages = import ./modules/packages { inherit self pkgs disko; };
       role = module: {
         imports = [
@@ -38,7 +49,10 @@
         module: specialArgs:
         nixpkgs.lib.nixosSystem {
           inherit system specialArgs;
-          modules = [ (role module) ];
+          modules = [
+            (role module)
+            { nixpkgs.pkgs = pkgs; }
+          ];
         };
     in
     {
@@ -72,7 +86,7 @@
 
       packages.${system} = packages;
       apps.${system} = import ./modules/packages/apps.nix { inherit pkgs packages; };
-      checks.${system} = import ./modules/packages/checks.nix { inherit self pkgs packages; };
+      checks.${system} = checks;
       devShells.${system}.default = import ./modules/packages/shell.nix { inherit pkgs; };
       formatter.${system} = pkgs.nixfmt-tree;
       templates.default = {

@@ -16,6 +16,8 @@ in
 
   config = lib.mkIf cfg.enable {
     users.mutableUsers = lib.mkDefault false;
+    # The manual of NixOS: every system would be evaluated once more for its list of options.
+    documentation.nixos.enable = lib.mkDefault false;
     # A panic or a hang ends in a reboot: the machine has no operator on site.
     boot.kernel.sysctl."kernel.panic" = lib.mkDefault 10;
     systemd.settings.Manager.RuntimeWatchdogSec = lib.mkDefault "${toString cfg.watchdogSec}s";

@@ -82,12 +82,15 @@ let
         "get_mempolicy"
         "move_pages"
         "migrate_pages"
-      ];
+      ]
+      # torch's symmetric memory opens the allocations of the other workers by their file descriptors.
+      ++ lib.optional (cuda && replica.engine.tensor_parallel > 1) "pidfd_getfd";
       # The engine reads /proc/meminfo and /proc/cpuinfo to size its caches, /proc/driver/nvidia to find the cards.
       ProcSubset = "all";
       LimitMEMLOCK = "infinity"; # pinned host buffers
       LimitNOFILE = 65536; # one socket per stream, one file per shard
-      ReadOnlyPaths = [ appliance.models.store.path ];
+      # The folder is absent on a host whose engines need no weights, as with the mock.
+      ReadOnlyPaths = [ "-${appliance.models.store.path}" ];
     }
     // lib.optionalAttrs cuda {
       inherit (cardAccess) PrivateDevices;
@@ -136,6 +139,8 @@ let
       environment = {
         HOME = "%C/appliance-engine-${replica.name}";
         HF_HOME = appliance.models.store.path;
+        # Code of a model (`trust-remote-code`) is copied here; its default is below HF_HOME, which is read-only.
+        HF_MODULES_CACHE = "%C/appliance-engine-${replica.name}/modules";
         # The first start compiles kernels; the cache keeps them, separate for each replica.
         XDG_CACHE_HOME = "%C/appliance-engine-${replica.name}";
         # Workers connect over loopback; by default they would use the LAN address, which the sandbox blocks.
@@ -148,6 +153,8 @@ let
         CUDA_HOME = "${cfg.cudaEnvironment}/${cfg.cudaHome}";
         TRITON_LIBCUDA_PATH = "/run/opengl-driver/lib";
         LD_LIBRARY_PATH = "/run/opengl-driver/lib";
+        # FlashInfer links its kernels against -lcuda, which only the running driver has.
+        FLASHINFER_EXTRA_LDFLAGS = "-L/run/opengl-driver/lib";
         CC = lib.getExe' pkgs.gcc "gcc";
       }
       // lib.optionalAttrs (appliance.gpu.peerToPeer == "off") { NCCL_P2P_DISABLE = "1"; };

@@ -26,6 +26,9 @@ let
   unit = description: arguments: {
     inherit description;
     path = tools;
+    # As root, nix-env would open the store itself and remount it writable, which the sandbox forbids. The daemon does
+    # it for this unit.
+    environment.NIX_REMOTE = "daemon";
     # The switch that this unit may have requested must not stop it.
     restartIfChanged = false;
     stopIfChanged = false;
@@ -54,7 +57,8 @@ let
       # It changes the loader's configuration, the profiles, and the EFI variables, which are in /sys and have the
       # immutable flag.
       ReadWritePaths = [
-        esp
+        # A virtual machine of the tests has no boot partition.
+        "-${esp}"
         "-/nix/var/nix"
         "-/sys/firmware/efi/efivars"
       ];

@@ -1,5 +1,10 @@
 # The cards: open driver, persistence, and peer-to-peer access over PCIe.
-{ config, lib, ... }:
+{
+  config,
+  lib,
+  options,
+  ...
+}:
 let
   cfg = config.appliance.gpu;
   spanning = lib.attrNames (
@@ -56,7 +61,8 @@ in
       nvidiaSettings = lib.mkDefault false;
       modesetting.enable = lib.mkDefault false;
     };
-    nixpkgs.config.allowUnfree = true;
+    # A flake that gives a `pkgs` of its own configures it itself; NixOS refuses both.
+    nixpkgs.config = lib.mkIf (!options.nixpkgs.pkgs.isDefined) { allowUnfree = true; };
 
     boot.kernelParams = lib.mkMerge [
       # Without these, PCIe links that sleep may go down under load.

@@ -1,6 +1,6 @@
-# The contents of the ISO, from which disko-install works without a network. They are the finished system, the script
-# that partitions the disk, and the sources for the evaluation. The installer builds that script again, because the device of the disk
-# is known only then.
+# The contents of the ISO, from which disko-install works without a network: the finished system, the sources for the
+# evaluation, and the inputs of what the installer builds. It builds the scripts that partition and mount the disk, since
+# the device is known only then, and a list of the system's store paths.
 {
   lib,
   target,
@@ -8,13 +8,19 @@
 }:
 let
   inherit (target.config.system) build;
+  built = [
+    build.diskoScript
+    build.formatScript
+    build.mountScript
+    (target.pkgs.closureInfo { rootPaths = [ ]; })
+  ];
   sources = flake: [ flake.outPath ] ++ lib.concatMap sources (lib.attrValues (flake.inputs or { }));
 in
 [
   build.toplevel
   build.diskoScript
-  build.diskoScript.drvPath
-  target.pkgs.stdenv.drvPath
-  (target.pkgs.closureInfo { rootPaths = [ ]; }).drvPath
 ]
+# Not the derivations themselves (`drvPath`): with all that they were built from, down to the compiler's bootstrap, the
+# ISO would have gigabytes more. tests/nix/test_offline_install.py follows the graph of the derivations.
+++ map (derivation: derivation.inputDerivation) built
 ++ lib.unique (lib.concatMap sources (lib.attrValues inputs))

@@ -18,6 +18,10 @@ in
     };
   };
 
+  # disko-install evaluates the host with the EFI variables on. Another value here would be another system, which the
+  # ISO would have to build without a network.
+  config.boot.loader.efi.canTouchEfiVariables = lib.mkDefault true;
+
   # Drivers that the first stage needs for any disk the appliance may be installed on.
   config.boot.initrd.availableKernelModules = [
     "nvme"

@@ -25,6 +25,9 @@ while [ $# -gt 0 ]; do
   esac
 done
 
+# disko-install requires root too, but only after the serial number was typed.
+[ "$(id -u)" = 0 ] || fail "this needs root; run sudo appliance-install"
+
 limit() { grep -oP "^$1=\K.*" "$etc/limits"; }
 
 check_firmware() {

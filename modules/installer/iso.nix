@@ -46,7 +46,7 @@ in
       "vfat"
       "ext4"
     ];
-    services.getty.helpLine = "To install: appliance-install. It shows what it would erase and requires a confirmation.";
+    services.getty.helpLine = "To install: sudo appliance-install. It shows what it would erase and requires a confirmation.";
     nix.settings.experimental-features = [
       "nix-command"
       "flakes"

@@ -165,8 +165,12 @@ in
           ExecStart = "${lib.getExe' pkgs.iputils "ping"} -q -n -I wg0 -i ${toString cfg.keepaliveSec} ${peer.address}";
           Restart = "always";
           RestartSec = cfg.keepaliveSec;
-          # It sends echo requests through the tunnel: an unprivileged ICMP socket, to that peer only.
-          RestrictAddressFamilies = [ "AF_INET" ];
+          # It sends echo requests through the tunnel: an unprivileged ICMP socket, to that peer only. ping looks up
+          # the interface over netlink.
+          RestrictAddressFamilies = [
+            "AF_INET"
+            "AF_NETLINK"
+          ];
           IPAddressAllow = peer.address;
         };
       }

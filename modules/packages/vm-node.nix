@@ -8,6 +8,7 @@
   appliance = {
     base.enable = true;
     engines.enable = true;
+    models.enable = true;
     gateway.enable = true;
     smoke.enable = true;
     network.firewall.enable = true;

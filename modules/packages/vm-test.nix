@@ -10,7 +10,11 @@
     gpu.wait_for_unit("appliance-gateway.service")
     gpu.wait_for_open_port(8000)
     with subtest("the smoke test passes after boot"):
-        gpu.wait_until_succeeds("systemctl is-active appliance-smoke.service", timeout=300)
+        # A oneshot unit that has ended is inactive, whatever its result.
+        show = "systemctl show --value --property"
+        gpu.wait_until_succeeds(f'test "$({show} ExecMainExitTimestampMonotonic appliance-smoke.service)" != 0', timeout=300)
+        result = gpu.succeed(f"{show} Result appliance-smoke.service").strip()
+        assert result == "success", result
     with subtest("a request without a key is rejected"):
         status = gpu.succeed("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8000/v1/models")
         assert status == "401", status

@@ -16,7 +16,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKER = Path(os.environ.get("NIX_CHECK", ROOT.parent / "shared" / "nix-check"))
+REAL = Path(os.environ.get("NIX_REAL", ROOT.parent / "shared" / "nix-real")) / "nix-real"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nix-check"
+NOT_SET_UP = 3
+"""Exit code of nix-real on a machine without a real nixpkgs."""
+
 NOT_A_PACKAGE = {"lib", "system", "config", "formats", "stdenv", "writeText", "callPackage", "path"}
 
 
@@ -123,6 +127,18 @@ def _evaluate(text: str) -> subprocess.CompletedProcess[str]:
 def value(only: str | None = None) -> Any:
     """Return the result of :func:`run`; fail the test with the error of Nix if it does not evaluate."""
     done = run(only)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+@cache
+def real(attribute: str) -> Any:
+    """Return an attribute of the flake, evaluated against a real nixpkgs; skip the test if none is set up here."""
+    if not REAL.exists():
+        pytest.skip(f"NOT CHECKED: {REAL} is absent; nothing was evaluated against a real nixpkgs")
+    done = run_process([REAL, "eval", ROOT, "--attr", attribute])
+    if done.returncode == NOT_SET_UP:
+        pytest.skip("NOT CHECKED: nix-real has no nixpkgs here; run `nix-real setup`, see its README")
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
 

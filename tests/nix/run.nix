@@ -38,13 +38,21 @@ let
       (config.systemd.services.appliance-gateway.serviceConfig or { })
       ((case.forces or (_: null)) config)
     ];
+  # Cases without a module of their own share the configuration of their host.
+  plain = lib.mapAttrs (_: host: evaluate [ host ]) hosts;
+  configOf =
+    case:
+    if case ? module then
+      evaluate [
+        hosts.${case.host}
+        case.module
+      ]
+    else
+      plain.${case.host};
   outcome =
     case:
     let
-      config = evaluate [
-        hosts.${case.host}
-        (case.module or { })
-      ];
+      config = configOf case;
       failed = map (a: oneLine a.message) (lib.filter (a: !a.assertion) config.assertions);
     in
     if case ? errors then
@@ -69,7 +77,7 @@ let
     else
       {
         inherit failed;
-        site = config.environment.etc."appliance/appliance.json".source.text or null;
+        site = config.environment.etc."appliance/appliance.json".source.value or null;
         got = if case ? gives then case.gives config else null;
         fault =
           if failed != [ ] then
@@ -82,11 +90,18 @@ let
 in
 {
   outcomes = lib.mapAttrs (_: outcome) cases;
+  # The fault and the failed assertions alone, evaluated at once, so that each configuration can be freed.
+  summaries = lib.mapAttrs (
+    _: case:
+    let
+      result = outcome case;
+      summary = {
+        inherit (result) fault;
+        failed = result.failed or [ ];
+      };
+    in
+    builtins.deepSeq summary summary
+  ) cases;
   # The evaluation stops with the error of the module system.
-  stop =
-    case:
-    forced case (evaluate [
-      hosts.${case.host}
-      (case.module or { })
-    ]);
+  stop = case: forced case (configOf case);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_case(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         return
     # `appliance check` validates the rendered file, as in the NixOS build.
     site = tmp_path / "appliance.json"
-    site.write_text(outcome["site"])
+    site.write_text(json.dumps(outcome["site"]))
     code = main(["check", str(site)])
     output = capsys.readouterr()
     if case["kind"] == "invalid":

@@ -40,6 +40,7 @@ class InstallMachine:
             "FAKE_MOUNT": "",
             "FAKE_LABEL": "",
             "FAKE_SERIAL": SERIAL,
+            "FAKE_USER": "0",
         }
         environment |= {
             "APPLIANCE_ROOT": str(self.root),
@@ -76,7 +77,8 @@ def machine(tmp_path: Path) -> InstallMachine:
     made.write("etc/appliance-installer/allowed_signers", "")
     made.write("bin/lsblk", LSBLK)
     made.write("bin/disko-install", f'#!/bin/bash\necho "$@" >> {tmp_path}/disko.log\n')
-    for tool in ("lsblk", "disko-install"):
+    made.write("bin/id", '#!/bin/bash\necho "$FAKE_USER"\n')
+    for tool in ("lsblk", "disko-install", "id"):
         (tmp_path / "bin" / tool).chmod(0o755)
     return made
 
@@ -96,6 +98,15 @@ def test_any_other_input_erases_nothing(machine: InstallMachine, typed: str) -> 
     assert done.returncode == 5
     assert "is not the serial number of /dev/nvme0n1; nothing was changed" in done.stderr
     assert machine.erased == ""
+
+
+def test_another_user_than_root_is_refused_before_the_serial_number(machine: InstallMachine) -> None:
+    """The ISO logs in as nixos, and disko-install would refuse only after the confirmation."""
+    machine.environment["FAKE_USER"] = "1000"
+    done = machine.install(typed=f"{SERIAL}\n")
+    assert done.returncode == 1
+    assert done.stderr == "appliance-install: this needs root; run sudo appliance-install\n"
+    assert done.stdout == machine.erased == ""
 
 
 def test_check_erases_nothing(machine: InstallMachine) -> None:

@@ -6,6 +6,19 @@ let
   input = c: c.networking.nftables.tables.appliance.content;
   api = c: lib.filter (lib.hasInfix "dport 8000") (lib.splitString "\n" (input c));
   virtual = c: c.services.nginx.virtualHosts."llm.example.org";
+  # An nginx of `version`. NixOS overrides the package, which would drop a plain attribute.
+  nginxAt =
+    version:
+    { pkgs, ... }:
+    let
+      package = pkgs.nginx // {
+        inherit version;
+        override = _: package;
+      };
+    in
+    {
+      services.nginx = { inherit package; };
+    };
 in
 {
   "a peer without its key" = {
@@ -156,23 +169,21 @@ in
 
   "HTTP/2 on a broken nginx" = {
     host = "vps";
-    module.services.nginx.virtualHosts."llm.example.org".http2 = true;
+    module = {
+      imports = [ (nginxAt "1.30.6") ];
+      services.nginx.virtualHosts."llm.example.org".http2 = true;
+    };
     refuses = "has memory corruption there (CVE-2026-123007, fixed in 1.30.7)";
   };
   "HTTP/2 stays off before 1.30.7" = {
     host = "vps";
+    module = nginxAt "1.30.6";
     gives = c: (virtual c).http2;
     is = false;
   };
   "HTTP/2 is on from 1.30.7" = {
     host = "vps";
-    module =
-      { pkgs, ... }:
-      {
-        services.nginx.package = pkgs.nginx // {
-          version = "1.30.7";
-        };
-      };
+    module = nginxAt "1.30.7";
     gives = c: (virtual c).http2;
     is = true;
   };
@@ -209,12 +220,15 @@ in
   };
   "the edge requires the rules of the firewall" = {
     host = "vps";
-    gives = c: map (unit: { inherit (c.systemd.services.${unit}) requires after; }) [ "nginx" ];
+    gives =
+      c:
+      map (lib.elem "nftables.service") [
+        c.systemd.services.nginx.requires
+        c.systemd.services.nginx.after
+      ];
     is = [
-      {
-        requires = [ "nftables.service" ];
-        after = [ "nftables.service" ];
-      }
+      true
+      true
     ];
   };
   "a host that connects sends keepalives" = {
@@ -227,6 +241,14 @@ in
       persistentKeepalive = 5;
       watch = true;
     };
+  };
+  "the keepalives look up the interface over netlink" = {
+    host = "gpu";
+    gives = c: c.systemd.services.appliance-tunnel-watch-vps.serviceConfig.RestrictAddressFamilies;
+    is = [
+      "AF_INET"
+      "AF_NETLINK"
+    ];
   };
   "a host that only listens sends no keepalives" = {
     host = "vps";

@@ -7,6 +7,16 @@
     module.appliance.memory.hugepage.reserveGiB = 4;
     errors = "The option `appliance.memory.hugepage' does not exist";
   };
+  "a typo in an option of the trial" = {
+    host = "gpu";
+    module.appliance.trial.deadline = 1800;
+    errors = "The option `appliance.trial.deadline' does not exist";
+  };
+  "a typo in an option of the tunnel" = {
+    host = "vps";
+    module.appliance.network.wireguard.peers.gpu.endpoints = [ "203.0.113.9:51820" ];
+    errors = "wireguard.peers.gpu.endpoints' does not exist";
+  };
   "a secret in the store" = {
     host = "gpu";
     module.appliance.gateway.credentials.admin = ./default.nix;

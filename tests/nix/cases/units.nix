@@ -3,6 +3,11 @@
 let
   service = name: c: c.systemd.services.${name}.serviceConfig;
   engines = c: lib.filter (lib.hasPrefix "appliance-engine-") (lib.attrNames c.systemd.services);
+  # GRUB is the default of NixOS without systemd-boot, and requires a device.
+  withoutLoader.boot.loader = {
+    systemd-boot.enable = lib.mkForce false;
+    grub.enable = false;
+  };
 in
 {
   "a unit per replica" = {
@@ -69,6 +74,59 @@ in
       replicas = lib.mkForce 1;
     };
     refuses = "engines.agents: this flake has no CPU build of vLLM";
+  };
+  "an engine finds what it compiles and links with" = {
+    host = "gpu";
+    gives = c: {
+      inherit (c.systemd.services."appliance-engine-agents.0".environment)
+        FLASHINFER_EXTRA_LDFLAGS
+        HF_MODULES_CACHE
+        TRITON_LIBCUDA_PATH
+        ;
+    };
+    is = {
+      FLASHINFER_EXTRA_LDFLAGS = "-L/run/opengl-driver/lib";
+      HF_MODULES_CACHE = "%C/appliance-engine-agents.0/modules";
+      TRITON_LIBCUDA_PATH = "/run/opengl-driver/lib";
+    };
+  };
+  "an engine starts on a host without a model store" = {
+    host = "gpu";
+    module.appliance.models.enable = lib.mkForce false;
+    gives = c: (service "appliance-engine-agents.0" c).ReadOnlyPaths;
+    is = [ "-/var/lib/appliance-models" ];
+  };
+  "only an engine that spans cards may open the descriptors of its workers" = {
+    host = "gpu";
+    module.appliance.gpu.peerToPeer = "off";
+    module.appliance.settings.engines = {
+      agents = {
+        replicas = lib.mkForce 1;
+        gpus = lib.mkForce [ 0 ];
+      };
+      wide = {
+        host = "gpu";
+        model = "qwen3-30b";
+        gpus = [
+          0
+          1
+        ];
+        tensor_parallel = 2;
+        context = 4096;
+        concurrency = 2;
+        port = 8200;
+      };
+    };
+    gives =
+      c:
+      map (name: lib.elem "pidfd_getfd" (service "appliance-engine-${name}" c).SystemCallFilter) [
+        "agents"
+        "wide"
+      ];
+    is = [
+      false
+      true
+    ];
   };
   "engines connect to this host only" = {
     host = "gpu";
@@ -145,6 +203,17 @@ in
       params = false;
     };
   };
+  "a trial changes profiles through the daemon of Nix, and needs no boot partition to start" = {
+    host = "gpu";
+    gives = c: {
+      inherit (c.systemd.services.appliance-trial-passed.environment) NIX_REMOTE;
+      writes = lib.head (service "appliance-trial-passed" c).ReadWritePaths;
+    };
+    is = {
+      NIX_REMOTE = "daemon";
+      writes = "-/boot";
+    };
+  };
   "an enforced trial" = {
     host = "gpu";
     module.appliance.smoke.enforce = true;
@@ -179,13 +248,15 @@ in
         r = c.specialisation.rescue.configuration;
       in
       {
-        inherit (r.appliance) engines gateway gpu;
+        enabled = lib.mapAttrs (_: part: part.enable) { inherit (r.appliance) engines gateway gpu; };
         key = r.boot.loader.systemd-boot.sortKey;
       };
     is = {
-      engines.enable = false;
-      gateway.enable = false;
-      gpu.enable = false;
+      enabled = {
+        engines = false;
+        gateway = false;
+        gpu = false;
+      };
       key = "zz-rescue";
     };
   };
@@ -219,9 +290,7 @@ in
   };
   "no rescue entry without systemd-boot" = {
     host = "gpu";
-    module = {
-      boot.loader.systemd-boot.enable = lib.mkForce false;
-    };
+    module = withoutLoader;
     gives = c: c.specialisation or { };
     is = { };
   };
@@ -240,8 +309,8 @@ in
   "an enforced trial without systemd-boot" = {
     host = "gpu";
     module = {
+      imports = [ withoutLoader ];
       appliance.smoke.enforce = true;
-      boot.loader.systemd-boot.enable = lib.mkForce false;
     };
     refuses = "appliance.smoke.enforce needs systemd-boot";
   };
@@ -391,6 +460,12 @@ in
     host = "my-gpu";
     gives = engines;
     is = [ "appliance-engine-chat" ];
+  };
+  # disko-install evaluates the host with the EFI variables on; another value would be another system.
+  "the template's GPU server is the system that the installer evaluates" = {
+    host = "my-gpu";
+    gives = c: c.boot.loader.efi.canTouchEfiVariables;
+    is = true;
   };
   "the template's VPS" = {
     host = "my-vps";
