@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import zipfile
 from collections.abc import Iterator
 from email.parser import HeaderParser
@@ -12,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from tools.wheels import elf
-from tools.wheels.sources import TARGET_PYTHON, Wheel, normalised
+from tools.wheels.sources import TARGET_PYTHON, Wheel, digest_path, normalised
 
 TARGET = {
     "implementation_name": "cpython",
@@ -79,6 +81,39 @@ def libraries(wheels: list[Wheel], folder: Path) -> Iterator[tuple[Wheel, str, e
 def provided(names: Iterator[str]) -> set[str]:
     """Return the file names of ``names``: autoPatchelf resolves libraries by file name, and so does the check."""
     return {PurePosixPath(name).name for name in names}
+
+
+def blake2b_path(file: Path) -> str:
+    """Return the folder that the index gives to a file with the content of ``file``."""
+    with file.open("rb") as stream:
+        return digest_path(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=32)).hexdigest())
+
+
+def claimed_twice(wheels: list[Wheel], folder: Path) -> tuple[int, int, list[str]]:
+    """Compare the files that the wheels install.
+
+    Returns:
+        The number of files, and the number that several wheels have with equal content. Then a line for each file
+        with different contents, of which the installation would keep any one.
+    """
+    claims: dict[str, dict[str, int]] = {}
+    for wheel in wheels:
+        with zipfile.ZipFile(folder / wheel.file) as archive:
+            for entry in archive.infolist():
+                if not entry.is_dir():
+                    claims.setdefault(_installed(entry.filename), {})[wheel.name] = entry.CRC
+    several = {path: users for path, users in claims.items() if len(users) > 1}
+    different = {path: users for path, users in several.items() if len(set(users.values())) > 1}
+    wrong = [f"{path} is in {', '.join(users)}, with different contents" for path, users in different.items()]
+    return len(claims), len(several) - len(different), wrong
+
+
+def _installed(name: str) -> str:
+    """Return where a file of a wheel is installed, relative to the modules' folder or the scheme's."""
+    match = re.fullmatch(r"[^/]+\.data/(purelib|platlib|[^/]+)/(.+)", name)
+    if match is None:
+        return name
+    return match[2] if match[1] in {"purelib", "platlib"} else f"<{match[1]}>/{match[2]}"
 
 
 def _metadata(path: Path) -> tuple[str, list[str]]:
