@@ -89,14 +89,15 @@ stdenv.mkDerivation {
     done
 
     # The store is read-only: without bytecode each engine would compile its modules anew at every start. Python must
-    # not compare it with the source, whose first lines and timestamps the fixup phase changes.
+    # not compare it with the source, whose first lines and timestamps the fixup phase changes. The start of Python
+    # itself has already written some in the default format: -f replaces it.
     for file in ${lib.escapeShellArgs notPython}; do
       if [ ! -e "$out/${site}/$file" ]; then
         echo "engine-cuda: $file is in the list notPython, but no wheel has it: remove it from the list" >&2
         exit 1
       fi
     done
-    if ! PYTHONHASHSEED=0 "$out/bin/python" -m compileall -q -j "$NIX_BUILD_CORES" \
+    if ! PYTHONHASHSEED=0 "$out/bin/python" -m compileall -f -q -j "$NIX_BUILD_CORES" \
       --invalidation-mode unchecked-hash \
       ${
         lib.optionalString (notPython != [ ])

@@ -60,7 +60,11 @@ def install_phase(not_python: tuple[str, ...]) -> str:
 
 
 def install(
-    tmp_path: Path, header: str = DECLARATIONS, module: str = "x = 1\n", not_python: tuple[str, ...] = ()
+    tmp_path: Path,
+    header: str = DECLARATIONS,
+    module: str = "x = 1\n",
+    start: str = "",
+    not_python: tuple[str, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run the phase as setup.sh does; of its functions only two are used."""
     folder = tmp_path / "store"
@@ -120,6 +124,13 @@ def test_bytecode_is_made_and_never_compared_with_the_source(tmp_path: Path) -> 
     source.write_text("raise SystemExit('compiled anew')\n")
     program = [tmp_path / "out/bin/python", "-c", "import vllm; print(vllm.x)"]
     assert checker.output_of(program) == "1\n"
+
+
+def test_bytecode_that_the_start_of_python_wrote_is_replaced(tmp_path: Path) -> None:
+    """Packages with a .pth file are imported by each start, also by that of the compilation itself."""
+    assert install(tmp_path, start="import vllm\n").returncode == 0
+    (cached,) = (site(tmp_path) / "vllm/__pycache__").glob("*.pyc")
+    assert int.from_bytes(cached.read_bytes()[4:8], "little") == UNCHECKED_HASH
 
 
 def test_a_module_that_does_not_compile_stops_the_build(tmp_path: Path) -> None:

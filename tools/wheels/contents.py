@@ -83,18 +83,22 @@ def provided(names: Iterator[str]) -> set[str]:
     return {PurePosixPath(name).name for name in names}
 
 
+LEFTOVERS = {"build_backend.py": "the wheels' own build left it, and nothing imports it"}
+"""Files that several wheels have with different contents, to no effect, and why."""
+
+
 def blake2b_path(file: Path) -> str:
     """Return the folder that the index gives to a file with the content of ``file``."""
     with file.open("rb") as stream:
         return digest_path(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=32)).hexdigest())
 
 
-def claimed_twice(wheels: list[Wheel], folder: Path) -> tuple[int, int, list[str]]:
+def claimed_twice(wheels: list[Wheel], folder: Path) -> tuple[int, dict[str, list[str]]]:
     """Compare the files that the wheels install.
 
     Returns:
-        The number of files, and the number that several wheels have with equal content. Then a line for each file
-        with different contents, of which the installation would keep any one.
+        The number of files. Then, by file, the wheels that have it with different contents. The installation would
+        keep any one of them.
     """
     claims: dict[str, dict[str, int]] = {}
     for wheel in wheels:
@@ -102,10 +106,8 @@ def claimed_twice(wheels: list[Wheel], folder: Path) -> tuple[int, int, list[str
             for entry in archive.infolist():
                 if not entry.is_dir():
                     claims.setdefault(_installed(entry.filename), {})[wheel.name] = entry.CRC
-    several = {path: users for path, users in claims.items() if len(users) > 1}
-    different = {path: users for path, users in several.items() if len(set(users.values())) > 1}
-    wrong = [f"{path} is in {', '.join(users)}, with different contents" for path, users in different.items()]
-    return len(claims), len(several) - len(different), wrong
+    different = {path: list(users) for path, users in claims.items() if len(set(users.values())) > 1}
+    return len(claims), different
 
 
 def _installed(name: str) -> str:
