@@ -69,10 +69,11 @@ def install(
     """Run the phase as setup.sh does; of its functions only two are used."""
     folder = tmp_path / "store"
     folder.mkdir()
+    modules = {"vllm/__init__.py": module, "start.pth": start}
     crt = {"nvidia/cu13/include/crt/math_functions.h": header, "nvidia/cu13/lib/libcudart.so.13": ""}
     wheels = [
         small_wheel(folder, "nvidia_cuda_crt", crt),
-        small_wheel(folder, "vllm", {"vllm/__init__.py": module}),
+        small_wheel(folder, "vllm", modules),
     ]
     script = 'set -eu\nshopt -s nullglob\nrunHook() { :; }\nstripHash() { basename "$1"; }\n'
     environment = {
