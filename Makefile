@@ -8,10 +8,15 @@
 # SEEDS="1 2"    The machines that `make test-boot` boots, one for each seed.
 # WORKERS=4      Processes of `make test` that run in parallel. Most tests wait, so the default exceeds two cores.
 # ONCE=1         End after the smoke test, with its exit code.
+# ENGINE_PYTHON=…  The Python 3.13 with which `make lock-engine` resolves.
+# WHEELS=…       A folder that keeps the wheels of `make verify-wheels`, for the next run and for `make prove-engine`.
+# NIX=… NIXPKGS=… WORK=…  For `make prove-engine`: the program nix, a whole nixpkgs, a folder with 16 GB of room.
 # TORCH_INDEX=…  The address of torch's CPU build, if pip is not set up for it. pytorch.org shows it for "CPU".
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENGINE ?= vllm
+ENGINE_PYTHON ?= python3.13
+NIX ?= nix
 MODEL ?= auto
 SEEDS ?= 1 2 3
 WORKERS ?= 4
@@ -20,8 +25,8 @@ export TORCH_INDEX
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONEXECUTABLE PYTHONUSERBASE PYTHONSTARTUP
 unexport PYTHONINSPECT PYTHONOPTIMIZE
 
-.PHONY: up test test-boot test-network network-table lint fmt lock lock-clients lock-engine verify-wheels options-doc calibrate
-.PHONY: bench clean
+.PHONY: up test test-boot test-network network-table lint fmt lock lock-clients lock-engine verify-wheels
+.PHONY: prove-engine options-doc calibrate bench clean
 
 PORTS = $(if $(PORT),--port='$(PORT)') $(if $(ENGINE_PORT),--engine-port='$(ENGINE_PORT)')
 
@@ -71,10 +76,14 @@ lock-clients:
 	$(PYTHON) -m tests.clients.install --lock
 
 lock-engine:
-	.venv/bin/python -m tools.wheels.lock_engine --python python3.13
+	.venv/bin/python -m tools.wheels.lock_engine --python '$(ENGINE_PYTHON)'
 
 verify-wheels:
-	.venv/bin/python -m tools.wheels.verify_wheels
+	.venv/bin/python -m tools.wheels.verify_wheels $(if $(WHEELS),--wheels '$(WHEELS)')
+
+prove-engine:
+	$(if $(and $(NIXPKGS),$(WHEELS),$(WORK)),,$(error set NIXPKGS, WHEELS and WORK; the head of the Makefile describes them))
+	.venv/bin/python -m tools.wheels.prove_engine --nix '$(NIX)' --nixpkgs '$(NIXPKGS)' --wheels '$(WHEELS)' --work '$(WORK)'
 
 options-doc:
 	.venv/bin/python -m tools.options_doc

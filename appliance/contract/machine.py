@@ -28,8 +28,8 @@ class Pins(Section):
     driver: str = Field(description="Version of the NVIDIA driver.", examples=["595.71.05"])
     cuda: str = Field(description="CUDA runtime inside the engine's environment.", examples=["13.0"])
     python: str = Field(description="Python of that environment.", examples=["3.13"])
-    torch: str = Field(description="torch in it.", examples=["2.13.0"])
-    vllm: str = Field(description="vLLM in it.", examples=["0.32.0"])
+    torch: str = Field(description="torch in it.", examples=["2.14.0"])
+    vllm: str = Field(description="vLLM in it.", examples=["0.33.0"])
 
 
 class Cards(Section):

@@ -72,7 +72,7 @@ def media_options(domains: tuple[str, ...]) -> list[str]:
 
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks for which vLLM 0.32.0 has kernels (``MaxLoRARanks`` in vllm/config/lora.py)."""
+"""Ranks for which vLLM 0.33.0 has kernels (``MaxLoRARanks`` in vllm/config/lora.py)."""
 
 
 def _lora_rank(rank: int) -> int:

@@ -22,7 +22,7 @@ PLAIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?(/[!-\[\]-~]*)?")
 """An address without user, backslash, space or letters outside ASCII."""
 
 FIELDS = ("messages", "input", "query", "queries", "documents", "items", "data_1", "data_2", "text_1", "text_2")
-"""Fields of a body with content parts: conversations, inputs of scoring and ranking (vLLM 0.32.0's protocols)."""
+"""Fields of a body with content parts: conversations, inputs of scoring and ranking (vLLM 0.33.0's protocols)."""
 
 PARTS = ("content", "output")
 """Fields of an item with content parts; ``output`` is a tool's result in /v1/responses, which may have images."""

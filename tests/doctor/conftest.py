@@ -118,8 +118,8 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
             "kernel_parameters": ["transparent_hugepage=madvise", "pcie_aspm=off"],
             "cards": {
                 "pins": {
-                    "kernel": "6.18", "driver": "595.71.05", "cuda": "13.0", "python": "3.13", "torch": "2.13.0",
-                    "vllm": "0.32.0",
+                    "kernel": "6.18", "driver": "595.71.05", "cuda": "13.0", "python": "3.13", "torch": "2.14.0",
+                    "vllm": "0.33.0",
                 },
                 "numa_pinned": True,
                 "peer_to_peer": "iommu-off",
@@ -152,7 +152,7 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
         host.set_output("nft", nft_json(accepts("tcp", port), accepts("tcp", 22), accepts("udp", 546)))
         host.write("/proc/sys/kernel/osrelease", "6.18.53\n")
         packages = f"{env}/lib/python3.13/site-packages"
-        for name in ("vllm-0.32.0", "torch-2.13.0+cu130", "nvidia_cuda_runtime-13.0.96"):
+        for name in ("vllm-0.33.0", "torch-2.14.0+cu130", "nvidia_cuda_runtime-13.0.96"):
             (root / packages.lstrip("/") / f"{name}.dist-info").mkdir(parents=True)
         host.write("/proc/meminfo", f"MemTotal:       {128 * 2**20} kB\n")
         host.write("/proc/sys/vm/nr_hugepages", "0\n")

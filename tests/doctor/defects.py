@@ -122,7 +122,7 @@ DEFECTS: dict[str, list[tuple[str, Defect, str, str]]] = {
             "595.71.05",
         ),
         ("another kernel", _text("/proc/sys/kernel/osrelease", "6.12.1\n"), "fail", "pinned is 6.18"),
-        ("another vLLM", lambda h: _rename(h, "vllm-0.32.0", "vllm-0.19.0"), "fail", "0.19.0; pinned is 0.32.0"),
+        ("another vLLM", lambda h: _rename(h, "vllm-0.33.0", "vllm-0.19.0"), "fail", "0.19.0; pinned is 0.33.0"),
         (
             "another CUDA",
             lambda h: _rename(h, "nvidia_cuda_runtime-13.0.96", "nvidia_cuda_runtime-12.8.1"),
@@ -131,7 +131,7 @@ DEFECTS: dict[str, list[tuple[str, Defect, str, str]]] = {
         ),
         (
             "no torch",
-            _remove("/nix/store/e-engine/lib/python3.13/site-packages/torch-2.13.0+cu130.dist-info"),
+            _remove("/nix/store/e-engine/lib/python3.13/site-packages/torch-2.14.0+cu130.dist-info"),
             "unknown",
             "is not found",
         ),

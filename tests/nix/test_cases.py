@@ -105,13 +105,37 @@ def test_the_lock_matches_the_flake(tmp_path: Path) -> None:
     assert done.returncode != 0
 
 
-def test_wheels_reach_fetch_pypi() -> None:
-    """The derivation of the engine fetches exactly the locked files, by the parts of their names."""
+def test_wheels_are_fetched_by_their_digests() -> None:
+    """The derivation of the engine fetches exactly the locked files, from the index that nixpkgs names."""
     engine = checker.value("engine-cuda")
-    assert engine["version"] == "0.32.0"
+    locked = json.loads((checker.ROOT / "modules/wheels.json").read_text())
+    assert engine["version"] == next(wheel["version"] for wheel in locked if wheel["name"] == "vllm")
     assert engine["inputs"] >= 1
-    for wheel in engine["srcs"]:
-        name = f"{wheel['pname']}-{wheel['version']}-{wheel['python']}-{wheel['abi']}-{wheel['platform']}.whl"
-        assert re.fullmatch(r"[0-9a-f]{64}", wheel["sha256"]), name
-        assert wheel["dist"] == wheel["python"]
+    assert engine["srcs"] == [
+        {"url": f"https://index.invalid/packages/{wheel['path']}/{wheel['file']}", "sha256": wheel["sha256"]}
+        for wheel in locked
+    ]
     assert "libcuda.so.1" in engine["autoPatchelfIgnoreMissingDeps"]
+    assert engine["appendRunpaths"][0] == "$ORIGIN"
+    assert engine["appendRunpaths"][-1] == "/run/opengl-driver/lib"
+
+
+def test_an_index_with_other_addresses_stops_the_evaluation() -> None:
+    """Without the folder "packages" in nixpkgs' address, the place of the wheels is unknown."""
+    error = checker.failure(
+        """
+        {
+          engine.description = builtins.head ((import (root + "/modules/packages/engine-cuda.nix") {
+            inherit lib;
+            pkgs = { };
+            stdenv.mkDerivation = lib.id;
+            fetchurl = arguments: arguments.url;
+            python313.pythonVersion = "3.13";
+            python313.pkgs.fetchPypi = _: { url = "https://index.invalid/files/a.whl"; };
+            autoPatchelfHook = "hook";
+            addDriverRunpath.driverLink = "/";
+          }).srcs);
+        }
+        """
+    )
+    assert "gives https://index.invalid/files/a.whl, which has no /packages/ in it" in error

@@ -64,8 +64,8 @@ def test_the_pins_are_the_tested_set(tmp_path: Path) -> None:
     cards = machine("gpu", tmp_path).cards
     assert cards is not None
     assert cards.pins.model_dump() == {
-        "kernel": "6.18", "driver": "595.71.05", "cuda": "13.0", "python": "3.13", "torch": "2.13.0",
-        "vllm": "0.32.0",
+        "kernel": "6.18", "driver": "595.71.05", "cuda": "13.0", "python": "3.13", "torch": "2.14.0",
+        "vllm": "0.33.0",
     }  # fmt: skip
 
 

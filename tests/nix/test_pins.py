@@ -6,22 +6,26 @@ import hashlib
 import json
 import struct
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from appliance.errors import ApplianceError
 from tests.nix import checker
 from tools.wheels import contents, elf, verify_wheels
 from tools.wheels.lock_engine import LOCK, WHEELS, faults
-from tools.wheels.sources import Wheel, from_report, parse_json, parse_lock, render_json, render_lock, too_new
+from tools.wheels.sources import Wheel, from_report, parse_json, parse_lock, render_json, render_lock, unfit
 
 
-def shared_library(*needed: str, machine: int = elf.X86_64) -> bytes:
+def shared_library(*needed: str, machine: int = elf.X86_64, runpath: str = "") -> bytes:
     """Return the smallest ELF file that requires the libraries ``needed``."""
-    strings = b"\0" + b"".join(name.encode() + b"\0" for name in needed)
-    offsets = [1 + sum(len(n) + 1 for n in needed[:i]) for i in range(len(needed))]
+    names = [*needed, *([runpath] if runpath else [])]
+    strings = b"\0" + b"".join(name.encode() + b"\0" for name in names)
+    offsets = [1 + sum(len(n) + 1 for n in names[:i]) for i in range(len(names))]
     start = 64 + 2 * 56
-    entries = [(elf.DT_NEEDED, o) for o in offsets] + [(elf.DT_STRTAB, start), (elf.DT_NULL, 0)]
+    tags = [elf.DT_NEEDED] * len(needed) + [elf.DT_RUNPATH] * bool(runpath)
+    entries = [*zip(tags, offsets, strict=True), (elf.DT_STRTAB, start), (elf.DT_NULL, 0)]
     dynamic = b"".join(struct.pack("<qQ", *entry) for entry in entries)
     total = start + len(strings) + len(dynamic)
     header = (
@@ -44,7 +48,8 @@ def wheel(folder: Path, name: str, requires: tuple[str, ...] = (), files: dict[s
         archive.writestr(f"{name}-1.0.dist-info/METADATA", "\n".join(lines) + "\n")
         for path, data in (files or {}).items():
             archive.writestr(path, data)
-    return Wheel(name, "1.0", file.name, hashlib.sha256(file.read_bytes()).hexdigest())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Wheel(name, "1.0", file.name, contents.blake2b_path(file), digest)
 
 
 def test_the_lock_and_the_list_have_the_same_wheels() -> None:
@@ -69,23 +74,63 @@ def test_a_changed_hash_is_reported() -> None:
     assert "is in engine-cuda.lock only" in faults(wheels[1:], LOCK.read_text())[0]
 
 
-def test_a_wheel_for_a_newer_glibc_is_reported() -> None:
-    assert too_new(Wheel("a", "1", "a-1-cp313-cp313-manylinux_2_34_x86_64.whl", ""))
-    assert not too_new(Wheel("a", "1", "a-1-cp313-cp313-manylinux_2_27_x86_64.manylinux_2_34_x86_64.whl", ""))
-    assert not too_new(Wheel("llguidance", "1", "llguidance-1-cp39-abi3-manylinux_2_31_x86_64.whl", ""))
+@pytest.mark.parametrize(
+    ("name", "file", "reason"),
+    [
+        ("a", "a-1-cp313-cp313-manylinux_2_34_x86_64.whl", "is newer than manylinux_2_28; pin an older one"),
+        ("a", "a-1-cp313-cp313-manylinux_2_27_x86_64.manylinux_2_34_x86_64.whl", None),
+        ("llguidance", "llguidance-1-cp39-abi3-manylinux_2_31_x86_64.whl", None),
+        ("a", "a-1-7-py3-none-any.whl", None),
+        ("a", "a-1-py3-none-win_amd64.whl", "is for win_amd64, not for Linux on x86_64"),
+        (
+            "a",
+            "a-1-cp313-cp313-manylinux_2_28_aarch64.whl",
+            "is for manylinux_2_28_aarch64, not for Linux on x86_64",
+        ),
+        ("a", "a-1-cp311-cp311-manylinux_2_28_x86_64.whl", "is for the ABI cp311, not for Python 3.13"),
+        ("a", "a-1-cp313-cp313.whl", "has no Python, ABI and platform tag"),
+    ],
+)
+def test_a_wheel_that_the_host_cannot_use_is_reported(name: str, file: str, reason: str | None) -> None:
+    found = unfit(Wheel(name, "1", file, "", ""))
+    assert (found is None) == (reason is None)
+    assert reason is None or reason in str(found)
+
+
+def test_a_wheel_without_a_platform_tag_in_the_lock_is_reported() -> None:
+    wheels = parse_json(WHEELS.read_text())
+    wheels[5] = replace(wheels[5], file="annotated_types-1-py3-none.whl")
+    assert faults(wheels, LOCK.read_text()) == [f"{wheels[5].file} has no Python, ABI and platform tag"]
+
+
+def test_a_path_that_is_not_a_digest_is_reported() -> None:
+    wheels = parse_json(WHEELS.read_text())
+    wheels[7] = replace(wheels[7], path=f"{wheels[7].path}0")
+    (found,) = faults(wheels, LOCK.read_text())
+    assert found.endswith("in wheels.json, not a digest; run lock_engine again")
+
+
+REPORTED = {
+    "download_info": {
+        "url": f"x/packages/01/23/{'4' * 60}/torch-2.13.0%2Bcu130-cp313-cp313-linux_x86_64.whl#sha256=0",
+        "archive_info": {"hashes": {"sha256": "a" * 64}},
+    },
+    "metadata": {"name": "Torch", "version": "2.13.0+cu130"},
+}
 
 
 def test_a_report_of_pip_becomes_a_wheel_set() -> None:
-    item = {
-        "download_info": {
-            "url": "x/torch-2.13.0%2Bcu130-cp313-cp313-linux_x86_64.whl",
-            "archive_info": {"hashes": {"sha256": "a" * 64}},
-        },
-        "metadata": {"name": "Torch", "version": "2.13.0+cu130"},
-    }
-    (found,) = from_report({"install": [item]})
+    (found,) = from_report({"install": [REPORTED]})
     assert (found.name, found.file) == ("torch", "torch-2.13.0+cu130-cp313-cp313-linux_x86_64.whl")
+    assert found.path == f"01/23/{'4' * 60}"
     assert parse_lock(render_lock([found]))["torch"] == ("2.13.0+cu130", "a" * 64)
+    assert parse_json(render_json([found])) == [found]
+
+
+def test_a_wheel_from_a_local_folder_is_rejected() -> None:
+    local = {**REPORTED, "download_info": {"url": "file:///wheels/torch-2.13.0-py3-none-any.whl"}}
+    with pytest.raises(ApplianceError, match=r"pip took torch-2.13.0-py3-none-any.whl from an address without"):
+        from_report({"install": [local]})
 
 
 def test_the_libraries_of_an_elf_file_are_read(tmp_path: Path) -> None:
@@ -137,13 +182,30 @@ def test_a_changed_wheel_is_reported(tmp_path: Path) -> None:
     assert f"{made.file} has another SHA-256 than the lock" in verify_wheels.hashes([made], tmp_path).wrong
 
 
+def test_the_path_of_another_file_is_reported(tmp_path: Path) -> None:
+    made, other = wheel(tmp_path, "a"), wheel(tmp_path, "b")
+    wrong = verify_wheels.hashes([replace(made, path=other.path)], tmp_path).wrong
+    assert f"{made.file} has the path {made.path} by its BLAKE2b, not that of wheels.json; lock again" in wrong
+    assert not any("BLAKE2b" in line for line in verify_wheels.hashes([made], tmp_path).wrong)
+
+
+def test_files_of_two_wheels_are_compared(tmp_path: Path) -> None:
+    made = [
+        wheel(tmp_path, "a", files={"same.py": b"1", "x/other.py": b"1", "a-1.0.data/scripts/run": b"1"}),
+        wheel(tmp_path, "b", files={"same.py": b"1", "b-1.0.data/purelib/x/other.py": b"2", "run": b"2"}),
+    ]
+    count, twice = contents.claimed_twice(made, tmp_path)
+    assert (count, twice) == (6, {"x/other.py": ["a", "b"]})
+
+
 def test_a_driver_too_old_for_the_wheels_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheels = parse_json(WHEELS.read_text())
     assert verify_wheels.driver(wheels).wrong == []
     old = tmp_path / "pins.nix"
-    old.write_text(verify_wheels.PINS.read_text().replace("595.71.05", "575.57.08"))
+    old.write_text(verify_wheels.PINS.read_text().replace('"580.173.02" = {', '"575.57.08" = {'))
     monkeypatch.setattr(verify_wheels, "PINS", old)
-    assert "needs driver 580 or newer; modules/pins.nix pins 575.57.08" in verify_wheels.driver(wheels).wrong[0]
+    (wrong,) = verify_wheels.driver(wheels).wrong
+    assert "needs driver 580 or newer; modules/pins.nix offers 575.57.08" in wrong
 
 
 def test_the_committed_report_is_about_this_set() -> None:
@@ -153,7 +215,7 @@ def test_the_committed_report_is_about_this_set() -> None:
     assert f"| {len(wheels)} wheels, " in text
     for name in ("vllm", "torch", "triton"):
         assert f"{name} {next(w.version for w in wheels if w.name == name)}" in text
-    assert "82 cubins" in text
-    assert "26 cubins" in text
+    assert "85 cubins" in text
+    assert "27 cubins" in text
     assert "compiled and linked a kernel" in text
     assert json.loads(verify_wheels.LIBRARIES.read_text()).keys() == {"nixpkgs", "driver", "optional"}

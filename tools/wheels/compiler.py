@@ -16,15 +16,8 @@ from tools.wheels.sources import Wheel
 HOME = "nvidia/cu13"
 """The toolkit's folder inside site-packages; CUDA_HOME points to it."""
 
-KERNEL = """
-#include <cuda_fp8.h>
-#include <cub/cub.cuh>
-__global__ void scale(float *x, __nv_fp8_e4m3 *y, int n) {
-  int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < n) y[i] = __nv_fp8_e4m3(2 * x[i]);
-}
-extern "C" void run(float *x, __nv_fp8_e4m3 *y, int n) { scale<<<(n + 255) / 256, 256>>>(x, y, n); }
-"""
+KERNEL = Path(__file__).resolve().parents[2] / "modules" / "packages" / "engine-kernel.cu"
+"""The kernel that the Nix build compiles, too."""
 
 
 def unpack_toolkit(wheels: list[Wheel], folder: Path, target: Path) -> Path:
@@ -51,9 +44,8 @@ def compile_kernel(home: Path, scratch: Path, architecture: str) -> tuple[Path |
     """Compile :data:`KERNEL`; return the shared library, or ``None``, and the end of nvcc's error output."""
     if shutil.which("g++") is None:
         return None, "g++ is missing on this machine; install it"
-    source, library = scratch / "kernel.cu", scratch / "kernel.so"
-    source.write_text(KERNEL)
+    library = scratch / "kernel.so"
     argv = [home / "bin" / "nvcc", f"-arch={architecture}", "-std=c++17", "-shared", "-Xcompiler", "-fPIC"]
-    argv += ["-o", library, source, "-cudart", "shared"]
+    argv += ["-o", library, KERNEL, "-cudart", "shared"]
     done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False)
     return (library if done.returncode == 0 else None), done.stderr[-400:]

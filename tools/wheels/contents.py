@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import zipfile
 from collections.abc import Iterator
 from email.parser import HeaderParser
@@ -12,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from tools.wheels import elf
-from tools.wheels.sources import TARGET_PYTHON, Wheel, normalised
+from tools.wheels.sources import TARGET_PYTHON, Wheel, digest_path, normalised
 
 TARGET = {
     "implementation_name": "cpython",
@@ -79,6 +81,41 @@ def libraries(wheels: list[Wheel], folder: Path) -> Iterator[tuple[Wheel, str, e
 def provided(names: Iterator[str]) -> set[str]:
     """Return the file names of ``names``: autoPatchelf resolves libraries by file name, and so does the check."""
     return {PurePosixPath(name).name for name in names}
+
+
+LEFTOVERS = {"build_backend.py": "the wheels' own build left it, and nothing imports it"}
+"""Files that several wheels have with different contents, to no effect, and why."""
+
+
+def blake2b_path(file: Path) -> str:
+    """Return the folder that the index gives to a file with the content of ``file``."""
+    with file.open("rb") as stream:
+        return digest_path(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=32)).hexdigest())
+
+
+def claimed_twice(wheels: list[Wheel], folder: Path) -> tuple[int, dict[str, list[str]]]:
+    """Compare the files that the wheels install.
+
+    Returns:
+        The number of files. Then, by file, the wheels that have it with different contents. The installation would
+        keep any one of them.
+    """
+    claims: dict[str, dict[str, int]] = {}
+    for wheel in wheels:
+        with zipfile.ZipFile(folder / wheel.file) as archive:
+            for entry in archive.infolist():
+                if not entry.is_dir():
+                    claims.setdefault(_installed(entry.filename), {})[wheel.name] = entry.CRC
+    different = {path: list(users) for path, users in claims.items() if len(set(users.values())) > 1}
+    return len(claims), different
+
+
+def _installed(name: str) -> str:
+    """Return where a file of a wheel is installed, relative to the modules' folder or the scheme's."""
+    match = re.fullmatch(r"[^/]+\.data/(purelib|platlib|[^/]+)/(.+)", name)
+    if match is None:
+        return name
+    return match[2] if match[1] in {"purelib", "platlib"} else f"<{match[1]}>/{match[2]}"
 
 
 def _metadata(path: Path) -> tuple[str, list[str]]:

@@ -1,4 +1,7 @@
-"""The NEEDED names of a shared library or program, which its loader must find. ELF64, little-endian. Pure."""
+"""The part of a shared library or program that its loader reads: needed names, and where to find them. Pure.
+
+ELF64, little-endian.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import struct
 from dataclasses import dataclass
 
 PT_LOAD, PT_DYNAMIC = 1, 2
-DT_NULL, DT_NEEDED, DT_STRTAB = 0, 1, 5
+DT_NULL, DT_NEEDED, DT_STRTAB, DT_RPATH, DT_RUNPATH = 0, 1, 5, 15, 29
 X86_64 = 62
 MAGIC = b"\x7fELF\x02\x01"
 
@@ -17,6 +20,8 @@ class Elf:
 
     machine: int
     needed: tuple[str, ...]
+    runpath: tuple[str, ...] = ()
+    """Folders in which the loader searches first; ``$ORIGIN`` is that of the file."""
 
 
 def parse(data: bytes) -> Elf | None:
@@ -41,7 +46,10 @@ def parse(data: bytes) -> Elf | None:
         entries.append((tag, value))
     table = next((value for tag, value in entries if tag == DT_STRTAB), 0)
     strings = next((at + table - start for start, at, length in loads if start <= table < start + length), table)
-    return Elf(machine, tuple(_string(data, strings + value) for tag, value in entries if tag == DT_NEEDED))
+    named = {tag: [_string(data, strings + at) for got, at in entries if got == tag] for tag in
+             (DT_NEEDED, DT_RPATH, DT_RUNPATH)}  # fmt: skip
+    folders = (named[DT_RUNPATH] or named[DT_RPATH] or [""])[0]
+    return Elf(machine, tuple(named[DT_NEEDED]), tuple(folder for folder in folders.split(":") if folder))
 
 
 def _string(data: bytes, at: int) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from appliance.errors import ApplianceError, UsageError
 from tools.wheels.sources import (
+    DIGEST_PATH,
     TARGET_PYTHON,
     Wheel,
     from_report,
@@ -25,7 +26,7 @@ from tools.wheels.sources import (
     render_json,
     render_lock,
     target_options,
-    too_new,
+    unfit,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,11 +68,12 @@ def faults(wheels: list[Wheel], lock: str) -> list[str]:
     for wheel in wheels:
         if locked.get(wheel.name) != (wheel.version, wheel.sha256):
             found.append(f"{wheel.name} {wheel.version} is not what engine-cuda.lock names; run lock_engine again")
-        if wheel.file.count("-") != 4:
-            found.append(f"{wheel.file} has a build tag, which fetchPypi cannot request; pin another version")
-        if too_new(wheel):
+        reason = unfit(wheel)
+        if reason is not None:
+            found.append(reason)
+        if not DIGEST_PATH.fullmatch(wheel.path):
             found.append(
-                f"{wheel.file} is newer than manylinux_2_28; pin an older one or name it in NEWER_THAN_TARGET"
+                f"{wheel.file} has the path {wheel.path!r} in wheels.json, not a digest; run lock_engine again"
             )
     found += [f"{name} is in engine-cuda.lock only; run lock_engine again" for name in
               sorted(locked.keys() - {wheel.name for wheel in wheels})]  # fmt: skip

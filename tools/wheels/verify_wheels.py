@@ -1,6 +1,6 @@
 """Verifies the engine's wheel set on the wheels themselves (``make verify-wheels``; 3.7 GB to fetch).
 
-Writes docs/wheels.md and exits non-zero if a line of it does not hold.
+Writes the first part of docs/wheels.md and exits non-zero if a line of it does not hold.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ import sys
 import tempfile
 import zipfile
 from collections import defaultdict
-from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
 from appliance.models.lock import digest
 from tools.wheels import compiler, elf
-from tools.wheels.contents import libraries, provided, unmet
+from tools.wheels.contents import blake2b_path, libraries, provided, unmet
 from tools.wheels.lock_engine import LOCK, PLAIN_INDEX, ROOT, WHEELS, faults
+from tools.wheels.report import REPORT, WheelFinding, printed, table, with_first_part
 from tools.wheels.sources import TARGET_PYTHON, Wheel, parse_json, target_options
 
-REPORT = ROOT / "docs" / "wheels.md"
 LIBRARIES = ROOT / "modules" / "engine-libraries.json"
 PINS = ROOT / "modules" / "pins.nix"
 KERNELS = {
@@ -39,27 +38,9 @@ DRIVER_FOR_CUDA = {"12": 525, "13": 580}
 """Lowest driver branch of a CUDA major version (NVIDIA's minor-version compatibility table)."""
 
 
-@dataclass(slots=True)
-class WheelFinding:
-    """One line of the report: the requirement, what was found, and a line for each violation."""
-
-    title: str
-    found: str
-    wrong: list[str] = field(default_factory=list)
-
-
 def download(folder: Path) -> WheelFinding:
-    """Fetch the set into ``folder`` with ``--require-hashes``."""
-    argv = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--require-hashes",
-        "--no-deps",
-        "--no-cache-dir",
-        "--quiet",
-    ]
+    """Fetch the set with ``--require-hashes`` into ``folder``; pip keeps the files that are there already."""
+    argv = [sys.executable, "-m", "pip", "download", "--require-hashes", "--no-deps", "--no-cache-dir", "--quiet"]
     argv += [*target_options(), "--progress-bar=off", "-r", str(LOCK), "-d", str(folder)]
     done = subprocess.run(argv, env={**os.environ, **PLAIN_INDEX}, check=False, capture_output=True, text=True)
     return WheelFinding("complete under `pip download --require-hashes --no-deps`", "exit 0",
@@ -67,20 +48,24 @@ def download(folder: Path) -> WheelFinding:
 
 
 def hashes(wheels: list[Wheel], folder: Path) -> WheelFinding:
-    """Check that ``folder`` holds the locked files of wheels.json and no other."""
+    """Check that ``folder`` holds the locked files of wheels.json and no other, and their paths on the index."""
     wrong, size = faults(wheels, LOCK.read_text()), 0
     for wheel in wheels:
-        path = folder / wheel.file
-        if not path.exists():
+        file = folder / wheel.file
+        if not file.exists():
             wrong.append(f"{wheel.file} is missing")
-        elif digest(path) != wheel.sha256:
+        elif digest(file) != wheel.sha256:
             wrong.append(f"{wheel.file} has another SHA-256 than the lock")
+        elif (path := blake2b_path(file)) != wheel.path:
+            wrong.append(f"{wheel.file} has the path {path} by its BLAKE2b, not that of wheels.json; lock again")
         else:
-            size += path.stat().st_size
+            size += file.stat().st_size
     extra = {path.name for path in folder.glob("*.whl")} - {wheel.file for wheel in wheels}
     wrong += [f"{name} is not in the lock" for name in sorted(extra)]
     return WheelFinding(
-        "files equal the lock and modules/wheels.json", f"{len(wheels)} wheels, {size / 1e9:.2f} GB", wrong
+        "files equal the lock and modules/wheels.json, paths by BLAKE2b included",
+        f"{len(wheels)} wheels, {size / 1e9:.2f} GB",
+        wrong,
     )
 
 
@@ -163,20 +148,24 @@ def toolkit(wheels: list[Wheel], folder: Path) -> WheelFinding:
 
 
 def driver(wheels: list[Wheel]) -> WheelFinding:
-    """Check that the pinned driver runs the CUDA of the wheels."""
+    """Check that each driver of modules/pins.nix runs the CUDA of the wheels."""
     runtime = next(wheel.version for wheel in wheels if wheel.name == "nvidia-cuda-runtime")
-    match = re.search(r'"NVIDIA driver[^"]*" "([0-9.]+)"', PINS.read_text())
-    pinned = match[1] if match else "none"
+    offered = re.findall(r'^ +"(\d{3}\.[\d.]+)" = \{$', PINS.read_text(), re.MULTILINE)
     lowest = DRIVER_FOR_CUDA.get(runtime.split(".", 1)[0])
-    fits = match is not None and lowest is not None and int(pinned.split(".", 1)[0]) >= lowest
-    wrong = [] if fits else [f"CUDA {runtime} needs driver {lowest} or newer; modules/pins.nix pins {pinned}"]
+    wrong = [
+        f"CUDA {runtime} needs driver {lowest} or newer; modules/pins.nix offers {version}"
+        for version in offered
+        if lowest is None or int(version.split(".", 1)[0]) < lowest
+    ]
     return WheelFinding(
-        "CUDA runtime fits the pinned driver", f"CUDA {runtime} (needs ≥ {lowest}), driver {pinned}", wrong
+        "CUDA runtime fits the offered drivers",
+        f"CUDA {runtime} (needs ≥ {lowest}), drivers {', '.join(offered)}",
+        wrong if offered else ["modules/pins.nix offers no driver"],
     )
 
 
 def report(findings: list[WheelFinding], wheels: list[Wheel], listed: dict[str, dict[str, str]]) -> str:
-    """Return the text of docs/wheels.md."""
+    """Return the first part of docs/wheels.md."""
     version = {wheel.name: wheel.version for wheel in wheels}
     names = (
         "vllm",
@@ -191,15 +180,9 @@ def report(findings: list[WheelFinding], wheels: list[Wheel], listed: dict[str, 
         "# The engine's wheel set",
         "",
         "Written by `make verify-wheels`, which looked at the wheels themselves.",
-    ]
-    lines += [
         f"Target: Python {TARGET_PYTHON}, manylinux_2_28 x86_64. No kernel was run: that needs a card.",
         "",
-    ]
-    lines += ["| what | found | holds |", "|---|---|---|"]
-    lines += [f"| {item.title} | {item.found} | {'NO' if item.wrong else 'yes'} |" for item in findings]
-    lines += [f"\n- {line}" for item in findings for line in item.wrong]
-    lines += [
+        *table(findings),
         "",
         "Versions: " + ", ".join(f"{name} {version[name]}" for name in names if name in version) + ".",
         "",
@@ -213,22 +196,20 @@ def report(findings: list[WheelFinding], wheels: list[Wheel], listed: dict[str, 
 def main() -> int:
     """Verify, write the report, print what does not hold; return 1 if anything does not."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--wheels", type=Path, help="a folder that holds the wheels; nothing is fetched then")
+    parser.add_argument("--wheels", type=Path, help="a folder that keeps the wheels; missing ones are fetched")
     parser.add_argument("--report", type=Path, default=REPORT)
     arguments = parser.parse_args()
     wheels = parse_json(WHEELS.read_text())
     listed = json.loads(LIBRARIES.read_text())
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.wheels or Path(scratch)
-        findings = [] if arguments.wheels else [download(folder)]
-        findings += [hashes(wheels, folder)]
+        findings = [download(folder), hashes(wheels, folder)]
         if not findings[-1].wrong:
             findings += [dependencies(wheels, folder), *needed(list(libraries(wheels, folder)), listed)]
             findings += [*kernels(wheels, folder), toolkit(wheels, folder), driver(wheels)]
-    arguments.report.write_text(report(findings, wheels, listed))
-    for item in findings:
-        sys.stdout.write(f"{'NO ' if item.wrong else 'ok '} {item.title}: {item.found}\n")
-        sys.stdout.write("".join(f"     {line}\n" for line in item.wrong))
+    before = arguments.report.read_text() if arguments.report.exists() else ""
+    arguments.report.write_text(with_first_part(before, report(findings, wheels, listed)))
+    sys.stdout.write(printed(findings))
     return 1 if any(item.wrong for item in findings) else 0
 
 

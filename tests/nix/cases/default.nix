@@ -3,6 +3,7 @@
 let
   files = [
     ./gpu.nix
+    ./pins.nix
     ./site.nix
     ./network.nix
     ./units.nix

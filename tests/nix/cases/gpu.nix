@@ -42,13 +42,13 @@ in
   };
   "a vLLM pin that differs from the lock" = {
     host = "gpu";
-    module.appliance.pins.vllm = "0.33.0";
-    refuses = "modules/wheels.json has 0.32.0 and 2.13.0";
+    module.appliance.pins.vllm = "0.32.0";
+    refuses = "modules/wheels.json has 0.33.0 and 2.14.0";
   };
   "a torch pin that differs from the lock" = {
     host = "gpu";
-    module.appliance.pins.torch = "2.14.0";
-    refuses = "appliance.pins has vllm 0.32.0 and torch 2.14.0";
+    module.appliance.pins.torch = "2.13.0";
+    refuses = "appliance.pins has vllm 0.33.0 and torch 2.13.0";
   };
   "a CUDA pin that differs from the lock" = {
     host = "gpu";
