@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -125,15 +124,3 @@ def value(only: str | None = None) -> Any:
     done = run(only)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
-
-
-@cache
-def host(name: str, *extra: str) -> dict[str, Any]:
-    """Return every option that ``hosts/NAME.nix`` and the modules ``extra`` set, by ``nix-check eval``."""
-    require_nix()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "values.json"
-        argv = [CHECKER / "nix-check", "eval", "--harness", ROOT / "tests/nix/harness.nix", "--root", ROOT]
-        output_of([*argv, "--json", out, ROOT / "hosts" / f"{name}.nix", *(ROOT / file for file in extra)])
-        values: dict[str, Any] = json.loads(out.read_text())["values"]
-        return values
