@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from tests.network import settings
 from tests.nix.rendered import RenderedHost
 from tests.nix.unitfile import UnitFile
 
@@ -57,6 +58,7 @@ class UnitOrder:
             if not unit.enabled:
                 continue
             if RUN.fullmatch(name):
+                settings.check(unit)
                 self.units[name.removesuffix(".service")] = unit
             elif (unit.wanted_by or unit.required_by) and not any(re.fullmatch(row, name) for row in NOT_RUN):
                 raise UnknownUnitError(host.name, name)

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from tests.network.order import NOT_RUN, UnitOrder, UnknownUnitError
+from tests.network.settings import NOT_APPLIED, UnknownSettingError
 from tests.network.site import NetworkSite
 from tests.nix import rendered
 from tests.nix.unitfile import UnitFile
@@ -47,6 +48,21 @@ def test_a_unit_that_the_tests_do_not_know_stops_them(name: str) -> None:
         UnknownUnitError, match=f"host vps starts {name}, which tests/network/order.py does not name"
     ):
         UnitOrder(dataclasses.replace(host, units={**host.units, name: new}))
+
+
+@pytest.mark.parametrize("line", ["OnFailure=x.service", "EnvironmentFile=/etc/x", "LoadCredential=a:/b"])
+def test_a_setting_that_the_machines_do_not_know_stops_the_tests(line: str) -> None:
+    host = rendered.host("vps")
+    unit = host.unit("nginx.service")
+    changed = dataclasses.replace(unit, text=unit.text.replace("[Service]\n", f"[Service]\n{line}\n"))
+    with pytest.raises(UnknownSettingError, match=f"nginx.service has {line}, which tests/network/settings.py"):
+        UnitOrder(dataclasses.replace(host, units={**host.units, unit.name: changed}))
+
+
+@pytest.mark.parametrize("row", NOT_APPLIED)
+def test_a_row_names_a_setting_of_a_unit(row: str) -> None:
+    units = [unit for host in ("gpu", "vps") for unit in UnitOrder(rendered.host(host)).units.values()]
+    assert any(re.fullmatch(row, key) for unit in units for _, key, _ in unit.settings)
 
 
 @pytest.mark.parametrize("row", NOT_RUN)

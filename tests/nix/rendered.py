@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 import re
 import subprocess
 import tempfile
@@ -162,7 +163,11 @@ def _nix(*words: str) -> str:
     """Return the output of a command of Nix; raise :class:`RenderError` with its last lines if it fails."""
     local = checker.CACHE / "nix" / "bin" / "nix"
     argv = [str(local) if local.exists() else "nix", "--extra-experimental-features", "nix-command flakes"]
-    done = subprocess.run([*argv, "--offline", *words], capture_output=True, text=True, check=False)
+    # A third of an evaluation would be the collection of garbage.
+    environment = {**os.environ, "GC_INITIAL_HEAP_SIZE": "1000000000"}
+    done = subprocess.run(
+        [*argv, "--offline", *words], env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RenderError("\n".join(done.stderr.splitlines()[-12:]))
     return done.stdout
