@@ -2,6 +2,8 @@
 # Everything else stays, above all the smoke test and the trial.
 { lib, ... }:
 {
+  # The tester's shell needs no login; without SSH, NixOS requires a password for root.
+  users.allowNoPasswordLogin = true;
   appliance = {
     base.watchdogSec = 20;
     gpu.enable = lib.mkForce false;

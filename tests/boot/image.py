@@ -1,7 +1,7 @@
 """The disk of the guest: Debian with systemd-boot, our package, and systems that the modules render.
 
-Debian replaces the closure of NixOS. The units, the hook of the loader, kernel parameters, sysctl and the settings
-of systemd come from ``hosts/gpu.nix`` with ``tests/boot/guest.nix``.
+Debian replaces the closure of NixOS. The units, the script that installs the boot loader, kernel parameters, sysctl
+and the settings of systemd are those that NixOS renders for ``hosts/gpu.nix`` with ``tests/boot/guest.nix``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,23 @@ import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tests.nix import checker, units
+from tests.nix import rendered
+from tests.nix.rendered import RenderedHost
+from tests.nix.storepaths import StoreFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).parent / "guest"
 CACHE = ROOT / "build" / "boot"
-MARKER = "/nix/store/eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee-appliance.nix/bin/appliance.nix"
-"""Path of the program in the evaluated units: nix-check's stand-in for the path of the package."""
+PROGRAM = "/usr/local/bin/appliance"
+"""Path of our program in the guest."""
+
+SCRIPTS = {
+    "appliance": f'#!/bin/sh\nexec {PROGRAM} "$@"\n',
+    # The builder of nixpkgs writes boot entries for the closure of NixOS.
+    "systemd-boot": '#!/bin/sh\nexec sh /usr/lib/guest/install-boot-loader "$@"\n',
+}
+"""Programs of the rendered texts that the guest replaces."""
 
 PACKAGES = (
     "systemd", "systemd-sysv", "systemd-boot", "kmod", "udev", "dbus", "python3-minimal", "python3", "util-linux",
@@ -86,11 +94,11 @@ def build(folder: Path) -> Path:
     base = _debian()
     tree = folder / "tree"
     subprocess.run(["cp", "-a", "--reflink=auto", str(base / "root"), str(tree)], check=True)
-    host = checker.host("gpu", "tests/boot/guest.nix")
+    host = rendered.host("gpu", "tests/boot/guest.nix")
     _appliance(tree)
-    for variant in VARIANTS:
-        _system(tree, variant, host)
     _guest(tree)
+    for variant in VARIANTS:
+        write_system(tree, variant, host)
     disk = folder / "disk.raw"
     _disk(tree, base, disk)
     shutil.rmtree(tree)
@@ -175,7 +183,7 @@ def _kernel(unpacked: Path, known: Path) -> None:
 
 
 def _appliance(tree: Path) -> None:
-    """Copy our package with its dependencies, and write the program at the path that the units have."""
+    """Copy our package with its dependencies, and write the program."""
     library = tree / "usr" / "lib" / "appliance"
     site = Path(sysconfig.get_path("purelib"))
 
@@ -190,77 +198,66 @@ def _appliance(tree: Path) -> None:
     # Compile now, without later checks of the sources: the emulated CPU would need minutes.
     never = py_compile.PycInvalidationMode.UNCHECKED_HASH
     compileall.compile_dir(library, quiet=2, workers=2, stripdir=tree, invalidation_mode=never)
-    program = tree / MARKER.removeprefix("/")
-    program.parent.mkdir(parents=True)
+    program = tree / PROGRAM.removeprefix("/")
     program.write_text('#!/bin/sh\nPYTHONPATH=/usr/lib/appliance exec /usr/bin/python3 -m appliance "$@"\n')
     program.chmod(0o755)
 
 
-def _system(tree: Path, variant: Variant, host: dict[str, Any]) -> None:
-    """Write one system to the guest's /nix/store."""
+def write_system(tree: Path, variant: Variant, host: RenderedHost) -> None:
+    """Write one system to the guest's /nix/store; ``tree`` has the programs of Debian already."""
+
+    def found(program: str) -> str | None:
+        """Return the path of a program of Debian in the guest."""
+        folders = ("usr/local/bin", "usr/sbin", "usr/bin")
+        return next((f"/{folder}/{program}" for folder in folders if (tree / folder / program).exists()), None)
+
+    store = StoreFolder(host, tree / "nix" / "store", prefix="/nix/store", scripts=SCRIPTS, found=found)
     system = tree / variant.system.removeprefix("/")
     (system / "bin").mkdir(parents=True)
     shutil.copy(GUEST / "init", system / "init")
     shutil.copy(GUEST / "switch-to-configuration", system / "bin" / "switch-to-configuration")
-    (system / "install-hook").write_text(host["boot.loader.systemd-boot.extraInstallCommands"])
-    parameters = [*host["boot.kernelParams"], "console=ttyS0", "quiet", "systemd.show_status=0", "mitigations=off"]
+    (system / "install-boot-loader").symlink_to(store.relocate(host.boot_loader, variant.name))
+    parameters = [*host.kernel_parameters, "console=ttyS0", "quiet", "systemd.show_status=0", "mitigations=off"]
     (system / "kernel-params").write_text(" ".join(parameters))
-    sysctl = {name: value for name, value in host["boot.kernel.sysctl"].items() if name.startswith("kernel.panic")}
-    (system / "sysctl").write_text("\n".join(f"{name}={value}" for name, value in sysctl.items()))
+    sysctl = host.etc_text("sysctl.d/60-nixos.conf").splitlines()
+    (system / "sysctl").write_text("\n".join(line for line in sysctl if line.startswith("kernel.panic")))
     if variant.early:
         (system / "early-failure").write_text(variant.early)
     folder = system / "etc" / "systemd" / "system"
     folder.mkdir(parents=True)
-    rendered = {
-        f"{name}.service": (units.render(unit, programs=True), unit["wantedBy"])
-        for name, unit in host["systemd.services"].items()
-        if name.startswith("appliance-")
-    }
-    for kind in ("timer", "path"):
-        for name, unit in host[f"systemd.{kind}s"].items():
-            rendered[f"{name}.{kind}"] = (units.render_other(kind, unit), unit["wantedBy"])
+    for name, unit in host.units.items():
+        if name.startswith("appliance-"):
+            _unit(folder, name, store.unit_text(unit), unit.wanted_by)
     if variant.late:
         failure = ["[Unit]", "Before=appliance-smoke.service", "After=appliance-trial-arrived.service", "[Service]"]
         failure += ["Type=oneshot", f"ExecStart=/bin/sh {variant.system}/late-failure"]
-        rendered["late-failure.service"] = ("\n".join([*failure, ""]), ["multi-user.target"])
+        _unit(folder, "late-failure.service", "\n".join([*failure, ""]), ("multi-user.target",))
         (system / "late-failure").write_text(variant.late)
-    for name, (text, wanted_by) in rendered.items():
-        (folder / name).write_text(text)
-        for target in wanted_by:
-            (folder / f"{target}.wants").mkdir(exist_ok=True)
-            (folder / f"{target}.wants" / name).symlink_to(f"../{name}")
-    manager = "".join(f"{name}={value}\n" for name, value in host["systemd.settings"]["Manager"].items())
-    (system / "etc" / "systemd" / "system.conf").write_text(f"[Manager]\n{manager}")
-    site = json.loads(host["environment.etc"]["appliance/appliance.json"]["source"]["text"])
+    (system / "etc" / "systemd" / "system.conf").write_text(host.etc_text("systemd/system.conf"))
+    site = json.loads(host.etc_text("appliance/appliance.json"))
     if variant.slo is not None:
         site["smoke"]["slo"] = variant.slo
     (system / "etc" / "appliance").mkdir()
     (system / "etc" / "appliance" / "appliance.json").write_text(json.dumps(site))
-    machine = host["environment.etc"]["appliance/machine.json"]["source"]["text"]
-    (system / "etc" / "appliance" / "machine.json").write_text(machine)
+    (system / "etc" / "appliance" / "machine.json").write_text(host.etc_text("appliance/machine.json"))
     rescue = tree / f"nix/store/{'0' * 32}-nixos-system-{variant.name}-rescue"
     rescue.mkdir()
     for name in ("init", "kernel-params", "sysctl"):
         shutil.copy(system / name, rescue / name)
     arrived = folder / "appliance-trial-arrived.service"
-    (rescue / "etc/systemd/system/multi-user.target.wants").mkdir(parents=True)
-    shutil.copy(arrived, rescue / "etc/systemd/system")
-    (rescue / "etc/systemd/system/multi-user.target.wants" / arrived.name).symlink_to(f"../{arrived.name}")
+    (rescue / "etc/systemd/system").mkdir(parents=True)
+    _unit(rescue / "etc/systemd/system", arrived.name, arrived.read_text(), ("multi-user.target",))
     shutil.copy(system / "etc/systemd/system.conf", rescue / "etc/systemd/system.conf")
     (system / "specialisation").mkdir()
     (system / "specialisation" / "rescue").symlink_to(f"/{rescue.relative_to(tree)}")
-    _texts(tree, host)
 
 
-def _texts(tree: Path, host: dict[str, Any]) -> None:
-    """Write the scripts of the units to their store paths."""
-    for unit in host["systemd.services"].values():
-        for value in unit["serviceConfig"].values():
-            for item in value if isinstance(value, list) else [value]:
-                if isinstance(item, dict) and "text" in item:
-                    file = tree / item["path"].removeprefix("/")
-                    file.write_text(f"#!/bin/bash\n{item['text']}")
-                    file.chmod(0o755)
+def _unit(folder: Path, name: str, text: str, wanted_by: tuple[str, ...]) -> None:
+    """Write a unit and its links, as NixOS does."""
+    (folder / name).write_text(text)
+    for target in wanted_by:
+        (folder / f"{target}.wants").mkdir(exist_ok=True)
+        (folder / f"{target}.wants" / name).symlink_to(f"../{name}")
 
 
 def _guest(tree: Path) -> None:

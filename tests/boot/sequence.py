@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.boot.image import VARIANTS
+from tests.boot.image import PROGRAM, VARIANTS
 from tests.boot.machine import BootError, VirtualMachine
 
 ALWAYS = ("good", "fails", "hangs", "panics")
@@ -17,7 +17,6 @@ EACH = 2
 
 SYSTEMS = {variant.name: variant.system for variant in VARIANTS}
 NIX = "/nix/var/nix/profiles"
-APPLIANCE = "/nix/store/eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee-appliance.nix/bin/appliance.nix"
 
 
 @dataclass
@@ -32,7 +31,7 @@ class BootSequence:
 
     def state(self) -> dict[str, Any]:
         """Return the trial record."""
-        record: dict[str, Any] = json.loads(self.machine.run(f"{APPLIANCE} trial status --json"))
+        record: dict[str, Any] = json.loads(self.machine.run(f"{PROGRAM} trial status --json"))
         return record
 
     def default(self) -> str:
@@ -67,7 +66,7 @@ class BootSequence:
         login = self.machine.run("cat /run/motd.d/appliance")
         expect("rolled back" in login and reason in login, f"at login: {login}")
         before = self.machine.run("ls /boot/loader/entries").split()
-        code, output = self.machine.try_run(f"{APPLIANCE} upgrade --system {SYSTEMS[name]} --reboot")
+        code, output = self.machine.try_run(f"{PROGRAM} upgrade --system {SYSTEMS[name]} --reboot")
         expect(code == 2 and reason in output, f"tried again automatically: {code} {output}")
         expect(self.machine.run("ls /boot/loader/entries").split() == before, "something was installed")
         self.machine.note(f"{name} is not tried again: {output.strip()[:150]}")
@@ -98,7 +97,7 @@ class BootSequence:
     def try_boot(self, name: str) -> None:
         """Run ``appliance upgrade --reboot`` to ``name``, up to the start of its boot."""
         self.machine.note(f"-- upgrade to {name}")
-        self.machine.start(f"{APPLIANCE} upgrade --system {SYSTEMS[name]} --reboot")
+        self.machine.start(f"{PROGRAM} upgrade --system {SYSTEMS[name]} --reboot")
         self.machine.wait_for("is tried at the next boot")
         self.wait_for_boot(name)
 

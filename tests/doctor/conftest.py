@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import ssl
 import stat
@@ -19,7 +20,7 @@ from tests.conftest import wait_until
 from tests.doctor.fakehost import KEYS, PRINT, PRIVATE, SMI, FakeHost, accepts, dump, nft_json
 from tests.doctor.network import ADDRESSES, Node, node
 from tests.doctor.servers import Authority, openssl, serving_ready, start_server
-from tests.nix import checker
+from tests.nix import checker, rendered
 from tests.ports import free_port
 
 
@@ -234,7 +235,7 @@ def vps(
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]:
     for program in ("ip", "nft", "wg", "wireguard-go", "nsenter", "unshare", "setpriv"):
         checker.require(program)
-    checker.require_nix()
+    rendered.require()
     tag = f"dr{uuid.uuid4().hex[:6]}"
     names = {name: f"{tag}-{name}" for name in ADDRESSES}
     folder = tmp_path_factory.mktemp("nodes")
@@ -253,9 +254,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]
         with node("gpu", names["gpu"], folder / "gpu") as gpu, node("vps", names["vps"], folder / "vps") as vps:
             for one, other in ((gpu, vps), (vps, gpu)):
                 next(iter(one.machine["tunnel"]["peers"].values()))["public_key"] = other.public
-                for address in checker.host(one.name)["networking.wireguard.interfaces"]["wg0"]["ips"]:
-                    one.do("ip", "address", "add", address, "dev", "wg0")
-                one.do("ip", "link", "set", "wg0", "mtu", one.machine["tunnel"]["mtu"], "up")
+                for line in (*one.lines("ip address"), *one.lines("ip link set")):
+                    one.do(*shlex.split(line))
             yield {"gpu": gpu, "vps": vps}
     finally:
         for name in names.values():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, wait_until
-from tests.nix import checker, translate
+from tests.nix import checker, rendered
+from tests.nix.storepaths import StoreFolder
 
 ADDRESSES = {"gpu": "203.0.113.9", "vps": "203.0.113.5"}
 """Address of each host; that of the VPS is the endpoint in hosts/gpu.nix."""
@@ -48,22 +51,34 @@ class Node:
         return self.folder / "wg0.key"
 
     def load_firewall(self) -> None:
-        table = checker.host(self.name)["networking.nftables.tables"]["appliance"]
-        text = f"flush ruleset\ntable {table['family']} appliance {{\n{table['content']}\n}}\n"
-        self.do("nft", "--file", "-", stdin=text)
+        """Load the rules as the unit nftables does."""
+        self.do("nft", "flush", "ruleset")
+        store = StoreFolder(
+            rendered.host(self.name), self.folder / "store", replaced={"/var/lib/nftables/": f"{self.folder}/"}
+        )
+        unit = rendered.host(self.name).unit("nftables.service")
+        for command in unit.commands("ExecStart"):
+            self.do(*(store.relocate(word, unit.name) for word in command.argv))
+
+    def lines(self, start: str) -> list[str]:
+        """Return the lines of the tunnel's scripts that begin with ``start``."""
+        texts = rendered.host(self.name).texts.values()
+        scripts = [text.text for text in texts if re.fullmatch(r"unit-script-wireguard-wg0-.*start", text.name)]
+        return [line for text in scripts for line in text.splitlines() if line.startswith(start)]
 
     def configure(self, *, private: str | None = None, peer: str) -> None:
-        """Give the device a key and its one peer, as on a new host."""
-        interface = checker.host(self.name)["networking.wireguard.interfaces"]["wg0"]
-        interface = interface | {"peers": [interface["peers"][0] | {"publicKey": peer}]}
-        tunnel = translate.tunnel({"networking.wireguard.interfaces": {"wg0": interface}})
+        """Give the device a key and its one peer, as the units of the tunnel do on a new host."""
         key = self.folder / "wg.key"
         key.write_text(private or self.private)
         for known in self.do("wg", "show", "wg0", "peers").split():
             self.do("wg", "set", "wg0", "peer", known, "remove")
-        self.do("wg", "set", "wg0", "private-key", key, *tunnel.interface)
-        for words in tunnel.peers:
-            self.do("wg", "set", "wg0", *words)
+        # First the line with the private key, then that of the peer.
+        for line in sorted(self.lines("wg set"), key=lambda line: " peer " in line):
+            words = shlex.split(line)
+            for option, value in (("private-key", str(key)), ("peer", peer)):
+                if option in words:
+                    words[words.index(option) + 1] = value
+            self.do(*words)
 
     def handshakes(self) -> list[int]:
         return [int(line.split()[1]) for line in self.do("wg", "show", "wg0", "latest-handshakes").splitlines()]
@@ -101,13 +116,11 @@ class Node:
 @contextmanager
 def node(name: str, namespace: str, folder: Path) -> Iterator[Node]:
     folder.mkdir()
-    values = checker.host(name)
-    machine = json.loads(values["environment.etc"]["appliance/machine.json"]["source"]["text"])
+    host = rendered.host(name)
+    machine = json.loads(host.etc_text("appliance/machine.json"))
     machine["tunnel"]["private_key_file"] = str(folder / "wg0.key")
     if name == "gpu":
-        (folder / "appliance.json").write_text(
-            values["environment.etc"]["appliance/appliance.json"]["source"]["text"]
-        )
+        (folder / "appliance.json").write_text(host.etc_text("appliance/appliance.json"))
     private = checker.output_of(["wg", "genkey"]).strip()
     public = subprocess.run(
         ["wg", "pubkey"], input=private, capture_output=True, text=True, check=True

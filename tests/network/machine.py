@@ -20,6 +20,8 @@ from typing import Any
 from tests.conftest import ROOT, wait_until
 
 CLONE_NEWNET = 0x40000000
+OWN = ("/run", "/var/cache", "/var/log")
+"""Folders that are empty at each boot."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -35,7 +37,7 @@ def _enter(descriptor: int) -> None:
 
 
 class NetworkMachine:
-    """A machine. It has its own ``/run`` and ``/var/lib``; everything else is that of the test machine.
+    """A machine. It has its own ``/run``, ``/var/lib``, ``/var/cache`` and ``/var/log``; it shares everything else.
 
     ``/var/lib`` remains like a disk: a later machine of the same name has the same files.
     """
@@ -58,7 +60,7 @@ class NetworkMachine:
         self.disk = logs / f"disk-{name}"
         self.disk.mkdir(exist_ok=True)
         # /sys shows the network of the process that mounted it.
-        own = ["mount -t sysfs sys /sys", "mount -t tmpfs run /run"]
+        own = ["mount -t sysfs sys /sys", *(f"mount -t tmpfs own {folder}" for folder in OWN)]
         mounts = " && ".join([*own, f"mount --bind {shlex.quote(str(self.disk))} /var/lib"])
         script = f"{mounts} && hostname {name} && ip link set lo up && touch /run/up && exec sleep infinity"
         self._holder = subprocess.Popen([*argv, "sh", "-c", script])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import shutil
@@ -23,7 +25,8 @@ from tests.network.host import ETC, NetworkHost
 from tests.network.internet import Internet
 from tests.network.machine import NetworkMachine
 from tests.network.probes import probe
-from tests.nix import checker
+from tests.nix import checker, rendered
+from tests.nix.rendered import RenderedHost
 
 PROGRAMS = (
     "ip",
@@ -60,7 +63,7 @@ def require_parts() -> None:
         pytest.skip("NOT CHECKED: network namespaces, nft and raw sockets need root")
     for program in PROGRAMS:
         checker.require(program)
-    checker.require_nix()
+    rendered.require()
     if subprocess.run(
         ["unshare", "--net", "--mount", "--uts", "true"], capture_output=True, check=False
     ).returncode:
@@ -143,27 +146,18 @@ def address(name: str) -> str:
 
 def data_folder(host: NetworkHost) -> Path:
     """Return the folder of keys and usage on the disk of a GPU host."""
-    site = json.loads(host.values["environment.etc"]["appliance/appliance.json"]["source"]["text"])
-    return host.machine.disk / Path(site["gateway"]["data_dir"]).relative_to("/var/lib")
-
-
-def evaluate(kind: str, changes: Mapping[str, Any], folder: Path, name: str) -> dict[str, Any]:
-    """Evaluate hosts/KIND.nix with ``changes`` by mkForce, in the real module system."""
-    file = folder / f"{name}.nix"
-    (folder / f"{name}.json").write_text(json.dumps(changes))
-    file.write_text(
-        "{ lib, ... }:\nlet\n  force = v: if builtins.isAttrs v && v != { } then builtins.mapAttrs (_: force) v"
-        f" else lib.mkForce v;\nin\nforce (builtins.fromJSON (builtins.readFile ./{name}.json))\n"
-    )
-    return checker.host(kind, str(file))
+    return host.machine.disk / Path(host.site["gateway"]["data_dir"]).relative_to("/var/lib")
 
 
 def keypair(folder: Path, name: str) -> str:
-    """Write a private key to ``folder``; return the public key."""
-    private = subprocess.run(["wg", "genkey"], capture_output=True, text=True, check=True).stdout
+    """Write a private key to ``folder``; return the public key.
+
+    A name has the same key in each run, so that its evaluated configuration is that of an earlier run.
+    """
+    private = base64.b64encode(hashlib.sha256(f"key of {name} in the tests".encode()).digest()).decode()
     file = folder / f"{name}.key"
     file.touch(0o600)
-    file.write_text(private)
+    file.write_text(f"{private}\n")
     return subprocess.run(
         ["wg", "pubkey"], input=private, capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -186,9 +180,9 @@ def authority(folder: Path, domain: str) -> str:
 
 
 def configurations(
-    folder: Path, names: tuple[str, ...], public: Mapping[str, str], more: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Return the evaluated configuration of each host; ``more`` has additional ``appliance.*`` settings by host."""
+    names: tuple[str, ...], public: Mapping[str, str], more: Mapping[str, Mapping[str, Any]]
+) -> dict[str, RenderedHost]:
+    """Return the rendered configuration of each host; ``more`` has additional ``appliance.*`` settings by host."""
     edges = [name for name in names if name.startswith("vps")]
     gpus = [name for name in names if name.startswith("gpu")]
 
@@ -210,8 +204,8 @@ def configurations(
             own = merged(own, {"settings": {"gateway": {"host": TUNNEL[name]}}})
         return {"appliance": merged(own, more.get(name, {}))}
 
-    def one(name: str) -> dict[str, Any]:
-        return evaluate("vps" if name in edges else "gpu", changes(name), folder, name)
+    def one(name: str) -> RenderedHost:
+        return rendered.host("vps" if name in edges else "gpu", changes=json.dumps(changes(name)))
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(names, pool.map(one, names), strict=True))
@@ -239,8 +233,8 @@ def running(
     folder.chmod(0o755)
     names = (*("vps-a", "vps-b")[:edges], *("gpu", "gpu-b")[:gpus])
     public = {name: keypair(folder, name) for name in names}
-    values = configurations(folder, names, public, more or {})
-    domain = values["vps-a"]["appliance.network.edge.domain"]
+    configured = configurations(names, public, more or {})
+    domain = json.loads(configured["vps-a"].etc_text("appliance/machine.json"))["edge"]["domain"]
     trust = authority(folder, domain)
     with ExitStack() as stack:
         internet = Internet(folder)
@@ -252,7 +246,7 @@ def running(
             internet.plug(made, *numbers)
             return made
 
-        hosts = {name: NetworkHost(machine(name, NUMBERS[name]), values[name]) for name in names}
+        hosts = {name: NetworkHost(machine(name, NUMBERS[name]), configured[name]) for name in names}
         for host in hosts.values():
             stack.callback(host.close)
         attacker = machine("attacker", NUMBERS["attacker"])
@@ -277,8 +271,8 @@ def prepare(host: NetworkHost, folder: Path, name: str, domain: str) -> None:
     """Write the files that a host has before its first boot: its key and, on a VPS, its certificate."""
     host.machine.write("/var/lib/wireguard/wg0.key", (folder / f"{name}.key").read_text())
     if name.startswith("vps"):
-        for file in ("fullchain.pem", "key.pem"):
-            host.machine.write(f"/var/lib/acme/{domain}/{file}", (folder / file).read_text())
+        for file, source in (("fullchain.pem", "fullchain.pem"), ("key.pem", "key.pem"), ("chain.pem", "root.pem")):
+            host.machine.write(f"/var/lib/acme/{domain}/{file}", (folder / source).read_text())
 
 
 def users(hosts: Mapping[str, NetworkHost], names: tuple[str, ...]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shlex
 import signal
 import ssl
 import subprocess
@@ -28,17 +30,25 @@ class Acme:
 
     site: NetworkSite
 
-    def lego(self, *command: str) -> None:
-        """Request a certificate like the unit of NixOS, and copy it to the folder of nginx."""
-        host = self.site.hosts["vps-a"]
-        values = host.values
-        defaults, domain = values["security.acme.defaults"], self.site.client.domain
-        assert values["security.acme.acceptTerms"]
-        root = values["services.nginx.virtualHosts"][domain]["acmeRoot"]
-        argv = ["env", f"LEGO_CA_CERTIFICATES={self.site.folder}/pebble/root.pem", "lego", "--accept-tos"]
-        argv += ["--server", f"https://{PEBBLE}:14000/dir", "--email", defaults["email"], "-d", domain]
-        argv += ["--key-type", defaults["keyType"], "--http", "--http.webroot", root]
-        host.machine.run(*argv, "--path", "/var/lib/acme/.lego", *command, timeout=60)
+    def lego(self, command: str) -> None:
+        """Run the ``command`` of lego in the unit of NixOS; copy the certificate to the folder of nginx."""
+        host, domain = self.site.hosts["vps-a"], self.site.client.domain
+        script = host.rendered.text(f"unit-script-acme-order-renew-{domain}-start").text
+        line = re.search(rf"lego (.* {command}\b.*); then", script)
+        assert line, script
+        argument = line[1]
+        for rendered, here in {
+            "--server https://acme-v02.api.letsencrypt.org/directory": f"--server https://{PEBBLE}:14000/dir",
+            "--path .": "--path /var/lib/acme/.lego",  # the unit mounts it
+            # Renew at once. Debian's lego is older than --dynamic.
+            **({"--dynamic": "--days 36500"} if command == "renew" else {}),
+        }.items():
+            assert rendered in argument, argument
+            argument = argument.replace(rendered, here)
+        # systemd-tmpfiles makes the folder of the challenges at boot.
+        host.machine.run("mkdir", "-p", shlex.split(argument.partition("--http.webroot ")[2])[0])
+        environment = f"LEGO_CA_CERTIFICATES={self.site.folder}/pebble/root.pem"
+        host.machine.run("env", environment, "lego", *shlex.split(argument), timeout=60)
         made, put = host.machine.disk / "acme/.lego/certificates", host.machine.disk / "acme" / domain
         (put / "fullchain.pem").write_bytes((made / f"{domain}.crt").read_bytes())
         (put / "key.pem").write_bytes((made / f"{domain}.key").read_bytes())
@@ -163,7 +173,7 @@ async def test_a_certificate_is_issued_and_renewed(acme: Acme, record_row: Recor
         serials = [acme.serial()]
 
         def renew() -> None:
-            acme.lego("renew", "--days", "36500", "--no-random-sleep")
+            acme.lego("renew")
             acme.reload()
             assert acme.serial() != serials[0], "nginx does not have the renewed certificate"
 

@@ -56,7 +56,6 @@ def without_rules(site: NetworkSite, name: str) -> ExitStack:
     return stack
 
 
-@pytest.mark.timeout(180)
 def test_a_full_scan_finds_only_the_declared_ports(site: NetworkSite, record_row: RecordRow) -> None:
     targets = [(name, family(name)) for name in DECLARED for family in (address, address6)]
     with ThreadPoolExecutor(4) as pool:

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKER = Path(os.environ.get("NIX_CHECK", ROOT.parent / "shared" / "nix-check"))
-REAL = Path(os.environ.get("NIX_REAL", ROOT.parent / "shared" / "nix-real")) / "nix-real"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nix-check"
-NOT_SET_UP = 3
-"""Exit code of nix-real on a machine without a real nixpkgs."""
-
 NOT_A_PACKAGE = {"lib", "system", "config", "formats", "stdenv", "writeText", "callPackage", "path"}
 
 
@@ -129,27 +124,3 @@ def value(only: str | None = None) -> Any:
     done = run(only)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
-
-
-@cache
-def real(attribute: str) -> Any:
-    """Return an attribute of the flake, evaluated against a real nixpkgs; skip the test if none is set up here."""
-    if not REAL.exists():
-        pytest.skip(f"NOT CHECKED: {REAL} is absent; nothing was evaluated against a real nixpkgs")
-    done = run_process([REAL, "eval", ROOT, "--attr", attribute])
-    if done.returncode == NOT_SET_UP:
-        pytest.skip("NOT CHECKED: nix-real has no nixpkgs here; run `nix-real setup`, see its README")
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
-
-
-@cache
-def host(name: str, *extra: str) -> dict[str, Any]:
-    """Return every option that ``hosts/NAME.nix`` and the modules ``extra`` set, by ``nix-check eval``."""
-    require_nix()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "values.json"
-        argv = [CHECKER / "nix-check", "eval", "--harness", ROOT / "tests/nix/harness.nix", "--root", ROOT]
-        output_of([*argv, "--json", out, ROOT / "hosts" / f"{name}.nix", *(ROOT / file for file in extra)])
-        values: dict[str, Any] = json.loads(out.read_text())["values"]
-        return values

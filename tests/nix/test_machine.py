@@ -10,46 +10,55 @@ import pytest
 
 from appliance.cli import main
 from appliance.contract.machine import Machine, load_machine
-from tests.nix import checker
+from tests.nix import rendered
 
 
 def machine(host: str, folder: Path, *extra: str) -> Machine:
     """Return the machine of ``hosts/HOST.nix`` with the modules ``extra``."""
-    values = checker.host(host, *extra)
     file = folder / "machine.json"
-    file.write_text(values["environment.etc"]["appliance/machine.json"]["source"]["text"])
+    file.write_text(rendered.host(host, *extra).etc_text("appliance/machine.json"))
     return load_machine(file)
 
 
 @pytest.mark.parametrize("host", ["gpu", "vps"])
 def test_the_tunnel_is_the_configured_one(host: str, tmp_path: Path) -> None:
+    """The description names the values of the commands that set up the tunnel."""
     tunnel = machine(host, tmp_path).tunnel
-    made = checker.host(host)["networking.wireguard.interfaces"]
     assert tunnel is not None
-    interface = made[tunnel.interface]
-    assert (interface["privateKeyFile"], interface["mtu"]) == (tunnel.private_key_file, tunnel.mtu)
-    assert interface["listenPort"] == tunnel.listen_port
-    assert interface["ips"] == [f"{tunnel.address}/24"]
-    assert {p["name"]: (p["publicKey"], p["endpoint"]) for p in interface["peers"]} == {
-        name: (peer.public_key, peer.endpoint) for name, peer in tunnel.peers.items()
-    }
+    script = rendered.host(host).text(f"unit-script-wireguard-{tunnel.interface}-start").text
+    port = f' listen-port "{tunnel.listen_port}"' if tunnel.listen_port is not None else ""
+    for line in (
+        f'ip link set "{tunnel.interface}" mtu {tunnel.mtu}',
+        f'ip address add "{tunnel.address}/24" dev "{tunnel.interface}"',
+        f'wg set "{tunnel.interface}" private-key "{tunnel.private_key_file}"{port}',
+    ):
+        assert line in script.splitlines()
+    units = [name for name in rendered.host(host).units if name.startswith(f"wireguard-{tunnel.interface}-peer-")]
+    assert units == [f"wireguard-{tunnel.interface}-peer-{name}.service" for name in tunnel.peers]
+    for name, peer in tunnel.peers.items():
+        script = rendered.host(host).text(f"unit-script-wireguard-{tunnel.interface}-peer-{name}-start").text
+        assert f'peer "{peer.public_key}"' in script
+        assert f'allowed-ips "{peer.address}/32"' in script
+        assert re.findall('endpoint "(.*?)"', script) == ([peer.endpoint] if peer.endpoint else [])
 
 
 @pytest.mark.parametrize("extra", [(), ("tests/nix/everything.nix",)])
 def test_every_unit_of_the_description_is_rendered(extra: tuple[str, ...], tmp_path: Path) -> None:
     ours = {name for name in machine("gpu", tmp_path, *extra).units if name.startswith("appliance-")}
-    services = checker.host("gpu", *extra)["systemd.services"]
+    units = rendered.host("gpu", *extra).units
     assert ours == {
-        f"{name}.service" for name, unit in services.items() if name.startswith("appliance-") and unit["wantedBy"]
-    }
+        name for name, unit in units.items()
+        if name.startswith("appliance-") and unit.kind == "service" and unit.wanted_by
+    }  # fmt: skip
 
 
 def test_the_edge_is_the_configured_one(tmp_path: Path) -> None:
     edge = machine("vps", tmp_path).edge
     assert edge is not None
-    values = checker.host("vps")
-    assert edge.domain in values["services.nginx.virtualHosts"]
-    assert list(values["services.nginx.upstreams"]["gateway"]["servers"]) == list(edge.gateways)
+    text = rendered.host("vps").text("nginx.conf").text
+    assert f"server_name {edge.domain} ;" in text
+    assert f"ssl_certificate {edge.certificate};" in text
+    assert re.findall(r"^ *server (\S+:\d+) ", text, re.MULTILINE) == list(edge.gateways)
 
 
 def test_the_api_is_open_on_the_tunnel_only(tmp_path: Path) -> None:
@@ -73,11 +82,10 @@ def test_the_pins_are_the_tested_set(tmp_path: Path) -> None:
 def test_the_build_check_of_the_description(host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command of system.checks: the doctor reads the description and lists its checks."""
     described = machine(host, tmp_path)
-    values = checker.host(host)["environment.etc"]
     argv = ["doctor", "--list", "--machine", str(tmp_path / "machine.json")]
     if host == "gpu":
         site = tmp_path / "appliance.json"
-        site.write_text(values["appliance/appliance.json"]["source"]["text"])
+        site.write_text(rendered.host(host).etc_text("appliance/appliance.json"))
         argv += ["--config", str(site)]
     assert main(argv) == 0
     listed = capsys.readouterr().out
