@@ -211,7 +211,7 @@ def _free(host: str, port: int) -> bool:
 
 
 def on_free_ports(site: Site, free: Callable[[str, int], bool]) -> str:
-    """Return the `make up` that serves ``site`` beside other programs: one command for all ports that they use.
+    """Return the `make up` that serves ``site`` on free ports: one command for all taken ports.
 
     ``free`` is called with a host and a port; it returns whether a server could listen there.
     """

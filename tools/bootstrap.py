@@ -336,8 +336,8 @@ def pip_failure(environment: Environment, stderr: str) -> str:
     replaced = re.search(r"DO NOT MATCH THE HASHES.*?^\s+(\S+==\S+)", stderr, re.DOTALL | re.MULTILINE)
     if replaced:
         return (
-            f"{replaced[1]} has another hash than {lock} names, so it was not installed: a damaged download, or "
-            "another package under this name; run again, and if it remains, use another package index"
+            f"{replaced[1]} has another hash than {lock} names, so it was not installed. The download is damaged, "
+            "or the index has another package under this name; run again, or use another index"
         )
     if "No matching distribution found" in reason:
         reason += f", for Python {platform.python_version()} on {platform.machine()}"

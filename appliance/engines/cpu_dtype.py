@@ -15,8 +15,8 @@ from appliance.system import files
 CPUINFO = Path("/proc/cpuinfo")
 DTYPE = "float32"
 NOTICE = (
-    "this processor has AMX, with which vLLM's bf16 can end at the first token: the engine computes in float32, in "
-    "twice the memory; to choose yourself, set options.dtype of the engine"
+    "this processor has AMX, where vLLM's bf16 can end at the first token, so it computes in float32 with twice "
+    "the memory; options.dtype of the engine overrides this"
 )
 
 

@@ -81,7 +81,7 @@ def beside(neighbour: Up, folder: Path) -> Path:
     return config
 
 
-def test_two_sites_run_beside_each_other_with_the_ports_that_the_error_names(neighbour: Up, tmp_path: Path) -> None:
+def test_two_sites_run_at_once_with_the_ports_that_the_error_names(neighbour: Up, tmp_path: Path) -> None:
     config = beside(neighbour, tmp_path)
     code, said = once(config, *FAKE)
     assert code == 1
