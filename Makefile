@@ -1,6 +1,6 @@
 # The two commands: `make up` serves on this machine, `make test` proves it. The other targets are for developers.
 #
-# PYTHON=…       A Python 3.11 or newer. The CPU engine needs 3.11.
+# PYTHON=…       A Python 3.11 to 3.14. The default is the first of python3, python3.14 … python3.11 that is one.
 # PORT=…         The gateway's port. The default is 8000.
 # ENGINE_PORT=…  The engine's port on loopback. The default is 8101.
 # ENGINE=fake    No engine: a mock generates tokens by the clock, and every output names it.
@@ -13,7 +13,9 @@
 # NIX=… NIXPKGS=… WORK=…  For `make prove-engine`: the program nix, a whole nixpkgs, a folder with 16 GB of room.
 # TORCH_INDEX=…  The address of torch's CPU build, if pip is not set up for it. pytorch.org shows it for "CPU".
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell for one in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$one -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$one && exit; \
+  done; echo python3)
 ENGINE ?= vllm
 ENGINE_PYTHON ?= python3.13
 NIX ?= nix
@@ -25,7 +27,7 @@ export TORCH_INDEX
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONEXECUTABLE PYTHONUSERBASE PYTHONSTARTUP
 unexport PYTHONINSPECT PYTHONOPTIMIZE
 
-.PHONY: up test test-boot test-network network-table lint fmt lock lock-clients lock-engine verify-wheels
+.PHONY: up test test-boot test-network network-table lint fmt lock lock-check lock-clients lock-engine verify-wheels
 .PHONY: prove-engine options-doc calibrate bench clean
 
 PORTS = $(if $(PORT),--port='$(PORT)') $(if $(ENGINE_PORT),--engine-port='$(ENGINE_PORT)')
@@ -67,10 +69,10 @@ fmt:
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-lock:
+lock lock-check:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --require-hashes -r requirements/lock.lock
-	.venv-lock/bin/python tools/lock.py
+	.venv-lock/bin/python -m tools.lock $(if $(filter lock-check,$@),--check) $(ARGS)
 
 lock-clients:
 	$(PYTHON) -m tests.clients.install --lock

@@ -23,6 +23,7 @@ from rich.console import Console
 from appliance.contract.load import parse, read, validate
 from appliance.contract.model import Site
 from appliance.engines.argv import EngineReplica, command, replicas
+from appliance.engines.cpu_dtype import read_cpuinfo
 from appliance.engines.probe import probe_token
 from appliance.engines.processes import ChildProcesses, ProcessSpec
 from appliance.errors import ConfigError, StartError
@@ -185,24 +186,51 @@ async def _free_ports(console: Console, site: Site, options: Options, lock: lock
     Raises :class:`StartError` with the taken port and the option for another one. After a run that was killed, wait
     for its children first: the kernel has signalled them to end.
     """
-    port = site.gateway.port
-    other = f"`make up PORT={port + 1 if port < 65535 else 8000}`, or another gateway.port in {options.config}"
-    wanted = [(site.gateway.host, port, other, site.gateway.drain_timeout_s)]
-    for replica in replicas(site):
-        other = f"another `port` of engines.{replica.name} in {options.config}, or `make up ENGINE_PORT=…`"
-        wanted.append(("127.0.0.1", replica.port, other, replica.engine.shutdown_timeout_s))
+    gateway, engines = site.gateway, replicas(site)
+    wanted = [(gateway.host, gateway.port, f"gateway.port in {options.config}", gateway.drain_timeout_s)]
+    for replica in engines:
+        key = f"`port` of engines.{replica.name} in {options.config}"
+        wanted.append(("127.0.0.1", replica.port, key, replica.engine.shutdown_timeout_s))
     if lock.left:
         console.print(f"an earlier run here was killed (pid {lock.left.get('pid', 'unknown')})")
     began = time.monotonic()
-    for host, number, instead, patience_s in wanted:
-        while True:
-            try:
-                bind(host, number, instead).close()
-                break
-            except StartError:
-                if not lock.left or time.monotonic() > began + patience_s + 10.0:
-                    raise
+    for host, number, key, patience_s in wanted:
+        while not _free(host, number):
+            if not lock.left or time.monotonic() > began + patience_s + 10.0:
+                # Raise the cause, which is not always another program.
+                bind(host, number, f"`{on_free_ports(site, _free)}`, or another {key}").close()
             await asyncio.sleep(POLL_S)
+
+
+def _free(host: str, port: int) -> bool:
+    try:
+        bind(host, port).close()
+    except StartError:
+        return False
+    return True
+
+
+def on_free_ports(site: Site, free: Callable[[str, int], bool]) -> str:
+    """Return the `make up` that serves ``site`` on free ports: one command for all taken ports.
+
+    ``free`` is called with a host and a port; it returns whether a server could listen there.
+    """
+    gateway, engines = site.gateway, [replica.port for replica in replicas(site)]
+    words, port = ["make up"], gateway.port
+    if not free(gateway.host, port):
+        port = next((one for one in _after(port) if one not in engines and free(gateway.host, one)), port)
+        words.append(f"PORT={port}")
+    if not all(free("127.0.0.1", one) for one in engines):
+        blocks = (range(first, first + len(engines)) for first in _after(max(engines)))
+        usable = (block for block in blocks if port not in block and all(free("127.0.0.1", one) for one in block))
+        words.append(f"ENGINE_PORT={next(usable, range(engines[0], 0)).start}")
+    return " ".join(words)
+
+
+def _after(port: int) -> list[int]:
+    """Return the ports that may replace a taken one: those after it that need no root, then those after 8000."""
+    first = max(port + 1, 1024)
+    return [*range(first, min(first + 1000, 65000)), *range(8000, 9000)]
 
 
 async def _serve(
@@ -218,7 +246,9 @@ async def _serve(
     for replica in replicas(site):
         # Its command is built once, from the site in memory: after a crash the same engine starts again, even if
         # the file has changed.
-        built = command(site, replica, options.base)
+        built = command(site, replica, options.base, read_cpuinfo())
+        if built.notice:
+            console.print(built.notice, style="yellow", markup=False, soft_wrap=True)
         unit = ProcessSpec(
             f"engine-{replica.name}",
             built.argv,

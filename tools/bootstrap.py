@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import threading
@@ -30,13 +31,12 @@ from appliance.errors import REFUSED, ApplianceError, StoreError
 from appliance.system import lock_file
 from appliance.system.ports import port
 from tools.installer import inheriting, last_line, pip_environment, plain_environment, start, unwritable
+from tools.platforms import GLIBC, MACHINES, PYTHONS, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-ENGINE_PYTHON = (3, 11)
-"""The Python for which engine-cpu.lock was resolved and tried."""
 
 
 class SetupError(ApplianceError):
@@ -177,21 +177,27 @@ def exclusive() -> Iterator[None]:
 
 def check_machine(engine: str) -> None:
     """Raise :class:`SetupError` if ``engine`` cannot run on this machine; the message names an alternative."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - on an older Python the user gets a sentence, not a traceback
+    if sys.version_info[:2] not in PYTHONS:
         raise SetupError(
-            f"Python 3.11 or newer is needed, this is {platform.python_version()}; set PYTHON=python3.11"
+            f"Python {span()} is needed, this is {platform.python_version()}; name one of them, such as "
+            "`make up PYTHON=python3.13`"
         )
     if engine != "vllm":
         return
     offer = "or run `make up ENGINE=fake`, which needs no engine and reports that in every output"
-    if sys.version_info[:2] != ENGINE_PYTHON or platform.machine() != "x86_64" or sys.platform != "linux":
-        here = f"Python {platform.python_version()} on {sys.platform} {platform.machine()}"
+    machine = platform.machine()
+    if machine not in MACHINES or sys.platform != "linux":
         raise SetupError(
-            f"vLLM for the CPU is locked for Python 3.11 on Linux x86_64, this is {here}; "
-            f"set PYTHON to a Python 3.11, {offer}"
+            f"vLLM for the CPU is locked for Linux on {' and '.join(MACHINES)}, this is {sys.platform} on {machine}"
+            f"; use another machine, {offer}"
         )
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    if "avx2" not in flags:
+    library = platform.libc_ver()
+    if library[0] != "glibc" or tuple(map(int, library[1].split("."))) < GLIBC:
+        raise SetupError(
+            f"vLLM for the CPU needs glibc {GLIBC[0]}.{GLIBC[1]} or newer, this Python runs on "
+            f"{' '.join(library).strip() or 'another C library'}; use another system, {offer}"
+        )
+    if machine == "x86_64" and "avx2" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
         raise SetupError(
             f"vLLM for the CPU needs a processor with AVX2, this one has none; use another machine, {offer}"
         )
@@ -204,7 +210,8 @@ def system_packages(engine: str) -> None:
     """
     wanted = []
     if importlib.util.find_spec("ensurepip") is None:
-        wanted.append("python3-venv")
+        # Debian's names; the plain python3-venv belongs to the default Python alone.
+        wanted.append("python{}.{}-venv".format(*sys.version_info[:2]))
     if engine == "vllm" and ctypes.util.find_library("numa") is None:
         wanted.append("libnuma1")
     if not wanted:
@@ -325,13 +332,26 @@ def _content(environment: Environment) -> list[tuple[str, int]]:
 
 def pip_failure(environment: Environment, stderr: str) -> str:
     """Return the error of pip in one line, with its fix."""
-    reason = last_line(stderr)
+    lock, reason = environment.lock.name, last_line(stderr)
+    replaced = re.search(r"DO NOT MATCH THE HASHES.*?^\s+(\S+==\S+)", stderr, re.DOTALL | re.MULTILINE)
+    if replaced:
+        return (
+            f"{replaced[1]} has another hash than {lock} names, so it was not installed. The download is damaged, "
+            "or the index has another package under this name; run again, or use another index"
+        )
+    if "No matching distribution found" in reason:
+        reason += f", for Python {platform.python_version()} on {platform.machine()}"
     if environment is not ENGINE:
-        return f"{environment.lock.name} could not be installed ({reason}); check the network and run again"
+        return f"{lock} could not be installed ({reason}); check the network and run again"
+    if "found for torch==" in reason:
+        return (
+            f"torch's CPU build is on no package index of this machine ({reason}); set TORCH_INDEX to the address "
+            "that pytorch.org shows for 'CPU' and run again. `make up ENGINE=fake` needs no engine and runs "
+            "everything except a model"
+        )
     return (
-        f"the engine could not be installed ({reason}). If torch's CPU build is missing, set TORCH_INDEX to the "
-        "address that pytorch.org shows for 'CPU' and run again. `make up ENGINE=fake` needs no engine and runs "
-        "everything except a model"
+        f"the engine could not be installed ({reason}); check the network and run again. `make up ENGINE=fake` "
+        "needs no engine and runs everything except a model"
     )
 
 

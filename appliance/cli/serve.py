@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from appliance.cli._args import add_config
@@ -38,9 +39,10 @@ def add_admin(parser: argparse.ArgumentParser) -> None:
 
 def _engine_argv(args: argparse.Namespace) -> int:
     from appliance.engines import argv as engine_argv
+    from appliance.engines.cpu_dtype import read_cpuinfo
 
     site = load(args.config)
-    command = engine_argv.command(site, engine_argv.find(site, args.name), Path.cwd())
+    command = engine_argv.command(site, engine_argv.find(site, args.name), Path.cwd(), read_cpuinfo())
     for name, value in sorted(command.environment.items()):
         print(f"{name}={value}")
     for word in command.argv:
@@ -50,9 +52,12 @@ def _engine_argv(args: argparse.Namespace) -> int:
 
 def _engine_exec(args: argparse.Namespace) -> int:
     from appliance.engines import argv as engine_argv
+    from appliance.engines.cpu_dtype import read_cpuinfo
 
     site = load(args.config)
-    command = engine_argv.command(site, engine_argv.find(site, args.name), Path.cwd())
+    command = engine_argv.command(site, engine_argv.find(site, args.name), Path.cwd(), read_cpuinfo())
+    if command.notice:
+        print(command.notice, file=sys.stderr, flush=True)
     try:
         os.execvpe(command.argv[0], command.argv, {**os.environ, **command.environment})
     except OSError as error:

@@ -8,16 +8,17 @@ from pathlib import Path
 
 from appliance.contract.model import Engine, Model, Site
 from appliance.contract.rules import suggest
-from appliance.engines import llamacpp, mock_command, vllm
+from appliance.engines import cpu_dtype, llamacpp, mock_command, vllm
 from appliance.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCommand:
-    """One process to run: its argument vector and its additions to the parent's environment."""
+    """One process to run: its argument vector, its additions to the parent's environment, a line for the user."""
 
     argv: tuple[str, ...]
     environment: dict[str, str]
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,19 @@ def find(site: Site, name: str) -> EngineReplica:
     return known[name]
 
 
-def command(site: Site, replica: EngineReplica, base: Path) -> EngineCommand:
-    """Return the process of ``replica``. Relative model folders are below ``base``."""
+def command(site: Site, replica: EngineReplica, base: Path, cpuinfo: str = "") -> EngineCommand:
+    """Return the process of ``replica``. Relative model folders are below ``base``.
+
+    ``cpuinfo`` is the text of /proc/cpuinfo on the machine that runs the process, see :mod:`.cpu_dtype`.
+    """
     model = site.models[replica.engine.model]
     if model.is_folder:
         model = model.model_copy(update={"source": str((base / Path(model.source).expanduser()).resolve())})
     argv, environment = _BUILD[replica.engine.kind](replica.engine, model, replica.index)
     if replica.engine.kind == "vllm":
         argv += vllm.media_options(site.gateway.media_domains)
-    return EngineCommand(tuple(argv), {**environment, **replica.engine.environment})
+    notice = ""
+    if dtype := cpu_dtype.choose(replica.engine, cpuinfo):
+        argv += ["--dtype", dtype]
+        notice = f"engine {replica.name}: {cpu_dtype.NOTICE}"
+    return EngineCommand(tuple(argv), {**environment, **replica.engine.environment}, notice)

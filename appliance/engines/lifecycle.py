@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Protocol
 
 from appliance.contract.model import Site
 from appliance.engines.argv import command, find
+from appliance.engines.cpu_dtype import read_cpuinfo
 from appliance.engines.processes import ChildProcesses, ProcessSpec
 from appliance.errors import StartError, StoreError
+
+LOG = logging.getLogger(__name__)
 
 
 class EngineControl(Protocol):
@@ -41,7 +45,9 @@ class ChildControl:
     async def start(self, replica: str) -> None:
         """Run the command of ``appliance engine exec`` as a child."""
         one = find(self._site, replica)
-        built = command(self._site, one, self._base)
+        built = command(self._site, one, self._base, read_cpuinfo())
+        if built.notice:
+            LOG.warning(built.notice)
         log = self._logs / f"engine-{replica}.log"
         unit = ProcessSpec(
             name=replica,

@@ -23,6 +23,7 @@ from appliance.gateway.usage_writer import UsageWriter
 from appliance.http1.server import Server
 from appliance.http1.types import Timeouts
 from appliance.store.keys import KeyStore
+from appliance.system.unix_socket import address
 
 BACKLOG = 2048
 """Connections that the kernel holds until the gateway accepts them."""
@@ -106,7 +107,8 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
     sys.setswitchinterval(0.001)
     control = Server(Control(app), timeouts, app.coalescer)
     path = site.data_path(base) / SOCKET
-    controlling = await loop.create_unix_server(control.connect, str(path))
+    with address(path) as name:
+        controlling = await loop.create_unix_server(control.connect, name)
     path.chmod(0o600)
     # Last, so that a gateway that accepts requests also has its control socket.
     listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.system.proxy import route
+from appliance.system.unix_socket import address
 
 NO_RESPONSE = (OSError, http.client.HTTPException)
 """Errors of a request without a complete response: the connection failed, or the peer does not speak HTTP."""
@@ -85,7 +86,8 @@ class _SocketConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+        with address(self._path) as name:
+            self.sock.connect(name)
 
 
 def _send(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from tools import bootstrap
 from tools.bootstrap import ENGINE, SERVICE, TESTS, Environment, SetupError
+from tools.platforms import ALL, PYTHONS, Platform
 
 LOCKS = sorted(bootstrap.LOCKS.glob("*.lock"))
 Version = namedtuple("Version", "major minor micro releaselevel serial")
@@ -27,14 +29,8 @@ def test_locks_hold_versions_and_hashes_and_no_address(lock: Path) -> None:
     assert "://" not in text
     assert not re.search(r"^\s*-", text.replace("    --hash=sha256:", ""), re.MULTILINE)
     entries = [entry for entry in re.split(r"^(?=\S)", text, flags=re.MULTILINE) if "==" in entry]
-    assert len(entries) == len(pins(lock)) > 3
+    assert len(entries) == len(pins(lock)) > 1
     assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
-
-
-def test_smaller_locks_are_part_of_the_largest() -> None:
-    dev = pins(bootstrap.LOCKS / "dev.lock")
-    for smaller in ("appliance", "loadtest"):
-        assert pins(bootstrap.LOCKS / f"{smaller}.lock").items() <= dev.items()
 
 
 def test_a_second_run_installs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,27 +61,44 @@ def test_a_package_with_another_hash_is_rejected(tmp_path: Path, monkeypatch: py
     lock = tmp_path / "bad.lock"
     lock.write_text("sniffio==1.3.1 \\\n    --hash=sha256:" + "0" * 64 + "\n")
     monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
-    with pytest.raises(SetupError, match=r"bad.lock could not be installed .*check the network and run again"):
+    with pytest.raises(
+        SetupError, match=r"^sniffio==1.3.1 has another hash than bad.lock names, so it was not .* index$"
+    ):
         bootstrap.install(Environment(tmp_path / "venv", lock, "a bad lock"))
 
 
-@pytest.mark.parametrize(
-    ("version", "machine", "words"),
-    [
-        ((3, 10), "x86_64", "Python 3.11 or newer is needed"),
-        ((3, 13), "x86_64", "vLLM for the CPU is locked for Python 3.11 on Linux x86_64, this is Python"),
-        ((3, 11), "aarch64", "make up ENGINE=fake"),
-    ],
-)
-def test_an_error_on_other_machines_names_an_alternative(
-    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], machine: str, words: str
-) -> None:
+ON_A_MACHINE = [
+    ((3, 10), "x86_64", "glibc 2.36", "Python 3.11 to 3.14 is needed, this is", "`make up PYTHON=python3.13`"),
+    ((3, 15), "x86_64", "glibc 2.36", "Python 3.11 to 3.14 is needed, this is", "`make up PYTHON=python3.13`"),
+    ((3, 13), "riscv64", "glibc 2.36", "locked for Linux on x86_64 and aarch64, this is", "make up ENGINE=fake"),
+    ((3, 13), "aarch64", "glibc 2.27", "needs glibc 2.31 or newer, this Python runs on glibc 2.27", "ENGINE=fake"),
+    ((3, 13), "x86_64", "", "needs glibc 2.31 or newer, this Python runs on another C library", "ENGINE=fake"),
+]
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], machine: str, library: str) -> None:
+    name, _, number = library.partition(" ")
     monkeypatch.setattr(sys, "version_info", Version(*version, 0, "final", 0))
     monkeypatch.setattr("platform.machine", lambda: machine)
-    with pytest.raises(SetupError, match=re.escape(words)):
+    monkeypatch.setattr("platform.libc_ver", lambda: (name, number))
+
+
+@pytest.mark.parametrize(("version", "machine", "library", "words", "fix"), ON_A_MACHINE)
+def test_an_error_on_other_machines_names_an_alternative(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], machine: str, library: str, words: str, fix: str
+) -> None:
+    pretend(monkeypatch, version, machine, library)
+    with pytest.raises(SetupError, match=re.escape(words)) as error:
         bootstrap.check_machine("vllm")
-    if version >= (3, 11):
+    assert fix in str(error.value)
+    if version in PYTHONS:
         bootstrap.check_machine("fake")
+
+
+@pytest.mark.parametrize("one", ALL, ids=str)
+def test_each_platform_of_the_locks_may_run_the_engine(monkeypatch: pytest.MonkeyPatch, one: Platform) -> None:
+    pretend(monkeypatch, one.python, one.machine, "glibc 2.31")
+    bootstrap.check_machine("vllm")
 
 
 def test_a_missing_torch_is_explained() -> None:
@@ -96,6 +109,13 @@ def test_a_missing_torch_is_explained() -> None:
     assert "No matching distribution found for torch==2.13.0+cpu" in message
     assert "TORCH_INDEX" in message
     assert "make up ENGINE=fake" in message
+
+
+def test_another_missing_package_of_the_engine_is_not_explained_by_torch() -> None:
+    message = bootstrap.pip_failure(ENGINE, "ERROR: No matching distribution found for einops==0.8.2\n")
+    here = f"for Python {platform.python_version()} on {platform.machine()}"
+    assert f"No matching distribution found for einops==0.8.2, {here}); check the network and run again" in message
+    assert "TORCH_INDEX" not in message
 
 
 def test_missing_system_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
