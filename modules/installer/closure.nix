@@ -8,19 +8,19 @@
 }:
 let
   inherit (target.config.system) build;
-  built = [
-    build.diskoScript
-    build.formatScript
-    build.mountScript
-    (target.pkgs.closureInfo { rootPaths = [ ]; })
-  ];
   sources = flake: [ flake.outPath ] ++ lib.concatMap sources (lib.attrValues (flake.inputs or { }));
 in
-[
-  build.toplevel
-  build.diskoScript
-]
 # Not the derivations themselves (`drvPath`): with all that they were built from, down to the compiler's bootstrap, the
 # ISO would have gigabytes more. tests/nix/test_offline_install.py follows the graph of the derivations.
-++ map (derivation: derivation.inputDerivation) built
+[
+  build.toplevel
+  # The scripts contain the paths of the programs that they call.
+  build.diskoScript
+  build.formatScript
+  build.mountScript
+  # For building scripts: disko writes them with nixpkgs' writers.
+  target.pkgs.makeBinaryWrapper
+  build.diskoScript.inputDerivation
+  (target.pkgs.closureInfo { rootPaths = [ ]; }).inputDerivation
+]
 ++ lib.unique (lib.concatMap sources (lib.attrValues inputs))

@@ -176,7 +176,7 @@ def nix(*words: str) -> str:
 
 @cache
 def evaluated(expression: str) -> Any:
-    """Return the value of a Nix expression, which can use ``flake``, the flake with whole inputs, and ``inputs``."""
+    """Return the value of a Nix expression, which can use ``inputs`` and ``flake``, the flake with these inputs."""
     require()
     literal = checker.string(json.dumps({"root": str(checker.ROOT), "inputs": inputs()}))
     names = f"given = builtins.fromJSON {literal}; inherit (given) inputs; flake = import {FLAKE} given;"

@@ -1,0 +1,103 @@
+"""The ISO without a network: what disko-install has to build there needs only what the ISO has.
+
+The device of the disk is known only on the machine, so disko-install evaluates the host anew. The test follows the
+graph of these derivations down to outputs that are on the ISO.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.nix import rendered
+
+Derivations = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def install() -> dict[str, Any]:
+    found: dict[str, Any] = rendered.evaluated("import (/. + given.root + \"/tests/nix/offline_install.nix\") "
+        "{ inherit flake inputs; }")  # fmt: skip
+    return found
+
+
+@pytest.fixture(scope="module")
+def graph(install: dict[str, Any]) -> Derivations:
+    shown = rendered.nix("derivation", "show", "--recursive", *install["builds"].values(), *install["contents"])
+    found: Derivations = json.loads(shown)
+    return found
+
+
+def on_the_iso(contents: list[str], graph: Derivations) -> set[str]:
+    """Return the outputs on the ISO, as far as the derivations of ``contents`` show them.
+
+    These are their own outputs, and the paths in the text that one writes. nixpkgs' ``inputDerivation`` writes the
+    paths of all direct inputs of a derivation.
+    """
+    found = set()
+    for path in contents:
+        derivation = graph[path]
+        found |= {output["path"] for output in derivation["outputs"].values()}
+        if derivation["name"].startswith("inputDerivation-"):
+            found |= inputs(derivation, graph)
+        found |= written(path, graph)
+    return found
+
+
+def inputs(derivation: dict[str, Any], graph: Derivations) -> set[str]:
+    """Return the direct inputs of a derivation: sources, and outputs of others."""
+    built = {
+        graph[path]["outputs"][name]["path"]
+        for path, needed in derivation["inputDrvs"].items()
+        for name in needed["outputs"]
+    }
+    return built | set(derivation["inputSrcs"])
+
+
+def written(path: str, graph: Derivations) -> set[str]:
+    """Return the store paths in the script that a derivation writes, or in the one that it links to."""
+    derivation = graph[path]
+    environment = derivation["env"]
+    environment = {**environment, **json.loads(environment.get("__json", "{}"))}
+    text = environment.get("content", "")
+    same = [other for other in derivation["inputDrvs"] if graph[other]["name"] == derivation["name"]]
+    found = set(re.findall(r"/nix/store/[0-9a-z]{32}-[0-9A-Za-z+._?=-]+", text))
+    return found.union(*(written(other, graph) for other in same))
+
+
+def to_build(targets: list[str], present: set[str], graph: Derivations) -> set[str]:
+    """Return the names of the derivations and sources that ``targets`` need beyond ``present``."""
+    names, seen = set(), set()
+    waiting = [path for path in targets if graph[path]["outputs"]["out"]["path"] not in present]
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        derivation = graph[path]
+        names.add(derivation["name"])
+        names |= set(derivation["inputSrcs"]) - present
+        for needed, wanted in derivation["inputDrvs"].items():
+            if {graph[needed]["outputs"][name]["path"] for name in wanted["outputs"]} - present:
+                waiting.append(needed)
+    return names
+
+
+def test_the_installer_installs_the_system_of_the_iso(install: dict[str, Any]) -> None:
+    assert install["builds"]["installToplevel"] == install["installed"]
+
+
+def test_the_installer_builds_only_its_scripts(install: dict[str, Any], graph: Derivations) -> None:
+    names = to_build(list(install["builds"].values()), on_the_iso(install["contents"], graph), graph)
+    assert names == {"closure-info", "disko", "disko-format", "disko-mount"}
+
+
+def test_without_its_inputs_the_installer_would_build_the_world(
+    install: dict[str, Any], graph: Derivations
+) -> None:
+    """The control: an ISO that has the system alone."""
+    names = to_build(list(install["builds"].values()), on_the_iso(install["contents"][:1], graph), graph)
+    assert len(names) > 100
