@@ -1,6 +1,6 @@
-# The contents of the ISO, from which disko-install works without a network: the finished system, the sources for the
-# evaluation, and the inputs of what the installer builds. It builds the scripts that partition and mount the disk, since
-# the device is known only then, and a list of the system's store paths.
+# The contents of the ISO, from which disko-install works without a network. They are the finished system, the sources
+# for the evaluation, and the inputs of the derivations that the installer builds. It builds the scripts that partition
+# and mount the disk, since the device is known only then, and a list of the system's store paths.
 {
   lib,
   target,

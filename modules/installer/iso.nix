@@ -46,6 +46,8 @@ in
       "vfat"
       "ext4"
     ];
+    # The manual of NixOS, which the profile of installers adds (priority 60): one more evaluation for its options.
+    documentation.nixos.enable = lib.mkOverride 55 false;
     services.getty.helpLine = "To install: sudo appliance-install. It shows what it would erase and requires a confirmation.";
     nix.settings.experimental-features = [
       "nix-command"

@@ -8,7 +8,8 @@ let
     nixpkgs.hostPlatform = pkgs.stdenv.hostPlatform.system;
     _module.args.pkgs = lib.mkForce pkgs;
   };
-  inherit
+  # Selected, not inherited: an inherited name would keep all configurations.
+  summaries =
     (import ../../tests/nix/run.nix {
       inherit lib cases;
       evaluate =
@@ -21,9 +22,7 @@ let
           ]
           ++ modules;
         }).config;
-    })
-    summaries
-    ;
+    }).summaries;
   wrong = lib.filterAttrs (_: summary: summary.fault != null) summaries;
 in
 pkgs.runCommand "evaluation-cases" { passthru = { inherit summaries; }; } (

@@ -1,4 +1,5 @@
-# What disko-install builds on the ISO, as its own expression evaluates it for another device, and what the ISO has.
+# The derivations that disko-install builds on the ISO, by its own expression for another device, and the contents of
+# the ISO.
 { flake, inputs }:
 let
   inherit (flake.nixosConfigurations.gpu) lib;

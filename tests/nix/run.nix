@@ -90,7 +90,7 @@ let
 in
 {
   outcomes = lib.mapAttrs (_: outcome) cases;
-  # The fault and the failed assertions alone, evaluated at once, so that each configuration can be freed.
+  # The result alone, evaluated at once, so that each configuration can be freed.
   summaries = lib.mapAttrs (
     _: case:
     let

@@ -6,7 +6,7 @@ from tests.nix import checker, rendered
 
 
 def test_the_real_nixpkgs_and_the_stand_in_agree_on_every_case() -> None:
-    """Each case has the same fault and the same failed assertions; `errors` cases stop in both."""
+    """Each case has the same result and the same failed assertions; `errors` cases stop in both."""
     summaries = rendered.evaluated("flake.checks.x86_64-linux.evaluation.summaries")
     stand_in = checker.value()
     kinds = checker.value("list")
