@@ -9,6 +9,8 @@ from __future__ import annotations
 import http.client
 import json
 import re
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,20 @@ class ResponseShape:
 
 def replay(request: Recorded, port: int, key: str, model: str, *, limit: int | None = MAX_TOKENS) -> ResponseShape:
     """Send ``request`` to ``port`` for ``model``; ``limit`` replaces its limit of tokens, ``None`` keeps it."""
+    with _sent(request, port, key, model, limit) as response:
+        return shape(response.status, response.headers.get("content-type", ""), response.read())
+
+
+def status_of(request: Recorded, port: int, key: str, model: str, *, limit: int) -> int:
+    """Send ``request`` like :func:`replay` and disconnect after the head; return its status."""
+    with _sent(request, port, key, model, limit) as response:
+        return response.status
+
+
+@contextmanager
+def _sent(
+    request: Recorded, port: int, key: str, model: str, limit: int | None
+) -> Iterator[http.client.HTTPResponse]:
     headers = {name: _filled(value) for name, value in request.headers.items()}
     if request.key is not None:
         headers[request.key] = f"Bearer {key}" if request.key == "authorization" else key
@@ -78,12 +94,10 @@ def replay(request: Recorded, port: int, key: str, model: str, *, limit: int | N
                 fields["max_output_tokens" if "responses" in request.path else "max_tokens"] = limit
         body = json.dumps(fields)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
+    with closing(connection):
         connection.request(request.method, request.path.replace("Qwen/Qwen3-tiny", model), body, headers)
-        response = connection.getresponse()
-        return shape(response.status, response.headers.get("content-type", ""), response.read())
-    finally:
-        connection.close()
+        with connection.getresponse() as response:
+            yield response
 
 
 def without(stream: ResponseShape, name: str) -> ResponseShape:

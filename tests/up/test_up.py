@@ -93,17 +93,19 @@ def own_site(folder: Path, part: str, **values: int) -> tuple[str, str]:
 @pytest.mark.parametrize("at", ["a step", "an engine"])
 def test_a_second_signal_does_not_wait_and_leaves_nothing(at: str, tmp_path: Path) -> None:
     """A child may ignore SIGTERM for an hour; the second Ctrl-C does not wait for it."""
-    stubborn, told = tmp_path / "python", tmp_path / "told"
+    stubborn, told, ready = tmp_path / "python", tmp_path / "told", tmp_path / "ready"
     made = 'case "$1" in *tiny_qwen3.py) mkdir -p "$2"; echo "{}" > "$2/config.json"; exit 0;; esac\n'
     stubborn.write_text(
         f"#!/bin/sh\n{made if at == 'an engine' else ''}trap 'touch {told}' TERM\n"
-        "(trap '' TERM; exec sleep 600) &\nwhile kill -0 $!; do wait; done\n"
+        f"(trap '' TERM; : > {ready}; exec sleep 600) &\nwhile kill -0 $!; do wait; done\n"
     )
     stubborn.chmod(0o755)
     site = own_site(tmp_path / "own", "engine", shutdown_timeout_s=3600)
     up = start_up(tmp_path, "--model", "tiny", "--engine-python", str(stubborn), *site)
-    wait_until(lambda: len(descendants(up.process.pid)) == 2, f"{at} runs", 20)
+    # Not the number of children: the step before the engine has two for a moment as well.
+    wait_until(ready.exists, f"{at} runs", 20)
     children = descendants(up.process.pid)
+    assert len(children) == 2
     up.process.send_signal(signal.SIGINT)
     wait_until(told.exists, f"{at} receives SIGTERM", 20)
     up.process.send_signal(signal.SIGINT)
