@@ -134,7 +134,9 @@ let
       path = [
         pkgs.gcc
         pkgs.ninja
-      ];
+      ]
+      # vLLM on the CPU calls lscpu to bind its threads.
+      ++ lib.optional (replica.engine.device == "cpu") pkgs.util-linux;
       restartTriggers = [ appliance.configFile ];
       environment = {
         HOME = "%C/appliance-engine-${replica.name}";

@@ -65,7 +65,7 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "shadow": ("login",),
     "systemd-boot": ("systemd-boot",),
     "systemd": ("bootctl", "hostnamectl", "journalctl", "loginctl", "systemctl", "systemd-run"),
-    "util-linux": ("agetty",),
+    "util-linux": ("agetty", "lscpu"),
     "wireguard-tools": ("wg",),
 }
 """Programs by package of nixpkgs. Debian has each by the same name; some packages are only in a PATH."""

@@ -194,6 +194,12 @@ def test_every_choice_reaches_its_unit() -> None:
     assert masks == ["0", "1"]
 
 
+def test_an_engine_on_the_cpu_finds_lscpu() -> None:
+    """vLLM on the CPU ends at its start without it."""
+    path = own("gpu", EVERYTHING)["appliance-engine-embed.service"].environment["PATH"]
+    assert re.search(r"-util-linux-[^/:]*/bin", path)
+
+
 def exposure(file: Path) -> float:
     """Return the exposure level that ``systemd-analyze security`` computes."""
     argv = [checker.require("systemd-analyze"), "security", "--offline=true", "--no-pager", file]
