@@ -372,11 +372,14 @@ def test_a_lock_that_misses_this_platform_is_one_line(checkout: Checkout) -> Non
 
 
 def test_a_package_with_another_hash_is_one_line(checkout: Checkout) -> None:
-    lock = checkout.folder / "requirements" / "loadtest.lock"
-    lock.write_text(re.sub("sha256:[0-9a-f]{4}", "sha256:0000", lock.read_text()))
+    wheels, lock = checkout.folder / "wheels", checkout.folder / "requirements" / "loadtest.lock"
+    (wheels / "tiny-1-py3-none-any.whl").rename(wheels / "tiny-2-py3-none-any.whl")
+    lock.write_text(
+        re.sub("tiny==1(.*)sha256:[0-9a-f]{4}", r"tiny==2\1sha256:0000", lock.read_text(), flags=re.DOTALL)
+    )
     code, output = checkout.run()
     assert code == 1
-    assert error_line(output).startswith("error: tiny==1 has another hash than loadtest.lock names, so it was not")
+    assert error_line(output).startswith("error: tiny==2 has another hash than loadtest.lock names, so it was not")
     assert checkout.works()
 
 
