@@ -96,44 +96,28 @@ in
     gives = c: (service "appliance-engine-agents.0" c).ReadOnlyPaths;
     is = [ "-/var/lib/appliance-models" ];
   };
-  "only an engine that spans cards may open the descriptors of its workers" = {
+  "an engine that spans cards may open the descriptors of its workers" = {
     host = "gpu";
-    module.appliance.gpu.peerToPeer = "off";
-    module.appliance.settings.engines = {
-      agents = {
+    module.appliance = {
+      gpu.peerToPeer = "off";
+      settings.engines.agents = {
         replicas = lib.mkForce 1;
-        gpus = lib.mkForce [ 0 ];
-      };
-      wide = {
-        host = "gpu";
-        model = "qwen3-30b";
-        gpus = [
-          0
-          1
-        ];
         tensor_parallel = 2;
-        context = 4096;
-        concurrency = 2;
-        port = 8200;
       };
     };
-    gives =
-      c:
-      map (name: lib.elem "pidfd_getfd" (service "appliance-engine-${name}" c).SystemCallFilter) [
-        "agents"
-        "wide"
-      ];
-    is = [
-      false
-      true
-    ];
+    gives = c: lib.elem "pidfd_getfd" (service "appliance-engine-agents" c).SystemCallFilter;
+    is = true;
   };
   "engines connect to this host only" = {
     host = "gpu";
-    gives = c: { inherit (service "appliance-engine-agents.0" c) IPAddressDeny IPAddressAllow; };
+    gives = c: {
+      inherit (service "appliance-engine-agents.0" c) IPAddressDeny IPAddressAllow;
+      opensDescriptors = lib.elem "pidfd_getfd" (service "appliance-engine-agents.0" c).SystemCallFilter;
+    };
     is = {
       IPAddressDeny = "any";
       IPAddressAllow = "localhost";
+      opensDescriptors = false;
     };
   };
   "a secret becomes a credential" = {
