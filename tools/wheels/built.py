@@ -174,12 +174,10 @@ def kernel(built: Built, glibc: str, original: Path) -> WheelFinding:
 
 
 SAMPLING = """
-import time
 from flashinfer.jit.sampling import gen_sampling_module
-start = time.monotonic()
 spec = gen_sampling_module()
 spec.build(verbose=True)
-print(round(time.monotonic() - start), spec.get_library_path())
+print(spec.get_library_path())
 """
 
 
@@ -195,18 +193,16 @@ def sampling(built: Built, glibc: str) -> WheelFinding:
     linked = built.python(SAMPLING, {**variables, "FLASHINFER_EXTRA_LDFLAGS": f"-L{DRIVER}"})
     if linked.returncode:
         return WheelFinding(title, "failed", [*linked.stdout.splitlines(), *linked.stderr.splitlines()][-4:])
-    seconds, library = linked.stdout.splitlines()[-1].split()
+    library = linked.stdout.splitlines()[-1]
     found = elf.parse(built.outside(library).read_bytes())
-    wrong = (
-        [] if found is not None and "libcuda.so.1" in found.needed else [f"{library} does not need libcuda.so.1"]
-    )
+    wrong = [] if found is not None else [f"{library} is not a shared library"]
     built.outside(library).unlink()
     alone = built.python(SAMPLING, variables)
     if alone.returncode == 0 or "-lcuda" not in alone.stdout + alone.stderr:
         wrong.append("it links without the driver's folder, too: this proof shows nothing")
     return WheelFinding(
         title,
-        f"glibc {glibc}, {seconds} s, {len(found.needed) if found else 0} libraries needed; "
+        f"glibc {glibc}, {len(found.needed) if found else 0} libraries needed; "
         f"without `-L{DRIVER}` the linker does not find `-lcuda`",
         wrong,
     )
@@ -246,6 +242,11 @@ def cudnn(built: Built) -> WheelFinding:
 
 PARSE = """
 import contextlib, io, json, sys
+import vllm.platforms
+from vllm.platforms.cuda import NonNvmlCudaPlatform
+
+# The parser's defaults depend on the platform, and this machine has no card by which vLLM would recognise it.
+vllm.platforms._current_platform = NonNvmlCudaPlatform()
 from vllm.entrypoints.common.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -259,7 +260,9 @@ for words in json.loads(sys.argv[1]):
     except SystemExit:
         rejected.append(errors.getvalue().strip().splitlines()[-1])
 options = {word for action in parser._actions for word in action.option_strings}
-flags = {word.removeprefix("--") for word in options if word.startswith("--") and not word.startswith("--no-")}
+negated = {word.replace("--enable-", "--disable-", 1) for word in options if word.startswith("--enable-")}
+names = {word for word in options if word.startswith("--") and not word.startswith("--no-")} - negated
+flags = {word.removeprefix("--") for word in names}
 print(json.dumps({"flags": sorted(flags), "rejected": rejected}))
 """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,9 @@ from tools.wheels.lock_engine import ROOT, WHEELS
 from tools.wheels.report import BUILT, REPORT, WheelFinding, printed, table, with_last_part
 from tools.wheels.sources import Wheel, parse_json
 from tools.wheels.verify_wheels import LIBRARIES
+
+BUILD = "phases.json"
+"""The result of the last complete build and its line of the report, in the folder ``--work``."""
 
 LOG = "phases.log"
 """The output of the phases, in the folder ``--work``."""
@@ -75,15 +79,33 @@ def build(root: DebianRoot, derivation: Derivation, wheels: Path, headers: Path)
     size = int(
         subprocess.check_output(["du", "-sb", root.folder / derivation.out.lstrip("/")], text=True).split()[0]
     )
-    return WheelFinding(title, f"{size / 1e9:.1f} GB in {seconds:.0f} s, without a network")
+    found = f"{size / 1e9:.1f} GB in {seconds:.0f} s, without a network"
+    (root.folder.parent / BUILD).write_text(json.dumps({"out": derivation.out, "title": title, "found": found}))
+    return WheelFinding(title, found)
 
 
-def driver_stub(root: DebianRoot) -> None:
-    """Put a library with the driver's name where NixOS has the driver. It has no functions."""
-    folder = root.folder / examine.DRIVER.lstrip("/")
+def last_build(root: DebianRoot, derivation: Derivation) -> WheelFinding:
+    """Return the line of the last build, if it made the result of ``derivation``."""
+    record = root.folder.parent / BUILD
+    last = json.loads(record.read_text()) if record.exists() else {}
+    if last.get("out") != derivation.out:
+        raise ApplianceError(f"{root.folder.parent} has no build of {derivation.out}: leave out --examine-only")
+    return WheelFinding(last["title"], last["found"])
+
+
+def driver_stub(built: Built) -> None:
+    """Put a library with the driver's name where NixOS has the driver. Its functions report a missing card."""
+    folder = built.outside(examine.DRIVER)
     folder.mkdir(parents=True, exist_ok=True)
+    extensions = [f"{built.site}/vllm/{path.name}" for path in built.outside(f"{built.site}/vllm").glob("*.so")]
+    symbols = built.root.output(["nm", "--dynamic", "--undefined-only", "--no-sort", *extensions])
+    names = sorted(set(re.findall(r" U (cu[A-Z]\w+)$", symbols, re.MULTILINE)))
+    source = built.outside("/build/driver.c")
+    source.write_text("".join(f"int {name}(void) {{ return 100; }}\n" for name in names))
     library = f"{examine.DRIVER}/libcuda.so.1"
-    root.output(["gcc", "-shared", "-x", "c", "/dev/null", "-Wl,-soname,libcuda.so.1", "-o", library])
+    built.root.output(
+        ["gcc", "-shared", "-fPIC", "-w", "/build/driver.c", "-Wl,-soname,libcuda.so.1", "-o", library]
+    )
     link = folder / "libcuda.so"
     link.unlink(missing_ok=True)
     link.symlink_to("libcuda.so.1")
@@ -168,12 +190,14 @@ def prove(arguments: argparse.Namespace) -> tuple[list[WheelFinding], list[Wheel
     headers, glibc = root.newer_headers()
     built = Built(root, derivation.out, headers)
     findings = [collisions(wheels, arguments.wheels)]
-    if not arguments.examine_only:
+    if arguments.examine_only:
+        findings.append(last_build(root, derivation))
+    else:
         stand_ins.lay(root, derivation, arguments.nixpkgs, arguments.wheels)
         findings.append(build(root, derivation, arguments.wheels.resolve(), headers))
         if findings[-1].wrong:
             return findings, wheels
-    driver_stub(root)
+    driver_stub(built)
     original = original_header(wheels, arguments.wheels, root.folder / "build/math_functions.h")
     findings += [
         examine.needed(built, listed, {path.name for path in root.files_of("libc6")}),
