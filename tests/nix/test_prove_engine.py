@@ -27,11 +27,6 @@ def tree(tmp_path: Path) -> built.Built:
     return built.Built(DebianRoot(tmp_path), OUT, tmp_path / "include")
 
 
-def empty_root(folder: Path) -> DebianRoot:
-    (folder / "usr/bin").mkdir(parents=True)
-    return DebianRoot(folder)
-
-
 def derivation(*paths: str) -> Derivation:
     environment = {"out": OUT, "buildInputs": " ".join(paths), "stdenv": f"/nix/store/{'b' * 32}-stdenv-linux"}
     return Derivation("/bin/bash", (), environment, {"shell": "/bin/bash"})
@@ -51,13 +46,13 @@ def real_nixpkgs() -> Path:
 def test_an_input_without_a_stand_in_stops_the_build(tmp_path: Path) -> None:
     path = f"/nix/store/{'0' * 32}-hwloc-2.12.0"
     with pytest.raises(ApplianceError, match=r"has nothing in place of nixpkgs' hwloc-2.12.0: add it"):
-        stand_ins.lay(empty_root(tmp_path), derivation(path), NIXPKGS, tmp_path)
+        stand_ins.lay(DebianRoot(tmp_path), derivation(path), NIXPKGS, tmp_path)
 
 
 def test_a_missing_wheel_stops_the_build(tmp_path: Path) -> None:
     path = f"/nix/store/{'0' * 32}-a-1-py3-none-any.whl"
     with pytest.raises(ApplianceError, match=r"has no a-1-py3-none-any.whl; run `make verify-wheels`"):
-        stand_ins.lay(empty_root(tmp_path), derivation(path), NIXPKGS, tmp_path)
+        stand_ins.lay(DebianRoot(tmp_path), derivation(path), NIXPKGS, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,6 @@ def lay(root: DebianRoot, derivation: Derivation, nixpkgs: Path, wheels: Path) -
     store = root.folder / "nix/store"
     shutil.rmtree(store, ignore_errors=True)
     store.mkdir(parents=True)
-    _tools(root, derivation)
     for path in derivation.store_paths():
         place, name = root.folder / path.lstrip("/"), name_of(path)
         if place.exists() or place.is_symlink():
@@ -91,6 +90,7 @@ def lay(root: DebianRoot, derivation: Derivation, nixpkgs: Path, wheels: Path) -
             _copy(Path(path), place)
         else:
             _package(root, place, name, nixpkgs)
+    _tools(root, derivation)
 
 
 def package(name: str) -> str | None:
