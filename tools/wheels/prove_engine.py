@@ -89,7 +89,7 @@ def last_build(root: DebianRoot, derivation: Derivation) -> WheelFinding:
     record = root.folder.parent / BUILD
     last = json.loads(record.read_text()) if record.exists() else {}
     if last.get("out") != derivation.out:
-        raise ApplianceError(f"{root.folder.parent} has no build of {derivation.out}: leave out --examine-only")
+        raise ApplianceError(f"{root.folder.parent} has no build of {derivation.out}: run without --examine-only")
     return WheelFinding(last["title"], last["found"])
 
 
