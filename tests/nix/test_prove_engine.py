@@ -147,3 +147,12 @@ def test_the_options_name_what_the_tool_needs(tmp_path: Path) -> None:
     done = subprocess.run(argv, cwd=checker.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "the following arguments are required: --nixpkgs, --work" in done.stderr
+
+
+def test_the_committed_report_is_about_this_environment() -> None:
+    text = (checker.ROOT / "docs/wheels.md").read_text().partition(report.BUILT)[2]
+    locked = {w["name"]: w["version"] for w in json.loads((checker.ROOT / "modules/wheels.json").read_text())}
+    assert f"vllm {locked['vllm']}, torch {locked['torch']}." in text
+    assert "| NO |" not in text
+    for line in ("cudnnGetVersion", "nvcc stops at `rsqrt`", "FlashInfer compiles", "no two wheels claim one file"):
+        assert line in text

@@ -229,7 +229,7 @@ def cudnn(built: Built) -> WheelFinding:
     built.run(["bash", "-ec", script])
     for path in built.outside(f"{built.site}/nvidia/cudnn/lib").glob("libcudnn_*"):
         target = built.outside(f"/build/cudnn/{path.name}")
-        if not target.exists():
+        if not target.is_symlink() and not target.exists():
             target.symlink_to(f"{built.site}/nvidia/cudnn/lib/{path.name}")
     without = built.run([python, "-c", CUDNN, copied])
     wrong = [] if without.returncode else ["it does with the default RUNPATH, too: this proof shows nothing"]
@@ -259,10 +259,14 @@ for words in json.loads(sys.argv[1]):
             parser.parse_args(words)
     except SystemExit:
         rejected.append(errors.getvalue().strip().splitlines()[-1])
-options = {word for action in parser._actions for word in action.option_strings}
-negated = {word.replace("--enable-", "--disable-", 1) for word in options if word.startswith("--enable-")}
-names = {word for word in options if word.startswith("--") and not word.startswith("--no-")} - negated
-flags = {word.removeprefix("--") for word in names}
+flags = set()
+for action in parser._actions:
+    words = [word.removeprefix("--") for word in action.option_strings if word.startswith("--")]
+    # A switch has a second name that turns it off: --no-x, or --disable-x of --enable-x and the reverse.
+    for on, off in (("enable-", "disable-"), ("disable-", "enable-")):
+        if words and words[0].startswith(on):
+            words = [word for word in words if not word.startswith(off)]
+    flags |= {word for word in words if not word.startswith("no-")}
 print(json.dumps({"flags": sorted(flags), "rejected": rejected}))
 """
 

@@ -72,7 +72,19 @@ IDLE = ("update-autotools-gnu-config-scripts-hook",)
 
 
 def lay(root: DebianRoot, derivation: Derivation, nixpkgs: Path, wheels: Path) -> None:
-    """Make every store path that the phases of ``derivation`` read."""
+    """Make every store path that the phases of ``derivation`` read.
+
+    Raises:
+        ApplianceError: a wheel is missing, or nothing replaces a package. Then nothing was changed.
+    """
+    for path in derivation.store_paths():
+        name = name_of(path)
+        if name.endswith(".whl") and not (wheels / name).exists():
+            raise ApplianceError(f"{wheels} has no {name}; run `make verify-wheels` with this folder first")
+        if not name.endswith(".whl") and name != "stdenv-linux" and not (_is_built(name) or Path(path).exists()):
+            raise ApplianceError(
+                f"stand_ins.py has nothing in place of nixpkgs' {name}: add it to one of its lists"
+            )
     store = root.folder / "nix/store"
     shutil.rmtree(store, ignore_errors=True)
     store.mkdir(parents=True)
@@ -81,8 +93,6 @@ def lay(root: DebianRoot, derivation: Derivation, nixpkgs: Path, wheels: Path) -
         if place.exists() or place.is_symlink():
             continue
         if name.endswith(".whl"):
-            if not (wheels / name).exists():
-                raise ApplianceError(f"{wheels} has no {name}; run `make verify-wheels` with this folder first")
             place.symlink_to(f"{WHEELS}/{name}")
         elif name == "stdenv-linux":
             _stdenv(place, derivation, nixpkgs)
@@ -165,8 +175,6 @@ def _stdenv(place: Path, derivation: Derivation, nixpkgs: Path) -> None:
 
 def _package(root: DebianRoot, place: Path, name: str, nixpkgs: Path) -> None:
     known = package(name)
-    if known is None:
-        raise ApplianceError(f"stand_ins.py has nothing in place of nixpkgs' {name}: add it to one of its lists")
     support = place / "nix-support"
     support.mkdir(parents=True)
     makers: dict[str, Callable[[], None]] = {
