@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.nix import checker, rendered
 
 
+# 160 evaluations: a minute and a half on an idle machine.
+@pytest.mark.timeout(900)
 def test_the_real_nixpkgs_and_the_stand_in_agree_on_every_case() -> None:
     """Each case has the same result and the same failed assertions; `errors` cases stop in both."""
     summaries = rendered.evaluated("flake.checks.x86_64-linux.evaluation.summaries")

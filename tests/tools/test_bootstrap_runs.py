@@ -105,7 +105,8 @@ class Checkout:
         identity = more.pop("identity", "")
         environment |= {"PIP_FIND_LINKS": str(self.folder / "wheels"), "PIP_NO_INDEX": "1", **more}
         run = subprocess.Popen(
-            [interpreter, "-m", "tools.bootstrap", "--engine", "fake"],
+            # A background job of a shell passes SIGINT on as ignored.
+            ["env", "--default-signal=INT", interpreter, "-m", "tools.bootstrap", "--engine", "fake"],
             cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             **(IDENTITY if identity else {}),
         )  # fmt: skip
