@@ -1,7 +1,7 @@
 """A machine in namespaces: this machine's Debian below a layer of its own, with its systemd as process 1.
 
-The machine has namespaces and a cgroup of its own, and everything that it writes is in one folder. systemd applies
-each line of a unit's sandbox for real: system calls, devices, addresses, capabilities, users.
+The machine has namespaces and a cgroup of its own, and all files that it writes are in one folder. Its systemd
+applies each line of a unit's sandbox: system calls, devices, addresses, capabilities, users.
 """
 
 from __future__ import annotations
