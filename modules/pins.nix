@@ -18,8 +18,8 @@ let
   lacking = lib.subtractLists (lib.attrNames (cfg.drivers.${cfg.driver} or { })) (
     lib.attrNames drivers.${default}
   );
-  # Both branches have open reports of hangs of this card under load (0012-versions.md). The default is the one that the
-  # pinned nixpkgs builds by itself; the other is NVIDIA's long-term branch.
+  # Both branches have open reports of hangs of this card under load (0012-versions.md). The pinned nixpkgs builds the
+  # default by itself; the other is NVIDIA's long-term branch.
   default = "595.71.05";
   drivers = {
     "580.173.02" = {

@@ -1,6 +1,6 @@
 """Reads locks: which packages a platform installs from one, and whether each has a wheel for it.
 
-A lock holds digests, not file names. ``requirements/files.txt`` names the file of each digest that one of our
+A lock holds digests, not file names. ``requirements/files.txt`` names the file of each digest that our
 platforms may install, as the index listed it when the lock was written.
 """
 

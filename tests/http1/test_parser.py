@@ -69,7 +69,7 @@ def parse(*pieces: bytes) -> list[ParserEvent]:
 def without_messages(events: list[ParserEvent]) -> list[ParserEvent]:
     """Return ``events`` without the messages of errors.
 
-    A head with two errors is rejected for one of them; the split decides which one the parser finds first.
+    A head with two errors is rejected for one of them; the split decides which error the parser finds first.
     """
     return [event[:-1] if event[0] == "on_error" else event for event in events]
 

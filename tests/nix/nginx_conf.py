@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Adaptation:
-    """A difference between the rendered nginx.conf and the one that Debian's nginx reads."""
+    """A difference between the rendered nginx.conf and a file for Debian's nginx."""
 
     rendered: str
     """Regular expression of the rendered lines."""
