@@ -1,9 +1,10 @@
 #!/bin/bash
 # Make the mounts of a machine, and become its process 1. tests/booted/machine.py calls it in new namespaces.
 #
-#   boot.sh FOLDER NIX PYTHON SOURCE
+#   boot.sh FOLDER SOURCE:TARGET...
 set -eu
-root="$1" nix="$2" python="$3" source="$4"
+root="$1"
+shift
 mount --make-rprivate /
 mount -t overlay overlay -o "lowerdir=/,upperdir=$root/upper,workdir=$root/work" "$root/merged"
 cd "$root/merged"
@@ -24,9 +25,9 @@ mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
 mount -t tmpfs tmpfs dev/shm
 ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
-for pair in "$nix:opt/nix" "$python:opt/python" "$source:opt/appliance"; do
-  mkdir -p "${pair#*:}"
-  mount --bind "${pair%%:*}" "${pair#*:}"
+for pair in "$@"; do
+  mkdir -p ".${pair#*:}"
+  mount --bind "${pair%%:*}" ".${pair#*:}"
 done
 # As on NixOS, the store is read-only, and only the daemon of Nix writes it.
 mount --bind nix/store nix/store

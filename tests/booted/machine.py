@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 from pathlib import Path
 
 import pytest
@@ -72,10 +71,10 @@ class BootedMachine:
             "--net",
             "--cgroup",
         ]
-        folders = [checker.CACHE / "nix", Path(sys.base_prefix), checker.ROOT]
-        argv = ["sh", "-c", enter, "sh", *namespaces, "bash", BOOT, self.folder, *folders]
-        log = (self.folder / "console").open("wb")
-        with log:
+        binds = {checker.CACHE / "nix": NIX, Path(sys.base_prefix): PYTHON, checker.ROOT: SOURCE}
+        argv = ["sh", "-c", enter, "sh", *namespaces, "bash", BOOT, self.folder]
+        argv += [f"{source}:{target}" for source, target in binds.items()]
+        with (self.folder / "console").open("wb") as log:
             self._process = subprocess.Popen(
                 [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
@@ -110,16 +109,17 @@ class BootedMachine:
             self._process.kill()
             self._process.wait()
         if self._cgroup is not None:
-            end = time.monotonic() + 20
-            while time.monotonic() < end:
-                try:
-                    for folder, _, _ in os.walk(self._cgroup, topdown=False):
-                        Path(folder).rmdir()
-                except OSError:
-                    # The kernel ends the processes after the first one.
-                    time.sleep(0.05)
-                else:
-                    return
+            wait_until(self._has_ended, "the kernel has ended the processes of the machine", 20)
+
+    def _has_ended(self) -> bool:
+        """Remove the cgroup; return whether no process was left in it."""
+        assert self._cgroup is not None
+        try:
+            for folder, _, _ in os.walk(self._cgroup, topdown=False):
+                Path(folder).rmdir()
+        except OSError:
+            return False
+        return True
 
     def _hide(self, path: str) -> None:
         """Put an opaque folder over one of this machine."""
