@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tools import locked
@@ -151,7 +152,9 @@ def lock_engine_cpu(*, upgrade: bool) -> dict[str, str]:
     print(f"{source.name} -> {target.name}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         inputs, excluded = Path(folder) / source.name, Path(folder) / "excluded.txt"
-        needed = [line for line in requirements_of(torch) if requirement_name(line) not in EXCLUDED]
+        needed = [
+            line for line in requirements_of(torch) if canonicalize_name(Requirement(line).name) not in EXCLUDED
+        ]
         inputs.write_text("\n".join([*needed, *(pin for pin in pins if pin != torch)]) + "\n")
         excluded.write_text("".join(f"{name} ; python_version < '0'\n" for name in EXCLUDED))
         text = resolve([inputs], target, ["--override", str(excluded)], upgrade=upgrade)
@@ -195,12 +198,6 @@ def requirements_of(pin: str) -> list[str]:
             text = archive.read(name).decode()
     lines = re.findall(r"^Requires-Dist: (.+)$", text.split("\n\n", 1)[0], re.MULTILINE)
     return [line for line in lines if "extra ==" not in line]
-
-
-def requirement_name(line: str) -> str:
-    """Return the normalised project name at the start of a requirement line."""
-    match = re.match(r"[A-Za-z0-9._-]+", line)
-    return re.sub(r"[-_.]+", "-", match.group(0)).lower() if match else ""
 
 
 def torch_index() -> list[str]:

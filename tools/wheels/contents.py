@@ -11,10 +11,11 @@ from pathlib import Path, PurePosixPath
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tools.wheels import elf
-from tools.wheels.sources import TARGET_PYTHON, Wheel, digest_path, normalised
+from tools.wheels.sources import TARGET_PYTHON, Wheel, digest_path
 
 TARGET = {
     "implementation_name": "cpython",
@@ -53,7 +54,7 @@ def unmet(wheels: list[Wheel], folder: Path) -> tuple[int, list[str]]:
             if extra and (needed.marker is None or needed.marker.evaluate({**TARGET, "extra": ""})):
                 continue  # counted without the extra
             checked += 1
-            other = normalised(needed.name)
+            other = canonicalize_name(needed.name)
             if other not in versions:
                 unsatisfied.append(f"{name} {versions[name]} needs {text}, which is not in the set")
             elif not needed.specifier.contains(Version(versions[other]), prereleases=True):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from packaging.utils import canonicalize_name
+
 from appliance.errors import ApplianceError
 
 TARGET_PYTHON = "3.13"
@@ -83,11 +85,6 @@ def unfit(wheel: Wheel) -> str | None:
     return None
 
 
-def normalised(name: str) -> str:
-    """Return ``name`` as PEP 503 normalises it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def digest_path(digest: str) -> str:
     """Return the folder of a file on the index.
 
@@ -118,7 +115,7 @@ def from_report(report: dict[str, Any]) -> list[Wheel]:
         metadata = item["metadata"]
         wheels.append(
             Wheel(
-                name=normalised(metadata["name"]),
+                name=canonicalize_name(metadata["name"]),
                 version=metadata["version"],
                 file=file,
                 path=path,
