@@ -8,7 +8,6 @@
   networking.hostName = "gpu";
   system.stateVersion = "26.05";
   boot.loader.systemd-boot.enable = true;
-  boot.loader.efi.canTouchEfiVariables = true;
 
   appliance = {
     disk.device = "/dev/disk/by-id/nvme-EXAMPLE_SERIAL";
