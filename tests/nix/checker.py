@@ -42,7 +42,8 @@ def output_of(argv: list[Any]) -> str:
 
 
 @cache
-def _nix() -> str | None:
+def find_nix() -> str | None:
+    """Return the path of Nix: nix-check's own, else that of the machine; ``None`` if it has none."""
     local = CACHE / "nix" / "bin" / "nix"
     return str(local) if local.exists() else shutil.which("nix")
 
@@ -53,7 +54,7 @@ def require_nix() -> str:
         pytest.skip(f"NOT CHECKED: {CHECKER} is absent; no NixOS module was evaluated")
     if not (CACHE / "lib").exists() and "NIXPKGS_LIB" not in os.environ:
         pytest.skip("NOT CHECKED: nixpkgs.lib is not registered here; run `nix-check setup GITDIR`, see its README")
-    nix = _nix()
+    nix = find_nix()
     if nix is None:
         pytest.skip("NOT CHECKED: nix is not installed")
     return nix

@@ -162,8 +162,7 @@ def _sources() -> str:
 
 def nix(*words: str) -> str:
     """Return the output of a command of Nix; raise :class:`RenderError` with its last lines if it fails."""
-    local = checker.CACHE / "nix" / "bin" / "nix"
-    argv = [str(local) if local.exists() else "nix", "--extra-experimental-features", "nix-command flakes"]
+    argv = [checker.find_nix() or "nix", "--extra-experimental-features", "nix-command flakes"]
     # A third of an evaluation would be the collection of garbage.
     environment = {**os.environ, "GC_INITIAL_HEAP_SIZE": "1000000000"}
     done = subprocess.run(
@@ -215,10 +214,15 @@ def _shown(derivations: Iterable[str]) -> list[tuple[dict[str, Any], dict[str, A
     return found
 
 
+def attributes(derivation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a derivation, structured ones included."""
+    environment = derivation["env"]
+    return {**environment, **json.loads(environment.get("__json", "{}"))}
+
+
 def _text_of(derivation: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the fields of a :class:`StoreText`; ``None`` for a derivation that writes something else."""
-    environment = derivation["env"]
-    environment = {**environment, **json.loads(environment.get("__json", "{}"))}
+    environment = attributes(derivation)
     if isinstance(environment.get("text"), str):
         text = environment["text"]
     elif "jq .value" in environment.get("buildCommand", ""):

@@ -7,12 +7,12 @@ graph of these derivations down to outputs that are on the ISO.
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import pytest
 
 from tests.nix import rendered
+from tests.nix.storepaths import STORE_PATH
 
 Derivations = dict[str, dict[str, Any]]
 
@@ -34,8 +34,8 @@ def graph(install: dict[str, Any]) -> Derivations:
 def on_the_iso(contents: list[str], graph: Derivations) -> set[str]:
     """Return the outputs on the ISO, as far as the derivations of ``contents`` show them.
 
-    These are their own outputs, and the paths in the text that one writes. nixpkgs' ``inputDerivation`` writes the
-    paths of all direct inputs of a derivation.
+    These are their own outputs, and the paths in the scripts that they write. nixpkgs' ``inputDerivation`` writes
+    the paths of all direct inputs of a derivation.
     """
     found = set()
     for path in contents:
@@ -58,13 +58,11 @@ def inputs(derivation: dict[str, Any], graph: Derivations) -> set[str]:
 
 
 def written(path: str, graph: Derivations) -> set[str]:
-    """Return the store paths in the script that a derivation writes, or in the one that it links to."""
+    """Return the store paths in the script of a derivation, also if the script is behind a link."""
     derivation = graph[path]
-    environment = derivation["env"]
-    environment = {**environment, **json.loads(environment.get("__json", "{}"))}
-    text = environment.get("content", "")
+    text = rendered.attributes(derivation).get("content", "")
     same = [other for other in derivation["inputDrvs"] if graph[other]["name"] == derivation["name"]]
-    found = set(re.findall(r"/nix/store/[0-9a-z]{32}-[0-9A-Za-z+._?=-]+", text))
+    found = {f"/nix/store/{match['entry']}" for match in STORE_PATH.finditer(text)}
     return found.union(*(written(other, graph) for other in same))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import ApplianceError
-from tests.nix import checker
+from tests.nix import checker, rendered
 from tests.nix.test_pins import shared_library
 from tools.wheels import built, report, stand_ins
 from tools.wheels.debian import DebianRoot
@@ -34,13 +34,10 @@ def derivation(*paths: str) -> Derivation:
 
 def real_nixpkgs() -> Path:
     """Return the folder of a whole nixpkgs; skip if none is set up."""
-    record = checker.CACHE / "real.json"
-    if not record.exists():
-        pytest.skip("NOT CHECKED: no whole nixpkgs is set up here; see nix-real's README")
-    found = Path(json.loads(record.read_text())["nixpkgs"])
-    if not found.exists():
-        pytest.skip(f"NOT CHECKED: {found} is gone; run `nix-real setup` again")
-    return found
+    rendered.require()
+    found = rendered.inputs()
+    assert found is not None
+    return Path(found["nixpkgs"])
 
 
 def test_an_input_without_a_stand_in_stops_the_build(tmp_path: Path) -> None:

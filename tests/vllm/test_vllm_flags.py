@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from appliance.contract import engine_options
-from appliance.contract.load import load
-from appliance.engines import argv
-from tests.conftest import ROOT
 from tests.up_process import ENGINE_PYTHON
+from tools.wheels.prove_engine import example_commands
 
 pytestmark = pytest.mark.vllm
 
@@ -63,13 +61,7 @@ def parse_with_vllm(commands: list[list[str]]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def commands() -> list[list[str]]:
     """Return the command line of every vLLM replica of every example, without the interpreter."""
-    return [
-        list(argv.command(site, replica, ROOT).argv[3:])
-        for path in sorted((ROOT / "examples").glob("*.toml"))
-        for site in [load(path)]
-        for replica in argv.replicas(site)
-        if replica.engine.kind == "vllm"
-    ]
+    return example_commands()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from tools.wheels import elf
-from tools.wheels.compiler import HOME, KERNEL
+from tools.wheels.compiler import HOME, KERNEL, nvcc
 from tools.wheels.debian import DebianRoot
 from tools.wheels.report import WheelFinding
 from tools.wheels.sources import TARGET_PYTHON
@@ -159,8 +159,8 @@ def kernel(built: Built, glibc: str, original: Path) -> WheelFinding:
     header = f"{built.site}/{HOME}/include/crt/math_functions.h"
     source = built.root.folder / "build/kernel.cu"
     source.write_text(KERNEL.read_text())
-    argv = [f"{built.site}/{HOME}/bin/nvcc", f"-arch={ARCHITECTURE}", "-std=c++17", "-shared"]
-    argv += ["-Xcompiler", "-fPIC", "-cudart", "shared", "-o", "/build/kernel.so", "/build/kernel.cu"]
+    home = f"{built.site}/{HOME}"
+    argv = nvcc(home, ARCHITECTURE, source="/build/kernel.cu", library="/build/kernel.so")
     done = built.run(argv)
     before = built.run(argv, binds={original: header})
     wrong = [] if done.returncode == 0 else done.stderr.strip().splitlines()[-3:]

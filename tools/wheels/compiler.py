@@ -40,12 +40,17 @@ def unpack_toolkit(wheels: list[Wheel], folder: Path, target: Path) -> Path:
     return home
 
 
+def nvcc(home: str, architecture: str, *, source: str, library: str) -> list[str]:
+    """Return the command that compiles ``source`` to a shared library, as the Nix build does."""
+    argv = [f"{home}/bin/nvcc", f"-arch={architecture}", "-std=c++17", "-shared", "-Xcompiler", "-fPIC"]
+    return [*argv, "-cudart", "shared", "-o", library, source]
+
+
 def compile_kernel(home: Path, scratch: Path, architecture: str) -> tuple[Path | None, str]:
     """Compile :data:`KERNEL`; return the shared library, or ``None``, and the end of nvcc's error output."""
     if shutil.which("g++") is None:
         return None, "g++ is missing on this machine; install it"
     library = scratch / "kernel.so"
-    argv = [home / "bin" / "nvcc", f"-arch={architecture}", "-std=c++17", "-shared", "-Xcompiler", "-fPIC"]
-    argv += ["-o", library, KERNEL, "-cudart", "shared"]
-    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False)
+    argv = nvcc(str(home), architecture, source=str(KERNEL), library=str(library))
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     return (library if done.returncode == 0 else None), done.stderr[-400:]

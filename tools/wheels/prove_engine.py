@@ -119,7 +119,7 @@ def original_header(wheels: list[Wheel], folder: Path, target: Path) -> Path:
     return target
 
 
-def commands() -> list[list[str]]:
+def example_commands() -> list[list[str]]:
     """Return the arguments of vLLM's server for each replica of each example."""
     return [
         list(argv.command(site, replica, ROOT).argv[3:])
@@ -203,7 +203,7 @@ def prove(arguments: argparse.Namespace) -> tuple[list[WheelFinding], list[Wheel
         examine.needed(built, listed, {path.name for path in root.files_of("libc6")}),
         examine.bytecode(built),
         examine.imports(built),
-        examine.flags(built, known_flags(), commands()),
+        examine.flags(built, known_flags(), example_commands()),
         examine.kernel(built, glibc, original),
         examine.sampling(built, glibc),
         examine.cudnn(built),
