@@ -22,7 +22,8 @@ Values of ``fault``, with ``n`` a number of tokens:
 * ``reset`` closes without a response, ``hang`` sends headers and then nothing.
 
 ``--fault`` sets the same for every request. With ``tool=1`` the response is a call of the request's first tool; its
-arguments are ``{"place":"Rome"}``. With ``stamp=1`` each token is the time at which it was written.
+arguments are ``{"place":"Rome"}``. With ``hold=n`` the stream waits after n tokens until ``POST /release``, which
+may come before or after.
 
 ``POST /tokenize`` has the shape of vLLM's. ``POST /sleep`` and ``/wake_up`` exist as in vLLM's development mode if
 ``VLLM_SERVER_DEV_MODE=1``. ``GET /stats`` returns counters, ``GET /last`` the last request as it was received.
@@ -59,6 +60,8 @@ MISTAKE = {
 }
 """A client's mistake in vLLM's words; vLLM may find it after a stream has begun with status 200."""
 DIRECTIVE = re.compile(rb"fake:((?: ?[a-z_0-9]+=[a-z_0-9.:]+)+)")
+HOLD = -1.0
+"""The wait of a step that waits for a release."""
 ARGUMENTS = ('{"pla', 'ce":"Rome"}')
 """The arguments of the call that ``tool=1`` requests, in the pieces of a stream."""
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "rests", "in", "grün")
@@ -97,8 +100,8 @@ class ResponsePlan:
     tokens: int = 16
     itl_ms: float = 5.0
     ttft_ms: float = 5.0
-    stamp: int = 0
     tool: int = 0
+    hold: int = 0
     fault: str = ""
     after: int = 0
 
@@ -108,7 +111,8 @@ class MockEngine:
     """State that all connections share.
 
     ``capacity`` limits the sequences decoded at once, unless it is 0. The times of requests vary by the factor
-    ``spread``. ``last`` is the last request as it was received.
+    ``spread``. ``held`` are the streams that wait for a release, ``releases`` the releases that no stream has used.
+    ``last`` is the last request as it was received.
     """
 
     model: str
@@ -121,6 +125,8 @@ class MockEngine:
     asleep: bool = False
     fail_sleep: bool = False
     queue: deque[MockConnection] = field(default_factory=deque)
+    held: deque[MockConnection] = field(default_factory=deque)
+    releases: int = 0
     counters: dict[str, int] = field(
         default_factory=lambda: {
             "requests": 0,
@@ -145,7 +151,7 @@ def read_plan(body: bytes, default: ResponsePlan) -> ResponsePlan:
         if key == "fault":
             plan.fault, _, after = value.partition(":")
             plan.after = int(after or 0)
-        elif key in ("tokens", "stamp", "tool"):
+        elif key in ("tokens", "tool", "hold"):
             setattr(plan, key, int(value))
         else:
             setattr(plan, key, float(value))
@@ -180,6 +186,7 @@ class MockConnection(asyncio.Protocol):
         self.decoding = False
         self.writable = True
         self.timer: asyncio.TimerHandle | None = None
+        self.due = 0.0
         self.steps: Iterator[tuple[float, bytes]] | None = None
         self.new_request()
 
@@ -205,6 +212,8 @@ class MockConnection(asyncio.Protocol):
             self.engine.queue.remove(self)
             counters["waiting"] -= 1
             counters["aborted"] += 1
+        if self in self.engine.held:
+            self.engine.held.remove(self)
         if self.decoding:
             self.end("aborted")
 
@@ -215,7 +224,7 @@ class MockConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on writing."""
         self.writable = True
-        if self.decoding and self.timer is None:
+        if self.decoding and self.timer is None and self not in self.engine.held:
             self.step()
 
     def data_received(self, data: bytes) -> None:
@@ -248,6 +257,9 @@ class MockConnection(asyncio.Protocol):
         if path == b"/tokenize":
             self.tokenize(body)
             return
+        if path == b"/release":
+            self.release()
+            return
         if self.changes_sleep(path):
             return
         counters = self.engine.counters
@@ -274,6 +286,15 @@ class MockConnection(asyncio.Protocol):
             b"/v1/models": {"object": "list", "data": [card | {"max_model_len": engine.context}]},
         }
         self.send_json(known.get(path, {"detail": "Not Found"}), 200 if path in known else 404)
+
+    def release(self) -> None:
+        """Let the stream that waits longest go on, or the next one that will wait."""
+        engine = self.engine
+        self.send_json({})
+        if engine.held:
+            engine.held.popleft().step()
+        else:
+            engine.releases += 1
 
     def tokenize(self, body: bytes) -> None:
         """Count one token for each five letters of a word that are begun, and 10 for a chat's template."""
@@ -421,13 +442,27 @@ class MockConnection(asyncio.Protocol):
             if data is None:
                 self.end("done")
                 return
+            if wait == HOLD:
+                if not self.engine.releases:
+                    self.engine.held.append(self)
+                    return
+                self.engine.releases -= 1
+                continue
             if wait > 0:
+                self.due = time.monotonic() + wait / 1000
                 self.timer = self.loop.call_later(wait / 1000, self.write_and_step, data)
                 return
             self.write(data)
 
     def write_and_step(self, data: bytes) -> None:
-        """Write ``data``, which is due, and go on."""
+        """Write ``data`` if they are due, and go on.
+
+        A timer of uvloop may be early: it counts whole milliseconds from the time at which the loop last woke up.
+        """
+        early = self.due - time.monotonic()
+        if early > 0:
+            self.timer = self.loop.call_later(max(early, 0.001), self.write_and_step, data)
+            return
         self.timer = None
         self.write(data)
         self.step()
@@ -455,10 +490,7 @@ class MockConnection(asyncio.Protocol):
             yield from ARGUMENTS
             return
         for i in range(plan.tokens):
-            if plan.stamp:
-                yield f"t={time.monotonic_ns() // 1000:016d}"
-            else:
-                yield ("" if i == 0 else " ") + WORDS[i % len(WORDS)]
+            yield ("" if i == 0 else " ") + WORDS[i % len(WORDS)]
 
     def stream(
         self,
@@ -490,6 +522,8 @@ class MockConnection(asyncio.Protocol):
         counters = self.engine.counters
         for i, text in enumerate(self.texts(plan)):
             counters["tokens"] += 1
+            if i and i == plan.hold:
+                yield HOLD, b""
             if plan.fault in ("cut", "stall", "error", "garbage") and i == plan.after:
                 yield from self.break_off(plan, head if i == 0 else b"", named=bool(event) and number is None)
             line = json.dumps(text, ensure_ascii=False).encode().join(pieces)

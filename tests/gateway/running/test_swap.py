@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -142,10 +141,9 @@ def test_a_failed_load_restores_the_old_model_and_reports_the_reason(tmp_path: P
         up = b'appliance_gateway_engine_up{engine="ea"} 1.0'
         wait_until(lambda: up in service.get("/metrics").body, "the old one is loaded again", 10)
         assert ask(service, "a").status == 200
-        again = time.monotonic()
         refused = ask(service, "b")
         assert (refused.status, refused.json) == (503, failed.json), "the same reason"
-        assert time.monotonic() - again < 1, "the load is not retried at once, and no request waits for it"
+        assert 50 < int(refused.headers["retry-after"]) <= 60, "no second load has begun the minute anew"
         wait_until(lambda: int(ask(service, "b").headers["retry-after"]) < 59, "the rest of the minute", 10)
         assert metric(service, "swap_failures_total") == 1
 
