@@ -38,21 +38,29 @@ let
       (config.systemd.services.appliance-gateway.serviceConfig or { })
       ((case.forces or (_: null)) config)
     ];
-  # Cases without a module of their own share the configuration of their host.
-  plain = lib.mapAttrs (_: host: evaluate [ host ]) hosts;
-  configOf =
-    case:
-    if case ? module then
-      evaluate [
-        hosts.${case.host}
-        case.module
-      ]
-    else
-      plain.${case.host};
+  # `judge case configuration` by the name of the case: one set for each host. Cases without a module of their own share
+  # the configuration of their host.
+  byHost =
+    judge:
+    lib.mapAttrsToList (
+      host: names:
+      let
+        plain = evaluate [ hosts.${host} ];
+        configOf =
+          case:
+          if case ? module then
+            evaluate [
+              hosts.${host}
+              case.module
+            ]
+          else
+            plain;
+      in
+      lib.genAttrs names (name: judge cases.${name} (configOf cases.${name}))
+    ) (lib.groupBy (name: cases.${name}.host) (lib.attrNames cases));
   outcome =
-    case:
+    case: config:
     let
-      config = configOf case;
       failed = map (a: oneLine a.message) (lib.filter (a: !a.assertion) config.assertions);
     in
     if case ? errors then
@@ -87,21 +95,27 @@ let
           else
             null;
       };
+  summary =
+    case: config:
+    let
+      result = outcome case config;
+    in
+    {
+      inherit (result) fault;
+      failed = result.failed or [ ];
+    };
 in
 {
-  outcomes = lib.mapAttrs (_: outcome) cases;
-  # The result alone, evaluated at once, so that each configuration can be freed.
-  summaries = lib.mapAttrs (
-    _: case:
-    let
-      result = outcome case;
-      summary = {
-        inherit (result) fault;
-        failed = result.failed or [ ];
-      };
-    in
-    builtins.deepSeq summary summary
-  ) cases;
+  outcomes = lib.mergeAttrsList (byHost outcome);
+  # The results alone, and one host after the other, so that every configuration can be freed.
+  summaries = lib.mergeAttrsList (map (group: builtins.deepSeq group group) (byHost summary));
   # The evaluation stops with the error of the module system.
-  stop = case: forced case (configOf case);
+  stop =
+    case:
+    forced case (
+      evaluate [
+        hosts.${case.host}
+        (case.module or { })
+      ]
+    );
 }
