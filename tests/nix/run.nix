@@ -38,26 +38,25 @@ let
       (config.systemd.services.appliance-gateway.serviceConfig or { })
       ((case.forces or (_: null)) config)
     ];
-  # `judge case configuration` by the name of the case: one set for each host. Cases without a module of their own share
-  # the configuration of their host.
-  byHost =
+  configuration =
+    case: evaluate ([ hosts.${case.host} ] ++ lib.optional (case ? module) case.module);
+  # `judge case configuration` by the name of the case: one set for each evaluation. Cases without a module of their own
+  # share the configuration of their host.
+  byEvaluation =
     judge:
-    lib.mapAttrsToList (
-      host: names:
-      let
-        plain = evaluate [ hosts.${host} ];
-        configOf =
-          case:
-          if case ? module then
-            evaluate [
-              hosts.${host}
-              case.module
-            ]
-          else
-            plain;
-      in
-      lib.genAttrs names (name: judge cases.${name} (configOf cases.${name}))
-    ) (lib.groupBy (name: cases.${name}.host) (lib.attrNames cases));
+    lib.mapAttrsToList
+      (
+        _: names:
+        let
+          config = configuration cases.${lib.head names};
+        in
+        lib.genAttrs names (name: judge cases.${name} config)
+      )
+      (
+        lib.groupBy (
+          name: if cases.${name} ? module then "case ${name}" else "host ${cases.${name}.host}"
+        ) (lib.attrNames cases)
+      );
   outcome =
     case: config:
     let
@@ -106,16 +105,11 @@ let
     };
 in
 {
-  outcomes = lib.mergeAttrsList (byHost outcome);
-  # The results alone, and one host after the other, so that every configuration can be freed.
-  summaries = lib.mergeAttrsList (map (group: builtins.deepSeq group group) (byHost summary));
+  outcomes = lib.mergeAttrsList (byEvaluation outcome);
+  # The results alone, and one evaluation after the other, so that every configuration can be freed.
+  summaries = lib.mergeAttrsList (
+    map (results: builtins.deepSeq results results) (byEvaluation summary)
+  );
   # The evaluation stops with the error of the module system.
-  stop =
-    case:
-    forced case (
-      evaluate [
-        hosts.${case.host}
-        (case.module or { })
-      ]
-    );
+  stop = case: forced case (configuration case);
 }
