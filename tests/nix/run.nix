@@ -39,24 +39,24 @@ let
       ((case.forces or (_: null)) config)
     ];
   configuration =
-    case: evaluate ([ hosts.${case.host} ] ++ lib.optional (case ? module) case.module);
-  # `judge case configuration` by the name of the case: one set for each evaluation. Cases without a module of their own
-  # share the configuration of their host.
+    case:
+    evaluate ([ hosts.${case.host} ] ++ lib.optional (case ? module) case.module);
+  # Cases without a module of their own share the configuration of their host.
+  evaluation =
+    name:
+    if cases.${name} ? module then "case ${name}" else "host ${cases.${name}.host}";
+  # `judge case configuration` by the name of the case: one set for each evaluation.
   byEvaluation =
     judge:
-    lib.mapAttrsToList
-      (
+    let
+      judged =
         _: names:
         let
           config = configuration cases.${lib.head names};
         in
-        lib.genAttrs names (name: judge cases.${name} config)
-      )
-      (
-        lib.groupBy (
-          name: if cases.${name} ? module then "case ${name}" else "host ${cases.${name}.host}"
-        ) (lib.attrNames cases)
-      );
+        lib.genAttrs names (name: judge cases.${name} config);
+    in
+    lib.mapAttrsToList judged (lib.groupBy evaluation (lib.attrNames cases));
   outcome =
     case: config:
     let
