@@ -120,6 +120,23 @@ def test_wheels_are_fetched_by_their_digests() -> None:
     assert engine["appendRunpaths"][-1] == "/run/opengl-driver/lib"
 
 
+@pytest.mark.parametrize("release", ["25.11", "24.05pre-git"])
+def test_an_older_nixpkgs_is_refused_in_one_line(release: str) -> None:
+    error = checker.failure(
+        f"""
+        {{
+          modules.description = (import (root + "/modules/default.nix") {{
+            lib = lib // {{ trivial = lib.trivial // {{ release = "{release}"; }}; }};
+          }}).imports;
+        }}
+        """
+    )
+    assert error.endswith(
+        f"error: appliance: this nixpkgs is {release}, and the modules need 26.05 or newer: set inputs.nixpkgs.url to "
+        "a newer branch, or let it follow the appliance's own nixpkgs"
+    )
+
+
 def caches_version(wheels: Path, fetcher: str = "lib.id") -> str:
     """Return the version under which an engine of these wheels keeps what it compiles."""
     recorded: str = checker.expression(
