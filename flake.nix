@@ -26,17 +26,30 @@
         inherit system;
         config.allowUnfree = true;
       };
-      # Nix checks the outputs in the order in which their names first occur here. The evaluation cases are the first:
-      # later the hosts would hold their memory meanwhile.
+      # Nix checks the outputs in the order in which their names first occur here. The hosts are the last: their
+      # configurations stay in memory, and those of the evaluation cases and of the virtual machines are freed.
       checks = import ./modules/packages/checks.nix {
         inherit
           evaluation
+          vm
+          loadtest-vm
           self
           pkgs
           packages
           ;
       };
-      evaluation = import ./modules/packages/evaluation.nix { inherit self pkgs; };
+      inherit (import ./modules/packages/vm-tests.nix { inherit self pkgs packages; }) vm loadtest-vm;
+      evaluation = import ./modules/packages/evaluation.nix {
+        inherit self pkgs;
+        sources = {
+          inherit
+            self
+            nixpkgs
+            disko
+            sops-nix
+            ;
+        };
+      };
       packages = import ./modules/packages { inherit self pkgs disko; };
       role = module: {
         imports = [

@@ -5,6 +5,8 @@
   pkgs,
   packages,
   evaluation,
+  vm,
+  loadtest-vm,
 }:
 let
   inherit (pkgs) lib;
@@ -15,7 +17,7 @@ in
   vps = toplevel "vps";
   installer = toplevel "installer";
   inherit (packages) appliance loadtest;
-  inherit evaluation;
+  inherit evaluation vm loadtest-vm;
   formatting = pkgs.runCommand "formatting" { nativeBuildInputs = [ pkgs.nixfmt ]; } ''
     find ${self} -name '*.nix' -print0 | xargs -0 nixfmt --check
     touch $out
@@ -28,6 +30,4 @@ in
     for file in ${../../examples}/*.toml; do ${lib.getExe packages.appliance} check "$file"; done
     touch $out
   '';
-  vm = pkgs.testers.runNixOSTest (import ./vm-test.nix { inherit self; });
-  loadtest-vm = pkgs.testers.runNixOSTest (import ./loadtest-vm.nix { inherit self packages; });
 }

@@ -1,5 +1,11 @@
 # The evaluation cases of tests/nix/cases against this nixpkgs, for `nix flake check`.
-{ self, pkgs }:
+# Its result names the sources that were evaluated, so each tree with its results has its own path of the derivation:
+# tests/nix/test_real.py computes that path from the results that it expects.
+{
+  self,
+  pkgs,
+  sources,
+}:
 let
   inherit (pkgs) lib;
   cases = import ../../tests/nix/cases { inherit lib; };
@@ -23,13 +29,30 @@ let
           ++ modules;
         }).config;
     }).summaries;
-  wrong = lib.filterAttrs (_: summary: summary.fault != null) summaries;
+  report =
+    summaries:
+    let
+      wrong = lib.filterAttrs (_: summary: summary.fault != null) summaries;
+    in
+    pkgs.runCommand "evaluation-cases"
+      {
+        # Text only: the result refers to no source and to no package.
+        results = builtins.unsafeDiscardStringContext (
+          builtins.toJSON {
+            inherit summaries;
+            sources = lib.mapAttrs (_: source: "${source}") sources;
+          }
+        );
+        passAsFile = [ "results" ];
+        passthru = { inherit report summaries; };
+      }
+      (
+        if wrong == { } then
+          "cp $resultsPath $out"
+        else
+          throw "evaluation cases: ${
+            lib.concatStringsSep "; " (lib.mapAttrsToList (name: summary: "${name}: ${summary.fault}") wrong)
+          }"
+      );
 in
-pkgs.runCommand "evaluation-cases" { passthru = { inherit summaries; }; } (
-  if wrong == { } then
-    "echo ${toString (lib.length (lib.attrNames cases))} cases hold > $out"
-  else
-    throw "evaluation cases: ${
-      lib.concatStringsSep "; " (lib.mapAttrsToList (name: summary: "${name}: ${summary.fault}") wrong)
-    }"
-)
+report summaries

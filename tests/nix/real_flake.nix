@@ -1,4 +1,4 @@
-# The flake with whole inputs from the store, without the fetchers of Nix.
+# The flake with whole inputs from the store, without the fetchers of Nix. `root` is a folder, or a store path as a string.
 { root, inputs }:
 let
   # A flake from its source.
@@ -13,8 +13,9 @@ let
     self;
   stored = builtins.mapAttrs (_: builtins.storePath) inputs;
   nixpkgs = call stored.nixpkgs { };
+  source = if dirOf root == builtins.storeDir then builtins.storePath root else /. + root;
 in
-call (/. + root) {
+call source {
   inherit nixpkgs;
   disko = call stored.disko { inherit nixpkgs; };
   sops-nix = call stored.sops-nix { inherit nixpkgs; };

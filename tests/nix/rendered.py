@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -174,12 +175,27 @@ def nix(*words: str) -> str:
 
 
 @cache
-def evaluated(expression: str) -> Any:
-    """Return the value of a Nix expression, which can use ``inputs`` and ``flake``, the flake with these inputs."""
+def evaluated(expression: str, root: str = str(checker.ROOT)) -> Any:
+    """Return the value of a Nix expression.
+
+    The expression can use ``inputs`` and ``flake``, the flake in ``root`` with these inputs.
+    """
     require()
-    literal = checker.string(json.dumps({"root": str(checker.ROOT), "inputs": inputs()}))
+    literal = checker.string(json.dumps({"root": root, "inputs": inputs()}))
     names = f"given = builtins.fromJSON {literal}; inherit (given) inputs; flake = import {FLAKE} given;"
     return json.loads(nix("eval", "--impure", "--json", "--expr", f"let {names} in {expression}"))
+
+
+def stored(root: Path = checker.ROOT) -> str:
+    """Copy the files that git would carry from ``root`` to the store; return the path, the source of the flake."""
+    listed = checker.output_of(["git", "-C", root, "ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "source"
+        for name in listed.split("\0"):
+            if (root / name).is_file():
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(root / name, copy / name)
+        return nix("store", "add", "--name", "source", str(copy)).strip()
 
 
 def _evaluate(wanted: Mapping[str, Any]) -> dict[str, Any]:

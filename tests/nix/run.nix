@@ -38,21 +38,28 @@ let
       (config.systemd.services.appliance-gateway.serviceConfig or { })
       ((case.forces or (_: null)) config)
     ];
+  configuration =
+    case:
+    evaluate ([ hosts.${case.host} ] ++ lib.optional (case ? module) case.module);
   # Cases without a module of their own share the configuration of their host.
-  plain = lib.mapAttrs (_: host: evaluate [ host ]) hosts;
-  configOf =
-    case:
-    if case ? module then
-      evaluate [
-        hosts.${case.host}
-        case.module
-      ]
-    else
-      plain.${case.host};
-  outcome =
-    case:
+  evaluation =
+    name:
+    if cases.${name} ? module then "case ${name}" else "host ${cases.${name}.host}";
+  # `judge case configuration` by the name of the case: one set for each evaluation.
+  byEvaluation =
+    judge:
     let
-      config = configOf case;
+      judged =
+        _: names:
+        let
+          config = configuration cases.${lib.head names};
+        in
+        lib.genAttrs names (name: judge cases.${name} config);
+    in
+    lib.mapAttrsToList judged (lib.groupBy evaluation (lib.attrNames cases));
+  outcome =
+    case: config:
+    let
       failed = map (a: oneLine a.message) (lib.filter (a: !a.assertion) config.assertions);
     in
     if case ? errors then
@@ -87,21 +94,22 @@ let
           else
             null;
       };
+  summary =
+    case: config:
+    let
+      result = outcome case config;
+    in
+    {
+      inherit (result) fault;
+      failed = result.failed or [ ];
+    };
 in
 {
-  outcomes = lib.mapAttrs (_: outcome) cases;
-  # The result alone, evaluated at once, so that each configuration can be freed.
-  summaries = lib.mapAttrs (
-    _: case:
-    let
-      result = outcome case;
-      summary = {
-        inherit (result) fault;
-        failed = result.failed or [ ];
-      };
-    in
-    builtins.deepSeq summary summary
-  ) cases;
+  outcomes = lib.mergeAttrsList (byEvaluation outcome);
+  # The results alone, and one evaluation after the other, so that every configuration can be freed.
+  summaries = lib.mergeAttrsList (
+    map (results: builtins.deepSeq results results) (byEvaluation summary)
+  );
   # The evaluation stops with the error of the module system.
-  stop = case: forced case (configOf case);
+  stop = case: forced case (configuration case);
 }
