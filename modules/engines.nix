@@ -73,15 +73,10 @@ let
         "AF_NETLINK"
       ];
       IPAddressAllow = "localhost";
-      # Scheduler calls: workers set affinity and priorities, and pin memory (mbind, mlock).
+      # With @resources: workers set affinity and priorities, and bind memory to NUMA nodes (mbind).
       SystemCallFilter = [
         "@system-service"
         "~@privileged"
-        "mbind"
-        "set_mempolicy"
-        "get_mempolicy"
-        "move_pages"
-        "migrate_pages"
       ]
       # torch's symmetric memory opens the allocations of the other workers by their file descriptors.
       ++ lib.optional (cuda && replica.engine.tensor_parallel > 1) "pidfd_getfd";
