@@ -77,6 +77,7 @@ FILES: Mapping[str, str] = {
     "acpi-events": "/etc/acpi/events",
     # Bound below /run for the engines on cards; no machine of the tests has any.
     "engine-cuda": "/usr/local",
+    "engine-cuda/lib/python3.13/site-packages/nvidia/cu13": "/usr/local/cuda",
     # A link to a script that starts agetty.
     "getty": "/usr/sbin/agetty",
     "glibc-locales/lib/locale/locale-archive": "/usr/lib/locale/locale-archive",
