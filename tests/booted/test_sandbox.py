@@ -53,7 +53,7 @@ def test_every_departure_has_a_control_or_a_reason() -> None:
     found = {}
     for unit, lines in host_units().items():
         kind = kinds.get(unit)
-        own = {line.replace("agents.0", "pair").replace("agents.1", "pair") for line in lines}
+        own = {line.replace("engine-agents", "engine-pair") for line in lines}
         known = set(CONTROLS[kind]) | {line for one, line in NOT_SHOWN if one == kind} if kind else set()
         if (unit in UNITS.values() and own != known) or not own <= known:
             found[unit] = own ^ known
