@@ -103,6 +103,10 @@ class BootedMachine:
         self._cgroup.mkdir()
         enter = f'echo $$ > "{self._cgroup}/cgroup.procs"; exec "$@"'
         namespaces = [
+            # The machine ends with the tests, even if these are killed.
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
             "unshare",
             "--mount",
             "--pid",
