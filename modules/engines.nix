@@ -63,7 +63,7 @@ let
   names = attrs: lib.concatStringsSep ", " (lib.attrNames attrs);
 
   # Whether the engine runs in the environment of this flake, not in one that `command` names.
-  own = engine: lib.hasPrefix "${cfg.cudaEnvironment}/" engine.command;
+  own = engine: engine.command != null && lib.hasPrefix "${cfg.cudaEnvironment}/" engine.command;
   # Replicas of an engine share the kernels that they compile, and with them the user that owns the files. A user's name
   # has 31 characters at most.
   sharedName =
@@ -101,15 +101,10 @@ let
         "AF_NETLINK"
       ];
       IPAddressAllow = "localhost";
-      # Scheduler calls: workers set affinity and priorities, and pin memory (mbind, mlock).
+      # With @resources: workers set affinity and priorities, and bind memory to NUMA nodes (mbind).
       SystemCallFilter = [
         "@system-service"
         "~@privileged"
-        "mbind"
-        "set_mempolicy"
-        "get_mempolicy"
-        "move_pages"
-        "migrate_pages"
       ]
       # torch's symmetric memory opens the allocations of the other workers by their file descriptors.
       ++ lib.optional (cuda && replica.engine.tensor_parallel > 1) "pidfd_getfd";

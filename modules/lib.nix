@@ -39,7 +39,6 @@
   cardAccess = {
     PrivateDevices = false;
     DeviceAllow = [
-      "char-nvidia-frontend rw"
       "char-nvidia rw"
       "char-nvidia-uvm rw"
     ];

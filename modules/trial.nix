@@ -54,15 +54,13 @@ let
       RuntimeDirectoryPreserve = true;
       UMask = "0022";
       TimeoutStartSec = 900;
-      # It changes the loader's configuration, the profiles, and the EFI variables, which are in /sys and have the
-      # immutable flag.
+      # It changes the loader's configuration, the profiles, and the EFI variables, which have the immutable flag.
       ReadWritePaths = [
         # A virtual machine of the tests has no boot partition.
         "-${esp}"
         "-/nix/var/nix"
         "-/sys/firmware/efi/efivars"
       ];
-      ProtectKernelTunables = false;
       # CAP_DAC_READ_SEARCH, because only the gateway's user may read the folder of the report.
       CapabilityBoundingSet = "CAP_LINUX_IMMUTABLE CAP_DAC_READ_SEARCH";
       # systemd accepts the reboot request from root, and root owns the written files.
@@ -70,7 +68,6 @@ let
       # bootctl reads the partition table to check the boot partition.
       PrivateDevices = false;
       DeviceAllow = "block-* r";
-      SystemCallFilter = [ "@system-service" ];
     };
   };
 in

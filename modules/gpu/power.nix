@@ -39,11 +39,8 @@ in
         CapabilityBoundingSet = "CAP_SYS_ADMIN";
         PrivateUsers = false;
         PrivateDevices = false;
-        DeviceAllow = [
-          "char-nvidia-frontend rw"
-          "char-nvidia rw"
-          "/dev/nvidiactl rw"
-        ];
+        # Every card and nvidiactl: all have the number of this driver.
+        DeviceAllow = "char-nvidia rw";
         # nvidia-smi reads /proc/driver/nvidia.
         ProcSubset = "all";
       };

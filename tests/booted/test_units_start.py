@@ -1,148 +1,179 @@
-"""Units under their real sandbox, as NixOS renders them, on a machine with systemd as process 1."""
+"""Both hosts with their rendered units under the real sandbox: each reaches its state, and they serve together."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.booted.machine import BootedMachine, appliance_program, nix_program, require
+from tests.booted import debian, states
+from tests.booted.machine import BootedMachine, require
+from tests.booted.site import GPU, PUBLIC, BootedHost, connect, own_unit, prepare, rendered_hosts
+from tests.booted.states import LATER, NOT_STARTED, STATES, ReachedState
 from tests.conftest import wait_until
 from tests.nix import rendered
-from tests.nix.storepaths import StoreFolder
 
-STORE = "/opt/store"
-MOCK = "tests/boot/guest.nix"
-"""The host without cards, with the mock engine."""
-SERVICE = ("appliance-engine-agents.service", "appliance-gateway.service")
-NARROWER = {
-    "watch-address": "RestrictAddressFamilies=AF_NETLINK",
-    "watch-call": "SystemCallFilter=capset",
-    "watch-user": "SystemCallFilter=setuid",
-}
-"""Units of the keepalives without one line that the sandbox allows."""
-PROVEN = "/nix/var/nix/profiles/system-profiles/proven"
-
-
-def unit_text(name: str, machine: BootedMachine, *modules: str) -> str:
-    """Return the text of a rendered unit of the GPU host, with the programs of the machine."""
-    host = rendered.host("gpu", *modules)
-    scripts = {"nix-env": nix_program("nix-env"), "appliance": appliance_program()}
-    store = StoreFolder(host, machine.root / STORE.lstrip("/"), prefix=STORE, scripts=scripts)
-    return store.unit_text(host.unit(name))
+pytestmark = pytest.mark.timeout(900)
+Site = dict[str, BootedHost]
+GATEWAY = "http://10.77.0.1:8000"
+CONFIG = "/etc/appliance/appliance.json"
+RECEIVED = "/var/lib/appliance/trial/received"
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedMachine]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     require()
     rendered.require()
-    made = BootedMachine(tmp_path_factory.mktemp("booted"))
-    watch = unit_text("appliance-tunnel-watch-vps.service", made)
-    made.write("etc/systemd/system/watch.service", watch)
-    for control, line in NARROWER.items():
-        assert line in watch
-        made.write(f"etc/systemd/system/{control}.service", watch.replace(f"{line}\n", ""))
-    trial = unit_text("appliance-trial-passed.service", made)
-    (system,) = re.findall(r"^ExecStart=.*$", trial, re.MULTILINE)
-    store = rendered.inputs()
-    assert store is not None
-    program = next((made.root / STORE.lstrip("/")).glob("*-nix-*/bin/nix-env"))
-    keep = f"ExecStart=/{program.relative_to(made.root)} --profile {PROVEN} --set {store['sops-nix']}"
-    made.write("etc/systemd/system/keep.service", trial.replace(system, keep))
-    without = trial.replace(system, keep.replace("proven", "control")).replace(
-        '"NIX_REMOTE=daemon"', '"NIX_REMOTE="'
-    )
-    made.write("etc/systemd/system/keep-control.service", without)
-    made.write("usr/local/bin/nix-daemon", nix_program("nix-daemon"), executable=True)
-    made.write(
-        "etc/systemd/system/nix-daemon.service",
-        # The daemon has a mount namespace of its own, in which it makes the store writable, as on NixOS.
-        "[Service]\nExecStart=/usr/local/bin/nix-daemon\nPrivateMounts=true\n",
-    )
-    for name in SERVICE:
-        made.write(f"etc/systemd/system/{name}", unit_text(name, made, MOCK))
-    made.write("etc/appliance/appliance.json", rendered.host("gpu", MOCK).etc_text("appliance/appliance.json"))
-    made.write("etc/sysusers.d/gateway.conf", "u appliance-gateway - - -\n")
-    made.boot()
+    folder = tmp_path_factory.mktemp("site")
+    hosts = {}
+    with ExitStack() as stack:
+        for name, texts in rendered_hosts(folder).items():
+            host = BootedHost(texts, BootedMachine(folder / name))
+            stack.callback(host.machine.stop)
+            host.install([unit for unit in texts.units if unit in STATES[name] or unit in LATER[name]])
+            prepare(host, folder)
+            host.machine.boot()
+            hosts[name] = host
+        connect({name: host.machine for name, host in hosts.items()})
+        for name in reversed(PUBLIC):
+            hosts[name].machine.run("systemctl", "start", "--no-block", "multi-user.target", "timers.target")
+        yield hosts
+
+
+def state_of(machine: BootedMachine, unit: str) -> ReachedState:
+    """Return the state of a unit."""
+    shown = machine.show(unit, "ActiveState", "SubState", "Result", "ExecMainExitTimestampMonotonic")
+    ran = shown.get("ExecMainExitTimestampMonotonic", "0") != "0"
+    state, sub = shown["ActiveState"], shown["SubState"]
+    return ReachedState(state, sub, shown.get("Result", "success"), ran and state != "active")
+
+
+def reaches(host: BootedHost, unit: str, state: ReachedState) -> None:
+    """Wait until a unit has this state; fail with its messages if it has another one."""
     try:
-        yield made
+        wait_until(lambda: state_of(host.machine, unit) == state, f"{unit} reaches {state}", 400)
+    except pytest.fail.Exception:
+        pytest.fail(f"{unit}: {state_of(host.machine, unit)}, not {state}: {host.machine.journal(unit)}")
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_every_unit_of_ours_has_a_state_or_a_reason(name: str) -> None:
+    rendered.require()
+    host = rendered.host(name, *([GPU] if name == "gpu" else []))
+    own = sorted(unit for unit in host.units if own_unit(unit))
+    assert own == sorted(unit for table in (STATES[name], LATER[name], NOT_STARTED[name]) for unit in table)
+
+
+@pytest.mark.parametrize(("name", "unit"), [(name, unit) for name, table in STATES.items() for unit in table])
+def test_a_unit_reaches_its_state(site: Site, name: str, unit: str) -> None:
+    reaches(site[name], unit, STATES[name][unit])
+
+
+def test_each_card_gets_its_power_limit(site: Site) -> None:
+    reaches(site["gpu"], "appliance-gpu-power.service", states.STAYS)
+    lines = site["gpu"].machine.journal("appliance-gpu-power").splitlines()
+    assert [line for line in lines if line.startswith("power")] == [
+        "power limit of card 0: 450 W", "power limit of card 1: 450 W",
+    ]  # fmt: skip
+
+
+def test_a_passed_smoke_test_makes_the_generation_known_good(site: Site) -> None:
+    host = site["gpu"]
+    reaches(host, "appliance-trial-passed.service", states.DONE)
+    assert re.search(r"smoke test of generation 1: PASS, \d+ steps", host.machine.journal("appliance-smoke"))
+    record = json.loads(host.machine.run("cat", "/var/lib/appliance/trial/record.json"))
+    assert record["proven"]["number"] == 1
+
+
+def test_a_client_of_the_vps_reaches_an_engine(site: Site) -> None:
+    """Through nginx, the tunnel, the gateway's list of addresses and the engine's."""
+    for name, unit in (("vps", "nginx.service"), ("gpu", "appliance-trial-passed.service")):
+        reaches(site[name], unit, STATES[name][unit])
+    own = ["--resolve", "llm.example.org:443:127.0.0.1", "https://llm.example.org/v1/chat/completions"]
+    answer = request(site["vps"], site["gpu"], *own, model="qwen3-30b")
+    assert answer["choices"][0]["message"]["content"]
+
+
+def test_nginx_reloads_its_configuration(site: Site) -> None:
+    host, unit = site["vps"], "nginx-config-reload.service"
+    reaches(host, "nginx.service", states.RUNNING)
+    host.machine.start(unit)
+    reaches(host, unit, LATER["vps"][unit])
+
+
+def test_the_gateway_starts_an_engine_on_demand(site: Site) -> None:
+    """By systemctl in its sandbox, which polkitd allows by the rendered rule."""
+    host, unit = site["gpu"], "appliance-engine-pair.service"
+    reaches(host, "appliance-gateway.service", states.RUNNING)
+    assert state_of(host.machine, unit).active == "inactive"
+    answer = request(host, host, f"{GATEWAY}/v1/chat/completions", model="rare")
+    assert answer["choices"][0]["message"]["content"]
+    reaches(host, unit, LATER["gpu"][unit])
+
+
+def test_a_failed_verdict_is_sent_as_an_alert(site: Site) -> None:
+    host = site["gpu"]
+    reaches(host, "appliance-trial-passed.service", states.DONE)
+    for unit in ("appliance-trial-deadline.service", "appliance-trial-failed.service"):
+        host.machine.start(unit)
+        reaches(host, unit, LATER["gpu"][unit])
+    # The path unit starts the other one as soon as an alert waits.
+    reaches(host, "appliance-trial-alerts.service", LATER["gpu"]["appliance-trial-alerts.service"])
+    wait_until(lambda: "failed its smoke test" in host.machine.run("cat", RECEIVED, check=False), "the alert", 200)
+
+
+def test_an_engine_does_not_start_with_other_weights(site: Site) -> None:
+    host, engine, verify = site["gpu"], "appliance-engine-pair.service", "appliance-models-verify.service"
+    reaches(host, verify, states.STAYS)
+    host.machine.run("systemctl", "stop", engine, verify)
+    lock = host.machine.run("cat", "/etc/appliance/models.lock")
+    host.machine.run("sed", "-i", "s/^.../000/", "/etc/appliance/models.lock")
+    try:
+        host.machine.run("systemctl", "start", engine, check=False)
+        assert state_of(host.machine, verify).result == "exit-code"
+        assert "model.safetensors" in host.machine.journal(verify)
+        assert state_of(host.machine, engine).active == "inactive"
     finally:
-        made.stop()
+        host.machine.run("sh", "-c", f"printf %s '{lock}' > /etc/appliance/models.lock")
 
 
-@pytest.fixture
-def tunnel(machine: BootedMachine) -> Iterator[BootedMachine]:
-    """Make an interface wg0 with the peer behind it."""
-    # NixOS has this line of systemd's own sysctl.d/50-default.conf, Debian does not.
-    machine.run("sysctl", "net.ipv4.ping_group_range=0 2147483647")
-    machine.run("ip", "netns", "add", "peer")
-    machine.run("ip", "link", "add", "wg0", "type", "veth", "peer", "name", "far", "netns", "peer")
-    machine.run("ip", "address", "add", "10.77.0.1/24", "dev", "wg0")
-    machine.run("ip", "link", "set", "wg0", "up")
-    machine.run("ip", "-n", "peer", "address", "add", "10.77.0.2/24", "dev", "far")
-    machine.run("ip", "-n", "peer", "link", "set", "far", "up")
-    yield machine
-    machine.run("ip", "netns", "delete", "peer")
+def request(client: BootedHost, host: BootedHost, *target: str, model: str) -> Any:
+    """Return the response of a chat from ``client``, with a new key of ``host``."""
+    program = next(host.machine.root.glob("opt/store/*llm-appliance*/bin/appliance"))
+    create = [f"/{program.relative_to(host.machine.root)}", "keys", "create", "test", "--config", CONFIG]
+    key = host.machine.run("runuser", "-u", "appliance-gateway", "--", *create).split()[-1]
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3})
+    head = ["-H", f"Authorization: Bearer {key}", "-H", "Content-Type: application/json"]
+    return json.loads(client.machine.run("curl", "-sSk", "--max-time", "100", *head, "-d", body, *target))
 
 
-def replies(machine: BootedMachine) -> int:
-    """Return the number of echo replies that the machine has received."""
-    names, values = (
-        line.split() for line in machine.run("cat", "/proc/1/net/snmp").splitlines() if line.startswith("Icmp:")
+def test_the_debian_is_missing_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(debian, "MADE", tmp_path / "made")
+    with pytest.raises(pytest.skip.Exception) as raised:
+        require()
+    assert re.fullmatch(
+        r"NOT CHECKED: \S+ has no Debian trixie; run `python -m tests.booted.debian`", str(raised.value)
     )
-    return int(values[names.index("InEchoReps")])
 
 
-def test_the_keepalives_go_through_the_tunnel(tunnel: BootedMachine) -> None:
-    before = replies(tunnel)
-    tunnel.start("watch")
-    wait_until(lambda: replies(tunnel) > before, "the peer responds", 20)
-    tunnel.run("systemctl", "stop", "watch")
+def test_a_machine_that_does_not_boot_ends_in_one_line(tmp_path: Path) -> None:
+    require()
+    machine = BootedMachine(tmp_path / "second")
+    machine.write("usr/lib/systemd/systemd", "#!/bin/sh\necho no init here\nexit 1\n", executable=True)
+    with pytest.raises(pytest.fail.Exception) as raised:
+        machine.boot()
+    assert str(raised.value) == "the machine second ended before it had booted: no init here"
 
 
-@pytest.mark.parametrize(
-    ("unit", "error"),
-    [
-        ("watch-address", "Address family not supported"),
-        ("watch-call", "cap_set_proc: Operation not permitted"),
-        ("watch-user", "setuid: Operation not permitted"),
-    ],
-)
-def test_control_in_a_narrower_sandbox_ping_ends(tunnel: BootedMachine, unit: str, error: str) -> None:
-    tunnel.run("systemctl", "start", unit, check=False)
-    wait_until(lambda: error in tunnel.journal(unit), "ping fails", 20)
-    tunnel.run("systemctl", "stop", unit)
-
-
-def test_a_trial_changes_a_profile(machine: BootedMachine) -> None:
-    machine.start("nix-daemon")
-    wait_until(
-        lambda: machine.run("ls", "/nix/var/nix/daemon-socket/", check=False) != "", "the daemon listens", 20
-    )
-    machine.run("mkdir", "-p", str(Path(PROVEN).parent))
-    machine.start("keep")
-    assert machine.show("keep", "Result", "ExecMainStatus") == {"Result": "success", "ExecMainStatus": "0"}
-    found = rendered.inputs()
-    assert found is not None
-    assert machine.run("readlink", "-f", PROVEN).strip() == found["sops-nix"]
-
-
-def test_control_without_the_daemon_a_trial_cannot_change_a_profile(machine: BootedMachine) -> None:
-    machine.run("systemctl", "start", "keep-control", check=False)
-    assert machine.show("keep-control", "Result")["Result"] == "exit-code"
-    assert "Operation not permitted" in machine.journal("keep-control")
-
-
-def test_the_engine_and_the_gateway_serve(machine: BootedMachine) -> None:
-    for name in SERVICE:
-        machine.start(name)
-
-    def status(url: str) -> str:
-        return machine.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", url, check=False)
-
-    wait_until(lambda: status("http://127.0.0.1:8101/health") == "200", "the engine serves", 60)
-    wait_until(lambda: status("http://127.0.0.1:8000/v1/models") == "401", "the gateway serves", 60)
-    shown = machine.show(SERVICE[0], "NRestarts", "ActiveState")
-    assert shown == {"NRestarts": "0", "ActiveState": "active"}
+def test_a_machine_that_hangs_ends_in_one_line(tmp_path: Path) -> None:
+    require()
+    machine = BootedMachine(tmp_path / "second")
+    machine.write("usr/lib/systemd/systemd", "#!/bin/sh\nexec sleep infinity\n", executable=True)
+    with pytest.raises(pytest.fail.Exception) as raised:
+        machine.boot(timeout_s=1)
+    assert str(raised.value) == "the machine second did not boot within 1 s; its console is empty"

@@ -28,9 +28,12 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "acl": ("setfacl",),
     "acpid": ("acpid",),
     "bash": ("bash",),
-    "coreutils": ("cp", "date", "kill", "mkdir", "mv", "rm", "touch", "true"),
+    "coreutils": (
+        "cat", "chmod", "chown", "cp", "cut", "date", "dirname", "kill", "mkdir", "mv", "rm", "seq", "sleep",
+        "touch", "true",
+    ),
     "dhcpcd": ("dhcpcd",),
-    "diffutils": (),
+    "diffutils": ("cmp",),
     "dosfstools": (),
     "e2fsprogs": (),
     "findutils": ("find",),
@@ -49,7 +52,7 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "llm-appliance": ("appliance",),
     "logrotate": ("logrotate",),
     "make-initrd-ng": ("make-initrd-ng",),
-    "minica": (),
+    "minica": ("minica",),
     "mtools": (),
     "nftables": ("nft",),
     "nginx": ("nginx",),
@@ -59,27 +62,29 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "nvidia-persistenced": ("nvidia-persistenced",),
     "nvidia-x11": ("nvidia-smi",),
     "openresolv": ("resolvconf",),
-    "openssh": ("sshd",),
-    "openssl": (),
+    "openssh": ("ssh-keygen", "sshd"),
+    "openssl": ("openssl",),
     "security-wrapper-*": ("security-wrapper",),
     "shadow": ("login",),
     "systemd-boot": ("systemd-boot",),
     "systemd": ("bootctl", "hostnamectl", "journalctl", "loginctl", "systemctl", "systemd-run"),
     "util-linux": ("agetty", "lscpu"),
     "wireguard-tools": ("wg",),
-}
+}  # fmt: skip
 """Programs by package of nixpkgs. Debian has each by the same name; some packages are only in a PATH."""
 
 FILES: Mapping[str, str] = {
     "acpi-events": "/etc/acpi/events",
     # Bound below /run for the engines on cards; no machine of the tests has any.
     "engine-cuda": "/usr/local",
+    "engine-cuda/lib/python3.13/site-packages/nvidia/cu13": "/usr/local/cuda",
     # A link to a script that starts agetty.
     "getty": "/usr/sbin/agetty",
     "glibc-locales/lib/locale/locale-archive": "/usr/lib/locale/locale-archive",
     "mailcap/etc/nginx/mime.types": "/etc/nginx/mime.types",
     "nginx/conf/fastcgi.conf": "/etc/nginx/fastcgi.conf",
     "nginx/conf/uwsgi_params": "/etc/nginx/uwsgi_params",
+    "polkit/lib/polkit-1/polkitd": "/usr/lib/polkit-1/polkitd",
     "nss-cacert/etc/ssl/certs/ca-bundle.crt": "/etc/ssl/certs/ca-certificates.crt",
     "systemd/lib": "/usr/lib",
     "systemd/lib/systemd/systemd-shutdown": "/usr/lib/systemd/systemd-shutdown",
@@ -130,6 +135,8 @@ class StoreFolder:
     """Further paths, and their places on this machine."""
     found: Callable[[str], str | None] = installed
     """Returns the path of a program of Debian, ``None`` if it is not installed."""
+    adapted: Mapping[str, Callable[[str], str]] = field(default_factory=lambda: ADAPTED)
+    """Changes of texts, by name, for the programs that read them."""
     _placed: set[Path] = field(default_factory=set)
 
     def unit_text(self, unit: UnitFile) -> str:
@@ -174,7 +181,7 @@ class StoreFolder:
             return file
         self._placed.add(file)
         file.parent.mkdir(parents=True, exist_ok=True)
-        adapt = ADAPTED.get(text.name)
+        adapt = self.adapted.get(text.name)
         file.write_text(self.relocate(adapt(text.text) if adapt else text.text, text.name))
         file.chmod(0o755 if text.executable else 0o644)
         return file

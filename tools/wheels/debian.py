@@ -44,6 +44,7 @@ class DebianRoot:
     """A folder with a Debian system."""
 
     folder: Path
+    packages: tuple[str, ...] = PACKAGES
 
     def make(self) -> None:
         """Make the system by debootstrap, unless an earlier run finished it."""
@@ -61,7 +62,7 @@ class DebianRoot:
             "--mount",
             "debootstrap",
             "--variant=minbase",
-            f"--include={','.join(PACKAGES)}",
+            f"--include={','.join(self.packages)}",
             SUITE,
             str(self.folder),
         ]
