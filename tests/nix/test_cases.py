@@ -132,8 +132,8 @@ def test_an_older_nixpkgs_is_refused_in_one_line(release: str) -> None:
         """
     )
     assert error.endswith(
-        f"error: appliance: this nixpkgs is {release}, and the modules need 26.05 or newer: set inputs.nixpkgs.url to "
-        "a newer branch, or let it follow the appliance's own nixpkgs"
+        f"error: appliance: this nixpkgs is {release}, and the modules need 26.05 or newer: set inputs.nixpkgs.url "
+        "to a newer branch, or let it follow the appliance's own nixpkgs"
     )
 
 
