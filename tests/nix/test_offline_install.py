@@ -7,6 +7,9 @@ graph of these derivations down to outputs that are on the ISO.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,3 +102,51 @@ def test_without_its_inputs_the_installer_would_build_the_world(
     """The control: an ISO that has the system alone."""
     names = to_build(list(install["builds"].values()), on_the_iso(install["contents"][:1], graph), graph)
     assert len(names) > 100
+
+
+STEPS = {
+    "nix": 'echo \'{"path": "/flake"}\'',
+    "nix-build": "printf '%s\\n' /system FOLDER/closure FOLDER/bin/format",
+    "format": "[ $1 != format ]",
+    "xcp": "[ $1 != xcp ]",
+    "nix-store": "[ $1 != nix-store ]",
+    "nixos-install": "[ $1 != nixos-install ]",
+    "mountpoint": "false",
+    "rmdir": "true",
+}
+"""Programs that disko-install calls, as lines of a shell. ``$1`` is the name of the program that fails."""
+
+
+def disko_install(folder: Path, patch: str, fails: str) -> int:
+    """Run disko-install of disko's source after the phase ``patch``; return its exit code."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT CHECKED: disko-install needs root")
+    inputs = rendered.inputs()
+    assert inputs is not None
+    script = folder / "disko-install"
+    script.write_text((Path(inputs["disko"]) / "disko-install").read_text())
+    subprocess.run(["bash", "-euc", patch], cwd=folder, check=True)
+    (folder / "closure").mkdir()
+    (folder / "closure/store-paths").write_text("/system\n")
+    (folder / "closure/registration").write_text("")
+    (folder / "bin").mkdir()
+    for name, line in STEPS.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\nset -- {fails}\n{line.replace('FOLDER', str(folder))}\n")
+        (folder / "bin" / name).chmod(0o755)
+    environment = {"PATH": f"{folder}/bin:{os.environ['PATH']}"}
+    argv = ["bash", script, "--flake", "/flake#gpu", "--disk", "main", "/dev/null"]
+    argv += ["--mount-point", folder / "mounted"]
+    return subprocess.run(argv, env=environment, capture_output=True, check=False).returncode
+
+
+@pytest.mark.parametrize("fails", ["format", "xcp", "nix-store", "nixos-install"])
+def test_a_failed_step_fails_the_install(install: dict[str, Any], tmp_path: Path, fails: str) -> None:
+    assert disko_install(tmp_path, install["patch"], fails) != 0
+
+
+def test_an_install_without_a_failure_succeeds(install: dict[str, Any], tmp_path: Path) -> None:
+    assert disko_install(tmp_path, install["patch"], "none") == 0
+
+
+def test_control_disko_install_itself_ignores_a_failed_copy(install: dict[str, Any], tmp_path: Path) -> None:
+    assert disko_install(tmp_path, "", "xcp") == 0
