@@ -1,20 +1,21 @@
 """The ISO without a network: what disko-install has to build there needs only what the ISO has.
 
 The device of the disk is known only on the machine, so disko-install evaluates the host anew. The test follows the
-graph of these derivations down to outputs that are on the ISO.
+graph of these derivations down to outputs that are on the ISO. `make test-install` runs their scripts on a disk.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.nix import rendered
+from tests.nix import checker, rendered
 from tests.nix.storepaths import STORE_PATH
 
 Derivations = dict[str, dict[str, Any]]
@@ -104,6 +105,23 @@ def test_without_its_inputs_the_installer_would_build_the_world(
     assert len(names) > 100
 
 
+def test_the_installer_uses_the_names_of_the_script_of_disko(install: dict[str, Any], graph: Derivations) -> None:
+    """`make test-install` shows that these names decide whether an install is finished."""
+    outer = graph[install["builds"]["diskoScript"]]
+    (inner,) = (path for path in outer["inputDrvs"] if graph[path]["name"] == "disko")
+    script = rendered.attributes(graph[inner])["content"]
+    installer = (checker.ROOT / "modules/installer/install.sh").read_text()
+    (names,) = re.findall(r"^names='(.*)'$", installer, re.MULTILINE)
+    made = re.findall(r'--change-name="\d:(.*)"', script)
+    assert set(made) == {"disk-main-ESP", "disk-main-root"}
+    assert all(re.fullmatch(names, name) for name in made)
+    assert re.search(r"mkfs\.ext4 \\\s+-L appliance-new ", script)
+    assert "$(labelled appliance-new)" in installer
+    (mount_point,) = re.findall(r"^mount_point=(.*)$", installer, re.MULTILINE)
+    assert f'mount "/dev/disk/by-partlabel/disk-main-root" "{mount_point}/"' in script
+    assert script.index("disk-deactivate") < script.index("sgdisk") < script.index("mkfs.ext4")
+
+
 STEPS = {
     "nix": 'echo \'{"path": "/flake"}\'',
     "nix-build": "printf '%s\\n' /system FOLDER/closure FOLDER/bin/format",
@@ -134,8 +152,8 @@ def disko_install(folder: Path, patch: str, fails: str) -> int:
         (folder / "bin" / name).write_text(f"#!/bin/sh\nset -- {fails}\n{line.replace('FOLDER', str(folder))}\n")
         (folder / "bin" / name).chmod(0o755)
     environment = {"PATH": f"{folder}/bin:{os.environ['PATH']}"}
-    argv = ["bash", script, "--flake", "/flake#gpu", "--disk", "main", "/dev/null"]
-    argv += ["--mount-point", folder / "mounted"]
+    argv = ["bash", str(script), "--flake", "/flake#gpu", "--disk", "main", "/dev/null"]
+    argv += ["--mount-point", str(folder / "mounted")]
     return subprocess.run(argv, env=environment, capture_output=True, check=False).returncode
 
 
