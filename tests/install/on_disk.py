@@ -80,8 +80,8 @@ def begin(guest: InstallGuest, pause: str) -> None:
 def kill(guest: InstallGuest, signal: str = "KILL") -> None:
     """End an install that :func:`begin` started: all its programs at once."""
     guest.run(
-        f"kill -{signal} -- -$(cat /run/install); rm -f /run/pause/*\n"
-        "while kill -0 -- -$(cat /run/install); do :; done"
+        f"kill -s {signal} -- -$(cat /run/install) && rm -f /run/pause/* && "
+        "while kill -s 0 -- -$(cat /run/install) 2>/dev/null; do sleep 0.1; done"
     )
 
 
