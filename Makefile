@@ -27,8 +27,8 @@ export TORCH_INDEX
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONEXECUTABLE PYTHONUSERBASE PYTHONSTARTUP
 unexport PYTHONINSPECT PYTHONOPTIMIZE
 
-.PHONY: up test test-boot test-network network-table lint fmt lock lock-check lock-clients lock-engine verify-wheels
-.PHONY: prove-engine prove-cold-start options-doc calibrate bench clean
+.PHONY: up test test-boot test-install test-network network-table lint fmt lock lock-check lock-clients lock-engine
+.PHONY: verify-wheels prove-engine prove-cold-start options-doc calibrate bench clean
 
 PORTS = $(if $(PORT),--port='$(PORT)') $(if $(ENGINE_PORT),--engine-port='$(ENGINE_PORT)')
 
@@ -44,6 +44,11 @@ test:
 test-boot:
 	@$(PYTHON) -m tools.bootstrap --tests --engine fake
 	@.venv/bin/python -m tests.boot.run --seeds $(SEEDS) $(ARGS)
+
+# The installer on a virtual disk under emulation, as root.
+test-install:
+	@$(PYTHON) -m tools.bootstrap --tests --engine fake
+	@.venv/bin/python -m pytest tests/install/on_disk.py -v $(ARGS)
 
 # The network with real parts, in namespaces: as root. It names each skipped part with the reason.
 test-network:

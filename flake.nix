@@ -85,7 +85,7 @@
           installClosure = self.lib.installClosure self.nixosConfigurations.gpu {
             inherit nixpkgs disko sops-nix;
           };
-          diskoInstall = disko.packages.${system}.disko-install;
+          diskoInstall = packages.disko-install;
         };
       };
 

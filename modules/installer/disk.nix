@@ -55,9 +55,10 @@ in
             type = "filesystem";
             format = "ext4";
             mountpoint = "/";
+            # install.sh renames it to appliance-root when the install is finished.
             extraArgs = [
               "-L"
-              "appliance-root"
+              "appliance-new"
             ];
           };
         };

@@ -3,13 +3,17 @@
 #
 #   appliance-install [--disk DEVICE] [--answers FILE] [--reinstall] [--check]
 #
-# A finished install is never erased by accident: that needs --reinstall and the serial number as well.
-# APPLIANCE_ROOT is a prefix of /sys, /proc, /etc and /dev, for tests.
+# A finished install is never erased by accident: that needs --reinstall and the serial number as well. An install that
+# was interrupted begins again at the next start.
+# APPLIANCE_ROOT is a prefix of /sys, /proc, /etc and /run, for tests.
 set -euo pipefail
 
 root="${APPLIANCE_ROOT:-}"
 etc="$root/etc/appliance-installer"
 disk="" answers="" reinstall=no check=no faults=0
+# disko-install mounts the disk here, and its partitions have these names.
+mount_point=/mnt/disko-install-root
+names='disk-main-(ESP|root)'
 
 fail() { echo "appliance-install: $1" >&2; exit "${2:-1}"; }
 fault() { echo "  NO   $1" >&2; faults=$((faults + 1)); }
@@ -27,6 +31,10 @@ done
 
 # disko-install requires root too, but only after the serial number was typed.
 [ "$(id -u)" = 0 ] || fail "this needs root; run sudo appliance-install"
+
+# The programs of an install inherit the lock, so that a killed install holds it as long as one of them runs.
+exec 9> "$root/run/appliance-install.lock"
+flock --nonblock 9 || fail "another appliance-install runs on this machine; wait until it ends" 6
 
 limit() { grep -oP "^$1=\K.*" "$etc/limits"; }
 
@@ -57,18 +65,46 @@ check_memory() {
 }
 
 check_disk() {
-  local have want
+  local have want mounted
   if [ -z "$disk" ]; then fault "no disk given: --disk DEVICE, one of those above"; return; fi
   if ! lsblk -dno TYPE "$disk" 2>/dev/null | grep -qx disk; then fault "$disk is not a whole disk"; return; fi
   have=$(($(lsblk -bdno SIZE "$disk") / 1073741824))
   want=$(limit minimum_disk_gib)
   if [ "$have" -ge "$want" ]; then good "$disk has $have GiB"
   else fault "$disk has $have GiB, $want are required: choose a larger disk"; fi
-  if lsblk -nro MOUNTPOINT "$disk" | grep -q .; then fault "$disk is mounted, perhaps as the medium of the installer: choose another disk"; fi
+  # A killed install leaves its mounts, and disko unmounts them.
+  mounted=$(lsblk -nro MOUNTPOINTS "$disk" | sed 's/\\x0a/\n/g' | grep -vE "^($mount_point(/.*)?)?$" || true)
+  [ -z "$mounted" ] || fault "$disk is mounted, perhaps as the medium of the installer: choose another disk"
+}
+
+# disko formats partitions by name, and the installed system mounts them by name: no other disk may have the same ones.
+check_names() {
+  local other
+  other=$(lsblk -nrpo PARTLABEL,PKNAME | awk -v disk="$(realpath -m "$disk")" -v names="^$names\$" '$1 ~ names && $2 != disk && !seen++ { print $2 }')
+  [ -z "$other" ] || fault "$other has partitions of an appliance as well: disconnect it, or erase all its data (wipefs --all $other)"
+}
+
+# Print the partition of the disk with this label.
+labelled() { lsblk -nrpo LABEL,NAME "$disk" | awk -v label="$1" '$1 == label && !seen++ { print $2 }'; }
+
+# An install begins with the label appliance-new (disk.nix) and ends with appliance-root. A system that was started is
+# finished, whatever its label: its root was mounted in another place.
+finished() {
+  local new last
+  [ -z "$(labelled appliance-root)" ] || return 0
+  new=$(labelled appliance-new)
+  [ -n "$new" ] || return 1
+  last=$(dumpe2fs -h "$new" 2>/dev/null | sed -n 's/^Last mounted on: *//p')
+  case "$last" in
+    "" | "<not available>" | "$mount_point")
+      echo "  !!   $disk contains an install that did not finish; it begins again."
+      return 1
+      ;;
+  esac
 }
 
 check_finished() {
-  lsblk -nro LABEL "$disk" | grep -qx appliance-root || return 0
+  finished || return 0
   [ "$reinstall" = yes ] || fail "$disk already contains an appliance; nothing was changed. To erase it: --reinstall" 3
   echo "  !!   $disk already contains an appliance, its chats and its keys. All of it would be erased."
 }
@@ -94,6 +130,7 @@ check_firmware
 check_cards
 check_memory
 check_disk
+[ -z "$disk" ] || check_names
 [ "$faults" -eq 0 ] || fail "$faults of the checks failed; nothing was changed" 1
 check_finished
 if [ "$check" = yes ]; then echo "All checks passed; nothing was changed."; exit 0; fi
@@ -105,5 +142,9 @@ lsblk -o NAME,SIZE,FSTYPE,LABEL,MODEL,SERIAL "$disk"
 agreed=$(agreed_serial) || exit $?
 [ "$agreed" = "$serial" ] || fail "\"$agreed\" is not the serial number of $disk; nothing was changed" 5
 
-disko-install --flake "$etc/flake#$(limit host)" --disk main "$disk" --write-efi-boot-entries
+disko-install --flake "$etc/flake#$(limit host)" --disk main "$disk" --write-efi-boot-entries \
+  || fail "the install did not finish; fix the cause above and start appliance-install again, which begins anew" 7
+sync
+e2label "$(labelled appliance-new)" appliance-root
+sync
 echo "Installed. Remove the medium and restart; the first boot runs the smoke test (journalctl -u appliance-smoke)."

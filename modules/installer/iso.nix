@@ -14,8 +14,10 @@ let
     name = "appliance-install";
     runtimeInputs = [
       pkgs.coreutils
+      pkgs.e2fsprogs
       pkgs.gawk
       pkgs.gnugrep
+      pkgs.gnused
       pkgs.openssh
       pkgs.util-linux
       diskoInstall

@@ -52,7 +52,8 @@ class VirtualMachine:
         self._start()
         self.note("power on")
 
-    def _start(self) -> None:
+    def command(self) -> list[str]:
+        """Return the command of QEMU."""
         drive = f"file={self.folder}/disk.qcow2,if=virtio,format=qcow2,cache=unsafe"
         argv = ["qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1"]
         # A reset ends the process and the test starts the next: emulated firmware sometimes hangs in a warm reset.
@@ -71,11 +72,17 @@ class VirtualMachine:
         argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}"]
         argv += ["-drive", f"if=pflash,format=raw,unit=1,file={self.folder}/variables.fd", "-drive", drive]
         argv += ["-device", "i6300esb", "-action", "watchdog=reset", "-device", "virtio-rng-pci"]
-        argv += ["-chardev", f"file,id=console,path={self.console_file},append=on", "-serial", "chardev:console"]
+        return [*argv, *self.lines()]
+
+    def lines(self) -> list[str]:
+        """Return the arguments of QEMU for the two serial lines: console and shell."""
+        argv = ["-chardev", f"file,id=console,path={self.console_file},append=on", "-serial", "chardev:console"]
         argv += ["-chardev", f"socket,id=shell,path={self.folder}/shell,server=on,wait=off"]
-        argv += ["-serial", "chardev:shell"]
+        return [*argv, "-serial", "chardev:shell"]
+
+    def _start(self) -> None:
         with (self.folder / "qemu.log").open("ab") as log:
-            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def _after_a_reset(self) -> None:
         """Boot the machine again if it or the watchdog has reset it."""

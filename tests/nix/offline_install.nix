@@ -25,6 +25,7 @@ in
       mountScript
       ;
   };
+  patch = flake.packages.x86_64-linux.disko-install.postPatch;
   installed = flake.nixosConfigurations.gpu.config.system.build.toplevel.drvPath;
   contents = map (entry: entry.drvPath) (
     lib.filter lib.isDerivation (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ LSBLK = """#!/bin/bash
 case "$*" in
   *"-dno TYPE"*) echo disk ;;
   *"-bdno SIZE"*) echo "$FAKE_SIZE" ;;
-  *"-nro MOUNTPOINT"*) echo "$FAKE_MOUNT" ;;
-  *"-nro LABEL"*) echo "$FAKE_LABEL" ;;
+  *"-nro MOUNTPOINTS"*) echo "$FAKE_MOUNT" ;;
+  *"-nrpo LABEL,NAME"*) echo "$FAKE_LABEL /dev/nvme0n1p2" ;;
+  *"-nrpo PARTLABEL,PKNAME"*) printf 'disk-main-root /dev/nvme0n1\n%s\n' "$FAKE_OTHER" ;;
   *"-dno SERIAL"*) echo "$FAKE_SERIAL" ;;
   *) echo "nvme0n1 4T $FAKE_SERIAL" ;;
 esac
@@ -38,7 +40,10 @@ class InstallMachine:
             **os.environ,
             "FAKE_SIZE": str(4 * 10**12),
             "FAKE_MOUNT": "",
-            "FAKE_LABEL": "",
+            "FAKE_LABEL": "appliance-new",
+            "FAKE_OTHER": "",
+            "FAKE_COPY": "0",
+            "FAKE_LAST": "<not available>",
             "FAKE_SERIAL": SERIAL,
             "FAKE_USER": "0",
         }
@@ -61,6 +66,11 @@ class InstallMachine:
         log = self.root / "disko.log"
         return log.read_text().strip() if log.exists() else ""
 
+    @property
+    def label(self) -> str:
+        log = self.root / "label.log"
+        return log.read_text().strip() if log.exists() else ""
+
     def write(self, path: str, text: str) -> None:
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)
         (self.root / path).write_text(text)
@@ -76,9 +86,12 @@ def machine(tmp_path: Path) -> InstallMachine:
     made.write("etc/appliance-installer/limits", "host=gpu\nminimum_ram_gib=60\nminimum_disk_gib=400\n")
     made.write("etc/appliance-installer/allowed_signers", "")
     made.write("bin/lsblk", LSBLK)
-    made.write("bin/disko-install", f'#!/bin/bash\necho "$@" >> {tmp_path}/disko.log\n')
+    made.write("bin/disko-install", f'#!/bin/bash\necho "$@" >> {tmp_path}/disko.log\nexit "$FAKE_COPY"\n')
     made.write("bin/id", '#!/bin/bash\necho "$FAKE_USER"\n')
-    for tool in ("lsblk", "disko-install", "id"):
+    made.write("bin/dumpe2fs", '#!/bin/bash\necho "Last mounted on:          $FAKE_LAST"\n')
+    made.write("bin/e2label", f'#!/bin/bash\necho "$@" > {tmp_path}/label.log\n')
+    (tmp_path / "run").mkdir()
+    for tool in ("lsblk", "disko-install", "id", "dumpe2fs", "e2label"):
         (tmp_path / "bin" / tool).chmod(0o755)
     return made
 
@@ -90,6 +103,7 @@ def test_the_typed_serial_number_installs(machine: InstallMachine) -> None:
     assert machine.erased.endswith(
         "/etc/appliance-installer/flake#gpu --disk main /dev/nvme0n1 --write-efi-boot-entries"
     )
+    assert machine.label == "/dev/nvme0n1p2 appliance-root"
 
 
 @pytest.mark.parametrize("typed", ["", "\n", "yes\n", "S7KGNJ0X12345\n"])
@@ -137,6 +151,11 @@ def test_unsupported_hardware_stops_before_the_prompt(
     [
         ("FAKE_SIZE", str(10**11), "/dev/nvme0n1 has 93 GiB, 400 are required"),
         ("FAKE_MOUNT", "/iso", "/dev/nvme0n1 is mounted"),
+        ("FAKE_MOUNT", "/mnt/disko-install-root\n/iso", "/dev/nvme0n1 is mounted"),
+        ("FAKE_MOUNT", r"/mnt/disko-install-root\x0a/iso", "/dev/nvme0n1 is mounted"),
+        ("FAKE_MOUNT", "/mnt/disko-install-root2", "/dev/nvme0n1 is mounted"),
+        ("FAKE_OTHER", "disk-main-root /dev/sda", "/dev/sda has partitions of an appliance as well: disconnect it"),
+        ("FAKE_OTHER", "disk-main-ESP /dev/sda", "/dev/sda has partitions of an appliance as well: disconnect it"),
         ("FAKE_SERIAL", "", "reports no serial number"),
     ],
 )
@@ -165,6 +184,43 @@ def test_a_finished_install_is_not_erased_again(machine: InstallMachine) -> None
     assert machine.erased == ""
     assert machine.install("--reinstall", typed=f"{SERIAL}\n").returncode == 0
     assert machine.erased
+
+
+def test_a_failed_install_is_reported(machine: InstallMachine) -> None:
+    machine.environment["FAKE_COPY"] = "1"
+    done = machine.install(typed=f"{SERIAL}\n")
+    assert done.returncode == 7
+    assert "the install did not finish; fix the cause above" in done.stderr
+    assert "Installed." not in done.stdout
+    assert machine.label == ""
+
+
+@pytest.mark.parametrize("last", ["<not available>", "/mnt/disko-install-root"])
+def test_an_interrupted_install_begins_again(machine: InstallMachine, last: str) -> None:
+    machine.environment |= {
+        "FAKE_LAST": last,
+        "FAKE_MOUNT": r"/mnt/disko-install-root\x0a/mnt/disko-install-root/boot",
+    }
+    done = machine.install(typed=f"{SERIAL}\n")
+    assert done.returncode == 0, done.stderr
+    assert "contains an install that did not finish; it begins again" in done.stdout
+    assert machine.erased
+
+
+def test_a_started_system_is_finished_whatever_its_label(machine: InstallMachine) -> None:
+    """A power cut between the last step of the install and the label."""
+    machine.environment["FAKE_LAST"] = "/sysroot"
+    assert machine.install(typed=f"{SERIAL}\n").returncode == 3
+    assert machine.erased == ""
+
+
+def test_a_second_installer_does_not_start(machine: InstallMachine) -> None:
+    with (machine.root / "run/appliance-install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = machine.install(typed=f"{SERIAL}\n")
+    assert done.returncode == 6
+    assert "another appliance-install runs on this machine" in done.stderr
+    assert done.stdout == machine.erased == ""
 
 
 def sign(machine: InstallMachine, text: str, *, trusted: bool = True) -> Path:

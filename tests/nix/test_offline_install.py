@@ -1,17 +1,21 @@
 """The ISO without a network: what disko-install has to build there needs only what the ISO has.
 
 The device of the disk is known only on the machine, so disko-install evaluates the host anew. The test follows the
-graph of these derivations down to outputs that are on the ISO.
+graph of these derivations down to outputs that are on the ISO. `make test-install` runs their scripts on a disk.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.nix import rendered
+from tests.nix import checker, rendered
 from tests.nix.storepaths import STORE_PATH
 
 Derivations = dict[str, dict[str, Any]]
@@ -99,3 +103,68 @@ def test_without_its_inputs_the_installer_would_build_the_world(
     """The control: an ISO that has the system alone."""
     names = to_build(list(install["builds"].values()), on_the_iso(install["contents"][:1], graph), graph)
     assert len(names) > 100
+
+
+def test_the_installer_uses_the_names_of_the_script_of_disko(install: dict[str, Any], graph: Derivations) -> None:
+    """`make test-install` shows that these names decide whether an install is finished."""
+    outer = graph[install["builds"]["diskoScript"]]
+    (inner,) = (path for path in outer["inputDrvs"] if graph[path]["name"] == "disko")
+    script = rendered.attributes(graph[inner])["content"]
+    installer = (checker.ROOT / "modules/installer/install.sh").read_text()
+    (names,) = re.findall(r"^names='(.*)'$", installer, re.MULTILINE)
+    made = re.findall(r'--change-name="\d:(.*)"', script)
+    assert set(made) == {"disk-main-ESP", "disk-main-root"}
+    assert all(re.fullmatch(names, name) for name in made)
+    assert re.search(r"mkfs\.ext4 \\\s+-L appliance-new ", script)
+    assert "$(labelled appliance-new)" in installer
+    (mount_point,) = re.findall(r"^mount_point=(.*)$", installer, re.MULTILINE)
+    assert f'mount "/dev/disk/by-partlabel/disk-main-root" "{mount_point}/"' in script
+    assert script.index("disk-deactivate") < script.index("sgdisk") < script.index("mkfs.ext4")
+
+
+STEPS = {
+    "nix": 'echo \'{"path": "/flake"}\'',
+    "nix-build": "printf '%s\\n' /system FOLDER/closure FOLDER/bin/format",
+    "format": "[ $1 != format ]",
+    "xcp": "[ $1 != xcp ]",
+    "nix-store": "[ $1 != nix-store ]",
+    "nixos-install": "[ $1 != nixos-install ]",
+    "mountpoint": "false",
+    "rmdir": "true",
+}
+"""Programs that disko-install calls, as lines of a shell. ``$1`` is the name of the program that fails."""
+
+
+def disko_install(folder: Path, patch: str, fails: str) -> int:
+    """Run disko-install of disko's source after the phase ``patch``; return its exit code."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT CHECKED: disko-install needs root")
+    inputs = rendered.inputs()
+    assert inputs is not None
+    script = folder / "disko-install"
+    script.write_text((Path(inputs["disko"]) / "disko-install").read_text())
+    subprocess.run(["bash", "-euc", patch], cwd=folder, check=True)
+    (folder / "closure").mkdir()
+    (folder / "closure/store-paths").write_text("/system\n")
+    (folder / "closure/registration").write_text("")
+    (folder / "bin").mkdir()
+    for name, line in STEPS.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\nset -- {fails}\n{line.replace('FOLDER', str(folder))}\n")
+        (folder / "bin" / name).chmod(0o755)
+    environment = {"PATH": f"{folder}/bin:{os.environ['PATH']}"}
+    argv = ["bash", str(script), "--flake", "/flake#gpu", "--disk", "main", "/dev/null"]
+    argv += ["--mount-point", str(folder / "mounted")]
+    return subprocess.run(argv, env=environment, capture_output=True, check=False).returncode
+
+
+@pytest.mark.parametrize("fails", ["format", "xcp", "nix-store", "nixos-install"])
+def test_a_failed_step_fails_the_install(install: dict[str, Any], tmp_path: Path, fails: str) -> None:
+    assert disko_install(tmp_path, install["patch"], fails) != 0
+
+
+def test_an_install_without_a_failure_succeeds(install: dict[str, Any], tmp_path: Path) -> None:
+    assert disko_install(tmp_path, install["patch"], "none") == 0
+
+
+def test_control_disko_install_itself_ignores_a_failed_copy(install: dict[str, Any], tmp_path: Path) -> None:
+    assert disko_install(tmp_path, "", "xcp") == 0
