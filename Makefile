@@ -28,7 +28,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONEXECUTABLE 
 unexport PYTHONINSPECT PYTHONOPTIMIZE
 
 .PHONY: up test test-boot test-network network-table lint fmt lock lock-check lock-clients lock-engine verify-wheels
-.PHONY: prove-engine options-doc calibrate bench clean
+.PHONY: prove-engine prove-cold-start options-doc calibrate bench clean
 
 PORTS = $(if $(PORT),--port='$(PORT)') $(if $(ENGINE_PORT),--engine-port='$(ENGINE_PORT)')
 
@@ -86,6 +86,11 @@ verify-wheels:
 prove-engine:
 	$(if $(and $(NIXPKGS),$(WHEELS),$(WORK)),,$(error set NIXPKGS, WHEELS and WORK; the head of the Makefile describes them))
 	.venv/bin/python -m tools.wheels.prove_engine --nix '$(NIX)' --nixpkgs '$(NIXPKGS)' --wheels '$(WHEELS)' --work '$(WORK)'
+
+# Real vLLM on the CPU from two copies of its environment, as root.
+prove-cold-start:
+	@$(PYTHON) -m tools.bootstrap --tests --engine vllm
+	.venv/bin/python -m tools.prove_cold_start $(ARGS)
 
 options-doc:
 	.venv/bin/python -m tools.options_doc

@@ -11,6 +11,7 @@ let
     cardAccess
     cardsOf
     credentials
+    environmentMount
     hardened
     numaNodes
     secretPath
@@ -25,6 +26,7 @@ let
       name: engine:
       map (index: {
         inherit engine index;
+        engineName = name;
         name = if engine.replicas == 1 then name else "${name}.${toString index}";
       }) (lib.range 0 (engine.replicas - 1))
     ) appliance.myEngines
@@ -50,10 +52,35 @@ let
   homeless = lib.filterAttrs (
     _: e: e.kind == "vllm" && e.device == "cpu" && e.command == null
   ) appliance.myEngines;
+  # The unit mounts the folder of the environment.
+  loose = lib.filterAttrs (
+    _: e:
+    e.kind == "vllm" && e.command != null && builtins.match "(/[^/: ]+)+/bin/[^/: ]+" "${e.command}" == null
+  ) appliance.myEngines;
   absent = lib.filterAttrs (
     _: e: e.device == "cuda" && !(lib.all (i: lib.any (g: g.index == i) appliance.thisHost.gpus) e.gpus)
   ) appliance.myEngines;
   names = attrs: lib.concatStringsSep ", " (lib.attrNames attrs);
+
+  # Whether the engine runs in the environment of this flake, not in one that `command` names.
+  own = engine: lib.hasPrefix "${cfg.cudaEnvironment}/" engine.command;
+  # Replicas of an engine share the kernels that they compile, and with them the user that owns the files. A user's name
+  # has 31 characters at most.
+  sharedName =
+    engineName:
+    if builtins.match "[a-z0-9_-]{1,24}" engineName != null then
+      "engine-${engineName}"
+    else
+      "engine-${lib.substring 0 16 (builtins.hashString "sha256" engineName)}";
+  # Compiled kernels are kept as long as this version stays.
+  cachesVersion =
+    engine:
+    if engine.command == null then
+      engine.kind
+    else if own engine then
+      cfg.cudaEnvironment.cachesVersion or (baseNameOf cfg.cudaEnvironment)
+    else
+      lib.substring 0 16 (builtins.hashString "sha256" engine.command);
 
   sandbox =
     replica:
@@ -63,6 +90,7 @@ let
     hardened
     // {
       DynamicUser = true;
+      User = sharedName replica.engineName;
       # Torch Inductor, Triton and FlashInfer compile kernels in the process: writable pages become executable.
       MemoryDenyWriteExecute = false;
       # Loopback for the API, Unix sockets between workers, netlink for NCCL, which lists the interfaces.
@@ -139,12 +167,7 @@ let
       ++ lib.optional (replica.engine.device == "cpu") pkgs.util-linux;
       restartTriggers = [ appliance.configFile ];
       environment = {
-        HOME = "%C/appliance-engine-${replica.name}";
         HF_HOME = appliance.models.store.path;
-        # Code of a model (`trust-remote-code`) is copied here; its default is below HF_HOME, which is read-only.
-        HF_MODULES_CACHE = "%C/appliance-engine-${replica.name}/modules";
-        # The first start compiles kernels; the cache keeps them, separate for each replica.
-        XDG_CACHE_HOME = "%C/appliance-engine-${replica.name}";
         # Workers connect over loopback; by default they would use the LAN address, which the sandbox blocks.
         VLLM_HOST_IP = "127.0.0.1";
         GLOO_SOCKET_IFNAME = "lo";
@@ -152,7 +175,7 @@ let
       }
       // lib.optionalAttrs (replica.engine.device == "cuda") {
         # Kernel compilers find nvcc, a C compiler and the driver by these names; NixOS has no ldconfig.
-        CUDA_HOME = "${cfg.cudaEnvironment}/${cfg.cudaHome}";
+        CUDA_HOME = "${if own replica.engine then environmentMount else cfg.cudaEnvironment}/${cfg.cudaHome}";
         TRITON_LIBCUDA_PATH = "/run/opengl-driver/lib";
         LD_LIBRARY_PATH = "/run/opengl-driver/lib";
         # FlashInfer links its kernels against -lcuda, which only the running driver has.
@@ -165,8 +188,12 @@ let
         // numaPolicy replica
         // {
           Type = "exec";
-          ExecStart = "${lib.getExe appliance.package} engine exec ${replica.name} --config /etc/appliance/appliance.json";
-          CacheDirectory = "appliance-engine-${replica.name}";
+          # The first start compiles kernels; the caches keep them.
+          ExecStart =
+            "${lib.getExe appliance.package} engine exec ${replica.name} --config /etc/appliance/appliance.json"
+            + " --caches %C/appliance-engine-${replica.engineName} ${cachesVersion replica.engine}"
+            + lib.optionalString (replica.engine.kind == "vllm") " --environment ${environmentMount}";
+          CacheDirectory = "appliance-engine-${replica.engineName}";
           CacheDirectoryMode = "0700";
           Restart = "on-failure";
           RestartSec = 5;
@@ -175,6 +202,10 @@ let
           # Longer than the engine's own deadline, so that the engine ends the last streams, not SIGKILL.
           TimeoutStopSec = replica.engine.shutdown_timeout_s + 15;
           LoadCredential = credentials cfg.credentials;
+        }
+        // lib.optionalAttrs (replica.engine.kind == "vllm" && replica.engine.command != null) {
+          # bin/python in the environment's own folder
+          BindReadOnlyPaths = [ "${dirOf (dirOf replica.engine.command)}:${environmentMount}" ];
         };
     };
 in
@@ -229,6 +260,10 @@ in
       {
         assertion = homeless == { };
         message = "appliance.settings.engines.${names homeless}: this flake has no CPU build of vLLM: set command to the Python of one, or kind = \"llamacpp\".";
+      }
+      {
+        assertion = loose == { };
+        message = "appliance.settings.engines.${names loose}: command must be the Python of an environment, as in /opt/vllm/bin/python, without colons and spaces: name its whole path.";
       }
       {
         assertion = absent == { };

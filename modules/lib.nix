@@ -28,6 +28,10 @@
   cardsOf =
     engine: replica: lib.sublist (replica * engine.tensor_parallel) engine.tensor_parallel engine.gpus;
 
+  # Where a vLLM engine sees its Python environment. The keys of compiled kernels hold the paths of the files that they
+  # come from, so each new store path would compile them anew.
+  environmentMount = "/run/engine-environment";
+
   # Values of LoadCredential for secrets by name.
   credentials = lib.mapAttrsToList (name: path: "${name}:${path}");
 

@@ -23,6 +23,19 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         one.add_argument("name", metavar="NAME", help="engine, or engine.N for replica N")
         one.set_defaults(run=run)
         add_config(one)
+        if action == "exec":
+            one.add_argument(
+                "--environment",
+                metavar="FOLDER",
+                type=Path,
+                help="where the Python environment of the engine is mounted; compiled kernels fit one path",
+            )
+            one.add_argument(
+                "--caches",
+                metavar=("FOLDER", "VERSION"),
+                nargs=2,
+                help="keep compiled kernels in FOLDER: those of VERSION and of the version before",
+            )
 
 
 def add_gateway(parser: argparse.ArgumentParser) -> None:
@@ -52,14 +65,18 @@ def _engine_argv(args: argparse.Namespace) -> int:
 
 def _engine_exec(args: argparse.Namespace) -> int:
     from appliance.engines import argv as engine_argv
+    from appliance.engines import caches
     from appliance.engines.cpu_dtype import read_cpuinfo
 
     site = load(args.config)
     command = engine_argv.command(site, engine_argv.find(site, args.name), Path.cwd(), read_cpuinfo())
+    if args.environment is not None:
+        command = engine_argv.mounted(command, args.environment)
+    kept = caches.prepare(Path(args.caches[0]), args.caches[1]) if args.caches else {}
     if command.notice:
         print(command.notice, file=sys.stderr, flush=True)
     try:
-        os.execvpe(command.argv[0], command.argv, {**os.environ, **command.environment})
+        os.execvpe(command.argv[0], command.argv, {**os.environ, **kept, **command.environment})
     except OSError as error:
         message = f"engines.{args.name}.command: {command.argv[0]} cannot be run ({error.strerror})"
         raise UsageError(f"{message}; name the engine's Python or binary there") from None

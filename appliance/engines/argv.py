@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance.contract.model import Engine, Model, Site
@@ -60,6 +60,12 @@ def find(site: Site, name: str) -> EngineReplica:
     if name not in known:
         raise UsageError(f"no engine is called {name!r}; {suggest(name, list(known))}")
     return known[name]
+
+
+def mounted(command: EngineCommand, environment: Path) -> EngineCommand:
+    """Return ``command`` with the same program below ``environment``, where its Python environment is mounted."""
+    program = environment / "bin" / Path(command.argv[0]).name
+    return replace(command, argv=(str(program), *command.argv[1:]))
 
 
 def command(site: Site, replica: EngineReplica, base: Path, cpuinfo: str = "") -> EngineCommand:

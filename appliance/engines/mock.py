@@ -22,8 +22,8 @@ Values of ``fault``, with ``n`` a number of tokens:
 * ``reset`` closes without a response, ``hang`` sends headers and then nothing.
 
 ``--fault`` sets the same for every request. With ``tool=1`` the response is a call of the request's first tool; its
-arguments are ``{"place":"Rome"}``. With ``hold=n`` the stream waits after n tokens until ``POST /release``, which
-may come before or after.
+arguments are ``{"place":"Rome"}``. With ``stamp=1`` each token is the time at which it is written. With
+``hold=n`` the stream waits after n tokens until ``POST /release``, which may come before or after.
 
 ``POST /tokenize`` has the shape of vLLM's. ``POST /sleep`` and ``/wake_up`` exist as in vLLM's development mode if
 ``VLLM_SERVER_DEV_MODE=1``. ``GET /stats`` returns counters, ``GET /last`` the last request as it was received.
@@ -60,6 +60,8 @@ MISTAKE = {
 }
 """A client's mistake in vLLM's words; vLLM may find it after a stream has begun with status 200."""
 DIRECTIVE = re.compile(rb"fake:((?: ?[a-z_0-9]+=[a-z_0-9.:]+)+)")
+STAMP = "t=????????????????"
+"""The text of a token until it is written: then it is the time of the monotonic clock, in microseconds."""
 HOLD = -1.0
 """The wait of a step that waits for a release."""
 ARGUMENTS = ('{"pla', 'ce":"Rome"}')
@@ -100,6 +102,7 @@ class ResponsePlan:
     tokens: int = 16
     itl_ms: float = 5.0
     ttft_ms: float = 5.0
+    stamp: int = 0
     tool: int = 0
     hold: int = 0
     fault: str = ""
@@ -151,7 +154,7 @@ def read_plan(body: bytes, default: ResponsePlan) -> ResponsePlan:
         if key == "fault":
             plan.fault, _, after = value.partition(":")
             plan.after = int(after or 0)
-        elif key in ("tokens", "tool", "hold"):
+        elif key in ("tokens", "stamp", "tool", "hold"):
             setattr(plan, key, int(value))
         else:
             setattr(plan, key, float(value))
@@ -470,6 +473,8 @@ class MockConnection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Write ``data``; close the connection if they are empty."""
         if data:
+            if STAMP.encode() in data:
+                data = data.replace(STAMP.encode(), b"t=%016d" % (time.monotonic_ns() // 1000))
             self.transport.write(data)
         else:
             self.end("active")
@@ -490,7 +495,7 @@ class MockConnection(asyncio.Protocol):
             yield from ARGUMENTS
             return
         for i in range(plan.tokens):
-            yield ("" if i == 0 else " ") + WORDS[i % len(WORDS)]
+            yield STAMP if plan.stamp else ("" if i == 0 else " ") + WORDS[i % len(WORDS)]
 
     def stream(
         self,

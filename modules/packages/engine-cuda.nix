@@ -146,7 +146,15 @@ stdenv.mkDerivation {
     runHook postInstallCheck
   '';
 
-  passthru = { inherit site; };
+  passthru = {
+    inherit site;
+    # Changes with the wheels and with what is done to them, not with each nixpkgs.
+    cachesVersion = "${version}-${
+      lib.substring 0 12 (
+        builtins.hashString "sha256" (lib.readFile wheelList + lib.readFile ./engine-cuda.nix)
+      )
+    }";
+  };
   meta = {
     description = "vLLM with CUDA, from the locked wheels";
     platforms = [ "x86_64-linux" ];

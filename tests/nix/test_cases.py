@@ -120,6 +120,54 @@ def test_wheels_are_fetched_by_their_digests() -> None:
     assert engine["appendRunpaths"][-1] == "/run/opengl-driver/lib"
 
 
+@pytest.mark.parametrize("release", ["25.11", "24.05pre-git"])
+def test_an_older_nixpkgs_is_refused_in_one_line(release: str) -> None:
+    error = checker.failure(
+        f"""
+        {{
+          modules.description = (import (root + "/modules/default.nix") {{
+            lib = lib // {{ trivial = lib.trivial // {{ release = "{release}"; }}; }};
+          }}).imports;
+        }}
+        """
+    )
+    assert error.endswith(
+        f"error: appliance: this nixpkgs is {release}, and the modules need 26.05 or newer: set inputs.nixpkgs.url to "
+        "a newer branch, or let it follow the appliance's own nixpkgs"
+    )
+
+
+def caches_version(wheels: Path, fetcher: str = "lib.id") -> str:
+    """Return the version under which an engine of these wheels keeps what it compiles."""
+    recorded: str = checker.expression(
+        f"""
+        (import (root + "/modules/packages/engine-cuda.nix") {{
+          inherit lib;
+          pkgs = {{ }};
+          stdenv.mkDerivation = lib.id;
+          fetchurl = {fetcher};
+          python313.pythonVersion = "3.13";
+          autoPatchelfHook = "hook";
+          addDriverRunpath.driverLink = "/";
+          wheelList = /. + {checker.string(str(wheels))};
+        }}).passthru.cachesVersion
+        """
+    )
+    return recorded
+
+
+def test_compiled_kernels_are_kept_for_the_wheels_and_not_for_nixpkgs(tmp_path: Path) -> None:
+    locked = checker.ROOT / "modules/wheels.json"
+    version = caches_version(locked)
+    assert re.fullmatch(r"0\.33\.0-[0-9a-f]{12}", version)
+    assert caches_version(locked, "_: { }") == version, "another nixpkgs"
+    wheels = json.loads(locked.read_text())
+    next(wheel for wheel in wheels if wheel["name"] == "triton")["sha256"] = "0" * 64
+    other = tmp_path / "wheels.json"
+    other.write_text(json.dumps(wheels))
+    assert caches_version(other) != version
+
+
 def test_an_index_with_other_addresses_stops_the_evaluation() -> None:
     """Without the folder "packages" in nixpkgs' address, the place of the wheels is unknown."""
     error = checker.failure(

@@ -79,16 +79,98 @@ in
     host = "gpu";
     gives = c: {
       inherit (c.systemd.services."appliance-engine-agents.0".environment)
+        CUDA_HOME
         FLASHINFER_EXTRA_LDFLAGS
-        HF_MODULES_CACHE
         TRITON_LIBCUDA_PATH
         ;
     };
     is = {
+      CUDA_HOME = "/run/engine-environment/lib/python3.13/site-packages/nvidia/cu13";
       FLASHINFER_EXTRA_LDFLAGS = "-L/run/opengl-driver/lib";
-      HF_MODULES_CACHE = "%C/appliance-engine-agents.0/modules";
       TRITON_LIBCUDA_PATH = "/run/opengl-driver/lib";
     };
+  };
+  "replicas see their environment at one path, and share the kernels that they compile" = {
+    host = "gpu";
+    gives =
+      c:
+      let
+        replica = index: service "appliance-engine-agents.${toString index}" c;
+        caches =
+          index:
+          builtins.match ".* --caches %C/appliance-engine-agents ([^ ]+) --environment /run/engine-environment" (
+            replica index
+          ).ExecStart;
+      in
+      {
+        inherit (replica 1) CacheDirectory DynamicUser User;
+        one = caches 0 == caches 1 && caches 0 != null && (replica 0).User == (replica 1).User;
+        sees =
+          (replica 1).BindReadOnlyPaths == [
+            "${c.appliance.engines.cudaEnvironment}:/run/engine-environment"
+          ];
+      };
+    is = {
+      CacheDirectory = "appliance-engine-agents";
+      DynamicUser = true;
+      User = "engine-agents";
+      one = true;
+      sees = true;
+    };
+  };
+  "an engine of another environment compiles for that one" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents.command = "/opt/vllm/bin/python";
+    gives =
+      c:
+      let
+        replica = service "appliance-engine-agents.0" c;
+        environment = c.systemd.services."appliance-engine-agents.0".environment;
+      in
+      {
+        inherit (replica) BindReadOnlyPaths;
+        caches = builtins.match ".* --caches %C/appliance-engine-agents [0-9a-f]{16} .*" replica.ExecStart;
+        cuda = lib.hasPrefix "${c.appliance.engines.cudaEnvironment}/" environment.CUDA_HOME;
+      };
+    is = {
+      BindReadOnlyPaths = [ "/opt/vllm:/run/engine-environment" ];
+      caches = [ ];
+      cuda = true;
+    };
+  };
+  "a Python by its name" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents.command = "python3";
+    refuses = "engines.agents: command must be the Python of an environment, as in /opt/vllm/bin/python";
+  };
+  "a Python that is not in the folder bin of an environment" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents.command = "/opt/vllm/python";
+    refuses = "engines.agents: command must be the Python of an environment";
+  };
+  "a Python in a folder that no unit can mount" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents.command = "/opt/vllm:0.33/bin/python";
+    refuses = "engines.agents: command must be the Python of an environment";
+  };
+  "an engine with a long name has a user" = {
+    host = "gpu";
+    module.appliance.settings = {
+      engines."Agents.of-the-second-floor-and-the-garden" = {
+        host = "gpu";
+        kind = "mock";
+        model = "qwen3-30b";
+        device = "cpu";
+        context = 4096;
+        concurrency = 2;
+        port = 8200;
+      };
+    };
+    gives =
+      c:
+      builtins.match "engine-[0-9a-f]{16}" (service "appliance-engine-Agents.of-the-second-floor-and-the-garden" c)
+      .User;
+    is = [ ];
   };
   "an engine starts on a host without a model store" = {
     host = "gpu";
