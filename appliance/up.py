@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -186,6 +187,7 @@ async def _free_ports(console: Console, site: Site, options: Options, lock: lock
     Raises :class:`StartError` with the taken port and the option for another one. After a run that was killed, wait
     for its children first: the kernel has signalled them to end.
     """
+    _require_loopback()
     gateway, engines = site.gateway, replicas(site)
     wanted = [(gateway.host, gateway.port, f"gateway.port in {options.config}", gateway.drain_timeout_s)]
     for replica in engines:
@@ -200,6 +202,21 @@ async def _free_ports(console: Console, site: Site, options: Options, lock: lock
                 # Raise the cause, which is not always another program.
                 bind(host, number, f"`{on_free_ports(site, _free)}`, or another {key}").close()
             await asyncio.sleep(POLL_S)
+
+
+def _require_loopback() -> None:
+    """Raise :class:`StartError` if no client can reach a server on 127.0.0.1.
+
+    In a new network namespace the loopback interface is down: servers can listen there, and each connection fails.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        try:
+            client.connect(server.getsockname())
+        except OSError as error:
+            raise StartError(
+                f"127.0.0.1 cannot be reached ({error.strerror}); bring the loopback interface up: as root, "
+                "`ip link set lo up`"
+            ) from None
 
 
 def _free(host: str, port: int) -> bool:

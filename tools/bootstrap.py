@@ -102,6 +102,9 @@ def fingerprint(lock: Path) -> str:
     return hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()
 
 
+WITHOUT_ENGINE = "With ENGINE=fake, the same command needs no engine and runs everything except a model"
+"""The alternative of `make up` and of `make test` on a machine without an engine."""
+
 LOCKS = ROOT / "requirements"
 LOCK = ROOT / ".bootstrap.lock"
 """Held by the process that changes the environments."""
@@ -179,12 +182,12 @@ def check_machine(engine: str) -> None:
     """Raise :class:`SetupError` if ``engine`` cannot run on this machine; the message names an alternative."""
     if sys.version_info[:2] not in PYTHONS:
         raise SetupError(
-            f"Python {span()} is needed, this is {platform.python_version()}; name one of them, such as "
-            "`make up PYTHON=python3.13`"
+            f"Python {span()} is needed, this is {platform.python_version()}; name one of them in the same "
+            "command, such as PYTHON=python3.13"
         )
     if engine != "vllm":
         return
-    offer = "or run `make up ENGINE=fake`, which needs no engine and reports that in every output"
+    offer = "or run the same command with ENGINE=fake, which needs no engine"
     machine = platform.machine()
     if machine not in MACHINES or sys.platform != "linux":
         raise SetupError(
@@ -346,13 +349,9 @@ def pip_failure(environment: Environment, stderr: str) -> str:
     if "found for torch==" in reason:
         return (
             f"torch's CPU build is on no package index of this machine ({reason}); set TORCH_INDEX to the address "
-            "that pytorch.org shows for 'CPU' and run again. `make up ENGINE=fake` needs no engine and runs "
-            "everything except a model"
+            f"that pytorch.org shows for 'CPU' and run again. {WITHOUT_ENGINE}"
         )
-    return (
-        f"the engine could not be installed ({reason}); check the network and run again. `make up ENGINE=fake` "
-        "needs no engine and runs everything except a model"
-    )
+    return f"the engine could not be installed ({reason}); check the network and run again. {WITHOUT_ENGINE}"
 
 
 @contextmanager

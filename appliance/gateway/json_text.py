@@ -3,7 +3,8 @@
 msgspec reads a body in microseconds and rejects some texts that Python's json accepts: ``NaN``, half a surrogate
 pair, a float beyond the largest double. An engine accepts such a request, so the gateway must accept it, too. Each
 function tries msgspec first and reads with the standard library's scanner after that. That scanner converts no
-number, so neither its size nor its number of digits matters.
+number, so neither its size nor its number of digits matters. A text that is nested too deeply for Python is
+rejected: that depth is the recursion limit at least. Since Python 3.14 the size of the C stack limits it.
 
 Every function raises :class:`InvalidRequestError` with the code ``invalid_json`` for a text that neither accepts.
 """

@@ -71,6 +71,10 @@ def hub_has_model() -> bool:
     try:
         with opener(base).open(request, timeout=HUB_TIMEOUT_S) as response:
             return bool(response.status == 200)
+    except urllib.error.HTTPError as error:
+        # It holds the connection.
+        error.close()
+        return False
     except (urllib.error.URLError, OSError, ValueError):
         return False
 

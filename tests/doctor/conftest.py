@@ -44,7 +44,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     checker.require("openssl")
     folder = tmp_path_factory.mktemp("authority")
     openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "3650",
-             "-subj", "/CN=Authority", "-keyout", folder / "ca.key", "-out", folder / "ca.pem")  # fmt: skip
+             "-subj", "/CN=Authority", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+             "-keyout", folder / "ca.key", "-out", folder / "ca.pem")  # fmt: skip
     return Authority(folder)
 
 

@@ -59,7 +59,7 @@ class Authority:
         folder.mkdir(parents=True, exist_ok=True)
         key, request, cert = folder / "key.pem", folder / "request.pem", folder / "fullchain.pem"
         extension = folder / "extension"
-        extension.write_text(f"subjectAltName=DNS:{domain}\n")
+        extension.write_text(f"subjectAltName=DNS:{domain}\nauthorityKeyIdentifier=keyid\n")
         openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={domain}",
                  "-keyout", key, "-out", request)  # fmt: skip
         openssl("x509", "-req", "-in", request, "-CA", self.file, "-CAkey", self.folder / "ca.key", "-days", days,

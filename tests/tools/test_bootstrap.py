@@ -68,9 +68,21 @@ def test_a_package_with_another_hash_is_rejected(tmp_path: Path, monkeypatch: py
 
 
 ON_A_MACHINE = [
-    ((3, 10), "x86_64", "glibc 2.36", "Python 3.11 to 3.14 is needed, this is", "`make up PYTHON=python3.13`"),
-    ((3, 15), "x86_64", "glibc 2.36", "Python 3.11 to 3.14 is needed, this is", "`make up PYTHON=python3.13`"),
-    ((3, 13), "riscv64", "glibc 2.36", "locked for Linux on x86_64 and aarch64, this is", "make up ENGINE=fake"),
+    (
+        (3, 10),
+        "x86_64",
+        "glibc 2.36",
+        "Python 3.11 to 3.14 is needed, this is",
+        "command, such as PYTHON=python3.13",
+    ),
+    (
+        (3, 15),
+        "x86_64",
+        "glibc 2.36",
+        "Python 3.11 to 3.14 is needed, this is",
+        "command, such as PYTHON=python3.13",
+    ),
+    ((3, 13), "riscv64", "glibc 2.36", "locked for Linux on x86_64 and aarch64, this is", "ENGINE=fake"),
     ((3, 13), "aarch64", "glibc 2.27", "needs glibc 2.31 or newer, this Python runs on glibc 2.27", "ENGINE=fake"),
     ((3, 13), "x86_64", "", "needs glibc 2.31 or newer, this Python runs on another C library", "ENGINE=fake"),
 ]
@@ -108,7 +120,7 @@ def test_a_missing_torch_is_explained() -> None:
     message = bootstrap.pip_failure(ENGINE, errors)
     assert "No matching distribution found for torch==2.13.0+cpu" in message
     assert "TORCH_INDEX" in message
-    assert "make up ENGINE=fake" in message
+    assert "ENGINE=fake" in message
 
 
 def test_another_missing_package_of_the_engine_is_not_explained_by_torch() -> None:

@@ -188,9 +188,10 @@ def engine(folder: Path) -> tuple[Path, Path]:
     return program, words
 
 
-def alone() -> tuple[str, ...]:
-    """Return the words that run a program on a machine whose only interface is loopback. Else skip the test."""
-    words = ("unshare", "--net", "--mount", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+def alone(*, loopback: bool = True) -> tuple[str, ...]:
+    """Return the words that run a program on a machine whose only interface is ``loopback``. Else skip the test."""
+    script = 'ip link set lo up && exec "$@"' if loopback else 'exec "$@"'
+    words = ("unshare", "--net", "--mount", "sh", "-c", script, "sh")
     if shutil.which("ip") is None or subprocess.run([*words, "true"], check=False, capture_output=True).returncode:
         pytest.skip("NOT CHECKED: a machine without a network needs root, unshare and ip")
     return words
@@ -217,6 +218,15 @@ def test_no_network_at_the_second_start(tmp_path: Path, model: str, name: str, l
     assert code == 0, said
     assert line in said
     assert "PASS: every SLO holds" in said
+
+
+def test_a_loopback_interface_that_is_down_is_named(tmp_path: Path) -> None:
+    """As in `unshare --net`: servers can listen, and no client reaches them."""
+    config, _, _ = site_file(tmp_path)
+    code, said = once(config, *FAKE, first=alone(loopback=False))
+    assert code == 1
+    assert "error: 127.0.0.1 cannot be reached (Network is unreachable); bring the loopback" in said
+    assert "`ip link set lo up`" in said
 
 
 @pytest.mark.parametrize("has_amx", [True, False])

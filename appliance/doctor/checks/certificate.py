@@ -97,8 +97,11 @@ def read_served(domain: str, port: int, address: str = "127.0.0.1") -> Served:
         fingerprint = _tls_handshake(context=unverified, domain=domain, address=address, port=port)
     except OSError as error:
         return Served(None, error=f"{type(error).__name__}: {error.strerror or error}")
+    verified = ssl.create_default_context()
+    # The default of Python 3.13 and newer, and so of its clients: each Python reports the same.
+    verified.verify_flags |= ssl.VERIFY_X509_STRICT
     try:
-        _tls_handshake(context=ssl.create_default_context(), domain=domain, address=address, port=port)
+        _tls_handshake(context=verified, domain=domain, address=address, port=port)
     except ssl.SSLCertVerificationError as error:
         return Served(fingerprint, distrust=error.verify_message)
     except OSError as error:

@@ -331,10 +331,8 @@ def test_refused_bodies_cost_no_memory(guarded: RunningService) -> None:
     [
         b'{"model":"fake","messages":[{"role":"user","content":"\xff\xfe"}]}',
         b'{"model":"fake","messages":[{"role":"user","content":"\xed\xa0\x80"}]}',
-        b'{"model":"fake","messages":[{"role":"user","content":"x"}],"deep":'
-        + b"[" * 20_000
-        + b"]" * 20_000
-        + b"}",
+        # Python 3.14 reads so many levels, and finds the end of the text.
+        b'{"model":"fake","messages":[{"role":"user","content":"x"}],"deep":' + b"[" * 90_000,
         b'{"model":"fake"} {"model":"fake"}',
         b"",
         b"\x00",

@@ -133,7 +133,7 @@ def test_the_clients_key_never_reaches_the_engine(service: RunningService) -> No
         (b'{"model":"fake","temperature":Nan}', "not JSON"),
         (b'{"model":"fake" "n":1}', "not JSON"),
         (b'{"model":"fa\xffke"}', "not JSON"),
-        (b'{"model":"fake","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"model":"fake","x":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}", "nested too deeply"),
     ],
 )
 def test_bad_bodies_are_400_in_openais_shape(service: RunningService, body: bytes, words: str) -> None:
