@@ -92,4 +92,6 @@ class WriteCoalescer:
             self._pending = []
             self._direct = len(pending) <= FEW
             for transport, data in pending:
-                transport.write(data)
+                # uvloop's transports raise if they were lost in this turn, and the others' data must not be lost.
+                if not transport.is_closing():
+                    transport.write(data)

@@ -236,7 +236,7 @@ def test_a_renewal_without_a_reload_of_nginx(edge: EdgeProcess, authority: Autho
     def reloaded() -> bool:
         return edge.doctor("certificate")[1]["certificate served"]["level"] == "ok"
 
-    wait_until(reloaded, "the reload", 60)
+    wait_until(reloaded, "the reload", 20)
 
 
 def test_the_version_of_the_running_nginx(edge: EdgeProcess) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import cast
 
 import pytest
+import uvloop
 
 from appliance.http1.types import JSON
 from appliance.http1.writer import BUSY, WriteCoalescer, encode_response, stream_head
@@ -20,6 +21,9 @@ class RecordingTransport:
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
+
+    def is_closing(self) -> bool:
+        return False
 
 
 class ManualLoop:
@@ -130,3 +134,47 @@ def test_writes_are_direct_again_after_a_turn_with_few(transport: RecordingTrans
     turns.now += 0.001
     coalescer.write(as_transport(transport), b"b")
     assert transport.written[-1] == b"b"
+
+
+def test_a_connection_that_is_lost_in_this_turn_costs_the_others_nothing() -> None:
+    """On uvloop, whose transports raise if they are written to after they were lost."""
+
+    failures: list[dict[str, object]] = []
+
+    class Received(asyncio.Protocol):
+        data = b""
+
+        def __init__(self) -> None:
+            self.ready = asyncio.Event()
+
+        def data_received(self, data: bytes) -> None:
+            self.data += data
+            self.ready.set()
+
+    async def both() -> bytes:
+        loop = asyncio.get_running_loop()
+        received = Received()
+
+        def failed(_: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+            failures.append(context)
+            received.ready.set()
+
+        loop.set_exception_handler(failed)
+        server = await loop.create_server(lambda: received, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        dead, _ = await loop.create_connection(asyncio.Protocol, *address)
+        live, _ = await loop.create_connection(asyncio.Protocol, *address)
+        writer = WriteCoalescer(loop)
+        # The loss is reported before the turn's writes are sent.
+        dead.abort()
+        for _ in range(BUSY):
+            writer.write(dead, b"dead")
+        writer.write(live, b"live")
+        await received.ready.wait()
+        live.close()
+        server.close()
+        return received.data
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(asyncio.wait_for(both(), 10)) == b"live"
+    assert not failures

@@ -23,8 +23,10 @@ Derivations = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def install() -> dict[str, Any]:
-    found: dict[str, Any] = rendered.evaluated("import (/. + given.root + \"/tests/nix/offline_install.nix\") "
-        "{ inherit flake inputs; }")  # fmt: skip
+    # Of a copy of the tree: Python writes bytecode into the tree itself meanwhile, and both systems contain it.
+    found: dict[str, Any] = rendered.evaluated(
+        'import (/. + given.root + "/tests/nix/offline_install.nix") { inherit flake inputs; }', rendered.stored()
+    )
     return found
 
 
