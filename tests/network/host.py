@@ -49,6 +49,10 @@ FOLDERS = {
 SPECIFIERS = {"C": "/var/cache", "S": "/var/lib", "L": "/var/log", "t": "/run", "%": "%"}
 
 
+BIND = 'mkdir -p "$2" && mount --bind "$1" "$2" && shift 2 && exec "$@"'
+"""Runs a command that sees the folder $1 at $2, as no other process does."""
+
+
 class UnitFailed(Exception):  # noqa: N818 - the term of systemd
     """A unit did not start."""
 
@@ -170,7 +174,11 @@ class NetworkHost:
         """Return the command with the environment that systemd would give it, and no other variable."""
         variables = [f"{key}={self._own(unit, value)}" for key, value in unit.environment.items()]
         folder = [f"--chdir={value}"] if (value := unit.value("WorkingDirectory")) else []
-        return ["env", "-i", *folder, *variables, *(self._own(unit, word) for word in command.argv)]
+        argv = ["env", "-i", *folder, *variables, *(self._own(unit, word) for word in command.argv)]
+        for bind in unit.words("BindReadOnlyPaths"):
+            source, _, target = self._own(unit, bind).partition(":")
+            argv = ["unshare", "--mount", "sh", "-c", BIND, "sh", source, target, *argv]
+        return argv
 
     def _own(self, unit: UnitFile, text: str) -> str:
         """Return ``text`` of a unit with the paths of this machine."""

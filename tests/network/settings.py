@@ -9,16 +9,16 @@ from tests.nix.unitfile import UnitFile
 
 APPLIED = frozenset(
     {
-        "After", "Before", "BindsTo", "CacheDirectory", "Environment", "ExecReload", "ExecStart", "ExecStartPost",
-        "ExecStartPre", "ExecStop", "ExecStopPost", "LogsDirectory", "RemainAfterExit", "Requires",
-        "RuntimeDirectory", "StateDirectory", "Type", "WantedBy", "Wants", "WorkingDirectory", "X-ReloadIfChanged",
+        "After", "Before", "BindReadOnlyPaths", "BindsTo", "CacheDirectory", "Environment", "ExecReload",
+        "ExecStart", "ExecStartPost", "ExecStartPre", "ExecStop", "ExecStopPost", "LogsDirectory",
+        "RemainAfterExit", "Requires", "RuntimeDirectory", "StateDirectory", "Type", "WantedBy", "Wants",
+        "WorkingDirectory", "X-ReloadIfChanged",
     }
 )  # fmt: skip
 
 NOT_APPLIED: Mapping[str, str] = {
     r"AmbientCapabilities|CapabilityBoundingSet|Device.*|IPAddress.*|KeyringMode|LockPersonality": "the sandbox",
     r"MemoryDenyWriteExecute|NoNewPrivileges|Private.*|ProcSubset|Protect.*|ReadOnlyPaths|RemoveIPC": "the sandbox",
-    r"BindReadOnlyPaths": "the mock engine has no environment of its own",
     r"Restrict.*|SystemCall.*|UMask": "the sandbox",
     r"User|Group|DynamicUser|.*DirectoryMode": "the accounts of NixOS do not exist here; each unit runs as root",
     r"Limit(NOFILE|MEMLOCK)": "those of the test machine are enough",
