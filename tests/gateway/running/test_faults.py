@@ -20,9 +20,7 @@ ABORTS = 20
 
 
 @pytest.mark.parametrize("kind", ["stream", "plain"])
-async def test_20_of_20_aborts_reach_the_engine_before_its_responses_end(
-    service: RunningService, kind: str
-) -> None:
+async def test_20_of_20_aborts_reach_the_engine_within_half_a_second(service: RunningService, kind: str) -> None:
     before, rows = service.stats(), len(service.rows())
     body = SLOW_STREAM if kind == "stream" else SLOW_PLAIN
     clients = await asyncio.gather(*(open_stream(service, body) for _ in range(ABORTS)))
@@ -34,9 +32,11 @@ async def test_20_of_20_aborts_reach_the_engine_before_its_responses_end(
     )
     for _, writer in clients:
         writer.transport.abort()
+    left = time.monotonic()
     await asyncio.to_thread(
-        wait_until, lambda: service.stats()["aborted"] == before["aborted"] + ABORTS, "all aborts arrive", 5
+        wait_until, lambda: service.stats()["aborted"] == before["aborted"] + ABORTS, "all aborts arrive", 0.5
     )
+    assert time.monotonic() - left < 0.6
     new = (await asyncio.to_thread(service.wait_rows, rows + ABORTS))[rows:]
     assert [row["outcome"] for row in new] == ["aborted"] * ABORTS
     assert all(row["estimated"] and row["prompt_tokens"] for row in new)
@@ -140,7 +140,7 @@ def test_a_silent_engine_times_out(tmp_path_factory: pytest.TempPathFactory) -> 
         assert [bool(row["prompt_tokens"]) for row in rows] == [False, False, True], (
             "a request without a token has no usage"
         )
-        wait_until(lambda: service.stats()["active"] == 0, "the engine sees the abort", 5)
+        wait_until(lambda: service.stats()["active"] == 0, "the engine sees the abort", 1)
 
 
 def test_a_dead_engine_is_503_and_recovers_automatically(tmp_path: Path) -> None:
@@ -149,10 +149,10 @@ def test_a_dead_engine_is_503_and_recovers_automatically(tmp_path: Path) -> None
         service.engine.stop(signal.SIGKILL)
         response = service.post("/v1/chat/completions", chat())
         assert (response.status, response.headers["retry-after"]) == (503, "2")
-        wait_until(lambda: service.get("/ready").status == 503, "/ready reports it", 5)
+        wait_until(lambda: service.get("/ready").status == 503, "/ready reports it", 2)
         assert service.get("/health").status == 200
         service.engine = start_mock(tmp_path / "again.log", port=service.engine.port)
-        wait_until(lambda: service.get("/ready").status == 200, "/ready recovers", 5)
+        wait_until(lambda: service.get("/ready").status == 200, "/ready recovers", 2)
         assert service.post("/v1/chat/completions", chat()).status == 200
 
 

@@ -32,7 +32,7 @@ def test_the_requests_of_a_revoked_key_end_in_every_phase(tmp_path: Path) -> Non
             slow.sendall(f"{head}expect: 100-continue\r\ncontent-length: {len(body)}\r\n\r\n".encode())
             assert slow.recv(100).startswith(b"HTTP/1.1 100 ")
             store.revoke(eve)
-            wait_until(lambda: runs.done() and waits.done(), "the revocation takes effect", 5)
+            wait_until(lambda: runs.done() and waits.done(), "the revocation takes effect", 1)
             slow.sendall(body)
             assert slow.recv(1000).startswith(b"HTTP/1.1 401 ")
         store.close()
