@@ -150,7 +150,7 @@ def prepare(host: BootedHost, folder: Path) -> None:
         made.write("opt/proc/cmdline", " ".join(host.rendered.kernel_parameters) + "\n")
         made.write("etc/systemd/system/appliance-smoke.service.d/proc.conf", PROC)
         made.write("run-secrets/admin-token", ADMIN_TOKEN)
-        system = (rendered.inputs() or {})["sops-nix"]
+        system = str(rendered.source("sops-nix"))
         lines = ["C /run/secrets - - - - /run-secrets"]
         lines += [f"L /run/{name}-system - - - - {system}" for name in ("booted", "current")]
         made.write("etc/tmpfiles.d/nixos.conf", "\n".join([*lines, ""]))

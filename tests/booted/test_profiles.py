@@ -16,8 +16,11 @@ from tests.nix import rendered
 
 pytestmark = pytest.mark.timeout(900)
 PROVEN = "/nix/var/nix/profiles/system-profiles/proven"
-SYSTEM = (rendered.inputs() or {}).get("sops-nix", "")
-"""A path of the store, in place of a system."""
+
+
+def system() -> Path:
+    """Return a path of the store, in place of a system."""
+    return rendered.source("sops-nix")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedMachine]
     trial = host.text("appliance-trial-passed.service")
     (command,) = re.findall(r"^ExecStart=.*$", trial, re.MULTILINE)
     program = next((made.root / "opt/store").glob("*-nix-*/bin/nix-env"))
-    keep = f"ExecStart=/{program.relative_to(made.root)} --profile {PROVEN} --set {SYSTEM}"
+    keep = f"ExecStart=/{program.relative_to(made.root)} --profile {PROVEN} --set {system()}"
     made.write("etc/systemd/system/keep.service", trial.replace(command, keep))
     without = trial.replace(command, keep.replace("proven", "control"))
     made.write("etc/systemd/system/keep-control.service", without.replace('"NIX_REMOTE=daemon"', '"NIX_REMOTE="'))
@@ -54,7 +57,7 @@ def test_a_trial_changes_a_profile(machine: BootedMachine) -> None:
     machine.run("mkdir", "-p", str(Path(PROVEN).parent))
     machine.start("keep")
     assert machine.show("keep", "Result", "ExecMainStatus") == {"Result": "success", "ExecMainStatus": "0"}
-    assert machine.run("readlink", "-f", PROVEN).strip() == SYSTEM
+    assert machine.run("readlink", "-f", PROVEN).strip() == str(system())
 
 
 def test_control_without_the_daemon_a_trial_cannot_change_a_profile(machine: BootedMachine) -> None:

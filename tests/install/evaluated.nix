@@ -8,17 +8,10 @@
 let
   host = flake.nixosConfigurations.gpu;
   inherit (host) lib pkgs;
-  # disko reads the flake by its path; here it is evaluated already.
-  install =
-    builtins.scopedImport { builtins = builtins // { getFlake = _: flake; }; }
-      (builtins.storePath inputs.disko + "/install-cli.nix")
-      {
-        flake = "appliance";
-        flakeAttr = "gpu";
-        diskMappings.main = "/dev/nvme0n1";
-        writeEfiBootEntries = true;
-        rootMountPoint = "/mnt/disko-install-root";
-      };
+  install = import ../nix/disko_install.nix {
+    inherit flake inputs;
+    device = "/dev/nvme0n1";
+  };
   # The module alone. The ISO around it would take minutes, and changes nothing of the script.
   iso =
     (import (root + "/modules/installer/iso.nix") {

@@ -56,7 +56,7 @@ def place(layer: Path, values: dict[str, Any]) -> None:
     texts = dict([(path, script), _program(values["installer"])])
     host = RenderedHost("installer", {}, {}, texts, boot_loader="", kernel_parameters=())
     store = layer / STORE.lstrip("/")
-    shutil.copytree(f"{_source()}/disk-deactivate", store / "disk-deactivate")
+    shutil.copytree(rendered.source("disko") / "disk-deactivate", store / "disk-deactivate")
     wrapper = '#!/bin/sh\nPATH="/disko/bin:$PATH" exec bash /disko/share/disko-install "$@"\n'
     folder = StoreFolder(
         host,
@@ -84,12 +84,6 @@ def place(layer: Path, values: dict[str, Any]) -> None:
 def system_path(name: str) -> str:
     """Return the store path of a part of the system."""
     return f"/nix/store/{'0' * 32}-{name}"
-
-
-def _source() -> str:
-    inputs = rendered.inputs()
-    assert inputs is not None
-    return inputs["disko"]
 
 
 def _shown(derivation: str) -> dict[str, Any]:
@@ -126,7 +120,7 @@ def _disko_install(folder: Path, derivation: str) -> None:
     """Write disko-install to ``folder`` by the phases of its package: ``postPatch``, and the line of its folder."""
     folder.mkdir(parents=True)
     for name in ("disko-install", "install-cli.nix"):
-        shutil.copyfile(f"{_source()}/{name}", folder / name)
+        shutil.copyfile(rendered.source("disko") / name, folder / name)
     patch = rendered.attributes(_shown(derivation)).get("postPatch", "")
     subprocess.run(["bash", "-euc", patch], cwd=folder, check=True)
     script = folder / "disko-install"

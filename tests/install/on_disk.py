@@ -68,7 +68,7 @@ def install(guest: InstallGuest, *arguments: str, typed: str = SERIAL, user: str
 
 
 def begin(guest: InstallGuest, pause: str) -> None:
-    """Start an install, and wait until it has come to the program ``pause``."""
+    """Start an install, and wait until it has reached the program ``pause``."""
     command = f"echo {SERIAL} | APPLIANCE_ROOT=/machine appliance-install --disk {DISK}"
     guest.run(
         f"rm -f /run/pause/*; touch /run/pause/{pause}\n"

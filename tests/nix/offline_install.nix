@@ -3,17 +3,10 @@
 { flake, inputs }:
 let
   inherit (flake.nixosConfigurations.gpu) lib;
-  # disko reads the flake by its path; here it is evaluated already.
-  install =
-    builtins.scopedImport { builtins = builtins // { getFlake = _: flake; }; }
-      (builtins.storePath inputs.disko + "/install-cli.nix")
-      {
-        flake = "appliance";
-        flakeAttr = "gpu";
-        diskMappings.main = "/dev/nvme9n1";
-        writeEfiBootEntries = true;
-        rootMountPoint = "/mnt/disko-install-root";
-      };
+  install = import ./disko_install.nix {
+    inherit flake inputs;
+    device = "/dev/nvme9n1";
+  };
 in
 {
   builds = lib.mapAttrs (_: derivation: derivation.drvPath) {

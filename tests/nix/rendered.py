@@ -106,6 +106,14 @@ def require() -> None:
         )
 
 
+def source(name: str) -> Path:
+    """Return the folder of an input of the flake; skip the test unless a whole nixpkgs is set up."""
+    require()
+    found = inputs()
+    assert found is not None
+    return Path(found[name])
+
+
 @cache
 def host(name: str, *modules: str, changes: str = "{}") -> RenderedHost:
     """Return the host ``nixosConfigurations.NAME`` of the flake.

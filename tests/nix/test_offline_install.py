@@ -141,10 +141,8 @@ def disko_install(folder: Path, patch: str, fails: str) -> int:
     """Run disko-install of disko's source after the phase ``patch``; return its exit code."""
     if os.geteuid() != 0:
         pytest.skip("NOT CHECKED: disko-install needs root")
-    inputs = rendered.inputs()
-    assert inputs is not None
     script = folder / "disko-install"
-    script.write_text((Path(inputs["disko"]) / "disko-install").read_text())
+    script.write_text((rendered.source("disko") / "disko-install").read_text())
     subprocess.run(["bash", "-euc", patch], cwd=folder, check=True)
     (folder / "closure").mkdir()
     (folder / "closure/store-paths").write_text("/system\n")

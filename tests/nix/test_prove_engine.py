@@ -32,14 +32,6 @@ def derivation(*paths: str) -> Derivation:
     return Derivation("/bin/bash", (), environment, {"shell": "/bin/bash"})
 
 
-def real_nixpkgs() -> Path:
-    """Return the folder of a whole nixpkgs; skip if none is set up."""
-    rendered.require()
-    found = rendered.inputs()
-    assert found is not None
-    return Path(found["nixpkgs"])
-
-
 def test_an_input_without_a_stand_in_stops_the_build(tmp_path: Path) -> None:
     path = f"/nix/store/{'0' * 32}-hwloc-2.12.0"
     with pytest.raises(ApplianceError, match=r"has nothing in place of nixpkgs' hwloc-2.12.0: add it"):
@@ -72,7 +64,7 @@ def test_store_paths_are_known_by_their_packages(name: str, package: str | None)
 
 def test_each_input_of_the_evaluated_derivation_has_a_stand_in() -> None:
     """Real Nix evaluates the derivation with a real nixpkgs; nothing is built."""
-    nixpkgs = real_nixpkgs()
+    nixpkgs = rendered.source("nixpkgs")
     found = evaluate(checker.require_nix(), nixpkgs)
     assert found.environment["doInstallCheck"] == "1"
     assert found.environment["appendRunpaths"].split() == [
