@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import http.client
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from appliance.engines.probe import probe_token
 from appliance.errors import ApplianceError, StartError, UsageError
 from appliance.models.prepare import TINY_NAME, prepare
 
@@ -31,7 +31,6 @@ MOUNT = Path("/run/engine-environment")
 """``environmentMount`` of modules/lib.nix."""
 
 TIMEOUT_S = 1800.0
-PROMPT = "The quick brown fox"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ def kernels(folder: Path) -> dict[tuple[str, int], int]:
 
 
 def run(start: Start, work: Path, model: Path, port: int) -> tuple[int, float]:
-    """Start the engine, let it generate, and stop it; return the number of kernels compiled, and the seconds."""
+    """Start the engine, wait for a token, and stop it; return the number of kernels compiled, and the seconds."""
     environment, caches = work / start.copy.replace(" ", "-"), work / start.caches
     config = work / "site.json"
     config.write_text(json.dumps(site(environment / "bin" / "python", model, port)))
@@ -106,9 +105,8 @@ def run(start: Start, work: Path, model: Path, port: int) -> tuple[int, float]:
     with log.open("wb") as output:
         process = subprocess.Popen(argv, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
     try:
-        _wait_ready(process, port, log)
+        _wait_for_a_token(process, port, log)
         seconds = time.monotonic() - began
-        _request(port, "POST", "/v1/completions", {"model": TINY_NAME, "prompt": PROMPT, "max_tokens": 8})
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -120,30 +118,15 @@ def run(start: Start, work: Path, model: Path, port: int) -> tuple[int, float]:
     return sum(before.get(key) != changed for key, changed in after.items()), seconds
 
 
-def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_for_a_token(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < deadline:
+    while reason := probe_token(f"http://127.0.0.1:{port}", TINY_NAME, "generate", TIMEOUT_S):
         if process.poll() is not None:
-            raise StartError(f"the engine ended with {process.returncode}; its log ends: {log.read_text()[-2000:]}")
-        try:
-            _request(port, "GET", "/health")
-        except OSError:
+            reason = f"it ended with {process.returncode}"
+        elif time.monotonic() < deadline:
             time.sleep(0.5)
-        else:
-            return
-    raise StartError(f"the engine is not ready after {TIMEOUT_S:g} s; its log ends: {log.read_text()[-2000:]}")
-
-
-def _request(port: int, method: str, path: str, body: dict[str, Any] | None = None) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-    try:
-        connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        text = response.read().decode()
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise StartError(f"the engine returned {response.status} to {path}: {text[:500]}")
+            continue
+        raise StartError(f"the engine generates no token: {reason}; its log ends: {log.read_text()[-2000:]}")
 
 
 def prove(engine_python: Path, work: Path, port: int) -> bool:
@@ -157,7 +140,7 @@ def prove(engine_python: Path, work: Path, port: int) -> bool:
     MOUNT.mkdir(exist_ok=True)
     good = True
     try:
-        print("| start | kernels compiled | seconds to ready |\n|---|---|---|", flush=True)
+        print("| start | kernels compiled | seconds to a token |\n|---|---|---|", flush=True)
         for start in STARTS:
             count, seconds = run(start, work, model, port)
             good &= (count > 0) == start.compiles
