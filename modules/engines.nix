@@ -62,7 +62,7 @@ let
   ) appliance.myEngines;
   names = attrs: lib.concatStringsSep ", " (lib.attrNames attrs);
 
-  # Whether the engine runs in the environment of this flake, not in one that `command` names.
+  # Whether the engine runs in the environment of this flake, not in another environment of `command`.
   own = engine: engine.command != null && lib.hasPrefix "${cfg.cudaEnvironment}/" engine.command;
   # Replicas of an engine share the kernels that they compile, and with them the user that owns the files. A user's name
   # has 31 characters at most.

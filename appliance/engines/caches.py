@@ -21,7 +21,7 @@ PREFIX = "compiled-"
 """Name of a version's folder, before the version. No folder of another name is removed."""
 
 KEPT = 2
-"""Versions whose folders remain: the one that starts, and the one that ran before."""
+"""Number of versions whose folders remain: the current version and its predecessor."""
 
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 

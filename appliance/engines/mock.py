@@ -62,6 +62,7 @@ MISTAKE = {
 DIRECTIVE = re.compile(rb"fake:((?: ?[a-z_0-9]+=[a-z_0-9.:]+)+)")
 STAMP = "t=????????????????"
 """The text of a token until it is written: then it is the time of the monotonic clock, in microseconds."""
+STAMP_BYTES = STAMP.encode()
 HOLD = -1.0
 """The wait of a step that waits for a release."""
 ARGUMENTS = ('{"pla', 'ce":"Rome"}')
@@ -473,8 +474,8 @@ class MockConnection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Write ``data``; close the connection if they are empty."""
         if data:
-            if STAMP.encode() in data:
-                data = data.replace(STAMP.encode(), b"t=%016d" % (time.monotonic_ns() // 1000))
+            if STAMP_BYTES in data:
+                data = data.replace(STAMP_BYTES, b"t=%016d" % (time.monotonic_ns() // 1000))
             self.transport.write(data)
         else:
             self.end("active")

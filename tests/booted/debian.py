@@ -52,12 +52,11 @@ PACKAGES = (
 KEPT = checker.CACHE.parent / "appliance-tests"
 _KEY = hashlib.sha256(" ".join((SUITE, *PACKAGES)).encode()).hexdigest()[:16]
 ROOT = DebianRoot(KEPT / f"{SUITE}-{_KEY}", PACKAGES)
-MADE = ROOT.folder / "made"
 
 
 def require() -> Path:
     """Return the folder of the Debian; skip the test if it was not made."""
-    if not MADE.exists():
+    if not ROOT.is_made:
         pytest.skip(f"NOT CHECKED: {ROOT.folder} has no Debian {SUITE}; run `python -m tests.booted.debian`")
     return ROOT.folder
 
@@ -70,7 +69,7 @@ def main() -> int:
     KEPT.mkdir(parents=True, exist_ok=True)
     with (KEPT / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if MADE.exists():
+        if ROOT.is_made:
             return 0
         for old in KEPT.glob(f"{SUITE}-*"):
             shutil.rmtree(old)

@@ -70,7 +70,7 @@ class BootedMachine:
             "getty.target.wants",
         ):
             self.hide(f"etc/systemd/system/{unit}")
-        # The console is a file, on which no one logs in.
+        # The console is a file and needs no login.
         self.link("etc/systemd/system/getty.target", "/dev/null")
         self.write("etc/hostname", f"{folder.name}\n")
         # Otherwise systemd takes this boot for the first one and enables every unit of Debian.

@@ -1,4 +1,4 @@
-"""Programs of the booted machines in place of those that a store path names, if Debian's program is not enough."""
+"""Programs of the booted machines in place of the programs of a store path, if Debian's program is not enough."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def opened(node):
     try:
         os.close(os.open(node, os.O_RDWR))
     except OSError as error:
-        # The kernel allowed it, but there is no driver.
+        # The sandbox allows it, and the driver is absent.
         if error.errno != errno.ENXIO:
             sys.exit(f"{node}: {error.strerror}")
 

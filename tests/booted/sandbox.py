@@ -17,7 +17,7 @@ ADDED = (
 """Settings that only allow more. A RuntimeDirectory does not: no sandbox of systemd makes /run read-only."""
 LISTS = ("AmbientCapabilities", "CapabilityBoundingSet", "RestrictAddressFamilies")
 NOT_KEPT = re.compile(
-    r"(Exec\w+|Restart\w*|Type|RemainAfterExit|KillMode|Timeout\w+|StandardOutput|Restart\w+|On\w+|Requires\w*|Wants"
+    r"(Exec\w+|Restart\w*|Type|RemainAfterExit|KillMode|Timeout\w+|StandardOutput|On\w+|Requires\w*|Wants"
     r"|After|Before|WantedBy|StartLimit\w+|LoadCredential|NUMA\w+|CPUAffinity|\[Install\]"
     r"|X-\w+)(=|$)"
 )

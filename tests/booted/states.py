@@ -52,7 +52,7 @@ STATES: Mapping[str, Mapping[str, ReachedState]] = {
     "vps": {
         **BOTH,
         "acme-llm.example.org.service": STAYS,
-        # No authority is reachable: lego has tried, and the certificate is still the one that the host made.
+        # No authority is reachable: lego has tried, and the host's own certificate is still in use.
         "acme-order-renew-llm.example.org.service": ReachedState("failed", "failed", "exit-code", ran=True),
         "acme-renew-llm.example.org.timer": WAITING,
         "acme-setup.service": STAYS,

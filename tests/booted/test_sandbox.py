@@ -106,7 +106,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedMachine]
 @pytest.mark.parametrize(("kind", "line", "control"), CASES, ids=NAMES)
 def test_a_line_is_needed(machine: BootedMachine, kind: str, line: str, control: SandboxControl) -> None:
     if control.probe == "compiled" and ENGINE_PACKAGES is None:
-        pytest.skip("NOT CHECKED: there is no environment of a real engine; run `make test` without ENGINE=fake")
+        pytest.skip("NOT CHECKED: the environment of a real engine is missing; run `make test` without ENGINE=fake")
     assert result(machine, allowed(kind, control.probe)) == "success", machine.journal(allowed(kind, control.probe))
     messages = machine.journal(denied(kind, line))
     assert result(machine, denied(kind, line)) == "exit-code", messages

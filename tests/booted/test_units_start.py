@@ -17,6 +17,7 @@ from tests.booted.site import GPU, PUBLIC, BootedHost, connect, own_unit, prepar
 from tests.booted.states import LATER, NOT_STARTED, STATES, ReachedState
 from tests.conftest import wait_until
 from tests.nix import rendered
+from tools.wheels.debian import DebianRoot
 
 pytestmark = pytest.mark.timeout(900)
 Site = dict[str, BootedHost]
@@ -95,8 +96,8 @@ def test_a_client_of_the_vps_reaches_an_engine(site: Site) -> None:
     for name, unit in (("vps", "nginx.service"), ("gpu", "appliance-trial-passed.service")):
         reaches(site[name], unit, STATES[name][unit])
     own = ["--resolve", "llm.example.org:443:127.0.0.1", "https://llm.example.org/v1/chat/completions"]
-    answer = request(site["vps"], site["gpu"], *own, model="qwen3-30b")
-    assert "choices" in answer, answer
+    response = request(site["vps"], site["gpu"], *own, model="qwen3-30b")
+    assert "choices" in response, response
 
 
 def test_nginx_reloads_its_configuration(site: Site) -> None:
@@ -111,8 +112,8 @@ def test_the_gateway_starts_an_engine_on_demand(site: Site) -> None:
     host, unit = site["gpu"], "appliance-engine-pair.service"
     reaches(host, "appliance-gateway.service", states.RUNNING)
     assert state_of(host.machine, unit).active == "inactive"
-    answer = request(host, host, f"{GATEWAY}/v1/chat/completions", model="rare")
-    assert "choices" in answer, answer
+    response = request(host, host, f"{GATEWAY}/v1/chat/completions", model="rare")
+    assert "choices" in response, response
     reaches(host, unit, LATER["gpu"][unit])
 
 
@@ -155,7 +156,7 @@ def request(client: BootedHost, host: BootedHost, *target: str, model: str) -> A
 
 
 def test_the_debian_is_missing_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(debian, "MADE", tmp_path / "made")
+    monkeypatch.setattr(debian, "ROOT", DebianRoot(tmp_path))
     with pytest.raises(pytest.skip.Exception) as raised:
         require()
     assert re.fullmatch(

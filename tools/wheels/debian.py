@@ -46,10 +46,18 @@ class DebianRoot:
     folder: Path
     packages: tuple[str, ...] = PACKAGES
 
+    @property
+    def is_made(self) -> bool:
+        """Return whether a run of :meth:`make` finished."""
+        return self._mark.exists()
+
+    @property
+    def _mark(self) -> Path:
+        return self.folder / "made"
+
     def make(self) -> None:
         """Make the system by debootstrap, unless an earlier run finished it."""
-        done = self.folder / "made"
-        if done.exists():
+        if self.is_made:
             return
         if shutil.which("debootstrap") is None:
             raise ApplianceError(
@@ -69,7 +77,7 @@ class DebianRoot:
         made = subprocess.run(argv, capture_output=True, text=True, check=False)
         if made.returncode:
             raise ApplianceError(f"debootstrap failed: {(made.stderr or made.stdout).strip().splitlines()[-1]}")
-        done.touch()
+        self._mark.touch()
 
     def run(
         self,
