@@ -10,6 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.network.machine import NetworkMachine
 
+SPOOFED_PORT = 20000
+"""Source port of a spoofed packet: below ``ip_local_port_range`` (32768 to 60999), so it cannot meet a real connection.
+
+A SYN whose addresses and ports equal those of a recent connection gets no SYN-ACK, with or without the rule.
+"""
+
 
 def scan(machine: NetworkMachine, target: str, ports: str = "-") -> set[int]:
     """Return the TCP ports of ``target`` that respond with a SYN-ACK, by nmap on ``machine``."""
@@ -57,7 +63,7 @@ def checksum(data: bytes) -> int:
 def syn(source: str, target: str, port: int) -> bytes:
     """Return an IPv4 packet with a SYN for ``target`` from the address ``source``."""
     ends = socket.inet_aton(source) + socket.inet_aton(target)
-    tcp = struct.pack("!HHIIBBHHH", 40000, port, 1, 0, 5 << 4, 0x02, 64240, 0, 0)
+    tcp = struct.pack("!HHIIBBHHH", SPOOFED_PORT, port, 1, 0, 5 << 4, 0x02, 64240, 0, 0)
     tcp = tcp[:16] + struct.pack("!H", checksum(ends + struct.pack("!BBH", 0, 6, len(tcp)) + tcp)) + tcp[18:]
     return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 1, 0, 64, 6, 0) + ends + tcp
 
