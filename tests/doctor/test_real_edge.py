@@ -41,10 +41,11 @@ class EdgeProcess:
     def use(self, issued: tuple[Path, Path]) -> None:
         """Replace certificate and key by new files.
 
-        Since 1.27.4, a reload of nginx reads a certificate again only if the file's inode or second of change differs.
+        Since 1.27.4, a reload of nginx reads a file again only if its inode or its second of change differs.
         """
         for source, file in zip(issued, (self.certificate, self.folder / "key.pem"), strict=True):
-            shutil.copy(source, file.with_suffix(".new")).replace(file)
+            shutil.copy(source, new := file.with_suffix(".new"))
+            new.replace(file)
 
     def start(self, gateway: int) -> None:
         folders = " ".join(

@@ -13,7 +13,8 @@ import signal
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 CHAT = json.dumps(
@@ -67,30 +68,37 @@ async def requests(flood: Flood) -> None:
         await asyncio.sleep(PACE_S)
 
 
+@asynccontextmanager
+async def trickle(writer: asyncio.StreamWriter, start: bytes) -> AsyncIterator[None]:
+    """Send ``start`` and then one byte after the other."""
+
+    async def send() -> None:
+        while True:
+            writer.write(b"x")
+            await asyncio.sleep(PACE_S)
+
+    writer.write(start)
+    sending = asyncio.create_task(send())
+    try:
+        yield
+    finally:
+        sending.cancel()
+        writer.transport.abort()
+
+
 async def slow_head(flood: Flood) -> None:
     """Send a header that never ends."""
     reader, writer = await flood.open()
-    ended = asyncio.create_task(reader.read())
-    writer.write(f"POST /v1/chat/completions HTTP/1.1\r\nHost: {flood.name}\r\nX: ".encode())
-    while not ended.done():
-        writer.write(b"x")
-        await asyncio.sleep(PACE_S)
+    async with trickle(writer, f"POST /v1/chat/completions HTTP/1.1\r\nHost: {flood.name}\r\nX: ".encode()):
+        await reader.read()
     flood.results["cut"] += 1
 
 
 async def slow_body(flood: Flood) -> None:
     """Send a body byte by byte."""
     reader, writer = await flood.open()
-    answered = asyncio.create_task(flood.read_response(reader))
-    try:
-        writer.write(flood.head(100_000))
-        while not answered.done():
-            writer.write(b" ")
-            await asyncio.sleep(PACE_S)
-        await answered
-    finally:
-        answered.cancel()
-        writer.transport.abort()
+    async with trickle(writer, flood.head(100_000)):
+        await flood.read_response(reader)
 
 
 async def slow_reader(flood: Flood) -> None:

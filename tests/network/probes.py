@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.network.machine import NetworkMachine
 
 SPOOFED_PORT = 20000
-"""Source port of a spoofed packet: below ``ip_local_port_range`` (32768 to 60999), so it cannot meet a real connection.
+"""Source port of a spoofed packet, which no real connection has: below ``ip_local_port_range`` (32768 to 60999).
 
 A SYN whose addresses and ports equal those of a recent connection gets no SYN-ACK, with or without the rule.
 """

@@ -16,8 +16,11 @@ from tests.network.client import chat
 from tests.network.site import NetworkSite
 
 RecordRow = Callable[[str, str, str], None]
-TTFT_MS = 1000
-"""Milliseconds; long compared with the delays of a busy machine, so that a factor of 1.5 is significant."""
+TTFT_MS = 2000
+"""Milliseconds; long compared with the delays of a busy machine, so that a factor of 1.5 is significant.
+
+Beside another whole run of the tests (load 12 on two cores), the floods' own connections delay others by 0.5 s.
+"""
 USERS = range(16, 36)
 ATTACKER = 38
 ATTEMPTS = 3
@@ -32,16 +35,14 @@ async def p95(site: NetworkSite) -> float:
     return sorted(stream.ttft_s for stream in found)[int(len(found) * 0.95)]
 
 
-@pytest.fixture(scope="module")
-def alone(site: NetworkSite) -> float:
-    """Return the TTFT of other users without a flood."""
-    return asyncio.run(p95(site))
-
-
 @contextmanager
 def flood(site: NetworkSite, attack: str, count: int, key: str) -> Iterator[dict[str, Any]]:
     """Run an attack; the yielded table has its results afterwards."""
+    # An attacker has processors of its own. Here it has the edge's, so the edge goes first.
     argv = [
+        "nice",
+        "-n",
+        "5",
         sys.executable,
         "-m",
         "tests.network.flood",
@@ -95,18 +96,17 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-async def test_a_flood_does_not_slow_other_users(
-    site: NetworkSite, alone: float, name: str, record_row: RecordRow
-) -> None:
+async def test_a_flood_does_not_slow_other_users(site: NetworkSite, name: str, record_row: RecordRow) -> None:
     attack, count, with_key = ATTACKS[name]
     key = site.client.key(ATTACKER) if with_key else ""
-    with flood(site, attack, count, key) as results:
-        if attack == "slow-reader":
-            await asyncio.to_thread(stalled, site)
-        during = await p95(site)
-        for _ in range(ATTEMPTS - 1):
-            if during >= 1.5 * alone:
-                during = await p95(site)
+    for _ in range(ATTEMPTS):
+        alone = await p95(site)
+        with flood(site, attack, count, key) as results:
+            if attack == "slow-reader":
+                await asyncio.to_thread(stalled, site)
+            during = await p95(site)
+        if during < 1.5 * alone:
+            break
     seen = ", ".join(f"{number} {result}" for result, number in sorted(results.items()))
     record_row(
         f"4 {name}",
@@ -117,7 +117,7 @@ async def test_a_flood_does_not_slow_other_users(
     assert during < 1.5 * alone
 
 
-async def test_control_a_flood_slows_other_users_of_a_small_edge(site: NetworkSite, alone: float) -> None:
+async def test_control_a_flood_slows_other_users_of_a_small_edge(site: NetworkSite) -> None:
     """The same slow headers at an edge with fewer connections than they hold."""
 
     def small(text: str) -> str:
@@ -130,5 +130,6 @@ async def test_control_a_flood_slows_other_users_of_a_small_edge(site: NetworkSi
         except (TimeoutError, AssertionError, OSError):
             return True
 
+    alone = await p95(site)
     with site.hosts["vps-a"].edited("nginx", small), flood(site, "slow-head", 200, ""):
         assert await slowed()
