@@ -19,7 +19,7 @@ RecordRow = Callable[[str, str, str], None]
 TTFT_MS = 2000
 """Milliseconds; long compared with the delays of a busy machine, so that a factor of 1.5 is significant.
 
-Beside another whole run of the tests (load 12 on two cores), the floods' own connections delay others by 0.5 s.
+While another whole run of the tests loads the machine (12 on two cores), a flood's own work delays others by 0.5 s.
 """
 USERS = range(16, 36)
 ATTACKER = 38
@@ -38,7 +38,7 @@ async def p95(site: NetworkSite) -> float:
 @contextmanager
 def flood(site: NetworkSite, attack: str, count: int, key: str) -> Iterator[dict[str, Any]]:
     """Run an attack; the yielded table has its results afterwards."""
-    # An attacker has processors of its own. Here it has the edge's, so the edge goes first.
+    # A real attacker has processors of its own. Here it shares those of the edge, so the edge has priority.
     argv = [
         "nice",
         "-n",
