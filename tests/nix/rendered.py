@@ -195,7 +195,11 @@ def evaluated(expression: str, root: str = str(checker.ROOT)) -> Any:
 
 
 def stored(root: Path = checker.ROOT) -> str:
-    """Copy the files that git would carry from ``root`` to the store; return the path, the source of the flake."""
+    """Copy the files that git would carry from ``root`` to the store; return the path, the source of the flake.
+
+    Skip the test unless a whole nixpkgs is set up.
+    """
+    require()
     listed = checker.output_of(["git", "-C", root, "ls-files", "-z", "--cached", "--others", "--exclude-standard"])
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "source"
