@@ -122,6 +122,8 @@ async def test_control_a_flood_slows_other_users_of_a_small_edge(site: NetworkSi
 
     def small(text: str) -> str:
         text = text.replace("worker_processes auto;", "worker_processes 1;")
+        # On a busy machine, the first connections would be cut before the last ones are open.
+        text = text.replace("client_header_timeout 10s;", "client_header_timeout 300s;")
         return text.replace("worker_connections 8192;", "worker_connections 128;")
 
     async def slowed() -> bool:
