@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 from appliance.errors import StoreError, UsageError
@@ -41,8 +42,9 @@ def prepare(folder: Path, version: str) -> dict[str, str]:
         number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(number, fcntl.LOCK_EX)
-            # Its time is that of its last start.
-            os.utime(own)
+            # Its time is that of its last start, in nanoseconds: the kernel's own has steps of milliseconds.
+            now = time.time_ns()
+            os.utime(own, ns=(now, now))
             for old in _by_start(folder)[KEPT:]:
                 shutil.rmtree(old)
         finally:

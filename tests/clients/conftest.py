@@ -34,7 +34,7 @@ class SdkSite(RunningService):
 
 @contextmanager
 def sdk_site(folder: Path, **gateway: Any) -> Iterator[SdkSite]:
-    """Run a gateway with mock engines of :data:`MODEL` and :data:`EMBEDDER`; keep-alives begin at once."""
+    """Run a gateway with mock engines of :data:`MODEL` and :data:`EMBEDDER`."""
     with ExitStack() as stack:
         engines = {}
         for name, model, task in (("chat", MODEL, "generate"), ("embed", EMBEDDER, "embed")):
@@ -52,7 +52,7 @@ def sdk_site(folder: Path, **gateway: Any) -> Iterator[SdkSite]:
                 "embed": one | {"model": EMBEDDER, "port": engines["embed"].port},
             },
             # Errors of one test must not eject the only engine of the next.
-            "gateway": {"queue": {"keepalive_s": 0.05}, "breaker_failures": 1000, **gateway},
+            "gateway": {"breaker_failures": 1000, **gateway},
         }
         with serving(folder, **site) as service:
             service.engine.stop()

@@ -22,8 +22,13 @@ LATE = {"rejected": "fault=late_status:400", "complete": "tokens=4"}
 
 
 @pytest.fixture(scope="module")
-def late(sdks: Sdks, site: RunningService) -> dict[tuple[str, str], SdkOutcome]:
+def late(sdks: Sdks, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], SdkOutcome]:
     """Return every client's streams that began with keep-alive comments, by their end."""
+    with sdk_site(tmp_path_factory.mktemp("late") / "site", queue={"keepalive_s": 0.05}) as site:
+        return _late(sdks, site)
+
+
+def _late(sdks: Sdks, site: RunningService) -> dict[tuple[str, str], SdkOutcome]:
 
     def one(client: ClientSoftware, directive: str) -> SdkOutcome:
         for ttft_ms in (1200, 3000, 9000):
