@@ -93,6 +93,10 @@ def prefer_the_http_side(up: Up) -> None:
         os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
 
 
+STREAM_TOKENS = 4000
+"""Tokens of a long stream: a test acts on it while the engine generates."""
+
+
 def running_stream(client: OpenAI, up: Up, model: str) -> Stream[ChatCompletionChunk]:
     """Return a stream that has begun and that the engine still generates, by its metrics."""
     prefer_the_http_side(up)
@@ -100,7 +104,7 @@ def running_stream(client: OpenAI, up: Up, model: str) -> Stream[ChatCompletionC
         stream = client.chat.completions.create(
             model=model,
             messages=[{"role": "user", "content": "Hello!"}],
-            max_tokens=4000,
+            max_tokens=STREAM_TOKENS,
             stream=True,
             extra_body={"ignore_eos": True},
         )
