@@ -200,6 +200,12 @@ def usage_rows(data: Path) -> list[dict[str, Any]]:
         db.close()
 
 
+def usage_row(data: Path, request_id: str, timeout_s: float = 5) -> dict[str, Any]:
+    """The usage row of a request, once it is written; ``data`` is the gateway's data folder."""
+    wait_until(lambda: any(row["request_id"] == request_id for row in usage_rows(data)), "the usage row", timeout_s)
+    return next(row for row in usage_rows(data) if row["request_id"] == request_id)
+
+
 @dataclass
 class RunningService:
     """A gateway in front of engines, with a key of user ``ada``."""
@@ -234,9 +240,7 @@ class RunningService:
 
     def row(self, response: Response) -> dict[str, Any]:
         """The usage record of ``response``."""
-        wanted = response.headers["x-request-id"]
-        wait_until(lambda: any(r["request_id"] == wanted for r in self.rows()), "the usage row", 5)
-        return next(r for r in self.rows() if r["request_id"] == wanted)
+        return usage_row(self.data, response.headers["x-request-id"])
 
     def wait_rows(self, count: int) -> list[dict[str, Any]]:
         wait_until(lambda: len(self.rows()) >= count, f"{count} usage rows", 5)

@@ -24,13 +24,8 @@ LATE = {"rejected": "fault=late_status:400", "complete": "tokens=4"}
 @pytest.fixture(scope="module")
 def late(sdks: Sdks, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], SdkOutcome]:
     """Return every client's streams that began with keep-alive comments, by their end."""
-    with sdk_site(tmp_path_factory.mktemp("late") / "site", queue={"keepalive_s": 0.05}) as site:
-        return _late(sdks, site)
 
-
-def _late(sdks: Sdks, site: RunningService) -> dict[tuple[str, str], SdkOutcome]:
-
-    def one(client: ClientSoftware, directive: str) -> SdkOutcome:
+    def one(site: RunningService, client: ClientSoftware, directive: str) -> SdkOutcome:
         for ttft_ms in (1200, 3000, 9000):
             tap = Tap(site.gateway.port)
             outcome = run(sdks, site, client, f"fake: {directive} ttft_ms={ttft_ms}", stream=True, url=tap.url)
@@ -40,8 +35,11 @@ def _late(sdks: Sdks, site: RunningService) -> dict[tuple[str, str], SdkOutcome]
         pytest.fail(f"{client} never received a comment")
 
     cases = [(client, how) for client in running(sdks) for how in LATE]
-    with ThreadPoolExecutor(len(cases)) as pool:
-        futures = {(str(client), how): pool.submit(one, client, LATE[how]) for client, how in cases}
+    with (
+        sdk_site(tmp_path_factory.mktemp("late") / "site", queue={"keepalive_s": 0.05}) as site,
+        ThreadPoolExecutor(len(cases)) as pool,
+    ):
+        futures = {(str(client), how): pool.submit(one, site, client, LATE[how]) for client, how in cases}
         return {case: future.result() for case, future in futures.items()}
 
 

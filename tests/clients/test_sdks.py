@@ -16,7 +16,7 @@ import pytest
 from tests.clients.conftest import EMBEDDER, MODEL, Sdks, new_key, new_keys
 from tests.clients.sdk import Call
 from tests.clients.table import CLIENTS, WAYS, ClientSoftware, assert_problem, each_way, run, running, way_id, words
-from tests.conftest import RunningService, wait_until
+from tests.conftest import RunningService, usage_row, wait_until
 
 SDKS = ["openai-py", "openai-node", "anthropic-py", "anthropic-node"]
 """The SDKs that can list models."""
@@ -52,7 +52,7 @@ def test_the_request_id_of_a_response_is_readable(
 ) -> None:
     outcome = run(sdks, site, client, stream=stream)
     assert outcome.request_id
-    wait_until(lambda: any(r["request_id"] == outcome.request_id for r in site.rows()), "its usage row", 5)
+    assert usage_row(site.data, outcome.request_id)
 
 
 @pytest.mark.parametrize("sdk", SDKS)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.conftest import http, wait_until
+from tests.conftest import http, usage_row
 from tests.up_process import Up
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
@@ -76,9 +76,7 @@ def test_a_clients_mistake_is_400_in_every_form_of_vllms_report(
         assert ("type" in streamed.json) == (path == CLAUDE)
     good = http(up.url + CHAT, body=request_body(CHAT, model), key=up.key, timeout=60)
     assert good.status == 200, good.body
-    wanted = streamed.headers["x-request-id"]
-    wait_until(lambda: any(row["request_id"] == wanted for row in up.rows()), "the usage row", 10)
-    row = next(row for row in up.rows() if row["request_id"] == wanted)
+    row = usage_row(up.data, streamed.headers["x-request-id"], 10)
     assert (row["outcome"], row["completion_tokens"]) == ("rejected", 0)
 
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.conftest import wait_until
+from tests.conftest import usage_row, wait_until
 from tests.up_process import Up
 from tests.vllm.conftest import STREAM_TOKENS, running_stream
 
@@ -193,13 +193,6 @@ def test_the_engine_rejects_an_invalid_request_and_runs_on(
     assert client.models.list()
 
 
-def row_of(up: Up, request_id: str) -> dict[str, Any]:
-    """Return the usage row of a request, once it is written."""
-    wait_until(lambda: request_id in {row["request_id"] for row in up.rows()}, "the row", 10)
-    (row,) = (row for row in up.rows() if row["request_id"] == request_id)
-    return row
-
-
 def disconnected(client: OpenAI, up: Up, model: str) -> dict[str, Any]:
     """Disconnect from a running stream, and return its row.
 
@@ -211,7 +204,7 @@ def disconnected(client: OpenAI, up: Up, model: str) -> dict[str, Any]:
         # By its own row: those of streams that ended too early may be written meanwhile.
         request_id = stream.response.headers["x-request-id"]
         stream.close()
-        row = row_of(up, request_id)
+        row = usage_row(up.data, request_id, 10)
         if row["outcome"] != "ok":
             return row
         assert row["completion_tokens"] == STREAM_TOKENS, row
