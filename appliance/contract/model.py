@@ -401,7 +401,7 @@ class Gateway(Section):
         default=5.0,
         gt=0,
         le=600,
-        description="Seconds for which /ready reuses the result of its last generated token.",
+        description="Seconds for which /ready reuses its result, unless the state of a replica changes.",
     )
     canary_interval_s: float = Field(
         default=10.0, gt=0, le=600, description="Seconds between two canary requests to a replica."

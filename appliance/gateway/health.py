@@ -30,6 +30,8 @@ class Readiness:
     ready: bool
     engines: dict[str, str]
     checked_at: float
+    known: tuple[bool, ...]
+    """Which replicas were open at the time of the check."""
 
 
 class HealthMonitor:
@@ -56,11 +58,12 @@ class HealthMonitor:
     async def check(self) -> Readiness:
         """Return whether every model that is always loaded has a replica that generates tokens.
 
-        The result is cached for ``ready_cache_s``.
+        The result is cached for ``ready_cache_s``, unless a replica has gone down or come up since.
         """
         async with self._lock:
             now = self._loop.time()
-            if self._last is None or now - self._last.checked_at > self._cache_s:
+            last = self._last
+            if last is None or now - last.checked_at > self._cache_s or last.known != self._known():
                 resident = [replica for replica in self._router.replicas if replica.resident]
                 results = await asyncio.gather(*(self.probe(replica) for replica in resident))
                 engines = {replica.name: result for replica, result in zip(resident, results, strict=True)}
@@ -69,8 +72,11 @@ class HealthMonitor:
                 # If all models are loaded on demand and none is loaded yet, the first request loads one.
                 ready = always <= up and (bool(up) or not resident)
                 engines |= {r.name: "not loaded" for r in self._router.replicas if not r.resident}
-                self._last = Readiness(ready, engines, self._loop.time())
-            return self._last
+                last = self._last = Readiness(ready, engines, self._loop.time(), self._known())
+            return last
+
+    def _known(self) -> tuple[bool, ...]:
+        return tuple(replica.open for replica in self._router.replicas)
 
     async def probe(self, replica: Replica) -> str:
         """Request a canary token from ``replica`` and report the result to its breaker.

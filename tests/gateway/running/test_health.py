@@ -43,6 +43,19 @@ def test_a_stopped_engine_is_ejected_and_restored(tmp_path: Path) -> None:
             replica.stop()
 
 
+def test_the_cached_readiness_ends_with_the_state_that_it_reports(tmp_path: Path) -> None:
+    """A replica that is known to be down is not ready, and the reverse, though the cache lasts ten minutes here."""
+    with serving(tmp_path / "cache", gateway={"ready_cache_s": 600, "canary_interval_s": 600}) as service:
+        assert service.get("/ready").status == 200
+        port = service.engine.port
+        service.engine.stop()
+        assert service.post("/v1/chat/completions", chat("fake: tokens=1")).status == 503, "it is down from now on"
+        assert service.get("/ready").status == 503
+        service.engine = start_mock(tmp_path / "again.log", port=port)
+        wait_until(lambda: b'engine_up{engine="chat"} 1.0' in service.get("/metrics").body, "it is up again", 30)
+        assert service.get("/ready").status == 200
+
+
 def test_a_late_canary_does_not_eject_a_busy_engine(tmp_path: Path) -> None:
     """Long responses occupy all its sequences: the canary waits for them, and their tokens continue."""
     engine = start_mock(tmp_path / "busy.log", "--capacity", "2")
