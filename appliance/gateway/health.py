@@ -30,8 +30,6 @@ class Readiness:
     ready: bool
     engines: dict[str, str]
     checked_at: float
-    known: tuple[bool, ...]
-    """Which replicas were open at the time of the check."""
 
 
 class HealthMonitor:
@@ -63,7 +61,7 @@ class HealthMonitor:
         async with self._lock:
             now = self._loop.time()
             last = self._last
-            if last is None or now - last.checked_at > self._cache_s or last.known != self._known():
+            if last is None or now - last.checked_at > self._cache_s or self._contradicts(last):
                 resident = [replica for replica in self._router.replicas if replica.resident]
                 results = await asyncio.gather(*(self.probe(replica) for replica in resident))
                 engines = {replica.name: result for replica, result in zip(resident, results, strict=True)}
@@ -72,11 +70,12 @@ class HealthMonitor:
                 # If all models are loaded on demand and none is loaded yet, the first request loads one.
                 ready = always <= up and (bool(up) or not resident)
                 engines |= {r.name: "not loaded" for r in self._router.replicas if not r.resident}
-                last = self._last = Readiness(ready, engines, self._loop.time(), self._known())
+                last = self._last = Readiness(ready, engines, self._loop.time())
             return last
 
-    def _known(self) -> tuple[bool, ...]:
-        return tuple(replica.open for replica in self._router.replicas)
+    def _contradicts(self, last: Readiness) -> bool:
+        """Return whether a replica has gone down or come up since ``last``."""
+        return any((last.engines[replica.name] == "ready") is not replica.open for replica in self._router.replicas)
 
     async def probe(self, replica: Replica) -> str:
         """Request a canary token from ``replica`` and report the result to its breaker.

@@ -53,6 +53,7 @@ def test_a_killed_engine_is_an_error_event_and_is_restarted(client: OpenAI, up: 
     wait_until(
         lambda: any((r["stream"], r["outcome"]) == outcome for r in up.rows()),
         "the row of the interrupted stream",
+        3,
     )
     wait_until(lambda: http(f"{up.url}/ready").status == 200, "/ready recovers by itself", 200)
     assert client.completions.create(model=model, prompt="x", max_tokens=2).choices[0].text
