@@ -28,9 +28,9 @@ from tests.conftest import ROOT, RunningService, StartedProcess, http, opens, st
 from tests.fakes.witness import long_run
 from tests.ports import free_port
 
-SLOW = ("--slo-ttft-p99-ms", "60000", "--slo-tpot-p99-ms", "20000", "--client-lag-ms", "20000")
-"""SLOs that a machine meets even while it writes gigabytes for others: seconds without a token were measured."""
-FEW = ("--users", "2", "--requests", "2", *SLOW)
+STALL = ("--client-lag-ms", "5000", "--slo-ttft-p99-ms", "7000", "--slo-tpot-p99-ms", "5000")
+"""A machine that other tests load may stall for 5 s: that is a valid run, so its SLOs allow the same stall."""
+FEW = ("--users", "2", "--requests", "2", *STALL)
 """A load of a second."""
 
 
