@@ -18,7 +18,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from appliance import __version__
-from appliance.admin import control_client
 from appliance.contract.model import USER_PATTERN, Site
 from appliance.errors import (
     ApplianceError,
@@ -30,6 +29,7 @@ from appliance.errors import (
     UsageError,
     openai_body,
 )
+from appliance.gateway import control_client
 from appliance.store.keys import LEAST_WEIGHT, MOST_WEIGHT, KeyStore
 from appliance.store.models import Key
 from appliance.store.usage import UsageLine, UsageReader, as_csv

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from appliance.admin import control_client
 from appliance.cli._args import add_config, add_json
 from appliance.contract.load import load
+from appliance.gateway import control_client
 from appliance.models import lock
 from appliance.render.terminal import Console
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from appliance.admin import control_client
 from appliance.errors import RequestError
+from appliance.gateway import control_client
 from tests.conftest import RunningService, http, serving, wait_until
 from tests.gateway.running.conftest import metric
 from tests.ports import free_port

@@ -1,0 +1,1 @@
+"""Notices: messages for the operator, in one outbox on disk until they are sent."""
