@@ -308,6 +308,16 @@ class DrainingError(RequestError):
     code = "draining"
 
 
+class EngineDrainedError(DrainingError):
+    """503: every replica of the model is drained; the message has the reason."""
+
+
+class PausedError(DrainingError):
+    """503: the whole gateway is paused; the message has the reason."""
+
+    code = "paused"
+
+
 class EngineTimeoutError(RequestError):
     """504: the engine accepted the request and then sent nothing for too long."""
 

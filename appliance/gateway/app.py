@@ -11,7 +11,9 @@ import json
 import logging
 import time
 from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
 
+from appliance import __version__
 from appliance.contract.model import Site
 from appliance.engines.lifecycle import EngineControl
 from appliance.errors import (
@@ -20,6 +22,7 @@ from appliance.errors import (
     InternalError,
     MethodNotAllowedError,
     NotFoundError,
+    PausedError,
     RequestError,
     StoreError,
 )
@@ -27,11 +30,13 @@ from appliance.gateway import paths, reply
 from appliance.gateway.auth import POLL_S, Authenticator
 from appliance.gateway.background import keep_going
 from appliance.gateway.body_encoding import decoded
+from appliance.gateway.breaker import CAUSES
 from appliance.gateway.cors import BrowserOrigins
+from appliance.gateway.drains import DrainFile, Drains
 from appliance.gateway.end_user import caller
 from appliance.gateway.health import HealthMonitor
 from appliance.gateway.idempotency import IdempotencyCache
-from appliance.gateway.lifecycle import GatewayContext, ProxiedRequest, Running
+from appliance.gateway.lifecycle import GatewayContext, ProxiedRequest, Running, error_outcome
 from appliance.gateway.limits import Bucket, Ledger
 from appliance.gateway.metrics import Metrics, MetricSample
 from appliance.gateway.routing import Router, Service
@@ -65,6 +70,18 @@ class Authenticated:
         """The authenticator's generation at that time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A pause of the whole gateway: its ``reason``, and the seconds after which clients may retry."""
+
+    reason: str
+    retry_after_s: float
+
+    def error(self) -> PausedError:
+        """Return the error of a request during the pause."""
+        return PausedError(f"The service is paused: {self.reason}", retry_after=self.retry_after_s)
+
+
 class GatewayApp:
     """The application for one site. The caller opens and closes the stores.
 
@@ -73,7 +90,12 @@ class GatewayApp:
     """
 
     def __init__(
-        self, site: Site, keys: KeyStore, usage: UsageWriter, control: EngineControl | None = None
+        self,
+        site: Site,
+        keys: KeyStore,
+        usage: UsageWriter,
+        drain_file: DrainFile,
+        control: EngineControl | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._site = site
@@ -85,6 +107,7 @@ class GatewayApp:
         self._usage = usage
         self.coalescer = WriteCoalescer(self._loop)
         self.router = Router(site, self.coalescer, self._notice)
+        self.drains = Drains(self.router, drain_file, self._notice)
         self._metrics = Metrics(self._samples)
         self._health = HealthMonitor(self.router, site.gateway)
         self._context = GatewayContext(
@@ -113,6 +136,7 @@ class GatewayApp:
         }
         self._not_found = Bucket(NOT_FOUND_LINES, NOT_FOUND_LINES, self._loop.time())
         self._draining = False
+        self._pause: Pause | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._keys_unreadable = False
         self._spawn(keep_going("reading the keys", self._poll_keys))
@@ -127,6 +151,8 @@ class GatewayApp:
         if self._draining:
             raise DrainingError("The gateway is stopping; try again shortly", retry_after=5)
         request.context = Authenticated(self._authenticate(request), self._authenticator.generation)
+        if self._pause is not None:
+            raise self._pause.error()
         return self._site.gateway.max_body_bytes
 
     def too_large(self, request: Request, error: RequestError) -> RequestError:
@@ -144,7 +170,7 @@ class GatewayApp:
                 key_id=owner.id,
                 endpoint=request.path,
             )
-            row.status, row.outcome = (499, "aborted") if error is None else (error.status, "rejected")
+            row.status, row.outcome = (499, "aborted") if error is None else (error.status, error_outcome(error))
             self._metrics.count(row)
             self._usage.put(row)
 
@@ -185,6 +211,23 @@ class GatewayApp:
         """Accept no new requests; those that run continue."""
         self._draining = True
 
+    def pause(self, reason: str, retry_after_s: float) -> None:
+        """Reject new and waiting requests because of ``reason`` until :meth:`resume`; running ones finish.
+
+        Cheap to repeat. A restart of the gateway ends it.
+        """
+        before, self._pause = self._pause, Pause(reason, retry_after_s)
+        if before is None:
+            LOG.warning("the gateway is paused: %s", reason)
+            for service in self.router.services.values():
+                service.refuse(self._pause.error())
+
+    def resume(self) -> None:
+        """Accept requests again."""
+        if self._pause is not None:
+            LOG.warning("the gateway is not paused any more")
+            self._pause = None
+
     def stop(self) -> None:
         """End all requests with an error, because the drain's deadline has passed."""
         for request in [*self._running]:
@@ -206,7 +249,8 @@ class GatewayApp:
             "engines": {
                 replica.name: {
                     "model": replica.model,
-                    "state": "up" if replica.open else "down" if replica.resident else "not loaded",
+                    "state": "up" if replica.up else "down" if replica.resident else "not loaded",
+                    "draining": replica.drained,
                     "in_flight": replica.in_flight,
                     "slots": replica.slots,
                     "why": replica.breaker.why,
@@ -215,6 +259,14 @@ class GatewayApp:
             },
             "on_demand": self.swap_controller.status() if self.swap_controller is not None else {},
             "draining": self._draining,
+            **self.pause_status(),
+        }
+
+    def pause_status(self) -> dict[str, object]:
+        """Return the reason of the pause and the number of requests in flight, for JSON."""
+        return {
+            "paused": self._pause.reason if self._pause is not None else None,
+            "in_flight": len(self._running),
         }
 
     async def close(self) -> None:
@@ -236,6 +288,9 @@ class GatewayApp:
     def _infer(self, request: Request, client: ClientResponder) -> None:
         limit = self._site.gateway.max_body_bytes
         try:
+            if self._pause is not None:
+                # The pause began while the body arrived.
+                raise self._pause.error()
             request.body = decoded(request.body, request.headers.get(b"content-encoding"), limit)
         except RequestError as error:
             self.record_incomplete(request, error)
@@ -295,6 +350,9 @@ class GatewayApp:
             client.respond(200, self._metrics.text(), reply.TEXT)
         elif self._draining:
             client.respond(503, b'{"status":"draining","engines":{}}')
+        elif self._pause is not None:
+            body = {"status": f"paused: {self._pause.reason}", "engines": {}}
+            client.respond(503, json.dumps(body).encode())
         else:
             self._spawn(self._ready(client))
 
@@ -307,7 +365,12 @@ class GatewayApp:
             error = InternalError("/ready failed; the gateway's log has the reason")
             reply.respond_error(client, error, "/ready")
             return
-        body = {"status": "ready" if readiness.ready else "not ready", "engines": readiness.engines}
+        body: dict[str, object] = {
+            "status": "ready" if readiness.ready else "not ready",
+            "engines": readiness.engines,
+        }
+        if not readiness.ready:
+            body["unserved"] = readiness.unserved
         client.respond(200 if readiness.ready else 503, json.dumps(body).encode())
 
     def _list_models(self, path: str, key: Key, client: ClientResponder) -> None:
@@ -351,37 +414,61 @@ class GatewayApp:
 
     def _samples(self) -> Iterator[MetricSample]:
         replicas, services = self.router.replicas, self.router.services.values()
+        yield MetricSample("info", "The version of the gateway.", {(__version__,): 1}, ("version",))
+        pause = self._pause
         yield MetricSample(
-            name="engine_up",
-            help="Whether the engine is loaded and generated its last canary token.",
-            label="engine",
-            values={replica.name: float(replica.open) for replica in replicas},
+            "paused",
+            "Whether the whole gateway is paused, and why.",
+            {(pause.reason if pause is not None else "",): float(pause is not None)},
+            ("reason",),
         )
         yield MetricSample(
-            name="engine_requests_in_flight",
-            help="Sequences running on the engine; a request for several choices counts once for each.",
-            label="engine",
-            values={replica.name: float(replica.in_flight) for replica in replicas},
+            "engine_up",
+            "Whether the engine is loaded and generated its last canary token.",
+            {(replica.name,): float(replica.up) for replica in replicas},
+            ("engine",),
         )
         yield MetricSample(
-            name="queue_length",
-            help="Requests waiting for a slot.",
-            label="model",
-            values={service.model: float(service.queue.waiting) for service in services},
+            "replica_draining",
+            "Whether the replica is drained: it gets no new requests.",
+            {(replica.name,): float(replica.drained is not None) for replica in replicas},
+            ("engine",),
+        )
+        yield MetricSample(
+            "replica_down",
+            "Whether the replica is loaded and down for this reason.",
+            {
+                (replica.name, cause): float(replica.resident and replica.breaker.cause == cause)
+                for replica in replicas
+                for cause in CAUSES
+            },
+            ("engine", "reason"),
+        )
+        yield MetricSample(
+            "canary_seconds",
+            "Seconds that the last canary token took.",
+            {(replica.name,): replica.canary_s for replica in replicas if replica.canary_s is not None},
+            ("engine",),
+        )
+        yield MetricSample(
+            "engine_requests_in_flight",
+            "Sequences running on the engine; a request for several choices counts once for each.",
+            {(replica.name,): float(replica.in_flight) for replica in replicas},
+            ("engine",),
+        )
+        yield MetricSample(
+            "queue_length",
+            "Requests waiting for a slot.",
+            {(service.model,): float(service.queue.waiting) for service in services},
+            ("model",),
         )
         swaps = self.swap_controller
         if swaps is not None:
-            yield MetricSample(
-                name="swaps", help="Models loaded on demand.", values={"": swaps.swaps}, counter=True
-            )
-            yield MetricSample(
-                name="swap_failures", help="Loads that failed.", values={"": swaps.failures}, counter=True
-            )
-            yield MetricSample(
-                name="last_swap_seconds", help="Seconds that the last load took.", values={"": swaps.last_swap_s}
-            )
+            yield MetricSample("swaps", "Models loaded on demand.", {(): swaps.swaps}, counter=True)
+            yield MetricSample("swap_failures", "Loads that failed.", {(): swaps.failures}, counter=True)
+            yield MetricSample("last_swap_seconds", "Seconds that the last load took.", {(): swaps.last_swap_s})
         yield MetricSample(
-            name="usage_rows_dropped", help="Usage rows lost to a full disk.", values={"": self._usage.dropped}
+            "usage_rows_dropped", "Usage rows lost to a full disk.", {(): self._usage.dropped}, counter=True
         )
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

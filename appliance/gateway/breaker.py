@@ -19,7 +19,17 @@ about other requests, so failures of one caller never take a replica down: the c
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
+
+from appliance.errors import EngineTimeoutError, EngineUnavailableError, RequestError
+
+DownCause = Literal["unreachable", "timeout", "no-token", "failed-requests", "gateway-error"]
+"""The kinds of failure that take a replica down, for the metrics.
+
+It refuses connections, its canary timed out or brought no token, or requests of several callers failed. The last
+one is a canary on which the gateway itself failed."""
+
+CAUSES: tuple[DownCause, ...] = get_args(DownCause)
 
 FIRST_PROBE_S = 1.0
 LAST_PROBE_S = 15.0
@@ -40,6 +50,8 @@ class Breaker:
     threshold: int
     up: bool = True
     why: str = ""
+    cause: DownCause | None = None
+    """The kind of the failure ``why``; ``None`` while it is up."""
     probe_at: float = 0.0
     _failed: dict[str, set[int]] = field(default_factory=dict)
     """Different requests that failed since the last success, by caller."""
@@ -58,17 +70,21 @@ class Breaker:
         if not self.up:
             self.up = True
             self.why = ""
+            self.cause = None
 
-    def failed(self, why: str, now: float, *, evidence: Evidence | None = None) -> bool:
+    def failed(
+        self, why: str, now: float, *, cause: DownCause = "failed-requests", evidence: Evidence | None = None
+    ) -> bool:
         """Count a failure; return whether it took the replica down.
 
         Args:
             why: The cause, for the status.
             now: Time in seconds.
+            cause: The kind of the failure, for the metrics.
             evidence: The failed request; without it, this failure alone takes the replica down.
         """
         if not self.up:
-            self.why = why
+            self.why, self.cause = why, cause
             return False
         if evidence is not None:
             requests = self._failed.setdefault(evidence.caller, set())
@@ -77,14 +93,21 @@ class Breaker:
             if len(self._failed) < 2 or self.failures < self.threshold:
                 return False
         self.up = False
-        self.why = why
+        self.why, self.cause = why, cause
         self._failed.clear()
         self._wait = FIRST_PROBE_S
         self.probe_at = now + self._wait
         return True
 
-    def probe_failed(self, why: str, now: float) -> None:
+    def probe_failed(self, why: str, now: float, *, cause: DownCause = "no-token") -> None:
         """Count a canary without a token while the replica is down: the next canary follows later."""
-        self.why = why
+        self.why, self.cause = why, cause
         self._wait = min(self._wait * 2, LAST_PROBE_S)
         self.probe_at = now + self._wait
+
+
+def cause_of(failure: RequestError) -> DownCause:
+    """Return the kind of ``failure``, which a connection to the engine reported."""
+    if isinstance(failure, EngineUnavailableError):
+        return "unreachable"
+    return "timeout" if isinstance(failure, EngineTimeoutError) else "no-token"

@@ -10,6 +10,7 @@ from appliance.contract.model import Gateway
 from appliance.engines.probe import canary, canary_passed
 from appliance.errors import RequestError
 from appliance.gateway.background import keep_going
+from appliance.gateway.breaker import DownCause, cause_of
 from appliance.gateway.routing import Replica, Router
 
 LOG = logging.getLogger(__name__)
@@ -25,10 +26,12 @@ A client that repeats a request which the engine cannot process must not fill th
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """The results of the canaries: ``ready``, ``not loaded`` or the reason of the failure, by replica."""
+    """The state of each replica: ``ready``, ``not loaded``, ``draining: <reason>`` or the reason of the failure."""
 
     ready: bool
     engines: dict[str, str]
+    unserved: tuple[str, ...]
+    """Models that are always loaded, and have no replica that is ready."""
     checked_at: float
 
 
@@ -62,20 +65,35 @@ class HealthMonitor:
             now = self._loop.time()
             last = self._last
             if last is None or now - last.checked_at > self._cache_s or self._contradicts(last):
-                resident = [replica for replica in self._router.replicas if replica.resident]
+                # The state of a drained replica does not depend on its canary, which may take the whole timeout.
+                resident = [r for r in self._router.replicas if r.resident and r.drained is None]
                 results = await asyncio.gather(*(self.probe(replica) for replica in resident))
                 engines = {replica.name: result for replica, result in zip(resident, results, strict=True)}
-                up = {replica.model for replica in resident if engines[replica.name] == "ready"}
+                for replica in self._router.replicas:
+                    if replica.drained is not None:
+                        engines[replica.name] = _draining(replica)
+                    elif not replica.resident:
+                        engines[replica.name] = "not loaded"
+                    elif replica.name not in engines:
+                        # It was loaded or undrained meanwhile.
+                        engines[replica.name] = "ready" if replica.breaker.up else replica.breaker.why
+                up = {replica.model for replica in self._router.replicas if engines[replica.name] == "ready"}
                 always = {s.model for s in self._router.services.values() if not s.on_demand}
                 # If all models are loaded on demand and none is loaded yet, the first request loads one.
-                ready = always <= up and (bool(up) or not resident)
-                engines |= {r.name: "not loaded" for r in self._router.replicas if not r.resident}
-                last = self._last = Readiness(ready, engines, self._loop.time())
+                loads = not resident and not all(s.drained for s in self._router.services.values())
+                ready = always <= up and (bool(up) or loads)
+                unserved = tuple(sorted(always - up))
+                last = self._last = Readiness(ready, engines, unserved, self._loop.time())
             return last
 
     def _contradicts(self, last: Readiness) -> bool:
-        """Return whether a replica has gone down or come up since ``last``."""
-        return any((last.engines[replica.name] == "ready") is not replica.open for replica in self._router.replicas)
+        """Return whether a replica has gone down, come up, or was drained or undrained since ``last``."""
+        return any(
+            (last.engines[replica.name] == "ready") is not replica.open
+            if replica.drained is None
+            else last.engines[replica.name] != _draining(replica)
+            for replica in self._router.replicas
+        )
 
     async def probe(self, replica: Replica) -> str:
         """Request a canary token from ``replica`` and report the result to its breaker.
@@ -89,7 +107,7 @@ class HealthMonitor:
         """Request a canary token now: a request failed on ``replica``, which may be the request's own mistake."""
         now = self._loop.time()
         recent = replica.name in self._probes or now < self._suspected_at.get(replica.name, 0.0) + SUSPECT_S
-        if replica.open and not recent:
+        if replica.up and not recent:
             self._suspected_at[replica.name] = now
             self._begin(replica)
 
@@ -101,16 +119,21 @@ class HealthMonitor:
     async def _probe(self, replica: Replica) -> str:
         path, body = canary(replica.model, replica.task)
         sent_at = self._loop.time()
+        cause: DownCause = "no-token"
         try:
             status, answer = await replica.pool.probe(path.encode(), body, self._timeout_s)
             result = "ready" if canary_passed(status, answer) else f"HTTP {status} without a token"
+            if result == "ready":
+                replica.canary_s = self._loop.time() - sent_at
         except RequestError as error:
             # A busy engine may delay a canary; tokens of other requests prove the same.
             result = "ready" if replica.last_token > sent_at else str(error)
+            cause = cause_of(error)
         except Exception:
             # It counts as a failed canary; an error of the task itself would leave the replica without a result.
             LOG.exception("the canary of %s failed inside the gateway", replica.name)
             result = "its canary failed inside the gateway; see the log"
+            cause = "gateway-error"
         now = self._loop.time()
         breaker = replica.breaker
         service = self._router.service_of(replica)
@@ -121,10 +144,10 @@ class HealthMonitor:
             if not was_up:
                 service.pump()
         elif breaker.up:
-            if breaker.failed(result, now):
+            if breaker.failed(result, now, cause=cause):
                 service.went_down()
         else:
-            breaker.probe_failed(result, now)
+            breaker.probe_failed(result, now, cause=cause)
         return result
 
     async def _probe_due(self) -> None:
@@ -137,3 +160,8 @@ class HealthMonitor:
             due = breaker.probe_at if not breaker.up else replica.last_token + self._interval_s
             if now >= due:
                 self._begin(replica)
+
+
+def _draining(replica: Replica) -> str:
+    """Return the state of a drained replica."""
+    return f"draining: {replica.drained}"

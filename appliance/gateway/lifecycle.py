@@ -69,7 +69,7 @@ from appliance.gateway.body import (
     with_role,
     with_usage,
 )
-from appliance.gateway.breaker import Evidence
+from appliance.gateway.breaker import DownCause, Evidence, cause_of
 from appliance.gateway.engine_error import EngineError, read_error
 from appliance.gateway.fair_queue import Ticket
 from appliance.gateway.hash_ring import chat_key
@@ -667,7 +667,9 @@ class ProxiedRequest:
 
     def _handle_failure(self, failure: RequestError) -> None:
         """Count a failure against the replica, then fail over (7b) or report it (7c)."""
-        self._count_failure(str(failure), certain=isinstance(failure, EngineUnavailableError))
+        certain = isinstance(failure, EngineUnavailableError)
+        cause = cause_of(failure) if certain else "failed-requests"
+        self._count_failure(str(failure), cause=cause, certain=certain)
         if self._phase is FORWARDING or not self._fail_over():
             self._fail(failure)
 
@@ -846,13 +848,13 @@ class ProxiedRequest:
             self._replica.breaker.succeeded()
             self._replica.last_token = self._context.clock()
 
-    def _count_failure(self, why: str, *, certain: bool = False) -> None:
+    def _count_failure(self, why: str, *, cause: DownCause = "failed-requests", certain: bool = False) -> None:
         """Count a failure against the replica; unless ``certain``, this request alone may be the cause."""
         replica, service = self._replica, self._service
         if replica is None or service is None:
             return
         evidence = None if certain else Evidence(self.key_id, hash(self._body))
-        if replica.breaker.failed(why, self._context.clock(), evidence=evidence):
+        if replica.breaker.failed(why, self._context.clock(), cause=cause, evidence=evidence):
             service.went_down()
         else:
             self._context.suspect(replica)

@@ -19,6 +19,8 @@ from appliance.errors import StartError
 from appliance.gateway import log
 from appliance.gateway.app import GatewayApp
 from appliance.gateway.control_socket import SOCKET, Control
+from appliance.gateway.drains import NAME as DRAINED
+from appliance.gateway.drains import DrainFile
 from appliance.gateway.usage_writer import UsageWriter
 from appliance.http1.server import Server
 from appliance.http1.types import Timeouts
@@ -90,7 +92,8 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_requested.set)
     settings = site.gateway
-    app = GatewayApp(site, keys, usage, _engine_control(site, base))
+    drain_file = DrainFile(site.data_path(base) / DRAINED)
+    app = GatewayApp(site, keys, usage, drain_file, _engine_control(site, base))
     timeouts = Timeouts(
         head_s=settings.header_timeout_s,
         body_s=settings.body_timeout_s,

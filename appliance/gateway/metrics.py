@@ -10,15 +10,19 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from appliance.store.models import UsageRow
 
 PREFIX = "appliance_gateway"
 BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600)
+
+BOUNDS = (*map(floatToGoString, BUCKETS_S), "+Inf")
+"""The values of the label ``le``: "1.0", not "1", which Prometheus 3 would rewrite."""
 
 
 class Histogram:
@@ -39,7 +43,7 @@ class Histogram:
         """Return cumulative counts by upper bound, as Prometheus needs them."""
         found = []
         count = 0
-        for bound, own in zip([*map(str, BUCKETS_S), "+Inf"], self.counts, strict=True):
+        for bound, own in zip(BOUNDS, self.counts, strict=True):
             count += own
             found.append((bound, float(count)))
         return found
@@ -59,17 +63,17 @@ class ModelCounters:
 
 @dataclass(frozen=True, slots=True)
 class MetricSample:
-    """One gauge or counter that is read at each scrape: ``values`` by label."""
+    """One gauge or counter that is read at each scrape: ``values`` by the values of its ``labels``."""
 
     name: str
     help: str
-    values: dict[str, float]
-    label: str = ""
+    values: dict[tuple[str, ...], float]
+    labels: tuple[str, ...] = ()
     counter: bool = False
 
 
 class Metrics(Collector):
-    """The gateway's counters.
+    """The gateway's counters, and the resources of its process.
 
     Args:
         samples: Returns the gauges and counters of other parts at the time of a scrape.
@@ -79,6 +83,7 @@ class Metrics(Collector):
         self._samples = samples
         self._registry = CollectorRegistry()
         self._registry.register(self)
+        ProcessCollector(registry=self._registry)
         self._requests: dict[tuple[str, str, str], int] = {}
         self._models: dict[str, ModelCounters] = {}
         self.in_flight = 0
@@ -155,7 +160,7 @@ class Metrics(Collector):
         yield not_found
         for sample in self._samples():
             make = CounterMetricFamily if sample.counter else GaugeMetricFamily
-            found = make(f"{PREFIX}_{sample.name}", sample.help, labels=[sample.label] if sample.label else [])
-            for label, value in sample.values.items():
-                found.add_metric([label] if sample.label else [], value)
+            found = make(f"{PREFIX}_{sample.name}", sample.help, labels=sample.labels)
+            for values, value in sample.values.items():
+                found.add_metric(values, value)
             yield found

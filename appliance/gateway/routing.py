@@ -17,6 +17,7 @@ from appliance.contract.model import Gateway, Role, Site
 from appliance.contract.rules import suggest
 from appliance.engines.argv import replicas
 from appliance.errors import (
+    EngineDrainedError,
     EngineUnavailableError,
     InternalError,
     NotFoundError,
@@ -45,6 +46,9 @@ ANY_TASK = frozenset({"/tokenize", "/detokenize"})
 
 ENDPOINT_BY_TASK = {"embed": "/v1/embeddings", "rerank": "/v1/rerank", "generate": "/v1/chat/completions"}
 """The endpoint that an error message suggests for a model of a task."""
+
+DRAINED_RETRY_S = 30
+"""``Retry-After`` of a model whose replicas are all drained, in seconds."""
 
 SMOOTHING = 0.1
 """Weight of the newest gap between two finished requests in the mean that predicts waiting times."""
@@ -78,17 +82,26 @@ class Replica:
     breaker: Breaker
     resident: bool = True
     """Whether its engine is loaded; the swap controller changes it for on-demand engines."""
+    drained: str | None = None
+    """Why it is drained: it gets no new request, and its running ones finish; ``None`` if it is not."""
     in_flight: int = 0
     """Sequences of this gateway that it runs: a request for four choices counts four times."""
     last_token: float = 0.0
     """Loop time at which it last generated a token."""
     last_used: float = 0.0
     """Loop time at which its last request ended."""
+    canary_s: float | None = None
+    """Seconds that its last canary token took; ``None`` before the first one."""
+
+    @property
+    def up(self) -> bool:
+        """Whether it is loaded and works, drained or not."""
+        return self.resident and self.breaker.up
 
     @property
     def open(self) -> bool:
         """Whether it may get new requests."""
-        return self.resident and self.breaker.up
+        return self.drained is None and self.resident and self.breaker.up
 
     @property
     def load(self) -> float:
@@ -147,7 +160,13 @@ class Service:
         """The number of free slots on open replicas."""
         free = 0
         for replica in self.replicas:
-            if replica.resident and replica.breaker.up and replica.in_flight < replica.slots:
+            # As in `Replica.open`, without its call.
+            if (
+                replica.drained is None
+                and replica.resident
+                and replica.breaker.up
+                and replica.in_flight < replica.slots
+            ):
                 free += replica.slots - replica.in_flight
         return free
 
@@ -155,6 +174,11 @@ class Service:
     def served(self) -> bool:
         """Whether any replica is open."""
         return any(replica.open for replica in self.replicas)
+
+    @property
+    def drained(self) -> bool:
+        """Whether every replica is drained, loaded or not."""
+        return all(replica.drained is not None for replica in self.replicas)
 
     @property
     def oldest_wait(self) -> float | None:
@@ -200,13 +224,14 @@ class Service:
             Its position in the queue, 0 if it started.
 
         Raises:
+            EngineDrainedError: Every replica is drained.
             EngineUnavailableError: No replica is up.
             RateLimitError: Too many requests of its user wait.
             QueueFullError: Too many requests wait in all.
         """
         free = self.free
         if free <= 0 and not self.served:
-            if not self.on_demand:
+            if not self.on_demand or self.drained:
                 raise self.down()
             if self.loading_until is None and self.blocked is not None and now < self.blocked[0]:
                 raise EngineUnavailableError(self.blocked[1], retry_after=self.blocked[0] - now)
@@ -278,12 +303,30 @@ class Service:
             waiter.refused(error)
 
     def went_down(self) -> None:
-        """Reject all waiting requests if the replica that failed was the last open one."""
-        if not self.on_demand and not self.served:
+        """Reject all waiting requests if the replica that failed or was drained was the last open one.
+
+        Requests for a model on demand may wait for a load, unless all its replicas are drained.
+        """
+        if not self.served and (not self.on_demand or self.drained):
             self.refuse(self.down())
 
-    def down(self) -> EngineUnavailableError:
-        """Return the error of a model without an open replica."""
+    def drain(self, replica: Replica, reason: str) -> None:
+        """Send no new request to ``replica`` because of ``reason``; its running requests finish."""
+        replica.drained = reason
+        self.went_down()
+
+    def undrain(self, replica: Replica) -> None:
+        """Send requests to ``replica`` again, and start those that wait."""
+        replica.drained = None
+        self.pump()
+
+    def down(self) -> EngineUnavailableError | EngineDrainedError:
+        """Return the error of a model without an open replica, with the reason if drains are the only cause."""
+        drained = [replica for replica in self.replicas if replica.drained is not None]
+        if drained and all(replica.drained is not None or not replica.resident for replica in self.replicas):
+            reasons = "; ".join(dict.fromkeys(str(replica.drained) for replica in drained))
+            message = f"{self.model} accepts no new requests: {reasons}"
+            return EngineDrainedError(message, retry_after=DRAINED_RETRY_S)
         return EngineUnavailableError(f"No engine of {self.model} is up; try again shortly", retry_after=2)
 
     def wait_s(self, position: int) -> float:
@@ -315,7 +358,7 @@ class Service:
             return replicas[0]
         if key is not None:
             own = self.by_name[self.ring.order(key)[0]]
-            if own.resident and own.breaker.up and own.in_flight < own.slots // SLACK:
+            if own.open and own.in_flight < own.slots // SLACK:
                 return own
         room = [r for r in replicas if r.open and r.in_flight < r.slots]
         if len(room) == 1:

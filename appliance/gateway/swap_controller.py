@@ -59,6 +59,16 @@ class Managed:
     begun_at: int = 0
     """Requests of its model that had begun when its batch was last reset."""
 
+    @property
+    def drained(self) -> bool:
+        """Whether every replica is drained: the engine serves no request and is not loaded."""
+        return all(replica.drained is not None for replica in self.replicas)
+
+    @property
+    def drain_reason(self) -> str:
+        """The reasons for which its replicas are drained."""
+        return "; ".join(dict.fromkeys(r.drained for r in self.replicas if r.drained is not None))
+
 
 @dataclass(slots=True)
 class SwapController:
@@ -117,16 +127,22 @@ class SwapController:
         self._event.set()
 
     def request(self, model: str) -> None:
-        """Load ``model`` once the engines in its place are drained; raises :class:`ConflictError` if it is
-        loaded."""
-        for engine in self.engines.values():
-            if engine.service.model == model:
-                if engine.state == "ready":
-                    raise ConflictError(f"{model} is loaded already", code="already_loaded")
-                self._wanted = engine.name
-                self.notice()
-                return
-        raise ConflictError(f"{model} is always loaded; there is nothing to swap", code="always_loaded")
+        """Load ``model`` once the engines in its place are drained.
+
+        Raises :class:`ConflictError` if it is loaded, or if every engine of it is drained.
+        """
+        engines = [engine for engine in self.engines.values() if engine.service.model == model]
+        if not engines:
+            raise ConflictError(f"{model} is always loaded; there is nothing to swap", code="always_loaded")
+        engine = next((engine for engine in engines if not engine.drained), None)
+        if engine is None:
+            names = " ".join(replica.name for replica in engines[0].replicas)
+            message = f"{model} is not loaded, because {engines[0].name} is drained: {engines[0].drain_reason}"
+            raise ConflictError(f"{message}; `appliance models undrain {names}` ends that", code="draining")
+        if engine.state == "ready":
+            raise ConflictError(f"{model} is loaded already", code="already_loaded")
+        self._wanted = engine.name
+        self.notice()
 
     def status(self) -> dict[str, object]:
         """Return the state of every on-demand engine, for JSON."""
@@ -150,6 +166,10 @@ class SwapController:
     async def _step(self) -> None:
         self._event.clear()
         self._watch()
+        if self._wanted is not None and self.engines[self._wanted].drained:
+            # Drained after the request: it must not be loaded hours later, when the drain ends.
+            LOG.warning("%s was requested and is drained now; it is not loaded", self._wanted)
+            self._wanted = None
         step = decide(
             self._states(), self._budget, rules=self.site.gateway.swap, now=self.clock(), wanted=self._wanted
         )
@@ -194,8 +214,9 @@ class SwapController:
     def _watch(self) -> None:
         """Reject requests that wait for a loaded engine that is down; systemd or the engine control restarts it."""
         for engine in self.engines.values():
-            down = engine.state == "ready" and not any(replica.breaker.up for replica in engine.replicas)
-            if down and engine.service.queue.waiting:
+            # Another engine of the model may be loaded instead of a drained one.
+            loaded = engine.state == "ready" and not engine.drained
+            if loaded and not engine.service.served and engine.service.queue.waiting:
                 engine.service.refuse(engine.service.down())
 
     def _states(self) -> list[EngineState]:
@@ -211,6 +232,7 @@ class SwapController:
                 in_flight=sum(replica.in_flight for replica in engine.replicas),
                 last_used=max(replica.last_used for replica in engine.replicas),
                 begun=engine.service.begun - engine.begun_at if self._others_wait(engine) else 0,
+                drained=engine.drained,
             )
             for engine in self.engines.values()
         ]
@@ -303,10 +325,15 @@ class SwapController:
     async def _load(self, engine: Managed) -> None:
         self._set(engine, "loading")
         for replica in engine.replicas:
-            if engine.started:
-                await self._post(replica, b"/wake_up")
-            else:
-                await self.control.start(replica.name)
+            try:
+                if engine.started:
+                    await self._post(replica, b"/wake_up")
+                else:
+                    await self.control.start(replica.name)
+            except (RequestError, StartError) as error:
+                if replica.drained is None:
+                    raise
+                LOG.warning("%s is drained and could not be loaded: %s", replica.name, error)
         engine.started = True
         await self._await_tokens(engine, engine.load_timeout_s)
         self._open(engine)
@@ -320,23 +347,32 @@ class SwapController:
         engine.begun_at = engine.service.begun
         engine.service.blocked = None
         for replica in engine.replicas:
-            replica.breaker.succeeded()
-            replica.last_token = self.clock()
+            if replica.drained is None or engine.drained:
+                replica.breaker.succeeded()
+                replica.last_token = self.clock()
             replica.resident = True
         engine.service.pump()
 
     async def _await_tokens(self, engine: Managed, within_s: float) -> None:
-        """Wait until every replica generated a token; raises :class:`StartError` with the last failure."""
+        """Wait until every replica generated a token; raises :class:`StartError` with the last failure.
+
+        A drained replica is not awaited if another one is open: that one serves without it.
+        """
         result = "no connection"
         try:
             async with asyncio.timeout(within_s):
                 for replica in engine.replicas:
-                    while (result := await self.health.probe(replica)) != "ready":
+                    while (result := await self._probe(engine, replica)) != "ready":
                         if not await self.control.alive(replica.name):
                             raise StartError(f"{engine.name} ended while it was loading; see its log")
                         await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise StartError(f"{engine.name} generated no token within {within_s:g} s ({result})") from None
+
+    async def _probe(self, engine: Managed, replica: Replica) -> str:
+        if replica.drained is not None and not engine.drained:
+            return "ready"
+        return await self.health.probe(replica)
 
     async def _fail(self, engine: Managed, why: str) -> None:
         """Stop ``engine``, and report ``why`` to the waiting requests, in the log and in the status."""
@@ -360,6 +396,9 @@ class SwapController:
             try:
                 if engine.state == "draining":
                     await self._stop(engine)
+                if engine.drained:
+                    LOG.warning("%s is drained and is not loaded again: %s", engine.name, engine.drain_reason)
+                    return
                 await self._load(engine)
             except (RequestError, StartError) as error:
                 why = str(error)

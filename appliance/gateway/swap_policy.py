@@ -38,6 +38,8 @@ class EngineState:
     last_used: float = 0.0
     begun: int = 0
     """Requests of it that began while requests for another engine waited."""
+    drained: bool = False
+    """Whether every replica of it is drained: it is not loaded, for a request nor for an operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,11 @@ def _held(engine: EngineState) -> Memory:
 
 
 def _candidates(engines: Sequence[EngineState], wanted: str | None) -> list[EngineState]:
-    """Return engines to load: the requested one, then those with waiting requests, the longest wait first."""
-    idle = [engine for engine in engines if engine.state in ("stopped", "asleep", "failed")]
+    """Return engines to load: the requested one, then those with waiting requests, the longest wait first.
+
+    A drained engine would serve no request and is not loaded.
+    """
+    idle = [engine for engine in engines if engine.state in ("stopped", "asleep", "failed") and not engine.drained]
     requested = [engine for engine in idle if engine.name == wanted]
     waited = [engine for engine in idle if engine.waiting and engine.name != wanted]
     return requested + sorted(waited, key=lambda engine: engine.oldest if engine.oldest is not None else 0.0)

@@ -42,6 +42,18 @@ def replace(path: Path, text: str, *, mode: int = 0o644) -> None:
         raise StoreError.unwritable(path, error) from None
 
 
+def sync_folder(path: Path) -> None:
+    """Make the names in the folder ``path`` durable: a file that was replaced there survives a power cut."""
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+    except OSError as error:
+        raise StoreError.unwritable(path, error) from None
+
+
 def open_log(path: Path) -> BinaryIO:
     """Open ``path`` for appending; make its folder first."""
     make_folder(path.parent)

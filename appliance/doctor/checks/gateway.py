@@ -51,6 +51,14 @@ def judge_engines(ready: GatewayReadiness) -> Iterator[Finding]:
             yield ok("generated a token", subject=subject)
         elif state == "not loaded":
             yield ok("not loaded; a request for its model starts it", subject=subject)
+        elif state.startswith("draining: "):
+            # An operator or the watchdog closed it, not this generation: never a failure.
+            yield warn(
+                f"is drained ({state.removeprefix('draining: ')})",
+                meaning="It gets no new requests; without another replica, requests for its model get 503.",
+                fix=f"when the reason is gone: appliance-gateway models undrain {name}",
+                subject=subject,
+            )
         elif ready.status == 200:
             # The gateway is ready, so another replica serves the model: a warning, not a failure.
             yield warn(state, meaning="Another replica serves its model meanwhile.", fix=fix, subject=subject)
