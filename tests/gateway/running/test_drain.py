@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,12 +224,15 @@ def test_a_request_does_not_fail_over_to_a_drained_replica(pair: Pair) -> None:
 
 def test_unknown_replicas_and_invalid_bodies_are_rejected(pair: Pair) -> None:
     folder = pair.service.data
-    unknown = [lambda: control_client.drain(folder, "lef", HOT), lambda: control_client.undrain(folder, "lef")]
+    unknown: list[Callable[[], object]] = [
+        lambda: control_client.drain(folder, "lef", HOT),
+        lambda: control_client.undrain(folder, "lef"),
+    ]
     for call in unknown:
         with pytest.raises(RequestError, match=r"no replica 'lef'; did you mean 'left'\?") as caught:
             call()
         assert (caught.value.status, caught.value.code) == (404, "replica_not_found")
-    invalid = [
+    invalid: list[Callable[[], object]] = [
         lambda: control_client.drain(folder, "left", ""),
         lambda: control_client.drain(folder, "left", "x" * 301),
         lambda: control_client.drain(folder, "left", "two\nlines"),
