@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.gateway.breaker import Breaker, Evidence
+from appliance.errors import EngineFailedError, EngineTimeoutError, EngineUnavailableError
+from appliance.gateway.breaker import CAUSES, Breaker, Evidence, cause_of
 
 THRESHOLD = 3
 FAILURES = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), max_size=40)
@@ -60,3 +61,21 @@ def test_a_canary_without_a_token_takes_it_down_and_a_success_restores_it() -> N
     breaker.succeeded()
     assert breaker.up
     assert breaker.why == ""
+
+
+def test_the_cause_is_that_of_the_last_failure_and_ends_with_it() -> None:
+    breaker = Breaker(THRESHOLD)
+    causes = [breaker.cause]
+    breaker.failed("no connection", 1.0, cause="unreachable")
+    causes.append(breaker.cause)
+    breaker.probe_failed("too late", 2.0, cause="timeout")
+    causes.append(breaker.cause)
+    breaker.succeeded()
+    causes.append(breaker.cause)
+    assert causes == [None, "unreachable", "timeout", None]
+
+
+def test_every_error_of_a_connection_has_a_cause() -> None:
+    errors = (EngineUnavailableError("x"), EngineTimeoutError("x"), EngineFailedError("x"))
+    assert [cause_of(error) for error in errors] == ["unreachable", "timeout", "no-token"]
+    assert {cause_of(error) for error in errors} <= set(CAUSES)

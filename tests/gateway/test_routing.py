@@ -11,7 +11,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from appliance.errors import EngineUnavailableError, QueueFullError, RateLimitError, RequestError
+from appliance.errors import (
+    EngineDrainedError,
+    EngineUnavailableError,
+    QueueFullError,
+    RateLimitError,
+    RequestError,
+)
 from appliance.gateway.breaker import Breaker
 from appliance.gateway.fair_queue import FairQueue
 from appliance.gateway.routing import Replica, Service
@@ -67,7 +73,7 @@ class RoutingMachine(RuleBasedStateMachine):
         """Sort the requests by their events since the last step."""
         for waiter in [*self.waiting]:
             if waiter.replica is not None:
-                assert waiter.was_open, "a replica whose breaker is open gets no new request"
+                assert waiter.was_open, "a replica that is down or drained gets no new request"
                 assert waiter.had_room, "nor does a full one"
                 self.running.append(waiter)
             if waiter.replica is not None or waiter.errors:
@@ -83,6 +89,11 @@ class RoutingMachine(RuleBasedStateMachine):
             position = self.service.submit(waiter, self.now)
         except EngineUnavailableError:
             assert not served
+            assert not self.service.drained
+            return
+        except EngineDrainedError:
+            assert not served
+            assert self.service.drained
             return
         except RateLimitError:
             assert mine >= 4
@@ -138,6 +149,19 @@ class RoutingMachine(RuleBasedStateMachine):
     def canary(self, index: int) -> None:
         self.replicas[index].breaker.succeeded()
         self.service.pump()
+        self.sort()
+
+    @rule(index=st.integers(0, 2), reason=st.sampled_from(["hot", "lost"]))
+    def drain(self, index: int, reason: str) -> None:
+        replica = self.replicas[index]
+        before = replica.in_flight
+        self.service.drain(replica, reason)
+        assert replica.in_flight == before, "its running requests finish"
+        self.sort()
+
+    @rule(index=st.integers(0, 2))
+    def undrain(self, index: int) -> None:
+        self.service.undrain(self.replicas[index])
         self.sort()
 
     @invariant()
@@ -271,3 +295,39 @@ def test_a_model_that_is_served_during_a_swap_keeps_the_queues_bound() -> None:
         assert len(machine.waiting) == 1
         machine.wait(2)
         assert not machine.waiting
+
+
+def pair(*, on_demand: bool) -> Service:
+    """Return a model with two replicas that are loaded unless they are on demand."""
+    resident = not on_demand
+    replicas = [Replica(f"e{i}", "m", "generate", 1, NO_POOL, Breaker(2), resident=resident) for i in range(2)]
+    return Service(
+        "m", "generate", 4096, replicas, FairQueue(0.0), 100, 1.25,
+        on_demand=on_demand, notice=lambda: None, cap_tokens=True, full=lambda: False,
+    )  # fmt: skip
+
+
+def test_a_drain_is_named_only_if_it_alone_is_the_cause() -> None:
+    service = pair(on_demand=False)
+    left, right = service.replicas
+    service.drain(left, "hot")
+    right.breaker.failed("no token", 0.0)
+    with pytest.raises(EngineUnavailableError, match="No engine of m is up"):
+        service.submit(FakeWaiter("u", None, 1), 0.0)
+    service.drain(right, "hot")
+    with pytest.raises(EngineDrainedError, match=r"m accepts no new requests: hot$"):
+        service.submit(FakeWaiter("u", None, 1), 0.0)
+
+
+def test_a_model_on_demand_waits_for_its_other_engine_and_not_for_drained_ones() -> None:
+    service = pair(on_demand=True)
+    left, right = service.replicas
+    service.drain(left, "hot")
+    waiter = FakeWaiter("u", None, 1)
+    assert service.submit(waiter, 0.0) == 1
+    service.drain(right, "lost")
+    assert [str(error) for error in waiter.errors] == ["m accepts no new requests: hot; lost"]
+    with pytest.raises(EngineDrainedError):
+        service.submit(FakeWaiter("u", None, 1), 0.0)
+    service.undrain(right)
+    assert service.submit(FakeWaiter("u", None, 1), 0.0) == 1, "it waits for a load again"

@@ -45,6 +45,20 @@ def test_a_model_without_requests_is_not_loaded() -> None:
     assert decide([ready(), stopped()], CARD, RULES, 100) == Wait()
 
 
+@pytest.mark.parametrize("wanted", [None, "b"])
+def test_a_drained_engine_is_not_loaded(wanted: str | None) -> None:
+    drained = stopped(waiting=1, oldest=5.0, drained=True)
+    assert decide([drained], CARD, RULES, 500, wanted=wanted) == Wait()
+    assert decide([drained, stopped("c", waiting=1, oldest=6.0)], CARD, RULES, 500, wanted=wanted) == LoadEngine(
+        "c"
+    )
+
+
+def test_a_drained_engine_makes_room() -> None:
+    engines = [ready(drained=True), stopped(waiting=1, oldest=90.0)]
+    assert decide(engines, CARD, RULES, 100) == LoadEngine("b", ("a",))
+
+
 def test_a_free_card_is_used_at_once() -> None:
     assert decide([stopped(waiting=1, oldest=5.0)], CARD, RULES, 5) == LoadEngine("b")
 
