@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import StoreError
@@ -15,6 +15,7 @@ from appliance.gateway.drains import NAME, DrainFile, known_drains
 REASONS = st.dictionaries(st.text(min_size=1, max_size=20), st.text(max_size=40), max_size=4)
 
 
+@settings(deadline=None, max_examples=30)
 @given(REASONS)
 def test_what_is_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, reasons: dict[str, str]) -> None:
     file = DrainFile(tmp_path_factory.getbasetemp() / NAME)

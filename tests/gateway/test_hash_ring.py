@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.gateway.body import decode
@@ -52,6 +52,7 @@ def test_a_chat_id_precedes_the_text_and_is_valid_within_its_user() -> None:
     assert key({}) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=8, unique=True), st.binary(max_size=40))
 def test_every_replica_is_in_the_order_once(names: list[str], chat: bytes) -> None:
     order = Ring(names).order(chat)
@@ -59,6 +60,7 @@ def test_every_replica_is_in_the_order_once(names: list[str], chat: bytes) -> No
     assert order == Ring(names).order(chat)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 8), st.integers(0, 7), st.integers(0, 2**32))
 def test_removing_a_replica_moves_its_own_chats_only(count: int, gone: int, seed: int) -> None:
     names = [f"engine.{i}" for i in range(count)]
@@ -78,6 +80,7 @@ def test_chats_spread_evenly(count: int) -> None:
     assert min(shares.values()) / (20_000 / count) > 0.6
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=6), max_size=200), st.integers(2, 6), st.floats(1, 3))
 def test_no_replica_gets_much_more_than_the_mean(chats: list[bytes], count: int, factor: float) -> None:
     """Walking the order until one is within its bound always ends, and keeps every load within it."""
