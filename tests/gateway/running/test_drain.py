@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from appliance.cli import main
 from appliance.errors import RequestError
 from appliance.gateway import control_client
 from appliance.gateway.drains import NAME
@@ -282,13 +282,14 @@ def test_a_drained_replica_has_its_canary(tmp_path: Path) -> None:
         assert pair.serves() == {"right"}
 
 
-def test_a_drain_outlives_a_restart(tmp_path: Path) -> None:
+def test_a_drain_outlives_a_restart_and_a_pause_does_not(tmp_path: Path) -> None:
     with a_pair(tmp_path / "restart") as pair:
         pair.drain("left")
         file = pair.service.data / NAME
         file.write_text(json.dumps({**json.loads(file.read_text()), "sold": "an old card"}))
+        control_client.pause(pair.service.data, HOT, 5)
         pair.restart()
-        assert pair.status()["engines"]["left"]["draining"] == HOT
+        assert (pair.status()["engines"]["left"]["draining"], pair.status()["paused"]) == (HOT, None)
         assert pair.serves() == {"right"}
         log = pair.service.gateway.log.read_text()
         assert f"left is still drained: {HOT}" in log
@@ -300,8 +301,8 @@ def test_a_drain_outlives_a_restart(tmp_path: Path) -> None:
         assert pair.serves(8) == {"left", "right"}
 
 
-@pytest.mark.parametrize("content", [b'{"left": 5}', b'{"left": "hot', b"\xff\xfe", b"[]", b""])
-def test_a_damaged_file_is_kept_aside_and_drains_nothing(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_file_is_kept_aside_and_drains_nothing(tmp_path: Path) -> None:
+    content = b'{"left": "hot'
     folder = tmp_path / "damaged"
     folder.mkdir()
     (folder / NAME).write_bytes(content)
@@ -382,14 +383,6 @@ def test_a_pause_rejects_waiting_requests_and_bodies_that_arrive_later(tmp_path:
         assert sorted(row["outcome"] for row in service.wait_rows(4)) == ["draining", "draining", "ok", "ok"]
 
 
-def test_a_pause_ends_with_a_restart(tmp_path: Path) -> None:
-    with a_pair(tmp_path / "again") as pair:
-        control_client.pause(pair.service.data, HOT, 5)
-        pair.restart()
-        assert pair.status()["paused"] is None
-        assert pair.serves(1) <= {"left", "right"}
-
-
 def test_no_request_is_lost_and_no_slot_leaks_while_drains_toggle(tmp_path: Path) -> None:
     """50 chats over two replicas with 8 slots each, while each replica drains and returns 30 times in turn."""
     with a_pair(tmp_path / "load", queue={"headroom": 0.0}) as pair, ThreadPoolExecutor(26) as pool:
@@ -462,24 +455,29 @@ def test_requests_that_wait_for_a_load_get_the_reason_of_a_drain(tmp_path: Path)
 # The command line.
 
 
-def test_an_operator_drains_and_pauses(pair: Pair) -> None:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "appliance", "models", *words, "--config", str(pair.service.config)]
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+def test_an_operator_drains_and_pauses(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(["models", *words, "--config", str(pair.service.config)])
+        return (code, *capsys.readouterr())
 
-    done = run("drain", "left", "--reason", "new fans [today]")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "left gets no new requests; 0 still run\n", "")
-    paused = run("pause", "--reason", "move of the rack", "--retry-after", "2m")
-    assert (paused.returncode, paused.stdout) == (0, "the gateway rejects new requests; 0 still run\n")
-    shown = run("status").stdout
+    assert run("drain", "left", "--reason", "new fans [today]") == (
+        0,
+        "left gets no new requests; 0 still run\n",
+        "",
+    )
+    assert run("pause", "--reason", "move of the rack", "--retry-after", "2m") == (
+        0,
+        "the gateway rejects new requests; 0 still run\n",
+        "",
+    )
+    _, shown, _ = run("status")
     assert "up, draining" in shown
     assert "new fans [today]" in shown
     assert "paused: move of the rack; 0 requests still run" in shown
     assert pair.service.post("/v1/chat/completions", chat(SHORT)).headers["retry-after"] == "120"
-    assert run("resume").stdout == "the gateway accepts requests\n"
-    assert run("undrain", "left").stdout == "left gets requests again\n"
+    assert run("resume")[1] == "the gateway accepts requests\n"
+    assert run("undrain", "left")[1] == "left gets requests again\n"
     assert pair.status()["engines"]["left"]["draining"] is None
-    unknown = run("drain", "rigt")
-    assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert "did you mean 'right'?" in unknown.stderr
-    assert run("pause", "--retry-after", "soon").returncode == 2
+    code, _, message = run("drain", "rigt")
+    assert (code, "did you mean 'right'?" in message) == (1, True)
+    assert run("pause", "--retry-after", "soon")[0] == 2
