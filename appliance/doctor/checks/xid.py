@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from appliance.catalog.xids import APPLICATION_XIDS, HARDWARE_XIDS, MEMORY_XIDS, Xid, parse_xids
 from appliance.contract.model import Gpu
 from appliance.doctor.check import (
     cards_of_site,
@@ -17,31 +16,8 @@ from appliance.doctor.finding import FaultDomain, Finding, fail, ok, warn
 from appliance.doctor.host import CannotLookError, HostReader
 from appliance.system.nvidia_smi import parse_row, query_command
 
-HARDWARE_XIDS = frozenset({48, 62, 64, 74, 79, 95, 119, 120})
-"""Errors that a restart of the engine does not fix: double-bit ECC, row remapping failed, NVLink, off the bus,
-uncontained ECC, GSP. The list of the alert rule of nvidia_gpu_exporter."""
-
-
-MEMORY_XIDS = frozenset({48, 64, 95})
-"""Those of them that are errors of the card's own memory, which no driver and no parameter causes. A driver, its
-GSP firmware or a parameter of the kernel can cause the others, as well as a card, a slot or a cable."""
-
-
-APPLICATION_XIDS = frozenset({13, 31, 43, 45})
-"""Errors of a program, or its end: illegal access, page fault, stopped channel, clean-up."""
-
-
 RECOVERY_FIELDS = ("index", "gpu_recovery_action")
 NO_RECOVERY = frozenset({"None", "[N/A]", "N/A"})
-
-
-@dataclass(frozen=True, slots=True)
-class Xid:
-    """One error of the driver in the kernel's log."""
-
-    bus: str
-    number: int
-    text: str
 
 
 def read_recovery(host: HostReader) -> dict[int, str]:
@@ -60,12 +36,6 @@ def read_xids(host: HostReader) -> list[Xid]:
         # Every kernel logs messages while it boots, so an empty log is not readable or was deleted.
         raise CannotLookError("the kernel's log of this boot is empty", "run `appliance doctor` as root")
     return parse_xids(done.out)
-
-
-def parse_xids(text: str) -> list[Xid]:
-    """Parse lines like ``NVRM: Xid (PCI:0000:41:00): 79, …``, oldest first."""
-    pattern = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),?\s*(.*)")
-    return [Xid(m[1].lower(), int(m[2]), m[3].strip()) for m in pattern.finditer(text)]
 
 
 def judge_xids(xids: Sequence[Xid], recovery: Mapping[int, str]) -> Iterator[Finding]:
@@ -109,10 +79,15 @@ def judge_xids(xids: Sequence[Xid], recovery: Mapping[int, str]) -> Iterator[Fin
         yield ok("none since boot")
 
 
+def _numbers(xids: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(xids)))
+
+
 @check(
     "xid",
     looks="the driver's errors in the kernel's log since boot, and the recovery that it requests",
-    means="48, 62, 64, 74, 79, 95, 119, 120 are errors of the card or its slot; 13, 31, 43, 45 of a program.",
+    means=f"{_numbers(HARDWARE_XIDS)} are errors of the card or its slot; {_numbers(APPLICATION_XIDS)} of a "
+    "program.",
     fix="reset the card or `reboot`; replace the card if the error returns",
     requires=cards_of_site,
     fault_domain="generation",
