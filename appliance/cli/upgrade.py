@@ -11,13 +11,14 @@ import msgspec
 
 from appliance.cli._args import add_json
 from appliance.errors import LoaderError, StoreError, UsageError
+from appliance.notices.outbox import Outbox
 from appliance.render.terminal import Console
 from appliance.smoketest.report import Proof, latest, of_run
 from appliance.upgrade import command
 from appliance.upgrade.apply import apply
 from appliance.upgrade.bootloader import Loader
 from appliance.upgrade.nixos import Nixos
-from appliance.upgrade.notify import MOTD, send_alerts, write_motd
+from appliance.upgrade.notify import MOTD, put_alerts, send_alerts, write_motd
 from appliance.upgrade.state import (
     Booted,
     Deadline,
@@ -79,8 +80,10 @@ def add_trial(parser: argparse.ArgumentParser) -> None:
     verdict = event("verdict", _verdict, "record the result of the smoke test")
     verdict.add_argument("outcome", choices=("passed", "failed"), help="result of the smoke test's unit")
     event("deadline", _deadline, "roll back if the smoke test has given no result by now")
-    alerts = action("alerts", _alerts, "pass each unsent alert to a program on standard input")
-    alerts.add_argument("--hook", required=True, metavar="PROGRAM", help="program that sends an alert")
+    alerts = action("alerts", _alerts, "pass each unsent alert to a program, or put it into the outbox")
+    target = alerts.add_mutually_exclusive_group(required=True)
+    target.add_argument("--hook", metavar="PROGRAM", help="program that sends the alert on its standard input")
+    target.add_argument("--outbox", type=Path, metavar="DIR", help="folder of the notices")
 
 
 def _add_record(parser: argparse.ArgumentParser) -> None:
@@ -238,7 +241,11 @@ def _deadline(args: argparse.Namespace) -> int:
 
 
 def _alerts(args: argparse.Namespace) -> int:
-    print(f"{send_alerts(StateFile(args.record), args.hook)} alerts sent")
+    state_file = StateFile(args.record)
+    if args.outbox is not None:
+        print(f"{put_alerts(state_file, Outbox(args.outbox))} alerts are in the outbox")
+    else:
+        print(f"{send_alerts(state_file, args.hook)} alerts sent")
     return 0
 
 

@@ -22,8 +22,10 @@ class Notice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds since the epoch."""
     ended: bool = False
     """Whether it reports the end of a state that an earlier notice of this kind and subject reported."""
+    page: bool = False
+    """Whether a notice of another kind than :data:`PAGING_KINDS` pages: an alert of Prometheus that is urgent."""
 
     @property
     def pages(self) -> bool:
         """Whether it is sent at once."""
-        return self.kind in PAGING_KINDS
+        return self.page or self.kind in PAGING_KINDS

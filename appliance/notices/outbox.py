@@ -26,14 +26,16 @@ class Outbox:
 
     folder: Path = FOLDER
 
-    def put(self, notice: Notice) -> Path:
+    def put(self, notice: Notice, *, tag: str = "") -> Path:
         """Write ``notice`` so that it survives a power cut, and return its file.
 
-        The name begins with the time of the call, so that names in order are notices in order.
+        The name begins with the time of the call, so that names in order are notices in order. ``tag`` identifies
+        the event: the sender sends one notice of each tag. A caller that is not sure of an earlier call repeats it
+        with the same tag. It consists of letters, digits and underscores. Without one, each notice is sent.
 
         Raises :class:`StoreError` if the file cannot be written.
         """
-        name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.json"
+        name = f"{time.time_ns():020d}-{secrets.token_hex(4)}{'-' if tag else ''}{tag}.json"
         file, draft = self.folder / name, self.folder / f".{name}"
         try:
             self.folder.mkdir(mode=0o2770, parents=True, exist_ok=True)
@@ -64,6 +66,23 @@ class Outbox:
         Raises :class:`StoreError` if the folder cannot be read.
         """
         try:
-            return sorted(file for file in self.folder.glob("*.json") if not file.name.startswith("."))
+            return sorted(file for file in self.folder.iterdir() if is_notice(file.name))
+        except FileNotFoundError:
+            return []
         except OSError as error:
             raise StoreError.unreadable(self.folder, error) from None
+
+
+def is_notice(name: str) -> bool:
+    """Return whether ``name`` is that of a notice's file: not a draft, a folder or the sender's own file."""
+    return name.endswith(".json") and name[0].isdigit()
+
+
+def tag_of(name: str) -> str:
+    """Return the tag in the name of a notice's file, empty if it has none.
+
+    Example::
+
+        tag_of("01764250000000000000-5f0c11aa-trial_8.json") == "trial_8"
+    """
+    return name.removesuffix(".json").partition("-")[2].partition("-")[2]

@@ -1,11 +1,14 @@
-"""Notifies people of the result of a trial: at login, on the console, by the alert program of the site."""
+"""Notifies people of the result of a trial: at login, on the console, by the outbox or the site's alert program."""
 
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 from appliance.errors import StartError, StoreError
+from appliance.notices.notice import Notice
+from appliance.notices.outbox import Outbox
 from appliance.upgrade.state import TrialState
 from appliance.upgrade.state_file import StateFile, replace_file
 
@@ -48,3 +51,19 @@ def send_alerts(state_file: StateFile, hook: str) -> int:
         state_file.remove_alert(line)
     state_file.remove_stale_mark()
     return len(waiting)
+
+
+def put_alerts(state_file: StateFile, outbox: Outbox) -> int:
+    """Put each unsent alert into ``outbox``, oldest first; return their number.
+
+    A power cut between that and the update of the state file leads to a repetition with the same tag, which is sent
+    once. Raises :class:`StoreError` if a file cannot be written; the alert stays for the next attempt.
+    """
+    count = 0
+    while (found := state_file.next_alert()) is not None:
+        line, tag = found
+        outbox.put(Notice(kind="trial", subject="", text=line, at=time.time()), tag=tag)
+        state_file.remove_alert(line)
+        count += 1
+    state_file.remove_stale_mark()
+    return count

@@ -83,7 +83,9 @@ class TrialState(msgspec.Struct, frozen=True):
     last: str = ""
     """The last decision in one line, for the login screen."""
     unsent: tuple[str, ...] = ()
-    """Alerts that the hook has not accepted yet: a machine that just booted may have no network."""
+    """Alerts that the hook or the outbox has not accepted yet: a machine that just booted may have no network."""
+    handover: tuple[str, str] | None = None
+    """The alert that is being put into the outbox, and its tag there; a repetition has the same tag."""
 
     def failure_of(self, generation: Generation) -> RolledBack | None:
         """Return the recorded failure of ``generation``, ``None`` if it has none."""

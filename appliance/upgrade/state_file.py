@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +87,20 @@ class StateFile:
         finally:
             os.close(lock)
 
+    def next_alert(self) -> tuple[str, str] | None:
+        """Return the oldest unsent alert and its tag, ``None`` if there is none.
+
+        The tag is saved first and stays the same until the alert is removed. Raises :class:`StoreError`.
+        """
+        with self.locked():
+            state = self.load()
+            if not state.unsent:
+                return None
+            if state.handover is None or state.handover[0] not in state.unsent:
+                state = replace(state, handover=(state.unsent[0], f"trial_{secrets.token_hex(12)}"))
+                self.save(state)
+            return state.handover
+
     def remove_alert(self, line: str) -> None:
         """Remove the alert ``line``, which was sent."""
         with self.locked():
@@ -93,7 +108,8 @@ class StateFile:
             rest = list(state.unsent)
             if line in rest:
                 rest.remove(line)
-                self.save(replace(state, unsent=tuple(rest)))
+                handed = state.handover is not None and state.handover[0] == line
+                self.save(replace(state, unsent=tuple(rest), handover=None if handed else state.handover))
 
     def remove_stale_mark(self) -> None:
         """Remove the mark of unsent alerts if there are none.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from appliance.errors import StartError
-from appliance.upgrade.notify import send_alerts, write_motd
+from appliance.errors import StartError, StoreError
+from appliance.notices.outbox import Outbox, tag_of
+from appliance.upgrade.notify import put_alerts, send_alerts, write_motd
 from appliance.upgrade.state import (
     TrialState,
 )
@@ -61,3 +63,57 @@ def test_a_mark_that_a_power_cut_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / UNSENT).touch()
     assert send_alerts(state_file, hook(tmp_path, "exit 1")) == 0
     assert not (tmp_path / UNSENT).exists()
+
+
+def texts(outbox: Outbox) -> list[str]:
+    return [json.loads(file.read_text())["text"] for file in outbox.waiting()]
+
+
+def test_alerts_are_put_into_the_outbox_oldest_first_and_removed(tmp_path: Path) -> None:
+    state_file, outbox = StateFile(tmp_path / "trial"), Outbox(tmp_path / "outbox")
+    state_file.save(TrialState(unsent=("one", "two", "one")))
+    assert put_alerts(state_file, outbox) == 3
+    assert texts(outbox) == ["one", "two", "one"]
+    assert len({tag_of(file.name) for file in outbox.waiting()}) == 3, "a repeated line counts as one alert"
+    assert state_file.load() == TrialState()
+    assert not (tmp_path / "trial" / UNSENT).exists()
+    assert json.loads(outbox.waiting()[0].read_text())["kind"] == "trial"
+
+
+def test_a_power_cut_after_the_put_leads_to_the_same_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender sends each tag once (tests/watch/test_courier.py)."""
+    state_file, outbox = StateFile(tmp_path / "trial"), Outbox(tmp_path / "outbox")
+    state_file.save(TrialState(unsent=("one", "one", "two")))
+
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateFile, "remove_alert", cut)
+        with pytest.raises(KeyboardInterrupt):
+            put_alerts(state_file, outbox)
+    assert put_alerts(state_file, outbox) == 3
+    assert texts(outbox) == ["one", "one", "one", "two"]
+    tags = [tag_of(file.name) for file in outbox.waiting()]
+    assert tags[0] == tags[1]
+    assert len(set(tags)) == 3
+
+
+def test_a_tag_of_an_alert_that_no_longer_waits_is_not_used_for_another_one(tmp_path: Path) -> None:
+    state_file = StateFile(tmp_path)
+    state_file.save(TrialState(unsent=("new",), handover=("old", "trial_0")))
+    found = state_file.next_alert()
+    assert found is not None
+    assert found[0] == "new"
+    assert found[1] != "trial_0"
+    assert state_file.next_alert() == found
+
+
+def test_an_outbox_that_cannot_be_written_keeps_the_alerts(tmp_path: Path) -> None:
+    state_file = StateFile(tmp_path / "trial")
+    state_file.save(TrialState(unsent=("one",)))
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError):
+        put_alerts(state_file, Outbox(tmp_path / "file"))
+    assert state_file.load().unsent == ("one",)
+    assert (tmp_path / "trial" / UNSENT).exists()

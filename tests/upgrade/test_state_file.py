@@ -74,6 +74,6 @@ def test_the_keys_of_the_state_file_are_those_of_installed_hosts(tmp_path: Path)
     state_file = StateFile(tmp_path)
     state_file.save(HELD)
     table = json.loads((tmp_path / "record.json").read_text())
-    assert set(table) == {"proven", "trial", "rolled_back", "held", "last", "unsent"}
+    assert set(table) == {"proven", "trial", "rolled_back", "held", "last", "unsent", "handover"}
     assert table["proven"] == {"system": OLD.system, "number": 7}
     assert state_file.load() == HELD
