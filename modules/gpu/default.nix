@@ -12,7 +12,10 @@ let
   );
 in
 {
-  imports = [ ./power.nix ];
+  imports = [
+    ./power.nix
+    ./watch.nix
+  ];
 
   options.appliance.gpu = {
     enable = lib.mkEnableOption "NVIDIA cards: open driver, persistence, power limits";
