@@ -75,6 +75,10 @@ def _not_public(value: str) -> str:
     return value
 
 
+MIN_POWER_LIMIT_W = 100
+"""No card of the catalog accepts a lower power limit."""
+
+
 class Gpu(Section):
     """One card of a host."""
 
@@ -88,9 +92,27 @@ class Gpu(Section):
         gt=0, le=4_194_304, description="Memory that the driver reports, in MiB (97887 for an RTX PRO 6000)."
     )
     power_limit_w: int | None = Field(
-        default=None, ge=100, le=2000, description="Power limit in watts; default: the card's own."
+        default=None, ge=MIN_POWER_LIMIT_W, le=2000, description="Power limit in watts; default: the card's own."
     )
     numa_node: int | None = Field(default=None, ge=0, le=63, description="NUMA node of the card's PCIe slot.")
+
+
+class Ups(Section):
+    """The UPS of a host, as far as its cards must fit it."""
+
+    watts: int = Field(gt=0, le=100_000, description="Rated output of the UPS in watts (not VA).", examples=[900])
+    host_watts: int = Field(
+        default=250,
+        ge=0,
+        le=100_000,
+        description="Watts of the machine without its cards under load: measure it with the cards idle.",
+    )
+    reserve_s: int = Field(
+        default=180,
+        ge=30,
+        le=7200,
+        description="Runtime in seconds below which the host shuts down: longer than a shutdown takes.",
+    )
 
 
 class Host(Section):
@@ -98,6 +120,9 @@ class Host(Section):
 
     memory_gib: int = Field(gt=0, le=65536, description="RAM in GiB.")
     gpus: tuple[Gpu, ...] = Field(default=(), description="Cards of the machine.")
+    ups: Ups | None = Field(
+        default=None, description="UPS of the machine; the power limits of its cards must fit it."
+    )
 
 
 class Adapter(Section):

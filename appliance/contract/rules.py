@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from appliance.contract.card_memory import GIB, MIB, WORKING_SPACE, shortage
-from appliance.contract.model import Engine, Host, Site
+from appliance.contract.model import MIN_POWER_LIMIT_W, Engine, Host, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ def violations(site: Site) -> list[Violation]:
         *_engines(site),
         *_ports(site),
         *_card_memory(site),
+        *_ups(site),
         *_roles(site),
         *_residency(site),
     ]
@@ -144,6 +145,40 @@ def _card_memory(site: Site) -> Iterator[Violation]:
                 )
     for name, engine in site.engines.items():
         yield from _weights(site, name, engine)
+
+
+UPS_SHARE = 0.8
+"""Share of a UPS's rated output that a host may draw: above it, an old battery fails within seconds."""
+
+
+def _ups(site: Site) -> Iterator[Violation]:
+    for name, host in site.hosts.items():
+        if host.ups is None or not host.gpus:
+            continue
+        where, usable = f"hosts.{name}.ups", UPS_SHARE * host.ups.watts
+        left = int((usable - host.ups.host_watts) / len(host.gpus))
+        limits = [gpu.power_limit_w for gpu in host.gpus]
+        known = [limit for limit in limits if limit is not None]
+        if left < MIN_POWER_LIMIT_W:
+            yield Violation(
+                where,
+                f"{UPS_SHARE:.0%} of {host.ups.watts} W less {host.ups.host_watts} W for the host leave {left} W "
+                f"for each of {len(host.gpus)} cards, and no card has so low a limit",
+                "take a larger UPS",
+            )
+        elif len(known) < len(limits):
+            yield Violation(
+                where,
+                "a card has no power_limit_w, so the load of the UPS is not known",
+                f"set power_limit_w = {left} or less for each card",
+            )
+        elif sum(known) + host.ups.host_watts > usable:
+            yield Violation(
+                where,
+                f"{sum(known)} W for the cards and {host.ups.host_watts} W for the host exceed {usable:.0f} W, "
+                f"{UPS_SHARE:.0%} of the {host.ups.watts} W of the UPS",
+                f"set power_limit_w = {left} or less for each card, or take a larger UPS",
+            )
 
 
 def _asleep(engines: list[Engine], awake: Engine) -> float:

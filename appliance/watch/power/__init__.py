@@ -1,0 +1,1 @@
+"""The power agent: it carries the machine through an outage on its UPS, and back."""
