@@ -1,0 +1,1 @@
+"""Backups: a consistent copy, restic's repositories, the restore drill, and the report on all of them."""
