@@ -22,10 +22,12 @@ python313Packages.buildPythonApplication {
       fastapi
       httptools
       msgspec
+      numpy
       prometheus-client
       psycopg
       pydantic
       rich
+      snowballstemmer
       sqlalchemy
       uvicorn
       uvloop
@@ -38,6 +40,7 @@ python313Packages.buildPythonApplication {
   pythonRelaxDeps = true;
   pythonImportsCheck = [
     "appliance.admin.app"
+    "appliance.assistant.retrieval.context"
     "appliance.cli"
     "appliance.engines.mock"
     "appliance.gateway.main"

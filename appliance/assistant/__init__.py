@@ -1,0 +1,1 @@
+"""The stateful service in front of the gateway: conversations, files and memory."""

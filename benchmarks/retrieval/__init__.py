@@ -1,0 +1,1 @@
+"""Measurements of retrieval: quality over the committed corpus, and speed over many chunks."""
