@@ -27,7 +27,7 @@ export TORCH_INDEX
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONEXECUTABLE PYTHONUSERBASE PYTHONSTARTUP
 unexport PYTHONINSPECT PYTHONOPTIMIZE
 
-.PHONY: up test test-boot test-install test-network network-table lint fmt lock lock-check lock-clients lock-engine
+.PHONY: up test test-operate test-boot test-install test-network network-table lint fmt lock lock-check lock-clients lock-engine
 .PHONY: verify-wheels prove-engine prove-cold-start options-doc calibrate bench clean
 
 PORTS = $(if $(PORT),--port='$(PORT)') $(if $(ENGINE_PORT),--engine-port='$(ENGINE_PORT)')
@@ -39,6 +39,12 @@ up:
 test:
 	@$(PYTHON) -m tools.bootstrap --tests --engine $(ENGINE)
 	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(if $(filter fake,$(ENGINE)),-m "not vllm") $(ARGS)
+
+# Monitoring, notices, agents and their units: the tests of operation, a part of `make test`.
+test-operate:
+	@$(PYTHON) -m tools.bootstrap --tests --engine fake
+	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not vllm" \
+	  tests/watch tests/notices tests/nix/test_observe.py $(ARGS)
 
 # Real boots under emulation, one machine a seed, as root.
 test-boot:

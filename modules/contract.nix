@@ -50,9 +50,22 @@ let
       };
     }
   );
+  ups = submodule (
+    schema.section "Ups" {
+      watts = { };
+      host_watts.example = 200;
+      reserve_s.example = 300;
+    }
+  );
   host = submodule (
     schema.section "Host" {
       memory_gib.example = 128;
+      ups = {
+        type = types.nullOr ups;
+        example = {
+          watts = 900;
+        };
+      };
       gpus = {
         type = types.listOf card;
         example = [

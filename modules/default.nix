@@ -25,7 +25,14 @@ in
         ./admin.nix
         ./smoke.nix
         ./trial.nix
+        ./notify.nix
+        ./power.nix
         ./doctor.nix
+        ./deadman.nix
+        ./observe
+        ./backup.nix
+        ./backup-server.nix
+        ./pool.nix
         ./network/firewall.nix
         ./network/ssh.nix
         ./network/wireguard.nix

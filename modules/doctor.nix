@@ -9,6 +9,7 @@
 let
   inherit (config) appliance;
   inherit (appliance) network;
+  inherit (appliance.observe) grafana;
   cfg = appliance.doctor;
   wg = network.wireguard;
   peers = lib.filterAttrs (_: peer: peer.publicKey != null) wg.peers;
@@ -86,6 +87,13 @@ let
           opening (
             appliance.gateway.enable && wg.enable && wg.peers != { }
           ) "tcp" appliance.settings.gateway.port "gateway"
+          ++ opening (
+            grafana.enable && wg.enable && wg.peers != { } && grafana.host == wg.address
+          ) "tcp" grafana.port "grafana"
+        )
+        # Only the watched host reaches it, through the tunnel.
+        ++ map (o: o // { interface = "wg0"; }) (
+          opening appliance.deadman.enable "tcp" appliance.deadman.port "deadman"
         )
         ++ lib.concatMap (port: opening network.edge.enable "tcp" port "edge") [
           80
@@ -105,6 +113,11 @@ let
       gateways = map (
         address: "${address}:${toString appliance.settings.gateway.port}"
       ) network.edge.gateways;
+    };
+    notices = part appliance.notify.enable { status = "/run/appliance-notify/status.json"; };
+    ups = part appliance.power.enable {
+      name = "ups";
+      inherit (config.power.ups.ups.ups) driver;
     };
     weights = part appliance.models.enable (present {
       store = appliance.models.store.path;

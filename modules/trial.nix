@@ -15,6 +15,9 @@ let
   inherit (lib) mkOption types;
   record = "/var/lib/appliance/trial";
   esp = config.boot.loader.efi.efiSysMountPoint;
+  outbox = "/var/lib/appliance-notices";
+  hasHook = cfg.alertHook != null;
+  sendsAlerts = hasHook || appliance.notify.enable;
   flags = "--boot ${esp} --rescue rescue${lib.optionalString smoke.enforce " --enforce"}";
   tools = [
     pkgs.systemd
@@ -109,7 +112,7 @@ in
         type = types.nullOr types.path;
         default = null;
         example = lib.literalExpression ''pkgs.writeShellScript "alert" "exec curl -fsS --data-binary @- https://ntfy.example/appliance"'';
-        description = "Program that reads one alert, a line, from its standard input; retried until it exits with 0.";
+        description = "Program that reads one alert, a line, from its standard input; retried until it exits with 0. Without one, `appliance.notify` sends the alerts if it is enabled.";
       };
       isRescue = mkOption {
         type = types.bool;
@@ -177,32 +180,44 @@ in
       appliance-trial-failed = unit "Act on a failed smoke test" "verdict failed ${flags}";
       appliance-trial-deadline = unit "Act on a missing verdict" "deadline ${flags}";
     }
-    // lib.optionalAttrs (cfg.alertHook != null) {
+    // lib.optionalAttrs sendsAlerts {
       appliance-trial-alerts = {
         description = "Send the waiting alerts";
-        after = [ "network-online.target" ];
-        wants = [ "network-online.target" ];
+        after = lib.optional hasHook "network-online.target";
+        wants = lib.optional hasHook "network-online.target";
         # After a reboot the machine may have no network for hours.
         startLimitIntervalSec = 0;
         serviceConfig = hardened // {
           Type = "oneshot";
-          ExecStart = "${lib.getExe appliance.package} trial alerts --hook ${cfg.alertHook}";
+          ExecStart = "${lib.getExe appliance.package} trial alerts ${
+            if hasHook then "--hook ${cfg.alertHook}" else "--outbox ${outbox}"
+          }";
           StateDirectory = "appliance/trial";
           StateDirectoryMode = "0700";
           Restart = "on-failure";
           RestartSec = 60;
           TimeoutStartSec = 300;
-          # The hook connects to the service that its owner chose.
-          RestrictAddressFamilies = [
-            "AF_UNIX"
-            "AF_INET"
-            "AF_INET6"
-          ];
-          IPAddressDeny = "";
-        };
+        }
+        // (
+          if hasHook then
+            {
+              # The hook connects to the service that its owner chose.
+              RestrictAddressFamilies = [
+                "AF_UNIX"
+                "AF_INET"
+                "AF_INET6"
+              ];
+              IPAddressDeny = "";
+            }
+          else
+            {
+              # appliance.notify sends what it puts there.
+              ReadWritePaths = [ "-${outbox}" ];
+            }
+        );
       };
     };
-    systemd.paths = lib.optionalAttrs (cfg.alertHook != null) {
+    systemd.paths = lib.optionalAttrs sendsAlerts {
       appliance-trial-alerts = {
         description = "Watch for waiting alerts";
         wantedBy = [ "multi-user.target" ];
@@ -230,9 +245,12 @@ in
           engines.enable = lib.mkForce false;
           gateway.enable = lib.mkForce false;
           admin.enable = lib.mkForce false;
+          backup.enable = lib.mkForce false;
           gpu.enable = lib.mkForce false;
+          gpuWatch.enable = lib.mkForce false;
           memory.enable = lib.mkForce false;
           models.enable = lib.mkForce false;
+          observe.enable = lib.mkForce false;
         };
         # The loader sorts entries by this key first: the rescue entry is the last.
         boot.loader.systemd-boot.sortKey = "zz-rescue";

@@ -1,8 +1,9 @@
 """The command line: one table of commands, one dispatch.
 
 :data:`GROUPS` is the one list of commands, in the groups of ``appliance --help``. A command named ``keys`` has a
-function ``add_keys`` in its module, which adds its arguments to a parser and sets ``run``, a function from
-:class:`argparse.Namespace` to the exit code. Only the module of the chosen command is imported.
+function ``add_keys`` in its module; a dash is an underscore there. It adds its arguments to a parser and sets
+``run``, a function from :class:`argparse.Namespace` to the exit code. Only the module of the chosen command is
+imported.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ GROUPS: dict[str, tuple[CliCommand, ...]] = {
         CliCommand("schema", "check", "print the JSON Schema of the configuration"),
         CliCommand("doctor", "doctor", "compare this host with its configuration; changes nothing"),
         CliCommand("smoke", "smoke", "test a running service with a short load"),
+    ),
+    "Operate": (
+        CliCommand("backup", "backup", "save keys, usage and configuration; restore them; drill the restore"),
+        CliCommand("deadman", "deadman", "watch the host at home from the VPS; announce an absence to it"),
+        CliCommand("gpu-watch", "gpu_watch", "watch the cards: heat, errors of the driver, hung engines"),
+        CliCommand("notify", "notify", "send notices to the operator's chat, and show the ones that wait"),
+        CliCommand("power", "power", "carry this host through power cuts; show its UPS; measure the runtime"),
     ),
     "Upgrade": (
         CliCommand(
@@ -157,7 +165,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(prog=f"appliance {name}", description=_sentence(command.help))
     module = import_module(f"appliance.cli.{command.module}")
-    getattr(module, f"add_{name}")(parser)
+    getattr(module, f"add_{name.replace('-', '_')}")(parser)
     return parser
 
 

@@ -115,6 +115,20 @@ class Weights(Section):
     lock: Folder | None = Field(default=None, description="Path of models.lock; absent if no file is verified.")
 
 
+class NoticeSender(Section):
+    """The sender of notices."""
+
+    status: Folder = Field(description="Path of the file with its state.")
+
+
+class MonitoredUps(Section):
+    """The UPS that NUT monitors on this host."""
+
+    name: str = Field(min_length=1, description="Its name in upsd.", examples=["ups"])
+    port: Port = Field(default=3493, description="Port of upsd on loopback.")
+    driver: str = Field(min_length=1, description="Driver of NUT.", examples=["usbhid-ups"])
+
+
 class Machine(Section):
     """One machine. An absent part does not exist on it."""
 
@@ -127,7 +141,9 @@ class Machine(Section):
     tunnel: Tunnel | None = Field(default=None, description="WireGuard.")
     firewall: Firewall | None = Field(default=None, description="nftables.")
     edge: Edge | None = Field(default=None, description="nginx with TLS.")
+    ups: MonitoredUps | None = Field(default=None, description="UPS.")
     weights: Weights | None = Field(default=None, description="Model files.")
+    notices: NoticeSender | None = Field(default=None, description="The sender of notices.")
 
 
 def load_machine(path: Path) -> Machine:

@@ -9,6 +9,7 @@ from types import ModuleType
 from appliance.contract.rules import suggest
 from appliance.doctor.check import Check
 from appliance.doctor.checks import (
+    backup,
     cards,
     certificate,
     clock,
@@ -21,10 +22,12 @@ from appliance.doctor.checks import (
     gateway,
     kernel,
     memory,
+    notices,
     numa,
     ports,
     tunnel,
     units,
+    ups,
     versions,
     weights,
     xid,
@@ -50,10 +53,13 @@ SUBJECTS: tuple[ModuleType, ...] = (
     tunnel,
     ports,
     units,
+    notices,
+    ups,
     fit,
     gateway,
     certificate,
     edge,
+    backup,
 )
 """The modules of the checks, in the order of the report. Within a module the order is that of its functions."""
 

@@ -2,7 +2,13 @@
 # look in two places for a drop.
 { config, lib, ... }:
 let
-  inherit (config.appliance) gateway network settings;
+  inherit (config.appliance)
+    deadman
+    gateway
+    network
+    observe
+    settings
+    ;
   cfg = network.firewall;
   wg = network.wireguard;
   rule = test: text: lib.optionalString test "    ${text}\n";
@@ -14,9 +20,12 @@ let
       "${family} saddr ${set sources} tcp dport ${toString network.ssh.port} ct state new limit rate 30/minute burst 20 packets accept";
   peerAddresses = map (p: p.address) (lib.attrValues wg.peers);
   held = toString network.edge.limits.perAddressTcpConnections;
+  # Grafana, if it listens on the tunnel's address.
+  grafana = observe.grafana.enable && wg.enable && observe.grafana.host == wg.address;
   # Units that listen on the network, or make it reachable.
   behind =
     lib.optional gateway.enable "appliance-gateway"
+    ++ lib.optional grafana "grafana"
     ++ lib.optional wg.enable "wireguard-wg0"
     ++ lib.optional network.edge.enable "nginx";
 in
@@ -65,6 +74,14 @@ in
           + rule (
             gateway.enable && wg.enable && peerAddresses != [ ]
           ) "iifname \"wg0\" ip saddr ${set peerAddresses} tcp dport ${toString settings.gateway.port} accept"
+          # Beats, announcements and the scrape of the dead man's switch: from the host that it watches only.
+          + rule (
+            deadman.enable && wg.peers ? ${deadman.home}
+          ) "iifname \"wg0\" ip saddr ${wg.peers.${deadman.home}.address} tcp dport ${toString deadman.port} accept"
+          # The dashboards likewise.
+          + rule (
+            grafana && peerAddresses != [ ]
+          ) "iifname \"wg0\" ip saddr ${set peerAddresses} tcp dport ${toString observe.grafana.port} accept"
           # nginx cannot count open connections without a request. An IPv6 client has a whole /64.
           + rule network.edge.enable "tcp dport { 80, 443 } ct state new add @edge4 { ip saddr ct count over ${held} } drop"
           + rule network.edge.enable "tcp dport { 80, 443 } ct state new add @edge6 { ip6 saddr & ffff:ffff:ffff:ffff:: ct count over ${held} } drop"

@@ -6,11 +6,13 @@
     base.enable = lib.mkDefault true;
     doctor.enable = lib.mkDefault true;
     gpu.enable = lib.mkDefault true;
+    gpuWatch.enable = lib.mkDefault true;
     memory.enable = lib.mkDefault true;
     models.enable = lib.mkDefault true;
     engines.enable = lib.mkDefault true;
     gateway.enable = lib.mkDefault true;
     smoke.enable = lib.mkDefault true;
+    observe.enable = lib.mkDefault true;
     network.firewall.enable = lib.mkDefault true;
     network.ssh.enable = lib.mkDefault true;
     network.wireguard.enable = lib.mkDefault true;

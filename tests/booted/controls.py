@@ -18,7 +18,9 @@ UNITS: Mapping[str, str] = {
     "smoke": "appliance-smoke.service",
     "trial": "appliance-trial-passed.service",
     "alerts": "appliance-trial-alerts.service",
+    "notify": "appliance-notify.service",
     "power": "appliance-gpu-power.service",
+    "gpu-watch": "appliance-gpu-watch.service",
     "watch": "appliance-tunnel-watch-vps.service",
 }
 """One unit of each sandbox."""
@@ -124,12 +126,37 @@ CONTROLS: Mapping[str, Mapping[str, SandboxControl]] = {
         "RestrictAddressFamilies=AF_INET6": SandboxControl("family AF_INET6", FAMILY),
         "StateDirectory=appliance/trial": SandboxControl("write /var/lib/appliance/trial", READ_ONLY),
     },
+    "notify": {
+        "IPAddressDeny=": SandboxControl("send 203.0.113.5", DENIED),
+        "ReadWritePaths=/var/lib/appliance-notices": SandboxControl(
+            "write /var/lib/appliance-notices/sending", READ_ONLY
+        ),
+        "RestrictAddressFamilies=AF_INET": SandboxControl("family AF_INET", FAMILY),
+        "RestrictAddressFamilies=AF_INET6": SandboxControl("family AF_INET6", FAMILY),
+    },
     "power": {
         "CapabilityBoundingSet=CAP_SYS_ADMIN": SandboxControl(SET, DENIED),
         "DeviceAllow=char-nvidia rw": SandboxControl(SET, DENIED),
         "PrivateDevices=false": SandboxControl(SET, ABSENT),
         "PrivateUsers=false": SandboxControl(SET, DENIED),
         "ProcSubset=all": SandboxControl(SET, ABSENT),
+        "User=root": SandboxControl(SET, DENIED),
+    },
+    "gpu-watch": {
+        "CapabilityBoundingSet=CAP_DAC_OVERRIDE": SandboxControl(
+            "read /var/lib/appliance-gateway/private", "denied"
+        ),
+        "CapabilityBoundingSet=CAP_SYS_ADMIN": SandboxControl(SET, DENIED),
+        "DeviceAllow=/dev/kmsg r": SandboxControl("open /dev/kmsg r", DENIED),
+        "DeviceAllow=char-nvidia rw": SandboxControl(SET, DENIED),
+        "PrivateDevices=false": SandboxControl(SET, ABSENT),
+        "PrivateUsers=false": SandboxControl(SET, DENIED),
+        "ProcSubset=all": SandboxControl("read /proc/sys/kernel/random/boot_id", ABSENT),
+        "ProtectKernelLogs=false": SandboxControl(
+            "program /usr/bin/head -c 0 /dev/kmsg", "No such device or address"
+        ),
+        "ReadWritePaths=-/var/lib/appliance-notices": SandboxControl("write /var/lib/appliance-notices", READ_ONLY),
+        "StateDirectory=appliance-gpu-watch": SandboxControl("write /var/lib/appliance-gpu-watch", READ_ONLY),
         "User=root": SandboxControl(SET, DENIED),
     },
     "watch": {
@@ -146,6 +173,13 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "engine": tuple(
         f"call {name}" for name in ("get_mempolicy", "mbind", "migrate_pages", "move_pages", "set_mempolicy")
     ),
+    "gpu-watch": (
+        # Calls of a foreign library, as for the fans, need no writable and executable memory.
+        "program /usr/bin/python3 -c import\\x20ctypes;ctypes.CDLL(None).getpid()",
+        "program /usr/bin/systemctl show --property=Id multi-user.target",
+        "write /run/appliance-card-power",
+        "write /run/appliance-metrics",
+    ),
     "trial": (
         "write /sys/firmware/efi/efivars",
         "program /usr/bin/systemctl show --property=Id multi-user.target",
@@ -159,6 +193,7 @@ NOT_SHOWN: Mapping[tuple[str, str], str] = {
     ("engine", "PrivateUsers=false"): OTHER_MACHINE
     + "the driver compares the users of the processes that share a card's memory",
     ("alerts", "User=root"): "each unit of the trial gives the folder of the record to its own user when it starts",
+    ("gpu-watch", "CapabilityBoundingSet=CAP_SYSLOG"): "the kernel requires it only with kernel.dmesg_restrict = 1",
     ("smoke", "DeviceAllow=char-nvidia-uvm rw"): OTHER_MACHINE + "nvidia-smi may open it for some figures",
 }
 """Lines without a control, and the reason."""

@@ -17,6 +17,13 @@ in
       tokenFile = "/run/secrets/admin-token";
     };
     models.lock = "/etc/models.lock";
+    notify = {
+      enable = true;
+      tokenFile = "/run/secrets/telegram-token";
+      chatId = "4242";
+      # A test starts a server of that shape there.
+      api = "http://127.0.0.1:8090";
+    };
     trial.alertHook = "/usr/local/bin/alert";
     gpu.peerToPeer = "off";
     settings = {

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.booted.machine import BootedMachine, found
+from tests.booted.machine import SOURCE, BootedMachine, found, python_program
 from tests.booted.programs import NVIDIA_SMI, POLKITD, scripts
+from tests.fakes.bot_api import TOKEN
 from tests.network.site import keypair
 from tests.nix import rendered
 from tests.nix.rendered import RenderedHost
@@ -24,8 +25,13 @@ GPU = "tests/booted/gpu.nix"
 """The GPU host with the mock engine and all units."""
 PUBLIC = {"gpu": "203.0.113.50", "vps": "203.0.113.5"}
 """Addresses on the cable. hosts/gpu.nix connects to that of the VPS."""
-ACCOUNTS = "u appliance-gateway - - -\nu nginx - - -\nu acme - - -\nm acme nginx\n"
+ACCOUNTS = "u appliance-gateway - - -\nu appliance-notify - - -\nu nginx - - -\nu acme - - -\nm acme nginx\n"
 """The accounts of NixOS, for systemd-sysusers."""
+OUTBOX = """d /var/lib/appliance-notices 2770 root appliance-notify
+d /var/lib/appliance-notices/sending 0770 appliance-notify appliance-notify
+d /var/lib/appliance-notices/refused 0770 appliance-notify appliance-notify
+"""
+"""The folders of modules/notify.nix, for systemd-tmpfiles."""
 WEIGHTS = "weights"
 MODEL = "Qwen/Qwen3-30B-A3B"
 ADMIN_TOKEN = "token-of-the-admin-api"
@@ -91,6 +97,7 @@ class BootedHost:
         made.write("usr/local/lib/nvidia-smi.py", NVIDIA_SMI)
         made.write("usr/local/bin/polkitd", POLKITD, executable=True)
         made.write("etc/sysusers.d/appliance.conf", ACCOUNTS)
+        made.write("etc/tmpfiles.d/notices.conf", OUTBOX)
         made.write("etc/sysctl.d/60-nixos.conf", self._sysctl())
         made.write("etc/appliance/machine.json", machine_json(self.rendered))
         if "appliance/appliance.json" in self.rendered.etc:
@@ -150,6 +157,9 @@ def prepare(host: BootedHost, folder: Path) -> None:
         made.write("opt/proc/cmdline", " ".join(host.rendered.kernel_parameters) + "\n")
         made.write("etc/systemd/system/appliance-smoke.service.d/proc.conf", PROC)
         made.write("run-secrets/admin-token", ADMIN_TOKEN)
+        made.write("run-secrets/telegram-token", TOKEN)
+        bot_api = python_program(f"{SOURCE}/tests/fakes/bot_api.py", SOURCE)
+        made.write("usr/local/bin/bot-api", bot_api, executable=True)
         system = str(rendered.source("sops-nix"))
         lines = ["C /run/secrets - - - - /run-secrets"]
         lines += [f"L /run/{name}-system - - - - {system}" for name in ("booted", "current")]

@@ -24,6 +24,8 @@ Site = dict[str, BootedHost]
 GATEWAY = "http://10.77.0.1:8000"
 CONFIG = "/etc/appliance/appliance.json"
 RECEIVED = "/var/lib/appliance/trial/received"
+DELIVERED = "/run/delivered"
+"""Texts that reached the chat of the fake Bot API."""
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             host.install([unit for unit in texts.units if unit in STATES[name] or unit in LATER[name]])
             prepare(host, folder)
             host.machine.boot()
+            # After the boot: the journal of the machine must not read the log of this kernel.
+            host.machine.run("mknod", "-m", "600", "/dev/kmsg", "c", "1", "11")
             hosts[name] = host
         connect({name: host.machine for name, host in hosts.items()})
         for name in reversed(PUBLIC):
@@ -126,6 +130,30 @@ def test_a_failed_verdict_is_sent_as_an_alert(site: Site) -> None:
     # The path unit starts the other one as soon as an alert waits.
     reaches(host, "appliance-trial-alerts.service", LATER["gpu"]["appliance-trial-alerts.service"])
     wait_until(lambda: "failed its smoke test" in host.machine.run("cat", RECEIVED, check=False), "the alert", 200)
+
+
+def test_a_notice_of_an_agent_and_an_alert_reach_the_chat(site: Site) -> None:
+    """The agent is root without capabilities, in a user namespace, as the units of the watchers are."""
+    host = site["gpu"]
+    reaches(host, "appliance-notify.service", states.RUNNING)
+    host.machine.run("systemd-run", "--unit=bot-api", "/usr/local/bin/bot-api", "8090", DELIVERED)
+    program = next(host.machine.root.glob("opt/store/*llm-appliance*/bin/appliance"))
+    send = [f"/{program.relative_to(host.machine.root)}", "notify", "send", "the battery is low", "--page"]
+    sandbox = [
+        f"--property={line}"
+        for line in (
+            "PrivateUsers=yes", "ProtectSystem=strict", "CapabilityBoundingSet=", "UMask=0077",
+            "RestrictSUIDSGID=yes", "NoNewPrivileges=yes", "ReadWritePaths=-/var/lib/appliance-notices",
+        )
+    ]  # fmt: skip
+    host.machine.run("systemd-run", "--wait", "--pipe", *sandbox, *send)
+    alert = {"labels": {"alertname": "EngineDown", "severity": "page"}, "annotations": {"summary": "engine down"}}
+    post = ["curl", "-sSf", "--max-time", "60", "-d", json.dumps({"alerts": [alert]})]
+    host.machine.run(*post, "http://127.0.0.1:9096/alerts")
+    for text in ("the battery is low", "engine down"):
+        wait_until(lambda text=text: text in host.machine.run("cat", DELIVERED, check=False), text, 200)  # type: ignore[misc]
+    metrics = host.machine.run("cat", "/run/appliance-notify/notify.prom")
+    assert "appliance_notify_refused_total 0.0" in metrics
 
 
 def test_an_engine_does_not_start_with_other_weights(site: Site) -> None:

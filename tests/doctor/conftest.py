@@ -17,7 +17,18 @@ import pytest
 from appliance.doctor.checks import clock, disk
 from appliance.store.keys import KeyStore
 from tests.conftest import wait_until
-from tests.doctor.fakehost import KEYS, PRINT, PRIVATE, SMI, FakeHost, accepts, dump, nft_json
+from tests.doctor.fakehost import (
+    KEYS,
+    PRINT,
+    PRIVATE,
+    SENDER,
+    SMI,
+    FakeHost,
+    accepts,
+    dump,
+    nft_json,
+    sender_state,
+)
 from tests.doctor.network import ADDRESSES, Node, node
 from tests.doctor.servers import Authority, openssl, serving_ready, start_server
 from tests.nix import checker, rendered
@@ -56,7 +67,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     bin_folder.mkdir()
     fake.mkdir()
     texts = {"nvidia-smi": SMI} | {
-        name: PRINT.format(name=name) for name in ("journalctl", "systemctl", "nft", "wg", "nginx-1.30.7")
+        name: PRINT.format(name=name) for name in ("journalctl", "systemctl", "nft", "wg", "upsc", "nginx-1.30.7")
     }
     for name, text in texts.items():
         (bin_folder / name).write_text(text)
@@ -79,6 +90,10 @@ def _common(host: FakeHost, own: str, other: str) -> None:
     host.process(900, "sshd", "sshd.service")
     host.sockets += [("tcp", "0.0.0.0", 22, 900), ("tcp", "127.0.0.1", 631, 900)]
     host.units()
+
+
+UPSC = "battery.charge: 100\nbattery.runtime: 900\nups.load: 40\nups.status: OL CHRG\n"
+"""Output of upsc for a healthy UPS."""
 
 
 @pytest.fixture
@@ -140,15 +155,21 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
                     {"protocol": "tcp", "port": 22, "by": "ssh"},
                 ]
             },
+            "ups": {"name": "ups", "driver": "usbhid-ups"},
             "weights": {"store": "/var/lib/appliance-models", "lock": lock},
+            "notices": {"status": SENDER},
         }  # fmt: skip
         root = tmp_path / "root"
         host = FakeHost(root, site, machine)
+        host.backup()
+        host.drill()
+        host.write("/proc/spl/kstat/zfs/tank/state", "ONLINE\n")
         host.write(
             "/proc/driver/nvidia/version",
             "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  595.71.05  Release Build  (builder@host)\n",
         )
         host.set_output("smi", "")
+        host.set_output("upsc", UPSC)
         host.set_output("recovery", "0, None\n")
         host.set_output("journalctl", "Linux version 6.18.53\nnvidia: loading out-of-tree module taints kernel.\n")
         host.set_output("nft", nft_json(accepts("tcp", port), accepts("tcp", 22), accepts("udp", 546)))
@@ -177,6 +198,7 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
         host.process(700, "VLLM::EngineCore", "appliance-engine-chat.service")
         host.process(800, "appliance", "appliance-gateway.service")
         host.sockets += [("tcp", "127.0.0.1", engine_port, 700), ("tcp", "127.0.0.1", port, 800)]
+        host.write(SENDER, sender_state(host.now))
         _common(host, "gpu", "vps")
         yield host
 

@@ -6,11 +6,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance.doctor.checks import clock
-from tests.doctor.fakehost import KEYS, FakeHost, accepts, dump, nft_json
+from tests.doctor.fakehost import KEYS, SENDER, FakeHost, accepts, dump, nft_json, sender_state
 
 Defect = Callable[[FakeHost], object]
 
@@ -89,6 +90,18 @@ def _rules(host: FakeHost, more: int) -> None:
 def _stamp(host: FakeHost, at: float) -> None:
     path = host.write(clock.STAMP, "")
     os.utime(path, (at, at))
+
+
+def _sender(**changes: Any) -> Defect:
+    """Change the state of the sender; times are relative to that of the check."""
+
+    def write(host: FakeHost) -> None:
+        fields: dict[str, Any] = {"at": host.now, **changes}
+        for name in {"at", "due_since"} & changes.keys():
+            fields[name] = host.now + changes[name]
+        host.write(SENDER, sender_state(**fields))
+
+    return write
 
 
 def _weights(host: FakeHost) -> Path:
@@ -372,6 +385,33 @@ DEFECTS: dict[str, list[tuple[str, Defect, str, str]]] = {
             "not been booted",
         ),
     ],
+    "notices": [
+        ("stopped at once", _remove(SENDER), "fail", "the sender does not run"),
+        ("stopped or hangs", _sender(at=-600.0), "fail", "the sender does not run since 10 min"),
+        ("another version", _text(SENDER, '{"at": 1}'), "fail", "the sender does not run"),
+        (
+            "token",
+            _sender(waiting=2, misconfigured=True, problem="Telegram does not accept the token (401)"),
+            "fail",
+            "2 waiting, none can be sent: Telegram does not accept the token (401)",
+        ),
+        (
+            "no line",
+            _sender(waiting=1, due_since=-3600.0, problem="no connection"),
+            "warn",
+            "1 waiting, the oldest for 60 min: no connection",
+        ),
+        ("refused", _sender(refused=3), "warn", "3 were refused"),
+        ("a short outage", _sender(waiting=1, due_since=-60.0), "ok", "1 waiting"),
+    ],
+    "ups": [
+        ("upsd is down", _output("upsc", "", 1), "fail", "cannot be read"),
+        ("on battery", _output("upsc", "ups.status: OB DISCHRG\n"), "warn", "runs on battery"),
+        ("an old battery", _output("upsc", "ups.status: OL RB\n"), "warn", "new battery"),
+        ("a false low battery", _output("upsc", "battery.charge: 100\nups.status: OL LB\n"), "warn", "at 100 %"),
+        ("not charged", _output("upsc", "battery.charge: 30\nups.status: OL\n"), "warn", "battery at 30 %"),
+        ("too much load", _output("upsc", "ups.load: 90\nups.status: OL\n"), "warn", "load 90 %"),
+    ],
     "fit": [("too large", _too_large, "fail", "GiB")],
     "gateway": [("down", _no_gateway, "fail", "does not respond on 127.0.0.1:1")],
     "engines": [("no gateway", _no_gateway, "unknown", "unknown without the gateway")],
@@ -398,6 +438,19 @@ DEFECTS: dict[str, list[tuple[str, Defect, str, str]]] = {
         ("not trusted", lambda _: None, "fail", "clients reject it"),
     ],
     "edge": [("down", _no_nginx, "fail", "ConnectionRefusedError")],
+    "backup": [
+        ("old", lambda h: h.backup(last_success=h.now - 27 * 3600), "fail", "is 27 h old"),
+        ("none yet", lambda h: h.backup(last_success=None), "fail", "no backup has succeeded"),
+        ("failed check", lambda h: h.backup(failed={"check": "damaged"}), "fail", "the step check failed: damaged"),
+        ("failed drill", lambda h: h.drill(failed="the sums differ"), "fail", "drill failed: the sums differ"),
+        ("old drill", lambda h: h.drill(last_success=h.now - 9 * 86400), "fail", "9 days old"),
+        ("damaged record", _text("/var/lib/appliance-backup/vps.record.json", "{"), "unknown", "is not a record"),
+        ("damaged plan", _text("/etc/appliance/backup.json", "{}"), "unknown", "backup.json"),
+    ],
+    "pool": [
+        ("degraded", _text("/proc/spl/kstat/zfs/tank/state", "DEGRADED\n"), "fail", "is DEGRADED"),
+        ("absent", _remove("/proc/spl/kstat/zfs/tank"), "fail", "is not imported"),
+    ],
 }
 
 CASES = [(name, *case) for name, cases in DEFECTS.items() for case in cases]

@@ -70,6 +70,24 @@ class FakeHost:
         path.write_text(text)
         return path
 
+    def backup(self, **record: Any) -> None:
+        """Write the plan and the record of a backup that succeeded an hour ago, with these changes."""
+        plan = {
+            "version": 1,
+            "host": "gpu",
+            "repositories": {"vps": {"url": "/nowhere", "password_file": "/nowhere"}},
+            "drill": "vps",
+            "pool": "tank",
+        }
+        self.write("/etc/appliance/backup.json", json.dumps(plan))
+        values = {"last_success": self.now - 3600} | record
+        self.write("/var/lib/appliance-backup/vps.record.json", json.dumps(values))
+
+    def drill(self, **record: Any) -> None:
+        """Write the record of a drill that passed yesterday, with these changes."""
+        values = {"last_success": self.now - 86400} | record
+        self.write("/var/lib/appliance-restore-drill/drill.record.json", json.dumps(values))
+
     def set_output(self, name: str, text: str, code: int = 0) -> None:
         """Set the output of a program and its exit code."""
         (self.fake / name).write_text(text)
@@ -136,6 +154,16 @@ class FakeHost:
 
     def levels(self, check: str) -> set[str]:
         return {one.level for one in self.findings(check)}
+
+
+SENDER = "/run/appliance-notify/status.json"
+"""State of the sender of notices."""
+
+
+def sender_state(at: float, **changes: object) -> str:
+    """Return the state that a healthy sender writes at ``at``."""
+    state = {"at": at, "waiting": 0, "due_since": None, "refused": 0, "problem": "", "misconfigured": False}
+    return json.dumps(state | changes)
 
 
 def dump(own: str | None, peers: dict[str, int | None], *, private: str = PRIVATE) -> str:

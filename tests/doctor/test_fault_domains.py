@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from appliance.catalog.xids import HARDWARE_XIDS, MEMORY_XIDS
 from appliance.contract.machine import Edge
 from appliance.doctor.checks.edge import judge_front
-from appliance.doctor.checks.xid import HARDWARE_XIDS, MEMORY_XIDS
 from appliance.doctor.finding import FaultDomain, Finding, Level
 from appliance.doctor.runner import CHECKS
 from appliance.smoketest.report import Proof, page
@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.doctor.defects import CASES, Defect, defective_host
 from tests.doctor.fakehost import FakeHost
 
-EXTERNAL = {"throttle", "clock", "disk", "gateways", "certificate"}
+EXTERNAL = {"throttle", "clock", "disk", "ups", "gateways", "certificate", "notices", "backup", "pool"}
 EXCEPTIONS = {("certificate", "another name"), ("certificate", "not served"), ("xid", "its memory")}
 """Failures whose finding has another domain than the check."""
 

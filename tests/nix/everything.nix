@@ -3,11 +3,45 @@
 {
   appliance = {
     gpu.peerToPeer = "off";
+    gpuWatch = {
+      act = true;
+      fans = true;
+      coldCycle = true;
+    };
     models.lock = /etc/hostname;
     engines.credentials.hub-token = "/run/secrets/hub-token";
     admin = {
       enable = true;
       tokenFile = "/run/secrets/admin-token";
+    };
+    notify = {
+      enable = true;
+      tokenFile = "/run/secrets/telegram-token";
+      chatId = "123456789";
+      deadman.url = "http://10.77.0.2:9097";
+    };
+    observe = {
+      publicUrl = "https://llm.example.org";
+      grafana = {
+        adminPasswordFile = "/run/secrets/grafana-password";
+        secretKeyFile = "/run/secrets/grafana-secret-key";
+      };
+    };
+    power = {
+      enable = true;
+      announceTo = "http://10.77.0.2:9097";
+      limits.drain_s = 60;
+    };
+    settings.hosts.gpu.ups.watts = 1500;
+    backup = {
+      enable = true;
+      repositories.vps = {
+        urlFile = "/run/secrets/backup-url";
+        passwordFile = "/run/secrets/backup-password";
+        environmentFile = "/run/secrets/backup-environment";
+        limitUploadKiB = 1500;
+      };
+      drill.escrowFile = "/run/secrets/escrow";
     };
     gateway.credentials.admin-token = "/run/secrets/admin-token";
     smoke = {

@@ -14,6 +14,11 @@
         type = lib.types.attrsOf lib.types.str;
         default = { };
       };
+      # In nixos-26.05.
+      options.power.ups.package = lib.mkOption {
+        type = lib.types.package;
+        default = pkgs.nut;
+      };
       # The default of NixOS, which the checker's list does not compute.
       config.nix.package = lib.mkOverride 1450 pkgs.nix;
     }

@@ -219,6 +219,11 @@ def _evaluate(wanted: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(nix("eval", "--impure", "--json", "--expr", call))
     shown = _shown(values.pop("derivations"))
     found = {derivation["outputs"]["out"]["path"]: text for derivation, text in shown if text is not None}
+    for derivation, _ in shown:
+        # The program that checks a text links it under another name; the text may be a file of the flake.
+        if (target := _linked(derivation)) is not None and (target in found or Path(target).is_file()):
+            made = found.get(target) or {"text": Path(target).read_text(), "destination": "", "executable": False}
+            found[derivation["outputs"]["out"]["path"]] = {**made, "name": derivation["name"]}
     (units,) = (derivation for derivation, _ in shown if derivation["name"] == "system-units")
     upstream = re.search(r"^for i in (.*); do$", units["env"]["buildCommand"], re.MULTILINE)
     if upstream is None:
@@ -238,7 +243,8 @@ def _shown(derivations: Iterable[str]) -> list[tuple[dict[str, Any], dict[str, A
         for derivation in shown.values():
             text = _text_of(derivation)
             found.append((derivation, text))
-            waiting |= derivation["inputDrvs"].keys() - seen if text is not None else set()
+            followed = text is not None or _linked(derivation) is not None
+            waiting |= derivation["inputDrvs"].keys() - seen if followed else set()
     return found
 
 
@@ -248,13 +254,19 @@ def attributes(derivation: Mapping[str, Any]) -> dict[str, Any]:
     return {**environment, **json.loads(environment.get("__json", "{}"))}
 
 
+def _linked(derivation: Mapping[str, Any]) -> str | None:
+    """Return the path of the text that ``derivation`` only checks and links."""
+    linked = re.match(r"ln -s (/nix/store/\S+) \$out\n", attributes(derivation).get("buildCommand", ""))
+    return linked[1] if linked else None
+
+
 def _text_of(derivation: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the fields of a :class:`StoreText`; ``None`` for a derivation that writes something else."""
     environment = attributes(derivation)
     if isinstance(environment.get("text"), str):
         text = environment["text"]
-    elif "jq .value" in environment.get("buildCommand", ""):
-        # The JSON format of nixpkgs.
+    elif re.search(r"jq \.value|json2yaml", environment.get("buildCommand", "")):
+        # The JSON format of nixpkgs, and the YAML format, which has JSON as a part.
         text = json.dumps(environment["value"], indent=2) + "\n"
     else:
         return None

@@ -9,6 +9,12 @@ let
     ./units.nix
     ./typos.nix
     ./doctor.nix
+    ./notify.nix
+    ./deadman.nix
+    ./gpu_watch.nix
+    ./observe.nix
+    ./power.nix
+    ./backup.nix
   ];
   sets = map (file: import file { inherit lib; }) files;
   all = lib.foldl' (a: b: a // b) { } sets;

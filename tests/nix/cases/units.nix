@@ -337,6 +337,7 @@ in
       appliance.gpu.enable = lib.mkForce false;
       appliance.memory.enable = lib.mkForce false;
       appliance.models.enable = lib.mkForce false;
+      appliance.observe.enable = lib.mkForce false;
     };
     gives = c: {
       ours = lib.filter (lib.hasPrefix "appliance-") (lib.attrNames c.systemd.services);
@@ -352,6 +353,26 @@ in
       ssh = true;
       tunnel = true;
       enable = true;
+    };
+  };
+  "the rescue system of a host with a UPS, messages and backups" = {
+    host = "gpu";
+    module = {
+      imports = [ ../everything.nix ];
+    };
+    gives =
+      c:
+      let
+        inherit (c.specialisation) rescue;
+        found = rescue.configuration.appliance;
+      in
+      lib.mapAttrs (_: part: part.enable.content or part.enable) {
+        inherit (found) backup gpuWatch observe;
+      };
+    is = {
+      backup = false;
+      gpuWatch = false;
+      observe = false;
     };
   };
   "no rescue entry without systemd-boot" = {
