@@ -312,6 +312,8 @@ in
           "upsdrv.service"
           "appliance-gpu-power.service"
           "nvidia-persistenced.service"
+          # The sender stops after it, with the last message.
+          "appliance-notify.service"
         ];
         path = [ pkgs.systemd ] ++ lib.optional cuda config.hardware.nvidia.package;
         unitConfig.StartLimitIntervalSec = 0;
