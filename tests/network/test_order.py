@@ -39,7 +39,7 @@ def test_an_order_without_its_lines_is_another_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["prometheus-node-exporter.service", "podman.socket", "appliance-telegram.service"]
+    "name", ["prometheus-nginx-exporter.service", "podman.socket", "appliance-telegram.service"]
 )
 def test_a_unit_that_the_tests_do_not_know_stops_them(name: str) -> None:
     host = rendered.host("vps")
