@@ -607,8 +607,8 @@ USERS = Dashboard(
                 ),
                 Panel(
                     "Requests by model",
-                    "Finished requests per second.",
-                    (Query(f"sum by (model) (rate({REQUESTS}[$__rate_interval]))", "{{model}}"),),
+                    "Finished requests per second, without those that name no model of the site.",
+                    (Query(f'sum by (model) (rate({REQUESTS}{{model!=""}}[$__rate_interval]))', "{{model}}"),),
                     unit="reqps",
                     stack=True,
                 ),
@@ -632,6 +632,7 @@ USERS = Dashboard(
                         ),
                     ),
                     unit="reqps",
+                    width=24,
                 ),
             ),
         ),

@@ -13,9 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.watch import alerts, dashboards, metric_names
-from tests.conftest import RunningService, chat, serving, wait_until
-from tests.watch.observe import stack
-from tests.watch.observe.stack import Pages, Prometheus
+from tests.watch.observe.live_site import scraped_site
+from tests.watch.observe.stack import Prometheus
 
 NAME = re.compile(r"(?<![\w:\"=~])((?:appliance|node|probe)_\w+|vllm:\w+|up)(?![\w(:])")
 OTHER = {
@@ -41,49 +40,10 @@ def names(expr: str) -> set[str]:
 USED = sorted(set().union(*map(names, EXPRESSIONS)))
 
 
-def load(service: RunningService) -> None:
-    """Send requests with every kind of outcome that a panel shows."""
-    for _ in range(3):
-        assert service.post("/v1/chat/completions", chat("fake: tokens=4", stream=True)).status == 200
-        assert service.post("/v1/chat/completions", chat("fake: tokens=4")).status == 200
-    service.post("/v1/chat/completions", chat("fake: fault=status:500"))
-    service.post("/v1/chat/completions", chat(), key="sk-unknown")
-    service.post("/v1/chat/completions", {"model": "unknown", "messages": []})
-
-
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    folder = tmp_path_factory.mktemp("live")
-    texts = folder / "texts"
-    texts.mkdir()
-    stack.write_text_files(texts)
-    pages = Pages()
-    node = None
-    try:
-        pages.pages["/vllm"] = stack.growing(stack.RECORDED.read_text())
-        pages.pages["/switch"] = stack.fresh("deadman")
-        pages.pages["/probe"] = lambda: "probe_success 1\n"
-        node = stack.start_node_exporter(folder, texts)
-        with serving(folder / "site") as service:
-            targets = [
-                stack.scrape("gateway", service.gateway.port),
-                stack.scrape("node", node.port),
-                stack.scrape("engine", pages.port, "/vllm", engine="chat"),
-                stack.scrape("deadman", pages.port, "/switch"),
-                stack.scrape("public", pages.port, "/probe"),
-            ]
-            load(service)
-            with stack.start_prometheus(folder, targets) as running:
-                started = f'min(count_over_time(up{{job!=""}}[1m])) > 4 and count(up == 1) == {len(targets)}'
-                wait_until(lambda: running.value(started) is not None, "four scrapes of each target", 60)
-                load(service)
-                grown = "sum(rate(appliance_gateway_time_to_first_token_seconds_count[30s])) > 0"
-                wait_until(lambda: running.value(grown) is not None, "a scrape after the second load", 60)
-                yield running
-    finally:
-        if node is not None:
-            node.stop()
-        pages.close()
+    with scraped_site(tmp_path_factory.mktemp("live")) as (running, _):
+        yield running
 
 
 def test_the_names_are_found_in_expressions() -> None:
