@@ -1,7 +1,7 @@
 """Draws the dashboards without Grafana: ``python -m tests.watch.observe.draw FOLDER``.
 
-It runs the site of the tests under load, and the query of each panel on the real Prometheus. Chromium makes a picture
-of each dashboard. Grafana's own rendering differs; titles, legends, units and data are the same.
+It runs the site of the tests under load, and the query of each panel on the real Prometheus. Chromium makes a
+picture of each dashboard. Grafana's own rendering differs; titles, legends, units and data are the same.
 """
 
 from __future__ import annotations
