@@ -27,7 +27,7 @@ export TORCH_INDEX
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONEXECUTABLE PYTHONUSERBASE PYTHONSTARTUP
 unexport PYTHONINSPECT PYTHONOPTIMIZE
 
-.PHONY: up test test-operate test-boot test-install test-network network-table lint fmt lock lock-check lock-clients lock-engine
+.PHONY: up test test-operate test-operate-vllm test-boot test-install test-network network-table lint fmt lock lock-check lock-clients lock-engine
 .PHONY: verify-wheels prove-engine prove-cold-start options-doc calibrate bench clean
 
 PORTS = $(if $(PORT),--port='$(PORT)') $(if $(ENGINE_PORT),--engine-port='$(ENGINE_PORT)')
@@ -45,6 +45,11 @@ test-operate:
 	@$(PYTHON) -m tools.bootstrap --tests --engine fake
 	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not vllm" \
 	  tests/watch tests/notices tests/nix/test_observe.py $(ARGS)
+
+# Real vLLM on the CPU: a replica that drains, and the names of its metrics.
+test-operate-vllm:
+	@$(PYTHON) -m tools.bootstrap --tests --engine vllm
+	@.venv/bin/python -m pytest tests/vllm/drain_on_vllm.py tests/vllm/metric_names.py $(ARGS)
 
 # Real boots under emulation, one machine a seed, as root.
 test-boot:

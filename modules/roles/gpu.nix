@@ -1,12 +1,12 @@
 # The GPU server: engines and gateway, reachable only through the tunnel.
-{ lib, ... }:
+{ config, lib, ... }:
 {
   imports = [ ../default.nix ];
   appliance = {
     base.enable = lib.mkDefault true;
     doctor.enable = lib.mkDefault true;
     gpu.enable = lib.mkDefault true;
-    gpuWatch.enable = lib.mkDefault true;
+    gpuWatch.enable = lib.mkDefault config.appliance.gpu.enable;
     memory.enable = lib.mkDefault true;
     models.enable = lib.mkDefault true;
     engines.enable = lib.mkDefault true;

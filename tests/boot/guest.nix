@@ -9,6 +9,8 @@
     gpu.enable = lib.mkForce false;
     memory.enable = lib.mkForce false;
     models.enable = lib.mkForce false;
+    # It only observes, and its services are Go programs that an emulated CPU starts for minutes.
+    observe.enable = lib.mkForce false;
     network.wireguard.enable = lib.mkForce false;
     network.firewall.enable = lib.mkForce false;
     network.ssh.enable = lib.mkForce false;
