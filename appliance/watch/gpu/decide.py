@@ -285,7 +285,8 @@ class _Work:
             else:
                 self._report("card-hot", index, f"{text} Report only: it would act: {self._means(index)}.")
         raised = self._hotter(heat, level, index)
-        if raised.rung is Rung.DEGRADED and heat.rung is not Rung.DEGRADED:
+        if raised.rung is Rung.DEGRADED and not raised.exhausted:
+            raised = replace(raised, exhausted=True)
             text = (
                 f"card {index} stays hot without requests ({_figures(reading)}): check the fans and the air flow."
             )

@@ -50,6 +50,8 @@ class Heat(msgspec.Struct, frozen=True):
     cool_since: float | None = None
     hot: bool = False
     """Whether it was hot since the ladder began: a notice was sent, and the fans run at full speed."""
+    exhausted: bool = False
+    """Whether no step was left since the ladder began: a second notice was sent."""
 
 
 class FaultStage(StrEnum):

@@ -183,6 +183,6 @@ class WatchMachine(RuleBasedStateMachine):
 
 
 WatchMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestWatchdog = WatchMachine.TestCase

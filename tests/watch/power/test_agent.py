@@ -22,8 +22,11 @@ def test_an_outage_stops_the_engines_and_brings_them_back(host: PowerHost) -> No
     request = threading.Thread(target=lambda: responses.append(host.chat(messages=held_message(), max_tokens=10)))
     host.start()
     host.until(lambda: host.watts() == [400], "the limit of the site is set")
+    host.until(lambda: host.chat().status == 200, "the service serves")
     request.start()
-    host.until(lambda: control_client.status(host.service.data)["in_flight"] == 1, "the request runs")
+    running = lambda: control_client.status(host.service.data)["in_flight"] == 1  # noqa: E731
+    host.until(lambda: bool(responses) or running(), "the request runs")
+    assert not responses, responses
     host.nut.set(ups_status="OB DISCHRG")
     host.until(lambda: host.watts() == [400, 150], "minimum watts are set")
     host.until(lambda: paused(host.service) == PAUSED, "the gateway is paused")
