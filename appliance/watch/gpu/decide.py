@@ -178,7 +178,9 @@ def _at(state: WatchState, seen: Observation, config: WatchConfig) -> WatchState
     cards = {}
     for index, card in state.cards.items():
         # A notice of heat that has not ended stays open: the ladder begins with the fans, and ends as usual.
-        heat = Heat(Rung.FANS, changed_at=now, hot=True) if card.heat.hot else Heat()
+        heat = Heat()
+        if card.heat.hot:
+            heat = Heat(Rung.FANS, changed_at=now, hot=True, exhausted=card.heat.exhausted)
         fault = card.fault and replace(card.fault, stage=FaultStage.PROVING, stage_at=now, seen_at=now)
         cards[index] = CardState(heat=heat, fault=fault)
     hangs = {
@@ -575,7 +577,9 @@ class _Work:
 
     def _restart(self, names: Iterable[str]) -> bool:
         """Restart these replicas if each has a restart left; return whether."""
-        names, now = list(names), self.seen.now
+        views, now = self.seen.replicas or {}, self.seen.now
+        # The gateway has unloaded the others meanwhile: there is nothing to restart.
+        names = [name for name in names if name not in views or views[name].loaded]
         restarts = self.state.restarts
         if any(len(restarts.get(name, ())) >= RESTARTS_AN_HOUR for name in names):
             return False

@@ -24,8 +24,9 @@ def test_an_outage_stops_the_engines_and_brings_them_back(host: PowerHost) -> No
     host.until(lambda: host.watts() == [400], "the limit of the site is set")
     host.until(lambda: host.chat().status == 200, "the service serves")
     request.start()
-    running = lambda: control_client.status(host.service.data)["in_flight"] == 1  # noqa: E731
-    host.until(lambda: bool(responses) or running(), "the request runs")
+    host.until(
+        lambda: bool(responses) or control_client.status(host.service.data)["in_flight"] == 1, "the request runs"
+    )
     assert not responses, responses
     host.nut.set(ups_status="OB DISCHRG")
     host.until(lambda: host.watts() == [400, 150], "minimum watts are set")
