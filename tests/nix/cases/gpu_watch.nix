@@ -93,7 +93,10 @@ in
   };
   "a watchdog without the driver" = {
     host = "gpu";
-    module.appliance.gpu.enable = lib.mkForce false;
+    module.appliance = {
+      gpu.enable = lib.mkForce false;
+      gpuWatch.enable = true;
+    };
     refuses = "appliance.gpuWatch.enable without appliance.gpu.enable";
   };
   "an interval of a day" = {
