@@ -15,6 +15,7 @@ import msgspec
 
 from appliance.errors import StoreError
 from appliance.notices.notice import Notice
+from appliance.system.files import sync_folder
 
 FOLDER = Path("/var/lib/appliance-notices")
 """The outbox of a machine. The sender's group owns the files, and the folder passes the group on."""
@@ -51,13 +52,9 @@ class Outbox:
             except OSError:
                 draft.unlink(missing_ok=True)
                 raise
-            folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
         except OSError as error:
             raise StoreError.unwritable(file, error) from None
+        sync_folder(self.folder)
         return file
 
     def waiting(self) -> list[Path]:

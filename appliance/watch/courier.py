@@ -20,7 +20,6 @@ The moves are renames, which also succeed on a full disk. Intervals use the mono
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -310,7 +309,7 @@ class Courier:
             (folder / f"{file.stem}.reason").write_text(f"{reason}\n")
         except OSError as error:
             LOG.warning("%s", StoreError.unwritable(folder / f"{file.stem}.reason", error))
-        self._rename(file, folder / file.name)
+        files.move(file, folder / file.name)
         for old in sorted(one for one in folder.iterdir() if is_notice(one.name))[:-REFUSED_KEPT]:
             self._delete(old)
             self._delete(old.with_suffix(".reason"))
@@ -319,15 +318,9 @@ class Courier:
         """Move notices between the outbox and sending/, so that the move survives a power cut."""
         source = self.outbox.folder if target.name == SENDING else self.outbox.folder / SENDING
         for one in notices:
-            self._rename(source / one.name, target / one.name)
-        _sync(target)
-        _sync(source)
-
-    def _rename(self, source: Path, target: Path) -> None:
-        try:
-            source.rename(target)
-        except OSError as error:
-            raise StoreError.unwritable(target, error) from None
+            files.move(source / one.name, target / one.name)
+        files.sync_folder(target)
+        files.sync_folder(source)
 
     def _delete(self, file: Path) -> None:
         try:
@@ -345,17 +338,5 @@ class Courier:
         except StoreError as error:
             LOG.debug("%s", error)
             return
-        _sync(self.outbox.folder)
+        files.sync_folder(self.outbox.folder)
         self._unsaved = False
-
-
-def _sync(folder: Path) -> None:
-    """Write the entries of ``folder`` to the disk. Raises :class:`StoreError`."""
-    try:
-        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-    except OSError as error:
-        raise StoreError.unwritable(folder, error) from None

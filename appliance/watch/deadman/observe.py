@@ -10,18 +10,16 @@ import io
 import json
 import logging
 import socket
-import subprocess
 import time
 from http.client import HTTPException, HTTPResponse
 from typing import Any, cast
 
+from appliance.system.bounded_child import KILL_AFTER_S, BoundedChild
 from appliance.watch.deadman.policy import ReadyState
 
 LOG = logging.getLogger(__name__)
 
 BODY_LIMIT = 65_536
-REAP_S = 1.0
-"""Time for a killed child to end, in seconds."""
 UP = ("ready", "not loaded")
 """States of engines that work; an engine on demand is mostly not loaded."""
 STOPPED = ("draining", "drained", "paused")
@@ -119,7 +117,7 @@ class HandshakeReader:
         self._argv = [program, "show", interface, "latest-handshakes"]
         self._peer = peer
         self._timeout_s = timeout_s
-        self._child: subprocess.Popen[str] | None = None
+        self._child = BoundedChild()
         self._reported: int | None = None
         self._at = self._looked = 0.0
         self._error = ""
@@ -128,7 +126,7 @@ class HandshakeReader:
         """Return the seconds since the last handshake; ``None`` if there was none or it cannot be read."""
         try:
             reported = parse_handshakes(self._run(), self._peer)
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             reason = str(error)
             if reason != self._error:
                 LOG.warning("the last handshake cannot be read: %s", reason)
@@ -147,29 +145,18 @@ class HandshakeReader:
         return now - self._at if reported else None
 
     def _run(self) -> str:
-        if self._child is not None:
-            if self._child.poll() is None:
-                raise ValueError(f"{self._argv[0]} still hangs since an earlier look")
-            self._child = None
-        child = subprocess.Popen(
-            self._argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        try:
-            output, error = child.communicate(timeout=self._timeout_s)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            for pipe in (child.stdout, child.stderr):
-                if pipe is not None:
-                    pipe.close()
-            try:
-                child.wait(REAP_S)
-            except subprocess.TimeoutExpired:
-                # In D state it ignores SIGKILL: it is kept, and no second one is started.
-                self._child = child
-            raise ValueError(f"{self._argv[0]} did not end within {self._timeout_s:.0f} s") from None
-        if child.returncode:
-            raise ValueError(error.strip().splitlines()[-1] if error.strip() else f"exit code {child.returncode}")
-        return output
+        """Return the output of the program; raises :class:`ValueError` if it fails or does not end in time."""
+        program = self._argv[0]
+        # The result of a child that hung at an earlier look and has ended since.
+        self._child.poll()
+        if not self._child.start(self._argv, timeout_s=self._timeout_s):
+            raise ValueError(f"{program} still hangs since an earlier look")
+        result = self._child.wait(self._timeout_s + 3 * KILL_AFTER_S)
+        if result is None or result.timed_out:
+            raise ValueError(f"{program} did not end within {self._timeout_s:.0f} s")
+        if not result.ok:
+            raise ValueError((result.output.strip() or f"exit code {result.code}").splitlines()[-1])
+        return result.output
 
 
 def parse_handshakes(text: str, peer: str) -> int:
