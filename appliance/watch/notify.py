@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, write_to_textfile
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from appliance.errors import StartError, StoreError
 from appliance.notices.outbox import Outbox
@@ -25,6 +25,7 @@ from appliance.system import files, lock_file
 from appliance.system.stopping import Stop, listening
 from appliance.watch import alert_webhook
 from appliance.watch.courier import Courier, DeliveryCounts
+from appliance.watch.metrics_file import write_metrics
 from appliance.watch.telegram_bot import TelegramBot
 
 LOG = logging.getLogger(__name__)
@@ -144,9 +145,8 @@ class StatusReport:
                 draft.chmod(0o644)
                 draft.rename(self._status)
             if self._metrics is not None:
-                write_to_textfile(str(self._metrics), registry(status, counts))
-                self._metrics.chmod(0o644)
-        except OSError as error:
+                write_metrics(self._metrics, registry(status, counts))
+        except (OSError, StoreError) as error:
             if str(error) not in self._failures:
                 LOG.warning("the state of the service cannot be written: %s", error)
             self._failures.add(str(error))

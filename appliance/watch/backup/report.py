@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+from prometheus_client import CollectorRegistry, Gauge
 
 from appliance.contract.backup import (
     STEPS,
@@ -29,6 +29,7 @@ from appliance.notices.outbox import Outbox
 from appliance.notices.pending import PendingNotices
 from appliance.system import files
 from appliance.watch.backup.pool import HEALTHY, read_pool
+from appliance.watch.metrics_file import write_metrics
 
 OVERDUE_S, DRILL_OVERDUE_S = 26 * 3600.0, 8 * 86400.0
 """Ages of the last success above which a backup and the drill are reported."""
@@ -172,10 +173,7 @@ def report(
     for notice in notices:
         pending.put(notice)
     if metrics is not None:
-        try:
-            write_to_textfile(str(metrics), registry(state))
-        except OSError as error:
-            raise StoreError.unwritable(metrics, error) from None
+        write_metrics(metrics, registry(state))
     if pending.flush():
         files.make_folder(memory.parent)
         files.replace(memory, json.dumps({"since": since, "reported": sorted(map(list, found))}) + "\n")

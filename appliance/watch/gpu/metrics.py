@@ -6,12 +6,14 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from appliance.errors import StoreError
 from appliance.watch.gpu.card_reader import CardReading
 from appliance.watch.gpu.state import WatchState
+from appliance.watch.metrics_file import write_metrics
 
 LOG = logging.getLogger(__name__)
 
@@ -92,10 +94,9 @@ class MetricsFile:
         """Replace the file; the log has a new failure once."""
         try:
             if self._path.parent.is_dir():
-                write_to_textfile(str(self._path), metrics)
-                self._path.chmod(0o644)
+                write_metrics(self._path, metrics)
             self._failing = False
-        except OSError as error:
+        except StoreError as error:
             if not self._failing:
-                LOG.warning("%s cannot be written: %s", self._path, error.strerror or error)
+                LOG.warning("%s", error)
             self._failing = True

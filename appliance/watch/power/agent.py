@@ -24,9 +24,10 @@ from appliance.system.bounded_child import BoundedChild
 from appliance.system.service_manager import notify
 from appliance.system.stopping import Stop
 from appliance.watch.card_power import CardPower
+from appliance.watch.metrics_file import write_metrics
 from appliance.watch.power.engine_units import EngineUnits
 from appliance.watch.power.links import Announcements, EngineCanaries, GatewayLink, Link
-from appliance.watch.power.metrics import write_metrics
+from appliance.watch.power.metrics import registry
 from appliance.watch.power.policy import (
     GOING_DOWN,
     PowerDecision,
@@ -322,7 +323,7 @@ class PowerAgent:
             return
         self._metrics_at = time.monotonic() + METRICS_S
         try:
-            write_metrics(file, self.state, ups, now)
+            write_metrics(file, registry(self.state, ups, now))
         except StoreError as error:
             self._problem("metrics", str(error))
         else:

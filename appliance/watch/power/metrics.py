@@ -1,12 +1,9 @@
-"""The metrics of the power agent, as a file for node_exporter's textfile collector."""
+"""The metrics of the power agent."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from prometheus_client import CollectorRegistry, Gauge
 
-from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
-
-from appliance.errors import StoreError
 from appliance.watch.power.policy import PowerPhase, PowerState
 from appliance.watch.power.reading import UpsReading
 
@@ -30,11 +27,3 @@ def registry(state: PowerState, ups: UpsReading | None, now: float) -> Collector
     for phase in PowerPhase:
         phases.labels(phase.value).set(phase is state.phase)
     return made
-
-
-def write_metrics(file: Path, state: PowerState, ups: UpsReading | None, now: float) -> None:
-    """Replace ``file``; raises :class:`StoreError`."""
-    try:
-        write_to_textfile(str(file), registry(state, ups, now))
-    except OSError as error:
-        raise StoreError.unwritable(file, error) from None
