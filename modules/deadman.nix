@@ -8,7 +8,12 @@
   ...
 }:
 let
-  inherit (import ./lib.nix { inherit lib; }) hardened secretPath;
+  inherit (import ./lib.nix { inherit lib; })
+    botAccess
+    botOptions
+    hardened
+    secretPath
+    ;
   inherit (config) appliance;
   cfg = appliance.deadman;
   wg = appliance.network.wireguard;
@@ -67,30 +72,17 @@ in
       example = false;
       description = "Whether the host's Alertmanager sends beats. If false, the end of its monitoring remains unnoticed.";
     };
-    chatId = mkOption {
-      type = types.nullOr (types.strMatching "-?[0-9]+|@[A-Za-z0-9_]+");
-      default = null;
-      example = "123456789";
-      description = "Telegram chat that gets the alarms.";
-    };
-    tokenFile = mkOption {
-      type = types.nullOr secretPath;
-      default = null;
-      example = "/run/secrets/deadman-bot-token";
-      description = "File with the token of a bot of its own: the token of the host at home must not lie on the VPS.";
-    };
-    api = mkOption {
-      type = types.strMatching "https?://[^ ]+";
-      default = "https://api.telegram.org";
-      example = "https://api.telegram.org";
-      description = "Address of Telegram's Bot API.";
-    };
     pingUrlFile = mkOption {
       type = types.nullOr secretPath;
       default = null;
       example = "/run/secrets/deadman-ping-url";
       description = "File with a URL that gets a request each minute while all is well, such as one of healthchecks.io. That service notices if the VPS itself ends.";
     };
+  }
+  // botOptions {
+    chat = "Telegram chat that gets the alarms.";
+    token = "File with the token of a bot of its own: the VPS must not have the token of the host at home.";
+    tokenFile = "/run/secrets/deadman-bot-token";
   };
 
   config = lib.mkIf cfg.enable {
@@ -166,7 +158,7 @@ in
       description = "Sender of the alarms of the dead man's switch";
       after = [ "network-online.target" ];
       wants = [ "network-online.target" ];
-      serviceConfig = {
+      serviceConfig = botAccess // {
         ExecStart =
           "${lib.getExe appliance.package} notify serve "
           + words [
@@ -180,13 +172,6 @@ in
             cfg.api
           ]
           + " --token-file %d/bot-token";
-        # It connects to Telegram's Bot API, whose addresses change. AF_UNIX resolves its name.
-        RestrictAddressFamilies = [
-          "AF_UNIX"
-          "AF_INET"
-          "AF_INET6"
-        ];
-        IPAddressDeny = "";
         LoadCredential = [ "bot-token:${toString cfg.tokenFile}" ];
       };
     };

@@ -1,6 +1,6 @@
 # Functions and values that several modules share, above all the hardened baseline of every unit of ours.
 { lib }:
-{
+let
   # The path of a secret: a string outside the store. Nix would copy a path literal into the store, which every user
   # may read.
   secretPath = lib.mkOptionType {
@@ -15,6 +15,9 @@
       && builtins.getContext v == { };
     merge = lib.mergeEqualOption;
   };
+in
+{
+  inherit secretPath;
 
   # NUMA nodes of the cards with these indices, as far as `gpus`, the cards of a host, name them.
   numaNodes =
@@ -34,6 +37,44 @@
 
   # Values of LoadCredential for secrets by name.
   credentials = lib.mapAttrsToList (name: path: "${name}:${path}");
+
+  # Options of a Telegram bot that writes to one chat: `chat` and `token` describe them, `tokenFile` is an example.
+  botOptions =
+    {
+      chat,
+      token,
+      tokenFile,
+    }:
+    {
+      chatId = lib.mkOption {
+        type = lib.types.nullOr (lib.types.strMatching "-?[0-9]{1,20}|@[A-Za-z0-9_]{5,32}");
+        default = null;
+        example = "123456789";
+        description = chat;
+      };
+      tokenFile = lib.mkOption {
+        type = lib.types.nullOr secretPath;
+        default = null;
+        example = tokenFile;
+        description = token;
+      };
+      api = lib.mkOption {
+        type = lib.types.strMatching "https?://[A-Za-z0-9.:_/-]+";
+        default = "https://api.telegram.org";
+        example = "http://127.0.0.1:8081";
+        description = "Address of the Bot API: Telegram's own, or a Bot API server of yours.";
+      };
+    };
+
+  # Access of a unit that connects to the Bot API, whose addresses change. AF_UNIX resolves its name.
+  botAccess = {
+    RestrictAddressFamilies = [
+      "AF_UNIX"
+      "AF_INET"
+      "AF_INET6"
+    ];
+    IPAddressDeny = "";
+  };
 
   # Access of a unit to the cards: they are devices; all other devices stay closed.
   cardAccess = {

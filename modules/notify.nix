@@ -2,7 +2,7 @@
 # posts its alerts to the webhook of the same process. Pages are sent at once, all other notices once a day.
 { config, lib, ... }:
 let
-  inherit (import ./lib.nix { inherit lib; }) hardened secretPath;
+  inherit (import ./lib.nix { inherit lib; }) botAccess botOptions hardened;
   inherit (config) appliance;
   cfg = appliance.notify;
   inherit (lib) mkOption types;
@@ -24,18 +24,6 @@ in
 {
   options.appliance.notify = {
     enable = lib.mkEnableOption "messages to the operator by a Telegram bot";
-    tokenFile = mkOption {
-      type = types.nullOr secretPath;
-      default = null;
-      example = "/run/secrets/telegram-token";
-      description = "File with the token of the bot, as @BotFather shows it; the unit gets it as a systemd credential.";
-    };
-    chatId = mkOption {
-      type = types.nullOr (types.strMatching "-?[0-9]{1,20}|@[A-Za-z0-9_]{5,32}");
-      default = null;
-      example = "123456789";
-      description = "Id of the chat with the operator, or of a group (it begins with a dash). Write to the bot first: a bot cannot begin a chat.";
-    };
     digestHour = mkOption {
       type = types.ints.between 0 23;
       default = 8;
@@ -48,18 +36,17 @@ in
       example = 9196;
       description = "Port on 127.0.0.1 where Alertmanager posts alerts, path `/alerts`.";
     };
-    api = mkOption {
-      type = types.strMatching "https?://[A-Za-z0-9.:_/-]+";
-      default = "https://api.telegram.org";
-      example = "http://127.0.0.1:8081";
-      description = "Address of the Bot API: Telegram's own, or a Bot API server of yours.";
-    };
     deadman.url = mkOption {
       type = types.nullOr (types.strMatching "https?://[A-Za-z0-9.:_/-]+");
       default = null;
       example = "http://10.77.0.2:9097";
       description = "Address of the dead man's switch on the VPS, in the tunnel. This machine reports to it that it is alive, and announces each planned absence. Without one, nothing reports that this machine is silent.";
     };
+  }
+  // botOptions {
+    chat = "Id of the chat with the operator, or of a group (it begins with a dash). Write to the bot first: a bot cannot begin a chat.";
+    token = "File with the token of the bot, as @BotFather shows it; the unit gets it as a systemd credential.";
+    tokenFile = "/run/secrets/telegram-token";
   };
 
   config = lib.mkIf cfg.enable {
@@ -115,7 +102,8 @@ in
       startLimitIntervalSec = 0;
       # The bundle of NixOS, also if the interpreter was built with another default.
       environment.SSL_CERT_FILE = "/etc/ssl/certs/ca-certificates.crt";
-      serviceConfig = hardened // {
+      # It also serves HTTP to this host.
+      serviceConfig = hardened // botAccess // {
         Type = "exec";
         User = user;
         Group = user;
@@ -131,13 +119,6 @@ in
         RestartSec = 10;
         # A request to Telegram may end, so that its message is not repeated.
         TimeoutStopSec = 45;
-        # It connects to the Bot API, whose addresses change, and serves HTTP to this host.
-        RestrictAddressFamilies = [
-          "AF_UNIX"
-          "AF_INET"
-          "AF_INET6"
-        ];
-        IPAddressDeny = "";
       };
     };
   };

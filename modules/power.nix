@@ -139,7 +139,8 @@ in
     };
     announceTo = mkOption {
       type = types.nullOr (types.strMatching "https?://[^[:space:]]+");
-      default = null;
+      default = appliance.notify.deadman.url;
+      defaultText = lib.literalExpression "config.appliance.notify.deadman.url";
       example = "http://10.77.0.2:9097";
       description = "The dead man's switch that a power cut is announced to, so that it raises no alarm.";
     };

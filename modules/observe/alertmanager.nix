@@ -4,8 +4,8 @@
 let
   inherit (config) appliance;
   cfg = appliance.observe;
-  notify = appliance.notify or { };
-  deadman = notify.deadman.url or null;
+  inherit (appliance) notify;
+  deadman = notify.deadman.url;
   webhook = url: {
     webhook_configs = [
       {
@@ -28,8 +28,8 @@ in
             {
               name = "notices";
             }
-            // lib.optionalAttrs (notify.enable or false) (
-              webhook "http://127.0.0.1:${toString (notify.webhookPort or 9096)}/alerts"
+            // lib.optionalAttrs notify.enable (
+              webhook "http://127.0.0.1:${toString notify.webhookPort}/alerts"
             )
           )
           ({ name = "beat"; } // lib.optionalAttrs (deadman != null) (webhook "${deadman}/beat"))

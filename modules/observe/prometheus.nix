@@ -4,7 +4,7 @@ let
   inherit (config) appliance;
   cfg = appliance.observe;
   inherit (appliance.settings) gateway;
-  deadman = appliance.notify.deadman.url or null;
+  deadman = appliance.notify.deadman.url;
   host = if lib.hasInfix ":" gateway.host then "[${gateway.host}]" else gateway.host;
 
   job = job_name: targets: {

@@ -29,7 +29,6 @@
     };
     power = {
       enable = true;
-      announceTo = "http://10.77.0.2:9097";
       limits.drain_s = 60;
     };
     settings.hosts.gpu.ups.watts = 1500;

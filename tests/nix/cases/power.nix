@@ -76,6 +76,18 @@ in
       ];
     };
   };
+  "an outage is announced to the switch that the messages name" = {
+    host = "gpu";
+    module = withUps { notify.deadman.url = "http://10.77.0.2:9097"; };
+    gives = c: lib.hasInfix "--announce http://10.77.0.2:9097" (service "appliance-power" c).ExecStart;
+    is = true;
+  };
+  "an outage announced to a switch without a scheme" = {
+    host = "gpu";
+    module = withUps { notify.deadman.url = "10.77.0.2:9097"; };
+    forces = c: c.appliance.power.announceTo;
+    errors = "is not of type";
+  };
   "no unit of the UPS has a start limit" = {
     host = "gpu";
     module = withUps { };
