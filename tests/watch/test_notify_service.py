@@ -71,7 +71,10 @@ class NotifyingMachine:
         return found
 
     def metric(self, name: str) -> float:
-        text = (self.folder / "notify.prom").read_text()
+        file = self.folder / "notify.prom"
+        # It is written after the status.
+        wait_until(file.exists, "the metrics")
+        text = file.read_text()
         return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
 
 

@@ -58,12 +58,14 @@ def fuse(rankings: Sequence[tuple[float, Sequence[str]]], *, rank_constant: int 
         rankings: Weights, each at least 0, and distinct keys, best first. Their order has no effect.
         rank_constant: The k of the formula, at least 0.
     """
+    # fsum rounds once, so that the order of the rankings does not change the last bit of a score.
+    total = math.fsum(weight for weight, _ in rankings)
     shares: defaultdict[str, list[float]] = defaultdict(list)
     for weight, keys in rankings:
         if weight > 0:
             for rank, key in enumerate(keys, 1):
-                shares[key].append(weight / (rank_constant + rank))
-    # fsum rounds once, so that the order of the rankings does not change the last bit of a score.
-    highest = math.fsum(weight for weight, _ in rankings if weight > 0) / (rank_constant + 1)
-    fused = [FusedKey(key, min(1.0, math.fsum(parts) / highest)) for key, parts in shares.items()]
+                # The weight's share first: a tiny weight, divided by a rank, would be 0.
+                shares[key].append(weight / total * (rank_constant + 1) / (rank_constant + rank))
+    # A weight without any share beside another one still ranks its keys, as the last ones.
+    fused = [FusedKey(key, min(1.0, max(math.ulp(0.0), math.fsum(parts)))) for key, parts in shares.items()]
     return sorted(fused, key=lambda one: (-one.score, one.key))

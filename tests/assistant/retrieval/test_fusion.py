@@ -32,6 +32,11 @@ def test_the_order_of_the_rankings_has_no_effect(rankings: list[tuple[float, lis
     assert fuse(shuffled) == fuse(rankings)
 
 
+def test_tiny_weights_rank_as_others() -> None:
+    assert fuse([(5e-324, ["a", "b"])]) == fuse([(1.0, ["a", "b"])])
+    assert [one.key for one in fuse([(10.0, ["b"]), (5e-324, ["a"])])] == ["b", "a"]
+
+
 @given(RANKINGS)
 def test_scores_are_shares_and_descend(rankings: list[tuple[float, list[str]]]) -> None:
     fused = fuse(rankings)
