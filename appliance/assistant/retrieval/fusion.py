@@ -66,6 +66,6 @@ def fuse(rankings: Sequence[tuple[float, Sequence[str]]], *, rank_constant: int 
             for rank, key in enumerate(keys, 1):
                 # The weight's share first: a tiny weight, divided by a rank, would be 0.
                 shares[key].append(weight / total * (rank_constant + 1) / (rank_constant + rank))
-    # A weight without any share beside another one still ranks its keys, as the last ones.
+    # A weight that has no share next to another one still ranks its keys, as the last ones.
     fused = [FusedKey(key, min(1.0, max(math.ulp(0.0), math.fsum(parts)))) for key, parts in shares.items()]
     return sorted(fused, key=lambda one: (-one.score, one.key))
