@@ -21,11 +21,17 @@ python313Packages.buildPythonApplication {
       alembic
       fastapi
       httptools
+      httpx
+      jinja2
+      mammoth
+      markdownify
       msgspec
       numpy
       prometheus-client
       psycopg
       pydantic
+      pypdfium2
+      python-multipart
       rich
       snowballstemmer
       sqlalchemy
