@@ -7,6 +7,7 @@ counted; nor are they in the published counts of ``tests/catalog/test_shape.py``
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 SSM_STATE_BYTES = 4
@@ -144,9 +145,12 @@ class Moe:
         return router + 3 * hidden * self.shared + (hidden if self.shared_gate else 0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Shape:
-    """All facts about a model that the planner uses. The ``…_layers`` count the layers of each kind."""
+    """All facts about a model that the planner uses. The ``…_layers`` count the layers of each kind.
+
+    Sums are computed once: a fit of the planner's constants reads them millions of times.
+    """
 
     name: str
     hidden: int
@@ -185,27 +189,27 @@ class Shape:
     """Whether the shape was guessed from a name: predictions then have a wider interval."""
     source: str = ""
 
-    @property
+    @cached_property
     def full_layers(self) -> int:
         """Layers that attend to the whole context."""
         return self.layers - self.sliding_layers - self.linear_layers
 
-    @property
+    @cached_property
     def moe_layers(self) -> int:
         """Layers with experts."""
         return self.layers - self.dense_layers if self.moe else 0
 
-    @property
+    @cached_property
     def embedding_params(self) -> int:
         """The input embedding."""
         return self.vocab * self.hidden
 
-    @property
+    @cached_property
     def head_params(self) -> int:
         """The output projection, 0 if it shares the embedding's weights or is not needed."""
         return 0 if self.tied or self.pooling else self.vocab * self.hidden
 
-    @property
+    @cached_property
     def attention_params(self) -> int:
         """All softmax attention layers."""
         count = self.full_layers * self.full.params(self.hidden)
@@ -213,34 +217,34 @@ class Shape:
             count += self.sliding_layers * self.sliding.params(self.hidden)
         return count
 
-    @property
+    @cached_property
     def linear_params(self) -> int:
         """All linear attention layers."""
         return self.linear_layers * self.linear.params(self.hidden) if self.linear else 0
 
-    @property
+    @cached_property
     def dense_mlp_params(self) -> int:
         """All dense MLPs."""
         layers = self.dense_layers + (self.moe_layers if self.dense_beside_moe else 0)
         return (3 if self.gated else 2) * self.hidden * self.dense_width * layers
 
-    @property
+    @cached_property
     def moe_common_params(self) -> int:
         """Routers and shared experts of all layers."""
         return self.moe_layers * self.moe.common_params(self.hidden) if self.moe else 0
 
-    @property
+    @cached_property
     def expert_params(self) -> int:
         """All routed experts of all layers."""
         return self.moe_layers * self.moe.experts * self.moe.expert_params(self.hidden) if self.moe else 0
 
-    @property
+    @cached_property
     def small_params(self) -> int:
         """Norms and the like."""
         each = self.norms_per_layer * self.hidden + self.extra_per_layer
         return self.layers * each + self.hidden + self.extra_once
 
-    @property
+    @cached_property
     def total_params(self) -> int:
         """Every weight, input embedding included."""
         return (
@@ -254,7 +258,7 @@ class Shape:
             + self.small_params
         )
 
-    @property
+    @cached_property
     def active_params(self) -> int:
         """Weights that one token passes, input embedding included."""
         if self.moe is None:
@@ -281,12 +285,12 @@ class Shape:
             count += self.sliding_layers * self.sliding.kv_values() * min(tokens, self.sliding.window or tokens)
         return count * kv_bytes
 
-    @property
+    @cached_property
     def state_bytes_per_sequence(self) -> int:
         """Bytes of the recurrent state of one sequence of any length."""
         return self.linear_layers * self.linear.state_bytes() if self.linear else 0
 
-    @property
+    @cached_property
     def max_tp(self) -> int:
         """Largest tensor parallel size that divides the heads (attention, sliding and linear)."""
         sizes = [self.full.heads]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from appliance.catalog.shape import Shape
@@ -51,16 +52,15 @@ def check_shards(shape: Shape, layout: Layout, precision: Precision) -> None:
         heads.append(shape.sliding.heads)
     if shape.linear is not None:
         heads.append(shape.linear.value_heads)
-    sizes = [size for size in range(1, max(heads) + 1) if all(count % size == 0 for count in heads)]
     if not layout.attention_dp and any(count % tp for count in heads):
-        nearest = min(sizes, key=lambda size: abs(size - tp))
+        nearest = min(_sizes(heads), key=lambda size: abs(size - tp))
         raise UsageError(
             f"tensor parallel {tp} does not divide the {min(heads)} heads of {shape.name}; nearest: {nearest}"
         )
     if layout.ep and shape.moe is None:
         raise UsageError(f"{shape.name} has no experts; leave expert parallelism off")
     if layout.ep and shape.moe and shape.moe.experts % tp:
-        nearest = min((n for n in sizes if shape.moe.experts % n == 0), key=lambda size: abs(size - tp))
+        nearest = min((n for n in _sizes(heads) if shape.moe.experts % n == 0), key=lambda size: abs(size - tp))
         raise UsageError(
             f"{tp} cards do not divide the {shape.moe.experts} experts of {shape.name}; nearest: {nearest}"
         )
@@ -68,7 +68,7 @@ def check_shards(shape: Shape, layout: Layout, precision: Precision) -> None:
         # vLLM's block-quantised FP8 experts come in blocks of 128 that a shard must not cut.
         block = max(1, shape.fp8_block) if precision.name == "fp8" else 1
         if shape.moe.width % (tp * block):
-            fits = [n for n in sizes if shape.moe.width % (n * block) == 0]
+            fits = [n for n in _sizes(heads) if shape.moe.width % (n * block) == 0]
             nearest = max((n for n in fits if n <= tp), default=1)
             raise UsageError(
                 f"tensor parallel {tp} does not divide the experts of {shape.name} ({shape.moe.width} wide, "
@@ -78,3 +78,8 @@ def check_shards(shape: Shape, layout: Layout, precision: Precision) -> None:
         raise UsageError(
             f"pipeline parallel {layout.pp} is more than the {shape.layers} layers; nearest: {shape.layers}"
         )
+
+
+def _sizes(heads: Sequence[int]) -> list[int]:
+    """Return the numbers of cards that divide all ``heads``."""
+    return [size for size in range(1, max(heads) + 1) if all(count % size == 0 for count in heads)]

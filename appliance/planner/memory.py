@@ -7,6 +7,7 @@ graphs and memory outside torch, and uses the rest for the KV cache.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 from appliance.catalog.cards import Card
@@ -106,6 +107,7 @@ def activation_bytes(shape: Shape, layout: Layout, *, batched_tokens: int, seque
     return batched_tokens * width * 2.0 + logits
 
 
+@lru_cache(maxsize=4096)
 def card_memory(
     card: Card,
     shape: Shape,

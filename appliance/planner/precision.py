@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from appliance.catalog.shape import Shape
@@ -163,6 +164,7 @@ class WeightSizes:
         return self.dense + self.experts + self.embedding
 
 
+@lru_cache(maxsize=4096)
 def weights(shape: Shape, precision: Precision) -> WeightSizes:
     """Return the bytes of ``shape``'s weights in ``precision``."""
     dense = shape.attention_params * precision.attention_bytes

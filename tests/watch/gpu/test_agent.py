@@ -205,10 +205,10 @@ def test_the_watch_continues_while_a_query_hangs(watched: WatchedService) -> Non
     look_done(machine)
     machine.program("nvidia-smi", f"#!/bin/sh\necho $$ > {machine.folder}/hung\nexec sleep 600\n")
     wait_until((machine.folder / "hung").exists, "the query", 60)
-    began = time.monotonic()
     machine.kernel_logs(0, 79)
     wait_until(lambda: watched.drains()["left"] is not None, "the drain", 60)
-    assert time.monotonic() - began < 2
+    # The query, which may take 100 s, has not ended.
+    assert Path(f"/proc/{(machine.folder / 'hung').read_text().strip()}").exists()
     machine.stop()
 
 
