@@ -65,6 +65,8 @@ LLAMACPP_OURS = {
     "parallel": "concurrency",
     "embedding": "the model's task",
     "embeddings": "the model's task",
+    "rerank": "the model's task",
+    "reranking": "the model's task",
 }
 """Flags of llama.cpp that the appliance sets, and the key of the configuration for each."""
 
@@ -79,6 +81,12 @@ MOCK_OPTIONS = (
     "fail-sleep",
 )
 """Flags of the mock engine."""
+
+
+EMBEDDER_OPTIONS = ("threads",)
+"""Flags of the small embedder."""
+
+MAX_THREADS = 256
 
 
 def check_options(site: Site) -> list[str]:
@@ -139,8 +147,20 @@ def check_mock(engine: Engine) -> list[str]:
     ]
 
 
+def check_embedder(engine: Engine) -> list[str]:
+    """Return the errors of ``engine.options``: unknown flags, and values that are not a number of threads."""
+    errors = []
+    for flag, value in engine.options.items():
+        if flag not in EMBEDDER_OPTIONS:
+            errors.append(f"the embedder has no flag {flag}; it has {', '.join(EMBEDDER_OPTIONS)}")
+        elif not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_THREADS:
+            errors.append(f"{flag} = {value!r} is not a number from 1 to {MAX_THREADS}")
+    return errors
+
+
 _CHECK: dict[str, Callable[[Engine], list[str]]] = {
     "vllm": check_vllm,
     "llamacpp": check_llamacpp,
+    "embedder": check_embedder,
     "mock": check_mock,
 }

