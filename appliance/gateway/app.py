@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from appliance import __version__
 from appliance.contract.model import Site
@@ -29,18 +30,21 @@ from appliance.errors import (
 from appliance.gateway import paths, reply
 from appliance.gateway.auth import POLL_S, Authenticator
 from appliance.gateway.background import keep_going
-from appliance.gateway.body_encoding import decoded
+from appliance.gateway.body_encoding import decoded, expanded
 from appliance.gateway.breaker import CAUSES
-from appliance.gateway.cors import BrowserOrigins
+from appliance.gateway.cors import METHODS, BrowserOrigins
 from appliance.gateway.drains import DrainFile, Drains
-from appliance.gateway.end_user import caller
+from appliance.gateway.end_user import acting_caller, caller
 from appliance.gateway.health import HealthMonitor
-from appliance.gateway.idempotency import IdempotencyCache
+from appliance.gateway.idempotency import IdempotencyCache, RecordedResponse
 from appliance.gateway.lifecycle import GatewayContext, ProxiedRequest, Running, error_outcome
 from appliance.gateway.limits import Bucket, Ledger
 from appliance.gateway.metrics import Metrics, MetricSample
+from appliance.gateway.passing import AssistantRoute, PassedRequest
 from appliance.gateway.routing import Router, Service
+from appliance.gateway.stateful import MemoryRoles, is_stateful
 from appliance.gateway.swap_controller import SwapController
+from appliance.gateway.upload_memory import UploadMemory, UploadShare
 from appliance.gateway.usage_writer import UsageWriter
 from appliance.http1.types import ClientResponder, Request
 from appliance.http1.writer import WriteCoalescer
@@ -59,15 +63,25 @@ NOT_FOUND_LINES = 60
 """Log lines per minute about unknown paths: one misconfigured client requests the same path for ever."""
 
 
+UPLOAD_FORM_BYTES = 2**20
+"""Bytes of an upload in addition to its file: the other fields of the form, and its separators."""
+
+
 class Authenticated:
     """The key of a request, authenticated before its body was read."""
 
-    __slots__ = ("generation", "key")
+    __slots__ = ("acting", "background", "generation", "key", "upload")
 
-    def __init__(self, key: Key, generation: int) -> None:
+    def __init__(self, key: Key, generation: int, *, acting: bool = False, background: bool = False) -> None:
         self.key = key
         self.generation = generation
         """The authenticator's generation at that time."""
+        self.acting = acting
+        """Whether the assistant sent it for the key's user, on the acting socket."""
+        self.background = background
+        """Whether no client waits for it."""
+        self.upload: UploadShare | None = None
+        """The memory that is reserved for its body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +97,7 @@ class Pause:
 
 
 class GatewayApp:
-    """The application for one site. The caller opens and closes the stores.
+    """The application for one site. The caller opens and closes the stores; ``base`` is its working directory.
 
     Every method runs on the event loop's thread. :mod:`appliance.http1` calls ``begin``, then ``handle`` for a
     complete request, or ``too_large``, ``record_incomplete`` and ``refuse`` for a rejected one.
@@ -96,6 +110,8 @@ class GatewayApp:
         usage: UsageWriter,
         drain_file: DrainFile,
         control: EngineControl | None = None,
+        *,
+        base: Path = Path(),
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._site = site
@@ -120,6 +136,17 @@ class GatewayApp:
             clock=time.monotonic,
             suspect=self._health.suspect,
         )
+        assistant = site.assistant
+        self._assistant: AssistantRoute | None = None
+        if assistant is not None:
+            self._assistant = AssistantRoute(self._context, assistant.socket_path(base))
+        self._max_upload = (assistant.max_file_bytes if assistant is not None else 0) + UPLOAD_FORM_BYTES
+        self._background_weight = assistant.background_weight if assistant is not None else 1.0
+        self._uploads = UploadMemory()
+        self._memory_roles = MemoryRoles(site)
+        self._refused_peers = 0
+        self._closed = False
+        """Whether the gateway is stopping and no client waits for an acting request."""
         self._idempotency = IdempotencyCache(site.gateway.idempotency_s, self._loop.time)
         self._origins = BrowserOrigins(site.gateway.browser_origins)
         self._browsers = self._origins.named
@@ -147,7 +174,7 @@ class GatewayApp:
     def begin(self, request: Request) -> int:
         """Authenticate before the body is read; return the body's size limit in bytes."""
         if request.path not in paths.INFERENCE or request.method != "POST":
-            return SMALL_BODY
+            return self._begin_passed(request) if self._is_passed(request) else SMALL_BODY
         if self._draining:
             raise DrainingError("The gateway is stopping; try again shortly", retry_after=5)
         request.context = Authenticated(self._authenticate(request), self._authenticator.generation)
@@ -161,14 +188,18 @@ class GatewayApp:
 
     def record_incomplete(self, request: Request, error: RequestError | None) -> None:
         """Record a request whose body is incomplete (``error`` is ``None``) or was rejected with ``error``."""
-        if isinstance(request.context, Authenticated):
-            owner = request.context.key
+        known = request.context
+        if isinstance(known, Authenticated):
+            owner = known.key
+            if known.upload is not None:
+                known.upload.release()
             row = UsageRow(
                 started_at=time.time(),
                 request_id=request.id,
                 user=owner.user,
                 key_id=owner.id,
-                endpoint=request.path,
+                # Not the path: it has ids, and the labels of metrics must be few.
+                endpoint=paths.stateful_group(request.path) or request.path,
             )
             row.status, row.outcome = (499, "aborted") if error is None else (error.status, error_outcome(error))
             self._metrics.count(row)
@@ -180,13 +211,17 @@ class GatewayApp:
         if path in paths.INFERENCE and request.method == "POST":
             self._infer(request, client)
             return
+        if self._is_passed(request):
+            self._pass(request, client)
+            return
         refusal = self._refusal(request)
         if refusal is not None:
             raise refusal
         if request.method == "OPTIONS":
             # A preflight has no key and needs no engine.
-            allow = b"allow: %s\r\n" % ", ".join(paths.methods(path)).encode()
-            preflight = self._origins.preflight(request.headers) if b"origin" in request.headers else b""
+            allow = b"allow: %s\r\n" % ", ".join(self._methods(path)).encode()
+            methods = self._methods(path) if self._assistant is not None else METHODS
+            preflight = self._origins.preflight(request.headers, methods) if b"origin" in request.headers else b""
             client.respond(204, b"", headers=allow + preflight)
         elif path in paths.OPERATIONS:
             self._operations(path, client)
@@ -205,10 +240,37 @@ class GatewayApp:
             return headers
         return reply.complete_headers(request, headers)
 
+    # Called by the acting socket.
+
+    def begin_acting(self, request: Request, *, background: bool) -> int:
+        """Authenticate a request of the assistant by the id of its user's key; return the body's limit in bytes.
+
+        While the gateway drains or is paused, a running turn may send further requests; background work may not.
+        """
+        if self._closed or (self._draining and background):
+            raise DrainingError("The gateway is stopping; try again shortly", retry_after=5)
+        key, generation = self._acting_key(request), self._authenticator.generation
+        request.context = Authenticated(key, generation, acting=True, background=background)
+        if self._pause is not None and background:
+            raise self._pause.error()
+        return self._site.gateway.max_body_bytes
+
+    def act(self, request: Request, client: ClientResponder) -> None:
+        """Respond to a complete inference request of the assistant, now or later."""
+        self._infer(request, client)
+
+    def refused_peer(self) -> None:
+        """Count a process that may not use the acting socket."""
+        self._refused_peers += 1
+
+    def drain_acting(self) -> None:
+        """Accept no new requests of the assistant either: the last client has its response."""
+        self._closed = True
+
     # Called by `main` and by the control socket.
 
     def drain(self) -> None:
-        """Accept no new requests; those that run continue."""
+        """Accept no new requests of clients; those that run continue, and so do the turns of the assistant."""
         self._draining = True
 
     def pause(self, reason: str, retry_after_s: float) -> None:
@@ -286,40 +348,158 @@ class GatewayApp:
             self.swap_controller.notice()
 
     def _infer(self, request: Request, client: ClientResponder) -> None:
-        limit = self._site.gateway.max_body_bytes
+        known, limit = request.context, self._site.gateway.max_body_bytes
+        acting, background = False, None
+        if isinstance(known, Authenticated) and known.acting:
+            acting, background = True, self._background_weight if known.background else None
         try:
-            if self._pause is not None:
+            if self._pause is not None and (not acting or background is not None):
                 # The pause began while the body arrived.
                 raise self._pause.error()
             request.body = decoded(request.body, request.headers.get(b"content-encoding"), limit)
         except RequestError as error:
             self.record_incomplete(request, error)
             raise
-        known, owner = request.context, None
-        if isinstance(known, Authenticated) and known.generation == self._authenticator.generation:
-            owner = known.key
-        if owner is None or owner.expires_at is not None or owner.end_users:
-            # Again: keys may have changed while the body arrived, or while the request waited on its connection.
-            owner = self._authenticate(request)
+        owner = self._owner(request)
+        if self._assistant is not None and not acting and self._needs_assistant(request):
+            self._forward(self._assistant, request, client, owner, endpoint=request.path)
+            return
         key = request.headers.get(b"idempotency-key")
         if key is None:
-            proxied = ProxiedRequest(self._context, owner, request, client)
+            proxied = ProxiedRequest(self._context, owner, request, client, background_weight=background)
             client.listener = proxied
         else:
-            recording = self._idempotency.find(owner.scope, key, path=request.path, body=request.body)
-            if recording is not None:
-                recording.follow(client)
+            recording = self._recorded(request, client, owner, key)
+            if recording is None:
                 return
-            recording = self._idempotency.record(owner.scope, key, path=request.path, body=request.body)
-            recording.follow(client)
-            proxied = ProxiedRequest(self._context, owner, request, recording)
+            proxied = ProxiedRequest(self._context, owner, request, recording, background_weight=background)
             recording.request = proxied
         proxied.begin(owner)
+
+    def _owner(self, request: Request) -> Key:
+        """Return the key of a complete request."""
+        known = request.context
+        if isinstance(known, Authenticated) and known.generation == self._authenticator.generation:
+            owner = known.key
+            if owner.expires_at is None and not owner.end_users:
+                return owner
+        # Again: keys may have changed while the body arrived, or while the request waited on its connection.
+        if isinstance(known, Authenticated) and known.acting:
+            return self._acting_key(request)
+        return self._authenticate(request)
+
+    def _recorded(
+        self, request: Request, client: ClientResponder, owner: Key, key: bytes
+    ) -> RecordedResponse | None:
+        """Return a new recording for an Idempotency-Key; ``None`` if the ``client`` reads an earlier one."""
+        recording = self._idempotency.find(owner.scope, key, path=request.path, body=request.body)
+        if recording is not None:
+            recording.follow(client)
+            return None
+        recording = self._idempotency.record(owner.scope, key, path=request.path, body=request.body)
+        recording.follow(client)
+        return recording
+
+    # The assistant.
+
+    def _is_passed(self, request: Request) -> bool:
+        """Return whether the assistant serves the request's path, with this method."""
+        return (
+            self._assistant is not None
+            and request.method != "OPTIONS"
+            and request.method in paths.PASS
+            and bool(paths.stateful_group(request.path))
+        )
+
+    def _needs_assistant(self, request: Request) -> bool:
+        """Return whether an inference request has state, or names a role with a memory."""
+        if request.path == paths.RESPONSES:
+            return is_stateful(request.body)
+        roles = self._memory_roles
+        return bool(roles.names) and request.path == "/v1/chat/completions" and roles.named_in(request.body)
+
+    def _begin_passed(self, request: Request) -> int:
+        """Authenticate before the body is read; return the body's size limit in bytes."""
+        if self._draining:
+            raise DrainingError("The gateway is stopping; try again shortly", retry_after=5)
+        request.context = known = Authenticated(self._authenticate(request), self._authenticator.generation)
+        if request.method in paths.READ or request.method == "DELETE":
+            # A pause concerns new work. Stored objects can be read and deleted.
+            return SMALL_BODY
+        if self._pause is not None:
+            raise self._pause.error()
+        if request.path != paths.UPLOADS:
+            return self._site.gateway.max_body_bytes
+        length = request.headers.get(b"content-length")
+        plain = length is not None and b"content-encoding" not in request.headers
+        known.upload = self._uploads.reserve(
+            min(int(length), self._max_upload) if plain and length is not None else self._max_upload
+        )
+        return self._max_upload
+
+    def _pass(self, request: Request, client: ClientResponder) -> None:
+        """Pass a complete request to the assistant."""
+        assistant, known = self._assistant, request.context
+        if assistant is None:
+            return
+        upload = known.upload if isinstance(known, Authenticated) else None
+        coding = request.headers.get(b"content-encoding")
+        limit = self._site.gateway.max_body_bytes
+        try:
+            if self._pause is not None and request.method not in (*paths.READ, "DELETE"):
+                raise self._pause.error()
+            if upload is not None:
+                if coding is None:
+                    upload.shrink(len(request.body))
+            elif b"json" in request.headers.get(b"content-type", b""):
+                request.body = decoded(request.body, coding, limit)
+            elif coding is not None:
+                request.body = expanded(request.body, coding, limit)
+        except RequestError as error:
+            self.record_incomplete(request, error)
+            raise
+        owner = self._owner(request)
+        endpoint = paths.stateful_group(request.path)
+        self._forward(assistant, request, client, owner, endpoint=endpoint, upload=upload)
+
+    def _forward(
+        self,
+        assistant: AssistantRoute,
+        request: Request,
+        client: ClientResponder,
+        owner: Key,
+        *,
+        endpoint: str,
+        upload: UploadShare | None = None,
+    ) -> None:
+        share = (upload, self._max_upload) if upload is not None else None
+        key = request.headers.get(b"idempotency-key") if request.method == "POST" and upload is None else None
+        if key is None:
+            passed = PassedRequest(assistant, owner, request, client, endpoint=endpoint, upload=share)
+            client.listener = passed
+        else:
+            # An upload has none: a client repeats it with another separator between the fields of the form.
+            recording = self._recorded(request, client, owner, key)
+            if recording is None:
+                return
+            passed = PassedRequest(assistant, owner, request, recording, endpoint=endpoint)
+            recording.request = passed
+        passed.begin(owner)
+
+    def _acting_key(self, request: Request) -> Key:
+        """Return the key that a request on the acting socket names, as its user has it."""
+        headers = request.headers
+        return acting_caller(
+            self._authenticator.by_id(headers.get(b"x-appliance-key")), headers.get(b"x-appliance-user")
+        )
+
+    def _methods(self, path: str) -> tuple[str, ...]:
+        return paths.methods(path, stateful=self._assistant is not None)
 
     def _refusal(self, request: Request) -> RequestError | None:
         """Return the error of the request's path or method, if any; count and log unknown paths."""
         path, method = request.path, request.method
-        allow = paths.methods(path)
+        allow = self._methods(path)
         if method in allow:
             return None
         if allow:
@@ -331,7 +511,8 @@ class GatewayApp:
             self._not_found.level -= 1
             fields = {"request_id": request.id, "method": method, "path": paths.redacted(path)}
             LOG.info("a client requested an unknown path", extra={"fields": fields})
-        suggestion = paths.suggestion(path) or "GET /v1/models lists the models, docs/gateway.md the endpoints"
+        suggestion = paths.suggestion(path, stateful=self._assistant is not None)
+        suggestion = suggestion or "GET /v1/models lists the models, docs/gateway.md the endpoints"
         return NotFoundError(f"There is nothing at {path[:100]}; {suggestion}")
 
     def _authenticate(self, request: Request) -> Key:
@@ -341,7 +522,10 @@ class GatewayApp:
         except AuthenticationError:
             self._metrics.unauthorized += 1
             raise
-        return caller(key, request.headers, request.body) if key.end_users else key
+        if not key.end_users:
+            return key
+        # An upload names its end user in a header: its body is a form, and may be large.
+        return caller(key, request.headers, b"" if request.path == paths.UPLOADS else request.body)
 
     def _operations(self, path: str, client: ClientResponder) -> None:
         if path == "/health":
@@ -467,6 +651,21 @@ class GatewayApp:
             yield MetricSample("swaps", "Models loaded on demand.", {(): swaps.swaps}, counter=True)
             yield MetricSample("swap_failures", "Loads that failed.", {(): swaps.failures}, counter=True)
             yield MetricSample("last_swap_seconds", "Seconds that the last load took.", {(): swaps.last_swap_s})
+        if self._assistant is not None:
+            yield MetricSample(
+                "passed_in_flight",
+                "Requests that the assistant is serving.",
+                {(): float(self._assistant.in_flight)},
+            )
+            yield MetricSample(
+                "upload_bytes", "Memory reserved for uploads of files.", {(): float(self._uploads.used)}
+            )
+            yield MetricSample(
+                "acting_refused",
+                "Connections to the acting socket by processes that may not use it.",
+                {(): float(self._refused_peers)},
+                counter=True,
+            )
         yield MetricSample(
             "usage_rows_dropped", "Usage rows lost to a full disk.", {(): self._usage.dropped}, counter=True
         )

@@ -42,6 +42,16 @@ class Authenticator:
         self.generation += 1
         self._keys = {key.id.encode(): key for key in keys}
 
+    def by_id(self, key_id: bytes | None) -> Key:
+        """Return the key with this id, for a caller on this machine that proved its identity otherwise.
+
+        Raises :class:`AuthenticationError` unless the key is active.
+        """
+        key = self._keys.get(key_id or b"")
+        if key is None or key.state(self._clock()) != "active":
+            raise AuthenticationError("The key in x-appliance-key is not valid any more")
+        return key
+
     def authenticate_any(self, headers: Mapping[bytes, bytes]) -> Key:
         """Return the key of the first valid credential in ``headers``: ``authorization``, then ``x-api-key``.
 

@@ -58,6 +58,19 @@ class BodyFields(msgspec.Struct):
     max_output_tokens: int | None = None
     prompt_cache_key: str | None = None
     background: bool | None = None
+    # The engine's own, which no client may set: see CONTROLS.
+    request_id: Raw | UnsetType = UNSET
+    priority: Raw | UnsetType = UNSET
+    cache_salt: Raw | UnsetType = UNSET
+    kv_transfer_params: Raw | UnsetType = UNSET
+
+
+CONTROLS = ("request_id", "priority", "cache_salt", "kv_transfer_params")
+"""Fields with which vLLM lets a client choose the id of its request, overtake others, divide the prefix cache, and
+move KV caches between engines. The gateway removes them."""
+
+SYSTEM_ROLES = frozenset({"system", "developer"})
+"""Roles of messages that instruct the model."""
 
 
 _SYSTEM_FIELD = {
@@ -112,7 +125,7 @@ def _decode_leniently(body: bytes) -> BodyFields:
     for name, adapter in _LENIENT.items():
         if name in table:
             setattr(fields, name, _lenient(table[name], adapter))
-    for name in ("prompt", "input"):
+    for name in ("prompt", "input", *CONTROLS):
         if name in table:
             setattr(fields, name, table[name])
     if "messages" in table:
@@ -233,6 +246,71 @@ def wants_usage(fields: BodyFields) -> bool:
     """Return whether the client itself requested the usage frame of a stream."""
     options = fields.stream_options
     return isinstance(options, StreamOptions) and options.include_usage is True
+
+
+def is_controlled(fields: BodyFields) -> bool:
+    """Return whether the client set a field of :data:`CONTROLS`."""
+    return not (
+        fields.request_id is UNSET
+        and fields.priority is UNSET
+        and fields.cache_salt is UNSET
+        and fields.kv_transfer_params is UNSET
+    )
+
+
+def without_controls(body: bytes) -> bytes:
+    """Remove the fields of :data:`CONTROLS` from ``body``."""
+    table = json_text.members(body)
+    for name in CONTROLS:
+        table.pop(name, None)
+    return json_text.join(table)
+
+
+def is_split(fields: BodyFields) -> bool:
+    """Return whether the chat's instructions are not in one system message at its top."""
+    if not isinstance(fields.messages, list):
+        return False
+    # Long chats have hundreds of messages: two searches in a list cost half of a loop.
+    roles = [message.role for message in fields.messages]
+    return "developer" in roles or "system" in roles[1:]
+
+
+def with_one_system(body: bytes) -> bytes:
+    """Merge all system and developer messages of the chat in ``body`` into one system message at its top.
+
+    Qwen's templates reject a later system message, and the role developer. ``body`` stays unchanged if the content
+    of such a message is neither a text nor a list: the engine rejects it with its own message.
+    """
+    table = json_text.members(body)
+    messages = json_text.items(table["messages"])
+    kinds = [_message(message) for message in messages]
+    own = [number for number, kind in enumerate(kinds) if kind.role in SYSTEM_ROLES]
+    contents = [
+        bytes(kind.content) for kind in kinds if kind.role in SYSTEM_ROLES and isinstance(kind.content, Raw)
+    ]
+    if len(contents) < len(own) or any(content[:1] not in (b'"', b"[") for content in contents):
+        return body
+    first = json_text.members(messages[own[0]])
+    first["role"] = Raw(b'"system"')
+    first["content"] = _concatenated(contents)
+    others = [message for number, message in enumerate(messages) if number not in own]
+    table["messages"] = Raw(json_text.join_items([Raw(json_text.join(first)), *others]))
+    return json_text.join(table)
+
+
+def _concatenated(contents: list[bytes]) -> Raw:
+    """Join texts and lists of parts, with a blank line between them; one list makes the result a list."""
+    if all(content[:1] == b'"' for content in contents):
+        return Raw(b'"' + b"\\n\\n".join(content[1:-1] for content in contents) + b'"')
+    parts: list[Raw] = []
+    for number, content in enumerate(contents):
+        if number:
+            parts.append(Raw(b'{"type":"text","text":"\\n\\n"}'))
+        if content[:1] == b'"':
+            parts.append(Raw(b'{"type":"text","text":' + content + b"}"))
+        else:
+            parts += json_text.items(content)
+    return Raw(json_text.join_items(parts))
 
 
 def with_usage(body: bytes, fields: BodyFields) -> bytes:

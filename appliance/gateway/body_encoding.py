@@ -43,11 +43,12 @@ def decoded(body: bytes, content_encoding: bytes | None, limit: int) -> bytes:
     for data that is incomplete or has another coding; :class:`BodyTooLargeError` over ``limit``.
     """
     if content_encoding is not None:
-        body = _expanded(body, content_encoding, limit)
+        body = expanded(body, content_encoding, limit)
     return body if body[:2] in PLAIN else _in_utf8(body, limit)
 
 
-def _expanded(body: bytes, content_encoding: bytes, limit: int) -> bytes:
+def expanded(body: bytes, content_encoding: bytes, limit: int) -> bytes:
+    """Return ``body`` without its content coding; arguments and errors as in :func:`decoded`."""
     layers = [part.strip().lower() for part in content_encoding.decode("latin1").split(",")]
     codings = [layer for layer in layers if layer not in IDENTITY]
     if not codings:

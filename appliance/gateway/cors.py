@@ -23,6 +23,9 @@ ASKABLE = (
 TOKENS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+([ \t]*,[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")
 """Header names (RFC 9110, 5.6.2) separated by commas: only these are copied into a response's head."""
 
+METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+"""Methods of the paths that engines serve."""
+
 MAX_AGE_S = 7200
 """Seconds for which a browser may cache a preflight; Chromium's maximum."""
 
@@ -48,10 +51,11 @@ class BrowserOrigins:
             return b""
         return self._every or self._lines.get(origin, b"")
 
-    def preflight(self, headers: Mapping[bytes, bytes]) -> bytes:
+    def preflight(self, headers: Mapping[bytes, bytes], methods: Iterable[str] = METHODS) -> bytes:
         """Return the header lines of a response to a preflight, in addition to those of :meth:`headers`.
 
-        ``headers`` are those of the request. Raises :class:`PermissionDeniedError` unless its origin is allowed.
+        ``headers`` are those of the request, ``methods`` those of its path. Raises
+        :class:`PermissionDeniedError` unless its origin is allowed.
         """
         origin = headers.get(b"origin", b"")
         if not self.headers(origin):
@@ -61,7 +65,7 @@ class BrowserOrigins:
                 code="origin_not_allowed",
             )
         asked = headers.get(b"access-control-request-headers", b"").strip()
-        lines = b"access-control-allow-methods: GET, HEAD, POST, OPTIONS\r\n"
+        lines = b"access-control-allow-methods: %s\r\n" % ", ".join(methods).encode()
         lines += b"access-control-allow-headers: %s\r\n" % (asked if TOKENS.fullmatch(asked) else ASKABLE)
         lines += b"access-control-max-age: %d\r\n" % MAX_AGE_S
         if headers.get(b"access-control-request-private-network") == b"true":

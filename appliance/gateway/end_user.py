@@ -14,7 +14,7 @@ from hashlib import blake2b
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from appliance.errors import InvalidRequestError
+from appliance.errors import InvalidRequestError, PermissionDeniedError
 from appliance.gateway import json_text
 from appliance.store.models import Key
 
@@ -28,6 +28,9 @@ DIGEST = "~"
 """First character of a digest. No plain identifier begins with it, so that neither can imitate the other."""
 
 DIGEST_BYTES = 12
+
+DIGESTED = re.compile(f"{DIGEST}[0-9a-f]{{{2 * DIGEST_BYTES}}}")
+"""Identifiers that are a digest."""
 
 LONGEST_JSON = 4096
 """Characters of a JSON identifier that is parsed; Claude Code's has about 200."""
@@ -78,6 +81,23 @@ def caller(key: Key, headers: dict[bytes, bytes], body: bytes) -> Key:
         return key
     name = end_user(headers, body)
     return key if name is None else key.of_end_user(name)
+
+
+def acting_caller(key: Key, user: bytes | None) -> Key:
+    """Return ``key`` as a process of this machine uses it for ``user``.
+
+    Args:
+        key: The active key.
+        user: The user of the request, as the gateway named it to the process; ``None`` for the key's own.
+
+    Raises :class:`PermissionDeniedError` for a user that cannot have the key.
+    """
+    if user is None or user == key.user.encode():
+        return key
+    account, _, name = user.decode("latin1").partition("/")
+    if key.end_users and account == key.account and (PLAIN.fullmatch(name) or DIGESTED.fullmatch(name)):
+        return key.of_end_user(name)
+    raise PermissionDeniedError("The key in x-appliance-key does not belong to the user in x-appliance-user")
 
 
 def end_user(headers: dict[bytes, bytes], body: bytes) -> str | None:

@@ -11,10 +11,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Protocol
 
 from appliance.errors import IdempotencyError, InvalidRequestError
-from appliance.gateway.lifecycle import ProxiedRequest
-from appliance.http1.types import JSON, ClientResponder, Responder
+from appliance.http1.types import JSON, SSE, ClientResponder, Responder
 
 MAX_KEY = 255
 """Longest key in bytes."""
@@ -26,6 +26,14 @@ MAX_BYTES = 64 * 2**20
 """Bytes of complete responses that are kept; beyond this, the oldest are discarded first."""
 
 
+class RecordedRequest(Protocol):
+    """The request whose response is recorded."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the complete response would be the same again."""
+
+
 class RecordedResponse:
     """A response as it is written, and its readers. The request writes to it as to a client."""
 
@@ -33,7 +41,7 @@ class RecordedResponse:
         self._finished = finished
         self._calls: list[Callable[[Responder], None]] = []
         self._readers: list[ClientResponder] = []
-        self.request: ProxiedRequest | None = None
+        self.request: RecordedRequest | None = None
         self.size = OVERHEAD
         self.complete = False
 
@@ -56,9 +64,9 @@ class RecordedResponse:
         """Record a whole response."""
         self._end(len(body), lambda client: client.respond(status, body, kind, headers))
 
-    def start_stream(self, status: int, headers: bytes) -> None:
+    def start_stream(self, status: int, headers: bytes, kind: bytes = SSE) -> None:
         """Record the head of a streamed response."""
-        self._record(0, lambda client: client.start_stream(status, headers))
+        self._record(0, lambda client: client.start_stream(status, headers, kind))
 
     def write(self, data: bytes) -> None:
         """Record a part of the stream."""

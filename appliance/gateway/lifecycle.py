@@ -42,7 +42,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import wraps
-from typing import Concatenate, ParamSpec, Protocol, cast
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from appliance.contract.model import Site
 from appliance.errors import (
@@ -62,12 +62,16 @@ from appliance.gateway import media, reply
 from appliance.gateway.body import (
     check,
     decode,
+    is_controlled,
+    is_split,
     sequences,
     unstreamed,
     wants_usage,
     with_cap,
+    with_one_system,
     with_role,
     with_usage,
+    without_controls,
 )
 from appliance.gateway.breaker import DownCause, Evidence, cause_of
 from appliance.gateway.engine_error import EngineError, read_error
@@ -90,6 +94,9 @@ COUNTING = frozenset({"/v1/messages/count_tokens", "/tokenize", "/detokenize"})
 
 OTHER_USAGE = frozenset({"/v1/responses", "/v1/messages"}) | COUNTING
 """Endpoints whose streams always report usage and end without ``[DONE]``."""
+
+TEMPLATED = frozenset({"/v1/chat/completions", "/tokenize"})
+"""Endpoints whose ``messages`` an engine renders with the model's own template."""
 
 ANTHROPIC = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 """Endpoints whose clients read ``request-id``, too."""
@@ -294,29 +301,44 @@ _OUTCOMES: tuple[tuple[type[RequestError], str], ...] = (
     (DrainingError, "draining"),
 )
 
+
+class GuardedRequest(Protocol):
+    """A request whose events are :func:`guarded`."""
+
+    def crashed(self, error: Exception) -> None:
+        """End the request with a 500 because of an unexpected ``error`` of the gateway."""
+
+
 P = ParamSpec("P")
+G = TypeVar("G", bound=GuardedRequest)
 
 
-def guarded(
-    event: Callable[Concatenate[ProxiedRequest, P], None],
-) -> Callable[Concatenate[ProxiedRequest, P], None]:
+def guarded(event: Callable[Concatenate[G, P], None]) -> Callable[Concatenate[G, P], None]:
     """Turn any error inside ``event`` into a 500 of its request: one response, one log entry, everything released.
 
     Events take positional arguments only: keyword arguments would double the cost of this boundary.
     """
 
     @wraps(event)
-    def run(request: ProxiedRequest, /, *args: object) -> None:
+    def run(request: G, /, *args: object) -> None:
         try:
             event(request, *args)  # type: ignore[call-arg, arg-type]
         except Exception as error:  # noqa: BLE001 - the boundary of one request
             request.crashed(error)
 
-    return cast("Callable[Concatenate[ProxiedRequest, P], None]", run)
+    return cast("Callable[Concatenate[G, P], None]", run)
 
 
 class ProxiedRequest:
-    """One request on its way from a client to an engine and back."""
+    """One request on its way from a client to an engine and back.
+
+    Args:
+        context: The parts of the gateway.
+        owner: The key of the request, for the end user that it names.
+        request: The request with its whole body.
+        client: Receives the response.
+        background_weight: Factor of the weight of background work; ``None`` for all other requests.
+    """
 
     __slots__ = (
         "_accounting",
@@ -349,11 +371,23 @@ class ProxiedRequest:
         "weight",
     )
 
-    def __init__(self, context: GatewayContext, owner: Key, request: Request, client: Responder) -> None:
+    def __init__(
+        self,
+        context: GatewayContext,
+        owner: Key,
+        request: Request,
+        client: Responder,
+        *,
+        background_weight: float | None = None,
+    ) -> None:
         # The ticket, as the queue and the service use it.
         self.user = owner.user
         self.key_id = owner.id
         self.weight = 1.0
+        if background_weight is not None:
+            # A flow of its own: background work must not delay its own user's chats. No user's name has a space.
+            self.user += " (background)"
+            self.weight = background_weight
         self.size = 1
         self.chat_key: bytes | None = None
         # The request.
@@ -416,10 +450,14 @@ class ProxiedRequest:
                 message = f"This key may not use `{name[:80]}`; GET /v1/models lists the models that it may use"
                 raise PermissionDeniedError(message, code="model_not_allowed", param="model")
             gateway = context.site.gateway
+            if is_controlled(fields):
+                body = without_controls(body)
+            if service.task == "generate" and path in TEMPLATED and is_split(fields):
+                body = with_one_system(body)
             over = check(fields, path, context=service.context, max_n=gateway.max_n, capped=service.cap_tokens)
             media.check(body, gateway.media_domains)
             accounting.admit(owner)
-            self.weight = context.ledger.weight(owner)
+            self.weight *= context.ledger.weight(owner)
             self.size = sequences(fields, path)
             if over:
                 body, self._cap = with_cap(body, fields, service.context), service.context
@@ -433,7 +471,7 @@ class ProxiedRequest:
             accounting.expect(service, body)
             request.body = b""
             if len(service.replicas) > 1:
-                self.chat_key = chat_key(fields, request.headers, self.user)
+                self.chat_key = chat_key(fields, request.headers, row.user)
             accounting.position = service.submit(self, accounting.began)
         except RequestError as error:
             self._fail(error)

@@ -17,6 +17,7 @@ from appliance.contract.model import Site
 from appliance.engines.lifecycle import ChildControl, EngineControl, SystemdControl
 from appliance.errors import StartError
 from appliance.gateway import log
+from appliance.gateway.acting_socket import ActingSocket, allowed_users
 from appliance.gateway.app import GatewayApp
 from appliance.gateway.control_socket import SOCKET, Control
 from appliance.gateway.drains import NAME as DRAINED
@@ -93,7 +94,7 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
         loop.add_signal_handler(number, stop_requested.set)
     settings = site.gateway
     drain_file = DrainFile(site.data_path(base) / DRAINED)
-    app = GatewayApp(site, keys, usage, drain_file, _engine_control(site, base))
+    app = GatewayApp(site, keys, usage, drain_file, _engine_control(site, base), base=base)
     timeouts = Timeouts(
         head_s=settings.header_timeout_s,
         body_s=settings.body_timeout_s,
@@ -113,7 +114,12 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
     with address(path) as name:
         controlling = await loop.create_unix_server(control.connect, name)
     path.chmod(0o600)
-    # Last, so that a gateway that accepts requests also has its control socket.
+    acting: ActingSocket | None = None
+    if site.assistant is not None:
+        users = allowed_users(site.assistant.user)
+        acting = ActingSocket(app, site.assistant.acting_path(base), users, timeouts)
+        await acting.listen()
+    # Last, so that a gateway that accepts requests also has its other sockets.
     listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
     try:
         await stop_requested.wait()
@@ -123,6 +129,9 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
         try:
             async with asyncio.timeout(settings.drain_timeout_s):
                 await server.drained()
+                if acting is not None:
+                    # Until here, a turn that a client waits for could send its next request.
+                    await acting.drain()
                 # The end of a stream may still be buffered for a slow reader.
                 await server.flushed()
         except TimeoutError:
@@ -136,5 +145,7 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
         listening.close()
         controlling.close()
         control.close()
+        if acting is not None:
+            acting.close()
         await app.close()
         server.close()

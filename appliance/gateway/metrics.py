@@ -91,6 +91,8 @@ class Metrics(Collector):
         self.internal_errors = 0
         self.not_found: dict[str, int] = {}
         """Requests for unknown paths, by a label of a fixed list."""
+        self.passed: dict[tuple[str, str], int] = {}
+        """Requests that the assistant served, by group of paths and outcome."""
 
     def count(self, row: UsageRow) -> None:
         """Count a finished request."""
@@ -158,6 +160,13 @@ class Metrics(Collector):
         for label, count in self.not_found.items():
             not_found.add_metric([label], count)
         yield not_found
+        if self.passed:
+            passed = CounterMetricFamily(
+                f"{PREFIX}_passed", "Requests passed to the assistant.", labels=["endpoint", "outcome"]
+            )
+            for key, count in self.passed.items():
+                passed.add_metric(key, count)
+            yield passed
         for sample in self._samples():
             make = CounterMetricFamily if sample.counter else GaugeMetricFamily
             found = make(f"{PREFIX}_{sample.name}", sample.help, labels=sample.labels)

@@ -10,6 +10,7 @@ paths.
 from __future__ import annotations
 
 import re
+from urllib.parse import quote
 
 INFERENCE = frozenset(
     {
@@ -35,6 +36,17 @@ MODEL = "/v1/models/"
 READ = ("GET", "HEAD", "OPTIONS")
 INFER = ("POST", "OPTIONS")
 
+UPLOADS = "/v1/files"
+"""Path whose POST has a file."""
+
+RESPONSES = "/v1/responses"
+
+STATEFUL = ("/v1/conversations", UPLOADS, "/v1/vector_stores", RESPONSES)
+"""Groups of paths that the assistant serves. The path of the last one itself is inference; the assistant serves it
+only if the request is stateful."""
+
+PASS = ("GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS")
+
 OTHER_APIS = (
     "/api",
     "/v1/assistants",
@@ -57,8 +69,37 @@ _SLASHES = re.compile(r"/{2,}")
 _WORD = re.compile(r"[a-z][a-z_]{0,24}|v\d")
 
 
-def methods(path: str) -> tuple[str, ...]:
-    """Return the methods of the endpoint ``path``; none if it is not an endpoint."""
+def stateful_group(path: str) -> str:
+    """Return the group of :data:`STATEFUL` that ``path`` belongs to; empty if the assistant does not serve it.
+
+    A path with an empty segment or a dot segment belongs to none: two programs may read it differently.
+    """
+    for group in STATEFUL:
+        if path.startswith(group) and path != RESPONSES:
+            below = path[len(group) :]
+            if not below:
+                return group
+            segments = below.split("/")
+            return group if not segments[0] and not {"", ".", ".."} & {*segments[1:]} else ""
+    return ""
+
+
+def passed_target(path: str, target: bytes) -> bytes:
+    """Return the request target with which the assistant gets a request: ``path`` encoded anew, and the query.
+
+    ``target`` is the client's own, whose encoding and absolute form another program may read differently.
+    """
+    _, mark, query = target.partition(b"?")
+    return quote(path, safe="/-._~!$&'()*+,;=:@").encode() + mark + query
+
+
+def methods(path: str, *, stateful: bool = False) -> tuple[str, ...]:
+    """Return the methods of the endpoint ``path``; none if it is not an endpoint.
+
+    ``stateful`` is whether the site has an assistant.
+    """
+    if stateful and stateful_group(path):
+        return PASS
     if path in INFERENCE:
         return INFER
     if path in OPERATIONS or path == MODELS or (path.startswith(MODEL) and path != MODEL):
@@ -66,13 +107,16 @@ def methods(path: str) -> tuple[str, ...]:
     return ()
 
 
-def suggestion(path: str) -> str:
-    """Return a clause that names the endpoint that ``path`` resembles; empty if there is none."""
+def suggestion(path: str, *, stateful: bool = False) -> str:
+    """Return a clause that names the endpoint that ``path`` resembles; empty if there is none.
+
+    ``stateful`` is whether the site has an assistant.
+    """
     plain = _SLASHES.sub("/", path).rstrip("/").lower()
-    if plain != path and methods(plain):
+    if plain != path and methods(plain, stateful=stateful):
         return f"write {plain}"
     for candidate in (f"/v1{plain}", plain.removeprefix("/v1"), plain.removeprefix("/api")):
-        if candidate != plain and methods(candidate):
+        if candidate != plain and methods(candidate, stateful=stateful):
             return (
                 f"the base URL ends in /v1: write {candidate}" if candidate[:4] == "/v1/" else f"write {candidate}"
             )

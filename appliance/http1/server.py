@@ -20,7 +20,7 @@ from typing import NamedTuple, cast
 
 from appliance.errors import InternalError, RequestError, RequestTimeoutError
 from appliance.http1.parser import BODY, HEAD, IDLE, RequestParser
-from appliance.http1.types import JSON, ClientEvents, Handler, Request, Timeouts
+from appliance.http1.types import JSON, SSE, ClientEvents, Handler, Request, Timeouts
 from appliance.http1.writer import CHUNK, CONTINUE, LAST_CHUNK, WriteCoalescer, encode_response, stream_head
 
 LOG = logging.getLogger(__name__)
@@ -91,12 +91,13 @@ class ResponseWriter:
         self.listener = None
         self._connection.finish()
 
-    def start_stream(self, status: int, headers: bytes) -> None:
-        """Write the head of a stream."""
+    def start_stream(self, status: int, headers: bytes, kind: bytes = SSE) -> None:
+        """Write the head of a stream; ``kind`` is its content type."""
         if self._open:
             server, last = self._connection.server, self._connection.last
             headers = server.handler.complete_headers(self.request, headers)
-            head = stream_head(status, headers, chunked=self._chunked, close=last or server.draining)
+            close = last or server.draining
+            head = stream_head(status, headers, chunked=self._chunked, close=close, kind=kind)
             self._coalescer.write(self._transport, head)
 
     def write(self, data: bytes) -> None:

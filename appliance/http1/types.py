@@ -11,6 +11,7 @@ from urllib.parse import unquote_to_bytes
 from appliance.errors import RequestError
 
 JSON = b"application/json"
+SSE = b"text/event-stream; charset=utf-8"
 
 _SCHEME = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 
@@ -82,8 +83,8 @@ class Responder(Protocol):
     def respond(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
         """Write a whole response; ``kind`` is its content type, ``headers`` are lines that end in CRLF."""
 
-    def start_stream(self, status: int, headers: bytes) -> None:
-        """Write the head of a stream."""
+    def start_stream(self, status: int, headers: bytes, kind: bytes = SSE) -> None:
+        """Write the head of a stream; ``kind`` is its content type."""
 
     def write(self, data: bytes) -> None:
         """Write a piece of the stream."""

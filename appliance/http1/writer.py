@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from http import HTTPStatus
 
-from appliance.http1.types import JSON
+from appliance.http1.types import JSON, SSE
 
 BUSY = 16
 """Direct writes within one reading of the loop's clock (a millisecond) from which on they are collected."""
@@ -44,10 +44,14 @@ def encode_response(status: int, body: bytes, kind: bytes, headers: bytes, *, cl
     return b"%s%s%scontent-length: %d\r\n\r\n%s" % (first, headers, last, len(body), body)
 
 
-def stream_head(status: int, headers: bytes, *, chunked: bool, close: bool) -> bytes:
-    """Return the head of an SSE response; for HTTP/1.0 it is not chunked and ends with the connection."""
+def stream_head(status: int, headers: bytes, *, chunked: bool, close: bool, kind: bytes = SSE) -> bytes:
+    """Return the head of a streamed response with the content type ``kind``.
+
+    For HTTP/1.0 it is not chunked and ends with the connection.
+    """
     framing = b"transfer-encoding: chunked\r\n" if chunked else b""
-    return b"%s%s%s%s%s\r\n" % (_status_line(status), _SSE, headers, framing, _CLOSE if close else b"")
+    lines = _SSE if kind is SSE else b"content-type: %s\r\n" % kind
+    return b"%s%s%s%s%s\r\n" % (_status_line(status), lines, headers, framing, _CLOSE if close else b"")
 
 
 def _status_line(status: int) -> bytes:

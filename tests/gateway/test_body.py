@@ -14,15 +14,20 @@ from appliance.contract.model import Role
 from appliance.errors import InvalidRequestError
 from appliance.gateway import json_text
 from appliance.gateway.body import (
+    CONTROLS,
     BodyFields,
     check,
     decode,
+    is_controlled,
+    is_split,
     sequences,
     unstreamed,
     wants_usage,
     with_cap,
+    with_one_system,
     with_role,
     with_usage,
+    without_controls,
 )
 
 JSON = st.recursive(
@@ -195,3 +200,76 @@ def test_every_edit_keeps_what_only_a_lenient_parser_reads(endpoint: str, odd: s
     whole = json_text.members(unstreamed(body))
     assert (bytes(whole["stream"]), "stream_options" in whole) == (b"false", False)
     assert bytes(whole["odd"]) == odd.encode()
+
+
+@given(st.dictionaries(st.sampled_from([*CONTROLS, "metadata", "seed"]), JSON))
+def test_the_engines_own_fields_are_removed_and_no_other(extra: dict[str, Any]) -> None:
+    body = json.dumps({"model": "m", **extra}).encode()
+    controlled = is_controlled(decode(body))
+    assert controlled == bool(extra.keys() & {*CONTROLS})
+    if controlled:
+        body = without_controls(body)
+    assert json.loads(body) == {"model": "m"} | {name: extra[name] for name in extra if name not in CONTROLS}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","priority":-1}',
+        b'{"model":"m","prior\\u0069ty":-1}',
+        b'{"model":"m","priority":-1,"priority":null}',
+        b'{"model":"m","n":"2","priority":1e999}',
+        b'{"model":"m","metadata":{"priority":1},"request_id":"a"}',
+    ],
+)
+def test_no_spelling_of_the_engines_own_fields_passes(body: bytes) -> None:
+    assert is_controlled(decode(body))
+    assert not json.loads(without_controls(body)).keys() & {*CONTROLS}
+
+
+def test_a_field_of_this_name_inside_another_one_stays() -> None:
+    assert not is_controlled(decode(b'{"model":"m","metadata":{"priority":1,"request_id":"a"}}'))
+
+
+PARTS = st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": st.text()}))
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": st.text() | PARTS},
+    optional={"name": st.text(max_size=3)},
+)
+
+
+def text_of(content: str | list[dict[str, str]]) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+@given(st.lists(MESSAGE, min_size=1), st.booleans())
+def test_all_instructions_become_one_system_message_at_the_top(messages: list[Any], ascii_only: bool) -> None:
+    body = json.dumps({"model": "m", "messages": messages, "x": 1.10}, ensure_ascii=ascii_only).encode(
+        errors="surrogatepass"
+    )
+    own = [message for message in messages if message["role"] in ("system", "developer")]
+    fields = decode(body)
+    split = any(message is not messages[0] or message["role"] == "developer" for message in own)
+    assert is_split(fields) is split
+    if not split:
+        return
+    merged = json.loads(with_one_system(body))
+    first, *others = merged["messages"]
+    assert first["role"] == "system"
+    assert text_of(first["content"]) == "\n\n".join(text_of(message["content"]) for message in own)
+    assert others == [message for message in messages if message not in own]
+    assert not is_split(decode(json.dumps(merged).encode()))
+    assert merged["x"] == 1.10
+
+
+def test_merged_texts_keep_their_bytes() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"\\u00e9"},{"content":"a\\n","role":"developer"}]}'
+    merged = b'{"model":"m","messages":[{"content":"a\\n","role":"system"},{"role":"user","content":"\\u00e9"}]}'
+    assert with_one_system(body) == merged
+
+
+@pytest.mark.parametrize("content", [None, 3, {"type": "text"}])
+def test_an_invalid_instruction_stays_for_the_engine_to_reject(content: object) -> None:
+    messages = [{"role": "system", "content": "a"}, {"role": "developer", "content": content}]
+    body = json.dumps({"model": "m", "messages": messages}).encode()
+    assert with_one_system(body) == body

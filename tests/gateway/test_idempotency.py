@@ -23,7 +23,7 @@ class FakeRequest:
 
 def finished(cache: IdempotencyCache, key: bytes, size: int = 0) -> None:
     recording = cache.record("ada", key, path="/v1/x", body=b"body")
-    recording.request = FakeRequest(recording)  # type: ignore[assignment]
+    recording.request = FakeRequest(recording)
     recording.respond(200, bytes(size))
 
 
@@ -60,7 +60,7 @@ def test_an_expired_recording_is_freed_without_the_garbage_collector() -> None:
     now = 0.0
     cache = IdempotencyCache(600.0, lambda: now)
     recording = cache.record("ada", b"k", path="/v1/x", body=b"body")
-    recording.request = FakeRequest(recording)  # type: ignore[assignment]
+    recording.request = FakeRequest(recording)
     recording.respond(200, b"{}")
     freed = weakref.ref(recording)
     del recording

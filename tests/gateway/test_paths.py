@@ -80,3 +80,46 @@ def test_an_unknown_path_is_counted_by_a_fixed_label_and_logged_without_ids(
     path: str, label: str, logged: str
 ) -> None:
     assert (paths.label(path), paths.redacted(path)) == (label, logged)
+
+
+@pytest.mark.parametrize(
+    ("path", "group"),
+    [
+        ("/v1/conversations", "/v1/conversations"),
+        ("/v1/conversations/conv_1/items/msg_1", "/v1/conversations"),
+        ("/v1/files/f/content", "/v1/files"),
+        ("/v1/vector_stores/vs_1/file_batches/b/cancel", "/v1/vector_stores"),
+        ("/v1/responses/resp_1", "/v1/responses"),
+        ("/v1/responses/input_tokens", "/v1/responses"),
+        ("/v1/responses", ""),
+        ("/v1/responses/", ""),
+        ("/v1/files/", ""),
+        ("/v1/filesystem", ""),
+        ("/v1/files/../keys", ""),
+        ("/v1/files/a/./b", ""),
+        ("/v1/files//b", ""),
+        ("/v1/chat/completions", ""),
+        ("/v1", ""),
+    ],
+)
+def test_a_path_with_state_belongs_to_a_group(path: str, group: str) -> None:
+    assert paths.stateful_group(path) == group
+    assert ("DELETE" in paths.methods(path, stateful=True)) is bool(group)
+    assert "DELETE" not in paths.methods(path)
+
+
+@given(st.binary(max_size=60))
+def test_a_passed_target_has_one_reading(target: bytes) -> None:
+    """The assistant decodes it to the path that the gateway checked, and no byte ends the request line."""
+    path = path_of(target)
+    passed = paths.passed_target(path, b"/x?" + target.partition(b"?")[2].replace(b" ", b"").replace(b"\n", b""))
+    own = passed.partition(b"?")[0]
+    assert path_of(own) == path or not path.startswith("/")
+    assert not {*own} & {*b" \r\n\t?#"}
+    assert own.isascii()
+
+
+def test_another_spelling_is_corrected_only_for_a_site_with_state() -> None:
+    assert paths.suggestion("/v1/files/", stateful=True) == "write /v1/files"
+    assert paths.suggestion("/files", stateful=True) == "the base URL ends in /v1: write /v1/files"
+    assert paths.suggestion("/v1/files/") == ""

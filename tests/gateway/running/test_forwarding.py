@@ -285,3 +285,23 @@ def test_anthropics_clients_get_errors_of_their_api(service: RunningService) -> 
         "error",
         "not_found_error",
     )
+
+
+def test_an_engine_gets_no_control_fields_and_one_system_message(service: RunningService) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "fake: tokens=1"},
+        {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]},
+    ]
+    controls = {"request_id": "mine", "priority": -9, "cache_salt": "x", "kv_transfer_params": {"a": 1}}
+    for path in ("/v1/chat/completions", "/tokenize"):
+        body = {"model": "fake", "messages": messages, "seed": 7} | controls
+        assert service.post(path, body).status == 200
+        sent = json.loads(service.last()["body"])
+        assert not sent.keys() & controls.keys()
+        assert sent["seed"] == 7
+        assert [message["role"] for message in sent["messages"]] == ["system", "user"]
+        assert [part["text"] for part in sent["messages"][0]["content"]] == ["Be brief.", "\n\n", "Be kind."]
+    for path, more in (("/v1/completions", {"prompt": "hi"}), ("/v1/responses", {"input": "fake: tokens=1"})):
+        assert service.post(path, {"model": "fake"} | more | controls).status == 200
+        assert not json.loads(service.last()["body"]).keys() & controls.keys()
