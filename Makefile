@@ -46,10 +46,11 @@ test-operate:
 	@.venv/bin/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not vllm" \
 	  tests/watch tests/notices tests/nix/test_observe.py $(ARGS)
 
-# Real vLLM on the CPU: a replica that drains, and the names of its metrics.
+# Real vLLM on the CPU: a replica that drains, the names of its metrics, embedders and rerankers of Qwen3.
 test-operate-vllm:
 	@$(PYTHON) -m tools.bootstrap --tests --engine vllm
-	@.venv/bin/python -m pytest tests/vllm/drain_on_vllm.py tests/vllm/metric_names.py $(ARGS)
+	@.venv/bin/python -m pytest tests/vllm/drain_on_vllm.py tests/vllm/metric_names.py \
+	  tests/vllm/qwen3_pooling.py $(ARGS)
 
 # Real boots under emulation, one machine a seed, as root.
 test-boot:

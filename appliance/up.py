@@ -13,7 +13,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from rich.console import Console
 
 from appliance.contract.load import parse, read, validate
 from appliance.contract.model import Site
+from appliance.engines import golden_pairs
 from appliance.engines.argv import EngineReplica, command, replicas
 from appliance.engines.cpu_dtype import read_cpuinfo
 from appliance.engines.probe import probe_token
@@ -106,8 +107,11 @@ async def _run(options: Options, console: Console) -> int:
     given = validate(str(options.config), table)
     table = on_ports(table, given, options)
     given = validate(str(options.config), table)
-    if len({engine.model for engine in given.engines.values()}) != 1:
-        raise ConfigError(f"{options.config}: `make up` serves one model; give all engines the same `model`")
+    if len({engine.model for engine in given.engines.values() if engine.kind != "embedder"}) != 1:
+        raise ConfigError(
+            f"{options.config}: `make up` serves one model, and embeddings from engines of kind embedder; give all "
+            "other engines the same `model`"
+        )
     data = given.data_path(options.base)
     with _alone(data, given, options) as lock:
         await _free_ports(console, given, options, lock)
@@ -260,7 +264,9 @@ async def _serve(
 ) -> int:
     folder = site.data_path(options.base)
     logs = folder / "log"
-    for replica in replicas(site):
+    waiting: list[tuple[EngineReplica, Path]] = []
+    # The embedder loads while the other engine does.
+    for replica in sorted(replicas(site), key=lambda one: one.engine.kind != "embedder"):
         # Its command is built once, from the site in memory: after a crash the same engine starts again, even if
         # the file has changed.
         built = command(site, replica, options.base, read_cpuinfo())
@@ -275,9 +281,12 @@ async def _serve(
             fix=f"name the engine's Python or binary in engines.{replica.name}.command of {options.config}",
         )
         await children.start(unit)
-        async with _step(console, f"starting {_describe(replica)} on 127.0.0.1:{replica.port}"):
-            await first_token(site, replica, unit.log, events.died)
-        console.print(f"engine {replica.name} generated its first token")
+        if replica.engine.kind == "embedder":
+            waiting.append((replica, unit.log))
+        else:
+            await _until_it_works(console, site, replica, unit.log, events)
+    for replica, log in waiting:
+        await _until_it_works(console, site, replica, log, events)
 
     # Before the gateway starts, so that it accepts both keys from its first request.
     keys = KeyStore(folder)
@@ -302,13 +311,26 @@ async def _serve(
     show(report, console, subject=subject)
     if options.once:
         return report.exit_code
-    _invite(console, url, model, own_key, logs)
+    embedders = [name for name, entry in site.models.items() if entry.task == "embed"]
+    _invite(console, url, model, key=own_key, logs=logs, embedders=embedders)
     events.died.clear()
     try:
         await _watch(console, events, logs)
     except asyncio.CancelledError:
         # The ordinary end of a running service: the caller stops the children and reports no failure.
         return 0
+
+
+async def _until_it_works(console: Console, site: Site, replica: EngineReplica, log: Path, events: Events) -> None:
+    """Wait for the first token of ``replica``, then for its self-test; raises :class:`StartError` if it fails."""
+    async with _step(console, f"starting {_describe(replica)} on 127.0.0.1:{replica.port}"):
+        await first_token(site, replica, log, events.died)
+        reason = await asyncio.to_thread(golden_pairs.check, replica.url, replica.engine, site)
+    if reason:
+        raise StartError(f"engine {replica.name}: {reason}; its log is {log}")
+    task = site.models[replica.engine.model].task
+    done = {"embed": "its vectors match the golden pairs", "rerank": "its scores match the golden pairs"}
+    console.print(f"engine {replica.name}: {done.get(task, 'generated its first token')}")
 
 
 async def _smoke(site: Site, url: str, key: str, model: str, folder: Path) -> Report:
@@ -359,14 +381,16 @@ def write_site(
 ) -> tuple[Site, Path]:
     """Write the configuration that runs: the given one with the prepared model.
 
-    ``table`` is a valid site of one model. Returns the result with the file that the gateway reads. The model gets
-    its real name everywhere, so that no client takes a tiny random model, or a fake engine, for Qwen.
+    ``table`` is a valid site of one model, and of embedders, which do not change. Returns the result with the file
+    that the gateway reads. The model gets its real name everywhere, so that no client takes a tiny random model, or
+    a fake engine, for Qwen.
     Raises :class:`ConfigError` before anything is written.
     """
     table = json.loads(json.dumps(table))
     table.setdefault("gateway", {}).update(port=port, data_dir=str(data.absolute()))
-    engines: dict[str, dict[str, Any]] = table["engines"]
-    old = next(iter(engines.values()))["model"]
+    engines: list[dict[str, Any]] = [e for e in table["engines"].values() if e.get("kind") != "embedder"]
+    packaged = {e["model"] for e in table["engines"].values() if e.get("kind") == "embedder"}
+    old = engines[0]["model"]
     new = "fake" if prepared is None else prepared.name
     source = str(data.absolute()) if prepared is None else str(prepared.folder.absolute())
     model = dict(table.get("models", {}).get(old, {}))
@@ -374,8 +398,8 @@ def write_site(
     model["source"] = source
     if prepared is not None:
         model["max_context"] = prepared.context
-    table["models"] = {new: model}
-    for engine in engines.values():
+    table["models"] = {new: model} | {name: table["models"][name] for name in sorted(packaged)}
+    for engine in engines:
         engine.update(model=new, command=sys.executable if prepared is None else str(options.engine_python))
         if prepared is None:
             engine.update(kind="mock", options={})
@@ -459,17 +483,25 @@ def _own_key(keys: KeyStore, folder: Path) -> str:
     return key
 
 
-def _invite(console: Console, url: str, model: str, key: str, logs: Path) -> None:
+def _invite(console: Console, url: str, model: str, *, key: str, logs: Path, embedders: Iterable[str]) -> None:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
     console.print(f"\n[bold]Serving[/] on {url}/v1, model [bold]{model}[/], logs in {logs}")
     console.print(f"Your API key: {key}\n\nTry it from another terminal:\n")
     console.print(f"  curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' \\", soft_wrap=True)
     console.print(f"    -H 'Content-Type: application/json' -d '{body}'\n", soft_wrap=True, markup=False)
+    for name in embedders:
+        console.print(f"Embeddings: {url}/v1/embeddings, model [bold]{name}[/]")
     console.print("Ctrl-C stops everything.")
 
 
 def _describe(replica: EngineReplica) -> str:
-    kind = {"vllm": "vLLM", "llamacpp": "llama.cpp", "mock": "the fake engine"}[replica.engine.kind]
+    names = {
+        "vllm": "vLLM",
+        "llamacpp": "llama.cpp",
+        "embedder": "the small embedder",
+        "mock": "the fake engine",
+    }
+    kind = names[replica.engine.kind]
     return f"{kind} on the CPU" if replica.engine.device == "cpu" and replica.engine.kind != "mock" else kind
 
 

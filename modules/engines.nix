@@ -52,6 +52,8 @@ let
   homeless = lib.filterAttrs (
     _: e: e.kind == "vllm" && e.device == "cpu" && e.command == null
   ) appliance.myEngines;
+  # nixpkgs has no package of its weights.
+  packaged = lib.filterAttrs (_: e: e.kind == "embedder") appliance.myEngines;
   # The unit mounts the folder of the environment.
   loose = lib.filterAttrs (
     _: e:
@@ -255,6 +257,10 @@ in
       {
         assertion = homeless == { };
         message = "appliance.settings.engines.${names homeless}: this flake has no CPU build of vLLM: set command to the Python of one, or kind = \"llamacpp\".";
+      }
+      {
+        assertion = packaged == { };
+        message = "appliance.settings.engines.${names packaged}: nixpkgs does not have the package of kind = \"embedder\": serve Qwen3-Embedding with vLLM, or on the CPU with kind = \"llamacpp\".";
       }
       {
         assertion = loose == { };

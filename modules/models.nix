@@ -10,7 +10,7 @@ let
   inherit (import ./lib.nix { inherit lib; }) hardened;
   cfg = config.appliance.models;
   inherit (lib) mkOption types;
-  isFolder = model: lib.hasPrefix "/" model.source;
+  isFolder = model: lib.hasPrefix "/" model.source || lib.hasPrefix "package:" model.source;
   loose = lib.filterAttrs (
     _: model: !(isFolder model) && model.revision == null
   ) config.appliance.settings.models;

@@ -78,12 +78,12 @@ def main() -> int:
 def write(*, upgrade: bool) -> int:
     """Resolve every lock and write it, and `files.txt` after them."""
     project, dev = ROOT / "pyproject.toml", LOCKS / "dev.lock"
-    everything = ("--extra", "loadtest", "--extra", "dev")
+    up = ("--extra", "loadtest", "--extra", "embedder")
     files: dict[str, str] = {}
     for target, source, options in (
         (LOCKS / "lock.lock", LOCKS / "lock.in", ()),
-        (dev, project, everything),
-        (LOCKS / "loadtest.lock", project, ("--extra", "loadtest", "-c", str(dev))),
+        (dev, project, (*up, "--extra", "dev")),
+        (LOCKS / "loadtest.lock", project, (*up, "-c", str(dev))),
         (LOCKS / "appliance.lock", project, ("-c", str(dev))),
     ):
         print(f"{source.name} -> {target.name}", flush=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from appliance.contract.model import Engine, Model, Site
 from appliance.contract.rules import suggest
-from appliance.engines import cpu_dtype, llamacpp, mock_command, vllm
+from appliance.engines import cpu_dtype, embedder_command, llamacpp, mock_command, vllm
+from appliance.engines.recipe import settle
 from appliance.errors import UsageError
 
 
@@ -42,7 +43,12 @@ class EngineReplica:
 
 Build = Callable[[Engine, Model, int], tuple[list[str], dict[str, str]]]
 
-_BUILD: dict[str, Build] = {"vllm": vllm.build, "llamacpp": llamacpp.build, "mock": mock_command.build}
+_BUILD: dict[str, Build] = {
+    "vllm": vllm.build,
+    "llamacpp": llamacpp.build,
+    "embedder": embedder_command.build,
+    "mock": mock_command.build,
+}
 
 
 def replicas(site: Site) -> list[EngineReplica]:
@@ -76,7 +82,7 @@ def command(site: Site, replica: EngineReplica, base: Path, cpuinfo: str = "") -
     model = site.models[replica.engine.model]
     if model.is_folder:
         model = model.model_copy(update={"source": str((base / Path(model.source).expanduser()).resolve())})
-    argv, environment = _BUILD[replica.engine.kind](replica.engine, model, replica.index)
+    argv, environment = _BUILD[replica.engine.kind](replica.engine, settle(model), replica.index)
     if replica.engine.kind == "vllm":
         argv += vllm.media_options(site.gateway.media_domains)
     notice = ""

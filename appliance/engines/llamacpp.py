@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from appliance.contract.model import Engine, Model
+from appliance.engines.recipe import recipe_of
 from appliance.engines.vllm import option_words
+
+END_TOKEN = 151643
+"""The id of ``<|endoftext|>``, whose hidden state is the vector of Qwen3-Embedding of every size."""
 
 
 def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[str, str]]:
@@ -18,8 +22,7 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     argv += ["--ctx-size", str(engine.context * engine.concurrency), "--parallel", str(engine.concurrency)]
     # Users reach the gateway alone, so the server's own page is off; weights are fetched beforehand.
     argv += ["--no-webui", "--offline", "--metrics", "--jinja"]
-    if model.task == "embed":
-        argv += ["--embedding"]
+    argv += _pooling(engine, model)
     environment: dict[str, str] = {}
     if engine.device == "cpu":
         argv += ["--n-gpu-layers", "0"]
@@ -31,3 +34,22 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     for flag, value in engine.options.items():
         argv += option_words(flag, value)
     return argv, environment
+
+
+def _pooling(engine: Engine, model: Model) -> list[str]:
+    """Return the words for embeddings or scores.
+
+    A text must fit into one physical batch. GGUF files of Qwen3-Embedding from before August 2025 name another end
+    token, or append none (ggml-org/llama.cpp#14252, #14314): the vector would be that of the last word.
+    """
+    if model.task == "generate":
+        return []
+    words = ["--reranking"] if model.task == "rerank" else ["--embedding"]
+    if not {"batch-size", "ubatch-size"} & engine.options.keys():
+        words += ["--batch-size", str(engine.context), "--ubatch-size", str(engine.context)]
+    if recipe_of(model) == "qwen3-embedding":
+        if "pooling" not in engine.options:
+            words += ["--pooling", "last"]
+        words += ["--override-kv", "tokenizer.ggml.add_eos_token=bool:true"]
+        words += ["--override-kv", f"tokenizer.ggml.eos_token_id=int:{END_TOKEN}"]
+    return words

