@@ -1,4 +1,4 @@
-"""Opens the database of a gateway and migrates its tables."""
+"""Opens a database of the appliance and migrates its tables: the gateway's, or another one of its processes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, column, create_engine, event, inspect, select, table, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from appliance.errors import StoreError, existing, write_fix
-from appliance.store.schema import REVISION, REVISIONS
+from appliance.store.schema import REVISIONS
 
 FILE = "appliance.sqlite"
 BUSY_MS = 5000
@@ -25,25 +26,63 @@ ADVISORY_LOCK = 0x61_70_70_6C
 """Lock of PostgreSQL for migrations ("appl"): two gateways that start at once migrate one after the other."""
 
 
-def open_database(folder: Path, url: str | None = None) -> Engine:
-    """Return the database at ``url``, or ``appliance.sqlite`` in ``folder``, with migrated tables.
+@dataclass(frozen=True, slots=True)
+class DatabaseKind:
+    """The tables of one process: their file, their migrations, their setting."""
 
-    Raises :class:`StoreError` if it cannot be reached, or if a newer version created it.
+    file: str
+    """Name of the SQLite file."""
+    revisions: tuple[str, ...]
+    """All migrations of this version, oldest first."""
+    migrations: str
+    """Package and folder of the migrations, as Alembic names them."""
+    version_table: str
+    """Table with the present revision; each kind has its own, so that kinds can share one PostgreSQL."""
+    setting: str
+    """Setting with the URL, for messages."""
+    durable: bool = False
+    """Whether SQLite waits for the disk at each commit. Otherwise a power failure may cost the last rows."""
+
+
+GATEWAY = DatabaseKind(
+    file=FILE,
+    revisions=REVISIONS,
+    migrations="appliance.store:migrations",
+    version_table="alembic_version",
+    setting="gateway.database_url",
+)
+
+
+def open_database(
+    folder: Path, url: str | None = None, kind: DatabaseKind = GATEWAY, *, read_only: bool = False
+) -> Engine:
+    """Return the database at ``url``, or the SQLite file of ``kind`` in ``folder``, with migrated tables.
+
+    A ``read_only`` one exists already and refuses to be changed; it gets no migrations.
+
+    Raises :class:`StoreError` if it cannot be reached, or if another version created it.
     """
-    name = str(folder / FILE) if url is None else make_safe(url)
+    name = str(folder / kind.file) if url is None else make_safe(url, kind.setting)
+    if read_only and url is None and not (folder / kind.file).is_file():
+        raise StoreError(f"{name}: does not exist yet; the first start of its process creates it")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        engine = _sqlite(folder / FILE) if url is None else _postgres(url)
+        if not read_only:
+            folder.mkdir(parents=True, exist_ok=True)
+        engine = _sqlite(folder / kind.file, durable=kind.durable) if url is None else _postgres(url, kind.setting)
         try:
+            if read_only:
+                _refuse_changes(engine)
+                _expect_newest(engine, name, kind)
+                return engine
             with _alone(folder):
-                upgrade(engine, name)
+                upgrade(engine, name, kind)
         except BaseException:
             engine.dispose()
             raise
     except (OSError, sqlite3.Error, SQLAlchemyError) as error:
         fix = "check that PostgreSQL runs and that PGPASSFILE holds the password"
         if url is None:
-            fix = _fix(folder / FILE, error) or "check the folder and its owner"
+            fix = _fix(folder / kind.file, error) or "check the folder and its owner"
         raise StoreError(f"{name}: cannot be opened ({_first(error)}); {fix}") from error
     return engine
 
@@ -101,28 +140,29 @@ def _refusal(path: Path) -> int:
     return errno.EIO
 
 
-def make_safe(url: str) -> str:
+def make_safe(url: str, setting: str = GATEWAY.setting) -> str:
     """Return ``url`` without its password, for messages; raises :class:`StoreError` if it is not a URL."""
     try:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
         raise StoreError(
-            "gateway.database_url is not a URL; write it like postgresql://appliance@localhost/appliance"
+            f"{setting} is not a URL; write it like postgresql://appliance@localhost/appliance"
         ) from None
 
 
-def upgrade(engine: Engine, name: str) -> None:
-    """Run the missing migrations of the database ``name``.
+def upgrade(engine: Engine, name: str, kind: DatabaseKind = GATEWAY) -> None:
+    """Run the missing migrations of the database ``name``, which has the tables of ``kind``.
 
     Raises :class:`StoreError` if a newer version created it.
     """
     with engine.connect() as connection:
-        current = _revision(connection)
-    if current == REVISION:
+        current = _revision(connection, kind)
+    newest = kind.revisions[-1]
+    if current == newest:
         return
-    if current is not None and current not in REVISIONS:
+    if current is not None and current not in kind.revisions:
         raise StoreError(
-            f"{name}: was made by a newer version (its schema is {current}, this version has {REVISION}); "
+            f"{name}: was made by a newer version (its schema is {current}, this version has {newest}); "
             "upgrade the appliance, or restore an older backup"
         )
     # Imported late: a gateway whose tables are up to date never needs it.
@@ -130,25 +170,51 @@ def upgrade(engine: Engine, name: str) -> None:
     from alembic.config import Config  # noqa: PLC0415
 
     config = Config()
-    config.set_main_option("script_location", "appliance.store:migrations")
+    config.set_main_option("script_location", kind.migrations)
     config.set_main_option("path_separator", "os")
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
         config.attributes["connection"] = connection
+        config.attributes["version_table"] = kind.version_table
         command.upgrade(config, "head")
 
 
-def _revision(connection: Connection) -> str | None:
-    if not inspect(connection).has_table("alembic_version"):
+def _refuse_changes(engine: Engine) -> None:
+    statement = (
+        "PRAGMA query_only = ON"
+        if engine.dialect.name == "sqlite"
+        else "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: object) -> None:
+        connection.execute(statement)
+        connection.commit()
+
+
+def _expect_newest(engine: Engine, name: str, kind: DatabaseKind) -> None:
+    with engine.connect() as connection:
+        current = _revision(connection, kind)
+    if current != kind.revisions[-1]:
+        raise StoreError(
+            f"{name}: has the schema {current}, and this version reads {kind.revisions[-1]}; "
+            "restart its process with this version first"
+        )
+
+
+def _revision(connection: Connection, kind: DatabaseKind) -> str | None:
+    if not inspect(connection).has_table(kind.version_table):
         return None
-    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    versions = table(kind.version_table, column("version_num"))
+    found = connection.execute(select(versions.c.version_num)).scalar()
     return None if found is None else str(found)
 
 
-def _sqlite(path: Path) -> Engine:
-    # Create the file with its mode before SQLite does: it holds digests and users' names.
-    path.touch(mode=0o600)
+def _sqlite(path: Path, *, durable: bool) -> Engine:
+    # Create the file with its mode before SQLite does: it holds digests, users' names and their chats.
+    if not path.exists():
+        path.touch(mode=0o600)
     engine = create_engine(
         f"sqlite:///{path}", connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False}
     )
@@ -156,17 +222,17 @@ def _sqlite(path: Path) -> Engine:
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: object) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
-        # A power failure may lose the last rows, but never damages the file.
-        connection.execute("PRAGMA synchronous = NORMAL")
+        # With NORMAL, a power failure may lose the last rows, but never damages the file.
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
 
     return engine
 
 
-def _postgres(url: str) -> Engine:
-    make_safe(url)
+def _postgres(url: str, setting: str) -> Engine:
+    make_safe(url, setting)
     parsed = make_url(url)
     if parsed.get_backend_name() != "postgresql":
-        raise StoreError(f"gateway.database_url: {parsed.get_backend_name()} is not supported; use postgresql://…")
+        raise StoreError(f"{setting}: {parsed.get_backend_name()} is not supported; use postgresql://…")
     return create_engine(
         parsed.set(drivername="postgresql+psycopg"),
         pool_pre_ping=True,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,57 +25,13 @@ from appliance.store.schema import METADATA, REVISION, REVISIONS, USAGE
 from appliance.store.usage import UsageLine, UsageReader, as_csv
 from tests.conftest import http, serving, wait_until
 from tests.ports import free_port
-
-POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)
-
-
-@dataclass
-class Cluster:
-    """A PostgreSQL server that this test starts and stops."""
-
-    folder: Path
-    port: int
-    prefix: list[str]
-
-    def run(self, *argv: str) -> None:
-        assert POSTGRES is not None
-        command = [*self.prefix, str(POSTGRES / argv[0]), *argv[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd="/")
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def start(self) -> None:
-        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off"
-        self.run("pg_ctl", "start", "-w", "-D", f"{self.folder}/data", "-l", f"{self.folder}/log", "-o", options)
-
-    def stop(self) -> None:
-        self.run("pg_ctl", "stop", "-m", "immediate", "-D", f"{self.folder}/data")
-
-    def database(self, name: str) -> str:
-        self.run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "appliance", name)
-        return f"postgresql://appliance@127.0.0.1:{self.port}/{name}"
+from tests.postgres import Cluster, running_cluster
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if POSTGRES is None:
-        pytest.skip("NOT CHECKED: there is no PostgreSQL; apt-get install postgresql")
-    prefix: list[str] = []
-    # Outside pytest's folder, which only root can enter.
-    folder = Path(f"/tmp/appliance-postgres-{os.getpid()}")
-    folder.mkdir(mode=0o755)
-    if os.geteuid() == 0:
-        # initdb does not run as root.
-        user = pwd.getpwnam("postgres")
-        os.chown(folder, user.pw_uid, user.pw_gid)
-        prefix = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
-    made = Cluster(folder, free_port(), prefix)
-    try:
-        made.run("initdb", "-D", f"{folder}/data", "-U", "appliance", "-A", "trust", "-E", "UTF8", "--no-sync")
-        made.start()
-        yield made
-        made.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def cluster() -> Iterator[Cluster]:
+    with running_cluster() as started:
+        yield started
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -9,6 +9,7 @@ from appliance.store.schema import METADATA
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=METADATA,
+    version_table=context.config.attributes.get("version_table", "alembic_version"),
     # SQLite cannot alter a column in place: Alembic copies the table.
     render_as_batch=True,
 )

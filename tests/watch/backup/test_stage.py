@@ -17,7 +17,8 @@ from appliance.store.keys import KeyStore
 from appliance.store.usage import UsageReader
 from appliance.system import lock_file
 from appliance.watch.backup.stage import CURRENT, DRILL_USER, copy_rows, read_manifest, stage, usage_sums
-from tests.store.test_store import Cluster, cluster
+from tests.postgres import Cluster
+from tests.store.test_store import cluster
 from tests.watch.backup.site import BackedUpMachine, add_usage
 
 __all__ = ["cluster"]
