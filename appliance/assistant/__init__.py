@@ -1,1 +1,1 @@
-"""The stateful service in front of the gateway: conversations, files and memory."""
+"""The assistant: stateful responses, conversations, files and memory for OpenAI's clients; a process of its own."""

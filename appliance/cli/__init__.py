@@ -36,13 +36,16 @@ GROUPS: dict[str, tuple[CliCommand, ...]] = {
         CliCommand("up", "up", "run the whole service on this machine, without Nix (`make up` runs this)"),
         CliCommand("gateway", "serve", "run the gateway"),
         CliCommand("engine", "serve", "run one engine, or print its command line"),
+        CliCommand("assistant", "serve", "run the assistant: conversations, files, memory"),
         CliCommand("admin", "serve", "run the admin API"),
         CliCommand("models", "models", "show and swap loaded models; verify weights on disk"),
     ),
     "People and keys": (
         CliCommand("keys", "keys", "create, change, list and revoke API keys"),
         CliCommand("usage", "keys", "sum requests, tokens, waiting time and TTFT by user, model or day"),
+        CliCommand("chats", "chats", "list, show, export and delete the conversations of a user"),
     ),
+    "Memory": (CliCommand("memory", "memory", "list the stores of the memory, and embed them again"),),
     "Measure and plan": (
         CliCommand("plan", "plan", "choose what runs on which card, and predict its speed"),
         CliCommand("catalog", "plan", "list the cards and models of the planner, or add a model"),

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from appliance.assistant.store.copy import load_copy, write_copy
+from appliance.assistant.store.database import Database, assistant_of
 from appliance.cli._args import add_config, add_json
 from appliance.contract.backup import PLAN, load_plan
 from appliance.contract.load import load
@@ -30,6 +32,8 @@ from appliance.watch.backup.run import back_up, prune_arguments
 from appliance.watch.backup.stage import stage
 
 MEMORY = Path("/var/lib/appliance-backup-report/reported.json")
+COPY = "backup"
+"""Folder of the copy in the assistant's data folder, which a backup saves."""
 LONGEST_S = 12 * 3600.0
 
 
@@ -61,6 +65,11 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
     one = action("load", _load, "load keys and usage of a restored folder into an empty database")
     one.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR", help="the restored folder")
     add_config(one)
+    one = action("chats", _chats, "copy the assistant's database for a backup, as its own user")
+    add_config(one)
+    one = action("load-chats", _load_chats, "load chats and memory of a restored copy into an empty database")
+    one.add_argument("--from", dest="source", type=Path, required=True, metavar="FILE", help="the restored copy")
+    add_config(one)
     one = action("prune", _prune, "remove old snapshots, from a machine that may delete them")
     _with_escrow(one)
     one.add_argument(
@@ -72,6 +81,29 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--memory", type=Path, default=MEMORY, metavar="FILE", help="file of the reported states (%(default)s)"
     )
+
+
+def _chats(args: argparse.Namespace) -> int:
+    settings = assistant_of(load(args.config))
+    folder = settings.data_path(Path.cwd())
+    database = Database(folder, settings.database_url)
+    try:
+        rows = write_copy(database, folder / COPY)
+    finally:
+        database.close()
+    _print(f"copied {rows['conversations']} conversations and {rows['passages']} passages to {folder / COPY}")
+    return 0
+
+
+def _load_chats(args: argparse.Namespace) -> int:
+    settings = assistant_of(load(args.config))
+    database = Database(settings.data_path(Path.cwd()), settings.database_url)
+    try:
+        rows = load_copy(args.source, database)
+    finally:
+        database.close()
+    _print(f"loaded {rows['conversations']} conversations, {rows['files']} files, {rows['passages']} passages")
+    return 0
 
 
 def _with_plan(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -142,7 +142,7 @@ def _timings(changes: list[str], host: Host | None) -> PowerTimings:
             raise UsageError(f"--set {change[:40]}: write NAME=NUMBER") from None
         if name not in known:
             raise UsageError(
-                f"--set {change[:40]}: there is no limit {name!r}; the limits: {', '.join(sorted(known))}"
+                f"--set {change[:40]}: {name!r} is not a valid limit; the limits: {', '.join(sorted(known))}"
             )
         if not 0 <= values[name] < 1e9:
             raise UsageError(f"--set {change[:40]}: the number must be 0 or more")

@@ -1,4 +1,4 @@
-"""``appliance engine``, ``appliance gateway`` and ``appliance admin``: the processes of a host, one unit each."""
+"""``appliance engine``, ``gateway``, ``assistant`` and ``admin``: the processes of a host, one unit each."""
 
 from __future__ import annotations
 
@@ -44,6 +44,12 @@ def add_gateway(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_gateway)
 
 
+def add_assistant(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``appliance assistant``."""
+    add_config(parser)
+    parser.set_defaults(run=_assistant)
+
+
 def add_admin(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``appliance admin``."""
     add_config(parser)
@@ -84,6 +90,12 @@ def _engine_exec(args: argparse.Namespace) -> int:
 
 def _gateway(args: argparse.Namespace) -> int:
     from appliance.gateway.main import serve
+
+    return serve(load(args.config), Path.cwd())
+
+
+def _assistant(args: argparse.Namespace) -> int:
+    from appliance.assistant.main import serve
 
     return serve(load(args.config), Path.cwd())
 

@@ -71,6 +71,7 @@ def build_context(
     count: Callable[[str], int],
     *,
     now: datetime | None = None,
+    first: int = 1,
 ) -> ContextBlock:
     """Return the block of the passages that fit in ``budget`` tokens, in their order.
 
@@ -81,6 +82,7 @@ def build_context(
         budget: Most tokens of the whole block.
         count: The token counter of the model; it must not decrease when text is appended.
         now: The present, printed above the passages.
+        first: Number of the first passage, so that numbers differ between the blocks of one prompt.
     """
     fence = _fence_id(ranked)
     opening = f'<passages id="{fence}">\n{_INTRODUCTION}'
@@ -88,7 +90,7 @@ def build_context(
         opening += f"\nToday is {now:%Y-%m-%d}."
     closing = f"</passages {fence}>"
     body, citations = "", []
-    for number, one in enumerate(ranked, 1):
+    for number, one in enumerate(ranked, first):
         head, text = _head(number, one, fence), neutral(one.passage.text).strip()
 
         def block(text: str, body: str = body, head: str = head, number: int = number) -> str:

@@ -161,21 +161,31 @@ def search(
     """Return the passages for ``request``, or the reason why there are none.
 
     Args:
-        index: The index of the store.
-        request: The queries and their limits.
-        settings: Constants; the defaults are those of the test embedder.
-        rerank: Scores texts for a query; its errors pass through.
-
-    Raises:
-        ValueError: A query has no valid vector although the request has an embedding weight, or the reranker
-            returned another number of scores, or one outside 0 to 1.
+        index: The passages.
+        request: The search; each query has a vector unless the request has no embedding weight.
+        settings: The thresholds of the embedder and of the reranker.
+        rerank: Scores passages for a query.
     """
     settings = settings or RankingSettings()
+    found = find_candidates(index, request, settings)
+    if isinstance(found, Abstention):
+        return SearchOutcome((), found)
+    if rerank is not None:
+        depth = [one.passage.indexed_text or one.passage.text for one in found[: settings.rerank_depth]]
+        relevance = [rerank(query.text, depth) for query in request.queries] if depth else []
+        found = reorder(found, relevance, request, settings)
+    return choose(found, request, settings, reranked=rerank is not None)
+
+
+def find_candidates(
+    index: HybridIndex, request: SearchRequest, settings: RankingSettings
+) -> list[RankedPassage] | Abstention:
+    """Return the fused candidates, best first, without a threshold; or why the index cannot have any."""
     if not len(index):
-        return _abstain(AbstainReason.EMPTY_INDEX, "the store has no passages")
+        return Abstention(AbstainReason.EMPTY_INDEX, "the store has no passages")
     allowed = index.mask(moment=request.as_of or request.now, window=request.window, accepts=request.accepts)
     if not allowed.any():
-        return _abstain(AbstainReason.EXCLUDED, "filter, time window or validity exclude every passage")
+        return Abstention(AbstainReason.EXCLUDED, "filter, time window or validity exclude every passage")
     matches = [_match(index, query, request.weights, settings, allowed) for query in request.queries]
     fused = fuse(
         [(request.weights.text_weight, one.text_ranking) for one in matches]
@@ -184,14 +194,47 @@ def search(
     )
     scored = [(one.score * _recency(index[one.key], request.now, settings), one.key) for one in fused]
     scored.sort(key=lambda pair: (-pair[0], pair[1]))
-    if rerank is None:
+    return [RankedPassage(index[key], score, max(one.evidence(key) for one in matches)) for score, key in scored]
+
+
+def reorder(
+    candidates: Sequence[RankedPassage],
+    relevance: Sequence[Sequence[float]],
+    request: SearchRequest,
+    settings: RankingSettings,
+) -> list[RankedPassage]:
+    """Return the first candidates in the order of the reranker's relevance.
+
+    Args:
+        candidates: The fused candidates, best first.
+        relevance: For each query, the relevance of the first candidates; the best query counts.
+        request: The search.
+        settings: The number of candidates that are scored.
+
+    Raises:
+        ValueError: The relevance is not one number from 0 to 1 for each of them.
+    """
+    first = candidates[: settings.rerank_depth]
+    for scores in relevance:
+        if len(scores) != len(first) or not all(0 <= score <= 1 for score in scores):
+            raise ValueError(
+                f"the reranker returned {len(scores)} scores for {len(first)} texts, or one outside 0 to 1"
+            )
+    best = [max(scores) for scores in zip(*relevance, strict=True)]
+    ranked = [
+        RankedPassage(one.passage, value * _recency(one.passage, request.now, settings), value)
+        for one, value in zip(first, best, strict=True)
+    ]
+    return sorted(ranked, key=lambda one: (-one.score, one.passage.key))
+
+
+def choose(
+    ranked: Sequence[RankedPassage], request: SearchRequest, settings: RankingSettings, *, reranked: bool
+) -> SearchOutcome:
+    """Return the passages of ``ranked``, best first, that reach the thresholds; or an abstention."""
+    threshold = floor = settings.min_relevance
+    if not reranked:
         threshold, floor = settings.min_evidence, settings.min_evidence * settings.floor_share
-        ranked = [
-            RankedPassage(index[key], score, max(one.evidence(key) for one in matches)) for score, key in scored
-        ]
-    else:
-        threshold = floor = settings.min_relevance
-        ranked = _reranked(index, request, settings, [key for _, key in scored[: settings.rerank_depth]], rerank)
     best = max((one.evidence for one in ranked), default=0.0)
     evident = [one for one in ranked if best >= threshold and one.evidence >= floor]
     kept = [one for one in evident if one.score >= request.score_threshold]
@@ -199,16 +242,8 @@ def search(
         return SearchOutcome(tuple(kept[: request.limit]))
     if evident:
         best, threshold = max(one.score for one in evident), request.score_threshold
-    return _abstain(
-        AbstainReason.BELOW_THRESHOLD,
-        f"the best passage has {best:.2f}; the threshold is {threshold:.2f}",
-        best=best,
-        threshold=threshold,
-    )
-
-
-def _abstain(reason: AbstainReason, message: str, *, best: float = 0.0, threshold: float = 0.0) -> SearchOutcome:
-    return SearchOutcome((), Abstention(reason, message, best=best, threshold=threshold))
+    message = f"the best passage has {best:.2f}; the threshold is {threshold:.2f}"
+    return SearchOutcome((), Abstention(AbstainReason.BELOW_THRESHOLD, message, best=best, threshold=threshold))
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,25 +298,3 @@ def _recency(passage: IndexedPassage, now: datetime | None, settings: RankingSet
         return 1 / highest
     age_days = max(0.0, (now - passage.date).total_seconds() / DAY_S)
     return (1 + settings.recency_bonus * math.exp2(-age_days / settings.recency_half_life_days)) / highest
-
-
-def _reranked(
-    index: HybridIndex, request: SearchRequest, settings: RankingSettings, keys: Sequence[str], rerank: Reranker
-) -> list[RankedPassage]:
-    """Return the passages ``keys`` in the order of the reranker's relevance; each query counts, the best wins."""
-    if not keys:
-        return []
-    texts = [index[key].indexed_text or index[key].text for key in keys]
-    best = [0.0] * len(keys)
-    for query in request.queries:
-        scores = rerank(query.text, texts)
-        if len(scores) != len(texts) or not all(0 <= score <= 1 for score in scores):
-            raise ValueError(
-                f"the reranker returned {len(scores)} scores for {len(texts)} texts, or one outside 0 to 1"
-            )
-        best = [max(one, float(score)) for one, score in zip(best, scores, strict=True)]
-    ranked = [
-        RankedPassage(index[key], relevance * _recency(index[key], request.now, settings), relevance)
-        for key, relevance in zip(keys, best, strict=True)
-    ]
-    return sorted(ranked, key=lambda one: (-one.score, one.passage.key))

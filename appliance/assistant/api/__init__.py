@@ -1,0 +1,1 @@
+"""The endpoints of the assistant, one file a group."""

@@ -1,0 +1,1 @@
+"""The memory: embeds, indexes and searches the passages of files and of past chats."""

@@ -1,0 +1,1 @@
+"""The assistant's database: one truth of chats, files and memory. Every method takes the tenant."""

@@ -1,0 +1,1 @@
+"""The turns of conversations: validation, history, events, the life cycle of a response."""

@@ -1,0 +1,117 @@
+"""The results of a file search: as OpenAI's items, as fenced data for the model, as citations in its text. Pure.
+
+The model cites a passage as ``[n]``. Numbers are unique within one prompt: those of a search begin after those of
+the searches before it. So ``[n]`` means one passage, also over several searches and turns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from appliance.assistant.retrieval.context import build_context
+from appliance.assistant.retrieval.index import IndexedPassage
+from appliance.assistant.retrieval.ranking import RankedPassage
+
+BYTES_PER_TOKEN = 3
+"""Bytes of UTF-8 in a token, estimated low, so that a block keeps within its budget."""
+NOTHING_FOUND = "The search found no passage about this. State that the files do not contain it."
+SEARCH_FAILED = "The search is not available now. State that the files could not be searched."
+_CITATION = re.compile(r"\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class CitedFile:
+    """The source to which a number refers."""
+
+    file_id: str
+    filename: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchText:
+    """The result of one search for the model, and the sources of its numbers."""
+
+    text: str
+    sources: Mapping[int, CitedFile]
+
+
+def results_of(ranked: Sequence[RankedPassage]) -> list[dict[str, Any]]:
+    """Return ``ranked`` as the results of a ``file_search_call``."""
+    return [
+        {
+            "file_id": one.passage.group,
+            "filename": one.passage.source,
+            "score": round(one.score, 6),
+            "text": one.passage.text,
+            "attributes": dict(one.passage.attributes),
+            **({} if one.passage.date is None else {"date": one.passage.date.isoformat()}),
+        }
+        for one in ranked
+    ]
+
+
+def search_text(item: Mapping[str, Any], first: int, budget: int) -> SearchText:
+    """Return the results of ``item``, a ``file_search_call``, as fenced data of at most ``budget`` tokens.
+
+    Args:
+        item: The item, with its results.
+        first: Number of the first passage.
+        budget: Most tokens, estimated from bytes.
+    """
+    if item.get("status") == "failed":
+        return SearchText(SEARCH_FAILED, {})
+    results = [one for one in item.get("results") or () if isinstance(one, Mapping)]
+    ranked = [_ranked(one, index) for index, one in enumerate(results)]
+    block = build_context(ranked, budget, _estimate, first=first)
+    if not block.citations:
+        return SearchText(NOTHING_FOUND, {})
+    return SearchText(
+        block.text, {one.number: CitedFile(file_id=one.group, filename=one.source) for one in block.citations}
+    )
+
+
+def file_citations(text: str, sources: Mapping[int, CitedFile]) -> Iterator[dict[str, Any]]:
+    """Yield an annotation for each number in ``text`` that cites one of ``sources``."""
+    for match in _CITATION.finditer(text):
+        for number in match.group(1).split(","):
+            source = sources.get(int(number))
+            if source is not None:
+                yield {
+                    "type": "file_citation",
+                    "index": match.start(),
+                    "file_id": source.file_id,
+                    "filename": source.filename,
+                }
+
+
+def without_results(item: dict[str, Any]) -> dict[str, Any]:
+    """Return ``item`` as clients get it that did not request the results."""
+    return {**item, "results": None} if item.get("type") == "file_search_call" else item
+
+
+def _ranked(result: Mapping[str, Any], index: int) -> RankedPassage:
+    date = result.get("date")
+    passage = IndexedPassage(
+        key=str(index),
+        text=str(result.get("text") or ""),
+        source=str(result.get("filename") or ""),
+        group=str(result.get("file_id") or ""),
+        date=_date(date) if isinstance(date, str) else None,
+    )
+    return RankedPassage(passage, score=0.0, evidence=0.0)
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.utcoffset() is not None else None
+
+
+def _estimate(text: str) -> int:
+    return len(text.encode()) // BYTES_PER_TOKEN + 1

@@ -1,0 +1,1 @@
+"""Tests of the assistant's endpoints, over a real socket."""

@@ -1,0 +1,137 @@
+"""Each field of a request that cannot be served is a 400 with its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from appliance.assistant.turns.request import read_turn
+from appliance.errors import InvalidRequestError
+
+FUNCTION = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ([], "body"),
+        ({"input": "x", "frobnicate": 1}, "frobnicate"),
+        ({"input": "x", "prompt": {"id": "p"}}, "prompt"),
+        ({"conversation": "conv_1", "previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": {"name": "x"}}, "conversation.id"),
+        ({"conversation": 5}, "conversation"),
+        ({"background": True, "store": False}, "background"),
+        ({"background": "yes"}, "background"),
+        ({"input": 5}, "input"),
+        ({"input": ["x"]}, "input[0]"),
+        ({"input": [{"type": "computer_call"}]}, "input[0].type"),
+        ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
+        ({"input": [{"role": "user", "content": 5}]}, "input[0].content"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}, "input[0].content[0]"),
+        ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "input[0].content[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].image_url"),
+        ({"input": [{"type": "function_call", "name": "x", "arguments": "{}"}]}, "input[0].call_id"),
+        ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input[0].output"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": [5]}]}, "input[0].output[0]"),
+        ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
+        ({"metadata": {"k" * 65: ""}}, "metadata"),
+        ({"metadata": {"k": "v" * 513}}, "metadata.k"),
+        ({"metadata": {"k": 5}}, "metadata.k"),
+        ({"tools": "x"}, "tools"),
+        ({"tools": [FUNCTION, {"type": "code_interpreter"}]}, "tools[1].type"),
+        ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0].type"),
+        ({"tools": [{"type": "namespace"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"tools": [FUNCTION, FUNCTION]}, "tools"),
+        ({"tools": [{"type": "file_search"}]}, "tools[0].vector_store_ids"),
+        ({"tools": [{"type": "file_search", "vector_store_ids": []}]}, "tools[0].vector_store_ids"),
+        *(
+            ({"tools": [{"type": "file_search", "vector_store_ids": ["v"], "max_num_results": n}]}, where)
+            for n, where in ((0, "tools[0].max_num_results"), (51, "tools[0].max_num_results"))
+        ),
+        (
+            {
+                "tools": [
+                    {"type": "file_search", "vector_store_ids": ["v"], "ranking_options": {"score_threshold": 2}}
+                ]
+            },
+            "tools[0].ranking_options.score_threshold",
+        ),
+        (
+            {
+                "tools": [
+                    {"type": "file_search", "vector_store_ids": ["v"]},
+                    {"type": "function", "name": "file_search"},
+                ]
+            },
+            "tools",
+        ),
+        ({"tool_choice": "sometimes"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "absent"}}, "tool_choice"),
+        ({"tool_choice": {"type": "file_search"}}, "tool_choice"),
+        ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"include": "x"}, "include"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"temperature": 3}, "temperature"),
+        ({"top_p": "high"}, "top_p"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"max_tool_calls": True}, "max_tool_calls"),
+        ({"truncation": "some"}, "truncation"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
+        ({"reasoning": {"effort": "extreme"}}, "reasoning.effort"),
+    ],
+)
+def test_an_invalid_field_is_named(body: Any, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        read_turn(body)
+    assert raised.value.status == 400
+    assert raised.value.param == param
+
+
+def test_a_text_is_a_message_of_the_user() -> None:
+    [item] = read_turn({"input": "hi"}).items
+    assert item["role"] == "user"
+    assert item["content"] == [{"type": "input_text", "text": "hi"}]
+
+
+def test_only_web_search_is_removed_and_that_is_announced() -> None:
+    request = read_turn({"input": "x", "tools": [{"type": "web_search_preview"}, FUNCTION]})
+    assert request.removed == ("web_search_preview",)
+    assert [tool["function"]["name"] for tool in request.functions] == ["weather"]
+    assert request.shown["tools"] == [{**FUNCTION, "description": None, "strict": None}]
+
+
+def test_fields_of_the_engine_pass_in_its_own_form() -> None:
+    schema = {"type": "json_schema", "name": "city", "schema": {"type": "object"}, "strict": True}
+    request = read_turn(
+        {
+            "input": "x",
+            "temperature": 0.2,
+            "top_k": 20,
+            "reasoning": {"effort": "low"},
+            "text": {"format": schema},
+            "tools": [FUNCTION],
+            "tool_choice": {"type": "function", "name": "weather"},
+        }
+    )
+    assert request.engine_fields == {
+        "temperature": 0.2,
+        "top_k": 20,
+        "reasoning_effort": "low",
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "city", "schema": {"type": "object"}, "strict": True},
+        },
+    }
+    assert request.choice == {"type": "function", "function": {"name": "weather"}}
+
+
+def test_allowed_tools_limit_the_tools() -> None:
+    tools = [FUNCTION, {"type": "function", "name": "news"}, {"type": "file_search", "vector_store_ids": ["v"]}]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "news"}]}
+    request = read_turn({"input": "x", "tools": tools, "tool_choice": choice})
+    assert [tool["function"]["name"] for tool in request.functions] == ["news"]
+    assert request.search is None
+    assert request.choice == "required"
