@@ -7,6 +7,7 @@ applies each line of a unit's sandbox: system calls, devices, addresses, capabil
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -168,6 +169,23 @@ class BootedMachine:
             self._process.wait()
         if self._cgroup is not None:
             wait_until(self._has_ended, "the kernel has ended the processes of the machine", 200)
+
+    def wait_for_end(self, timeout_s: float) -> str:
+        """Wait until the machine ends itself; return ``reboot`` or ``power off``.
+
+        The kernel ends the process 1 of namespaces with a signal that names the request.
+        """
+        assert self._process is not None
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the machine {self.folder.name} did not end within {timeout_s:g} s", pytrace=False)
+        return {-signal.SIGHUP: "reboot", -signal.SIGINT: "power off"}.get(code, f"exit code {code}")
+
+    def kept_journal(self) -> str:
+        """Return the messages of a machine that has ended, if it had a folder /var/log/journal from the start."""
+        argv = ["journalctl", "--no-pager", "--output=cat", "--directory", self.root / "var/log/journal"]
+        return checker.output_of(argv)
 
     def _has_ended(self) -> bool:
         """Remove the cgroup; return whether no process was left in it."""

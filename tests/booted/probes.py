@@ -127,6 +127,16 @@ def public_file(folder: str) -> None:
             raise PermissionError(errno.EACCES, f"{path} is private")
 
 
+def process_name(pid_file: str) -> None:
+    """Read the name of the process whose number is in a file."""
+    Path(f"/proc/{Path(pid_file).read_text().strip()}/comm").read_text()
+
+
+def signal_process(pid_file: str) -> None:
+    """Send no signal to the process whose number is in a file, with the rights for one."""
+    os.kill(int(Path(pid_file).read_text()), 0)
+
+
 def program(*argv: str) -> None:
     """Run a program with its output; it must end with 0."""
     subprocess.run(argv, check=True)
@@ -134,9 +144,9 @@ def program(*argv: str) -> None:
 
 PROBES: dict[str, Callable[..., None]] = {
     "affinity": affinity, "call": system_call, "compiled": compiled, "family": family, "files": many_files,
-    "immutable": immutable, "interfaces": interfaces, "lock": lock_memory, "open": opens, "program": program,
-    "public": public_file, "read": read, "send": send, "share": share,
-    "write": write,
+    "immutable": immutable, "interfaces": interfaces, "lock": lock_memory, "name": process_name, "open": opens,
+    "program": program, "public": public_file, "read": read, "send": send, "share": share,
+    "signal": signal_process, "write": write,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -75,7 +75,35 @@ make() {
 make "$domain/cert.pem" "$domain/key.pem"
 """
 
+REPLACE_SECRET = '''
+"""Replaces each TEXT in FILE by the content of SECRET, without line feeds around it."""
+import pathlib, sys
+
+text, secret, file = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+content = file.read_text()
+if text not in content:
+    sys.exit(f"{file} has no {text}")
+file.write_text(content.replace(text, secret.read_text().strip("\\n")))
+'''
+
+ENVSUBST = """#!/bin/sh
+# `envsubst -o OUTPUT -i INPUT` for an input without variables, as that of Alertmanager has to be.
+[ "$1 $3" = "-o -i" ] || { echo "envsubst: unexpected arguments: $*" >&2; exit 1; }
+! grep -n '[$]' "$4" || { echo "envsubst: $4 has variables" >&2; exit 1; }
+exec cp "$4" "$2"
+"""
+
 POLKITD = '#!/bin/sh\nexec /usr/lib/polkit-1/polkitd "$@"\n'
+
+
+def prometheus_program(name: str) -> str:
+    """Return a program of Prometheus: Debian adds its name to those of the others."""
+    return f'#!/bin/sh\nexec /usr/bin/prometheus-{name.replace("_", "-")} "$@"\n'
+
+
+def nut_program(name: str) -> str:
+    """Return a daemon of NUT: Debian's own program of this name is a script that reads nut.conf as shell."""
+    return f'#!/bin/sh\nexec /lib/nut/{name} "$@"\n'
 
 
 def nix_program(name: str) -> str:
@@ -92,10 +120,14 @@ def scripts() -> Mapping[str, str]:
     nix = ("nix-env", "nix-daemon")
     return {
         **{name: nix_program(name) for name in nix},
+        **{name: nut_program(name) for name in ("upsd", "upsmon")},
+        **{name: prometheus_program(name) for name in ("alertmanager", "node_exporter")},
         "appliance": appliance_program(),
+        "envsubst": ENVSUBST,
         "ip": IP,
         "minica": MINICA,
         "modprobe": "#!/bin/sh\n",
         "nvidia-persistenced": PERSISTENCED,
         "nvidia-smi": python_program("/usr/local/lib/nvidia-smi.py"),
+        "replace-secret": python_program("/usr/local/lib/replace-secret.py"),
     }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.booted.machine import SOURCE, BootedMachine, found, python_program
-from tests.booted.programs import NVIDIA_SMI, POLKITD, scripts
+from tests.booted.programs import NVIDIA_SMI, POLKITD, REPLACE_SECRET, scripts
 from tests.fakes.bot_api import TOKEN
 from tests.network.site import keypair
 from tests.nix import rendered
@@ -95,6 +95,7 @@ class BootedHost:
             adapted={"nginx.conf": nginx_conf},
         )
         made.write("usr/local/lib/nvidia-smi.py", NVIDIA_SMI)
+        made.write("usr/local/lib/replace-secret.py", REPLACE_SECRET)
         made.write("usr/local/bin/polkitd", POLKITD, executable=True)
         made.write("etc/sysusers.d/appliance.conf", ACCOUNTS)
         made.write("etc/tmpfiles.d/notices.conf", OUTBOX)

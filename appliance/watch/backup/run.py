@@ -224,7 +224,7 @@ class _Steps:
         try:
             number = os.open(Path(self._plan.stage) / LOCK, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            # There is no copy yet; the step has failed already.
+            # The first copy failed, and its step has reported the failure.
             yield
             return
         try:

@@ -114,7 +114,7 @@ class Scene:
         found, self.actions = self.actions, []
         return found
 
-    def told(self) -> list[tuple[str, str, bool]]:
+    def reported(self) -> list[tuple[str, str, bool]]:
         """Kind, subject and end of the notices since the last call."""
         found, self.reports = self.reports, []
         return [(one.kind, one.subject, one.ended) for one in found]

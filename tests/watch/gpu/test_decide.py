@@ -47,14 +47,14 @@ def test_a_hot_card_gets_fans_then_less_power_then_no_requests_and_back_step_by_
     """Case 1: margin 12 → 2, with one notice each way."""
     scene = Scene(margins={0: 12.0, 1: 30.0})
     scene.watch(60)
-    assert (scene.card(0).rung, scene.told()) == (Rung.NONE, [])
+    assert (scene.card(0).rung, scene.reported()) == (Rung.NONE, [])
     scene.margins[0] = 8.0
     scene.see(after=5)
     assert scene.card(0).rung is Rung.NONE
     scene.see(after=5)
     assert scene.targets.fans == {0: 80}
     scene.watch(600)
-    assert (scene.card(0).rung, scene.told()) == (Rung.FANS, [])
+    assert (scene.card(0).rung, scene.reported()) == (Rung.FANS, [])
     scene.margins[0] = 2.0
     seen = []
     for _ in range(200):
@@ -66,7 +66,7 @@ def test_a_hot_card_gets_fans_then_less_power_then_no_requests_and_back_step_by_
     assert watts == [400, 350, 300, 250, 200, 150]
     assert scene.targets.fans == {0: 100}
     assert scene.targets.drains == {"chat.0": "gpu-watch: card 0 is too hot"}
-    assert scene.told() == [HOT]
+    assert scene.reported() == [HOT]
     scene.margins[0] = 30.0
     back = []
     for _ in range(1000):
@@ -78,7 +78,7 @@ def test_a_hot_card_gets_fans_then_less_power_then_no_requests_and_back_step_by_
         (Rung.DRAIN, 150), (Rung.WATTS, 150), (Rung.WATTS, 200), (Rung.WATTS, 250), (Rung.WATTS, 300),
         (Rung.WATTS, 350), (Rung.WATTS, 400), (Rung.FANS, None), (Rung.NONE, None),
     ]  # fmt: skip
-    assert scene.told() == [COOL]
+    assert scene.reported() == [COOL]
     assert scene.targets.drains == {}
 
 
@@ -107,7 +107,7 @@ def test_heat_at_one_look_only_changes_nothing() -> None:
         scene.margins[0] = 30.0
         scene.see(after=5)
     assert scene.card(0).rung is Rung.NONE
-    assert scene.told() == []
+    assert scene.reported() == []
 
 
 def test_heat_that_swings_around_a_limit_has_one_notice() -> None:
@@ -115,14 +115,14 @@ def test_heat_that_swings_around_a_limit_has_one_notice() -> None:
     for number in range(100):
         scene.margins[0] = 2.0 if number % 7 < 4 else 17.0
         scene.see(after=5)
-    assert scene.told() == [HOT]
+    assert scene.reported() == [HOT]
 
 
 def test_a_card_that_stays_hot_without_requests_is_degraded_and_no_reboot_follows() -> None:
     scene = Scene(margins={0: 0.0, 1: 30.0})
     scene.watch(3600)
     assert scene.card(0).rung is Rung.DEGRADED
-    assert scene.told() == [HOT, HOT]
+    assert scene.reported() == [HOT, HOT]
     assert scene.taken() == []
 
 
@@ -137,7 +137,7 @@ def test_heat_in_report_only_has_a_notice_and_no_target() -> None:
     scene = Scene(config=REPORT_ONLY, margins={0: 0.0, 1: 30.0})
     scene.watch(600)
     assert "Report only: it would act: raise the fans, then lower" in scene.reports[0].text
-    assert scene.told() == [HOT]
+    assert scene.reported() == [HOT]
     assert (scene.targets.fans, scene.targets.watts, scene.targets.drains) == ({}, {}, {})
 
 
@@ -147,7 +147,7 @@ def test_a_heat_notice_ends_after_a_reboot() -> None:
     scene.reboot()
     scene.margins[0] = 30.0
     scene.watch(600)
-    assert scene.told() == [HOT, COOL]
+    assert scene.reported() == [HOT, COOL]
 
 
 # Errors of the driver.
@@ -158,7 +158,7 @@ def test_errors_of_programs_are_counted_only(number: int) -> None:
     scene = Scene()
     scene.see(xid(number), xid(number))
     assert scene.state.xids == {f"0:{number}": 2}
-    assert (scene.told(), scene.taken(), scene.targets.drains) == ([], [], {})
+    assert (scene.reported(), scene.taken(), scene.targets.drains) == ([], [], {})
 
 
 def test_a_lost_card_is_drained_at_once_and_the_others_stay() -> None:
@@ -166,12 +166,12 @@ def test_a_lost_card_is_drained_at_once_and_the_others_stay() -> None:
     scene = Scene()
     scene.see(xid(79), cards=None)
     assert scene.targets.drains == {"chat.0": "gpu-watch: card 0: Xid 79"}
-    assert scene.told() == [LOST]
+    assert scene.reported() == [LOST]
     scene.see(xid(13), cards=None)
-    assert scene.told() == []
+    assert scene.reported() == []
     scene.see(after=6, cards=None)
     assert scene.taken() == [RebootMachine("card 0: Xid 79")]
-    assert scene.told() == []
+    assert scene.reported() == []
 
 
 def test_a_lost_card_finishes_its_requests_first() -> None:
@@ -196,7 +196,7 @@ def test_a_card_with_an_error_gets_new_engines(number: int) -> None:
     scene.views = {"chat.0": UP, "chat.1": UP}
     scene.watch(60)
     assert (scene.targets.drains, scene.card(0).fault) == ({}, None)
-    assert scene.told() == [LOST, WORKS]
+    assert scene.reported() == [LOST, WORKS]
 
 
 def test_an_engine_over_two_cards_restarts_once() -> None:
@@ -250,10 +250,10 @@ def test_nvidia_smi_reports_the_same_verdict() -> None:
 def test_a_missing_card_needs_two_looks() -> None:
     scene = Scene()
     scene.see(cards=(reading(1),))
-    assert scene.told() == []
+    assert scene.reported() == []
     scene.see(cards=(reading(1),))
     assert scene.targets.drains.keys() == {"chat.0"}
-    assert scene.told() == [LOST]
+    assert scene.reported() == [LOST]
 
 
 def test_repeated_errors_lead_to_two_reboots_a_cold_cycle_and_then_to_nothing_more() -> None:
@@ -272,7 +272,7 @@ def test_repeated_errors_lead_to_two_reboots_a_cold_cycle_and_then_to_nothing_mo
     assert fault is not None
     assert fault.stage is FaultStage.DEGRADED
     assert scene.targets.drains.keys() == {"chat.0"}
-    assert scene.told() == [LOST, LOST]
+    assert scene.reported() == [LOST, LOST]
 
 
 def test_without_an_armed_cold_cycle_two_reboots_are_all() -> None:
@@ -312,10 +312,10 @@ def test_a_card_that_works_after_a_reboot_ends_its_notice() -> None:
     assert scene.targets.drains == {}
     scene.views = {"chat.0": DOWN, "chat.1": UP}
     scene.watch(300)
-    assert scene.told() == [LOST]
+    assert scene.reported() == [LOST]
     scene.views = {"chat.0": UP, "chat.1": UP}
     scene.watch(10)
-    assert scene.told() == [WORKS]
+    assert scene.reported() == [WORKS]
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_a_machine_that_does_not_go_down_is_reported() -> None:
         scene.see(after=30, cards=None)
     assert [type(one) for one in scene.taken()] == [RebootMachine]
     assert "still runs after the request" in scene.reports[-1].text
-    assert scene.told() == [LOST, LOST]
+    assert scene.reported() == [LOST, LOST]
 
 
 def test_two_cards_that_fail_together_reboot_once() -> None:
@@ -378,7 +378,7 @@ def test_two_cards_that_fail_together_reboot_once() -> None:
     for _ in range(20):
         scene.see(after=6, cards=None)
     assert len(scene.taken()) == 1
-    assert scene.told() == [LOST, ("card-lost", "card 1", False)]
+    assert scene.reported() == [LOST, ("card-lost", "card 1", False)]
 
 
 def test_an_error_after_a_restart_needs_a_reboot() -> None:
@@ -388,7 +388,7 @@ def test_an_error_after_a_restart_needs_a_reboot() -> None:
     scene.see(xid(119), after=20)
     scene.see(after=6)
     assert [type(one) for one in scene.taken()] == [RestartEngine, RebootMachine]
-    assert scene.told() == [LOST]
+    assert scene.reported() == [LOST]
 
 
 def test_an_engine_that_does_not_start_again_needs_a_reboot() -> None:
@@ -413,7 +413,7 @@ def test_engines_that_are_off_during_a_power_cut_are_neither_started_nor_a_reaso
     assert scene.taken() == []
     scene.views = {"chat.0": UP, "chat.1": UP}
     scene.watch(60)
-    assert scene.told() == [LOST, WORKS]
+    assert scene.reported() == [LOST, WORKS]
 
 
 def test_a_gateway_that_does_not_respond_causes_no_reboot() -> None:
@@ -430,9 +430,9 @@ def test_an_error_in_report_only_ends_when_nothing_follows() -> None:
     scene.see(xid(79))
     assert "Report only: it would stop new requests to it, then reboot the machine" in scene.reports[0].text
     scene.watch(1700)
-    assert scene.told() == [LOST]
+    assert scene.reported() == [LOST]
     scene.watch(200)
-    assert scene.told() == [WORKS]
+    assert scene.reported() == [WORKS]
     assert scene.taken() == []
 
 
@@ -443,7 +443,7 @@ def test_a_mode_that_begins_to_act_does_not_act_on_an_old_report() -> None:
     scene.see(after=5)
     assert scene.targets.drains == {}
     scene.watch(120)
-    assert scene.told() == [LOST, WORKS]
+    assert scene.reported() == [LOST, WORKS]
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,7 @@ def test_a_driver_that_hangs_has_one_notice_each_way_and_no_action_while_engines
     for _ in range(100):
         scene.see(after=10, cards=None, driver_hangs=True)
     scene.see(after=10)
-    assert scene.told() == [("card-lost", "driver", False), ("card-lost", "driver", True)]
+    assert scene.reported() == [("card-lost", "driver", False), ("card-lost", "driver", True)]
     assert scene.taken() == []
 
 
@@ -508,17 +508,17 @@ def test_a_replica_without_tokens_restarts_and_returns() -> None:
     """Case 5."""
     scene = Scene(views={"chat.0": HUNG, "chat.1": UP})
     scene.watch(55)
-    assert (scene.taken(), scene.told(), scene.targets.drains) == ([], [], {})
+    assert (scene.taken(), scene.reported(), scene.targets.drains) == ([], [], {})
     scene.watch(10)
     assert scene.taken() == [RestartEngine("chat.0")]
     assert scene.targets.drains.keys() == {"chat.0"}
-    assert scene.told() == [("engine-hung", "chat.0", False)]
+    assert scene.reported() == [("engine-hung", "chat.0", False)]
     scene.views = {"chat.0": DOWN, "chat.1": UP}
     scene.watch(300)
     scene.views = {"chat.0": UP, "chat.1": UP}
     scene.watch(30)
     assert scene.targets.drains == {}
-    assert scene.told() == [("engine-hung", "chat.0", True)]
+    assert scene.reported() == [("engine-hung", "chat.0", True)]
     assert scene.taken() == []
 
 
@@ -526,7 +526,7 @@ def test_a_replica_without_tokens_restarts_and_returns() -> None:
 def test_a_replica_that_is_down_for_other_reasons_is_left_to_its_unit(view: ReplicaView) -> None:
     scene = Scene(views={"chat.0": view, "chat.1": UP})
     scene.watch(3600)
-    assert (scene.taken(), scene.told()) == ([], [])
+    assert (scene.taken(), scene.reported()) == ([], [])
 
 
 def test_a_replica_that_hangs_again_and_again_restarts_three_times_an_hour_and_then_its_card_needs_a_reboot() -> (
@@ -554,7 +554,7 @@ def test_an_engine_without_a_card_is_left_after_three_restarts() -> None:
     assert scene.targets.drains == {}
     scene.views = {"embed": UP}
     scene.watch(60)
-    assert [one for one in scene.told() if one[2]] == [("engine-hung", "embed", True)]
+    assert [one for one in scene.reported() if one[2]] == [("engine-hung", "embed", True)]
 
 
 def test_a_hang_during_a_power_cut_waits_for_the_mains() -> None:
@@ -570,8 +570,8 @@ def test_a_hang_in_report_only_is_reported() -> None:
     scene = Scene(config=REPORT_ONLY, views={"chat.0": HUNG, "chat.1": UP})
     scene.watch(3600)
     assert "Report only: it would be restarted" in scene.reports[0].text
-    assert scene.told() == [("engine-hung", "chat.0", False)]
+    assert scene.reported() == [("engine-hung", "chat.0", False)]
     scene.views = {"chat.0": UP, "chat.1": UP}
     scene.watch(60)
-    assert scene.told() == [("engine-hung", "chat.0", True)]
+    assert scene.reported() == [("engine-hung", "chat.0", True)]
     assert scene.taken() == []

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from appliance.watch import alerts, metric_names
+from appliance.contract.backup import DrillRecord, RunRecord
+from appliance.watch import alerts, courier, metric_names, notify
+from appliance.watch.backup import report
+from appliance.watch.gpu import card_reader, state
+from appliance.watch.gpu import metrics as gpu_metrics
 from appliance.watch.metric_names import SourceName
+from appliance.watch.power import metrics as power_metrics
+from appliance.watch.power.policy import PowerState
+from appliance.watch.power.reading import UpsReading
 
 
-def imported(name: str) -> ModuleType:
-    """Return a module of an agent; skip the test on a tree without it."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
-            raise
-        pytest.skip(f"NOT CHECKED: {name} is absent")
-
-
-def produced(registry: Any) -> dict[str, tuple[set[str], str]]:
+def produced(registry: CollectorRegistry) -> dict[str, tuple[set[str], str]]:
     """Return labels and type by name of each series in ``registry``."""
     return {
         sample.name: (set(sample.labels), family.type)
@@ -33,41 +28,39 @@ def produced(registry: Any) -> dict[str, tuple[set[str], str]]:
     }
 
 
-def gpu_watch() -> Any:
-    metrics = imported("appliance.watch.gpu.metrics")
-    reader, state = imported("appliance.watch.gpu.card_reader"), imported("appliance.watch.gpu.state")
-    card = reader.CardReading(
+def of_gpu_watch() -> CollectorRegistry:
+    card = card_reader.CardReading(
         index=0, bus="01:00.0", name="", temperature_c=60, margin_c=20, power_w=300, limit_w=450, fan_ratio=0.6,
         memory_used=1, memory_total=2, utilization=0.5, throttle_s={"heat": 1.0}, ecc_uncorrected=0,
     )  # fmt: skip
     seen = state.WatchState(cards={0: state.CardState()}, xids={"0:13": 1})
-    return metrics.registry([card], seen, looked_at=1.0, hangs=False, act=False)
+    return gpu_metrics.registry([card], seen, looked_at=1.0, hangs=False, act=False)
 
 
-def power() -> Any:
-    metrics, policy = imported("appliance.watch.power.metrics"), imported("appliance.watch.power.policy")
-    reading = policy.UpsReading(status=frozenset({"OL"}), charge=1.0, runtime_s=840.0, load=0.5)
-    return metrics.registry(policy.PowerState(), reading, 1.0)
+def of_power() -> CollectorRegistry:
+    reading = UpsReading(status=frozenset({"OL"}), charge=1.0, runtime_s=840.0, load=0.5)
+    return power_metrics.registry(PowerState(), reading, 1.0)
 
 
-def notify() -> Any:
-    service = imported("appliance.watch.notify")
-    status = service.NotifyStatus(at=1.0, waiting=0, due_since=None, refused=0)
-    return service.registry(status, imported("appliance.watch.courier").DeliveryCounts())
+def of_notify() -> CollectorRegistry:
+    status = notify.NotifyStatus(at=1.0, waiting=0, due_since=None, refused=0)
+    return notify.registry(status, courier.DeliveryCounts())
 
 
-def backup() -> Any:
-    report = imported("appliance.watch.backup.report")
-    record = report.RunRecord(started_at=1.0, last_success=1.0, size_bytes=1, failed={"backup": "x"})
-    state = report.BackupState({"vps": record}, report.DrillRecord(last_success=1.0), "tank", "ONLINE", 0.0)
-    return report.registry(state)
+def of_backup() -> CollectorRegistry:
+    record = RunRecord(started_at=1.0, last_success=1.0, size_bytes=1, failed={"backup": "x"})
+    drill = DrillRecord(last_success=1.0)
+    return report.registry(report.BackupState({"vps": record}, drill, "tank", "ONLINE", 0.0))
 
 
-@pytest.mark.parametrize(
-    ("source", "registry"), [("gpu_watch", gpu_watch), ("power", power), ("notify", notify), ("backup", backup)]
-)
-def test_an_agent_produces_the_metrics_of_the_list(source: SourceName, registry: Any) -> None:
-    found = produced(registry())
+REGISTRIES: Mapping[SourceName, Callable[[], CollectorRegistry]] = {
+    "gpu_watch": of_gpu_watch, "power": of_power, "notify": of_notify, "backup": of_backup,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", REGISTRIES)
+def test_an_agent_produces_the_metrics_of_the_list(source: SourceName) -> None:
+    found = produced(REGISTRIES[source]())
     for metric in metric_names.of(source):
         assert metric.name in found, f"{source} has no {metric.name}, which alerts or dashboards may use"
         assert found[metric.name] == (set(metric.labels), metric.kind), metric.name
@@ -75,9 +68,8 @@ def test_an_agent_produces_the_metrics_of_the_list(source: SourceName, registry:
 
 def test_the_normal_reason_of_a_lower_clock_raises_nothing() -> None:
     """The expression names the watchdog's own word for a power cap."""
-    reader = imported("appliance.watch.gpu.card_reader")
     alert = next(one for one in alerts.ALERTS if one.name == "CardThrottles")
-    assert f'reason!="{reader.COUNTERS["sw_power_cap"]}"' in alert.expr
+    assert f'reason!="{card_reader.COUNTERS["sw_power_cap"]}"' in alert.expr
 
 
 def test_a_difference_is_found() -> None:

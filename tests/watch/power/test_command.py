@@ -53,7 +53,7 @@ def test_the_drill_waits_for_the_plug_for_a_time(nut: Nut, capsys: pytest.Captur
     ("words", "text"),
     [
         (["serve", "--set", "drain_s"], "NAME=NUMBER"),
-        (["serve", "--set", "drain=5"], "there is no limit 'drain'"),
+        (["serve", "--set", "drain=5"], "'drain' is not a valid limit"),
         (["serve", "--set", "drain_s=-1"], "0 or more"),
         (["serve", "--set", "drain_s=nan"], "0 or more"),
     ],
