@@ -294,6 +294,27 @@ class EngineUnavailableError(RequestError):
     code = "engine_unavailable"
 
 
+class AssistantUnavailableError(RequestError):
+    """503: the process of the stateful API does not run; nothing was done."""
+
+    status = 503
+    code = "assistant_unavailable"
+
+
+class AssistantFailedError(RequestError):
+    """502: the process of the stateful API ended before its response was complete."""
+
+    status = 502
+    code = "assistant_failed"
+
+
+class AssistantTimeoutError(RequestError):
+    """504: the process of the stateful API accepted the request and then sent nothing for too long."""
+
+    status = 504
+    code = "assistant_timeout"
+
+
 class QueueFullError(RequestError):
     """503: too many requests wait, or the request waited too long."""
 

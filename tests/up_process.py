@@ -20,13 +20,18 @@ ENGINE_PYTHON = ROOT / ".venv-engine" / "bin" / "python"
 """The interpreter of the CPU engine's environment, which plain `pytest -m 'not vllm'` does not need."""
 
 
-def site_file(folder: Path) -> tuple[Path, int, int]:
-    """Write examples/laptop.toml with free ports and its data in ``folder``.
+def site_file(folder: Path, *, embedder: bool = False) -> tuple[Path, int, int]:
+    """Write examples/laptop.toml with free ports and its data in ``folder``; without its embedder by default.
 
+    The embedder loads for some seconds, which most tests need not wait for.
     Return the file, the gateway's port and the engine's port.
     """
     table = tomllib.loads((ROOT / "examples" / "laptop.toml").read_text())
     port, engine_port = free_port(), free_port()
+    if embedder:
+        table["engines"]["embed"] |= {"port": free_port(), "shutdown_timeout_s": 2}
+    else:
+        del table["engines"]["embed"], table["models"]["multilingual-embedder"]
     table["gateway"] |= {"port": port, "data_dir": str(folder / "var"), "ready_cache_s": 0.5}
     table["engines"]["chat"] |= {"port": engine_port, "shutdown_timeout_s": 2}
     path = folder / "laptop.json"
@@ -81,9 +86,9 @@ class Up:
         return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
 
 
-def start_up(folder: Path, *options: str) -> Up:
+def start_up(folder: Path, *options: str, embedder: bool = False) -> Up:
     """Start `appliance up` as `make up` does."""
-    config, port, engine_port = site_file(folder)
+    config, port, engine_port = site_file(folder, embedder=embedder)
     log = folder / "up.log"
     # The test runner may ignore signals (nohup, a script's `&`); the program must not inherit that.
     argv = ["env", "--default-signal=INT,TERM,HUP"]

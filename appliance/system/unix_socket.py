@@ -1,11 +1,14 @@
-"""The address of a Unix socket at a path of any length."""
+"""Unix sockets: the address of a path of any length, and the process at the other end."""
 
 from __future__ import annotations
 
 import os
+import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 LONGEST = 107
 """Bytes of the longest path that the kernel accepts (unix(7), ``sun_path``)."""
@@ -25,3 +28,19 @@ def address(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{folder}/{path.name}"
     finally:
         os.close(folder)
+
+
+class PeerCredentials(NamedTuple):
+    """The process at the other end of a connection, as the kernel recorded it (unix(7), ``SO_PEERCRED``)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_credentials(descriptor: int) -> PeerCredentials:
+    """Return the process that connected the Unix socket ``descriptor``. Raises :class:`OSError`."""
+    form = "3i"
+    with socket.socket(fileno=os.dup(descriptor)) as connection:
+        found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(form))
+    return PeerCredentials(*struct.unpack(form, found))

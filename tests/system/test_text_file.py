@@ -86,7 +86,7 @@ def test_a_site_in_any_encoding(
     file = tmp_path / f"site{ending}"
     file.write_bytes(encoded(text if ending == ".toml" else json.dumps(tomllib.loads(text)), encoding))
     assert main(["check", str(file)]) == 0
-    assert "ok; 1 models" in capsys.readouterr().out
+    assert "ok; 2 models" in capsys.readouterr().out
 
 
 @every_encoding

@@ -56,7 +56,7 @@ def judge_engines(ready: GatewayReadiness) -> Iterator[Finding]:
             yield warn(
                 f"is drained ({state.removeprefix('draining: ')})",
                 meaning="It gets no new requests; without another replica, requests for its model get 503.",
-                fix=f"when the reason is gone: appliance-gateway models undrain {name}",
+                fix=f"after the reason has ended: appliance-gateway models undrain {name}",
                 subject=subject,
             )
         elif ready.status == 200:
