@@ -213,8 +213,7 @@ def _revision(connection: Connection, kind: DatabaseKind) -> str | None:
 
 def _sqlite(path: Path, *, durable: bool) -> Engine:
     # Create the file with its mode before SQLite does: it holds digests, users' names and their chats.
-    if not path.exists():
-        path.touch(mode=0o600)
+    path.touch(mode=0o600)
     engine = create_engine(
         f"sqlite:///{path}", connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False}
     )

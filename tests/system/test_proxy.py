@@ -193,4 +193,9 @@ def test_nothing_else_opens_an_address_by_the_environment() -> None:
                 used = module in libraries or bool(openers & {alias.name for alias in node.names})
             if used:
                 found.add(str(file.relative_to(ROOT)))
-    assert found == {"appliance/system/proxy.py"}, "open addresses through appliance.system.proxy"
+    # The assistant's client has a Unix socket only, and the other file only names its errors.
+    acting = {"appliance/assistant/inference.py", "appliance/assistant/api/chat_completions.py"}
+    assert found == {"appliance/system/proxy.py", *acting}, "open addresses through appliance.system.proxy"
+    clients = [file for file in acting if "httpx.AsyncClient(" in (ROOT / file).read_text()]
+    assert clients == ["appliance/assistant/inference.py"]
+    assert "trust_env=False" in (ROOT / clients[0]).read_text()

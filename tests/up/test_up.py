@@ -82,8 +82,13 @@ def test_embeddings_work_at_once_also_with_the_fake_engine(tmp_path: Path) -> No
     assert {"fake", "multilingual-embedder"} <= names
     assert [len(row.embedding) for row in found.data] == [512, 512]
     assert found.data[0].embedding == pytest.approx(encoded.data[0].embedding, abs=1e-5)
-    (row,) = [row for row in up.rows() if row["prompt_tokens"] == found.usage.prompt_tokens]
-    assert row["model"] == "multilingual-embedder"
+
+    def billed() -> bool:
+        return ("multilingual-embedder", found.usage.prompt_tokens) in [
+            (row["model"], row["prompt_tokens"]) for row in up.rows()
+        ]
+
+    wait_until(billed, "the usage row", 30)
     up.process.send_signal(signal.SIGINT)
     assert finish(up) == 0
     assert up.output.endswith("stopped; nothing is left running\n")
