@@ -37,9 +37,9 @@ async def p95(site: NetworkSite) -> float:
 
 @contextmanager
 def flood(
-    site: NetworkSite, attack: str, count: int, key: str, until: str | None = None
+    site: NetworkSite, attack: str, count: int, key: str, until: tuple[str, ...] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Run an attack until it has the result ``until``; the yielded table has all results afterwards."""
+    """Run an attack until it has a result of ``until``; the yielded table has all results afterwards."""
     # A real attacker has processors of its own. Here it shares those of the edge, so the edge has priority.
     argv = [
         "nice",
@@ -62,9 +62,9 @@ def flood(
     try:
         wait_until(lambda: "up" in log.read_text(), "the flood has begun", 60)
         yield results
-        if until is not None:
+        if until:
             # On a busy machine, the attack needs longer until it exceeds a limit.
-            wait_until(lambda: f'"{until}"' in log.read_text(), f"{until} for the attacker", 60)
+            wait_until(lambda: any(f'"{one}"' in log.read_text() for one in until), f"{until} for the attacker", 60)
     finally:
         site.attacker.stop(process)
         lines = [line for line in log.read_text().splitlines() if line.startswith("{")]
@@ -91,13 +91,14 @@ ATTACKS = {
     "bodies over the limit, 20 connections": ("too-large", 20, True),
 }
 EXPECTED = {
-    "requests": "429",
-    "slow-head": "TimeoutError",
-    "slow-body": "429",
-    "slow-reader": "begun",
-    "too-large": "413",
+    "requests": ("429",),
+    # The edge cuts a slow header, or the connection is one too many for its address.
+    "slow-head": ("TimeoutError", "cut"),
+    "slow-body": ("429",),
+    "slow-reader": ("begun",),
+    "too-large": ("413",),
 }
-"""A result of each attack that proves that it was a flood."""
+"""Results of each attack; one of them proves that it was a flood."""
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -118,7 +119,7 @@ async def test_a_flood_does_not_slow_other_users(site: NetworkSite, name: str, r
         "TTFT p95 of other users within 1.5 of alone",
         f"{during / alone:.2f} of {alone:.2f} s; results {seen}",
     )
-    assert results.get(EXPECTED[attack], 0) > 0, results
+    assert any(results.get(one, 0) > 0 for one in EXPECTED[attack]), results
     assert during < 1.5 * alone
 
 
