@@ -19,7 +19,9 @@ START, END = ("on-battery", False), ("on-battery", True)
 def test_an_outage_stops_the_engines_and_brings_them_back(host: PowerHost) -> None:
     """Case 8: minimum watts, 503 with the reason, running requests finish, engines off and back, one token."""
     responses: list[Any] = []
-    request = threading.Thread(target=lambda: responses.append(host.chat(messages=held_message(), max_tokens=10)))
+    request = threading.Thread(
+        target=lambda: responses.append(host.chat(messages=held_message(), max_tokens=10, stream=True))
+    )
     host.start()
     host.until(lambda: host.watts() == [400], "the limit of the site is set")
     host.until(lambda: host.chat().status == 200, "the service serves")
