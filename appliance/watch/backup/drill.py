@@ -23,6 +23,7 @@ from pathlib import Path
 from appliance.contract.backup import BackupPlan, DrillRecord, drill_record_file, read_drill_record, write_record
 from appliance.contract.load import load
 from appliance.errors import ApplianceError, StartError, StoreError
+from appliance.store.copies import copy_sqlite
 from appliance.store.database import FILE
 from appliance.system import files, text_file
 from appliance.system.http_request import NO_RESPONSE, HttpResponse, send_request
@@ -30,7 +31,7 @@ from appliance.system.stopping import Stop
 from appliance.watch.backup.escrow import Escrow, age_secret
 from appliance.watch.backup.restic import Restic
 from appliance.watch.backup.restore import RestoredCopy, restore, verify
-from appliance.watch.backup.stage import DRILL_MODEL, copy_sqlite
+from appliance.watch.backup.stage import DRILL_MODEL
 
 START_S, REQUEST_S, END_S = 120.0, 60.0, 30.0
 """Limits of the start of the gateway, of a request, and of the end of a process, in seconds."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.contract.model import Site
 from appliance.errors import StoreError
+from appliance.store.copies import check_sqlite, copy_sqlite
 from appliance.store.database import FILE, open_database
 from appliance.system import files
 from appliance.watch.backup.restic import Restic
@@ -17,8 +16,7 @@ from appliance.watch.backup.stage import (
     DRILL_USER,
     MANIFEST,
     Manifest,
-    copy_rows,
-    copy_sqlite,
+    copy_usage,
     read_manifest,
     sha256,
     usage_sums,
@@ -67,21 +65,11 @@ def verify(target: Path, work: Path) -> RestoredCopy:
     if (folder / FILE).exists():
         files.make_folder(work)
         copy_sqlite(folder / FILE, work / FILE)
-        _check_pages(work / FILE)
+        check_sqlite(work / FILE, fix="restore an earlier snapshot (--snapshot)")
         sums = usage_sums(work)
         if sums != list(manifest.usage):
             raise StoreError(f"{folder / FILE}: the sums of usage differ from the manifest; restore an earlier one")
     return RestoredCopy(folder, manifest)
-
-
-def _check_pages(file: Path) -> None:
-    try:
-        with closing(sqlite3.connect(file)) as database:
-            found = database.execute("PRAGMA integrity_check").fetchone()[0]
-    except sqlite3.Error as error:
-        found = str(error)
-    if found != "ok":
-        raise StoreError(f"{file} is damaged ({found}); restore an earlier snapshot (--snapshot)")
 
 
 def load_database(source: Path, site: Site, base: Path, work: Path, report: Callable[[str], None] = print) -> None:
@@ -95,7 +83,7 @@ def load_database(source: Path, site: Site, base: Path, work: Path, report: Call
     origin = open_database(work)
     target = open_database(site.data_path(base), site.gateway.database_url)
     try:
-        keys, rows = copy_rows(origin, target, without_user=DRILL_USER)
+        keys, rows = copy_usage(origin, target, without_user=DRILL_USER)
     finally:
         origin.dispose()
         target.dispose()

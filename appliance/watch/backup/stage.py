@@ -11,21 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sqlite3
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError
-from sqlalchemy import Connection, Engine, func, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine, select
 
 from appliance.contract.backup import BackupPlan
 from appliance.contract.load import load
 from appliance.contract.model import Section, Site
 from appliance.errors import StoreError
-from appliance.store.database import FILE, open_database, refused
+from appliance.store.copies import check_sqlite, copy_rows, copy_sqlite
+from appliance.store.database import FILE, open_database
 from appliance.store.keys import KeyStore
 from appliance.store.schema import CHANGES, KEYS, USAGE
 from appliance.store.usage import UsageReader
@@ -36,7 +34,7 @@ DRILL_USER = DRILL_MODEL = "restore-drill"
 DRILL_KEY_S = 60 * 86400.0
 """Lifetime of the drill's key."""
 
-BATCH = 5000
+AT_ONCE = 5000
 """Rows that a copy between databases holds in memory."""
 
 
@@ -128,78 +126,42 @@ def usage_sums(folder: Path) -> list[dict[str, str | int]]:
     return [{k: v for k, v in asdict(line).items() if isinstance(v, (str, int))} for line in lines]
 
 
-def copy_sqlite(source: Path, target: Path) -> None:
-    """Copy a database that is in use, as of one moment; raises :class:`StoreError`."""
-    try:
-        with closing(sqlite3.connect(source, timeout=30)) as used, closing(sqlite3.connect(target)) as copy:
-            used.backup(copy)
-    except (sqlite3.Error, OSError) as error:
-        raise StoreError(
-            f"{source} cannot be copied to {target} ({error}); check the file, its owner and the free space"
-        ) from None
-
-
 def _check_and_close(file: Path) -> None:
     """Verify the pages of the copy, and leave one file without a journal."""
-    try:
-        with closing(sqlite3.connect(file)) as database:
-            found = database.execute("PRAGMA integrity_check").fetchone()[0]
-            database.execute("PRAGMA journal_mode = DELETE")
-    except sqlite3.Error as error:
-        found = str(error)
-    if found != "ok":
-        raise StoreError(f"{file} is damaged ({found}); restore the gateway's database from an earlier snapshot")
+    check_sqlite(file, fix="restore the gateway's database from an earlier snapshot", close=True)
     (file.parent / ".database.lock").unlink(missing_ok=True)
 
 
 def _copy_postgres(site: Site, data: Path, folder: Path) -> None:
     source, target = open_database(data, site.gateway.database_url), open_database(folder)
     try:
-        copy_rows(source, target)
+        copy_usage(source, target)
     finally:
         source.dispose()
         target.dispose()
 
 
-def copy_rows(source: Engine, target: Engine, *, without_user: str | None = None) -> tuple[int, int]:
+def copy_usage(source: Engine, target: Engine, *, without_user: str | None = None) -> tuple[int, int]:
     """Copy keys and usage between two databases as of one moment; return the numbers of keys and usage rows.
 
     ``without_user`` omits the keys of that user. Raises :class:`StoreError` if either database fails, or if the
     target already has keys or usage: the copy must not mix two histories.
     """
-    engine = target
-    try:
-        with target.begin() as into:
-            for table in (KEYS, USAGE):
-                if into.execute(select(func.count()).select_from(table)).scalar_one():
-                    raise StoreError(
-                        f"the database already has {table.name}; load a backup into an empty one: stop the gateway "
-                        "and move its database away"
-                    )
-            engine = source
-            level = "REPEATABLE READ" if source.dialect.name == "postgresql" else "SERIALIZABLE"
-            with source.connect().execution_options(isolation_level=level) as out:
-                keys = select(KEYS) if without_user is None else select(KEYS).where(KEYS.c.user != without_user)
-                counts = _copy_table(out, into, keys, KEYS), _copy_table(out, into, select(USAGE), USAGE)
-            engine = target
-            into.execute(CHANGES.update().where(CHANGES.c.what == "keys").values(number=CHANGES.c.number + 1))
-            if target.dialect.name == "postgresql":
-                # Explicit numbers do not move the sequence that the next rows take theirs from.
-                into.exec_driver_sql(
-                    "SELECT setval(pg_get_serial_sequence('usage', 'number'), "
-                    "(SELECT coalesce(max(number), 0) + 1 FROM usage), false)"
-                )
-            return counts
-    except SQLAlchemyError as error:
-        raise refused(error, engine) from error
+    keys = select(KEYS) if without_user is None else select(KEYS).where(KEYS.c.user != without_user)
+    rows = copy_rows(
+        source,
+        target,
+        {KEYS: keys, USAGE: select(USAGE)},
+        process="gateway",
+        numbered=USAGE,
+        at_once=AT_ONCE,
+        then=_count_a_change,
+    )
+    return rows[KEYS.name], rows[USAGE.name]
 
 
-def _copy_table(out: Connection, into: Connection, statement: Any, table: Any) -> int:
-    count = 0
-    for rows in out.execution_options(yield_per=BATCH).execute(statement).mappings().partitions(BATCH):
-        into.execute(table.insert(), [dict(row) for row in rows])
-        count += len(rows)
-    return count
+def _count_a_change(into: Connection) -> None:
+    into.execute(CHANGES.update().where(CHANGES.c.what == "keys").values(number=CHANGES.c.number + 1))
 
 
 def _copy_tree(source: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from appliance.store.database import open_database
 from appliance.store.keys import KeyStore
 from appliance.store.usage import UsageReader
 from appliance.system import lock_file
-from appliance.watch.backup.stage import CURRENT, DRILL_USER, copy_rows, read_manifest, stage, usage_sums
+from appliance.watch.backup.stage import CURRENT, DRILL_USER, copy_usage, read_manifest, stage, usage_sums
 from tests.postgres import Cluster
 from tests.store.test_store import cluster
 from tests.watch.backup.site import BackedUpMachine, add_usage
@@ -123,7 +123,7 @@ def test_a_copy_of_postgresql_can_be_loaded_into_postgresql(
 ) -> None:
     first, second = cluster.database("first"), cluster.database("second")
     source, engine = open_database(machine.data), open_database(tmp_path / "a", first)
-    assert copy_rows(source, engine) == (2, 300)
+    assert copy_usage(source, engine) == (2, 300)
     site = json.loads((machine.folder / "store/site.json").read_text())
     site["gateway"]["database_url"] = first
     (machine.folder / "store/site.json").write_text(json.dumps(site))
@@ -132,7 +132,7 @@ def test_a_copy_of_postgresql_can_be_loaded_into_postgresql(
     assert manifest.keys == 2
     assert list(manifest.usage) == usage_sums(machine.data)
     copy, target = open_database(Path(machine.plan.stage) / CURRENT), open_database(tmp_path / "b", second)
-    assert copy_rows(copy, target, without_user=DRILL_USER) == (2, 300)
+    assert copy_usage(copy, target, without_user=DRILL_USER) == (2, 300)
     # Rows of the gateway follow: their numbers must not collide with the loaded ones.
     for one in (source, engine, copy, target):
         one.dispose()
