@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
+from appliance.assistant.background import in_background
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.file_contents import FileContents
 from appliance.assistant.store.files import FileRepository
@@ -36,13 +36,8 @@ def sweep(context: AssistantContext, now: float, *, upload_idle_s: float = UPLOA
 async def sweeping(context: AssistantContext) -> AsyncIterator[None]:
     """Sweep at the start, when no upload runs, and then every minute within the block."""
     await _sweep_once(context, 0.0)
-    task = asyncio.create_task(_sweep_forever(context))
-    try:
+    async with in_background(_sweep_forever(context), "the sweep"):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def _sweep_forever(context: AssistantContext) -> None:

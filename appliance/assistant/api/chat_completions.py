@@ -25,7 +25,7 @@ import httpx
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-from appliance.assistant.api.requests import Calling, as_request_error
+from appliance.assistant.api.requests import Calling, as_request_error, disconnected
 from appliance.assistant.caller import Caller
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.memory.chat_context import (
@@ -155,7 +155,7 @@ def chat_completions_router(context: AssistantContext) -> APIRouter:
         body = read_body(await request.body())
         async with AsyncExitStack() as stack:
             response = asyncio.create_task(memory.complete(caller, body, stack))
-            leaving = asyncio.create_task(_disconnected(request))
+            leaving = asyncio.create_task(disconnected(request))
             try:
                 await asyncio.wait({response, leaving}, return_when=asyncio.FIRST_COMPLETED)
                 if not response.done():
@@ -168,11 +168,6 @@ def chat_completions_router(context: AssistantContext) -> APIRouter:
                 await asyncio.gather(response, leaving, return_exceptions=True)
 
     return router
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def read_body(content: bytes) -> dict[str, Any]:

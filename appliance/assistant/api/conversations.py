@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -12,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from appliance.assistant.api.json_body import read_json, refuse_unknown
 from appliance.assistant.api.metadata import read_metadata
+from appliance.assistant.api.pages import Limit, as_list
 from appliance.assistant.api.requests import Calling, not_found
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.ids import is_id
@@ -23,7 +23,6 @@ MAX_ITEMS = 20
 """Items of one request."""
 EXPORT_VERSION = 1
 
-Limit = Annotated[int, Query(ge=1, le=100)]
 Direction = Annotated[Literal["asc", "desc"], Query()]
 SearchText = Annotated[str, Query(max_length=1000)]
 
@@ -55,7 +54,7 @@ def conversations_router(context: AssistantContext) -> APIRouter:
         page = await asyncio.to_thread(
             store.list, caller.user, query, after=_known(after), limit=limit, order=order
         )
-        return _json(list_object([listed_object(one) for one in page.data], has_more=page.has_more))
+        return _json(as_list([listed_object(one) for one in page.data], page.has_more, none=""))
 
     @router.get("/{identifier}")
     async def get(identifier: str, caller: Calling) -> Response:
@@ -99,7 +98,7 @@ def conversations_router(context: AssistantContext) -> APIRouter:
             store.add_items, caller.user, _id(identifier), items, key_id=caller.key_id, now=time.time()
         )
         include = _include(request)
-        return _json(list_object([shown_form(item, include) for item in stored], has_more=False))
+        return _json(as_list([shown_form(item, include) for item in stored], False, none=""))
 
     @router.get("/{identifier}/items")
     async def list_items(
@@ -114,7 +113,7 @@ def conversations_router(context: AssistantContext) -> APIRouter:
             store.items, caller.user, _id(identifier), after=_known(after, "item"), limit=limit, order=order
         )
         include = _include(request)
-        return _json(list_object([shown_form(item, include) for item in page.data], has_more=page.has_more))
+        return _json(as_list([shown_form(item, include) for item in page.data], page.has_more, none=""))
 
     @router.get("/{identifier}/items/{item}")
     async def get_item(identifier: str, item: str, request: Request, caller: Calling) -> Response:
@@ -158,12 +157,6 @@ def export_object(found: ConversationExport) -> dict[str, Any]:
         "items": found.items,
         "responses": found.responses,
     }
-
-
-def list_object(data: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    """Return a page of a list in OpenAI's form."""
-    first, last = (data[0]["id"], data[-1]["id"]) if data else ("", "")
-    return {"object": "list", "data": list(data), "first_id": first, "last_id": last, "has_more": has_more}
 
 
 def _json(value: dict[str, Any]) -> Response:

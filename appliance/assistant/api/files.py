@@ -7,12 +7,13 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
+from appliance.assistant.api.pages import Order, as_list
 from appliance.assistant.api.requests import Calling, not_found
 from appliance.assistant.api.uploads import Upload, receive
 from appliance.assistant.context import AssistantContext
@@ -79,7 +80,7 @@ def file_routes(context: AssistantContext) -> APIRouter:
         caller: Calling,
         after: str | None = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
-        order: Literal["asc", "desc"] = "desc",
+        order: Order = "desc",
         purpose: str | None = None,
     ) -> dict[str, Any]:
         """Return a page of the caller's files."""
@@ -138,17 +139,6 @@ def as_file(record: FileRecord) -> dict[str, Any]:
         "purpose": record.purpose,
         "status": "processed",
         "status_details": None,
-    }
-
-
-def as_list(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:
-    """Return a page of objects, which have ids, as OpenAI's list."""
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": more,
     }
 
 

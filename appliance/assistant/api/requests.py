@@ -33,6 +33,12 @@ Calling = Annotated[Caller, Depends(_caller)]
 """The caller of a request, as a parameter of an endpoint."""
 
 
+async def disconnected(request: Request) -> None:
+    """Wait until the client of ``request``, whose body was read, disconnects."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Make ``app`` respond to each error in OpenAI's JSON."""
     for kind in (RequestError, ApplianceError, RequestValidationError, HTTPException, Exception):

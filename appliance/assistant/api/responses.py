@@ -6,13 +6,15 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from typing import Annotated, Any, Literal
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from appliance.assistant.api.requests import Calling
+from appliance.assistant.api.pages import Limit, Order, as_list
+from appliance.assistant.api.requests import Calling, disconnected
+from appliance.assistant.background import in_background
 from appliance.assistant.caller import Caller
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.memory.search import StoreSearch
@@ -21,7 +23,6 @@ from appliance.assistant.retrieval.filters import compile_filter
 from appliance.assistant.store.responses import KIND, ResponseStore
 from appliance.assistant.turns.compaction import compact
 from appliance.assistant.turns.file_search import FUNCTION
-from appliance.assistant.turns.history import build_prompt
 from appliance.assistant.turns.prompt_fit import PromptFit
 from appliance.assistant.turns.request import TurnRequest, read_include, read_turn
 from appliance.assistant.turns.running import EXPIRY_PAUSE_S, RunningTurns
@@ -61,13 +62,10 @@ def responses_router(context: AssistantContext) -> APIRouter:
     @asynccontextmanager
     async def lifespan(_app: object) -> AsyncIterator[None]:
         await running.recover()
-        expiry = asyncio.create_task(_expire(running))
         try:
-            yield
+            async with in_background(_expire(running), "the expiry of responses"):
+                yield
         finally:
-            expiry.cancel()
-            with suppress(asyncio.CancelledError):
-                await expiry
             await running.close()
 
     router = APIRouter(prefix="/v1/responses", lifespan=lifespan)
@@ -101,7 +99,9 @@ def _add_creation(router: APIRouter, services: TurnServices, running: RunningTur
     @router.post("/input_tokens")
     async def input_tokens(request: Request, caller: Calling) -> Response:
         turn_request = read_turn(_allowed(await _json(request), _COUNTED))
-        model, messages = await _prompt_of(services, caller, turn_request)
+        history = await services.read_history(caller, turn_request)
+        model = services.fit.model_of(turn_request.model, history.metadata)
+        messages = services.fit.whole_prompt(turn_request, history, model).messages
         tools = [*turn_request.functions, *([FUNCTION] if turn_request.search is not None else [])]
         count = await services.fit.count(model, messages, tools, caller)
         return _as_json({"object": "response.input_tokens", "input_tokens": count})
@@ -153,8 +153,8 @@ def _add_stored(router: APIRouter, services: TurnServices, running: RunningTurns
         identifier: str,
         caller: Calling,
         after: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
-        order: Literal["asc", "desc"] = "desc",
+        limit: Limit = 20,
+        order: Order = "desc",
         include: Include = None,
         include_list: IncludeList = None,
     ) -> Response:
@@ -163,15 +163,7 @@ def _add_stored(router: APIRouter, services: TurnServices, running: RunningTurns
             services.store.input_items, caller.user, identifier, after=after, limit=limit, order=order
         )
         data = [_shown(item, shown) for item in page.data]
-        return _as_json(
-            {
-                "object": "list",
-                "data": data,
-                "first_id": data[0]["id"] if data else None,
-                "last_id": data[-1]["id"] if data else None,
-                "has_more": page.has_more,
-            }
-        )
+        return _as_json(as_list(data, page.has_more))
 
 
 _COUNTED = frozenset(
@@ -250,7 +242,7 @@ async def _frames(turn: ResponseTurn) -> AsyncIterator[bytes]:
 async def _until(event: asyncio.Event, turn: ResponseTurn, request: Request) -> None:
     """Wait for ``event``; stop the turn if the client disconnects first."""
     waiting = asyncio.create_task(event.wait())
-    leaving = asyncio.create_task(_disconnect(request))
+    leaving = asyncio.create_task(disconnected(request))
     try:
         await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not event.is_set() and leaving.done():
@@ -259,11 +251,6 @@ async def _until(event: asyncio.Event, turn: ResponseTurn, request: Request) -> 
     finally:
         waiting.cancel()
         leaving.cancel()
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _resumed(
@@ -298,25 +285,6 @@ async def _whole(
 
 def _shown(item: dict[str, Any], include: frozenset[str]) -> dict[str, Any]:
     return item if "file_search_call.results" in include else without_results(item)
-
-
-async def _prompt_of(
-    services: TurnServices, caller: Caller, request: TurnRequest
-) -> tuple[str, list[dict[str, Any]]]:
-    history = await asyncio.to_thread(
-        services.store.read_history,
-        caller.user,
-        request.items,
-        conversation=request.conversation,
-        previous=request.previous,
-    )
-    model = services.fit.model_of(request.model, history.metadata)
-    prompt = build_prompt(
-        [history.metadata.get("instructions"), request.instructions],
-        [*history.items, *history.own.items],
-        services.fit.search_budget(model),
-    )
-    return model, prompt.messages
 
 
 def _as_json(body: Mapping[str, Any], headers: dict[str, str] | None = None) -> Response:

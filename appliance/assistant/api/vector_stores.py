@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import AfterValidator, BaseModel, Field
 
-from appliance.assistant.api.files import as_list
+from appliance.assistant.api.pages import PageRequest, Paging, as_list
 from appliance.assistant.api.requests import Calling, not_found
 from appliance.assistant.caller import Caller
 from appliance.assistant.context import AssistantContext
@@ -47,8 +48,6 @@ def _attributes(value: dict[str, Any] | None) -> dict[str, str | float | bool]:
 _Key = Annotated[str, Field(min_length=1, max_length=64)]
 Metadata = Annotated[dict[_Key, Annotated[str, Field(max_length=512)]], Field(max_length=MAX_PAIRS)]
 Attributes = Annotated[dict[_Key, Any], Field(max_length=MAX_PAIRS), AfterValidator(_attributes)]
-Limit = Annotated[int, Query(ge=1, le=100)]
-Order = Literal["asc", "desc"]
 Status = Literal["in_progress", "completed", "failed", "cancelled"]
 
 
@@ -149,17 +148,9 @@ def _add_stores(router: APIRouter, context: AssistantContext) -> None:
         return _as_store(await _store(stores, caller, store_id))
 
     @router.get("")
-    async def list_stores(
-        caller: Calling,
-        limit: Limit = 20,
-        order: Order = "desc",
-        after: str | None = None,
-        before: str | None = None,
-    ) -> dict[str, Any]:
+    async def list_stores(caller: Calling, paging: Paging) -> dict[str, Any]:
         """Return a page of the caller's stores."""
-        page, more = await asyncio.to_thread(
-            stores.page, caller.user, limit=limit, after=after, before=before, newest_first=order == "desc"
-        )
+        page, more = await asyncio.to_thread(stores.page, caller.user, **asdict(paging))
         return as_list([_as_store(record) for record in page], more)
 
     @router.get("/{store_id}")
@@ -203,24 +194,12 @@ def _add_files(router: APIRouter, context: AssistantContext) -> None:
     async def list_files(
         store_id: str,
         caller: Calling,
-        limit: Limit = 20,
-        order: Order = "desc",
-        after: str | None = None,
-        before: str | None = None,
+        paging: Paging,
         status: Annotated[Status | None, Query(alias="filter")] = None,
     ) -> dict[str, Any]:
         """Return a page of a store's files."""
         await _store(stores, caller, store_id)
-        return await _page_of_files(
-            stores,
-            caller,
-            store_id,
-            limit=limit,
-            after=after,
-            before=before,
-            newest_first=order == "desc",
-            status=status,
-        )
+        return await _page_of_files(stores, caller, store_id, paging, status=status)
 
     @router.get("/{store_id}/files/{file_id}")
     async def get_file(store_id: str, file_id: str, caller: Calling) -> dict[str, Any]:
@@ -288,25 +267,12 @@ def _add_batches(router: APIRouter, context: AssistantContext) -> None:
         store_id: str,
         batch_id: str,
         caller: Calling,
-        limit: Limit = 20,
-        order: Order = "desc",
-        after: str | None = None,
-        before: str | None = None,
+        paging: Paging,
         status: Annotated[Status | None, Query(alias="filter")] = None,
     ) -> dict[str, Any]:
         """Return a page of a batch's files."""
         await batch_of(store_id, batch_id, caller)
-        return await _page_of_files(
-            stores,
-            caller,
-            store_id,
-            limit=limit,
-            after=after,
-            before=before,
-            newest_first=order == "desc",
-            status=status,
-            batch_id=batch_id,
-        )
+        return await _page_of_files(stores, caller, store_id, paging, status=status, batch_id=batch_id)
 
 
 def _attaching(context: AssistantContext, stores: VectorStoreRepository) -> Any:
@@ -359,12 +325,14 @@ async def _missing_batch(stores: VectorStoreRepository, caller: Caller, store_id
 
 
 async def _page_of_files(
-    stores: VectorStoreRepository, caller: Caller, store_id: str, **wanted: Any
+    stores: VectorStoreRepository, caller: Caller, store_id: str, paging: PageRequest, **wanted: Any
 ) -> dict[str, Any]:
     try:
-        page, more = await asyncio.to_thread(stores.page_of_files, caller.user, store_id, **wanted)
+        page, more = await asyncio.to_thread(
+            stores.page_of_files, caller.user, store_id, **asdict(paging), **wanted
+        )
     except KeyError as error:
-        param = "after" if error.args[0] == wanted["after"] else "before"
+        param = "after" if error.args[0] == paging.after else "before"
         raise InvalidRequestError("the list does not have this file", param=param) from None
     return as_list([_as_store_file(record) for record in page], more)
 

@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
+from appliance.assistant.background import in_background
 from appliance.assistant.caller import Caller
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.memory.embedding_client import Embedding, EmbeddingClient
@@ -313,16 +314,5 @@ def _embedded_text(passage: StoredPassage) -> str:
 @asynccontextmanager
 async def chat_memory(context: AssistantContext) -> AsyncIterator[None]:
     """Index ended conversations while the block runs."""
-    task = asyncio.create_task(ChatIndexer(context).run())
-    task.add_done_callback(_report)
-    try:
+    async with in_background(ChatIndexer(context).run(), "the memory of chats"):
         yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    """Log an unexpected end of the work."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        LOG.error("the memory of chats has stopped", exc_info=error)

@@ -12,7 +12,6 @@ The queue is the table of attachments: those in progress, from the start of the 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from appliance.assistant.background import in_background
 from appliance.assistant.caller import Caller
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.file_contents import FileContents
@@ -254,10 +254,5 @@ class IngestionQueue:
 @asynccontextmanager
 async def ingesting(context: AssistantContext) -> AsyncIterator[None]:
     """Process the files of vector stores within the block."""
-    task = asyncio.create_task(context.shared(IngestionQueue).run())
-    try:
+    async with in_background(context.shared(IngestionQueue).run(), "the processing of files"):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

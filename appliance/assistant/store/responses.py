@@ -51,7 +51,7 @@ class OwnInput:
 class TurnHistory:
     """All that precedes the model's turn."""
 
-    items: list[Body]
+    items: Sequence[Mapping[str, Any]]
     """Items of the conversation or of the chain, oldest first."""
     own: OwnInput
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -5,14 +5,13 @@ Nothing is stored or removed: the client passes the items on as the input of its
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
 from appliance.assistant import ids
 from appliance.assistant.caller import Caller
 from appliance.assistant.turns.events import usage_object
-from appliance.assistant.turns.history import build_prompt, write_summary
+from appliance.assistant.turns.history import write_summary
 from appliance.assistant.turns.request import TurnRequest
 from appliance.assistant.turns.turn import CHAT, TurnServices
 from appliance.errors import EngineFailedError, InvalidRequestError
@@ -28,21 +27,12 @@ async def compact(services: TurnServices, caller: Caller, request: TurnRequest) 
 
     Raises :class:`InvalidRequestError` if there is nothing to compact, and the errors of the engine.
     """
-    history = await asyncio.to_thread(
-        services.store.read_history,
-        caller.user,
-        request.items,
-        conversation=request.conversation,
-        previous=request.previous,
-    )
+    history = await services.read_history(caller, request)
     items = [*history.items, *history.own.items]
     if not items:
         raise InvalidRequestError("input: has no item to compact", param="input")
     model = services.fit.model_of(request.model, history.metadata)
-    prompt = build_prompt(
-        [history.metadata.get("instructions"), request.instructions], items, services.fit.search_budget(model)
-    )
-    messages = [*prompt.messages, {"role": "user", "content": TASK}]
+    messages = [*services.fit.whole_prompt(request, history, model).messages, {"role": "user", "content": TASK}]
     found = await services.context.inference.post(CHAT, {"model": model, "messages": messages}, caller)
     try:
         summary = str(found["choices"][0]["message"]["content"] or "")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from appliance.assistant.caller import Caller
 from appliance.assistant.inference import InferenceClient
 from appliance.assistant.store.responses import TurnHistory
 from appliance.assistant.turns.file_search import FUNCTION
-from appliance.assistant.turns.history import ChatPrompt, Item, build_prompt, split_rounds, without_oldest
+from appliance.assistant.turns.history import ChatPrompt, build_prompt, split_rounds, without_oldest
 from appliance.assistant.turns.request import TurnRequest
 from appliance.contract.model import Site
 from appliance.errors import InvalidRequestError, RequestError
@@ -65,14 +66,18 @@ class PromptFit:
         """Return the most tokens of the results of one search."""
         return min(SEARCH_TOKENS, self.context_of(model) // 4)
 
+    def whole_prompt(self, request: TurnRequest, history: TurnHistory, model: str) -> ChatPrompt:
+        """Return the messages of a turn with its whole history, whether they fit or not."""
+        instructions = [history.metadata.get("instructions"), request.instructions]
+        return build_prompt(instructions, [*history.items, *history.own.items], self.search_budget(model))
+
     async def prompt(self, request: TurnRequest, history: TurnHistory, model: str, caller: Caller) -> ChatPrompt:
         """Return the messages of a turn.
 
         Raises :class:`InvalidRequestError` if they do not fit in the context, or do not without the whole history.
         """
-        items: list[Item] = [*history.items, *history.own.items]
         tools = [*request.functions, *([FUNCTION] if request.search is not None else [])]
-        prompt = self._prompt(request, history.metadata, items, model)
+        prompt = self.whole_prompt(request, history, model)
         context = self.context_of(model)
         reserved = request.max_tokens or (min(RESERVED_TOKENS, context // 4) if request.truncate else 1)
         limit = context - reserved
@@ -91,8 +96,8 @@ class PromptFit:
             target = size * limit / count
             while dropped < rounds and size > target:
                 dropped += 1
-                items = [*without_oldest(history.items, dropped), *history.own.items]
-                prompt = self._prompt(request, history.metadata, items, model)
+                shorter = replace(history, items=without_oldest(history.items, dropped))
+                prompt = self.whole_prompt(request, shorter, model)
                 size = _size(prompt.messages, tools)
             count = await self.count(model, prompt.messages, tools, caller)
         if count > limit:
@@ -115,11 +120,6 @@ class PromptFit:
             return _size(messages, tools) // BYTES_PER_TOKEN
         count = found.get("count")
         return count if isinstance(count, int) else _size(messages, tools) // BYTES_PER_TOKEN
-
-    def _prompt(
-        self, request: TurnRequest, metadata: Mapping[str, str], items: Sequence[Item], model: str
-    ) -> ChatPrompt:
-        return build_prompt([metadata.get("instructions"), request.instructions], items, self.search_budget(model))
 
 
 def _size(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> int:

@@ -30,7 +30,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,6 +75,17 @@ class TurnServices:
     queue: TurnQueue
     fit: PromptFit
     searching: StoreSearch
+
+    async def read_history(self, caller: Caller, request: TurnRequest, stores: Sequence[str] = ()) -> TurnHistory:
+        """Return the history of a turn that searches ``stores``; raises as :meth:`ResponseStore.read_history`."""
+        return await asyncio.to_thread(
+            self.store.read_history,
+            caller.user,
+            request.items,
+            conversation=request.conversation,
+            previous=request.previous,
+            stores=stores,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +140,7 @@ class ResponseTurn:
 
     async def enqueue(self) -> None:
         """Store a background response as queued, so that it can be returned before it runs."""
-        history = await self._read()
+        history = await self._services.read_history(self.caller, self.request, self._stores)
         self._own = history.own
         self._events.response["model"] = self._services.fit.model_of(self.request.model, history.metadata)
         self._emit(self._events.created(queued=True))
@@ -160,7 +171,7 @@ class ResponseTurn:
         request, services = self.request, self._services
         if request.conversation is not None and request.store:
             await stack.enter_async_context(services.queue.turn(self.caller.user, request.conversation))
-        history = await self._read()
+        history = await self._services.read_history(self.caller, self.request, self._stores)
         if request.background:
             # The queued response has its input already; only the history is read anew.
             history = TurnHistory(history.items, self._own, history.metadata)
@@ -274,20 +285,14 @@ class ResponseTurn:
     def _model(self) -> str:
         return str(self._events.response["model"])
 
+    @property
+    def _stores(self) -> Sequence[str]:
+        search = self.request.search
+        return search.store_ids if search is not None else ()
+
     def _tokens_left(self) -> int | None:
         most = self.request.max_tokens
         return None if most is None else most - self._events.usage["output"]
-
-    async def _read(self) -> TurnHistory:
-        request = self.request
-        return await asyncio.to_thread(
-            self._services.store.read_history,
-            self.caller.user,
-            request.items,
-            conversation=request.conversation,
-            previous=request.previous,
-            stores=request.search.store_ids if request.search is not None else (),
-        )
 
     async def _store_begin(self) -> None:
         await asyncio.to_thread(
