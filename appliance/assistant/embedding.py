@@ -138,7 +138,7 @@ def folder_digest(folder: Path) -> str:
     """Return a SHA-256 over the weights and the configuration in ``folder``.
 
     Of each file of weights it reads the size and :data:`SAMPLES` blocks, so that 16 GB take a fraction of a second.
-    Another training changes nearly every block. Raises :class:`ConfigError` if there are no weights.
+    Another training changes nearly every block. Raises :class:`ConfigError` for missing weights.
     """
     weights = [folder] if folder.is_file() else sorted({path for form in WEIGHTS for path in folder.glob(form)})
     if not weights:

@@ -43,7 +43,7 @@ class InferenceClient:
     ) -> dict[str, Any]:
         """Return the JSON response to ``body`` at ``path``, an inference path of the gateway.
 
-        Raises :class:`RequestError` with the gateway's status, code and message, or 503 if there is no gateway.
+        Raises :class:`RequestError` with the gateway's status, code and message, or 503 without a gateway.
         """
         async with self.open(path, body, caller, background=background) as response:
             try:

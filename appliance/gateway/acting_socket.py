@@ -43,7 +43,7 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,28}")
 def allowed_users(name: str | None) -> frozenset[int]:
     """Return the uids that may use the socket: the gateway's own, root's, and that of the account ``name``.
 
-    Raises :class:`StartError` if there is no such account.
+    Raises :class:`StartError` if the account does not exist.
     """
     users = {os.geteuid(), 0}
     if name is not None:

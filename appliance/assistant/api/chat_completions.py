@@ -6,7 +6,7 @@ else of it stays as it is. The header ``x-memory`` reports the outcome:
 | value | meaning |
 |---|---|
 | used | the request has passages; the response has their annotations |
-| none | nothing fits, or there is no store yet: the request is unchanged |
+| none | nothing fits, or the store does not exist yet: the request is unchanged |
 | off | the memory failed, for example its embedder: the request is unchanged and the chat has its response |
 """
 

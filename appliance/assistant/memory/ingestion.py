@@ -2,7 +2,7 @@
 
 The queue is the table of attachments: those in progress, from the start of the process. A restart continues them.
 
-1. A file that cannot be parsed fails with its code. A key that is no longer valid fails its file.
+1. A file that cannot be parsed fails with its code. A revoked or expired key fails its file.
 2. If the embedder, the gateway or the database cannot respond, the whole queue pauses, longer each time.
 3. A limit of the user pauses the files of this user. A store with vectors of another embedder pauses its file.
 4. The result of a file that was attached again, detached, cancelled or deleted meanwhile is discarded.

@@ -71,7 +71,7 @@ class StoreState:
 
     changes: int
     fingerprint: EmbedderFingerprint | None
-    """The embedder of the vectors; None if there are no vectors."""
+    """The embedder of the vectors; None without vectors."""
     last_active_at: float
 
 

@@ -107,7 +107,7 @@ def upload(client: openai.OpenAI, name: str, content: bytes | str) -> str:
 
 
 def wait_for_file(client: openai.OpenAI, store: str, file: str) -> Any:
-    """Return the file of the store once it is no longer in progress."""
+    """Return the file of the store once its processing has ended."""
     found: list[Any] = []
 
     def done() -> bool:
