@@ -10,12 +10,12 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from appliance.assistant.api.json_body import read_json, refuse_unknown
-from appliance.assistant.api.metadata import read_metadata
 from appliance.assistant.api.pages import Limit, as_list
 from appliance.assistant.api.requests import Calling, not_found
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.ids import is_id
 from appliance.assistant.item_form import shown_form, stored_form
+from appliance.assistant.metadata import read_metadata
 from appliance.assistant.store.conversations import ConversationExport, ConversationStore, StoredConversation
 from appliance.errors import InvalidRequestError
 

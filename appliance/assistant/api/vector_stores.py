@@ -17,6 +17,7 @@ from appliance.assistant.caller import Caller
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.ids import FILE
 from appliance.assistant.memory.ingestion import IngestionQueue
+from appliance.assistant.metadata import MAX_NAME, MAX_PAIRS, MAX_VALUE
 from appliance.assistant.retrieval.chunking import ChunkSettings
 from appliance.assistant.store.vector_stores import (
     STATUSES,
@@ -28,7 +29,6 @@ from appliance.assistant.store.vector_stores import (
 )
 from appliance.errors import InvalidRequestError
 
-MAX_PAIRS = 16
 MAX_BATCH = 2000
 MAX_INITIAL_FILES = 500
 _LARGEST_NUMBER = 1e300
@@ -38,15 +38,15 @@ def _attributes(value: dict[str, Any] | None) -> dict[str, str | float | bool]:
     """Return the attributes of a file; raise ValueError for values that OpenAI's API does not have."""
     for key, one in (value or {}).items():
         if isinstance(one, str):
-            if len(one) > 512:
-                raise ValueError(f"the value of '{key}' has more than 512 characters")
+            if len(one) > MAX_VALUE:
+                raise ValueError(f"the value of '{key}' has more than {MAX_VALUE} characters")
         elif not (isinstance(one, bool | int | float) and abs(one) <= _LARGEST_NUMBER):
             raise ValueError(f"the value of '{key}' is not a string, a number or a boolean")
     return dict(value or {})
 
 
-_Key = Annotated[str, Field(min_length=1, max_length=64)]
-Metadata = Annotated[dict[_Key, Annotated[str, Field(max_length=512)]], Field(max_length=MAX_PAIRS)]
+_Key = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+Metadata = Annotated[dict[_Key, Annotated[str, Field(max_length=MAX_VALUE)]], Field(max_length=MAX_PAIRS)]
 Attributes = Annotated[dict[_Key, Any], Field(max_length=MAX_PAIRS), AfterValidator(_attributes)]
 Status = Literal["in_progress", "completed", "failed", "cancelled"]
 

@@ -10,12 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from appliance.assistant.metadata import MAX_NAME, MAX_PAIRS, MAX_VALUE
 from appliance.assistant.retrieval.fusion import HybridWeights
 from appliance.errors import InvalidRequestError
 
-MAX_METADATA = 16
-MAX_METADATA_KEY = 64
-MAX_METADATA_VALUE = 512
 MAX_INPUT_ITEMS = 2000
 """Most items of one request; conversations have no limit of their own."""
 MAX_STORES = 16
@@ -227,15 +225,15 @@ def read_metadata(value: object) -> dict[str, str]:
         return {}
     if not isinstance(value, Mapping):
         raise _invalid("metadata", "must be an object of strings")
-    if len(value) > MAX_METADATA:
-        raise _invalid("metadata", f"has {len(value)} pairs; at most {MAX_METADATA} are allowed")
+    if len(value) > MAX_PAIRS:
+        raise _invalid("metadata", f"has {len(value)} pairs; at most {MAX_PAIRS} are allowed")
     for key, text in value.items():
-        if len(key) > MAX_METADATA_KEY:
-            raise _invalid("metadata", f"has a key of {len(key)} letters; at most {MAX_METADATA_KEY} are allowed")
+        if len(key) > MAX_NAME:
+            raise _invalid("metadata", f"has a key of {len(key)} letters; at most {MAX_NAME} are allowed")
         if not isinstance(text, str):
             raise _invalid(f"metadata.{key}", "must be a string")
-        if len(text) > MAX_METADATA_VALUE:
-            raise _invalid(f"metadata.{key}", f"has {len(text)} letters; at most {MAX_METADATA_VALUE} are allowed")
+        if len(text) > MAX_VALUE:
+            raise _invalid(f"metadata.{key}", f"has {len(text)} letters; at most {MAX_VALUE} are allowed")
     return dict(value)
 
 

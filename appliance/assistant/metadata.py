@@ -5,6 +5,7 @@ from __future__ import annotations
 from appliance.errors import InvalidRequestError
 
 MAX_PAIRS = 16
+"""Pairs of metadata, and of the attributes of a file in a vector store."""
 MAX_NAME = 64
 MAX_VALUE = 512
 
