@@ -71,7 +71,8 @@ in
       }
     ];
 
-    # A shutdown on a dead card may never end: https://github.com/NVIDIA/open-gpu-kernel-modules/issues/1239
+    # A reboot with a dead card may never end; systemd does not arm this watchdog for a power off:
+    # https://github.com/NVIDIA/open-gpu-kernel-modules/issues/1239
     systemd.settings.Manager.RebootWatchdogSec = lib.mkDefault "2min";
 
     systemd.services = {

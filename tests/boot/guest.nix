@@ -4,10 +4,14 @@
 {
   # The tester's shell needs no login; without SSH, NixOS requires a password for root.
   users.allowNoPasswordLogin = true;
+  # The watchdog of the cards sets 2 min, which is longer than most hangs of a shutdown without a card.
+  systemd.settings.Manager.RebootWatchdogSec = "20s";
   appliance = {
     base.watchdogSec = 20;
     gpu.enable = lib.mkForce false;
     memory.enable = lib.mkForce false;
+    # Its start loads more programs than an emulated CPU runs in the time of a boot; no trial depends on it.
+    assistant.enable = lib.mkForce false;
     models.enable = lib.mkForce false;
     # It only observes, and its services are Go programs that an emulated CPU starts for minutes.
     observe.enable = lib.mkForce false;

@@ -1,7 +1,8 @@
 """The disk of the guest: Debian with systemd-boot, our package, and systems that the modules render.
 
 Debian replaces the closure of NixOS. The units, the script that installs the boot loader, kernel parameters, sysctl
-and the settings of systemd are those that NixOS renders for ``hosts/gpu.nix`` with ``tests/boot/guest.nix``.
+and the settings of systemd are those that NixOS renders for ``hosts/gpu.nix`` with ``tests/boot/guest.nix``. The
+units of NUT, of the power agent and of the watchdog of the cards do not start by themselves: some steps start them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.booted.programs import REPLACE_SECRET, nut_program
 from tests.nix import rendered
 from tests.nix.rendered import RenderedHost
 from tests.nix.storepaths import StoreFolder
@@ -24,24 +26,63 @@ from tests.nix.storepaths import StoreFolder
 ROOT = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).parent / "guest"
 CACHE = ROOT / "build" / "boot"
+GUEST_MODULE, POWER_MODULE = "tests/boot/guest.nix", "tests/boot/power.nix"
 PROGRAM = "/usr/local/bin/appliance"
 """Path of our program in the guest."""
+
+UPS = "/etc/ups.dev"
+"""The file of the UPS in the guest."""
+CARDS = "/etc/cards"
+"""The state of the cards in the guest: ``work``, ``hang``, or ``frozen`` for a process that no signal ends."""
+FROZEN = "/var/frozen.img"
+"""A file system in the guest, which a step freezes."""
+WATCH = "appliance-gpu-watch.service"
+POWER = (
+    "appliance-power-off.service", "appliance-power-password.service", "appliance-power.service",
+    "ups-killpower.service", "upsd.service", "upsdrv.service", "upsmon.service",
+)  # fmt: skip
+
+NVIDIA_SMI = f"""#!/bin/sh
+# Prints the fields of a query for one card, as far as the watchdog needs them.
+case "$(cat {CARDS})" in
+  hang) trap '' TERM; sleep 1000 ;;
+  frozen) echo > /var/lib/appliance-gpu-watch/frozen/file ;;
+esac
+for word; do case $word in --query-gpu=*) fields=${{word#*=}} ;; esac; done
+line=
+IFS=,
+for field in $fields; do
+  case $field in
+    index) value=0 ;;
+    pci.bus_id) value=00000000:01:00.0 ;;
+    name) value="NVIDIA RTX PRO 6000 Blackwell Workstation Edition" ;;
+    temperature.gpu) value=40 ;;
+    *) value="[N/A]" ;;
+  esac
+  line="$line${{line:+, }}$value"
+done
+echo "$line"
+"""
 
 SCRIPTS = {
     "appliance": f'#!/bin/sh\nexec {PROGRAM} "$@"\n',
     # The builder of nixpkgs writes boot entries for the closure of NixOS.
     "systemd-boot": '#!/bin/sh\nexec sh /usr/lib/guest/install-boot-loader "$@"\n',
+    "nvidia-smi": NVIDIA_SMI,
+    "replace-secret": f"#!/usr/bin/python3\n{REPLACE_SECRET}",
+    "upsd": nut_program("upsd"),
+    "upsmon": nut_program("upsmon"),
 }
 """Programs of the rendered texts that the guest replaces."""
 
 PACKAGES = (
     "systemd", "systemd-sysv", "systemd-boot", "kmod", "udev", "dbus", "python3-minimal", "python3", "util-linux",
-    "libnss-systemd", "procps", "busybox-static", "iproute2",
+    "libnss-systemd", "procps", "busybox-static", "iproute2", "nut-client", "nut-server",
 )  # fmt: skip
 INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
-GUEST_MODULES = ("vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs", "i6300esb")
+GUEST_MODULES = ("vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs", "i6300esb", "loop")
 NOT_NEEDED = re.compile(
-    r"(mypy|mypyc|numpy|openai|schemathesis|jsonschema_rs|hypothesis|pip|setuptools|psycopg|pytest|_pytest|graphql|"
+    r"(mypy|mypyc|openai|schemathesis|jsonschema_rs|hypothesis|pip|setuptools|psycopg|pytest|_pytest|graphql|"
     r"ruff|[0-9a-f]{20}__mypyc|pandas|__editable__|_pytest|jsonschema|litellm)"
 )
 ESP_MIB, ROOT_MIB = 48, 900
@@ -94,11 +135,15 @@ def build(folder: Path) -> Path:
     base = _debian()
     tree = folder / "tree"
     subprocess.run(["cp", "-a", "--reflink=auto", str(base / "root"), str(tree)], check=True)
-    host = rendered.host("gpu", "tests/boot/guest.nix")
+    host = rendered.host("gpu", GUEST_MODULE)
+    power = rendered.host("gpu", GUEST_MODULE, POWER_MODULE)
+    # The guest has no driver of NVIDIA: this unit is that of the host itself.
+    watch = rendered.host("gpu")
     _appliance(tree)
     _guest(tree)
     for variant in VARIANTS:
         write_system(tree, variant, host)
+        write_operation(tree, variant, power, watch)
     disk = folder / "disk.raw"
     _disk(tree, base, disk)
     shutil.rmtree(tree)
@@ -203,15 +248,37 @@ def _appliance(tree: Path) -> None:
     program.chmod(0o755)
 
 
-def write_system(tree: Path, variant: Variant, host: RenderedHost) -> None:
-    """Write one system to the guest's /nix/store; ``tree`` has the programs of Debian already."""
+def _store(tree: Path, host: RenderedHost) -> StoreFolder:
+    """Return the guest's /nix/store; ``tree`` has the programs of Debian already."""
 
     def found(program: str) -> str | None:
         """Return the path of a program of Debian in the guest."""
         folders = ("usr/local/bin", "usr/sbin", "usr/bin")
         return next((f"/{folder}/{program}" for folder in folders if (tree / folder / program).exists()), None)
 
-    store = StoreFolder(host, tree / "nix" / "store", prefix="/nix/store", scripts=SCRIPTS, found=found)
+    return StoreFolder(host, tree / "nix" / "store", prefix="/nix/store", scripts=SCRIPTS, found=found)
+
+
+def write_operation(tree: Path, variant: Variant, power: RenderedHost, watch: RenderedHost) -> None:
+    """Write the units of operation to a system; only the one that cuts the power starts by itself."""
+    system = tree / variant.system.removeprefix("/")
+    folder = system / "etc" / "systemd" / "system"
+    store = _store(tree, power)
+    for name in POWER:
+        unit = power.unit(name)
+        _unit(folder, name, store.unit_text(unit), unit.wanted_by if name == "ups-killpower.service" else ())
+    _unit(folder, WATCH, _store(tree, watch).unit_text(watch.unit(WATCH)), ())
+    nut = system / "etc" / "nut"
+    nut.mkdir()
+    for name in ("nut.conf", "ups.conf", "upsd.conf"):
+        (nut / name).write_text(power.etc_text(f"nut/{name}"))
+    for name in ("upsd.users", "upsmon.conf"):
+        (nut / name).symlink_to(power.etc[f"nut/{name}"])
+
+
+def write_system(tree: Path, variant: Variant, host: RenderedHost) -> None:
+    """Write one system to the guest's /nix/store; ``tree`` has the programs of Debian already."""
+    store = _store(tree, host)
     system = tree / variant.system.removeprefix("/")
     (system / "bin").mkdir(parents=True)
     shutil.copy(GUEST / "init", system / "init")
@@ -265,9 +332,15 @@ def _guest(tree: Path) -> None:
     guest = tree / "usr" / "lib" / "guest"
     shutil.copytree(GUEST, guest)
     shutil.move(guest / "nix-env", tree / "usr" / "local" / "bin" / "nix-env")
-    account = "appliance-gateway"
-    _run("chroot", tree, "groupadd", "-r", account)
-    _run("chroot", tree, "useradd", "-r", "-M", "-s", "/usr/sbin/nologin", "-g", account, account)
+    for account in ("appliance-gateway", "nutmon"):
+        _run("chroot", tree, "groupadd", "-r", account)
+        _run("chroot", tree, "useradd", "-r", "-M", "-s", "/usr/sbin/nologin", "-g", account, account)
+    shutil.rmtree(tree / "etc" / "nut")
+    (tree / "etc" / "nut").symlink_to("/run/current-system/etc/nut")
+    folders = ("/run/appliance-card-power", "/run/appliance-metrics")
+    (tree / "etc" / "tmpfiles.d" / "power.conf").write_text("".join(f"d {one} 0755 root root\n" for one in folders))
+    (tree / CARDS.removeprefix("/")).write_text("work\n")
+    _run("mke2fs", "-q", "-t", "ext4", tree / FROZEN.removeprefix("/"), "8M")
     (tree / "etc" / "fstab").write_text("/dev/vda2 / ext4 defaults 0 0\n/dev/vda1 /boot vfat umask=0077 0 0\n")
     (tree / "etc" / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     (tree / "etc" / "hostname").write_text("gpu\n")

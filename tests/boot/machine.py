@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import socket
@@ -28,6 +29,8 @@ class VirtualMachine:
     image: Path
     seed: int
     process: subprocess.Popen[bytes] | None = None
+    events: socket.socket | None = None
+    """QEMU's own line of events."""
     shell: socket.socket | None = None
     has_shell: bool = False
     seen: int = 0
@@ -72,6 +75,7 @@ class VirtualMachine:
         argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}"]
         argv += ["-drive", f"if=pflash,format=raw,unit=1,file={self.folder}/variables.fd", "-drive", drive]
         argv += ["-device", "i6300esb", "-action", "watchdog=reset", "-device", "virtio-rng-pci"]
+        argv += ["-qmp", f"unix:{self.folder}/events,server=on,wait=off"]
         return [*argv, *self.lines()]
 
     def lines(self) -> list[str]:
@@ -83,14 +87,56 @@ class VirtualMachine:
     def _start(self) -> None:
         with (self.folder / "qemu.log").open("ab") as log:
             self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        self.events = socket.socket(socket.AF_UNIX)
+        while self.process.poll() is None:
+            try:
+                self.events.connect(str(self.folder / "events"))
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() > deadline:
+                    raise BootError("qemu has no line of events") from None
+                time.sleep(0.05)
+            else:
+                self.events.sendall(b'{"execute": "qmp_capabilities"}\n')
+                return
+
+    def _reason_of_end(self) -> str:
+        """Return why QEMU ended: ``guest-shutdown``, ``guest-reset``, ``watchdog`` for a reset by the watchdog."""
+        assert self.events is not None
+        text = b""
+        with self.events:
+            while piece := self.events.recv(65536):
+                text += piece
+        found = [json.loads(line) for line in text.splitlines() if line.strip()]
+        if any(one.get("event") == "WATCHDOG" for one in found):
+            return "watchdog"
+        return next((str(one["data"]["reason"]) for one in found if one.get("event") == "SHUTDOWN"), "unknown")
+
+    def wait_for_end(self, timeout_s: float = BOOT_S) -> str:
+        """Wait until the machine ends or resets itself; return the reason, and leave it off."""
+        assert self.process is not None
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            console = self.console_file.read_bytes()[-3000:].decode("latin-1")
+            raise BootError(f"it did not end within {timeout_s:.0f} s; end of the console:\n{console}") from None
+        reason = self._ended(code)
+        self.process = None
+        return reason
+
+    def _ended(self, code: int) -> str:
+        if code != 0:
+            raise BootError(f"qemu ended: {(self.folder / 'qemu.log').read_text()[-1500:]}")
+        self._drop_shell()
+        reason = self._reason_of_end()
+        self.note(f"ended: {reason}")
+        return reason
 
     def _after_a_reset(self) -> None:
         """Boot the machine again if it or the watchdog has reset it."""
         if self.process is not None and self.process.poll() is not None:
-            if self.process.returncode != 0:
-                raise BootError(f"qemu ended: {(self.folder / 'qemu.log').read_text()[-1500:]}")
-            self.note("reset")
-            self._drop_shell()
+            if (reason := self._ended(self.process.returncode)) not in {"guest-reset", "watchdog"}:
+                raise BootError(f"the machine did not reset but ended: {reason}")
             self._start()
 
     def power_cut(self) -> None:
@@ -100,6 +146,8 @@ class VirtualMachine:
             self.process.kill()
             self.process.wait()
             self.process = None
+            if self.events is not None:
+                self.events.close()
             self.note("power cut")
 
     def note(self, text: str) -> None:

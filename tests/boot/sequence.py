@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.boot.image import PROGRAM, VARIANTS
+from tests.boot.image import CARDS, FROZEN, PROGRAM, UPS, VARIANTS, WATCH
 from tests.boot.machine import BootError, VirtualMachine
 
 ALWAYS = ("good", "fails", "hangs", "panics")
 EACH = 2
 """Number of the other steps of each seed, in turn: three seeds run all of them."""
+OPERATION = ("power stays", "shutdown hangs", "cards hang")
+"""Steps of the operation of a known good system: each seed ends with one, in turn."""
 
 SYSTEMS = {variant.name: variant.system for variant in VARIANTS}
 NIX = "/nix/var/nix/profiles"
@@ -219,6 +222,122 @@ class BootSequence:
         self.machine.note(f"full disk and no network: {boots} boots so far, as many as expected")
         self.expect_known_good()
 
+    # Operation: steps of the known good system.
+
+    def power_stays(self) -> None:
+        """End the battery of a UPS that cuts nothing: the host reboots by itself instead of staying off."""
+        self.machine.note("-- the reserve of the battery, and the power stays")
+        self.keep_journal()
+        self.set_ups("OL", 100)
+        nut = "appliance-power-password upsd upsdrv upsmon"
+        self.machine.run(f"systemctl start {nut}")
+        self.machine.run('until [ "$(upsc ups@127.0.0.1 ups.status)" = OL ]; do sleep 0.2; done')
+        self.machine.run("systemctl start appliance-power")
+        self.set_ups("OB DISCHRG", 10)
+        self.machine.has_shell = False
+        began = time.monotonic()
+        reason = self.machine.wait_for_end(480)
+        expect(reason == "guest-reset", f"the host ended by {reason}")
+        self.machine.note(f"reset by itself {time.monotonic() - began:.0f} s after the cut of mains")
+        self.machine.power_on()
+        self.wait_for_boot(self.known_good)
+        for unit, line in (
+            ("appliance-power", "below the reserve"),
+            ("upsmon", "Executing automatic power-fail shutdown"),
+            ("ups-killpower", "the UPS cuts the power; if it does not within 80 s, this host reboots"),
+        ):
+            self.expect_journal(unit, line)
+        self.wait_until_idle()
+        self.expect_known_good()
+
+    def shutdown_hangs(self) -> None:
+        """Power off with a process that no signal ends, then reboot with a shutdown that waits without an end.
+
+        The first only delays the power off. The second feeds no watchdog any more, as a driver that hangs in the
+        kernel. The watchdog resets the host; systemd arms it for a reboot only.
+        """
+        self.machine.note("-- a process in the kernel, and a shutdown that hangs")
+        self.start_watch()
+        self.machine.run(f"fsfreeze --freeze {WATCHED}; echo frozen > {CARDS}")
+        self.machine.run(f"until {STUCK} | grep -q .; do sleep 0.2; done")
+        self.end_by("systemctl poweroff", "guest-shutdown")
+        self.machine.run(f"echo work > {CARDS}; {HANGING_SHUTDOWN}")
+        self.end_by("systemctl reboot", "watchdog")
+        self.machine.run(f"rm {SHUTDOWN_SCRIPT}; sync")
+        self.wait_until_idle()
+        self.expect_known_good()
+
+    def end_by(self, order: str, expected: str) -> None:
+        """Give an order, wait until the machine ends by ``expected``, and boot it again."""
+        self.wait_until_idle()
+        began = time.monotonic()
+        self.machine.start(order)
+        reason = self.machine.wait_for_end(600)
+        expect(reason == expected, f"the host ended by {reason}, not by {expected}")
+        self.machine.note(f"ended {time.monotonic() - began:.0f} s after {order}")
+        self.machine.power_on()
+        self.wait_for_boot(self.known_good)
+
+    def cards_hang(self) -> None:
+        """Hang nvidia-smi, then in the kernel: the watchdog of the cards reports it and runs on."""
+        self.machine.note("-- the watchdog of the cards")
+        self.start_watch()
+        self.machine.run(f"fsfreeze --freeze {WATCHED}")
+        process = self.machine.run(f"systemctl show -P MainPID {WATCH}").strip()
+        for mode in ("hang", "frozen"):
+            self.machine.run(f"echo {mode} > {CARDS}")
+            began = time.monotonic()
+            self.wait_for_cards(hang=True)
+            self.machine.note(f"{mode}: reported after {time.monotonic() - began:.0f} s")
+            if mode == "frozen":
+                # Longer than WatchdogSec, while the child stays in the kernel.
+                self.machine.run(f"for one in $(seq 70); do [ $({STUCK} | wc -l) = 1 ] || exit 1; sleep 1; done")
+                self.machine.run("fsfreeze --unfreeze " + WATCHED)
+            self.machine.run(f"echo work > {CARDS}")
+            self.wait_for_cards(hang=False)
+        after = self.machine.run(f"systemctl show -P MainPID -P NRestarts {WATCH}").split()
+        expect(after == [process, "0"], f"the watchdog was {process}, then {after}")
+        self.machine.run(f"systemctl stop {WATCH}; umount {WATCHED}")
+
+    def wait_for_cards(self, *, hang: bool) -> None:
+        """Wait until the status of the watchdog of the cards reports whether the driver hangs."""
+        text = f'"driver_hangs":{str(hang).lower()}'
+        self.machine.run(f"until grep -q '{text}' /run/appliance-gpu-watch/status.json; do sleep 0.2; done", 90)
+
+    def start_watch(self) -> None:
+        """Start the watchdog of the cards with a small file system in its folder, which a step then freezes."""
+        self.machine.run(f"mkdir -p {WATCHED} && mount -o loop {FROZEN} {WATCHED} && systemctl start {WATCH}")
+        self.wait_for_cards(hang=False)
+
+    def set_ups(self, status: str, charge: int) -> None:
+        """Write the file of the UPS."""
+        values = {"ups.status": status, "battery.charge": charge, "battery.runtime": charge * 9}
+        lines = "".join(f"{name}: {value}\\n" for name, value in values.items())
+        self.machine.run(f"printf '{lines}' > {UPS}.new; mv {UPS}.new {UPS}")
+
+    def keep_journal(self) -> None:
+        """Keep the journal of this boot on the disk."""
+        self.machine.run("mkdir -p /var/log/journal; journalctl --flush")
+
+    def expect_journal(self, unit: str, line: str) -> None:
+        """Check that ``unit`` logged a line in the boot before this one."""
+        self.machine.run("journalctl --flush")
+        found = self.machine.run(f"journalctl -b -1 --no-pager -u {unit} | grep -F '{line}' || true")
+        expect(line in found, f"the journal of {unit} has no line with: {line}")
+        self.machine.note(found.strip().splitlines()[-1])
+
+
+WATCHED = "/var/lib/appliance-gpu-watch/frozen"
+"""A folder that the watchdog of the cards may write to."""
+SHUTDOWN_SCRIPT = "/usr/lib/systemd/system-shutdown/hangs"
+HANGING_SHUTDOWN = (
+    f"printf '#!/bin/sh\\necho GUEST hangs at its end > /dev/console; /bin/sleep 1000\\n' > {SHUTDOWN_SCRIPT}; "
+    f"chmod +x {SHUTDOWN_SCRIPT}; sync"
+)
+"""Adds a script that systemd-shutdown waits for; meanwhile it does not feed the watchdog."""
+STUCK = "ps -eo stat,args | grep '^D.*[n]vidia-smi'"
+"""Lists the processes of nvidia-smi that hang in the kernel."""
+
 
 def expect(condition: bool, message: str) -> None:
     """Raise :class:`BootError` with ``message`` unless ``condition`` is true."""
@@ -227,7 +346,10 @@ def expect(condition: bool, message: str) -> None:
 
 
 def run_all(machine: VirtualMachine, *, only: tuple[str, ...] = ()) -> BootSequence:
-    """Run the sequence of a seed: :data:`ALWAYS` and :data:`EACH` of the others in turn, or the steps ``only``."""
+    """Run the sequence of a seed, or the steps ``only``.
+
+    A sequence has :data:`ALWAYS`, :data:`EACH` of the others and one of :data:`OPERATION` in turn.
+    """
     rng, sequence = random.Random(machine.seed), BootSequence(machine)
     steps: dict[str, Callable[[], None]] = {
         "good": lambda: sequence.passes("good-2"),
@@ -239,14 +361,19 @@ def run_all(machine: VirtualMachine, *, only: tuple[str, ...] = ()) -> BootSeque
         "panics early": sequence.panics_early,
         "outages": sequence.survives_outages,
         "stalls": sequence.stalls,
+        "power stays": sequence.power_stays,
+        "shutdown hangs": sequence.shutdown_hangs,
+        "cards hang": sequence.cards_hang,
     }
-    others = [name for name in steps if name not in ALWAYS]
+    others = [name for name in steps if name not in (*ALWAYS, *OPERATION)]
     turn = [others[(EACH * machine.seed + place) % len(others)] for place in range(EACH)]
     chosen = list(only) or [*ALWAYS, *turn]
     if unknown := set(chosen) - steps.keys():
         raise BootError(f"unknown steps {', '.join(sorted(unknown))}; known: {', '.join(steps)}")
     # The known good system changes between the other steps.
     rng.shuffle(chosen)
+    if not only:
+        chosen.append(OPERATION[machine.seed % len(OPERATION)])
     machine.note(f"seed {machine.seed}: {', '.join(chosen)}")
     sequence.boot_first()
     for name in chosen:

@@ -5,14 +5,35 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.boot.image import PROGRAM, SCRIPTS, VARIANTS, write_system
+from tests.boot.image import (
+    GUEST_MODULE,
+    NOT_NEEDED,
+    POWER,
+    POWER_MODULE,
+    PROGRAM,
+    SCRIPTS,
+    VARIANTS,
+    WATCH,
+    write_operation,
+    write_system,
+)
 from tests.nix import checker, rendered
 
-GUEST_PROGRAMS = ("usr/bin/bash", "usr/bin/systemctl", "usr/bin/bootctl", "usr/bin/sed", "usr/local/bin/nix-env")
+GUEST_PROGRAMS = (
+    "usr/bin/bash",
+    "usr/bin/systemctl",
+    "usr/bin/bootctl",
+    "usr/bin/sed",
+    "usr/bin/sync",
+    "usr/bin/sleep",
+    "usr/local/bin/nix-env",
+    "usr/sbin/upsdrvctl",
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +46,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     host = rendered.host("gpu", "tests/boot/guest.nix")
     for variant in (VARIANTS[0], next(one for one in VARIANTS if one.slo is not None)):
         write_system(folder, variant, host)
+    power = rendered.host("gpu", GUEST_MODULE, POWER_MODULE)
+    write_operation(folder, VARIANTS[0], power, rendered.host("gpu"))
     return folder
 
 
@@ -53,13 +76,25 @@ def test_the_units_of_the_guest_are_the_rendered_ones(tree: Path) -> None:
 
 def test_every_store_path_of_a_unit_exists_in_the_guest(tree: Path) -> None:
     folder = inside(tree, VARIANTS[0].system) / "etc/systemd/system"
-    for file in folder.glob("appliance-*"):
+    assert {*POWER, WATCH} <= {file.name for file in folder.iterdir()}
+    for file in [*folder.glob("appliance-*"), *folder.glob("ups*")]:
         for path in re.findall(r"^Exec\w+=[-+@!]*(\S+)", file.read_text(), re.MULTILINE):
             assert path.startswith("/nix/store/")
             assert inside(tree, path).exists(), path
-    (program,) = (tree / "nix/store").glob("*-llm-appliance-*/bin/appliance")
-    assert program.read_text() == SCRIPTS["appliance"]
-    assert PROGRAM in program.read_text()
+    # A host with cards builds the package with CUDA in nixpkgs, so its path differs.
+    programs = list((tree / "nix/store").glob("*-llm-appliance-*/bin/appliance"))
+    assert programs
+    assert {program.read_text() for program in programs} == {SCRIPTS["appliance"]}
+    assert PROGRAM in SCRIPTS["appliance"]
+
+
+def test_only_the_cut_of_the_power_starts_by_itself(tree: Path) -> None:
+    """Steps start the other units of operation, so that the boots of a trial stay as they are."""
+    folder = inside(tree, VARIANTS[0].system) / "etc/systemd/system"
+    links = {link.name: link.parent.name for link in folder.glob("*.wants/*")}
+    assert {name: links.get(name) for name in (*POWER, WATCH)} == {
+        **dict.fromkeys((*POWER, WATCH)), "ups-killpower.service": "shutdown.target.wants",
+    }  # fmt: skip
 
 
 def test_the_programs_of_a_unit_are_those_of_the_guest(tree: Path) -> None:
@@ -90,3 +125,34 @@ def test_a_variant_changes_only_its_site(tree: Path) -> None:
     )
     assert first["smoke"].pop("slo") != second["smoke"].pop("slo")
     assert first == second
+
+
+def test_every_command_starts_with_the_packages_of_the_guest() -> None:
+    """The guest has no package that :data:`NOT_NEEDED` matches; a command that imports one ends with an error."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, NOT_NEEDED.pattern], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, f"numpy|{NOT_NEEDED.pattern}"], capture_output=True, text=True, check=False
+    )
+    assert "smoke: numpy" in done.stderr, "the test sees an absent package"
+
+
+IMPORTS = """
+import importlib, pkgutil, re, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if path is None and re.match(sys.argv[1], name):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import appliance.cli
+for module in pkgutil.iter_modules(appliance.cli.__path__):
+    try:
+        importlib.import_module(f"appliance.cli.{module.name}")
+    except ModuleNotFoundError as error:
+        print(f"{module.name}: {error}", file=sys.stderr)
+"""
+"""Imports each command, without the packages that match the first argument."""

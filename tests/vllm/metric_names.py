@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.conftest import http
 from tests.up_process import Up
 from tests.watch.observe.stack import RECORDED
 from tests.watch.observe.test_live import USED
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 
 
 def names(page: str) -> set[str]:
