@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 from appliance.catalog.names import VENDOR_WORDS, normalise
@@ -56,6 +56,7 @@ def cards() -> dict[str, Card]:
     }
 
 
+@lru_cache(maxsize=1024)
 def find_card(name: str) -> Card:
     """Return the card with ``name``: its name in the catalog, an alias, or the name that the driver prints.
 

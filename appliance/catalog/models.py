@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,11 @@ def _toml(value: object) -> str:
     return str(value)
 
 
+@lru_cache(maxsize=1024)
+def _last_part(name: str) -> str:
+    return normalise(name.rsplit("/", 1)[-1])
+
+
 def find_model(name: str, known: dict[str, Shape] | None = None) -> Shape:
     """Return the model with ``name``: a repository, or its last part in any case.
 
@@ -97,9 +102,9 @@ def find_model(name: str, known: dict[str, Shape] | None = None) -> Shape:
     known = shipped_models() if known is None else known
     if name in known:
         return known[name]
-    wanted = normalise(name.rsplit("/", 1)[-1])
+    wanted = _last_part(name)
     for shape in known.values():
-        if normalise(shape.name.rsplit("/", 1)[-1]) == wanted:
+        if _last_part(shape.name) == wanted:
             return shape
     raise UsageError(
         f"there is no model {name!r} in the catalog; {suggest(name, list(known))} "

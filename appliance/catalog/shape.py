@@ -30,6 +30,10 @@ class Attention:
     output_gate: bool = False
     sinks: bool = False
     value_is_key: bool = False
+    index_top: int = 0
+    """Tokens that sparse attention reads per step, 0 if it reads all of them."""
+    index_dim: int = 0
+    """Numbers per token that the selection of those tokens reads."""
 
     def params(self, hidden: int) -> int:
         """Return the weights of one layer of a model with ``hidden`` dimensions."""
@@ -177,6 +181,8 @@ class Shape:
     """Whether dense MLPs have a gate: three matrices, else two."""
     dense_beside_moe: bool = False
     """Whether every MoE layer also has a dense MLP (Gemma 4)."""
+    streams: int = 1
+    """Residual streams: more than one with hyper-connections."""
     pooling: bool = False
     """Whether the model only embeds: it never computes logits."""
     native: str = "bf16"

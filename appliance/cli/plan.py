@@ -151,7 +151,16 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         "--draft", type=int, default=0, metavar="TOKENS", help="tokens drafted per step (%(default)s)"
     )
     parser.add_argument(
-        "--accepted", type=float, default=1.0, metavar="TOKENS", help="tokens per step with drafts (%(default)g)"
+        "--method",
+        choices=("mtp", "eagle", "dflash", "ngram"),
+        default="mtp",
+        help="origin of drafts (%(default)s)",
+    )
+    parser.add_argument(
+        "--accepted",
+        type=float,
+        metavar="TOKENS",
+        help="tokens per step with drafts; default: the usual number of the method",
     )
     parser.add_argument(
         "--prefix-hit",
@@ -367,8 +376,9 @@ def _predict(args: argparse.Namespace) -> int:
         power_w=args.power,
         p2p=False if args.no_p2p else None,
         link_gb_s=args.link if args.hosts > 1 else None,
+        drafts=args.method if args.draft else "",
         draft_tokens=args.draft,
-        accepted=args.accepted,
+        accepted=args.accepted if args.draft else 1.0,
         prefix_hit=args.prefix_hit,
         cpu=find_cpu(args.cpu) if args.cpu else None,
         cpu_expert_share=args.cpu_experts,
@@ -406,7 +416,13 @@ def _prediction(prediction: Prediction) -> dict[str, Any]:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    results = evaluate.evaluate(evaluate.read(args.csv))
+    rows = evaluate.read(args.csv)
+    if "notes" in rows[0] and "mode" not in rows[0]:
+        sys.stderr.write(
+            f"{args.csv}: conditions in the column notes are not read; "
+            "import the file with `python -m tools.measurements` first\n"
+        )
+    results = evaluate.evaluate(rows)
     if args.json:
         stated = [result for result in results if row_parser.states_conditions(result.row)]
         _print_json(

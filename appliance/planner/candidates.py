@@ -245,7 +245,7 @@ def _candidate(
     """Return the candidate that serves ``model`` as ``workload``, with its capacity; ``ram`` in bytes."""
     if model.shape.pooling:
         # An embedding model does not decode: one forward pass per request.
-        alone = predict(dataclasses.replace(workload, output=1.0, prefix_hit=0.0, decode_only=False))
+        alone = predict(dataclasses.replace(workload, output=1.0, prefix_hit=0.0, mode="served"))
         rate = 1.0 / max(alone.ttft_ms / 1e3 - alone.step.total, 1e-4)
         requests_per_s, in_flight, alone_tok_s, limit = 0.7 * rate, 1.0, rate * model.prompt, "arithmetic"
     else:

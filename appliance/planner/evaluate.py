@@ -91,11 +91,11 @@ def evaluate(rows: Sequence[row_parser.Row], k: Constants | None = None) -> list
     for line, row in enumerate(rows, 2):
         truth: float | None = None
         try:
-            truth = row_parser.number(row.get("output_tok_s"), "output_tok_s") or None
+            truth = row_parser.truth_of(row)
             workload = row_parser.parse_row(row)
             prediction = predict(workload, k)
             low, high = interval(workload)
-            rate = prediction.output_tok_s
+            rate = prediction.rate
             results.append(
                 RowResult(
                     row=row,

@@ -56,6 +56,8 @@ QUANTISED_BYTES: dict[str, float] = {
     "awq-int4": 0.52,
     # 4 bits, and an 8-bit scale per 16 weights.
     "nvfp4": 0.5625,
+    # The same weights, unpacked to 16 bits by Marlin.
+    "nvfp4-w4a16": 0.5625,
     # 4 bits, and an 8-bit scale per 32 weights.
     "mxfp4": 0.53125,
     "fp8": 1.0,
@@ -75,6 +77,7 @@ ALIASES = {
     "gptq-int4": "awq-int4",
     "float8": "fp8",
     "w8a8": "int8",
+    "w8a8-int8": "int8",
     "fp4": "nvfp4",
 }
 
@@ -136,14 +139,18 @@ def parse(text: str, kv: str | None = None) -> Precision:
         # gpt-oss: only the experts are quantised.
         unquantised = uniform("mxfp4", "w4a16", each=2.0, kv_bytes=kv_bytes)
         return replace(unquantised, expert_bytes=QUANTISED_BYTES["mxfp4"])
+    if word == "fp4-experts":
+        # DeepSeek V4: experts in MXFP4, the rest in FP8.
+        rest = uniform("fp4-experts", "fp8", each=1.0, kv_bytes=kv_bytes)
+        return replace(rest, expert_bytes=QUANTISED_BYTES["mxfp4"], embedding_bytes=2.0)
     if word in QUANTISED_BYTES:
         one = QUANTISED_BYTES[word]
-        units: Units = {"awq-int4": "w4a16", "nvfp4": "fp4"}.get(word, "fp8")  # type: ignore[assignment]
+        units: Units = {"awq-int4": "w4a16", "nvfp4": "fp4", "nvfp4-w4a16": "w4a16"}.get(word, "fp8")  # type: ignore[assignment]
         # Linear attention stays at 16 bits in published 4-bit checkpoints, embedding and head in all of them.
-        linear = 2.0 if word in {"nvfp4", "awq-int4"} else one
+        linear = 2.0 if word in {"nvfp4", "nvfp4-w4a16", "awq-int4"} else one
         quantised = uniform(word, units, each=one, kv_bytes=kv_bytes)
         return replace(quantised, linear_bytes=linear, embedding_bytes=2.0)
-    known = ["bf16", "mxfp4", *QUANTISED_BYTES, *GGUF_BITS]
+    known = ["bf16", "mxfp4", "fp4-experts", *QUANTISED_BYTES, *GGUF_BITS]
     raise UsageError(f"there is no precision {word!r}; {suggest(word, known)}")
 
 

@@ -1,8 +1,8 @@
 """Reads one row of a measurements file as a :class:`~appliance.planner.workload.Workload`.
 
-Pure. The columns are those of ``catalog/measurements.csv``. General patterns read conditions from the notes
-(``pp=4``, ``layout DEP2,PP2``, ``kv fp8``, ``--n-cpu-moe 24``, ``ShareGPT``). Conditions that the row does not
-state are the usual ones of the benchmark; ``assumed`` lists them.
+Pure. :data:`COLUMNS` are the columns of ``catalog/measurements.csv``. ``python -m tools.measurements`` makes them
+from a published table with free text; no text is interpreted here. A file needs only ``gpu``, ``model`` and
+``output_tok_s``: other conditions are then the usual ones, and ``assumed`` lists them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from appliance.catalog.cards import Card, cards, find_card
 from appliance.catalog.models import find_model, shipped_models
@@ -23,25 +22,77 @@ from appliance.planner import precision
 from appliance.planner.layout import Layout, check_shards
 from appliance.planner.memory import default_sequences
 from appliance.planner.precision import Precision
-from appliance.planner.workload import EngineKind, Workload
+from appliance.planner.workload import DraftKind, EngineKind, Mode, Workload
 
-SHAREGPT = (217.0, 198.0)
-"""Mean tokens of prompt and response in vLLM's ShareGPT benchmark over 1000 prompts."""
+TODAY = "2026-11"
+"""Month to which the calibrated constants refer; software of a later month counts as new."""
+
 USUAL_LENGTHS = (256.0, 512.0)
 USUAL_CONCURRENCY = 64.0
 USUAL_OUTPUT = 512.0
 OFFLINE_CONCURRENCY = 2048.0
 """Requests that TensorRT-LLM's offline benchmark keeps in flight (its default max batch size)."""
-USUAL_ACCEPTANCE = 0.7
-"""Share of drafted tokens accepted, if a row names speculation but no acceptance length."""
+
+COLUMNS = (
+    "gpu",
+    "gpu_count",
+    "cpu",
+    "ram_gb_s",
+    "model",
+    "dtype",
+    "kv",
+    "weights_gib",
+    "engine",
+    "engine_version",
+    "date",
+    "tp",
+    "pp",
+    "dp",
+    "ep",
+    "attention_dp",
+    "mode",
+    "input_tokens",
+    "output_tokens",
+    "uneven",
+    "shared_prompt",
+    "concurrency",
+    "requests",
+    "arrivals_s",
+    "max_sequences",
+    "speculation",
+    "draft_tokens",
+    "accepted",
+    "cpu_layers",
+    "gpu_experts",
+    "gpu_layers",
+    "ngl",
+    "cpu_percent",
+    "power_limit_w",
+    "one_shot",
+    "eager",
+    "output_tok_s",
+    "total_tok_s",
+    "ttft_ms",
+    "tpot_ms",
+    "assumed",
+    "weight",
+    "reason",
+    "source",
+    "origin",
+)
+"""Columns of a table of measurements. ``date`` is the month of the software, ``weight`` that of the row in the fit,
+``origin`` the file and line of the published table."""
+
+MODES: Mapping[str, Mode] = {
+    "served": "served",
+    "burst": "burst",
+    "offline": "offline",
+    "decode": "decode",
+    "prefill": "prefill",
+}
+DRAFTS: Mapping[str, DraftKind] = {"mtp": "mtp", "eagle": "eagle", "dflash": "dflash", "ngram": "ngram", "": ""}
 
 Row = Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Machine:
-    card: Card
-    cpu: Cpu | None
 
 
 def parse_row(row: Row, known: dict[str, Shape] | None = None) -> Workload:
@@ -49,85 +100,93 @@ def parse_row(row: Row, known: dict[str, Shape] | None = None) -> Workload:
 
     ``known`` are the models to search, the shipped ones if absent.
     """
-    assumed: list[str] = []
-    notes = row.get("notes") or ""
-    machine = _machine(row.get("gpu") or "", assumed)
+    assumed = [text.strip() for text in (row.get("assumed") or "").split(";") if text.strip()]
+    card = _card(row.get("gpu") or "")
+    cpu = _cpu(row)
     shape = _shape(row.get("model") or "", known, assumed)
     engine = _engine(row.get("engine") or "", assumed)
-    dtype = _precision(row, notes, shape=shape, engine=engine, assumed=assumed)
-    layout = _layout(row, notes, engine)
+    dtype = _precision(row, shape=shape, assumed=assumed)
+    layout = _layout(row, engine)
     shape, layout = _fit(shape, layout, dtype)
-    words = f"{row.get('dtype') or ''} {notes}"
-    expert_share, bytes_share = _offload(words, machine, shape=shape, dtype=dtype, layout=layout)
-    prompt, response = _lengths(row, notes, engine=engine, assumed=assumed)
+    expert_share, bytes_share = _offload(row, card, cpu, shape=shape, dtype=dtype, layout=layout)
+    mode = _mode(row, engine)
+    prompt, response = _lengths(row, mode, assumed)
     if shape.max_context < prompt + response:
         shape = dataclasses.replace(shape, max_context=int(prompt + response) + 1)
-    draft, accepted = _speculation(notes)
-    generic = bytes_share and machine.cpu is None
-    cpu = find_cpu("generic desktop") if generic else machine.cpu
+    drafts, draft_tokens, accepted = _speculation(row)
+    if cpu is None and (bytes_share or expert_share):
+        cpu = find_cpu("generic desktop")
+    limit = number(row.get("max_sequences"), "max_sequences")
     return Workload(
-        card=machine.card,
+        card=card,
         shape=shape,
         precision=dtype,
         input=prompt,
         output=response,
-        concurrency=_concurrency(row, notes, engine=engine, layout=layout, card=machine.card, assumed=assumed),
+        concurrency=_concurrency(row, mode, engine=engine, layout=layout, card=card, assumed=assumed),
         layout=layout,
         engine=engine,
-        power_w=_power(row, machine.card),
-        one_shot=bool(re.search(r"one-?shot[\w -]* ON", notes)),
-        draft_tokens=draft,
+        power_w=_power(row, card),
+        one_shot=flag(row, "one_shot"),
+        drafts=drafts,
+        draft_tokens=draft_tokens,
         accepted=accepted,
         cpu=cpu if expert_share or bytes_share else None,
         cpu_expert_share=expert_share,
         cpu_bytes_share=bytes_share,
-        decode_only=_decode_only(row, notes, engine),
-        requests=_requests(notes),
+        mode=mode,
+        requests=number(row.get("requests"), "requests"),
+        uneven=number(row.get("uneven"), "uneven") or 0.0,
+        shared_prompt=flag(row, "shared_prompt"),
+        eager=flag(row, "eager"),
+        years_old=years_old(row.get("date") or ""),
+        max_sequences=int(limit) if limit else None,
         assumed=tuple(assumed),
     )
+
+
+def truth_of(row: Row) -> float | None:
+    """Return the measured rate of ``row`` in tok/s: of the prompt for a row of prefill, else of the output."""
+    name = "total_tok_s" if (row.get("mode") or "") == "prefill" else "output_tok_s"
+    return number(row.get(name), name) or None
 
 
 def number(text: str | None, name: str) -> float | None:
     """Return a figure of a row, the upper end of a range; None for an empty field.
 
-    Raises :class:`UsageError` for a field without a figure.
+    Raises :class:`UsageError` for a field without a figure, and for a negative one.
     """
     if text is None or not text.strip():
         return None
+    if re.match(r"\s*-\s*\d", text):
+        raise UsageError(f"{name} = {text.strip()} is negative")
     figures = re.findall(r"\d+(?:\.\d+)?", text.replace(",", ""))
     if not figures:
         raise UsageError(f"{name} = {text!r} is not a number; leave it empty if it is not known")
     return float(figures[-1])
 
 
-def _machine(text: str, assumed: list[str]) -> _Machine:
-    parts = [part.strip() for part in re.sub(r"\([^)]*\)", "", text).split(" + ") if part.strip()]
-    if not parts:
-        raise UsageError("gpu is empty; name the card")
-    card: Card | None = None
-    cpu: Cpu | None = None
-    for part in parts:
-        try:
-            found = _card(part)
-            # Of unequal cards in one machine the first counts: it holds the weights that are read most.
-            card = card or found
-            continue
-        except UsageError:
-            if part.lower().startswith("any "):
-                card = find_card("RTX 4060 Ti 16GB")
-                assumed.append(f"{part}: taken as {card.name}")
-                continue
-            if len(parts) == 1:
-                raise
-        cpu = find_cpu(part)
-    if card is None:
-        raise UsageError(f"gpu = {text!r} names no card; name one of the catalog")
-    return _Machine(card, cpu)
+def flag(row: Row, name: str) -> bool:
+    """Return whether a column is set."""
+    return (row.get(name) or "").strip() not in {"", "0"}
+
+
+def years_old(date: str) -> float:
+    """Return the years from the month ``date`` (``2026-03``) to :data:`TODAY`; 0 without a date."""
+    if not date.strip():
+        return 0.0
+    match = re.fullmatch(r"(20\d\d)-(\d\d)", date.strip())
+    if match is None:
+        raise UsageError(f"date = {date!r} is not a month; write it as 2026-03")
+    year, month = (int(part) for part in TODAY.split("-"))
+    return max(0.0, (year - int(match.group(1))) + (month - int(match.group(2))) / 12.0)
 
 
 def _card(text: str) -> Card:
     """Return the card with whose name ``text`` begins (``H100 80GB HBM3``, ``4x RTX 5090 32GB``)."""
-    name = re.sub(r"^\s*(?:NVIDIA\s+)?\d+\s*[x*]\s*", "", text)
+    if not text.strip():
+        raise UsageError("gpu is empty; name the card")
+    name = re.sub(r"^\s*(?:NVIDIA\s+)?\d+\s*[x*]\s*", "", text.split(" + ", maxsplit=1)[0])
     try:
         return find_card(name)
     except UsageError:
@@ -137,6 +196,15 @@ def _card(text: str) -> Card:
         if not fits:
             raise
         return starts[max(fits, key=len)]
+
+
+def _cpu(row: Row) -> Cpu | None:
+    name = (row.get("cpu") or "").strip()
+    rate = number(row.get("ram_gb_s"), "ram_gb_s")
+    if not name:
+        return dataclasses.replace(find_cpu("generic desktop"), memory_gb_s=rate) if rate else None
+    cpu = find_cpu(name)
+    return dataclasses.replace(cpu, memory_gb_s=rate) if rate else cpu
 
 
 def _shape(text: str, known: dict[str, Shape] | None, assumed: list[str]) -> Shape:
@@ -167,7 +235,7 @@ def guess(name: str) -> Shape | None:
         return None
     size, used = float(total.group(1)) * 1e9, float(active.group(1)) * 1e9 if active else None
     base = used * 4 if used else size
-    hidden = max(1024, min(16384, round((base / 20) ** (1 / 3) / 128) * 128))
+    hidden = max(1024, min(16384, round((base / 20) ** (1 / 3) / 1024) * 1024))
     attention = Attention(heads=max(8, hidden // 128), kv_heads=8, head_dim=128)
     vocab = 150_000
     moe: Moe | None = None
@@ -212,50 +280,39 @@ def _engine(text: str, assumed: list[str]) -> EngineKind:
     return "vllm"
 
 
-def _precision(row: Row, notes: str, *, shape: Shape, engine: EngineKind, assumed: list[str]) -> Precision:
+def _precision(row: Row, *, shape: Shape, assumed: list[str]) -> Precision:
     text = row.get("dtype") or ""
-    if not text.strip():
+    if not text.strip() and "precision" not in assumed:
         assumed.append(f"precision not stated: taken as {shape.native}")
-    stated_kv = re.search(r"\bkv (fp8|bf16|int8|nvfp4)", f"{text}, {notes}", re.IGNORECASE)
-    kv = stated_kv.group(1).lower() if stated_kv else None
     try:
-        dtype = precision.parse(text or shape.native, kv)
+        dtype = precision.parse(text or shape.native, row.get("kv") or None)
     except UsageError:
         bits = re.search(r"(?<!\d)([48])[- ]?bit", text, re.IGNORECASE)
         if bits is None:
             raise
-        dtype = precision.parse({"4": "awq-int4", "8": "fp8"}[bits.group(1)], kv)
+        dtype = precision.parse({"4": "awq-int4", "8": "fp8"}[bits.group(1)], row.get("kv") or None)
         assumed.append(f"{text}: taken as {dtype.name}")
-    if engine == "tensorrt-llm" and not stated_kv and dtype.name in {"fp8", "nvfp4"}:
-        # NVIDIA's FP8 and NVFP4 checkpoints set kv_cache_quant_algo = FP8.
-        dtype = dataclasses.replace(dtype, kv_bytes=1.0)
-    size = re.search(r"(\d+(?:\.\d+)?) ?GiB", f"{text} " + " ".join(re.findall(r"GGUF [\d.]+ GiB", notes)))
+    size = number(row.get("weights_gib"), "weights_gib")
     if size:
         # A file's own size is more exact than the usual bits per weight of its format.
-        each = float(size.group(1)) * GIB / shape.total_params
+        each = size * GIB / shape.total_params
         dtype = precision.uniform(dtype.name, dtype.units, each=each, kv_bytes=dtype.kv_bytes)
-    if "marlin" in notes.lower() and dtype.units == "fp4":
-        dtype = dataclasses.replace(dtype, units="w4a16")
     return dtype
 
 
-def _layout(row: Row, notes: str, engine: EngineKind) -> Layout:
-    cards = int(number(row.get("gpu_count"), "gpu_count") or 1)
-    if not 1 <= cards <= 4096:
-        raise UsageError(f"gpu_count = {cards} is out of range; nearest valid value: {min(max(cards, 1), 4096)}")
-    stated = re.search(r"layout (?:D?EP|TP)(\d+)(?:, ?PP(\d+))?", notes)
-    if stated:
-        tp, pp = int(stated.group(1)), int(stated.group(2) or 1)
-        dep = "layout DEP" in notes
-        return Layout(tp=tp, pp=pp, replicas=max(1, cards // (tp * pp)), ep=dep, attention_dp=dep and tp > 1)
+def _layout(row: Row, engine: EngineKind) -> Layout:
+    cards_of_row = int(number(row.get("gpu_count"), "gpu_count") or 1)
+    if not 1 <= cards_of_row <= 4096:
+        raise UsageError(
+            f"gpu_count = {cards_of_row} is out of range; nearest valid value: {min(max(cards_of_row, 1), 4096)}"
+        )
     tp = int(number(row.get("tp"), "tp") or 0)
     replicas = int(number(row.get("dp"), "dp") or 1)
     if not tp:
-        tp = 1 if engine == "llamacpp" else max(1, cards // replicas)
-    pp = int((re.search(r"\bpp ?= ?(\d+)", notes, re.IGNORECASE) or [0, 0])[1])
-    pp = pp or max(1, cards // (tp * replicas))
-    ep = bool(re.search(r"enable-expert-parallel|\+ ?EP\b", notes)) and tp > 1
-    return Layout(tp=tp, pp=pp, replicas=max(1, replicas), ep=ep)
+        tp = 1 if engine == "llamacpp" else max(1, cards_of_row // replicas)
+    pp = int(number(row.get("pp"), "pp") or max(1, cards_of_row // (tp * replicas)))
+    dep = flag(row, "attention_dp") and tp > 1
+    return Layout(tp=tp, pp=pp, replicas=max(1, replicas), ep=(flag(row, "ep") and tp > 1) or dep, attention_dp=dep)
 
 
 def _fit(shape: Shape, layout: Layout, dtype: Precision) -> tuple[Shape, Layout]:
@@ -276,53 +333,53 @@ def _fit(shape: Shape, layout: Layout, dtype: Precision) -> tuple[Shape, Layout]
 
 
 def _offload(
-    words: str, machine: _Machine, *, shape: Shape, dtype: Precision, layout: Layout
+    row: Row, card: Card, cpu: Cpu | None, *, shape: Shape, dtype: Precision, layout: Layout
 ) -> tuple[float, float]:
     """Return the share of experts, and the share of all weights, in RAM."""
-    ngl = re.search(r"\bngl (\d+)", words)
-    if ngl:
-        return 0.0, max(0.0, 1.0 - int(ngl.group(1)) / (shape.layers + 1))
-    if machine.cpu is None or shape.moe is None:
+    ngl = number(row.get("ngl"), "ngl")
+    if ngl is not None:
+        return 0.0, max(0.0, 1.0 - ngl / (shape.layers + 1))
+    percent = number(row.get("cpu_percent"), "cpu_percent")
+    if percent is not None:
+        return 0.0, min(1.0, percent / 100)
+    count = number(row.get("cpu_layers"), "cpu_layers")
+    if shape.moe is None or (cpu is None and count is None):
         return 0.0, 0.0
-    count = re.search(r"n-cpu-moe[ =](\d+)", words)
-    part = re.search(r"(\d+) of (\d+) experts on GPU", words)
-    layers = re.search(r"layers (\d+)-(\d+) \w+ on GPU", words)
     share = None
-    if count:
-        share = int(count.group(1)) / max(1, shape.moe_layers)
-    elif part:
-        share = 1.0 - int(part.group(1)) / int(part.group(2))
-    elif layers:
-        share = 1.0 - (int(layers.group(2)) - int(layers.group(1)) + 1) / shape.layers
-    elif re.search(r"exps=CPU|experts on (?:the )?CPU", words):
-        share = 1.0
+    if count is not None:
+        share = count / max(1, shape.moe_layers)
+    elif row.get("gpu_experts"):
+        part, whole = row["gpu_experts"].split(" of ")
+        share = 1.0 - float(part) / float(whole)
+    elif row.get("gpu_layers"):
+        first, last = row["gpu_layers"].split("-")
+        share = 1.0 - (int(last) - int(first) + 1) / shape.layers
     if share is not None:
         return min(1.0, max(0.0, share)), 0.0
     parts = precision.weights(shape, dtype)
-    free = 0.85 * machine.card.memory_bytes * layout.cards_per_replica - parts.dense
+    free = 0.85 * card.memory_bytes * layout.cards_per_replica - parts.dense
     return min(1.0, max(0.0, 1.0 - free / parts.experts)), 0.0
 
 
-def _lengths(row: Row, notes: str, *, engine: EngineKind, assumed: list[str]) -> tuple[float, float]:
+def _mode(row: Row, engine: EngineKind) -> Mode:
+    text = (row.get("mode") or "").strip()
+    if not text:
+        stated = bool((row.get("output_tokens") or "").strip())
+        decode = engine == "llamacpp" or (bool((row.get("input_tokens") or "").strip()) and not stated)
+        return "decode" if decode else "served"
+    if text not in MODES:
+        raise UsageError(f"mode = {text!r} is not one of {', '.join(MODES)}")
+    return MODES[text]
+
+
+def _lengths(row: Row, mode: Mode, assumed: list[str]) -> tuple[float, float]:
     """Return the tokens of prompt and response."""
     prompt = number(row.get("input_tokens"), "input_tokens")
     response = number(row.get("output_tokens"), "output_tokens")
-    deep = re.search(r"N_KV=(\d+)", notes)
-    at = re.search(r"@ ?(\d+)[Kk]\b", notes)
-    if engine == "llamacpp" and deep:
-        prompt = float(deep.group(1))
-    elif re.search(r"\btg\d+\b", notes):
-        # llama-bench measures generation from an empty context.
-        prompt = 0.0
-    elif prompt is None and re.search(r"\b0[ -](?:context|ctx)", notes):
-        prompt = 0.0
-    elif prompt is None and at:
-        prompt = float(at.group(1)) * 1024
-    if "avg ~half" in notes and prompt is not None and response is not None:
-        prompt, response = prompt / 2, response / 2
-    if prompt is None and response is None and "sharegpt" in notes.lower():
-        assumed.append("ShareGPT's mean lengths")
-        return SHAREGPT
+    if mode == "prefill":
+        if prompt is None:
+            assumed.append("prompt of 4096 tokens")
+        return prompt or 4096.0, 1.0
     if response is None and prompt is not None:
         return prompt, USUAL_OUTPUT
     if prompt is None:
@@ -333,21 +390,19 @@ def _lengths(row: Row, notes: str, *, engine: EngineKind, assumed: list[str]) ->
 
 
 def _concurrency(
-    row: Row, notes: str, *, engine: EngineKind, layout: Layout, card: Card, assumed: list[str]
+    row: Row, mode: Mode, *, engine: EngineKind, layout: Layout, card: Card, assumed: list[str]
 ) -> float:
     stated = number(row.get("concurrency"), "concurrency")
     if stated is not None:
         return stated
     if engine == "llamacpp":
         return 1.0
-    prompts = re.search(r"(\d+) prompts", notes)
-    if "offline max load" in notes:
-        assumed.append("offline: as many requests as fit")
+    if mode == "offline":
         return OFFLINE_CONCURRENCY * layout.replicas * (layout.tp if layout.attention_dp else 1)
-    if prompts or re.search(r"\binf(?:inite)?\b|max(?:imal)? load|ShareGPT", notes):
-        prompts_sent = float(prompts.group(1)) if prompts else 1000.0
+    requests = number(row.get("requests"), "requests")
+    if requests is not None:
         assumed.append("all prompts at once")
-        return min(prompts_sent, float(default_sequences(card) * layout.replicas * layout.cards_per_replica))
+        return min(requests, float(default_sequences(card) * layout.replicas * layout.cards_per_replica))
     assumed.append(f"concurrency not stated: {USUAL_CONCURRENCY:.0f}")
     return USUAL_CONCURRENCY
 
@@ -357,35 +412,16 @@ def _power(row: Row, card: Card) -> float | None:
     return None if watts is None else min(watts, card.tdp_w)
 
 
-def _speculation(notes: str) -> tuple[int, float]:
-    """Return the tokens drafted per step, and the tokens that a step yields."""
-    length = re.search(r"accept(?:ance)? length (\d+(?:\.\d+)?)", notes)
-    if length:
-        accepted = float(length.group(1))
-        return max(1, round(accepted * 1.5)), accepted
-    if re.search(r"\bno (?:MTP|spec)", notes, re.IGNORECASE):
-        return 0, 1.0
-    drafted = re.search(r"num_speculative_tokens=(\d+)", notes)
-    if drafted or re.search(r"\b(?:MTP|EAGLE)", notes):
-        count = int(drafted.group(1)) if drafted else 1
-        return count, sum(USUAL_ACCEPTANCE**i for i in range(count + 1))
-    return 0, 1.0
-
-
-def _decode_only(row: Row, notes: str, engine: EngineKind) -> bool:
-    if engine == "llamacpp" or re.search(r"\bdecode tok/s|\b0[ -](?:context|ctx)", notes):
-        return True
-    return (
-        not (row.get("output_tokens") or "").strip() and "ShareGPT" not in notes and bool(row.get("input_tokens"))
-    )
-
-
-def _requests(notes: str) -> float | None:
-    """Return the requests of a ShareGPT run, which are sent at once and have unequal lengths; None for others."""
-    if "sharegpt" not in notes.lower() or "max concurrency" in notes:
-        return None
-    prompts = re.search(r"(\d+) prompts", notes)
-    return float(prompts.group(1)) if prompts else 1000.0
+def _speculation(row: Row) -> tuple[DraftKind, int, float | None]:
+    """Return the method, the tokens drafted per step, and the tokens that a step yields (None: as usual)."""
+    name = (row.get("speculation") or "").strip()
+    if name not in DRAFTS:
+        raise UsageError(f"speculation = {name!r} is not one of {', '.join(filter(None, DRAFTS))}")
+    count = int(number(row.get("draft_tokens"), "draft_tokens") or 0)
+    accepted = number(row.get("accepted"), "accepted")
+    if not count:
+        return "", 0, 1.0
+    return DRAFTS[name] or "mtp", count, accepted
 
 
 def states_conditions(row: Row) -> bool:

@@ -8,12 +8,69 @@ response plus the prefills of all running requests.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp
+from math import ceil, exp
 
 from appliance.planner.constants import Constants, calibrated, intervals
 from appliance.planner.memory import CardMemory, card_memory, default_sequences
-from appliance.planner.roofline import DecodeStep, decode_step, prefill_latency, prefill_time
+from appliance.planner.roofline import (
+    DecodeStep,
+    first_token_seconds,
+    larger,
+    prefill_seconds,
+    smaller,
+    step_time,
+)
+from appliance.planner.terms import CHUNK_TOKENS, PassTerms, decode_terms, prefill_terms
 from appliance.planner.workload import Workload, check_workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopTerms:
+    """A closed loop of requests, before any calibrated constant. Switches are 0 or 1."""
+
+    decode: PassTerms
+    prompt: PassTerms
+    alone: PassTerms
+    """The decode pass of a single request after its prompt."""
+    running: float
+    """Requests that decode at once on one replica."""
+    offered: float
+    """Requests of one replica, those that wait included."""
+    busy: float
+    """Replicas with work."""
+    input: float
+    output: float
+    stages: float
+    accepted: float
+    """Stated tokens per step; 0 if they are not stated."""
+    draft_tokens: float
+    mtp: float
+    eagle: float
+    dflash: float
+    prompt_passes: float
+    """Passes of a cycle that hold a part of a prompt."""
+    mixed: float
+    """Whether the engine decodes and prefills in one pass."""
+    waves: float
+    """Time of the whole run over that of full waves: the last wave of even responses is not full."""
+    tail: float
+    """Uneven last responses per response of the run: each replica ends with a few that decode almost alone."""
+    served: float
+    decode_only: float
+    prefill_only: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoopTimes:
+    """The rate of a closed loop in tok/s, and its parts in seconds."""
+
+    rate: float
+    step: DecodeStep
+    accepted: float
+    prompt_s: float
+    first_s: float
+    decode_s: float
+    cycle_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +89,82 @@ class Prediction:
     step: DecodeStep
     memory: CardMemory
     assumed: tuple[str, ...]
+    rate: float
+    """The predicted rate in tok/s: of the prompt in mode ``prefill``, else of the output."""
+
+
+def loop_terms(workload: Workload, memory: CardMemory) -> LoopTerms:
+    """Return the terms of the closed loop of ``workload`` on cards with the room of ``memory``."""
+    layout = workload.layout
+    busy = min(float(layout.replicas), workload.concurrency)
+    offered = max(1.0, workload.concurrency / layout.replicas)
+    slots = float(workload.max_sequences or default_sequences(workload.card))
+    if workload.engine == "tensorrt-llm":
+        slots = max(slots, 2048.0)
+    running = max(1.0, min(offered, slots, kv_capacity(workload, memory)))
+    context = workload.input + workload.output / 2.0
+    waves, tail = 1.0, 0.0
+    if workload.requests is not None:
+        rounds = max(workload.requests / (running * busy), 1e-9)
+        if workload.uneven:
+            tail = workload.uneven * min(1.0, max(0.0, running * busy - 1.0) / workload.requests)
+        elif rounds >= 1.0:
+            waves = ceil(rounds - 1e-6) / rounds
+    stated = workload.accepted if workload.accepted is not None else 0.0
+    decode_only = workload.mode == "decode"
+    prefill_only = workload.mode == "prefill"
+    return LoopTerms(
+        decode=decode_terms(workload, batch=running, context=context),
+        prompt=prefill_terms(workload, workload.input),
+        alone=decode_terms(workload, batch=1.0, context=workload.input),
+        running=running,
+        offered=offered,
+        busy=busy,
+        input=max(1.0, workload.input),
+        output=workload.output,
+        stages=float(layout.pp),
+        accepted=stated,
+        draft_tokens=float(workload.draft_tokens),
+        mtp=float(workload.drafts in {"mtp", "ngram"}),
+        eagle=float(workload.drafts == "eagle"),
+        dflash=float(workload.drafts == "dflash"),
+        prompt_passes=(running - 1.0) * workload.input * (1.0 - workload.prefix_hit) / CHUNK_TOKENS,
+        mixed=float(workload.engine != "llamacpp" and layout.pp == 1),
+        waves=waves,
+        tail=tail,
+        served=float(not decode_only and not prefill_only),
+        decode_only=float(decode_only),
+        prefill_only=float(prefill_only),
+    )
+
+
+def loop_times(terms: LoopTerms, k: Constants) -> LoopTimes:
+    """Return the rate and the times of a closed loop. Formulas are of operators only and accept arrays."""
+    step = step_time(terms.decode, k)
+    usual = k.mtp_acceptance**terms.mtp * k.eagle_acceptance**terms.eagle * k.dflash_acceptance**terms.dflash
+    # Without a method the base is 1 and there are no drafts: 1.000001 keeps the quotient defined.
+    usual = usual * (1.0 - 1e-6)
+    geometric = (1.0 - usual ** (terms.draft_tokens + 1.0)) / (1.0 - usual)
+    unstated = 1.0 - terms.accepted / (terms.accepted + 1e-12)
+    accepted = terms.accepted + unstated * geometric
+    prompt = prefill_seconds(terms.prompt, k)
+    first = first_token_seconds(terms.alone, terms.prompt, terms.stages, k)
+    decode = terms.output / accepted * step.total
+    prefills = terms.running * prompt
+    # A pass with a prompt in it also decodes one token of every running sequence.
+    passes = smaller(terms.prompt_passes, terms.output / accepted)
+    shared = k.mixed_share * passes * step.total * terms.mixed
+    cycle = decode - shared + larger(prefills, first)
+    alone = step_time(terms.alone, k).total / accepted
+    cycle = cycle * terms.waves + k.drain * terms.tail * terms.output * alone
+    rate = terms.busy * (
+        terms.served * terms.running * terms.output / cycle
+        + terms.decode_only * terms.running / step.total * accepted
+        + terms.prefill_only * terms.input / first
+    )
+    return LoopTimes(
+        rate=rate, step=step, accepted=accepted, prompt_s=prompt, first_s=first, decode_s=decode, cycle_s=cycle
+    )
 
 
 def predict(workload: Workload, k: Constants | None = None) -> Prediction:
@@ -41,60 +174,51 @@ def predict(workload: Workload, k: Constants | None = None) -> Prediction:
     """
     check_workload(workload)
     k = k or calibrated()
-    memory = card_memory(
+    memory = workload_memory(workload)
+    terms = loop_terms(workload, memory)
+    times = loop_times(terms, k)
+    step, running, offered = times.step, terms.running, terms.offered
+    if workload.mode == "decode" or running <= 1:
+        tpot = step.total / times.accepted
+    else:
+        tpot = (times.cycle_s - times.first_s) / workload.output
+    ttft = times.first_s + max(0.0, min(running, offered) - 1) * times.prompt_s / 2
+    if offered > running:
+        ttft += (offered - running) / running * times.decode_s
+    room = kv_capacity(workload, memory)
+    if offered > running * 1.01 and room <= running * 1.01:
+        limit = "KV cache"
+    elif workload.mode == "prefill" or running * times.prompt_s > times.decode_s:
+        limit = "prefill arithmetic"
+    else:
+        limit = _longest_part(step)
+    low, high = interval(workload)
+    rate = times.rate
+    output = rate if workload.mode != "prefill" else running / times.cycle_s * workload.output
+    return Prediction(
+        output_tok_s=output,
+        low=output * exp(low),
+        high=output * exp(high),
+        ttft_ms=ttft * 1e3,
+        tpot_ms=tpot * 1e3,
+        running=running * terms.busy,
+        limit=limit,
+        step=step,
+        memory=memory,
+        assumed=workload.assumed,
+        rate=rate,
+    )
+
+
+def workload_memory(workload: Workload) -> CardMemory:
+    """Return the memory of one card of ``workload``."""
+    return card_memory(
         workload.card,
         workload.shape,
         workload.precision,
         layout=workload.layout,
         utilization=workload.utilization,
         sequences=workload.max_sequences,
-    )
-    layout = workload.layout
-    busy = min(float(layout.replicas), workload.concurrency)
-    offered = max(1.0, workload.concurrency / layout.replicas)
-    slots = float(workload.max_sequences or default_sequences(workload.card))
-    if workload.engine == "tensorrt-llm":
-        slots = max(slots, 2048.0)
-    room = kv_capacity(workload, memory)
-    running = max(1.0, min(offered, slots, room))
-    context = workload.input + workload.output / 2.0
-    step = decode_step(workload, k, batch=running, context=context)
-    prompt = prefill_time(workload, workload.input, k)
-    steps = workload.output / workload.accepted
-    decode = steps * step.total
-    prefills = running * prompt
-    if workload.decode_only:
-        rate, tpot = running / step.total * workload.accepted, step.total / workload.accepted
-    else:
-        alone = prefill_latency(workload, workload.input, k)
-        cycle = decode + max(prefills, alone)
-        if workload.requests is not None:
-            cycle *= 1.0 + k.drain * min(1.0, running * busy / workload.requests)
-        rate = running * workload.output / cycle
-        tpot = (cycle - alone) / workload.output if running > 1 else step.total / workload.accepted
-    rate *= busy
-    first = prefill_latency(workload, workload.input, k)
-    ttft = first + max(0.0, min(running, offered) - 1) * prompt / 2
-    if offered > running:
-        ttft += (offered - running) / running * steps * step.total
-    if offered > running * 1.01 and room <= running * 1.01:
-        limit = "KV cache"
-    elif prefills > decode:
-        limit = "prefill arithmetic"
-    else:
-        limit = _longest_part(step)
-    low, high = interval(workload)
-    return Prediction(
-        output_tok_s=rate,
-        low=rate * exp(low),
-        high=rate * exp(high),
-        ttft_ms=ttft * 1e3,
-        tpot_ms=tpot * 1e3,
-        running=running * busy,
-        limit=limit,
-        step=step,
-        memory=memory,
-        assumed=workload.assumed,
     )
 
 
@@ -103,9 +227,11 @@ def kv_capacity(workload: Workload, memory: CardMemory) -> float:
 
     A published run is accepted even if the weights do not fit by this calculation: then one request runs.
     """
-    if workload.engine == "llamacpp" or workload.decode_only:
+    if workload.engine == "llamacpp" or workload.mode == "decode":
         return max(1.0, workload.concurrency)
-    average = workload.input + workload.output / 2.0
+    # TensorRT-LLM reserves the whole response; the others let the cache grow and preempt.
+    grown = workload.output if workload.engine == "tensorrt-llm" else workload.output / 2.0
+    average = workload.input + grown
     return max(1.0, memory.sequences(average)) * (workload.layout.tp if workload.layout.attention_dp else 1)
 
 
@@ -113,6 +239,10 @@ def interval_class(workload: Workload) -> str:
     """Return the class of the interval of a prediction: the fewer conditions are stated, the wider."""
     if workload.cpu is not None or workload.shape.approximate:
         return "far"
+    if workload.draft_tokens:
+        return "drafts"
+    if workload.mode == "prefill":
+        return "prefill"
     if workload.assumed:
         return "assumed"
     return "single" if workload.layout.cards == 1 else "several"

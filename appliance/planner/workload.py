@@ -15,6 +15,13 @@ from appliance.planner.precision import Precision
 
 EngineKind = Literal["vllm", "sglang", "tensorrt-llm", "llamacpp"]
 
+Mode = Literal["served", "burst", "offline", "decode", "prefill"]
+"""The rate that is predicted. ``served``: a closed loop. ``burst``: requests that arrive at once. ``offline``: an
+engine without a server under full load. ``decode``: decoding only. ``prefill``: prompts only."""
+
+DraftKind = Literal["", "mtp", "eagle", "dflash", "ngram"]
+"""Method of speculative decoding."""
+
 MAX_TOKENS = 16_777_216
 MAX_CONCURRENCY = 1_000_000
 
@@ -39,9 +46,10 @@ class Workload:
     """Whether small all-reduces over PCIe use a one-shot kernel instead of NCCL."""
     link_gb_s: float | None = None
     """Link between the machines of one copy, GB/s in one direction."""
+    drafts: DraftKind = ""
     draft_tokens: int = 0
-    accepted: float = 1.0
-    """Tokens that one step yields on average with speculation; 1 without."""
+    accepted: float | None = 1.0
+    """Tokens that one step yields on average with speculation; 1 without, None for the usual acceptance."""
     prefix_hit: float = 0.0
     """Share of the prompt that the prefix cache holds."""
     cpu: Cpu | None = None
@@ -49,10 +57,20 @@ class Workload:
     """Share of the experts that the processor computes from RAM."""
     cpu_bytes_share: float = 0.0
     """Share of all weights in RAM because the card is too small (llama.cpp with some layers on the card)."""
-    decode_only: bool = False
-    """Whether to predict the rate while decoding, without prompts (as llama-bench reports it)."""
+    mode: Mode = "served"
     requests: float | None = None
-    """Requests of unequal length that arrive at once and are the whole run; None for a steady state."""
+    """Requests of the whole run; None for a steady state."""
+    uneven: float = 0.0
+    """How unequal the responses are: 1 for chats (ShareGPT), 0.4 for lengths drawn evenly, 0 if they are equal.
+
+    The longest responses of a run end alone.
+    """
+    shared_prompt: bool = False
+    """Whether all requests share one long prompt."""
+    eager: bool = False
+    """Whether the engine runs without CUDA graphs."""
+    years_old: float = 0.0
+    """Age of the engine's software in years, against :data:`~appliance.planner.row_parser.TODAY`."""
     utilization: float = 0.92
     max_sequences: int | None = None
     assumed: tuple[str, ...] = ()
@@ -68,7 +86,7 @@ def check_workload(workload: Workload) -> Workload:
         ("input tokens", workload.input, 0, MAX_TOKENS),
         ("output tokens", workload.output, 1, MAX_TOKENS),
         ("concurrency", workload.concurrency, 1, MAX_CONCURRENCY),
-        ("accepted tokens per step", workload.accepted, 1, workload.draft_tokens + 1),
+        ("accepted tokens per step", workload.accepted or 1.0, 1, workload.draft_tokens + 1),
         ("prefix hit share", workload.prefix_hit, 0, 1),
         ("gpu memory utilization", workload.utilization, 0.05, 1),
         ("tensor parallel", workload.layout.tp, 1, MAX_DEGREE),

@@ -103,7 +103,7 @@ def scatter(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
 def main() -> None:
     rows = evaluate.read(MEASUREMENTS)
     data = calibrate.samples(rows)
-    held = [float(error) for error in calibrate.cross_validate(data)]
+    held = [float(error) for error in calibrate.cross_validate(data, lambda sample: sample.group)]
     with (Path(__file__).parent / "held_out.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["model", "card", "engine", "truth_tok_s", "predicted_tok_s", "ln_error", "assumed"])

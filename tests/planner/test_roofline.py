@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.planner.constants import calibrated
-from appliance.planner.roofline import decode_step, distinct_experts, prefill_time, unit_speed
+from appliance.planner.roofline import decode_step, distinct_experts, prefill_time
+from appliance.planner.terms import unit_speed
 from appliance.planner.workload import Workload
 
 Build = Callable[..., Workload]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from appliance.errors import UsageError
 from appliance.planner import evaluate, row_parser
 from tests.planner.rows import ROW
 
@@ -37,22 +38,39 @@ def test_a_card_is_found_by_a_common_name(change: dict[str, str], card: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("notes", "check"),
+    ("columns", "check"),
     [
-        ("pp=4", lambda workload: workload.layout.pp == 4),
+        ({"pp": "4", "tp": "1"}, lambda workload: workload.layout.pp == 4),
+        ({"tp": "2", "pp": "2", "attention_dp": "1"}, lambda workload: workload.layout.attention_dp),
+        ({"kv": "fp8"}, lambda workload: workload.precision.kv_bytes == 1.0),
+        ({"speculation": "mtp", "draft_tokens": "2"}, lambda workload: workload.accepted is None),
         (
-            "offline max load; layout DEP2,PP2",
-            lambda workload: workload.layout.attention_dp and workload.layout.tp == 2,
+            {"speculation": "eagle", "draft_tokens": "3", "accepted": "2.5"},
+            lambda workload: workload.accepted == 2.5,
         ),
-        ("kv fp8", lambda workload: workload.precision.kv_bytes == 1.0),
-        ("MTP num_speculative_tokens=2", lambda workload: workload.draft_tokens == 2 and workload.accepted > 1),
-        ("no MTP", lambda workload: workload.draft_tokens == 0),
-        ("accept length 2.50", lambda workload: workload.accepted == 2.5),
-        ("tg128", lambda workload: workload.input == 0),
-        ("ShareGPT 1000 prompts", lambda workload: workload.requests == 1000),
+        ({"accepted": "2.5"}, lambda workload: (workload.draft_tokens, workload.accepted) == (0, 1.0)),
+        ({"mode": "decode", "input_tokens": "0"}, lambda workload: workload.input == 0),
+        ({"mode": "burst", "requests": "1000", "uneven": "1"}, lambda workload: workload.requests == 1000),
+        ({"date": "2025-11"}, lambda workload: workload.years_old == pytest.approx(1.0)),
+        ({"date": "2027-01"}, lambda workload: workload.years_old == 0.0),
+        ({"max_sequences": "16"}, lambda workload: workload.max_sequences == 16),
+        ({"notes": "MTP num_speculative_tokens=2; pp=4"}, lambda workload: workload.draft_tokens == 0),
     ],
 )
-def test_conditions_are_read_from_notes(notes: str, check: object) -> None:
-    row = {**ROW, "gpu_count": "4", "notes": notes}
+def test_conditions_are_columns_and_text_is_not_read(columns: dict[str, str], check: object) -> None:
     assert callable(check)
-    assert check(row_parser.parse_row(row))
+    assert check(row_parser.parse_row({**ROW, "gpu_count": "4", **columns}))
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"mode": "fast"}, "mode = 'fast' is not one of"),
+        ({"speculation": "magic", "draft_tokens": "2"}, "speculation = 'magic' is not one of"),
+        ({"date": "March"}, "date = 'March' is not a month"),
+        ({"input_tokens": "-5"}, "input_tokens = -5 is negative"),
+    ],
+)
+def test_an_impossible_column_is_refused_by_name(columns: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        row_parser.parse_row({**ROW, **columns})
