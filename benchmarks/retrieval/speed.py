@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from appliance.assistant.retrieval.evidence import EvidenceRule
 from appliance.assistant.retrieval.filters import compile_filter
 from appliance.assistant.retrieval.fusion import HybridWeights
 from appliance.assistant.retrieval.index import HybridIndex, IndexedPassage
@@ -74,7 +75,7 @@ def main() -> None:
     queries = rng.standard_normal((args.rounds, args.dimensions), dtype=np.float32)
     words = [" ".join(random.Random(seed).choices(texts[seed].split(), k=8)) for seed in range(args.rounds)]
     rare = compile_filter({"type": "eq", "key": "kind", "value": "letter"})
-    settings = RankingSettings(min_evidence=0.0)
+    settings = RankingSettings(rule=EvidenceRule(0.0, text_share=0.2, min_evidence=0.0))
     everything = index.mask(moment=NOW)
 
     def request(at: int, **options: object) -> SearchRequest:

@@ -76,6 +76,17 @@ class _Postings:
     live: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TermPresence:
+    """Which documents contain a set of terms; valid until the next change of the index."""
+
+    _slots: Mapping[str, int]
+    _present: NDArray[np.bool_]
+
+    def __contains__(self, key: str) -> bool:
+        return bool(self._present[self._slots[key]])
+
+
 class Bm25Index:
     """Documents by key, each a count of terms.
 
@@ -167,6 +178,20 @@ class Bm25Index:
         postings = self._postings.get(term)
         count = postings.live if postings is not None else 0
         return math.log1p((len(self._slots) - count + 0.5) / (count + 0.5))
+
+    def containing(self, alternatives: Sequence[Sequence[str]]) -> TermPresence:
+        """Return the documents that contain all terms of one of ``alternatives``."""
+        present = np.zeros(len(self._keys), np.bool_)
+        for group in alternatives:
+            all_of = np.ones(len(self._keys), np.bool_)
+            for term in group:
+                has = np.zeros(len(self._keys), np.bool_)
+                postings = self._postings.get(term)
+                if postings is not None:
+                    has[np.frombuffer(postings.slots, np.intc)] = True
+                all_of &= has
+            present |= all_of
+        return TermPresence(self._slots, present)
 
     def match(self, query: Sequence[str], *, allowed: NDArray[np.bool_] | None = None) -> TextMatch:
         """Return the scores of all documents for ``query``; valid until the next change of the index.

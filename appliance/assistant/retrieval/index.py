@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from appliance.assistant.retrieval.bm25 import Bm25Index, TextMatch
+from appliance.assistant.retrieval.bm25 import Bm25Index, TermPresence, TextMatch
 from appliance.assistant.retrieval.filters import Attributes, AttributeValue, Predicate
+from appliance.assistant.retrieval.language import Script, main_script
 from appliance.assistant.retrieval.terms import term_counts
 from appliance.assistant.retrieval.vectors import Mask, VectorIndex, Vectors, unit_vector
 
@@ -57,20 +59,70 @@ class IndexedPassage:
                 raise ValueError(f"{self.key!r}: {name} has no time zone")
 
 
+class AllowedKeys:
+    """The keys that a mask allows, without a copy of them.
+
+    Args:
+        keys: The key of each row, also after its removal.
+        rows: The row of each key in use.
+        mask: Whether a row is allowed, bool of shape (rows,).
+    """
+
+    def __init__(self, keys: Sequence[str], rows: Mapping[str, int], mask: Mask) -> None:
+        self._keys, self._rows, self._mask = keys, rows, mask
+        self._count = int(np.count_nonzero(mask))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, key: str) -> bool:
+        row = self._rows.get(key)
+        return row is not None and bool(self._mask[row])
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._keys[row] for row in np.flatnonzero(self._mask).tolist())
+
+    @property
+    def total(self) -> int:
+        """Keys in use, allowed or not."""
+        return len(self._rows)
+
+
+class RemoteVectors(Protocol):
+    """The vectors of passages in another process; :class:`HybridIndex` has their terms, dates and attributes."""
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers of each vector."""
+        ...
+
+    def search(self, query: Vectors, limit: int, allowed: AllowedKeys) -> dict[str, float]:
+        """Return the allowed keys with the highest cosine similarity and their similarity, best first."""
+        ...
+
+    def similarities(self, keys: Sequence[str], query: Vectors) -> dict[str, float]:
+        """Return the cosine similarity of each of ``keys`` that has a vector."""
+        ...
+
+
 class HybridIndex:
     """Passages by key.
 
     Args:
         vectors: An index without vectors; in memory, or over a file of the caller.
+        remote: The vectors of another process, which a search uses instead. ``vectors`` then has a placeholder of
+            any dimensions for each passage.
     """
 
-    def __init__(self, vectors: VectorIndex) -> None:
+    def __init__(self, vectors: VectorIndex, *, remote: RemoteVectors | None = None) -> None:
         if len(vectors):
             raise ValueError("the vector index has vectors without passages; pass an empty one")
         self._vectors = vectors
+        self._remote = remote
         self._text = Bm25Index()
         self._passages: dict[str, IndexedPassage] = {}
         self._rows: dict[str, int] = {}
+        self._scripts: dict[str, Script | None] = {}
         self._keys: list[str] = []
         """The key of each row, also after its removal."""
         self._free: list[int] = []
@@ -93,21 +145,21 @@ class HybridIndex:
 
     @property
     def dimensions(self) -> int:
-        """Numbers of each vector."""
-        return self._vectors.dimensions
+        """Numbers of each vector that a search compares."""
+        return self._vectors.dimensions if self._remote is None else self._remote.dimensions
 
     def put(self, passage: IndexedPassage, vector: ArrayLike, *, counts: Mapping[str, int] | None = None) -> None:
         """Add ``passage``, or replace the passage with its key.
 
         Args:
             passage: The passage.
-            vector: The embedding of its text, shape (dimensions,).
+            vector: The embedding of its text, shape (dimensions,); with remote vectors, the placeholder.
             counts: The counts of its terms if the caller stored them; otherwise they are made from the text.
 
         Raises:
             ValueError: The vector is not valid; the index has not changed.
         """
-        unit = unit_vector(vector, self.dimensions)
+        unit = unit_vector(vector, self._vectors.dimensions)
         counts = term_counts(passage.indexed_text or passage.text) if counts is None else counts
         row = self._rows.get(passage.key)
         if row is None:
@@ -122,6 +174,7 @@ class HybridIndex:
                 self._grow()
         self._text.replace(passage.key, counts, row=row)
         self._passages[passage.key] = passage
+        self._scripts[passage.key] = main_script(counts)
         self._rows[passage.key] = row
         self._date[row] = _seconds(passage.date, math.nan)
         self._valid_from[row] = _seconds(passage.valid_from, -math.inf)
@@ -135,7 +188,7 @@ class HybridIndex:
             KeyError: The index does not contain it.
         """
         row = self._rows.pop(key)
-        del self._passages[key]
+        del self._passages[key], self._scripts[key]
         self._text.remove(key)
         self._vectors.remove(row)
         heapq.heappush(self._free, row)
@@ -177,14 +230,27 @@ class HybridIndex:
         """Return the BM25 scores of the allowed passages and the coverage of all; valid until the next change."""
         return self._text.match(query, allowed=allowed)
 
+    def containing(self, alternatives: Sequence[Sequence[str]]) -> TermPresence:
+        """Return the passages that contain all terms of one of ``alternatives``; valid until the next change."""
+        return self._text.containing(alternatives)
+
+    def script(self, key: str) -> Script | None:
+        """Return the alphabet of most words of the passage ``key``; None if it has no letters."""
+        return self._scripts[key]
+
     def search_vector(self, query: ArrayLike, limit: int, allowed: Mask) -> dict[str, float]:
         """Return the allowed passages with the highest cosine similarity and their similarity, best first."""
+        if self._remote is not None:
+            keys = AllowedKeys(self._keys, self._rows, allowed[: len(self._keys)])
+            return self._remote.search(unit_vector(query, self.dimensions), limit, keys)
         hits = self._vectors.search(query, limit, allowed=allowed)
         return {self._keys[hit.slot]: hit.similarity for hit in hits}
 
-    def similarity(self, key: str, query: Vectors) -> float:
-        """Return the cosine similarity of the passage ``key`` to ``query``, a vector of length 1."""
-        return float(self._vectors.vector(self._rows[key]) @ query)
+    def similarities(self, keys: Sequence[str], query: Vectors) -> dict[str, float]:
+        """Return the cosine similarity of the passages ``keys`` to ``query``, a vector of length 1."""
+        if self._remote is not None:
+            return self._remote.similarities(keys, query) if keys else {}
+        return {key: float(self._vectors.vector(self._rows[key]) @ query) for key in keys}
 
     def _grow(self) -> None:
         """Make room for the dates of all rows."""

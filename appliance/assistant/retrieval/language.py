@@ -12,6 +12,8 @@ import enum
 import itertools
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import version
 
@@ -55,6 +57,17 @@ def script_of(character: str) -> Script:
     if code < 0x250 or 0x1E00 <= code < 0x1F00:
         return Script.LATIN if character.isalpha() else Script.OTHER
     return Script.CYRILLIC if 0x400 <= code < 0x530 else Script.OTHER
+
+
+def main_script(counts: Mapping[str, int]) -> Script | None:
+    """Return the alphabet of most of the words whose stems ``counts`` has; None without a letter."""
+    sums: Counter[Script] = Counter()
+    for stemmed, count in counts.items():
+        if ":" not in stemmed:
+            # Not the term of a date.
+            sums[script_of(stemmed[0])] += count
+    letters = [(sums[script], script) for script in (Script.CYRILLIC, Script.LATIN) if sums[script]]
+    return max(letters, key=lambda one: one[0])[1] if letters else None
 
 
 def analysis_version() -> str:

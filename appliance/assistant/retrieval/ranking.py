@@ -8,7 +8,7 @@
    weight of a match.
 3. **Fusion.** Reciprocal rank fusion with the weights of the request; recent passages get a small bonus.
 4. **Relevance.** A reranker, if there is one, scores the best candidates anew and orders them. Without one, the
-   evidence of a candidate is computed from its similarity and from the terms of the query that it contains.
+   evidence of a candidate decides (:mod:`appliance.assistant.retrieval.evidence`).
 5. **Threshold.** If no candidate reaches the threshold, the search abstains. With a reranker, every passage must
    reach it. Without one, the evidence is coarser: passages after the best need half of it.
 
@@ -23,15 +23,17 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from numpy.typing import ArrayLike
 
-from appliance.assistant.retrieval.bm25 import TextMatch
+from appliance.assistant.retrieval.bm25 import TermPresence, TextMatch
+from appliance.assistant.retrieval.evidence import WORDS, EvidenceRule, evidence, requested_names
 from appliance.assistant.retrieval.filters import Predicate
 from appliance.assistant.retrieval.fusion import RANK_CONSTANT, HybridWeights, fuse
 from appliance.assistant.retrieval.index import HybridIndex, IndexedPassage, TimeWindow
+from appliance.assistant.retrieval.language import Script
 from appliance.assistant.retrieval.terms import query_terms
 from appliance.assistant.retrieval.vectors import Mask, Vectors, unit_vector
 from appliance.errors import InvalidRequestError
@@ -99,15 +101,14 @@ class RankingSettings:
     """Best fused candidates that the reranker scores."""
     rank_constant: int = RANK_CONSTANT
     min_relevance: float = 0.5
-    """Least relevance by the reranker."""
+    """Least relevance by the reranker, which then decides alone. That of Qwen3-Reranker is the probability of "yes"
+    against "no". Other rerankers are classifiers: above 0.5, a passage is relevant rather than not."""
     min_coverage: float = 0.3
     """Least share of the query's terms, by idf, in a passage of the BM25 ranking that is fused."""
-    min_evidence: float = 0.15
-    """Least evidence of the best passage without a reranker; below it, the search abstains."""
+    rule: EvidenceRule = WORDS
+    """The constants of the embedder, by which a search without a reranker abstains."""
     floor_share: float = 0.5
-    """Share of ``min_evidence`` that each further passage needs."""
-    text_share: float = 0.3
-    """Weight of the contained terms in the evidence; the similarity has the rest."""
+    """Share of ``rule.min_evidence`` that each further passage needs."""
     recency_bonus: float = 0.02
     """Share of the score that a passage of today has more than an old one."""
     recency_half_life_days: float = 30.0
@@ -194,7 +195,9 @@ def find_candidates(
     )
     scored = [(one.score * _recency(index[one.key], request.now, settings), one.key) for one in fused]
     scored.sort(key=lambda pair: (-pair[0], pair[1]))
-    return [RankedPassage(index[key], score, max(one.evidence(key) for one in matches)) for score, key in scored]
+    keys = [key for _, key in scored]
+    evidence = [one.evidence(keys) for one in matches]
+    return [RankedPassage(index[key], score, max(found[key] for found in evidence)) for score, key in scored]
 
 
 def reorder(
@@ -234,7 +237,8 @@ def choose(
     """Return the passages of ``ranked``, best first, that reach the thresholds; or an abstention."""
     threshold = floor = settings.min_relevance
     if not reranked:
-        threshold, floor = settings.min_evidence, settings.min_evidence * settings.floor_share
+        threshold = settings.rule.min_evidence
+        floor = threshold * settings.floor_share
     best = max((one.evidence for one in ranked), default=0.0)
     evident = [one for one in ranked if best >= threshold and one.evidence >= floor]
     kept = [one for one in evident if one.score >= request.score_threshold]
@@ -258,15 +262,27 @@ class _QueryMatch:
     text_ranking: list[str]
     similarities: dict[str, float]
     """By key, in the order of the ranking."""
-    text_share: float
+    rule: EvidenceRule
+    names: list[tuple[Script | None, TermPresence]]
+    """The names of the query: their alphabet, and the passages that contain them."""
 
-    def evidence(self, key: str) -> float:
-        """Return how much the passage ``key`` has in common with the query, 0 to 1."""
-        coverage = self.text.coverage(key) if self.text is not None else 0.0
-        similarity = 0.0
+    def evidence(self, keys: Sequence[str]) -> dict[str, float]:
+        """Return how much each of the passages ``keys`` has in common with the query, 0 to 1."""
+        similarities = self.similarities
         if self.vector is not None:
-            similarity = self.similarities.get(key) or self.index.similarity(key, self.vector)
-        return min(1.0, (1 - self.text_share) * max(0.0, similarity) + self.text_share * coverage)
+            others = [key for key in keys if key not in similarities]
+            similarities = similarities | self.index.similarities(others, self.vector)
+        found: dict[str, float] = {}
+        for key in keys:
+            coverage = self.text.coverage(key) if self.text is not None else 0.0
+            similarity = max(0.0, similarities.get(key, 0.0))
+            found[key] = evidence(similarity, coverage, self.rule, lacks_name=self._lacks_name(key))
+        return found
+
+    def _lacks_name(self, key: str) -> bool:
+        return any(
+            script in (None, self.index.script(key)) and key not in containing for script, containing in self.names
+        )
 
 
 def _match(
@@ -280,13 +296,18 @@ def _match(
             raise ValueError(f"the query {query.text!r} has no vector; without an embedder, set its weight to 0")
         vector = unit_vector(query.vector, index.dimensions)
         similarities = index.search_vector(vector, settings.candidates, allowed)
-    if weights.text_weight:
+    if weights.text_weight or settings.rule.text_share == 1:
+        # Words may decide about the evidence without a weight in the ranking.
         text = index.match_text(query_terms(query.text), allowed)
+    if text is not None and weights.text_weight:
         # A passage that shares one frequent word with the query would be the first of its ranking as well.
         least = settings.min_coverage if vector is not None else 0.0
         text_ranking = [hit.key for hit in text.best(settings.candidates) if text.coverage(hit.key) >= least]
-    share = settings.text_share if text is not None and vector is not None else float(vector is None)
-    return _QueryMatch(index, text, vector, text_ranking, similarities, share)
+    # Without one of the rankings, the other one has the whole weight.
+    share = settings.rule.text_share if text is not None and vector is not None else float(vector is None)
+    names = [(one.script, index.containing([[one.whole], one.parts])) for one in requested_names(query.text)]
+    rule = replace(settings.rule, text_share=share)
+    return _QueryMatch(index, text, vector, text_ranking, similarities, rule, names)
 
 
 def _recency(passage: IndexedPassage, now: datetime | None, settings: RankingSettings) -> float:

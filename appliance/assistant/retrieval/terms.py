@@ -31,12 +31,17 @@ _DECIMAL = re.compile(r"(?<![\w.,])([0-9]{1,9}),([0-9]{1,9})(?!\w|[,.][0-9])")
 
 def terms(text: str) -> list[str]:
     """Return the terms of ``text`` in their order; whole compounds, numbers and dates included."""
-    text = _CLITIC.sub("", normal_form(text))
-    found = [term for match in _COMPOUND.finditer(text) for term in _compound_terms(match[0])]
+    text = without_clitics(text)
+    found = [term for match in _COMPOUND.finditer(text) for term in compound_terms(match[0])]
     if any(map(str.isdecimal, text)):
         found += _number_terms(text)
         found += date_terms(text)
     return found
+
+
+def without_clitics(text: str) -> str:
+    """Return ``text`` in its normal form, without English endings such as `'s`: the text that has the terms."""
+    return _CLITIC.sub("", normal_form(text))
 
 
 def term_counts(text: str) -> Counter[str]:
@@ -51,8 +56,8 @@ def query_terms(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=65_536)
-def _compound_terms(compound: str) -> tuple[str, ...]:
-    """Return the stems of the words of ``compound``, and one term for the whole if it has several."""
+def compound_terms(compound: str) -> tuple[str, ...]:
+    """Return the stems of the words of ``compound``; then one term for the whole if it has several."""
     sign = next((sign for sign in ("++", "#") if compound.endswith(sign)), "")
     words = [one_script(word) for word in _JOINTS.split(compound) if word]
     stems = [stem(part) for word in words for part in _parts(word)]

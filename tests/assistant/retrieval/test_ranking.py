@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -11,23 +12,32 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from appliance.assistant.retrieval.evidence import EvidenceRule
 from appliance.assistant.retrieval.filters import compile_filter
 from appliance.assistant.retrieval.fusion import HybridWeights
 from appliance.assistant.retrieval.index import HybridIndex, IndexedPassage, TimeWindow
 from appliance.assistant.retrieval.ranking import (
     AbstainReason,
     RankingSettings,
+    Reranker,
     SearchOutcome,
     SearchQuery,
     SearchRequest,
-    search,
 )
+from appliance.assistant.retrieval.ranking import search as search_index
 from appliance.assistant.retrieval.vectors import VectorIndex
 from appliance.errors import InvalidRequestError
 
 NORTH, EAST, SOUTH = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]
 BOTH, TEXT, DENSE = HybridWeights(), HybridWeights(embedding_weight=0), HybridWeights(text_weight=0)
-LOOSE = RankingSettings(min_evidence=0.0)
+FITTED = RankingSettings(rule=EvidenceRule(0.0, text_share=0.3, min_evidence=0.15))
+LOOSE = RankingSettings(rule=EvidenceRule(0.0, text_share=0.3, min_evidence=0.0, absent_name_factor=1.0))
+
+
+def search(
+    index: HybridIndex, request: SearchRequest, settings: RankingSettings = FITTED, **more: Reranker
+) -> SearchOutcome:
+    return search_index(index, request, settings, **more)
 
 
 def day(text: str) -> datetime:
@@ -87,7 +97,7 @@ def test_an_unrelated_request_abstains_with_the_best_value() -> None:
     assert outcome.passages == ()
     assert outcome.abstention is not None
     assert outcome.abstention.reason is AbstainReason.BELOW_THRESHOLD
-    assert 0 <= outcome.abstention.best < outcome.abstention.threshold == RankingSettings().min_evidence
+    assert 0 <= outcome.abstention.best < outcome.abstention.threshold == FITTED.rule.min_evidence
 
 
 def test_an_empty_index_abstains() -> None:
@@ -121,6 +131,34 @@ def test_the_score_threshold_of_the_request_abstains_with_its_own_value() -> Non
     outcome = search(index, request("heat", NORTH, score_threshold=0.9))
     assert outcome.abstention is not None
     assert outcome.abstention.threshold == 0.9
+
+
+def test_a_passage_that_lacks_a_name_of_the_request_has_less_evidence() -> None:
+    cards = IndexedPassage("cards", "The price of the card RTX 5090 is 2300")
+    index = index_of((cards, NORTH), (VALVE, SOUTH))
+    like = [0.4, 0.0, 0.92]
+    found = search(index, request("the price of the RTX 5090", like)).passages[0].evidence
+    missed = search(index, request("the price of the RTX 4090", like), LOOSE).passages[0].evidence
+    weakened = search(index, request("the price of the RTX 4090", like), FITTED)
+    assert found > missed
+    assert [one.evidence for one in weakened.passages] == [pytest.approx(missed / 2)]
+
+
+def test_a_name_in_another_alphabet_weakens_nothing() -> None:
+    index = index_of((IndexedPassage("kazan", "Поезд в Казань отправляется вечером"), NORTH))
+    for text in ("the train to Kazan", "Kazan"):
+        assert search(index, request(text, NORTH)).passages[0].evidence >= 0.7
+    (one,) = search(index, request("поезд в Самару", NORTH)).passages
+    assert one.evidence < 0.5
+
+
+def test_with_the_rule_of_words_a_similarity_is_not_evidence() -> None:
+    """The scale of an unknown embedder: a similarity of 0.8 may be that of unrelated texts."""
+    words = RankingSettings()
+    index = index_of((PUMP, NORTH), (VALVE, EAST))
+    for weights in (BOTH, DENSE):
+        assert search(index, request("orchids", NORTH, weights=weights), words).abstention is not None
+        assert keys(search(index, request("a loud oil pump", NORTH, weights=weights), words)) == ["pump"]
 
 
 def test_weak_passages_after_a_strong_one_are_dropped() -> None:
@@ -175,7 +213,7 @@ def test_recent_passages_win_a_tie_but_not_a_better_match() -> None:
         (IndexedPassage("b-new", "pump", date=now), NORTH),
         (IndexedPassage("c-undated", "pump"), NORTH),
     )
-    weak = RankingSettings(min_evidence=0.0, rank_constant=10_000)
+    weak = replace(LOOSE, rank_constant=10_000)
     assert keys(search(index, request("pump", NORTH, now=now), weak))[0] == "b-new"
     assert keys(search(index, request("pump", NORTH), weak))[0] == "a-old", "without a present, the key decides"
     better = index_of(
@@ -278,7 +316,7 @@ def test_a_reranker_scores_no_more_than_its_depth() -> None:
         seen.append(len(texts))
         return [1.0] * len(texts)
 
-    search(index, request("pump", NORTH), RankingSettings(rerank_depth=4), rerank=rerank)
+    search(index, request("pump", NORTH), replace(FITTED, rerank_depth=4), rerank=rerank)
     assert seen == [4]
 
 

@@ -1,11 +1,12 @@
-"""The evaluation of retrieval: the corpus of this folder, and recall, nDCG and abstention of each kind of search.
+"""The evaluation of a search over the labelled requests of this folder, and the fit of a rule of evidence.
 
 Recall@k is the share of the requests whose relevant document is among the first k passages. nDCG@10 uses binary
 relevance (Järvelin and Kekäläinen, 2002). Both count a request as missed if the search abstains. Abstention is
 judged like a classifier: by precision over all abstentions, and by recall over the requests that the corpus
-cannot satisfy.
+cannot satisfy. These are of two kinds: `abstain` is about another topic, and `near_miss` has the topic and the
+words of a document that does not contain the fact.
 
-Thresholds are chosen on every second request (:func:`half`), and the scores of the other half are reported too.
+Rules are fitted on every second request (:func:`half`), and the scores of the other half are reported.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import NormalDist, mean, median, stdev
 
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.assistant.retrieval.chunking import ChunkSettings, chunk_markdown
+from appliance.assistant.retrieval.chunking import Chunk, ChunkSettings, chunk_markdown
+from appliance.assistant.retrieval.evidence import EvidenceRule
 from appliance.assistant.retrieval.fusion import HybridWeights
 from appliance.assistant.retrieval.index import HybridIndex, IndexedPassage, TimeWindow
 from appliance.assistant.retrieval.ranking import RankingSettings, SearchOutcome, SearchQuery, SearchRequest, search
 from appliance.assistant.retrieval.vectors import VectorIndex
 
-CORPUS = Path(__file__).parent / "corpus"
+CORPUS = Path(__file__).parent
 NOW = datetime(2025, 11, 15, tzinfo=UTC)
 """The present of the corpus."""
 
@@ -57,21 +60,27 @@ class JudgedRequest:
     window: TimeWindow | None = None
 
 
+ABSTAIN_KINDS = ("abstain", "near_miss")
+"""Kinds of requests that no document satisfies."""
+
+MISSED = 0.005
+"""Share of answerable requests at which a fitted rule may abstain. An unrelated passage costs tokens, and the
+context block requests that the model states what is absent. A missed document costs the trust in the memory."""
+PRECISION = 0.95
+"""Least precision of abstention that a fitted rule is expected to have on its own half."""
+SHARES = (0.2, 0.3, 0.4, 0.5)
+"""The values of ``text_share`` that a fit tries."""
+LEAST = 0.01
+"""Evidence of a request without a candidate; it has a logarithm."""
+
+
 @dataclass(frozen=True, slots=True)
 class RetrievalMethod:
-    """A way to search: the weights of the two rankings, and its own threshold."""
+    """A way to search: the weights of the two rankings, and its own rule."""
 
     name: str
     weights: HybridWeights
-    min_evidence: float
-
-
-METHODS = (
-    RetrievalMethod("BM25 alone", HybridWeights(embedding_weight=0, text_weight=1), min_evidence=0.01),
-    RetrievalMethod("vectors alone", HybridWeights(embedding_weight=1, text_weight=0), min_evidence=0.18),
-    RetrievalMethod("fused", HybridWeights(), min_evidence=RankingSettings().min_evidence),
-)
-"""The methods of the table; the thresholds are those that :func:`choose_threshold` returns on the first half."""
+    rule: EvidenceRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +104,11 @@ def _time(text: str) -> datetime | None:
 def read_documents() -> list[CorpusDocument]:
     """Return the documents of the corpus."""
     found = []
-    for block in (CORPUS / "documents.corpus").read_text("utf-8").split("\n== "):
+    for block in (CORPUS / "documents.txt").read_text("utf-8").split("\n== "):
         head, _, text = block.removeprefix("== ").partition("\n")
         key, language, date, *validity = [part.strip() for part in head.split("|")]
         start, _, end = (validity[0] if validity else "").partition("..")
-        written = _time(date)
-        assert written is not None, key
+        written = datetime.fromisoformat(date).replace(tzinfo=UTC)
         found.append(CorpusDocument(key, language, written, text.strip(), _time(start), _time(end)))
     return found
 
@@ -108,7 +116,7 @@ def read_documents() -> list[CorpusDocument]:
 def read_requests() -> list[JudgedRequest]:
     """Return the judged requests of the corpus."""
     found = []
-    for line in (CORPUS / "questions.corpus").read_text("utf-8").splitlines():
+    for line in (CORPUS / "questions.txt").read_text("utf-8").splitlines():
         kind, text, relevant, *more = [part.strip() for part in line.split("|")]
         options = dict(option.split("=") for option in more)
         start, _, end = options.get("window", "").partition("..")
@@ -119,22 +127,41 @@ def read_requests() -> list[JudgedRequest]:
     return found
 
 
-def build_index(documents: Iterable[CorpusDocument], embed: Embedder) -> HybridIndex:
-    """Return the index of the documents, cut into chunks as the appliance cuts files."""
-    chunks = [
-        (document, number, chunk)
+@dataclass(frozen=True, slots=True)
+class CorpusChunk:
+    """A chunk of a document of the corpus."""
+
+    document: CorpusDocument
+    number: int
+    chunk: Chunk
+
+
+def corpus_chunks(documents: Iterable[CorpusDocument]) -> list[CorpusChunk]:
+    """Return the chunks of the documents, cut as the appliance cuts files."""
+    return [
+        CorpusChunk(document, number, chunk)
         for document in documents
         for number, chunk in enumerate(chunk_markdown(document.text, ChunkSettings(), lambda text: len(text) // 3))
     ]
-    vectors = embed([chunk.indexed_text for _, _, chunk in chunks])
+
+
+def build_index(documents: Iterable[CorpusDocument], embed: Embedder) -> HybridIndex:
+    """Return the index of the documents, embedded by ``embed``."""
+    chunks = corpus_chunks(documents)
+    return index_chunks(chunks, embed([one.chunk.indexed_text for one in chunks]))
+
+
+def index_chunks(chunks: Sequence[CorpusChunk], vectors: NDArray[np.float32]) -> HybridIndex:
+    """Return the index of ``chunks`` with their ``vectors``, shape (chunks, dimensions)."""
     index = HybridIndex(VectorIndex(vectors.shape[1], rows=len(chunks)))
-    for (document, number, chunk), vector in zip(chunks, vectors, strict=True):
+    for one, vector in zip(chunks, vectors, strict=True):
+        document = one.document
         index.put(
             IndexedPassage(
-                key=f"{document.key}#{number}",
-                text=chunk.text,
+                key=f"{document.key}#{one.number}",
+                text=one.chunk.text,
                 group=document.key,
-                indexed_text=chunk.indexed_text,
+                indexed_text=one.chunk.indexed_text,
                 date=document.date,
                 valid_from=document.valid_from,
                 valid_until=document.valid_until,
@@ -153,7 +180,7 @@ def run_requests(
     limit: int = 10,
 ) -> list[SearchOutcome]:
     """Return the outcome of each request; ``vectors`` has their embeddings in the same order."""
-    settings = RankingSettings(min_evidence=method.min_evidence)
+    settings = RankingSettings(rule=method.rule)
     return [
         search(
             index,
@@ -210,22 +237,57 @@ def half(items: Sequence[object], *, held_out: bool) -> list[int]:
     return [at for at in range(len(items)) if at % 2 == held_out]
 
 
-def choose_threshold(requests: Sequence[JudgedRequest], outcomes: Sequence[SearchOutcome]) -> float:
-    """Return the threshold with the best F1 of abstention, to two digits.
+def fit_rule(
+    index: HybridIndex,
+    requests: Sequence[JudgedRequest],
+    vectors: NDArray[np.float32],
+    weights: HybridWeights,
+    *,
+    shares: Sequence[float] = SHARES,
+) -> EvidenceRule | None:
+    """Return the rule with the most correct abstentions among those that miss no more than :data:`MISSED`.
+
+    Of equal rules, the one with the most weight of words wins. None if no rule is expected to have
+    :data:`PRECISION`: the embedder does not separate the requests.
 
     Args:
-        requests: The half on which thresholds are chosen.
-        outcomes: Their outcomes without a threshold, with as many passages as possible.
+        index: The corpus.
+        requests: The requests to which the rule is fitted, and only those.
+        vectors: Their embeddings, shape (requests, dimensions).
+        weights: Weights of the two rankings.
+        shares: Values of ``text_share`` to try.
     """
-    best = [max((one.evidence for one in outcome.passages), default=0.0) for outcome in outcomes]
-    unanswerable = [not request.relevant for request in requests]
+    fitted = []
+    unrelated = round(unrelated_similarity(index, vectors), 3)
+    for share in shares:
+        method = RetrievalMethod("fit", weights, EvidenceRule(unrelated, share, min_evidence=0.0))
+        outcomes = run_requests(index, requests, method, vectors, limit=50)
+        best = [max((one.evidence for one in outcome.passages), default=0.0) for outcome in outcomes]
+        answerable = [value for value, request in zip(best, requests, strict=True) if request.relevant]
+        threshold = round(low_quantile(answerable, MISSED), 3)
+        right = sum(value < threshold and not one.relevant for value, one in zip(best, requests, strict=True))
+        if right >= PRECISION * (right + MISSED * len(answerable)):
+            fitted.append((right, share, threshold))
+    if not fitted:
+        return None
+    _, share, threshold = max(fitted)
+    return EvidenceRule(unrelated, share, threshold)
 
-    def f1(threshold: float) -> float:
-        abstained = [value < threshold for value in best]
-        right = sum(a and u for a, u in zip(abstained, unanswerable, strict=True))
-        return 2 * right / (sum(abstained) + sum(unanswerable))
 
-    return max((step / 100 for step in range(1, 100)), key=f1)
+def unrelated_similarity(index: HybridIndex, vectors: NDArray[np.float32]) -> float:
+    """Return the median similarity of all requests and passages, at least 0: nearly all pairs are unrelated."""
+    everything = index.mask()
+    found = [value for vector in vectors for value in index.search_vector(vector, len(index), everything).values()]
+    return max(0.0, median(found))
+
+
+def low_quantile(values: Sequence[float], share: float) -> float:
+    """Return the value below which ``share`` of a log-normal distribution with the moments of ``values`` is.
+
+    A few hundred values have no quantile of 0.5 % of their own: the least one is chance.
+    """
+    logs = [math.log(max(value, LEAST)) for value in values]
+    return math.exp(NormalDist(mean(logs), stdev(logs)).inv_cdf(share))
 
 
 def _ndcg(hits: Sequence[bool], relevant: int) -> float:
