@@ -134,6 +134,11 @@ def _agent(agent: str, metric: str) -> str:
     )
 
 
+def _finished(counter: str) -> str:
+    """Return an expression for the growth of a counter of the assistant within an hour."""
+    return f"sum(increase({counter}[1h]))"
+
+
 ALERTS: tuple[Alert, ...] = (
     # Service
     Alert(
@@ -451,6 +456,111 @@ ALERTS: tuple[Alert, ...] = (
             # A restart of the gateway.
             AlertSample({"appliance_gateway_usage_rows_dropped_total": "3x4 0x256"}, "30m"),
         ),
+    ),
+    # Assistant
+    Alert(
+        name="AssistantDown",
+        group="Assistant",
+        expr=(
+            f"time() - max(appliance_assistant_last_look_timestamp_seconds) > {AGENT_SILENT_S}"
+            f' or max({UNIT}{{name="appliance-assistant.service", state=~"activating|failed"}}) == 1'
+        ),
+        for_s=120,
+        severity="digest",
+        summary="The assistant does not run, or hangs.",
+        meaning="Conversations, files and searches return 503; plain chats work without their memory.",
+        fix="appliance doctor --only assistant; journalctl -u appliance-assistant -n 100",
+        firing=(
+            AlertSample({"appliance_assistant_last_look_timestamp_seconds": "0+15x4 60x60"}, "8m", {}),
+            AlertSample({f'{UNIT}{{name="appliance-assistant.service", state="activating"}}': "1x40"}, "3m", {}),
+        ),
+        silent=(
+            AlertSample({"appliance_assistant_last_look_timestamp_seconds": "0+15x60"}, "10m"),
+            # A restart.
+            AlertSample(
+                {
+                    "appliance_assistant_last_look_timestamp_seconds": "0+15x60",
+                    f'{UNIT}{{name="appliance-assistant.service", state="activating"}}': "0x8 1x2 0x50",
+                },
+                "10m",
+            ),
+        ),
+    ),
+    Alert(
+        name="FilesStuck",
+        group="Assistant",
+        expr=(
+            "max(appliance_assistant_files_waiting) > 0"
+            f" unless {_finished('appliance_assistant_finished_files_total')} > 0"
+        ),
+        for_s=1800,
+        severity="digest",
+        summary="{{ $value | humanize }} files wait, and none was processed within an hour.",
+        meaning="New files are not found by searches. The embedder is down, or a store has another embedder.",
+        fix="appliance doctor --only assistant --only engines; journalctl -u appliance-assistant -n 100",
+        firing=(
+            AlertSample(
+                {
+                    "appliance_assistant_files_waiting": "3x400",
+                    'appliance_assistant_finished_files_total{result="completed"}': "7x400",
+                },
+                "95m",
+                {},
+                "3",
+            ),
+        ),
+        silent=(
+            AlertSample(
+                {
+                    "appliance_assistant_files_waiting": "3x400",
+                    'appliance_assistant_finished_files_total{result="completed"}': "0x100 1x100 2x200",
+                },
+                "85m",
+            ),
+            AlertSample(
+                {
+                    "appliance_assistant_files_waiting": "0x400",
+                    'appliance_assistant_finished_files_total{result="completed"}': "7x400",
+                },
+                "95m",
+            ),
+        ),
+        inhibited_by={"AssistantDown": ()},
+    ),
+    Alert(
+        name="ChatsNotIndexed",
+        group="Assistant",
+        expr=(
+            "max(appliance_assistant_waiting_conversations) > 0"
+            f" unless {_finished('appliance_assistant_indexed_conversations_total')} > 0"
+        ),
+        for_s=3600,
+        severity="digest",
+        summary="{{ $value | humanize }} ended chats wait for the memory, and none was indexed within an hour.",
+        meaning="The memory lacks what was discussed since then. An engine, the embedder or a limit stops it.",
+        fix="appliance memory status; journalctl -u appliance-assistant -n 100",
+        firing=(
+            AlertSample(
+                {
+                    "appliance_assistant_waiting_conversations": "5x600",
+                    "appliance_assistant_indexed_conversations_total": "40x600",
+                },
+                "130m",
+                {},
+                "5",
+            ),
+        ),
+        silent=(
+            AlertSample(
+                {
+                    "appliance_assistant_waiting_conversations": "5x600",
+                    "appliance_assistant_indexed_conversations_total": "0+1x600",
+                },
+                "130m",
+            ),
+            AlertSample({"appliance_assistant_waiting_conversations": "0x600"}, "130m"),
+        ),
+        inhibited_by={"AssistantDown": ()},
     ),
     # Engines
     Alert(

@@ -186,6 +186,32 @@ OVERVIEW = Dashboard(
             ),
         ),
         PanelRow(
+            "Assistant",
+            (
+                Panel(
+                    "Searches of the memory",
+                    "Searches per second, by outcome.",
+                    (
+                        Query(
+                            "sum by (outcome) (rate(appliance_assistant_searches_total[$__rate_interval]))",
+                            "{{outcome}}",
+                        ),
+                    ),
+                    unit="reqps",
+                    stack=True,
+                ),
+                Panel(
+                    "Waiting for the memory",
+                    "Files without passages, ended chats without an index, passages that Qdrant does not have yet.",
+                    (
+                        Query("max(appliance_assistant_files_waiting)", "files"),
+                        Query("max(appliance_assistant_waiting_conversations)", "chats"),
+                        Query("max(appliance_assistant_vectors_waiting)", "passages"),
+                    ),
+                ),
+            ),
+        ),
+        PanelRow(
             "Machine",
             (
                 Panel(

@@ -13,10 +13,10 @@ from typing import Literal
 FOLDER = Path("/run/appliance-metrics")
 """The folder of the text files; node_exporter reads it."""
 
-SourceName = Literal["gpu_watch", "power", "backup", "notify", "deadman", "gateway"]
+SourceName = Literal["gpu_watch", "power", "backup", "notify", "assistant", "deadman", "gateway"]
 """The program that produces a metric. Except the switch and the gateway, each writes the file NAME.prom."""
 
-TEXT_FILES: tuple[SourceName, ...] = ("gpu_watch", "power", "backup", "notify")
+TEXT_FILES: tuple[SourceName, ...] = ("gpu_watch", "power", "backup", "notify", "assistant")
 """The sources with a text file."""
 
 
@@ -157,6 +157,28 @@ METRICS: tuple[AgentMetric, ...] = (
     AgentMetric("appliance_notify_sent_total", "notify", "Messages that were sent.", _one(12)),
     AgentMetric("appliance_notify_failures_total", "notify", "Attempts that failed.", _one(1)),
     AgentMetric("appliance_notify_refused_total", "notify", "Notices that the channel refused.", _one(0)),
+    AgentMetric(
+        "appliance_assistant_last_look_timestamp_seconds", "assistant", "Time of the last written metrics.", _one(5)
+    ),
+    AgentMetric("appliance_assistant_files_waiting", "assistant", "Files that are not processed yet.", _one(0)),
+    AgentMetric(
+        "appliance_assistant_finished_files_total",
+        "assistant",
+        "Processed files, by result.",
+        (({"result": "completed"}, 12.0), ({"result": "failed"}, 1.0)),
+    ),
+    AgentMetric("appliance_assistant_waiting_conversations", "assistant", "Ended chats without an index.", _one(0)),
+    AgentMetric("appliance_assistant_indexed_conversations_total", "assistant", "Indexed chats.", _one(40)),
+    AgentMetric(
+        "appliance_assistant_searches_total",
+        "assistant",
+        "Searches of the memory, by outcome.",
+        (({"outcome": "found"}, 90.0), ({"outcome": "abstained"}, 9.0), ({"outcome": "failed"}, 1.0)),
+    ),
+    AgentMetric("appliance_assistant_index_bytes", "assistant", "Memory of the loaded indexes.", _one(2 * GIB)),
+    AgentMetric(
+        "appliance_assistant_vectors_waiting", "assistant", "Passages that Qdrant does not have yet.", _one(0)
+    ),
     AgentMetric(
         "appliance_deadman_last_look_timestamp_seconds", "deadman", "Time of the switch's last look.", _one(10)
     ),

@@ -22,10 +22,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from appliance.errors import StartError, StoreError
 from appliance.notices.outbox import Outbox
 from appliance.system import files, lock_file
+from appliance.system.metrics_file import write_metrics
 from appliance.system.stopping import Stop, listening
 from appliance.watch import alert_webhook
 from appliance.watch.courier import Courier, DeliveryCounts
-from appliance.watch.metrics_file import write_metrics
 from appliance.watch.telegram_bot import TelegramBot
 
 LOG = logging.getLogger(__name__)

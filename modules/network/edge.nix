@@ -11,6 +11,10 @@ let
   inherit (cfg) gateways limits;
   inherit (lib) mkOption types;
   inherit (config.appliance.settings.gateway) browser_origins max_body_bytes;
+  inherit ((lib.importJSON ../schema.json)."$defs".Assistant.properties) max_file_bytes;
+  # The gateway's own limit of an upload: a file of `assistant.max_file_bytes` and its form.
+  maxUpload =
+    (config.appliance.settings.assistant.max_file_bytes or max_file_bytes.default) + 1048576;
   port = toString config.appliance.settings.gateway.port;
   nginx = config.services.nginx.package;
   several = lib.length gateways > 1;
@@ -67,15 +71,18 @@ let
     limit_req_status 590;
     limit_conn_status 590;
     error_page 590 = @flooded;
-    error_page 413 = @too_large;
   '';
 
   # OPTIONS and the headers of browsers pass like all others: the gateway responds to them.
-  toGateway = {
+  toGateway = passed ''
+    error_page 413 = @too_large;
+  '';
+  passed = own: {
     proxyPass = "http://gateway";
     extraConfig =
       proxyConfig
       + limitConfig
+      + own
       + lib.optionalString several ''
         proxy_intercept_errors on;
         error_page 503 = @elsewhere;
@@ -161,6 +168,7 @@ in
       perAddressPerSecond = figure 40 "Requests per second of one address.";
       perKeyConnections = figure 64 "Requests of one key at once.";
       perAddressConnections = figure 128 "Requests of one address at once.";
+      perAddressUploads = figure 8 "Requests for `/v1/files` of one address at once: the edge stores their bodies on its disk.";
       perAddressTcpConnections = figure 256 "TCP connections of one address at once, enforced by the firewall: nginx does not count a connection without a request.";
       connections = figure 8192 "Connections of one nginx worker, to clients and GPU hosts together: a stream uses two.";
     };
@@ -209,6 +217,7 @@ in
         limit_req_zone $binary_remote_addr zone=per_address:10m rate=${toString limits.perAddressPerSecond}r/s;
         limit_conn_zone $client_key zone=key_conn:10m;
         limit_conn_zone $binary_remote_addr zone=address_conn:10m;
+        limit_conn_zone $binary_remote_addr zone=upload_conn:10m;
         # Without timeouts, one byte a second would hold a connection for ever.
         client_header_timeout 10s;
         client_body_timeout 15s;
@@ -283,6 +292,13 @@ in
             # vLLM has these two outside /v1, and so has the gateway.
             "= /tokenize" = toGateway;
             "= /detokenize" = toGateway;
+            # Files are larger than requests, and nginx stores them on its disk before the gateway checks the key.
+            # Without a buffer, a refused request could not move to another gateway. So an address has few at once.
+            "= /v1/files" = passed ''
+              limit_conn upload_conn ${toString limits.perAddressUploads};
+              client_max_body_size ${toString maxUpload};
+              error_page 413 = @file_too_large;
+            '';
             "@broken" = response ''
               # The edge sent nothing, so nothing runs and a retry is safe. Otherwise a generation may have begun.
               if ($reached = 0) {
@@ -320,6 +336,15 @@ in
                 type = "invalid_request_error";
                 code = "request_too_large";
                 message = "The body is over the limit of ${toString max_body_bytes} bytes";
+              }}
+            '';
+            "@file_too_large" = response ''
+              ${corsHeaders}
+              ${error {
+                status = 413;
+                type = "invalid_request_error";
+                code = "request_too_large";
+                message = "The upload is over the limit of ${toString maxUpload} bytes";
               }}
             '';
           }

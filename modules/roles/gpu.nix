@@ -11,6 +11,7 @@
     models.enable = lib.mkDefault true;
     engines.enable = lib.mkDefault true;
     gateway.enable = lib.mkDefault true;
+    assistant.enable = lib.mkDefault config.appliance.gateway.enable;
     smoke.enable = lib.mkDefault true;
     observe.enable = lib.mkDefault true;
     network.firewall.enable = lib.mkDefault true;

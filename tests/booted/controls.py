@@ -14,6 +14,7 @@ UNITS: Mapping[str, str] = {
     "engine": "appliance-engine-pair.service",
     "engine-cpu": "appliance-engine-embed.service",
     "gateway": "appliance-gateway.service",
+    "assistant": "appliance-assistant.service",
     "admin": "appliance-admin.service",
     "smoke": "appliance-smoke.service",
     "trial": "appliance-trial-passed.service",
@@ -86,6 +87,10 @@ CONTROLS: Mapping[str, Mapping[str, SandboxControl]] = {
         "IPAddressAllow=10.77.0.0/24": SandboxControl("send 10.77.0.2", DENIED),
         "LimitNOFILE=65536": SandboxControl("files", "Too many open files"),
         "StateDirectory=appliance-gateway": SandboxControl("write /var/lib/appliance-gateway", READ_ONLY),
+    },
+    "assistant": {
+        "LimitNOFILE=65536": SandboxControl("files", "Too many open files"),
+        "StateDirectory=appliance-assistant": SandboxControl("write /var/lib/appliance-assistant", READ_ONLY),
     },
     "admin": {
         **_API,

@@ -25,13 +25,23 @@ GPU = "tests/booted/gpu.nix"
 """The GPU host with the mock engine and all units."""
 PUBLIC = {"gpu": "203.0.113.50", "vps": "203.0.113.5"}
 """Addresses on the cable. hosts/gpu.nix connects to that of the VPS."""
-ACCOUNTS = "u appliance-gateway - - -\nu appliance-notify - - -\nu nginx - - -\nu acme - - -\nm acme nginx\n"
+ACCOUNTS = """u appliance-gateway - - -
+u appliance-assistant - - -
+u appliance-notify - - -
+u nginx - - -
+u acme - - -
+m acme nginx
+"""
 """The accounts of NixOS, for systemd-sysusers."""
 OUTBOX = """d /var/lib/appliance-notices 2770 root appliance-notify
 d /var/lib/appliance-notices/sending 0770 appliance-notify appliance-notify
 d /var/lib/appliance-notices/refused 0770 appliance-notify appliance-notify
 """
 """The folders of modules/notify.nix, for systemd-tmpfiles."""
+ACTING = """d /run/appliance-acting 2750 appliance-gateway appliance-assistant
+d /run/appliance-assistant-metrics 0755 appliance-assistant appliance-assistant
+"""
+"""The folders of modules/assistant.nix, for systemd-tmpfiles."""
 WEIGHTS = "weights"
 MODEL = "Qwen/Qwen3-30B-A3B"
 ADMIN_TOKEN = "token-of-the-admin-api"
@@ -98,7 +108,7 @@ class BootedHost:
         made.write("usr/local/lib/replace-secret.py", REPLACE_SECRET)
         made.write("usr/local/bin/polkitd", POLKITD, executable=True)
         made.write("etc/sysusers.d/appliance.conf", ACCOUNTS)
-        made.write("etc/tmpfiles.d/notices.conf", OUTBOX)
+        made.write("etc/tmpfiles.d/notices.conf", OUTBOX + ACTING)
         made.write("etc/sysctl.d/60-nixos.conf", self._sysctl())
         made.write("etc/appliance/machine.json", machine_json(self.rendered))
         if "appliance/appliance.json" in self.rendered.etc:

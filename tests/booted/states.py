@@ -34,6 +34,7 @@ STATES: Mapping[str, Mapping[str, ReachedState]] = {
     "gpu": {
         **BOTH,
         "appliance-admin.service": RUNNING,
+        "appliance-assistant.service": RUNNING,
         "appliance-engine-agents.0.service": RUNNING,
         "appliance-engine-agents.1.service": RUNNING,
         "appliance-engine-embed.service": RUNNING,

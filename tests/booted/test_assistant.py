@@ -21,7 +21,6 @@ pytestmark = pytest.mark.timeout(900)
 UNITS = ("appliance-gateway.service", "appliance-assistant.service", "appliance-assistant-copy.service")
 CHANGES = {
     "appliance": {
-        "assistant": {"enable": True},
         "backup": {
             "enable": True,
             "repositories": {"local": {"url": "/srv/backups", "passwordFile": "/run/secrets/backup-password"}},
@@ -45,9 +44,6 @@ def machine(texts: RenderedHost, tmp_path_factory: pytest.TempPathFactory) -> It
     host = BootedHost(texts, BootedMachine(tmp_path_factory.mktemp("assistant") / "gpu"))
     made = host.machine
     host.install(list(UNITS))
-    made.write("etc/sysusers.d/assistant.conf", "u appliance-assistant - - -\n")
-    folder = "d /run/appliance-acting 2750 appliance-gateway appliance-assistant"
-    made.write("etc/tmpfiles.d/assistant.conf", f"{folder}\n")
     (made.root / "srv").mkdir(exist_ok=True)
     (made.root / "srv/report.pdf").write_bytes(a_pdf(["Годовой отчёт: выручка выросла на треть"]))
     made.boot()
@@ -120,6 +116,14 @@ def test_the_copy_for_the_backup_is_made_by_the_owner_of_the_data(machine: Boote
     machine.run("systemctl", "start", UNITS[2], check=False)
     assert machine.show(UNITS[2], "Result")["Result"] == "success", machine.journal(UNITS[2])
     assert machine.run("stat", "-c", "%U %a", COPY).strip() == "appliance-assistant 600"
+
+
+def test_the_metrics_are_readable_for_node_exporter(machine: BootedMachine) -> None:
+    file = "/run/appliance-assistant-metrics/assistant.prom"
+    read = ["runuser", "-u", "nobody", "--", "cat", file]
+    wait_until(
+        lambda: "appliance_assistant_files_waiting" in machine.run(*read, check=False), "the file of metrics", 120
+    )
 
 
 def test_other_users_reach_no_data_and_no_socket(machine: BootedMachine) -> None:

@@ -120,6 +120,10 @@ def machine(texts: RenderedHost, tmp_path_factory: pytest.TempPathFactory) -> It
         made.run("chmod", "-R", "go=", "/var/lib/wireguard", "/etc/ssh", "/run/secrets", "/root")
         made.run("install", "-d", "-o", "appliance-backup", "-m", "0700", REPOSITORY)
         made.run("install", "-d", "-o", "appliance-gateway", "-m", "0700", "/var/lib/appliance-gateway")
+        # As systemd-tmpfiles does on the host.
+        for folder in ("", "/backup", "/files"):
+            path = f"/var/lib/appliance-assistant{folder}"
+            made.run("install", "-d", "-o", "appliance-assistant", "-m", "0700", path)
         private = "/var/lib/appliance-gateway/private"
         made.run("install", "-o", "appliance-gateway", "-m", "0600", "/dev/null", private)
         made.run("install", "-d", "/run/appliance-metrics", "/var/lib/appliance-notices")

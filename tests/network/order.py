@@ -17,6 +17,7 @@ RUN = re.compile(r"(nftables|wireguard-.+|nginx|appliance-(admin|gateway|engine-
 NOT_RUN: Mapping[str, str] = {
     r"acme-.*|nginx-config-reload\.service": "the tests write the certificates and run the unit's lego themselves",
     r"appliance-(smoke|gpu-power|trial-.*)\..*": "they open no port; tests/boot runs them",
+    r"appliance-assistant(-copy)?\.service": "it listens on a Unix socket only; tests/booted runs it",
     r"appliance-gpu-watch\.service": "it opens no port; tests/booted runs it",
     r"(alertmanager|prometheus|prometheus-(node|blackbox)-exporter)\.service": "on loopback by tests/nix/cases",
     r"(dhcpcd|resolvconf|network-local-commands|nscd)\.service": "the bridge has no DHCP and no DNS",

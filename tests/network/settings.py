@@ -21,6 +21,7 @@ NOT_APPLIED: Mapping[str, str] = {
     r"MemoryDenyWriteExecute|NoNewPrivileges|Private.*|ProcSubset|Protect.*|ReadOnlyPaths|RemoveIPC": "the sandbox",
     r"Restrict.*|SystemCall.*|UMask": "the sandbox",
     r"User|Group|DynamicUser|.*DirectoryMode": "the accounts of NixOS do not exist here; each unit runs as root",
+    r"SupplementaryGroups": "the accounts of NixOS do not exist here",
     r"Limit(NOFILE|MEMLOCK)": "those of the test machine are enough",
     r"Restart|RestartSec|StartLimit.*|KillMode|TimeoutStopSec": "the tests decide when a unit ends and starts",
     r"Conflicts|DefaultDependencies|RequiresMountsFor": "of the boot and the end of a whole machine",

@@ -201,6 +201,8 @@ def configurations(
             network["edge"] = {"gateways": [TUNNEL[gpu] for gpu in gpus]}
         else:
             own = merged(own, MOCK_ENGINES)
+            # The gateway serves it under an account that this machine does not have.
+            own = merged(own, {"assistant": {"enable": False}})
             own = merged(own, {"settings": {"gateway": {"host": TUNNEL[name]}}})
         return {"appliance": merged(own, more.get(name, {}))}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import wait_until
 from tests.nix import checker
 from tests.nix.test_rendered import edge_conf
 from tests.ports import free_port
@@ -162,6 +163,22 @@ def test_a_body_over_the_limit_is_refused(edge: int) -> None:
 
 def test_a_header_over_the_limit_is_refused(edge: int) -> None:
     assert post_status(edge, "/v1/models", headers={"X-Long": "x" * 9000}) == 400
+
+
+def test_the_uploads_of_one_address_are_limited(edge: int) -> None:
+    uploads = [NamedConnection(edge) for _ in range(8)]
+    try:
+        for one in uploads:
+            one.putrequest("POST", "/v1/files")
+            one.putheader("Content-Length", "1000000")
+            one.endheaders(b"the beginning")
+        # nginx counts a request when it has read the head.
+        wait_until(lambda: post_status(edge, "/v1/files") == 429, "the limit", 10)
+        assert post_status(edge, "/v1/chat/completions") == 200
+    finally:
+        for one in uploads:
+            one.close()
+    wait_until(lambda: post_status(edge, "/v1/files") == 200, "the end of the uploads", 10)
 
 
 def test_the_requests_of_one_key_are_limited(tmp_path: Path) -> None:

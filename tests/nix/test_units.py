@@ -183,9 +183,10 @@ def own(name: str, *extra: str) -> dict[str, UnitFile]:
 
 def test_all_units_of_ours_are_rendered() -> None:
     assert {name.removesuffix(".service") for name in own("gpu")} == {
-        "appliance-engine-agents.0", "appliance-engine-agents.1", "appliance-gateway", "appliance-gpu-power",
-        "appliance-gpu-watch", "appliance-smoke", "appliance-trial-arrived", "appliance-trial-deadline",
-        "appliance-trial-failed", "appliance-trial-passed", "appliance-tunnel-watch-vps",
+        "appliance-assistant", "appliance-engine-agents.0", "appliance-engine-agents.1", "appliance-gateway",
+        "appliance-gpu-power", "appliance-gpu-watch", "appliance-smoke", "appliance-trial-arrived",
+        "appliance-trial-deadline", "appliance-trial-failed", "appliance-trial-passed",
+        "appliance-tunnel-watch-vps",
     }  # fmt: skip
 
 

@@ -28,8 +28,8 @@ from appliance.notices.notice import Notice
 from appliance.notices.outbox import Outbox
 from appliance.notices.pending import PendingNotices
 from appliance.system import files
+from appliance.system.metrics_file import write_metrics
 from appliance.watch.backup.pool import HEALTHY, read_pool
-from appliance.watch.metrics_file import write_metrics
 
 OVERDUE_S, DRILL_OVERDUE_S = 26 * 3600.0, 8 * 86400.0
 """Ages of the last success above which a backup and the drill are reported."""

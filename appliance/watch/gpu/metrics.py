@@ -11,9 +11,9 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from appliance.errors import StoreError
+from appliance.system.metrics_file import write_metrics
 from appliance.watch.gpu.card_reader import CardReading
 from appliance.watch.gpu.state import WatchState
-from appliance.watch.metrics_file import write_metrics
 
 LOG = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from appliance.notices.notice import Notice
 from appliance.notices.pending import PendingNotices
 from appliance.system import files
 from appliance.system.bounded_child import BoundedChild
+from appliance.system.metrics_file import write_metrics
 from appliance.system.service_manager import notify
 from appliance.system.stopping import Stop
 from appliance.watch.card_power import CardPower
-from appliance.watch.metrics_file import write_metrics
 from appliance.watch.power.engine_units import EngineUnits
 from appliance.watch.power.links import Announcements, EngineCanaries, GatewayLink, Link
 from appliance.watch.power.metrics import registry

@@ -5,6 +5,20 @@ let
   on = {
     appliance.assistant.enable = true;
   };
+  qdrant.appliance.assistant.qdrant = {
+    enable = true;
+    keyFile = "/run/secrets/qdrant-key";
+  };
+  second.appliance.settings.hosts.gpu2 = {
+    memory_gib = 128;
+    gpus = [
+      {
+        index = 0;
+        model = "RTX PRO 6000 Blackwell Workstation";
+        memory_mib = 97887;
+      }
+    ];
+  };
   backup = {
     enable = true;
     repositories.vps = {
@@ -14,23 +28,48 @@ let
   };
 in
 {
-  "the assistant has a user, a folder and no network" = {
+  "the role of a GPU server has an assistant" = {
+    host = "gpu";
+    gives = c: c.appliance.assistant.enable;
+    is = true;
+  };
+  "the assistant has a user, a folder, no network, and reports its start" = {
     host = "gpu";
     module = on;
     gives = c: {
       inherit (service "appliance-assistant" c)
+        Type
         User
         StateDirectory
         PrivateNetwork
         RestrictAddressFamilies
         ;
+      smoke = lib.elem "appliance-assistant.service" c.systemd.services.appliance-smoke.after;
     };
     is = {
+      Type = "notify";
+      smoke = true;
       User = "appliance-assistant";
       StateDirectory = "appliance-assistant";
       PrivateNetwork = true;
       RestrictAddressFamilies = [ "AF_UNIX" ];
     };
+  };
+  "the assistant of a site with two GPU hosts is not a default" = {
+    host = "gpu";
+    module = second;
+    refuses = "appliance.assistant.enable is not set, and the site has several GPU hosts (gpu, gpu2)";
+  };
+  "the assistant of a site with two GPU hosts is on the chosen one" = {
+    host = "gpu";
+    module = {
+      imports = [
+        on
+        second
+      ];
+    };
+    gives = c: lib.all (one: one.assertion) c.assertions;
+    is = true;
   };
   "gateway and assistant reach each other by groups" = {
     host = "gpu";
@@ -133,6 +172,98 @@ in
       settings.assistant.socket = "/run/chats.sock";
     };
     refuses = "socket and acting_socket are those of the units";
+  };
+  "Qdrant has a key, no CORS, a limit of memory, and loopback only" = {
+    host = "gpu";
+    module = qdrant;
+    gives = c: {
+      inherit (c.services.qdrant.settings) telemetry_disabled;
+      inherit (c.services.qdrant.settings.service) host enable_cors enable_static_content;
+      unit = {
+        inherit (service "qdrant" c)
+          EnvironmentFile
+          MemoryMax
+          IPAddressDeny
+          IPAddressAllow
+          ;
+      };
+      assistant = {
+        inherit (service "appliance-assistant" c)
+          PrivateNetwork
+          RestrictAddressFamilies
+          IPAddressDeny
+          IPAddressAllow
+          LoadCredential
+          ;
+      };
+      site = {
+        inherit (c.appliance.settings.assistant) qdrant_url qdrant_key_file;
+      };
+    };
+    is = {
+      telemetry_disabled = true;
+      host = "127.0.0.1";
+      enable_cors = false;
+      enable_static_content = false;
+      unit = {
+        EnvironmentFile = "/run/secrets/qdrant-key";
+        MemoryMax = "8G";
+        IPAddressDeny = "any";
+        IPAddressAllow = [ "localhost" ];
+      };
+      assistant = {
+        PrivateNetwork = false;
+        RestrictAddressFamilies = [
+          "AF_UNIX"
+          "AF_INET"
+        ];
+        IPAddressDeny = "any";
+        IPAddressAllow = [ "localhost" ];
+        LoadCredential = [ "qdrant-key:/run/secrets/qdrant-key" ];
+      };
+      site = {
+        qdrant_url = "http://127.0.0.1:6333";
+        qdrant_key_file = "/run/credentials/appliance-assistant.service/qdrant-key";
+      };
+    };
+  };
+  "the copy for the backup has no network with Qdrant either" = {
+    host = "gpu";
+    module.appliance = {
+      inherit backup;
+      inherit (qdrant.appliance) assistant;
+    };
+    gives = c: (service "appliance-assistant-copy" c).PrivateNetwork;
+    is = true;
+  };
+  "a Qdrant without a key is refused" = {
+    host = "gpu";
+    module.appliance.assistant.qdrant.enable = true;
+    refuses = "appliance.assistant.qdrant.keyFile is missing";
+  };
+  "a Qdrant that websites may query is refused" = {
+    host = "gpu";
+    module = {
+      inherit (qdrant) appliance;
+      services.qdrant.settings.service.enable_cors = lib.mkForce true;
+    };
+    refuses = "host must be 127.0.0.1 and enable_cors false";
+  };
+  "a key of Qdrant in the store is refused" = {
+    host = "gpu";
+    module = {
+      inherit (qdrant) appliance;
+      services.qdrant.settings.service.api_key = "secret";
+    };
+    refuses = "api_key would be readable in the store";
+  };
+  "a Qdrant of the network is refused" = {
+    host = "gpu";
+    module.appliance.settings.assistant = {
+      qdrant_url = "http://10.77.0.2:6333";
+      qdrant_key_file = "/run/secrets/qdrant-key";
+    };
+    refuses = ''appliance.settings.assistant.qdrant_url = "http://10.77.0.2:6333" is not the server'';
   };
   "another place of the acting socket is refused" = {
     host = "gpu";

@@ -300,6 +300,37 @@ in
       1
     ];
   };
+  "an upload of a file has the assistant's limit" = {
+    host = "vps";
+    gives =
+      c:
+      let
+        text = (virtual c).locations."= /v1/files".extraConfig;
+      in
+      [
+        (lib.hasInfix "client_max_body_size 68157440;" text)
+        (lib.hasInfix "error_page 413 = @file_too_large;" text)
+        (lib.hasInfix "error_page 413 = @too_large;" text)
+        (lib.hasInfix "limit_conn key_conn" text)
+        (lib.hasInfix "client_max_body_size" (virtual c).locations."/v1/".extraConfig)
+        (lib.hasInfix "limit of 68157440 bytes" (virtual c).locations."@file_too_large".extraConfig)
+      ];
+    is = [
+      true
+      true
+      false
+      true
+      false
+      true
+    ];
+  };
+  "an upload follows another limit of the assistant" = {
+    host = "vps";
+    module.appliance.settings.assistant.max_file_bytes = 1000;
+    gives =
+      c: lib.hasInfix "client_max_body_size 1049576;" (virtual c).locations."= /v1/files".extraConfig;
+    is = true;
+  };
   "the limit of the body is set once" = {
     host = "vps";
     gives = c: [
@@ -362,6 +393,7 @@ in
         "/v1/"
         "= /detokenize"
         "= /tokenize"
+        "= /v1/files"
       ];
       limits = 1;
     };
@@ -403,11 +435,13 @@ in
             "@broken"
             "@flooded"
             "@too_large"
+            "@file_too_large"
           ];
     };
     is = {
       map = true;
       answers = [
+        true
         true
         true
         true

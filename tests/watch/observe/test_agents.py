@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from appliance.assistant.context import AssistantContext
+from appliance.assistant.memory.metrics import MemoryMetrics
 from appliance.contract.backup import DrillRecord, RunRecord
 from appliance.watch import alerts, courier, metric_names, notify
 from appliance.watch.backup import report
@@ -53,8 +56,15 @@ def of_backup() -> CollectorRegistry:
     return report.registry(report.BackupState({"vps": record}, drill, "tank", "ONLINE", 0.0))
 
 
+def of_assistant() -> CollectorRegistry:
+    made = MemoryMetrics(cast("AssistantContext", None))
+    made.searches.labels("found").inc()
+    return made.registry
+
+
 REGISTRIES: Mapping[SourceName, Callable[[], CollectorRegistry]] = {
     "gpu_watch": of_gpu_watch, "power": of_power, "notify": of_notify, "backup": of_backup,
+    "assistant": of_assistant,
 }  # fmt: skip
 
 
