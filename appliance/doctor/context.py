@@ -75,8 +75,11 @@ class CheckContext:
 
     def data_folder(self, site: Site) -> Path:
         """Return the gateway's data folder."""
-        folder = Path(site.gateway.data_dir)
-        return self.host.path(folder) if folder.is_absolute() else self.base / folder
+        return self.place(site.gateway.data_dir)
+
+    def place(self, path: str) -> Path:
+        """Return ``path`` of the configuration; a relative one begins at the working directory of the units."""
+        return self.host.path(path) if Path(path).is_absolute() else self.base / path
 
     @cached_property
     def _userland(self) -> nvidia.Userland | CannotLookError:

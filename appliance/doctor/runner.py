@@ -9,6 +9,7 @@ from types import ModuleType
 from appliance.contract.rules import suggest
 from appliance.doctor.check import Check
 from appliance.doctor.checks import (
+    assistant,
     backup,
     cards,
     certificate,
@@ -57,6 +58,7 @@ SUBJECTS: tuple[ModuleType, ...] = (
     ups,
     fit,
     gateway,
+    assistant,
     certificate,
     edge,
     backup,

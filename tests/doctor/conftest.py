@@ -30,7 +30,7 @@ from tests.doctor.fakehost import (
     sender_state,
 )
 from tests.doctor.network import ADDRESSES, Node, node
-from tests.doctor.servers import Authority, openssl, serving_ready, start_server
+from tests.doctor.servers import Authority, openssl, serving_ready, serving_state, start_server
 from tests.nix import checker, rendered
 from tests.ports import free_port
 
@@ -127,6 +127,11 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
                 }
             },
             "gateway": {"port": port, "data_dir": "/var/lib/appliance-gateway"},
+            "assistant": {
+                "data_dir": "/var/lib/appliance-assistant",
+                "socket": "/run/appliance-assistant/assistant.sock",
+                "acting_socket": "/run/appliance-acting/acting.sock",
+            },
         }  # fmt: skip
         machine = {
             "version": 1,
@@ -200,7 +205,11 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
         host.sockets += [("tcp", "127.0.0.1", engine_port, 700), ("tcp", "127.0.0.1", port, 800)]
         host.write(SENDER, sender_state(host.now))
         _common(host, "gpu", "vps")
-        yield host
+        with (
+            serving_state(root / "run/appliance-assistant/assistant.sock", host.assistant),
+            serving_state(root / "run/appliance-acting/acting.sock", {}),
+        ):
+            yield host
 
 
 @pytest.fixture

@@ -53,6 +53,14 @@ def _too_large(host: FakeHost) -> None:
     host.site["models"]["qwen"] = {"source": "Qwen/Qwen3-30B-A3B", "revision": "a" * 40}
 
 
+def _mode(path: str, mode: int) -> Defect:
+    return lambda host: (host.root / path.lstrip("/")).chmod(mode)
+
+
+def _reports(**state: Any) -> Defect:
+    return lambda host: host.assistant.update(state)
+
+
 def _exposed(host: FakeHost) -> None:
     host.sockets = [(p, "0.0.0.0" if pid == 700 else a, n, pid) for p, a, n, pid in host.sockets]
 
@@ -416,6 +424,34 @@ DEFECTS: dict[str, list[tuple[str, Defect, str, str]]] = {
     "gateway": [("down", _no_gateway, "fail", "does not respond on 127.0.0.1:1")],
     "engines": [("no gateway", _no_gateway, "unknown", "unknown without the gateway")],
     "gateways": [("down", _no_gateways, "fail", "does not respond")],
+    "assistant": [
+        ("no socket", _remove("/run/appliance-assistant/assistant.sock"), "fail", "is not a socket"),
+        ("no acting socket", _remove("/run/appliance-acting/acting.sock"), "fail", "acting.sock is not a socket"),
+        ("open to all", _mode("/run/appliance-acting/acting.sock", 0o666), "fail", "has the permissions 666"),
+        ("its database", lambda h: h.assistant.update(status=503), "fail", "does not respond (status 503)"),
+        (
+            "another embedder",
+            _reports(stores_of_another_embedder=2),
+            "warn",
+            "2 of 3 stores have vectors of another",
+        ),
+        ("no embedder yet", _reports(stores_of_another_embedder=None), "unknown", "has not responded yet"),
+        (
+            "stuck files",
+            _reports(files_waiting=7, oldest_file_s=9000.0),
+            "warn",
+            "7 files wait, the oldest since 2.5",
+        ),
+        ("many chats", _reports(chats_waiting=400), "warn", "400 ended chats wait"),
+        (
+            "Qdrant is down",
+            _reports(qdrant={"error": "Qdrant cannot be reached (ConnectError)"}),
+            "fail",
+            "reached",
+        ),
+        ("Qdrant is open", _reports(qdrant={"open": True}), "fail", "accepts requests without a key"),
+        ("Qdrant is building", _reports(qdrant={"incomplete": 1}), "warn", "1 large stores are not complete"),
+    ],
     "certificate": [
         ("no file", _remove("/var/lib/acme/llm.example.org/fullchain.pem"), "fail", "is missing"),
         (

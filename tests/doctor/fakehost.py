@@ -59,6 +59,19 @@ class FakeHost:
     """Protocol, address, port, process."""
     card: dict[str, str] = field(default_factory=lambda: dict(CARD))
     now: float = field(default_factory=time.time)
+    assistant: dict[str, Any] = field(
+        default_factory=lambda: {
+            "embedder": "small",
+            "stores_with_vectors": 3,
+            "stores_of_another_embedder": 0,
+            "passages": 900,
+            "files_waiting": 1,
+            "oldest_file_s": 4.0,
+            "chats_waiting": 2,
+            "qdrant": {"error": "", "open": False, "ready": 1, "incomplete": 0},
+        }
+    )
+    """The state that the assistant reports."""
 
     @property
     def fake(self) -> Path:

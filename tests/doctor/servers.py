@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
+from typing import Any
+
+from appliance.system.unix_socket import address
 
 
 def start_server(body: bytes, status: int, context: ssl.SSLContext | None = None) -> ThreadingHTTPServer:
@@ -42,6 +46,36 @@ def serving_ready(engines: dict[str, str], status: int = 200) -> Iterator[int]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def serving_state(path: Path, state: dict[str, Any]) -> Iterator[None]:
+    """Run a server at the Unix socket ``path`` that responds with the present content of ``state``."""
+
+    class StateHandler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(state).encode()
+            self.send_response(state.get("status", 200))
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    path.parent.mkdir(parents=True)
+    with address(path) as name:
+        server = ThreadingUnixStreamServer(name, StateHandler)
+    path.chmod(0o660)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def judge_disks(disks: Sequence[DiskSpace]) -> Iterator[Finding]:
 
 @check(
     "disk",
-    looks="free space and inodes of the root, the gateway's, the models' and the boot file system",
+    looks="free space and inodes of the root, the gateway's, the assistant's, the models' and the boot file system",
     means="Usage records and new keys cannot be stored on a full disk. Warns below 10 %, fails below 3 %.",
     fix="`nix-collect-garbage -d`",
     requires=always,
@@ -82,6 +82,8 @@ def check_disk(context: CheckContext, _: None) -> Iterator[Finding]:
     folders = [context.host.path("/")]
     if context.site is not None:
         folders.append(context.data_folder(context.site))
+        if context.site.assistant is not None:
+            folders.append(context.place(context.site.assistant.data_dir))
     if context.machine is not None and context.machine.weights is not None:
         folders.append(context.host.path(context.machine.weights.store))
     if context.host.path("/boot").is_dir():
