@@ -27,7 +27,7 @@ export TORCH_INDEX
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONEXECUTABLE PYTHONUSERBASE PYTHONSTARTUP
 unexport PYTHONINSPECT PYTHONOPTIMIZE
 
-.PHONY: up test test-operate test-operate-vllm test-boot test-install test-network network-table lint fmt lock lock-check lock-clients lock-engine
+.PHONY: up test test-operate test-operate-vllm test-kills test-chats-vllm test-boot test-install test-network network-table lint fmt lock lock-check lock-clients lock-engine
 .PHONY: verify-wheels prove-engine prove-cold-start options-doc calibrate bench clean
 
 PORTS = $(if $(PORT),--port='$(PORT)') $(if $(ENGINE_PORT),--engine-port='$(ENGINE_PORT)')
@@ -51,6 +51,16 @@ test-operate-vllm:
 	@$(PYTHON) -m tools.bootstrap --tests --engine vllm
 	@.venv/bin/python -m pytest tests/vllm/drain_on_vllm.py tests/vllm/metric_names.py \
 	  tests/vllm/qwen3_pooling.py $(ARGS)
+
+# The assistant: 60 kills of it, of the gateway and of the engine at random moments.
+test-kills:
+	@$(PYTHON) -m tools.bootstrap --tests --engine fake
+	@.venv/bin/python -m tests.assistant.crashes $(ARGS)
+
+# 200 chats at once, each with a style of its own, on real vLLM on the CPU.
+test-chats-vllm:
+	@$(PYTHON) -m tools.bootstrap --tests --engine vllm
+	@.venv/bin/python -m tests.vllm.many_chats $(ARGS)
 
 # Real boots under emulation, one machine a seed, as root.
 test-boot:

@@ -315,6 +315,13 @@ class AssistantTimeoutError(RequestError):
     code = "assistant_timeout"
 
 
+class VectorIndexError(RequestError):
+    """503: the server that searches the vectors of large stores cannot respond, or lacks vectors of the store."""
+
+    status = 503
+    code = "vector_index_unavailable"
+
+
 class QueueFullError(RequestError):
     """503: too many requests wait, or the request waited too long."""
 

@@ -33,11 +33,11 @@ MOCK_ENGINE = (sys.executable, "-m", "appliance.engines.mock")
 """The command that runs the mock engine."""
 
 
-START_S = 60.0
+START_S = 100.0
 """Seconds within which a server listens, also on a machine whose cores are busy."""
 
-TOGETHER = {"vllm": "vllm", "network": "network"}
-"""Folders whose tests run in one worker: they share a real engine, or the bridge of a network."""
+TOGETHER = {"vllm": "vllm", "network": "network", "assistant_clients": "assistant_clients"}
+"""Folders whose tests run in one worker: they share a real engine, the bridge of a network, or a whole service."""
 
 LONGEST = ("vllm", "network", "clients", "tools", "smoketest", "loadtests", "up", "upgrade", "nix")
 """Folders in the order in which workers begin with them; the others follow. The longest begin first."""
@@ -248,10 +248,10 @@ class RunningService:
 
 
 @contextmanager
-def serving(folder: Path, **more: Any) -> Iterator[RunningService]:
+def serving(folder: Path, *engine_options: str, **more: Any) -> Iterator[RunningService]:
     """A gateway process before one mock engine; ``more`` replaces top-level parts of the site."""
     folder.mkdir(parents=True, exist_ok=True)
-    engine = start_mock(folder / "engine.log")
+    engine = start_mock(folder / "engine.log", *engine_options)
     port = free_port()
     config = folder / "site.json"
     config.write_text(json.dumps(a_site(port, engine.port, folder, **more)))
@@ -269,7 +269,7 @@ def serving(folder: Path, **more: Any) -> Iterator[RunningService]:
         yield service
     finally:
         try:
-            code = gateway.stop()
+            code = service.gateway.stop()
         finally:
             service.engine.stop()
         log = (folder / "gateway.log").read_text()

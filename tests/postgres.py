@@ -50,15 +50,16 @@ def running_cluster() -> Iterator[Cluster]:
     if POSTGRES is None:
         pytest.skip("NOT CHECKED: there is no PostgreSQL; apt-get install postgresql")
     prefix: list[str] = []
-    # Outside pytest's folder, which only root can enter.
-    folder = Path(f"/tmp/appliance-postgres-{os.getpid()}")
+    port = free_port()
+    # Outside pytest's folder, which only root can enter. One process may have two servers.
+    folder = Path(f"/tmp/appliance-postgres-{os.getpid()}-{port}")
     folder.mkdir(mode=0o755)
     if os.geteuid() == 0:
         # initdb does not run as root.
         user = pwd.getpwnam("postgres")
         os.chown(folder, user.pw_uid, user.pw_gid)
         prefix = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
-    made = Cluster(folder, free_port(), prefix)
+    made = Cluster(folder, port, prefix)
     try:
         made.run("initdb", "-D", f"{folder}/data", "-U", "appliance", "-A", "trust", "-E", "UTF8", "--no-sync")
         made.start()

@@ -36,12 +36,17 @@ class Caller:
         return {**found, BACKGROUND_HEADER: "1"} if background else found
 
 
+def names_caller(user: str, key_id: str) -> bool:
+    """Return whether ``user`` and ``key_id`` have the form of a tenant and of the id of a key."""
+    return _USER.fullmatch(user) is not None and _KEY.fullmatch(key_id) is not None
+
+
 def read_caller(headers: Mapping[str, str]) -> Caller:
     """Return the caller of a request with ``headers``.
 
     Raises :class:`InternalError` if they do not name one: the request did not pass the gateway.
     """
     user, key_id = headers.get(USER_HEADER, ""), headers.get(KEY_HEADER, "")
-    if not _USER.fullmatch(user) or not _KEY.fullmatch(key_id):
+    if not names_caller(user, key_id):
         raise InternalError("The request names no user; the assistant accepts requests of the gateway only")
     return Caller(user=user, key_id=key_id, request_id=headers.get(REQUEST_ID_HEADER, "")[:64])

@@ -16,10 +16,21 @@ from appliance.assistant.store.conversations import ConversationStore
 from appliance.assistant.store.database import Database, assistant_of
 from appliance.contract.model import Site
 from appliance.errors import StartError, write_fix
+from appliance.system.service_manager import notify
 from appliance.system.unix_socket import address
 
 STOP_S = 30
 """Seconds that running responses have to finish when the assistant stops."""
+
+
+class NotifyingServer(uvicorn.Server):
+    """uvicorn, which reports its start to systemd: units after the assistant start when it accepts connections."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the background work, listen on ``sockets``, then send ``READY=1``; a failed start sends nothing."""
+        await super().startup(sockets=sockets)
+        if self.started:
+            notify("READY=1")
 
 
 def open_context(site: Site, base: Path) -> AssistantContext:
@@ -52,19 +63,22 @@ def open_chats(site: Site, base: Path, *, read_only: bool = True) -> Iterator[Co
         database.close()
 
 
-def serve(site: Site, base: Path) -> int:
-    """Serve until SIGTERM or SIGINT and return the exit code; relative paths begin at ``base``."""
+def serve(site: Site, base: Path, metrics: Path | None = None) -> int:
+    """Serve until SIGTERM or SIGINT and return the exit code; relative paths begin at ``base``.
+
+    ``metrics`` is the file that gets the metrics for node_exporter.
+    """
     context = open_context(site, base)
     listener = bind(context.settings.socket_path(base))
     config = uvicorn.Config(
-        make_app(context),
+        make_app(context, metrics),
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=STOP_S,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    NotifyingServer(config).run(sockets=[listener])
     return 0
 
 

@@ -120,8 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         return code
     finally:
-        if program:
-            # Only the interpreter's own end follows.
+        if program and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+            # Only the interpreter's own end follows. A command that ignores signals has its exit code already.
             end_quietly()
 
 

@@ -46,6 +46,7 @@ def add_gateway(parser: argparse.ArgumentParser) -> None:
 
 def add_assistant(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``appliance assistant``."""
+    parser.add_argument("--metrics", type=Path, metavar="FILE", help="file for node_exporter's textfile collector")
     add_config(parser)
     parser.set_defaults(run=_assistant)
 
@@ -97,7 +98,7 @@ def _gateway(args: argparse.Namespace) -> int:
 def _assistant(args: argparse.Namespace) -> int:
     from appliance.assistant.main import serve
 
-    return serve(load(args.config), Path.cwd())
+    return serve(load(args.config), Path.cwd(), args.metrics)
 
 
 def _admin(args: argparse.Namespace) -> int:

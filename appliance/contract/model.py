@@ -89,6 +89,29 @@ def _without_password(value: str | None) -> str | None:
     return value
 
 
+def _private_server(value: str) -> str:
+    """Return the address of an HTTP server without a path; without TLS it must be on this host or a private one."""
+    try:
+        parts = urlsplit(value)
+        valid = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"{value!r} is not an address such as http://127.0.0.1:6333")
+    if "@" in parts.netloc:
+        raise ValueError("a key or password does not belong in the configuration; put it into qdrant_key_file")
+    host = parts.hostname or ""
+    if parts.scheme == "http" and host != "localhost":
+        try:
+            _not_public(host)
+        except ValueError:
+            raise ValueError(
+                f"the API key would cross a public network without TLS to {host}; use https, or a loopback or "
+                "private address"
+            ) from None
+    return value.rstrip("/")
+
+
 MIN_POWER_LIMIT_W = 100
 """No card of the catalog accepts a lower power limit."""
 
@@ -614,10 +637,35 @@ class Assistant(Section):
         default=None, description="Model with task generate that extracts facts from chats; default: their own."
     )
 
+    qdrant_url: str | None = Field(
+        default=None,
+        description="Address of a Qdrant server that searches the vectors of stores above `exact_limit`; default: "
+        "every store is searched in memory.",
+        examples=["http://127.0.0.1:6333"],
+    )
+    qdrant_key_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File with the API key of the Qdrant server; a relative path begins at the assistant's working "
+        "directory.",
+        examples=["/run/secrets/qdrant-key"],
+    )
+    exact_limit: int = Field(
+        default=200_000,
+        ge=1,
+        description="Passages of a store above which Qdrant searches its vectors; without `qdrant_url` it has no "
+        "effect.",
+    )
+
     @field_validator("database_url")
     @classmethod
     def _no_password(cls, value: str | None) -> str | None:
         return _without_password(value)
+
+    @field_validator("qdrant_url")
+    @classmethod
+    def _a_private_server(cls, value: str | None) -> str | None:
+        return None if value is None else _private_server(value)
 
     def data_path(self, base: Path) -> Path:
         """Return the folder of chats and files; a relative one begins at ``base``."""
@@ -626,6 +674,10 @@ class Assistant(Section):
     def socket_path(self, base: Path) -> Path:
         """Return the socket on which the assistant listens; a relative one begins at ``base``."""
         return base / self.socket
+
+    def qdrant_key_path(self, base: Path) -> Path:
+        """Return the file with Qdrant's API key; a relative one begins at ``base``."""
+        return base / (self.qdrant_key_file or "")
 
     def acting_path(self, base: Path) -> Path:
         """Return the gateway's socket for the assistant; a relative one begins at ``base``."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from appliance.contract.card_memory import GIB, MIB, WORKING_SPACE, shortage
-from appliance.contract.model import MIN_POWER_LIMIT_W, PACKAGED_EMBEDDER, Engine, Host, Model, Site
+from appliance.contract.model import MIN_POWER_LIMIT_W, PACKAGED_EMBEDDER, Assistant, Engine, Host, Model, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,9 +334,25 @@ def _assistant(site: Site) -> Iterator[Violation]:
                 f"{role.model} has the task {task} and holds no conversation",
                 "remove memory, or name a model with task generate",
             )
+    yield from _qdrant(assistant)
     if assistant.socket == assistant.acting_socket:
         yield Violation(
             "assistant.acting_socket",
             "is the socket of the assistant itself",
             "give the gateway and the assistant a path each",
+        )
+
+
+def _qdrant(assistant: Assistant) -> Iterator[Violation]:
+    if assistant.qdrant_url is not None and assistant.qdrant_key_file is None:
+        yield Violation(
+            "assistant.qdrant_key_file",
+            "is absent, and a Qdrant server without a key gives every local process all vectors",
+            "name the file with the server's API key",
+        )
+    if assistant.qdrant_url is None and assistant.qdrant_key_file is not None:
+        yield Violation(
+            "assistant.qdrant_url",
+            "is absent, and qdrant_key_file has no effect",
+            "name the address of the server, such as http://127.0.0.1:6333",
         )

@@ -22,9 +22,11 @@ Values of ``fault``, with ``n`` a number of tokens:
 * ``reset`` closes without a response, ``hang`` sends headers and then nothing.
 
 ``--fault`` sets the same for every request. With ``tool=1`` the response is a call of the request's first tool; its
-arguments are ``{"place":"Rome"}``. With ``search=n`` the responses to n requests are calls of ``file_search``; the
-text that follows them cites passage 1. With ``think=n`` a streamed chat begins with n tokens of reasoning. With
-``stamp=1`` each token is the time at which it is written. With ``hold=n`` the stream waits after n tokens until
+arguments are ``{"place":"Rome"}``. If ``tool_choice`` requires a tool, the response is a call with arguments that
+fit the tool's schema. With ``search=n`` the responses to n requests are calls of ``file_search``; the text that
+follows them cites passage 1. With ``think=n`` a streamed chat begins with n tokens of reasoning. With ``stamp=1``
+each token is the time at which it is written. With ``digest=1`` the text is :func:`digest_of` the request's
+messages, so that a test finds a mix-up. With ``hold=n`` the stream waits after n tokens until
 ``POST /release``, which may come before or after.
 
 ``POST /tokenize`` has the shape of vLLM's. ``POST /sleep`` and ``/wake_up`` exist as in vLLM's development mode if
@@ -37,6 +39,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -64,6 +67,8 @@ MISTAKE = {
 DIRECTIVE = re.compile(rb"fake:((?: ?[a-z_0-9]+=[a-z_0-9.:]+)+)")
 STAMP = "t=????????????????"
 """The text of a token until it is written: then it is the time of the monotonic clock, in microseconds."""
+DIGEST_TOKENS = 4
+"""Tokens of the text with ``digest=1``."""
 STAMP_BYTES = STAMP.encode()
 HOLD = -1.0
 """The wait of a step that waits for a release."""
@@ -94,6 +99,7 @@ class MockRequest(msgspec.Struct):
     input: object = None
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
+    tool_choice: object = None
     documents: list[object] | None = None
 
 
@@ -104,7 +110,8 @@ DECODE = msgspec.json.Decoder(MockRequest)
 class ResponsePlan:
     """The response to one request: its length, its times in milliseconds, its ``fault``.
 
-    ``after`` is the number behind the colon of ``fault``.
+    ``after`` is the number behind the colon of ``fault``. ``text`` replaces the words. ``name`` and ``arguments``
+    are those of the call that ``tool`` requests; the arguments are in the pieces of a stream.
     """
 
     tokens: int = 16
@@ -112,9 +119,13 @@ class ResponsePlan:
     ttft_ms: float = 5.0
     stamp: int = 0
     tool: int = 0
+    name: str = ""
+    arguments: tuple[str, ...] = ARGUMENTS
     search: int = 0
     think: int = 0
     cites: bool = False
+    digest: int = 0
+    text: str = ""
     hold: int = 0
     fault: str = ""
     after: int = 0
@@ -165,11 +176,72 @@ def read_plan(body: bytes, default: ResponsePlan) -> ResponsePlan:
         if key == "fault":
             plan.fault, _, after = value.partition(":")
             plan.after = int(after or 0)
-        elif key in ("tokens", "stamp", "tool", "search", "think", "hold"):
+        elif key in ("tokens", "stamp", "tool", "search", "think", "hold", "digest"):
             setattr(plan, key, int(value))
         else:
             setattr(plan, key, float(value))
     return plan
+
+
+def digest_of(messages: object) -> str:
+    """Return the text with which ``digest=1`` responds to ``messages``."""
+    return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()
+
+
+def plan_call(plan: ResponsePlan, request: MockRequest) -> None:
+    """Set the call of a tool in ``plan`` if the directive or ``tool_choice`` requests one.
+
+    ``tool_choice`` has a shape for each API: ``required`` and ``any``, or the name of a tool.
+    """
+    tools = {}
+    for tool in request.tools or ():
+        # The chat API keeps a function one level deeper.
+        function = tool.get("function") or tool
+        tools[str(function.get("name", "none"))] = function.get("parameters") or function.get("input_schema")
+    plan.name = next(iter(tools), "none")
+    choice = request.tool_choice
+    if isinstance(choice, dict):
+        function = choice.get("function") or choice
+        choice, plan.name = choice.get("type"), str(function.get("name") or plan.name)
+    if choice in ("required", "any", "function", "tool") and plan.name in tools:
+        text = json.dumps(example(tools[plan.name], tools[plan.name]), separators=(",", ":"), ensure_ascii=False)
+        half = len(text) // 2
+        plan.tool, plan.arguments = 1, (text[:half], text[half:])
+
+
+def example(schema: object, root: object) -> object:
+    """Return a value that fits the JSON schema ``schema``, a part of ``root``; patterns have no effect."""
+    plain = dereferenced(schema, root)
+    if "const" in plain or plain.get("enum"):
+        return plain["const"] if "const" in plain else plain["enum"][0]
+    kind = plain.get("type", "object" if "properties" in plain or not plain else "string")
+    kind = kind[0] if isinstance(kind, list) else kind
+    number = max(plain.get("minimum", 1), plain.get("exclusiveMinimum", 0) + 1)
+    values: dict[str, object] = {"boolean": True, "null": None, "integer": number, "number": number}
+    if kind == "object":
+        known = plain.get("properties", {})
+        values[kind] = {name: example(known.get(name), root) for name in plain.get("required", [])}
+    if kind == "array":
+        values[kind] = [example(plain.get("items"), root)] * max(1, plain.get("minItems", 1))
+    return values.get(kind, "Rome".ljust(plain.get("minLength", 0), "e"))
+
+
+def dereferenced(schema: object, root: object) -> dict[str, Any]:
+    """Return ``schema`` without references and alternatives: the first one, and ``allOf`` merged."""
+    found: Any = schema
+    while isinstance(found, dict) and not found.keys().isdisjoint(("$ref", "anyOf", "oneOf", "allOf")):
+        if "$ref" in found:
+            place, found = found["$ref"].removeprefix("#"), root
+            for part in place.split("/")[1:]:
+                found = found[part]
+        elif "allOf" in found:
+            parts = [dereferenced(part, root) for part in found["allOf"]]
+            found = {name: value for part in parts for name, value in part.items()}
+            found["properties"] = {name: one for part in parts for name, one in part.get("properties", {}).items()}
+            found["required"] = [name for part in parts for name in part.get("required", [])]
+        else:
+            found = (found.get("anyOf") or found["oneOf"])[0]
+    return found if isinstance(found, dict) else {}
 
 
 def chunk(data: bytes) -> bytes:
@@ -346,14 +418,19 @@ class MockConnection(asyncio.Protocol):
             turn = self.engine.counters["requests"] * 0.6180339887498949 % 1
             plan.ttft_ms *= self.engine.spread ** (2 * turn - 1)
             plan.itl_ms *= self.engine.spread ** (1 - 2 * (turn * 7 % 1))
+        if plan.digest:
+            plan.text, plan.tokens = digest_of(request.messages), DIGEST_TOKENS
         wanted = request.max_completion_tokens or request.max_tokens or request.max_output_tokens
         self.finish = "stop" if wanted is None or wanted >= plan.tokens else "length"
         plan.tokens = plan.tokens if wanted is None else min(plan.tokens, wanted)
         results = sum(message.get("role") == "tool" for message in request.messages or ())
         plan.cites = plan.search > 0
         plan.search = int(plan.search > results and self.has_tool(request, "file_search"))
+        plan_call(plan, request)
+        if plan.search:
+            plan.name, plan.arguments = "file_search", SEARCH_ARGUMENTS
         if plan.tool or plan.search:
-            self.finish, plan.tokens = "tool_calls", len(ARGUMENTS)
+            self.finish, plan.tokens = "tool_calls", len(plan.arguments)
         self.usage = {"prompt_tokens": max(1, len(body) // 8), "completion_tokens": plan.tokens}
         self.usage["total_tokens"] = sum(self.usage.values())
         routes = {
@@ -506,9 +583,13 @@ class MockConnection(asyncio.Protocol):
     def words(self, plan: ResponsePlan) -> Iterator[str]:
         """Yield the text of each token."""
         if plan.tool or plan.search:
-            yield from SEARCH_ARGUMENTS if plan.search else ARGUMENTS
+            yield from plan.arguments
             return
         for i in range(plan.tokens):
+            if plan.text:
+                size = len(plan.text) // DIGEST_TOKENS
+                yield plan.text[i * size : (i + 1) * size]
+                continue
             text = ("" if i == 0 else " ") + WORDS[i % len(WORDS)]
             yield STAMP if plan.stamp else text + (" [1]" if plan.cites and i == plan.tokens - 1 else "")
 
@@ -624,24 +705,18 @@ class MockConnection(asyncio.Protocol):
             "system_fingerprint": NAME,
         }
 
-    def tool(self, request: MockRequest) -> str:
-        """Return the name of the request's first tool, which the chat API keeps one level deeper."""
-        first = (request.tools or [{}])[0]
-        return str(first.get("name") or first.get("function", {}).get("name", "none"))
-
     def has_tool(self, request: MockRequest, name: str) -> bool:
         """Return whether the chat request has the tool ``name``."""
         return any(tool.get("function", {}).get("name") == name for tool in request.tools or ())
 
     def chat(self, request: MockRequest, plan: ResponsePlan) -> Iterator[tuple[float, bytes]]:
         """Yield a response of OpenAI's chat API."""
-        name = "file_search" if plan.search else self.tool(request)
-        call = {"id": "call_fake", "type": "function", "function": {"name": name}}
+        call = {"id": "call_fake", "type": "function", "function": {"name": plan.name}}
         calls = plan.tool or plan.search
         if not request.stream:
             message: dict[str, object] = {"role": "assistant", "content": "".join(self.texts(plan))}
             if calls:
-                call["function"] = {"name": name, "arguments": message["content"]}
+                call["function"] = {"name": plan.name, "arguments": message["content"]}
                 message |= {"content": None, "tool_calls": [call]}
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish}
             usage = {} if plan.fault == "no_usage" else {"usage": self.usage}
@@ -684,7 +759,7 @@ class MockConnection(asyncio.Protocol):
         item: dict[str, object] = {"type": "message", "id": "item_fake", "role": "assistant", "content": [part]}
         if plan.tool:
             item = {"type": "function_call", "id": "item_fake", "call_id": "call_fake", "arguments": text}
-            item["name"] = self.tool(request)
+            item["name"] = plan.name
         item["status"] = "completed"
         full: dict[str, object] = {
             "id": "resp_fake",
@@ -715,7 +790,7 @@ class MockConnection(asyncio.Protocol):
         ]
         if plan.tool:
             kind = "response.function_call_arguments"
-            last.insert(0, (f"{kind}.done", where | {"arguments": text, "name": self.tool(request)}))
+            last.insert(0, (f"{kind}.done", where | {"arguments": text, "name": plan.name}))
         else:
             kind = "response.output_text"
             where["content_index"] = 0
@@ -739,7 +814,7 @@ class MockConnection(asyncio.Protocol):
         block: dict[str, object] = {"type": "text", "text": ""}
         delta = {"type": "text_delta", "text": "@"}
         if plan.tool:
-            block = {"type": "tool_use", "id": "call_fake", "name": self.tool(request), "input": {}}
+            block = {"type": "tool_use", "id": "call_fake", "name": plan.name, "input": {}}
             delta = {"type": "input_json_delta", "partial_json": "@"}
         if not request.stream:
             text = "".join(self.texts(plan))

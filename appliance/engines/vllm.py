@@ -52,7 +52,8 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
         argv.append("--enable-sleep-mode")
         environment["VLLM_SERVER_DEV_MODE"] = "1"
     if engine.device == "cpu":
-        environment["VLLM_CPU_KVCACHE_SPACE"] = f"{engine.kv_cache_gib:g}"
+        # VLLM_CPU_KVCACHE_SPACE accepts whole GiB only.
+        argv += ["--kv-cache-memory-bytes", str(round(engine.kv_cache_gib * 2**30))]
     else:
         argv += ["--tensor-parallel-size", str(engine.tensor_parallel)]
         argv += ["--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}"]

@@ -34,6 +34,8 @@ BACKLOG = 2048
 FLUSH_S = 2.0
 """Seconds after the drain's deadline within which clients must read the ends of their streams."""
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 def bind(host: str, port: int, alternative: str = "another gateway.port in the configuration") -> socket.socket:
     """Return a socket bound to ``host`` and ``port``.
@@ -70,12 +72,16 @@ def serve(site: Site, base: Path) -> int:
     try:
         uvloop.run(_serve(site, base, listener, keys, usage))
     finally:
-        # A further signal must not cost the last usage rows.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        _ignore_signals()
         usage.close()
         keys.close()
     return 0
+
+
+def _ignore_signals() -> None:
+    """Ignore SIGTERM and SIGINT until the process ends: a further one must not cost rows or the exit code."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _engine_control(site: Site, base: Path) -> EngineControl | None:
@@ -90,8 +96,9 @@ def _engine_control(site: Site, base: Path) -> EngineControl | None:
 async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore, usage: UsageWriter) -> None:
     loop = asyncio.get_running_loop()
     stop_requested = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop_requested.set)
+    for number in STOP_SIGNALS:
+        # Not a handler of the loop: its end would restore the default, by which a further signal kills.
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop_requested.set))
     settings = site.gateway
     drain_file = DrainFile(site.data_path(base) / DRAINED)
     app = GatewayApp(site, keys, usage, drain_file, _engine_control(site, base), base=base)
@@ -123,6 +130,7 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
     listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
     try:
         await stop_requested.wait()
+        _ignore_signals()
         # Keep listening while draining, so that new requests get 503 with Retry-After.
         app.drain()
         server.drain()

@@ -60,10 +60,14 @@ OTHER_APIS = (
     "/v1/moderations",
     "/v1/responses",
     "/v1/threads",
+    "/v1/uploads",
     "/v1/vector_stores",
     "/v2",
 )
 """Paths of other servers and APIs that clients request, as labels of a counter; all others count as ``other``."""
+
+PARTS = "/v1/uploads/"
+"""OpenAI's uploads in parts, which the assistant does not offer; the name resembles that of its files."""
 
 _SLASHES = re.compile(r"/{2,}")
 _WORD = re.compile(r"[a-z][a-z_]{0,24}|v\d")
@@ -115,6 +119,8 @@ def suggestion(path: str, *, stateful: bool = False) -> str:
     plain = _SLASHES.sub("/", path).rstrip("/").lower()
     if plain != path and methods(plain, stateful=stateful):
         return f"write {plain}"
+    if stateful and f"{plain}/".startswith(PARTS):
+        return "uploads in parts are not available; send the whole file to POST /v1/files"
     for candidate in (f"/v1{plain}", plain.removeprefix("/v1"), plain.removeprefix("/api")):
         if candidate != plain and methods(candidate, stateful=stateful):
             return (

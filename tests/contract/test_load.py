@@ -214,6 +214,23 @@ INVALID: list[tuple[Edit, str]] = [
     (put("assistant/database_url", "sqlite:///x"), "assistant.database_url: only postgresql:// is supported"),
     (put("assistant/max_file_bytes", 2**29), "assistant.max_file_bytes: input should be less than or equal to"),
     (put("assistant/background_weight", 0), "assistant.background_weight: input should be greater than 0, not 0"),
+    (
+        put("assistant/qdrant_url", "http://127.0.0.1:6333"),
+        "assistant.qdrant_key_file: is absent, and a Qdrant server without a key gives every local process all",
+    ),
+    (put("assistant/qdrant_key_file", "key"), "assistant.qdrant_url: is absent, and qdrant_key_file has no effect"),
+    (
+        put("assistant/qdrant_url", "http://8.8.4.4:6333"),
+        "assistant.qdrant_url: the API key would cross a public network without TLS to 8.8.4.4; use https",
+    ),
+    (put("assistant/qdrant_url", "http://qdrant:6333"), "assistant.qdrant_url: the API key would cross a public"),
+    (put("assistant/qdrant_url", "https://key@qdrant"), "assistant.qdrant_url: a key or password does not belong"),
+    (
+        put("assistant/qdrant_url", "127.0.0.1:6333"),
+        "assistant.qdrant_url: '127.0.0.1:6333' is not an address such",
+    ),
+    (put("assistant/qdrant_url", "http://[::1"), "assistant.qdrant_url: 'http://[::1' is not an address such"),
+    (put("assistant/exact_limit", 0), "assistant.exact_limit: input should be greater than or equal to 1"),
     (put("assistant/user", "a b"), "assistant.user: string should match pattern"),
     (put("assistant/embeder", "x"), "assistant.embeder: unknown key; did you mean 'embedder'?"),
     (put("hosts/gpu/ups", {"wats": 900}), "hosts.gpu.ups.wats: unknown key; did you mean 'watts'?"),

@@ -98,8 +98,17 @@ def test_options_of_embeddings_on_the_cpu() -> None:
     embed = command(HYBRID, "embed")
     assert flag(embed.argv, "--runner") == "pooling"
     assert "--gpu-memory-utilization" not in embed.argv
-    assert embed.environment["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    assert flag(embed.argv, "--kv-cache-memory-bytes") == str(4 * 2**30)
     assert "CUDA_VISIBLE_DEVICES" not in embed.environment
+
+
+@pytest.mark.parametrize(("gib", "size"), [(0.5, 2**29), (1.0, 2**30), (1.1, 1181116006), (4096.0, 2**42)])
+def test_a_fraction_of_a_gib_is_a_size_of_the_cache(gib: float, size: int) -> None:
+    engine = HYBRID.engines["embed"].model_copy(update={"kv_cache_gib": gib})
+    site = HYBRID.model_copy(update={"engines": HYBRID.engines | {"embed": engine}})
+    words = command(site, "embed")
+    assert flag(words.argv, "--kv-cache-memory-bytes") == str(size)
+    assert "VLLM_CPU_KVCACHE_SPACE" not in words.environment, "vLLM reads whole GiB there, and ends otherwise"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
+from appliance.assistant.api.description import CONVERSATION_BODY, ITEMS_BODY, METADATA_BODY
 from appliance.assistant.api.json_body import read_json, refuse_unknown
 from appliance.assistant.api.pages import Limit, as_list
 from appliance.assistant.api.requests import Calling, not_found
@@ -33,7 +34,7 @@ def conversations_router(context: AssistantContext) -> APIRouter:
     store = ConversationStore(context.database)
     limit = context.site.gateway.max_body_bytes
 
-    @router.post("")
+    @router.post("", openapi_extra=CONVERSATION_BODY)
     async def create(request: Request, caller: Calling) -> Response:
         body = await read_json(request, limit)
         refuse_unknown(body, {"items", "metadata"})
@@ -60,7 +61,7 @@ def conversations_router(context: AssistantContext) -> APIRouter:
     async def get(identifier: str, caller: Calling) -> Response:
         return _json(conversation_object(await asyncio.to_thread(store.get, caller.user, _id(identifier))))
 
-    @router.post("/{identifier}")
+    @router.post("/{identifier}", openapi_extra=METADATA_BODY)
     async def change(identifier: str, request: Request, caller: Calling) -> Response:
         body = await read_json(request, limit)
         refuse_unknown(body, {"metadata"})
@@ -87,7 +88,7 @@ def conversations_router(context: AssistantContext) -> APIRouter:
         response.headers["Content-Disposition"] = f'attachment; filename="{found.conversation.id}.json"'
         return response
 
-    @router.post("/{identifier}/items")
+    @router.post("/{identifier}/items", openapi_extra=ITEMS_BODY)
     async def add_items(identifier: str, request: Request, caller: Calling) -> Response:
         body = await read_json(request, limit)
         refuse_unknown(body, {"items", "include"})

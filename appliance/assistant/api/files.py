@@ -13,6 +13,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
+from appliance.assistant.api.description import UPLOAD_BODY
 from appliance.assistant.api.pages import Order, as_list
 from appliance.assistant.api.requests import Calling, not_found
 from appliance.assistant.api.uploads import Upload, receive
@@ -36,7 +37,7 @@ def file_routes(context: AssistantContext) -> APIRouter:
     router = APIRouter(prefix="/v1/files")
     files, contents = FileRepository(context.database), FileContents(context.folder)
 
-    @router.post("")
+    @router.post("", openapi_extra=UPLOAD_BODY)
     async def upload(request: Request, caller: Calling) -> dict[str, Any]:
         """Store a file."""
         file_id = new_id(FILE)

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from appliance.assistant.caller import Caller, read_caller
 from appliance.assistant.missing import not_found
@@ -43,9 +44,20 @@ def add_error_handlers(app: FastAPI) -> None:
     """Make ``app`` respond to each error in OpenAI's JSON."""
     for kind in (RequestError, ApplianceError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _as_response)
+    app.add_exception_handler(ClientDisconnect, _unread)
+
+
+async def _unread(_request: Request, _error: Exception) -> Response:
+    """Return the response to a client that disconnected within its request: the log has nothing of it."""
+    return Response(status_code=499)
 
 
 async def _as_response(request: Request, error: Exception) -> Response:
+    if type(error) is HTTPException:
+        # Only the router raises it, before the body is read. A connection that ends with bytes unread is reset, and
+        # the reset may overtake the response.
+        async for _ in request.stream():
+            pass
     rejection = as_request_error(error)
     if rejection.status >= 500 and not isinstance(error, RequestError):
         route = getattr(request.scope.get("route"), "path", "no endpoint")

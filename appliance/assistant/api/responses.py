@@ -12,11 +12,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from appliance.assistant.api.description import TURN_BODY
+from appliance.assistant.api.json_body import read_json
 from appliance.assistant.api.pages import Limit, Order, as_list
 from appliance.assistant.api.requests import Calling, disconnected
 from appliance.assistant.background import in_background
 from appliance.assistant.caller import Caller
 from appliance.assistant.context import AssistantContext
+from appliance.assistant.memory.role_context import RoleMemory
 from appliance.assistant.memory.search import StoreSearch
 from appliance.assistant.missing import not_found
 from appliance.assistant.retrieval.filters import compile_filter
@@ -25,7 +28,7 @@ from appliance.assistant.turns.compaction import compact
 from appliance.assistant.turns.file_search import FUNCTION
 from appliance.assistant.turns.prompt_fit import PromptFit
 from appliance.assistant.turns.request import TurnRequest, read_include, read_turn
-from appliance.assistant.turns.running import EXPIRY_PAUSE_S, RunningTurns
+from appliance.assistant.turns.running import EXPIRY_PAUSE_S, REPAIR_PAUSE_S, RunningTurns
 from appliance.assistant.turns.search_results import without_results
 from appliance.assistant.turns.turn import ResponseTurn, TurnServices
 from appliance.assistant.turns.turn_queue import TurnQueue
@@ -51,6 +54,7 @@ def make_services(context: AssistantContext) -> TurnServices:
         queue=TurnQueue(),
         fit=PromptFit(context.site, context.inference),
         searching=context.shared(StoreSearch),
+        memory=context.shared(RoleMemory),
     )
 
 
@@ -63,7 +67,10 @@ def responses_router(context: AssistantContext) -> APIRouter:
     async def lifespan(_app: object) -> AsyncIterator[None]:
         await running.recover()
         try:
-            async with in_background(_expire(running), "the expiry of responses"):
+            async with (
+                in_background(_expire(running), "the expiry of responses"),
+                in_background(_repair(running), "the repair of responses"),
+            ):
                 yield
         finally:
             await running.close()
@@ -76,10 +83,11 @@ def responses_router(context: AssistantContext) -> APIRouter:
 
 def _add_creation(router: APIRouter, services: TurnServices, running: RunningTurns) -> None:
     """Add the endpoints that call an engine."""
+    limit = services.context.site.gateway.max_body_bytes
 
-    @router.post("")
+    @router.post("", openapi_extra=TURN_BODY)
     async def create(request: Request, caller: Calling) -> Response:
-        turn_request = read_turn(await _json(request))
+        turn_request = read_turn(await read_json(request, limit))
         if turn_request.search is not None and turn_request.search.filters is not None:
             compile_filter(turn_request.search.filters, param=f"tools[{turn_request.search.index}].filters")
         headers = _announced(turn_request, caller)
@@ -98,7 +106,7 @@ def _add_creation(router: APIRouter, services: TurnServices, running: RunningTur
 
     @router.post("/input_tokens")
     async def input_tokens(request: Request, caller: Calling) -> Response:
-        turn_request = read_turn(_allowed(await _json(request), _COUNTED))
+        turn_request = read_turn(_allowed(await read_json(request, limit), _COUNTED))
         history = await services.read_history(caller, turn_request)
         model = services.fit.model_of(turn_request.model, history.metadata)
         messages = services.fit.whole_prompt(turn_request, history, model).messages
@@ -108,7 +116,7 @@ def _add_creation(router: APIRouter, services: TurnServices, running: RunningTur
 
     @router.post("/compact")
     async def compact_items(request: Request, caller: Calling) -> Response:
-        turn_request = read_turn(_allowed(await _json(request), _COMPACTED))
+        turn_request = read_turn(_allowed(await read_json(request, limit), _COMPACTED))
         return _as_json(await compact(services, caller, turn_request))
 
 
@@ -192,20 +200,18 @@ async def _expire(running: RunningTurns) -> None:
         await running.expire()
 
 
-async def _json(request: Request) -> object:
-    try:
-        return json.loads(await request.body())
-    except ValueError:
-        raise InvalidRequestError("The body is not valid JSON", param="body") from None
+async def _repair(running: RunningTurns) -> None:
+    while True:
+        await asyncio.sleep(REPAIR_PAUSE_S)
+        await running.repair()
 
 
-def _allowed(body: object, names: frozenset[str]) -> object:
-    if isinstance(body, Mapping):
-        for name in body:
-            if name not in names:
-                raise InvalidRequestError(
-                    f"{name}: is not a field of this endpoint; remove it", param=name, code="unsupported_parameter"
-                )
+def _allowed(body: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    for name in body:
+        if name not in names:
+            raise InvalidRequestError(
+                f"{name}: is not a field of this endpoint; remove it", param=name, code="unsupported_parameter"
+            )
     return body
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from appliance.assistant.api.json_body import CHECKED
 from appliance.assistant.api.requests import Calling
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.memory.search import MAX_QUERIES, StoreSearch
@@ -66,7 +67,7 @@ class StoreSearchBody(BaseModel):
 
 def search_router(context: AssistantContext) -> APIRouter:
     """Return the endpoint of the search."""
-    router = APIRouter()
+    router = APIRouter(dependencies=CHECKED)
     memory = context.shared(StoreSearch)
 
     @router.post("/v1/vector_stores/{store_id}/search")

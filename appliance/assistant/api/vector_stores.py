@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, Field
 
+from appliance.assistant.api.json_body import CHECKED
 from appliance.assistant.api.pages import PageRequest, Paging, as_list
 from appliance.assistant.api.requests import Calling, not_found
 from appliance.assistant.caller import Caller
@@ -18,6 +19,7 @@ from appliance.assistant.context import AssistantContext
 from appliance.assistant.ids import FILE
 from appliance.assistant.memory.ingestion import IngestionQueue
 from appliance.assistant.metadata import MAX_NAME, MAX_PAIRS, MAX_VALUE
+from appliance.assistant.missing import expired_store
 from appliance.assistant.retrieval.chunking import ChunkSettings
 from appliance.assistant.store.vector_stores import (
     STATUSES,
@@ -32,6 +34,8 @@ from appliance.errors import InvalidRequestError
 MAX_BATCH = 2000
 MAX_INITIAL_FILES = 500
 _LARGEST_NUMBER = 1e300
+_POLL_HEADERS = {"openai-poll-after-ms": "500"}
+"""OpenAI's SDKs poll after this time; without the header, they wait up to five seconds."""
 
 
 def _attributes(value: dict[str, Any] | None) -> dict[str, str | float | bool]:
@@ -115,7 +119,7 @@ class FileBatchBody(BaseModel):
 
 def vector_store_routes(context: AssistantContext) -> APIRouter:
     """Return the endpoints of vector stores, of their files and of batches."""
-    router = APIRouter(prefix="/v1/vector_stores")
+    router = APIRouter(prefix="/v1/vector_stores", dependencies=CHECKED)
     _add_stores(router, context)
     _add_files(router, context)
     _add_batches(router, context)
@@ -202,8 +206,9 @@ def _add_files(router: APIRouter, context: AssistantContext) -> None:
         return await _page_of_files(stores, caller, store_id, paging, status=status)
 
     @router.get("/{store_id}/files/{file_id}")
-    async def get_file(store_id: str, file_id: str, caller: Calling) -> dict[str, Any]:
+    async def get_file(store_id: str, file_id: str, caller: Calling, response: Response) -> dict[str, Any]:
         """Return a file of a store."""
+        response.headers.update(_POLL_HEADERS)
         return await _file(stores, caller, store_id, file_id)
 
     @router.post("/{store_id}/files/{file_id}")
@@ -248,8 +253,12 @@ def _add_batches(router: APIRouter, context: AssistantContext) -> None:
         return await batch_of(store_id, str(batch_id), caller)
 
     @router.get("/{store_id}/file_batches/{batch_id}")
-    async def batch_of(store_id: str, batch_id: str, caller: Calling) -> dict[str, Any]:
+    async def get_batch(store_id: str, batch_id: str, caller: Calling, response: Response) -> dict[str, Any]:
         """Return a batch."""
+        response.headers.update(_POLL_HEADERS)
+        return await batch_of(store_id, batch_id, caller)
+
+    async def batch_of(store_id: str, batch_id: str, caller: Caller) -> dict[str, Any]:
         record = await asyncio.to_thread(stores.get_batch, caller.user, store_id, batch_id)
         if record is None:
             raise await _missing_batch(stores, caller, store_id, batch_id)
@@ -285,7 +294,7 @@ def _attaching(context: AssistantContext, stores: VectorStoreRepository) -> Any:
         store = await _store(stores, caller, store_id)
         now = time.time()
         if store.expired(now):
-            raise InvalidRequestError(f"The vector store '{store_id}' is expired; create a new one")
+            raise expired_store(store_id)
         try:
             batch_id = await asyncio.to_thread(
                 stores.attach, caller.user, store_id, files, key_id=caller.key_id, now=now, batch=batch

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -53,10 +54,12 @@ def _user_text(message: object) -> str:
     return "\n".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
 
 
-def context_block(passages: Sequence[RankedPassage], context: int, *, now: datetime) -> ContextBlock:
+def context_block(
+    passages: Sequence[RankedPassage], context: int, *, now: datetime, first: int = 1
+) -> ContextBlock:
     """Return the block of ``passages`` for an engine with ``context`` tokens; empty if none fits."""
     budget = min(MAX_TOKENS, context // 4)
-    return build_context(passages, budget, lambda text: len(text) // LETTERS_PER_TOKEN + 1, now=now)
+    return build_context(passages, budget, lambda text: len(text) // LETTERS_PER_TOKEN + 1, now=now, first=first)
 
 
 def with_context(messages: Sequence[Any], text: str) -> list[Any]:
@@ -67,23 +70,33 @@ def with_context(messages: Sequence[Any], text: str) -> list[Any]:
     return [*messages[:at], {"role": "system", "content": text}, *messages[at:]]
 
 
-def citations(block: ContextBlock, passages: Sequence[RankedPassage]) -> list[dict[str, Any]]:
-    """Return a citation for each passage of ``block``, with the ``number`` that the response cites as `[1]`."""
-    by_key = {one.passage.key: one.passage for one in passages}
-    found: list[dict[str, Any]] = []
-    for citation in block.citations:
-        date = by_key[citation.key].date
-        if citation.group.startswith(f"{ids.CONVERSATION}_"):
-            about = {
-                "type": "conversation_citation",
-                "conversation_id": citation.group,
-                "title": citation.source,
-                "date": None if date is None else f"{date:%Y-%m-%d}",
-            }
-        else:
-            about = {"type": "file_citation", "file_id": citation.group, "filename": citation.source}
-        found.append({**about, "index": citation.number - 1, "number": citation.number})
-    return found
+@dataclass(frozen=True, slots=True)
+class MemoryCitation:
+    """A passage of a context: the number by which a response cites it, and its file or its past chat."""
+
+    number: int
+    group: str
+    """The id of the file or of the conversation."""
+    source: str
+    """The name of the file or the title of the chat."""
+    date: str | None = None
+
+    def annotation(self, *, index: int) -> dict[str, Any]:
+        """Return the annotation at ``index``."""
+        if self.group.startswith(f"{ids.CONVERSATION}_"):
+            about = {"conversation_id": self.group, "title": self.source, "date": self.date}
+            return {"type": "conversation_citation", **about, "index": index}
+        return {"type": "file_citation", "file_id": self.group, "filename": self.source, "index": index}
+
+
+def citations(block: ContextBlock, passages: Sequence[RankedPassage]) -> list[MemoryCitation]:
+    """Return a citation for each passage of ``block``."""
+    dates = {one.passage.key: one.passage.date for one in passages}
+    return [
+        MemoryCitation(one.number, one.group, one.source, None if date is None else f"{date:%Y-%m-%d}")
+        for one in block.citations
+        for date in (dates[one.key],)
+    ]
 
 
 def annotate(response: Mapping[str, Any], cited: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@
 | waiting | its passages and `indexed_at` are stored, in one transaction | indexed |
 | waiting | a new turn, or a deletion, before that transaction | open, or none: nothing is stored |
 | waiting | the embedder or the gateway fails | waiting, with a pause for its tenant |
-| waiting | its key is not valid | waiting, skipped until another key has a turn |
+| waiting | its key is not valid | waiting, skipped until it has another turn |
 | indexed | a new turn | open |
 
 A conversation is indexed by its own key in the background, so its user is billed and others have priority. Rounds
@@ -38,17 +38,16 @@ from appliance.assistant.memory.facts import (
     title_request,
 )
 from appliance.assistant.memory.metrics import MemoryMetrics
+from appliance.assistant.memory.waiting_chats import WaitingChats
 from appliance.assistant.retrieval.chunking import ChatRound, ChunkSettings, chunk_rounds
 from appliance.assistant.retrieval.fingerprint import EmbedderFingerprint
 from appliance.assistant.store.conversations import ConversationStore
 from appliance.assistant.store.ended_chats import (
     EndedChat,
     SpokenMessage,
-    count_waiting,
     last_model,
     put_chat,
     read_messages,
-    read_waiting,
 )
 from appliance.assistant.store.passages import FACT, ROUND, StoredPassage, passages_of, state_of
 from appliance.assistant.store.stores import chats_store_id
@@ -95,8 +94,6 @@ class ChatIndexer:
     context: AssistantContext
     clock: Callable[[], float] = time.time
     _pauses: dict[str, _Pause] = field(default_factory=dict)
-    _skipped: set[tuple[str, str]] = field(default_factory=set)
-    """Conversations and keys that were rejected."""
 
     async def run(self) -> None:
         """Index the conversations that wait, then poll; a failure of the database is logged and retried."""
@@ -113,22 +110,18 @@ class ChatIndexer:
     async def step(self) -> int:
         """Index one conversation of each of a few tenants; return how many are done."""
         now = self.clock()
-        waiting, total = await asyncio.to_thread(self._waiting, now)
-        self.context.shared(MemoryMetrics).waiting_conversations.set(total)
+        queue = self.context.shared(WaitingChats)
+        waiting = await asyncio.to_thread(queue.read, now)
+        self.context.shared(MemoryMetrics).waiting_conversations.set(await asyncio.to_thread(queue.count, now))
         chosen: dict[str, EndedChat] = {}
         for chat in waiting:
             pause = self._pauses.get(chat.tenant)
-            if (pause is None or pause.until <= now) and (chat.id, chat.key_id) not in self._skipped:
+            if pause is None or pause.until <= now:
                 chosen.setdefault(chat.tenant, chat)
             if len(chosen) == TENANTS_AT_ONCE:
                 break
         results = await asyncio.gather(*(self._index(chat) for chat in chosen.values()))
         return sum(results)
-
-    def _waiting(self, now: float) -> tuple[list[EndedChat], int]:
-        idle_s = self.context.settings.idle_s
-        with self.context.database.reading() as connection:
-            return read_waiting(connection, now, idle_s), count_waiting(connection, now, idle_s)
 
     async def _index(self, chat: EndedChat) -> bool:
         """Index one conversation; return whether it is done. Failures are logged without its content."""
@@ -137,7 +130,7 @@ class ChatIndexer:
             await self.index(chat, caller)
         except RequestError as error:
             if error.status in REJECTED:
-                self._skipped.add((chat.id, chat.key_id))
+                self.context.shared(WaitingChats).skip(chat)
                 self.context.shared(MemoryMetrics).skipped_conversations.inc()
                 LOG.warning("the memory skips %s: its key %s is not valid (%s)", chat.id, chat.key_id, error.code)
                 return False
@@ -147,6 +140,7 @@ class ChatIndexer:
             self._pause(chat.tenant, str(error), None)
             return False
         self._pauses.pop(chat.tenant, None)
+        self.context.shared(MemoryMetrics).indexed_conversations.inc()
         return True
 
     def _pause(self, tenant: str, reason: str, retry_after: float | None) -> None:

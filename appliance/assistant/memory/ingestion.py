@@ -26,6 +26,7 @@ from appliance.assistant.caller import Caller
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.file_contents import FileContents
 from appliance.assistant.memory.embedding_client import Embedding, EmbeddingClient
+from appliance.assistant.memory.metrics import MemoryMetrics
 from appliance.assistant.parsing.confined import parse_confined
 from appliance.assistant.parsing.file_type import extension_of
 from appliance.assistant.parsing.limits import ParsedPassage, UnusableFileError
@@ -77,6 +78,7 @@ class IngestionQueue:
         self._stores = VectorStoreRepository(context.database)
         self._contents = FileContents(context.folder)
         self._embedder = context.shared(EmbeddingClient)
+        self._metrics = context.shared(MemoryMetrics)
         self._wake = asyncio.Event()
         self._running: dict[Place, asyncio.Task[None]] = {}
         self._tenants: dict[Place, str] = {}
@@ -183,6 +185,7 @@ class IngestionQueue:
         except (ApplianceError, OSError) as error:
             self._pause_all(error)
         else:
+            self._metrics.finished_files.labels("completed").inc()
             self._pause_s = FIRST_PAUSE_S
 
     def _pause_all(self, error: Exception) -> None:
@@ -193,6 +196,7 @@ class IngestionQueue:
     async def _fail(self, file: StoreFileRecord, code: str, message: str) -> None:
         try:
             await asyncio.to_thread(self._stores.fail, file, code, message)
+            self._metrics.finished_files.labels("failed").inc()
         except StoreError as error:
             self._pause_all(error)
 

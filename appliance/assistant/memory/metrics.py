@@ -45,9 +45,43 @@ class MemoryMetrics:
             "Ended conversations that are not indexed because their key is not valid.",
             registry=self.registry,
         )
+        self.indexed_conversations = Counter(
+            "appliance_assistant_indexed_conversations_total",
+            "Ended conversations that the memory has indexed.",
+            registry=self.registry,
+        )
+        self.files_waiting = Gauge(
+            "appliance_assistant_files_waiting",
+            "Files of vector stores whose processing has not ended.",
+            registry=self.registry,
+        )
+        self.finished_files = Counter(
+            "appliance_assistant_finished_files_total",
+            "Files of vector stores whose processing has ended, by result: completed or failed.",
+            ["result"],
+            registry=self.registry,
+        )
+        for result in ("completed", "failed"):
+            # A series from the start: an alert compares it with its value of an hour ago.
+            self.finished_files.labels(result)
+        self.last_look = Gauge(
+            "appliance_assistant_last_look_timestamp_seconds",
+            "Time at which these metrics were written.",
+            registry=self.registry,
+        )
         self.waiting_conversations = Gauge(
             "appliance_assistant_waiting_conversations",
             "Ended conversations that are not in the memory yet.",
+            registry=self.registry,
+        )
+        self.vectors_waiting = Gauge(
+            "appliance_assistant_vectors_waiting",
+            "Passages of a large store that the vector index does not have yet.",
+            registry=self.registry,
+        )
+        self.vector_index_failures = Counter(
+            "appliance_assistant_vector_index_failures_total",
+            "Passes over the vector index that failed.",
             registry=self.registry,
         )
         self.index_bytes = Gauge(

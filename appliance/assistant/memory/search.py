@@ -20,12 +20,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from appliance.assistant.calibration.site_rules import SiteRules
 from appliance.assistant.caller import Caller
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.memory.embedding_client import EmbeddingClient
 from appliance.assistant.memory.metrics import MemoryMetrics
+from appliance.assistant.memory.qdrant_sync import QdrantSync
 from appliance.assistant.memory.store_index import KIND, IndexCache
-from appliance.assistant.missing import not_found
+from appliance.assistant.missing import expired_store, not_found
 from appliance.assistant.retrieval.filters import compile_filter
 from appliance.assistant.retrieval.fingerprint import EmbedderFingerprint, require_same
 from appliance.assistant.retrieval.fusion import HybridWeights
@@ -41,7 +43,8 @@ from appliance.assistant.retrieval.ranking import (
     find_candidates,
     reorder,
 )
-from appliance.assistant.store.passages import mark_active, present, state_of
+from appliance.assistant.store.passages import present, state_of
+from appliance.assistant.store.vector_stores import VectorStoreRepository
 from appliance.errors import EngineFailedError, InvalidRequestError, RequestError
 
 LOG = logging.getLogger(__name__)
@@ -50,8 +53,6 @@ MAX_STORES = 16
 MAX_QUERIES = 16
 MAX_QUERY_LETTERS = 4000
 """Letters of a query that are searched; the rest of a longer one is not."""
-WORDS_EVIDENCE = 0.2
-"""Least share of the query's terms, by idf, in the best passage of a search by words alone."""
 ACTIVE_S = 3600.0
 """Seconds after which a search records again that a store is in use: stores expire by days."""
 RERANK_PATH = "/v1/rerank"
@@ -80,7 +81,9 @@ class StoreSearch:
         self._context = context
         self._embedder = context.shared(EmbeddingClient)
         self._metrics = context.shared(MemoryMetrics)
-        self._indexes = IndexCache(context.database)
+        self._rules = context.shared(SiteRules)
+        self._sync = context.shared(QdrantSync)
+        self._indexes = IndexCache(context.database, sync=self._sync)
 
     async def search(
         self,
@@ -96,12 +99,13 @@ class StoreSearch:
         as_of: datetime | None = None,
         now: datetime | None = None,
         rerank: bool = True,
+        max_stores: int = MAX_STORES,
     ) -> StoreSearchOutcome:
         """Return the passages of the stores for ``queries``, or the reason why there are none.
 
         Args:
             caller: The tenant, which is billed for the embedding.
-            store_ids: Stores of the tenant, 1 to 16.
+            store_ids: Stores of the tenant, 1 to ``max_stores``.
             queries: Formulations of one request, 1 to 16.
             limit: Most passages, 1 to 50.
             filters: OpenAI's attribute filter as parsed from JSON, or None.
@@ -111,12 +115,14 @@ class StoreSearch:
             as_of: The time that the request is about, if it is about the past.
             now: The present; the default is the clock.
             rerank: Whether the reranker of the site is used.
+            max_stores: The bound of a request; a command of the operator may have all stores of a user.
 
         Raises:
-            InvalidRequestError: With ``param``, the field of the request.
+            InvalidRequestError: With ``param``, the field of the request; or a store is expired.
             NotFoundError: The tenant does not have one of the stores.
             ConflictError: A store has vectors of another embedder.
             EngineUnavailableError: The embedder cannot respond now.
+            VectorIndexError: Qdrant cannot respond for a large store, or its points are incomplete.
         """
         began = time.monotonic()
         request = SearchRequest(
@@ -129,8 +135,8 @@ class StoreSearch:
             as_of=as_of,
             now=now or datetime.now(UTC),
         )
-        if not 1 <= len(store_ids) <= MAX_STORES:
-            raise InvalidRequestError(f"a search has 1 to {MAX_STORES} vector stores", param="vector_store_ids")
+        if not 1 <= len(store_ids) <= max_stores:
+            raise InvalidRequestError(f"a search has 1 to {max_stores} vector stores", param="vector_store_ids")
         outcome = "failed"
         try:
             found = await self._search(caller, [*dict.fromkeys(store_ids)], request, rerank=rerank)
@@ -157,7 +163,11 @@ class StoreSearch:
             fingerprint = self._embedder.fingerprint()
             queries = [SearchQuery(text, vector) for text, vector in zip(texts, vectors, strict=True)]
             request = replace(request, queries=queries)
-        found = await asyncio.to_thread(self._candidates, caller.user, store_ids, request, fingerprint)
+        # None is the loop's executor, whose threads serve most other endpoints too.
+        executor = self._sync.executor if self._sync.waits_for_qdrant(store_ids) else None
+        found = await asyncio.get_running_loop().run_in_executor(
+            executor, self._candidates, caller.user, store_ids, request, fingerprint
+        )
         settings, ranked, reason = found.settings, found.ranked, None
         model = self._context.settings.reranker
         ranking: Ranking = "fused" if embedded else "words"
@@ -177,19 +187,23 @@ class StoreSearch:
         return StoreSearchOutcome(passages, abstention, texts, ranking, reason)
 
     def _check(self, tenant: str, store_ids: Sequence[str]) -> bool:
-        """Return whether a store has vectors; raise :class:`NotFoundError` unless all are the tenant's."""
+        """Return whether a store has vectors, and record that the stores are in use.
+
+        Raises :class:`NotFoundError` unless all are the tenant's, :class:`InvalidRequestError` if one is expired.
+        """
         found, idle, now = False, [], time.time()
         with self._context.database.reading() as connection:
             for store_id in store_ids:
                 state = state_of(connection, tenant, store_id)
                 if state is None:
                     raise not_found(KIND, store_id)
+                if state.expires_at is not None and state.expires_at <= now:
+                    raise expired_store(store_id)
                 found = found or state.fingerprint is not None
                 if state.last_active_at < now - ACTIVE_S:
                     idle.append(store_id)
         if idle:
-            with self._context.database.writing() as connection:
-                mark_active(connection, tenant, idle, now)
+            VectorStoreRepository(self._context.database).touch(tenant, idle, now)
         return found
 
     def _candidates(
@@ -200,8 +214,7 @@ class StoreSearch:
         fingerprint: EmbedderFingerprint | None,
     ) -> _Candidates:
         """Return the candidates of all stores, best first."""
-        by_words = RankingSettings(min_evidence=WORDS_EVIDENCE)
-        settings = RankingSettings() if fingerprint is not None else by_words
+        settings = RankingSettings(rule=self._rules.choose(fingerprint).rule)
         stores: list[list[RankedPassage]] = []
         reasons: list[Abstention] = []
         for store_id in store_ids:

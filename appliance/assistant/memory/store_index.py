@@ -2,6 +2,8 @@
 
 The database is the truth. A search compares the counter ``changes`` of the store with that of its index. If they
 differ, the index adds and removes single passages. Another embedder makes the index anew.
+
+Qdrant searches the vectors of a large store. Its index here has the terms, texts, dates and attributes only.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
+from appliance.assistant.memory.qdrant_sync import QdrantSync
+from appliance.assistant.memory.qdrant_vectors import QdrantVectors
 from appliance.assistant.missing import not_found
 from appliance.assistant.retrieval.fingerprint import EmbedderFingerprint
 from appliance.assistant.retrieval.index import HybridIndex, IndexedPassage
@@ -44,33 +48,37 @@ _NO_VECTOR = np.ones(1, np.float32)
 class StoreIndex:
     """The index of one store; the caller holds :attr:`lock`."""
 
-    def __init__(self, tenant: str, store_id: str) -> None:
+    def __init__(self, tenant: str, store_id: str, sync: QdrantSync | None = None) -> None:
         self.tenant, self.store_id = tenant, store_id
+        self._sync = sync
         self.lock = threading.Lock()
         self.bytes = 0
         """Memory that the index takes, estimated."""
         self.fingerprint: EmbedderFingerprint | None = None
         self.passages = HybridIndex(VectorIndex(1, rows=0))
+        self._remote: QdrantVectors | None = None
         self._changes = -1
         self._validity: dict[int, float | None] = {}
         """The passages by number, with the end of their validity."""
         self._attributes: dict[str, dict[str, Any]] = {}
         self._sizes: dict[int, int] = {}
 
-    def refresh(self, connection: Connection) -> None:
-        """Apply what changed in the database since the last refresh.
+    def refresh(self, connection: Connection, database: Database) -> None:
+        """Apply what changed in the database since the last refresh; a large store searches ``database`` later.
 
         Raises :class:`NotFoundError` if the tenant does not have the store.
         """
         state = state_of(connection, self.tenant, self.store_id)
         if state is None:
-            self._clear(None, 0)
+            self._clear(None, 0, None)
             raise not_found(KIND, self.store_id)
         if state.changes == self._changes and state.fingerprint == self.fingerprint:
             return
         versions = versions_of(connection, self.tenant, self.store_id)
-        if self._changes < 0 or state.fingerprint != self.fingerprint:
-            self._clear(state.fingerprint, len(versions))
+        remote = self._remote_of(state.fingerprint, len(versions), database)
+        same_place = (remote is None) == (self._remote is None)
+        if self._changes < 0 or state.fingerprint != self.fingerprint or not same_place:
+            self._clear(state.fingerprint, len(versions), remote)
         attributes = attributes_of(connection, self.tenant, self.store_id)
         stale = self._stale(attributes)
         wanted = {one.number: one.valid_until for one in versions}
@@ -84,16 +92,26 @@ class StoreIndex:
         # One scan is faster than a list of most numbers.
         numbers = missing if 2 * len(missing) < len(wanted) else None
         chosen = set(missing)
-        for one in passages_of(connection, self.tenant, self.store_id, numbers=numbers):
+        local = self._remote is None
+        for one in passages_of(connection, self.tenant, self.store_id, numbers=numbers, with_vectors=local):
             if one.number in chosen:
                 self._put(one, attributes.get(one.group_id, {}))
         self._attributes = attributes
         self._changes = state.changes
 
-    def _clear(self, fingerprint: EmbedderFingerprint | None, rows: int) -> None:
-        self.fingerprint = fingerprint
-        dimensions = 1 if fingerprint is None else fingerprint.dimensions
-        self.passages = HybridIndex(VectorIndex(dimensions, rows=rows))
+    def _remote_of(
+        self, fingerprint: EmbedderFingerprint | None, passages: int, database: Database
+    ) -> QdrantVectors | None:
+        """Return the vectors in Qdrant if the store is large."""
+        sync = self._sync
+        if sync is None or fingerprint is None or not sync.is_large(passages, before=self._remote is not None):
+            return None
+        return QdrantVectors(sync, database, self.tenant, self.store_id, fingerprint)
+
+    def _clear(self, fingerprint: EmbedderFingerprint | None, rows: int, remote: QdrantVectors | None) -> None:
+        self.fingerprint, self._remote = fingerprint, remote
+        dimensions = 1 if fingerprint is None or remote is not None else fingerprint.dimensions
+        self.passages = HybridIndex(VectorIndex(dimensions, rows=rows), remote=remote)
         self._changes, self.bytes = -1, rows * dimensions * 4
         self._validity, self._attributes, self._sizes = {}, {}, {}
 
@@ -121,7 +139,7 @@ class StoreIndex:
             valid_until=_moment(one.valid_until),
             attributes=attributes,
         )
-        vector = one.vector if self.fingerprint is not None else _NO_VECTOR
+        vector = one.vector if self.fingerprint is not None and self._remote is None else _NO_VECTOR
         self.passages.put(passage, vector, counts=one.counts)
         self._validity[one.number] = one.valid_until
         size = _PASSAGE_BYTES + 2 * (len(one.text) + len(one.indexed_text)) + _TERM_BYTES * len(one.counts or ())
@@ -137,8 +155,9 @@ class StoreIndex:
 class IndexCache:
     """The indexes of the stores that were searched last."""
 
-    def __init__(self, database: Database, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, database: Database, *, sync: QdrantSync | None = None, max_bytes: int = MAX_BYTES) -> None:
         self._database = database
+        self._sync = sync
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._indexes: OrderedDict[tuple[str, str], StoreIndex] = OrderedDict()
@@ -151,12 +170,12 @@ class IndexCache:
         """
         key = (tenant, store_id)
         with self._lock:
-            index = self._indexes.setdefault(key, StoreIndex(tenant, store_id))
+            index = self._indexes.setdefault(key, StoreIndex(tenant, store_id, self._sync))
             self._indexes.move_to_end(key)
         with index.lock:
             try:
                 with self._database.reading() as connection:
-                    index.refresh(connection)
+                    index.refresh(connection, self._database)
                 yield index
             finally:
                 with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +53,37 @@ def count_waiting(connection: Connection, now: float, idle_s: float) -> int:
     return int(connection.scalar(select(func.count()).select_from(CONVERSATIONS).where(_waiting(now, idle_s))) or 0)
 
 
-def read_waiting(connection: Connection, now: float, idle_s: float) -> list[EndedChat]:
-    """Return the ended conversations that wait longest, of all tenants."""
+def read_waiting(
+    connection: Connection, now: float, idle_s: float, *, skipped: AbstractSet[tuple[str, str]] = frozenset()
+) -> list[EndedChat]:
+    """Return the ended conversations that wait longest, of all tenants, without those of ``skipped``.
+
+    Args:
+        connection: A connection that reads.
+        now: Seconds since the epoch.
+        idle_s: Seconds without a turn that end a conversation.
+        skipped: Conversations that wait, by their id and their key.
+    """
     statement = select(CONVERSATIONS).where(_waiting(now, idle_s)).order_by(CONVERSATIONS.c.updated_at)
     return [
         EndedChat(row.id, row.tenant, row.key_id, row.updated_at, row.title, msgspec.json.decode(row.metadata))
-        for row in connection.execute(statement.limit(CANDIDATES))
+        for row in connection.execute(statement.limit(CANDIDATES + len(skipped)))
+        if (row.id, row.key_id) not in skipped
     ]
+
+
+def still_waiting(
+    connection: Connection, now: float, idle_s: float, chats: AbstractSet[tuple[str, str]]
+) -> frozenset[tuple[str, str]]:
+    """Return those of ``chats``, conversations by their id and the key of their last turn, that wait."""
+    columns = select(CONVERSATIONS.c.id, CONVERSATIONS.c.key_id)
+    found: set[tuple[str, str]] = set()
+    identifiers = sorted({identifier for identifier, _ in chats})
+    for start in range(0, len(identifiers), CANDIDATES):
+        of_part = CONVERSATIONS.c.id.in_(identifiers[start : start + CANDIDATES])
+        rows = connection.execute(columns.where(_waiting(now, idle_s), of_part))
+        found |= {(row.id, row.key_id) for row in rows}
+    return frozenset(found & chats)
 
 
 def read_messages(connection: Connection, tenant: str, conversation_id: str) -> list[SpokenMessage]:

@@ -23,6 +23,7 @@ from appliance.assistant.retrieval.terms import term_counts
 from appliance.assistant.store.schema import PASSAGES, VECTOR_STORE_FILES, VECTOR_STORES
 from appliance.errors import ConflictError
 
+DAY_S = 86_400
 CHUNK, ROUND, FACT = "chunk", "round", "fact"
 """The kinds of passages."""
 
@@ -65,6 +66,15 @@ class PassageVersion:
     valid_until: float | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PassageVector:
+    """The vector of a passage, with the names that an index outside the database needs."""
+
+    number: int
+    group_id: str
+    vector: NDArray[np.float32]
+
+
 @dataclass(frozen=True, slots=True)
 class StoreState:
     """The state of a store's passages: an index in memory compares it with its own."""
@@ -73,20 +83,24 @@ class StoreState:
     fingerprint: EmbedderFingerprint | None
     """The embedder of the vectors; None without vectors."""
     last_active_at: float
+    expires_at: float | None = None
+    """The time at which the store expires if nothing uses it before."""
 
 
 def state_of(connection: Connection, tenant: str, store_id: str) -> StoreState | None:
     """Return the state of the store, or None if the tenant has no such store."""
     stores = VECTOR_STORES.c
-    columns = select(stores.changes, stores.fingerprint, stores.last_active_at)
+    columns = select(stores.changes, stores.fingerprint, stores.last_active_at, stores.expires_days)
     row = connection.execute(columns.where(*_its(tenant, store_id))).first()
-    return None if row is None else StoreState(row.changes, read_fingerprint(row.fingerprint), row.last_active_at)
+    if row is None:
+        return None
+    expires_at = expiry_of(row.last_active_at, row.expires_days)
+    return StoreState(row.changes, read_fingerprint(row.fingerprint), row.last_active_at, expires_at)
 
 
-def mark_active(connection: Connection, tenant: str, store_ids: Sequence[str], now: float) -> None:
-    """Record that the stores are in use at ``now``, which moves their expiry."""
-    its = VECTOR_STORES.c.tenant == tenant, VECTOR_STORES.c.id.in_(store_ids)
-    connection.execute(update(VECTOR_STORES).where(*its).values(last_active_at=now))
+def expiry_of(last_active_at: float, expires_days: int | None) -> float | None:
+    """Return the time at which a store expires if nothing uses it after ``last_active_at``; None for never."""
+    return None if expires_days is None else last_active_at + expires_days * DAY_S
 
 
 def replace_group(
@@ -164,15 +178,39 @@ def passages_of(
     *,
     group_id: str | None = None,
     numbers: Sequence[int] | None = None,
+    with_vectors: bool = True,
 ) -> Iterator[StoredPassage]:
-    """Yield the passages of the store by their numbers, or those of a group, or those with ``numbers``."""
-    statement = select(PASSAGES).where(*_of(tenant, store_id)).order_by(PASSAGES.c.number)
+    """Yield the passages of the store by their numbers, or those of a group, or those with ``numbers``.
+
+    Without ``with_vectors`` their vectors are empty and are not read.
+    """
+    omitted = {"next_vector"} if with_vectors else {"next_vector", "vector"}
+    columns = [column for column in PASSAGES.c if column.name not in omitted]
+    statement = select(*columns).where(*_of(tenant, store_id)).order_by(PASSAGES.c.number)
     statement = statement.execution_options(yield_per=_AT_ONCE)
     if group_id is not None:
         statement = statement.where(PASSAGES.c.group_id == group_id)
     for part in [None] if numbers is None else _parts(sorted(numbers)):
         chosen = statement if part is None else statement.where(PASSAGES.c.number.in_(part))
         yield from map(_stored, connection.execute(chosen))
+
+
+def numbers_of(connection: Connection, tenant: str, store_id: str) -> NDArray[np.int64]:
+    """Return the numbers of all passages of the store that have a vector, in their order."""
+    statement = select(PASSAGES.c.number).where(*_of(tenant, store_id), func.length(PASSAGES.c.vector) > 0)
+    return np.fromiter(connection.execute(statement.order_by(PASSAGES.c.number)).scalars(), np.int64)
+
+
+def vectors_of(connection: Connection, tenant: str, store_id: str, numbers: Sequence[int]) -> list[PassageVector]:
+    """Return the vectors of those of ``numbers`` that are passages of the store and have one."""
+    found: list[PassageVector] = []
+    for part in _parts(sorted(numbers)):
+        statement = select(PASSAGES.c.number, PASSAGES.c.group_id, PASSAGES.c.vector)
+        statement = statement.where(*_of(tenant, store_id), PASSAGES.c.number.in_(part))
+        for number, group_id, vector in connection.execute(statement):
+            if vector:
+                found.append(PassageVector(number, group_id, np.frombuffer(vector, "<f4")))
+    return found
 
 
 def versions_of(connection: Connection, tenant: str, store_id: str) -> list[PassageVersion]:
@@ -322,7 +360,7 @@ def _stored(row: Row[Any]) -> StoredPassage:
         kind=row.kind,
         source=row.source,
         text=row.text,
-        vector=np.frombuffer(row.vector, "<f4"),
+        vector=np.frombuffer(getattr(row, "vector", b""), "<f4"),
         section=row.section,
         indexed_text=row.indexed_text,
         counts=_COUNTS.decode(row.terms),

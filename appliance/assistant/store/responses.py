@@ -6,7 +6,8 @@ and its place in the conversation. So a crash leaves a response without output, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,17 +16,17 @@ from sqlalchemy import Connection, Row, Select, and_, delete, exists, func, inse
 from sqlalchemy.orm import aliased
 
 from appliance.assistant import ids
-from appliance.assistant.missing import not_found
+from appliance.assistant.missing import expired_store, not_found
 from appliance.assistant.store.conversations import ConversationStore
 from appliance.assistant.store.database import Database
 from appliance.assistant.store.items import OTHER, PREFIXES, REFERENCE, delete_unused, put_items, read_items
+from appliance.assistant.store.passages import state_of
 from appliance.assistant.store.schema import (
     CONVERSATION_ITEMS,
     CONVERSATIONS,
     ITEMS,
     RESPONSE_ITEMS,
     RESPONSES,
-    VECTOR_STORES,
 )
 from appliance.errors import ConflictError, InvalidRequestError, NotFoundError
 
@@ -241,12 +242,18 @@ class ResponseStore:
             if not _remove(connection, tenant, [identifier]):
                 raise not_found(KIND, identifier)
 
-    def recover(self, now: float) -> int:
-        """Mark responses that a stopped process left as failed; return how many. For the start of the process."""
+    def recover(self, now: float, only: Set[str] | None = None) -> int:
+        """Mark unfinished responses as failed and return how many.
+
+        Args:
+            now: The time of their end.
+            only: Ids of responses that do not run any more. None means all, for the start of the process.
+        """
+        unfinished = RESPONSES.c.status.in_(UNFINISHED)
         with self._database.writing() as connection:
             rows = connection.execute(
                 select(RESPONSES.c.id, RESPONSES.c.tenant, RESPONSES.c.body).where(
-                    RESPONSES.c.status.in_(UNFINISHED)
+                    unfinished if only is None else and_(unfinished, RESPONSES.c.id.in_(only))
                 )
             ).all()
             for row in rows:
@@ -408,14 +415,12 @@ def _conversation_until(connection: Connection, tenant: str, response: Row[Any])
 def _check_stores(connection: Connection, tenant: str, stores: Sequence[str]) -> None:
     if not stores:
         return
-    known = set(
-        connection.scalars(
-            select(VECTOR_STORES.c.id).where(VECTOR_STORES.c.tenant == tenant, VECTOR_STORES.c.id.in_(stores))
-        )
-    )
     for one in stores:
-        if one not in known:
+        state = state_of(connection, tenant, one)
+        if state is None:
             raise not_found("vector_store", one)
+        if state.expires_at is not None and state.expires_at <= time.time():
+            raise expired_store(one)
 
 
 def _own_input(connection: Connection, tenant: str, items: Sequence[Mapping[str, Any]]) -> OwnInput:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, insert, or_, select
+from sqlalchemy import Connection, and_, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from appliance.assistant import ids
 from appliance.assistant.store.schema import VECTOR_STORES
+from appliance.assistant.store.vector_stores import unexpired
 
 CHATS = "chats"
 """The kind of the one store of a tenant's past chats, and its name as a source."""
@@ -35,7 +37,7 @@ def ensure_chats_store(connection: Connection, tenant: str, now: float) -> str:
 
 
 def memory_stores(connection: Connection, tenant: str, sources: Sequence[str]) -> list[str]:
-    """Return the stores of the tenant that ``sources`` name; sources that the tenant does not have are omitted.
+    """Return the stores of the tenant that ``sources`` name; others, and expired stores, are omitted.
 
     Args:
         connection: A connection that reads.
@@ -43,7 +45,7 @@ def memory_stores(connection: Connection, tenant: str, sources: Sequence[str]) -
         sources: `chats`, or ids or names of stores. A name that several stores have names all of them.
     """
     columns = select(VECTOR_STORES.c.id, VECTOR_STORES.c.name, VECTOR_STORES.c.kind)
-    wanted = VECTOR_STORES.c.tenant == tenant
+    wanted = and_(VECTOR_STORES.c.tenant == tenant, unexpired(time.time()))
     named = or_(VECTOR_STORES.c.id.in_(sources), VECTOR_STORES.c.name.in_(sources), VECTOR_STORES.c.kind == CHATS)
     rows = connection.execute(columns.where(wanted, named).order_by(VECTOR_STORES.c.id)).all()
     found: list[str] = []
@@ -53,3 +55,9 @@ def memory_stores(connection: Connection, tenant: str, sources: Sequence[str]) -
         else:
             found += [row.id for row in rows if row.kind != CHATS and source in (row.id, row.name)]
     return list(dict.fromkeys(found))
+
+
+def unexpired_stores(connection: Connection, tenant: str, now: float) -> list[str]:
+    """Return the ids of all stores of the tenant that are not expired at ``now``, past chats included."""
+    wanted = and_(VECTOR_STORES.c.tenant == tenant, unexpired(now))
+    return [*connection.scalars(select(VECTOR_STORES.c.id).where(wanted).order_by(VECTOR_STORES.c.id))]

@@ -24,13 +24,12 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 
 from appliance.assistant.ids import FILE_BATCH, VECTOR_STORE, new_id
 from appliance.assistant.store.database import Database
-from appliance.assistant.store.passages import count_change, remove_group
+from appliance.assistant.store.passages import DAY_S, count_change, expiry_of, remove_group
 from appliance.assistant.store.schema import FILE_BATCHES, FILES, PASSAGES, VECTOR_STORE_FILES, VECTOR_STORES
 
 STATUSES = ("in_progress", "completed", "failed", "cancelled")
 KIND = "files"
 """Kind of the stores that a tenant sees; the store of its past chats has another one."""
-_DAY_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class VectorStoreRecord:
     @property
     def expires_at(self) -> float | None:
         """Return the time at which the store expires if nothing uses it before."""
-        return None if self.expires_days is None else self.last_active_at + self.expires_days * _DAY_S
+        return expiry_of(self.last_active_at, self.expires_days)
 
     def expired(self, now: float) -> bool:
         """Return whether the store is expired at the time ``now``."""
@@ -158,14 +157,10 @@ class VectorStoreRepository:
 
     def touch(self, tenant: str, store_ids: Collection[str], now: float) -> None:
         """Record that the stores are in use, so that they expire later. An expired store stays expired."""
-        alive = or_(
-            VECTOR_STORES.c.expires_days.is_(None),
-            VECTOR_STORES.c.last_active_at + VECTOR_STORES.c.expires_days * _DAY_S > now,
-        )
         with self._database.writing() as connection:
             connection.execute(
                 update(VECTOR_STORES)
-                .where(VECTOR_STORES.c.id.in_(store_ids), VECTOR_STORES.c.tenant == tenant, alive)
+                .where(VECTOR_STORES.c.id.in_(store_ids), VECTOR_STORES.c.tenant == tenant, unexpired(now))
                 .values(last_active_at=now)
             )
 
@@ -181,7 +176,7 @@ class VectorStoreRepository:
 
     def clear_expired(self, now: float) -> int:
         """Remove files and passages of expired stores, which stay as empty ones; return the number of stores."""
-        due = VECTOR_STORES.c.last_active_at + VECTOR_STORES.c.expires_days * _DAY_S <= now
+        due = VECTOR_STORES.c.last_active_at + VECTOR_STORES.c.expires_days * DAY_S <= now
         with self._database.reading() as connection:
             rows = connection.execute(
                 select(VECTOR_STORES.c.tenant, VECTOR_STORES.c.id)
@@ -435,6 +430,14 @@ class VectorStoreRepository:
                 return False
             _forget(connection, file.tenant, file.store_id, file.file_id)
             return True
+
+
+def unexpired(now: float) -> ColumnElement[bool]:
+    """Return the condition that a store is not expired at ``now``."""
+    return or_(
+        VECTOR_STORES.c.expires_days.is_(None),
+        VECTOR_STORES.c.last_active_at + VECTOR_STORES.c.expires_days * DAY_S > now,
+    )
 
 
 _MOST_PARAMETERS = 500

@@ -28,7 +28,7 @@ from typing import Any, Literal
 from appliance.assistant import ids
 from appliance.assistant.turns.engine_stream import CallPiece, ChatChunk, ChatUsage
 from appliance.assistant.turns.request import SEARCH_NAME
-from appliance.assistant.turns.search_results import CitedFile, file_citations, without_results
+from appliance.assistant.turns.search_results import CitedSource, source_citations, without_results
 
 Event = dict[str, Any]
 FinalStatus = Literal["completed", "incomplete", "failed", "cancelled"]
@@ -84,10 +84,10 @@ class ResponseEvents:
         *,
         may_search: bool = False,
         include_results: bool = False,
-        sources: Mapping[int, CitedFile] | None = None,
+        sources: Mapping[int, CitedSource] | None = None,
     ) -> None:
         self.response = response
-        self.sources: dict[int, CitedFile] = dict(sources or {})
+        self.sources: dict[int, CitedSource] = dict(sources or {})
         self.finish_reason: str | None = None
         self.usage = {"input": 0, "cached": 0, "output": 0, "reasoning": 0}
         self.searches: list[RequestedSearch] = []
@@ -348,7 +348,7 @@ class ResponseEvents:
         opened, self._text = self._text, None
         if opened is None:
             return []
-        annotations = list(file_citations(opened.text, self.sources))
+        annotations = list(source_citations(opened.text, self.sources))
         part = _text_part(opened.text, annotations)
         opened.item["content"] = [part]
         cited = [

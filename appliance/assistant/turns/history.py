@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.assistant.turns.request import SEARCH_NAME
-from appliance.assistant.turns.search_results import CitedFile, search_text
+from appliance.assistant.turns.search_results import CitedSource, search_text
 from appliance.errors import InvalidRequestError
 
 NO_OUTPUT = "The tool returned no output."
@@ -35,7 +35,7 @@ class ChatPrompt:
     """Messages for the engine, and the numbered sources in them."""
 
     messages: list[Message]
-    sources: dict[int, CitedFile]
+    sources: dict[int, CitedSource]
 
 
 def build_prompt(instructions: Sequence[str | None], items: Sequence[Item], budget: int) -> ChatPrompt:
@@ -50,7 +50,7 @@ def build_prompt(instructions: Sequence[str | None], items: Sequence[Item], budg
     outputs = {str(item["call_id"]) for item in items if item["type"] == "function_call_output"}
     known: set[str] = set()
     messages: list[Message] = []
-    sources: dict[int, CitedFile] = {}
+    sources: dict[int, CitedSource] = {}
     for item in items:
         kind = item["type"]
         if kind == "message" and item["role"] in ("system", "developer"):

@@ -254,7 +254,7 @@ def _item(value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise _invalid(where, "must be an object")
     kind = value.get("type") or ("message" if "role" in value else None)
-    if kind not in _ITEM_TYPES:
+    if not isinstance(kind, str) or kind not in _ITEM_TYPES:
         raise _invalid(f"{where}.type", f"{_quoted(kind)} is not a supported item")
     item = {**value, "type": kind}
     if kind in ("message", "function_call", "function_call_output"):
@@ -281,7 +281,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
 
 def _message(item: dict[str, Any], where: str) -> dict[str, Any]:
     role = item.get("role")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise _invalid(f"{where}.role", f"{_quoted(role)} is not one of assistant, developer, system, user")
     content = item.get("content")
     if isinstance(content, str):
@@ -433,18 +433,18 @@ def _choice(
     if value is None or (isinstance(value, str) and value in ("auto", "none", "required")):
         return value or "auto", functions, search
     if isinstance(value, Mapping):
-        kind = value.get("type")
+        kind, named = value.get("type"), value.get("name")
         names = {tool["function"]["name"] for tool in functions}
-        if kind == "function" and value.get("name") in names:
-            return {"type": "function", "function": {"name": value["name"]}}, functions, search
+        if kind == "function" and isinstance(named, str) and named in names:
+            return {"type": "function", "function": {"name": named}}, functions, search
         if kind == "file_search" and search is not None:
             return {"type": "function", "function": {"name": SEARCH_NAME}}, functions, search
         if isinstance(kind, str) and kind in removed:
             return "auto", functions, search
         if kind == "allowed_tools" and value.get("mode") in ("auto", "required"):
-            allowed = [tool for tool in value.get("tools") or () if isinstance(tool, Mapping)]
-            wanted = {tool.get("name") for tool in allowed if tool.get("type") == "function"}
-            if wanted <= names:
+            allowed = _list(value, "tools")
+            wanted = [tool.get("name") for tool in allowed if tool.get("type") == "function"]
+            if all(isinstance(name, str) and name in names for name in wanted):
                 kept = tuple(tool for tool in functions if tool["function"]["name"] in wanted)
                 searches = any(tool.get("type") == "file_search" for tool in allowed)
                 return value["mode"], kept, search if searches else None

@@ -15,7 +15,7 @@ from appliance.assistant.caller import Caller
 from appliance.assistant.turns.buffer import EventBuffer
 from appliance.assistant.turns.request import TurnRequest
 from appliance.assistant.turns.turn import ResponseTurn, StopReason, TurnServices
-from appliance.errors import DrainingError, RateLimitError
+from appliance.errors import DrainingError, RateLimitError, StoreError
 
 LOG = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ KEPT_BYTES = 64 * 2**20
 KEPT_BUFFERS = 1000
 DAY_S = 86_400
 EXPIRY_PAUSE_S = 3600
+REPAIR_PAUSE_S = 5
 
 
 class RunningTurns:
@@ -36,6 +37,8 @@ class RunningTurns:
         self._tasks: set[asyncio.Task[None]] = set()
         self._background: Counter[str] = Counter()
         self._ended: OrderedDict[tuple[str, str], EventBuffer] = OrderedDict()
+        self._unstored: set[str] = set()
+        """Ids of ended responses whose end the database refused."""
         self._kept_bytes = kept_bytes
         self._stopping = False
 
@@ -91,6 +94,19 @@ class RunningTurns:
             LOG.warning("%d responses had not ended when the assistant stopped; they are failed now", recovered)
         await self.expire()
 
+    async def repair(self) -> None:
+        """Store the end of responses that the database refused before, for example on a full disk."""
+        if not self._unstored:
+            return
+        ended = frozenset(self._unstored)
+        try:
+            await asyncio.to_thread(self._services.store.recover, time.time(), ended)
+        except StoreError:
+            # Its cause is in the log since the turn ended.
+            return
+        self._unstored -= ended
+        LOG.warning("%d responses could not be stored when they ended; they are failed now", len(ended))
+
     async def expire(self) -> None:
         """Delete responses outside conversations that are older than the site keeps them."""
         days = self._services.context.settings.keep_responses_days
@@ -119,6 +135,8 @@ class RunningTurns:
         def ended(done: asyncio.Task[None]) -> None:
             self._tasks.discard(done)
             del self._running[key]
+            if turn.unstored:
+                self._unstored.add(turn.id)
             if turn.request.background:
                 self._uncount(turn.caller.user)
                 self._keep(key, turn.buffer)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from appliance.assistant.memory.chat_context import MemoryCitation
 from appliance.assistant.retrieval.context import build_context
 from appliance.assistant.retrieval.index import IndexedPassage
 from appliance.assistant.retrieval.ranking import RankedPassage
@@ -29,6 +30,14 @@ class CitedFile:
 
     file_id: str
     filename: str
+
+    def annotation(self, *, index: int) -> dict[str, Any]:
+        """Return the annotation at ``index``."""
+        return {"type": "file_citation", "index": index, "file_id": self.file_id, "filename": self.filename}
+
+
+CitedSource = CitedFile | MemoryCitation
+"""The source of a number: a result of a file search, or a passage of the memory of the role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +83,13 @@ def search_text(item: Mapping[str, Any], first: int, budget: int) -> SearchText:
     )
 
 
-def file_citations(text: str, sources: Mapping[int, CitedFile]) -> Iterator[dict[str, Any]]:
+def source_citations(text: str, sources: Mapping[int, CitedSource]) -> Iterator[dict[str, Any]]:
     """Yield an annotation for each number in ``text`` that cites one of ``sources``."""
     for match in _CITATION.finditer(text):
         for number in match.group(1).split(","):
             source = sources.get(int(number))
             if source is not None:
-                yield {
-                    "type": "file_citation",
-                    "index": match.start(),
-                    "file_id": source.file_id,
-                    "filename": source.filename,
-                }
+                yield source.annotation(index=match.start())
 
 
 def without_results(item: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ continue after a search of ours.
 
 A background response is stored as ``queued`` before its first state, so each of its errors is ``failed``. The same
 holds for a foreground stream whose wait lasted so long that its HTTP response has begun. Output, status and the
-append to the conversation are one transaction; the final event follows it.
+append to the conversation are one transaction; the final event follows it. If the database refuses it, the final
+event is ``failed``, and :meth:`RunningTurns.repair` stores that once the database has room again.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from appliance.assistant import ids
 from appliance.assistant.caller import Caller
 from appliance.assistant.context import AssistantContext
+from appliance.assistant.memory.chat_context import chat_queries
+from appliance.assistant.memory.role_context import RoleMemory
 from appliance.assistant.memory.search import StoreSearch
 from appliance.assistant.store.responses import OwnInput, ResponseStore, TurnHistory
 from appliance.assistant.turns.buffer import EventBuffer
@@ -53,6 +56,7 @@ from appliance.errors import (
     ApplianceError,
     EngineFailedError,
     InternalError,
+    InvalidRequestError,
     RequestError,
     StoreError,
 )
@@ -75,6 +79,7 @@ class TurnServices:
     queue: TurnQueue
     fit: PromptFit
     searching: StoreSearch
+    memory: RoleMemory
 
     async def read_history(self, caller: Caller, request: TurnRequest, stores: Sequence[str] = ()) -> TurnHistory:
         """Return the history of a turn that searches ``stores``; raises as :meth:`ResponseStore.read_history`."""
@@ -118,6 +123,8 @@ class ResponseTurn:
         self.done = asyncio.Event()
         self.committed = request.background
         """Whether an error must be an event, because the HTTP response has begun or the response is stored."""
+        self.unstored = False
+        """Whether the database refused the end: it has the response as running until that is repaired."""
         self._services = services
         self._stop: StopReason | None = None
         self._work: asyncio.Task[TurnEnd] | None = None
@@ -179,7 +186,7 @@ class ResponseTurn:
         check_outputs(history.items, history.own.items)
         response = self._events.response
         response["model"] = services.fit.model_of(request.model, history.metadata)
-        prompt = await services.fit.prompt(request, history, str(response["model"]), self.caller)
+        prompt = await self._prompt(history)
         self._events.sources |= prompt.sources
         if request.background:
             self._emit(self._events.started())
@@ -188,6 +195,26 @@ class ResponseTurn:
             response["status"] = "in_progress"
             self._begun = asyncio.create_task(self._store_begin())
         return await self._converse(prompt)
+
+    async def _prompt(self, history: TurnHistory) -> ChatPrompt:
+        """Return the prompt with the memory of the role, or without it if both do not fit in the context."""
+        request, services = self.request, self._services
+        whole = services.fit.whole_prompt(request, history, self._model)
+        # Numbers of earlier searches are at most as many as their results.
+        before = sum(len(item.get("results") or ()) for item in (*history.items, *history.own.items))
+        found = await services.memory.retrieve(
+            self.caller, self._model, chat_queries(whole.messages), first=before + 1
+        )
+        if found.text:
+            texts = (request.instructions, found.text)
+            remembering = replace(request, instructions="\n\n".join(text for text in texts if text))
+            try:
+                prompt = await services.fit.prompt(remembering, history, self._model, self.caller)
+            except InvalidRequestError:
+                LOG.info("request %s: the memory does not fit in the context", self.caller.request_id)
+            else:
+                return replace(prompt, sources=prompt.sources | {one.number: one for one in found.cited})
+        return await services.fit.prompt(request, history, self._model, self.caller)
 
     async def _converse(self, prompt: ChatPrompt) -> TurnEnd:
         """Call the engine until its message needs no search of ours."""
@@ -254,7 +281,7 @@ class ResponseTurn:
         results = await run_search(self._services.searching, self.caller, tool, queries)
         self._emit(self._events.end_search(opened, results))
         found = search_text(
-            opened.item, len(self._events.sources) + 1, self._services.fit.search_budget(self._model)
+            opened.item, max(self._events.sources, default=0) + 1, self._services.fit.search_budget(self._model)
         )
         self._events.sources |= found.sources
         add_search(messages, opened.item, found.text)
@@ -366,6 +393,7 @@ class ResponseTurn:
             return bool(await asyncio.to_thread(function, *arguments))
         except ApplianceError as error:
             LOG.error("request %s: the end of a response is not stored: %s", self.caller.request_id, error)  # noqa: TRY400
+            self.unstored = True
             return False
 
     def _emit(self, events: list[dict[str, Any]]) -> None:

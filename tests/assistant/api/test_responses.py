@@ -13,7 +13,7 @@ from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
 from sqlalchemy import create_engine, text
 
 from appliance.assistant.store.database import FILE
-from tests.assistant.standin import AssistantUnderTest, assistant_running
+from tests.assistant.running import AssistantUnderTest, assistant_running
 from tests.conftest import wait_until
 
 FUNCTION: Any = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
@@ -175,17 +175,15 @@ def test_an_unknown_conversation_is_never_made(assistant: AssistantUnderTest, ad
     assert rows(assistant, "SELECT 1 FROM conversations WHERE id = 'conv_unknown'") == []
 
 
-def test_the_role_of_the_conversation_replaces_its_model(
+def test_an_unknown_model_is_a_404_and_nothing_is_stored(
     assistant: AssistantUnderTest, plain: httpx.Client
 ) -> None:
     styled = conversation(assistant, "conv_role", metadata='{"role": "poet", "instructions": "in rhyme"}')
-    # The stand-in of the gateway does not resolve roles, so the engine rejects the name that it gets.
-    found = plain.post("/responses", json={"model": "fake", "input": "x", "conversation": styled})
+    found = plain.post("/responses", json={"model": "painter", "input": "x", "conversation": styled})
     assert found.status_code == 404
-    assert "poet" in found.json()["error"]["message"]
-    assert assistant.last_body()["model"] == "poet"
-    assert assistant.last_body()["messages"][0] == {"role": "system", "content": "in rhyme"}
+    assert "painter" in found.json()["error"]["message"]
     assert rows(assistant, "SELECT 1 FROM responses WHERE conversation_id = 'conv_role'") == []
+    assert items_of(assistant, styled) == []
 
 
 def test_without_store_a_conversation_is_read_and_nothing_is_appended(
@@ -214,6 +212,7 @@ def test_turns_of_one_conversation_are_serialised(assistant: AssistantUnderTest,
     bodies = items_of(assistant, talk)
     assert len(bodies) == 12
     assert ["user" if '"role":"user"' in body else "assistant" for body in bodies] == ["user", "assistant"] * 6
+    assert len(assistant.last_body()["messages"]) == 11, "the last turn had all the others before it"
 
 
 def test_too_many_waiting_turns_get_409_and_nothing_is_lost(assistant: AssistantUnderTest, ada: OpenAI) -> None:

@@ -55,8 +55,8 @@ def memory_site(tmp_path: Path, *, embedder: bool = True, reranker: bool = False
 class OpenContexts:
     """Contexts that a test opened; each is closed at its end."""
 
-    def __init__(self, gateway: GatewayStandIn, folder: Path) -> None:
-        self._gateway, self._folder = gateway, folder
+    def __init__(self, gateway: GatewayStandIn, folder: Path, url: str | None) -> None:
+        self._gateway, self._folder, self._url = gateway, folder, url
         self.open: list[AssistantContext] = []
 
     def __call__(self, site: Site | None = None, **options: Any) -> AssistantContext:
@@ -65,7 +65,7 @@ class OpenContexts:
         context = AssistantContext(
             site=site,
             settings=site.assistant,
-            database=Database(self._folder / "assistant"),
+            database=Database(self._folder / "assistant", self._url),
             inference=InferenceClient(self._gateway.path),
             folder=self._folder / "assistant",
         )
@@ -74,8 +74,14 @@ class OpenContexts:
 
 
 @pytest.fixture
-async def contexts(gateway: GatewayStandIn, tmp_path: Path) -> Any:
-    found = OpenContexts(gateway, tmp_path)
+def database_url() -> str | None:
+    """The URL of the database; a module that overrides it with ``url`` runs on SQLite and on PostgreSQL."""
+    return None
+
+
+@pytest.fixture
+async def contexts(gateway: GatewayStandIn, tmp_path: Path, database_url: str | None) -> Any:
+    found = OpenContexts(gateway, tmp_path, database_url)
     yield found
     for context in found.open:
         await context.inference.close()

@@ -16,11 +16,16 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from appliance.assistant.api.state import read_state
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.memory.chats import ChatIndexer, chat_rounds
+from appliance.assistant.memory.embedding_client import EmbeddingClient
 from appliance.assistant.memory.facts import clean_title, facts_request, normal_subject, read_facts, read_title
+from appliance.assistant.memory.metrics import MemoryMetrics
+from appliance.assistant.memory.qdrant_sync import QdrantSync
 from appliance.assistant.memory.search import StoreSearch
 from appliance.assistant.retrieval.chunking import ChatRound
+from appliance.assistant.store import ended_chats
 from appliance.assistant.store.conversations import ConversationStore
 from appliance.assistant.store.ended_chats import SpokenMessage
 from appliance.assistant.store.passages import FACT, ROUND, StoredPassage, passages_of
@@ -237,6 +242,55 @@ async def test_a_revoked_key_is_skipped_and_logged_once_without_content(
     chats.now += DAY
     await chats.settle()
     assert len(chats.passages()) == 2
+
+
+def counted(chats: Chats) -> tuple[float, int]:
+    """The waiting conversations of the metric and those of the state that the doctor reads."""
+    context = chats.context
+    state = read_state(context, context.shared(EmbeddingClient), context.shared(QdrantSync))
+    metrics = context.shared(MemoryMetrics).registry
+    return metrics.get_sample_value("appliance_assistant_waiting_conversations") or 0.0, state["chats_waiting"]
+
+
+async def test_metric_and_state_count_the_chats_that_are_not_skipped(chats: Chats, gateway: GatewayStandIn) -> None:
+    first, second = await chats.add(PARKED, REPLY), await chats.add(PARKED, REPLY)
+    gateway.errors[EMBED] = (401, "invalid_api_key")
+    chats.now += DAY
+    for _ in range(3):
+        await chats.indexer.step()
+    assert counted(chats) == (0, 0), "both are skipped"
+    await asyncio.to_thread(chats.store.delete, "ada", first)
+    gateway.errors[EMBED] = (503, "engine_unavailable")
+    await chats.add(PARKED, REPLY)
+    chats.now += DAY
+    await chats.indexer.step()
+    assert counted(chats) == (1, 1), "the deleted chat still reduces the number, or the skipped one is counted"
+    await chats.extend(second, ("user", "Again."), key_id="aaaaaaaaaaaa")
+    chats.now += DAY
+    await chats.indexer.step()
+    assert counted(chats) == (2, 2), "another key ends the skip"
+    del gateway.errors[EMBED]
+    chats.now += DAY
+    assert await chats.settle() == 2
+    assert counted(chats) == (0, 0)
+
+
+async def test_skipped_chats_leave_room_for_others(
+    chats: Chats, gateway: GatewayStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chats that are read at once are the oldest, and skipped ones stay the oldest."""
+    monkeypatch.setattr(ended_chats, "CANDIDATES", 1)
+    for _ in range(2):
+        await chats.add(PARKED, REPLY)
+    gateway.errors[EMBED] = (401, "invalid_api_key")
+    chats.now += DAY
+    for _ in range(3):
+        await chats.indexer.step()
+    del gateway.errors[EMBED]
+    await chats.add(("user", "Fish live in water."), tenant="bob")
+    chats.now += DAY
+    assert await chats.settle() == 1
+    assert len(chats.passages("bob")) == 1
 
 
 async def test_an_embedder_that_is_down_delays_and_loses_nothing(chats: Chats, gateway: GatewayStandIn) -> None:

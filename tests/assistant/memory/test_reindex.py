@@ -24,6 +24,12 @@ OLD = EmbedderFingerprint("older", "r0", "mean", "", 512, "uint8")
 TEXTS = {f"file-{number}": f"Note {number} about the harbour" for number in range(BATCH + 6)}
 
 
+@pytest.fixture
+def database_url(url: str | None) -> str | None:
+    """SQLite and PostgreSQL."""
+    return url
+
+
 def summary(context: AssistantContext) -> StoreSummary:
     with context.database.reading() as connection:
         return read_summaries(connection)[0]

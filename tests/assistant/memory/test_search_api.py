@@ -44,6 +44,12 @@ TEXTS = {
 }
 
 
+@pytest.fixture
+def database_url(url: str | None) -> str | None:
+    """SQLite and PostgreSQL."""
+    return url
+
+
 async def fill(
     context: AssistantContext,
     store_id: str,

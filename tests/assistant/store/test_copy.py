@@ -111,9 +111,8 @@ def test_a_copy_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
 
 
 def test_the_commands_copy_and_load(tmp_path: Path) -> None:
-    text = (ROOT / "examples" / "laptop.toml").read_text()
     site = tmp_path / "site.toml"
-    site.write_text(text + "\n[assistant]\n")
+    site.write_text((ROOT / "examples" / "laptop.toml").read_text())
     database = Database(tmp_path / "var" / "assistant")
     add(database, 1)
     database.close()

@@ -1,10 +1,8 @@
-"""Passages: whole groups, one embedder a store, facts that newer ones supersede, and tenants apart."""
+"""Passages on SQLite and PostgreSQL: whole groups, one embedder a store, superseded facts, tenants apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,12 +56,9 @@ def validity(database: Database) -> dict[str, float | None]:
         return {one.text: one.valid_until for one in passages_of(connection, "ada", "vs_1")}
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    found = Database(tmp_path)
-    new_store(found, "vs_1")
-    yield found
-    found.close()
+@pytest.fixture(autouse=True)
+def _store(database: Database) -> None:
+    new_store(database, "vs_1")
 
 
 def test_a_passage_returns_as_it_was_stored(database: Database) -> None:

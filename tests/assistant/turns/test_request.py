@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from appliance.assistant.turns.request import read_turn
+from appliance.assistant.turns.request import KNOWN, read_turn
 from appliance.errors import InvalidRequestError
 
 FUNCTION = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
@@ -27,6 +30,9 @@ FUNCTION = {"type": "function", "name": "weather", "parameters": {"type": "objec
         ({"input": ["x"]}, "input[0]"),
         ({"input": [{"type": "computer_call"}]}, "input[0].type"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
+        ({"input": [{"role": {}, "content": "x"}]}, "input[0].role"),
+        ({"input": [{"type": {}}]}, "input[0].type"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "function", "name": {}}}, "tool_choice"),
         ({"input": [{"role": "user", "content": 5}]}, "input[0].content"),
         ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}, "input[0].content[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "input[0].content[0].type"),
@@ -135,3 +141,33 @@ def test_allowed_tools_limit_the_tools() -> None:
     assert [tool["function"]["name"] for tool in request.functions] == ["news"]
     assert request.search is None
     assert request.choice == "required"
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "role", "name", "content", "mode", "tools", "id"]), inner, max_size=3
+        )
+    ),
+    max_leaves=8,
+)
+CHOICES = st.fixed_dictionaries(
+    {"type": st.sampled_from(["function", "allowed_tools", "file_search"])},
+    optional={"name": JSON_VALUES, "mode": st.just("auto") | JSON_VALUES, "tools": JSON_VALUES},
+)
+ITEMS = st.fixed_dictionaries({}, optional={"type": JSON_VALUES, "role": JSON_VALUES, "content": JSON_VALUES})
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.dictionaries(st.sampled_from(sorted(KNOWN)), JSON_VALUES, max_size=4),
+    CHOICES | JSON_VALUES,
+    ITEMS | JSON_VALUES,
+)
+def test_any_json_is_a_request_or_an_invalid_one(body: dict[str, object], choice: object, item: object) -> None:
+    for whole in (body, {"tools": [FUNCTION], "tool_choice": choice}, {"input": [item]}):
+        # Every other exception fails the test.
+        with suppress(InvalidRequestError):
+            read_turn(whole)

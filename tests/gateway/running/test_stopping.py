@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -49,6 +50,21 @@ def test_sigterm_completes_20_streams_and_rejects_new_requests(tmp_path: Path) -
         assert service.get("/ready").status == 503
         assert all(response.result(30).body.endswith(b"data: [DONE]\n\n") for response in responses)
         assert service.gateway.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_until_the_end_leave_the_exit_code(tmp_path: Path, number: signal.Signals) -> None:
+    with serving(tmp_path / "signals") as service:
+        process = service.gateway.process
+
+        def ended() -> bool:
+            # Few pauses: one of the moments after the loop's end lasts microseconds.
+            for _ in range(1000):
+                os.kill(process.pid, number)
+            return process.poll() is not None
+
+        wait_until(ended, "the end", 30)
+        assert process.returncode == 0
 
 
 @pytest.mark.parametrize(("seconds", "whole"), [(10, True), (0, False)])

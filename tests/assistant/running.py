@@ -1,6 +1,7 @@
-"""The assistant before a stand-in of the gateway: a Unix socket whose connections end at the mock engine.
+"""The assistant behind the gateway, before a mock engine: three processes.
 
-The stand-in forwards bytes, so every request of the assistant reaches the engine as it was sent.
+Most tests connect to the assistant's own socket, with the headers that the gateway adds. Its requests for inference
+pass the gateway's acting socket, as on a host.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,61 +23,15 @@ from openai import OpenAI
 
 from appliance.assistant.caller import KEY_HEADER, USER_HEADER
 from appliance.system.unix_socket import address
-from tests.conftest import ROOT, START_S, StartedProcess, a_site, http, start_mock, wait_until
-from tests.ports import free_port
+from tests.conftest import ROOT, START_S, RunningService, StartedProcess, http, serving, wait_until
+from tests.gateway.running.conftest import create_key
 
-KEY_ID = "0123456789ab"
+ROLES = {"poet": {"model": "fake", "system_prompt": "Rhyme."}}
 
 
-class ForwardingSocket:
-    """Accepts connections on a Unix socket and forwards them to a TCP port."""
-
-    def __init__(self, path: Path, port: int) -> None:
-        self._port = port
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with address(path) as name:
-            self._listener.bind(name)
-        self._listener.listen(128)
-        self._open: set[socket.socket] = set()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """Close the listener and all connections."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for one in list(self._open):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                engine = socket.create_connection(("127.0.0.1", self._port))
-            except OSError:
-                client.close()
-                continue
-            self._open |= {client, engine}
-            left = [2]
-            for source, target in ((client, engine), (engine, client)):
-                threading.Thread(target=self._copy, args=(source, target, left), daemon=True).start()
-
-    def _copy(self, source: socket.socket, target: socket.socket, left: list[int]) -> None:
-        with suppress(OSError):
-            while piece := source.recv(65536):
-                target.sendall(piece)
-        for one in (source, target):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        left[0] -= 1
-        if not left[0]:
-            for one in (source, target):
-                self._open.discard(one)
-                one.close()
+def key_id(key: str) -> str:
+    """Return the public part of a key."""
+    return key.split("-")[1]
 
 
 @dataclass
@@ -88,6 +42,8 @@ class AssistantUnderTest:
     config: Path
     engine: StartedProcess
     process: subprocess.Popen[bytes] | None = None
+    key_ids: dict[str, str] = field(default_factory=dict)
+    """The id of a key by user."""
 
     @property
     def socket(self) -> Path:
@@ -97,12 +53,16 @@ class AssistantUnderTest:
     def log(self) -> Path:
         return self.folder / "assistant.log"
 
+    def headers(self, user: str) -> dict[str, str]:
+        """Return the headers that the gateway adds to a request of ``user``."""
+        return {USER_HEADER: user, KEY_HEADER: self.key_ids[user.partition("/")[0]]}
+
     def client(self, user: str = "ada") -> OpenAI:
         """Return a client of the official SDK, as the gateway passes its requests on."""
         return OpenAI(
             base_url="http://assistant/v1",
             api_key="none",
-            default_headers={USER_HEADER: user, KEY_HEADER: KEY_ID},
+            default_headers=self.headers(user),
             http_client=self.http(user),
             max_retries=0,
         )
@@ -112,7 +72,7 @@ class AssistantUnderTest:
         return httpx.Client(
             transport=httpx.HTTPTransport(uds=str(self.socket)),
             base_url="http://assistant/v1",
-            headers={USER_HEADER: user, KEY_HEADER: KEY_ID},
+            headers=self.headers(user),
             timeout=60,
             trust_env=False,
         )
@@ -150,7 +110,8 @@ class AssistantUnderTest:
             with socket.socket(socket.AF_UNIX) as probe, address(self.socket) as name:
                 if probe.connect_ex(name) != 0:
                     return False
-            with suppress(httpx.HTTPError), self.http() as client:
+            transport = httpx.HTTPTransport(uds=str(self.socket))
+            with suppress(httpx.HTTPError), httpx.Client(transport=transport) as client:
                 return client.get("http://assistant/health").status_code == 200
             return False
 
@@ -175,6 +136,8 @@ class ForkedAssistant(AssistantUnderTest):
     """An assistant that is forked from a process with all its modules."""
 
     child: int = 0
+    defect: str = ""
+    """A defect of :mod:`tests.assistant.sabotage` for the next start."""
 
     def start(self) -> None:
         if self.process is None:
@@ -189,7 +152,7 @@ class ForkedAssistant(AssistantUnderTest):
                 )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(b"start\n")
+        self.process.stdin.write(f"start {self.defect}\n".encode())
         self.process.stdin.flush()
         self.child = int(self.process.stdout.readline())
         self.wait_ready(self.process)
@@ -214,22 +177,25 @@ class ForkedAssistant(AssistantUnderTest):
 def assistant_running(
     folder: Path, *engine_options: str, forked: bool = False, **site: Any
 ) -> Iterator[AssistantUnderTest]:
-    """Run an assistant before the stand-in and a mock engine."""
-    engine = start_mock(folder / "engine.log", *engine_options)
-    config = folder / "site.json"
+    """Run an assistant behind a gateway and a mock engine. Its clients connect to its socket."""
+    with whole_service(folder, *engine_options, forked=forked, **site) as (_, assistant):
+        yield assistant
+
+
+@contextmanager
+def whole_service(
+    folder: Path, *engine_options: str, forked: bool = False, **site: Any
+) -> Iterator[tuple[RunningService, AssistantUnderTest]]:
+    """Run a mock engine, a gateway and an assistant, with keys of ``ada`` and ``bob``."""
     sections = {"data_dir": "data", "socket": "assistant.sock", "acting_socket": "acting.sock"}
-    roles = {"poet": {"model": "fake"}}
-    sections = {key: str(folder / value) for key, value in sections.items()}
-    config.write_text(
-        json.dumps(a_site(free_port(), engine.port, folder, assistant=sections, **({"roles": roles} | site)))
-    )
-    gateway = ForwardingSocket(folder / "acting.sock", engine.port)
-    try:
-        with assistant_process(folder, config, engine, forked=forked) as running:
-            yield running
-    finally:
-        gateway.close()
-        engine.stop()
+    settings = {key: str(folder / value) for key, value in sections.items()}
+    settings |= site.pop("assistant", {})
+    with (
+        serving(folder, *engine_options, assistant=settings, **({"roles": ROLES} | site)) as service,
+        assistant_process(folder, service.config, service.engine, forked=forked) as assistant,
+    ):
+        assistant.key_ids |= {"ada": key_id(service.key), "bob": key_id(create_key(service, "bob"))}
+        yield service, assistant
 
 
 @contextmanager
