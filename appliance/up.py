@@ -43,6 +43,9 @@ from loadtests.report import Report
 POLL_S = 0.5
 REMIND_S = 20.0
 GATEWAY_START_S = 30.0
+ASSISTANT_START_S = 60.0
+ASSISTANT_STOP_S = 40.0
+"""Seconds that the assistant gets for running responses when it stops, and for its own end."""
 LOCK = ".lock"
 """The file in the data folder that the service locks for as long as it runs."""
 SITE = "site.json"
@@ -303,6 +306,12 @@ async def _serve(
         await children.start(gateway)
         async with _step(console, f"starting the gateway on {url}"):
             await _until_ready(url, logs / "gateway.log", events.died)
+        if site.assistant is not None:
+            log = logs / "assistant.log"
+            argv = (*own, "assistant", "--config", str(config))
+            await children.start(ProcessSpec("assistant", argv, log, stop_timeout_s=ASSISTANT_STOP_S))
+            async with _step(console, "starting the assistant"):
+                await _until_it_lists(url, own_key, log, events.died)
         async with _step(console, f"smoke test: {effort}"):
             report = await _smoke(site, url, key, model, folder)
     finally:
@@ -312,7 +321,7 @@ async def _serve(
     if options.once:
         return report.exit_code
     embedders = [name for name, entry in site.models.items() if entry.task == "embed"]
-    _invite(console, url, model, key=own_key, logs=logs, embedders=embedders)
+    _invite(console, url, model, key=own_key, logs=logs, embedders=embedders, memory=_memory_roles(site))
     events.died.clear()
     try:
         await _watch(console, events, logs)
@@ -381,9 +390,9 @@ def write_site(
 ) -> tuple[Site, Path]:
     """Write the configuration that runs: the given one with the prepared model.
 
-    ``table`` is a valid site of one model, and of embedders, which do not change. Returns the result with the file
-    that the gateway reads. The model gets its real name everywhere, so that no client takes a tiny random model, or
-    a fake engine, for Qwen.
+    ``table`` is a valid site of one model, and of embedders, which do not change. The assistant's files and sockets
+    are in the data folder unless the table has paths. Returns the result with the file that the gateway reads. The
+    model gets its real name everywhere, so that no client takes a tiny random model, or a fake engine, for Qwen.
     Raises :class:`ConfigError` before anything is written.
     """
     table = json.loads(json.dumps(table))
@@ -406,6 +415,14 @@ def write_site(
     for role in table.get("roles", {}).values():
         if role.get("model") == old:
             role["model"] = new
+    if assistant := table.get("assistant"):
+        for own_model in ("title_model", "extract_model"):
+            if assistant.get(own_model) == old:
+                assistant[own_model] = new
+        folder = data.absolute()
+        assistant.setdefault("data_dir", str(folder / "assistant"))
+        assistant.setdefault("socket", str(folder / "assistant" / "assistant.sock"))
+        assistant.setdefault("acting_socket", str(folder / "acting.sock"))
     site = validate(str(data / SITE), table)
     text = json.dumps(table, indent=2)
     # Two files: people and other programs may edit the first one. A gateway that crashes must restart with the
@@ -463,6 +480,35 @@ async def _until_ready(url: str, log: Path, died: dict[str, int]) -> None:
     raise StartError(f"the gateway was not ready within {GATEWAY_START_S:.0f} s; its log is {log}")
 
 
+async def _until_it_lists(url: str, key: str, log: Path, died: dict[str, int]) -> None:
+    """Wait until the assistant behind the gateway at ``url`` lists the conversations of ``key``.
+
+    Raises :class:`StartError` if it ends, or takes too long.
+    """
+    listing = partial(send_request, url, "/v1/conversations", key=key, timeout_s=ASSISTANT_START_S)
+    deadline, status = time.monotonic() + ASSISTANT_START_S, 0
+    while time.monotonic() < deadline:
+        if "assistant" in died:
+            raise StartError(f"the assistant ended with code {died['assistant']}: {tail(log)}; its log is {log}")
+        with contextlib.suppress(*NO_RESPONSE):
+            status = (await asyncio.to_thread(listing)).status
+            if status == 200:
+                return
+        await asyncio.sleep(POLL_S / 5)
+    raise StartError(
+        f"the assistant did not respond within {ASSISTANT_START_S:.0f} s (status {status}); its log is {log}"
+    )
+
+
+def _shown(path: Path) -> Path:
+    """Return ``path`` from the working directory, if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _memory_roles(site: Site) -> list[str]:
+    return [name for name, role in site.roles.items() if role.memory] if site.assistant is not None else []
+
+
 def tail(log: Path) -> str:
     """Return the last line of ``log`` that looks like the cause of a failure."""
     text = (files.read(log) or b"").decode("utf-8", "replace")
@@ -483,7 +529,16 @@ def _own_key(keys: KeyStore, folder: Path) -> str:
     return key
 
 
-def _invite(console: Console, url: str, model: str, *, key: str, logs: Path, embedders: Iterable[str]) -> None:
+def _invite(
+    console: Console,
+    url: str,
+    model: str,
+    *,
+    key: str,
+    logs: Path,
+    embedders: Iterable[str],
+    memory: Iterable[str],
+) -> None:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
     console.print(f"\n[bold]Serving[/] on {url}/v1, model [bold]{model}[/], logs in {logs}")
     console.print(f"Your API key: {key}\n\nTry it from another terminal:\n")
@@ -491,6 +546,12 @@ def _invite(console: Console, url: str, model: str, *, key: str, logs: Path, emb
     console.print(f"    -H 'Content-Type: application/json' -d '{body}'\n", soft_wrap=True, markup=False)
     for name in embedders:
         console.print(f"Embeddings: {url}/v1/embeddings, model [bold]{name}[/]")
+    for name in memory:
+        console.print(
+            f"Memory: model [bold]{name}[/] finds your files and past chats; "
+            f".venv/bin/appliance memory add FILE --config {_shown(logs.parent / SITE)}",
+            soft_wrap=True,
+        )
     console.print("Ctrl-C stops everything.")
 
 

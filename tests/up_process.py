@@ -21,9 +21,9 @@ ENGINE_PYTHON = ROOT / ".venv-engine" / "bin" / "python"
 
 
 def site_file(folder: Path, *, embedder: bool = False) -> tuple[Path, int, int]:
-    """Write examples/laptop.toml with free ports and its data in ``folder``; without its embedder by default.
+    """Write examples/laptop.toml with free ports and its data in ``folder``.
 
-    The embedder loads for some seconds, which most tests need not wait for.
+    By default it has neither embedder nor assistant: they load for some seconds, and most tests do without.
     Return the file, the gateway's port and the engine's port.
     """
     table = tomllib.loads((ROOT / "examples" / "laptop.toml").read_text())
@@ -32,6 +32,7 @@ def site_file(folder: Path, *, embedder: bool = False) -> tuple[Path, int, int]:
         table["engines"]["embed"] |= {"port": free_port(), "shutdown_timeout_s": 2}
     else:
         del table["engines"]["embed"], table["models"]["multilingual-embedder"]
+        del table["assistant"], table["roles"]["memory"]
     table["gateway"] |= {"port": port, "data_dir": str(folder / "var"), "ready_cache_s": 0.5}
     table["engines"]["chat"] |= {"port": engine_port, "shutdown_timeout_s": 2}
     path = folder / "laptop.json"

@@ -89,9 +89,33 @@ def test_embeddings_work_at_once_also_with_the_fake_engine(tmp_path: Path) -> No
         ]
 
     wait_until(billed, "the usage row", 30)
+    memory_works(up, tmp_path)
+    children = descendants(up.process.pid)
     up.process.send_signal(signal.SIGINT)
     assert finish(up) == 0
     assert up.output.endswith("stopped; nothing is left running\n")
+    assert not alive(children)
+
+
+def memory_works(up: Up, folder: Path) -> None:
+    """Add a file as the output of `make up` shows, and read its fact through chat completions."""
+    command = re.search(r"Memory: model memory .*; .venv/bin/(appliance memory add) FILE (--config \S+)", up.output)
+    assert command, up.output
+    (folder / "notes.md").write_text("The warranty of the card of type Kestrel ends in May 2031.\n")
+    argv = [*command[1].split(), str(folder / "notes.md"), *command[2].split(), "--wait", "100s"]
+    done = subprocess.run(
+        [sys.executable, "-m", *argv], capture_output=True, text=True, check=False, timeout=110, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    question = {"role": "user", "content": "When does the warranty of the card Kestrel end?"}
+    found = http(f"{up.url}/v1/chat/completions", body={"model": "memory", "messages": [question]}, key=up.key)
+    assert (found.status, found.headers.get("x-memory")) == (200, "used"), found.body
+    (citation,) = found.json["choices"][0]["message"]["annotations"]
+    assert (citation["type"], citation["filename"]) == ("file_citation", "notes.md"), citation
+    with OpenAI(base_url=f"{up.url}/v1", api_key=up.key, max_retries=0) as client:
+        first = client.responses.create(model="fake", input="Good morning")
+        second = client.responses.create(model="fake", input="And again", previous_response_id=first.id)
+    assert second.previous_response_id == first.id
 
 
 def test_an_embedder_that_returns_noise_does_not_start(tmp_path: Path) -> None:
