@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from tests.assistant.standin import assistant_process
+from tests.assistant.running import assistant_process
 from tests.conftest import serving
 
 DIRECTIVE = "fake: tokens=2 itl_ms=0 ttft_ms=5"

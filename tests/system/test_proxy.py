@@ -193,9 +193,17 @@ def test_nothing_else_opens_an_address_by_the_environment() -> None:
                 used = module in libraries or bool(openers & {alias.name for alias in node.names})
             if used:
                 found.add(str(file.relative_to(ROOT)))
-    # The assistant's client has a Unix socket only, and the other file only names its errors.
-    acting = {"appliance/assistant/inference.py", "appliance/assistant/api/chat_completions.py"}
-    assert found == {"appliance/system/proxy.py", *acting}, "open addresses through appliance.system.proxy"
-    clients = [file for file in acting if "httpx.AsyncClient(" in (ROOT / file).read_text()]
-    assert clients == ["appliance/assistant/inference.py"]
-    assert "trust_env=False" in (ROOT / clients[0]).read_text()
+    # The assistant's client and that of the doctor have a Unix socket only; the second file only names errors. The
+    # client of Qdrant ignores the environment.
+    sockets = {"appliance/assistant/inference.py", "appliance/doctor/checks/assistant.py"}
+    direct = {"appliance/assistant/memory/qdrant.py"}
+    named = {"appliance/assistant/api/chat_completions.py"}
+    assert found == {"appliance/system/proxy.py", *sockets, *direct, *named}, (
+        "open addresses through appliance.system.proxy"
+    )
+    for name in found - {"appliance/system/proxy.py"}:
+        text = (ROOT / name).read_text()
+        clients = text.count("httpx.Client(") + text.count("httpx.AsyncClient(")
+        assert (clients > 0) == (name not in named), name
+        assert text.count("trust_env=False") == clients, name
+        assert name not in sockets or text.count("uds=") == clients, name
