@@ -22,11 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from appliance.store.keys import KeyStore
 from tests.ports import free_port
 from tests.smalldisk import SmallDisk, mounted
+
+# A busy machine stops a process for seconds, which is not a property of the code.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 MOCK_ENGINE = (sys.executable, "-m", "appliance.engines.mock")
