@@ -305,13 +305,16 @@ async def _serve(
     try:
         await children.start(gateway)
         async with _step(console, f"starting the gateway on {url}"):
-            await _until_ready(url, logs / "gateway.log", events.died)
+            log = logs / "gateway.log"
+            await _until_it_serves("gateway", url, "/ready", log, events.died, start_s=GATEWAY_START_S)
         if site.assistant is not None:
             log = logs / "assistant.log"
             argv = (*own, "assistant", "--config", str(config))
             await children.start(ProcessSpec("assistant", argv, log, stop_timeout_s=ASSISTANT_STOP_S))
             async with _step(console, "starting the assistant"):
-                await _until_it_lists(url, own_key, log, events.died)
+                await _until_it_serves(
+                    "assistant", url, "/v1/conversations", log, events.died, start_s=ASSISTANT_START_S, key=own_key
+                )
         async with _step(console, f"smoke test: {effort}"):
             report = await _smoke(site, url, key, model, folder)
     finally:
@@ -466,38 +469,25 @@ async def _probe_until_token(site: Site, replica: EngineReplica, reasons: list[s
         await asyncio.sleep(POLL_S)
 
 
-async def _until_ready(url: str, log: Path, died: dict[str, int]) -> None:
-    """Wait until the gateway at ``url`` is ready; raises :class:`StartError` if it ends, or takes too long."""
-    ready = partial(send_request, url, "/ready", timeout_s=GATEWAY_START_S)
-    deadline = time.monotonic() + GATEWAY_START_S
-    while time.monotonic() < deadline:
-        if "gateway" in died:
-            raise StartError(f"the gateway ended with code {died['gateway']}: {tail(log)}; its log is {log}")
-        with contextlib.suppress(*NO_RESPONSE):
-            if (await asyncio.to_thread(ready)).status == 200:
-                return
-        await asyncio.sleep(POLL_S / 5)
-    raise StartError(f"the gateway was not ready within {GATEWAY_START_S:.0f} s; its log is {log}")
+async def _until_it_serves(
+    name: str, url: str, path: str, log: Path, died: dict[str, int], *, start_s: float, key: str = ""
+) -> None:
+    """Wait until ``path`` of the gateway at ``url`` has the status 200, which needs the child ``name``.
 
-
-async def _until_it_lists(url: str, key: str, log: Path, died: dict[str, int]) -> None:
-    """Wait until the assistant behind the gateway at ``url`` lists the conversations of ``key``.
-
-    Raises :class:`StartError` if it ends, or takes too long.
+    Raises :class:`StartError` if the child ends, or takes longer than ``start_s`` seconds.
     """
-    listing = partial(send_request, url, "/v1/conversations", key=key, timeout_s=ASSISTANT_START_S)
-    deadline, status = time.monotonic() + ASSISTANT_START_S, 0
+    request = partial(send_request, url, path, key=key, timeout_s=start_s)
+    deadline, status = time.monotonic() + start_s, 0
     while time.monotonic() < deadline:
-        if "assistant" in died:
-            raise StartError(f"the assistant ended with code {died['assistant']}: {tail(log)}; its log is {log}")
+        if name in died:
+            raise StartError(f"the {name} ended with code {died[name]}: {tail(log)}; its log is {log}")
         with contextlib.suppress(*NO_RESPONSE):
-            status = (await asyncio.to_thread(listing)).status
+            status = (await asyncio.to_thread(request)).status
             if status == 200:
                 return
         await asyncio.sleep(POLL_S / 5)
-    raise StartError(
-        f"the assistant did not respond within {ASSISTANT_START_S:.0f} s (status {status}); its log is {log}"
-    )
+    last = f" (status {status})" if status else ""
+    raise StartError(f"the {name} was not ready within {start_s:.0f} s{last}; its log is {log}")
 
 
 def _shown(path: Path) -> Path:

@@ -12,6 +12,8 @@ from typing import Any
 
 from appliance.errors import InvalidRequestError
 
+MAX_ITEMS = 20
+"""Items of one request."""
 ROLES = ("user", "assistant", "system", "developer")
 STATUSES = ("in_progress", "completed", "incomplete")
 SEARCH_RESULTS = "file_search_call.results"

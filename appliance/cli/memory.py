@@ -23,6 +23,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from appliance.assistant.api.files import publish_file
 from appliance.assistant.api.search import search_hit
 from appliance.assistant.api.uploads import clean_filename
 from appliance.assistant.calibration.site_rules import ChosenRule, SiteRules
@@ -256,12 +257,11 @@ def _store_file(context: AssistantContext, caller: Caller, path: Path, content: 
             tenant=caller.user,
             filename=clean_filename(path.name),
             purpose=PURPOSE,
-            size=len(content),
+            size=draft.size,
             digest=digest,
             created_at=time.time(),
         )
-        FileRepository(context.database).add(record)
-        draft.publish()
+        publish_file(FileRepository(context.database), draft, record)
     finally:
         draft.discard()
     _give_to_owner(context.folder, [context.folder / "files", context.folder / "files" / file_id])
@@ -319,8 +319,7 @@ async def _search_stores(args: argparse.Namespace) -> int:
                 caller, chosen, [args.query], limit=args.limit, max_stores=len(chosen)
             )
         finally:
-            if sync.client is not None:
-                sync.client.close()
+            sync.close()
     if args.json:
         print(json.dumps(_outcome_json(found), ensure_ascii=False, indent=2))
         return 0
@@ -396,8 +395,7 @@ def _rebuild(args: argparse.Namespace) -> int:
         sync.step(progress=_points)
         print("the points of all large stores are complete")
     finally:
-        if sync.client is not None:
-            sync.client.close()
+        sync.close()
         context.database.close()
     return 0
 

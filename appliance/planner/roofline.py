@@ -180,11 +180,6 @@ def prefill_seconds(terms: PassTerms, k: Constants) -> float:
     return compute_time(terms, k) + communication_time(terms, k) + cpu
 
 
-def decode_step(workload: Workload, k: Constants, *, batch: float, context: float) -> DecodeStep:
-    """Return the time of one step that decodes ``batch`` sequences of ``context`` tokens on one replica."""
-    return step_time(decode_terms(workload, batch=batch, context=context), k)
-
-
 def prefill_time(workload: Workload, tokens: float, k: Constants) -> float:
     """Return the seconds in which an idle replica's cards prefill one prompt of ``tokens`` tokens."""
     return prefill_seconds(prefill_terms(workload, tokens), k)

@@ -142,7 +142,7 @@ def loop_times(terms: LoopTerms, k: Constants) -> LoopTimes:
     """Return the rate and the times of a closed loop. Formulas are of operators only and accept arrays."""
     step = step_time(terms.decode, k)
     usual = k.mtp_acceptance**terms.mtp * k.eagle_acceptance**terms.eagle * k.dflash_acceptance**terms.dflash
-    # Without a method the base is 1 and there are no drafts: 1.000001 keeps the quotient defined.
+    # Without a method the base is 1 and the drafts are 0: 1.000001 keeps the quotient defined.
     usual = usual * (1.0 - 1e-6)
     geometric = (1.0 - usual ** (terms.draft_tokens + 1.0)) / (1.0 - usual)
     unstated = 1.0 - terms.accepted / (terms.accepted + 1e-12)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,8 +14,8 @@ from appliance.contract.load import load
 from appliance.contract.model import PACKAGED_EMBEDDER
 from appliance.engines import argv
 from appliance.store.keys import KeyStore
-from appliance.system.unix_socket import address
-from tests.conftest import ROOT, START_S, RunningService, serving, start, start_mock, wait_until
+from tests.assistant.running import assistant_process
+from tests.conftest import RunningService, serving, start, start_mock, wait_until
 from tests.ports import free_port
 
 MODEL = "fake"
@@ -76,32 +72,6 @@ def service_with_state(
         config = load(service.config)
         built = argv.command(config, argv.find(config, "embed"), folder)
         stack.callback(start([*built.argv], port, folder / "embedder.log", **built.environment).stop)
-        stack.enter_context(_assistant(folder, service.config))
+        stack.enter_context(assistant_process(folder, service.config, engine))
         known = vars(service) | {"engine": engine, "assistant_socket": Path(own["socket"])}
         yield ServiceWithState(**known)
-
-
-@contextmanager
-def _assistant(folder: Path, config: Path) -> Iterator[None]:
-    log = folder / "assistant.log"
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "appliance", "assistant", "--config", str(config)],
-            stdout=output,
-            stderr=output,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-    def listens() -> bool:
-        assert process.poll() is None, log.read_text()[-2000:]
-        with socket.socket(socket.AF_UNIX) as probe, address(folder / "assistant.sock") as name:
-            return probe.connect_ex(name) == 0
-
-    try:
-        wait_until(listens, "the start of the assistant", START_S)
-        yield
-    finally:
-        process.terminate()
-        process.wait(60)
-    assert "Traceback" not in log.read_text(), log.read_text()[-4000:]

@@ -15,13 +15,11 @@ from appliance.assistant.api.pages import Limit, as_list
 from appliance.assistant.api.requests import Calling, not_found
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.ids import is_id
-from appliance.assistant.item_form import shown_form, stored_form
+from appliance.assistant.item_form import MAX_ITEMS, shown_form, stored_form
 from appliance.assistant.metadata import read_metadata
 from appliance.assistant.store.conversations import ConversationExport, ConversationStore, StoredConversation
 from appliance.errors import InvalidRequestError
 
-MAX_ITEMS = 20
-"""Items of one request."""
 EXPORT_VERSION = 1
 
 Direction = Annotated[Literal["asc", "desc"], Query()]

@@ -7,6 +7,9 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from appliance.assistant.item_form import MAX_ITEMS, ROLES
+from appliance.assistant.metadata import MAX_NAME, MAX_PAIRS, MAX_VALUE
+
 __all__ = ["CONVERSATION_BODY", "ERRORS", "ITEMS_BODY", "METADATA_BODY", "TURN_BODY", "UPLOAD_BODY", "DescribedApp"]
 
 
@@ -58,22 +61,22 @@ _TEXT = {"type": "string"}
 _METADATA = _or_null(
     {
         "type": "object",
-        "maxProperties": 16,
-        "propertyNames": {"maxLength": 64},
-        "additionalProperties": {"type": "string", "maxLength": 512},
+        "maxProperties": MAX_PAIRS,
+        "propertyNames": {"maxLength": MAX_NAME},
+        "additionalProperties": {"type": "string", "maxLength": MAX_VALUE},
     }
 )
 _MESSAGE = _object(
     {
         "type": {"const": "message"},
-        "role": {"enum": ["user", "assistant", "system", "developer"]},
+        "role": {"enum": [*ROLES]},
         "content": _TEXT,
     },
     "type",
     "role",
     "content",
 )
-_ITEMS = {"type": "array", "items": _MESSAGE, "maxItems": 20}
+_ITEMS = {"type": "array", "items": _MESSAGE, "maxItems": MAX_ITEMS}
 CONVERSATION_BODY = _body(
     "application/json", _object({"items": _or_null(_ITEMS), "metadata": _METADATA}), required=False
 )

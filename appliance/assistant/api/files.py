@@ -69,7 +69,7 @@ def file_routes(context: AssistantContext) -> APIRouter:
                 created_at=now,
                 expires_at=None if expires_s is None else now + expires_s,
             )
-            await asyncio.to_thread(_publish, files, draft, record)
+            await asyncio.to_thread(publish_file, files, draft, record)
         finally:
             for one in drafts:
                 # A published draft has another name by now.
@@ -157,7 +157,11 @@ def content_headers(record: FileRecord) -> Mapping[str, str]:
     }
 
 
-def _publish(files: FileRepository, draft: ContentDraft, record: FileRecord) -> None:
+def publish_file(files: FileRepository, draft: ContentDraft, record: FileRecord) -> None:
+    """Store the row of a file, then give its content the name; without the name, the row is removed again.
+
+    Raises :class:`StoreError`.
+    """
     files.add(record)
     try:
         draft.publish()

@@ -122,6 +122,11 @@ class QdrantSync:
         self.executor = ThreadPoolExecutor(SEARCHES, "large-store")
         """The threads that wait for the server in a search: all others remain for requests without Qdrant."""
 
+    def close(self) -> None:
+        """Close all connections; no search follows."""
+        if self.client is not None:
+            self.client.close()
+
     def is_large(self, passages: int, *, before: bool) -> bool:
         """Return whether Qdrant searches a store with ``passages``; ``before`` is the previous result."""
         if self.client is None:
@@ -193,11 +198,16 @@ class QdrantSync:
             return
         with self._pass:
             for name in self.client.collections():
-                if name.startswith(PREFIX) and store_id is None:
+                if not name.startswith(PREFIX):
+                    continue
+                if store_id is None:
                     self.client.drop(name)
-                elif name.startswith(PREFIX) and store_id is not None:
+                else:
                     self.client.delete_store(name, store_id)
-            self._points = {one: points for one, points in self._points.items() if one != store_id and store_id}
+            if store_id is None:
+                self._points.clear()
+            else:
+                self._points.pop(store_id, None)
 
     def step(self, *, progress: Callable[[LargeStore, int], None] | None = None) -> None:
         """Make the points of all large stores equal to their passages, and remove all other points.
@@ -367,4 +377,4 @@ async def qdrant_syncing(context: AssistantContext) -> AsyncIterator[None]:
         async with in_background(sync.run(), "the vector index"):
             yield
     finally:
-        sync.client.close()
+        sync.close()

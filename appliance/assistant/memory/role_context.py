@@ -37,6 +37,11 @@ class RoleMemory:
         self._context = context
         self._search = context.shared(StoreSearch)
 
+    def remembers(self, model: str) -> bool:
+        """Return whether ``model`` is a role with a memory."""
+        role = self._context.site.roles.get(model)
+        return role is not None and bool(role.memory)
+
     async def retrieve(
         self, caller: Caller, model: str, queries: Sequence[str], *, first: int = 1
     ) -> RetrievedContext:
@@ -48,9 +53,9 @@ class RoleMemory:
             queries: Formulations of what the user looks for; none for a turn without a message.
             first: Number of the first passage.
         """
-        role = self._context.site.roles.get(model)
-        if role is None or not role.memory or not queries:
+        if not self.remembers(model) or not queries:
             return RetrievedContext("none")
+        role = self._context.site.roles[model]
         now = datetime.now(UTC)
         try:
             stores = await asyncio.to_thread(self._stores, caller.user, role.memory)

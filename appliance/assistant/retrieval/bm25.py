@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -179,7 +179,7 @@ class Bm25Index:
         count = postings.live if postings is not None else 0
         return math.log1p((len(self._slots) - count + 0.5) / (count + 0.5))
 
-    def containing(self, alternatives: Sequence[Sequence[str]]) -> TermPresence:
+    def containing(self, alternatives: Iterable[Sequence[str]]) -> TermPresence:
         """Return the documents that contain all terms of one of ``alternatives``."""
         present = np.zeros(len(self._keys), np.bool_)
         for group in alternatives:

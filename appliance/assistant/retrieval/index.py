@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -230,7 +230,7 @@ class HybridIndex:
         """Return the BM25 scores of the allowed passages and the coverage of all; valid until the next change."""
         return self._text.match(query, allowed=allowed)
 
-    def containing(self, alternatives: Sequence[Sequence[str]]) -> TermPresence:
+    def containing(self, alternatives: Iterable[Sequence[str]]) -> TermPresence:
         """Return the passages that contain all terms of one of ``alternatives``; valid until the next change."""
         return self._text.containing(alternatives)
 

@@ -196,8 +196,8 @@ def find_candidates(
     scored = [(one.score * _recency(index[one.key], request.now, settings), one.key) for one in fused]
     scored.sort(key=lambda pair: (-pair[0], pair[1]))
     keys = [key for _, key in scored]
-    evidence = [one.evidence(keys) for one in matches]
-    return [RankedPassage(index[key], score, max(found[key] for found in evidence)) for score, key in scored]
+    by_query = [one.evidence(keys) for one in matches]
+    return [RankedPassage(index[key], score, max(found[key] for found in by_query)) for score, key in scored]
 
 
 def reorder(
@@ -305,7 +305,7 @@ def _match(
         text_ranking = [hit.key for hit in text.best(settings.candidates) if text.coverage(hit.key) >= least]
     # Without one of the rankings, the other one has the whole weight.
     share = settings.rule.text_share if text is not None and vector is not None else float(vector is None)
-    names = [(one.script, index.containing([[one.whole], one.parts])) for one in requested_names(query.text)]
+    names = [(one.script, index.containing({(one.whole,), one.parts})) for one in requested_names(query.text)]
     rule = replace(settings.rule, text_share=share)
     return _QueryMatch(index, text, vector, text_ranking, similarities, rule, names)
 

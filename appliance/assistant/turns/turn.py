@@ -199,6 +199,8 @@ class ResponseTurn:
     async def _prompt(self, history: TurnHistory) -> ChatPrompt:
         """Return the prompt with the memory of the role, or without it if both do not fit in the context."""
         request, services = self.request, self._services
+        if not services.memory.remembers(self._model):
+            return await services.fit.prompt(request, history, self._model, self.caller)
         whole = services.fit.whole_prompt(request, history, self._model)
         # Numbers of earlier searches are at most as many as their results.
         before = sum(len(item.get("results") or ()) for item in (*history.items, *history.own.items))
