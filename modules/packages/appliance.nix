@@ -18,18 +18,24 @@ python313Packages.buildPythonApplication {
   dependencies =
     with python313Packages;
     [
+      aiogram
       alembic
       fastapi
       httptools
       httpx
       jinja2
+      latex2mathml
       mammoth
+      markdown-it-py
       markdownify
+      mdit-py-plugins
       msgspec
+      nh3
       numpy
       prometheus-client
       psycopg
       pydantic
+      pygments
       pypdfium2
       python-multipart
       rich

@@ -10,6 +10,7 @@ import venv
 from pathlib import Path
 
 from tests.conftest import ROOT, RunningService
+from tests.loadtests.stall import STALL
 from tests.ports import free_port
 
 
@@ -21,7 +22,7 @@ def run(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[s
 
 def test_a_load_test_makes_the_requested_number_of_requests(service: RunningService, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    words = ("loadtest", "--config", service.config, "--users", "3", "--requests", "4", "--json", report)
+    words = ("loadtest", "--config", service.config, "--users", "3", "--requests", "4", *STALL, "--json", report)
     done = run(*words, APPLIANCE_API_KEY=service.key)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(report.read_text())["requests"] == 12
@@ -36,7 +37,7 @@ def test_a_load_test_runs_in_an_interpreter_without_packages(service: RunningSer
     imported = subprocess.run([bare, "-c", "import locust"], capture_output=True, check=False, cwd=tmp_path)
     assert imported.returncode != 0
     packages = next(path for path in sys.path if path.endswith("site-packages"))
-    words = ["loadtest", "--config", str(service.config), "--users", "1", "--requests", "2"]
+    words = ["loadtest", "--config", str(service.config), "--users", "1", "--requests", "2", *STALL]
     wrapper = (
         f"import site, sys; site.addsitedir({packages!r}); sys.path.append({str(ROOT)!r}); "
         f"from appliance.cli import main; sys.exit(main({words!r}))"

@@ -16,6 +16,7 @@ from appliance.errors import UsageError
 from appliance.system.stopping import Stop
 from loadtests.outputs import Outputs
 from tests.fakes.witness import long_run, witness
+from tests.loadtests.stall import STALL
 from tests.ports import free_port
 
 
@@ -199,7 +200,7 @@ def test_settings_of_other_programs_do_not_reach_the_load(tmp_path: Path) -> Non
     environ = {"LOCUST_WEB_PORT": "abc", "LOCUST_RUN_TIME": "1s", "LOCUST_PROCESSES": "x", "APPLIANCE_SEED": "x"}
     environ |= {"APPLIANCE_SCENARIO": "none", "GEVENT_LOOP": "none", "HOME": str(tmp_path), "APPLIANCE_API_KEY": ""}
     environ |= dict.fromkeys(["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"], dead_proxy)
-    words = ("--users", "2", "--requests", "2", "--client-lag-ms", "5000", "--json", tmp_path / "json")
+    words = ("--users", "2", "--requests", "2", *STALL, "--json", tmp_path / "json")
     with (
         witness() as gateway,
         long_run(tmp_path, "loadtest", "--url", gateway.url, *words, cwd=tmp_path, **environ) as run,
@@ -211,7 +212,7 @@ def test_settings_of_other_programs_do_not_reach_the_load(tmp_path: Path) -> Non
 
 def test_a_proxy_is_used_for_all_requests(tmp_path: Path) -> None:
     """Only the proxy reaches the server: models, metrics and load."""
-    words = ("--users", "2", "--requests", "2", "--client-lag-ms", "5000", "--json", tmp_path / "json")
+    words = ("--users", "2", "--requests", "2", *STALL, "--json", tmp_path / "json")
     with witness() as proxy:
         environ = dict.fromkeys(("http_proxy", "HTTP_PROXY"), proxy.url) | {"no_proxy": "", "NO_PROXY": ""}
         argv = ("loadtest", "--url", "http://192.0.2.1", *words)

@@ -26,10 +26,9 @@ from loadtests.run import environment
 from loadtests.scenarios import SCENARIOS
 from tests.conftest import ROOT, RunningService, StartedProcess, http, opens, start, start_mock, wait_until
 from tests.fakes.witness import long_run
+from tests.loadtests.stall import STALL
 from tests.ports import free_port
 
-STALL = ("--client-lag-ms", "5000", "--slo-ttft-p99-ms", "7000", "--slo-tpot-p99-ms", "5000")
-"""A machine that other tests load may stall for 5 s: that is a valid run, so its SLOs allow the same stall."""
 FEW = ("--users", "2", "--requests", "2", *STALL)
 """A load of a second."""
 
@@ -118,7 +117,7 @@ def test_an_open_loop_with_bursts_cancelled_requests_and_a_warmup(engine: Starte
     out = tmp_path / "report.json"
     done = loadtest(
         "n8n", "--url", engine.url, "--duration", "3s", "--warmup", "1s", "--burst", "5", "--burst-every", "1s",
-        "--rate", "20", "--cancel-share", "0.5", "--client-lag-ms", "5000", "--json", out,
+        "--rate", "20", "--cancel-share", "0.5", *STALL, "--json", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = report_of(out)
@@ -154,7 +153,7 @@ def test_a_client_that_is_too_slow_invalidates_the_run(engine: StartedProcess, t
 
 def test_a_baseline_is_compared_only_with_the_same_load(engine: StartedProcess, tmp_path: Path) -> None:
     before, now = tmp_path / "before.json", tmp_path / "now.json"
-    words = ("--model", "fake", "--users", "6", "--requests", "6", "--client-lag-ms", "5000")
+    words = ("--model", "fake", "--users", "6", "--requests", "6", *STALL)
     assert loadtest("--url", engine.url, *words, "--json", before).returncode == 0
     slow = start_mock(tmp_path / "log", "--ttft-ms", "200", "--itl-ms", "1")
     try:
@@ -169,23 +168,12 @@ def test_a_baseline_is_compared_only_with_the_same_load(engine: StartedProcess, 
 
 
 def test_the_search_finds_the_highest_load(tmp_path: Path) -> None:
-    # Two sequences at once of 0.5 s each: a third user waits half a second for the first token.
-    small = start_mock(tmp_path / "log", "--capacity", "2", "--tokens", "10", "--itl-ms", "50", "--ttft-ms", "10")
+    # Two sequences at once of 3 s each: a third user waits 3 s for the first token, more than a stall lasts.
+    small = start_mock(tmp_path / "log", "--capacity", "2", "--tokens", "10", "--itl-ms", "300", "--ttft-ms", "10")
     out = tmp_path / "report.json"
+    words = ("--url", small.url, "--model", "fake", *STALL, "--users", "2", "--requests", "1")
     try:
-        words = (
-            "--url",
-            small.url,
-            "--model",
-            "fake",
-            "--users",
-            "2",
-            "--requests",
-            "2",
-            "--client-lag-ms",
-            "5000",
-        )
-        done = loadtest("chat", *words, "--find-goodput", "--slo-ttft-p99-ms", "300", "--json", out)
+        done = loadtest("chat", *words, "--find-goodput", "--slo-ttft-p99-ms", "2700", "--json", out)
     finally:
         small.stop()
     assert done.returncode == 0, done.stdout + done.stderr
