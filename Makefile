@@ -26,6 +26,8 @@ export TORCH_INDEX
 # Variables with which a Python would import other modules than those of its environment.
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONEXECUTABLE PYTHONUSERBASE PYTHONSTARTUP
 unexport PYTHONINSPECT PYTHONOPTIMIZE
+# With it, each of the thousands of processes of the tests compiles every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: up test test-operate test-operate-vllm test-kills test-chats-vllm test-boot test-install test-network network-table lint fmt lock lock-check lock-clients lock-engine
 .PHONY: verify-wheels prove-engine prove-cold-start options-doc calibrate bench clean
