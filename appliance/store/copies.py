@@ -8,7 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, func, select
+from sqlalchemy import Connection, Engine, Table, column, delete, func, insert, select
+from sqlalchemy import table as sql_table
 from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.errors import StoreError
@@ -60,6 +61,7 @@ def copy_rows(
     process: str,
     numbered: Table,
     at_once: int,
+    gap: int = 0,
     then: Callable[[Connection], object] = lambda _: None,
 ) -> dict[str, int]:
     """Copy rows between two databases as of one moment, in one transaction; return the rows of each table by name.
@@ -71,6 +73,7 @@ def copy_rows(
         process: The process of the target, for the message if it has rows already.
         numbered: The table whose column ``number`` has a sequence.
         at_once: Rows that are held in memory.
+        gap: Numbers that the next row of ``numbered`` leaves out.
         then: The last change of the target in the transaction.
 
     Raises :class:`StoreError` if either database fails, or if a table of the target has rows: a copy must not mix
@@ -97,12 +100,21 @@ def copy_rows(
                         rows[table.name] += len(part)
             engine = target
             then(into)
-            if target.dialect.name == "postgresql":
-                # Explicit numbers do not move the sequence that the next rows take theirs from.
-                into.exec_driver_sql(
-                    f"SELECT setval(pg_get_serial_sequence('{numbered.name}', 'number'), "  # noqa: S608
-                    f"(SELECT coalesce(max(number), 0) + 1 FROM {numbered.name}), false)"
-                )
+            _number_on(into, numbered, gap)
     except SQLAlchemyError as error:
         raise refused(error, engine) from error
     return rows
+
+
+def _number_on(connection: Connection, table: Table, gap: int) -> None:
+    """Let the next row of ``table`` have the number after its greatest one and ``gap`` others."""
+    last = (connection.execute(select(func.max(table.c.number))).scalar() or 0) + gap
+    if connection.dialect.name == "postgresql":
+        # Explicit numbers do not move the sequence that the next rows take theirs from.
+        sequence = func.pg_get_serial_sequence(table.name, "number")
+        connection.execute(select(func.setval(sequence, last + 1, False)))
+    elif gap:
+        # SQLite has a row here only for a table of kind AUTOINCREMENT that has had rows.
+        numbers = sql_table("sqlite_sequence", column("name"), column("seq"))
+        connection.execute(delete(numbers).where(numbers.c.name == table.name))
+        connection.execute(insert(numbers).values(name=table.name, seq=last))

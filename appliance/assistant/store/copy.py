@@ -20,6 +20,9 @@ from appliance.system import files
 
 AT_ONCE = 1000
 """Rows that a copy holds in memory; a passage has its text and its vector."""
+UNUSED_NUMBERS = 2**32
+"""Numbers of passages that a loaded copy leaves out: those given after the copy was made may be points in Qdrant, and
+a new passage must not find another one's vector under its number."""
 
 
 def write_copy(database: Database, folder: Path) -> Mapping[str, int]:
@@ -61,17 +64,17 @@ def load_copy(source: Path, database: Database) -> Mapping[str, int]:
         _check(work / FILE)
         copy = Database(work)
         try:
-            return _copy_rows(copy.engine, database.engine)
+            return _copy_rows(copy.engine, database.engine, gap=UNUSED_NUMBERS)
         finally:
             copy.close()
     finally:
         _remove(work)
 
 
-def _copy_rows(source: Engine, target: Engine) -> dict[str, int]:
+def _copy_rows(source: Engine, target: Engine, *, gap: int = 0) -> dict[str, int]:
     """Copy all rows as of one moment into a database without rows."""
     statements = {table: select(table) for table in METADATA.sorted_tables}
-    return copy_rows(source, target, statements, process="assistant", numbered=PASSAGES, at_once=AT_ONCE)
+    return copy_rows(source, target, statements, process="assistant", numbered=PASSAGES, at_once=AT_ONCE, gap=gap)
 
 
 def _check(file: Path) -> dict[str, int]:

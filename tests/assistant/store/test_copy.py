@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, select
 
-from appliance.assistant.store.copy import load_copy, write_copy
+from appliance.assistant.store.copy import UNUSED_NUMBERS, load_copy, write_copy
 from appliance.assistant.store.database import FILE, Database
+from appliance.assistant.store.passages import numbers_of
 from appliance.assistant.store.schema import CONVERSATION_ITEMS, CONVERSATIONS, ITEMS
 from appliance.errors import StoreError
+from tests.assistant.store.passage_rows import new_store, passage, put
 
 ROOT = Path(__file__).parents[3]
 
@@ -137,3 +139,27 @@ def test_the_commands_copy_and_load(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "var/assistant" / FILE) as found:
         assert found.execute("SELECT id FROM conversations").fetchall() == [("conv_1",)]
     found.close()
+
+
+@pytest.mark.parametrize("passages", [0, 2])
+def test_a_loaded_copy_gives_no_number_that_was_given_after_the_copy(
+    tmp_path: Path, url: str | None, passages: int
+) -> None:
+    # Qdrant may have points of the numbers that the lost database gave after its last backup.
+    origin = Database(tmp_path / "origin")
+    new_store(origin, "vs_1")
+    put(origin, "kept", *[passage(str(number)) for number in range(passages)])
+    write_copy(origin, tmp_path / "copy")
+    put(origin, "lost", passage("lost"))
+    target = Database(tmp_path / "target", url)
+    assert load_copy(tmp_path / "copy" / FILE, target)["passages"] == passages
+    put(target, "new", passage("new"), passage("newer"))
+    with origin.reading() as connection:
+        lost = max(numbers_of(connection, "ada", "vs_1"))
+    with target.reading() as connection:
+        numbers = [int(number) for number in numbers_of(connection, "ada", "vs_1")]
+    assert numbers[:-2] == [*range(1, passages + 1)]
+    assert numbers[-2:] == [passages + UNUSED_NUMBERS + 1, passages + UNUSED_NUMBERS + 2]
+    assert lost < numbers[-2]
+    origin.close()
+    target.close()

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from sqlalchemy import insert, select, update
 
-from appliance.assistant.retrieval.fingerprint import EmbedderFingerprint
 from appliance.assistant.store.database import Database
 from appliance.assistant.store.passages import (
-    StoredPassage,
     attributes_of,
     count_change,
     count_passages,
@@ -22,28 +20,9 @@ from appliance.assistant.store.passages import (
     state_of,
     versions_of,
 )
-from appliance.assistant.store.schema import FILES, PASSAGES, VECTOR_STORE_FILES, VECTOR_STORES
+from appliance.assistant.store.schema import FILES, PASSAGES, VECTOR_STORE_FILES
 from appliance.errors import ConflictError
-
-SMALL = EmbedderFingerprint("small", "r1", "mean", "", 2, "float32")
-
-
-def new_store(database: Database, store_id: str, tenant: str = "ada") -> str:
-    row = {"id": store_id, "tenant": tenant, "kind": "files", "created_at": 1.0, "last_active_at": 1.0}
-    with database.writing() as connection:
-        connection.execute(insert(VECTOR_STORES).values(row))
-    return store_id
-
-
-def passage(text: str, *, subject: str | None = None, since: float | None = None) -> StoredPassage:
-    kind = "fact" if subject else "chunk"
-    vector = np.array([1.0, 2.0], np.float32)
-    return StoredPassage(kind, "title", text, vector, subject=subject, date=since, valid_from=since)
-
-
-def put(database: Database, group: str, *passages: StoredPassage, tenant: str = "ada") -> bool:
-    with database.writing() as connection:
-        return replace_group(connection, tenant, "vs_1", group, passages, fingerprint=SMALL)
+from tests.assistant.store.passage_rows import SMALL, new_store, passage, put
 
 
 def texts(database: Database, tenant: str = "ada") -> list[str]:
