@@ -73,7 +73,7 @@ def copy_rows(
         process: The process of the target, for the message if it has rows already.
         numbered: The table whose column ``number`` has a sequence.
         at_once: Rows that are held in memory.
-        gap: Numbers that the next row of ``numbered`` leaves out.
+        gap: Numbers that the next row of ``numbered`` omits.
         then: The last change of the target in the transaction.
 
     Raises :class:`StoreError` if either database fails, or if a table of the target has rows: a copy must not mix

@@ -21,8 +21,8 @@ from appliance.system import files
 AT_ONCE = 1000
 """Rows that a copy holds in memory; a passage has its text and its vector."""
 UNUSED_NUMBERS = 2**32
-"""Numbers of passages that a loaded copy leaves out: those given after the copy was made may be points in Qdrant, and
-a new passage must not find another one's vector under its number."""
+"""Numbers of passages that a loaded copy omits. Those given after the copy was made may be points in Qdrant: a new
+passage must not find another one's vector under its number."""
 
 
 def write_copy(database: Database, folder: Path) -> Mapping[str, int]:
