@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from appliance import __version__
+from appliance.admin.users import bill_router, invites_router, users_router
 from appliance.contract.model import USER_PATTERN, Site
 from appliance.errors import (
     ApplianceError,
@@ -30,9 +31,11 @@ from appliance.errors import (
     openai_body,
 )
 from appliance.gateway import control_client
+from appliance.store.bills import BillReader
 from appliance.store.keys import LEAST_WEIGHT, MOST_WEIGHT, KeyStore
 from appliance.store.models import Key
 from appliance.store.usage import UsageLine, UsageReader, as_csv
+from appliance.store.users import UserStore
 
 BEARER = HTTPBearer(auto_error=False, description="The admin token.")
 
@@ -116,7 +119,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, text in (
         (400, "Invalid request"),
         (401, "Admin token missing or invalid"),
-        (404, "Key, model, role or path not found"),
+        (404, "Key, user, plan, model, role or path not found"),
         (409, "Conflict with the state of the gateway"),
         (503, "Gateway not reachable"),
     )
@@ -130,12 +133,13 @@ def make_app(site: Site, folder: Path, token: str) -> FastAPI:
     """
     url = site.gateway.database_url
     keys, usage = KeyStore(folder, url), UsageReader(folder, url)
+    users, bills = UserStore(folder, url), BillReader(folder, url)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> Any:
         yield
-        keys.close()
-        usage.close()
+        for store in (keys, usage, users, bills):
+            store.close()
 
     def admin(bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
         sent = b"" if bearer is None else bearer.credentials.encode()
@@ -145,6 +149,13 @@ def make_app(site: Site, folder: Path, token: str) -> FastAPI:
     app = FastAPI(title="Appliance admin API", version=__version__, lifespan=lifespan)
     app.include_router(_keys(site, keys), dependencies=[Depends(admin)], responses=PROBLEMS)
     app.include_router(_usage(usage), dependencies=[Depends(admin)], responses=PROBLEMS)
+    of_users = (
+        users_router(site, users, usage),
+        invites_router(site, users, usage),
+        bill_router(site, users, bills),
+    )
+    for router in of_users:
+        app.include_router(router, dependencies=[Depends(admin)], responses=PROBLEMS)
     app.include_router(_models(folder), dependencies=[Depends(admin)], responses=PROBLEMS)
 
     @app.get("/health")

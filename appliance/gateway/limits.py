@@ -8,6 +8,7 @@ also counts for the key, and for the key's user if the site gives that user limi
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -115,14 +116,33 @@ class Ledger:
         max_end_users: Allowances of end users that are kept.
     """
 
-    def __init__(self, default: Limits, users: dict[str, Limits], max_end_users: int = MAX_END_USERS) -> None:
+    def __init__(self, default: Limits, users: Mapping[str, Limits], max_end_users: int = MAX_END_USERS) -> None:
         self._default = default
         self._max_end_users = max_end_users
+        self._named = users
         self._limits = users
+        """Limits by user: those of the site's ``users``, then those of plans."""
         self._users: dict[str, Allowance] = {}
         self.kept_end_users: OrderedDict[str, Allowance] = OrderedDict()
         """Allowances of end users; the ledger inspects the first ones for each new end user."""
         self._keys: dict[str, tuple[Figures, Allowance]] = {}
+
+    def set_plans(self, plans: Mapping[str, Limits], now: float) -> None:
+        """Use the limits of ``plans``, by user, for all users that the site does not name.
+
+        A user whose limits change keeps its count of requests in flight and gets new buckets at ``now``.
+        """
+        before, self._limits = self._limits, {**plans, **self._named}
+        for user, allowance in self._users.items():
+            limits = self.limits(user)
+            if limits != before.get(user, self._default):
+                allowance.requests = _bucket(limits.requests_per_minute, now)
+                allowance.tokens = _bucket(limits.tokens_per_minute, now)
+                allowance.most_in_flight = limits.requests_in_flight
+
+    def limits(self, user: str) -> Limits:
+        """Return the limits of ``user``, without those of its keys."""
+        return self._limits.get(user, self._default)
 
     def weight(self, key: Key) -> float:
         """Return the share of a busy engine for ``key``, relative to weight 1.

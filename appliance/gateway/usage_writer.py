@@ -11,11 +11,12 @@ from dataclasses import fields
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
+from typing import TypeVar
 
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import Connection, Engine, delete, func, select
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
-from appliance.store.database import open_database
+from appliance.store.database import open_database, refused
 from appliance.store.models import UsageRow
 from appliance.store.schema import USAGE
 
@@ -50,6 +51,9 @@ VALUES = attrgetter(*COLUMNS)
 """Returns a row as a tuple; ``dataclasses.astuple`` copies deeply and cost 6 % of a request."""
 
 
+T = TypeVar("T")
+
+
 class UsageWriter:
     """Receives rows from the event loop and commits them in batches.
 
@@ -75,11 +79,44 @@ class UsageWriter:
         self._pruned_at = float("-inf")
         self._rows: deque[UsageRow] = deque()
         self._stop = threading.Event()
-        self.put = self._rows.append
-        """Add a finished row; never blocks."""
+        self.accepted = 0
+        """Rows added so far: the number of the last one."""
+        self._handled = 0
+        """Rows that are committed or dropped."""
+        self._committing = threading.Lock()
+        """Held while rows are committed and counted; the event loop never takes it."""
         self._statements = {count: _insert(self._engine, count) for count in (1, CHUNK)}
         self._thread = threading.Thread(target=self._run, name="usage-writer", daemon=True)
         self._thread.start()
+
+    def put(self, row: UsageRow) -> None:
+        """Add a finished row; never blocks."""
+        self.accepted += 1
+        self._rows.append(row)
+
+    def consistent(self, read: Callable[[Connection], T]) -> tuple[int, T]:
+        """Run ``read`` on a view of the table as of one moment, in the caller's thread.
+
+        Returns:
+            The number of rows of this writer that the view contains or that were dropped; the result of ``read``.
+
+        Raises:
+            StoreError: The database fails.
+        """
+        try:
+            with self._engine.connect() as connection:
+                if self._engine.dialect.name == "sqlite":
+                    # SQLite's driver begins no transaction for a SELECT.
+                    connection.exec_driver_sql("BEGIN")
+                else:
+                    connection.execution_options(isolation_level="REPEATABLE READ")
+                with self._committing:
+                    # The view begins with the first statement that reads.
+                    connection.execute(select(func.max(USAGE.c.number)))
+                    number = self._handled
+                return number, read(connection)
+        except SQLAlchemyError as error:
+            raise refused(error, self._engine) from error
 
     def close(self) -> None:
         """Commit the waiting rows and stop; drop them if the database rejects them."""
@@ -96,6 +133,7 @@ class UsageWriter:
             waiting += [self._rows.popleft() for _ in range(len(self._rows))]
             if len(waiting) > MAX_WAITING:
                 self.dropped += len(waiting) - MAX_WAITING
+                self._handled += len(waiting) - MAX_WAITING
                 del waiting[: len(waiting) - MAX_WAITING]
             try:
                 if waiting:
@@ -115,10 +153,12 @@ class UsageWriter:
 
     def _commit_storable(self, rows: list[UsageRow]) -> None:
         """Commit ``rows``; drop only those that no database can hold, such as a count beyond 64 bits."""
-        try:
-            self._commit(rows)
-        except UNSTORABLE:
-            self._commit_one_by_one(rows)
+        with self._committing:
+            try:
+                self._commit(rows)
+            except UNSTORABLE:
+                self._commit_one_by_one(rows)
+            self._handled += len(rows)
 
     def _commit_one_by_one(self, rows: list[UsageRow]) -> None:
         for row in rows:

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from appliance.errors import UsageError
 from appliance.store.database import open_database, refused
 from appliance.store.models import KEY, USER, Key
-from appliance.store.schema import CHANGES, KEYS
+from appliance.store.schema import CHANGES, KEYS, USERS
 
 CHANGEABLE = frozenset(
     {
@@ -43,19 +44,7 @@ class KeyStore:
 
     def create(self, user: str, **limits: Any) -> str:
         """Create a key for ``user`` and return it; only its digest is stored. ``limits`` as in :meth:`change`."""
-        if not USER.fullmatch(user):
-            raise UsageError(
-                f"{user!r} is not a user name; use at most 63 letters, digits, dots, dashes and underscores"
-            )
-        key_id = secrets.token_hex(6)
-        key = f"sk-{key_id}-{secrets.token_urlsafe(32)}"
-        values = {
-            "id": key_id,
-            "user": user,
-            "digest": sha256(key.encode()).digest(),
-            "created_at": time.time(),
-            **_checked(limits),
-        }
+        key, values = new_key(user, limits)
         self._write(insert(KEYS).values(values))
         return key
 
@@ -96,12 +85,23 @@ class KeyStore:
             return [_key(row) for row in connection.execute(select(KEYS).order_by(KEYS.c.created_at))]
 
     def snapshot(self, since: int) -> tuple[int, list[Key]] | None:
-        """Return the number of changes and all keys; ``None`` if nothing changed after change number ``since``."""
+        """Return the number of changes and all keys; ``None`` if nothing changed after change number ``since``.
+
+        A key of a disabled user is revoked as of that time.
+        """
         with self._reading() as connection:
             number = connection.execute(select(CHANGES.c.number).where(CHANGES.c.what == "keys")).scalar_one()
             if number == since:
                 return None
-            return int(number), [_key(row) for row in connection.execute(select(KEYS))]
+            disabled = {
+                str(row.name): float(row.disabled_at)
+                for row in connection.execute(select(USERS).where(USERS.c.disabled_at.is_not(None)))
+            }
+            keys = [_key(row) for row in connection.execute(select(KEYS))]
+        return int(number), [
+            replace(key, revoked_at=disabled[key.user]) if key.user in disabled and key.revoked_at is None else key
+            for key in keys
+        ]
 
     def close(self) -> None:
         """Close all connections."""
@@ -110,9 +110,7 @@ class KeyStore:
     def _write(self, statement: Any) -> None:
         try:
             with self._engine.begin() as connection:
-                connection.execute(
-                    update(CHANGES).where(CHANGES.c.what == "keys").values(number=CHANGES.c.number + 1)
-                )
+                count_change(connection, "keys")
                 connection.execute(statement)
         except SQLAlchemyError as error:
             raise refused(error, self._engine) from error
@@ -124,6 +122,34 @@ class KeyStore:
                 yield connection
         except SQLAlchemyError as error:
             raise refused(error, self._engine) from error
+
+
+def new_key(user: str, limits: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return a new key of ``user`` and its row; raises :class:`UsageError` if a value is not valid."""
+    check_user(user)
+    key_id = secrets.token_hex(6)
+    key = f"sk-{key_id}-{secrets.token_urlsafe(32)}"
+    row = {
+        "id": key_id,
+        "user": user,
+        "digest": sha256(key.encode()).digest(),
+        "created_at": time.time(),
+        **_checked(limits),
+    }
+    return key, row
+
+
+def check_user(name: str) -> None:
+    """Raise :class:`UsageError` if ``name`` cannot be the name of a user."""
+    if not USER.fullmatch(name):
+        raise UsageError(
+            f"{name[:80]!r} is not a user name; use at most 63 letters, digits, dots, dashes and underscores"
+        )
+
+
+def count_change(connection: Connection, what: str) -> None:
+    """Count a change of the table ``what``; the first statement of its transaction, so that writers queue."""
+    connection.execute(update(CHANGES).where(CHANGES.c.what == what).values(number=CHANGES.c.number + 1))
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:

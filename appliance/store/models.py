@@ -70,6 +70,26 @@ class Key:
         return self.models is None or name in self.models
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A stored user; times are seconds since the epoch."""
+
+    name: str
+    plan: str | None = None
+    """Name of its plan; ``None`` for the site's default."""
+    plan_until: float | None = None
+    """End of its plan; ``None`` for a plan without an end."""
+    created_at: float = 0.0
+    disabled_at: float | None = None
+    """Since when none of its keys is valid."""
+    note: str = ""
+    language: str = ""
+
+    def plan_at(self, now: float) -> str | None:
+        """Return the plan at ``now``, in seconds since the epoch; ``None`` for the site's default."""
+        return self.plan if self.plan_until is None or now < self.plan_until else None
+
+
 @dataclass(slots=True)
 class UsageRow:
     """Usage of one request. Times are in milliseconds, tokens as the engine reported them unless ``estimated``."""

@@ -16,10 +16,10 @@ from sqlalchemy import (
     false,
 )
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration, which gives the tables below; a test compares both."""
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """All migrations of this version, oldest first."""
 
 METADATA = MetaData()
@@ -78,3 +78,51 @@ USAGE = Table(
 """``user`` is ``<user>`` or ``<user>/<end user>``, 63 characters each. SQLite does not enforce lengths, and to
 change one it copies the whole table, so there the column keeps its first type."""
 Index("usage_started_at", USAGE.c.started_at)
+
+USERS = Table(
+    "users",
+    METADATA,
+    Column("name", String(63), primary_key=True),
+    Column("plan", String(63)),
+    Column("plan_until", Double),
+    Column("created_at", Double, nullable=False),
+    Column("disabled_at", Double),
+    Column("note", String(200), nullable=False, server_default=""),
+    Column("language", String(8), nullable=False, server_default=""),
+)
+"""Users with a plan, a note or a language. A user with a key and no row here has the site's default plan."""
+
+INVITES = Table(
+    "invites",
+    METADATA,
+    Column("digest", LargeBinary(32), primary_key=True),
+    Column("plan", String(63)),
+    Column("days", Integer),
+    Column("made_by", String(63), nullable=False),
+    Column("made_at", Double, nullable=False),
+    Column("expires", Double, nullable=False),
+    Column("used_by", String(63)),
+    Column("used_at", Double),
+)
+"""Codes that create a user, as SHA-256. ``days`` is the length of the plan from the use of the code."""
+
+PAYMENTS = Table(
+    "payments",
+    METADATA,
+    Column("id", String(200), primary_key=True),
+    Column("user", String(63), nullable=False),
+    Column("plan", String(63), nullable=False),
+    Column("until", Double, nullable=False),
+    Column("made_at", Double, nullable=False),
+)
+"""Payments that extended a plan, by the id of the payment: each counts once."""
+
+BUDGET_NOTICES = Table(
+    "budget_notices",
+    METADATA,
+    Column("user", String(63), primary_key=True),
+    Column("period", String(10), primary_key=True),
+    Column("percent", Integer, primary_key=True),
+    Column("made_at", Double, nullable=False),
+)
+"""Budgets that reached a share: ``period`` is ``YYYY-MM-DD`` or ``YYYY-MM``. Each is recorded once."""

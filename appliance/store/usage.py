@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, case, func, select
+from sqlalchemy import ColumnElement, Connection, case, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.errors import UsageError
@@ -24,6 +24,9 @@ COLUMNS: dict[str, ColumnElement[str]] = {
     "outcome": USAGE.c.outcome,
 }
 BY = (*COLUMNS, "day")
+
+FAILED = case((USAGE.c.status >= 400, 1), (USAGE.c.outcome != "ok", 1), else_=0)
+"""1 for a request without a complete response, 0 for all others."""
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters of a cell that a spreadsheet evaluates as a formula (OWASP, "CSV Injection")."""
@@ -66,12 +69,11 @@ class UsageReader:
             # Not LIKE: names contain "_", and SQLite's LIKE ignores case.
             prefix = user + "/"
             within &= (USAGE.c.user == user) | (func.substr(USAGE.c.user, 1, len(prefix)) == prefix)
-        failed = case((USAGE.c.status >= 400, 1), (USAGE.c.outcome != "ok", 1), else_=0)
         statement = (
             select(
                 column,
                 func.count(),
-                func.sum(failed),
+                func.sum(FAILED),
                 func.sum(USAGE.c.prompt_tokens),
                 func.sum(USAGE.c.cached_tokens),
                 func.sum(USAGE.c.completion_tokens),
@@ -110,6 +112,14 @@ class UsageReader:
         except SQLAlchemyError as error:
             raise refused(error, self._engine) from error
 
+    def tokens(self, since: float, until: float) -> dict[str, int]:
+        """Return prompt plus completion tokens by user from ``since`` to ``until``, in seconds since the epoch."""
+        try:
+            with self._engine.connect() as connection:
+                return tokens_of_users(connection, since, until)
+        except SQLAlchemyError as error:
+            raise refused(error, self._engine) from error
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
@@ -121,16 +131,37 @@ class UsageReader:
         return func.to_char(func.timezone("UTC", func.to_timestamp(USAGE.c.started_at)), "YYYY-MM-DD")
 
 
+def tokens_of_users(connection: Connection, since: float, until: float) -> dict[str, int]:
+    """Return prompt plus completion tokens by user, its end users included, of requests in a time.
+
+    The request started from ``since`` to ``until``, both in seconds since the epoch.
+    """
+    statement = (
+        select(USAGE.c.user, func.sum(USAGE.c.prompt_tokens + USAGE.c.completion_tokens))
+        .where((USAGE.c.started_at >= since) & (USAGE.c.started_at < until))
+        .group_by(USAGE.c.user)
+    )
+    found: dict[str, int] = {}
+    for user, tokens in connection.execute(statement):
+        account = str(user).partition("/")[0]
+        found[account] = found.get(account, 0) + int(tokens)
+    return found
+
+
+def safe_cell(value: object) -> object:
+    """Return ``value`` as a cell of a CSV file; a text that a spreadsheet would evaluate gets an apostrophe."""
+    if value is None:
+        return ""
+    return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
 def as_csv(lines: list[UsageLine]) -> str:
     """Return ``lines`` as CSV with a header; a cell that a spreadsheet would evaluate gets an apostrophe."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([field.name for field in fields(UsageLine)])
     for line in lines:
-        cells = asdict(line)
-        if line.name.startswith(FORMULA):
-            cells["name"] = "'" + line.name
-        writer.writerow(["" if value is None else value for value in cells.values()])
+        writer.writerow([safe_cell(value) for value in asdict(line).values()])
     return out.getvalue()
 
 

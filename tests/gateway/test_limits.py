@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.contract.model import Limits
+from appliance.contract.model import Limits, UserPlan
 from appliance.errors import RateLimitError
 from appliance.gateway.limits import Allowance, Ledger
 from appliance.store.models import Key
@@ -240,3 +240,37 @@ def test_allowances_of_invented_end_users_are_bounded() -> None:
     for now in range(601, 700):
         ledger.finish(ledger.admit(behind(next(names)), now), 0, now)
     assert refused_by(ledger, behind("busy7"), 700) == pytest.approx(9940 - 100), "its debt is kept"
+
+
+def test_a_plan_replaces_the_limits_of_its_user_and_keeps_what_runs() -> None:
+    ledger = Ledger(Limits(requests_per_minute=2), {"named": Limits(requests_per_minute=1)})
+    running = ledger.admit(a_key("a"), 0)
+    assert refused(ledger, "a", 0) is None
+    assert refused(ledger, "a", 0) == 30.0
+    plan = UserPlan(requests_per_minute=60, requests_in_flight=3, weight=4.0)
+    ledger.set_plans({"a": plan, "named": plan}, 0)
+    assert (ledger.weight(a_key("a")), ledger.weight(a_key("b"))) == (4.0, 1.0)
+    assert refused(ledger, "a", 0) is None
+    assert refused(ledger, "a", 0) == 1, "the request that runs counts for the new limit"
+    ledger.finish(running, 0, 0)
+    assert refused(ledger, "a", 0) is None
+    assert [refused(ledger, "named", 0), refused(ledger, "named", 0)] == [None, 60.0], (
+        "the limits of the site take precedence"
+    )
+    ledger.set_plans({"a": plan, "named": plan}, 30)
+    assert refused(ledger, "a", 30) == 1, "an unchanged plan changes nothing"
+    ledger.set_plans({}, 30)
+    assert ledger.limits("a") == Limits(requests_per_minute=2)
+    assert [refused(ledger, "a", 30) for _ in range(3)] == [None, None, 30.0]
+
+
+def test_a_key_narrows_the_limits_of_a_plan() -> None:
+    ledger = Ledger(Limits(), {})
+    ledger.set_plans({"a": UserPlan(requests_per_minute=2)}, 0)
+    wide, narrow = a_key("a", requests_per_minute=100), a_key("a", "1" * 12, requests_per_minute=1)
+    assert refused_by(ledger, narrow, 0) is None
+    with pytest.raises(RateLimitError, match="This key has used up 1"):
+        ledger.admit(narrow, 0)
+    assert refused_by(ledger, wide, 0) is None
+    with pytest.raises(RateLimitError, match="You have used up 2"):
+        ledger.admit(wide, 0)

@@ -25,7 +25,7 @@ from appliance.errors import StoreError
 from appliance.store.copies import check_sqlite, copy_rows, copy_sqlite
 from appliance.store.database import FILE, open_database
 from appliance.store.keys import KeyStore
-from appliance.store.schema import CHANGES, KEYS, USAGE
+from appliance.store.schema import BUDGET_NOTICES, CHANGES, INVITES, KEYS, PAYMENTS, USAGE, USERS
 from appliance.store.usage import UsageReader
 from appliance.system import files, lock_file
 
@@ -142,7 +142,7 @@ def _copy_postgres(site: Site, data: Path, folder: Path) -> None:
 
 
 def copy_usage(source: Engine, target: Engine, *, without_user: str | None = None) -> tuple[int, int]:
-    """Copy keys and usage between two databases as of one moment; return the numbers of keys and usage rows.
+    """Copy keys, users and usage between two databases as of one moment; return the numbers of keys and usage rows.
 
     ``without_user`` omits the keys of that user. Raises :class:`StoreError` if either database fails, or if the
     target already has keys or usage: the copy must not mix two histories.
@@ -151,7 +151,7 @@ def copy_usage(source: Engine, target: Engine, *, without_user: str | None = Non
     rows = copy_rows(
         source,
         target,
-        {KEYS: keys, USAGE: select(USAGE)},
+        {KEYS: keys, **{table: select(table) for table in (USERS, INVITES, PAYMENTS, BUDGET_NOTICES, USAGE)}},
         process="gateway",
         numbered=USAGE,
         at_once=AT_ONCE,
@@ -161,7 +161,7 @@ def copy_usage(source: Engine, target: Engine, *, without_user: str | None = Non
 
 
 def _count_a_change(into: Connection) -> None:
-    into.execute(CHANGES.update().where(CHANGES.c.what == "keys").values(number=CHANGES.c.number + 1))
+    into.execute(CHANGES.update().values(number=CHANGES.c.number + 1))
 
 
 def _copy_tree(source: Path, target: Path) -> None:

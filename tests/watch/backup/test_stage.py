@@ -15,6 +15,7 @@ from appliance.errors import StoreError
 from appliance.store.database import open_database
 from appliance.store.keys import KeyStore
 from appliance.store.usage import UsageReader
+from appliance.store.users import UserStore
 from appliance.system import lock_file
 from appliance.watch.backup.stage import CURRENT, DRILL_USER, copy_usage, read_manifest, stage, usage_sums
 from tests.postgres import Cluster
@@ -122,17 +123,26 @@ def test_a_copy_of_postgresql_can_be_loaded_into_postgresql(
     machine: BackedUpMachine, cluster: Cluster, tmp_path: Path
 ) -> None:
     first, second = cluster.database("first"), cluster.database("second")
+    users = UserStore(machine.data)
+    users.create("guest", plan="basic", note="a note")
+    users.extend_plan("guest", "basic", 2e9, "pay-1")
+    code = users.invite("root", plan="basic", days=1, expires_in_s=1e6)
+    users.close()
     source, engine = open_database(machine.data), open_database(tmp_path / "a", first)
-    assert copy_usage(source, engine) == (2, 300)
+    assert copy_usage(source, engine) == (3, 300)
     site = json.loads((machine.folder / "store/site.json").read_text())
     site["gateway"]["database_url"] = first
     (machine.folder / "store/site.json").write_text(json.dumps(site))
     manifest = stage(machine.plan, now=time.time())
     assert manifest is not None
-    assert manifest.keys == 2
+    assert manifest.keys == 3
     assert list(manifest.usage) == usage_sums(machine.data)
     copy, target = open_database(Path(machine.plan.stage) / CURRENT), open_database(tmp_path / "b", second)
-    assert copy_usage(copy, target, without_user=DRILL_USER) == (2, 300)
+    assert copy_usage(copy, target, without_user=DRILL_USER) == (3, 300)
+    users = UserStore(tmp_path / "b", second)
+    assert (users.get("guest").note, users.extend_plan("guest", "basic", 3e9, "pay-1")) == ("a note", False)
+    assert users.redeem(code, "invited").account.plan == "basic"
+    users.close()
     # Rows of the gateway follow: their numbers must not collide with the loaded ones.
     for one in (source, engine, copy, target):
         one.dispose()
