@@ -21,6 +21,7 @@ let
   inherit (lib) mkOption types;
 
   # A single replica has the engine's name; several are NAME.0, NAME.1 …, as in appliance/engines/argv.py.
+  # A server of kind http runs by itself.
   replicas = lib.concatLists (
     lib.mapAttrsToList (
       name: engine:
@@ -29,7 +30,7 @@ let
         engineName = name;
         name = if engine.replicas == 1 then name else "${name}.${toString index}";
       }) (lib.range 0 (engine.replicas - 1))
-    ) appliance.myEngines
+    ) (lib.filterAttrs (_: e: e.kind != "http") appliance.myEngines)
   );
   ports = map (r: {
     port = r.engine.port + r.index;

@@ -13,6 +13,9 @@ let
   dataDir = "/var/lib/appliance-gateway";
   own = appliance.network.wireguard;
   onDemand = lib.filterAttrs (_: e: e.residency == "on-demand") appliance.myEngines;
+  others = lib.filterAttrs (_: e: e.kind == "http") appliance.myEngines;
+  strangers = lib.attrNames (removeAttrs cfg.engineKeys (lib.attrNames others));
+  engineKey = name: "engine-key-${name}";
   isLoopback = lib.hasPrefix "127." listen.host || listen.host == "::1";
 in
 {
@@ -25,6 +28,14 @@ in
         admin-token = "/run/secrets/admin-token";
       };
       description = "Secrets that the gateway gets as systemd credentials, by name; it reads them from $CREDENTIALS_DIRECTORY.";
+    };
+    engineKeys = lib.mkOption {
+      type = lib.types.attrsOf secretPath;
+      default = { };
+      example = {
+        whisper = "/run/secrets/whisper-key";
+      };
+      description = "API keys for engines of kind http, by the engine's name: files with one key each, which the gateway gets as systemd credentials. It sets `key_file` of the engine.";
     };
     drainSec = lib.mkOption {
       type = lib.types.ints.positive;
@@ -44,6 +55,10 @@ in
         '';
       }
       {
+        assertion = strangers == [ ];
+        message = "appliance.gateway.engineKeys.${lib.concatStringsSep ", " strangers}: no engine of kind http of this host has that name (${lib.concatStringsSep ", " (lib.attrNames others)}): use the name of the engine.";
+      }
+      {
         assertion = listen.data_dir == dataDir;
         message = "appliance.settings.gateway.data_dir = \"${listen.data_dir}\" is not writable for its unit: leave it at ${dataDir}, and mount another disk there if necessary.";
       }
@@ -57,6 +72,11 @@ in
       drain_timeout_s = cfg.drainSec;
     }
     // lib.optionalAttrs (onDemand != { }) { engine_control = lib.mkDefault "systemd"; };
+
+    # By name, so that the address of a secret is not part of the site.
+    appliance.settings.engines = lib.mapAttrs (name: _: {
+      key_file = lib.mkDefault "/run/credentials/appliance-gateway.service/${engineKey name}";
+    }) cfg.engineKeys;
 
     # The gateway may start and stop the units of engines, and no other unit.
     security.polkit = lib.mkIf (onDemand != { }) {
@@ -117,14 +137,21 @@ in
         TimeoutStopSec = cfg.drainSec + 10;
         # One socket per client and one per stream of an engine.
         LimitNOFILE = 65536;
-        # It serves HTTP and calls the engines: sockets to this host and to the peers of the tunnel only.
+        # It serves HTTP and calls the engines: sockets to this host, to the peers of the tunnel, and to the listed
+        # servers of kind http.
         RestrictAddressFamilies = [
           "AF_UNIX"
           "AF_INET"
           "AF_INET6"
         ];
-        IPAddressAllow = [ "localhost" ] ++ lib.optional own.enable own.network;
-        LoadCredential = credentials cfg.credentials;
+        IPAddressAllow = [
+          "localhost"
+        ]
+        ++ lib.optional own.enable own.network
+        ++ lib.unique (lib.mapAttrsToList (_: e: e.address) (lib.filterAttrs (_: e: e ? address) others));
+        LoadCredential =
+          credentials cfg.credentials
+          ++ credentials (lib.mapAttrs' (name: lib.nameValuePair (engineKey name)) cfg.engineKeys);
       };
     };
   };

@@ -37,8 +37,9 @@ class EngineReplica:
 
     @property
     def url(self) -> str:
-        """Return its base URL, on loopback."""
-        return f"http://127.0.0.1:{self.port}"
+        """Return its base URL: on loopback, or at the address of a server of kind http."""
+        address = self.engine.address or "127.0.0.1"
+        return f"http://{f'[{address}]' if ':' in address else address}:{self.port}"
 
 
 Build = Callable[[Engine, Model, int], tuple[list[str], dict[str, str]]]
@@ -60,6 +61,11 @@ def replicas(site: Site) -> list[EngineReplica]:
     ]
 
 
+def started_replicas(site: Site) -> list[EngineReplica]:
+    """Return the replicas whose processes the appliance starts: all except those of kind http."""
+    return [replica for replica in replicas(site) if replica.engine.is_started]
+
+
 def find(site: Site, name: str) -> EngineReplica:
     """Return the replica ``name``; raises :class:`UsageError` that suggests an existing name."""
     known = {replica.name: replica for replica in replicas(site)}
@@ -77,8 +83,13 @@ def mounted(command: EngineCommand, environment: Path) -> EngineCommand:
 def command(site: Site, replica: EngineReplica, base: Path, cpuinfo: str = "") -> EngineCommand:
     """Return the process of ``replica``. Relative model folders are below ``base``.
 
-    ``cpuinfo`` is the text of /proc/cpuinfo on the machine that runs the process, see :mod:`.cpu_dtype`.
+    ``cpuinfo`` is the text of /proc/cpuinfo on the machine that runs the process, see :mod:`.cpu_dtype`. Raises
+    :class:`UsageError` for an engine of kind http.
     """
+    if not replica.engine.is_started:
+        raise UsageError(
+            f"engine {replica.name} is of kind http: it runs by itself at {replica.url}, and has no command here"
+        )
     model = site.models[replica.engine.model]
     if model.is_folder:
         model = model.model_copy(update={"source": str((base / Path(model.source).expanduser()).resolve())})

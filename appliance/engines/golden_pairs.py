@@ -57,15 +57,15 @@ def golden_pairs() -> tuple[GoldenPair, ...]:
 def check(url: str, engine: Engine, site: Site, timeout_s: float = TIMEOUT_S) -> str:
     """Test the replica of ``engine`` at ``url``; return the reason of a failure, or an empty string.
 
-    Blocks for two requests, or for one a pair if it is a reranker. Engines that generate text, mock engines and
-    models with ``golden_pairs_skipped`` pass without a request.
+    Blocks for two requests, or for one a pair if it is a reranker. Only embedders and rerankers have the test.
+    Engines of kind mock or http, and models with ``golden_pairs_skipped``, pass without a request.
 
     Example::
 
         reason = check(replica.url, replica.engine, site)
     """
     model = site.models[engine.model]
-    if engine.kind == "mock" or model.task == "generate" or model.golden_pairs_skipped is not None:
+    if engine.kind in ("mock", "http") or model.task not in _CAUSES or model.golden_pairs_skipped is not None:
         return ""
     try:
         if model.task == "embed":

@@ -24,10 +24,16 @@ Values of ``fault``, with ``n`` a number of tokens:
 ``--fault`` sets the same for every request. With ``tool=1`` the response is a call of the request's first tool; its
 arguments are ``{"place":"Rome"}``. If ``tool_choice`` requires a tool, the response is a call with arguments that
 fit the tool's schema. With ``search=n`` the responses to n requests are calls of ``file_search``; the text that
-follows them cites passage 1. With ``think=n`` a streamed chat begins with n tokens of reasoning. With ``stamp=1``
+follows them cites passage 1. With ``web=n`` they are calls of ``web_search``, ``open_page`` and ``find_in_page`` in
+turn. With ``think=n`` a streamed chat begins with n tokens of reasoning. With ``stamp=1``
 each token is the time at which it is written. With ``digest=1`` the text is :func:`digest_of` the request's
-messages, so that a test finds a mix-up. With ``hold=n`` the stream waits after n tokens until
+messages, so that a test finds a mix-up. With ``echo=1`` the text is that of the last message after its first
+line. With ``hold=n`` the stream waits after n tokens until
 ``POST /release``, which may come before or after.
+
+With the tasks ``transcribe``, ``speech`` and ``image`` the engine serves OpenAI's paths of audio and images. A
+transcription names the size of the file in bytes and its SHA-256. Speech is a WAV file of silence, as long as its
+text. An image is a PNG file of the requested size. The directive is in the field ``prompt`` of a form.
 
 ``POST /tokenize`` has the shape of vLLM's. ``POST /sleep`` and ``/wake_up`` exist as in vLLM's development mode if
 ``VLLM_SERVER_DEV_MODE=1``. ``GET /stats`` returns counters, ``GET /last`` the last request as it was received.
@@ -39,15 +45,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import hashlib
 import json
 import os
 import re
 import signal
+import struct
 import sys
 import time
+import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, cast
@@ -77,8 +86,27 @@ ARGUMENTS = ('{"pla', 'ce":"Rome"}')
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "rests", "in", "grün")
 
 
+SPEECH_RATE = 8000
+"""Samples a second of speech."""
+SAMPLES_PER_CHARACTER = 160
+"""Samples of silence for each character of the text, two bytes each."""
+SPEECH_PIECE = 4096
+"""Bytes of speech in each chunk of the response."""
+MAX_IMAGE = 1024
+"""Most pixels of an image in each direction."""
+
 SEARCH_ARGUMENTS = ('{"queries":["capital', ' of Italy"]}')
 """The arguments of the call that ``search`` requests."""
+WEB_CALLS = (
+    ("web_search", ('{"query":"capital', ' of Italy"}')),
+    ("open_page", ('{"page":', '"1"}')),
+    ("find_in_page", ('{"page":"1",', '"pattern":"Rome"}')),
+)
+"""The calls that ``web`` requests, in their order; it begins anew after the last one."""
+
+
+TASKS = ("generate", "embed", "rerank", "transcribe", "speech", "image")
+"""The tasks of a model."""
 
 
 class MockStreamOptions(msgspec.Struct):
@@ -101,6 +129,12 @@ class MockRequest(msgspec.Struct):
     tools: list[dict[str, Any]] | None = None
     tool_choice: object = None
     documents: list[object] | None = None
+    # Of speech and images.
+    voice: object = None
+    prompt: object = None
+    response_format: object = None
+    size: object = None
+    n: int | None = None
 
 
 DECODE = msgspec.json.Decoder(MockRequest)
@@ -122,9 +156,11 @@ class ResponsePlan:
     name: str = ""
     arguments: tuple[str, ...] = ARGUMENTS
     search: int = 0
+    web: int = 0
     think: int = 0
     cites: bool = False
     digest: int = 0
+    echo: int = 0
     text: str = ""
     hold: int = 0
     fault: str = ""
@@ -176,7 +212,7 @@ def read_plan(body: bytes, default: ResponsePlan) -> ResponsePlan:
         if key == "fault":
             plan.fault, _, after = value.partition(":")
             plan.after = int(after or 0)
-        elif key in ("tokens", "stamp", "tool", "search", "think", "hold", "digest"):
+        elif key in ("tokens", "stamp", "tool", "search", "web", "think", "hold", "digest", "echo"):
             setattr(plan, key, int(value))
         else:
             setattr(plan, key, float(value))
@@ -186,6 +222,17 @@ def read_plan(body: bytes, default: ResponsePlan) -> ResponsePlan:
 def digest_of(messages: object) -> str:
     """Return the text with which ``digest=1`` responds to ``messages``."""
     return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()
+
+
+def plan_text(plan: ResponsePlan, request: MockRequest) -> None:
+    """Set the text in ``plan`` if the directive requests a digest or an echo."""
+    if plan.digest:
+        plan.text, plan.tokens = digest_of(request.messages), DIGEST_TOKENS
+    elif plan.echo:
+        content = (request.messages or [{}])[-1].get("content")
+        if isinstance(content, list):
+            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        plan.text = str(content).partition("\n")[2] or "nothing"
 
 
 def plan_call(plan: ResponsePlan, request: MockRequest) -> None:
@@ -207,6 +254,17 @@ def plan_call(plan: ResponsePlan, request: MockRequest) -> None:
         text = json.dumps(example(tools[plan.name], tools[plan.name]), separators=(",", ":"), ensure_ascii=False)
         half = len(text) // 2
         plan.tool, plan.arguments = 1, (text[:half], text[half:])
+
+
+def plan_search(plan: ResponsePlan, request: MockRequest) -> None:
+    """Set the call of a hosted tool in ``plan`` if the directive requests one and the request has its function."""
+    results = sum(message.get("role") == "tool" for message in request.messages or ())
+    plan.cites = plan.search > 0 or plan.web > 0
+    name, arguments = WEB_CALLS[results % len(WEB_CALLS)] if plan.web else ("file_search", SEARCH_ARGUMENTS)
+    known = any(tool.get("function", {}).get("name") == name for tool in request.tools or ())
+    plan.search = int(max(plan.search, plan.web) > results and known)
+    if plan.search:
+        plan.name, plan.arguments = name, arguments
 
 
 def example(schema: object, root: object) -> object:
@@ -242,6 +300,47 @@ def dereferenced(schema: object, root: object) -> dict[str, Any]:
         else:
             found = (found.get("anyOf") or found["oneOf"])[0]
     return found if isinstance(found, dict) else {}
+
+
+class FormError(ValueError):
+    """A form that is not valid, or lacks a field."""
+
+
+def form_fields(content_type: str, body: bytes) -> dict[str, bytes]:
+    """Return the contents of the parts of a form by name; raises :class:`FormError` if it is not valid."""
+    found = re.search(r'boundary="?([^";]+)"?', content_type)
+    if not content_type.startswith("multipart/form-data") or found is None:
+        raise FormError("not a form")
+    pieces = (b"\r\n" + body).split(b"\r\n--" + found[1].encode())
+    if pieces[0] or pieces[-1] not in (b"--", b"--\r\n"):
+        raise FormError("the form is incomplete")
+    fields: dict[str, bytes] = {}
+    for piece in pieces[1:-1]:
+        head, mark, content = piece.partition(b"\r\n\r\n")
+        name = re.search(rb'; name="([^"]+)"', head)
+        if name is None or not mark:
+            raise FormError("a part has no name")
+        fields[name[1].decode()] = content
+    return fields
+
+
+def wav_file(samples: int) -> bytes:
+    """Return a WAV file of silence: one channel, 16 bits."""
+    head = struct.pack("<4sI4s", b"RIFF", 36 + 2 * samples, b"WAVE")
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, SPEECH_RATE, 2 * SPEECH_RATE, 2, 16)
+    return b"".join([head, form, struct.pack("<4sI", b"data", 2 * samples), bytes(2 * samples)])
+
+
+def png_file(width: int, height: int) -> bytes:
+    """Return a PNG file of one grey."""
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for kind, data in (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress((b"\0" + b"\x80" * width) * height)),
+        (b"IEND", b""),
+    ):
+        parts.append(struct.pack(">I4s", len(data), kind) + data + struct.pack(">I", zlib.crc32(kind + data)))
+    return b"".join(parts)
 
 
 def chunk(data: bytes) -> bytes:
@@ -350,9 +449,12 @@ class MockConnection(asyncio.Protocol):
             return
         counters = self.engine.counters
         counters["requests"] += 1
-        counters["canaries"] += b'"ready?"' in body
+        counters["canaries"] += b'"ready?"' in body or b'"ready.wav"' in body
         lines = "\n".join(f"{name.decode('latin1')}: {value.decode('latin1')}" for name, value in head)
         self.engine.last = {"path": path.decode(), "head": lines, "body": body.decode("utf-8", "replace")}
+        if path.startswith(b"/v1/audio/trans"):
+            self.transcribe(path, head, body)
+            return
         try:
             request = DECODE.decode(body)
         except msgspec.DecodeError as error:
@@ -418,17 +520,12 @@ class MockConnection(asyncio.Protocol):
             turn = self.engine.counters["requests"] * 0.6180339887498949 % 1
             plan.ttft_ms *= self.engine.spread ** (2 * turn - 1)
             plan.itl_ms *= self.engine.spread ** (1 - 2 * (turn * 7 % 1))
-        if plan.digest:
-            plan.text, plan.tokens = digest_of(request.messages), DIGEST_TOKENS
+        plan_text(plan, request)
         wanted = request.max_completion_tokens or request.max_tokens or request.max_output_tokens
         self.finish = "stop" if wanted is None or wanted >= plan.tokens else "length"
         plan.tokens = plan.tokens if wanted is None else min(plan.tokens, wanted)
-        results = sum(message.get("role") == "tool" for message in request.messages or ())
-        plan.cites = plan.search > 0
-        plan.search = int(plan.search > results and self.has_tool(request, "file_search"))
         plan_call(plan, request)
-        if plan.search:
-            plan.name, plan.arguments = "file_search", SEARCH_ARGUMENTS
+        plan_search(plan, request)
         if plan.tool or plan.search:
             self.finish, plan.tokens = "tool_calls", len(plan.arguments)
         self.usage = {"prompt_tokens": max(1, len(body) // 8), "completion_tokens": plan.tokens}
@@ -439,6 +536,11 @@ class MockConnection(asyncio.Protocol):
             b"/v1/responses": self.response,
             b"/v1/messages": self.message,
         }
+        others: dict[bytes, tuple[str, Callable[[], None]]] = {
+            b"/v1/embeddings": ("embed", lambda: self.embeddings(request)),
+            b"/v1/audio/speech": ("speech", lambda: self.speak(request, plan)),
+            b"/v1/images/generations": ("image", lambda: self.draw(request, plan)),
+        }
         if self.fails(path, request, plan):
             return
         if request.model.partition(":")[0] != self.engine.model:
@@ -448,8 +550,8 @@ class MockConnection(asyncio.Protocol):
                 "code": 404,
             }
             self.send_json({"error": error}, 404)
-        elif path == b"/v1/embeddings" and self.engine.task == "embed":
-            self.embeddings(request)
+        elif path in others and self.engine.task == others[path][0]:
+            others[path][1]()
         elif path == b"/v1/messages/count_tokens":
             self.send_json({"input_tokens": self.usage["prompt_tokens"]})
         elif path in routes and self.engine.task == "generate":
@@ -464,6 +566,98 @@ class MockConnection(asyncio.Protocol):
             self.send_json({"id": "score-fake", "object": "list", "data": [score], "usage": self.usage})
         else:
             self.send_json({"detail": "Not Found"}, 404)
+
+    def bad_request(self, message: str, param: str | None = None) -> None:
+        """Send a 400."""
+        error = {"message": message, "type": "BadRequestError", "code": 400, "param": param}
+        self.send_json({"error": error}, 400)
+
+    def transcribe(self, path: bytes, head: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Respond to a form with audio: text that names the size of the file and its digest."""
+        content_type = dict(head).get(b"content-type", b"").decode("latin1")
+        try:
+            fields = form_fields(content_type, body)
+        except FormError as error:
+            self.bad_request(str(error))
+            return
+        self.engine.last["body"] = json.dumps(
+            {name: value.decode("utf-8", "replace") for name, value in fields.items() if name != "file"}
+        )
+        plan = read_plan(fields.get("prompt", b""), self.engine.plan)
+        request = MockRequest(
+            model=fields.get("model", b"").decode(), stream=fields.get("stream", b"") in (b"true", b"1")
+        )
+        if self.fails(path, request, plan):
+            return
+        file = fields.get("file", b"")
+        if self.engine.task != "transcribe" or request.model != self.engine.model:
+            error_body = {"message": f"The model `{request.model}` does not exist.", "type": "NotFoundError"}
+            self.send_json({"error": {**error_body, "code": 404}}, 404)
+        elif not file.startswith((b"RIFF", b"OggS", b"fLaC", b"ID3", b"\x1aE")):
+            self.bad_request("Invalid or unsupported audio file.", "file")
+        else:
+            self.steps = self.transcription(request, plan, fields, file)
+            self.start_decoding()
+
+    def transcription(
+        self, request: MockRequest, plan: ResponsePlan, fields: dict[str, bytes], file: bytes
+    ) -> Iterator[tuple[float, bytes]]:
+        """Yield a transcription in the requested format."""
+        plan.text, plan.tokens = f"{len(file):07d} {hashlib.sha256(file).hexdigest()}", DIGEST_TOKENS
+        if request.stream:
+            base = {"id": "trsc-fake", "object": "transcription.chunk", "created": 0, "model": request.model}
+            one = base | {"choices": [{"delta": {"content": "@"}, "finish_reason": None}]}
+            last = base | {"choices": [{"delta": {"content": ""}, "finish_reason": "stop"}]}
+            return self.stream(plan, b"", one, [frame(last), b"data: [DONE]\n\n"])
+        if fields.get("response_format") in (b"text", b"srt", b"vtt"):
+            return self.whole_body(plan, plan.text.encode() + b"\n", b"text/plain; charset=utf-8")
+        usage = {"type": "duration", "seconds": 1}
+        return self.whole(plan, {"text": plan.text, "usage": usage})
+
+    def speak(self, request: MockRequest, plan: ResponsePlan) -> None:
+        """Respond with speech: silence as long as the text, in pieces."""
+        text, kind = request.input, request.response_format or "wav"
+        if not isinstance(text, str) or not text:
+            self.bad_request("input is empty", "input")
+        elif not isinstance(request.voice, (str, dict)):
+            self.bad_request("voice is missing", "voice")
+        elif kind not in ("wav", "pcm"):
+            self.bad_request(f"response_format {kind} is not supported", "response_format")
+        else:
+            self.steps = self.speech(wav_file(SAMPLES_PER_CHARACTER * len(text)), str(kind), plan)
+            self.start_decoding()
+
+    def speech(self, file: bytes, kind: str, plan: ResponsePlan) -> Iterator[tuple[float, bytes]]:
+        """Yield ``file``, a piece after each interval between two tokens."""
+        data = file if kind == "wav" else file[44:]
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: audio/{kind}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+        wait = plan.ttft_ms
+        for number, at in enumerate(range(0, len(data), SPEECH_PIECE)):
+            if plan.fault in ("cut", "stall") and number == plan.after:
+                yield from self.break_off(plan, b"", named=False)
+            if number and number == plan.hold:
+                yield HOLD, b""
+            yield wait, head + chunk(data[at : at + SPEECH_PIECE])
+            head, wait = b"", plan.itl_ms
+        yield 0, b"0\r\n\r\n"
+
+    def draw(self, request: MockRequest, plan: ResponsePlan) -> None:
+        """Respond with images as text."""
+        size = re.fullmatch(r"(\d{1,4})x(\d{1,4})", str(request.size or "64x64"))
+        width, height = (int(size[1]), int(size[2])) if size is not None else (0, 0)
+        if not isinstance(request.prompt, str) or not request.prompt:
+            self.bad_request("prompt is empty", "prompt")
+        elif not (0 < width <= MAX_IMAGE and 0 < height <= MAX_IMAGE):
+            self.bad_request(f"size {request.size} is not supported", "size")
+        elif request.response_format not in (None, "b64_json"):
+            self.bad_request("response_format must be b64_json", "response_format")
+        else:
+            image = base64.b64encode(png_file(width, height)).decode()
+            usage = {"input_tokens": len(request.prompt.split()), "output_tokens": 16}
+            usage["total_tokens"] = sum(usage.values())
+            data = [{"b64_json": image}] * (request.n or 1)
+            self.steps = self.whole(plan, {"created": int(time.time()), "data": data, "usage": usage})
+            self.start_decoding()
 
     def fails(self, path: bytes, request: MockRequest, plan: ResponsePlan) -> bool:
         """Send an error in place of the whole response; return whether the plan has one."""
@@ -587,7 +781,7 @@ class MockConnection(asyncio.Protocol):
             return
         for i in range(plan.tokens):
             if plan.text:
-                size = len(plan.text) // DIGEST_TOKENS
+                size = -(-len(plan.text) // plan.tokens)
                 yield plan.text[i * size : (i + 1) * size]
                 continue
             text = ("" if i == 0 else " ") + WORDS[i % len(WORDS)]
@@ -688,8 +882,11 @@ class MockConnection(asyncio.Protocol):
 
     def whole(self, plan: ResponsePlan, value: object) -> Iterator[tuple[float, bytes]]:
         """Yield a response that is not streamed."""
-        body = json.dumps(value, ensure_ascii=False).encode()
-        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+        return self.whole_body(plan, json.dumps(value, ensure_ascii=False).encode(), b"application/json")
+
+    def whole_body(self, plan: ResponsePlan, body: bytes, kind: bytes) -> Iterator[tuple[float, bytes]]:
+        """Yield ``body`` as a response that is not streamed."""
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n" % (kind, len(body))
         if plan.fault == "cut":
             yield plan.ttft_ms, head + body[: len(body) // 2]
             yield 1, b""
@@ -704,10 +901,6 @@ class MockConnection(asyncio.Protocol):
             "model": self.engine.model,
             "system_fingerprint": NAME,
         }
-
-    def has_tool(self, request: MockRequest, name: str) -> bool:
-        """Return whether the chat request has the tool ``name``."""
-        return any(tool.get("function", {}).get("name") == name for tool in request.tools or ())
 
     def chat(self, request: MockRequest, plan: ResponsePlan) -> Iterator[tuple[float, bytes]]:
         """Yield a response of OpenAI's chat API."""
@@ -873,7 +1066,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--model", default="fake")
-    parser.add_argument("--task", choices=("generate", "embed", "rerank"), default="generate")
+    parser.add_argument("--task", choices=TASKS, default="generate")
     parser.add_argument("--context", type=int, default=32768)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--itl-ms", type=float, default=5.0)

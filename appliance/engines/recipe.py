@@ -59,7 +59,7 @@ def settle(model: Model) -> Model:
     A reranker with the architecture of a text generator has no head for scores: it is an original Qwen3-Reranker,
     whatever its folder is called.
     """
-    if model.task == "generate" or model.recipe != "auto":
+    if model.task not in ("embed", "rerank") or model.recipe != "auto":
         return model
     recipe = recipe_of(model)
     if model.is_folder and model.task == "rerank":

@@ -28,6 +28,11 @@ ENVIRONMENT = {
 own limit of parallel completions, 16384, would let one request fill the engine."""
 
 
+TRANSCRIBE_TOKENS = 4096
+"""Tokens of a batch of an engine that transcribes. vLLM's own number is the context times the sequences at most,
+and it must be at least the 1500 tokens of Whisper's 30 s of audio."""
+
+
 def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[str, str]]:
     """Return argv and environment of replica number ``replica``."""
     argv = [engine.command or sys.executable, "-m", MODULE, "--model", model.source]
@@ -38,9 +43,11 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     argv += ["--max-model-len", str(engine.context), "--max-num-seqs", str(engine.concurrency + 1)]
     argv += ["--shutdown-timeout", str(engine.shutdown_timeout_s)]
     options = dict(engine.options)
-    if model.task != "generate":
+    if model.task in ("embed", "rerank"):
         argv += ["--runner", "pooling", "--convert", "classify" if model.task == "rerank" else "embed"]
         options = pooling_options(model) | options | _overrides(model, engine)
+    if model.task == "transcribe":
+        options = {"max-num-batched-tokens": TRANSCRIBE_TOKENS} | options
     if model.adapters:
         argv += ["--enable-lora", "--max-loras", str(len(model.adapters))]
         argv += ["--max-lora-rank", str(max(_lora_rank(adapter.rank) for adapter in model.adapters.values()))]

@@ -1,13 +1,15 @@
 """A pooled HTTP/1.1 client for engines, on asyncio.Protocol and httptools.
 
 Data of one socket read is passed on as one piece, by a call and without a task or a future. A general-purpose
-client costs 5 to 40 times as much per request (docs/decisions/0003 and 0006). This one connects to engines on
-loopback only, and supports POST, a JSON body, and a streamed response.
+client costs 5 to 40 times as much per request (docs/decisions/0003 and 0006). This one
+supports POST of JSON or of a form, GET for probes, and a streamed response. It has no TLS: engines are on loopback
+or in a private network.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol, cast
 
@@ -68,6 +70,7 @@ class UpstreamCall:
         "connection",
         "deadline",
         "first_byte_s",
+        "more",
         "paused",
         "phase",
         "request",
@@ -81,6 +84,8 @@ class UpstreamCall:
         self.sink = sink
         self.request = request
         """Head and body, to be sent again if a reused connection turns out to be closed."""
+        self.more: Sequence[bytes | memoryview] = ()
+        """Further pieces of a large body, which are sent once and not kept."""
         self.first_byte_s = first_byte_s
         self.task: asyncio.Task[None] | None = None
         """Opens a connection for the call."""
@@ -151,6 +156,12 @@ class UpstreamConnection(asyncio.Protocol):
         if pool.sweeper is None:
             pool.sweep()
         pool.coalescer.write(self.transport, call.request)
+        if call.more:
+            # The collected writes precede them. They are not copied into one text: a body has megabytes.
+            pool.coalescer.flush()
+            for piece in call.more:
+                self.transport.write(piece)
+            call.more = ()
         if call.paused:
             self.transport.pause_reading()
 
@@ -295,8 +306,11 @@ class Pool:
         connect_timeout_s: float,
         first_byte_timeout_s: float,
         stall_timeout_s: float,
+        address: str = "127.0.0.1",
+        key: str = "",
     ) -> None:
         self.port = port
+        self.address = address
         self.coalescer = coalescer
         self.stall_s = stall_timeout_s
         self.busy: set[UpstreamConnection] = set()
@@ -311,7 +325,11 @@ class Pool:
         self.idle: list[UpstreamConnection] = []
         """Open connections that carry no call."""
         self._connecting: set[asyncio.Task[None]] = set()
-        self._host = b"host: 127.0.0.1:%d\r\ncontent-type: application/json\r\n" % port
+        host = f"[{address}]" if ":" in address else address
+        own = f"authorization: Bearer {key}\r\n" if key else ""
+        self._head = f"host: {host}:{port}\r\n{own}".encode()
+        """Header lines of every request; ``key`` authenticates the gateway at another server."""
+        self._host = self._head + b"content-type: application/json\r\n"
         self.sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
@@ -340,18 +358,46 @@ class Pool:
         self.open(call)
         return call
 
-    async def probe(self, path: bytes, body: bytes, timeout_s: float) -> tuple[int, bytes]:
-        """POST on a connection of its own, for canaries; return ``(status, body)``.
+    def post_form(
+        self,
+        sink: ResponseSink,
+        path: bytes,
+        pieces: Sequence[bytes | memoryview],
+        *,
+        content_type: bytes,
+        header: bytes,
+    ) -> UpstreamCall:
+        """POST a body in ``pieces``, once, on a connection of its own.
+
+        A kept-alive connection may be closed already, and a body of megabytes is not sent twice. ``header`` is one
+        further header line without its end. Errors as in :meth:`post`.
+        """
+        lines = b"content-type: %s\r\n%s\r\nconnection: close\r\n" % (content_type, header)
+        length = sum(map(len, pieces))
+        request = b"POST %s HTTP/1.1\r\n%s%scontent-length: %d\r\n\r\n" % (path, self._head, lines, length)
+        call = UpstreamCall(self, sink, request, self._first_byte_s)
+        call.more = pieces
+        self.open(call)
+        return call
+
+    async def probe(
+        self,
+        path: bytes,
+        body: bytes,
+        timeout_s: float,
+        *,
+        method: bytes = b"POST",
+        content_type: bytes = b"application/json",
+    ) -> tuple[int, bytes]:
+        """Send a request on a connection of its own, for canaries; return ``(status, body)``.
 
         Raises what :meth:`post` reports, and :class:`EngineTimeoutError` after ``timeout_s``.
         """
         sink = _Collector(self._loop.create_future())
-        request = b"POST %s HTTP/1.1\r\n%sconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (
-            path,
-            self._host,
-            len(body),
-            body,
-        )
+        request = b"%s %s HTTP/1.1\r\n%sconnection: close\r\n" % (method, path, self._head)
+        if body:
+            request += b"content-type: %s\r\ncontent-length: %d\r\n" % (content_type, len(body))
+        request += b"\r\n" + body
         call = UpstreamCall(self, sink, request, timeout_s)
         self.open(call)
         try:
@@ -403,7 +449,7 @@ class Pool:
         try:
             async with asyncio.timeout(self._connect_s):
                 _, connection = await self._loop.create_connection(
-                    lambda: UpstreamConnection(self), "127.0.0.1", self.port
+                    lambda: UpstreamConnection(self), self.address, self.port
                 )
         except (OSError, TimeoutError) as error:
             reason = "did not accept a connection in time" if isinstance(error, TimeoutError) else "is not up"

@@ -220,7 +220,8 @@ class RequestParser:
                 if name in REPEATABLE and value == headers[name]:
                     return
                 raise InvalidRequestError(f"The header {name.decode()} occurs twice; send it once")
-            value = headers[name] + b", " + value
+            # Several fields of cookies are one list with semicolons (RFC 9113, 8.2.3).
+            value = headers[name] + (b"; " if name == b"cookie" else b", ") + value
         headers[name] = value
 
     def on_headers_complete(self) -> None:

@@ -13,7 +13,7 @@ from appliance.catalog.cards import Card, find_card
 from appliance.catalog.processors import Cpu, find_cpu
 from appliance.catalog.shape import Shape
 from appliance.contract.model import Gpu, Host, Model, Site
-from appliance.contract.rules import suggest
+from appliance.contract.rules import MEDIA_KINDS, suggest
 from appliance.errors import UsageError
 from appliance.planner.hardware import HardwareSpec
 from appliance.planner.models import (
@@ -48,7 +48,8 @@ def model_of(model: Model, known: Mapping[str, Shape] | None = None) -> tuple[Sh
 
 def hardware_of(site: Site, cpu: Cpu | None = None) -> tuple[HardwareSpec, ...]:
     """Return the hosts of ``site`` that run engines; all hosts if none does."""
-    busy = {engine.host for engine in site.engines.values()} & site.hosts.keys() or set(site.hosts)
+    started = {engine.host for engine in site.engines.values() if engine.is_started}
+    busy = started & site.hosts.keys() or set(site.hosts)
     found = []
     for name, host in site.hosts.items():
         if name not in busy:
@@ -65,6 +66,17 @@ def hardware_of(site: Site, cpu: Cpu | None = None) -> tuple[HardwareSpec, ...]:
             )
         )
     return tuple(found)
+
+
+def planned_models(site: Site) -> dict[str, Model]:
+    """Return the models that the planner places: no audio or images, and none that only other servers serve."""
+    elsewhere = {engine.model for engine in site.engines.values() if not engine.is_started}
+    here = {engine.model for engine in site.engines.values() if engine.is_started}
+    return {
+        name: model
+        for name, model in site.models.items()
+        if model.task not in MEDIA_KINDS and (name in here or name not in elsewhere)
+    }
 
 
 def model_demands_of(
@@ -88,14 +100,21 @@ def model_demands_of(
     for name, share in shares.items():
         served = site.roles[name].model if name in site.roles else name
         given[served] = given.get(served, 0.0) + share
-    rest = [name for name in site.models if name not in given]
+    planned = planned_models(site)
+    for name in given:
+        if name not in planned:
+            raise UsageError(
+                f"the planner does not place {name!r}: it plans text and embeddings on the hosts of this site; "
+                "remove its share"
+            )
+    rest = [name for name in planned if name not in given]
     left = 1.0 - sum(given.values())
     if left < -1e-6 or (left > 1e-6 and not rest):
         total = sum(given.values())
         raise UsageError(f"the shares add up to {total:g}; nearest valid: divide each by {total:g}")
-    shared = split_shares({name: model.task == "embed" for name, model in site.models.items()}, given)
+    shared = split_shares({name: model.task == "embed" for name, model in planned.items()}, given)
     found = []
-    for name, model in site.models.items():
+    for name, model in planned.items():
         shape, dtype = model_of(model, known)
         contexts = [engine.context for engine in site.engines.values() if engine.model == name]
         limit = min(shape.max_context, model.max_context or shape.max_context)

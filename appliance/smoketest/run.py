@@ -21,7 +21,7 @@ from appliance.doctor.finding import Finding
 from appliance.doctor.host import HostReader
 from appliance.doctor.runner import CHECKS, examine
 from appliance.engines import golden_pairs
-from appliance.engines.argv import EngineReplica, replicas
+from appliance.engines.argv import EngineReplica, started_replicas
 from appliance.engines.probe import probe_token
 from appliance.errors import ApplianceError, StoreError
 from appliance.smoketest import handshake, load, report
@@ -169,7 +169,7 @@ def check_tokens(site: Site, timeout_s: float | None = None) -> Iterator[SmokeSt
     ``timeout_s`` replaces the ``start_timeout_s`` of every engine.
     """
     clock = time.monotonic()
-    for replica in replicas(site):
+    for replica in started_replicas(site):
         name, model = f"token {replica.name}", replica.engine.model
         if replica.engine.residency == "on-demand":
             yield SmokeStep(name, "ok", "is loaded on demand; skipped")

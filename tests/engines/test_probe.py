@@ -19,7 +19,7 @@ def test_a_response_of_an_unknown_shape_does_not_prove_a_token(body: bytes) -> N
     assert not canary_passed(200, body)
 
 
-@pytest.mark.parametrize("task", ["generate", "embed", "rerank"])
+@pytest.mark.parametrize("task", ["generate", "embed", "rerank", "transcribe"])
 def test_each_task_is_probed_by_its_own_endpoint(tmp_path: Path, task: str) -> None:
     engine = start_mock(tmp_path / "log", "--task", task, "--model", "m")
     try:
