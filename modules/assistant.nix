@@ -21,6 +21,18 @@ let
   qdrant = config.services.qdrant.settings.service;
   qdrantUrl = "http://127.0.0.1:${toString qdrant.http_port}";
   qdrantKey = "/run/credentials/appliance-assistant.service/qdrant-key";
+  # Web search is on another host: its addresses are those of the tunnel.
+  search = appliance.settings.search or null;
+  addressOf = url: builtins.match "https?://([0-9.]+)(:[0-9]+)?/?" url;
+  searchUrls = lib.optionals (search != null) (
+    lib.filter (url: url != null) [
+      search.url
+      (search.fetcher_url or null)
+    ]
+  );
+  searchAddresses = lib.unique (
+    lib.concatMap (url: lib.optionals (addressOf url != null) [ (lib.head (addressOf url)) ]) searchUrls
+  );
   metrics = "/run/${user}-metrics";
   command = lib.getExe appliance.package;
   site = "--config /etc/appliance/appliance.json";
@@ -42,6 +54,12 @@ in
 {
   options.appliance.assistant = {
     enable = lib.mkEnableOption "the assistant: conversations, files and memory for the clients of the gateway";
+    searchKeyFile = lib.mkOption {
+      type = lib.types.nullOr secretPath;
+      default = null;
+      example = "/run/secrets/fetcher-key";
+      description = "Secret with the key of the page fetcher, as `appliance.search.keyFile` of its host; for `settings.search`.";
+    };
     qdrant = {
       enable = lib.mkEnableOption "a Qdrant server on loopback, which searches the vectors of stores above `settings.assistant.exact_limit` passages";
       keyFile = lib.mkOption {
@@ -86,6 +104,14 @@ in
         message = "appliance.settings.assistant.database_url = \"${toString url}\" needs a network, which the assistant's unit does not have: use the socket of a local PostgreSQL, such as postgresql:///assistant?host=/run/postgresql.";
       }
       {
+        assertion = lib.all (url: addressOf url != null) searchUrls;
+        message = "appliance.settings.search: url and fetcher_url need an IPv4 address, such as http://10.77.0.2:8888: the assistant's unit reaches no other address.";
+      }
+      {
+        assertion = (search.fetcher_url or null) == null || cfg.searchKeyFile != null;
+        message = "appliance.assistant.searchKeyFile is missing: the fetcher of settings.search.fetcher_url requires its key; name the secret with it.";
+      }
+      {
         assertion = !cfg.qdrant.enable || cfg.qdrant.keyFile != null;
         message = "appliance.assistant.qdrant.keyFile is missing: without a key, every process of this host reads all vectors; write QDRANT__SERVICE__API_KEY=... to a secret and name it.";
       }
@@ -126,6 +152,10 @@ in
     // lib.optionalAttrs cfg.qdrant.enable {
       qdrant_url = lib.mkDefault qdrantUrl;
       qdrant_key_file = lib.mkDefault qdrantKey;
+    };
+
+    appliance.settings.search = lib.mkIf (cfg.searchKeyFile != null) {
+      key_file = lib.mkDefault "/run/credentials/appliance-assistant.service/fetcher-key";
     };
 
     users.groups.${user} = { };
@@ -181,15 +211,18 @@ in
           # One connection per stream of a client, and one to the gateway.
           LimitNOFILE = 65536;
         }
-        // lib.optionalAttrs cfg.qdrant.enable {
-          # The only network is loopback, to Qdrant.
+        // lib.optionalAttrs (cfg.qdrant.enable || search != null) {
+          # The only networks are loopback, to Qdrant, and the tunnel, to the web search.
           PrivateNetwork = false;
           RestrictAddressFamilies = [
             "AF_UNIX"
             "AF_INET"
           ];
-          IPAddressAllow = [ "localhost" ];
-          LoadCredential = credentials { qdrant-key = cfg.qdrant.keyFile; };
+          IPAddressAllow = lib.optional cfg.qdrant.enable "localhost" ++ searchAddresses;
+          LoadCredential = credentials (
+            lib.optionalAttrs cfg.qdrant.enable { qdrant-key = cfg.qdrant.keyFile; }
+            // lib.optionalAttrs (cfg.searchKeyFile != null) { fetcher-key = cfg.searchKeyFile; }
+          );
         };
       };
 

@@ -53,7 +53,7 @@ def no_recovery() -> None:
 def always_stored() -> None:
     """Ignore ``store: false``."""
     read: Any = vars(endpoint)["read_turn"]
-    _replace(endpoint, "read_turn", lambda body: replace(read(body), store=True))
+    _replace(endpoint, "read_turn", lambda body, **options: replace(read(body, **options), store=True))
 
 
 def no_fit() -> None:

@@ -28,13 +28,14 @@ from appliance.assistant.file_contents import FileContents
 from appliance.assistant.memory.embedding_client import Embedding, EmbeddingClient
 from appliance.assistant.memory.metrics import MemoryMetrics
 from appliance.assistant.parsing.confined import parse_confined
-from appliance.assistant.parsing.file_type import extension_of
-from appliance.assistant.parsing.limits import ParsedPassage, UnusableFileError
+from appliance.assistant.parsing.parsed_passage import ParsedPassage
 from appliance.assistant.retrieval.chunking import ChunkSettings
 from appliance.assistant.store.files import FileRecord, FileRepository
 from appliance.assistant.store.passages import CHUNK, StoredPassage, replace_group
 from appliance.assistant.store.vector_stores import StoreFileRecord, VectorStoreRepository
 from appliance.errors import ApplianceError, ConflictError, RateLimitError, RequestError, StoreError
+from appliance.parsing.file_type import extension_of
+from appliance.parsing.limits import UnusableFileError
 
 LOG = logging.getLogger(__name__)
 AT_ONCE = 2

@@ -1,1 +1,1 @@
-"""Documents to passages: PDF, DOCX, HTML, Markdown, text and code, each in a confined process of its own."""
+"""Documents to passages: the chunks of a file, from a confined process of its own."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator
 
-from appliance.assistant.parsing.documents import ParsedDocument
-from appliance.assistant.parsing.limits import ParsedPassage
+from appliance.assistant.parsing.parsed_passage import ParsedPassage
 from appliance.assistant.retrieval.chunking import Chunk, ChunkSettings, chunk_markdown
 from appliance.assistant.retrieval.terms import term_counts
+from appliance.parsing.documents import ParsedDocument
 
 
 def count_tokens(text: str) -> int:

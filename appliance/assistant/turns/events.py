@@ -1,7 +1,7 @@
 """The events of one response, from the chunks of the engine's streams. Pure: no socket, no clock.
 
 Ids, numbers and the final event are our own. Engines end a stream as completed although it was cut, and their ids
-differ between events. One response has the chunks of several calls of the engine if the model searches files.
+differ between events. One response has the chunks of several calls of the engine if the model searches.
 
 An item is open from ``output_item.added`` to ``output_item.done``:
 
@@ -10,7 +10,7 @@ An item is open from ``output_item.added`` to ``output_item.done``:
 | any | reasoning | closes the text; opens the reasoning, or continues it |
 | any | text | closes the reasoning; opens a message, or continues it |
 | any | a call's piece | closes reasoning and text; opens the call once it has a name, or continues it |
-| any | a call of file_search | closes reasoning and text; no event until its search begins |
+| any | a call of a hosted tool | closes reasoning and text; no event until its search begins |
 | any | finish ``stop`` or ``tool_calls`` | closes every item as completed |
 | any | finish ``length`` or ``content_filter`` | the item opened last is incomplete, others completed |
 | any | no finish: the stream was cut | open items are dropped, or incomplete if the client ended the turn |
@@ -21,14 +21,14 @@ White space before the first letter of a text opens no message: models emit it b
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from appliance.assistant import ids
 from appliance.assistant.turns.engine_stream import CallPiece, ChatChunk, ChatUsage
-from appliance.assistant.turns.request import SEARCH_NAME
-from appliance.assistant.turns.search_results import CitedSource, source_citations, without_results
+from appliance.assistant.turns.search_results import CitedSource, shown_item, source_citations
+from appliance.assistant.web.session import WebOutcome, with_sources
 
 Event = dict[str, Any]
 FinalStatus = Literal["completed", "incomplete", "failed", "cancelled"]
@@ -36,9 +36,10 @@ FinalStatus = Literal["completed", "incomplete", "failed", "cancelled"]
 
 @dataclass(slots=True)
 class RequestedSearch:
-    """A call of file_search by the model."""
+    """A call of a hosted tool by the model: file_search or one of the functions of web_search."""
 
     call_id: str
+    name: str
     arguments: str
     partial: bool = False
     """Whether the call is not whole."""
@@ -59,7 +60,7 @@ class _OpenItem:
 
 @dataclass(slots=True)
 class _OpenCall:
-    """A call whose pieces arrive; it has an item once it has a name that is not that of the search."""
+    """A call whose pieces arrive; it has an item once it has a name that is not that of a hosted tool."""
 
     call_id: str
     name: str = ""
@@ -73,8 +74,8 @@ class ResponseEvents:
 
     Args:
         response: The response object at its start, without output.
-        may_search: Whether the model may search files.
-        include_results: Whether clients get the results of searches.
+        hosted: Names of the functions that run here.
+        include: Fields that clients get only if they request them, as ``include`` names them.
         sources: Numbered sources in the prompt, for citations.
     """
 
@@ -82,8 +83,8 @@ class ResponseEvents:
         self,
         response: dict[str, Any],
         *,
-        may_search: bool = False,
-        include_results: bool = False,
+        hosted: Set[str] = frozenset(),
+        include: Set[str] = frozenset(),
         sources: Mapping[int, CitedSource] | None = None,
     ) -> None:
         self.response = response
@@ -94,8 +95,8 @@ class ResponseEvents:
         """Searches that the model requested in the current call of the engine."""
         self.spoken = ""
         """Text of the current call of the engine, for the messages of the next one."""
-        self._may_search = may_search
-        self._include_results = include_results
+        self.hosted = hosted
+        self._include = include
         self._number = 0
         self._done: dict[int, dict[str, Any]] = {}
         self._next = 0
@@ -192,6 +193,33 @@ class ResponseEvents:
         events = [] if results is None else [self._event("response.file_search_call.completed", **where)]
         return events + self._close(opened, opened.item["status"])
 
+    def begin_web(self, action: Mapping[str, Any]) -> tuple[_OpenItem, list[Event]]:
+        """Open the item of a web search or of an opened page; return it with its events."""
+        item: dict[str, Any] = {
+            "id": ids.new_id(ids.WEB_SEARCH_CALL),
+            "type": "web_search_call",
+            "status": "in_progress",
+            "action": dict(action),
+        }
+        opened, events = self._open(item)
+        where = {"item_id": item["id"], "output_index": opened.index}
+        events.append(self._event("response.web_search_call.in_progress", **where))
+        events.append(self._event("response.web_search_call.searching", **where))
+        return opened, events
+
+    def end_web(self, opened: _OpenItem, outcome: WebOutcome) -> list[Event]:
+        """Close the item of a web search; a failed one has the error, and no event of completion."""
+        opened.item |= {
+            "status": "completed" if outcome.error is None else "failed",
+            "action": with_sources(opened.item["action"], outcome.results),
+            "results": outcome.results,
+        }
+        if outcome.error is not None:
+            opened.item["error"] = outcome.error
+        where = {"item_id": opened.item["id"], "output_index": opened.index}
+        events = [] if outcome.error else [self._event("response.web_search_call.completed", **where)]
+        return events + self._close(opened, opened.item["status"])
+
     def end(
         self,
         status: FinalStatus,
@@ -272,7 +300,7 @@ class ResponseEvents:
         if function.name and call.opened is None:
             call.name += function.name
         arguments = function.arguments or ""
-        if self._may_search and call.name == SEARCH_NAME:
+        if call.name in self.hosted:
             call.held += arguments
             return events
         if call.opened is None:
@@ -320,8 +348,9 @@ class ResponseEvents:
         last = max(self._calls, default=-1)
         ended_early = cut is None or self.finish_reason in ("length", "content_filter")
         for number, call in sorted(self._calls.items()):
-            if self._may_search and call.name == SEARCH_NAME:
-                self.searches.append(RequestedSearch(call.call_id, call.held, ended_early and number == last))
+            if call.name in self.hosted:
+                partial = ended_early and number == last
+                self.searches.append(RequestedSearch(call.call_id, call.name, call.held, partial))
                 continue
             if call.opened is None and call.name:
                 events += self._open_call(call)
@@ -388,7 +417,7 @@ class ResponseEvents:
         return [self._event("response.output_item.done", output_index=opened.index, item=self._shown(opened.item))]
 
     def _shown(self, item: dict[str, Any]) -> dict[str, Any]:
-        return dict(item) if self._include_results else without_results(dict(item))
+        return shown_item(dict(item), self._include)
 
     def _part_event(self, kind: str, opened: _OpenItem, **more: Any) -> Event:
         return self._event(kind, item_id=opened.item["id"], output_index=opened.index, content_index=0, **more)

@@ -6,7 +6,7 @@
 - A call of a tool precedes its output. An item that another one needs may be missing: a turn stopped, or an
   item was deleted. A call without an output gets a text that states it, an output without a call is dropped. An
   incomplete call is dropped.
-- Results of file searches are fenced data of the role ``tool``: text in them is never a call or an instruction.
+- Results of searches are fenced data of the role ``tool``: text in them is never a call or an instruction.
 - Reasoning of earlier turns is dropped, as the templates of reasoning models do.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 
 from appliance.assistant.turns.request import SEARCH_NAME
 from appliance.assistant.turns.search_results import CitedSource, search_text
+from appliance.assistant.web.result_text import call_of, web_text
 from appliance.errors import InvalidRequestError
 
 NO_OUTPUT = "The tool returned no output."
@@ -44,7 +45,7 @@ def build_prompt(instructions: Sequence[str | None], items: Sequence[Item], budg
     Args:
         instructions: Texts for the system message, in this order; None is skipped.
         items: History and input, oldest first.
-        budget: Most tokens of the results of one file search.
+        budget: Most tokens of the results of one search.
     """
     system = [text for text in instructions if text]
     outputs = {str(item["call_id"]) for item in items if item["type"] == "function_call_output"}
@@ -68,6 +69,10 @@ def build_prompt(instructions: Sequence[str | None], items: Sequence[Item], budg
             found = search_text(item, len(sources) + 1, budget)
             sources |= found.sources
             add_search(messages, item, found.text)
+        elif kind == "web_search_call" and item.get("results") is not None:
+            page = web_text(item, len(sources) + 1, budget)
+            sources |= page.sources
+            add_web_search(messages, item, page.text)
         elif kind == "compaction":
             messages.append({"role": "user", "content": SUMMARY + read_summary(item)})
     if system:
@@ -79,6 +84,24 @@ def add_search(messages: list[Message], item: Item, text: str) -> None:
     """Append the call of ``item``, a ``file_search_call``, and its result ``text``."""
     _add_call(messages, str(item["id"]), SEARCH_NAME, json.dumps({"queries": item["queries"]}, ensure_ascii=False))
     messages.append({"role": "tool", "tool_call_id": str(item["id"]), "content": text})
+
+
+def add_web_search(messages: list[Message], item: Item, text: str) -> None:
+    """Append the call of ``item``, a ``web_search_call``, and its result ``text``."""
+    name, arguments = call_of(item)
+    _add_call(messages, str(item["id"]), name, arguments)
+    messages.append({"role": "tool", "tool_call_id": str(item["id"]), "content": text})
+
+
+def add_rejected_call(messages: list[Message], call_id: str, name: str, arguments: str, text: str) -> None:
+    """Append a call that was not performed, and the reason ``text``."""
+    try:
+        json.loads(arguments)
+    except ValueError:
+        # Templates of models fail on arguments that are not JSON.
+        arguments = "{}"
+    _add_call(messages, call_id, name, arguments)
+    messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
 
 
 def split_rounds(items: Sequence[Item]) -> list[list[Item]]:

@@ -18,6 +18,7 @@ from appliance.assistant.store.responses import TurnHistory
 from appliance.assistant.turns.file_search import FUNCTION
 from appliance.assistant.turns.history import ChatPrompt, build_prompt, split_rounds, without_oldest
 from appliance.assistant.turns.request import TurnRequest
+from appliance.assistant.web.tool import web_functions, web_tool_of
 from appliance.contract.model import Site
 from appliance.errors import InvalidRequestError, RequestError
 
@@ -66,6 +67,11 @@ class PromptFit:
         """Return the most tokens of the results of one search."""
         return min(SEARCH_TOKENS, self.context_of(model) // 4)
 
+    def functions(self, request: TurnRequest, model: str) -> list[Mapping[str, Any]]:
+        """Return all functions that the model sees: those of the client and of the hosted tools."""
+        web = web_functions(web_tool_of(request.web, self._site, model), self._site.search)
+        return [*request.functions, *([FUNCTION] if request.search is not None else []), *web]
+
     def whole_prompt(self, request: TurnRequest, history: TurnHistory, model: str) -> ChatPrompt:
         """Return the messages of a turn with its whole history, whether they fit or not."""
         instructions = [history.metadata.get("instructions"), request.instructions]
@@ -76,7 +82,7 @@ class PromptFit:
 
         Raises :class:`InvalidRequestError` if they do not fit in the context, or do not without the whole history.
         """
-        tools = [*request.functions, *([FUNCTION] if request.search is not None else [])]
+        tools = self.functions(request, model)
         prompt = self.whole_prompt(request, history, model)
         context = self.context_of(model)
         reserved = request.max_tokens or (min(RESERVED_TOKENS, context // 4) if request.truncate else 1)

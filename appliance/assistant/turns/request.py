@@ -1,17 +1,20 @@
 """Validates the body of ``POST /v1/responses``; a typed request, or a 400 that names the field. Pure.
 
 No field is ignored in silence. A field that the assistant does not serve is rejected with its name. The one
-exception is ``web_search``: some clients always send it, so it is removed and announced.
+exception is ``web_search`` on a site without web search: some clients always send it. It is removed and announced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from appliance.assistant.metadata import MAX_NAME, MAX_PAIRS, MAX_VALUE
 from appliance.assistant.retrieval.fusion import HybridWeights
+from appliance.assistant.web.tool import NAMES as WEB_NAMES
+from appliance.assistant.web.tool import SEARCH as WEB_NAME
+from appliance.assistant.web.tool import WebTool, is_web_type, read_web_tool
 from appliance.errors import InvalidRequestError
 
 MAX_INPUT_ITEMS = 2000
@@ -77,6 +80,7 @@ _ITEM_TYPES = frozenset(
         "function_call",
         "function_call_output",
         "file_search_call",
+        "web_search_call",
         "reasoning",
         "compaction",
         "item_reference",
@@ -118,6 +122,7 @@ class TurnRequest:
     functions: tuple[Mapping[str, Any], ...] = ()
     """Function tools as the chat API has them."""
     search: SearchTool | None = None
+    web: WebTool | None = None
     removed: tuple[str, ...] = ()
     """Types of the tools that were removed and are announced."""
     choice: object = "auto"
@@ -129,9 +134,17 @@ class TurnRequest:
     shown: Mapping[str, Any] = field(default_factory=dict)
     """Fields that the response object repeats."""
 
+    @property
+    def unattended(self) -> bool:
+        """Whether no client waits for its text: it is in the background and not streamed."""
+        return self.background and not self.stream
 
-def read_turn(body: object) -> TurnRequest:
-    """Return the request that ``body`` describes. Raises :class:`InvalidRequestError` with ``param``."""
+
+def read_turn(body: object, *, web: bool = False) -> TurnRequest:
+    """Return the request that ``body`` describes; ``web`` is whether the site has web search.
+
+    Raises :class:`InvalidRequestError` with ``param``.
+    """
     if not isinstance(body, Mapping):
         raise InvalidRequestError("The body must be a JSON object", param="body")
     unknown = sorted(set(body) - KNOWN)
@@ -148,8 +161,9 @@ def read_turn(body: object) -> TurnRequest:
     tools = _list(body, "tools")
     if len(tools) > MAX_TOOLS:
         raise _invalid("tools", f"has {len(tools)} entries; at most {MAX_TOOLS} are allowed")
-    functions, search, removed = _tools(tools)
-    choice, functions, search = _choice(body.get("tool_choice"), functions, search, removed)
+    offered = _tools(tools, web=web)
+    removed = offered.removed
+    choice, offered = _choice(body.get("tool_choice"), offered)
     include = _include(body)
     if body.get("top_logprobs") not in (None, 0):
         raise _invalid("top_logprobs", "must be 0: log probabilities are available in chat completions only")
@@ -197,8 +211,9 @@ def read_turn(body: object) -> TurnRequest:
         stream=_flag(body, "stream", default=False),
         truncate=truncation == "auto",
         include=include,
-        functions=functions,
-        search=search,
+        functions=offered.functions,
+        search=offered.search,
+        web=offered.web,
         removed=removed,
         choice=choice,
         max_tokens=_count(body, "max_output_tokens", 1),
@@ -261,6 +276,8 @@ def _item(value: object, where: str) -> Mapping[str, Any]:
         item["status"] = value.get("status") or "completed"
     if kind == "message":
         return _message(item, where)
+    if kind == "web_search_call" and not isinstance(item.get("results"), list | None):
+        raise _invalid(f"{where}.results", "must be a list")
     for name in _NEEDED[str(kind)]:
         if not isinstance(item.get(name), str):
             raise _invalid(f"{where}.{name}", "must be a string")
@@ -275,6 +292,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "compaction": ("encrypted_content",),
     "item_reference": ("id",),
     "file_search_call": (),
+    "web_search_call": (),
     "reasoning": (),
 }
 
@@ -329,11 +347,20 @@ def _output(value: object, where: str) -> object:
     raise _invalid(where, "must be a string or a list of parts")
 
 
-def _tools(
-    tools: Sequence[Mapping[str, Any]],
-) -> tuple[tuple[Mapping[str, Any], ...], SearchTool | None, tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class OfferedTools:
+    """The tools of one request: functions of the client, hosted tools, and types that were removed."""
+
+    functions: tuple[Mapping[str, Any], ...] = ()
+    search: SearchTool | None = None
+    web: WebTool | None = None
+    removed: tuple[str, ...] = ()
+
+
+def _tools(tools: Sequence[Mapping[str, Any]], *, web: bool) -> OfferedTools:
     functions: list[Mapping[str, Any]] = []
     search: SearchTool | None = None
+    web_tool: WebTool | None = None
     removed: list[str] = []
     for index, tool in enumerate(tools):
         kind = tool.get("type")
@@ -343,18 +370,24 @@ def _tools(
             if search is not None:
                 raise _invalid(f"tools[{index}]", "is a second file_search; list all stores in one")
             search = read_search_tool(tool, index)
-        elif isinstance(kind, str) and kind.startswith("web_search"):
-            removed.append(kind)
+        elif is_web_type(kind):
+            if not web:
+                removed.append(str(kind))
+            elif web_tool is not None:
+                raise _invalid(f"tools[{index}]", "is a second web_search; send one")
+            else:
+                web_tool = read_web_tool(tool, f"tools[{index}]")
         else:
             raise _invalid(
                 f"tools[{index}].type",
-                f"{_quoted(kind)} is not a tool of this service; use function or file_search",
+                f"{_quoted(kind)} is not a tool of this service; use function, file_search or web_search",
             )
     names = [tool["function"]["name"] for tool in functions] + ([SEARCH_NAME] if search else [])
+    names += sorted(WEB_NAMES) if web_tool else []
     for name in names:
         if names.count(name) > 1:
             raise _invalid("tools", f"has two tools with the name {name!r}; rename one")
-    return tuple(functions), search, tuple(dict.fromkeys(removed))
+    return OfferedTools(tuple(functions), search, web_tool, tuple(dict.fromkeys(removed)))
 
 
 def _function(tool: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -423,31 +456,32 @@ def _weights(value: object, where: str) -> HybridWeights:
 _WEIGHTS = ("embedding_weight", "text_weight")
 
 
-def _choice(
-    value: object,
-    functions: tuple[Mapping[str, Any], ...],
-    search: SearchTool | None,
-    removed: Sequence[str],
-) -> tuple[object, tuple[Mapping[str, Any], ...], SearchTool | None]:
+def _choice(value: object, offered: OfferedTools) -> tuple[object, OfferedTools]:
     """Return ``tool_choice`` for the chat API, and the tools that it allows."""
     if value is None or (isinstance(value, str) and value in ("auto", "none", "required")):
-        return value or "auto", functions, search
+        return value or "auto", offered
     if isinstance(value, Mapping):
         kind, named = value.get("type"), value.get("name")
-        names = {tool["function"]["name"] for tool in functions}
+        names = {tool["function"]["name"] for tool in offered.functions}
         if kind == "function" and isinstance(named, str) and named in names:
-            return {"type": "function", "function": {"name": named}}, functions, search
-        if kind == "file_search" and search is not None:
-            return {"type": "function", "function": {"name": SEARCH_NAME}}, functions, search
-        if isinstance(kind, str) and kind in removed:
-            return "auto", functions, search
+            return {"type": "function", "function": {"name": named}}, offered
+        if kind == "file_search" and offered.search is not None:
+            return {"type": "function", "function": {"name": SEARCH_NAME}}, offered
+        if is_web_type(kind) and offered.web is not None:
+            return {"type": "function", "function": {"name": WEB_NAME}}, offered
+        if isinstance(kind, str) and kind in offered.removed:
+            return "auto", offered
         if kind == "allowed_tools" and value.get("mode") in ("auto", "required"):
             allowed = _list(value, "tools")
             wanted = [tool.get("name") for tool in allowed if tool.get("type") == "function"]
             if all(isinstance(name, str) and name in names for name in wanted):
-                kept = tuple(tool for tool in functions if tool["function"]["name"] in wanted)
-                searches = any(tool.get("type") == "file_search" for tool in allowed)
-                return value["mode"], kept, search if searches else None
+                kinds = [tool.get("type") for tool in allowed]
+                return value["mode"], replace(
+                    offered,
+                    functions=tuple(one for one in offered.functions if one["function"]["name"] in wanted),
+                    search=offered.search if "file_search" in kinds else None,
+                    web=offered.web if any(map(is_web_type, kinds)) else None,
+                )
     raise _invalid("tool_choice", "must be auto, none, required, or name a tool of this request")
 
 

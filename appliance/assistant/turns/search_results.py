@@ -7,7 +7,7 @@ the searches before it. So ``[n]`` means one passage, also over several searches
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,7 @@ from appliance.assistant.memory.chat_context import MemoryCitation
 from appliance.assistant.retrieval.context import build_context
 from appliance.assistant.retrieval.index import IndexedPassage
 from appliance.assistant.retrieval.ranking import RankedPassage
+from appliance.assistant.web.result_text import CitedPage
 
 BYTES_PER_TOKEN = 3
 """Bytes of UTF-8 in a token, estimated low, so that a block keeps within its budget."""
@@ -36,8 +37,8 @@ class CitedFile:
         return {"type": "file_citation", "index": index, "file_id": self.file_id, "filename": self.filename}
 
 
-CitedSource = CitedFile | MemoryCitation
-"""The source of a number: a result of a file search, or a passage of the memory of the role."""
+CitedSource = CitedFile | CitedPage | MemoryCitation
+"""The source of a number: a result of a search of files or of the web, or a passage of the memory of the role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +89,32 @@ def source_citations(text: str, sources: Mapping[int, CitedSource]) -> Iterator[
     for match in _CITATION.finditer(text):
         for number in match.group(1).split(","):
             source = sources.get(int(number))
-            if source is not None:
+            if isinstance(source, CitedPage):
+                yield source.annotation(start=match.start(), end=match.end())
+            elif source is not None:
                 yield source.annotation(index=match.start())
 
 
-def without_results(item: dict[str, Any]) -> dict[str, Any]:
-    """Return ``item`` as clients get it that did not request the results."""
-    return {**item, "results": None} if item.get("type") == "file_search_call" else item
+FILE_RESULTS, WEB_RESULTS, WEB_SOURCES = (
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+)
+"""Fields that clients get only if ``include`` names them."""
+
+
+def shown_item(item: dict[str, Any], include: Set[str]) -> dict[str, Any]:
+    """Return ``item`` as a client gets it that requested the fields in ``include``."""
+    kind = item.get("type")
+    if kind == "file_search_call":
+        return item if FILE_RESULTS in include else {**item, "results": None}
+    if kind != "web_search_call":
+        return item
+    shown = {name: value for name, value in item.items() if name != "results" or WEB_RESULTS in include}
+    action = item.get("action")
+    if isinstance(action, Mapping) and WEB_SOURCES not in include:
+        shown["action"] = {name: value for name, value in action.items() if name != "sources"}
+    return shown
 
 
 def _ranked(result: Mapping[str, Any], index: int) -> RankedPassage:

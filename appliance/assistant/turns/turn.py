@@ -47,11 +47,23 @@ from appliance.assistant.turns.buffer import EventBuffer
 from appliance.assistant.turns.engine_stream import ChatStream
 from appliance.assistant.turns.events import FinalStatus, RequestedSearch, ResponseEvents
 from appliance.assistant.turns.file_search import FUNCTION, read_queries, run_search
-from appliance.assistant.turns.history import ChatPrompt, Message, add_search, check_outputs
+from appliance.assistant.turns.history import (
+    ChatPrompt,
+    Message,
+    add_rejected_call,
+    add_search,
+    add_web_search,
+    check_outputs,
+)
 from appliance.assistant.turns.prompt_fit import PromptFit
-from appliance.assistant.turns.request import TurnRequest
+from appliance.assistant.turns.request import SEARCH_NAME, TurnRequest
 from appliance.assistant.turns.search_results import search_text
 from appliance.assistant.turns.turn_queue import TurnQueue
+from appliance.assistant.web.access import WebAccess
+from appliance.assistant.web.result_text import web_text
+from appliance.assistant.web.session import WebSession
+from appliance.assistant.web.tool import NAMES as WEB_NAMES
+from appliance.assistant.web.tool import web_tool_of
 from appliance.errors import (
     ApplianceError,
     EngineFailedError,
@@ -64,7 +76,7 @@ from appliance.errors import (
 LOG = logging.getLogger(__name__)
 
 MAX_ROUNDS = 8
-"""Calls of the engine with file_search in one response; the last call has no tools of ours."""
+"""Calls of the engine with hosted tools in one response; the last call has no tools of ours."""
 CHAT = "/v1/chat/completions"
 
 StopReason = Literal["client_disconnected", "cancelled", "shutdown", "deleted"]
@@ -130,10 +142,11 @@ class ResponseTurn:
         self._work: asyncio.Task[TurnEnd] | None = None
         self._begun: asyncio.Task[None] | None = None
         self._own = OwnInput([])
+        self._web: WebSession | None = None
         self._events = ResponseEvents(
             response_object(request),
-            may_search=request.search is not None,
-            include_results="file_search_call.results" in request.include,
+            hosted=frozenset({SEARCH_NAME} if request.search is not None else ()),
+            include=request.include,
         )
 
     @property
@@ -186,6 +199,9 @@ class ResponseTurn:
         check_outputs(history.items, history.own.items)
         response = self._events.response
         response["model"] = services.fit.model_of(request.model, history.metadata)
+        self._web = self._web_session(history)
+        if self._web is not None:
+            self._events.hosted |= self._web.names
         prompt = await self._prompt(history)
         self._events.sources |= prompt.sources
         if request.background:
@@ -195,6 +211,18 @@ class ResponseTurn:
             response["status"] = "in_progress"
             self._begun = asyncio.create_task(self._store_begin())
         return await self._converse(prompt)
+
+    def _web_session(self, history: TurnHistory) -> WebSession | None:
+        """Return the web calls of this turn, if the request or the role has web search."""
+        context, request = self._services.context, self.request
+        tool = web_tool_of(request.web, context.site, self._model)
+        taken = {str(one["function"]["name"]) for one in request.functions}
+        if tool is None or request.choice == "none" or (request.web is None and taken & WEB_NAMES):
+            # A function of the client has precedence over the search of the role.
+            return None
+        session = WebSession(context.shared(WebAccess), tool, self.caller)
+        session.allow_items([*history.items, *history.own.items])
+        return session
 
     async def _prompt(self, history: TurnHistory) -> ChatPrompt:
         """Return the prompt with the memory of the role, or without it if both do not fit in the context."""
@@ -250,7 +278,7 @@ class ResponseTurn:
 
     async def _call_engine(self, body: Mapping[str, Any]) -> None:
         inference, stream = self._services.context.inference, ChatStream()
-        async with inference.stream(CHAT, body, self.caller, background=self.request.background) as pieces:
+        async with inference.stream(CHAT, body, self.caller, background=self.request.unattended) as pieces:
             await self._open()
             async for piece in pieces:
                 for chunk in stream.feed(piece):
@@ -272,6 +300,27 @@ class ResponseTurn:
             self.opened.set()
 
     async def _search(self, search: RequestedSearch, messages: list[Message]) -> None:
+        if search.name == SEARCH_NAME:
+            await self._search_files(search, messages)
+        elif self._web is not None:
+            await self._search_web(self._web, search, messages)
+
+    async def _search_web(self, web: WebSession, search: RequestedSearch, messages: list[Message]) -> None:
+        call = web.read_call(search.name, search.arguments, self._events.sources)
+        if search.partial or isinstance(call, str):
+            reason = call if isinstance(call, str) else "The call is not whole."
+            add_rejected_call(messages, search.call_id, search.name, search.arguments, reason)
+            return
+        opened, events = self._events.begin_web(call.action)
+        self._emit(events)
+        outcome = await web.perform(call)
+        self._emit(self._events.end_web(opened, outcome))
+        budget = web.tool.budget(self._services.fit.search_budget(self._model))
+        found = web_text(opened.item, max(self._events.sources, default=0) + 1, budget)
+        self._events.sources |= found.sources
+        add_web_search(messages, opened.item, found.text)
+
+    async def _search_files(self, search: RequestedSearch, messages: list[Message]) -> None:
         tool = self.request.search
         queries = read_queries(search.arguments)
         if tool is None or not queries or search.partial:
@@ -295,6 +344,8 @@ class ResponseTurn:
         tools = list(request.functions)
         if request.search is not None and searches:
             tools.append(FUNCTION)
+        if self._web is not None and searches:
+            tools += self._web.functions
         body: dict[str, Any] = {
             **request.engine_fields,
             "model": self._model,

@@ -18,6 +18,7 @@ from appliance.assistant.store.stores import ensure_chats_store
 from tests.assistant.gateway_stand_in import GatewayStandIn
 from tests.assistant.memory.conftest import ADA, BOB, OpenContexts
 from tests.assistant.memory.test_search_api import TEXTS, a_client, fill, served
+from tests.conftest import wait_until
 
 CHAT = "/v1/chat/completions"
 FERRY = "User: When does the ferry to the island leave?\n\nAssistant: The ferry leaves at 7:40."
@@ -116,3 +117,17 @@ async def test_a_conversation_with_the_role_has_the_memory_and_stores_none_of_it
         assert TEXTS["file-tea"] in system_of(gateway)
         items = client.conversations.items.list(made.id).model_dump_json()
     assert TEXTS["file-tea"] not in items
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_background_response_has_the_lower_weight_unless_a_client_reads_its_stream(
+    contexts: OpenContexts, gateway: GatewayStandIn, streamed: bool
+) -> None:
+    gateway.responses[CHAT] = lambda _request: says("It is so.")
+    with served(contexts()) as url, a_client(url) as client:
+        made: Any = client.responses.create(model="plain", input="x", background=True, stream=streamed)
+        if streamed:
+            assert [*made][-1].type == "response.completed"
+        else:
+            wait_until(lambda: client.responses.retrieve(made.id).status == "completed", "the end")
+    assert ("x-appliance-background" in gateway.of(CHAT)[-1].headers) == (not streamed)

@@ -17,8 +17,9 @@ import pytest
 
 from appliance.assistant.parsing.child import ParseOrder
 from appliance.assistant.parsing.confined import PROGRAM, parse_confined
-from appliance.assistant.parsing.limits import ParsedPassage, ParseLimits, UnusableFileError
+from appliance.assistant.parsing.parsed_passage import ParsedPassage
 from appliance.assistant.retrieval.chunking import ChunkSettings
+from appliance.parsing.limits import ParseLimits, UnusableFileError
 from tests.assistant.made_documents import a_docx, a_pdf
 from tests.conftest import ROOT, wait_until
 
@@ -45,9 +46,10 @@ def a_program(text: str) -> tuple[str, ...]:
     start = (
         "import json, os, socket, sys\n"
         "from appliance.assistant.parsing import child\n"
+        "from appliance.parsing import confinement\n"
         "order = child.ParseOrder.from_argument(sys.argv[1])\n"
-        "child._limit_resources(order.limits)\n"
-        "child._renounce_files()\n"
+        "confinement.limit_resources(order.limits)\n"
+        "confinement.renounce_files()\n"
     )
     return (sys.executable, "-c", start + text)
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.assistant.parsing.file_type import Format, extension_of, format_of
-from appliance.assistant.parsing.limits import UnusableFileError
-from appliance.assistant.parsing.text import decode
+from appliance.parsing.file_type import Format, extension_of, format_of
+from appliance.parsing.limits import UnusableFileError
+from appliance.parsing.text import decode
 from tests.assistant.made_documents import a_docx, a_pdf
 
 RUSSIAN = "Ночь, улица, фонарь, аптека. Бессмысленный и тусклый свет. Живи ещё хоть четверть века."

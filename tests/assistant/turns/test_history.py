@@ -15,6 +15,7 @@ from appliance.assistant.turns.history import (
     without_oldest,
     write_summary,
 )
+from appliance.assistant.turns.search_results import CitedFile
 from appliance.errors import InvalidRequestError
 
 
@@ -73,10 +74,8 @@ def test_an_output_for_an_unknown_call_is_rejected() -> None:
 def test_numbers_of_passages_differ_between_searches() -> None:
     items = [said("user", "x"), searched("Rome"), said("assistant", "y"), searched("Paris", "file-2")]
     prompt = build_prompt([], items, 1000)
-    assert {number: one.annotation(index=0)["file_id"] for number, one in prompt.sources.items()} == {
-        1: "file-1",
-        2: "file-2",
-    }
+    cited = {number: one.file_id for number, one in prompt.sources.items() if isinstance(one, CitedFile)}
+    assert cited == {1: "file-1", 2: "file-2"}
     tools = [message["content"] for message in prompt.messages if message["role"] == "tool"]
     assert "<passage 1 " in tools[0]
     assert "<passage 2 " in tools[1]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import codecs
 import re
 
-from appliance.assistant.parsing.limits import UnusableFileError
+from appliance.parsing.limits import UnusableFileError
 
 ENCODINGS = ("utf-8-sig", "utf-16", "utf-32", "cp1251", "koi8-r", "cp866", "cp1252")
 """The encodings that :func:`decode` uses."""

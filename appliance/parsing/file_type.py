@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from appliance.assistant.parsing.limits import UnusableFileError
+from appliance.parsing.limits import UnusableFileError
 
 _CODE = (
     "bash.c.cc.clj.cmake.cpp.cs.css.cu.dart.dockerfile.ex.exs.fish.go.gradle.groovy.h.hpp.hs.ini.java.jl.js.json."

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from xml.parsers.expat import ExpatError
 
-from appliance.assistant.parsing.file_type import CODE, Format
-from appliance.assistant.parsing.limits import ParseLimits, UnusableFileError
-from appliance.assistant.parsing.text import decode
+from appliance.parsing.file_type import CODE, Format
+from appliance.parsing.limits import ParseLimits, UnusableFileError
+from appliance.parsing.text import decode
 
 
 @dataclass(frozen=True, slots=True)

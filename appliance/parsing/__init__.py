@@ -1,0 +1,1 @@
+"""Documents to text: PDF, DOCX, HTML, Markdown, text and code, each in a confined process of its own."""

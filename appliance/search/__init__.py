@@ -1,0 +1,1 @@
+"""The page fetcher: reads public web pages for the assistant, from a process and a host of its own."""
