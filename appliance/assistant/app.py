@@ -24,7 +24,10 @@ from appliance.assistant.memory.chats import chat_memory
 from appliance.assistant.memory.ingestion import ingesting
 from appliance.assistant.memory.qdrant_sync import qdrant_syncing
 from appliance.assistant.metrics_writer import writing_metrics
+from appliance.assistant.page.messages import messages_router
+from appliance.assistant.page.shell import shell_router
 from appliance.assistant.sweep import sweeping
+from appliance.assistant.web.access import web_access
 
 ROUTERS: tuple[Callable[[AssistantContext], APIRouter], ...] = (
     conversations_router,
@@ -35,6 +38,8 @@ ROUTERS: tuple[Callable[[AssistantContext], APIRouter], ...] = (
     chat_completions_router,
     metrics_router,
     state_router,
+    messages_router,
+    shell_router,
 )
 """The endpoints, one function a group; each gets the context of the running assistant."""
 
@@ -43,6 +48,7 @@ WORK: tuple[Callable[[AssistantContext], AbstractAsyncContextManager[None]], ...
     ingesting,
     chat_memory,
     qdrant_syncing,
+    web_access,
 )
 """Work in the background, from the start to the stop."""
 

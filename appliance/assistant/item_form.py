@@ -17,6 +17,8 @@ MAX_ITEMS = 20
 ROLES = ("user", "assistant", "system", "developer")
 STATUSES = ("in_progress", "completed", "incomplete")
 SEARCH_RESULTS = "file_search_call.results"
+WEB_RESULTS = "web_search_call.results"
+WEB_SOURCES = "web_search_call.action.sources"
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
 LOGPROBS = "message.output_text.logprobs"
 
@@ -49,6 +51,11 @@ def shown_form(item: Mapping[str, Any], include: Set[str]) -> dict[str, Any]:
     shown = dict(item)
     if shown["type"] == "file_search_call" and SEARCH_RESULTS not in include:
         shown["results"] = None
+    if shown["type"] == "web_search_call":
+        if WEB_RESULTS not in include:
+            shown.pop("results", None)
+        if WEB_SOURCES not in include and isinstance(shown.get("action"), Mapping):
+            shown["action"] = {name: value for name, value in shown["action"].items() if name != "sources"}
     if shown["type"] == "reasoning" and ENCRYPTED_REASONING not in include:
         shown.pop("encrypted_content", None)
     if shown["type"] == "message" and LOGPROBS not in include and isinstance(shown.get("content"), list):
@@ -119,12 +126,19 @@ def _file_search_call(item: dict[str, Any], param: str) -> dict[str, Any]:
     return {"status": "completed", **item}
 
 
+def _web_search_call(item: dict[str, Any], param: str) -> dict[str, Any]:
+    if not isinstance(item.get("results"), list | None):
+        raise _invalid(f"{param}.results", "is not a list")
+    return {"status": "completed", **item}
+
+
 _CHECKS: Mapping[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {
     "message": _message,
     "function_call": _function_call,
     "function_call_output": _function_call_output,
     "reasoning": _reasoning,
     "file_search_call": _file_search_call,
+    "web_search_call": _web_search_call,
 }
 
 

@@ -25,11 +25,10 @@ from appliance.assistant.missing import not_found
 from appliance.assistant.retrieval.filters import compile_filter
 from appliance.assistant.store.responses import KIND, ResponseStore
 from appliance.assistant.turns.compaction import compact
-from appliance.assistant.turns.file_search import FUNCTION
 from appliance.assistant.turns.prompt_fit import PromptFit
 from appliance.assistant.turns.request import TurnRequest, read_include, read_turn
 from appliance.assistant.turns.running import EXPIRY_PAUSE_S, REPAIR_PAUSE_S, RunningTurns
-from appliance.assistant.turns.search_results import without_results
+from appliance.assistant.turns.search_results import shown_item
 from appliance.assistant.turns.turn import ResponseTurn, TurnServices
 from appliance.assistant.turns.turn_queue import TurnQueue
 from appliance.errors import InvalidRequestError
@@ -84,10 +83,11 @@ def responses_router(context: AssistantContext) -> APIRouter:
 def _add_creation(router: APIRouter, services: TurnServices, running: RunningTurns) -> None:
     """Add the endpoints that call an engine."""
     limit = services.context.site.gateway.max_body_bytes
+    web = services.context.site.search is not None
 
     @router.post("", openapi_extra=TURN_BODY)
     async def create(request: Request, caller: Calling) -> Response:
-        turn_request = read_turn(await read_json(request, limit))
+        turn_request = read_turn(await read_json(request, limit), web=web)
         if turn_request.search is not None and turn_request.search.filters is not None:
             compile_filter(turn_request.search.filters, param=f"tools[{turn_request.search.index}].filters")
         headers = _announced(turn_request, caller)
@@ -106,12 +106,11 @@ def _add_creation(router: APIRouter, services: TurnServices, running: RunningTur
 
     @router.post("/input_tokens")
     async def input_tokens(request: Request, caller: Calling) -> Response:
-        turn_request = read_turn(_allowed(await read_json(request, limit), _COUNTED))
+        turn_request = read_turn(_allowed(await read_json(request, limit), _COUNTED), web=web)
         history = await services.read_history(caller, turn_request)
         model = services.fit.model_of(turn_request.model, history.metadata)
         messages = services.fit.whole_prompt(turn_request, history, model).messages
-        tools = [*turn_request.functions, *([FUNCTION] if turn_request.search is not None else [])]
-        count = await services.fit.count(model, messages, tools, caller)
+        count = await services.fit.count(model, messages, services.fit.functions(turn_request, model), caller)
         return _as_json({"object": "response.input_tokens", "input_tokens": count})
 
     @router.post("/compact")
@@ -170,7 +169,7 @@ def _add_stored(router: APIRouter, services: TurnServices, running: RunningTurns
         page = await asyncio.to_thread(
             services.store.input_items, caller.user, identifier, after=after, limit=limit, order=order
         )
-        data = [_shown(item, shown) for item in page.data]
+        data = [shown_item(item, shown) for item in page.data]
         return _as_json(as_list(data, page.has_more))
 
 
@@ -286,11 +285,7 @@ async def _whole(
         raise not_found(KIND, identifier)
     else:
         body = (await asyncio.to_thread(services.store.get, caller.user, identifier)).shown()
-    return {**body, "output": [_shown(item, shown) for item in body["output"]]}
-
-
-def _shown(item: dict[str, Any], include: frozenset[str]) -> dict[str, Any]:
-    return item if "file_search_call.results" in include else without_results(item)
+    return {**body, "output": [shown_item(item, shown) for item in body["output"]]}
 
 
 def _as_json(body: Mapping[str, Any], headers: dict[str, str] | None = None) -> Response:

@@ -28,6 +28,7 @@ PREFIXES = {
     "function_call": ids.FUNCTION_CALL,
     "function_call_output": ids.FUNCTION_CALL_OUTPUT,
     "file_search_call": ids.FILE_SEARCH_CALL,
+    "web_search_call": ids.WEB_SEARCH_CALL,
     "compaction": ids.COMPACTION,
 }
 """Prefixes of ids by the type of the item."""
