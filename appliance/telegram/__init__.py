@@ -1,0 +1,1 @@
+"""The Telegram bot: chats of linked users through the gateway; a process of its own without an inbound port."""

@@ -1,0 +1,1 @@
+"""Alembic's environment: :mod:`appliance.store.database` runs it on a connection that it holds."""
