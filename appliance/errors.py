@@ -271,6 +271,13 @@ class RateLimitError(RequestError):
     code = "rate_limit_exceeded"
 
 
+class BudgetError(RateLimitError):
+    """429: the user's budget of tokens does not hold the request; it resets with the next day or month."""
+
+    kind = "insufficient_quota"
+    code = "insufficient_quota"
+
+
 class EngineReportedError(RequestError):
     """An error that the engine reported: its message and its status."""
 
@@ -320,6 +327,21 @@ class VectorIndexError(RequestError):
 
     status = 503
     code = "vector_index_unavailable"
+
+
+class PageError(RequestError):
+    """422: a web page cannot be read; ``code`` has the kind of the reason, such as ``address_not_allowed``."""
+
+    status = 422
+    kind = "invalid_request_error"
+    code = "page_unavailable"
+
+
+class WebSearchError(RequestError):
+    """503: a web search failed; ``code`` has the kind of the reason. The model gets the message."""
+
+    status = 503
+    code = "web_search_failed"
 
 
 class QueueFullError(RequestError):

@@ -24,7 +24,7 @@ from rich.console import Console
 from appliance.contract.load import parse, read, validate
 from appliance.contract.model import Site
 from appliance.engines import golden_pairs
-from appliance.engines.argv import EngineReplica, command, replicas
+from appliance.engines.argv import EngineReplica, command, started_replicas
 from appliance.engines.cpu_dtype import read_cpuinfo
 from appliance.engines.probe import probe_token
 from appliance.engines.processes import ChildProcesses, ProcessSpec
@@ -195,7 +195,7 @@ async def _free_ports(console: Console, site: Site, options: Options, lock: lock
     for its children first: the kernel has signalled them to end.
     """
     _require_loopback()
-    gateway, engines = site.gateway, replicas(site)
+    gateway, engines = site.gateway, started_replicas(site)
     wanted = [(gateway.host, gateway.port, f"gateway.port in {options.config}", gateway.drain_timeout_s)]
     for replica in engines:
         key = f"`port` of engines.{replica.name} in {options.config}"
@@ -239,7 +239,7 @@ def on_free_ports(site: Site, free: Callable[[str, int], bool]) -> str:
 
     ``free`` is called with a host and a port; it returns whether a server could listen there.
     """
-    gateway, engines = site.gateway, [replica.port for replica in replicas(site)]
+    gateway, engines = site.gateway, [replica.port for replica in started_replicas(site)]
     words, port = ["make up"], gateway.port
     if not free(gateway.host, port):
         port = next((one for one in _after(port) if one not in engines and free(gateway.host, one)), port)
@@ -269,7 +269,7 @@ async def _serve(
     logs = folder / "log"
     waiting: list[tuple[EngineReplica, Path]] = []
     # The embedder loads while the other engine does.
-    for replica in sorted(replicas(site), key=lambda one: one.engine.kind != "embedder"):
+    for replica in sorted(started_replicas(site), key=lambda one: one.engine.kind != "embedder"):
         # Its command is built once, from the site in memory: after a crash the same engine starts again, even if
         # the file has changed.
         built = command(site, replica, options.base, read_cpuinfo())

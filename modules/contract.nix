@@ -132,6 +132,7 @@ let
         example = "/var/lib/appliance-gateway";
       };
       max_body_bytes.example = 16777216;
+      max_audio_bytes.example = 104857600;
       # The VPS reads this key for the edge's own responses. It builds no site that `appliance check` could validate,
       # so the type does.
       browser_origins.type = types.listOf (

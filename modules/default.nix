@@ -24,6 +24,8 @@ in
         ./gateway.nix
         ./admin.nix
         ./assistant.nix
+        ./search.nix
+        ./telegram.nix
         ./smoke.nix
         ./trial.nix
         ./notify.nix

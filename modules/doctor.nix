@@ -37,7 +37,8 @@ let
     )
     ++ lib.optional network.firewall.enable "nftables"
     ++ lib.optional wg.enable "wireguard-wg0"
-    ++ lib.optional network.edge.enable "nginx";
+    ++ lib.optional network.edge.enable "nginx"
+    ++ lib.optional appliance.search.enable "searx";
 
   machine = present {
     version = 1;
@@ -94,6 +95,12 @@ let
         # Only the watched host reaches it, through the tunnel.
         ++ map (o: o // { interface = "wg0"; }) (
           opening appliance.deadman.enable "tcp" appliance.deadman.port "deadman"
+        )
+        ++ map (o: o // { interface = "wg0"; }) (
+          lib.concatMap (port: opening (appliance.search.enable && wg.enable) "tcp" port "search") [
+            appliance.search.port
+            appliance.search.fetcherPort
+          ]
         )
         ++ lib.concatMap (port: opening network.edge.enable "tcp" port "edge") [
           80

@@ -41,7 +41,7 @@ MOCK_ENGINE = (sys.executable, "-m", "appliance.engines.mock")
 START_S = 100.0
 """Seconds within which a server listens, also on a machine whose cores are busy."""
 
-TOGETHER = {"vllm": "vllm", "network": "network", "assistant_clients": "assistant_clients"}
+TOGETHER = {name: name for name in ("vllm", "network", "assistant_clients", "page", "telegram")}
 """Folders whose tests run in one worker: they share a real engine, the bridge of a network, or a whole service."""
 
 LONGEST = ("vllm", "network", "clients", "tools", "smoketest", "loadtests", "up", "upgrade", "nix")

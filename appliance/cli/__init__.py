@@ -38,12 +38,15 @@ GROUPS: dict[str, tuple[CliCommand, ...]] = {
         CliCommand("engine", "serve", "run one engine, or print its command line"),
         CliCommand("assistant", "serve", "run the assistant: conversations, files, memory"),
         CliCommand("admin", "serve", "run the admin API"),
+        CliCommand("fetcher", "fetcher", "read public web pages for the assistant's web search"),
         CliCommand("models", "models", "show and swap loaded models; verify weights on disk"),
     ),
     "People and keys": (
+        CliCommand("users", "users", "create users, give them plans, invite them, bill them"),
         CliCommand("keys", "keys", "create, change, list and revoke API keys"),
         CliCommand("usage", "keys", "sum requests, tokens, waiting time and TTFT by user, model or day"),
         CliCommand("chats", "chats", "list, show, export and delete the conversations of a user"),
+        CliCommand("telegram", "telegram", "run the Telegram bot; link persons to users"),
     ),
     "Memory": (CliCommand("memory", "memory", "list the stores of the memory, and embed them again"),),
     "Measure and plan": (

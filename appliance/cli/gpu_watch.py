@@ -13,7 +13,7 @@ import msgspec
 from appliance.cli._args import add_config, add_json
 from appliance.contract.load import load
 from appliance.contract.model import Site
-from appliance.engines.argv import replicas
+from appliance.engines.argv import started_replicas
 from appliance.errors import StartError, StoreError, UsageError
 from appliance.system import files
 from appliance.system.bounded_child import BoundedChild
@@ -92,7 +92,7 @@ def watch_config(
             replica.engine.cards(replica.index) if replica.engine.device == "cuda" else (),
             replica.engine.start_timeout_s / pace,
         )
-        for replica in replicas(site)
+        for replica in started_replicas(site)
         if replica.engine.host == host
     }
     defaults = Timing()

@@ -21,7 +21,7 @@ from appliance.errors import ConfigError, UsageError
 from appliance.planner import add_model, evaluate, precision, row_parser, terminal
 from appliance.planner.demand import Demand
 from appliance.planner.engines_section import engines_section, replace_engines
-from appliance.planner.from_site import hardware_of, model_demands_of
+from appliance.planner.from_site import hardware_of, model_demands_of, planned_models
 from appliance.planner.hardware import MAX_MACHINES, HardwareSpec, parse_cards
 from appliance.planner.layout import Layout
 from appliance.planner.models import DEFAULT_CONTEXT, EMBED_PROMPT, ModelDemand, parse_model, split_shares
@@ -347,6 +347,13 @@ def _write(path: Path, site: Site, found: PlanReport) -> None:
         plan = next((other for other, _ in found.advice.alternatives if other.writable), plan)
     if path.suffix == ".json":
         raise UsageError(f"{path} is rendered by Nix; put the engines into the NixOS options instead")
+    planned = planned_models(site)
+    kept = [name for name, engine in site.engines.items() if engine.model not in planned or not engine.is_started]
+    if kept:
+        raise UsageError(
+            f"{path}: --write replaces all engines, and the planner does not place engines.{kept[0]}; write the "
+            "section by hand, as the plan shows it"
+        )
     text = replace_engines(text_file.read(path), engines_section(plan, site))
     validate(f"{path} (not written)", parse(path, text))
     _save(path, text)

@@ -162,5 +162,7 @@ _CHECK: dict[str, Callable[[Engine], list[str]]] = {
     "vllm": check_vllm,
     "llamacpp": check_llamacpp,
     "embedder": check_embedder,
+    # Any option of this kind is a violation of the rules already.
+    "http": lambda _: [],
     "mock": check_mock,
 }

@@ -8,7 +8,7 @@ People write it as TOML, NixOS renders it as JSON; :class:`Site` is the model of
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -78,6 +78,27 @@ def _not_public(value: str) -> str:
     return value
 
 
+PRIVATE_NETWORKS = tuple(
+    map(ip_network, ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
+)
+"""The networks of servers that the gateway may use: this host, private networks, the tunnel. Link-local addresses
+are none of them: in clouds, one of them serves credentials."""
+
+
+def _listed_address(value: str) -> str:
+    """Return the address of another server, which must be an IP address of :data:`PRIVATE_NETWORKS`."""
+    try:
+        address = ip_address(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not an IP address; write one such as 10.77.0.7, and `port` apart") from None
+    if not any(address in network for network in PRIVATE_NETWORKS):
+        raise ValueError(
+            f"{value} is not a private address; prompts and the key would cross other networks without TLS. Use "
+            "loopback, an address of a private network, or one of the tunnel"
+        )
+    return value
+
+
 def _without_password(value: str | None) -> str | None:
     if value is None:
         return None
@@ -89,8 +110,11 @@ def _without_password(value: str | None) -> str | None:
     return value
 
 
-def _private_server(value: str) -> str:
-    """Return the address of an HTTP server without a path; without TLS it must be on this host or a private one."""
+def _private_server(value: str, *, key_file: str = "qdrant_key_file", sent: str = "the API key") -> str:
+    """Return the address of an HTTP server without a path; without TLS it must be on this host or a private one.
+
+    ``key_file`` is the field for a key, ``sent`` names what a public network must not carry.
+    """
     try:
         parts = urlsplit(value)
         valid = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
@@ -99,14 +123,14 @@ def _private_server(value: str) -> str:
     if not valid or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(f"{value!r} is not an address such as http://127.0.0.1:6333")
     if "@" in parts.netloc:
-        raise ValueError("a key or password does not belong in the configuration; put it into qdrant_key_file")
+        raise ValueError(f"a key or password does not belong in the configuration; put it into {key_file}")
     host = parts.hostname or ""
     if parts.scheme == "http" and host != "localhost":
         try:
             _not_public(host)
         except ValueError:
             raise ValueError(
-                f"the API key would cross a public network without TLS to {host}; use https, or a loopback or "
+                f"{sent} would cross a public network without TLS to {host}; use https, or a loopback or "
                 "private address"
             ) from None
     return value.rstrip("/")
@@ -187,8 +211,10 @@ class Model(Section):
         pattern=r"^[0-9a-f]{40}$",
         description="Commit of the repository; required unless `source` is a folder or a package.",
     )
-    task: Literal["generate", "embed", "rerank"] = Field(
-        default="generate", description="Use of the model: text generation, embeddings or reranking."
+    task: Literal["generate", "embed", "rerank", "transcribe", "speech", "image"] = Field(
+        default="generate",
+        description="Use of the model: text generation, embeddings, reranking, text of speech, speech of text, or "
+        "images.",
     )
     recipe: Literal["auto", "qwen3-embedding", "qwen3-reranker", "qwen3-reranker-classifier", "plain"] = Field(
         default="auto",
@@ -238,12 +264,12 @@ class Model(Section):
 class Engine(Section):
     """One engine: ``replicas`` copies of a model server, each over ``tensor_parallel`` cards."""
 
-    kind: Literal["vllm", "llamacpp", "embedder", "mock"] = Field(
+    kind: Literal["vllm", "llamacpp", "embedder", "http", "mock"] = Field(
         default="vllm",
         description="vLLM, llama.cpp's server, the small embedder for machines without a card, or the mock engine "
-        "of tests and demonstrations.",
+        "of tests and demonstrations. `http` is another server with OpenAI's API, at a private address.",
     )
-    host: Name = Field(description="Host on which it runs.")
+    host: Name = Field(description="Host on which it runs; for kind http, the host whose gateway uses it.")
     model: ModelName = Field(description="Model that it serves, by its name in `models`.")
     device: Literal["cuda", "cpu"] = Field(default="cuda", description="Device on which it computes.")
     gpus: tuple[int, ...] = Field(
@@ -266,6 +292,31 @@ class Engine(Section):
         description="Requests that the gateway sends to one replica at once; default: `concurrency`.",
     )
     port: Port = Field(description="First loopback port; replica i listens on port + i.")
+    address: str | None = Field(
+        default=None,
+        description="IP address of the server of kind http: on this host, in a private network or in the tunnel.",
+        examples=["10.77.0.7"],
+    )
+    served_name: str | None = Field(
+        default=None,
+        pattern=r"^[!-~]{1,200}$",
+        description="Name of the model at the server of kind http; default: `model`.",
+        examples=["whisper-1"],
+    )
+    key_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File with the API key for the server of kind http, one line; a relative path begins at the "
+        "gateway's working directory. The gateway reads it when it starts.",
+        examples=["/run/secrets/whisper-key"],
+    )
+    health_path: str | None = Field(
+        default=None,
+        pattern=r"^/[!-~]{0,200}$",
+        description="Path of the server of kind http that responds to GET with 200 while it works; default: "
+        "/v1/models.",
+        examples=["/health"],
+    )
     gpu_memory_utilization: float = Field(
         default=0.92, gt=0, le=1, description="Share of the memory of each card that one replica uses."
     )
@@ -311,6 +362,16 @@ class Engine(Section):
             raise ValueError('there is no kind "fake" any more; write kind = "mock" for the mock engine')
         return kind
 
+    @field_validator("address")
+    @classmethod
+    def _a_private_address(cls, value: str | None) -> str | None:
+        return None if value is None else _listed_address(value)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the appliance starts its process; the server of kind http runs by itself."""
+        return self.kind != "http"
+
     @property
     def slots(self) -> int:
         """Limit of requests that run on one replica, so that its own queue stays short."""
@@ -346,6 +407,11 @@ class Role(Section):
         examples=[["chats", "handbook"]],
     )
 
+    search: bool = Field(
+        default=False,
+        description="Whether its model may search the web in every chat, also if the client does not request it.",
+    )
+
     @property
     def served_name(self) -> str:
         """The name under which the engine serves it."""
@@ -362,6 +428,10 @@ class Role(Section):
         return value
 
 
+MOST_PLAN_TOKENS = 2**53 - 1
+"""The largest whole number that JSON readers keep."""
+
+
 class Limits(Section):
     """Limits of one user. An absent value means no limit."""
 
@@ -372,6 +442,29 @@ class Limits(Section):
     requests_in_flight: int | None = Field(default=None, gt=0, description="Requests that run or wait at once.")
     weight: float = Field(
         default=1.0, gt=0, le=1000, description="Share of a busy engine, relative to users with weight 1."
+    )
+
+
+class UserPlan(Limits):
+    """A plan of users. Its limits replace the site's `limits`; a key's own limits narrow them further."""
+
+    tokens_per_day: int | None = Field(
+        default=None,
+        gt=0,
+        le=MOST_PLAN_TOKENS,
+        description="Prompt plus completion tokens per day, from midnight UTC; default: no budget.",
+    )
+    tokens_per_month: int | None = Field(
+        default=None,
+        gt=0,
+        le=MOST_PLAN_TOKENS,
+        description="Prompt plus completion tokens per calendar month in UTC; default: no budget.",
+    )
+    models: tuple[ModelName, ...] | None = Field(
+        default=None, description="Models and roles that its users may use; default: all."
+    )
+    price: Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
+        default="", description="Price in words, for bills and for the user.", examples=["10 EUR per month"]
     )
 
 
@@ -460,6 +553,13 @@ class Gateway(Section):
     usage_keep_days: int = Field(default=400, ge=1, le=36500, description="Days for which usage records are kept.")
     max_body_bytes: int = Field(
         default=16 * 2**20, gt=0, le=2**31, description="Largest request body in bytes; a larger one gets 413."
+    )
+    max_audio_bytes: int = Field(
+        default=25 * 2**20,
+        gt=0,
+        le=255 * 2**20,
+        description="Largest audio file in bytes, on /v1/audio/transcriptions and translations; a larger one gets "
+        "413. vLLM has a limit of its own (VLLM_MAX_AUDIO_CLIP_FILESIZE_MB, 25).",
     )
     header_timeout_s: float = Field(
         default=10.0,
@@ -684,6 +784,99 @@ class Assistant(Section):
         return base / self.acting_socket
 
 
+class WebSearch(Section):
+    """Web search of the assistant: a SearXNG server, and the fetcher that reads pages (`appliance fetcher`)."""
+
+    url: str = Field(
+        description="Address of the SearXNG server, on loopback or in the tunnel.",
+        examples=["http://10.77.0.2:8888"],
+    )
+    fetcher_url: str | None = Field(
+        default=None,
+        description="Address of the fetcher; default: the model has extracts of the results and opens no page.",
+        examples=["http://10.77.0.2:8889"],
+    )
+    key_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File with the key of the fetcher; a relative path begins at the assistant's folder of work.",
+        examples=["/run/secrets/fetcher-key"],
+    )
+    results: int = Field(default=8, ge=1, le=20, description="Results of one search that the model sees, at most.")
+    pages: int = Field(default=5, ge=0, le=50, description="Pages that the model may open in one turn.")
+    page_characters: int = Field(
+        default=200_000,
+        ge=1000,
+        le=400_000,
+        description="Characters of a page that the assistant reads; the model gets what fits in its context.",
+    )
+    timeout_s: float = Field(
+        default=20.0, gt=0, le=120, description="Seconds for one search, and for one page with its redirects."
+    )
+
+    @field_validator("url", "fetcher_url")
+    @classmethod
+    def _a_private_server(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        return _private_server(value, key_file="key_file", sent="the queries of users")
+
+    def key_path(self, base: Path) -> Path | None:
+        """Return the file with the key of the fetcher; a relative one begins at ``base``."""
+        return None if self.key_file is None else base / self.key_file
+
+
+class Telegram(Section):
+    """The Telegram bot: chats of linked users; a process of its own (`appliance telegram serve`)."""
+
+    data_dir: str = Field(
+        default="var/telegram",
+        min_length=1,
+        description="Folder of links and chats; relative to the bot's working directory.",
+    )
+    token_file: str = Field(
+        default="var/telegram-token",
+        min_length=1,
+        description="File with the bot's token, as @BotFather shows it; relative to the bot's working directory.",
+        examples=["/run/secrets/telegram-bot-token"],
+    )
+    acting_socket: str = Field(
+        default="var/telegram-acting.sock",
+        min_length=1,
+        description="Unix socket on which the gateway serves the bot in the name of linked users.",
+    )
+    user: str | None = Field(
+        default=None,
+        pattern=r"^[a-z_][a-z0-9_-]{0,30}$",
+        description="Account that may use `acting_socket`, by its name; default: the gateway's own.",
+    )
+    api: str = Field(
+        default="https://api.telegram.org",
+        pattern=r"^https?://[A-Za-z0-9.:_/-]+$",
+        description="Address of the Bot API: Telegram's own, or a Bot API server of yours.",
+    )
+    model: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Model or role of new chats; default: the first model of the key with task generate.",
+    )
+    max_messages: int = Field(
+        default=6, ge=1, le=20, description="Messages of one response; a longer response is sent as a file."
+    )
+
+    def data_path(self, base: Path) -> Path:
+        """Return the folder of links and chats; a relative one begins at ``base``."""
+        return base / self.data_dir
+
+    def token_path(self, base: Path) -> Path:
+        """Return the file with the token; a relative one begins at ``base``."""
+        return base / self.token_file
+
+    def acting_path(self, base: Path) -> Path:
+        """Return the gateway's socket for the bot; a relative one begins at ``base``."""
+        return base / self.acting_socket
+
+
 class Slo(Section):
     """Service level objectives of a load test. A request counts as goodput if it meets every bound by itself."""
 
@@ -734,11 +927,24 @@ class Site(Section):
     users: dict[UserName, Limits] = Field(
         default={}, description="Limits of single users by name; `user/end-user` for one end user of a user's key."
     )
+    plans: dict[Name, UserPlan] = Field(
+        default={}, description="Plans by name; `appliance users plan` gives one to a user."
+    )
+    default_plan: Name | None = Field(
+        default=None,
+        description="Plan of each user without another one, also of those whose own has ended; default: `limits`, "
+        "without a budget.",
+    )
     gateway: Gateway = Field(default=Gateway(), description="The gateway.")
     admin: Admin = Field(default=Admin(), description="The admin API.")
     assistant: Assistant | None = Field(
         default=None, description="The stateful API; default: the gateway serves stateless requests only."
     )
+    search: WebSearch | None = Field(
+        default=None,
+        description="Web search of the assistant; default: the tool web_search is removed and announced.",
+    )
+    telegram: Telegram | None = Field(default=None, description="The Telegram bot; default: none.")
     smoke: Smoke = Field(default=Smoke(), description="The smoke test.")
     loadtest: LoadTest = Field(default=LoadTest(), description="The load tests.")
 

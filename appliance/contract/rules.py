@@ -35,8 +35,13 @@ def violations(site: Site) -> list[Violation]:
         *_card_memory(site),
         *_ups(site),
         *_roles(site),
+        *_plans(site),
         *_residency(site),
+        *_http_engines(site),
+        *_media_tasks(site),
         *_assistant(site),
+        *_search(site),
+        *_telegram(site),
     ]
 
 
@@ -104,7 +109,7 @@ def _package(where: str, engine: Engine, model: Model) -> Iterator[Violation]:
             )
         if engine.device != "cpu":
             yield Violation(f"{where}.device", "an engine of kind embedder has no card", 'set device = "cpu"')
-    elif model.is_package and engine.kind != "mock":
+    elif model.is_package and engine.kind not in ("mock", "http"):
         yield Violation(
             f"{where}.kind", f"{engine.kind} cannot read the weights of {model.source}", 'set kind = "embedder"'
         )
@@ -119,7 +124,7 @@ def _cards(where: str, engine: Engine, host_name: str, host: Host) -> Iterator[V
             f"two cards have the index {doubled[0]}",
             "give each card an index of its own",
         )
-    if engine.kind == "embedder" and engine.device != "cpu":
+    if engine.kind in ("embedder", "http") and engine.device != "cpu":
         return
     if engine.device == "cpu":
         if engine.gpus or engine.tensor_parallel > 1:
@@ -153,6 +158,11 @@ def _ports(site: Site) -> Iterator[Violation]:
                 fix = f"start at {65536 - engine.replicas} or lower"
                 yield Violation(where, f"replica {port - engine.port} would need port {port}", fix)
                 break
+            if not engine.is_started:
+                # One server may serve several models, but not the gateway itself, which would call itself for ever.
+                if port == site.gateway.port and engine.address in ("127.0.0.1", "::1", site.gateway.host):
+                    yield Violation(where, f"port {port} is that of this gateway", "name the port of the server")
+                continue
             other = taken.get((engine.host, port))
             if other is None and port == site.gateway.port:
                 other = "gateway"
@@ -240,9 +250,65 @@ def _residency(site: Site) -> Iterator[Violation]:
             yield Violation(f"{where}.sleep", "an engine that is always loaded never sleeps", "remove it")
 
 
+HTTP_KEYS = ("address", "served_name", "key_file", "health_path")
+"""Keys of an engine that only the kind http has."""
+
+OWN_PROCESS_KEYS = ("command", "environment", "options", "sleep")
+"""Keys that concern the process of an engine, which the kind http does not have."""
+
+
+def _http_engines(site: Site) -> Iterator[Violation]:
+    """Another server has an address, and nothing that starts or stops it."""
+    for name, engine in site.engines.items():
+        where = f"engines.{name}"
+        if engine.is_started:
+            for key in HTTP_KEYS:
+                if getattr(engine, key) is not None:
+                    yield Violation(
+                        f"{where}.{key}", f"is set though kind is {engine.kind}", 'remove it, or set kind = "http"'
+                    )
+            continue
+        if engine.address is None:
+            yield Violation(f"{where}.address", "is missing", 'add it, such as address = "127.0.0.1"')
+        if engine.device != "cpu":
+            yield Violation(f"{where}.device", "an engine of kind http has no card of a host", 'set device = "cpu"')
+        for key in OWN_PROCESS_KEYS:
+            if getattr(engine, key):
+                yield Violation(f"{where}.{key}", "concerns a process, and kind http starts none", "remove it")
+        if engine.residency == "on-demand":
+            yield Violation(
+                f"{where}.residency", "is on-demand, and kind http starts and stops nothing", "remove it"
+            )
+
+
+MEDIA_KINDS = {"transcribe": ("vllm", "http", "mock"), "speech": ("http", "mock"), "image": ("http", "mock")}
+"""The kinds of engines that serve a task of audio or images."""
+
+
+def _media_tasks(site: Site) -> Iterator[Violation]:
+    """Models of audio and images need an engine with that task, and hold no conversation."""
+    for name, engine in site.engines.items():
+        model = site.models.get(engine.model)
+        kinds = MEDIA_KINDS.get(model.task) if model is not None else None
+        if model is not None and kinds is not None and engine.kind not in kinds:
+            yield Violation(
+                f"engines.{name}.kind",
+                f"{engine.kind} cannot serve {engine.model}, whose task is {model.task}",
+                f"use one of: {', '.join(kinds)}; kind http is any server with OpenAI's API",
+            )
+    for name, role in site.roles.items():
+        model = site.models.get(role.model)
+        if model is not None and model.task in MEDIA_KINDS and role.system_prompt is not None:
+            yield Violation(
+                f"roles.{name}.system_prompt",
+                f"{role.model} has the task {model.task} and holds no conversation",
+                "remove it, or name a model with task generate",
+            )
+
+
 def _weights(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
     model, host = site.models.get(engine.model), site.hosts.get(engine.host)
-    if model is None or host is None or model.weights_gib is None:
+    if model is None or host is None or model.weights_gib is None or not engine.is_started:
         return
     if engine.device == "cpu":
         cache = 0.0 if engine.kind == "embedder" else engine.kv_cache_gib
@@ -288,6 +354,23 @@ def _roles(site: Site) -> Iterator[Violation]:
                 yield Violation(f"{where}.adapter", f"{role.model} has no adapter {role.adapter!r}", fix)
             elif any(e.kind == "llamacpp" for e in site.engines.values() if e.model == role.model):
                 yield Violation(f"{where}.adapter", "llama.cpp's server has no adapters by name", "use vLLM for it")
+            elif any(e.kind == "http" for e in site.engines.values() if e.model == role.model):
+                fix = "use vLLM for it, or a model for each adapter"
+                yield Violation(f"{where}.adapter", "an engine of kind http has no adapters by name", fix)
+
+
+def _plans(site: Site) -> Iterator[Violation]:
+    known = [*site.models, *site.roles]
+    for name, plan in site.plans.items():
+        where = f"plans.{name}.models"
+        if plan.models == ():
+            yield Violation(where, "allows no model", "name at least one, or remove it to allow all")
+        for model in plan.models or ():
+            if model not in known:
+                yield Violation(where, f"there is no model or role {model!r}", suggest(model, known))
+    if site.default_plan is not None and site.default_plan not in site.plans:
+        fix = suggest(site.default_plan, list(site.plans))
+        yield Violation("default_plan", f"there is no plan {site.default_plan!r}", fix)
 
 
 ASSISTANT_MODELS = {
@@ -340,6 +423,55 @@ def _assistant(site: Site) -> Iterator[Violation]:
             "assistant.acting_socket",
             "is the socket of the assistant itself",
             "give the gateway and the assistant a path each",
+        )
+
+
+def _search(site: Site) -> Iterator[Violation]:
+    search = site.search
+    if search is not None and site.assistant is None:
+        yield Violation("search", "needs the assistant, and the site has none", "add a section [assistant]")
+    if search is not None and search.key_file is not None and search.fetcher_url is None:
+        yield Violation("search.fetcher_url", "is absent, and key_file has no effect", "name the fetcher's address")
+    for name, role in site.roles.items():
+        where = f"roles.{name}.search"
+        if not role.search:
+            continue
+        if search is None:
+            yield Violation(where, "needs web search, and the site has none", "add a section [search]")
+        task = site.models[role.model].task if role.model in site.models else "generate"
+        if task != "generate":
+            yield Violation(where, f"{role.model} has the task {task} and holds no conversation", "remove search")
+
+
+def _telegram(site: Site) -> Iterator[Violation]:
+    telegram, assistant = site.telegram, site.assistant
+    if telegram is None:
+        return
+    if assistant is None:
+        yield Violation(
+            "telegram",
+            "needs the assistant, which keeps its chats",
+            "add a section [assistant], or remove [telegram]",
+        )
+    elif telegram.acting_socket in {assistant.acting_socket, assistant.socket}:
+        yield Violation(
+            "telegram.acting_socket",
+            "is a socket of the assistant",
+            "give the bot a path of its own: its account may not act as the assistant",
+        )
+    name = telegram.model
+    if name is None:
+        return
+    model = site.roles[name].model if name in site.roles else name
+    if model not in site.models:
+        known = [*site.models, *site.roles]
+        yield Violation("telegram.model", f"there is no model or role {name!r}", suggest(name, known))
+    elif site.models[model].task != "generate":
+        task = site.models[model].task
+        yield Violation(
+            "telegram.model",
+            f"{name} has the task {task}, not generate",
+            "name a model or role that generates text",
         )
 
 

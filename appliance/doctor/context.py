@@ -12,7 +12,7 @@ from appliance.contract.model import Gpu, Site
 from appliance.doctor import nvidia, processes, readiness
 from appliance.doctor.host import CannotLookError, HostReader
 from appliance.doctor.placement import NumaPlacement, read_placement
-from appliance.engines.argv import EngineReplica, replicas
+from appliance.engines.argv import EngineReplica, started_replicas
 from appliance.errors import ConfigError
 
 GATEWAY_UNIT = "appliance-gateway.service"
@@ -65,8 +65,9 @@ class CheckContext:
 
     @cached_property
     def replicas(self) -> list[EngineReplica]:
-        """Return the engine replicas of this host."""
-        return [r for r in replicas(self.site) if r.engine.host == self.name] if self.site is not None else []
+        """Return the engine replicas whose processes run on this host."""
+        site = self.site
+        return [r for r in started_replicas(site) if r.engine.host == self.name] if site is not None else []
 
     @cached_property
     def on_cards(self) -> list[EngineReplica]:

@@ -1,4 +1,4 @@
-"""The acting socket: inference for the assistant, in the name of a user of the service.
+"""The acting sockets: inference for the assistant, and all APIs of clients for the Telegram bot, for their users.
 
 HTTP/1.1 over a Unix socket with mode 0660. The kernel names the account of each process that connects. The gateway
 closes the connection, unless that is root, its own account or ``assistant.user``. No key of a client travels:
@@ -11,7 +11,10 @@ closes the connection, unless that is root, its own account or ``assistant.user`
 | ``x-request-id`` | the id of the client's request; the ids of the requests for it begin with it; optional |
 
 Everything else is as for a client: the models and limits of the key, the fair queue, usage, revocation. Background
-work has a flow of its own in the queue. No request from here is passed on to the assistant.
+work has a flow of its own in the queue. No request of the assistant is passed on to the assistant.
+
+``telegram.acting_socket`` is a socket of its own for ``telegram.user``. A request there is that of a client: also
+the paths with state and ``/v1/models`` are served. A pause and a drain reject it, and it has no background.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import re
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 from appliance.errors import MethodNotAllowedError, NotFoundError, RequestError, StartError
 from appliance.gateway import paths, reply
@@ -40,10 +44,10 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,28}")
 """Ids of clients' requests: with the number that follows, they fit the column of a usage row."""
 
 
-def allowed_users(name: str | None) -> frozenset[int]:
+def allowed_users(name: str | None, setting: str = "assistant.user") -> frozenset[int]:
     """Return the uids that may use the socket: the gateway's own, root's, and that of the account ``name``.
 
-    Raises :class:`StartError` if the account does not exist.
+    Raises :class:`StartError`, which names the ``setting``, if the account does not exist.
     """
     users = {os.geteuid(), 0}
     if name is not None:
@@ -51,7 +55,7 @@ def allowed_users(name: str | None) -> frozenset[int]:
             users.add(pwd.getpwnam(name).pw_uid)
         except KeyError:
             raise StartError(
-                f"assistant.user: there is no account {name!r} on this machine; create it, or remove the setting"
+                f"{setting}: there is no account {name!r} on this machine; create it, or remove the setting"
             ) from None
     return frozenset(users)
 
@@ -106,19 +110,52 @@ class ActingRequests:
         return None
 
 
+class LocalClientRequests(ActingRequests):
+    """The application of the socket for a local client: the APIs of clients, with a key named by its id."""
+
+    def begin(self, request: Request) -> int:
+        """Authenticate before the body is read; return the body's size limit in bytes."""
+        return SMALL_BODY if self._refusal(request) is not None else self._gateway.begin_named(request)
+
+    def handle(self, request: Request, client: ClientResponder) -> None:
+        """Respond to a complete request, now or later; raises :class:`RequestError` for a rejection."""
+        refusal = self._refusal(request)
+        if refusal is not None:
+            raise refusal
+        self._gateway.handle(request, client)
+
+    @staticmethod
+    def _refusal(request: Request) -> RequestError | None:
+        path = request.path
+        if path in paths.OPERATIONS or not (allow := paths.methods(path, stateful=True)):
+            return NotFoundError("There is nothing at this path; the socket serves the APIs of clients")
+        if request.method not in allow:
+            return MethodNotAllowedError(f"{path[:100]} requires {allow[0]}", allow=allow)
+        return None
+
+
 class ActingSocket:
-    """The socket at ``path`` for processes of the uids ``users``.
+    """The socket at ``path`` for processes of the uids ``users``; ``section`` of the site names both.
 
     Raises :class:`StartError` in :meth:`listen` if the socket cannot be made.
     """
 
-    def __init__(self, gateway: GatewayApp, path: Path, users: Iterable[int], timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        gateway: GatewayApp,
+        path: Path,
+        users: Iterable[int],
+        timeouts: Timeouts,
+        section: Literal["assistant", "telegram"] = "assistant",
+    ) -> None:
         self._gateway = gateway
+        self._section = section
         self._path = path
         self._users = frozenset(users)
         self._reported: set[int] = set()
         """Users whose refusal is logged already."""
-        self._server = Server(ActingRequests(gateway), timeouts, gateway.coalescer)
+        requests = ActingRequests(gateway) if section == "assistant" else LocalClientRequests(gateway)
+        self._server = Server(requests, timeouts, gateway.coalescer)
         self._listener: asyncio.Server | None = None
 
     async def listen(self) -> None:
@@ -130,12 +167,13 @@ class ActingSocket:
             self._path.chmod(MODE)
         except OSError as error:
             raise StartError(
-                f"cannot listen on {self._path} ({error.strerror or error}); check assistant.acting_socket"
+                f"cannot listen on {self._path} ({error.strerror or error}); check {self._section}.acting_socket"
             ) from None
 
     async def drain(self) -> None:
         """Accept no further request, and wait until none runs."""
-        self._gateway.drain_acting()
+        if self._section == "assistant":
+            self._gateway.drain_acting()
         self._server.drain()
         await self._server.drained()
 
@@ -158,10 +196,11 @@ class ActingSocket:
         if peer.uid not in self._reported:
             self._reported.add(peer.uid)
             LOG.warning(
-                "the user with uid %d may not use %s (pid %d); assistant.user names the account that may",
+                "the user with uid %d may not use %s (pid %d); %s.user names the account that may",
                 peer.uid,
                 self._path,
                 peer.pid,
+                self._section,
             )
         return False
 

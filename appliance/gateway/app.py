@@ -28,6 +28,7 @@ from appliance.errors import (
     StoreError,
 )
 from appliance.gateway import paths, reply
+from appliance.gateway.accounts import GatewayAccounts
 from appliance.gateway.auth import POLL_S, Authenticator
 from appliance.gateway.background import keep_going
 from appliance.gateway.body_encoding import decoded, expanded
@@ -35,21 +36,27 @@ from appliance.gateway.breaker import CAUSES
 from appliance.gateway.cors import METHODS, BrowserOrigins
 from appliance.gateway.drains import DrainFile, Drains
 from appliance.gateway.end_user import acting_caller, caller
+from appliance.gateway.engine_keys import read_engine_keys
 from appliance.gateway.health import HealthMonitor
 from appliance.gateway.idempotency import IdempotencyCache, RecordedResponse
 from appliance.gateway.lifecycle import GatewayContext, ProxiedRequest, Running, error_outcome
 from appliance.gateway.limits import Bucket, Ledger
+from appliance.gateway.media_request import MediaRequest, check_media_head, reserve_form
 from appliance.gateway.metrics import Metrics, MetricSample
 from appliance.gateway.passing import AssistantRoute, PassedRequest
-from appliance.gateway.routing import Router, Service
-from appliance.gateway.stateful import MemoryRoles, is_stateful
+from appliance.gateway.routing import TASKS, Router, Service, served_paths
+from appliance.gateway.session import VISITOR, BrowserSessions, require_same_origin
+from appliance.gateway.session_request import read_login, respond_session, session_body
+from appliance.gateway.session_secret import read_secret
+from appliance.gateway.stateful import AssistantChats, is_stateful
 from appliance.gateway.swap_controller import SwapController
 from appliance.gateway.upload_memory import UploadMemory, UploadShare
 from appliance.gateway.usage_writer import UsageWriter
 from appliance.http1.types import ClientResponder, Request
 from appliance.http1.writer import WriteCoalescer
 from appliance.store.keys import KeyStore
-from appliance.store.models import Key, UsageRow
+from appliance.store.models import Account, Key, UsageRow
+from appliance.store.users import UserStore
 
 LOG = logging.getLogger(__name__)
 
@@ -70,9 +77,17 @@ UPLOAD_FORM_BYTES = 2**20
 class Authenticated:
     """The key of a request, authenticated before its body was read."""
 
-    __slots__ = ("acting", "background", "generation", "key", "upload")
+    __slots__ = ("acting", "background", "generation", "key", "named", "upload")
 
-    def __init__(self, key: Key, generation: int, *, acting: bool = False, background: bool = False) -> None:
+    def __init__(
+        self,
+        key: Key,
+        generation: int,
+        *,
+        acting: bool = False,
+        background: bool = False,
+        named: bool = False,
+    ) -> None:
         self.key = key
         self.generation = generation
         """The authenticator's generation at that time."""
@@ -80,8 +95,17 @@ class Authenticated:
         """Whether the assistant sent it for the key's user, on the acting socket."""
         self.background = background
         """Whether no client waits for it."""
+        self.named = named
+        """Whether a local client named the key by its id, on a socket of its own."""
         self.upload: UploadShare | None = None
         """The memory that is reserved for its body."""
+
+
+class NamedKey:
+    """The mark of a request whose local client names a key by its id: it sends no credential."""
+
+
+NAMED = NamedKey()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +131,7 @@ class GatewayApp:
         self,
         site: Site,
         keys: KeyStore,
+        users: UserStore,
         usage: UsageWriter,
         drain_file: DrainFile,
         control: EngineControl | None = None,
@@ -122,14 +147,18 @@ class GatewayApp:
         self._take_keys(keys.snapshot(self._changes))
         self._usage = usage
         self.coalescer = WriteCoalescer(self._loop)
-        self.router = Router(site, self.coalescer, self._notice)
+        self.router = Router(site, self.coalescer, self._notice, read_engine_keys(site, base))
+        self._inference = served_paths(self.router)
         self.drains = Drains(self.router, drain_file, self._notice)
         self._metrics = Metrics(self._samples)
         self._health = HealthMonitor(self.router, site.gateway)
+        ledger = Ledger(site.plans.get(site.default_plan or "", site.limits), site.users)
+        self.accounts = GatewayAccounts(site, users, usage, ledger)
         self._context = GatewayContext(
             site=site,
             router=self.router,
-            ledger=Ledger(site.limits, site.users),
+            ledger=ledger,
+            accounts=self.accounts,
             usage=usage,
             metrics=self._metrics,
             running=self._running,
@@ -138,12 +167,15 @@ class GatewayApp:
         )
         assistant = site.assistant
         self._assistant: AssistantRoute | None = None
+        self._sessions: BrowserSessions | None = None
+        """The sessions of the chat page; a site without an assistant has no page."""
         if assistant is not None:
             self._assistant = AssistantRoute(self._context, assistant.socket_path(base))
+            self._sessions = BrowserSessions(read_secret(site.data_path(base)), self._authenticator)
         self._max_upload = (assistant.max_file_bytes if assistant is not None else 0) + UPLOAD_FORM_BYTES
         self._background_weight = assistant.background_weight if assistant is not None else 1.0
         self._uploads = UploadMemory()
-        self._memory_roles = MemoryRoles(site)
+        self._assistant_chats = AssistantChats(site)
         self._refused_peers = 0
         self._closed = False
         """Whether the gateway is stopping and no client waits for an acting request."""
@@ -167,20 +199,21 @@ class GatewayApp:
         self._tasks: set[asyncio.Task[None]] = set()
         self._keys_unreadable = False
         self._spawn(keep_going("reading the keys", self._poll_keys))
+        self._spawn(keep_going("following the budgets", self.accounts.step))
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 
     # Called by a connection.
 
     def begin(self, request: Request) -> int:
         """Authenticate before the body is read; return the body's size limit in bytes."""
-        if request.path not in paths.INFERENCE or request.method != "POST":
+        if request.path not in self._inference or request.method != "POST":
             return self._begin_passed(request) if self._is_passed(request) else SMALL_BODY
         if self._draining:
             raise DrainingError("The gateway is stopping; try again shortly", retry_after=5)
-        request.context = Authenticated(self._authenticate(request), self._authenticator.generation)
+        request.context = known = self._identified(request)
         if self._pause is not None:
             raise self._pause.error()
-        return self._site.gateway.max_body_bytes
+        return self._inference_limit(request, known)
 
     def too_large(self, request: Request, error: RequestError) -> RequestError:
         """Return the error of the path or the method, which takes precedence over ``error`` of the body's size."""
@@ -208,7 +241,7 @@ class GatewayApp:
     def handle(self, request: Request, client: ClientResponder) -> None:
         """Respond to a complete request, now or later; raises :class:`RequestError` for a rejection."""
         path = request.path
-        if path in paths.INFERENCE and request.method == "POST":
+        if path in self._inference and request.method == "POST":
             self._infer(request, client)
             return
         if self._is_passed(request):
@@ -225,6 +258,13 @@ class GatewayApp:
             client.respond(204, b"", headers=allow + preflight)
         elif path in paths.OPERATIONS:
             self._operations(path, client)
+        elif path == paths.USAGE:
+            report = self.accounts.report(self._authenticate(request))
+            client.respond(200, json.dumps(report).encode(), headers=b"cache-control: no-store\r\n")
+        elif path == paths.SESSION:
+            self._session(request, client)
+        elif paths.is_page(path):
+            self._visit(request, client)
         else:
             self._list_models(path, self._authenticate(request), client)
 
@@ -233,7 +273,10 @@ class GatewayApp:
         reply.respond_error(client, error, reply.api_path(request))
 
     def complete_headers(self, request: Request, headers: bytes) -> bytes:
-        """Add the request's id, and the CORS lines for pages of other origins."""
+        """Add the request's id, the budget of its user, and the CORS lines for pages of other origins."""
+        known = request.context
+        if self._site.plans and isinstance(known, Authenticated):
+            headers += self.accounts.header(known.key)
         if self._browsers:
             headers += self._origins.headers(request.headers.get(b"origin"))
         elif headers.startswith(reply.ID):
@@ -250,14 +293,22 @@ class GatewayApp:
         if self._closed or (self._draining and background):
             raise DrainingError("The gateway is stopping; try again shortly", retry_after=5)
         key, generation = self._acting_key(request), self._authenticator.generation
-        request.context = Authenticated(key, generation, acting=True, background=background)
+        request.context = known = Authenticated(key, generation, acting=True, background=background)
         if self._pause is not None and background:
             raise self._pause.error()
-        return self._site.gateway.max_body_bytes
+        return self._inference_limit(request, known)
 
     def act(self, request: Request, client: ClientResponder) -> None:
         """Respond to a complete inference request of the assistant, now or later."""
         self._infer(request, client)
+
+    def begin_named(self, request: Request) -> int:
+        """Authenticate a request of a local client by the id of a key; return the body's size limit in bytes.
+
+        Everything else is as for a client with that key, also while the gateway drains or is paused.
+        """
+        request.context = NAMED
+        return self.begin(request)
 
     def refused_peer(self) -> None:
         """Count a process that may not use the acting socket."""
@@ -347,6 +398,16 @@ class GatewayApp:
         if self.swap_controller is not None:
             self.swap_controller.notice()
 
+    def _inference_limit(self, request: Request, known: Authenticated) -> int:
+        """Return the size limit of the body of an inference request in bytes; reserve memory for a form."""
+        settings = self._site.gateway
+        if request.path in paths.MEDIA:
+            check_media_head(request)
+            if request.path in paths.FORMS:
+                known.upload, limit = reserve_form(request, self._uploads, settings.max_audio_bytes)
+                return limit
+        return settings.max_body_bytes
+
     def _infer(self, request: Request, client: ClientResponder) -> None:
         known, limit = request.context, self._site.gateway.max_body_bytes
         acting, background = False, None
@@ -356,7 +417,8 @@ class GatewayApp:
             if self._pause is not None and (not acting or background is not None):
                 # The pause began while the body arrived.
                 raise self._pause.error()
-            request.body = decoded(request.body, request.headers.get(b"content-encoding"), limit)
+            if request.path not in paths.FORMS:
+                request.body = decoded(request.body, request.headers.get(b"content-encoding"), limit)
         except RequestError as error:
             self.record_incomplete(request, error)
             raise
@@ -365,16 +427,39 @@ class GatewayApp:
             self._forward(self._assistant, request, client, owner, endpoint=request.path)
             return
         key = request.headers.get(b"idempotency-key")
-        if key is None:
+        if request.path in paths.MEDIA:
+            self._serve_media(request, client, owner, background=background)
+        elif key is None:
             proxied = ProxiedRequest(self._context, owner, request, client, background_weight=background)
             client.listener = proxied
+            proxied.begin(owner)
         else:
             recording = self._recorded(request, client, owner, key)
             if recording is None:
                 return
             proxied = ProxiedRequest(self._context, owner, request, recording, background_weight=background)
             recording.request = proxied
-        proxied.begin(owner)
+            proxied.begin(owner)
+
+    def _serve_media(
+        self, request: Request, client: ClientResponder, owner: Key, *, background: float | None
+    ) -> None:
+        """Serve audio or images. A form has no Idempotency-Key: a retry has another boundary."""
+        known = request.context
+        upload = known.upload if isinstance(known, Authenticated) else None
+        key = request.headers.get(b"idempotency-key") if upload is None else None
+        if key is None:
+            if upload is not None:
+                upload.shrink(len(request.body))
+            media = MediaRequest(self._context, owner, request, client, background_weight=background, upload=upload)
+            client.listener = media
+        else:
+            recording = self._recorded(request, client, owner, key)
+            if recording is None:
+                return
+            media = MediaRequest(self._context, owner, request, recording, background_weight=background)
+            recording.request = media
+        media.begin(owner)
 
     def _owner(self, request: Request) -> Key:
         """Return the key of a complete request."""
@@ -384,9 +469,14 @@ class GatewayApp:
             if owner.expires_at is None and not owner.end_users:
                 return owner
         # Again: keys may have changed while the body arrived, or while the request waited on its connection.
-        if isinstance(known, Authenticated) and known.acting:
+        if isinstance(known, Authenticated) and (known.acting or known.named):
             return self._acting_key(request)
         return self._authenticate(request)
+
+    def _identified(self, request: Request) -> Authenticated:
+        """Return the key of a request before its body is read."""
+        named = request.context is NAMED
+        return Authenticated(self._authenticate(request), self._authenticator.generation, named=named)
 
     def _recorded(
         self, request: Request, client: ClientResponder, owner: Key, key: bytes
@@ -412,19 +502,19 @@ class GatewayApp:
         )
 
     def _needs_assistant(self, request: Request) -> bool:
-        """Return whether an inference request has state, or names a role with a memory."""
+        """Return whether an inference request has state, or a memory or web search."""
         if request.path == paths.RESPONSES:
-            return is_stateful(request.body)
-        roles = self._memory_roles
-        return bool(roles.names) and request.path == "/v1/chat/completions" and roles.named_in(request.body)
+            return is_stateful(request.body) or self._assistant_chats.includes_response(request.body)
+        return request.path == "/v1/chat/completions" and self._assistant_chats.includes_chat(request.body)
 
     def _begin_passed(self, request: Request) -> int:
         """Authenticate before the body is read; return the body's size limit in bytes."""
         if self._draining:
             raise DrainingError("The gateway is stopping; try again shortly", retry_after=5)
-        request.context = known = Authenticated(self._authenticate(request), self._authenticator.generation)
-        if request.method in paths.READ or request.method == "DELETE":
-            # A pause concerns new work. Stored objects can be read and deleted.
+        request.context = known = self._identified(request)
+        if request.method in paths.READ or (request.method == "DELETE" and not paths.is_item(request.path)):
+            # A pause concerns new work. Stored objects can be read and deleted. An item is deleted to repeat its
+            # turn, which a pause rejects, so the item stays.
             return SMALL_BODY
         if self._pause is not None:
             raise self._pause.error()
@@ -486,6 +576,48 @@ class GatewayApp:
             recording.request = passed
         passed.begin(owner)
 
+    # The chat page.
+
+    def _session_key(self, request: Request) -> Key | None:
+        """Return the key of the browser's session; ``None`` if the request has a key of its own, or no cookie."""
+        if self._sessions is None or b"cookie" not in request.headers:
+            return None
+        return self._sessions.authenticate(request.method, request.headers)
+
+    def _session(self, request: Request, client: ClientResponder) -> None:
+        """Log a browser in or out, or return its session."""
+        sessions = self._sessions
+        if sessions is None:
+            return
+        headers = request.headers
+        if request.method in paths.READ:
+            respond_session(request, client, session_body(self._authenticate(request)))
+            return
+        require_same_origin(request.method, headers)
+        if request.method == "DELETE":
+            respond_session(request, client, None, sessions.close(headers))
+            return
+        try:
+            key, expiry, cookie = sessions.open(read_login(request), headers)
+        except AuthenticationError as error:
+            self._metrics.unauthorized += 1
+            respond_session(request, client, error)
+        else:
+            respond_session(request, client, session_body(key, expiry), cookie)
+
+    def _visit(self, request: Request, client: ClientResponder) -> None:
+        """Pass a request for the page to the assistant, as the key of its session or as a visitor."""
+        assistant, sessions = self._assistant, self._sessions
+        if assistant is None or sessions is None:
+            return
+        if self._draining:
+            raise DrainingError("The gateway is stopping; try again shortly", retry_after=5)
+        try:
+            owner = sessions.key_of(request.headers) or VISITOR
+        except AuthenticationError:
+            owner = VISITOR
+        self._forward(assistant, request, client, owner, endpoint=paths.PAGE)
+
     def _acting_key(self, request: Request) -> Key:
         """Return the key that a request on the acting socket names, as its user has it."""
         headers = request.headers
@@ -494,6 +626,8 @@ class GatewayApp:
         )
 
     def _methods(self, path: str) -> tuple[str, ...]:
+        if path in paths.MEDIA and path not in self._inference:
+            return ()
         return paths.methods(path, stateful=self._assistant is not None)
 
     def _refusal(self, request: Request) -> RequestError | None:
@@ -512,20 +646,25 @@ class GatewayApp:
             fields = {"request_id": request.id, "method": method, "path": paths.redacted(path)}
             LOG.info("a client requested an unknown path", extra={"fields": fields})
         suggestion = paths.suggestion(path, stateful=self._assistant is not None)
+        if path in paths.MEDIA:
+            suggestion = f"this service has no model with the task {TASKS[path]}"
         suggestion = suggestion or "GET /v1/models lists the models, docs/gateway.md the endpoints"
         return NotFoundError(f"There is nothing at {path[:100]}; {suggestion}")
 
     def _authenticate(self, request: Request) -> Key:
         """Return the key of the first valid credential, for the end user that the request names."""
+        if request.context is NAMED:
+            return self._acting_key(request)
         try:
-            key = self._authenticator.authenticate_any(request.headers)
+            key = self._session_key(request) or self._authenticator.authenticate_any(request.headers)
         except AuthenticationError:
             self._metrics.unauthorized += 1
             raise
         if not key.end_users:
             return key
         # An upload names its end user in a header: its body is a form, and may be large.
-        return caller(key, request.headers, b"" if request.path == paths.UPLOADS else request.body)
+        form = request.path == paths.UPLOADS or request.path in paths.FORMS
+        return caller(key, request.headers, b"" if form else request.body)
 
     def _operations(self, path: str, client: ClientResponder) -> None:
         if path == "/health":
@@ -558,7 +697,7 @@ class GatewayApp:
         client.respond(200 if readiness.ready else 503, json.dumps(body).encode())
 
     def _list_models(self, path: str, key: Key, client: ClientResponder) -> None:
-        offered = {name: card for name, card in self._model_cards.items() if key.allows(name)}
+        offered = {name: card for name, card in self._model_cards.items() if self.accounts.allows(key, name)}
         if path == "/v1/models":
             body: object = {"object": "list", "data": list(offered.values())}
         else:
@@ -584,11 +723,18 @@ class GatewayApp:
             for request in [request for request in self._running if request.key_id in revoked]:
                 request.revoke()
 
+    def _read_changes(self) -> tuple[tuple[int, list[Key]] | None, tuple[int, list[Account]] | None]:
+        """Read the keys, then the users: so the user of each key, and its plan, are known with it."""
+        keys = self._keys.snapshot(self._changes)
+        return keys, self.accounts.changes()
+
     async def _poll_keys(self) -> None:
         await asyncio.sleep(POLL_S)
         try:
             # In a thread: a database behind a network must not block a stream.
-            self._take_keys(await asyncio.to_thread(self._keys.snapshot, self._changes))
+            keys, users = await asyncio.to_thread(self._read_changes)
+            self.accounts.take(users)
+            self._take_keys(keys)
             self._keys_unreadable = False
         except StoreError as error:
             if not self._keys_unreadable:
@@ -646,6 +792,13 @@ class GatewayApp:
             {(service.model,): float(service.queue.waiting) for service in services},
             ("model",),
         )
+        if self._site.plans:
+            yield MetricSample(
+                "budget_used_ratio",
+                "Used share of the user's budget of the day or month, whichever is larger; the largest ones only.",
+                self.accounts.used_ratios(),
+                ("user",),
+            )
         swaps = self.swap_controller
         if swaps is not None:
             yield MetricSample("swaps", "Models loaded on demand.", {(): swaps.swaps}, counter=True)
@@ -658,14 +811,12 @@ class GatewayApp:
                 {(): float(self._assistant.in_flight)},
             )
             yield MetricSample(
-                "upload_bytes", "Memory reserved for uploads of files.", {(): float(self._uploads.used)}
-            )
-            yield MetricSample(
                 "acting_refused",
                 "Connections to the acting socket by processes that may not use it.",
                 {(): float(self._refused_peers)},
                 counter=True,
             )
+        yield MetricSample("upload_bytes", "Memory reserved for uploads of files.", {(): float(self._uploads.used)})
         yield MetricSample(
             "usage_rows_dropped", "Usage rows lost to a full disk.", {(): self._usage.dropped}, counter=True
         )

@@ -362,6 +362,13 @@ def with_cap(body: bytes, fields: BodyFields, context: int) -> bytes:
     return json_text.join(table)
 
 
+def with_model(body: bytes, name: str) -> bytes:
+    """Set the model in ``body`` to ``name``."""
+    table = json_text.members(body)
+    table["model"] = Raw(msgspec.json.encode(name))
+    return json_text.join(table)
+
+
 def with_role(body: bytes, role: Role, endpoint: str) -> bytes:
     """Edit ``body`` for ``role``: its model, its system prompt, and its sampling unless the client set one.
 

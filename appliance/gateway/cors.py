@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping
 
 from appliance.errors import PermissionDeniedError
 
-EXPOSED = "x-request-id, request-id, retry-after, x-queue-position, x-queue-wait-ms, x-max-tokens-capped"
+EXPOSED = (
+    "x-request-id, request-id, retry-after, x-queue-position, x-queue-wait-ms, x-max-tokens-capped, "
+    "x-appliance-budget"
+)
 """Headers of a response that a page may read, in addition to those that the standard always allows."""
 
 ASKABLE = (

@@ -117,12 +117,19 @@ class HealthMonitor:
         return task
 
     async def _probe(self, replica: Replica) -> str:
-        path, body = canary(replica.model, replica.task)
+        request = replica.canary or canary(replica.model, replica.task)
         sent_at = self._loop.time()
         cause: DownCause = "no-token"
         try:
-            status, answer = await replica.pool.probe(path.encode(), body, self._timeout_s)
-            result = "ready" if canary_passed(status, answer) else f"HTTP {status} without a token"
+            status, answer = await replica.pool.probe(
+                request.path.encode(),
+                request.body,
+                self._timeout_s,
+                method=request.method.encode(),
+                content_type=request.content_type.encode(),
+            )
+            passed = canary_passed(status, answer, status_only=request.status_only)
+            result = "ready" if passed else f"HTTP {status} without a token"
             if result == "ready":
                 replica.canary_s = self._loop.time() - sent_at
         except RequestError as error:

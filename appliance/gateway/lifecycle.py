@@ -59,6 +59,7 @@ from appliance.errors import (
     RequestError,
 )
 from appliance.gateway import media, reply
+from appliance.gateway.accounts import GatewayAccounts
 from appliance.gateway.body import (
     check,
     decode,
@@ -68,12 +69,14 @@ from appliance.gateway.body import (
     unstreamed,
     wants_usage,
     with_cap,
+    with_model,
     with_one_system,
     with_role,
     with_usage,
     without_controls,
 )
 from appliance.gateway.breaker import DownCause, Evidence, cause_of
+from appliance.gateway.budgets import Reservation, TokenNeed
 from appliance.gateway.engine_error import EngineError, read_error
 from appliance.gateway.fair_queue import Ticket
 from appliance.gateway.hash_ring import chat_key
@@ -82,6 +85,7 @@ from appliance.gateway.log import log_failure
 from appliance.gateway.metrics import Metrics
 from appliance.gateway.routing import Replica, Router, Service
 from appliance.gateway.sse import SseFilter, Usage, read_usage
+from appliance.gateway.token_need import token_need, with_budget
 from appliance.gateway.usage_writer import UsageWriter
 from appliance.http1.client import UpstreamCall
 from appliance.http1.types import JSON, Request, Responder
@@ -112,6 +116,9 @@ ERRORS = (b'{"error":', b'{"type":"error"')
 
 KEEP_ALIVE = b": waiting for an engine\n\n"
 """A comment in an SSE stream: it prevents timeouts of proxies and clients, and no client displays it."""
+
+REFUSED_KEY = "the server of this model does not accept the key of the gateway; check engines.<name>.key_file"
+"""The message of an engine's 401."""
 
 CHARGED = frozenset({"ok", "aborted"})
 """Outcomes that count against a key's limits even without a generated token: embeddings, disconnects."""
@@ -164,6 +171,7 @@ class GatewayContext:
     site: Site
     router: Router
     ledger: Ledger
+    accounts: GatewayAccounts
     usage: UsageWriter
     metrics: Metrics
     running: set[Running]
@@ -179,11 +187,26 @@ class RequestAccounting:
     The queue identifies a request by its ticket, so the methods that charge take it.
     """
 
-    __slots__ = ("_allowances", "_context", "_service", "began", "charged", "had_slot", "position", "prompt", "row")
+    __slots__ = (
+        "_account",
+        "_allowances",
+        "_context",
+        "_reservation",
+        "_service",
+        "began",
+        "charged",
+        "had_slot",
+        "position",
+        "prompt",
+        "row",
+    )
 
     def __init__(self, context: GatewayContext, row: UsageRow) -> None:
         self._context = context
+        self._account = row.user.partition("/")[0]
+        """The user whose budget counts, without an end user."""
         self._allowances: tuple[Allowance, ...] = ()
+        self._reservation: Reservation | None = None
         self._service: Service | None = None
         self.row = row
         self.began = context.clock()
@@ -208,6 +231,32 @@ class RequestAccounting:
         self._service = service
         if self.row.endpoint not in COUNTING:
             self.prompt = min(len(body) // BYTES_PER_TOKEN, service.context)
+
+    def reserve(self, service: Service, body: bytes, size: int) -> Reservation | None:
+        """Reserve the tokens that the request may take in the budget of its user; ``None`` without a budget.
+
+        ``size`` is the number of its sequences. Raises :class:`RateLimitError` if the budget does not hold it.
+        """
+        budgets, row = self._context.accounts.budgets, self.row
+        if row.endpoint in COUNTING or not budgets.has_budget(self._account, row.started_at):
+            return None
+        need = token_need(
+            decode(body),
+            body,
+            path=row.endpoint,
+            task=service.task,
+            context=service.context,
+            sequences=size,
+        )
+        return self.reserve_tokens(need)
+
+    def reserve_tokens(self, need: TokenNeed) -> Reservation | None:
+        """Reserve the tokens of ``need`` in the budget of the user; ``None`` without a budget.
+
+        Raises :class:`RateLimitError` if the budget does not hold it.
+        """
+        self._reservation = self._context.accounts.budgets.reserve(self._account, need, self.row.started_at)
+        return self._reservation
 
     def start(self, ticket: Ticket) -> None:
         """Record the end of the wait and charge the estimated prompt."""
@@ -268,6 +317,13 @@ class RequestAccounting:
             service.queue.charge(ticket, tokens - self.charged)
         context.metrics.count(row)
         context.usage.put(row)
+        context.accounts.budgets.settle(
+            self._account,
+            row.prompt_tokens + row.completion_tokens,
+            row.started_at,
+            reservation=self._reservation,
+            number=context.usage.accepted,
+        )
         log_failure(row)
 
 
@@ -300,6 +356,18 @@ _OUTCOMES: tuple[tuple[type[RequestError], str], ...] = (
     (RateLimitError, "limited"),
     (DrainingError, "draining"),
 )
+
+
+def whole_error(body: bytes, status: int) -> tuple[bytes, int, EngineError | None]:
+    """Return a whole response that is an error as its client gets it: body, status, and the error in it."""
+    if status == 401:
+        # A server of kind http rejects the gateway's key, not the client's.
+        return b"", 502, EngineError(REFUSED_KEY)
+    error = read_error(body)
+    if status < 400 and error is not None:
+        # An engine that reports an error with status 200 must not look like a success.
+        status = error.status or 502
+    return body, status, error
 
 
 class GuardedRequest(Protocol):
@@ -446,7 +514,7 @@ class ProxiedRequest:
             route = context.router.find(name, path)
             service, role = route.service, route.role
             row.name, row.model, row.stream = name, service.model, bool(fields.stream)
-            if not owner.allows(name):
+            if not context.accounts.allows(owner, name):
                 message = f"This key may not use `{name[:80]}`; GET /v1/models lists the models that it may use"
                 raise PermissionDeniedError(message, code="model_not_allowed", param="model")
             gateway = context.site.gateway
@@ -467,6 +535,9 @@ class ProxiedRequest:
             if role is not None:
                 row.role = name
                 body = with_role(body, role, path)
+            reservation = accounting.reserve(service, body, self.size)
+            if reservation is not None and reservation.cap is not None:
+                body, self._cap = with_budget(body, decode(body), path, reservation.cap), reservation.cap
             self._service, self._body = service, body
             accounting.expect(service, body)
             request.body = b""
@@ -540,7 +611,8 @@ class ProxiedRequest:
         self._content_type = content_type
         if content_type.startswith(b"text/event-stream") and self._phase is not EXPLAINING:
             # The client's head follows with the first frame: until then another replica may still take over.
-            self._stream = SseFilter(strip_usage=self._strip, endpoint=self._row.endpoint)
+            foreign = self._replica is not None and self._replica.foreign
+            self._stream = SseFilter(strip_usage=self._strip, endpoint=self._row.endpoint, foreign=foreign)
             self._row.status = status
 
     # 5. Its data.
@@ -697,6 +769,8 @@ class ProxiedRequest:
         """Send ``body`` to ``replica``."""
         row = self._row
         row.engine = replica.name
+        if replica.served_name:
+            body = with_model(body, replica.served_name)
         self._upstream = replica.pool.post(
             self, row.endpoint.encode(), body, b"x-request-id: " + row.request_id.encode()
         )
@@ -784,10 +858,7 @@ class ProxiedRequest:
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         error: EngineError | None = None
         if status >= 400 or body.lstrip()[:15].startswith(ERRORS):
-            error = read_error(body)
-            if status < 400 and error is not None:
-                # An engine that reports an error with status 200 must not look like a success.
-                status = error.status or 502
+            body, status, error = whole_error(body, status)
         if status >= 500:
             row.outcome = "engine_error"
         elif status >= 400:

@@ -26,6 +26,7 @@ from appliance.gateway.usage_writer import UsageWriter
 from appliance.http1.server import Server
 from appliance.http1.types import Timeouts
 from appliance.store.keys import KeyStore
+from appliance.store.users import UserStore
 from appliance.system.unix_socket import address
 
 BACKLOG = 2048
@@ -68,12 +69,14 @@ def serve(site: Site, base: Path) -> int:
     folder = site.data_path(base)
     url = site.gateway.database_url
     keys = KeyStore(folder, url)
+    users = UserStore(folder, url)
     usage = UsageWriter(folder, url, keep_days=site.gateway.usage_keep_days)
     try:
-        uvloop.run(_serve(site, base, listener, keys, usage))
+        uvloop.run(_serve(site, base, listener, keys, users, usage))
     finally:
         _ignore_signals()
         usage.close()
+        users.close()
         keys.close()
     return 0
 
@@ -93,15 +96,43 @@ def _engine_control(site: Site, base: Path) -> EngineControl | None:
     return ChildControl(site, base, site.data_path(base) / "log")
 
 
-async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore, usage: UsageWriter) -> None:
+async def _local_sockets(
+    site: Site, base: Path, app: GatewayApp, timeouts: Timeouts
+) -> tuple[ActingSocket | None, ActingSocket | None]:
+    """Listen for the Telegram bot and for the assistant, as far as the site has them."""
+    local: ActingSocket | None = None
+    if site.telegram is not None:
+        users = allowed_users(site.telegram.user, "telegram.user")
+        local = ActingSocket(app, site.telegram.acting_path(base), users, timeouts, "telegram")
+        await local.listen()
+    acting: ActingSocket | None = None
+    if site.assistant is not None:
+        users = allowed_users(site.assistant.user)
+        acting = ActingSocket(app, site.assistant.acting_path(base), users, timeouts)
+        await acting.listen()
+    return local, acting
+
+
+async def _serve(
+    site: Site, base: Path, listener: socket.socket, keys: KeyStore, users: UserStore, usage: UsageWriter
+) -> None:
     loop = asyncio.get_running_loop()
     stop_requested = asyncio.Event()
     for number in STOP_SIGNALS:
         # Not a handler of the loop: its end would restore the default, by which a further signal kills.
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop_requested.set))
     settings = site.gateway
-    drain_file = DrainFile(site.data_path(base) / DRAINED)
-    app = GatewayApp(site, keys, usage, drain_file, _engine_control(site, base), base=base)
+    app = GatewayApp(
+        site,
+        keys,
+        users,
+        usage,
+        DrainFile(site.data_path(base) / DRAINED),
+        _engine_control(site, base),
+        base=base,
+    )
+    # Before the port accepts requests: a budget that was used up stays so after a restart.
+    await app.accounts.open()
     timeouts = Timeouts(
         head_s=settings.header_timeout_s,
         body_s=settings.body_timeout_s,
@@ -121,11 +152,7 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
     with address(path) as name:
         controlling = await loop.create_unix_server(control.connect, name)
     path.chmod(0o600)
-    acting: ActingSocket | None = None
-    if site.assistant is not None:
-        users = allowed_users(site.assistant.user)
-        acting = ActingSocket(app, site.assistant.acting_path(base), users, timeouts)
-        await acting.listen()
+    local, acting = await _local_sockets(site, base, app, timeouts)
     # Last, so that a gateway that accepts requests also has its other sockets.
     listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
     try:
@@ -137,6 +164,8 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
         try:
             async with asyncio.timeout(settings.drain_timeout_s):
                 await server.drained()
+                if local is not None:
+                    await local.drain()
                 if acting is not None:
                     # Until here, a turn that a client waits for could send its next request.
                     await acting.drain()
@@ -153,7 +182,8 @@ async def _serve(site: Site, base: Path, listener: socket.socket, keys: KeyStore
         listening.close()
         controlling.close()
         control.close()
-        if acting is not None:
-            acting.close()
+        for socket_of in (local, acting):
+            if socket_of is not None:
+                socket_of.close()
         await app.close()
         server.close()

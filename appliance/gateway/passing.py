@@ -146,10 +146,12 @@ def passed_head(request: Request, owner: Key, length: int) -> bytes:
         b"%s %s HTTP/1.1" % (request.method.encode(), passed_target(request.path, request.target)),
         b"host: assistant",
         b"connection: close",
-        b"x-appliance-user: %s" % owner.user.encode(),
-        b"x-appliance-key: %s" % owner.id.encode(),
         b"x-request-id: %s" % request.id.encode(),
     ]
+    if owner.id:
+        # A visitor of the page has no key.
+        lines.append(b"x-appliance-user: %s" % owner.user.encode())
+        lines.append(b"x-appliance-key: %s" % owner.id.encode())
     if length or request.method in ("POST", "PUT", "PATCH"):
         lines.append(b"content-length: %d" % length)
     lines += [b"%s: %s" % (name, value) for name, value in request.headers.items() if _passes(name)]

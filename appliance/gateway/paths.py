@@ -16,9 +16,13 @@ INFERENCE = frozenset(
     {
         "/detokenize",
         "/tokenize",
+        "/v1/audio/speech",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
+        "/v1/images/generations",
         "/v1/messages",
         "/v1/messages/count_tokens",
         "/v1/rerank",
@@ -28,7 +32,15 @@ INFERENCE = frozenset(
 )
 """Paths that are forwarded with POST to an engine of the model that the body names."""
 
+FORMS = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
+"""Paths of :data:`INFERENCE` whose body is a form with a file."""
+
+MEDIA = FORMS | {"/v1/audio/speech", "/v1/images/generations"}
+"""Paths of :data:`INFERENCE` for audio and images. They exist if the site has a model of their task."""
+
 OPERATIONS = frozenset({"/health", "/metrics", "/ready"})
+USAGE = "/v1/usage"
+"""Plan, limits and used tokens of the key's user."""
 MODELS = "/v1/models"
 MODEL = "/v1/models/"
 """Prefix of a model's name, which may contain slashes."""
@@ -41,11 +53,19 @@ UPLOADS = "/v1/files"
 
 RESPONSES = "/v1/responses"
 
-STATEFUL = ("/v1/conversations", UPLOADS, "/v1/vector_stores", RESPONSES)
+STATEFUL = ("/v1/conversations", UPLOADS, "/v1/vector_stores", "/v1/page", RESPONSES)
 """Groups of paths that the assistant serves. The path of the last one itself is inference; the assistant serves it
 only if the request is stateful."""
 
 PASS = ("GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS")
+
+PAGE = "/page"
+"""Group of the chat page: ``/`` and its static files. The assistant serves it, also to a visitor without a key."""
+
+SESSION = "/session"
+"""Path of the log-in of the chat page."""
+
+SESSION_METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 
 OTHER_APIS = (
     "/api",
@@ -69,6 +89,10 @@ OTHER_APIS = (
 PARTS = "/v1/uploads/"
 """OpenAI's uploads in parts, which the assistant does not offer; the name resembles that of its files."""
 
+EDITS = frozenset({"/images/edits", "/images/variations"})
+"""Paths of OpenAI's API below /v1 for changes to an image, which no engine here serves."""
+
+_ITEM = re.compile(r"/v1/conversations/[^/]+/items/[^/]+")
 _SLASHES = re.compile(r"/{2,}")
 _WORD = re.compile(r"[a-z][a-z_]{0,24}|v\d")
 
@@ -88,6 +112,19 @@ def stateful_group(path: str) -> str:
     return ""
 
 
+def is_page(path: str) -> bool:
+    """Return whether ``path`` is the chat page or one of its static files."""
+    if path == "/":
+        return True
+    segments = path.split("/")
+    return path.startswith(PAGE + "/") and not {"", ".", ".."} & {*segments[2:]}
+
+
+def is_item(path: str) -> bool:
+    """Return whether ``path`` is that of one item of a conversation."""
+    return _ITEM.fullmatch(path) is not None
+
+
 def passed_target(path: str, target: bytes) -> bytes:
     """Return the request target with which the assistant gets a request: ``path`` encoded anew, and the query.
 
@@ -104,9 +141,13 @@ def methods(path: str, *, stateful: bool = False) -> tuple[str, ...]:
     """
     if stateful and stateful_group(path):
         return PASS
+    if stateful and is_page(path):
+        return READ
+    if stateful and path == SESSION:
+        return SESSION_METHODS
     if path in INFERENCE:
         return INFER
-    if path in OPERATIONS or path == MODELS or (path.startswith(MODEL) and path != MODEL):
+    if path in OPERATIONS or path in (MODELS, USAGE) or (path.startswith(MODEL) and path != MODEL):
         return READ
     return ()
 
@@ -117,6 +158,8 @@ def suggestion(path: str, *, stateful: bool = False) -> str:
     ``stateful`` is whether the site has an assistant.
     """
     plain = _SLASHES.sub("/", path).rstrip("/").lower()
+    if plain.removeprefix("/v1") in EDITS:
+        return "images can be generated with POST /v1/images/generations, not edited or varied"
     if plain != path and methods(plain, stateful=stateful):
         return f"write {plain}"
     if stateful and f"{plain}/".startswith(PARTS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from appliance.errors import EngineReportedError, MethodNotAllowedError, RequestError, openai_body
+from appliance.errors import BudgetError, EngineReportedError, MethodNotAllowedError, RequestError, openai_body
 from appliance.gateway.engine_error import EngineError
 from appliance.http1.types import JSON, Request, Responder
 
@@ -45,9 +45,13 @@ def error_headers(error: RequestError) -> bytes:
     found = b""
     if error.retry_after is not None:
         found += b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after))
+    if error.code == BudgetError.code:
+        # OpenAI's SDKs retry a 429 by default.
+        found += b"x-should-retry: false\r\n"
     if error.status == 401:
         found += b"www-authenticate: Bearer\r\n"
-    elif error.status == 415:
+    elif error.status == 415 and error.param is None:
+        # With a field it concerns the content type, and its encoding is right (RFC 9110, 12.5.3).
         found += b"accept-encoding: gzip, deflate, zstd\r\n"
     elif isinstance(error, MethodNotAllowedError) and error.allow:
         found += b"allow: %s\r\n" % ", ".join(error.allow).encode()

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from appliance.contract.model import Gateway, Role, Site
 from appliance.contract.rules import suggest
-from appliance.engines.argv import replicas
+from appliance.engines.argv import EngineReplica, replicas
+from appliance.engines.probe import CanaryRequest, canary_of
 from appliance.errors import (
     EngineDrainedError,
     EngineUnavailableError,
@@ -28,6 +29,7 @@ from appliance.errors import (
 from appliance.gateway.breaker import Breaker
 from appliance.gateway.fair_queue import FairQueue
 from appliance.gateway.hash_ring import SLACK, Ring, bound
+from appliance.gateway.paths import INFERENCE, MEDIA
 from appliance.gateway.swap_policy import wait_ends
 from appliance.http1.client import Pool
 from appliance.http1.writer import WriteCoalescer
@@ -38,13 +40,24 @@ TASKS = {
     "/v1/embeddings": "embed",
     "/v1/rerank": "rerank",
     "/v1/score": "rerank",
+    "/v1/audio/transcriptions": "transcribe",
+    "/v1/audio/translations": "transcribe",
+    "/v1/audio/speech": "speech",
+    "/v1/images/generations": "image",
 }
 """The task that an endpoint requires of a model; all other endpoints require ``generate``."""
 
 ANY_TASK = frozenset({"/tokenize", "/detokenize"})
 """Endpoints that every model serves."""
 
-ENDPOINT_BY_TASK = {"embed": "/v1/embeddings", "rerank": "/v1/rerank", "generate": "/v1/chat/completions"}
+ENDPOINT_BY_TASK = {
+    "embed": "/v1/embeddings",
+    "rerank": "/v1/rerank",
+    "generate": "/v1/chat/completions",
+    "transcribe": "/v1/audio/transcriptions",
+    "speech": "/v1/audio/speech",
+    "image": "/v1/images/generations",
+}
 """The endpoint that an error message suggests for a model of a task."""
 
 DRAINED_RETRY_S = 30
@@ -52,6 +65,12 @@ DRAINED_RETRY_S = 30
 
 SMOOTHING = 0.1
 """Weight of the newest gap between two finished requests in the mean that predicts waiting times."""
+
+
+def served_paths(router: Router) -> frozenset[str]:
+    """Return the paths of inference of this site: those of audio and images need a model of their task."""
+    tasks = {service.task for service in router.services.values()}
+    return frozenset(path for path in INFERENCE if path not in MEDIA or TASKS[path] in tasks)
 
 
 class Waiter(Protocol):
@@ -80,6 +99,12 @@ class Replica:
     slots: int
     pool: Pool
     breaker: Breaker
+    served_name: str = ""
+    """The name of the model at a server of kind http; empty if it has the site's own name."""
+    foreign: bool = False
+    """Whether its server is of kind http: its streams may have other line ends and spaces than vLLM's."""
+    canary: CanaryRequest | None = None
+    """The request that tests it; ``None`` for that of its task."""
     resident: bool = True
     """Whether its engine is loaded; the swap controller changes it for on-demand engines."""
     drained: str | None = None
@@ -384,10 +409,17 @@ class Route:
 
 
 class Router:
-    """The services and routes of a site."""
+    """The services and routes of a site; ``keys`` are those of servers of kind http, by the replica's name."""
 
-    def __init__(self, site: Site, coalescer: WriteCoalescer, notice: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        coalescer: WriteCoalescer,
+        notice: Callable[[], None] = lambda: None,
+        keys: Mapping[str, str] | None = None,
+    ) -> None:
         gateway = site.gateway
+        keys = keys or {}
         # Each replica counts as up until the first canary, after one interval, or a request fails.
         now = asyncio.get_running_loop().time()
         self.replicas = [
@@ -396,7 +428,10 @@ class Router:
                 model=replica.engine.model,
                 task=site.models[replica.engine.model].task,
                 slots=replica.engine.slots,
-                pool=_pool(gateway, replica.port, coalescer),
+                pool=_pool(gateway, replica, coalescer, keys.get(replica.name, "")),
+                served_name=replica.engine.served_name or "",
+                foreign=not replica.engine.is_started,
+                canary=canary_of(replica.engine, site.models[replica.engine.model].task),
                 breaker=Breaker(gateway.breaker_failures),
                 resident=replica.engine.residency == "always",
                 last_token=now,
@@ -440,7 +475,10 @@ class Router:
         route = self.routes.get(name) or self.named(name)
         task = route.service.task
         if task != TASKS.get(endpoint, "generate") and endpoint not in ANY_TASK:
-            message = f"The model `{name}` does not serve {endpoint}; use it with {ENDPOINT_BY_TASK[task]}"
+            message = (
+                f"The model `{name}` does not serve {endpoint}: its task is {task}; "
+                f"use it with {ENDPOINT_BY_TASK[task]}"
+            )
             raise NotFoundError(message, code="model_not_found", param="model")
         return route
 
@@ -462,10 +500,12 @@ class Router:
         return self.waiting >= self._max_waiting
 
 
-def _pool(gateway: Gateway, port: int, coalescer: WriteCoalescer) -> Pool:
+def _pool(gateway: Gateway, replica: EngineReplica, coalescer: WriteCoalescer, key: str) -> Pool:
     return Pool(
-        port,
+        replica.port,
         coalescer,
+        address=replica.engine.address or "127.0.0.1",
+        key=key,
         connect_timeout_s=gateway.tuning.connect_timeout_s,
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         stall_timeout_s=gateway.stall_timeout_s,

@@ -117,10 +117,13 @@ class SseFilter:
     Args:
         strip_usage: Whether to remove the usage frame, which the gateway requested and the client did not.
         endpoint: Path of the request.
+        foreign: Whether lines may end in CR and LF, and JSON may have spaces, as vLLM's never do.
     """
 
     __slots__ = (
+        "_carried",
         "_errors",
+        "_foreign",
         "_held",
         "_rest",
         "_strip",
@@ -134,7 +137,9 @@ class SseFilter:
         "usage",
     )
 
-    def __init__(self, *, strip_usage: bool, endpoint: str = "/v1/chat/completions") -> None:
+    def __init__(self, *, strip_usage: bool, endpoint: str = "/v1/chat/completions", foreign: bool = False) -> None:
+        self._foreign = foreign
+        self._carried = b""
         self._errors = _ERRORS.get(endpoint, _ERROR)
         self._rest = b""
         self._strip = strip_usage
@@ -161,6 +166,8 @@ class SseFilter:
 
     def feed(self, data: bytes) -> bytes:
         """Return the part of ``data``, and of earlier data, that may be forwarded now."""
+        if self._foreign:
+            data = self._plain_lines(data)
         rest = self._rest
         if rest or data[-2:] != b"\n\n":
             if rest:
@@ -175,7 +182,7 @@ class SseFilter:
         self.frames += data.count(b"\n\n")
         if not self.began:
             self._detect_token(data)
-        if b'"usage":{' in data or b'"choices":[]' in data:
+        if b'"usage":{' in data or b'"choices":[]' in data or (self._foreign and b'"usage"' in data):
             data = self._take_usage(data)
         if data.endswith(_DONE) and _at_line_start(data, len(data) - 14):
             self.done = True
@@ -186,9 +193,16 @@ class SseFilter:
             data = self._hold(data)
         return data
 
+    def _plain_lines(self, data: bytes) -> bytes:
+        """Return ``data`` with lines that end in LF; a CR at its end waits for what follows."""
+        data = self._carried + data
+        self._carried = data[-1:] if data.endswith(b"\r") else b""
+        return data[: len(data) - len(self._carried)].replace(b"\r\n", b"\n")
+
     def finish(self) -> bytes:
         """Return the rest when the engine's response is complete; an unfinished frame is forwarded unchanged."""
-        rest, self._rest = (self._held or b"") + self._rest, b""
+        rest, self._rest = (self._held or b"") + self._rest + self._carried, b""
+        self._carried = b""
         self._held = None
         return rest
 
@@ -234,7 +248,9 @@ class SseFilter:
 
     def _take_usage(self, data: bytes) -> bytes:
         kept = []
-        for frame in data.split(b"\n\n")[:-1]:
+        # The frames of ``data`` are whole. After an odd number of line ends, one of them is behind the last frame.
+        *frames, rest = data.split(b"\n\n")
+        for frame in frames:
             value = _decode(frame)
             if value is not None:
                 answer = value.response or value.message
@@ -246,7 +262,7 @@ class SseFilter:
                         self.frames -= 1
                         continue
             kept.append(frame + b"\n\n")
-        return b"".join(kept)
+        return b"".join(kept) + rest
 
 
 def _merge(known: Usage | None, new: Usage) -> Usage:

@@ -1,4 +1,4 @@
-"""Which inference requests need the assistant: those with state, and chats of a role that has a memory. Pure.
+"""Which inference requests need the assistant: those with state, chats of some roles, and web search. Pure.
 
 An engine has no conversations. It ignores ``conversation`` and drops hosted tools without an error (vLLM 0.32), so
 such a request must not reach it. All other requests reach an engine directly.
@@ -7,6 +7,7 @@ such a request must not reach it. All other requests reach an engine directly.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -62,15 +63,23 @@ def is_stateful(body: bytes) -> bool:
     return _given(fields.tools) and any(map(_is_hosted, _types(fields.tools)))
 
 
-class MemoryRoles:
-    """The roles of ``site`` that have a memory, and the chats that name one of them."""
+class _SearchFields(msgspec.Struct):
+    web_search_options: Raw | UnsetType = UNSET
 
-    def __init__(self, site: Site) -> None:
-        self.names = frozenset(name for name, role in site.roles.items() if role.memory)
+
+_SEARCH = msgspec.json.Decoder(_SearchFields)
+_OPTIONS = b'"web_search_options"'
+
+
+class NamedRoles:
+    """Some roles of a site, and the requests that name one of them as their model."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
         self._marks = tuple(json.dumps(name).encode() for name in sorted(self.names))
 
     def named_in(self, body: bytes) -> bool:
-        """Return whether the ``body`` of a chat names one of the roles as its model.
+        """Return whether ``body`` names one of the roles as its model.
 
         Nearly every other body is excluded by a search for the names, without a parse.
         """
@@ -80,6 +89,35 @@ class MemoryRoles:
             return decode(body).model in self.names
         except InvalidRequestError:
             return False
+
+
+class AssistantChats:
+    """The stateless requests of ``site`` that need the assistant: those of a role with a memory or web search."""
+
+    def __init__(self, site: Site) -> None:
+        self._web = site.search is not None
+        searching = {name for name, role in site.roles.items() if role.search and self._web}
+        self._searching = NamedRoles(searching)
+        self._chatting = NamedRoles(searching | {name for name, role in site.roles.items() if role.memory})
+
+    def includes_chat(self, body: bytes) -> bool:
+        """Return whether the ``body`` of a chat completion needs the assistant."""
+        return (bool(self._chatting.names) and self._chatting.named_in(body)) or (
+            self._web and _requests_search(body)
+        )
+
+    def includes_response(self, body: bytes) -> bool:
+        """Return whether the ``body`` of a response without state needs the assistant."""
+        return bool(self._searching.names) and self._searching.named_in(body)
+
+
+def _requests_search(body: bytes) -> bool:
+    if _OPTIONS not in body and b"\\u" not in body:
+        return False
+    try:
+        return _given(_SEARCH.decode(body).web_search_options)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def _given(raw: Raw | UnsetType) -> bool:

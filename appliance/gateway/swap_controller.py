@@ -92,6 +92,9 @@ class SwapController:
     def __post_init__(self) -> None:
         mine = {replica.name: replica for replica in self.router.replicas}
         for name, engine in self.site.engines.items():
+            if not engine.is_started:
+                # Its memory is that of another machine.
+                continue
             members = [mine[one.name] for one in replicas(self.site) if one.engine is engine]
             awake, asleep = _memory(self.site, name)
             for place in awake:

@@ -10,11 +10,13 @@ let
   cfg = config.appliance.network.edge;
   inherit (cfg) gateways limits;
   inherit (lib) mkOption types;
-  inherit (config.appliance.settings.gateway) browser_origins max_body_bytes;
+  inherit (config.appliance.settings.gateway) browser_origins max_audio_bytes max_body_bytes;
   inherit ((lib.importJSON ../schema.json)."$defs".Assistant.properties) max_file_bytes;
   # The gateway's own limit of an upload: a file of `assistant.max_file_bytes` and its form.
   maxUpload =
     (config.appliance.settings.assistant.max_file_bytes or max_file_bytes.default) + 1048576;
+  # The same of a form with audio.
+  maxAudio = max_audio_bytes + 1048576;
   port = toString config.appliance.settings.gateway.port;
   nginx = config.services.nginx.package;
   several = lib.length gateways > 1;
@@ -86,6 +88,21 @@ let
       + lib.optionalString several ''
         proxy_intercept_errors on;
         error_page 503 = @elsewhere;
+      '';
+  };
+
+  # Audio passes while it arrives: the gateway checks the key by the head, and bounds the memory of all uploads. A
+  # request whose body has begun cannot move to another gateway.
+  toGatewayWithAudio = {
+    proxyPass = "http://gateway";
+    extraConfig =
+      proxyConfig
+      + limitConfig
+      + ''
+        limit_conn upload_conn ${toString limits.perAddressUploads};
+        client_max_body_size ${toString maxAudio};
+        proxy_request_buffering off;
+        error_page 413 = @audio_too_large;
       '';
   };
 
@@ -168,7 +185,7 @@ in
       perAddressPerSecond = figure 40 "Requests per second of one address.";
       perKeyConnections = figure 64 "Requests of one key at once.";
       perAddressConnections = figure 128 "Requests of one address at once.";
-      perAddressUploads = figure 8 "Requests for `/v1/files` of one address at once: the edge stores their bodies on its disk.";
+      perAddressUploads = figure 8 "Uploads of files and audio of one address at once: the edge stores those of `/v1/files` on its disk.";
       perAddressTcpConnections = figure 256 "TCP connections of one address at once, enforced by the firewall: nginx does not count a connection without a request.";
       connections = figure 8192 "Connections of one nginx worker, to clients and GPU hosts together: a stream uses two.";
     };
@@ -207,9 +224,17 @@ in
       # itself, and nginx accepts it once.
       clientMaxBodySize = toString max_body_bytes;
       commonHttpConfig = ''
-        # The client's key: the gateway accepts it in either header.
+        # The client's key: the gateway accepts it in either header, and the cookie of the page counts as a whole.
+        map $http_cookie $session_key {
+          "~__Host-session=(?<session_value>v1\.[0-9a-f.]+)" $session_value;
+          default "";
+        }
+        map $http_x_api_key $other_key {
+          "" $session_key;
+          default $http_x_api_key;
+        }
         map $http_authorization $client_key {
-          "" $http_x_api_key;
+          "" $other_key;
           default $http_authorization;
         }
         # A request without a key counts for its address only.
@@ -218,6 +243,8 @@ in
         limit_conn_zone $client_key zone=key_conn:10m;
         limit_conn_zone $binary_remote_addr zone=address_conn:10m;
         limit_conn_zone $binary_remote_addr zone=upload_conn:10m;
+        # Log-ins of the page, in addition to the limits of requests.
+        limit_req_zone $binary_remote_addr zone=login:10m rate=20r/m;
         # Without timeouts, one byte a second would hold a connection for ever.
         client_header_timeout 10s;
         client_body_timeout 15s;
@@ -289,6 +316,14 @@ in
           locations = {
             "/".return = "404";
             "/v1/" = toGateway;
+            # The chat page, its static files, and its log-in.
+            "= /" = toGateway;
+            "/page/" = toGateway;
+            "= /session" = passed ''
+              limit_req zone=login burst=20 nodelay;
+              client_max_body_size 4k;
+              error_page 413 = @too_large;
+            '';
             # vLLM has these two outside /v1, and so has the gateway.
             "= /tokenize" = toGateway;
             "= /detokenize" = toGateway;
@@ -299,6 +334,8 @@ in
               client_max_body_size ${toString maxUpload};
               error_page 413 = @file_too_large;
             '';
+            "= /v1/audio/transcriptions" = toGatewayWithAudio;
+            "= /v1/audio/translations" = toGatewayWithAudio;
             "@broken" = response ''
               # The edge sent nothing, so nothing runs and a retry is safe. Otherwise a generation may have begun.
               if ($reached = 0) {
@@ -336,6 +373,15 @@ in
                 type = "invalid_request_error";
                 code = "request_too_large";
                 message = "The body is over the limit of ${toString max_body_bytes} bytes";
+              }}
+            '';
+            "@audio_too_large" = response ''
+              ${corsHeaders}
+              ${error {
+                status = 413;
+                type = "invalid_request_error";
+                code = "request_too_large";
+                message = "The audio is over the limit of ${toString maxAudio} bytes";
               }}
             '';
             "@file_too_large" = response ''

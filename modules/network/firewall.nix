@@ -7,6 +7,7 @@ let
     gateway
     network
     observe
+    search
     settings
     ;
   cfg = network.firewall;
@@ -20,6 +21,10 @@ let
       "${family} saddr ${set sources} tcp dport ${toString network.ssh.port} ct state new limit rate 30/minute burst 20 packets accept";
   peerAddresses = map (p: p.address) (lib.attrValues wg.peers);
   held = toString network.edge.limits.perAddressTcpConnections;
+  searchPorts = map toString [
+    search.port
+    search.fetcherPort
+  ];
   # Grafana, if it listens on the tunnel's address.
   grafana = observe.grafana.enable && wg.enable && observe.grafana.host == wg.address;
   # Units that listen on the network, or make it reachable.
@@ -27,7 +32,11 @@ let
     lib.optional gateway.enable "appliance-gateway"
     ++ lib.optional grafana "grafana"
     ++ lib.optional wg.enable "wireguard-wg0"
-    ++ lib.optional network.edge.enable "nginx";
+    ++ lib.optional network.edge.enable "nginx"
+    ++ lib.optionals search.enable [
+      "searx"
+      "appliance-fetcher"
+    ];
 in
 {
   options.appliance.network.firewall = {
@@ -78,6 +87,8 @@ in
           + rule (
             deadman.enable && wg.peers ? ${deadman.home}
           ) "iifname \"wg0\" ip saddr ${wg.peers.${deadman.home}.address} tcp dport ${toString deadman.port} accept"
+          # SearXNG and the page fetcher: from the hosts with an assistant.
+          + rule (search.enable && wg.enable) "iifname \"wg0\" ip saddr ${set search.clients} tcp dport ${set searchPorts} accept"
           # The dashboards likewise.
           + rule (
             grafana && peerAddresses != [ ]

@@ -21,6 +21,7 @@ python313Packages.buildPythonApplication {
       aiogram
       alembic
       fastapi
+      httpcore
       httptools
       httpx
       jinja2
@@ -52,11 +53,13 @@ python313Packages.buildPythonApplication {
   pythonRelaxDeps = true;
   pythonImportsCheck = [
     "appliance.admin.app"
+    "appliance.assistant.page.markdown"
     "appliance.assistant.retrieval.context"
     "appliance.cli"
     "appliance.engines.mock"
     "appliance.gateway.main"
     "appliance.smoketest.run"
+    "appliance.telegram.main"
     "loadtests.run"
     "loadtests.locustfile"
     "psycopg"

@@ -144,6 +144,7 @@ def _python_result(value: Any) -> Any:
         return [_python_result(one) for one in value]
     if isinstance(value, BaseModel):
         # The types of parsed responses are generic, so that pydantic warns of each of them.
+        _complete(value)
         return value.model_dump(mode="json", serialize_as_any=True, warnings="none")
     return value
 
@@ -166,3 +167,15 @@ def _camel(name: str) -> str:
 
 def _snake(name: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+
+
+def _complete(value: Any) -> None:
+    """Build the types of ``value`` and of all in it: the SDK defers that, and a dump as any type does not do it."""
+    if isinstance(value, BaseModel):
+        type(value).model_rebuild()
+        _complete({**vars(value), **(value.model_extra or {})})
+    elif isinstance(value, dict):
+        _complete(list(value.values()))
+    elif isinstance(value, list):
+        for one in value:
+            _complete(one)

@@ -90,6 +90,11 @@ def two_on_one_card(site: dict[str, Any]) -> None:
     site["engines"]["second"] = site["engines"]["chat"] | {"port": 8300, "gpu_memory_utilization": 0.5}
 
 
+def keyless_fetcher(site: dict[str, Any]) -> None:
+    site["assistant"] = {}
+    site["search"] = {"url": "http://127.0.0.1:8888", "key_file": "key"}
+
+
 def unserved_embedder(site: dict[str, Any]) -> None:
     site["assistant"] = {"embedder": "qwen3-embed"}
     del site["engines"]["embed"]
@@ -118,7 +123,7 @@ INVALID: list[tuple[Edit, str]] = [
     (put("engines/chat/gpu_memory_utilization", 1.1), "input should be less than or equal to 1, not 1.1"),
     (
         put("engines/chat/kind", "ollama"),
-        "engines.chat.kind: input should be 'vllm', 'llamacpp', 'embedder' or 'mock'",
+        "engines.chat.kind: input should be 'vllm', 'llamacpp', 'embedder', 'http' or 'mock'",
     ),
     (put("engines/chat/kind", "fake"), 'engines.chat.kind: there is no kind "fake" any more; write kind = "mock"'),
     (put("engines/a b", ONE_CARD["engines"]["chat"]), "engines.a b: is not a name: use letters, digits, dot"),
@@ -170,6 +175,22 @@ INVALID: list[tuple[Edit, str]] = [
         "users.ada.requests_per_minute: input should be greater than 0",
     ),
     (
+        put("plans/basic", {"tokens_per_day": 0}),
+        "plans.basic.tokens_per_day: input should be greater than 0, not 0",
+    ),
+    (put("plans/basic", {"tokens_per_month": -5}), "plans.basic.tokens_per_month: input should be greater than 0"),
+    (put("plans/basic", {"tokens_per_month": 2**60}), "plans.basic.tokens_per_month: input should be less than or"),
+    (put("plans/basic", {"tokens_per_day": "1M"}), "plans.basic.tokens_per_day: input should be a valid integer"),
+    (put("plans/basic", {"token_per_day": 5}), "plans.basic.token_per_day: unknown key; did you mean 'tokens_per_"),
+    (
+        put("plans/basic", {"models": ["qwen3-30", "coder"]}),
+        "plans.basic.models: there is no model or role 'qwen3-30'; did you mean 'qwen3-30b'?",
+    ),
+    (put("plans/basic", {"models": []}), "plans.basic.models: allows no model; name at least one, or remove it"),
+    (put("plans/basic", {"price": "5\nEUR"}), "plans.basic.price: string should match pattern"),
+    (put("plans/a b", {}), "plans.a b: is not a name"),
+    (put("default_plan", "basic"), "default_plan: there is no plan 'basic'; known: none"),
+    (
         put("engines/chat/residency", "on-demand"),
         'engines.chat.residency: is on-demand, but gateway.engine_control = "none" starts no engine; set',
     ),
@@ -206,6 +227,23 @@ INVALID: list[tuple[Edit, str]] = [
         put("assistant/reranker", "qwen3-embed"),
         'assistant.reranker: qwen3-embed has the task embed, not rerank; add a model with task = "rerank"',
     ),
+    (put("search", {"url": "http://127.0.0.1:8888"}), "search: needs the assistant, and the site has none; add a"),
+    (put("search", {}), "search.url: is missing"),
+    (
+        put("search", {"url": "http://8.8.4.4:8888"}),
+        "search.url: the queries of users would cross a public network without TLS to 8.8.4.4; use https, or a",
+    ),
+    (put("search", {"url": "http://a:b@127.0.0.1"}), "search.url: a key or password does not belong in the config"),
+    (
+        put("search", {"url": "http://127.0.0.1:8888/search"}),
+        "search.url: 'http://127.0.0.1:8888/search' is not an",
+    ),
+    (
+        put("search", {"url": "http://127.0.0.1:8888", "results": 21}),
+        "search.results: input should be less than or equal to 20, not 21",
+    ),
+    (keyless_fetcher, "search.fetcher_url: is absent, and key_file has no effect; name the fetcher's address"),
+    (put("roles/coder/search", True), "roles.coder.search: needs web search, and the site has none; add a section"),
     (put("assistant/title_model", "qwen3-embed"), "assistant.title_model: qwen3-embed has the task embed, not"),
     (put("assistant/extract_model", "coder"), "assistant.extract_model: there is no model 'coder'; known: qwen3-"),
     (unserved_embedder, "assistant.embedder: no engine serves 'qwen3-embed'; add an engine for it"),
@@ -271,6 +309,21 @@ def test_a_user_may_be_an_end_user_of_a_users_keys(tmp_path: Path, name: str, ho
     lines = errors_of(tmp_path, edit)
     assert any("requests_per_minute" in line for line in lines)
     assert any("is not a name" in line for line in lines) is not holds
+
+
+def test_a_plan_has_limits_budgets_and_models(tmp_path: Path) -> None:
+    plans = {
+        "basic": {"tokens_per_day": 200_000, "models": ["coder", "qwen3-embed"], "price": "10 EUR"},
+        "free": {"requests_per_minute": 5},
+    }
+    file = tmp_path / "site.json"
+    file.write_text(json.dumps(ONE_CARD | {"plans": plans, "default_plan": "free"}))
+    site = load(file)
+    assert site.plans["basic"].models == ("coder", "qwen3-embed")
+    assert (site.plans["basic"].tokens_per_month, site.plans[site.default_plan or ""].requests_per_minute) == (
+        None,
+        5,
+    )
 
 
 def test_each_of_several_errors_is_a_line(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from tests.doctor.fakehost import (
     sender_state,
 )
 from tests.doctor.network import ADDRESSES, Node, node
-from tests.doctor.servers import Authority, openssl, serving_ready, serving_state, start_server
+from tests.doctor.servers import Authority, openssl, serving_bot, serving_ready, serving_state, start_server
 from tests.nix import checker, rendered
 from tests.ports import free_port
 
@@ -99,7 +99,11 @@ UPSC = "battery.charge: 100\nbattery.runtime: 900\nups.load: 40\nups.status: OL 
 @pytest.fixture
 def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
     """A healthy GPU host with one card and one engine."""
-    with serving_ready({"chat": "ready"}) as port:
+    with (
+        serving_ready({"chat": "ready"}) as port,
+        serving_bot("appliance_bot") as bot_port,
+        serving_bot("", 401) as rejecting,
+    ):
         engine_port = free_port()
         env = "/nix/store/e-engine"
         lock = "/etc/appliance/models.lock"
@@ -131,6 +135,11 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
                 "data_dir": "/var/lib/appliance-assistant",
                 "socket": "/run/appliance-assistant/assistant.sock",
                 "acting_socket": "/run/appliance-acting/acting.sock",
+            },
+            "telegram": {
+                "token_file": "/run/credentials/appliance-telegram.service/token",
+                "acting_socket": "/run/appliance-telegram-acting/acting.sock",
+                "api": f"http://127.0.0.1:{bot_port}",
             },
         }  # fmt: skip
         machine = {
@@ -165,7 +174,7 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
             "notices": {"status": SENDER},
         }  # fmt: skip
         root = tmp_path / "root"
-        host = FakeHost(root, site, machine)
+        host = FakeHost(root, site, machine, rejecting_bot_api=rejecting)
         host.backup()
         host.drill()
         host.write("/proc/spl/kstat/zfs/tank/state", "ONLINE\n")
@@ -204,10 +213,12 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
         host.process(800, "appliance", "appliance-gateway.service")
         host.sockets += [("tcp", "127.0.0.1", engine_port, 700), ("tcp", "127.0.0.1", port, 800)]
         host.write(SENDER, sender_state(host.now))
+        host.write("/run/credentials/appliance-telegram.service/token", "1:token-of-the-doctor")
         _common(host, "gpu", "vps")
         with (
             serving_state(root / "run/appliance-assistant/assistant.sock", host.assistant),
             serving_state(root / "run/appliance-acting/acting.sock", {}),
+            serving_state(root / "run/appliance-telegram-acting/acting.sock", {}),
         ):
             yield host
 

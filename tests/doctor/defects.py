@@ -61,6 +61,14 @@ def _reports(**state: Any) -> Defect:
     return lambda host: host.assistant.update(state)
 
 
+def _no_bot_api(host: FakeHost) -> None:
+    host.site["telegram"]["api"] = "http://127.0.0.1:1"
+
+
+def _rejected_token(host: FakeHost) -> None:
+    host.site["telegram"]["api"] = f"http://127.0.0.1:{host.rejecting_bot_api}"
+
+
 def _exposed(host: FakeHost) -> None:
     host.sockets = [(p, "0.0.0.0" if pid == 700 else a, n, pid) for p, a, n, pid in host.sockets]
 
@@ -451,6 +459,13 @@ DEFECTS: dict[str, list[tuple[str, Defect, str, str]]] = {
         ),
         ("Qdrant is open", _reports(qdrant={"open": True}), "fail", "accepts requests without a key"),
         ("Qdrant is building", _reports(qdrant={"incomplete": 1}), "warn", "1 large stores are not complete"),
+    ],
+    "telegram": [
+        ("no socket", _remove("/run/appliance-telegram-acting/acting.sock"), "fail", "is not a socket"),
+        ("open to all", _mode("/run/appliance-telegram-acting/acting.sock", 0o666), "fail", "the permissions 666"),
+        ("no token", _remove("/run/credentials/appliance-telegram.service/token"), "unknown", "does not exist"),
+        ("a rejected token", _rejected_token, "fail", "does not accept the token (401)"),
+        ("no Bot API", _no_bot_api, "warn", "does not respond (ConnectError)"),
     ],
     "certificate": [
         ("no file", _remove("/var/lib/acme/llm.example.org/fullchain.pem"), "fail", "is missing"),

@@ -58,6 +58,8 @@ class FakeHost:
     sockets: list[tuple[str, str, int, int]] = field(default_factory=list)
     """Protocol, address, port, process."""
     card: dict[str, str] = field(default_factory=lambda: dict(CARD))
+    rejecting_bot_api: int = 0
+    """Port of a Bot API that rejects each token."""
     now: float = field(default_factory=time.time)
     assistant: dict[str, Any] = field(
         default_factory=lambda: {

@@ -49,6 +49,17 @@ def serving_ready(engines: dict[str, str], status: int = 200) -> Iterator[int]:
 
 
 @contextmanager
+def serving_bot(name: str, status: int = 200) -> Iterator[int]:
+    """Run a Bot API that responds to each request as to ``getMe``; yield its port."""
+    server = start_server(json.dumps({"ok": status == 200, "result": {"username": name}}).encode(), status)
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
 def serving_state(path: Path, state: dict[str, Any]) -> Iterator[None]:
     """Run a server at the Unix socket ``path`` that responds with the present content of ``state``."""
 

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.doctor.defects import CASES, Defect, defective_host
 from tests.doctor.fakehost import FakeHost
 
-EXTERNAL = {"throttle", "clock", "disk", "ups", "gateways", "certificate", "notices", "backup", "pool"}
+EXTERNAL = {"throttle", "clock", "disk", "ups", "gateways", "certificate", "notices", "backup", "pool", "telegram"}
 EXCEPTIONS = {
     ("certificate", "another name"),
     ("certificate", "not served"),

@@ -123,3 +123,16 @@ def test_another_spelling_is_corrected_only_for_a_site_with_state() -> None:
     assert paths.suggestion("/v1/files/", stateful=True) == "write /v1/files"
     assert paths.suggestion("/files", stateful=True) == "the base URL ends in /v1: write /v1/files"
     assert paths.suggestion("/v1/files/") == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v1/conversations/conv_1/items/msg_1", True),
+        ("/v1/conversations/conv_1/items", False),
+        ("/v1/conversations/conv_1", False),
+        ("/v1/files/items/x", False),
+    ],
+)
+def test_an_item_is_a_part_of_a_conversation(path: str, expected: bool) -> None:
+    assert paths.is_item(path) == expected

@@ -132,3 +132,27 @@ def test_usage_of_whole_responses() -> None:
     assert (usage.prompt, usage.completion, usage.cached) == (3, 4, 0)
     assert read_usage(b"no json") is None
     assert read_usage(b"{}") is None
+
+
+def foreign(value: object) -> bytes:
+    return b"data: " + json.dumps(value).encode() + b"\r\n\r\n"
+
+
+FOREIGN = [
+    foreign(delta("", role="assistant")),
+    foreign(delta("Hi")),
+    foreign({"choices": [], "usage": USAGE}),
+    b"data: [DONE]\r\n\r\n",
+]
+
+
+@given(st.lists(st.integers(0, 10_000), max_size=20))
+def test_a_stream_with_other_line_ends_and_spaces_is_read_as_that_of_vllm(cuts: list[int]) -> None:
+    data = b"".join(FOREIGN)
+    places = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
+    one = SseFilter(strip_usage=True, foreign=True)
+    out = b"".join(one.feed(data[start:end]) for start, end in pairwise(places)) + one.finish()
+    assert out == b"".join(FOREIGN[:2] + FOREIGN[3:]).replace(b"\r\n", b"\n")
+    assert (one.began, one.done, one.frames) == (True, True, 3)
+    assert one.usage is not None
+    assert (one.usage.prompt, one.usage.completion, one.usage.cached) == (5, 2, 3)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.contract.model import Site
-from appliance.gateway.stateful import MemoryRoles, is_stateful
+from appliance.gateway.stateful import AssistantChats, is_stateful
 
 FUNCTION = {"type": "function", "name": "f", "parameters": {}}
 
@@ -73,7 +73,7 @@ def test_a_body_that_is_not_an_object_is_left_to_an_engine(body: bytes) -> None:
     assert not is_stateful(body)
 
 
-def roles(**memory: list[str]) -> MemoryRoles:
+def chats(*, search: bool = False, **memory: list[str]) -> AssistantChats:
     site = {
         "version": 1,
         "hosts": {"here": {"memory_gib": 8}},
@@ -87,7 +87,10 @@ def roles(**memory: list[str]) -> MemoryRoles:
         "roles": {name: {"model": "fake", "memory": sources} for name, sources in memory.items()},
         "assistant": {},
     }  # fmt: skip
-    return MemoryRoles(Site.model_validate_json(json.dumps(site)))
+    if search:
+        site["roles"]["seeker"] = {"model": "fake", "search": True}  # type: ignore[index]
+        site["search"] = {"url": "http://127.0.0.1:8888"}
+    return AssistantChats(Site.model_validate_json(json.dumps(site)))
 
 
 @pytest.mark.parametrize(
@@ -106,5 +109,30 @@ def roles(**memory: list[str]) -> MemoryRoles:
     ],
 )
 def test_a_chat_names_a_role_with_memory_as_its_model_only(body: bytes, named: bool) -> None:
-    assert roles(writer=["chats"], plain=[]).named_in(body) is named
-    assert not roles(plain=[]).names
+    assert chats(writer=["chats"], plain=[]).includes_chat(body) is named
+    assert not chats(plain=[]).includes_chat(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "included"),
+    [
+        (b'{"model":"seeker","messages":[]}', True),
+        (b'{"model":"fake","web_search_options":{}}', True),
+        (b'{"model":"fake","web\\u005fsearch_options":{"search_context_size":"low"}}', True),
+        (b'{"model":"fake","web_search_options":null}', False),
+        (b'{"model":"fake","messages":[{"role":"user","content":"\\"web_search_options\\":{}"}]}', False),
+        (b'{"model":"fake","x":{"web_search_options":{}}}', False),
+        (b'{"web_search_options":', False),
+        (b'"web_search_options"', False),
+    ],
+)
+def test_a_chat_with_web_search_needs_the_assistant_if_the_site_has_it(body: bytes, included: bool) -> None:
+    assert chats(search=True).includes_chat(body) is included
+    assert not chats(writer=["chats"]).includes_chat(body)
+
+
+def test_a_response_of_a_role_with_web_search_needs_the_assistant() -> None:
+    body = b'{"model":"seeker","input":"x","store":false}'
+    assert chats(search=True).includes_response(body)
+    assert not chats().includes_response(body)
+    assert not chats(search=True, writer=["chats"]).includes_response(b'{"model":"writer","store":false}')

@@ -6,4 +6,10 @@
     tokenFile = "/run/secrets/deadman-bot-token";
     pingUrlFile = "/run/secrets/deadman-ping-url";
   };
+  appliance.search = {
+    enable = true;
+    secretFile = "/run/secrets/searxng";
+    keyFile = "/run/secrets/fetcher-key";
+    denied = [ "203.0.113.7/32" ];
+  };
 }

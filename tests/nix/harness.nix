@@ -19,6 +19,11 @@
         type = lib.types.package;
         default = pkgs.nut;
       };
+      # In nixos-26.05.
+      options.services.searx.openFirewall = lib.mkOption {
+        type = lib.types.bool;
+        default = false;
+      };
       # The default of NixOS, which the checker's list does not compute.
       config.nix.package = lib.mkOverride 1450 pkgs.nix;
     }

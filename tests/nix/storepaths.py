@@ -86,6 +86,7 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "replace-secret": ("replace-secret",),
     "restic": ("restic",),
     "security-wrapper-*": ("security-wrapper",),
+    "searxng": ("searxng-run",),
     "shadow": ("login",),
     "systemd-minimal": ("udevadm",),
     "systemd-boot": ("systemd-boot",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import wait_until
+from tests.gateway.running.media import BOUNDARY, audio, field, form, media_service, sound, text_of
 from tests.nix import checker
 from tests.nix.test_rendered import edge_conf
 from tests.ports import free_port
@@ -27,8 +29,16 @@ class StandInGateway(BaseHTTPRequestHandler):
     """A gateway that responds to each request with two events; on /v1/slow the second waits for :data:`second`."""
 
     second = threading.Event()
+    arrived = threading.Event()
+    """Set when the beginning of audio has arrived."""
 
     def do_POST(self) -> None:
+        if self.path.startswith("/v1/audio/"):
+            length = int(self.headers["Content-Length"])
+            begin = self.rfile.read(min(9, length))
+            self.arrived.set()
+            self.rfile.read(length - len(begin))
+            self.headers.replace_header("Content-Length", "0")
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         # A client of these tests may disconnect before the end.
         with suppress(ConnectionError):
@@ -62,8 +72,11 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @contextmanager
-def running(folder: Path, *extra: str) -> Iterator[int]:
-    """Run nginx as on the VPS, with the modules ``extra`` and a stand-in gateway; yield the port of nginx."""
+def running(folder: Path, *extra: str, gateway_port: int | None = None) -> Iterator[int]:
+    """Run nginx as on the VPS, with the modules ``extra``; yield its port.
+
+    The gateway is the one at ``gateway_port``, or a stand-in.
+    """
     nginx = checker.require("nginx")
     folder.chmod(0o755)
     port = free_port()
@@ -71,7 +84,7 @@ def running(folder: Path, *extra: str) -> Iterator[int]:
     gateway.daemon_threads = True
     threading.Thread(target=gateway.serve_forever, daemon=True).start()
     text = edge_conf(folder, f"127.0.0.1:{free_port()}", f"127.0.0.1:{port}", extra)
-    text = text.replace("10.77.0.1:8000", f"127.0.0.1:{gateway.server_address[1]}")
+    text = text.replace("10.77.0.1:8000", f"127.0.0.1:{gateway_port or gateway.server_address[1]}")
     (folder / "nginx.conf").write_text("user root;\n" + text)
     process = subprocess.Popen([nginx, "-c", folder / "nginx.conf", "-e", folder / "error.log"])
     try:
@@ -117,7 +130,8 @@ def post_status(port: int, path: str, body: bytes = b"{}", headers: dict[str, st
 
 
 def test_only_the_paths_of_the_api_reach_the_gateway(edge: int) -> None:
-    for path in ("/v1/chat/completions", "/tokenize", "/detokenize?x"):
+    page = ("/", "/?lang=ru", "/page/0/main.js", "/session")
+    for path in ("/v1/chat/completions", "/tokenize", "/detokenize?x", *page):
         assert post_status(edge, path) == 200, path
     for path in (
         "/tokenize/",
@@ -126,7 +140,9 @@ def test_only_the_paths_of_the_api_reach_the_gateway(edge: int) -> None:
         "//tokenize",
         "/Tokenize",
         "/tokenize/../sleep",
-        "/",
+        "/page/../sleep",
+        "/session/",
+        "/sessions",
         "/metrics",
         "/sleep",
         "//v1/models",
@@ -159,6 +175,60 @@ def test_tokens_are_not_buffered(edge: int) -> None:
 
 def test_a_body_over_the_limit_is_refused(edge: int) -> None:
     assert post_status(edge, "/v1/chat/completions", b"", {"Content-Length": str(16777217)}) == 413
+
+
+AUDIO = "/v1/audio/transcriptions"
+
+
+def test_audio_has_a_limit_of_its_own(edge: int) -> None:
+    for path in (AUDIO, "/v1/audio/translations"):
+        assert post_status(edge, path, b"", {"Content-Length": str(26 * 2**20 + 1)}) == 413
+        assert post_status(edge, path, b"x" * (20 * 2**20)) == 200
+    # Speech and images are JSON.
+    assert post_status(edge, "/v1/audio/speech", b"", {"Content-Length": str(20 * 2**20)}) == 413
+
+
+def test_audio_reaches_the_gateway_before_its_end(edge: int) -> None:
+    StandInGateway.arrived.clear()
+    connection = NamedConnection(edge)
+    connection.putrequest("POST", AUDIO)
+    connection.putheader("Content-Length", "100009")
+    connection.endheaders(b"beginning")
+    assert StandInGateway.arrived.wait(30)
+    connection.send(bytes(100_000))
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_audio_through_nginx_and_the_gateway(tmp_path: Path) -> None:
+    """Mistakes of a client have their own status and field behind the edge as well."""
+    (tmp_path / "edge").mkdir()
+    with (
+        media_service(tmp_path / "site", tasks=("fake",)) as service,
+        running(tmp_path / "edge", gateway_port=service.gateway.port) as port,
+    ):
+
+        def send_form(body: bytes, **headers: str) -> tuple[str, str | None, str]:
+            connection = NamedConnection(port)
+            kind = f"multipart/form-data; boundary={BOUNDARY.decode()}"
+            sent = {"Authorization": f"Bearer {service.key}", "Content-Type": kind} | headers
+            connection.request("POST", AUDIO, body, sent)
+            found = json.loads(connection.getresponse().read())
+            connection.close()
+            error = found.get("error", {})
+            return error.get("code", ""), error.get("param"), found.get("text", error.get("message"))
+
+        data = sound(2**21)
+        assert send_form(form(audio(data), field("model", "whisper")))[2] == text_of(data)
+        assert send_form(b"{}", **{"Content-Type": "application/json"})[:2] == ("unsupported_media_type", "file")
+        assert send_form(form(audio(b""), field("model", "whisper")))[:2] == ("invalid_request", "file")
+        assert send_form(form(audio(data)))[:2] == ("invalid_request", "model")
+        assert "its task is generate" in send_form(form(audio(data), field("model", "fake")))[2]
+        assert (
+            send_form(form(audio(data), field("model", "whisper")), Authorization="Bearer x")[0]
+            == "invalid_api_key"
+        )
+        assert send_form(b"", **{"Content-Length": str(2**30)})[0] == "request_too_large"
 
 
 def test_a_header_over_the_limit_is_refused(edge: int) -> None:
@@ -200,6 +270,26 @@ def test_the_requests_of_one_key_are_limited(tmp_path: Path) -> None:
         assert set(statuses) == {200, 429}
         assert 3 <= statuses.count(200) <= 3 + taken + 1
         assert post_status(port, "/v1/x", headers={"Authorization": "Bearer sk-other"}) == 200
+
+
+def test_the_log_ins_of_one_address_are_limited(tmp_path: Path) -> None:
+    (tmp_path / "edge").mkdir()
+    with running(tmp_path / "edge") as port:
+        statuses = [post_status(port, "/session") for _ in range(40)]
+        assert set(statuses) == {200, 429}
+        assert statuses.count(200) <= 30
+        assert post_status(port, "/v1/chat/completions") == 200
+        assert post_status(port, "/session", b"x" * 5000) in {413, 429}
+
+
+def test_the_requests_of_one_session_are_limited_like_those_of_its_key(tmp_path: Path) -> None:
+    (tmp_path / "edge").mkdir()
+    cookie = {"Cookie": "a=b; __Host-session=v1.0123456789ab.1.ff"}
+    other = {"Cookie": "__Host-session=v1.ba9876543210.1.ff"}
+    with running(tmp_path / "edge", "tests/nix/slow_key.nix") as port:
+        statuses = [post_status(port, "/v1/x", headers=cookie) for _ in range(12)]
+        assert 429 in statuses
+        assert post_status(port, "/v1/x", headers=other) == 200
 
 
 PREFLIGHT = {

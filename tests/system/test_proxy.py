@@ -193,11 +193,25 @@ def test_nothing_else_opens_an_address_by_the_environment() -> None:
                 used = module in libraries or bool(openers & {alias.name for alias in node.names})
             if used:
                 found.add(str(file.relative_to(ROOT)))
-    # The assistant's client and that of the doctor have a Unix socket only; the second file only names errors. The
-    # client of Qdrant ignores the environment.
-    sockets = {"appliance/assistant/inference.py", "appliance/doctor/checks/assistant.py"}
-    direct = {"appliance/assistant/memory/qdrant.py"}
-    named = {"appliance/assistant/api/chat_completions.py"}
+    # Some clients have a Unix socket only, and others ignore the environment, as aiohttp does. The last files only
+    # name errors, or read URLs.
+    sockets = {
+        "appliance/assistant/inference.py",
+        "appliance/doctor/checks/assistant.py",
+        "appliance/telegram/acting.py",
+    }
+    direct = {
+        "appliance/assistant/memory/qdrant.py",
+        "appliance/assistant/web/fetcher.py",
+        "appliance/assistant/web/searxng.py",
+        "appliance/doctor/checks/telegram.py",
+    }
+    named = {
+        "appliance/assistant/api/chat_completions.py",
+        "appliance/assistant/turns/chat_search.py",
+        "appliance/search/page_url.py",
+        "appliance/telegram/channel.py",
+    }
     assert found == {"appliance/system/proxy.py", *sockets, *direct, *named}, (
         "open addresses through appliance.system.proxy"
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from appliance.contract.model import Site
-from appliance.engines.argv import EngineReplica, replicas
+from appliance.engines.argv import EngineReplica, started_replicas
 from appliance.engines.probe import probe_token
 from appliance.errors import ApplianceError
 from appliance.gateway import control_client
@@ -109,7 +109,7 @@ class EngineCanaries(Link):
     def __init__(self, site: Site, host: str, period_s: float = 1.0) -> None:
         super().__init__("the canaries", period_s)
         self._site = site
-        self._replicas = {one.name: one for one in replicas(site) if one.engine.host == host}
+        self._replicas = {one.name: one for one in started_replicas(site) if one.engine.host == host}
         self._wanted: tuple[str, ...] = ()
         self._passed: frozenset[str] = frozenset()
 

@@ -398,3 +398,10 @@ def test_a_model_can_reject_a_limit_instead_of_reducing_it(tmp_path_factory: pyt
     with serving(tmp_path_factory.mktemp("strict"), models=models) as service:
         response = service.post("/v1/chat/completions", chat(max_tokens=5000))
         assert (response.status, response.json["error"]["param"]) == (400, "max_tokens")
+
+
+def test_paths_of_audio_and_images_need_a_model_of_their_task(service: RunningService) -> None:
+    for path, task in (("/v1/audio/translations", "transcribe"), ("/v1/images/generations", "image")):
+        response = service.post(path, b"x" * 200_000)
+        assert response.status == 404
+        assert f"has no model with the task {task}" in response.json["error"]["message"]

@@ -16,6 +16,9 @@ let
     ./power.nix
     ./backup.nix
     ./assistant.nix
+    ./http_engines.nix
+    ./search.nix
+    ./telegram.nix
   ];
   sets = map (file: import file { inherit lib; }) files;
   all = lib.foldl' (a: b: a // b) { } sets;

@@ -372,7 +372,7 @@ in
       repeats = false;
     };
   };
-  "only the paths of the API pass" = {
+  "only the paths of the API and of the page pass" = {
     host = "vps";
     gives = c: {
       other = (virtual c).locations."/".return;
@@ -390,9 +390,14 @@ in
     is = {
       other = "404";
       passed = [
+        "/page/"
         "/v1/"
+        "= /"
         "= /detokenize"
+        "= /session"
         "= /tokenize"
+        "= /v1/audio/transcriptions"
+        "= /v1/audio/translations"
         "= /v1/files"
       ];
       limits = 1;

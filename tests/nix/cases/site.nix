@@ -91,6 +91,26 @@ in
     module = engine { shutdown_timeout_s = 300; };
     refuses = "drainSec = 90 is less than an engine's shutdown_timeout_s";
   };
+  "plans with a default" = {
+    host = "gpu";
+    module.appliance.settings = {
+      plans.basic = {
+        tokens_per_day = 200000;
+        models = [ "qwen3-30b" ];
+        price = "10 EUR per month";
+      };
+      default_plan = "basic";
+    };
+    gives = c: {
+      inherit (c.appliance.settings.plans.basic) tokens_per_day price;
+      plan = c.appliance.settings.default_plan;
+    };
+    is = {
+      tokens_per_day = 200000;
+      price = "10 EUR per month";
+      plan = "basic";
+    };
+  };
   "a repository without a revision" = {
     host = "gpu";
     module.appliance.settings.models.loose.source = "Qwen/Qwen3-0.6B";
@@ -102,6 +122,16 @@ in
     refuses = "is in the Nix store, which weights would fill permanently";
   };
 
+  "a plan with an unknown model" = {
+    host = "gpu";
+    module.appliance.settings.plans.basic.models = [ "qwen3-3b" ];
+    invalid = "plans.basic.models: there is no model or role 'qwen3-3b'";
+  };
+  "a default plan that does not exist" = {
+    host = "gpu";
+    module.appliance.settings.default_plan = "basic";
+    invalid = "default_plan: there is no plan 'basic'";
+  };
   "a model that does not fit" = {
     host = "gpu";
     module.appliance.settings.models.qwen3-30b.weights_gib = lib.mkForce 120;
@@ -161,6 +191,11 @@ in
     host = "gpu";
     module.appliance.settings.hosts.gpu.gpus = lib.mkForce [ { model = "RTX 5090"; } ];
     errors = "index' was accessed but has no value defined";
+  };
+  "a budget below zero" = {
+    host = "gpu";
+    module.appliance.settings.plans.basic.tokens_per_day = -5;
+    invalid = "plans.basic.tokens_per_day: input should be greater than 0, not -5";
   };
   "a power limit that is not a number of watts" = {
     host = "gpu";
