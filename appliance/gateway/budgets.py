@@ -11,7 +11,7 @@ Pure: the caller supplies the time in seconds since the epoch. A request is in o
 
 A request counts for the day and the month in which it began, as its usage record does. The sum of all reservations
 and of the used tokens never exceeds a budget, if no request needs more than its reservation; see
-:mod:`~appliance.gateway.token_bound`. The end users of a key count for the key's user.
+:mod:`~appliance.gateway.token_need`. The end users of a key count for the key's user.
 """
 
 from __future__ import annotations

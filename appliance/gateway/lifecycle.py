@@ -83,7 +83,7 @@ from appliance.gateway.hash_ring import chat_key
 from appliance.gateway.limits import Allowance, Ledger
 from appliance.gateway.log import log_failure
 from appliance.gateway.metrics import Metrics
-from appliance.gateway.routing import Replica, Router, Service
+from appliance.gateway.routing import Replica, Route, Router, Service
 from appliance.gateway.sse import SseFilter, Usage, read_usage
 from appliance.gateway.token_need import token_need, with_budget
 from appliance.gateway.usage_writer import UsageWriter
@@ -510,13 +510,8 @@ class ProxiedRequest:
             request = self._request
             path, body = request.path, request.body
             fields = decode(body)
-            name = fields.model
-            route = context.router.find(name, path)
+            route = self._routed(owner, fields.model, stream=bool(fields.stream))
             service, role = route.service, route.role
-            row.name, row.model, row.stream = name, service.model, bool(fields.stream)
-            if not context.accounts.allows(owner, name):
-                message = f"This key may not use `{name[:80]}`; GET /v1/models lists the models that it may use"
-                raise PermissionDeniedError(message, code="model_not_allowed", param="model")
             gateway = context.site.gateway
             if is_controlled(fields):
                 body = without_controls(body)
@@ -533,7 +528,7 @@ class ProxiedRequest:
                 self._strip = True
                 body = with_usage(body, fields)
             if role is not None:
-                row.role = name
+                row.role = row.name
                 body = with_role(body, role, path)
             reservation = accounting.reserve(service, body, self.size)
             if reservation is not None and reservation.cap is not None:
@@ -546,6 +541,19 @@ class ProxiedRequest:
             accounting.position = service.submit(self, accounting.began)
         except RequestError as error:
             self._fail(error)
+
+    def _routed(self, owner: Key, name: str, *, stream: bool) -> Route:
+        """Return the route to the model or role ``name``, and record both.
+
+        Raises :class:`RequestError` if there is none, or if ``owner`` may not use it.
+        """
+        row, context = self._row, self._context
+        route = context.router.find(name, row.endpoint)
+        row.name, row.model, row.stream = name, route.service.model, stream
+        if not context.accounts.allows(owner, name):
+            message = f"This key may not use `{name[:80]}`; GET /v1/models lists the models that it may use"
+            raise PermissionDeniedError(message, code="model_not_allowed", param="model")
+        return route
 
     # 2. The gateway's timer.
 

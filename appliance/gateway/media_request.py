@@ -26,7 +26,6 @@ from appliance.errors import (
     BodyTooLargeError,
     EngineFailedError,
     EngineUnavailableError,
-    PermissionDeniedError,
     RequestError,
     UnsupportedMediaTypeError,
 )
@@ -123,18 +122,13 @@ class MediaRequest(ProxiedRequest):
             request = self._request
             path = request.path
             media = read_media(path, request.body, self._form(), max_n=context.site.gateway.max_n)
-            name = media.model
-            route = context.router.find(name, path)
+            route = self._routed(owner, media.model, stream=media.stream)
             service, role = route.service, route.role
-            row.name, row.model, row.stream = name, service.model, media.stream
-            if not context.accounts.allows(owner, name):
-                message = f"This key may not use `{name[:80]}`; GET /v1/models lists the models that it may use"
-                raise PermissionDeniedError(message, code="model_not_allowed", param="model")
             accounting.admit(owner)
             accounting.reserve_tokens(UNKNOWN_NEED)
             self.weight *= context.ledger.weight(owner)
             if role is not None:
-                row.role = name
+                row.role = row.name
                 media = with_media_role(media, role, path)
             # The body itself, or in its place the beginning of a form, which identifies it to the breaker.
             self._body = media.body if media.form is None else request.body[:4096]

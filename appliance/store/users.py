@@ -26,9 +26,6 @@ from appliance.store.keys import check_user, count_change, new_key
 from appliance.store.models import Account
 from appliance.store.schema import BUDGET_NOTICES, CHANGES, INVITES, KEYS, PAYMENTS, USERS
 
-INVITE = re.compile(r"invite-[A-Za-z0-9_-]{32}")
-"""A code that creates one user."""
-
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,4})?")
 """A language, such as ``en`` or ``pt-BR``."""
 
