@@ -9,17 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from appliance.assistant.memory.chat_context import MemoryCitation
 from appliance.assistant.retrieval.context import build_context
-from appliance.assistant.retrieval.index import IndexedPassage
 from appliance.assistant.retrieval.ranking import RankedPassage
+from appliance.assistant.retrieval.stored_result import estimated_tokens, mappings, ranked_result
 from appliance.assistant.web.result_text import CitedPage
 
-BYTES_PER_TOKEN = 3
-"""Bytes of UTF-8 in a token, estimated low, so that a block keeps within its budget."""
 NOTHING_FOUND = "The search found no passage about this. State that the files do not contain it."
 SEARCH_FAILED = "The search is not available now. State that the files could not be searched."
 _CITATION = re.compile(r"\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]")
@@ -74,9 +71,8 @@ def search_text(item: Mapping[str, Any], first: int, budget: int) -> SearchText:
     """
     if item.get("status") == "failed":
         return SearchText(SEARCH_FAILED, {})
-    results = [one for one in item.get("results") or () if isinstance(one, Mapping)]
-    ranked = [_ranked(one, index) for index, one in enumerate(results)]
-    block = build_context(ranked, budget, _estimate, first=first)
+    ranked = [_ranked(one, index) for index, one in enumerate(mappings(item.get("results")))]
+    block = build_context(ranked, budget, estimated_tokens, first=first)
     if not block.citations:
         return SearchText(NOTHING_FOUND, {})
     return SearchText(
@@ -118,24 +114,10 @@ def shown_item(item: dict[str, Any], include: Set[str]) -> dict[str, Any]:
 
 
 def _ranked(result: Mapping[str, Any], index: int) -> RankedPassage:
-    date = result.get("date")
-    passage = IndexedPassage(
-        key=str(index),
+    return ranked_result(
+        index,
         text=str(result.get("text") or ""),
         source=str(result.get("filename") or ""),
         group=str(result.get("file_id") or ""),
-        date=_date(date) if isinstance(date, str) else None,
+        date=result.get("date"),
     )
-    return RankedPassage(passage, score=0.0, evidence=0.0)
-
-
-def _date(text: str) -> datetime | None:
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return found if found.utcoffset() is not None else None
-
-
-def _estimate(text: str) -> int:
-    return len(text.encode()) // BYTES_PER_TOKEN + 1

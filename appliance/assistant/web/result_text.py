@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from appliance.assistant.retrieval.context import build_context
-from appliance.assistant.retrieval.index import IndexedPassage
 from appliance.assistant.retrieval.ranking import RankedPassage
+from appliance.assistant.retrieval.stored_result import estimated_tokens, mappings, ranked_result
 from appliance.assistant.web.searxng import WebResult
 from appliance.assistant.web.tool import FIND, OPEN, SEARCH
 
-BYTES_PER_TOKEN = 3
-"""Bytes of UTF-8 in a token, estimated low, so that a block keeps within its budget."""
 _EMPTY = {
     "search": "The web search found no result. State that.",
     "open_page": "The page has no text.",
@@ -82,7 +79,7 @@ def web_text(item: Mapping[str, Any], first: int, budget: int) -> WebText:
             )
         return WebText(f"The page could not be read: {reason}.", {})
     ranked = [_ranked(one, index) for index, one in enumerate(stored_results(item))]
-    block = build_context(ranked, budget, _estimate, first=first)
+    block = build_context(ranked, budget, estimated_tokens, first=first)
     if not block.citations:
         return WebText(_EMPTY.get(kind, _EMPTY["search"]), {})
     return WebText(block.text, {one.number: CitedPage(one.group, one.source) for one in block.citations})
@@ -102,8 +99,7 @@ def call_of(item: Mapping[str, Any]) -> tuple[str, str]:
 
 def stored_results(item: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the valid results of ``item``, which a client may have made."""
-    found = item.get("results")
-    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+    return mappings(item.get("results"))
 
 
 def _action(item: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -112,25 +108,13 @@ def _action(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _ranked(result: Mapping[str, Any], index: int) -> RankedPassage:
-    url, date = str(result.get("url") or ""), result.get("date")
-    passage = IndexedPassage(
-        key=str(index),
-        text=str(result.get("text") or result.get("title") or ""),
-        source=str(result.get("title") or url),
+    url = str(result.get("url") or "")
+    title = str(result.get("title") or "")
+    return ranked_result(
+        index,
+        text=str(result.get("text") or title),
+        source=title or url,
         section=url,
         group=url,
-        date=_date(date) if isinstance(date, str) else None,
+        date=result.get("date"),
     )
-    return RankedPassage(passage, score=0.0, evidence=0.0)
-
-
-def _date(text: str) -> datetime | None:
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return found if found.utcoffset() is not None else None
-
-
-def _estimate(text: str) -> int:
-    return len(text.encode()) // BYTES_PER_TOKEN + 1
