@@ -122,6 +122,10 @@ let
       ) network.edge.gateways;
     };
     notices = part appliance.notify.enable { status = "/run/appliance-notify/status.json"; };
+    observed = part appliance.observe.enable (present {
+      prometheus = config.services.prometheus.port;
+      public_url = appliance.observe.publicUrl;
+    });
     ups = part appliance.power.enable {
       name = "ups";
       inherit (config.power.ups.ups.ups) driver;

@@ -22,6 +22,7 @@ root, it exceeds a timeout) is `unknown`, never ok.
 $ appliance doctor                            # every check that applies to this host
 $ appliance doctor --only tunnel --only clock # some of them
 $ appliance doctor --list                     # the checks, and those that do not apply to this host
+$ appliance doctor --checklist                # the ten points below
 $ appliance doctor --hashes --only models     # hash every model file; minutes per 100 GiB
 $ appliance doctor --json                     # for programs
 ```
@@ -31,6 +32,24 @@ It compares the machine with two files that NixOS renders. `/etc/appliance/appli
 memory, tunnel, firewall, edge, weights and units. A VPS has only the second one. Without NixOS there is only the
 first, and `appliance doctor --config var/site.json` checks what it describes.
 """
+
+CHECKLIST = """## The checklist
+
+`appliance doctor --checklist` prints ten points, each ok or with its fix; its exit codes are those above. Points 3
+to 7 and 9 need cards, point 6 Prometheus (`appliance.observe`), point 8 `appliance.observe.publicUrl` or an edge.
+
+| point | ok if |
+|---|---|
+| 1 driver and CUDA versions | the checks `pins` and `driver` are ok |
+| 2 huge pages as chosen | the check `hugepages` is ok |
+| 3 tensor parallel | the processes of each engine compute on exactly the cards of the site |
+| 4 speculative decoding | each engine with `speculative-config` counts drafts; the accepted share is shown |
+| 5 attention backend | the engine's log of this boot names the configured backend, or a fast one |
+| 6 GPU utilisation at a full batch | cards compute 90 % of the time at 80 % of `concurrency`, in seven days |
+| 7 temperature and power limit | each card is below 85 °C and has the site's limit |
+| 8 the public address | a request without a key through the Internet gets the gateway's 401 |
+| 9 the watchdog and heat | it acts, and a drill of its decisions for simulated hot cards passes; nothing changes |
+| 10 backup and restore drill | the check `backup` is ok |"""
 
 FAULT_DOMAINS = """## Fault domains
 
@@ -93,6 +112,8 @@ def text() -> str:
             "| check | inspects | meaning of a failure | fix |",
             "|---|---|---|---|",
             *checks,
+            "",
+            *CHECKLIST.splitlines(),
             "",
             *FAULT_DOMAINS.splitlines(),
             "",

@@ -129,6 +129,17 @@ class MonitoredUps(Section):
     driver: str = Field(min_length=1, description="Driver of NUT.", examples=["usbhid-ups"])
 
 
+class Observed(Section):
+    """The monitoring of this host."""
+
+    prometheus: Port = Field(default=9090, description="Port of Prometheus on loopback.")
+    public_url: str | None = Field(
+        default=None,
+        description="Public address of the service, without a path.",
+        examples=["https://llm.example.org"],
+    )
+
+
 class Machine(Section):
     """One machine. An absent part does not exist on it."""
 
@@ -143,6 +154,7 @@ class Machine(Section):
     edge: Edge | None = Field(default=None, description="nginx with TLS.")
     ups: MonitoredUps | None = Field(default=None, description="UPS.")
     weights: Weights | None = Field(default=None, description="Model files.")
+    observed: Observed | None = Field(default=None, description="Monitoring.")
     notices: NoticeSender | None = Field(default=None, description="The sender of notices.")
 
 

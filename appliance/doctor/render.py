@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from appliance.doctor.causes import causes
+from appliance.doctor.checklist import ChecklistPoint
 from appliance.doctor.finding import DoctorReport, Finding, Level
 
 COLOURS: dict[Level, str] = {"ok": "green", "warn": "yellow", "unknown": "magenta", "fail": "bold red"}
@@ -50,7 +51,7 @@ def show(report: DoctorReport, console: Console) -> None:
     previous = ""
     for one in report.results:
         table.add_row(
-            f"[{COLOURS[one.level]}]{one.level.upper() if one.level == 'fail' else one.level}[/]",
+            f"[{COLOURS[one.level]}]{_word(one.level)}[/]",
             f"[bold]{one.name}[/]" if one.name != previous else "",
             _details(one),
         )
@@ -68,6 +69,45 @@ def show_list(checks: Iterable[tuple[str, str, str | None]], console: Console) -
     for name, looks, why in checks:
         table.add_row(f"[bold]{name}[/]", f"[dim]not applicable: {escape(why)}[/]" if why else escape(looks))
     console.print(table)
+
+
+def checklist_table(host: str, points: Iterable[ChecklistPoint]) -> dict[str, Any]:
+    """Return the operator's points as plain data, which ``--checklist --json`` prints."""
+    return {
+        "version": SCHEMA_VERSION,
+        "host": host,
+        "points": [
+            {
+                "number": one.number,
+                "title": one.title,
+                "level": "skipped" if one.skipped else one.level,
+                "skipped": one.skipped,
+                "findings": [asdict(finding) for finding in one.findings],
+            }
+            for one in points
+        ],
+    }
+
+
+def show_checklist(host: str, points: tuple[ChecklistPoint, ...], console: Console) -> None:
+    """Print the operator's points: ok or not, and for each finding what it means and what fixes it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, expand=True)
+    table.add_column("number", width=2, no_wrap=True, justify="right")
+    table.add_column("level", width=7, no_wrap=True)
+    table.add_column("seen", ratio=1, overflow="fold")
+    for one in points:
+        level = "[dim]-[/]" if one.skipped else f"[{COLOURS[one.level]}]{_word(one.level)}[/]"
+        details = f"[dim]not applicable: {escape(one.skipped)}[/]" if one.skipped else ""
+        lines = [f"[bold]{escape(one.title)}[/]", details or "\n".join(_details(each) for each in one.findings)]
+        table.add_row(str(one.number), level, "\n".join(lines))
+    console.print(table)
+    good = sum(not one.skipped and one.level == "ok" for one in points)
+    applicable = sum(not one.skipped for one in points)
+    console.print(Padding(f"{escape(host)}: {good} of {applicable} points are ok", (1, 0, 0, 0)))
+
+
+def _word(level: Level) -> str:
+    return level.upper() if level == "fail" else level
 
 
 def _details(one: Finding) -> str:

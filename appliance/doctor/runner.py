@@ -82,19 +82,26 @@ def examine(context: CheckContext, only: Iterable[str] = ()) -> DoctorReport:
     for name in wanted:
         if name not in names:
             raise UsageError(f"--only {name}: there is no such check; {suggest(name, names)}")
+    results, skipped = examine_named(context, wanted or names)
+    if wanted and not results:
+        raise UsageError("; ".join(f"--only {one.name}: {one.why}" for one in skipped))
+    return DoctorReport(context.name, results, skipped)
+
+
+def examine_named(context: CheckContext, names: Iterable[str]) -> tuple[tuple[Finding, ...], tuple[Skipped, ...]]:
+    """Run the checks ``names`` in the order of the report; return their findings, and those that do not apply."""
+    wanted = set(names)
     results: list[Finding] = []
     skipped: list[Skipped] = []
     for check in CHECKS:
-        if wanted and check.name not in wanted:
+        if check.name not in wanted:
             continue
         why = check.why_skipped(context)
         if why is not None:
             skipped.append(Skipped(check.name, why))
         else:
             results += [_completed(check, finding) for finding in _findings(check, context)]
-    if wanted and not results:
-        raise UsageError("; ".join(f"--only {one.name}: {one.why}" for one in skipped))
-    return DoctorReport(context.name, tuple(results), tuple(skipped))
+    return tuple(results), tuple(skipped)
 
 
 def _findings(check: Check, context: CheckContext) -> Iterator[Finding]:

@@ -32,6 +32,7 @@ CARD = {
 SMI = """#!/bin/sh
 case "$*" in
   *gpu_recovery_action*) cat "$FAKE/recovery" ;;
+  *--query-compute-apps*) cat "$FAKE/compute" ;;
   *--query-gpu*) cat "$FAKE/cards"; exit "$(cat "$FAKE/smi.code")" ;;
 esac
 """

@@ -20,6 +20,7 @@ in
         "host"
         "kernel_parameters"
         "memory"
+        "observed"
         "tunnel"
         "units"
         "version"

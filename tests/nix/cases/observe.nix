@@ -170,6 +170,15 @@ in
     module = lib.recursiveUpdate withGrafana { appliance.observe.grafana.host = "0.0.0.0"; };
     refuses = "appliance.observe.grafana.host = \"0.0.0.0\" is neither loopback nor the tunnel address";
   };
+  "the checklist of the doctor has Prometheus and the public address" = {
+    host = "gpu";
+    module = lib.recursiveUpdate withGrafana { appliance.observe.publicUrl = "https://llm.example.org"; };
+    gives = c: c.appliance.doctor.machineFile.value.observed;
+    is = {
+      prometheus = 9090;
+      public_url = "https://llm.example.org";
+    };
+  };
   "Grafana listens on the tunnel, which alone reaches it" = {
     host = "gpu";
     module = withGrafana;
