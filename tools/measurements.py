@@ -20,9 +20,8 @@ from pathlib import Path
 
 from appliance.catalog.shipped import MEASUREMENTS
 from appliance.errors import ApplianceError, UsageError
-from appliance.planner.constants import Constants
-from appliance.planner.row_parser import COLUMNS, number, parse_row
-from appliance.planner.throughput import predict
+from appliance.planner.impossible import reject_impossible
+from appliance.planner.row_parser import COLUMNS, number
 
 PUBLISHED = Path(__file__).parents[1] / "benchmarks" / "planner" / "published"
 
@@ -180,38 +179,6 @@ def normalise_row(row: Raw) -> dict[str, str]:
         found |= _output_of_total(found)
     found["assumed"] = "; ".join(assumed)
     return {name: found.get(name, "") for name in COLUMNS}
-
-
-def reject_impossible(row: Raw) -> None:
-    """Raise :class:`UsageError` for a row whose figures cannot be true."""
-    for name in (
-        "input_tokens",
-        "output_tokens",
-        "concurrency",
-        "output_tok_s",
-        "total_tok_s",
-        "tpot_ms",
-        "ttft_ms",
-    ):
-        if (row.get(name) or "").strip().startswith("-"):
-            raise UsageError(f"{name} = {row[name]} is negative")
-    rate, tpot = number(row.get("output_tok_s"), "output_tok_s"), number(row.get("tpot_ms"), "tpot_ms")
-    total, running = number(row.get("total_tok_s"), "total_tok_s"), number(row.get("concurrency"), "concurrency")
-    if not rate and not total:
-        raise UsageError("neither output_tok_s nor total_tok_s is stated")
-    if rate and total and total < rate * 0.95:
-        raise UsageError(f"total_tok_s = {total:g} is less than output_tok_s = {rate:g}")
-    if rate and tpot and running and rate * tpot / 1e3 > 1.5 * running and row.get("mode") != "decode":
-        raise UsageError(
-            f"output_tok_s = {rate:g} needs {rate * tpot / 1e3:.0f} requests at {tpot:g} ms per token, "
-            f"but concurrency is {running:g}; check the units"
-        )
-    workload = parse_row(row)
-    # The priors, so that a new calibration does not change the table.
-    predicted = predict(workload, Constants()).rate
-    truth = rate if workload.mode != "prefill" else total
-    if truth and not predicted / 30 < truth < predicted * 30:
-        raise UsageError(f"{truth:g} tok/s is far from the {predicted:.0f} that the card permits; check the units")
 
 
 def _machine(text: str, words: str, assumed: list[str]) -> tuple[str, str]:

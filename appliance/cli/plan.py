@@ -23,7 +23,8 @@ from appliance.planner.demand import Demand
 from appliance.planner.engines_section import engines_section, replace_engines
 from appliance.planner.from_site import hardware_of, model_demands_of, planned_models
 from appliance.planner.hardware import MAX_MACHINES, HardwareSpec, parse_cards
-from appliance.planner.layout import Layout
+from appliance.planner.layout import MAX_DEGREE, Layout
+from appliance.planner.measured import read_measured
 from appliance.planner.models import DEFAULT_CONTEXT, EMBED_PROMPT, ModelDemand, parse_model, split_shares
 from appliance.planner.page import page
 from appliance.planner.plan_report import PlanReport, as_json, make_report
@@ -96,6 +97,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     )
     goal.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the simulation (%(default)s)")
 
+    _add_measured(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--write", action="store_true", help="write the engines section back into --config")
     output.add_argument("--html", type=Path, metavar="FILE", help="also write the plan as one self-contained page")
@@ -173,8 +175,18 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cpu-experts", type=float, default=0.0, metavar="SHARE", help="share of experts in RAM (%(default)g)"
     )
+    _add_measured(parser)
     add_json(parser)
     parser.set_defaults(run=_predict)
+
+
+def _add_measured(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        metavar="CSV",
+        help="measurements of this machine, columns as in catalog/measurements.csv: they correct the predictions",
+    )
 
 
 def _add_models(parser: argparse._ActionsContainer) -> None:
@@ -220,6 +232,9 @@ def _plan(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--simulate {args.simulate} is out of range; nearest valid: {min(max(args.simulate, 1), 10_000_000)}"
         )
+    if args.measured is not None:
+        names = {model.shape.name for model in wanted.models}
+        machines = _with_measured(args.measured, machines, names, known)
     found = make_report(machines, wanted, requests=args.simulate, seed=args.seed, pattern=args.automation)
     if args.json:
         _print_json(as_json(found))
@@ -230,6 +245,16 @@ def _plan(args: argparse.Namespace) -> int:
     if args.write and site is not None:
         _write(args.config, site, found)
     return 0
+
+
+def _with_measured(
+    path: Path, machines: tuple[HardwareSpec, ...], models: set[str], known: dict[str, Shape]
+) -> tuple[HardwareSpec, ...]:
+    """Return the machines with their measurements; report the rows that are skipped."""
+    found = read_measured(path, machines, models, known)
+    for row in found.unused:
+        sys.stderr.write(f"{path}: {row}\n")
+    return tuple(found.on(machine) for machine in machines)
 
 
 def _question(
@@ -393,6 +418,12 @@ def _predict(args: argparse.Namespace) -> int:
     )
     if args.cpu_experts and not args.cpu:
         raise UsageError("--cpu-experts needs --cpu NAME: the processor whose RAM holds them")
+    if args.measured is not None:
+        machine = HardwareSpec(
+            name="gpu", cards=(workload.card,) * MAX_DEGREE, ram_gib=0.0, cpu=find_cpu("generic server")
+        )
+        (machine,) = _with_measured(args.measured, (machine,), {shape.name}, known_models(args.catalog))
+        workload = dataclasses.replace(workload, measured=machine.measured)
     prediction = predict(workload)
     if args.cpu_experts == 0.0 and not prediction.memory.fits and args.engine != "llamacpp":
         need, room = prediction.memory.weights / 2**30, prediction.memory.budget / 2**30

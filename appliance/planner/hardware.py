@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from appliance.catalog.cards import Card, find_card
 from appliance.catalog.processors import Cpu
 from appliance.errors import UsageError
+from appliance.planner.learned import MeasuredPoint
 
 MAX_CARDS = 8
 MAX_MACHINES = 8
@@ -24,6 +25,12 @@ class HardwareSpec:
     power_w: float | None = None
     link_gb_s: float = 3.0
     """Network to the other machines, GB/s in one direction (25 Gbit/s)."""
+    measured: tuple[MeasuredPoint, ...] = ()
+    """Measurements of this machine; they correct the predictions of their models."""
+
+    def measured_of(self, model: str, card: Card) -> tuple[MeasuredPoint, ...]:
+        """Return the measurements of the catalog's ``model`` on ``card``."""
+        return tuple(point for point in self.measured if point.model == model and point.card == card.name)
 
 
 def parse_cards(text: str) -> tuple[Card, ...]:

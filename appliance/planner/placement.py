@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from math import expm1
 
 from appliance.contract.card_memory import GIB
 from appliance.errors import UsageError
@@ -327,6 +328,11 @@ def _reasons(best: Plan, plans: list[Plan], demand: Demand) -> list[str]:
                 f"{prediction.output_tok_s * count:.0f} in all (80 %: {prediction.low * count:.0f} to "
                 f"{prediction.high * count:.0f})."
             )
+            if prediction.shift:
+                found.append(
+                    f"{candidate.model.name}: measurements of this machine change the predicted rate by "
+                    f"{expm1(prediction.shift):+.0%}."
+                )
         others = [
             other for plan in plans for other in plan.parts
             if other.candidate.model.name == candidate.model.name and other.candidate.title != candidate.title

@@ -7,10 +7,12 @@ response plus the prefills of all running requests.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from math import ceil, exp
+from math import ceil, exp, log
 
 from appliance.planner.constants import Constants, calibrated, intervals
+from appliance.planner.learned import RunConditions, correct, log_tokens
 from appliance.planner.memory import CardMemory, card_memory, default_sequences
 from appliance.planner.roofline import (
     DecodeStep,
@@ -22,6 +24,18 @@ from appliance.planner.roofline import (
 )
 from appliance.planner.terms import CHUNK_TOKENS, PassTerms, decode_terms, prefill_terms
 from appliance.planner.workload import Workload, check_workload
+
+PARTS: tuple[tuple[str, ...], ...] = (
+    ("memory_share",),
+    ("expert_memory_share",),
+    ("kv_memory_share",),
+    ("bf16_share", "fp8_share", "fp4_share", "w4a16_share", "attention_share"),
+    ("layer_s", "expert_layer_s", "linear_layer_s", "step_s", "cpu_layer_s"),
+    ("sequence_s",),
+    ("reduce_pcie_s", "reduce_nvlink_s"),
+)
+"""Constants of each part of the roofline whose error a machine's measurements determine."""
+PART_STEP = 1.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +105,8 @@ class Prediction:
     assumed: tuple[str, ...]
     rate: float
     """The predicted rate in tok/s: of the prompt in mode ``prefill``, else of the output."""
+    shift: float = 0.0
+    """Correction by the machine's own measurements: ln of the factor that ``rate`` contains."""
 
 
 def loop_terms(workload: Workload, memory: CardMemory) -> LoopTerms:
@@ -193,8 +209,14 @@ def predict(workload: Workload, k: Constants | None = None) -> Prediction:
     else:
         limit = _longest_part(step)
     low, high = interval(workload)
-    rate = times.rate
-    output = rate if workload.mode != "prefill" else running / times.cycle_s * workload.output
+    correction = correct(workload.measured, run_conditions(workload, terms, k)) if workload.measured else None
+    shift = correction.shift if correction else 0.0
+    if correction:
+        low, high = low * correction.width, high * correction.width
+    rate = times.rate * exp(shift)
+    # A machine that is slower than predicted is taken to be slower in each part of a request.
+    ttft, tpot = ttft * exp(-shift), tpot * exp(-shift)
+    output = rate if workload.mode != "prefill" else running / times.cycle_s * workload.output * exp(shift)
     return Prediction(
         output_tok_s=output,
         low=output * exp(low),
@@ -207,6 +229,33 @@ def predict(workload: Workload, k: Constants | None = None) -> Prediction:
         memory=memory,
         assumed=workload.assumed,
         rate=rate,
+        shift=shift,
+    )
+
+
+def run_conditions(workload: Workload, terms: LoopTerms, k: Constants) -> RunConditions:
+    """Return the conditions of ``workload`` on which the error of its prediction depends."""
+    layout = workload.layout
+    rate = loop_times(terms, k).rate
+    parts = []
+    for names in PARTS:
+        moved = dataclasses.replace(k, **{name: getattr(k, name) * PART_STEP for name in names})
+        parts.append(log(loop_times(terms, moved).rate / rate) / log(PART_STEP))
+    return RunConditions(
+        log_concurrency=log(workload.concurrency / layout.replicas),
+        log_input=log_tokens(workload.input, 64.0),
+        log_output=log_tokens(workload.output, 16.0),
+        log_replicas=log(layout.replicas),
+        power_w=workload.power_w or workload.card.tdp_w,
+        precision=workload.precision.name,
+        kv_bytes=workload.precision.kv_bytes,
+        engine=workload.engine,
+        tp=layout.tp,
+        layout=(layout.pp, layout.ep),
+        attention_dp=layout.attention_dp,
+        drafts=(workload.drafts, workload.draft_tokens),
+        mode=workload.mode,
+        parts=tuple(parts),
     )
 
 

@@ -11,6 +11,7 @@ from appliance.catalog.shape import Shape
 from appliance.errors import UsageError
 from appliance.planner.bounds import check_range
 from appliance.planner.layout import MAX_DEGREE, SINGLE, Layout, check_shards
+from appliance.planner.learned import MeasuredPoint
 from appliance.planner.precision import Precision
 
 EngineKind = Literal["vllm", "sglang", "tensorrt-llm", "llamacpp"]
@@ -75,6 +76,8 @@ class Workload:
     max_sequences: int | None = None
     assumed: tuple[str, ...] = ()
     """Conditions that the input did not state, each with the assumption used instead."""
+    measured: tuple[MeasuredPoint, ...] = ()
+    """Measurements of this model on this machine, by which the prediction is corrected."""
 
 
 def check_workload(workload: Workload) -> Workload:

@@ -62,6 +62,29 @@ def test_an_evaluation_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Qwen3-30B-A3B on RTX PRO 6000 Blackwell Server" in capsys.readouterr().out
 
 
+def test_measurements_of_the_machine_correct_a_prediction(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ("plan", "predict", "--card", PRO, "--model", "Qwen/Qwen3-30B-A3B", "--concurrency", "16", "--json")
+    assert call(*argv) == 0
+    before = json.loads(capsys.readouterr().out)
+    path = tmp_path / "mine.csv"
+    rate = before["output_tok_s"] / 2
+    path.write_text(
+        "gpu,model,dtype,engine,input_tokens,output_tokens,concurrency,output_tok_s\n"
+        f"{PRO},Qwen3-30B-A3B,bf16,vLLM,1024,1024,16,{rate}\n"
+        f"{PRO},Qwen3-30B-A3B,bf16,vLLM,1024,-1024,16,{rate}\n",
+        "utf-8",
+    )
+    assert call(*argv, "--measured", str(path)) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["output_tok_s"] == pytest.approx(rate, rel=0.05)
+    assert printed.err == f"{path}: line 3: skipped: output_tokens = -1024 is negative\n"
+    path.write_text("gpu,model,output_tok_s\nRTX 5090,Qwen3-30B-A3B,900\n", "utf-8")
+    with pytest.raises(ApplianceError, match="was measured on RTX 5090"):
+        call(*argv, "--measured", str(path))
+
+
 class Page(HTMLParser):
     """The elements of a page and the addresses that it would fetch."""
 

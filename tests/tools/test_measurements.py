@@ -9,6 +9,7 @@ import pytest
 from appliance.catalog.shipped import MEASUREMENTS
 from appliance.errors import UsageError
 from appliance.planner import evaluate
+from appliance.planner.impossible import reject_impossible
 from tools import measurements
 
 RAW = {
@@ -82,7 +83,7 @@ def test_a_doubtful_row_has_a_weight_and_a_reason() -> None:
 )
 def test_an_impossible_row_is_refused(change: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        measurements.reject_impossible(measurements.normalise_row({**RAW, **change}))
+        reject_impossible(measurements.normalise_row({**RAW, **change}))
 
 
 def test_skipped_rows_are_named_by_line() -> None:
