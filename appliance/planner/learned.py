@@ -1,9 +1,9 @@
 """The correction of predictions by measurements of the same model on the same machine.
 
-Pure. The errors of the model are a Gaussian process over the conditions of a run. All runs of a model on a card share
-a part of their error. Runs of near lengths and concurrency share more of it, and so do runs with the same limit in
-the roofline. Other precisions, layouts or drafts share less. The measured errors then determine the expected error of
-any other run, and the share of the uncertainty that remains.
+Pure. The errors of the model are a Gaussian process over the conditions of a run. All runs of a model on a card
+share a part of their error. Runs of near lengths and concurrency share more of it, and so do runs with the same
+limit in the roofline. Other precisions, layouts or drafts share less. The measured errors then determine the
+expected error of any other run, and the share of the uncertainty that remains.
 """
 
 from __future__ import annotations
