@@ -26,6 +26,7 @@ from appliance.planner.hardware import MAX_MACHINES, HardwareSpec, parse_cards
 from appliance.planner.layout import MAX_DEGREE, Layout
 from appliance.planner.measured import read_measured
 from appliance.planner.models import DEFAULT_CONTEXT, EMBED_PROMPT, ModelDemand, parse_model, split_shares
+from appliance.planner.nearest import as_plain, nearest
 from appliance.planner.page import page
 from appliance.planner.plan_report import PlanReport, as_json, make_report
 from appliance.planner.throughput import Prediction, predict
@@ -432,9 +433,9 @@ def _predict(args: argparse.Namespace) -> int:
             "raise --tp, or take a smaller precision"
         )
     if args.json:
-        _print_json(_prediction(prediction))
+        _print_json({**_prediction(prediction), "nearest": as_plain(nearest(workload))})
     else:
-        terminal.show_prediction(_console(), prediction)
+        terminal.show_prediction(_console(), prediction, nearest(workload))
     return 0
 
 

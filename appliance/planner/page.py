@@ -13,7 +13,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from appliance.render import svg
-from appliance.render.html import HtmlTable, render_page
+from appliance.render.html import Cell, HtmlTable, render_page
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 MEMORY_PARTS = (("weights", "weights", "c0"), ("working", "working space", "c1"), ("kv", "KV cache", "c2"))
@@ -33,6 +33,7 @@ def page(data: dict[str, Any]) -> str:
         curves=[_curve(name, points) for name, points in data["curves"].items() if points],
         alternatives=_alternatives(data["alternatives"]),
         simulation=_simulation(data["simulation"]),
+        nearest=_nearest(data["nearest"], best["parts"]),
         changes=_changes(data["changes"]),
         data=htmlsafe_json_dumps(data),
     )
@@ -149,6 +150,29 @@ def _simulation(queues: list[dict[str, Any]]) -> HtmlTable:
         "SLO missed at chats",
     )
     return HtmlTable(heads, rows)
+
+
+def _nearest(found: dict[str, list[dict[str, Any]]], parts: list[dict[str, Any]]) -> HtmlTable:
+    """Return the table of the public measurements nearest to each model, with links to their sources."""
+    limits = {part["model"]: part["limit"] for part in parts}
+    rows = []
+    for model, runs in found.items():
+        for run in runs:
+            source = run["source"]
+            link = source if source.startswith(("https://", "http://")) else ""
+            rows.append(
+                (
+                    model,
+                    limits.get(model, ""),
+                    Cell(run["title"], link=link, note="" if link else source),
+                    ", ".join(run["differences"]) or "the same conditions",
+                    f"{run['measured_tok_s']:.0f}",
+                    f"{run['predicted_tok_s']:.0f}",
+                    f"{run['distance']:.2f}",
+                )
+            )
+    heads = ("model", "limited by", "measurement", "differs in", "measured tok/s", "predicted tok/s", "distance")
+    return HtmlTable(heads, rows, left=4)
 
 
 def _changes(changes: list[dict[str, Any]]) -> HtmlTable:

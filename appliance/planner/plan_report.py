@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from appliance.contract.card_memory import GIB
 from appliance.planner.candidates import predict_at
 from appliance.planner.demand import Demand
 from appliance.planner.hardware import HardwareSpec
+from appliance.planner.nearest import NearRun, as_plain, nearest
 from appliance.planner.placement import Advice, Placement, Plan, advise
 from appliance.planner.simulated_engine import simulated_engine
 from appliance.planner.simulation import OfferedLoad, Pattern, SimulationOutcome, breaking_point, simulate
@@ -42,6 +44,8 @@ class PlanReport:
     advice: Advice
     queues: tuple[QueueEstimate, ...]
     changes: tuple[Change, ...]
+    near: dict[str, tuple[NearRun, ...]]
+    """The public measurements nearest to each model under the demand."""
 
 
 def make_report(
@@ -83,7 +87,19 @@ def make_report(
         advice=advice,
         queues=tuple(queues),
         changes=tuple(changes(machines, demand)),
+        near=near_parts(advice.best),
     )
+
+
+def near_parts(plan: Plan) -> dict[str, tuple[NearRun, ...]]:
+    """Return the public measurements nearest to each model of ``plan`` that decodes on cards, under its load."""
+    return {
+        part.candidate.model.name: nearest(
+            dataclasses.replace(part.candidate.workload, concurrency=max(1.0, part.load))
+        )
+        for part in plan.parts
+        if part.candidate.workload is not None and part.prediction is not None
+    }
 
 
 def curve(part: Placement) -> list[dict[str, float]]:
@@ -173,6 +189,7 @@ def as_json(report: PlanReport) -> dict[str, Any]:
             for change in report.changes
         ],
         "memory": memory_bars(best),
+        "nearest": {name: as_plain(found) for name, found in report.near.items()},
         "curves": {
             part.candidate.model.name: curve(part) for part in best.parts if part.candidate.workload is not None
         },

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import expm1
 
 from rich.console import Console
 from rich.table import Table
 
 from appliance.contract.card_memory import GIB
 from appliance.planner.evaluate import RowResult, Summary, by_group, summarise
+from appliance.planner.nearest import FAR, NearRun
 from appliance.planner.plan_report import PlanReport, memory_bars
 from appliance.planner.throughput import Prediction
 
@@ -40,6 +42,13 @@ def show_plan(console: Console, report: PlanReport) -> None:
         )
     console.print(table)
     _show_memory(console, report)
+    for part in best.parts:
+        if part.candidate.model.name in report.near:
+            console.print(
+                f"\nPublic measurements nearest to {part.candidate.model.name}, limited by {part.candidate.limit}:",
+                highlight=False,
+            )
+            show_nearest(console, report.near[part.candidate.model.name])
     _show_queues(console, report)
     if report.changes:
         table = Table(title="Effect of changes", title_justify="left")
@@ -109,8 +118,8 @@ def _show_queues(console: Console, report: PlanReport) -> None:
     console.print(table)
 
 
-def show_prediction(console: Console, prediction: Prediction) -> None:
-    """Print throughput, latency, limit and memory of one workload."""
+def show_prediction(console: Console, prediction: Prediction, near: Sequence[NearRun] = ()) -> None:
+    """Print throughput, latency, limit, memory and the nearest measurements of one workload."""
     step = prediction.step
     console.print(
         f"[bold]{prediction.output_tok_s:.0f} tok/s[/bold] of output (80 %: {prediction.low:.0f} to "
@@ -131,6 +140,25 @@ def show_prediction(console: Console, prediction: Prediction) -> None:
         f"{max(memory.kv, 0) / GIB:.1f} KV cache = {memory.kv_tokens:,} tokens",
         highlight=False,
     )
+    if prediction.shift:
+        console.print(
+            f"measurements of this machine change the rate by {expm1(prediction.shift):+.0%}", highlight=False
+        )
+    if near and near[0].distance >= FAR:
+        console.print("no public measurement is near: use the interval, not the number", highlight=False)
+    show_nearest(console, near)
+
+
+def show_nearest(console: Console, near: Sequence[NearRun]) -> None:
+    """Print the nearest public measurements with their distances and sources."""
+    for one in near:
+        differs = ", ".join(one.differences) or "the same conditions"
+        console.print(
+            f"distance {one.distance:.2f}: {one.run.truth:.0f} tok/s measured, {one.predicted:.0f} predicted: "
+            f"{one.title}",
+            highlight=False,
+        )
+        console.print(f"  differs in {differs}\n  {one.source}", highlight=False, markup=False)
 
 
 def show_evaluation(console: Console, results: Sequence[RowResult]) -> None:

@@ -17,11 +17,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell of a table: its text, the CSS class of the text, and an addition in a soft colour."""
+    """A cell of a table: its text, the CSS class of the text, an addition in a soft colour, an address."""
 
     text: str
     kind: str = ""
     note: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,12 +93,16 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.open: list[str] = []
         self.addresses: list[str] = []
+        self.links: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         if tag not in {"meta", "link", "br"}:
             self.open.append(tag)
+        if tag == "a":
+            self.links += [value or "" for name, value in attrs if name == "href"]
+            return
         self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "xlink:href"}]
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -144,7 +148,9 @@ def test_a_plan_for_a_site_with_page_json_and_write(tmp_path: Path, capsys: pyte
     made = Page(text)
     assert made.open == []
     assert made.addresses == ["data:,"]
-    assert not re.search(r"https?://|@import|url\(", text)
+    assert not re.search(r"@import|url\(", text)
+    assert made.links
+    assert all(address.startswith(("https://", "http://")) for address in made.links)
     assert {"svg", "table", "polyline"} <= set(made.tags)
     assert json.loads(text.split('id="plan">', 1)[1].split("</script>", 1)[0]) == output
 

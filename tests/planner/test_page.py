@@ -17,6 +17,7 @@ def test_names_are_escaped() -> None:
         "chats_of_full_context": 1.0,
         "spare_cards": 0,
         "resilient": False,
+        "parts": [{"model": evil, "limit": evil}],
     }
     bar = {
         "card": evil,
@@ -37,5 +38,19 @@ def test_names_are_escaped() -> None:
         "changes": [{"what": evil, "plan": None}],
         "memory": [bar],
         "curves": {},
+        "nearest": {
+            evil: [
+                {
+                    "title": evil,
+                    "differences": [evil],
+                    "source": "javascript:alert(1)",
+                    "measured_tok_s": 1.0,
+                    "predicted_tok_s": 1.0,
+                    "distance": 0.5,
+                }
+            ]
+        },
     }
-    assert "<script>alert" not in page(data)
+    text = page(data)
+    assert "<script>alert" not in text
+    assert 'href="javascript' not in text
