@@ -158,7 +158,7 @@ def show_nearest(console: Console, near: Sequence[NearRun]) -> None:
             f"{one.title}",
             highlight=False,
         )
-        console.print(f"  differs in {differs}\n  {one.source}", highlight=False, markup=False)
+        console.print(f"  differs in {differs}\n  {one.source}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_evaluation(console: Console, results: Sequence[RowResult]) -> None:
