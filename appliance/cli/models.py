@@ -13,7 +13,7 @@ from rich.table import Table
 from appliance.cli._args import add_config, add_json, duration
 from appliance.contract.load import load
 from appliance.gateway import control_client
-from appliance.models import lock
+from appliance.models import lock, offline
 from appliance.render.terminal import Console
 
 
@@ -68,7 +68,17 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     verify.set_defaults(run=_verify)
     make = actions.add_parser("lock", help="print the lock of the weights on disk")
     make.set_defaults(run=_lock)
-    for one in (verify, make):
+    fetch = actions.add_parser(
+        "fetch",
+        help="copy the weights that models.lock names from another store, such as a disk on USB",
+        epilog="a second run resumes an interrupted copy; files that match the lock are not copied again",
+    )
+    fetch.add_argument("--lock", type=Path, required=True, metavar="FILE", help="models.lock")
+    fetch.add_argument(
+        "--from", type=Path, required=True, dest="source", metavar="DIR", help="store to copy from (its HF_HOME)"
+    )
+    fetch.set_defaults(run=_fetch)
+    for one in (verify, make, fetch):
         one.add_argument(
             "--store", type=Path, required=True, metavar="DIR", help="cache folder of the model hub (HF_HOME)"
         )
@@ -146,6 +156,13 @@ def _verify(args: argparse.Namespace) -> int:
     if not faults:
         print(f"{len(entries)} files of {args.lock} are whole in {args.store}")
     return 1 if faults else 0
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    entries = lock.read(args.lock)
+    copied = offline.import_files(entries, args.source, args.store, lambda line: print(line, flush=True))
+    print(f"{len(entries)} files of {args.lock} are whole in {args.store}; {copied} were copied")
+    return 0
 
 
 def _lock(args: argparse.Namespace) -> int:
