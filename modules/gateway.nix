@@ -135,6 +135,9 @@ in
         # Streams finish before the process ends.
         KillMode = "mixed";
         TimeoutStopSec = cfg.drainSec + 10;
+        # The acting sockets compare the account of each process that connects. With `true`, the gateway sees the uid
+        # 65534 in place of every account but root's and its own.
+        PrivateUsers = "identity";
         # One socket per client and one per stream of an engine.
         LimitNOFILE = 65536;
         # It serves HTTP and calls the engines: sockets to this host, to the peers of the tunnel, and to the listed

@@ -86,6 +86,10 @@ CONTROLS: Mapping[str, Mapping[str, SandboxControl]] = {
         **_API,
         "IPAddressAllow=10.77.0.0/24": SandboxControl("send 10.77.0.2", DENIED),
         "LimitNOFILE=65536": SandboxControl("files", "Too many open files"),
+        # The acting sockets admit the account of the assistant and that of the bot only.
+        "PrivateUsers=identity": SandboxControl(
+            "owner /run/appliance-assistant-metrics appliance-assistant", "belongs to the uid 65534"
+        ),
         "StateDirectory=appliance-gateway": SandboxControl("write /var/lib/appliance-gateway", READ_ONLY),
     },
     "assistant": {

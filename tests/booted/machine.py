@@ -198,12 +198,12 @@ class BootedMachine:
         return True
 
     def hide(self, path: str) -> None:
-        """Hide a file or the content of a folder of the Debian."""
+        """Hide a file or the content of a folder of the Debian, if it has that."""
         hidden = self.root / path
         if (debian.ROOT.folder / path).is_dir():
             hidden.mkdir(parents=True)
             os.setxattr(hidden, "trusted.overlay.opaque", b"y")
-        else:
+        elif os.path.lexists(debian.ROOT.folder / path):
             hidden.parent.mkdir(parents=True, exist_ok=True)
             # The mark of a removed file in an overlay.
             os.mknod(hidden, stat.S_IFCHR)

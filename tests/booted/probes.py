@@ -11,6 +11,7 @@ import fcntl
 import importlib
 import mmap
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -127,6 +128,13 @@ def public_file(folder: str) -> None:
             raise PermissionError(errno.EACCES, f"{path} is private")
 
 
+def owner(path: str, account: str) -> None:
+    """Compare the owner of a file with an account, as the gateway compares processes that connect."""
+    found = Path(path).stat().st_uid
+    if found != pwd.getpwnam(account).pw_uid:
+        raise OSError(f"{path} belongs to the uid {found}")
+
+
 def process_name(pid_file: str) -> None:
     """Read the name of the process whose number is in a file."""
     Path(f"/proc/{Path(pid_file).read_text().strip()}/comm").read_text()
@@ -145,7 +153,7 @@ def program(*argv: str) -> None:
 PROBES: dict[str, Callable[..., None]] = {
     "affinity": affinity, "call": system_call, "compiled": compiled, "family": family, "files": many_files,
     "immutable": immutable, "interfaces": interfaces, "lock": lock_memory, "name": process_name, "open": opens,
-    "program": program, "public": public_file, "read": read, "send": send, "share": share,
+    "owner": owner, "program": program, "public": public_file, "read": read, "send": send, "share": share,
     "signal": signal_process, "write": write,
 }  # fmt: skip
 

@@ -106,7 +106,7 @@ class ChatMemory:
             caller=caller,
             body=body,
             session=WebSession(self._context.shared(WebAccess), tool, caller),
-            budget=tool.budget(self._fit.search_budget(str(body.get("model")))),
+            fit=self._fit,
             first=len(found.cited) + 1,
             memory=_annotations(found),
         )

@@ -49,9 +49,16 @@ class ChatCompletionState:
     """The content that the client received so far."""
     usage: dict[str, int] = field(default_factory=dict)
     has_usage: bool = False
+    written: int = 0
+    """Tokens of the model so far; an upper estimate for calls without usage."""
 
-    def add_usage(self, usage: object) -> None:
-        """Add the token counts of one call of the engine."""
+    def add_usage(self, usage: object, *, size: int) -> None:
+        """Add the token counts of one call of the engine.
+
+        Without usage, each of the ``size`` bytes that the model wrote counts as a token.
+        """
+        count = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
+        self.written += count if isinstance(count, int) else size
         if not isinstance(usage, Mapping):
             return
         self.has_usage = True
@@ -87,6 +94,7 @@ class EngineCallFrames:
         self.finish: str | None = None
         self.text = ""
         """The content of this call."""
+        self._size = 0
 
     def feed(self, piece: bytes) -> bytes:
         """Return the bytes for the client. Raises :class:`EngineReportedError`, :class:`EngineFailedError`."""
@@ -97,7 +105,7 @@ class EngineCallFrames:
 
     def end(self) -> None:
         """Count the tokens of this call. Raises :class:`EngineFailedError` for a stream that was cut."""
-        self._state.add_usage(self._usage)
+        self._state.add_usage(self._usage, size=self._size)
         if self.finish is None:
             raise EngineFailedError("the engine's stream ended early; see its log")
 
@@ -134,6 +142,7 @@ class EngineCallFrames:
         if isinstance(text, str):
             self.text += text
             state.text += text
+        self._size += written_bytes(delta)
         if not any(delta.get(name) for name in delta if name != "role") and not (self._first and "role" in delta):
             return b""
         if not self._first:
@@ -144,11 +153,21 @@ class EngineCallFrames:
     def _add_call(self, piece: Any) -> None:
         if not isinstance(piece, Mapping):
             return
+        self._size += written_bytes({"tool_calls": [piece]})
         call = self.calls.setdefault(int(piece.get("index") or 0), ChatCall())
         function = piece.get("function") or {}
         call.call_id = call.call_id or str(piece.get("id") or "")
         call.name += str(function.get("name") or "")
         call.arguments += str(function.get("arguments") or "")
+
+
+def written_bytes(message: Mapping[str, Any]) -> int:
+    """Return the bytes that the model wrote in ``message``, a message or a delta: text, reasoning, calls."""
+    texts = [message.get(name) for name in ("content", "reasoning", "reasoning_content", "refusal")]
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        texts += [function.get(name) for name in ("name", "arguments")] if isinstance(function, Mapping) else []
+    return sum(len(text.encode("utf-8", "replace")) for text in texts if isinstance(text, str))
 
 
 def _reported(error: Any) -> EngineReportedError:

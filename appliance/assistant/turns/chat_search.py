@@ -17,8 +17,9 @@ import httpx
 from appliance.assistant import ids
 from appliance.assistant.caller import Caller
 from appliance.assistant.inference import InferenceClient
-from appliance.assistant.turns.chat_round import ChatCall, ChatCompletionState, EngineCallFrames
+from appliance.assistant.turns.chat_round import ChatCall, ChatCompletionState, EngineCallFrames, written_bytes
 from appliance.assistant.turns.history import add_rejected_call, add_web_search
+from appliance.assistant.turns.prompt_fit import PromptFit
 from appliance.assistant.turns.search_results import source_citations
 from appliance.assistant.web.result_text import CitedPage, web_text
 from appliance.assistant.web.session import WebSession, with_sources
@@ -44,7 +45,7 @@ class ChatSearch:
     caller: Caller
     body: dict[str, Any]
     session: WebSession
-    budget: int
+    fit: PromptFit
     first: int = 1
     memory: Sequence[Mapping[str, Any]] = ()
     sources: dict[int, CitedPage] = field(default_factory=dict)
@@ -64,6 +65,8 @@ class ChatSearch:
 
     async def open(self, stack: AsyncExitStack) -> httpx.Response:
         """Return the response of the engine to the next call; ``stack`` closes it."""
+        if self.round:
+            await self._fit_results()
         return await stack.enter_async_context(self.inference.open(PATH, self._engine_body(), self.caller))
 
     async def whole(self) -> tuple[dict[str, Any], Mapping[str, str]]:
@@ -75,7 +78,7 @@ class ChatSearch:
                 headers = headers or response.headers
                 found = await _json(response)
             choice, message = _message(found)
-            self.state.add_usage(found.get("usage"))
+            self.state.add_usage(found.get("usage"), size=written_bytes(message))
             calls = [_call(one) for one in message.get("tool_calls") or ()]
             text = message.get("content")
             spoken = text if isinstance(text, str) else ""
@@ -130,12 +133,35 @@ class ChatSearch:
             yield self.state.frame(choices=[], usage=self.state.usage)
         yield b"data: [DONE]\n\n"
 
+    @property
+    def _model(self) -> str:
+        return str(self.body.get("model"))
+
+    async def _fit_results(self) -> None:
+        """Remove the oldest results that do not fit in the context with the response."""
+        most = next((self._left(name) for name in LIMITS if isinstance(self.body.get(name), int)), None)
+        begin = len(self.body["messages"])
+        fitting = await self.fit.fit_results(
+            self.messages, begin, self._tools(), self._model, self.caller, max_tokens=most
+        )
+        if fitting is None:
+            # Not even the calls fit: the model responds without the searches of this completion.
+            self.round, fitting = max(self.round, MAX_ROUNDS), self.messages[:begin]
+        self.messages = fitting
+
+    def _tools(self) -> list[Mapping[str, Any]]:
+        """Return the functions of the next call."""
+        own = self.session.functions if self.round < MAX_ROUNDS else ()
+        return [*(self.body.get("tools") or ()), *own]
+
     def _engine_body(self) -> dict[str, Any]:
         body = {name: value for name, value in self.body.items() if name != "web_search_options"}
         body["messages"] = self.messages
-        tools = list(self.body.get("tools") or ())
-        if self.round < MAX_ROUNDS:
-            tools += self.session.functions
+        if body.get("stream") is True:
+            # The limit of tokens needs the usage of each call, also if the client requests none.
+            options = body.get("stream_options")
+            body["stream_options"] = {**(options if isinstance(options, Mapping) else {}), "include_usage": True}
+        tools = self._tools()
         if tools:
             body["tools"] = tools
         if self.round and body.get("tool_choice") not in (None, "none"):
@@ -146,10 +172,14 @@ class ChatSearch:
             body.pop("tools", None)
         for name in LIMITS:
             # The limit holds for the completion, which all calls write.
-            if isinstance(body.get(name), int) and self.state.has_usage:
-                body[name] = max(1, body[name] - int(self.state.usage.get("completion_tokens") or 0))
+            if isinstance(body.get(name), int):
+                body[name] = self._left(name)
         self.round += 1
         return body
+
+    def _left(self, name: str) -> int:
+        """Return the tokens that are left of the limit ``name``."""
+        return max(1, int(self.body[name]) - self.state.written)
 
     def _searches(self, calls: Sequence[ChatCall]) -> bool:
         """Return whether ``calls`` are searches, and further ones are allowed."""
@@ -174,7 +204,8 @@ class ChatSearch:
                 "results": outcome.results,
                 "error": outcome.error,
             }
-            found = web_text(item, max(self.sources, default=self.first - 1) + 1, self.budget)
+            budget = self.session.tool.budget(self.fit.search_budget(self._model))
+            found = web_text(item, max(self.sources, default=self.first - 1) + 1, budget)
             self.sources |= found.sources
             add_web_search(self.messages, item, found.text)
         return True

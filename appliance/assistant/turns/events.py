@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from appliance.assistant import ids
-from appliance.assistant.turns.engine_stream import CallPiece, ChatChunk, ChatUsage
+from appliance.assistant.turns.engine_stream import CallPiece, ChatChunk, ChatDelta, ChatUsage
 from appliance.assistant.turns.search_results import CitedSource, shown_item, source_citations
 from appliance.assistant.web.session import WebOutcome, with_sources
 
@@ -91,6 +91,10 @@ class ResponseEvents:
         self.sources: dict[int, CitedSource] = dict(sources or {})
         self.finish_reason: str | None = None
         self.usage = {"input": 0, "cached": 0, "output": 0, "reasoning": 0}
+        self.written = 0
+        """Tokens of the model in all calls that ended; each byte counts as one in a call without usage."""
+        self._call_tokens: int | None = None
+        self._call_bytes = 0
         self.searches: list[RequestedSearch] = []
         """Searches that the model requested in the current call of the engine."""
         self.spoken = ""
@@ -138,6 +142,7 @@ class ResponseEvents:
             delta = choice.delta
             if delta is not None:
                 reasoning = delta.reasoning or delta.reasoning_content
+                self._call_bytes += _written_bytes(delta)
                 if reasoning:
                     events += self._add_reasoning(reasoning)
                 if delta.content:
@@ -150,6 +155,8 @@ class ResponseEvents:
 
     def end_call(self) -> list[Event]:
         """Close the items of a call of the engine whose stream ended with a finish reason."""
+        self.written += self._call_bytes if self._call_tokens is None else self._call_tokens
+        self._call_tokens, self._call_bytes = None, 0
         cut = self._last_opened if self.finish_reason in ("length", "content_filter") else -1
         return self._close_all(cut=cut)
 
@@ -430,6 +437,7 @@ class ResponseEvents:
     def _add_usage(self, usage: ChatUsage) -> None:
         self.usage["input"] += usage.prompt_tokens or 0
         self.usage["output"] += usage.completion_tokens or 0
+        self._call_tokens = usage.completion_tokens
         if usage.prompt_tokens_details is not None:
             self.usage["cached"] += usage.prompt_tokens_details.cached_tokens or 0
         if usage.completion_tokens_details is not None:
@@ -448,6 +456,13 @@ def usage_object(*, input: int, cached: int, output: int, reasoning: int) -> dic
         "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": input + output,
     }
+
+
+def _written_bytes(delta: ChatDelta) -> int:
+    texts = [delta.content, delta.reasoning, delta.reasoning_content]
+    for piece in delta.tool_calls or ():
+        texts += [piece.function.name, piece.function.arguments] if piece.function is not None else []
+    return sum(len(text.encode("utf-8", "replace")) for text in texts if text)
 
 
 def _text_part(text: str, annotations: list[dict[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from appliance.assistant.store.responses import TurnHistory
 from appliance.assistant.turns.file_search import FUNCTION
 from appliance.assistant.turns.history import ChatPrompt, build_prompt, split_rounds, without_oldest
 from appliance.assistant.turns.request import TurnRequest
+from appliance.assistant.turns.results_fit import without_oldest_results
 from appliance.assistant.web.tool import web_functions, web_tool_of
 from appliance.contract.model import Site
 from appliance.errors import InvalidRequestError, RequestError
@@ -110,6 +111,43 @@ class PromptFit:
             raise _too_long(count, context, reserved)
         LOG.info("request %s: %d of %d rounds fit in the context", caller.request_id, rounds - dropped, rounds)
         return prompt
+
+    async def fit_results(
+        self,
+        messages: list[dict[str, Any]],
+        begin: int,
+        tools: Sequence[Mapping[str, Any]],
+        model: str,
+        caller: Caller,
+        *,
+        max_tokens: int | None,
+    ) -> list[dict[str, Any]] | None:
+        """Return the messages of the next call of a turn, without its oldest results if they do not fit.
+
+        Args:
+            messages: The prompt, and the calls and results that the turn has added.
+            begin: Index of the first message that the turn has added.
+            tools: The functions of the call.
+            model: The model of the turn.
+            caller: The user of the turn.
+            max_tokens: Tokens of the response; None reserves :data:`RESERVED_TOKENS`.
+
+        Returns None if they do not fit without all results of the turn either.
+        """
+        context = self.context_of(model)
+        limit = context - (max_tokens or min(RESERVED_TOKENS, context // 4))
+        size = _size(messages, tools)
+        if size <= limit:
+            return messages
+        count = await self.count(model, messages, tools, caller)
+        while count > limit:
+            shorter = without_oldest_results(messages, begin, size - size * limit / count)
+            if shorter is None:
+                return None
+            LOG.info("request %s: the oldest results of the turn do not fit in the context", caller.request_id)
+            messages, size = shorter, _size(shorter, tools)
+            count = await self.count(model, messages, tools, caller)
+        return messages
 
     async def count(
         self, model: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], caller: Caller

@@ -255,6 +255,12 @@ class ResponseTurn:
                 return TurnEnd("incomplete", "max_output_tokens")
             most = self.request.max_tool_calls
             searches = number < MAX_ROUNDS and (most is None or hosted < most)
+            if number:
+                fitting = await self._fit_results(messages, len(prompt.messages), left, searches=searches)
+                if fitting is None:
+                    # Not even the calls fit: the model responds without the searches of this turn.
+                    searches, fitting = False, list(prompt.messages)
+                messages = fitting
             await self._call_engine(self._engine_body(messages, left, first=number == 0, searches=searches))
             finish = self._events.finish_reason
             wanted, text = list(self._events.searches), self._events.spoken
@@ -275,6 +281,15 @@ class ResponseTurn:
                 return TurnEnd("completed")
             self._events.next_call()
         return TurnEnd("completed")
+
+    async def _fit_results(
+        self, messages: list[Message], begin: int, left: int | None, *, searches: bool
+    ) -> list[Message] | None:
+        """Return ``messages`` as they fit in the context; None if they do not without the results either."""
+        tools = self._functions(searches=searches)
+        return await self._services.fit.fit_results(
+            messages, begin, tools, self._model, self.caller, max_tokens=left
+        )
 
     async def _call_engine(self, body: Mapping[str, Any]) -> None:
         inference, stream = self._services.context.inference, ChatStream()
@@ -337,15 +352,20 @@ class ResponseTurn:
         self._events.sources |= found.sources
         add_search(messages, opened.item, found.text)
 
+    def _functions(self, *, searches: bool) -> list[Mapping[str, Any]]:
+        """Return the functions of a call of the engine; with ``searches``, also those of this service."""
+        tools = list(self.request.functions)
+        if self.request.search is not None and searches:
+            tools.append(FUNCTION)
+        if self._web is not None and searches:
+            tools += self._web.functions
+        return tools
+
     def _engine_body(
         self, messages: list[Message], left: int | None, *, first: bool, searches: bool
     ) -> dict[str, Any]:
         request = self.request
-        tools = list(request.functions)
-        if request.search is not None and searches:
-            tools.append(FUNCTION)
-        if self._web is not None and searches:
-            tools += self._web.functions
+        tools = self._functions(searches=searches)
         body: dict[str, Any] = {
             **request.engine_fields,
             "model": self._model,
@@ -372,7 +392,7 @@ class ResponseTurn:
 
     def _tokens_left(self) -> int | None:
         most = self.request.max_tokens
-        return None if most is None else most - self._events.usage["output"]
+        return None if most is None else most - self._events.written
 
     async def _store_begin(self) -> None:
         await asyncio.to_thread(

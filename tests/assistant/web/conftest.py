@@ -96,12 +96,12 @@ class SearchingAssistant:
         )
 
 
-def site_with(web: SmallWeb, folder: Path, **search: Any) -> Site:
-    """Return a site with web search; ``search`` are further fields of its section."""
+def site_with(web: SmallWeb, folder: Path, *, context: int = 32768, **search: Any) -> Site:
+    """Return a site with web search and an engine of ``context`` tokens; ``search`` are fields of its section."""
     key = folder / "fetcher-key"
     key.write_text(FETCHER_KEY)
     section = {"url": web.search_url, "fetcher_url": web.fetcher_url, "key_file": str(key), "timeout_s": 60.0}
-    engine = {"kind": "mock", "host": "here", "model": "fake", "device": "cpu", "context": 32768}
+    engine = {"kind": "mock", "host": "here", "model": "fake", "device": "cpu", "context": context}
     return Site.model_validate_json(
         json.dumps(
             {
