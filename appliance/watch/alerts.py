@@ -107,6 +107,14 @@ ENGINE_DOWN = (
     "max by (engine) (appliance_gateway_replica_down) == 1"
     " unless on (engine) max by (engine) (appliance_gateway_replica_draining) == 1"
 )
+MEDIA_ERRORS = (
+    'appliance_gateway_requests_total{endpoint=~"/v1/(audio|images)/.+",'
+    ' outcome=~"truncated|unavailable|timeout|engine_failed|engine_error|error"}'
+)
+WEB_FAILED = 'appliance_assistant_web_searches_total{outcome="failed"}'
+WEB_SEARCHES = "appliance_assistant_web_searches_total"
+BOT_FAILED = 'appliance_telegram_calls_total{outcome=~"declined|not_accepted|unconfirmed"}'
+BUDGET = "max by (user) (appliance_gateway_budget_used_ratio)"
 DISKS = 'fstype!~"tmpfs|ramfs|devtmpfs|overlay|squashfs|iso9660|efivarfs|fuse.*"'
 ROOM = (
     f"min by (device) (node_filesystem_avail_bytes{{{DISKS}}} / node_filesystem_size_bytes{{{DISKS}}}"
@@ -561,6 +569,165 @@ ALERTS: tuple[Alert, ...] = (
             AlertSample({"appliance_assistant_waiting_conversations": "0x600"}, "130m"),
         ),
         inhibited_by={"AssistantDown": ()},
+    ),
+    Alert(
+        name="WebSearchFails",
+        group="Assistant",
+        expr=f"{grew(WEB_FAILED, '1h')} >= 3 and {grew(WEB_FAILED, '1h')} > 0.2 * {grew(WEB_SEARCHES, '1h')}",
+        for_s=0,
+        severity="digest",
+        summary="{{ $value | humanize }} web searches failed within an hour, more than one in five.",
+        meaning="Models respond without the web. SearXNG is down, or search engines block it with a captcha.",
+        fix="journalctl -u appliance-assistant -n 100; on the VPS: journalctl -u searx -n 100",
+        firing=(
+            AlertSample(
+                {
+                    'appliance_assistant_web_searches_total{outcome="failed"}': "0x4 5x8",
+                    'appliance_assistant_web_searches_total{outcome="found"}': "0x4 9x8",
+                },
+                "2m",
+                {},
+                "5",
+            ),
+        ),
+        silent=(
+            # Two failures, and some among many.
+            AlertSample({'appliance_assistant_web_searches_total{outcome="failed"}': "0x4 2x8"}, "2m"),
+            AlertSample(
+                {
+                    'appliance_assistant_web_searches_total{outcome="failed"}': "0x4 5x8",
+                    'appliance_assistant_web_searches_total{outcome="found"}': "0x4 90x8",
+                },
+                "2m",
+            ),
+            AlertSample({'appliance_assistant_web_searches_total{outcome="failed"}': "9x260"}, "65m"),
+        ),
+        inhibited_by={"AssistantDown": ()},
+    ),
+    Alert(
+        name="EmbedderFails",
+        group="Assistant",
+        expr=f"{grew('appliance_assistant_embed_failures_total', '1h')} >= 3",
+        for_s=0,
+        severity="digest",
+        summary="{{ $value | humanize }} requests for embeddings failed within an hour.",
+        meaning="Searches of files and chats use words only, and new files wait.",
+        fix="appliance doctor --only engines; journalctl -u appliance-assistant -n 100",
+        firing=(AlertSample({"appliance_assistant_embed_failures_total": "0x4 4x8"}, "2m", {}, "4"),),
+        silent=(
+            AlertSample({"appliance_assistant_embed_failures_total": "0x4 2x8"}, "2m"),
+            AlertSample({"appliance_assistant_embed_failures_total": "9x260"}, "65m"),
+        ),
+        inhibited_by={"AssistantDown": ()},
+    ),
+    # Users
+    Alert(
+        name="BudgetNearlyUsed",
+        group="Users",
+        expr=f"{BUDGET} >= 0.8 < 1",
+        for_s=0,
+        severity="digest",
+        subject=("user",),
+        summary="{{ $labels.user }} has used {{ $value | humanizePercentage }} of a budget.",
+        meaning="At 100 % the user gets status 429 until the day or the month ends.",
+        fix="appliance users list",
+        firing=(
+            AlertSample(
+                {'appliance_gateway_budget_used_ratio{user="ada"}': "0.1x4 0.85x8"}, "2m", {"user": "ada"}, "85%"
+            ),
+        ),
+        silent=(
+            AlertSample({'appliance_gateway_budget_used_ratio{user="ada"}': "0.79x12"}, "2m"),
+            AlertSample({'appliance_gateway_budget_used_ratio{user="ada"}': "1x12"}, "2m"),
+        ),
+        inhibited_by={"GatewayDown": ()},
+    ),
+    Alert(
+        name="BudgetUsed",
+        group="Users",
+        expr=f"{BUDGET} >= 1",
+        for_s=0,
+        severity="digest",
+        subject=("user",),
+        summary="{{ $labels.user }} has used a budget up.",
+        meaning="The user gets status 429 until the day or the month ends, or until the plan changes.",
+        fix="appliance users list",
+        firing=(
+            AlertSample({'appliance_gateway_budget_used_ratio{user="ada"}': "0.9x4 1.02x8"}, "2m", {"user": "ada"}),
+        ),
+        silent=(AlertSample({'appliance_gateway_budget_used_ratio{user="ada"}': "0.99x12"}, "2m"),),
+        inhibited_by={"GatewayDown": ()},
+    ),
+    Alert(
+        name="BotSilent",
+        group="Users",
+        expr="time() - max(appliance_telegram_last_poll_timestamp_seconds) > 600",
+        for_s=300,
+        severity="digest",
+        summary="The Telegram bot has received nothing for {{ $value | humanizeDuration }}.",
+        meaning="Messages of linked users wait at Telegram: the bot is down, its token ended, or the line failed.",
+        fix="journalctl -u appliance-telegram -n 100",
+        firing=(AlertSample({"appliance_telegram_last_poll_timestamp_seconds": "0x80"}, "16m", {}, "16m 0s"),),
+        silent=(AlertSample({"appliance_telegram_last_poll_timestamp_seconds": "0+15x80"}, "16m"),),
+    ),
+    Alert(
+        name="BotCallsFail",
+        group="Users",
+        expr=f"{grew(BOT_FAILED, '1h')} > 10",
+        for_s=0,
+        severity="digest",
+        summary="{{ $value | humanize }} calls of the Bot API failed within an hour.",
+        meaning="Some responses did not reach their chat. Calls to users that blocked the bot count as well.",
+        fix="journalctl -u appliance-telegram -n 100",
+        firing=(
+            AlertSample(
+                {'appliance_telegram_calls_total{kind="send", outcome="declined"}': "0x4 12x8"}, "2m", {}, "12"
+            ),
+        ),
+        silent=(
+            AlertSample({'appliance_telegram_calls_total{kind="send", outcome="declined"}': "0x4 9x8"}, "2m"),
+            AlertSample({'appliance_telegram_calls_total{kind="send", outcome="accepted"}': "0x4 90x8"}, "2m"),
+        ),
+        inhibited_by={"BotSilent": ()},
+    ),
+    Alert(
+        name="MediaFails",
+        group="Users",
+        expr=f"{grew(MEDIA_ERRORS, '1h', 'endpoint')} >= 3",
+        for_s=0,
+        severity="digest",
+        subject=("endpoint",),
+        summary="{{ $value | humanize }} requests to {{ $labels.endpoint }} failed within an hour.",
+        meaning="Speech, transcription or images do not work for these users; they are few among all requests.",
+        fix="appliance doctor --only engines; appliance models status",
+        firing=(
+            AlertSample(
+                {
+                    "appliance_gateway_requests_total"
+                    '{outcome="engine_failed", model="m", endpoint="/v1/audio/speech"}': "0x4 4x8"
+                },
+                "2m",
+                {"endpoint": "/v1/audio/speech"},
+                "4",
+            ),
+        ),
+        silent=(
+            AlertSample(
+                {
+                    "appliance_gateway_requests_total"
+                    '{outcome="engine_failed", model="m", endpoint="/v1/chat/completions"}': "0x4 4x8"
+                },
+                "2m",
+            ),
+            AlertSample(
+                {
+                    "appliance_gateway_requests_total"
+                    '{outcome="ok", model="m", endpoint="/v1/audio/speech"}': "0x4 9x8"
+                },
+                "2m",
+            ),
+        ),
+        inhibited_by={"EngineDown": ()},
     ),
     # Engines
     Alert(

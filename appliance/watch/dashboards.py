@@ -201,6 +201,34 @@ OVERVIEW = Dashboard(
                     stack=True,
                 ),
                 Panel(
+                    "Web",
+                    "Web searches and opened pages per second, by outcome.",
+                    (
+                        Query(
+                            "sum by (outcome) (rate(appliance_assistant_web_searches_total[$__rate_interval]))",
+                            "search {{outcome}}",
+                        ),
+                        Query(
+                            "sum by (outcome) (rate(appliance_assistant_web_pages_total[$__rate_interval]))",
+                            "page {{outcome}}",
+                        ),
+                    ),
+                    unit="reqps",
+                    stack=True,
+                ),
+                Panel(
+                    "Telegram",
+                    "Calls of the Bot API per second, by outcome.",
+                    (
+                        Query(
+                            "sum by (outcome) (rate(appliance_telegram_calls_total[$__rate_interval]))",
+                            "{{outcome}}",
+                        ),
+                    ),
+                    unit="reqps",
+                    stack=True,
+                ),
+                Panel(
                     "Waiting for the memory",
                     "Files without passages, ended chats without an index, passages that Qdrant does not have yet.",
                     (

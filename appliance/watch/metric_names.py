@@ -13,10 +13,10 @@ from typing import Literal
 FOLDER = Path("/run/appliance-metrics")
 """The folder of the text files; node_exporter reads it."""
 
-SourceName = Literal["gpu_watch", "power", "backup", "notify", "assistant", "deadman", "gateway"]
+SourceName = Literal["gpu_watch", "power", "backup", "notify", "assistant", "telegram", "deadman", "gateway"]
 """The program that produces a metric. Except the switch and the gateway, each writes the file NAME.prom."""
 
-TEXT_FILES: tuple[SourceName, ...] = ("gpu_watch", "power", "backup", "notify", "assistant")
+TEXT_FILES: tuple[SourceName, ...] = ("gpu_watch", "power", "backup", "notify", "assistant", "telegram")
 """The sources with a text file."""
 
 
@@ -178,6 +178,31 @@ METRICS: tuple[AgentMetric, ...] = (
     AgentMetric("appliance_assistant_index_bytes", "assistant", "Memory of the loaded indexes.", _one(2 * GIB)),
     AgentMetric(
         "appliance_assistant_vectors_waiting", "assistant", "Passages that Qdrant does not have yet.", _one(0)
+    ),
+    AgentMetric(
+        "appliance_assistant_web_searches_total",
+        "assistant",
+        "Web searches, by outcome.",
+        (({"outcome": "found"}, 30.0), ({"outcome": "empty"}, 2.0), ({"outcome": "failed"}, 0.0)),
+    ),
+    AgentMetric(
+        "appliance_assistant_web_pages_total",
+        "assistant",
+        "Web pages that a model opened, by outcome.",
+        (({"outcome": "read"}, 20.0), ({"outcome": "failed"}, 3.0)),
+    ),
+    AgentMetric("appliance_assistant_embed_failures_total", "assistant", "Failed calls of the embedder.", _one(0)),
+    AgentMetric(
+        "appliance_telegram_last_poll_timestamp_seconds",
+        "telegram",
+        "Time of the bot's last successful request for updates.",
+        _one(5),
+    ),
+    AgentMetric(
+        "appliance_telegram_calls_total",
+        "telegram",
+        "Calls of the Bot API, by kind and outcome.",
+        (({"kind": "send", "outcome": "accepted"}, 50.0), ({"kind": "send", "outcome": "declined"}, 0.0)),
     ),
     AgentMetric(
         "appliance_deadman_last_look_timestamp_seconds", "deadman", "Time of the switch's last look.", _one(10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import pytest
@@ -10,7 +11,10 @@ from prometheus_client import CollectorRegistry
 
 from appliance.assistant.context import AssistantContext
 from appliance.assistant.memory.metrics import MemoryMetrics
+from appliance.assistant.web.metrics import WebMetrics
 from appliance.contract.backup import DrillRecord, RunRecord
+from appliance.telegram.channel import Accepted
+from appliance.telegram.metrics import BotMetrics
 from appliance.watch import alerts, courier, metric_names, notify
 from appliance.watch.backup import report
 from appliance.watch.gpu import card_reader, state
@@ -59,12 +63,30 @@ def of_backup() -> CollectorRegistry:
 def of_assistant() -> CollectorRegistry:
     made = MemoryMetrics(cast("AssistantContext", None))
     made.searches.labels("found").inc()
+    WebMetrics(cast("AssistantContext", SharedMetrics(made)))
+    return made.registry
+
+
+@dataclass
+class SharedMetrics:
+    """The part of the assistant's context that the metrics of web search use."""
+
+    made: MemoryMetrics
+
+    def shared(self, kind: type[MemoryMetrics]) -> MemoryMetrics:
+        assert isinstance(self.made, kind)
+        return self.made
+
+
+def of_telegram() -> CollectorRegistry:
+    made = BotMetrics()
+    made.count_call("send", Accepted())
     return made.registry
 
 
 REGISTRIES: Mapping[SourceName, Callable[[], CollectorRegistry]] = {
     "gpu_watch": of_gpu_watch, "power": of_power, "notify": of_notify, "backup": of_backup,
-    "assistant": of_assistant,
+    "assistant": of_assistant, "telegram": of_telegram,
 }  # fmt: skip
 
 

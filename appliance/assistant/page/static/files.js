@@ -136,7 +136,20 @@ function draw() {
 
 // Removes a store with its files, after its chat was deleted.
 export async function deleteStore(store) {
-  const page = await json(`/v1/vector_stores/${store}/files?limit=100`);
-  for (const file of page.data) await json(`/v1/files/${file.id}`, { method: "DELETE" });
-  await json(`/v1/vector_stores/${store}`, { method: "DELETE" });
+  const ids = [];
+  for (let page, after = ""; page?.has_more !== false; after = `&after=${page.last_id}`) {
+    page = await json(`/v1/vector_stores/${store}/files?limit=100${after}`);
+    ids.push(...page.data.map((file) => file.id));
+  }
+  for (const id of ids) await erase(`/v1/files/${id}`);
+  await erase(`/v1/vector_stores/${store}`);
+}
+
+async function erase(path) {
+  try {
+    await json(path, { method: "DELETE" });
+  } catch (error) {
+    // Another tab, or an earlier attempt that was cut, has deleted it.
+    if (error.status !== 404) throw error;
+  }
 }
