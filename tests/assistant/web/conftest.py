@@ -39,6 +39,8 @@ class ScriptedModel:
     """Of the type :data:`Reply`."""
     finish: str | None = None
     """The finish reason of every message; by default that of its content."""
+    counts: bool = True
+    """Whether its messages have usage."""
     requests: list[dict[str, Any]] = field(default_factory=list)
 
     def respond(self, request: ActingRequest) -> Any:
@@ -70,7 +72,7 @@ class ScriptedModel:
         frames: list[dict[str, Any]] = [
             *({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas),
             {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]},
-            {"choices": [], "usage": usage},
+            *([{"choices": [], "usage": usage}] if self.counts else []),
         ]
         lines = [json.dumps({**base, "object": "chat.completion.chunk", **frame}) for frame in frames]
         return "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]).encode()

@@ -87,6 +87,21 @@ def test_the_limit_of_tokens_is_that_of_the_completion(assistant: SearchingAssis
     assert [one["max_tokens"] for one in assistant.model.requests] == [50, 45]
 
 
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_without_usage_each_byte_counts_as_a_token(
+    assistant: SearchingAssistant, ada: OpenAI, monkeypatch: pytest.MonkeyPatch, api: str
+) -> None:
+    """The call has 39 bytes: its name and its arguments."""
+    monkeypatch.setattr(assistant.model, "counts", False)
+    assistant.model.replies = [QUERY, "Rome [1]."]
+    if api == "chat":
+        list(ada.chat.completions.create(model="seeker", messages=ASK, max_tokens=50, stream=True))
+    else:
+        ada.responses.create(model="seeker", input="capital?", max_output_tokens=50)
+    assert [one["max_tokens"] for one in assistant.model.requests] == [50, 11]
+    assert assistant.model.requests[0]["stream_options"] == {"include_usage": True}
+
+
 def test_searches_are_limited(assistant: SearchingAssistant, ada: OpenAI) -> None:
     assistant.model.replies = [QUERY] * 20
     made = ada.chat.completions.create(model="seeker", messages=ASK)
