@@ -74,11 +74,34 @@ in
     systemd.tmpfiles.rules = [
       "d ${acting} 2750 appliance-gateway ${user}"
       "d ${dataDir} 0700 ${user} ${user}"
+      # The backup saves this folder, also before the first start of the bot.
+      "d ${dataDir}/backup 0700 ${user} ${user}"
       # For node_exporter. The file outlives the process: its age shows the end.
       "d ${metrics} 0755 ${user} ${user}"
       "d /run/appliance-metrics 0755 root root"
       "L+ /run/appliance-metrics/telegram.prom - - - - ${metrics}/telegram.prom"
     ];
+
+    appliance.backup.paths = [ "${dataDir}/backup" ];
+
+    # A consistent copy of a database in use, as its owner.
+    systemd.services.appliance-telegram-copy = lib.mkIf appliance.backup.enable {
+      description = "Copy of the bot's database for the backup";
+      before = [ "appliance-backup-stage.service" ];
+      requiredBy = [ "appliance-backup-stage.service" ];
+      unitConfig.StartLimitIntervalSec = 0;
+      serviceConfig = hardened // {
+        Type = "oneshot";
+        User = user;
+        Group = user;
+        StateDirectory = user;
+        StateDirectoryMode = "0700";
+        WorkingDirectory = dataDir;
+        ExecStart = "${command} backup telegram --config /etc/appliance/appliance.json";
+        PrivateNetwork = true;
+        TimeoutStartSec = 600;
+      };
+    };
 
     systemd.services.appliance-telegram = {
       description = "Telegram bot";

@@ -23,6 +23,8 @@ from appliance.errors import StoreError, UsageError
 from appliance.notices.outbox import FOLDER, Outbox
 from appliance.render.terminal import Console
 from appliance.system.stopping import listening
+from appliance.telegram.settings import telegram_of
+from appliance.telegram.store.copy import write_bot_copy
 from appliance.watch.backup.drill import drill
 from appliance.watch.backup.escrow import make_escrow, read_escrow, render_escrow, write_escrow
 from appliance.watch.backup.report import BackupState, read_state, report
@@ -70,6 +72,8 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
     one = action("load-chats", _load_chats, "load chats and memory of a restored copy into an empty database")
     one.add_argument("--from", dest="source", type=Path, required=True, metavar="FILE", help="the restored copy")
     add_config(one)
+    one = action("telegram", _telegram, "copy the bot's database for a backup, as its own user")
+    add_config(one)
     one = action("prune", _prune, "remove old snapshots, from a machine that may delete them")
     _with_escrow(one)
     one.add_argument(
@@ -103,6 +107,13 @@ def _load_chats(args: argparse.Namespace) -> int:
     finally:
         database.close()
     _print(f"loaded {rows['conversations']} conversations, {rows['files']} files, {rows['passages']} passages")
+    return 0
+
+
+def _telegram(args: argparse.Namespace) -> int:
+    folder = telegram_of(load(args.config)).data_path(Path.cwd())
+    links = write_bot_copy(folder)
+    _print(f"{folder} has no database of a bot yet" if links is None else f"copied {links} links of the bot")
     return 0
 
 

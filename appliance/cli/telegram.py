@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.markup import escape
@@ -17,12 +18,14 @@ from rich.table import Table
 from appliance.cli._args import add_config, add_json
 from appliance.contract.load import load
 from appliance.contract.model import Site, Telegram
-from appliance.errors import ConfigError, RequestError, StoreError, UsageError
+from appliance.errors import RequestError, StoreError, UsageError
 from appliance.render.terminal import Console
 from appliance.store.keys import KeyStore
 from appliance.telegram.acting import ActingGateway
+from appliance.telegram.settings import telegram_of
 from appliance.telegram.store.database import BotDatabase
 from appliance.telegram.store.links import CODE_LIFE_S, LinkStore, PersonLink
+from appliance.telegram.store.payments import PaymentStore
 
 
 def add_telegram(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +46,13 @@ def add_telegram(parser: argparse.ArgumentParser) -> None:
     unlink = actions.add_parser("unlink", help="remove all links of a user")
     unlink.add_argument("user", metavar="USER", help="USER or USER/END-USER")
     unlink.set_defaults(run=_unlink)
-    for one in (serve, link, listing, unlink):
+    paid = actions.add_parser("payments", help="list the payments with Telegram Stars, newest first")
+    add_json(paid)
+    paid.set_defaults(run=_payments)
+    refund = actions.add_parser("refund", help="return the Stars of a payment; its days leave the plan")
+    refund.add_argument("charge", metavar="CHARGE", help="Telegram's id of the payment")
+    refund.set_defaults(run=_refund)
+    for one in (serve, link, listing, unlink, paid, refund):
         add_config(one)
 
 
@@ -54,15 +63,9 @@ def _serve(args: argparse.Namespace) -> int:
     return serve(load(args.config), Path.cwd(), args.metrics)
 
 
-def _settings(site: Site) -> Telegram:
-    if site.telegram is None:
-        raise ConfigError("this site has no Telegram bot; add a section [telegram]")
-    return site.telegram
-
-
 def _link(args: argparse.Namespace) -> int:
     site = load(args.config)
-    settings = _settings(site)
+    settings = telegram_of(site)
     key_id = args.key or _only_key(site, args.user)
     asyncio.run(_verify(settings, args.user, key_id))
     database = BotDatabase(settings.data_path(Path.cwd()))
@@ -110,7 +113,7 @@ async def _verify(settings: Telegram, user: str, key_id: str) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    settings = _settings(load(args.config))
+    settings = telegram_of(load(args.config))
     database = BotDatabase(settings.data_path(Path.cwd()))
     try:
         links = LinkStore(database).all()
@@ -129,11 +132,37 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _unlink(args: argparse.Namespace) -> int:
-    settings = _settings(load(args.config))
+    settings = telegram_of(load(args.config))
     database = BotDatabase(settings.data_path(Path.cwd()))
     try:
         removed = LinkStore(database).unlink(user=args.user)
     finally:
         database.close()
     print(f"{removed} links of {args.user} are removed")
+    return 0
+
+
+def _payments(args: argparse.Namespace) -> int:
+    database = BotDatabase(telegram_of(load(args.config)).data_path(Path.cwd()))
+    try:
+        found = PaymentStore(database).all()
+    finally:
+        database.close()
+    if args.json:
+        print(json.dumps([asdict(one) for one in found], indent=2))
+        return 0
+    table = Table("charge", "user", "plan", "Stars", "paid", "state")
+    for one in found:
+        paid = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.paid_at))
+        table.add_row(one.charge, escape(one.user or ""), one.plan or "", str(one.stars), paid, one.state)
+    Console().print(table)
+    return 0
+
+
+def _refund(args: argparse.Namespace) -> int:
+    # As for `serve`: only this needs the library of the Bot API.
+    from appliance.telegram.main import run_refund  # noqa: PLC0415
+
+    payment = run_refund(load(args.config), Path.cwd(), args.charge)
+    print(f"{payment.stars} Stars of {payment.user or payment.person} are returned")
     return 0

@@ -466,6 +466,14 @@ class UserPlan(Limits):
     price: Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
         default="", description="Price in words, for bills and for the user.", examples=["10 EUR per month"]
     )
+    stars: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="Price in Telegram Stars for `stars_days` days; default: the bot does not sell the plan.",
+        examples=[500],
+    )
+    stars_days: int = Field(default=30, ge=1, le=366, description="Days of the plan for `stars`.")
 
 
 class Queue(Section):
@@ -862,6 +870,11 @@ class Telegram(Section):
     )
     max_messages: int = Field(
         default=6, ge=1, le=20, description="Messages of one response; a longer response is sent as a file."
+    )
+    pay_support: Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
+        default="",
+        description="Contact for buyers of plans, for `/paysupport`. Plans with `stars` need it.",
+        examples=["@operator or billing@example.org"],
     )
 
     def data_path(self, base: Path) -> Path:

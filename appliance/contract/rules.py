@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from appliance.contract.card_memory import GIB, MIB, WORKING_SPACE, shortage
-from appliance.contract.model import MIN_POWER_LIMIT_W, PACKAGED_EMBEDDER, Assistant, Engine, Host, Model, Site
+from appliance.contract.model import (
+    MIN_POWER_LIMIT_W,
+    PACKAGED_EMBEDDER,
+    Assistant,
+    Engine,
+    Host,
+    Model,
+    Site,
+    UserPlan,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,9 +377,22 @@ def _plans(site: Site) -> Iterator[Violation]:
         for model in plan.models or ():
             if model not in known:
                 yield Violation(where, f"there is no model or role {model!r}", suggest(model, known))
+        yield from _stars(site, name, plan)
     if site.default_plan is not None and site.default_plan not in site.plans:
         fix = suggest(site.default_plan, list(site.plans))
         yield Violation("default_plan", f"there is no plan {site.default_plan!r}", fix)
+
+
+def _stars(site: Site, name: str, plan: UserPlan) -> Iterator[Violation]:
+    where = f"plans.{name}.stars"
+    if plan.stars is None:
+        return
+    if site.telegram is None:
+        yield Violation(where, "needs the Telegram bot, which sells the plan", "add [telegram], or remove it")
+    elif not site.telegram.pay_support:
+        yield Violation(where, "has no contact for buyers", "set telegram.pay_support")
+    if name == site.default_plan:
+        yield Violation(where, "is a price for the default plan", "remove it: every user has that plan")
 
 
 ASSISTANT_MODELS = {

@@ -15,6 +15,7 @@ work has a flow of its own in the queue. No request of the assistant is passed o
 
 ``telegram.acting_socket`` is a socket of its own for ``telegram.user``. A request there is that of a client: also
 the paths with state and ``/v1/models`` are served. A pause and a drain reject it, and it has no background.
+Only this socket has the paths of :mod:`appliance.gateway.plan_sales`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Literal
 from appliance.errors import MethodNotAllowedError, NotFoundError, RequestError, StartError
 from appliance.gateway import paths, reply
 from appliance.gateway.app import SMALL_BODY, GatewayApp
+from appliance.gateway.plan_sales import SALE_METHODS, PlanSales
 from appliance.http1.server import ClientConnection, Server
 from appliance.http1.types import ClientResponder, Request, Timeouts
 from appliance.system.unix_socket import address, peer_credentials
@@ -113,6 +115,10 @@ class ActingRequests:
 class LocalClientRequests(ActingRequests):
     """The application of the socket for a local client: the APIs of clients, with a key named by its id."""
 
+    def __init__(self, gateway: GatewayApp, sales: PlanSales) -> None:
+        super().__init__(gateway)
+        self._sales = sales
+
     def begin(self, request: Request) -> int:
         """Authenticate before the body is read; return the body's size limit in bytes."""
         return SMALL_BODY if self._refusal(request) is not None else self._gateway.begin_named(request)
@@ -122,11 +128,19 @@ class LocalClientRequests(ActingRequests):
         refusal = self._refusal(request)
         if refusal is not None:
             raise refusal
-        self._gateway.handle(request, client)
+        if request.path in SALE_METHODS:
+            self._sales.handle(request, client)
+        else:
+            self._gateway.handle(request, client)
 
     @staticmethod
     def _refusal(request: Request) -> RequestError | None:
         path = request.path
+        if path in SALE_METHODS:
+            method = SALE_METHODS[path]
+            if request.method == method:
+                return None
+            return MethodNotAllowedError(f"{path} requires {method}", allow=(method,))
         if path in paths.OPERATIONS or not (allow := paths.methods(path, stateful=True)):
             return NotFoundError("There is nothing at this path; the socket serves the APIs of clients")
         if request.method not in allow:
@@ -135,7 +149,7 @@ class LocalClientRequests(ActingRequests):
 
 
 class ActingSocket:
-    """The socket at ``path`` for processes of the uids ``users``; ``section`` of the site names both.
+    """The socket at ``path`` for processes of the uids ``users``: the bot's with ``sales``, else the assistant's.
 
     Raises :class:`StartError` in :meth:`listen` if the socket cannot be made.
     """
@@ -146,15 +160,15 @@ class ActingSocket:
         path: Path,
         users: Iterable[int],
         timeouts: Timeouts,
-        section: Literal["assistant", "telegram"] = "assistant",
+        sales: PlanSales | None = None,
     ) -> None:
         self._gateway = gateway
-        self._section = section
+        self._section: Literal["assistant", "telegram"] = "assistant" if sales is None else "telegram"
         self._path = path
         self._users = frozenset(users)
         self._reported: set[int] = set()
         """Users whose refusal is logged already."""
-        requests = ActingRequests(gateway) if section == "assistant" else LocalClientRequests(gateway)
+        requests = ActingRequests(gateway) if sales is None else LocalClientRequests(gateway, sales)
         self._server = Server(requests, timeouts, gateway.coalescer)
         self._listener: asyncio.Server | None = None
 

@@ -310,6 +310,10 @@ class GatewayApp:
         request.context = NAMED
         return self.begin(request)
 
+    def named_key(self, request: Request) -> Key:
+        """Return the valid key that a local client names by its id; raises :class:`RequestError`."""
+        return self._acting_key(request)
+
     def refused_peer(self) -> None:
         """Count a process that may not use the acting socket."""
         self._refused_peers += 1

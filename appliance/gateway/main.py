@@ -22,6 +22,7 @@ from appliance.gateway.app import GatewayApp
 from appliance.gateway.control_socket import SOCKET, Control
 from appliance.gateway.drains import NAME as DRAINED
 from appliance.gateway.drains import DrainFile
+from appliance.gateway.plan_sales import PlanSales
 from appliance.gateway.usage_writer import UsageWriter
 from appliance.http1.server import Server
 from appliance.http1.types import Timeouts
@@ -97,13 +98,19 @@ def _engine_control(site: Site, base: Path) -> EngineControl | None:
 
 
 async def _local_sockets(
-    site: Site, base: Path, app: GatewayApp, timeouts: Timeouts
+    site: Site, base: Path, app: GatewayApp, accounts: UserStore, timeouts: Timeouts
 ) -> tuple[ActingSocket | None, ActingSocket | None]:
     """Listen for the Telegram bot and for the assistant, as far as the site has them."""
     local: ActingSocket | None = None
     if site.telegram is not None:
         users = allowed_users(site.telegram.user, "telegram.user")
-        local = ActingSocket(app, site.telegram.acting_path(base), users, timeouts, "telegram")
+        local = ActingSocket(
+            app,
+            site.telegram.acting_path(base),
+            users,
+            timeouts,
+            PlanSales(site, accounts, app.named_key),
+        )
         await local.listen()
     acting: ActingSocket | None = None
     if site.assistant is not None:
@@ -152,7 +159,7 @@ async def _serve(
     with address(path) as name:
         controlling = await loop.create_unix_server(control.connect, name)
     path.chmod(0o600)
-    local, acting = await _local_sockets(site, base, app, timeouts)
+    local, acting = await _local_sockets(site, base, app, users, timeouts)
     # Last, so that a gateway that accepts requests also has its other sockets.
     listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
     try:

@@ -90,6 +90,18 @@ class Account:
         return self.plan if self.plan_until is None or now < self.plan_until else None
 
 
+@dataclass(frozen=True, slots=True)
+class PlanPayment:
+    """A payment for ``days`` days of a plan; ``amount`` is in the smallest unit of ``currency``."""
+
+    id: str
+    user: str
+    plan: str
+    days: int
+    amount: int
+    currency: str
+
+
 @dataclass(slots=True)
 class UsageRow:
     """Usage of one request. Times are in milliseconds, tokens as the engine reported them unless ``estimated``."""

@@ -16,10 +16,10 @@ from sqlalchemy import (
     false,
 )
 
-REVISION = "0003"
+REVISION = "0004"
 """The newest migration, which gives the tables below; a test compares both."""
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """All migrations of this version, oldest first."""
 
 METADATA = MetaData()
@@ -114,8 +114,13 @@ PAYMENTS = Table(
     Column("plan", String(63), nullable=False),
     Column("until", Double, nullable=False),
     Column("made_at", Double, nullable=False),
+    Column("days", Integer),
+    Column("amount", Integer),
+    Column("currency", String(3)),
+    Column("refunded_at", Double),
 )
-"""Payments that extended a plan, by the id of the payment: each counts once."""
+"""Payments that extended a plan, by the id of the payment: each counts once. ``until`` is the end of the plan after
+the payment. ``amount`` is in the smallest unit of ``currency``; both are empty if the caller did not name them."""
 
 BUDGET_NOTICES = Table(
     "budget_notices",

@@ -23,7 +23,7 @@ from appliance.errors import UsageError
 from appliance.store.calendar import DAY_S
 from appliance.store.database import open_database, refused
 from appliance.store.keys import check_user, count_change, new_key
-from appliance.store.models import Account
+from appliance.store.models import Account, PlanPayment
 from appliance.store.schema import BUDGET_NOTICES, CHANGES, INVITES, KEYS, PAYMENTS, USERS
 
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,4})?")
@@ -97,33 +97,73 @@ class UserStore:
             )
             return _found(connection, name)
 
-    def extend_plan(self, name: str, plan: str, until: float, payment_id: str) -> bool:
-        """Give a user ``plan`` until ``until`` (seconds since the epoch), once for each ``payment_id``.
+    def extend_plan(self, payment: PlanPayment) -> tuple[bool, Account]:
+        """Give the user of ``payment`` its plan for its days, once for each id.
 
-        A later end of the same plan stays.
+        The days follow the present end of the same plan; another plan is replaced at once. A plan without an end
+        keeps none.
 
         Returns:
-            Whether this call extended the plan; false if the payment was counted before.
+            Whether this call extended the plan, false if the payment was counted before; and the user.
 
         Raises:
             UsageError: The user does not exist, or a value is not valid.
         """
-        checked = _checked({"plan": plan, "plan_until": until})
-        if not 0 < len(payment_id) <= MAX_PAYMENT:
-            raise UsageError(f"the id of a payment has 1 to {MAX_PAYMENT} characters")
+        if not 0 < payment.days <= MOST_DAYS:
+            raise UsageError(f"days is {payment.days}; it must be from 1 to {MOST_DAYS}")
+        _check_payment(payment.id)
         with self._writing() as connection:
             # The counted change is locked until the end: of two processes, the second one finds the payment.
-            if connection.execute(select(PAYMENTS.c.id).where(PAYMENTS.c.id == payment_id)).first() is not None:
-                return False
-            self._need(connection, name)
+            if _payment(connection, payment.id) is not None:
+                return False, _found_or_unknown(connection, payment.user)
+            self._need(connection, payment.user)
+            before, now = _found(connection, payment.user), self._clock()
+            same = before.plan == payment.plan
+            begin = max(now, before.plan_until or now) if same else now
+            until = begin + payment.days * DAY_S
+            checked = _checked({"plan": payment.plan, "plan_until": until})
+            if same and before.plan_until is None:
+                checked["plan_until"] = None
             connection.execute(
-                insert(PAYMENTS).values(id=payment_id, user=name, plan=plan, until=until, made_at=self._clock())
+                insert(PAYMENTS).values(
+                    id=payment.id,
+                    user=payment.user,
+                    plan=payment.plan,
+                    until=until,
+                    made_at=now,
+                    days=payment.days,
+                    amount=payment.amount,
+                    currency=payment.currency,
+                )
             )
-            before = _found(connection, name)
-            if before.plan == plan and (before.plan_until is None or before.plan_until > until):
-                checked["plan_until"] = before.plan_until
-            connection.execute(update(USERS).where(USERS.c.name == name).values(checked))
-        return True
+            connection.execute(update(USERS).where(USERS.c.name == payment.user).values(checked))
+            return True, _found(connection, payment.user)
+
+    def refund(self, payment_id: str) -> tuple[bool, Account]:
+        """Record that a payment was returned, once, and take its days from the user's plan.
+
+        Returns:
+            Whether this call recorded it, and the user.
+
+        Raises:
+            UsageError: There is no such payment.
+        """
+        _check_payment(payment_id)
+        with self._writing() as connection:
+            paid = _payment(connection, payment_id)
+            if paid is None:
+                raise UsageError(f"there is no payment {payment_id[:80]!r}")
+            account = _found_or_unknown(connection, paid.user)
+            if paid.refunded_at is not None:
+                return False, account
+            now = self._clock()
+            connection.execute(update(PAYMENTS).where(PAYMENTS.c.id == payment_id).values(refunded_at=now))
+            if account.plan == paid.plan and account.plan_until is not None and paid.days is not None:
+                until = max(now, account.plan_until - paid.days * DAY_S)
+                connection.execute(
+                    update(USERS).where(USERS.c.name == paid.user).values(plan_until=min(until, account.plan_until))
+                )
+            return True, _found_or_unknown(connection, paid.user)
 
     def invite(self, made_by: str, *, plan: str | None, days: int | None, expires_in_s: float) -> str:
         """Create a code for one new user and return it; only its digest is stored.
@@ -282,6 +322,21 @@ def _row(connection: Connection, name: str) -> Row[Any] | None:
 
 def _found(connection: Connection, name: str) -> Account:
     return _account(connection.execute(select(USERS).where(USERS.c.name == name)).one())
+
+
+def _found_or_unknown(connection: Connection, name: str) -> Account:
+    """Return a user; one without a row has only its name."""
+    row = _row(connection, name)
+    return Account(name) if row is None else _account(row)
+
+
+def _payment(connection: Connection, payment_id: str) -> Row[Any] | None:
+    return connection.execute(select(PAYMENTS).where(PAYMENTS.c.id == payment_id)).first()
+
+
+def _check_payment(payment_id: str) -> None:
+    if not 0 < len(payment_id) <= MAX_PAYMENT:
+        raise UsageError(f"the id of a payment has 1 to {MAX_PAYMENT} characters")
 
 
 def _first_key(connection: Connection, name: str) -> float | None:

@@ -17,6 +17,7 @@ import httpx
 
 from appliance.errors import EngineFailedError, EngineReportedError, EngineUnavailableError, RequestError
 from appliance.telegram.store.links import PersonLink
+from appliance.telegram.store.payments import PlanOffer, StarPayment
 
 CONNECT_S = 5.0
 READ_S = 900.0
@@ -34,6 +35,16 @@ class OfferedModel:
     task: str
     role: bool
     images: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanMenu:
+    """The present plan of a user, its end in seconds since the epoch, and the plans for sale."""
+
+    plan: str | None
+    until: float | None
+    price: str
+    offers: tuple[PlanOffer, ...]
 
 
 class ActingGateway:
@@ -99,6 +110,13 @@ class ActingGateway:
             if error.status != 404:
                 raise
 
+    async def add_items(
+        self, link: PersonLink, conversation: str, items: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Add at most 20 items to a conversation and return them with their ids."""
+        path = f"/v1/conversations/{conversation}/items"
+        return list((await self._request(link, "POST", path, {"items": items})).get("data", []))
+
     async def upload(self, link: PersonLink, name: str, content: bytes) -> str:
         """Store a file and return its id."""
         files = {"file": (name, content, "application/octet-stream")}
@@ -121,13 +139,38 @@ class ActingGateway:
         )
         return str(found.get("text", ""))
 
+    async def plans(self, link: PersonLink) -> PlanMenu:
+        """Return the present plan of the user of ``link``, and the plans that it may buy."""
+        found = await self._request(link, "GET", "/telegram/plans")
+        return PlanMenu(
+            plan=found.get("plan"),
+            until=found.get("plan_until"),
+            price=str(found.get("price") or ""),
+            offers=tuple(PlanOffer(**one) for one in found.get("offers", [])),
+        )
+
+    async def record_payment(self, payment: StarPayment) -> float | None:
+        """Extend the plan of the user that paid, once; return the end of the plan, ``None`` for none."""
+        body = {
+            "id": payment.id,
+            "user": payment.user,
+            "plan": payment.plan,
+            "days": payment.days,
+            "amount": payment.stars,
+        }
+        return _end(await self._request(None, "POST", "/telegram/payments", body))
+
+    async def record_refund(self, payment: StarPayment) -> float | None:
+        """Take the days of a payment that was returned, once; return the end of the plan."""
+        return _end(await self._request(None, "POST", "/telegram/refunds", {"id": payment.id}))
+
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
 
     async def _request(
         self,
-        link: PersonLink,
+        link: PersonLink | None,
         method: str,
         path: str,
         body: Mapping[str, Any] | None = None,
@@ -136,7 +179,12 @@ class ActingGateway:
         data: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         request = self._client.build_request(
-            method, path, json=body, files=files, data=dict(data) if data else None, headers=_headers(link)
+            method,
+            path,
+            json=body,
+            files=files,
+            data=dict(data) if data else None,
+            headers=_headers(link),
         )
         response = await self._send(request)
         if response.status_code >= 400:
@@ -162,8 +210,13 @@ def _accepts_images(card: Mapping[str, Any]) -> bool | None:
     return "image" in modalities if isinstance(modalities, list) else None
 
 
-def _headers(link: PersonLink) -> dict[str, str]:
-    return {"x-appliance-key": link.key_id, "x-appliance-user": link.user}
+def _end(body: Mapping[str, Any]) -> float | None:
+    until = body.get("plan_until")
+    return None if until is None else float(until)
+
+
+def _headers(link: PersonLink | None) -> dict[str, str]:
+    return {} if link is None else {"x-appliance-key": link.key_id, "x-appliance-user": link.user}
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:

@@ -26,12 +26,15 @@ from aiogram.exceptions import (
 )
 from aiogram.methods import (
     AnswerCallbackQuery,
+    AnswerPreCheckoutQuery,
     DeleteMessage,
     EditMessageText,
     GetFile,
     GetMe,
     GetUpdates,
+    RefundStarPayment,
     SendDocument,
+    SendInvoice,
     SendMessage,
     SendMessageDraft,
     TelegramMethod,
@@ -40,6 +43,7 @@ from aiogram.types import (
     BufferedInputFile,
     InlineKeyboardButton,
     InlineKeyboardMarkup,
+    LabeledPrice,
     LinkPreviewOptions,
     MessageEntity,
     ReplyParameters,
@@ -54,6 +58,9 @@ from appliance.telegram.updates import ChatPlace
 
 MAX_FILE = 20 * 2**20
 """Bytes of the largest file that a bot may download."""
+
+STARS = "XTR"
+"""The currency of Telegram Stars."""
 
 CALL_S = 30
 POLL_S = 25
@@ -221,6 +228,32 @@ class BotChannel:
     async def acknowledge(self, query_id: str, text: str = "") -> CallOutcome:
         """End the wait of the app after a press on a button."""
         return await self._call(AnswerCallbackQuery(callback_query_id=query_id, text=text or None))
+
+    async def invoice(self, place: ChatPlace, *, title: str, words: str, payload: str, stars: int) -> CallOutcome:
+        """Send an invoice in Telegram Stars; ``title`` has at most 32 characters, ``words`` 255."""
+        return await self._call(
+            SendInvoice(
+                chat_id=place.chat_id,
+                message_thread_id=place.thread_id or None,
+                title=title,
+                description=words,
+                payload=payload,
+                # Stars need no provider, exactly one price, and no tip.
+                provider_token="",
+                currency=STARS,
+                prices=[LabeledPrice(label=title, amount=stars)],
+            )
+        )
+
+    async def answer_checkout(self, query_id: str, refusal: str = "") -> CallOutcome:
+        """Accept a payment before it is made, or refuse it with a text for the person."""
+        return await self._call(
+            AnswerPreCheckoutQuery(pre_checkout_query_id=query_id, ok=not refusal, error_message=refusal or None)
+        )
+
+    async def refund(self, person: int, charge: str) -> CallOutcome:
+        """Return the Stars of a payment; a second refund is declined."""
+        return await self._call(RefundStarPayment(user_id=person, telegram_payment_charge_id=charge))
 
     async def download(self, file_id: str) -> bytes | None:
         """Return the content of a file; ``None`` if Telegram does not deliver it or it is too large."""

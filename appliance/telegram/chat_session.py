@@ -11,7 +11,9 @@ import msgspec
 
 from appliance.errors import RequestError, StoreError
 from appliance.telegram.commands import ChatCommands, parsed
+from appliance.telegram.earlier_turn import replacing
 from appliance.telegram.joining import JOIN_S, continues, joined, may_continue
+from appliance.telegram.plan_shop import PlanShop
 from appliance.telegram.service import BotService
 from appliance.telegram.store.links import PersonLink
 from appliance.telegram.store.turns import TurnRecord
@@ -125,6 +127,8 @@ class ChatSession:
             turn = self._service.turns.turn(int(value))
             if turn is not None and self._service.turns.request_again(turn.id, self._person):
                 await self._service.delivery.deliver(turn.id, self._place, button.language)
+        elif kind == "buy":
+            await PlanShop(self._service).send_invoice(button, link)
         elif kind in ("model", "role"):
             chat = self._service.turns.chat(self._place, self._person)
             await self._commands.choose(button, link, chat)
@@ -141,6 +145,7 @@ class ChatSession:
             if not await self._commands.run(command[0], message, link, chat):
                 await self._service.delivery.note(self._place, text("help", message.language))
         elif command is None:
+            await self._restored(message, link, chat.id)
             parts = await self._parts(message)
             updates = tuple(part.update_id for part in parts)
             turn = turns.begin_turn(
@@ -148,6 +153,17 @@ class ChatSession:
             )
             if turn is not None:
                 await self._runner.run(turn, link, message.language)
+
+    async def _restored(self, message: IncomingMessage, link: PersonLink, chat: int) -> None:
+        """Bring back a turn whose repetition failed while the gateway could not restore it."""
+        last = self._service.turns.last_turn(chat)
+        if last is None:
+            return
+        try:
+            await self._runner.restore(last, link)
+        except RequestError:
+            self._service.turns.begin(message.update_id)
+            raise
 
     async def _parts(self, message: IncomingMessage) -> list[IncomingMessage]:
         """Return ``message`` and the parts that continue it; wait for them if it is nearly full."""
@@ -186,7 +202,7 @@ class ChatSession:
             await self._repeat(message, link, message.text)
 
     async def _repeat(self, message: IncomingMessage, link: PersonLink, words: str | None) -> None:
-        """Remove the last turn from its conversation, and run it again, with other ``words`` if there are any."""
+        """Run the last turn again in its place, with other ``words`` if there are any."""
         turns = self._service.turns
         chat = turns.chat(self._place, self._person)
         last = turns.last_turn(chat.id)
@@ -195,11 +211,11 @@ class ChatSession:
                 await self._service.delivery.note(self._place, text("nothing_to_retry", message.language))
             return
         try:
-            await self._runner.undo(last, link, chat)
+            items = await self._runner.items_of(last, link, chat)
         except RequestError:
             turns.begin(message.update_id)
             raise
-        request = dict(last.request) | {"language": message.language}
+        request = replacing(dict(last.request) | {"language": message.language}, chat, items, last.request)
         if words is not None:
             request["text"] = words
         turn = turns.begin_turn(chat.id, last.message_id, request, self._service.clock.now(), (message.update_id,))

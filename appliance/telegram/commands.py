@@ -8,6 +8,7 @@ from hashlib import sha256
 from appliance.errors import RequestError
 from appliance.telegram.acting import OfferedModel
 from appliance.telegram.channel import InlineButton
+from appliance.telegram.plan_shop import PlanShop
 from appliance.telegram.reply_text import ReplyText, failure
 from appliance.telegram.service import BotService
 from appliance.telegram.store.links import PersonLink
@@ -48,6 +49,11 @@ class ChatCommands:
             self._service.links.unlink(person=link.person)
             self._service.turns.forget_chats(link.person)
             await self._note("unlinked", message.language)
+        elif name == "plan":
+            await PlanShop(self._service).offer(self._place, link, message.language)
+        elif name == "paysupport":
+            contact = self._service.settings.pay_support
+            await self._note("pay_support" if contact else "no_pay_support", message.language, contact=contact)
         elif name in ("model", "role"):
             await self._offer(name, message.language, link, chat)
         else:

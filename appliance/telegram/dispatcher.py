@@ -6,9 +6,18 @@ import asyncio
 
 from appliance.telegram.chat_session import ChatSession
 from appliance.telegram.commands import parsed
+from appliance.telegram.plan_shop import PlanShop
 from appliance.telegram.service import BotService
 from appliance.telegram.texts import text
-from appliance.telegram.updates import BotUpdate, ChatPlace, IncomingMessage, PressedButton, StoppedDraft
+from appliance.telegram.updates import (
+    BotUpdate,
+    ChatPlace,
+    CheckoutQuery,
+    IncomingMessage,
+    PaidInvoice,
+    PressedButton,
+    StoppedDraft,
+)
 
 MOST_SESSIONS = 1000
 """Chats in memory above which the idle ones are dropped."""
@@ -19,6 +28,7 @@ class UpdateDispatcher:
 
     def __init__(self, service: BotService) -> None:
         self._service = service
+        self._shop = PlanShop(service)
         self._sessions: dict[tuple[int, int, int], ChatSession] = {}
         self._notes: set[asyncio.Task[object]] = set()
 
@@ -33,6 +43,8 @@ class UpdateDispatcher:
             if turn.id in uncertain:
                 language = str(turn.request.get("language") or "en")
                 self._spawn(self._service.delivery.offer_again(turn.id, place, language))
+        for payment in self._service.payments.unrecorded():
+            self._spawn(self._shop.record(payment))
         for update in turns.waiting_updates():
             self.dispatch(update)
 
@@ -43,6 +55,12 @@ class UpdateDispatcher:
             for (chat_id, _, _), session in self._sessions.items():
                 if chat_id == update.place.chat_id:
                     session.stop(update.draft_id)
+        elif isinstance(update, CheckoutQuery):
+            # Not in the order of the chat: Telegram waits 10 s, and a turn may run for longer.
+            if self._service.turns.begin(update.update_id):
+                self._spawn(self._shop.check_out(update))
+        elif isinstance(update, PaidInvoice):
+            self._spawn(self._shop.paid(update))
         elif isinstance(update, PressedButton):
             self._press(update)
         elif not update.addressed:

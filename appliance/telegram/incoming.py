@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from aiogram.types import CallbackQuery, Message, MessageEntity, Update
+from aiogram.types import (
+    CallbackQuery,
+    Message,
+    MessageEntity,
+    PreCheckoutQuery,
+    SuccessfulPayment,
+    Update,
+    User,
+)
 
 from appliance.telegram.texts import language_of
 from appliance.telegram.updates import (
     Attachment,
     BotUpdate,
     ChatPlace,
+    CheckoutQuery,
     IncomingMessage,
+    PaidInvoice,
     PressedButton,
     StoppedDraft,
 )
 
-ALLOWED_UPDATES = ("message", "edited_message", "callback_query", "stopped_message_generation")
+ALLOWED_UPDATES = (
+    "message",
+    "edited_message",
+    "callback_query",
+    "pre_checkout_query",
+    "stopped_message_generation",
+)
 """Kinds of updates that the bot requests. Older servers skip a kind that they do not have."""
 
 
@@ -22,6 +38,8 @@ def convert(update: Update, bot_id: int, bot_name: str) -> BotUpdate | None:
     """Return ``update`` in the bot's own types; ``None`` for one that the bot does not use."""
     if update.callback_query is not None:
         return _button(update.update_id, update.callback_query)
+    if (checkout := update.pre_checkout_query) is not None:
+        return _checkout(update.update_id, checkout)
     # aiogram has it since Bot API 10.3.
     stopped = getattr(update, "stopped_message_generation", None)
     if stopped is not None:
@@ -30,6 +48,12 @@ def convert(update: Update, bot_id: int, bot_name: str) -> BotUpdate | None:
     message = update.message or update.edited_message
     if message is None or message.from_user is None or message.from_user.is_bot:
         return None
+    if message.successful_payment is not None:
+        return _paid(update.update_id, message, message.from_user, message.successful_payment)
+    return _message(update, message, message.from_user, bot_id, bot_name)
+
+
+def _message(update: Update, message: Message, person: User, bot_id: int, bot_name: str) -> IncomingMessage | None:
     attachment = _attachment(message)
     text = message.text or message.caption or ""
     if not text and attachment is None:
@@ -41,13 +65,38 @@ def convert(update: Update, bot_id: int, bot_name: str) -> BotUpdate | None:
     return IncomingMessage(
         update_id=update.update_id,
         place=place,
-        person=message.from_user.id,
-        language=language_of(message.from_user.language_code),
+        person=person.id,
+        language=language_of(person.language_code),
         message_id=message.message_id,
         text=text,
         addressed=place.private or mentioned or replies,
         edited=update.edited_message is not None,
         attachment=attachment,
+    )
+
+
+def _checkout(update_id: int, query: PreCheckoutQuery) -> CheckoutQuery:
+    return CheckoutQuery(
+        update_id=update_id,
+        person=query.from_user.id,
+        language=language_of(query.from_user.language_code),
+        query_id=query.id,
+        currency=query.currency,
+        stars=query.total_amount,
+        payload=query.invoice_payload,
+    )
+
+
+def _paid(update_id: int, message: Message, person: User, paid: SuccessfulPayment) -> PaidInvoice:
+    return PaidInvoice(
+        update_id=update_id,
+        place=_place(message),
+        person=person.id,
+        language=language_of(person.language_code),
+        currency=paid.currency,
+        stars=paid.total_amount,
+        payload=paid.invoice_payload,
+        charge=paid.telegram_payment_charge_id,
     )
 
 

@@ -24,22 +24,18 @@ from appliance.telegram.delivery import MessageDelivery
 from appliance.telegram.dispatcher import UpdateDispatcher
 from appliance.telegram.incoming import convert
 from appliance.telegram.metrics import BotMetrics
+from appliance.telegram.refunds import refund_payment
 from appliance.telegram.service import BotService
+from appliance.telegram.settings import telegram_of
 from appliance.telegram.store.database import BotDatabase
 from appliance.telegram.store.links import LinkStore
+from appliance.telegram.store.payments import PaymentStore, StarPayment
 from appliance.telegram.store.turns import TurnStore
 
 LOG = logging.getLogger(__name__)
 
 RETRY_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Waits after failed requests for updates; the last one repeats."""
-
-
-def telegram_of(site: Site) -> Telegram:
-    """Return the settings of the bot of ``site``; raises :class:`ConfigError` if it has none."""
-    if site.telegram is None:
-        raise ConfigError("this site has no Telegram bot; add a section [telegram]")
-    return site.telegram
 
 
 def read_bot_token(path: Path) -> str:
@@ -51,6 +47,16 @@ def read_bot_token(path: Path) -> str:
         what="a token's file",
         max_bytes=4096,
     ).strip()
+
+
+def open_channel(settings: Telegram, base: Path) -> BotChannel:
+    """Return the bot's connection to the Bot API; raises :class:`ConfigError` without a valid token."""
+    path = settings.token_path(base)
+    token = read_bot_token(path)
+    try:
+        return BotChannel(token, settings.api)
+    except TokenValidationError:
+        raise ConfigError(f"{path}: does not hold the token of a bot; @BotFather shows it") from None
 
 
 class TelegramBotProcess:
@@ -65,12 +71,7 @@ class TelegramBotProcess:
         drafts_stop: bool = DRAFTS_STOP,
     ) -> None:
         self.metrics = BotMetrics()
-        token = read_bot_token(settings.token_path(base))
-        try:
-            channel = BotChannel(token, settings.api)
-        except TokenValidationError:
-            path = settings.token_path(base)
-            raise ConfigError(f"{path}: does not hold the token of a bot; @BotFather shows it") from None
+        channel = open_channel(settings, base)
         self._database = BotDatabase(settings.data_path(base))
         turns = TurnStore(self._database)
         clock = clock or SystemClock()
@@ -80,6 +81,7 @@ class TelegramBotProcess:
             gateway=ActingGateway(settings.acting_path(base)),
             links=LinkStore(self._database),
             turns=turns,
+            payments=PaymentStore(self._database),
             delivery=MessageDelivery(channel, turns, clock, self.metrics),
             clock=clock,
             metrics=self.metrics,
@@ -161,6 +163,23 @@ def serve(site: Site, base: Path, metrics: Path | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     asyncio.run(_serve(telegram_of(site), base, metrics))
     return 0
+
+
+def run_refund(site: Site, base: Path, charge: str) -> StarPayment:
+    """Refund a payment, also while the bot runs; raises as :func:`~appliance.telegram.refunds.refund_payment`."""
+    logging.getLogger("aiogram").setLevel(logging.CRITICAL)
+    return asyncio.run(_refund(telegram_of(site), base, charge))
+
+
+async def _refund(settings: Telegram, base: Path, charge: str) -> StarPayment:
+    channel, gateway = open_channel(settings, base), ActingGateway(settings.acting_path(base))
+    database = BotDatabase(settings.data_path(base))
+    try:
+        return await refund_payment(PaymentStore(database), channel, gateway, charge)
+    finally:
+        database.close()
+        await gateway.close()
+        await channel.close()
 
 
 async def _serve(settings: Telegram, base: Path, metrics: Path | None) -> None:

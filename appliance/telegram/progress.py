@@ -80,6 +80,8 @@ class ProgressDisplay:
                 continue
             outcome = await self._call()
             if isinstance(outcome, Throttled):
+                # The text is not shown yet, also if it stays the same until the end of the pause.
+                self._shown = ""
                 self.changed.set()
                 continue
             if not isinstance(outcome, Accepted):

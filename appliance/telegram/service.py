@@ -11,6 +11,7 @@ from appliance.telegram.clock import BotClock
 from appliance.telegram.delivery import MessageDelivery
 from appliance.telegram.metrics import BotMetrics
 from appliance.telegram.store.links import LinkStore
+from appliance.telegram.store.payments import PaymentStore
 from appliance.telegram.store.turns import TurnStore
 
 
@@ -23,6 +24,7 @@ class BotService:
     gateway: ActingGateway
     links: LinkStore
     turns: TurnStore
+    payments: PaymentStore
     delivery: MessageDelivery
     clock: BotClock
     metrics: BotMetrics

@@ -34,6 +34,7 @@ TEXTS: dict[str, tuple[str, str]] = {
             "/model: choose a model.\n"
             "/role: choose a role.\n"
             "/usage: show your turns and tokens.\n"
+            "/plan: show your plan, and plans for sale.\n"
             "/unlink: remove the link to your account.\n\n"
             "Edit your last message to change it: the turn is repeated. Files enter the memory of the conversation."
         ),
@@ -45,6 +46,7 @@ TEXTS: dict[str, tuple[str, str]] = {
             "/model — выбрать модель\n"
             "/role — выбрать роль\n"
             "/usage — ваши запросы и токены\n"
+            "/plan — ваш тариф и тарифы для покупки\n"
             "/unlink — отключить бота от вашей учётной записи\n\n"
             "Если исправить последнее сообщение, запрос повторится. Файлы попадают в память разговора."
         ),
@@ -132,6 +134,38 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Telegram did not deliver the file. Send it again.",
         "Телеграм не отдал файл. Отправьте его ещё раз.",
     ),
+    "plan_none": ("You have no plan.", "У вас нет тарифа."),
+    "plan_now": ("Your plan: {plan}{until}", "Ваш тариф: {plan}{until}"),
+    "plan_until": (" until {date}", " до {date}"),
+    "plan_offers": (
+        "Plans for Telegram Stars. Days of the same plan add up; another plan replaces yours at once.",
+        "Тарифы за Telegram Stars. Дни того же тарифа складываются; другой тариф сразу заменяет ваш.",
+    ),
+    "plan_private": ("Plans are sold in the private chat with the bot.", "Тарифы продаются в личном чате с ботом."),
+    "buy": ("{plan}: {stars} Stars, {days} days", "{plan}: {stars} Stars, дней: {days}"),
+    "invoice": (
+        "{days} days of the plan {plan} for {user}. Another plan is replaced at once.",
+        "Тариф {plan} для {user}, дней: {days}. Другой тариф заменяется сразу.",
+    ),
+    "plan_changed": (
+        "This offer is not valid any more. /plan shows the present ones.",
+        "Это предложение больше не действует. Актуальные тарифы: /plan",
+    ),
+    "plan_other": ("This invoice is for another person.", "Этот счёт выставлен другому человеку."),
+    "plan_unavailable": (
+        "The service cannot be reached now. Nothing was paid; try again later.",
+        "Сервис сейчас недоступен. Оплата не прошла; попробуйте позже.",
+    ),
+    "plan_paid": ("Thank you. Your plan: {plan}{until}", "Спасибо. Ваш тариф: {plan}{until}"),
+    "plan_unclear": (
+        "The payment arrived, and the plan could not be extended. /paysupport has the contact for a refund.",
+        "Оплата получена, но тариф не удалось продлить. Контакт для возврата: /paysupport",
+    ),
+    "pay_support": (
+        "Contact for payments: {contact}. Telegram's support cannot help with them.",
+        "Вопросы об оплате: {contact}. Поддержка Telegram с ними не поможет.",
+    ),
+    "no_pay_support": ("This bot sells nothing.", "Этот бот ничего не продаёт."),
 }
 """Texts by name: English, Russian. Words in braces are parameters."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from appliance.errors import RequestError
 from appliance.telegram.acting import OfferedModel
+from appliance.telegram.earlier_turn import EarlierTurn
 from appliance.telegram.formatting import FormattedText, from_markdown, plain
 from appliance.telegram.progress import ProgressDisplay
 from appliance.telegram.reply_text import KEY_GONE, ReplyText, closing
@@ -46,6 +47,7 @@ class TurnRunner:
     def __init__(self, service: BotService, place: ChatPlace) -> None:
         self._service = service
         self._place = place
+        self._earlier = EarlierTurn(service.gateway, service.turns)
         self.current: RunningTurn | None = None
 
     async def run(self, turn: TurnRecord, link: PersonLink, language: str) -> None:
@@ -60,6 +62,7 @@ class TurnRunner:
             except RequestError as error:
                 reply.fail(error)
                 final = closing(reply, language)
+            await self._settle(turn, link, reply)
         finally:
             self.current = None
         end = "stopped" if running.stop.is_set() else reply.status
@@ -80,24 +83,38 @@ class TurnRunner:
                     if error.status in (429, 502, 503, 504):
                         raise
                     reply.fail(error)
+            if link is not None:
+                await self._earlier.settle(turn, link, replaced=_has_response(reply))
             final = closing(reply, language, restarted=True)
             self._service.turns.end_turn(turn.id, self._messages(final), reply.tokens)
         await self._deliver(turn, language, turn.placeholder_id)
 
-    async def undo(self, turn: TurnRecord, link: PersonLink, chat: ChatRecord) -> None:
-        """Remove the items of a turn from its conversation; raises :class:`RequestError`."""
+    async def items_of(self, turn: TurnRecord, link: PersonLink, chat: ChatRecord) -> list[dict[str, Any]]:
+        """Return the messages of a turn in its conversation; raises :class:`RequestError`."""
         if turn.response_id is None or chat.conversation_id is None:
-            return
+            return []
         try:
             response = await self._settled(link, turn.response_id)
             items = await self._service.gateway.input_items(link, turn.response_id)
         except RequestError as error:
             if error.status == 404:
-                return
+                return []
             raise
-        for item in [*reversed(response.get("output") or []), *reversed(items)]:
-            if item.get("id"):
-                await self._service.gateway.delete_item(link, chat.conversation_id, str(item["id"]))
+        # A failed turn is not in its conversation.
+        output = response.get("output") or []
+        return [] if response.get("status") == "failed" else [one for one in [*items, *output] if one.get("id")]
+
+    async def restore(self, turn: TurnRecord, link: PersonLink) -> None:
+        """Restore what ``turn`` removed and could not restore at its end; raises :class:`RequestError`."""
+        await self._earlier.settle(turn, link, replaced=False)
+
+    async def _settle(self, turn: TurnRecord, link: PersonLink, reply: ReplyText) -> None:
+        """Restore the turn that this one was to replace, unless it has a response."""
+        try:
+            await self._earlier.settle(turn, link, replaced=_has_response(reply))
+        except RequestError as error:
+            # The next message of the chat restores it.
+            LOG.info("a replaced turn is not restored yet: %s", error.code)
 
     async def _deliver(self, turn: TurnRecord, language: str, placeholder: int | None) -> None:
         reply_to = 0 if self._place.private else turn.message_id
@@ -136,6 +153,7 @@ class TurnRunner:
         if made.notice:
             await service.delivery.note(self._place, made.notice)
         chat = service.turns.chat_of(turn.chat)
+        await self._earlier.remove(turn, link)
         body: dict[str, Any] = {"model": name, "input": [{"role": "user", "content": list(made.content)}]}
         if chat.vector_store_id is not None:
             body["tools"] = [{"type": "file_search", "vector_store_ids": [chat.vector_store_id]}]
@@ -228,3 +246,8 @@ class TurnRunner:
                 return response
             await self._service.clock.sleep(SETTLE_S)
         return response
+
+
+def _has_response(reply: ReplyText) -> bool:
+    """Return whether the conversation has the turn of ``reply`` with a text."""
+    return bool(reply.text.strip()) and reply.status != "failed"

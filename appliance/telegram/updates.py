@@ -57,7 +57,32 @@ class StoppedDraft(msgspec.Struct, frozen=True, tag="stop"):
     draft_id: int
 
 
-BotUpdate: TypeAlias = IncomingMessage | PressedButton | StoppedDraft
+class CheckoutQuery(msgspec.Struct, frozen=True, tag="checkout"):
+    """A request of Telegram before it takes the Stars of an invoice; it waits 10 s for a response."""
+
+    update_id: int
+    person: int
+    language: str
+    query_id: str
+    currency: str
+    stars: int
+    payload: str
+
+
+class PaidInvoice(msgspec.Struct, frozen=True, tag="paid"):
+    """A message about a payment that was made; ``charge`` is Telegram's id of it."""
+
+    update_id: int
+    place: ChatPlace
+    person: int
+    language: str
+    currency: str
+    stars: int
+    payload: str
+    charge: str
+
+
+BotUpdate: TypeAlias = IncomingMessage | PressedButton | StoppedDraft | CheckoutQuery | PaidInvoice
 
 _DECODER: msgspec.json.Decoder[BotUpdate] = msgspec.json.Decoder(BotUpdate)
 

@@ -188,6 +188,12 @@ INVALID: list[tuple[Edit, str]] = [
     ),
     (put("plans/basic", {"models": []}), "plans.basic.models: allows no model; name at least one, or remove it"),
     (put("plans/basic", {"price": "5\nEUR"}), "plans.basic.price: string should match pattern"),
+    (put("plans/basic", {"stars": 0}), "plans.basic.stars: input should be greater than or equal to 1, not 0"),
+    (
+        put("plans/basic", {"stars": 5}),
+        "plans.basic.stars: needs the Telegram bot, which sells the plan; add",
+    ),
+    (put("plans/basic", {"stars": 5, "stars_days": 0}), "plans.basic.stars_days: input should be greater than or"),
     (put("plans/a b", {}), "plans.a b: is not a name"),
     (put("default_plan", "basic"), "default_plan: there is no plan 'basic'; known: none"),
     (

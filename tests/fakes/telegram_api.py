@@ -11,6 +11,7 @@ import asyncio
 import json
 import math
 import re
+import secrets
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -40,6 +41,10 @@ METHODS: dict[str, type[methods.TelegramMethod[Any]]] = {
     "answerCallbackQuery": methods.AnswerCallbackQuery,
     "getFile": methods.GetFile,
     "createForumTopic": methods.CreateForumTopic,
+    "editForumTopic": methods.EditForumTopic,
+    "sendInvoice": methods.SendInvoice,
+    "answerPreCheckoutQuery": methods.AnswerPreCheckoutQuery,
+    "refundStarPayment": methods.RefundStarPayment,
 }
 
 
@@ -79,6 +84,38 @@ class ShownDraft:
     can_stop: bool = False
 
 
+@dataclass
+class ShownInvoice:
+    """An invoice in a chat."""
+
+    id: int
+    chat: int
+    title: str
+    description: str
+    payload: str
+    stars: int
+
+
+@dataclass
+class StarCheckout:
+    """A payment that a person has confirmed; the Stars are taken if the bot accepts it within 10 s."""
+
+    person: int
+    invoice: ShownInvoice
+    at: float
+    answer: str | None = None
+    """Empty if the bot accepted it, its text if it refused."""
+
+
+@dataclass
+class StarCharge:
+    """Stars that a person paid."""
+
+    person: int
+    stars: int
+    refunded: bool = False
+
+
 class TelegramServer:
     """The server, its chats, and what persons do."""
 
@@ -90,6 +127,9 @@ class TelegramServer:
         self.messages: dict[int, ShownMessage] = {}
         self.drafts: list[ShownDraft] = []
         self.acknowledged: list[str] = []
+        self.invoices: list[ShownInvoice] = []
+        self.checkouts: dict[str, StarCheckout] = {}
+        self.charges: dict[str, StarCharge] = {}
         self.files: dict[str, bytes] = {}
         self.file_sizes: dict[str, int] = {}
         self.chats: dict[int, str] = {}
@@ -164,6 +204,47 @@ class TelegramServer:
                 }
             }
         )
+
+    async def confirm(self, invoice: ShownInvoice, *, person: int = 5) -> StarCheckout:
+        """A person confirms the payment of an invoice; return what Telegram then requests from the bot."""
+        query = f"checkout-{self._number()}"
+        checkout = self.checkouts[query] = StarCheckout(person, invoice, self.clock.now())
+        await self.put(
+            {
+                "pre_checkout_query": {
+                    "id": query,
+                    "from": _person(person, "en"),
+                    "currency": "XTR",
+                    "total_amount": invoice.stars,
+                    "invoice_payload": invoice.payload,
+                }
+            }
+        )
+        return checkout
+
+    async def take_stars(self, checkout: StarCheckout) -> str:
+        """Take the Stars of an accepted payment, report it to the bot, and return the id of the charge."""
+        assert checkout.answer == "", "without the bot's acceptance, no Stars are taken"
+        charge = f"charge-{secrets.token_hex(8)}"
+        self.charges[charge] = StarCharge(checkout.person, checkout.invoice.stars)
+        await self.put({"message": self.payment_message(checkout, charge)})
+        return charge
+
+    def payment_message(self, checkout: StarCheckout, charge: str) -> dict[str, Any]:
+        """Return the message by which Telegram reports a payment."""
+        return {
+            "message_id": self._number(),
+            "date": int(self.clock.now()),
+            "chat": {"id": checkout.invoice.chat, "type": self.chats[checkout.invoice.chat]},
+            "from": _person(checkout.person, "en"),
+            "successful_payment": {
+                "currency": "XTR",
+                "total_amount": checkout.invoice.stars,
+                "invoice_payload": checkout.invoice.payload,
+                "telegram_payment_charge_id": charge,
+                "provider_payment_charge_id": "",
+            },
+        }
 
     async def put(self, update: dict[str, Any], number: int | None = None) -> int:
         """Add an update, with a number of its own or that of an earlier one."""
@@ -260,7 +341,7 @@ class TelegramServer:
     def _check_chat(self, name: str, chat: int) -> None:
         if chat not in self.chats:
             raise TelegramRefusalError(403, "Forbidden: bot can't initiate conversation with a user")
-        if name in ("sendMessage", "sendMessageDraft", "sendDocument", "editMessageText"):
+        if name in ("sendMessage", "sendMessageDraft", "sendDocument", "sendInvoice", "editMessageText"):
             left = self._last_call.get(chat, 0.0) + 1.0 - self.clock.now()
             if left > 1e-6:
                 raise TelegramRefusalError(429, "Too Many Requests: retry later", math.ceil(left))
@@ -325,6 +406,49 @@ class TelegramServer:
 
     def on_answer_callback_query(self, fields: dict[str, Any]) -> Any:
         self.acknowledged.append(str(fields["callback_query_id"]))
+        return True
+
+    def on_send_invoice(self, fields: dict[str, Any]) -> Any:
+        prices = fields["prices"]
+        for name, most in (("title", 32), ("description", 255)):
+            if not 1 <= len(str(fields[name])) <= most:
+                raise TelegramRefusalError(400, f"Bad Request: the {name} of an invoice has 1 to {most} characters")
+        if not 1 <= len(str(fields["payload"]).encode()) <= 128:
+            raise TelegramRefusalError(400, "Bad Request: INVOICE_PAYLOAD_INVALID")
+        if fields["currency"] != "XTR" or fields.get("provider_token") or len(prices) != 1:
+            raise TelegramRefusalError(400, "Bad Request: Stars have one price and no provider")
+        if not 1 <= int(prices[0]["amount"]) <= 100_000:
+            raise TelegramRefusalError(400, "Bad Request: CURRENCY_TOTAL_AMOUNT_INVALID")
+        self.invoices.append(
+            ShownInvoice(
+                self._number(),
+                int(fields["chat_id"]),
+                str(fields["title"]),
+                str(fields["description"]),
+                str(fields["payload"]),
+                int(prices[0]["amount"]),
+            )
+        )
+        last = self.invoices[-1]
+        return {"message_id": last.id, "date": 1, "chat": {"id": last.chat, "type": self.chats[last.chat]}}
+
+    def on_answer_pre_checkout_query(self, fields: dict[str, Any]) -> Any:
+        checkout = self.checkouts.get(str(fields["pre_checkout_query_id"]))
+        if checkout is None or checkout.answer is not None or self.clock.now() > checkout.at + 10:
+            raise TelegramRefusalError(400, "Bad Request: query is too old or query ID is invalid")
+        accepted = str(fields["ok"]).lower() == "true"
+        if not accepted and not fields.get("error_message"):
+            raise TelegramRefusalError(400, "Bad Request: a refusal needs an error_message")
+        checkout.answer = "" if accepted else str(fields["error_message"])
+        return True
+
+    def on_refund_star_payment(self, fields: dict[str, Any]) -> Any:
+        charge = self.charges.get(str(fields["telegram_payment_charge_id"]))
+        if charge is None or charge.person != int(fields["user_id"]):
+            raise TelegramRefusalError(400, "Bad Request: CHARGE_NOT_FOUND")
+        if charge.refunded:
+            raise TelegramRefusalError(400, "Bad Request: CHARGE_ALREADY_REFUNDED")
+        charge.refunded = True
         return True
 
     def on_create_forum_topic(self, fields: dict[str, Any]) -> Any:

@@ -17,10 +17,10 @@ from sqlalchemy import text
 from appliance.errors import UsageError
 from appliance.gateway.usage_writer import UsageWriter
 from appliance.store.bills import BillReader, bill_csv
-from appliance.store.calendar import day_name, day_of, moment_of, month_named, month_of
+from appliance.store.calendar import DAY_S, day_name, day_of, moment_of, month_named, month_of
 from appliance.store.database import open_database
 from appliance.store.keys import KeyStore
-from appliance.store.models import UsageRow
+from appliance.store.models import PlanPayment, UsageRow
 from appliance.store.schema import INVITES
 from appliance.store.usage import UsageReader
 from appliance.store.users import UserStore
@@ -143,7 +143,7 @@ def test_unknown_users_are_refused(local: UserStore) -> None:
         lambda: local.get("joe"),
         lambda: local.change("joe", plan="p"),
         lambda: local.set_disabled("joe", disabled=True),
-        lambda: local.extend_plan("joe", "p", NOW + 5, "pay-1"),
+        lambda: local.extend_plan(paid("pay-1", user="joe")),
     ):
         with pytest.raises(UsageError, match="there is no user 'joe'"):
             attempt()
@@ -222,6 +222,7 @@ PROCESS = """
 import sys
 from pathlib import Path
 from appliance.errors import UsageError
+from appliance.store.models import PlanPayment
 from appliance.store.users import UserStore
 folder, url, what, *words = sys.argv[1:]
 store = UserStore(Path(folder), url or None)
@@ -230,7 +231,7 @@ try:
     if what == "redeem":
         print(store.redeem(*words).account.name)
     else:
-        print(store.extend_plan(words[0], "basic", float(words[1]), words[2]))
+        print(store.extend_plan(PlanPayment(words[1], words[0], "basic", 30, 500, "XTR"))[0])
 except UsageError as error:
     print("refused", error)
 """
@@ -267,22 +268,47 @@ def test_of_two_processes_with_one_code_exactly_one_wins(tmp_path: Path, url: st
     users.close()
 
 
+def paid(identifier: str, *, user: str = "ada", plan: str = "basic", days: int = 30) -> PlanPayment:
+    return PlanPayment(identifier, user, plan, days, 500, "XTR")
+
+
 def test_a_payment_extends_a_plan_once_also_twice_at_once(tmp_path: Path, url: str | None) -> None:
-    users = UserStore(tmp_path, url, clock=lambda: NOW)
-    users.create("ada", plan="basic", plan_until=NOW)
-    until = str(NOW + 1000)
-    assert sorted(at_once(tmp_path, url, *[("extend", "ada", until, "pay-1")] * 2)) == ["False", "True"]
-    assert users.get("ada").plan_until == NOW + 1000
-    assert users.extend_plan("ada", "basic", NOW + 9000, "pay-1") is False
-    assert users.get("ada").plan_until == NOW + 1000, "the payment counted before"
-    assert users.extend_plan("ada", "basic", NOW + 500, "pay-2") is True
-    assert users.get("ada").plan_until == NOW + 1000, "a payment does not shorten a plan"
-    assert users.extend_plan("ada", "large", NOW + 500, "pay-3") is True
-    assert (users.get("ada").plan, users.get("ada").plan_until) == ("large", NOW + 500)
-    for wrong in ("", "x" * 201):
-        with pytest.raises(UsageError, match="the id of a payment"):
-            users.extend_plan("ada", "basic", NOW + 1, wrong)
+    users = UserStore(tmp_path, url)
+    begun = time.time()
+    users.create("ada", plan="basic", plan_until=begun - 900)
+    assert sorted(at_once(tmp_path, url, *[("extend", "ada", "pay-1")] * 2)) == ["False", "True"]
+    until = users.get("ada").plan_until
+    assert until is not None
+    assert begun <= until - 30 * DAY_S <= time.time()
+    assert users.extend_plan(paid("pay-1")) == (False, users.get("ada"))
+    assert at_once(tmp_path, url, ("extend", "ada", "pay-2"), ("extend", "ada", "pay-3")) == ["True", "True"]
+    assert users.get("ada").plan_until == until + 60 * DAY_S, "each payment adds its days"
     users.close()
+
+
+def test_a_payment_for_another_plan_replaces_it_and_one_without_an_end_stays(local: UserStore) -> None:
+    local.create("ada", plan="basic", plan_until=NOW + 900)
+    assert local.extend_plan(paid("pay-1", plan="large"))[1].plan_until == NOW + 30 * DAY_S
+    local.create("bob", plan="basic")
+    assert local.extend_plan(paid("pay-2", user="bob"))[1].plan_until is None
+    for wrong in (paid(""), paid("x" * 201), paid("pay-3", days=0), paid("pay-3", days=36501)):
+        with pytest.raises(UsageError, match=r"the id of a payment|days is"):
+            local.extend_plan(wrong)
+
+
+def test_a_refund_takes_the_days_once(local: UserStore) -> None:
+    local.create("ada")
+    for number in (1, 2):
+        local.extend_plan(paid(f"pay-{number}"))
+    assert local.refund("pay-1") == (True, local.get("ada"))
+    assert local.get("ada").plan_until == NOW + 30 * DAY_S
+    assert local.refund("pay-1") == (False, local.get("ada"))
+    assert local.extend_plan(paid("pay-1"))[0] is False, "a refunded payment does not count again"
+    local.change("ada", plan="large", plan_until=NOW + 5)
+    local.refund("pay-2")
+    assert (local.get("ada").plan, local.get("ada").plan_until) == ("large", NOW + 5)
+    with pytest.raises(UsageError, match="there is no payment 'pay-9'"):
+        local.refund("pay-9")
 
 
 def test_a_notice_is_recorded_once(users: UserStore) -> None:

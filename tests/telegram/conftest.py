@@ -110,7 +110,9 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackendUnderTe
     folder = tmp_path_factory.mktemp("telegram")
     socket = folder / "bot.sock"
     roles = {"poet": {"model": "fake", "system_prompt": "Rhyme."}}
-    with whole_service(folder, roles=roles, telegram={"acting_socket": str(socket)}) as (service, assistant):
+    telegram = {"acting_socket": str(socket), "pay_support": "@operator"}
+    plans = {"basic": {"stars": 500, "price": "500 Stars a month"}, "large": {"stars": 900, "stars_days": 7}}
+    with whole_service(folder, roles=roles, telegram=telegram, plans=plans) as (service, assistant):
         yield BackendUnderTest(service, assistant, socket)
 
 
@@ -138,8 +140,15 @@ def make_bot(backend: BackendUnderTest, empty_database: Path, tmp_path: Path) ->
         shutil.copytree(empty_database, tmp_path / "data")
         async with telegram_server(clock) as api:
             settings = Telegram(
-                data_dir="data", token_file="token", acting_socket=str(backend.socket), api=api.url, model="fake"
+                data_dir="data",
+                token_file="token",
+                acting_socket="bot.sock",
+                api=api.url,
+                model="fake",
+                pay_support="@operator",
             )
+            # A link, which a test removes to make the gateway unreachable.
+            (tmp_path / "bot.sock").symlink_to(backend.socket)
             one = BotUnderTest(backend, api, clock, settings, tmp_path, key, user, drafts_stop)
             await one.start()
             try:

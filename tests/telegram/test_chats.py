@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 from appliance.store.keys import KeyStore
-from tests.conftest import http
+from tests.assistant.running import key_id
+from tests.conftest import chat, http
 from tests.telegram.conftest import PERSON, BotMaker, BotUnderTest
 
 SHORT = "fake: tokens=3"
@@ -111,6 +112,37 @@ async def test_retry_replaces_the_last_turn(bot: BotUnderTest) -> None:
     assert len(found) == 4
 
 
+async def test_retry_keeps_the_last_turn_if_the_new_one_is_refused(make_bot: BotMaker) -> None:
+    async with make_bot(requests_per_minute=2) as bot:
+        await bot.ask(f"One. {SHORT}")
+        await bot.ask(f"Two. {SHORT}")
+        before = bot.backend.conversation(bot.key)
+        (text,) = await bot.ask("/retry")
+        assert text.startswith("Your limit is reached.")
+        assert bot.backend.conversation(bot.key) == before
+        last = bot.bot.service.turns.last_turn(1)
+        assert last is not None
+        assert not last.request["earlier"]["removed"]
+        keys = KeyStore(bot.backend.service.data)
+        keys.change(key_id(bot.key), requests_per_minute=1000)
+        keys.close()
+        url = f"{bot.backend.service.url}/v1/chat/completions"
+        await bot.api.until(lambda: http(url, body=chat(SHORT), key=bot.key).status == 200, "the new limit")
+        assert await bot.ask("/retry") == [EXPECTED]
+        assert bot.backend.conversation(bot.key) == before, "the restored turn is replaced, not added to"
+
+
+async def test_an_edit_keeps_the_last_turn_if_the_engine_fails(bot: BotUnderTest) -> None:
+    number = await bot.api.say(f"One. {SHORT}")
+    await bot.settled()
+    before = bot.backend.conversation(bot.key)
+    (text,) = await bot.ask("One! fake: tokens=6 fault=error:2", edit=number)
+    assert text.endswith("The model cannot respond now. Try /retry in a moment.")
+    assert bot.backend.conversation(bot.key) == before
+    assert await bot.ask(f"Two. {SHORT}") == [EXPECTED]
+    assert bot.backend.conversation(bot.key)[:2] == before
+
+
 async def test_an_edit_repeats_the_turn_with_the_new_text(bot: BotUnderTest) -> None:
     first = await bot.api.say(f"One. {SHORT}")
     await bot.settled()
@@ -163,7 +195,7 @@ async def test_a_response_that_fails_has_a_reason_and_can_be_repeated(bot: BotUn
     (text,) = await bot.ask("fake: tokens=6 fault=error:2")
     assert text.endswith("The model cannot respond now. Try /retry in a moment.")
     (again,) = await bot.ask("/retry")
-    assert again == text
+    assert again.endswith("The model cannot respond now. Try /retry in a moment.")
 
 
 async def test_limits_and_a_revoked_key_are_reported(make_bot: BotMaker) -> None:

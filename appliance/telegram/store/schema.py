@@ -20,7 +20,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """All migrations of this version, oldest first."""
 
 METADATA = MetaData()
@@ -106,3 +106,34 @@ PARTS = Table(
     Column("message_id", BigInteger),
     PrimaryKeyConstraint("turn", "number"),
 )
+
+ORDERS = Table(
+    "orders",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("token", String(32), nullable=False),
+    Column("person", BigInteger, nullable=False, index=True),
+    Column("user", String(127), nullable=False),
+    Column("plan", String(63), nullable=False),
+    Column("stars", Integer, nullable=False),
+    Column("days", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+"""Invoices for plans, as the person got them: a later price does not change one."""
+
+STAR_PAYMENTS = Table(
+    "star_payments",
+    METADATA,
+    Column("charge", String(200), primary_key=True),
+    Column("person", BigInteger, nullable=False),
+    Column("chat_id", BigInteger, nullable=False),
+    Column("thread_id", BigInteger, nullable=False),
+    Column("language", String(8), nullable=False),
+    Column("user", String(127)),
+    Column("plan", String(63)),
+    Column("days", Integer),
+    Column("stars", Integer, nullable=False),
+    Column("paid_at", Double, nullable=False),
+    Column("state", String(10), nullable=False, index=True),
+)
+"""Payments by Telegram's id of the charge. ``user``, ``plan`` and ``days`` are empty without an order."""

@@ -183,7 +183,7 @@ class TurnStore:
             return _turn(connection.execute(select(TURNS).where(TURNS.c.id == number[0])).one())
 
     def set_turn(self, identifier: int, **values: str | int | None) -> None:
-        """Set columns of a turn: ``response_id``, ``placeholder_id``."""
+        """Set columns of a turn: ``response_id``, ``placeholder_id``, ``request``."""
         with self._database.writing() as connection:
             connection.execute(update(TURNS).where(TURNS.c.id == identifier).values(values))
 

@@ -60,6 +60,36 @@ in
       folder = [ "d /run/appliance-telegram-acting 2750 appliance-gateway appliance-telegram" ];
     };
   };
+  "a backup has a copy of the bot's database" = {
+    host = "gpu";
+    module = {
+      imports = [ on ];
+      appliance.backup = {
+        enable = true;
+        repositories.vps = {
+          url = "rest:http://10.77.0.2:8100/gpu/";
+          passwordFile = "/run/secrets/backup-password";
+        };
+      };
+    };
+    gives = c: {
+      saved = lib.elem "/var/lib/appliance-telegram/backup" c.appliance.backup.paths;
+      inherit (c.systemd.services.appliance-telegram-copy) before requiredBy;
+      inherit (c.systemd.services.appliance-telegram-copy.serviceConfig) User;
+    };
+    is = {
+      saved = true;
+      before = [ "appliance-backup-stage.service" ];
+      requiredBy = [ "appliance-backup-stage.service" ];
+      User = "appliance-telegram";
+    };
+  };
+  "without a backup, the bot's database is not copied" = {
+    host = "gpu";
+    module = on;
+    gives = c: c.systemd.services ? appliance-telegram-copy;
+    is = false;
+  };
   "a bot without a token is refused" = {
     host = "gpu";
     module.appliance.telegram.enable = true;

@@ -14,6 +14,7 @@ import pytest
 from appliance.errors import StoreError
 from appliance.store.database import open_database
 from appliance.store.keys import KeyStore
+from appliance.store.models import PlanPayment
 from appliance.store.usage import UsageReader
 from appliance.store.users import UserStore
 from appliance.system import lock_file
@@ -125,7 +126,7 @@ def test_a_copy_of_postgresql_can_be_loaded_into_postgresql(
     first, second = cluster.database("first"), cluster.database("second")
     users = UserStore(machine.data)
     users.create("guest", plan="basic", note="a note")
-    users.extend_plan("guest", "basic", 2e9, "pay-1")
+    users.extend_plan(PlanPayment("pay-1", "guest", "basic", 30, 500, "XTR"))
     code = users.invite("root", plan="basic", days=1, expires_in_s=1e6)
     users.close()
     source, engine = open_database(machine.data), open_database(tmp_path / "a", first)
@@ -140,7 +141,8 @@ def test_a_copy_of_postgresql_can_be_loaded_into_postgresql(
     copy, target = open_database(Path(machine.plan.stage) / CURRENT), open_database(tmp_path / "b", second)
     assert copy_usage(copy, target, without_user=DRILL_USER) == (3, 300)
     users = UserStore(tmp_path / "b", second)
-    assert (users.get("guest").note, users.extend_plan("guest", "basic", 3e9, "pay-1")) == ("a note", False)
+    again = users.extend_plan(PlanPayment("pay-1", "guest", "basic", 30, 500, "XTR"))
+    assert (users.get("guest").note, again[0]) == ("a note", False)
     assert users.redeem(code, "invited").account.plan == "basic"
     users.close()
     # Rows of the gateway follow: their numbers must not collide with the loaded ones.
