@@ -107,14 +107,16 @@ class UserStore:
             Whether this call extended the plan, false if the payment was counted before; and the user.
 
         Raises:
-            UsageError: The user does not exist, or a value is not valid.
+            UsageError: The user does not exist, a value is not valid, or another user has made the payment.
         """
         if not 0 < payment.days <= MOST_DAYS:
             raise UsageError(f"days is {payment.days}; it must be from 1 to {MOST_DAYS}")
         _check_payment(payment.id)
         with self._writing() as connection:
             # The counted change is locked until the end: of two processes, the second one finds the payment.
-            if _payment(connection, payment.id) is not None:
+            if (counted := _payment(connection, payment.id)) is not None:
+                if counted.user != payment.user:
+                    raise UsageError(f"the payment {payment.id[:80]!r} is one of another user")
                 return False, _found_or_unknown(connection, payment.user)
             self._need(connection, payment.user)
             before, now = _found(connection, payment.user), self._clock()

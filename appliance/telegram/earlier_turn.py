@@ -78,7 +78,7 @@ def replacing(
     """
     found = {name: value for name, value in request.items() if name != EARLIER}
     earlier = before.get(EARLIER) or {}
-    if earlier.get("conversation") == chat.conversation_id:
+    if earlier and earlier["conversation"] == chat.conversation_id:
         items = [*earlier["items"], *items]
     if items and chat.conversation_id is not None:
         found[EARLIER] = {"conversation": chat.conversation_id, "items": items, "removed": False}

@@ -114,6 +114,15 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Voice messages are not available on this server. Write the text instead.",
         "Голосовые сообщения на этом сервере недоступны. Напишите текстом.",
     ),
+    "voice_too_long": (
+        "The recording is too long for this server. Send a shorter one.",
+        "Запись слишком длинная для этого сервера. Отправьте покороче.",
+    ),
+    "voice_unreadable": (
+        "The recording cannot be read. Send it again, or write the text.",
+        "Запись не читается. Отправьте её ещё раз или напишите текстом.",
+    ),
+    "voice_silent": ("The recording has no words.", "В записи нет слов."),
     "heard": ("Recognised: {text}", "Распознано: {text}"),
     "no_vision": ("The model {name} does not accept images.", "Модель {name} не принимает изображения."),
     "no_attachment": (

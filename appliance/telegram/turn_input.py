@@ -67,7 +67,16 @@ class InputMaker:
         content = await self._service.channel.download(attachment.file_id)
         if content is None:
             return self._refusal("download_failed")
-        heard = await self._service.gateway.transcribe(self._link, listener.name, attachment.name, content)
+        try:
+            heard = await self._service.gateway.transcribe(self._link, listener.name, attachment.name, content)
+        except RequestError as error:
+            if error.status == 413:
+                return self._refusal("voice_too_long")
+            if error.status == 400:
+                return self._refusal("voice_unreadable")
+            raise
+        if not heard.strip():
+            return self._refusal("voice_silent")
         spoken = "\n\n".join(part for part in (words, heard.strip()) if part)
         return TurnInput(_text_part(spoken), text("heard", self._language, text=heard.strip()[:3000]))
 

@@ -43,6 +43,10 @@ async def measure(server: TelegramServer, turns: int) -> list[float]:
         shown = len(server.messages)
         await server.say("/stop")
         await server.until(lambda known=shown: len(server.messages) > known, "the end of the turn")
+        # A conversation of its own for each turn: many turns exceed the engine's context.
+        shown = len(server.messages)
+        await server.say("/new")
+        await server.until(lambda known=shown: len(server.messages) > known, "the new conversation")
     return found
 
 

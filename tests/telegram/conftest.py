@@ -18,12 +18,16 @@ from appliance.errors import StartError
 from appliance.telegram.main import TelegramBotProcess
 from appliance.telegram.store.database import BotDatabase
 from tests.assistant.running import AssistantUnderTest, key_id, whole_service
-from tests.conftest import RunningService
+from tests.conftest import RunningService, StartedProcess, start_mock
 from tests.fakes.jumping_clock import JumpingClock
 from tests.fakes.telegram_api import CHAT_TOKEN, TelegramServer, telegram_server
-from tests.gateway.running.conftest import create_key
+from tests.gateway.running.conftest import create_key, one_engine
+from tests.gateway.running.test_http_engines import http_engine
 
 PERSON = 5
+MAX_VOICE = 50_000
+"""Bytes of the longest recording that the gateway accepts."""
+WHISPER = ("--task", "transcribe", "--model", "whisper")
 
 
 @dataclass
@@ -33,6 +37,8 @@ class BackendUnderTest:
     service: RunningService
     assistant: AssistantUnderTest
     socket: Path
+    whisper: StartedProcess
+    """The server that transcribes."""
 
     def conversation(self, key: str) -> list[tuple[str, str]]:
         """Return role and text of the messages in the newest conversation of ``key``."""
@@ -112,8 +118,35 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackendUnderTe
     roles = {"poet": {"model": "fake", "system_prompt": "Rhyme."}}
     telegram = {"acting_socket": str(socket), "pay_support": "@operator"}
     plans = {"basic": {"stars": 500, "price": "500 Stars a month"}, "large": {"stars": 900, "stars_days": 7}}
-    with whole_service(folder, roles=roles, telegram=telegram, plans=plans) as (service, assistant):
-        yield BackendUnderTest(service, assistant, socket)
+    key = folder / "whisper-key"
+    key.write_text("secret-of-the-other-server")
+    mocks = [start_mock(folder / "fake.log"), start_mock(folder / "whisper.log", *WHISPER)]
+    engines = {
+        "chat": one_engine(8) | {"port": mocks[0].port},
+        # Another server with OpenAI's API, as whisper.cpp: an engine of kind http.
+        "whisper": http_engine("whisper", mocks[1].port, key, context=448),
+    }
+    models = {
+        "fake": {"source": "./fake"},
+        "whisper": {"source": "elsewhere/whisper", "revision": "0" * 40, "task": "transcribe"},
+    }
+    made: BackendUnderTest | None = None
+    try:
+        with whole_service(
+            folder,
+            roles=roles,
+            telegram=telegram,
+            plans=plans,
+            engines=engines,
+            models=models,
+            gateway={"max_audio_bytes": MAX_VOICE},
+        ) as (service, assistant):
+            service.engine.stop()
+            service.engine = assistant.engine = mocks[0]
+            made = BackendUnderTest(service, assistant, socket, mocks[1])
+            yield made
+    finally:
+        (mocks[1] if made is None else made.whisper).stop()
 
 
 BotMaker: TypeAlias = Callable[..., AbstractAsyncContextManager[BotUnderTest]]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.telegram.conftest import BotUnderTest
+from tests.conftest import start_mock
+from tests.gateway.running.media import text_of, transcribe
+from tests.telegram.conftest import MAX_VOICE, WHISPER, BotMaker, BotUnderTest
 
 SHORT = "fake: tokens=3"
 EXPECTED = "the quick brown"
@@ -46,12 +48,51 @@ async def test_a_file_whose_size_telegram_hides_is_refused_as_well(bot: BotUnder
     assert text == "Telegram did not deliver the file. Send it again."
 
 
-async def test_a_voice_message_without_a_model_for_speech_is_refused(bot: BotUnderTest) -> None:
-    voice = {"voice": {"file_id": "v", "file_unique_id": "v", "duration": 2, "file_size": 10}}
-    (text,) = await bot.ask("", **voice)
-    assert text.startswith("Voice messages are not available")
-    (text,) = await bot.ask("", language="ru", **voice)
-    assert text.startswith("Голосовые сообщения на этом сервере недоступны")
+def voice(name: str, size: int = 0) -> dict[str, Any]:
+    return {"voice": {"file_id": name, "file_unique_id": name, "duration": 2, "file_size": size}}
+
+
+async def test_a_voice_message_without_a_model_for_speech_is_refused(make_bot: BotMaker) -> None:
+    async with make_bot(models=["fake"]) as bot:
+        (text,) = await bot.ask("", **voice("v"))
+        assert text.startswith("Voice messages are not available")
+        (text,) = await bot.ask("", language="ru", **voice("v"))
+        assert text.startswith("Голосовые сообщения на этом сервере недоступны")
+
+
+async def test_a_voice_message_becomes_text_by_another_server_and_a_turn(bot: BotUnderTest) -> None:
+    recording = b"OggS" + bytes(range(256)) * 8
+    bot.api.files["v.ogg"] = recording
+    heard, text = await bot.ask(SHORT, **voice("v.ogg", len(recording)))
+    assert heard == f"Recognised: {text_of(recording)}"
+    assert text == EXPECTED
+    (user, _) = bot.backend.conversation(bot.key)
+    assert user == ("user", f"{SHORT}\n\n{text_of(recording)}"), "the caption and the words are one message"
+    rows = bot.backend.service.rows()
+    assert [one["model"] for one in rows if one["user"] == bot.user] == ["whisper", "fake"], "both are counted"
+
+
+async def test_a_recording_that_is_too_long_or_not_audio_is_refused(bot: BotUnderTest) -> None:
+    bot.api.files["long"] = b"OggS" + bytes(MAX_VOICE + 2 * 2**20)
+    assert await bot.ask("", **voice("long")) == ["The recording is too long for this server. Send a shorter one."]
+    bot.api.files["text"] = b"not audio"
+    assert await bot.ask("", **voice("text")) == ["The recording cannot be read. Send it again, or write the text."]
+    (text,) = await bot.ask("", **voice("huge", 20 * 2**20 + 1))
+    assert text.startswith("The file is larger than 20 MB")
+    assert bot.backend.service.get("/v1/conversations", bot.key).json["data"] == []
+
+
+async def test_a_voice_message_can_be_repeated_when_its_server_is_back(bot: BotUnderTest) -> None:
+    bot.api.files["v.ogg"] = b"OggS"
+    whisper = bot.backend.whisper
+    whisper.stop()
+    (text,) = await bot.ask(SHORT, **voice("v.ogg", 4))
+    assert text == "The model cannot respond now. Try /retry in a moment."
+    bot.backend.whisper = start_mock(bot.base / "whisper.log", *WHISPER, port=whisper.port)
+    await bot.api.until(
+        lambda: transcribe(bot.backend.service, b"OggS").status == 200, "the return of the other server"
+    )
+    assert await bot.ask("/retry") == [f"Recognised: {text_of(b'OggS')}", EXPECTED]
 
 
 async def test_a_photo_is_sent_to_the_model_as_data(bot: BotUnderTest) -> None:

@@ -72,6 +72,7 @@ def test_an_end_user_cannot_buy_the_plan_of_its_account(service: RunningService)
         (PLANS, {}, 405),
         (PAYMENTS, None, 405),
         (PAYMENTS, paid(user="joe"), 400),
+        (PAYMENTS, paid(user="joe", id="stars:2"), 400),
         (PAYMENTS, paid(plan="gone"), 404),
         (PAYMENTS, paid(days=0), 400),
         (PAYMENTS, paid(id=""), 400),
