@@ -1,7 +1,7 @@
 """Validates the body of ``POST /v1/responses``; a typed request, or a 400 that names the field. Pure.
 
-No field is ignored in silence. A field that the assistant does not serve is rejected with its name. The one
-exception is ``web_search`` on a site without web search: some clients always send it. It is removed and announced.
+A field that the assistant does not serve is rejected with its name, except what some clients always send. Those are
+``web_search`` on a site without web search and ``namespace``, which are removed and announced, and :data:`IGNORED`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ PASSED = ("top_k", "min_p", "repetition_penalty", "seed", "stop", "chat_template
 """Fields that engines understand beyond OpenAI's API; the engine validates them."""
 ECHOED = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 """Fields that a response repeats and that change nothing else."""
+IGNORED = ("client_metadata",)
+"""Fields with which a client describes itself to OpenAI. Codex always sends it."""
 INCLUDABLE = frozenset(
     {
         "file_search_call.results",
@@ -72,8 +74,11 @@ KNOWN = frozenset(
         *SAMPLING,
         *PASSED,
         *ECHOED,
+        *IGNORED,
     }
 )
+NAMESPACE = "namespace"
+"""Type of a group of functions, which no chat template has. Codex has its agents in one, and works without."""
 _ITEM_TYPES = frozenset(
     {
         "message",
@@ -377,6 +382,8 @@ def _tools(tools: Sequence[Mapping[str, Any]], *, web: bool) -> OfferedTools:
                 raise _invalid(f"tools[{index}]", "is a second web_search; send one")
             else:
                 web_tool = read_web_tool(tool, f"tools[{index}]")
+        elif kind == NAMESPACE:
+            removed.append(NAMESPACE)
         else:
             raise _invalid(
                 f"tools[{index}].type",

@@ -47,7 +47,7 @@ FUNCTION = {"type": "function", "name": "weather", "parameters": {"type": "objec
         ({"tools": "x"}, "tools"),
         ({"tools": [FUNCTION, {"type": "code_interpreter"}]}, "tools[1].type"),
         ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0].type"),
-        ({"tools": [{"type": "namespace"}]}, "tools[0].type"),
+        ({"tools": [{"type": "tool_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": [FUNCTION, FUNCTION]}, "tools"),
         ({"tools": [{"type": "file_search"}]}, "tools[0].vector_store_ids"),
@@ -100,6 +100,15 @@ def test_a_text_is_a_message_of_the_user() -> None:
     [item] = read_turn({"input": "hi"}).items
     assert item["role"] == "user"
     assert item["content"] == [{"type": "input_text", "text": "hi"}]
+
+
+def test_the_requests_of_codex_are_served_without_its_own_tools() -> None:
+    agents = {"type": "namespace", "name": "agents", "tools": [FUNCTION]}
+    tools = [agents, {"type": "web_search", "external_web_access": True}, FUNCTION]
+    request = read_turn({"input": "x", "store": False, "client_metadata": {"turn_id": "t"}, "tools": tools})
+    assert request.removed == ("namespace", "web_search")
+    assert [tool["function"]["name"] for tool in request.functions] == ["weather"]
+    assert "client_metadata" not in {**request.shown, **request.engine_fields}
 
 
 def test_only_web_search_is_removed_and_that_is_announced() -> None:
