@@ -22,7 +22,8 @@ WRONG_KEY = "sk-000000000000-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 REJECTION = re.compile(r"API key is not valid|unauthorized|authentication|401", re.IGNORECASE)
 """The output of a client whose key is not valid: the message of the gateway, or the client's own word for it."""
 
-TIMEOUT_S = 240.0
+TIMEOUT_S = 150.0
+"""Seconds of one run."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -35,9 +36,10 @@ class TerminalProgram:
     argv: tuple[str, ...]
     """The command of one prompt."""
     endpoint: str
+    """The endpoint of its usage; the assistant serves the responses of Codex and requests chats for them."""
     whole: tuple[str, ...] = ()
     """Further arguments with which the reply is not streamed; empty if the client always streams."""
-    wrong_key_s: float = 60.0
+    wrong_key_s: float = 30.0
     """Seconds of a run with an invalid key; some programs retry until they are stopped."""
 
 
@@ -50,7 +52,9 @@ PROGRAMS = (
         whole=("--no-stream",),
     ),
     TerminalProgram("Cline", "cline.md", ("cline", PROMPT), "/v1/chat/completions"),
-    TerminalProgram("Codex", "codex.md", ("codex", "exec", "--skip-git-repo-check", PROMPT), "/v1/responses"),
+    TerminalProgram(
+        "Codex", "codex.md", ("codex", "exec", "--skip-git-repo-check", PROMPT), "/v1/chat/completions"
+    ),
     TerminalProgram("Continue", "continue.md", ("cn", "-p", PROMPT), "/v1/chat/completions"),
     TerminalProgram("opencode", "opencode.md", ("opencode", "run", PROMPT), "/v1/chat/completions"),
     TerminalProgram("qwen-code", "qwen-code.md", ("qwen", "-p", PROMPT), "/v1/chat/completions"),
@@ -152,7 +156,7 @@ def judge_wrong_key(output: ProgramOutput) -> tuple[Verdict, str]:
     """Return the verdict of a run with an invalid key: the client must report it."""
     for line in output.text.splitlines():
         if REJECTION.search(line):
-            return "ok", line.strip()
+            return "ok", line.strip().partition(", url:")[0]
     return "failed", f"exit code {output.code}; output: {output.text[-200:]}"
 
 

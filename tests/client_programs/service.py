@@ -103,8 +103,8 @@ def service_for_clients(folder: Path, *, vllm: bool) -> Iterator[ServiceForClien
 
 def _tiny_model(folder: Path) -> Path:
     """Make the tiny model with room for the prompts of agents; positions are computed, not learned."""
-    script = ROOT / "appliance" / "models" / "tiny_qwen3.py"
-    subprocess.run([str(ENGINE_PYTHON), str(script), str(folder)], check=True, capture_output=True)
+    for script in ("appliance/models/tiny_qwen3.py", "tests/client_programs/short_replies.py"):
+        subprocess.run([str(ENGINE_PYTHON), str(ROOT / script), str(folder)], check=True, capture_output=True)
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": CONTEXT}))
     return folder
