@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ REJECTION = re.compile(r"API key is not valid|unauthorized|authentication|401", 
 
 TIMEOUT_S = 150.0
 """Seconds of one run."""
+USAGE_S = 10.0
+"""Seconds within which a busy gateway writes the usage of a request."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -160,6 +163,14 @@ def judge_wrong_key(output: ProgramOutput) -> tuple[Verdict, str]:
     return "failed", f"exit code {output.code}; output: {output.text[-200:]}"
 
 
+def usage_of(service: ServiceForClients, user: str) -> list[dict[str, Any]]:
+    """Return the usage rows of ``user``; wait for the first, which may be written after the client has ended."""
+    deadline = time.monotonic() + USAGE_S
+    while not (rows := service.rows(user)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return rows
+
+
 def run_program(program: TerminalProgram, service: ServiceForClients, folder: Path, path: str) -> list[ClientStep]:
     """Run all steps of ``program`` and return them."""
     shown = program.name
@@ -168,13 +179,13 @@ def run_program(program: TerminalProgram, service: ServiceForClients, folder: Pa
     version = _version(chat.run([program.argv[0], "--version"]).text)
     steps = []
     output = chat.run(program.argv)
-    verdict, detail = judge(output, service.rows(user), program.endpoint, stream=True)
+    verdict, detail = judge(output, usage_of(service, user), program.endpoint, stream=True)
     steps.append(ClientStep(shown, version, "chat, streamed", verdict, detail))
     if program.whole:
         user = f"{user}-whole"
         plain = prepare(folder / "whole", program.page, url=service.url, key=service.new_key(user), path=path)
         output = plain.run([program.argv[0], *program.whole, *program.argv[1:]])
-        verdict, detail = judge(output, service.rows(user), program.endpoint, stream=False)
+        verdict, detail = judge(output, usage_of(service, user), program.endpoint, stream=False)
         steps.append(ClientStep(shown, version, "chat, not streamed", verdict, detail))
     refused = prepare(folder / "key", program.page, url=service.url, key=WRONG_KEY, path=path)
     verdict, detail = judge_wrong_key(refused.run(program.argv, program.wrong_key_s))
