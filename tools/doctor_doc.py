@@ -46,7 +46,7 @@ to 7 and 9 need cards, point 6 Prometheus (`appliance.observe`), point 8 `applia
 | 4 speculative decoding | each engine with `speculative-config` counts drafts; the accepted share is shown |
 | 5 attention backend | the engine's log of this boot names the configured backend, or a fast one |
 | 6 GPU utilisation at a full batch | cards compute 90 % of the time at 80 % of `concurrency`, in seven days |
-| 7 temperature and power limit | each card is below 85 °C and has the site's limit |
+| 7 temperature and power limit | each card is below 85 °C, has the site's limit, and a margin |
 | 8 the public address | a request without a key through the Internet gets the gateway's 401 |
 | 9 the watchdog and heat | it acts, and a drill of its decisions for simulated hot cards passes; nothing changes |
 | 10 backup and restore drill | the check `backup` is ok |"""

@@ -8,7 +8,7 @@
 | 4 speculative decoding | the counters of each engine |
 | 5 attention backend | the log of each engine since the boot |
 | 6 utilisation at a full batch | Prometheus, the last seven days |
-| 7 temperature and power limit | nvidia-smi, the checks ``throttle`` and ``power`` |
+| 7 temperature and power limit | nvidia-smi, the checks ``throttle``, ``power`` and ``cooling`` |
 | 8 the public address | a request through the Internet, or on a VPS the check ``edge`` |
 | 9 the watchdog and heat | a drill of its decisions, and its state of this minute |
 | 10 backup and restore drill | the check ``backup`` |
@@ -29,6 +29,7 @@ from appliance.doctor.acceleration import (
     find_tensor_parallel,
     find_utilisation,
 )
+from appliance.doctor.checks.cards import WATCH_STATUS
 from appliance.doctor.context import CheckContext
 from appliance.doctor.finding import DoctorReport, Finding, Level, fail, ok, unknown, warn, worst
 from appliance.doctor.host import CannotLookError
@@ -39,7 +40,6 @@ from appliance.system.http_request import NO_RESPONSE, send_request
 HIGHEST_C = 85
 """Temperature in °C that no card may reach."""
 
-WATCH_STATUS = "/run/appliance-gpu-watch/status.json"
 SILENT_S = 60.0
 """Age of the watchdog's state from which on it counts as stopped; it writes it every few seconds."""
 
@@ -142,8 +142,8 @@ def judge_temperature(card: GpuStatus) -> Finding:
 def _heat(context: CheckContext) -> Iterator[Finding]:
     for card in context.cards:
         yield judge_temperature(card)
-    results, _ = examine_named(context, ("power", "throttle"))
-    # The temperature was judged above; of the two checks only what is not ok adds something.
+    results, _ = examine_named(context, ("power", "throttle", "cooling"))
+    # The temperature was judged above; of these checks, only a finding that is not ok adds something.
     yield from (one for one in results if one.level != "ok" or one.name == "power")
 
 

@@ -184,6 +184,7 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
         )
         host.set_output("smi", "")
         host.set_output("upsc", UPSC)
+        host.watch()
         host.set_output("compute", "700, 00000000:41:00.0\n")
         host.set_output("recovery", "0, None\n")
         host.set_output("journalctl", "Linux version 6.18.53\nnvidia: loading out-of-tree module taints kernel.\n")

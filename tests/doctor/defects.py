@@ -228,6 +228,18 @@ DEFECTS: dict[str, list[tuple[str, Defect, str, str]]] = {
         ("power brake", _card("clocks_event_reasons.active", "0x0000000000000080"), "fail", "power brake"),
         ("software heat", _card("clocks_event_reasons.active", "0x0000000000000020"), "warn", "because of heat"),
     ],
+    "cooling": [
+        ("no margin", lambda h: h.watch(margin_c=2.0), "fail", "2 K below its thermal limit, fans at 41%"),
+        ("a low margin", lambda h: h.watch(margin_c=10.0), "warn", "10 K below its thermal limit"),
+        ("full fans", lambda h: h.watch(fan_ratio=0.97), "warn", "fans at 97%, 38 K below"),
+        (
+            "no figures",
+            lambda h: h.watch(margin_c=None, fan_ratio=None),
+            "ok",
+            "no margin reported, no fan reported",
+        ),
+        ("garbage", _text("/run/appliance-gpu-watch/status.json", "{"), "unknown", "is not valid"),
+    ],
     "xid": [
         (
             "off the bus",

@@ -109,6 +109,12 @@ class FakeHost:
         (self.fake / name).write_text(text)
         (self.fake / f"{name}.code").write_text(str(code))
 
+    def watch(self, *, act: bool = True, age_s: float = 3.0, **card: object) -> None:
+        """Write the watchdog's status of a cool card, with these changes."""
+        values = {"index": 0, "rung": 0, "temperature_c": 54.0, "margin_c": 38.0, "fan_ratio": 0.41} | card
+        status = {"act": act, "at": self.now - age_s, "driver_hangs": False, "cards": [values]}
+        self.write("/run/appliance-gpu-watch/status.json", json.dumps(status))
+
     def units(self, **states: str) -> None:
         """Set systemd's output: every unit is active except those in ``states`` (dashes as underscores)."""
         blocks = []

@@ -62,7 +62,6 @@ def complete(gpu: FakeHost) -> Iterator[FakeHost]:
         chat["port"] = engine
         chat["options"] = {"speculative-config": {"method": "mtp", "num_speculative_tokens": 3}}
         gpu.set_output("journalctl", BACKEND + "\n")
-        gpu.write("/run/appliance-gpu-watch/status.json", json.dumps({"act": True, "at": gpu.now - 3}))
         yield gpu
 
 
@@ -97,11 +96,11 @@ def no_process(host: FakeHost) -> None:
 
 
 def hangs(host: FakeHost) -> None:
-    host.write("/run/appliance-gpu-watch/status.json", json.dumps({"act": True, "at": host.now - 600}))
+    host.watch(age_s=600)
 
 
 def reports_only(host: FakeHost) -> None:
-    host.write("/run/appliance-gpu-watch/status.json", json.dumps({"act": False, "at": host.now}))
+    host.watch(act=False)
 
 
 DEFECTS: list[tuple[int, Callable[[FakeHost], object], str, str]] = [
@@ -115,6 +114,7 @@ DEFECTS: list[tuple[int, Callable[[FakeHost], object], str, str]] = [
     (6, lambda host: host.machine.pop("observed"), "unknown", "Prometheus does not run on this host"),
     (7, lambda host: host.card.update({"temperature.gpu": "85"}), "fail", "85 °C"),
     (7, lambda host: host.card.update({"power.limit": "600.00"}), "warn", "600 W; the site has 450 W"),
+    (7, lambda host: host.watch(margin_c=8.0), "warn", "8 K below its thermal limit"),
     (8, lambda host: host.machine["observed"].pop("public_url"), "unknown", "no public address is described"),
     (9, hangs, "fail", "silent for 600 s"),
     (9, reports_only, "warn", "reports only"),

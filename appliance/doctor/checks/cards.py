@@ -1,12 +1,15 @@
-"""The cards: presence, power limits and throttling."""
+"""The cards: presence, power limits, throttling, and the reserve of their cooling."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from appliance.contract.model import Gpu
 from appliance.doctor.check import (
+    NotApplicable,
     cards_of_site,
     check,
 )
@@ -21,6 +24,16 @@ MEMORY_TOLERANCE = 0.01
 
 WATTS_TOLERANCE = 1.0
 """Difference in watts between a limit as it was set and as it is reported."""
+
+
+WATCH_STATUS = "/run/appliance-gpu-watch/status.json"
+"""The watchdog's look at the cards, at most some seconds old."""
+
+LOW_MARGIN_C, NO_MARGIN_C = 10.0, 3.0
+"""Kelvin before the card lowers its clock at which the watchdog raises fans, and lowers the power limit."""
+
+FULL_FANS = 0.95
+"""Speed of the fans, 0 to 1, from which on they have no reserve for a hotter room."""
 
 
 HARDWARE_REASONS = {
@@ -196,3 +209,84 @@ def judge_throttle(seen: Sequence[GpuStatus]) -> Iterator[Finding]:
 def check_throttle(context: CheckContext, _: tuple[Gpu, ...]) -> Iterator[Finding]:
     """Check what throttles the cards."""
     yield from judge_throttle(context.cards)
+
+
+@dataclass(frozen=True, slots=True)
+class Cooling:
+    """The reserve of the cooling of a card, as the watchdog sees it. ``None``: the card does not report it."""
+
+    index: int
+    margin_c: float | None
+    fan_ratio: float | None
+
+
+def parse_cooling(text: str) -> tuple[Cooling, ...] | None:
+    """Return the cards in the watchdog's status; ``None`` if it is not valid."""
+    try:
+        return tuple(
+            Cooling(
+                int(one["index"]),
+                None if one.get("margin_c") is None else float(one["margin_c"]),
+                None if one.get("fan_ratio") is None else float(one["fan_ratio"]),
+            )
+            for one in json.loads(text)["cards"]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def judge_cooling(cards: Sequence[Cooling]) -> Iterator[Finding]:
+    """Judge how far each card is from its thermal limit, and whether its fans have a reserve."""
+    for card in cards:
+        subject = f"card {card.index}"
+        margin = "no margin reported" if card.margin_c is None else f"{card.margin_c:.0f} K below its thermal limit"
+        fans = "no fan reported" if card.fan_ratio is None else f"fans at {card.fan_ratio:.0%}"
+        if card.margin_c is not None and card.margin_c <= NO_MARGIN_C:
+            yield fail(
+                f"{margin}, {fans}",
+                meaning="The card is about to lower its clock; the watchdog lowers its power limit.",
+                fix="check fans, air filter and room; lower power_limit_w",
+                subject=subject,
+            )
+        elif card.margin_c is not None and card.margin_c <= LOW_MARGIN_C:
+            yield warn(
+                f"{margin}, {fans}",
+                meaning="A hotter room or a dusty filter ends in a lower clock.",
+                fix="clean the filter, cool the room or lower power_limit_w by 50",
+                subject=subject,
+            )
+        elif card.fan_ratio is not None and card.fan_ratio >= FULL_FANS:
+            yield warn(
+                f"{fans}, {margin}",
+                meaning="The fans have no reserve for a hotter room.",
+                fix="clean the filter, cool the room or lower power_limit_w by 50",
+                subject=subject,
+            )
+        else:
+            yield ok(f"{margin}, {fans}", subject=subject)
+
+
+def watched_cards(context: CheckContext) -> str | NotApplicable:
+    """Require the status file that the watchdog of the cards writes."""
+    if context.host.path(WATCH_STATUS).exists():
+        return WATCH_STATUS
+    return NotApplicable("the watchdog of the cards does not run (appliance.gpuWatch)")
+
+
+@check(
+    "cooling",
+    looks="the watchdog's look: kelvin left to the thermal limit of each card, and the speed of its fans",
+    means="Without a margin or a reserve of the fans, a hotter room lowers the clock.",
+    fix="clean filters, cool the room, lower `power_limit_w`",
+    requires=watched_cards,
+    fault_domain="external",
+)
+def check_cooling(context: CheckContext, file: str) -> Iterator[Finding]:
+    """Check the reserve of the cooling."""
+    cards = parse_cooling(context.host.text(file) or "")
+    if cards is None:
+        yield unknown(f"{WATCH_STATUS} is not valid", fix="systemctl restart appliance-gpu-watch")
+    elif not cards:
+        yield ok("the watchdog has seen no card yet")
+    else:
+        yield from judge_cooling(cards)
