@@ -26,8 +26,16 @@ THRESHOLDS = {"engine-": 5.0, "gpu-power": 5.0, "gpu-watch": 2.5, "appliance-pow
 NEWER: Mapping[str, int] = {
     "Unknown key 'ImportCredential' in section [Service], ignoring.": 254,
     "Failed to parse service type, ignoring: notify-reload": 253,
+    "Failed to parse boolean value, ignoring: identity": 257,
 }
 """Messages of a systemd that is older than the given version, for directives that NixOS's systemd has."""
+
+LINES: Mapping[str, tuple[str, str]] = {
+    "ImportCredential": ("ImportCredential=", "ImportCredential=a"),
+    "notify-reload": ("Type=notify-reload", "Type=notify-reload"),
+    "identity": ("PrivateUsers=identity", "PrivateUsers=identity"),
+}
+"""By a word of the message: its text in a unit of a host, and a line with the same message."""
 
 UPSTREAM = Path("/usr/lib/systemd/system")
 STAND_INS: Mapping[str, str] = {
@@ -124,8 +132,8 @@ def test_a_newer_directive_is_the_only_one_that_is_accepted(message: str, tmp_pa
     """A row is necessary, a unit of a host needs it, and it hides no other message of the same unit."""
     if version() >= NEWER[message]:
         pytest.skip(f"NOT CHECKED: systemd {version()} has the directive since {NEWER[message]}")
-    line = "ImportCredential=a" if "ImportCredential" in message else "Type=notify-reload"
-    assert any(line.split("a", maxsplit=1)[0] in unit.text for unit in rendered.host("gpu").units.values())
+    text, line = next(found for word, found in LINES.items() if word in message)
+    assert any(text in unit.text for unit in rendered.host("gpu").units.values())
     (tmp_path / "units").mkdir()
     file = tmp_path / "units" / "newer.service"
     file.write_text(f"[Service]\nExecStart=/bin/true\n{line}\n")
