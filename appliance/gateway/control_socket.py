@@ -17,27 +17,22 @@ Each command may be repeated: the second call changes nothing.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 from collections.abc import Awaitable
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 
 from appliance.errors import (
     ConflictError,
-    InternalError,
-    InvalidRequestError,
     MethodNotAllowedError,
     NotFoundError,
     RequestError,
 )
 from appliance.gateway import reply
 from appliance.gateway.app import GatewayApp
+from appliance.gateway.late_response import LateResponses, decode_fields
 from appliance.http1.types import ClientResponder, Request
-
-LOG = logging.getLogger(__name__)
 
 SOCKET = "control.sock"
 """Name of the socket in the gateway's data folder."""
@@ -91,15 +86,13 @@ COMMANDS: dict[str, type[msgspec.Struct]] = {
 }
 """The body of each command, which is a POST."""
 
-Body = TypeVar("Body", bound=msgspec.Struct)
-
 
 class Control:
     """The application of the control socket."""
 
     def __init__(self, gateway: GatewayApp) -> None:
         self._gateway = gateway
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._late = LateResponses()
 
     def begin(self, request: Request) -> int:  # noqa: ARG002 - the server's protocol
         """Return the size limit of the body in bytes."""
@@ -124,19 +117,21 @@ class Control:
         if path == "/status":
             _respond(client, gateway.status())
         elif path == "/swap":
-            self._swap(_decode(request.body, SwapRequest), client)
+            self._swap(decode_fields(request.body, SwapRequest), client)
         elif path == "/drain":
-            drain = _decode(request.body, DrainRequest)
-            self._finish(request, client, drain.replica, gateway.drains.drain(drain.replica, drain.reason))
+            drain = decode_fields(request.body, DrainRequest)
+            change = gateway.drains.drain(drain.replica, drain.reason)
+            self._late.start(request, client, self._drained(drain.replica, change))
         elif path == "/undrain":
-            undrain = _decode(request.body, UndrainRequest)
-            self._finish(request, client, undrain.replica, gateway.drains.undrain(undrain.replica))
+            undrain = decode_fields(request.body, UndrainRequest)
+            change = gateway.drains.undrain(undrain.replica)
+            self._late.start(request, client, self._drained(undrain.replica, change))
         elif path == "/pause":
-            pause = _decode(request.body, PauseRequest)
+            pause = decode_fields(request.body, PauseRequest)
             gateway.pause(pause.reason, pause.retry_after_s)
             _respond(client, gateway.pause_status())
         else:
-            _decode(request.body, ResumeRequest)
+            decode_fields(request.body, ResumeRequest)
             gateway.resume()
             _respond(client, gateway.pause_status())
 
@@ -157,31 +152,10 @@ class Control:
         self._gateway.swap_controller.request(model)
         _respond(client, {"model": model, "state": "requested"}, 202)
 
-    def _finish(self, request: Request, client: ClientResponder, replica: str, change: Awaitable[bool]) -> None:
-        """Respond once ``change`` of the drain of ``replica`` is in effect and in the file."""
-
-        async def respond() -> None:
-            try:
-                saved = await change
-                _respond(client, {"replica": replica, **self._gateway.drains.status(replica), "saved": saved})
-            except RequestError as error:
-                self.refuse(request, error, client)
-            except Exception:
-                # Nothing awaits this task: without a response here, the caller would wait for its timeout.
-                LOG.exception("%s failed", request.path)
-                self.refuse(request, InternalError("The gateway failed; its log has the reason"), client)
-
-        task = asyncio.get_running_loop().create_task(respond())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def _decode(body: bytes, kind: type[Body]) -> Body:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
-        fields = ", ".join(f'"{name}": …' for name in kind.__struct_fields__)
-        raise InvalidRequestError(f"The body is not {{{fields}}}: {error}") from None
+    async def _drained(self, replica: str, change: Awaitable[bool]) -> dict[str, object]:
+        """Return the state of the drain of ``replica`` once ``change`` is in effect and in the file."""
+        saved = await change
+        return {"replica": replica, **self._gateway.drains.status(replica), "saved": saved}
 
 
 def _respond(client: ClientResponder, body: object, status: int = 200) -> None:

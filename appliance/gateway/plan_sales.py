@@ -14,12 +14,10 @@ counts also after the key was revoked, and for a plan that is no longer for sale
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import msgspec
 
@@ -32,7 +30,7 @@ from appliance.errors import (
     StoreError,
     UsageError,
 )
-from appliance.gateway import reply
+from appliance.gateway.late_response import LateResponses, decode_fields
 from appliance.http1.types import ClientResponder, Request
 from appliance.store.models import Account, Key, PlanPayment
 from appliance.store.plans import account_plan
@@ -62,11 +60,6 @@ class _Refunded(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a refund."""
 
     id: str
-
-
-_BodyT = TypeVar("_BodyT")
-
-_PAID, _REFUNDED = msgspec.json.Decoder(_Paid), msgspec.json.Decoder(_Refunded)
 
 
 def offers(site: Site, account: Account, now: float) -> dict[str, object]:
@@ -111,7 +104,7 @@ class PlanSales:
         self._users = users
         self._key_of = key_of
         self._clock = clock
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._late = LateResponses()
 
     def handle(self, request: Request, client: ClientResponder) -> None:
         """Respond to a complete request later; raises :class:`RequestError` for a rejection."""
@@ -121,20 +114,10 @@ class PlanSales:
             # An end user shares the plan of its account, which only the account's owner may buy.
             work = partial(self._offers, key.account, for_sale=key.user == key.account)
         elif request.path == PAYMENTS:
-            work = partial(self._record, _body(_PAID, request.body))
+            work = partial(self._record, decode_fields(request.body, _Paid))
         else:
-            work = partial(self._refund, _body(_REFUNDED, request.body).id)
-        task = asyncio.create_task(self._respond(request, client, work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _respond(
-        self, request: Request, client: ClientResponder, work: Callable[[], dict[str, object]]
-    ) -> None:
-        try:
-            client.respond(200, json.dumps(await asyncio.to_thread(work)).encode())
-        except RequestError as error:
-            reply.respond_error(client, error, request.path)
+            work = partial(self._refund, decode_fields(request.body, _Refunded).id)
+        self._late.start(request, client, asyncio.to_thread(work))
 
     def _offers(self, user: str, *, for_sale: bool) -> dict[str, object]:
         try:
@@ -178,13 +161,6 @@ def _account_body(account: Account, *, counted: bool) -> dict[str, object]:
         "plan": account.plan,
         "plan_until": account.plan_until,
     }
-
-
-def _body(decoder: msgspec.json.Decoder[_BodyT], content: bytes) -> _BodyT:
-    try:
-        return decoder.decode(content)
-    except ValueError as error:
-        raise InvalidRequestError(f"The body is not valid: {error}") from None
 
 
 def _unavailable(error: StoreError) -> RequestError:
