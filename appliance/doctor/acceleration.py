@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from appliance.doctor.context import CheckContext
 from appliance.doctor.finding import Finding, fail, ok, unknown, warn
@@ -12,7 +11,7 @@ from appliance.doctor.host import CannotLookError, HostReader
 from appliance.doctor.nvidia import sysfs_bus
 from appliance.doctor.processes import read_process
 from appliance.doctor.prometheus import engine_counters, query_number
-from appliance.engines.argv import EngineReplica
+from appliance.engines.argv import EngineReplica, unit_name
 
 SLOW_BACKENDS = frozenset({"TRITON_ATTN", "FLEX_ATTENTION", "TORCH_SDPA"})
 """Backends that vLLM takes on Blackwell only if the faster ones do not support a model (vllm/platforms/cuda.py)."""
@@ -22,19 +21,6 @@ FULL_BATCH = 0.8
 
 HIGH_UTILISATION = 0.9
 """Share of the time in which a card computes at a full batch; below it, the host or the links are the limit."""
-
-
-def unit_of(replica: EngineReplica) -> str:
-    """Return the systemd unit of ``replica``."""
-    return f"appliance-engine-{replica.name}.service"
-
-
-def option(replica: EngineReplica, name: str) -> Any:
-    """Return the value of the engine's option ``name``, written with dashes or underscores; ``None`` if absent."""
-    for given, value in replica.engine.options.items():
-        if given.lstrip("-").replace("_", "-") == name:
-            return value
-    return None
 
 
 def read_compute_buses(host: HostReader) -> dict[str, set[str]]:
@@ -55,7 +41,7 @@ def judge_tensor_parallel(
 ) -> Iterator[Finding]:
     """Judge whether each engine computes on all of its cards: ``buses`` by index, ``used`` by unit."""
     for replica in replicas:
-        subject, unit = f"engine {replica.name}", unit_of(replica)
+        subject, unit = f"engine {replica.name}", unit_name(replica.name)
         indices = replica.engine.cards(replica.index)
         wanted, actual = {buses[index] for index in indices if index in buses}, used.get(unit, set())
         count = len(indices)
@@ -82,13 +68,14 @@ def judge_tensor_parallel(
 def judge_speculation(replica: EngineReplica, counters: Mapping[str, float]) -> Finding:
     """Judge whether an engine of vLLM with ``speculative-config`` proposes draft tokens."""
     subject = f"engine {replica.name}"
+    unit = unit_name(replica.name)
     drafts = counters.get("vllm:spec_decode_num_drafts_total")
     proposed = counters.get("vllm:spec_decode_num_draft_tokens_total", 0.0)
     if drafts is None:
         return fail(
             "does not speculate, and speculative-config is set",
             meaning="Each token costs a whole step: responses are slower than planned.",
-            fix=f"journalctl -u {unit_of(replica)} | grep -i specul; systemctl restart {unit_of(replica)}",
+            fix=f"journalctl -u {unit} | grep -i specul; systemctl restart {unit}",
             subject=subject,
         )
     if drafts == 0 or proposed == 0:
@@ -104,7 +91,11 @@ def judge_speculation(replica: EngineReplica, counters: Mapping[str, float]) -> 
 
 def find_speculation(context: CheckContext) -> Iterator[Finding]:
     """Judge every engine that is configured to speculate."""
-    wanted = [one for one in context.replicas if option(one, "speculative-config") and one.engine.kind == "vllm"]
+    wanted = [
+        one
+        for one in context.replicas
+        if one.engine.options.get("speculative-config") and one.engine.kind == "vllm"
+    ]
     if not wanted:
         yield ok("no engine is configured to speculate")
     for replica in wanted:
@@ -138,26 +129,27 @@ def read_backend(host: HostReader, unit: str) -> str | None:
 def judge_attention(replica: EngineReplica, backend: str | None) -> Finding:
     """Judge the attention ``backend`` of an engine against its option, or against the slow ones."""
     subject = f"engine {replica.name}"
-    table = option(replica, "attention-config")
-    wanted = option(replica, "attention-backend") or (table.get("backend") if isinstance(table, dict) else None)
+    table = replica.engine.options.get("attention-config")
+    named = table.get("backend") if isinstance(table, dict) else None
+    wanted = replica.engine.options.get("attention-backend") or named
     if backend is None:
         return unknown(
             "its log of this boot does not name the backend",
-            fix=f"journalctl -u {unit_of(replica)} | grep 'attention backend'; as root",
+            fix=f"journalctl -u {unit_name(replica.name)} | grep 'attention backend'; as root",
             subject=subject,
         )
     if wanted and backend != str(wanted).upper():
         return fail(
             f"{backend}; the site has {wanted}",
             meaning="The engine computes attention otherwise than configured and measured.",
-            fix=f"systemctl restart {unit_of(replica)}",
+            fix=f"systemctl restart {unit_name(replica.name)}",
             subject=subject,
         )
     if backend in SLOW_BACKENDS and not wanted:
         return warn(
             f"{backend}, a slow one on these cards",
             meaning="The faster backends do not support this model or its KV cache: prefill is slow.",
-            fix=f"journalctl -u {unit_of(replica)} | grep 'potential backends'; check kv-cache-dtype",
+            fix=f"journalctl -u {unit_name(replica.name)} | grep 'potential backends'; check kv-cache-dtype",
             subject=subject,
         )
     return ok(f"{backend}{', as configured' if wanted else ''}", subject=subject)
@@ -169,7 +161,7 @@ def find_attention(context: CheckContext) -> Iterator[Finding]:
     if not wanted:
         yield ok("no engine of vLLM runs on a card")
     for replica in wanted:
-        yield judge_attention(replica, read_backend(context.host, unit_of(replica)))
+        yield judge_attention(replica, read_backend(context.host, unit_name(replica.name)))
 
 
 def utilisation_query(replica: EngineReplica) -> str:

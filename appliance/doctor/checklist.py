@@ -18,7 +18,6 @@ A point that does not apply to a host is skipped with the reason; a point of sev
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -29,7 +28,8 @@ from appliance.doctor.acceleration import (
     find_tensor_parallel,
     find_utilisation,
 )
-from appliance.doctor.checks.cards import WATCH_STATUS
+from appliance.doctor.card_watch import CardWatch, read_card_watch
+from appliance.doctor.check import NotApplicable, cards_of_site
 from appliance.doctor.context import CheckContext
 from appliance.doctor.finding import DoctorReport, Finding, Level, fail, ok, unknown, warn, worst
 from appliance.doctor.host import CannotLookError
@@ -112,8 +112,9 @@ def _named(context: CheckContext, *names: str) -> Iterator[Finding]:
 
 
 def _with_cards(context: CheckContext) -> CheckContext:
-    if not context.gpus and not context.on_cards:
-        raise _NotHereError("there are no cards on this host")
+    found = cards_of_site(context)
+    if isinstance(found, NotApplicable):
+        raise _NotHereError(found.why)
     return context
 
 
@@ -182,7 +183,7 @@ def judge_public(url: str, status: int) -> Finding:
 
 
 def _watchdog(context: CheckContext, drill: HeatDrillRun) -> Iterator[Finding]:
-    yield judge_watch_status(context.host.text(WATCH_STATUS), context.now)
+    yield judge_card_watch(read_card_watch(context.host), context.now)
     if context.site is None:
         return
     failed, steps = drill(context.site, context.name)
@@ -196,19 +197,16 @@ def _watchdog(context: CheckContext, drill: HeatDrillRun) -> Iterator[Finding]:
         yield ok(f"drill: {'; '.join(steps)}; all of it back when cool")
 
 
-def judge_watch_status(text: str | None, now: float) -> Finding:
-    """Judge whether the watchdog runs, by the ``text`` of its state; ``now`` is in Unix seconds."""
+def judge_card_watch(watch: CardWatch | None, now: float) -> Finding:
+    """Judge whether the watchdog runs and acts; ``now`` is in Unix seconds."""
     fix = "systemctl status appliance-gpu-watch; journalctl -u appliance-gpu-watch -n 20"
-    try:
-        state = json.loads(text or "")
-        age_s, act = now - float(state["at"]), bool(state["act"])
-    except (ValueError, KeyError, TypeError):
-        return fail("the watchdog does not run", meaning="No program reacts to a hot card.", fix=fix)
+    meaning = "No program reacts to a hot card."
+    if watch is None:
+        return fail("the watchdog does not run", meaning=meaning, fix=fix)
+    age_s = now - watch.at
     if age_s > SILENT_S:
-        return fail(
-            f"the watchdog has been silent for {age_s:.0f} s", meaning="No program reacts to a hot card.", fix=fix
-        )
-    if not act:
+        return fail(f"the watchdog has been silent for {age_s:.0f} s", meaning=meaning, fix=fix)
+    if not watch.act:
         return warn(
             "the watchdog runs, and reports only",
             meaning="It sends a notice about a hot card, and changes nothing.",

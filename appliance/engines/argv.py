@@ -42,6 +42,11 @@ class EngineReplica:
         return f"http://{f'[{address}]' if ':' in address else address}:{self.port}"
 
 
+def unit_name(replica: str) -> str:
+    """Return the systemd unit of the replica with this name."""
+    return f"appliance-engine-{replica}.service"
+
+
 Build = Callable[[Engine, Model, int], tuple[list[str], dict[str, str]]]
 
 _BUILD: dict[str, Build] = {

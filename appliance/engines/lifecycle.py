@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from appliance.contract.model import Site
-from appliance.engines.argv import command, find
+from appliance.engines.argv import command, find, unit_name
 from appliance.engines.cpu_dtype import read_cpuinfo
 from appliance.engines.processes import ChildProcesses, ProcessSpec
 from appliance.errors import StartError, StoreError
@@ -90,11 +90,11 @@ class SystemdControl:
 
     async def start(self, replica: str) -> None:
         """Start its unit, without waiting for its model."""
-        await self._run("start", "--no-block", _unit(replica))
+        await self._run("start", "--no-block", unit_name(replica))
 
     async def stop(self, replica: str) -> None:
         """Stop its unit."""
-        await self._run("stop", _unit(replica))
+        await self._run("stop", unit_name(replica))
 
     async def alive(self, replica: str) -> bool:
         """Return whether the unit is active or being started for the first time.
@@ -103,7 +103,7 @@ class SystemdControl:
         inactive. A unit that waits to be restarted has ended by itself. It counts as failed at once: an engine
         that crashes again and again would otherwise block the other models until its start timeout.
         """
-        shown = await self._run("show", "--property=ActiveState,SubState,Job", _unit(replica))
+        shown = await self._run("show", "--property=ActiveState,SubState,Job", unit_name(replica))
         unit = dict(line.partition("=")[::2] for line in shown.splitlines())
         if unit.get("SubState", "").startswith("auto-restart"):
             return False
@@ -133,7 +133,3 @@ class SystemdControl:
             ) from None
         output, _ = await process.communicate()
         return process.returncode or 0, output.decode("utf-8", "replace").strip()[:200]
-
-
-def _unit(replica: str) -> str:
-    return f"appliance-engine-{replica}.service"

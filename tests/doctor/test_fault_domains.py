@@ -17,7 +17,19 @@ from tests.conftest import ROOT
 from tests.doctor.defects import CASES, Defect, defective_host
 from tests.doctor.fakehost import FakeHost
 
-EXTERNAL = {"throttle", "clock", "disk", "ups", "gateways", "certificate", "notices", "backup", "pool", "telegram"}
+EXTERNAL = {
+    "throttle",
+    "cooling",
+    "clock",
+    "disk",
+    "ups",
+    "gateways",
+    "certificate",
+    "notices",
+    "backup",
+    "pool",
+    "telegram",
+}
 EXCEPTIONS = {
     ("certificate", "another name"),
     ("certificate", "not served"),

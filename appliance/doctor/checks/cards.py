@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from appliance.contract.model import Gpu
+from appliance.doctor.card_watch import WATCH_STATUS, Cooling, read_card_watch
 from appliance.doctor.check import (
     NotApplicable,
     cards_of_site,
@@ -25,9 +24,6 @@ MEMORY_TOLERANCE = 0.01
 WATTS_TOLERANCE = 1.0
 """Difference in watts between a limit as it was set and as it is reported."""
 
-
-WATCH_STATUS = "/run/appliance-gpu-watch/status.json"
-"""The watchdog's look at the cards, at most some seconds old."""
 
 LOW_MARGIN_C, NO_MARGIN_C = 10.0, 3.0
 """Kelvin before the card lowers its clock at which the watchdog raises fans, and lowers the power limit."""
@@ -211,30 +207,6 @@ def check_throttle(context: CheckContext, _: tuple[Gpu, ...]) -> Iterator[Findin
     yield from judge_throttle(context.cards)
 
 
-@dataclass(frozen=True, slots=True)
-class Cooling:
-    """The reserve of the cooling of a card, as the watchdog sees it. ``None``: the card does not report it."""
-
-    index: int
-    margin_c: float | None
-    fan_ratio: float | None
-
-
-def parse_cooling(text: str) -> tuple[Cooling, ...] | None:
-    """Return the cards in the watchdog's status; ``None`` if it is not valid."""
-    try:
-        return tuple(
-            Cooling(
-                int(one["index"]),
-                None if one.get("margin_c") is None else float(one["margin_c"]),
-                None if one.get("fan_ratio") is None else float(one["fan_ratio"]),
-            )
-            for one in json.loads(text)["cards"]
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
 def judge_cooling(cards: Sequence[Cooling]) -> Iterator[Finding]:
     """Judge how far each card is from its thermal limit, and whether its fans have a reserve."""
     for card in cards:
@@ -266,7 +238,7 @@ def judge_cooling(cards: Sequence[Cooling]) -> Iterator[Finding]:
             yield ok(f"{margin}, {fans}", subject=subject)
 
 
-def watched_cards(context: CheckContext) -> str | NotApplicable:
+def watchdog_of_cards(context: CheckContext) -> str | NotApplicable:
     """Require the status file that the watchdog of the cards writes."""
     if context.host.path(WATCH_STATUS).exists():
         return WATCH_STATUS
@@ -278,15 +250,15 @@ def watched_cards(context: CheckContext) -> str | NotApplicable:
     looks="the watchdog's look: kelvin left to the thermal limit of each card, and the speed of its fans",
     means="Without a margin or a reserve of the fans, a hotter room lowers the clock.",
     fix="clean filters, cool the room, lower `power_limit_w`",
-    requires=watched_cards,
+    requires=watchdog_of_cards,
     fault_domain="external",
 )
 def check_cooling(context: CheckContext, file: str) -> Iterator[Finding]:
     """Check the reserve of the cooling."""
-    cards = parse_cooling(context.host.text(file) or "")
-    if cards is None:
-        yield unknown(f"{WATCH_STATUS} is not valid", fix="systemctl restart appliance-gpu-watch")
-    elif not cards:
+    watch = read_card_watch(context.host)
+    if watch is None:
+        yield unknown(f"{file} is not valid", fix="systemctl restart appliance-gpu-watch")
+    elif not watch.cards:
         yield ok("the watchdog has seen no card yet")
     else:
-        yield from judge_cooling(cards)
+        yield from judge_cooling(watch.cards)

@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace as with_fields
 
 from appliance.catalog.xids import Xid, same_slot
+from appliance.engines.argv import unit_name
 from appliance.errors import StoreError
 from appliance.notices.notice import Notice
 from appliance.notices.outbox import Outbox
@@ -24,7 +25,7 @@ from appliance.system.service_manager import notify
 from appliance.system.stopping import Stop
 from appliance.watch.card_power import CardPower
 from appliance.watch.gpu.card_reader import TIMEOUT_S, CardReader, CardReading, Look
-from appliance.watch.gpu.decide import decide, targets, unit
+from appliance.watch.gpu.decide import decide, targets
 from appliance.watch.gpu.drain_link import DrainLink
 from appliance.watch.gpu.fan_control import FanControl
 from appliance.watch.gpu.kernel_log import KernelLog
@@ -298,7 +299,7 @@ class GpuWatch:
 
     def _begin(self, action: WatchAction) -> None:
         if isinstance(action, RestartEngine):
-            self._commands.append(("systemctl", "restart", "--no-block", unit(action.replica)))
+            self._commands.append(("systemctl", "restart", "--no-block", unit_name(action.replica)))
         elif isinstance(action, RebootMachine):
             self._commands.append(("systemctl", "reboot", "--no-block"))
         else:

@@ -59,6 +59,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from appliance.catalog.xids import Recovery, Xid, XidClass
+from appliance.engines.argv import unit_name
 from appliance.system.nvidia_smi import ClocksEventReason
 from appliance.watch.gpu.card_reader import CardReading
 from appliance.watch.gpu.state import (
@@ -568,7 +569,9 @@ class _Work:
                 self.reports.append(WatchReport("engine-hung", name, f"{text} It restarts."))
             return ReplicaHang(HangStage.RESTARTING, now)
         limit = f"{RESTARTS_AN_HOUR} restarts in an hour did not help"
-        self.reports.append(WatchReport("engine-hung", name, f"{text} {limit}: see journalctl -u {unit(name)}."))
+        self.reports.append(
+            WatchReport("engine-hung", name, f"{text} {limit}: see journalctl -u {unit_name(name)}.")
+        )
         for index in self.config.replicas[name].cards:
             self._fault(index, Recovery.REBOOT, f"engine {name} hangs; {limit}")
         return ReplicaHang(HangStage.LEFT, now)
@@ -621,11 +624,6 @@ class _Work:
         if key not in self.state.noted:
             self.state = replace(self.state, noted={**self.state.noted, key: self.seen.now})
             self.reports.append(WatchReport(kind, subject, text))
-
-
-def unit(replica: str) -> str:
-    """Return the systemd unit of a replica."""
-    return f"appliance-engine-{replica}.service"
 
 
 def _figures(reading: CardReading) -> str:
