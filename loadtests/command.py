@@ -157,7 +157,7 @@ def list_scenarios() -> None:
 
 def _scenario(name: str) -> Scenario:
     if name not in SCENARIOS:
-        raise UsageError(f"there is no scenario {name!r}; there are {', '.join(SCENARIOS)}")
+        raise UsageError(f"scenario {name!r} does not exist; there are {', '.join(SCENARIOS)}")
     return SCENARIOS[name]
 
 

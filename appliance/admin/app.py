@@ -178,7 +178,7 @@ def _keys(site: Site, keys: KeyStore) -> APIRouter:
         for name in models or ():
             if name not in known:
                 offered = ", ".join(sorted(known))
-                message = f"there is no model or role {name[:80]!r}; known: {offered}"
+                message = f"model or role {name[:80]!r} does not exist; known: {offered}"
                 raise NotFoundError(message, code="model_not_found", param="models")
         return models
 

@@ -222,7 +222,7 @@ def bill_router(site: Site, users: UserStore, bills: BillReader) -> APIRouter:
 def _check_plan(site: Site, plan: str | None) -> None:
     if plan is not None and plan not in site.plans:
         offered = ", ".join(sorted(site.plans)) or "none"
-        raise NotFoundError(f"there is no plan {plan!r}; known: {offered}", code="plan_not_found", param="plan")
+        raise NotFoundError(f"plan {plan!r} does not exist; known: {offered}", code="plan_not_found", param="plan")
 
 
 def _check_free(users: UserStore, name: str) -> None:

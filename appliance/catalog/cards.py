@@ -73,7 +73,7 @@ def find_card(name: str) -> Card:
         return found[0]
     if found:
         raise UsageError(f"card {name!r} may be {' or '.join(card.name for card in found)}; name one of them")
-    raise UsageError(f"there is no card {name!r} in the catalog; {suggest(name, list(cards()))}")
+    raise UsageError(f"card {name!r} is not in the catalog; {suggest(name, list(cards()))}")
 
 
 def card_words(name: str) -> list[str]:

@@ -107,6 +107,6 @@ def find_model(name: str, known: dict[str, Shape] | None = None) -> Shape:
         if _last_part(shape.name) == wanted:
             return shape
     raise UsageError(
-        f"there is no model {name!r} in the catalog; {suggest(name, list(known))} "
+        f"model {name!r} is not in the catalog; {suggest(name, list(known))} "
         "`appliance catalog add-model` adds one from its config.json"
     )

@@ -40,4 +40,4 @@ def find_cpu(name: str) -> Cpu:
     for cpu in cpus().values():
         if wanted in {normalise(cpu.name), *map(normalise, cpu.aliases)}:
             return cpu
-    raise UsageError(f"there is no processor {name!r} in the catalog; {suggest(name, list(cpus()))}")
+    raise UsageError(f"processor {name!r} is not in the catalog; {suggest(name, list(cpus()))}")

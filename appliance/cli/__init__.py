@@ -139,7 +139,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.exit(2)
     first = parser.parse_args(arguments)
     if first.command not in COMMANDS:
-        parser.error(f"there is no command {first.command!r}; `appliance --help` lists the commands")
+        parser.error(f"command {first.command!r} does not exist; `appliance --help` lists the commands")
     return command_parser(first.command).parse_args(first.arguments)
 
 

@@ -91,7 +91,7 @@ def _limits(args: argparse.Namespace, site: Site) -> dict[str, Any]:
         known = sorted(site.models.keys() | site.roles.keys())
         for name in names or ():
             if name not in known:
-                raise UsageError(f"--models: there is no model or role {name!r}; {suggest(name, known)}")
+                raise UsageError(f"--models: model or role {name!r} does not exist; {suggest(name, known)}")
         found["models"] = names
     for limit in LIMITS:
         text = getattr(args, limit)

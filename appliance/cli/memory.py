@@ -418,7 +418,7 @@ def _chosen(stores: list[StoreSummary], store_id: str | None) -> list[StoreSumma
     """Return the store with ``store_id``, or all; raise :class:`UsageError` if there is none."""
     chosen = [one for one in stores if store_id in (None, one.id)]
     if not chosen and store_id is not None:
-        raise UsageError(f"there is no store {store_id!r}; `appliance memory status` lists them")
+        raise UsageError(f"store {store_id!r} does not exist; `appliance memory status` lists them")
     return chosen
 
 

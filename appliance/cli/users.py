@@ -82,7 +82,7 @@ def _store(site: Site) -> UserStore:
 def _checked_plan(site: Site, name: str | None) -> str | None:
     """Return the plan ``name``; raises :class:`UsageError` if the site does not have it."""
     if name is not None and name not in site.plans:
-        raise UsageError(f"there is no plan {name[:80]!r}; {suggest(name, list(site.plans))}")
+        raise UsageError(f"plan {name[:80]!r} does not exist; {suggest(name, list(site.plans))}")
     return name
 
 
@@ -194,7 +194,7 @@ def _bill(args: argparse.Namespace) -> int:
         return name or "", plan.price if plan is not None else ""
 
     if args.user is not None and args.user not in accounts:
-        raise UsageError(f"there is no user {args.user[:80]!r}; {suggest(args.user, list(accounts))}")
+        raise UsageError(f"user {args.user[:80]!r} does not exist; {suggest(args.user, list(accounts))}")
     lines = BillReader(site.data_path(Path.cwd()), site.gateway.database_url).lines(month, plan_of, args.user)
     if args.format == "csv":
         sys.stdout.write(bill_csv(lines))

@@ -90,7 +90,7 @@ def _engines(site: Site) -> Iterator[Violation]:
         model = site.models.get(engine.model)
         if model is None:
             fix = suggest(engine.model, list(site.models))
-            yield Violation(f"{where}.model", f"there is no model {engine.model!r}", fix)
+            yield Violation(f"{where}.model", f"model {engine.model!r} does not exist", fix)
         elif model.max_context is not None and engine.context > model.max_context:
             yield Violation(
                 f"{where}.context",
@@ -102,7 +102,7 @@ def _engines(site: Site) -> Iterator[Violation]:
         host = site.hosts.get(engine.host)
         if host is None:
             fix = suggest(engine.host, list(site.hosts))
-            yield Violation(f"{where}.host", f"there is no host {engine.host!r}", fix)
+            yield Violation(f"{where}.host", f"host {engine.host!r} does not exist", fix)
         else:
             yield from _cards(where, engine, engine.host, host)
 
@@ -353,7 +353,7 @@ def _roles(site: Site) -> Iterator[Violation]:
             yield Violation(where, "has the name of a model", "rename the role: clients use the names of both")
         if role.model not in site.models:
             fix = suggest(role.model, list(site.models))
-            yield Violation(f"{where}.model", f"there is no model {role.model!r}", fix)
+            yield Violation(f"{where}.model", f"model {role.model!r} does not exist", fix)
         elif role.model not in served:
             yield Violation(f"{where}.model", f"no engine serves {role.model!r}", "add an engine for it")
         elif role.adapter is not None:
@@ -376,11 +376,11 @@ def _plans(site: Site) -> Iterator[Violation]:
             yield Violation(where, "allows no model", "name at least one, or remove it to allow all")
         for model in plan.models or ():
             if model not in known:
-                yield Violation(where, f"there is no model or role {model!r}", suggest(model, known))
+                yield Violation(where, f"model or role {model!r} does not exist", suggest(model, known))
         yield from _stars(site, name, plan)
     if site.default_plan is not None and site.default_plan not in site.plans:
         fix = suggest(site.default_plan, list(site.plans))
-        yield Violation("default_plan", f"there is no plan {site.default_plan!r}", fix)
+        yield Violation("default_plan", f"plan {site.default_plan!r} does not exist", fix)
 
 
 def _stars(site: Site, name: str, plan: UserPlan) -> Iterator[Violation]:
@@ -424,7 +424,7 @@ def _assistant(site: Site) -> Iterator[Violation]:
         model = site.models.get(name)
         if model is None:
             fitting = [other for other, its in site.models.items() if its.task == task]
-            yield Violation(where, f"there is no model {name!r}", suggest(name, fitting))
+            yield Violation(where, f"model {name!r} does not exist", suggest(name, fitting))
         elif model.task != task:
             fitting = [other for other, its in site.models.items() if its.task == task]
             known = f"name one of: {', '.join(fitting)}" if fitting else f'add a model with task = "{task}"'
@@ -487,7 +487,7 @@ def _telegram(site: Site) -> Iterator[Violation]:
     model = site.roles[name].model if name in site.roles else name
     if model not in site.models:
         known = [*site.models, *site.roles]
-        yield Violation("telegram.model", f"there is no model or role {name!r}", suggest(name, known))
+        yield Violation("telegram.model", f"model or role {name!r} does not exist", suggest(name, known))
     elif site.models[model].task != "generate":
         task = site.models[model].task
         yield Violation(

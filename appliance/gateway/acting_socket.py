@@ -57,7 +57,7 @@ def allowed_users(name: str | None, setting: str = "assistant.user") -> frozense
             users.add(pwd.getpwnam(name).pw_uid)
         except KeyError:
             raise StartError(
-                f"{setting}: there is no account {name!r} on this machine; create it, or remove the setting"
+                f"{setting}: account {name!r} does not exist on this machine; create it, or remove the setting"
             ) from None
     return frozenset(users)
 
@@ -142,7 +142,7 @@ class LocalClientRequests(ActingRequests):
                 return None
             return MethodNotAllowedError(f"{path} requires {method}", allow=(method,))
         if path in paths.OPERATIONS or not (allow := paths.methods(path, stateful=True)):
-            return NotFoundError("There is nothing at this path; the socket serves the APIs of clients")
+            return NotFoundError("This path does not exist; the socket serves the APIs of clients")
         if request.method not in allow:
             return MethodNotAllowedError(f"{path[:100]} requires {allow[0]}", allow=allow)
         return None

@@ -134,7 +134,7 @@ class Drains:
         if replica is None:
             hint = suggest(name[:80], list(self._replicas))
             raise NotFoundError(
-                f"There is no replica {name[:80]!r}; {hint}", code="replica_not_found", param="replica"
+                f"Replica {name[:80]!r} does not exist; {hint}", code="replica_not_found", param="replica"
             )
         return replica
 

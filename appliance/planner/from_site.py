@@ -95,7 +95,7 @@ def model_demands_of(
     unknown = [name for name in shares if name not in site.roles and name not in site.models]
     if unknown:
         names = [*site.roles, *site.models]
-        raise UsageError(f"there is no role or model {unknown[0]!r}; {suggest(unknown[0], names)}")
+        raise UsageError(f"role or model {unknown[0]!r} does not exist; {suggest(unknown[0], names)}")
     given: dict[str, float] = {}
     for name, share in shares.items():
         served = site.roles[name].model if name in site.roles else name

@@ -119,7 +119,7 @@ def parse(text: str, kv: str | None = None) -> Precision:
     kv = kv or (stated_kv.group(1).lower() if stated_kv else "bf16")
     kv_bytes = {"fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625}.get(kv, 2.0)
     if kv not in {"fp8", "int8", "nvfp4", "bf16", "fp16", "auto", "bfloat16", "float16"}:
-        raise UsageError(f"there is no KV cache type {kv!r}; {suggest(kv, ['auto', 'bf16', 'fp8', 'nvfp4'])}")
+        raise UsageError(f"KV cache type {kv!r} does not exist; {suggest(kv, ['auto', 'bf16', 'fp8', 'nvfp4'])}")
     words = re.sub(r"\bkv[ _=-]*\w+", " ", text)
     mixed = re.search(r"mxfp4", words, re.IGNORECASE)
     gguf = re.search(r"\b(?:UD-)?(I?Q\d\w*)\b", words)
@@ -127,7 +127,7 @@ def parse(text: str, kv: str | None = None) -> Precision:
         name = gguf.group(1).upper()
         bits = GGUF_BITS.get(name)
         if bits is None:
-            raise UsageError(f"there is no GGUF format {gguf.group(1)!r}; {suggest(name, list(GGUF_BITS))}")
+            raise UsageError(f"GGUF format {gguf.group(1)!r} does not exist; {suggest(name, list(GGUF_BITS))}")
         return uniform(name, "gguf", each=bits / 8, kv_bytes=kv_bytes)
     word = (re.findall(r"[a-z][a-z0-9-]*", words.lower()) or ["bf16"])[0] if not mixed else "mxfp4"
     word = ALIASES.get(word, word)
@@ -151,7 +151,7 @@ def parse(text: str, kv: str | None = None) -> Precision:
         quantised = uniform(word, units, each=one, kv_bytes=kv_bytes)
         return replace(quantised, linear_bytes=linear, embedding_bytes=2.0)
     known = ["bf16", "mxfp4", "fp4-experts", *QUANTISED_BYTES, *GGUF_BITS]
-    raise UsageError(f"there is no precision {word!r}; {suggest(word, known)}")
+    raise UsageError(f"precision {word!r} does not exist; {suggest(word, known)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,7 @@ class UserStore:
         with self._writing() as connection:
             paid = _payment(connection, payment_id)
             if paid is None:
-                raise UsageError(f"there is no payment {payment_id[:80]!r}")
+                raise UsageError(f"payment {payment_id[:80]!r} does not exist")
             account = _found_or_unknown(connection, paid.user)
             if paid.refunded_at is not None:
                 return False, account
@@ -349,7 +349,7 @@ def _first_key(connection: Connection, name: str) -> float | None:
 
 
 def _unknown(name: str) -> UsageError:
-    return UsageError(f"there is no user {name[:80]!r}; `appliance users list` shows them")
+    return UsageError(f"user {name[:80]!r} does not exist; `appliance users list` shows them")
 
 
 def _account(row: Row[Any]) -> Account:

@@ -23,7 +23,7 @@ async def refund_payment(
     """
     payment = payments.get(charge)
     if payment is None:
-        raise UsageError(f"there is no payment {charge[:80]!r}; `appliance telegram payments` lists them")
+        raise UsageError(f"payment {charge[:80]!r} does not exist; `appliance telegram payments` lists them")
     if payment.state == "paid":
         raise UsageError("the gateway has not recorded this payment yet; wait until the bot has reported it")
     outcome = await channel.refund(payment.person, charge)

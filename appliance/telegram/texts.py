@@ -54,7 +54,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "new_chat": ("A new conversation begins.", "Начат новый разговор."),
     "choose_model": ("Model of this chat: {name}", "Модель этого чата: {name}"),
     "choose_role": ("Role of this chat: {name}", "Роль этого чата: {name}"),
-    "no_roles": ("There are no roles.", "Ролей нет."),
+    "no_roles": ("This site has no roles.", "Ролей нет."),
     "chosen": ("From now on: {name}", "Теперь используется: {name}"),
     "default": ("default", "по умолчанию"),
     "model_gone": (
@@ -78,7 +78,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "stopped": ("(stopped)", "(остановлено)"),
     "nothing_stopped": ("Stopped before the first word.", "Остановлено до первого слова."),
     "nothing_runs": ("No response is being generated.", "Сейчас ничего не выполняется."),
-    "nothing_to_retry": ("There is no turn to repeat.", "Повторять нечего."),
+    "nothing_to_retry": ("No turn can be repeated.", "Повторять нечего."),
     "only_last": ("Only the last message can be changed.", "Изменить можно только последнее сообщение."),
     "unconfirmed": (
         "Telegram did not confirm a message. If it is missing above, send it again.",

@@ -144,7 +144,7 @@ def test_an_invalid_key_is_400_and_is_not_created(admin: RunningAdmin, body: Any
 def test_a_key_for_an_unknown_model_is_404(admin: RunningAdmin) -> None:
     answer = admin.call("/admin/keys", {"user": "a", "models": ["missing"]})
     assert (answer.status, answer.json["error"]["param"]) == (404, "models")
-    assert answer.json["error"]["message"] == "there is no model or role 'missing'; known: fake, writer"
+    assert answer.json["error"]["message"] == "model or role 'missing' does not exist; known: fake, writer"
 
 
 def test_usage_is_shown_by_the_api_and_by_the_command_line(admin: RunningAdmin) -> None:
@@ -218,7 +218,7 @@ def test_the_command_line_makes_changes_and_lists_keys(admin: RunningAdmin) -> N
     assert (listed["models"], listed["requests_per_minute"], listed["weight"]) == (None, 1, 2.0)
     assert "1 req/min, 2 weight" in cli(admin.service, "keys", "list").stdout
     for words, says in (
-        (["create", "eve", "--models", "fakke"], "there is no model or role 'fakke'; did you mean 'fake'?"),
+        (["create", "eve", "--models", "fakke"], "model or role 'fakke' does not exist; did you mean 'fake'?"),
         (["create", "eve", "--weight", "heavy"], "'heavy' is not a number"),
         (["create", "eve", "--tokens-per-minute", "0"], "must be more than 0"),
         (["create", "eve", "--weight", "5000"], "weight is 5000; it must be from 0.001 to 1000"),

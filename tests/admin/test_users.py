@@ -83,7 +83,7 @@ def test_a_taken_name_is_409_and_an_unknown_user_404(admin: RunningAdmin) -> Non
         ({}, 400, "name"),
         ({"name": "a b"}, 400, "name"),
         ({"name": "a/b"}, 400, "name"),
-        ({"name": "new", "plan": "gold"}, 404, "there is no plan 'gold'; known: basic, free"),
+        ({"name": "new", "plan": "gold"}, 404, "plan 'gold' does not exist; known: basic, free"),
         ({"name": "new", "plan_until": 5}, 409, "plan_until needs a plan"),
         ({"name": "new", "plan": "basic", "plan_until": -5}, 400, "plan_until"),
         ({"name": "new", "language": "english"}, 400, "language"),
@@ -167,16 +167,16 @@ def test_the_command_line_creates_lists_and_changes_users(
     assert admin.call("/admin/users/max").json["plan"] == "basic"
     for words, message in (
         (["create", "eve"], "the name eve is taken"),
-        (["create", "x", "--plan", "basci"], "there is no plan 'basci'; did you mean 'basic'?"),
+        (["create", "x", "--plan", "basci"], "plan 'basci' does not exist; did you mean 'basic'?"),
         (["create", "x", "--until", "2999-01-01"], "plan_until needs a plan"),
         (["create", "x", "--plan", "basic", "--until", "2020-01-01"], "2020-01-01 is not after today"),
         (["create", "x", "--plan", "basic", "--until", "soon"], "'soon' is not a date"),
-        (["plan", "absent", "basic"], "there is no user 'absent'"),
+        (["plan", "absent", "basic"], "user 'absent' does not exist"),
         (["redeem", code, "joe"], "the code is not valid, was used, or has expired"),
         (["invite", "--days", "-1", "--plan", "basic"], "days is -1"),
         (["invite", "--plan", "basic", "--expires-in", "soon"], "--expires-in: 'soon' is not a duration"),
         (["bill", "--month", "2026-13"], "--month: '2026-13' is not a month"),
-        (["bill", "--user", "evee"], "there is no user 'evee'; did you mean 'eve'?"),
+        (["bill", "--user", "evee"], "user 'evee' does not exist; did you mean 'eve'?"),
     ):
         code_of_exit = main(["users", *words, "--config", str(admin.service.config)])
         error = capsys.readouterr().err

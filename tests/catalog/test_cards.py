@@ -60,7 +60,7 @@ def test_a_name_of_the_catalog_matches_one_card(name: str) -> None:
     ],
 )
 def test_a_card_outside_the_catalog_is_not_taken_for_a_similar_one(name: str) -> None:
-    with pytest.raises(UsageError, match="there is no card"):
+    with pytest.raises(UsageError, match="is not in the catalog"):
         find_card(name)
 
 

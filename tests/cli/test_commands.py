@@ -58,7 +58,7 @@ def test_an_unknown_command_is_rejected(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as end:
         cli.main(["serve"])
     assert end.value.code == 2
-    assert "there is no command 'serve'; `appliance --help` lists the commands" in capsys.readouterr().err
+    assert "command 'serve' does not exist; `appliance --help` lists the commands" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -177,7 +177,7 @@ def test_a_file_that_cannot_be_read_fails_the_command(
         (["search", "tea", "--user", "ada", "--key", "sk-0123"], "--key needs --user USER and the 12 digits"),
         (["search", "tea"], "ada has no store"),
         (["search", "tea", "--store", "none"], "no store 'none'"),
-        (["reindex", "vs_nil"], "no store 'vs_nil'"),
+        (["reindex", "vs_nil"], "store 'vs_nil' does not exist"),
     ],
 )
 def test_invalid_commands_name_the_cause(

@@ -129,9 +129,9 @@ INVALID: list[tuple[Edit, str]] = [
     (put("engines/a b", ONE_CARD["engines"]["chat"]), "engines.a b: is not a name: use letters, digits, dot"),
     (
         put("engines/chat/model", "qwen3-3b"),
-        "engines.chat.model: there is no model 'qwen3-3b'; did you mean 'qwen3-30b'?",
+        "engines.chat.model: model 'qwen3-3b' does not exist; did you mean 'qwen3-30b'?",
     ),
-    (put("engines/chat/host", "gpu2"), "engines.chat.host: there is no host 'gpu2'; did you mean 'gpu'?"),
+    (put("engines/chat/host", "gpu2"), "engines.chat.host: host 'gpu2' does not exist; did you mean 'gpu'?"),
     (put("engines/chat/gpus", [3]), "engines.chat.gpus: host gpu has no card 3; it has: 0"),
     (put("engines/chat/gpus", []), "engines.chat.gpus: names 0 cards; 1 replicas over 1 cards each need 1"),
     (
@@ -153,7 +153,10 @@ INVALID: list[tuple[Edit, str]] = [
         "models.qwen3-30b: Qwen/Qwen3-30B-A3B is a repository without a revision",
     ),
     (put("models/qwen3-30b/revision", "main"), "models.qwen3-30b.revision: string should match pattern"),
-    (put("roles/coder/model", "gpt"), "roles.coder.model: there is no model 'gpt'; known: qwen3-30b, qwen3-embed"),
+    (
+        put("roles/coder/model", "gpt"),
+        "roles.coder.model: model 'gpt' does not exist; known: qwen3-30b, qwen3-embed",
+    ),
     (put("roles/qwen3-30b", {"model": "qwen3-30b"}), "roles.qwen3-30b: has the name of a model; rename the role"),
     (
         put("roles/coder/sampling", {"stream": True}),
@@ -184,7 +187,7 @@ INVALID: list[tuple[Edit, str]] = [
     (put("plans/basic", {"token_per_day": 5}), "plans.basic.token_per_day: unknown key; did you mean 'tokens_per_"),
     (
         put("plans/basic", {"models": ["qwen3-30", "coder"]}),
-        "plans.basic.models: there is no model or role 'qwen3-30'; did you mean 'qwen3-30b'?",
+        "plans.basic.models: model or role 'qwen3-30' does not exist; did you mean 'qwen3-30b'?",
     ),
     (put("plans/basic", {"models": []}), "plans.basic.models: allows no model; name at least one, or remove it"),
     (put("plans/basic", {"price": "5\nEUR"}), "plans.basic.price: string should match pattern"),
@@ -195,7 +198,7 @@ INVALID: list[tuple[Edit, str]] = [
     ),
     (put("plans/basic", {"stars": 5, "stars_days": 0}), "plans.basic.stars_days: input should be greater than or"),
     (put("plans/a b", {}), "plans.a b: is not a name"),
-    (put("default_plan", "basic"), "default_plan: there is no plan 'basic'; known: none"),
+    (put("default_plan", "basic"), "default_plan: plan 'basic' does not exist; known: none"),
     (
         put("engines/chat/residency", "on-demand"),
         'engines.chat.residency: is on-demand, but gateway.engine_control = "none" starts no engine; set',
@@ -223,7 +226,7 @@ INVALID: list[tuple[Edit, str]] = [
     (put("roles/coder/memory", [""]), "roles.coder.memory.0: string should have at least 1 character"),
     (
         put("assistant/embedder", "qwen3-embde"),
-        "assistant.embedder: there is no model 'qwen3-embde'; did you mean 'qwen3-embed'?",
+        "assistant.embedder: model 'qwen3-embde' does not exist; did you mean 'qwen3-embed'?",
     ),
     (
         put("assistant/embedder", "qwen3-30b"),
@@ -251,7 +254,10 @@ INVALID: list[tuple[Edit, str]] = [
     (keyless_fetcher, "search.fetcher_url: is absent, and key_file has no effect; name the fetcher's address"),
     (put("roles/coder/search", True), "roles.coder.search: needs web search, and the site has none; add a section"),
     (put("assistant/title_model", "qwen3-embed"), "assistant.title_model: qwen3-embed has the task embed, not"),
-    (put("assistant/extract_model", "coder"), "assistant.extract_model: there is no model 'coder'; known: qwen3-"),
+    (
+        put("assistant/extract_model", "coder"),
+        "assistant.extract_model: model 'coder' does not exist; known: qwen3-",
+    ),
     (unserved_embedder, "assistant.embedder: no engine serves 'qwen3-embed'; add an engine for it"),
     (memory_of_embeddings, "roles.finder.memory: qwen3-embed has the task embed and holds no conversation; remove"),
     (put("assistant/acting_socket", "var/assistant/assistant.sock"), "assistant.acting_socket: is the socket of"),

@@ -186,7 +186,7 @@ def test_the_search_finds_the_highest_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("nonsense",), "there is no scenario 'nonsense'; there are smoke, chat"),
+        (("nonsense",), "scenario 'nonsense' does not exist; there are smoke, chat"),
         (("--users", "none"), "--users: 'none' is not a number"),
         (("--duration", "soon"), "--duration: 'soon' is not a duration"),
         (("--think", "3:1"), "think_s: the lower end 3 is above the upper end 1"),

@@ -44,11 +44,11 @@ def test_the_owners_case_is_predicted_within_an_eighth() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"gpu": "Voodoo 2"}, "there is no card"),
+        ({"gpu": "Voodoo 2"}, "card 'Voodoo 2' is not in the catalog"),
         ({"gpu": ""}, "gpu is empty"),
-        ({"model": "Mystery"}, "there is no model"),
+        ({"model": "Mystery"}, "model 'Mystery' is not in the catalog"),
         ({"model": ""}, "model is empty"),
-        ({"dtype": "fp7"}, "there is no precision"),
+        ({"dtype": "fp7"}, "precision 'fp7' does not exist"),
         ({"concurrency": "many"}, "is not a number"),
         ({"gpu_count": "0"}, ""),
         ({"gpu_count": "100000"}, "is out of range"),

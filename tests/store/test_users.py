@@ -145,7 +145,7 @@ def test_unknown_users_are_refused(local: UserStore) -> None:
         lambda: local.set_disabled("joe", disabled=True),
         lambda: local.extend_plan(paid("pay-1", user="joe")),
     ):
-        with pytest.raises(UsageError, match="there is no user 'joe'"):
+        with pytest.raises(UsageError, match="user 'joe' does not exist"):
             attempt()
 
 
@@ -307,7 +307,7 @@ def test_a_refund_takes_the_days_once(local: UserStore) -> None:
     local.change("ada", plan="large", plan_until=NOW + 5)
     local.refund("pay-2")
     assert (local.get("ada").plan, local.get("ada").plan_until) == ("large", NOW + 5)
-    with pytest.raises(UsageError, match="there is no payment 'pay-9'"):
+    with pytest.raises(UsageError, match="payment 'pay-9' does not exist"):
         local.refund("pay-9")
 
 

@@ -103,7 +103,7 @@ async def test_a_button_stops_if_drafts_have_none(make_bot: BotMaker) -> None:
 
 
 async def test_retry_replaces_the_last_turn(bot: BotUnderTest) -> None:
-    assert await bot.ask("/retry") == ["There is no turn to repeat."]
+    assert await bot.ask("/retry") == ["No turn can be repeated."]
     await bot.ask(f"One. {SHORT}")
     await bot.ask(f"Two. {SHORT}")
     assert await bot.ask("/retry") == [EXPECTED]

@@ -170,7 +170,7 @@ async def test_a_refund_returns_the_stars_and_the_days_once(bot: BotUnderTest) -
         await refund_payment(service.payments, service.channel, service.gateway, charge)
     assert bot.api.charges[charge].refunded
     assert days_left(bot) == 30
-    with pytest.raises(UsageError, match="there is no payment"):
+    with pytest.raises(UsageError, match="payment 'unknown' does not exist"):
         await refund_payment(service.payments, service.channel, service.gateway, "unknown")
 
 

@@ -78,7 +78,7 @@ def test_a_doubtful_row_has_a_weight_and_a_reason() -> None:
         ({"total_tok_s": "10"}, "is less than output_tok_s"),
         ({"tpot_ms": "90"}, "check the units"),
         ({"output_tok_s": "1000000"}, "check the units"),
-        ({"gpu": "Voodoo 2"}, "there is no card"),
+        ({"gpu": "Voodoo 2"}, "card 'Voodoo 2' is not in the catalog"),
     ],
 )
 def test_an_impossible_row_is_refused(change: dict[str, str], words: str) -> None:

@@ -452,7 +452,7 @@ def test_the_command_makes_the_points_again(
         server.only.points[max(server.only.points)].vector = [1.0] * 512
         assert run("vs_1")[0] == 0
         assert max(server.only.points[max(server.only.points)].vector) < 1
-        assert run("vs_2") == (2, "error: there is no store 'vs_2'; `appliance memory status` lists them\n")
+        assert run("vs_2") == (2, "error: store 'vs_2' does not exist; `appliance memory status` lists them\n")
     code, shown = run()
     assert (code, "Qdrant cannot be reached" in shown) == (1, True)
     config.write_text(memory_site(tmp_path).model_dump_json(exclude_defaults=True))

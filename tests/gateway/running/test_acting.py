@@ -269,7 +269,7 @@ def test_the_socket_has_its_mode_at_a_path_of_any_length(tmp_path: Path) -> None
 def test_the_named_account_must_exist() -> None:
     assert allowed_users(otheruser.NAME) == {os.geteuid(), 0, otheruser.NOBODY}
     assert allowed_users(None) == {os.geteuid(), 0}
-    with pytest.raises(StartError, match="there is no account 'no-such-account' on this machine; create it"):
+    with pytest.raises(StartError, match="account 'no-such-account' does not exist on this machine; create it"):
         allowed_users("no-such-account")
 
 

@@ -251,7 +251,7 @@ def test_a_restart_in_mid_stream_loses_nothing_and_doubles_nothing(tmp_path: Pat
 
 def test_an_unknown_default_plan_is_refused_at_the_start(tmp_path: Path) -> None:
     unknown = serving(tmp_path / "unknown", plans=PLANS, default_plan="smal")
-    with pytest.raises(pytest.fail.Exception, match="there is no plan 'smal'; did you mean 'small'"), unknown:
+    with pytest.raises(pytest.fail.Exception, match="plan 'smal' does not exist; did you mean 'small'"), unknown:
         pass
 
 

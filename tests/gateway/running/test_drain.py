@@ -229,7 +229,7 @@ def test_unknown_replicas_and_invalid_bodies_are_rejected(pair: Pair) -> None:
         lambda: control_client.undrain(folder, "lef"),
     ]
     for call in unknown:
-        with pytest.raises(RequestError, match=r"no replica 'lef'; did you mean 'left'\?") as caught:
+        with pytest.raises(RequestError, match=r"Replica 'lef' does not exist; did you mean 'left'\?") as caught:
             call()
         assert (caught.value.status, caught.value.code) == (404, "replica_not_found")
     invalid: list[Callable[[], object]] = [

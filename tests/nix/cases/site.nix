@@ -125,12 +125,12 @@ in
   "a plan with an unknown model" = {
     host = "gpu";
     module.appliance.settings.plans.basic.models = [ "qwen3-3b" ];
-    invalid = "plans.basic.models: there is no model or role 'qwen3-3b'";
+    invalid = "plans.basic.models: model or role 'qwen3-3b' does not exist";
   };
   "a default plan that does not exist" = {
     host = "gpu";
     module.appliance.settings.default_plan = "basic";
-    invalid = "default_plan: there is no plan 'basic'";
+    invalid = "default_plan: plan 'basic' does not exist";
   };
   "a model that does not fit" = {
     host = "gpu";
