@@ -263,6 +263,8 @@ def test_the_page_speaks_russian(site: PageUnderTest) -> None:
     page.fill("#key", site.service.key)
     page.press("#key", "Enter")
     expect(page.locator("#message")).to_have_attribute("placeholder", "Напишите сообщение")
+    # The scripts that open the dialog run: the log-in has loaded a new page.
+    expect(page.locator("#model option").first).to_be_attached()
     assert page.locator("html").get_attribute("lang") == "ru"
     page.click("#account")
     page.check("#language [value=en]")

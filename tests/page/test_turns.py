@@ -76,8 +76,10 @@ def test_stop_keeps_the_text_so_far(site: PageUnderTest, page: Page) -> None:
 
 def test_retry_replaces_the_reply(site: PageUnderTest, page: Page) -> None:
     chat = say_and_wait(page, "fake: tokens=2 itl_ms=1")
+    before = {one["id"] for one in site.items(chat)}
     page.get_by_role("button", name="Try again").click()
-    wait_for(lambda: site.assistant.stats()["active"] == 0 and len(site.texts(chat)) == 2, page)
+    wait_for(lambda: len(site.texts(chat)) == 2 and before.isdisjoint(one["id"] for one in site.items(chat)), page)
+    wait_for(lambda: site.assistant.stats()["active"] == 0, page)
     expect(page.locator("article")).to_have_count(2)
     assert site.texts(chat) == [("user", "fake: tokens=2 itl_ms=1"), ("assistant", "the quick")]
 

@@ -221,8 +221,10 @@ def test_shares_are_recorded_once_and_are_in_the_metrics(site: RunningService) -
     with store_of(site) as store:
         wait_until(lambda: store.notices((month,)).get(("warned", month)) == 80, "the notice", 20)
         assert store.record_notice("warned", month, 80) is False
-    log = (site.data / "gateway.log").read_text()
-    assert log.count('"user": "warned"') == 1
+    log = site.data / "gateway.log"
+    # The store has the notice before the log has its line.
+    wait_until(lambda: log.read_text().count('"user": "warned"') > 0, "the line of the log", 20)
+    assert log.read_text().count('"user": "warned"') == 1
     assert 0.8 <= metric(site, 'budget_used_ratio{user="warned"}') < 1.0
     assert 'user="ada"' not in site.get("/metrics").body.decode()
 
