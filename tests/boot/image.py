@@ -83,9 +83,11 @@ INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 GUEST_MODULES = ("vfat", "nls_cp437", "nls_ascii", "nls_utf8", "efivarfs", "i6300esb", "loop")
 NOT_NEEDED = re.compile(
     r"(mypy|mypyc|openai|schemathesis|jsonschema_rs|hypothesis|pip|setuptools|psycopg|pytest|_pytest|graphql|"
-    r"ruff|[0-9a-f]{20}__mypyc|pandas|__editable__|_pytest|jsonschema|litellm)"
+    r"ruff|[0-9a-f]{20}__mypyc|pandas|__editable__|_pytest|jsonschema|litellm|playwright|faker|anthropic|langsmith)"
 )
-ESP_MIB, ROOT_MIB = 48, 900
+ESP_MIB = 48
+FREE_MIB = 160
+"""Room on the root file system beyond its files, of which ext4's own tables and its reserve take about a half."""
 
 
 @dataclass(frozen=True)
@@ -376,10 +378,11 @@ def _guest(tree: Path) -> None:
 def _disk(tree: Path, base: Path, disk: Path) -> None:
     """Write the disk: GPT, a boot partition with systemd-boot, the root file system."""
     esp_start, root_start = 1, 1 + ESP_MIB
+    size = int(_run("du", "--summarize", "--block-size=1M", tree).split()[0]) + FREE_MIB
     with disk.open("wb") as file:
-        file.truncate((root_start + ROOT_MIB + 1) * 2**20)
+        file.truncate((root_start + size + 1) * 2**20)
     esp_line = f"start={esp_start}MiB, size={ESP_MIB}MiB, type=uefi"
-    table = f"label: gpt\n{esp_line}\nstart={root_start}MiB, size={ROOT_MIB}MiB\n"
+    table = f"label: gpt\n{esp_line}\nstart={root_start}MiB, size={size}MiB\n"
     subprocess.run(["sfdisk", "--quiet", str(disk)], input=table, text=True, check=True)
     esp = f"{disk}@@{esp_start}M"
     _run("mformat", "-i", esp, "-F", "-T", ESP_MIB * 2048, "-h", 64, "-s", 32, "::")
@@ -402,4 +405,4 @@ def _disk(tree: Path, base: Path, disk: Path) -> None:
                 text.write_text(source)
             _run("mcopy", "-i", esp, text if isinstance(source, str) else source, f"::/{target}")
     options = f"offset={root_start * 2**20}"
-    _run("mke2fs", "-q", "-t", "ext4", "-E", options, "-d", tree, disk, f"{ROOT_MIB}M")
+    _run("mke2fs", "-q", "-t", "ext4", "-E", options, "-d", tree, disk, f"{size}M")
