@@ -73,6 +73,7 @@
         default = role ./modules;
         gpu = role ./modules/roles/gpu.nix;
         vps = role ./modules/roles/vps.nix;
+        side = role ./modules/roles/side.nix;
         installer = ./modules/installer/iso.nix;
         disk = ./modules/installer/disk.nix;
       };
@@ -80,6 +81,7 @@
       nixosConfigurations = {
         gpu = host ./hosts/gpu.nix { };
         vps = host ./hosts/vps.nix { };
+        side = host ./hosts/side.nix { };
         installer = host ./hosts/installer.nix {
           flakeSource = self;
           installClosure = self.lib.installClosure self.nixosConfigurations.gpu {

@@ -91,6 +91,8 @@ let
       null
     else if engine.kind == "vllm" && engine.device == "cuda" then
       "${cfg.engines.cudaEnvironment}/bin/python"
+    else if engine.kind == "llamacpp" && engine.device == "vulkan" then
+      lib.getExe' cfg.engines.llamacppVulkan "llama-server"
     else if engine.kind == "llamacpp" then
       lib.getExe' cfg.engines.llamacpp "llama-server"
     else

@@ -1,4 +1,4 @@
-# All modules of the appliance. Each is disabled until a role (roles/gpu.nix, roles/vps.nix) or a host enables it, so
+# All modules of the appliance. Each is disabled until a role (roles/gpu.nix, roles/vps.nix, roles/side.nix) or a host enables it, so
 # importing this module alone changes no machine.
 { lib, ... }:
 let
@@ -25,6 +25,8 @@ in
         ./admin.nix
         ./assistant.nix
         ./search.nix
+        ./whisper.nix
+        ./n8n.nix
         ./telegram.nix
         ./smoke.nix
         ./trial.nix

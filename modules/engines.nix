@@ -14,6 +14,7 @@ let
     environmentMount
     hardened
     numaNodes
+    renderAccess
     secretPath
     ;
   inherit (config) appliance;
@@ -61,7 +62,7 @@ let
     e.kind == "vllm" && e.command != null && builtins.match "(/[^/: ]+)+/bin/[^/: ]+" "${e.command}" == null
   ) appliance.myEngines;
   absent = lib.filterAttrs (
-    _: e: e.device == "cuda" && !(lib.all (i: lib.any (g: g.index == i) appliance.thisHost.gpus) e.gpus)
+    _: e: e.device != "cpu" && !(lib.all (i: lib.any (g: g.index == i) appliance.thisHost.gpus) e.gpus)
   ) appliance.myEngines;
   names = attrs: lib.concatStringsSep ", " (lib.attrNames attrs);
 
@@ -89,6 +90,7 @@ let
     replica:
     let
       cuda = replica.engine.device == "cuda";
+      vulkan = replica.engine.device == "vulkan";
     in
     hardened
     // {
@@ -123,7 +125,8 @@ let
       DeviceAllow = cardAccess.DeviceAllow ++ [ "char-nvidia-caps rw" ];
       # The driver checks the real user of the process, and NCCL shares memory between processes of one user.
       PrivateUsers = false;
-    };
+    }
+    // lib.optionalAttrs vulkan renderAccess;
 
   numaPolicy =
     replica:
@@ -180,6 +183,10 @@ let
         FLASHINFER_EXTRA_LDFLAGS = "-L/run/opengl-driver/lib";
         CC = lib.getExe' pkgs.gcc "gcc";
       }
+      // lib.optionalAttrs (replica.engine.device == "vulkan") {
+        # The compiled shaders stay: a start without them compiles for minutes.
+        MESA_SHADER_CACHE_DIR = "/var/cache/appliance-engine-${replica.engineName}/mesa";
+      }
       // lib.optionalAttrs (appliance.gpu.peerToPeer == "off") { NCCL_P2P_DISABLE = "1"; };
       serviceConfig =
         sandbox replica
@@ -231,6 +238,13 @@ in
       example = lib.literalExpression "pkgs.llama-cpp";
       description = "Package with llama-server.";
     };
+    llamacppVulkan = mkOption {
+      type = types.package;
+      default = pkgs.llama-cpp.override { vulkanSupport = true; };
+      defaultText = lib.literalExpression "pkgs.llama-cpp.override { vulkanSupport = true; }";
+      example = lib.literalExpression "pkgs.llama-cpp-vulkan";
+      description = "Package with llama-server for engines whose device is vulkan.";
+    };
     credentials = mkOption {
       type = types.attrsOf secretPath;
       default = { };
@@ -272,6 +286,10 @@ in
         message = "appliance.settings.engines.${names absent}: host ${appliance.host} does not have one of its cards: list the card under hosts.${appliance.host}.gpus, or correct gpus.";
       }
     ];
+    # The drivers of Vulkan, under /run/opengl-driver.
+    hardware.graphics.enable = lib.mkIf (lib.any (
+      r: r.engine.device == "vulkan"
+    ) replicas) true;
     systemd.services = lib.listToAttrs (map unit replicas);
   };
 }

@@ -85,6 +85,15 @@ in
     ];
   };
 
+  # Access of a unit to cards by Vulkan: the render nodes, not the outputs to screens. Their group is render.
+  renderAccess = {
+    PrivateDevices = false;
+    DeviceAllow = [ "char-drm rw" ];
+    SupplementaryGroups = [ "render" ];
+    # The group would be unknown in a namespace of the unit's own.
+    PrivateUsers = false;
+  };
+
   # Strict enough for 2.0 or better of `systemd-analyze security`. A unit that needs more access names it, with the
   # reason.
   hardened = {

@@ -271,7 +271,11 @@ class Engine(Section):
     )
     host: Name = Field(description="Host on which it runs; for kind http, the host whose gateway uses it.")
     model: ModelName = Field(description="Model that it serves, by its name in `models`.")
-    device: Literal["cuda", "cpu"] = Field(default="cuda", description="Device on which it computes.")
+    device: Literal["cuda", "vulkan", "cpu"] = Field(
+        default="cuda",
+        description="Device on which it computes: NVIDIA's cards, cards of any maker by Vulkan (llama.cpp only), or "
+        "the CPU.",
+    )
     gpus: tuple[int, ...] = Field(
         default=(),
         description="Indices of cards, replica after replica: 2 replicas with 2 cards each need 4.",
@@ -371,6 +375,11 @@ class Engine(Section):
     def is_started(self) -> bool:
         """Whether the appliance starts its process; the server of kind http runs by itself."""
         return self.kind != "http"
+
+    @property
+    def on_cards(self) -> bool:
+        """Whether it computes on cards of its host."""
+        return self.device != "cpu"
 
     @property
     def slots(self) -> int:

@@ -139,6 +139,10 @@ def _cards(where: str, engine: Engine, host_name: str, host: Host) -> Iterator[V
         if engine.gpus or engine.tensor_parallel > 1:
             yield Violation(where, "names cards though device is cpu", "remove gpus and tensor_parallel")
         return
+    if engine.device == "vulkan" and engine.kind not in ("llamacpp", "mock"):
+        yield Violation(
+            f"{where}.device", f"{engine.kind} does not compute by Vulkan", 'set kind = "llamacpp", or another device'
+        )
     wanted = engine.replicas * engine.tensor_parallel
     if len(engine.gpus) != wanted:
         yield Violation(
@@ -184,7 +188,7 @@ def _ports(site: Site) -> Iterator[Violation]:
 
 def _card_memory(site: Site) -> Iterator[Violation]:
     for host_name, host in site.hosts.items():
-        engines = {n: e for n, e in site.engines.items() if e.host == host_name and e.device == "cuda"}
+        engines = {n: e for n, e in site.engines.items() if e.host == host_name and e.on_cards}
         for gpu in host.gpus:
             users = [(n, e) for n, e in engines.items() for card in e.gpus if card == gpu.index]
             total = sum(e.gpu_memory_utilization for _, e in users if e.residency == "always")

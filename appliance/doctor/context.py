@@ -59,9 +59,12 @@ class CheckContext:
 
     @cached_property
     def gpus(self) -> tuple[Gpu, ...]:
-        """Return the cards that the site lists for this host."""
-        here = self.site.hosts.get(self.name) if self.site is not None else None
-        return here.gpus if here is not None else ()
+        """Return the cards of NVIDIA that the site lists for this host: those that no engine uses by Vulkan."""
+        if self.site is None or self.name not in self.site.hosts:
+            return ()
+        engines = [engine for engine in self.site.engines.values() if engine.host == self.name]
+        by_vulkan = {index for engine in engines if engine.device == "vulkan" for index in engine.gpus}
+        return tuple(gpu for gpu in self.site.hosts[self.name].gpus if gpu.index not in by_vulkan)
 
     @cached_property
     def replicas(self) -> list[EngineReplica]:
@@ -71,7 +74,7 @@ class CheckContext:
 
     @cached_property
     def on_cards(self) -> list[EngineReplica]:
-        """Return the replicas that compute on cards."""
+        """Return the replicas that compute on cards of NVIDIA."""
         return [r for r in self.replicas if r.engine.device == "cuda" and r.engine.kind != "mock"]
 
     def data_folder(self, site: Site) -> Path:

@@ -27,8 +27,13 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     if engine.device == "cpu":
         argv += ["--n-gpu-layers", "0"]
     else:
-        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, engine.cards(replica)))
+        cards = ",".join(map(str, engine.cards(replica)))
+        if engine.device == "vulkan":
+            # ggml's own choice of devices: the loader of Vulkan has none.
+            environment["GGML_VK_VISIBLE_DEVICES"] = cards
+        else:
+            environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+            environment["CUDA_VISIBLE_DEVICES"] = cards
         if "n-gpu-layers" not in engine.options:
             argv += ["--n-gpu-layers", "999"]
     for flag, value in engine.options.items():

@@ -433,7 +433,7 @@ class SwapController:
 def _memory(site: Site, name: str) -> tuple[Memory, Memory]:
     """Return the shares of its cards that an engine occupies awake and asleep; on the CPU, of its host's RAM."""
     engine = site.engines[name]
-    if engine.device == "cuda":
+    if engine.on_cards:
         places = [f"{engine.host}/{index}" for index in engine.gpus]
         return dict.fromkeys(places, engine.gpu_memory_utilization), dict.fromkeys(places, engine.asleep_share)
     weights = site.models[engine.model].weights_gib or 0.0

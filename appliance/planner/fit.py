@@ -191,7 +191,7 @@ def _ram(site: Site, host: str) -> Iterator[Violation]:
                 offload += float(value) * GIB * per_card
         on_cpu = engine.device == "cpu" and engine.kind == "vllm"
         one = host_ram.EngineRam(
-            cards=engine.tensor_parallel if engine.device == "cuda" else 0,
+            cards=engine.tensor_parallel if engine.on_cards else 0,
             weights=weight_bytes(shape, dtype, Layout()),
             sleeps=bool(engine.options.get("enable-sleep-mode")),
             in_ram=weights + engine.kv_cache_gib * GIB if on_cpu else 0.0,

@@ -15,6 +15,7 @@ in
 {
   gpu = toplevel "gpu";
   vps = toplevel "vps";
+  side = toplevel "side";
   installer = toplevel "installer";
   inherit (packages) appliance loadtest;
   inherit evaluation vm loadtest-vm;

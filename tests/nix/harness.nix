@@ -24,6 +24,29 @@
         type = lib.types.bool;
         default = false;
       };
+      # In nixos-26.05: secrets of n8n as credentials, and runners in a unit of their own; `settings` is removed.
+      options.services.n8n = {
+        environment = lib.mkOption {
+          type = lib.types.submodule {
+            freeformType = lib.types.attrsOf (
+              lib.types.oneOf [
+                lib.types.str
+                (lib.types.coercedTo lib.types.int toString lib.types.str)
+                (lib.types.coercedTo lib.types.bool builtins.toJSON lib.types.str)
+              ]
+            );
+            options.N8N_RUNNERS_AUTH_TOKEN_FILE = lib.mkOption {
+              type = lib.types.nullOr lib.types.path;
+              default = null;
+            };
+          };
+          default = { };
+        };
+        taskRunners.enable = lib.mkOption {
+          type = lib.types.bool;
+          default = false;
+        };
+      };
       # The default of NixOS, which the checker's list does not compute.
       config.nix.package = lib.mkOverride 1450 pkgs.nix;
     }

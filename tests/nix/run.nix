@@ -14,6 +14,7 @@ let
   hosts = {
     gpu = ../../hosts/gpu.nix;
     vps = ../../hosts/vps.nix;
+    side = ../../hosts/side.nix;
     # The hosts that `nix flake init -t` writes, with the modules of its flake.
     my-gpu.imports = [
       ../../modules/roles/gpu.nix

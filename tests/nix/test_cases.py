@@ -82,8 +82,8 @@ def test_every_option_has_description_and_example() -> None:
 
 def test_the_flake_has_its_outputs() -> None:
     flake = checker.value("flake")
-    assert flake["hosts"] == ["gpu", "installer", "vps"]
-    assert {"default", "gpu", "vps"} <= set(flake["modules"])
+    assert flake["hosts"] == ["gpu", "installer", "side", "vps"]
+    assert {"default", "gpu", "side", "vps"} <= set(flake["modules"])
     assert {"iso", "appliance", "engine-cuda", "loadtest", "options-doc"} <= set(flake["packages"])
     assert flake["apps"] == dict.fromkeys(("default", "doctor", "loadtest", "plan"), "app")
     assert {"gpu", "vps", "installer", "evaluation", "options-doc", "example-sites", "formatting", "vm"} <= set(

@@ -19,6 +19,7 @@ let
     ./http_engines.nix
     ./search.nix
     ./telegram.nix
+    ./side.nix
   ];
   sets = map (file: import file { inherit lib; }) files;
   all = lib.foldl' (a: b: a // b) { } sets;
