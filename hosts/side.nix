@@ -80,7 +80,7 @@
           port = 8112;
           health_path = "/health";
           context = 448;
-          concurrency = 2;
+          concurrency = 1;
         };
       };
       gateway.host = "10.77.0.3";

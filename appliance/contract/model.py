@@ -273,8 +273,8 @@ class Engine(Section):
     model: ModelName = Field(description="Model that it serves, by its name in `models`.")
     device: Literal["cuda", "vulkan", "cpu"] = Field(
         default="cuda",
-        description="Device on which it computes: NVIDIA's cards, cards of any maker by Vulkan (llama.cpp only), or "
-        "the CPU.",
+        description="Device on which it computes: cards of NVIDIA, cards of any maker by Vulkan (llama.cpp only), "
+        "or the CPU.",
     )
     gpus: tuple[int, ...] = Field(
         default=(),

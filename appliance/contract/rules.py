@@ -140,9 +140,8 @@ def _cards(where: str, engine: Engine, host_name: str, host: Host) -> Iterator[V
             yield Violation(where, "names cards though device is cpu", "remove gpus and tensor_parallel")
         return
     if engine.device == "vulkan" and engine.kind not in ("llamacpp", "mock"):
-        yield Violation(
-            f"{where}.device", f"{engine.kind} does not compute by Vulkan", 'set kind = "llamacpp", or another device'
-        )
+        what = f"{engine.kind} does not compute by Vulkan"
+        yield Violation(f"{where}.device", what, 'set kind = "llamacpp", or another device')
     wanted = engine.replicas * engine.tensor_parallel
     if len(engine.gpus) != wanted:
         yield Violation(

@@ -1,5 +1,5 @@
 # The side box: a machine with a card of another maker. Its own gateway serves embeddings and speech to the GPU server,
-# with a key and through the tunnel; n8n runs beside it. Its death takes away its own models only.
+# with a key and through the tunnel; n8n runs on the same machine. Its death takes away its own models only.
 { lib, ... }:
 {
   imports = [ ../default.nix ];

@@ -140,6 +140,15 @@ def test_llamacpp_divides_its_context_among_slots() -> None:
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
 
 
+def test_llamacpp_by_vulkan_selects_its_cards_by_ggmls_own_variable() -> None:
+    engine = Engine(
+        kind="llamacpp", host="h", model="m", device="vulkan", gpus=(1,), context=8192, concurrency=4, port=9000
+    )  # fmt: skip
+    words, environment = llamacpp.build(engine, Model(source="/m.gguf"), 0)
+    assert flag(words, "--n-gpu-layers") == "999"
+    assert environment == {"GGML_VK_VISIBLE_DEVICES": "1"}
+
+
 def test_options_that_llamacpp_cannot_have_are_rejected() -> None:
     engine = Engine(
         kind="llamacpp", host="h", model="m", device="cpu", context=1, concurrency=1, port=1,

@@ -67,6 +67,8 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "mdadm": (),
     "minica": ("minica",),
     "mtools": (),
+    "n8n": ("n8n", "n8n-task-runner", "n8n-task-runner-python"),
+    "n8n-task-runner-launcher": ("n8n-task-runner-launcher",),
     "nftables": ("nft",),
     "nginx": ("nginx",),
     "ninja": ("ninja",),
@@ -92,6 +94,7 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "systemd-boot": ("systemd-boot",),
     "systemd": ("bootctl", "hostnamectl", "journalctl", "loginctl", "systemctl", "systemd-run"),
     "util-linux": ("agetty", "blkid", "findmnt", "flock", "lsblk", "lscpu", "mount", "rtcwake", "umount", "wipefs"),
+    "whisper-cpp": ("whisper-server",),
     "wireguard-tools": ("wg",),
     "zfs-user": (),
 }  # fmt: skip
