@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
-from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from appliance import __version__
+from appliance.admin.fields import AnyUser, KeyId, KeyLimits, KeyOut, MadeKey, Moment, NewKey
+from appliance.admin.operator.pages import OperatorStores, operator_router
 from appliance.admin.users import bill_router, invites_router, users_router
-from appliance.contract.model import USER_PATTERN, Site
+from appliance.contract.model import Site
 from appliance.errors import (
     ApplianceError,
     AuthenticationError,
@@ -32,72 +33,12 @@ from appliance.errors import (
 )
 from appliance.gateway import control_client
 from appliance.store.bills import BillReader
-from appliance.store.keys import LEAST_WEIGHT, MOST_WEIGHT, KeyStore
+from appliance.store.keys import KeyStore
 from appliance.store.models import Key
 from appliance.store.usage import UsageLine, UsageReader, as_csv
 from appliance.store.users import UserStore
 
 BEARER = HTTPBearer(auto_error=False, description="The admin token.")
-
-
-def _whole(value: object) -> object:
-    """Return a float without a fraction as an integer: JSON has one kind of number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-UserName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-AnyUser = Annotated[str, Field(pattern=USER_PATTERN)]
-KeyId = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{12}$")]
-Amount = Annotated[int, Field(gt=0, le=2**31 - 1), BeforeValidator(_whole)]
-Moment = Annotated[float, Field(ge=0, le=253_402_300_799)]
-"""Seconds since the epoch, up to the year 9999."""
-
-
-class KeyLimits(BaseModel):
-    """Limits of a key; an absent one leaves the user's limit."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    name: str = Field(default="", max_length=100, description="A label.")
-    models: list[str] | None = Field(
-        default=None, max_length=1000, description="Models and roles that it may use; all if absent."
-    )
-    requests_per_minute: Amount | None = Field(default=None, description="Requests per minute.")
-    tokens_per_minute: Amount | None = Field(default=None, description="Prompt plus completion tokens per minute.")
-    requests_in_flight: Amount | None = Field(default=None, description="Requests that run or wait at once.")
-    weight: float | None = Field(
-        default=None,
-        ge=LEAST_WEIGHT,
-        le=MOST_WEIGHT,
-        description="Priority weight in the queue; the user's if absent.",
-    )
-    expires_at: Moment | None = Field(default=None, description="Time of expiry, in seconds since the epoch.")
-    end_users: bool = Field(
-        default=False,
-        description="Count each end user that a request names as a user of its own, `user/end-user`.",
-    )
-
-
-class NewKey(KeyLimits):
-    """A key to create."""
-
-    user: UserName = Field(description="User of the key.")
-
-
-class KeyOut(KeyLimits):
-    """A key without its secret."""
-
-    id: str = Field(description="The twelve digits after `sk-`.")
-    user: str = Field(description="User of the key.")
-    state: Literal["active", "expired", "revoked"] = Field(description="State at the time of the response.")
-    created_at: float = Field(description="Seconds since the epoch.")
-    revoked_at: float | None = Field(description="Seconds since the epoch; null if it is not revoked.")
-
-
-class MadeKey(KeyOut):
-    """A new key with its secret, which no other response contains."""
-
-    key: str = Field(description="The key itself, `sk-<id>-<secret>`.")
 
 
 class SwapOrder(BaseModel):
@@ -106,6 +47,26 @@ class SwapOrder(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(min_length=1, max_length=200, description="A model, or a role of it.")
+
+
+class ReplicaName(BaseModel):
+    """A replica."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    replica: str = Field(min_length=1, max_length=200, description="A replica as `GET /admin/models` names it.")
+
+
+class DrainOrder(ReplicaName):
+    """A replica to close."""
+
+    reason: str = Field(
+        default="closed by an operator",
+        min_length=1,
+        max_length=300,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="Clients see it if no other replica serves the model.",
+    )
 
 
 class Problem(BaseModel):
@@ -157,6 +118,8 @@ def make_app(site: Site, folder: Path, token: str) -> FastAPI:
     for router in of_users:
         app.include_router(router, dependencies=[Depends(admin)], responses=PROBLEMS)
     app.include_router(_models(folder), dependencies=[Depends(admin)], responses=PROBLEMS)
+
+    app.include_router(operator_router(OperatorStores(site, folder, keys, users, usage, bills), token))
 
     @app.get("/health")
     def health() -> dict[str, str]:
@@ -266,6 +229,16 @@ def _models(folder: Path) -> APIRouter:
         """Load a model now; running requests finish first."""
         return control_client.swap(folder, order.model)
 
+    @router.post("/drain")
+    def drain(order: DrainOrder) -> dict[str, Any]:
+        """Send no new requests to a replica; running ones finish."""
+        return control_client.drain(folder, order.replica, order.reason)
+
+    @router.post("/undrain")
+    def undrain(order: ReplicaName) -> dict[str, Any]:
+        """Send requests to a drained replica again."""
+        return control_client.undrain(folder, order.replica)
+
     return router
 
 
@@ -304,7 +277,8 @@ async def _as_response(request: Request, error: Exception) -> Response:
     else:
         rejection = InvalidRequestError(str(error))
     if rejection.status == 405:
-        headers["Allow"] = ", ".join(sorted(_methods(request)))
+        # The router names the methods of the first route of a path only; pages are not in the schema.
+        headers["Allow"] = ", ".join(sorted(_methods(request))) or headers.get("allow", "GET")
     if rejection.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(openai_body(rejection), rejection.status, headers, media_type="application/json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from appliance.contract.model import Site
 from appliance.errors import ConflictError, NotFoundError, UsageError
 from appliance.store.bills import BillLine, BillReader, bill_csv
-from appliance.store.calendar import DAY_S, day_of, month_named, month_of
+from appliance.store.calendar import DAY_S, Month, day_of, month_named, month_of
 from appliance.store.models import Account
 from appliance.store.plans import account_plan
 from appliance.store.usage import UsageReader
@@ -130,34 +130,34 @@ def users_router(site: Site, users: UserStore, usage: UsageReader) -> APIRouter:
     @router.get("")
     def list_users() -> list[UserOut]:
         """List all users by name, those that only have a key too."""
-        return _shown(site, usage, users.all())
+        return shown_users(site, usage, users.all())
 
     @router.post("", status_code=201)
     def create_user(new: NewUser) -> CreatedUser:
         """Create a user and its first key."""
-        _check_plan(site, new.plan)
-        _check_free(users, new.name)
+        check_plan(site, new.plan)
+        check_free(users, new.name)
         with _conflicts():
             key = users.create(new.name, **new.model_dump(exclude={"name"}))
-        (out,) = _shown(site, usage, [users.get(new.name)])
+        (out,) = shown_users(site, usage, [users.get(new.name)])
         return CreatedUser(key=key, **out.model_dump())
 
     @router.get("/{name}")
     def get_user(name: PathName) -> UserOut:
         """Return a user."""
-        (out,) = _shown(site, usage, [_found(users, name)])
+        (out,) = shown_users(site, usage, [_found(users, name)])
         return out
 
     @router.patch("/{name}")
     def change_user(name: PathName, change: UserChange) -> UserOut:
         """Change the given values of a user. A disabled user's running requests end."""
         _found(users, name)
-        _check_plan(site, change.plan)
+        check_plan(site, change.plan)
         with _conflicts():
             users.change(name, **change.model_dump(exclude_unset=True, exclude={"disabled"}))
         if "disabled" in change.model_fields_set:
             users.set_disabled(name, disabled=change.disabled)
-        (out,) = _shown(site, usage, [users.get(name)])
+        (out,) = shown_users(site, usage, [users.get(name)])
         return out
 
     return router
@@ -170,7 +170,7 @@ def invites_router(site: Site, users: UserStore, usage: UsageReader) -> APIRoute
     @router.post("", status_code=201)
     def create_invite(new: NewInvite) -> InviteCode:
         """Create a code that creates one user."""
-        _check_plan(site, new.plan)
+        check_plan(site, new.plan)
         with _conflicts():
             code = users.invite(MADE_BY, plan=new.plan, days=new.days, expires_in_s=new.valid_days * DAY_S)
         return InviteCode(code=code)
@@ -178,12 +178,12 @@ def invites_router(site: Site, users: UserStore, usage: UsageReader) -> APIRoute
     @router.post("/redeem", status_code=201)
     def redeem_invite(order: InviteUse) -> CreatedUser:
         """Create a user and its first key by a code, which is used up."""
-        _check_free(users, order.name)
+        check_free(users, order.name)
         try:
             redeemed = users.redeem(order.code, order.name)
         except UsageError as error:
             raise NotFoundError(str(error), code="invite_not_found", param="code") from None
-        (out,) = _shown(site, usage, [redeemed.account])
+        (out,) = shown_users(site, usage, [redeemed.account])
         return CreatedUser(key=redeemed.key, **out.model_dump())
 
     return router
@@ -207,25 +207,34 @@ def bill_router(site: Site, users: UserStore, bills: BillReader) -> APIRouter:
         """Return the usage of a month by user, model and role."""
         now = time.time()
         period = month_of(day_of(now)) if month is None else month_named(month, "month")
-        accounts = {account.name: account for account in users.all()}
-
-        def plan_of(name: str) -> tuple[str, str]:
-            plan_name, plan = account_plan(site, accounts.get(name, Account(name)), now)
-            return plan_name or "", plan.price if plan is not None else ""
-
-        lines = bills.lines(period, plan_of, user)
+        lines = bill_lines(site, users.all(), bills, period, user)
         return Response(bill_csv(lines), media_type="text/csv") if kind == "csv" else lines
 
     return router
 
 
-def _check_plan(site: Site, plan: str | None) -> None:
+def bill_lines(
+    site: Site, accounts: Iterable[Account], bills: BillReader, period: Month, user: str | None
+) -> list[BillLine]:
+    """Return the lines of the bill of ``period``, with the present plan of each of ``accounts``."""
+    by_name, now = {account.name: account for account in accounts}, time.time()
+
+    def plan_of(name: str) -> tuple[str, str]:
+        plan_name, plan = account_plan(site, by_name.get(name, Account(name)), now)
+        return plan_name or "", plan.price if plan is not None else ""
+
+    return bills.lines(period, plan_of, user)
+
+
+def check_plan(site: Site, plan: str | None) -> None:
+    """Raise :class:`NotFoundError` for a plan that the site lacks."""
     if plan is not None and plan not in site.plans:
         offered = ", ".join(sorted(site.plans)) or "none"
         raise NotFoundError(f"plan {plan!r} does not exist; known: {offered}", code="plan_not_found", param="plan")
 
 
-def _check_free(users: UserStore, name: str) -> None:
+def check_free(users: UserStore, name: str) -> None:
+    """Raise :class:`ConflictError` for a name that a user has."""
     try:
         users.get(name)
     except UsageError:
@@ -240,7 +249,8 @@ def _found(users: UserStore, name: str) -> Account:
         raise NotFoundError(str(error), code="user_not_found") from None
 
 
-def _shown(site: Site, usage: UsageReader, accounts: list[Account]) -> list[UserOut]:
+def shown_users(site: Site, usage: UsageReader, accounts: list[Account]) -> list[UserOut]:
+    """Return ``accounts`` with their present plans and used tokens."""
     now = time.time()
     day = day_of(now)
     today = usage.tokens(day * DAY_S, now + 60)
