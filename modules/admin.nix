@@ -1,4 +1,5 @@
-# The admin API: keys, usage, loaded models. A separate process on loopback, under the gateway's user.
+# The admin API and the operator's page: users, keys, usage, loaded models, alerts. A separate process on loopback,
+# under the gateway's user.
 { config, lib, ... }:
 let
   inherit (import ./lib.nix { inherit lib; }) hardened secretPath;
@@ -37,6 +38,10 @@ in
       wantedBy = [ "multi-user.target" ];
       after = [ "appliance-gateway.service" ];
       restartTriggers = [ appliance.configFile ];
+      # The operator's page shows the alerts that fire.
+      environment = lib.optionalAttrs appliance.observe.enable {
+        APPLIANCE_ALERTMANAGER_URL = "http://127.0.0.1:${toString config.services.prometheus.alertmanager.port}";
+      };
       serviceConfig = hardened // {
         Type = "exec";
         User = "appliance-gateway";

@@ -109,6 +109,7 @@ def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatedServi
         finally:
             process.stop()
             alertmanager.shutdown()
+            alertmanager.server_close()
             log = (folder / "admin.log").read_text()
             assert "Traceback" not in log
             assert TOKEN not in log
@@ -172,35 +173,37 @@ def test_both_languages(browser: OperatorBrowser) -> None:
 
 
 def test_a_user_is_created_limited_and_disabled(operated: OperatedService, browser: OperatorBrowser) -> None:
-    made = browser.post("/users", {"name": "ada", "plan": "basic", "note": EVIL})
+    made = browser.post("/users", {"name": "grace", "plan": "basic", "note": EVIL})
     key = secret_of(made)
     assert made.status == 200
 
     def status() -> int:
         return operated.service.post("/v1/chat/completions", chat("fake: tokens=3"), key=key).status
 
-    wait_until(lambda: status() == 200, "the gateway accepts the key", 5)
+    wait_until(lambda: status() == 200, "the gateway accepts the key", 60)
     page = browser.get("/users").text
     assert key not in page
     assert EVIL not in page
     assert "&lt;script&gt;" in page
-    assert browser.post("/users/change", {"name": "ada", "do": "disable"}).status == 303
-    wait_until(lambda: status() == 401, "the gateway rejects the key", 5)
-    assert browser.post("/users/change", {"name": "ada", "do": "enable"}).status == 303
-    wait_until(lambda: status() == 200, "the gateway accepts the key again", 5)
-    assert browser.post("/users/change", {"name": "ada", "do": "plan", "plan": "basic", "days": "7"}).status == 303
+    assert browser.post("/users/change", {"name": "grace", "do": "disable"}).status == 303
+    wait_until(lambda: status() == 401, "the gateway rejects the key", 60)
+    assert browser.post("/users/change", {"name": "grace", "do": "enable"}).status == 303
+    wait_until(lambda: status() == 200, "the gateway accepts the key again", 60)
+    assert (
+        browser.post("/users/change", {"name": "grace", "do": "plan", "plan": "basic", "days": "7"}).status == 303
+    )
     assert "until" in browser.get("/users").text
 
     def counted() -> bool:
-        return "ada" in browser.get("/usage?days=7&user=ada").text.partition("<h2>")[2]
+        return "grace" in browser.get("/usage?days=7&user=grace").text.partition("<h2>")[2]
 
-    wait_until(counted, "the usage is written", 15)
-    usage = browser.get("/usage?days=7&user=ada")
+    wait_until(counted, "the usage is written", 60)
+    usage = browser.get("/usage?days=7&user=grace")
     assert usage.text.count("<svg") == 2
     bill = browser.get("/bill?format=csv")
     assert bill.headers["content-type"].startswith("text/csv")
     assert bill.text.splitlines()[0].startswith("month,user")
-    assert json.loads(browser.get("/bill?format=json").text)[0]["user"] == "ada"
+    assert json.loads(browser.get("/bill?format=json").text)[0]["user"] == "grace"
 
 
 def test_an_invite_code_is_shown_once_and_creates_a_user(browser: OperatorBrowser) -> None:
@@ -217,10 +220,10 @@ def test_a_key_with_limits_is_created_and_revoked(operated: OperatedService, bro
     def status() -> int:
         return operated.service.post("/v1/chat/completions", body, key=key).status
 
-    wait_until(lambda: status() == 200, "the gateway accepts the key", 5)
+    wait_until(lambda: status() == 200, "the gateway accepts the key", 60)
     key_id = key.split("-")[1]
     assert browser.post("/keys/revoke", {"id": key_id}).status == 303
-    wait_until(lambda: status() == 401, "the gateway rejects the key", 5)
+    wait_until(lambda: status() == 401, "the gateway rejects the key", 60)
 
 
 def test_a_replica_is_drained_and_undrained(browser: OperatorBrowser) -> None:
@@ -247,11 +250,11 @@ def test_the_overview_has_engines_and_alerts(browser: OperatorBrowser) -> None:
     [
         ("/users", {"name": "-x"}, 400, "name:"),
         ("/users", {"name": EVIL}, 400, "name:"),
-        ("/users", {"name": "carl", "plan": "gold"}, 404, "there is no plan"),
+        ("/users", {"name": "carl", "plan": "gold"}, 404, "does not exist"),
         ("/users/change", {"name": "nobody", "do": "disable"}, 404, "nobody"),
-        ("/users/change", {"name": "ada", "do": "plan", "plan": "basic", "days": "-1"}, 400, "days: write"),
+        ("/users/change", {"name": "grace", "do": "plan", "plan": "basic", "days": "-1"}, 400, "days: write"),
         ("/invites", {"days": "9" * 11}, 400, "days"),
-        ("/keys", {"user": "bob", "models": "other"}, 404, "no model or role"),
+        ("/keys", {"user": "bob", "models": "other"}, 404, "does not exist"),
         ("/keys", {"user": "bob", "requests_per_minute": "0"}, 400, "requests_per_minute"),
         ("/keys/revoke", {"id": "0" * 12}, 404, "key"),
         ("/models/drain", {"replica": "other"}, 404, "other"),
@@ -269,7 +272,7 @@ def test_a_form_of_another_site_is_rejected(browser: OperatorBrowser) -> None:
         answer = browser.post("/users", {"name": "mallory"}, Origin=origin)
         assert (answer.status, "not from this page" in answer.text) == (403, True), origin
     assert "mallory" not in browser.get("/users").text
-    # A log-in by another site would put the operator into a session of somebody else.
+    # A log-in by another site would put the operator into a session of an attacker.
     assert browser.post("/login", {"token": TOKEN}, Origin="https://evil.example").status == 403
 
 
@@ -280,7 +283,7 @@ def test_a_name_that_points_to_loopback_gets_nothing(browser: OperatorBrowser) -
         assert browser.get("/users", Host=host).status == 200, host
 
 
-def test_bodies_that_are_no_forms(browser: OperatorBrowser) -> None:
+def test_bodies_other_than_forms(browser: OperatorBrowser) -> None:
     assert browser.post("/users", {"name": "x"}, Content_Type="application/json").status == 400
     assert browser.post("/users", {"note": "x" * 70_000}).status == 413
     assert browser.post("/users", {f"f{number}": "" for number in range(300)}).status == 400
@@ -302,7 +305,7 @@ def test_an_unknown_path_is_a_json_error(browser: OperatorBrowser) -> None:
     assert answer.headers["allow"]
 
 
-class Clock:
+class SetClock:
     """A clock that a test sets."""
 
     now = 1000.0
@@ -312,7 +315,7 @@ class Clock:
 
 
 def test_the_states_of_a_session() -> None:
-    clock = Clock()
+    clock = SetClock()
     sessions = OperatorSessions(TOKEN, clock)
     secret = sessions.log_in(TOKEN)
     for _ in range(5):
@@ -333,7 +336,7 @@ def test_the_states_of_a_session() -> None:
 
 
 def test_failed_log_ins_are_limited() -> None:
-    clock = Clock()
+    clock = SetClock()
     sessions = OperatorSessions(TOKEN, clock)
     for _ in range(5):
         with pytest.raises(AuthenticationError):
@@ -361,7 +364,7 @@ def test_alerts_that_page_are_first() -> None:
 
 
 def test_a_gateway_that_is_down(tmp_path: Path) -> None:
-    """The page shows users and keys, and says that the gateway does not respond."""
+    """The page shows users and keys, and reports that the gateway does not respond."""
     token, port = tmp_path / "token", free_port()
     token.write_text(TOKEN)
     with serving(tmp_path, admin={"port": port}) as service:

@@ -1,8 +1,8 @@
 """The routes of the operator's page: HTML for a browser, without scripts. Each action is a form.
 
 A request needs a session cookie (:mod:`.sessions`), and a ``Host`` of loopback or of the admin API's own address. A
-form also needs an ``Origin`` of this host. So the page of another site gets nothing, and neither does a name that an
-attacker points to 127.0.0.1. A key or a code is shown in the response to its form and nowhere else.
+form also needs an ``Origin`` of this host. So the page of another site gets nothing, and neither does a name that
+an attacker points to 127.0.0.1. A key or a code is shown in the response to its form and nowhere else.
 """
 
 from __future__ import annotations
@@ -416,7 +416,7 @@ class _Pages:
         known = stores.site.models.keys() | stores.site.roles.keys()
         for name in new.models or ():
             if name not in known:
-                raise NotFoundError(f"The site has no model or role {name[:80]!r}")
+                raise NotFoundError(f"model or role {name[:80]!r} does not exist")
         key = stores.keys.create(new.user, **new.model_dump(exclude={"user"}))
         return self.page(request, "made", secret=key, heading="made_key", owner=new.user, back="/keys")
 
