@@ -375,6 +375,7 @@ class GatewayApp:
                 for replica in self.router.replicas
             },
             "on_demand": self.swap_controller.status() if self.swap_controller is not None else {},
+            "last_swap": self.swap_controller.last_swap() if self.swap_controller is not None else None,
             "draining": self._draining,
             **self.pause_status(),
         }

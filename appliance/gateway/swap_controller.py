@@ -70,6 +70,23 @@ class Managed:
         return "; ".join(dict.fromkeys(r.drained for r in self.replicas if r.drained is not None))
 
 
+@dataclass(frozen=True, slots=True)
+class SwapResult:
+    """The result of the last swap."""
+
+    engine: str
+    """The engine that was to be loaded."""
+    unloaded: tuple[str, ...]
+    """The engines that were unloaded for it; a failed load restores them."""
+    ok: bool
+    seconds: float
+    """Seconds from the decision until the engine generated a token, or until the failure was reported."""
+    error: str
+    """The reason of a failure; empty after a success."""
+    ended: float
+    """Time of its end by the controller's clock."""
+
+
 @dataclass(slots=True)
 class SwapController:
     """The on-demand engines, and the task that loads those with requests."""
@@ -83,6 +100,7 @@ class SwapController:
     swaps: int = 0
     failures: int = 0
     last_swap_s: float = 0.0
+    last_result: SwapResult | None = None
     _budget: dict[str, float] = field(default_factory=dict)
     _always: list[EngineState] = field(default_factory=list)
     _event: asyncio.Event = field(default_factory=asyncio.Event)
@@ -160,6 +178,20 @@ class SwapController:
                 "error": engine.error,
             }
             for engine in self.engines.values()
+        }
+
+    def last_swap(self) -> dict[str, object] | None:
+        """Return the result of the last swap and the seconds since its end, for JSON; ``None`` before the first."""
+        last = self.last_result
+        if last is None:
+            return None
+        return {
+            "engine": last.engine,
+            "unloaded": list(last.unloaded),
+            "ok": last.ok,
+            "seconds": round(last.seconds, 1),
+            "error": last.error,
+            "ago_s": round(self.clock() - last.ended, 1),
         }
 
     async def _run(self) -> None:
@@ -253,12 +285,21 @@ class SwapController:
         within_s = sum(self._leaves_within_s(victim) for victim in victims) + self._loads_within_s(target)
         with target.service.swapping(self.clock, within_s):
             loaded = await self._replace(target, victims)
+        now = self.clock()
+        self.last_result = SwapResult(
+            engine=target.name,
+            unloaded=tuple(victim.name for victim in victims),
+            ok=loaded,
+            seconds=now - began,
+            error=target.error,
+            ended=now,
+        )
         if not loaded:
             for victim in victims:
                 await self._restore(victim)
             return
         self.swaps += 1
-        self.last_swap_s = self.clock() - began
+        self.last_swap_s = now - began
         LOG.info("%s is loaded after %.1f s", target.name, self.last_swap_s)
 
     async def _replace(self, target: Managed, victims: list[Managed]) -> bool:

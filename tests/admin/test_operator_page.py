@@ -2,139 +2,45 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
-from urllib.parse import urlencode
 
 import pytest
 
-from appliance.admin.operator.sessions import IDLE_S, LONGEST_S, MOST_SESSIONS, OperatorSessions
-from appliance.admin.operator.tables import alert_rows, usage_plots
 from appliance.admin.operator.texts import TEXTS, language_of
-from appliance.errors import AuthenticationError, RateLimitError
-from appliance.store.usage import UsageLine
-from tests.conftest import RunningService, StartedProcess, chat, serving, start, wait_until
-from tests.doctor.servers import start_server
+from appliance.notices.notice import Notice
+from appliance.notices.outbox import Outbox
+from tests.admin.operated import (
+    EVIL,
+    TOKEN,
+    OperatedService,
+    OperatorBrowser,
+    admin_of,
+    operated_site,
+    secret_of,
+)
+from tests.conftest import chat, serving, wait_until
 from tests.ports import free_port
-
-TOKEN = "a-token-of-enough-characters"
-EVIL = '<script>alert("x")</script>'
-
-
-@dataclass
-class PageResponse:
-    status: int
-    headers: dict[str, str]
-    text: str
-
-
-@dataclass
-class OperatorBrowser:
-    """A browser without scripts: it keeps the cookie and sends the origin with each form."""
-
-    port: int
-    cookie: str = ""
-    log: list[str] = field(default_factory=list)
-
-    def send(self, method: str, path: str, form: dict[str, str] | None = None, **headers: str) -> PageResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        sent = {"Host": f"127.0.0.1:{self.port}"}
-        if self.cookie:
-            sent["Cookie"] = self.cookie
-        body = None
-        if form is not None:
-            body = urlencode(form)
-            sent |= {"Content-Type": "application/x-www-form-urlencoded", "Origin": f"http://127.0.0.1:{self.port}"}
-        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-        for name, value in sent.items():
-            if value:
-                connection.putheader(name, value)
-        connection.putheader("Content-Length", str(len(body or "")))
-        connection.endheaders((body or "").encode())
-        response = connection.getresponse()
-        text = response.read().decode()
-        connection.close()
-        found = {name.lower(): value for name, value in response.getheaders()}
-        if "set-cookie" in found:
-            self.cookie = found["set-cookie"].partition(";")[0]
-        return PageResponse(response.status, found, text)
-
-    def get(self, path: str, **headers: str) -> PageResponse:
-        return self.send("GET", path, None, **headers)
-
-    def post(self, path: str, form: dict[str, str], **headers: str) -> PageResponse:
-        return self.send("POST", path, form, **headers)
-
-    def log_in(self) -> None:
-        done = self.post("/login", {"token": TOKEN})
-        assert (done.status, done.headers["location"]) == (303, "/")
-
-
-@dataclass
-class OperatedService:
-    service: RunningService
-    process: StartedProcess
-    port: int
-    alerts: list[bytes]
 
 
 @pytest.fixture(scope="module")
 def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatedService]:
-    folder = tmp_path_factory.mktemp("operator")
-    token = folder / "token"
-    token.write_text(TOKEN + "\n")
-    port = free_port()
-    fired = [
-        {"labels": {"alertname": "GatewayDown", "severity": "page"}, "startsAt": "2026-11-28T04:00:00Z",
-         "annotations": {"summary": EVIL, "fix": "appliance doctor --only gateway"}},
-        {"labels": {"alertname": "Watchdog", "severity": "beat"}, "annotations": {}},
-    ]  # fmt: skip
-    alertmanager = start_server(json.dumps(fired).encode(), 200)
-    plans = {"basic": {"tokens_per_day": 1000, "price": EVIL}}
-    with serving(folder, admin={"port": port}, roles={"writer": {"model": "fake"}}, plans=plans) as service:
-        argv = [sys.executable, "-m", "appliance", "admin", "--config", str(service.config)]
-        url = f"http://127.0.0.1:{alertmanager.server_address[1]}"
-        process = start(
-            argv, port, folder / "admin.log", APPLIANCE_ADMIN_TOKEN_FILE=str(token), APPLIANCE_ALERTMANAGER_URL=url
-        )
-        try:
-            yield OperatedService(service, process, port, [])
-        finally:
-            process.stop()
-            alertmanager.shutdown()
-            alertmanager.server_close()
-            log = (folder / "admin.log").read_text()
-            assert "Traceback" not in log
-            assert TOKEN not in log
-            assert "sk-" not in log
+    with operated_site(tmp_path_factory.mktemp("operator"), roles={"writer": {"model": "fake"}}) as running:
+        yield running
 
 
 @pytest.fixture
 def browser(operated: OperatedService) -> OperatorBrowser:
-    made = OperatorBrowser(operated.port)
-    made.log_in()
-    return made
+    return operated.log_in()
 
 
 PAGES = ("/", "/users", "/keys", "/plans", "/usage", "/models")
 
 
-def secret_of(page: PageResponse) -> str:
-    """Return the key or the code that a page shows once."""
-    found = re.search(r'<code class="secret"[^>]*>([^<]+)</code>', page.text)
-    assert found is not None, page.text
-    return found[1]
-
-
 def test_every_page_needs_a_log_in(operated: OperatedService) -> None:
-    stranger = OperatorBrowser(operated.port)
+    stranger = OperatorBrowser(operated.process.port)
     for path in PAGES:
         answer = stranger.get(path)
         assert (answer.status, answer.headers["location"]) == (303, "/login"), path
@@ -195,14 +101,15 @@ def test_a_user_is_created_limited_and_disabled(operated: OperatedService, brows
     assert "until" in browser.get("/users").text
 
     def counted() -> bool:
-        return "grace" in browser.get("/usage?days=7&user=grace").text.partition("<h2>")[2]
+        return "grace" in browser.get("/usage?days=7&user=grace").text.partition("<table>")[2]
 
     wait_until(counted, "the usage is written", 60)
     usage = browser.get("/usage?days=7&user=grace")
-    assert usage.text.count("<svg") == 2
+    assert usage.text.count("<svg") == 3
     bill = browser.get("/bill?format=csv")
     assert bill.headers["content-type"].startswith("text/csv")
     assert bill.text.splitlines()[0].startswith("month,user")
+    assert browser.get("/bill?format=csv&month=2020-01").text.splitlines() == bill.text.splitlines()[:1]
     assert json.loads(browser.get("/bill?format=json").text)[0]["user"] == "grace"
 
 
@@ -253,7 +160,17 @@ def test_the_overview_has_engines_and_alerts(browser: OperatorBrowser) -> None:
         ("/users", {"name": "carl", "plan": "gold"}, 404, "does not exist"),
         ("/users/change", {"name": "nobody", "do": "disable"}, 404, "nobody"),
         ("/users/change", {"name": "grace", "do": "plan", "plan": "basic", "days": "-1"}, 400, "days: write"),
+        ("/users/change", {"name": "ada", "do": "plan", "plan": "", "days": "7"}, 409, "needs a plan"),
+        ("/users/change", {"name": "ada", "do": "remove"}, 400, "not an action"),
+        ("/users", {"name": "ada"}, 409, "taken"),
+        ("/users", {"name": "carl", "note": "a\nb"}, 400, "control characters"),
+        ("/users", {"name": "a\0b"}, 400, "control characters"),
         ("/invites", {"days": "9" * 11}, 400, "days"),
+        ("/invites", {"days": "7"}, 409, "needs a plan"),
+        ("/invites", {"plan": "basic", "valid_days": "0"}, 400, "valid_days"),
+        ("/keys", {"user": "bob", "days": "x"}, 400, "days: write"),
+        ("/keys", {"user": "bob/../x"}, 400, "user"),
+        ("/keys/revoke", {"id": "../users"}, 400, "twelve digits"),
         ("/keys", {"user": "bob", "models": "other"}, 404, "does not exist"),
         ("/keys", {"user": "bob", "requests_per_minute": "0"}, 400, "requests_per_minute"),
         ("/keys/revoke", {"id": "0" * 12}, 404, "key"),
@@ -265,6 +182,16 @@ def test_invalid_forms(browser: OperatorBrowser, path: str, form: dict[str, str]
     answer = browser.post(path, form)
     assert (answer.status, text in answer.text) == (status, True), answer.text
     assert EVIL not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/usage?user=%00", "/usage?user=a%20b", "/usage?days=x", "/bill?month=2026-13", "/bill?month=%3Cscript%3E"],
+)
+def test_invalid_queries(browser: OperatorBrowser, path: str) -> None:
+    answer = browser.get(path)
+    assert answer.status == 400
+    assert "<script" not in answer.text
 
 
 def test_a_form_of_another_site_is_rejected(browser: OperatorBrowser) -> None:
@@ -289,8 +216,16 @@ def test_bodies_other_than_forms(browser: OperatorBrowser) -> None:
     assert browser.post("/users", {f"f{number}": "" for number in range(300)}).status == 400
 
 
+def test_a_token_that_is_not_valid(operated: OperatedService) -> None:
+    browser = OperatorBrowser(operated.process.port)
+    answer = browser.post("/login", {"token": "guess"}, Accept_Language="ru")
+    assert (answer.status, "Токен администратора неверен" in answer.text) == (401, True)
+    assert "set-cookie" not in answer.headers
+    assert browser.post("/login", {}).status == 401
+
+
 def test_a_log_out_ends_the_session(operated: OperatedService) -> None:
-    browser = OperatorBrowser(operated.port)
+    browser = OperatorBrowser(operated.process.port)
     browser.log_in()
     kept = browser.cookie
     assert browser.post("/logout", {}).headers["location"] == "/login"
@@ -305,80 +240,26 @@ def test_an_unknown_path_is_a_json_error(browser: OperatorBrowser) -> None:
     assert answer.headers["allow"]
 
 
-class SetClock:
-    """A clock that a test sets."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_the_states_of_a_session() -> None:
-    clock = SetClock()
-    sessions = OperatorSessions(TOKEN, clock)
-    secret = sessions.log_in(TOKEN)
-    for _ in range(5):
-        clock.now += IDLE_S - 1
-        assert sessions.valid(secret)
-    clock.now += IDLE_S
-    assert not sessions.valid(secret)
-    secret = sessions.log_in(TOKEN)
-    opened = clock.now
-    while clock.now + IDLE_S - 1 < opened + LONGEST_S:
-        clock.now += IDLE_S - 1
-        assert sessions.valid(secret)
-    clock.now = opened + LONGEST_S
-    assert not sessions.valid(secret)
-    first, *others = [sessions.log_in(TOKEN) for _ in range(MOST_SESSIONS + 1)]
-    assert not sessions.valid(first)
-    assert all(sessions.valid(one) for one in others)
-
-
-def test_failed_log_ins_are_limited() -> None:
-    clock = SetClock()
-    sessions = OperatorSessions(TOKEN, clock)
-    for _ in range(5):
-        with pytest.raises(AuthenticationError):
-            sessions.log_in("é" * 20)
-    with pytest.raises(RateLimitError, match="wait a minute"):
-        sessions.log_in(TOKEN)
-    clock.now += 60
-    assert sessions.valid(sessions.log_in(TOKEN))
-
-
-def test_days_without_requests_are_zero() -> None:
-    line = UsageLine("2026-11-26", 4, 1, 1000, 0, 500, 0, 0.0, None, None)
-    tokens, requests = usage_plots([line], 7, date(2026, 11, 28), TEXTS["en"])
-    assert tokens.count("<polyline") == requests.count("<polyline") == 2
-    assert len(re.findall(r"[\d.]+,[\d.]+", re.findall(r'points="([^"]+)"', tokens)[0])) == 8
-    assert usage_plots([], 7, date(2026, 11, 28), TEXTS["en"]) == ("", "")
-
-
-def test_alerts_that_page_are_first() -> None:
-    rows = alert_rows(
-        {"labels": {"alertname": name, "severity": severity}, "annotations": {}}
-        for name, severity in (("B", "digest"), ("C", "page"), ("A", "digest"))
-    )
-    assert [row.name for row in rows] == ["C", "A", "B"]
-
-
 def test_a_gateway_that_is_down(tmp_path: Path) -> None:
     """The page shows users and keys, and reports that the gateway does not respond."""
-    token, port = tmp_path / "token", free_port()
-    token.write_text(TOKEN)
+    port = free_port()
     with serving(tmp_path, admin={"port": port}) as service:
-        config = service.config
-    argv = [sys.executable, "-m", "appliance", "admin", "--config", str(config)]
-    process = start(argv, port, tmp_path / "admin.log", APPLIANCE_ADMIN_TOKEN_FILE=str(token))
-    try:
-        browser = OperatorBrowser(port)
+        pass
+    outbox = tmp_path / "notices"
+    Outbox(outbox).put(Notice("card-hot", "card 1", EVIL, 1_790_000_000.0))
+    Outbox(outbox).put(Notice("power", "socket", "on battery", 1_790_000_000.0))
+    Outbox(outbox).put(Notice("power", "socket", "on mains", 1_790_000_001.0, ended=True))
+    (outbox / f"{1:020d}-0.json").write_text("{")
+    with admin_of(service, port, APPLIANCE_NOTICES_DIR=str(outbox)) as process:
+        browser = OperatorBrowser(process.port)
         browser.log_in()
         for path in ("/", "/models"):
             answer = browser.get(path)
             assert (answer.status, "The gateway does not respond" in answer.text) == (200, True)
         assert browser.get("/users").status == 200
         assert browser.post("/models/swap", {"model": "fake"}).status == 503
-        assert "Alertmanager does not run on this host" in browser.get("/").text
-    finally:
-        process.stop()
+        page = browser.get("/").text
+        assert "card-hot card 1" in page
+        assert "&lt;script&gt;" in page
+        assert "socket" not in page
+        assert "The site has no plans" in browser.get("/plans").text

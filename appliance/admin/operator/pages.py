@@ -8,31 +8,33 @@ an attacker points to 127.0.0.1. A key or a code is shown in the response to its
 from __future__ import annotations
 
 import json
-import os
+import math
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
 
 from appliance.admin.fields import NewKey
+from appliance.admin.operator.alerts import AlertSource
+from appliance.admin.operator.forms import ReadForm, validated, whole_number
 from appliance.admin.operator.sessions import LONGEST_S, OperatorSessions
 from appliance.admin.operator.tables import (
-    AlertRow,
-    alert_rows,
     amount,
     demand_rows,
     engine_rows,
+    last_swap,
     moment,
     usage_plots,
+    user_bars,
 )
 from appliance.admin.operator.texts import TEXTS, language_of
 from appliance.admin.users import (
@@ -45,34 +47,37 @@ from appliance.admin.users import (
     check_plan,
     shown_users,
 )
-from appliance.contract.model import Site
+from appliance.contract.model import USER_PATTERN, Site
 from appliance.errors import (
     ApplianceError,
-    BodyTooLargeError,
+    AuthenticationError,
+    ConflictError,
     InvalidRequestError,
     NotFoundError,
     PermissionDeniedError,
+    RateLimitError,
     RequestError,
     StartError,
+    StoreError,
     UsageError,
 )
 from appliance.gateway import control_client
 from appliance.render.html import render_page
 from appliance.store.bills import BillReader, bill_csv
-from appliance.store.calendar import DAY_S, day_of, month_of
+from appliance.store.calendar import DAY_S, day_of, month_named, month_of
 from appliance.store.keys import KeyStore
 from appliance.store.usage import UsageReader
 from appliance.store.users import UserStore
-from appliance.system.http_request import NO_RESPONSE, send_request
 
 TEMPLATES = Path(__file__).parent / "templates"
 COOKIE = "appliance_operator"
-VARIABLE = "APPLIANCE_ALERTMANAGER_URL"
-"""Address of Alertmanager on this host, which the unit has if monitoring is enabled."""
-
-BODY_LIMIT = 64 * 1024
-ALERT_TIMEOUT_S = 3.0
 PERIODS = (7, 30, 90)
+"""Days of usage that an operator may choose."""
+MONTHS = 12
+"""Months of bills that an operator may choose; the API has all."""
+FORM_PAGES = frozenset({"users", "keys", "models"})
+USER = re.compile(USER_PATTERN)
+KEY_ID = re.compile(r"[0-9a-f]{12}")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 SECURITY = {
@@ -103,16 +108,11 @@ class OperatorStores:
     bills: BillReader
 
 
-Form = Mapping[str, str]
-_ModelT = TypeVar("_ModelT", bound=BaseModel)
-
-
 def operator_router(stores: OperatorStores, token: str) -> APIRouter:
     """Return the routes of the page for the admin ``token``."""
     sessions = OperatorSessions(token, time.monotonic)
     hosts = LOOPBACK | {stores.site.admin.host}
-    alertmanager = os.environ.get(VARIABLE)
-    pages = _Pages(stores, sessions, alertmanager)
+    pages = _Pages(stores, sessions, AlertSource.of_environment())
 
     class PageRoute(APIRoute):
         """A route whose errors are pages."""
@@ -163,10 +163,10 @@ def operator_router(stores: OperatorStores, token: str) -> APIRouter:
     def log_in(request: Request, form: ReadForm) -> Response:
         try:
             secret = sessions.log_in(form.get("token", ""))
-        except RequestError as error:
-            response = pages.page(request, "login", rejection=str(error))
-            response.status_code = error.status
-            return response
+        except AuthenticationError as error:
+            return pages.rejected_log_in(request, "invalid_token", error)
+        except RateLimitError as error:
+            return pages.rejected_log_in(request, "too_many", error)
         done = RedirectResponse("/", 303)
         done.set_cookie(COOKIE, secret, max_age=int(LONGEST_S), httponly=True, samesite="strict", path="/")
         return done
@@ -193,7 +193,8 @@ def operator_router(stores: OperatorStores, token: str) -> APIRouter:
 
     @private.get("/bill")
     def bill(request: Request) -> Response:
-        return pages.bill(request.query_params.get("format") != "json")
+        query = request.query_params
+        return pages.bill(query.get("month", ""), query.get("format") != "json")
 
     for path, action in (
         ("/users", pages.create_user),
@@ -210,6 +211,20 @@ def operator_router(stores: OperatorStores, token: str) -> APIRouter:
     return router
 
 
+def _months(now: float) -> list[str]:
+    """Return the present month and the ones before it."""
+    found = [month_of(day_of(now))]
+    while len(found) < MONTHS:
+        found.append(month_of(found[-1].first - 1))
+    return [month.name for month in found]
+
+
+def _status_of(error: ApplianceError) -> int:
+    if isinstance(error, RequestError):
+        return error.status
+    return 503 if isinstance(error, (StartError, StoreError)) else 400
+
+
 def _check_host(request: Request, hosts: frozenset[str]) -> None:
     name = urlsplit(f"//{request.headers.get('host', '')}").hostname
     if name not in hosts:
@@ -223,33 +238,13 @@ def _check_origin(request: Request) -> None:
         raise PermissionDeniedError("The form is not from this page")
 
 
-async def read_form(request: Request) -> Form:
-    """Return the fields of a form. Raises :class:`RequestError` for a body that is none, or too large."""
-    if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
-        raise InvalidRequestError("The body is not a form")
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > BODY_LIMIT:
-            raise BodyTooLargeError(f"A form has at most {BODY_LIMIT} bytes")
-    try:
-        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=200)
-    except ValueError:
-        raise InvalidRequestError("The form is not valid UTF-8, or has too many fields") from None
-    # A selection of several models is one field with several values.
-    return {name: ",".join(values) for name, values in fields.items()}
-
-
-ReadForm = Annotated[Form, Depends(read_form)]
-
-
 class _Pages:
     """The handlers: each reads its data and renders a template, or acts and leads back."""
 
-    def __init__(self, stores: OperatorStores, sessions: OperatorSessions, alertmanager: str | None) -> None:
+    def __init__(self, stores: OperatorStores, sessions: OperatorSessions, alerts: AlertSource) -> None:
         self._stores = stores
         self._sessions = sessions
-        self._alertmanager = alertmanager
+        self._alerts = alerts
 
     def page(self, request: Request, template: str, **values: object) -> Response:
         """Return the page of ``template``."""
@@ -265,12 +260,21 @@ class _Pages:
         )
         return HTMLResponse(content)
 
+    def rejected_log_in(self, request: Request, text: str, error: RequestError) -> Response:
+        """Return the log-in with a text that names the reason of ``error``."""
+        response = self.page(request, "login", rejection=text)
+        response.status_code = error.status
+        if error.retry_after is not None:
+            response.headers["Retry-After"] = str(math.ceil(error.retry_after))
+        return response
+
     def error(self, request: Request, error: ApplianceError) -> Response:
-        """Return a page with the message of ``error``."""
+        """Return a page with the message of ``error``, and a link to the page of the rejected form."""
         inside = self._sessions.valid(request.cookies.get(COOKIE, ""))
-        response = self.page(request, "error", message=str(error), inside=inside)
-        status = error.status if isinstance(error, RequestError) else 503 if isinstance(error, StartError) else 400
-        response.status_code = status
+        page = request.url.path.split("/")[1]
+        back = f"/{page}" if page in FORM_PAGES else "/"
+        response = self.page(request, "error", message=str(error), inside=inside, back=back)
+        response.status_code = _status_of(error)
         return response
 
     # Pages.
@@ -280,7 +284,6 @@ class _Pages:
         status, reason = self._status()
         now = time.time()
         lines = self._stores.usage.sums("outcome", now - DAY_S)
-        alerts, no_alerts = self._alerts()
         rows = engine_rows(status) if status is not None else []
         return self.page(
             request,
@@ -292,8 +295,7 @@ class _Pages:
             requests=sum(line.requests for line in lines),
             failed=sum(line.failed for line in lines),
             tokens=sum(line.prompt_tokens + line.completion_tokens for line in lines),
-            alerts=alerts,
-            no_alerts=no_alerts,
+            alerts=self._alerts.read(),
         )
 
     def users(self, request: Request) -> Response:
@@ -324,10 +326,13 @@ class _Pages:
             reason=reason,
             engines=engine_rows(status) if status is not None else [],
             on_demand=demand_rows(status) if status is not None else [],
+            last=last_swap(status, time.time()) if status is not None else None,
         )
 
     def usage(self, request: Request, days: int, user: str) -> Response:
         """Return sums and plots of the usage."""
+        if user and not USER.fullmatch(user):
+            raise InvalidRequestError(f"user: {user[:40]!r} is not the name of a user")
         stores, now = self._stores, time.time()
         language = language_of(request.headers.get("accept-language", ""))
         since = (now // DAY_S - days) * DAY_S
@@ -344,14 +349,16 @@ class _Pages:
             lines=by_user,
             tokens=tokens,
             requests=requests,
+            bars=user_bars(by_user, TEXTS[language]),
+            months=_months(now),
         )
 
-    def bill(self, csv: bool) -> Response:
-        """Return the bill of this month as a file."""
-        site, accounts, now = self._stores.site, self._stores.users.all(), time.time()
-        period = month_of(day_of(now))
+    def bill(self, month: str, csv: bool) -> Response:
+        """Return the bill of ``month`` (``YYYY-MM``; the present one if empty) as a file."""
+        site, accounts = self._stores.site, self._stores.users.all()
+        period = month_named(month, "month") if month else month_of(day_of(time.time()))
         lines = bill_lines(site, accounts, self._stores.bills, period, None)
-        name = f"bill-{datetime.now(UTC):%Y-%m}.{'csv' if csv else 'json'}"
+        name = f"bill-{period.name}.{'csv' if csv else 'json'}"
         content = bill_csv(lines) if csv else json.dumps([asdict(line) for line in lines], indent=2)
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         return Response(content, media_type="text/csv" if csv else "application/json", headers=headers)
@@ -361,7 +368,7 @@ class _Pages:
     def create_user(self, request: Request, form: ReadForm) -> Response:
         """Create a user and show its first key."""
         stores = self._stores
-        new = _validated(
+        new = validated(
             NewUser, name=form.get("name", ""), plan=form.get("plan") or None, note=form.get("note", "")
         )
         check_plan(stores.site, new.plan)
@@ -371,47 +378,57 @@ class _Pages:
 
     def change_user(self, form: ReadForm) -> Response:
         """Give a user another plan, or disable or enable it."""
-        stores, name = self._stores, form.get("name", "")
+        stores, name, action = self._stores, form.get("name", ""), form.get("do", "")
         try:
             stores.users.get(name)
-            if form.get("do") in ("disable", "enable"):
-                stores.users.set_disabled(name, disabled=form["do"] == "disable")
-            else:
-                days = _number(form, "days")
-                until = None if days is None else time.time() + days * DAY_S
-                change = _validated(UserChange, plan=form.get("plan") or None, plan_until=until)
-                check_plan(stores.site, change.plan)
-                stores.users.change(name, plan=change.plan, plan_until=until if change.plan else None)
         except UsageError as error:
             raise NotFoundError(str(error)) from None
+        if action in ("disable", "enable"):
+            stores.users.set_disabled(name, disabled=action == "disable")
+        elif action == "plan":
+            days = whole_number(form, "days")
+            until = None if days is None else time.time() + days * DAY_S
+            change = validated(UserChange, plan=form.get("plan") or None, plan_until=until)
+            check_plan(stores.site, change.plan)
+            try:
+                stores.users.change(name, plan=change.plan, plan_until=change.plan_until)
+            except UsageError as error:
+                raise ConflictError(str(error)) from None
+        else:
+            raise InvalidRequestError(f"do: {action[:40]!r} is not an action; use plan, disable or enable")
         return RedirectResponse("/users", 303)
 
     def create_invite(self, request: Request, form: ReadForm) -> Response:
         """Create a code and show it."""
         stores = self._stores
-        valid_days = _number(form, "valid_days")
-        new = _validated(
+        valid_days = whole_number(form, "valid_days")
+        new = validated(
             NewInvite,
             plan=form.get("plan") or None,
-            days=_number(form, "days"),
+            days=whole_number(form, "days"),
             **({} if valid_days is None else {"valid_days": valid_days}),
         )
         check_plan(stores.site, new.plan)
-        code = stores.users.invite(MADE_BY, plan=new.plan, days=new.days, expires_in_s=new.valid_days * DAY_S)
+        try:
+            code = stores.users.invite(MADE_BY, plan=new.plan, days=new.days, expires_in_s=new.valid_days * DAY_S)
+        except UsageError as error:
+            raise ConflictError(str(error)) from None
         return self.page(request, "made", secret=code, heading="made_code", owner="", back="/users")
 
     def create_key(self, request: Request, form: ReadForm) -> Response:
         """Create a key and show it."""
         stores = self._stores
         models = [name for name in form.get("models", "").split(",") if name]
-        new = _validated(
+        days = whole_number(form, "days")
+        new = validated(
             NewKey,
             user=form.get("user", ""),
             name=form.get("name", ""),
             models=models or None,
-            requests_per_minute=_number(form, "requests_per_minute"),
-            tokens_per_minute=_number(form, "tokens_per_minute"),
-            requests_in_flight=_number(form, "requests_in_flight"),
+            requests_per_minute=whole_number(form, "requests_per_minute"),
+            tokens_per_minute=whole_number(form, "tokens_per_minute"),
+            requests_in_flight=whole_number(form, "requests_in_flight"),
+            expires_at=None if days is None else time.time() + days * DAY_S,
         )
         known = stores.site.models.keys() | stores.site.roles.keys()
         for name in new.models or ():
@@ -422,8 +439,11 @@ class _Pages:
 
     def revoke_key(self, form: ReadForm) -> Response:
         """Revoke a key."""
+        key_id = form.get("id", "")
+        if not KEY_ID.fullmatch(key_id):
+            raise InvalidRequestError("id: write the twelve digits of a key")
         try:
-            self._stores.keys.revoke(form.get("id", ""))
+            self._stores.keys.revoke(key_id)
         except UsageError as error:
             raise NotFoundError(str(error)) from None
         return RedirectResponse("/keys", 303)
@@ -452,38 +472,3 @@ class _Pages:
             return control_client.status(self._stores.folder), ""
         except StartError as error:
             return None, str(error)
-
-    def _alerts(self) -> tuple[list[AlertRow], str]:
-        """Return the alerts that fire, and why there are none."""
-        if self._alertmanager is None:
-            return [], "no_alertmanager"
-        try:
-            response = send_request(
-                self._alertmanager,
-                "/api/v2/alerts?active=true&silenced=false&inhibited=false",
-                direct=True,
-                timeout_s=ALERT_TIMEOUT_S,
-            )
-            if response.status != 200:
-                return [], f"Alertmanager: {response.status}"
-            rows = alert_rows(response.json())
-        except (*NO_RESPONSE, ValueError, TypeError, AttributeError) as error:
-            return [], f"Alertmanager: {type(error).__name__}"
-        return rows, "" if rows else "no_alerts"
-
-
-def _validated(model: type[_ModelT], **values: object) -> _ModelT:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InvalidRequestError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
-def _number(form: Form, name: str) -> int | None:
-    text = form.get(name, "").strip()
-    if not text:
-        return None
-    if not text.isascii() or not text.isdecimal() or len(text) > 12:
-        raise InvalidRequestError(f"{name}: write a whole number")
-    return int(text)

@@ -9,8 +9,17 @@ from typing import Any
 
 from markupsafe import Markup
 
-from appliance.render.svg import Axes, Series, plot
+from appliance.notices.notice import Notice
+from appliance.render.svg import Axes, Series, drawing, figure, legend_entry, plot, rect, short, text
 from appliance.store.usage import UsageLine
+
+STATES = {"up": "good", "ready": "good", "down": "bad", "failed": "bad", "loading": "odd", "draining": "odd"}
+"""CSS classes of states; the others have none."""
+
+MOST_BARS = 15
+"""Users in the plot of users."""
+NAME_WIDTH, BAR_HEIGHT, BARS_WIDTH = 130, 22, 560
+"""Sizes of the plot of users, in the units of its ``viewBox``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +44,30 @@ class DemandRow:
     name: str
     model: str
     state: str
+    kind: str
+    """CSS class of the state."""
     for_s: float
     waiting: int
     error: str
+    swappable: bool
+    """Whether a request to load it now makes sense."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastSwap:
+    """The result of the last swap."""
+
+    engine: str
+    unloaded: str
+    ok: bool
+    seconds: float
+    error: str
+    ended: str
 
 
 @dataclass(frozen=True, slots=True)
 class AlertRow:
-    """One alert that fires."""
+    """One alert that fires, or one notice."""
 
     name: str
     severity: str
@@ -58,7 +83,7 @@ def engine_rows(status: Mapping[str, Any]) -> list[EngineRow]:
         own = status["on_demand"].get(name.partition(".")[0], {})
         state = str(own.get("state") or one["state"]) if one["state"] == "not loaded" else str(one["state"])
         drained = one["draining"] is not None
-        kind = "odd" if drained else {"up": "good", "down": "bad"}.get(state, "")
+        kind = "odd" if drained else STATES.get(state, "")
         rows.append(
             EngineRow(
                 name=name,
@@ -77,9 +102,33 @@ def engine_rows(status: Mapping[str, Any]) -> list[EngineRow]:
 def demand_rows(status: Mapping[str, Any]) -> list[DemandRow]:
     """Return the engines on demand in the gateway's ``status``."""
     return [
-        DemandRow(name, one["model"], one["state"], one["for_s"], one["waiting"], one["error"] or "")
+        DemandRow(
+            name=name,
+            model=one["model"],
+            state=one["state"],
+            kind=STATES.get(one["state"], ""),
+            for_s=one["for_s"],
+            waiting=one["waiting"],
+            error=one["error"] or "",
+            swappable=one["state"] not in ("ready", "loading"),
+        )
         for name, one in status["on_demand"].items()
     ]
+
+
+def last_swap(status: Mapping[str, Any], now: float) -> LastSwap | None:
+    """Return the last swap in the gateway's ``status``, which is of ``now`` (seconds since the epoch)."""
+    found = status["last_swap"]
+    if found is None:
+        return None
+    return LastSwap(
+        engine=found["engine"],
+        unloaded=", ".join(found["unloaded"]),
+        ok=found["ok"],
+        seconds=found["seconds"],
+        error=found["error"],
+        ended=moment(now - found["ago_s"]),
+    )
 
 
 def alert_rows(alerts: Iterable[Mapping[str, Any]]) -> list[AlertRow]:
@@ -100,6 +149,25 @@ def alert_rows(alerts: Iterable[Mapping[str, Any]]) -> list[AlertRow]:
                 since=str(one.get("startsAt", ""))[:16].replace("T", " "),
             )
         )
+    return sorted(rows, key=lambda row: (row.severity != "page", row.name))
+
+
+def notice_rows(notices: Iterable[Notice]) -> list[AlertRow]:
+    """Return the newest notice of each kind and subject, those that page first; a state that ended has no row."""
+    newest: dict[tuple[str, str], Notice] = {}
+    for one in sorted(notices, key=lambda notice: notice.at):
+        newest[one.kind, one.subject] = one
+    rows = [
+        AlertRow(
+            name=f"{one.kind} {one.subject}".strip(),
+            severity="page" if one.pages else "digest",
+            summary=one.text,
+            fix="",
+            since=moment(one.at),
+        )
+        for one in newest.values()
+        if not one.ended
+    ]
     return sorted(rows, key=lambda row: (row.severity != "page", row.name))
 
 
@@ -132,6 +200,35 @@ def usage_plots(
         [series("requests", "requests"), series("failed", "failed")],
     )
     return tokens, requests
+
+
+def user_bars(lines: Iterable[UsageLine], texts: Mapping[str, str]) -> Markup:
+    """Return bars of the prompt and completion tokens of each user, the largest first; empty without tokens."""
+
+    def total(line: UsageLine) -> int:
+        return line.prompt_tokens + line.completion_tokens
+
+    shown = sorted((line for line in lines if total(line)), key=lambda line: (-total(line), line.name))[:MOST_BARS]
+    if not shown:
+        return Markup()
+    scale = (BARS_WIDTH - NAME_WIDTH - 60) / total(shown[0])
+    parts = []
+    for index, line in enumerate(shown):
+        top, middle = index * BAR_HEIGHT + 4.0, index * BAR_HEIGHT + 16.0
+        name = line.name if len(line.name) <= 20 else line.name[:19] + "…"
+        left = float(NAME_WIDTH)
+        parts.append(text(left - 8, middle, name, anchor="end"))
+        for colour, label, value in (
+            ("c0", "prompt", line.prompt_tokens),
+            ("c1", "completion", line.completion_tokens),
+        ):
+            tip = f"{line.name}: {texts[label]} {amount(value)}"
+            parts.append(rect(left, top, value * scale, BAR_HEIGHT - 7, kind=colour, tip=tip))
+            left += value * scale
+        parts.append(text(left + 6, middle, short(total(line))))
+    title = texts["by_user"]
+    content = drawing(BARS_WIDTH, len(shown) * BAR_HEIGHT + 6, parts, label=title)
+    return figure(title, content, [legend_entry("c0", texts["prompt"]), legend_entry("c1", texts["completion"])])
 
 
 def moment(seconds: float | None) -> str:

@@ -133,10 +133,17 @@ def serving_slow(folder: Path) -> Iterator[RunningService]:
 
 def test_a_failed_load_restores_the_old_model_and_reports_the_reason(tmp_path: Path) -> None:
     with two_models(tmp_path / "fail", options={"fail-load": 1}) as service:
+        assert control_client.status(service.data)["last_swap"] is None
         assert ask(service, "a").status == 200
         failed = ask(service, "b")
         assert failed.status == 503
         assert "b could not be loaded: eb ended while it was loading" in failed.json["error"]["message"]
+        wait_until(lambda: not control_client.status(service.data)["last_swap"]["ok"], "the result of the swap", 30)
+        last = control_client.status(service.data)["last_swap"]
+        assert (last["engine"], last["unloaded"]) == ("eb", ["ea"])
+        assert "eb ended while it was loading" in last["error"]
+        assert 0 < last["seconds"] < 60
+        assert last["ago_s"] >= 0
         assert failed.headers["retry-after"] == "60"
         up = b'appliance_gateway_engine_up{engine="ea"} 1.0'
         wait_until(lambda: up in service.get("/metrics").body, "the old one is loaded again", 10)
