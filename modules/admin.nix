@@ -38,10 +38,14 @@ in
       wantedBy = [ "multi-user.target" ];
       after = [ "appliance-gateway.service" ];
       restartTriggers = [ appliance.configFile ];
-      # The operator's page shows the alerts that fire.
-      environment = lib.optionalAttrs appliance.observe.enable {
-        APPLIANCE_ALERTMANAGER_URL = "http://127.0.0.1:${toString config.services.prometheus.alertmanager.port}";
-      };
+      # The operator's page shows the alerts that fire, or the notices that wait.
+      environment =
+        lib.optionalAttrs appliance.observe.enable {
+          APPLIANCE_ALERTMANAGER_URL = "http://127.0.0.1:${toString config.services.prometheus.alertmanager.port}";
+        }
+        // lib.optionalAttrs appliance.notify.enable {
+          APPLIANCE_NOTICES_DIR = "/var/lib/appliance-notices";
+        };
       serviceConfig = hardened // {
         Type = "exec";
         User = "appliance-gateway";
@@ -60,6 +64,8 @@ in
           "AF_INET6"
         ];
         IPAddressAllow = "localhost";
+        # The outbox of notices belongs to the sender's group; the unit may only read it.
+        SupplementaryGroups = lib.mkIf appliance.notify.enable [ "appliance-notify" ];
         LoadCredential = [ "admin-token:${cfg.tokenFile}" ];
       };
     };

@@ -135,12 +135,12 @@ def swapping_site() -> dict[str, Any]:
 
 
 @contextmanager
-def admin_of(service: RunningService, port: int, **environment: str) -> Iterator[StartedProcess]:
-    """Run the admin API of ``service``; its log must have no secret and no traceback."""
-    folder = service.config.parent
+def admin_of(config: Path, port: int, **environment: str) -> Iterator[StartedProcess]:
+    """Run the admin API of the site ``config``; its log must have no secret and no traceback."""
+    folder = config.parent
     token, log = folder / "token", folder / "admin.log"
     token.write_text(TOKEN + "\n")
-    argv = [sys.executable, "-m", "appliance", "admin", "--config", str(service.config)]
+    argv = [sys.executable, "-m", "appliance", "admin", "--config", str(config)]
     process = start(argv, port, log, APPLIANCE_ADMIN_TOKEN_FILE=str(token), **environment)
     try:
         yield process
@@ -162,7 +162,7 @@ def operated_site(folder: Path, **parts: Any) -> Iterator[OperatedService]:
     try:
         with (
             serving(folder, admin={"port": port}, plans=plans, **parts) as service,
-            admin_of(service, port, APPLIANCE_ALERTMANAGER_URL=url) as process,
+            admin_of(service.config, port, APPLIANCE_ALERTMANAGER_URL=url) as process,
         ):
             yield OperatedService(service, process)
     finally:

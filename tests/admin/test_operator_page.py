@@ -21,7 +21,7 @@ from tests.admin.operated import (
     operated_site,
     secret_of,
 )
-from tests.conftest import chat, serving, wait_until
+from tests.conftest import a_site, chat, wait_until
 from tests.ports import free_port
 
 
@@ -243,14 +243,14 @@ def test_an_unknown_path_is_a_json_error(browser: OperatorBrowser) -> None:
 def test_a_gateway_that_is_down(tmp_path: Path) -> None:
     """The page shows users and keys, and reports that the gateway does not respond."""
     port = free_port()
-    with serving(tmp_path, admin={"port": port}) as service:
-        pass
+    config = tmp_path / "site.json"
+    config.write_text(json.dumps(a_site(free_port(), free_port(), tmp_path, admin={"port": port})))
     outbox = tmp_path / "notices"
     Outbox(outbox).put(Notice("card-hot", "card 1", EVIL, 1_790_000_000.0))
     Outbox(outbox).put(Notice("power", "socket", "on battery", 1_790_000_000.0))
     Outbox(outbox).put(Notice("power", "socket", "on mains", 1_790_000_001.0, ended=True))
     (outbox / f"{1:020d}-0.json").write_text("{")
-    with admin_of(service, port, APPLIANCE_NOTICES_DIR=str(outbox)) as process:
+    with admin_of(config, port, APPLIANCE_NOTICES_DIR=str(outbox)) as process:
         browser = OperatorBrowser(process.port)
         browser.log_in()
         for path in ("/", "/models"):

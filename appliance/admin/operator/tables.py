@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from appliance.notices.notice import Notice
-from appliance.render.svg import Axes, Series, drawing, figure, legend_entry, plot, rect, short, text
+from appliance.render.svg import Axes, Series, drawing, figure, legend_entry, plot, rect, text
 from appliance.store.usage import UsageLine
 
 STATES = {"up": "good", "ready": "good", "down": "bad", "failed": "bad", "loading": "odd", "draining": "odd"}
@@ -225,10 +225,18 @@ def user_bars(lines: Iterable[UsageLine], texts: Mapping[str, str]) -> Markup:
             tip = f"{line.name}: {texts[label]} {amount(value)}"
             parts.append(rect(left, top, value * scale, BAR_HEIGHT - 7, kind=colour, tip=tip))
             left += value * scale
-        parts.append(text(left + 6, middle, short(total(line))))
+        parts.append(text(left + 6, middle, _rounded(total(line))))
     title = texts["by_user"]
     content = drawing(BARS_WIDTH, len(shown) * BAR_HEIGHT + 6, parts, label=title)
     return figure(title, content, [legend_entry("c0", texts["prompt"]), legend_entry("c1", texts["completion"])])
+
+
+def _rounded(value: int) -> str:
+    """Return ``value`` with four digits."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if value >= size:
+            return f"{value / size:.4g}{unit}"
+    return str(value)
 
 
 def moment(seconds: float | None) -> str:

@@ -142,7 +142,7 @@ def test_a_failed_load_restores_the_old_model_and_reports_the_reason(tmp_path: P
         last = control_client.status(service.data)["last_swap"]
         assert (last["engine"], last["unloaded"]) == ("eb", ["ea"])
         assert "eb ended while it was loading" in last["error"]
-        assert 0 < last["seconds"] < 60
+        assert 0 <= last["seconds"] < 60
         assert last["ago_s"] >= 0
         assert failed.headers["retry-after"] == "60"
         up = b'appliance_gateway_engine_up{engine="ea"} 1.0'

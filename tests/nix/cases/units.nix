@@ -536,6 +536,63 @@ in
       User = "appliance-gateway";
     };
   };
+  "the operator's page reads alerts from Alertmanager of this host" = {
+    host = "gpu";
+    module.appliance = {
+      admin = {
+        enable = true;
+        tokenFile = "/run/secrets/admin-token";
+      };
+      observe.enable = lib.mkForce true;
+      notify.enable = lib.mkForce false;
+    };
+    gives = c: {
+      url = c.systemd.services.appliance-admin.environment.APPLIANCE_ALERTMANAGER_URL;
+      notices = c.systemd.services.appliance-admin.environment ? APPLIANCE_NOTICES_DIR;
+      groups = (service "appliance-admin" c).SupplementaryGroups or [ ];
+    };
+    is = {
+      url = "http://127.0.0.1:9093";
+      notices = false;
+      groups = [ ];
+    };
+  };
+  "the operator's page on every address" = {
+    host = "gpu";
+    module.appliance = {
+      admin = {
+        enable = true;
+        tokenFile = "/run/secrets/admin-token";
+      };
+      settings.admin.host = "0.0.0.0";
+    };
+    refuses = "is not loopback";
+  };
+  "the operator's page without monitoring reads the notices" = {
+    host = "gpu";
+    module.appliance = {
+      admin = {
+        enable = true;
+        tokenFile = "/run/secrets/admin-token";
+      };
+      observe.enable = lib.mkForce false;
+      notify = {
+        enable = lib.mkForce true;
+        tokenFile = "/run/secrets/telegram-token";
+        chatId = "42";
+      };
+    };
+    gives = c: {
+      url = c.systemd.services.appliance-admin.environment ? APPLIANCE_ALERTMANAGER_URL;
+      folder = c.systemd.services.appliance-admin.environment.APPLIANCE_NOTICES_DIR;
+      groups = (service "appliance-admin" c).SupplementaryGroups;
+    };
+    is = {
+      url = false;
+      folder = "/var/lib/appliance-notices";
+      groups = [ "appliance-notify" ];
+    };
+  };
   "the admin API without a token" = {
     host = "gpu";
     module.appliance.admin.enable = true;
