@@ -57,6 +57,10 @@ class StoreError(ApplianceError):
         return cls(f"{path} cannot be read ({error.strerror or error}); {write_fix(path, error.errno)}")
 
 
+class InterruptedTransferError(StoreError):
+    """A transfer of weights was interrupted; a retry resumes it."""
+
+
 REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO})
 """The reasons for which a file cannot be written (errno(3))."""
 

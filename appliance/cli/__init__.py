@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[CliCommand, ...]] = {
         CliCommand("assistant", "serve", "run the assistant: conversations, files, memory"),
         CliCommand("admin", "serve", "run the admin API"),
         CliCommand("fetcher", "fetcher", "read public web pages for the assistant's web search"),
-        CliCommand("models", "models", "show and swap loaded models; verify weights on disk"),
+        CliCommand("models", "models", "show and swap loaded models; fetch, verify, list and remove weights"),
     ),
     "People and keys": (
         CliCommand("users", "users", "create users, give them plans, invite them, bill them"),

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from appliance.cli._args import add_config, add_json, duration
+from appliance.cli._weights import add_weights
 from appliance.contract.load import load
 from appliance.gateway import control_client
-from appliance.models import lock, offline
 from appliance.render.terminal import Console
 
 
@@ -59,29 +59,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     resume = actions.add_parser("resume", help="accept requests again after a pause")
     add_config(resume)
     resume.set_defaults(run=_resume)
-    verify = actions.add_parser(
-        "verify",
-        help="compare weights on disk with models.lock",
-        epilog="exit code: 0 all files match, 1 some do not, with one line per file",
-    )
-    verify.add_argument("--lock", type=Path, required=True, metavar="FILE", help="models.lock")
-    verify.set_defaults(run=_verify)
-    make = actions.add_parser("lock", help="print the lock of the weights on disk")
-    make.set_defaults(run=_lock)
-    fetch = actions.add_parser(
-        "fetch",
-        help="copy the weights that models.lock names from another store, such as a disk on USB",
-        epilog="a second run resumes an interrupted copy; files that match the lock are not copied again",
-    )
-    fetch.add_argument("--lock", type=Path, required=True, metavar="FILE", help="models.lock")
-    fetch.add_argument(
-        "--from", type=Path, required=True, dest="source", metavar="DIR", help="store to copy from (its HF_HOME)"
-    )
-    fetch.set_defaults(run=_fetch)
-    for one in (verify, make, fetch):
-        one.add_argument(
-            "--store", type=Path, required=True, metavar="DIR", help="cache folder of the model hub (HF_HOME)"
-        )
+    add_weights(actions)
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -145,26 +123,4 @@ def _pause(args: argparse.Namespace) -> int:
 def _resume(args: argparse.Namespace) -> int:
     control_client.resume(load(args.config).data_path(Path.cwd()))
     print("the gateway accepts requests")
-    return 0
-
-
-def _verify(args: argparse.Namespace) -> int:
-    entries = lock.read(args.lock)
-    faults = list(lock.verify(entries, args.store))
-    for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
-    if not faults:
-        print(f"{len(entries)} files of {args.lock} are whole in {args.store}")
-    return 1 if faults else 0
-
-
-def _fetch(args: argparse.Namespace) -> int:
-    entries = lock.read(args.lock)
-    copied = offline.import_files(entries, args.source, args.store, lambda line: print(line, flush=True))
-    print(f"{len(entries)} files of {args.lock} are whole in {args.store}; {copied} were copied")
-    return 0
-
-
-def _lock(args: argparse.Namespace) -> int:
-    print(lock.HEADER + "\n".join(str(entry) for entry in lock.make(args.store)))
     return 0

@@ -1,19 +1,19 @@
 """``models.lock``: every weight file by repository, revision, name, size and SHA-256.
 
 The store is a model hub's cache folder (``HF_HOME``): ``hub/models--ORG--NAME/snapshots/REVISION/FILE``. An
-engine's unit starts only if :func:`verify` reports no difference.
+engine's unit starts only if the files of its model were verified, see :mod:`.verification`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import ConfigError, StoreError
-from appliance.system import text_file
+from appliance.system import files, text_file
 
 LINE = re.compile(
     r"(?P<sha256>[0-9a-f]{64})  (?P<size>\d{1,15})  "
@@ -32,10 +32,14 @@ class Entry:
     size: int
     sha256: str
 
+    def snapshot(self, store: Path) -> Path:
+        """Return the folder of all files of the model at its revision in ``store``."""
+        folder = f"models--{self.repository.replace('/', '--')}"
+        return store / "hub" / folder / "snapshots" / self.revision
+
     def path(self, store: Path) -> Path:
         """Return the path of the file in ``store``."""
-        folder = f"models--{self.repository.replace('/', '--')}"
-        return store / "hub" / folder / "snapshots" / self.revision / self.file
+        return self.snapshot(store) / self.file
 
     def __str__(self) -> str:
         return f"{self.sha256}  {self.size}  {self.repository}@{self.revision}  {self.file}"
@@ -72,6 +76,12 @@ def read(lock: Path) -> list[Entry]:
     return entries
 
 
+def write(lock: Path, entries: Iterable[Entry]) -> None:
+    """Replace ``lock`` with ``entries`` in a stable order; raises :class:`StoreError` if it cannot be written."""
+    ordered = sorted(entries, key=lambda entry: (entry.repository, entry.revision, entry.file))
+    files.replace(lock, HEADER + "".join(f"{entry}\n" for entry in ordered))
+
+
 def make(store: Path) -> list[Entry]:
     """Return the entries of all files in ``store``, in a stable order; raises :class:`StoreError` if none."""
     entries = []
@@ -89,25 +99,8 @@ def make(store: Path) -> list[Entry]:
                 )
             )
     if not entries:
-        raise StoreError(f"{store}: holds no model; fetch one with HF_HOME={store}")
+        raise StoreError(f"{store}: holds no model; fetch one with `appliance models fetch`")
     return entries
-
-
-def verify(entries: list[Entry], store: Path) -> Iterator[str]:
-    """Yield one line for each file of ``entries`` that differs from the lock, the smallest files first."""
-    for entry in sorted(entries, key=lambda entry: entry.size):
-        path = entry.path(store)
-        name = f"{entry.repository}@{entry.revision[:12]} {entry.file}"
-        try:
-            size = path.stat().st_size
-            if size != entry.size:
-                yield f"{name}: {size} bytes, the lock has {entry.size}; fetch it again"
-            elif digest(path) != entry.sha256:
-                yield f"{name}: its SHA-256 is not the lock's; remove it and fetch it again"
-        except FileNotFoundError:
-            yield f"{name}: is missing in {store}; fetch it"
-        except OSError as error:
-            yield f"{name}: cannot be read ({error.strerror}); check the disk and the permissions of {store}"
 
 
 def digest(path: Path) -> str:

@@ -17,7 +17,7 @@ from appliance.doctor.context import CheckContext
 from appliance.doctor.finding import Finding, fail, ok, warn
 from appliance.doctor.host import CannotLookError, HostReader
 from appliance.errors import ConfigError
-from appliance.models import lock
+from appliance.models import lock, verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def read_weights(host: HostReader, store: str, lock_file: str, boot_check: str, 
         return WeightFacts(files=0, mismatches=(), hashed=hashes, boot_check=boot_check, lock_error=str(error))
     folder = host.path(store)
     if hashes:
-        mismatches = tuple(lock.verify(entries, folder))
+        mismatches = tuple(verification.differences(entries, folder))
     else:
         mismatches = tuple(found for entry in entries if (found := _size_mismatch(entry, folder)))
     return WeightFacts(files=len(entries), mismatches=mismatches, hashed=hashes, boot_check=boot_check)

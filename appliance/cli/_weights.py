@@ -1,0 +1,164 @@
+"""The actions of ``appliance models`` on weights: fetch, list, verify, lock."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from appliance.cli._args import add_json
+from appliance.cli._transfer import shown_transfer
+from appliance.errors import UsageError
+from appliance.models import inventory, lock, verification
+from appliance.models.hub import Hub, parse_model
+from appliance.models.offline import FolderSource
+from appliance.models.pin import pin
+from appliance.models.progress import size_text
+from appliance.models.transfer import TransferResult, bring, bring_held, held
+from appliance.render.terminal import Console
+
+THREADS = 4
+"""Files that are downloaded at once by default: one connection seldom fills a fast line."""
+
+
+def add_weights(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the actions to ``actions``."""
+    fetch = actions.add_parser(
+        "fetch",
+        help="bring weights into the store: those of models.lock, or a model that is then locked",
+        epilog="a second run resumes an interrupted transfer; files that match the lock are not copied again. "
+        "HF_ENDPOINT names another hub; HF_TOKEN is for models that need one",
+    )
+    fetch.add_argument(
+        "model",
+        nargs="?",
+        metavar="ORG/NAME@REVISION",
+        help="fetch this revision (40 hex digits) and add it to the lock; default: all files of the lock",
+    )
+    fetch.add_argument("--lock", type=Path, required=True, metavar="FILE", help="models.lock")
+    fetch.add_argument(
+        "--from",
+        type=Path,
+        dest="source",
+        metavar="DIR",
+        help="store to copy from (its HF_HOME), such as a disk on USB; default: the model hub",
+    )
+    fetch.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="files of the model to fetch, such as '*Q4_K_M*.gguf'; repeatable",
+    )
+    fetch.add_argument(
+        "--threads", type=int, default=THREADS, metavar="N", help="files at once from the hub (%(default)s)"
+    )
+    fetch.set_defaults(run=_fetch)
+    verify = actions.add_parser(
+        "verify",
+        help="compare weights on disk with models.lock; engines start with verified files only",
+        epilog="exit code: 0 all files match, 1 some do not, with one line per file",
+    )
+    verify.add_argument("--lock", type=Path, required=True, metavar="FILE", help="models.lock")
+    verify.add_argument(
+        "--changed",
+        action="store_true",
+        help="hash only files whose size, time or inode changed since they were verified",
+    )
+    verify.set_defaults(run=_verify)
+    make = actions.add_parser("lock", help="print the lock of the weights on disk")
+    make.set_defaults(run=_lock)
+    listing = actions.add_parser("list", help="list the models in the store, and whether they are verified")
+    listing.add_argument("--lock", type=Path, metavar="FILE", help="models.lock; default: compare with no lock")
+    add_json(listing)
+    listing.set_defaults(run=_list)
+    for one in (fetch, verify, make, listing):
+        _add_store(one)
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store", type=Path, required=True, metavar="DIR", help="cache folder of the model hub (HF_HOME)"
+    )
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    if not 1 <= args.threads <= 32:
+        raise UsageError(f"--threads {args.threads}: use 1 to 32")
+    if args.model is not None:
+        return _fetch_model(args)
+    if args.only:
+        raise UsageError("--only: needs a model, since models.lock names its files; write ORG/NAME@REVISION")
+    entries = lock.read(args.lock)
+    with shown_transfer() as watcher:
+        if args.source is not None:
+            # One file at a time: a disk reads it in one piece.
+            result = bring(entries, FolderSource(args.source), args.store, watcher)
+        else:
+            result = bring(entries, Hub(), args.store, watcher, threads=args.threads)
+    print(f"{len(entries)} files of {args.lock} are whole in {args.store}; {_counted(result)}")
+    return 0
+
+
+def _fetch_model(args: argparse.Namespace) -> int:
+    if args.source is not None:
+        raise UsageError("--from: copies the files of a lock; name no model, or fetch the model from the hub")
+    repository, revision = parse_model(args.model)
+    # An invalid lock is an error before the download, not after it.
+    locked = lock.read(args.lock) if args.lock.exists() else []
+    hub = Hub()
+    with held(args.store):
+        entries = pin(hub, repository, revision, args.only, args.store)
+        with shown_transfer() as watcher:
+            result = bring_held(entries, hub, args.store, watcher, threads=args.threads)
+    fetched = {(one.repository, one.revision, one.file) for one in entries}
+    others = [one for one in locked if (one.repository, one.revision, one.file) not in fetched]
+    lock.write(args.lock, [*others, *entries])
+    print(f"{len(entries)} files of {args.model} are whole in {args.store} and in {args.lock}; {_counted(result)}")
+    return 0
+
+
+def _counted(result: TransferResult) -> str:
+    linked = f", {result.linked} linked to the same content" if result.linked else ""
+    return f"{result.fetched} were copied{linked}"
+
+
+def _verify(args: argparse.Namespace) -> int:
+    entries = lock.read(args.lock)
+    result = verification.verify(entries, args.store, changed_only=args.changed)
+    for difference in result.differences:
+        print(f"error: {difference}", file=sys.stderr)
+    if not result.recorded:
+        print(f"not recorded: this user cannot write {args.store}, so engines start as before", file=sys.stderr)
+    if not result.differences:
+        print(f"{len(entries)} files of {args.lock} are whole in {args.store}; {result.hashed} were hashed")
+    return 1 if result.differences else 0
+
+
+def _lock(args: argparse.Namespace) -> int:
+    print(lock.HEADER + "\n".join(str(entry) for entry in lock.make(args.store)))
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    found = inventory.stored_models(args.store, lock.read(args.lock) if args.lock is not None else [])
+    partial = inventory.partial_bytes(args.store)
+    if args.json:
+        models = [asdict(one) | {"state": one.state} for one in found]
+        print(json.dumps({"models": models, "partial_bytes": partial}, indent=2))
+        return 0
+    table = Table("model", "revision", "files", "size", "state", *(["in the lock"] if args.lock else []))
+    for one in found:
+        row = [one.repository, one.revision[:12], str(one.files), size_text(one.size), one.state]
+        table.add_row(*row, *(["yes" if one.locked else "no"] if args.lock else []))
+    console = Console()
+    console.print(table)
+    if partial:
+        console.print(
+            f"{size_text(partial)} in incomplete files: `appliance models fetch` resumes them", markup=False
+        )
+    return 0
