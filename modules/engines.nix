@@ -151,7 +151,8 @@ let
         "nvidia-persistenced.service"
         "appliance-models-verify.service"
       ];
-      requires = lib.optional (appliance.models.lock != null) "appliance-models-verify.service";
+      # Not required: a damaged model stops its own engines only, for each start compares its files with the record.
+      wants = lib.optional (appliance.models.lock != null) "appliance-models-verify.service";
       unitConfig = {
         RequiresMountsFor = [ appliance.models.store.path ];
         # A model that does not fit fails each time; the smoke test reports it, a restart loop would hide it. The
@@ -197,7 +198,8 @@ let
           ExecStart =
             "${lib.getExe appliance.package} engine exec ${replica.name} --config /etc/appliance/appliance.json"
             + " --caches %C/appliance-engine-${replica.engineName} ${cachesVersion replica.engine}"
-            + lib.optionalString (replica.engine.kind == "vllm") " --environment ${environmentMount}";
+            + lib.optionalString (replica.engine.kind == "vllm") " --environment ${environmentMount}"
+            + lib.optionalString (appliance.models.lock != null) " --lock /etc/appliance/models.lock";
           CacheDirectory = "appliance-engine-${replica.engineName}";
           CacheDirectoryMode = "0700";
           Restart = "on-failure";

@@ -1,19 +1,23 @@
-"""The actions of ``appliance models`` on weights: fetch, list, verify, lock."""
+"""The actions of ``appliance models`` on weights: fetch, list, verify, lock, gc, warm."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
-from appliance.cli._args import add_json
+from appliance.cli._args import DEFAULT_CONFIG, add_json
 from appliance.cli._transfer import shown_transfer
-from appliance.errors import UsageError
-from appliance.models import inventory, lock, verification
+from appliance.contract.load import load
+from appliance.contract.model import Site
+from appliance.errors import StoreError, UsageError
+from appliance.models import gc, inventory, lock, verification, warm
 from appliance.models.hub import Hub, parse_model
 from appliance.models.offline import FolderSource
 from appliance.models.pin import pin
@@ -76,7 +80,36 @@ def add_weights(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     listing.add_argument("--lock", type=Path, metavar="FILE", help="models.lock; default: compare with no lock")
     add_json(listing)
     listing.set_defaults(run=_list)
-    for one in (fetch, verify, make, listing):
+    gc_parser = actions.add_parser(
+        "gc",
+        help="show the weights that no lock and no site names; remove them with --delete",
+        epilog="the configuration of this host, if it has one, counts as a site",
+    )
+    gc_parser.add_argument(
+        "--lock", type=Path, required=True, action="append", metavar="FILE", help="models.lock; repeatable"
+    )
+    gc_parser.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="configuration of a site; repeatable",
+    )
+    gc_parser.add_argument("--delete", action="store_true", help="remove them; default: show them only")
+    gc_parser.set_defaults(run=_gc)
+    warm_parser = actions.add_parser(
+        "warm",
+        help="read weights into RAM: into the page cache, or with --to into a store on a tmpfs",
+        epilog="refused if the weights would take the memory of the engines",
+    )
+    warm_parser.add_argument(
+        "models", nargs="*", metavar="ORG/NAME", help="models of the lock; default: all of them"
+    )
+    warm_parser.add_argument("--lock", type=Path, required=True, metavar="FILE", help="models.lock")
+    warm_parser.add_argument("--to", type=Path, metavar="DIR", help="store on a tmpfs, which gets verified copies")
+    warm_parser.set_defaults(run=_warm)
+    for one in (fetch, verify, make, listing, gc_parser, warm_parser):
         _add_store(one)
 
 
@@ -161,4 +194,42 @@ def _list(args: argparse.Namespace) -> int:
         console.print(
             f"{size_text(partial)} in incomplete files: `appliance models fetch` resumes them", markup=False
         )
+    return 0
+
+
+def _gc(args: argparse.Namespace) -> int:
+    entries = [entry for file in args.lock for entry in lock.read(file)]
+    own = Path(os.environ.get("APPLIANCE_CONFIG", DEFAULT_CONFIG))
+    configs = [*args.config, *([own] if own.exists() else [])]
+    named = [model for config in configs for model in _named(load(config))]
+    removals = (gc.remove if args.delete else gc.plan)(args.store, entries, named)
+    for one in removals:
+        print(f"{size_text(one.size):>12}  {one.path}  ({one.reason})")
+    total = size_text(sum(one.size for one in removals))
+    print(f"{total} were freed" if args.delete else f"{total} can be freed; --delete removes them")
+    return 0
+
+
+def _named(site: Site) -> Iterator[gc.NamedModel]:
+    for model in site.models.values():
+        yield gc.NamedModel(model.source, model.revision)
+        yield from (gc.NamedModel(adapter.source, None) for adapter in model.adapters.values())
+
+
+def _warm(args: argparse.Namespace) -> int:
+    entries = warm.chosen(lock.read(args.lock), args.models)
+    size = sum({one.sha256: one.size for one in entries}.values())
+    memory = warm.read_memory()
+    excess = warm.page_cache_excess(size, memory) if args.to is None else warm.tmpfs_excess(size, memory)
+    if excess:
+        raise StoreError(f"{args.store if args.to is None else args.to}: {excess}")
+    with shown_transfer() as watcher:
+        if args.to is not None:
+            result = bring(entries, FolderSource(args.store), args.to, watcher, threads=THREADS)
+            done = f"{len(entries)} files are whole in {args.to}; {_counted(result)}"
+        else:
+            watcher.begin(sum(one.size for one in entries), 0)
+            warm.fill_page_cache(entries, args.store, watcher.advance, THREADS)
+            done = f"{len(entries)} files, {size_text(size)}, are in the page cache"
+    print(done)
     return 0

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from appliance.cli._args import add_config
 from appliance.contract.load import load
-from appliance.errors import UsageError
+from appliance.contract.model import Model
+from appliance.errors import StoreError, UsageError
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
                 metavar=("FOLDER", "VERSION"),
                 nargs=2,
                 help="keep compiled kernels in FOLDER: those of VERSION and of the version before",
+            )
+            one.add_argument(
+                "--lock",
+                metavar="FILE",
+                type=Path,
+                help="models.lock: start only if its files of the model, in the store HF_HOME, are verified",
             )
 
 
@@ -76,7 +83,10 @@ def _engine_exec(args: argparse.Namespace) -> int:
     from appliance.engines.cpu_dtype import read_cpuinfo
 
     site = load(args.config)
-    command = engine_argv.command(site, engine_argv.find(site, args.name), Path.cwd(), read_cpuinfo())
+    replica = engine_argv.find(site, args.name)
+    command = engine_argv.command(site, replica, Path.cwd(), read_cpuinfo())
+    if args.lock is not None:
+        _require_verified(site.models[replica.engine.model], args.lock)
     if args.environment is not None:
         command = engine_argv.mounted(command, args.environment)
     kept = caches.prepare(Path(args.caches[0]), args.caches[1]) if args.caches else {}
@@ -87,6 +97,21 @@ def _engine_exec(args: argparse.Namespace) -> int:
     except OSError as error:
         message = f"engines.{args.name}.command: {command.argv[0]} cannot be run ({error.strerror})"
         raise UsageError(f"{message}; name the engine's Python or binary there") from None
+
+
+def _require_verified(model: Model, lock_file: Path) -> None:
+    """Raise :class:`StoreError` with the first file of ``model`` that was not verified in its present state."""
+    from appliance.models import lock, verified
+
+    if model.is_folder or model.is_package:
+        return
+    store = os.environ.get("HF_HOME")
+    if not store:
+        raise UsageError("--lock: needs the store of the weights; set HF_HOME to its folder")
+    reasons = verified.unverified(lock.read(lock_file), Path(store), model.source, model.revision)
+    if reasons:
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise StoreError(f"{reasons[0]}{more}")
 
 
 def _gateway(args: argparse.Namespace) -> int:

@@ -41,6 +41,7 @@ STATES: Mapping[str, Mapping[str, ReachedState]] = {
         "appliance-gateway.service": RUNNING,
         "appliance-gpu-power.service": STAYS,
         "appliance-gpu-watch.service": RUNNING,
+        "appliance-models-verify-all.timer": WAITING,
         "appliance-models-verify.service": STAYS,
         "appliance-notify.service": RUNNING,
         "appliance-smoke.service": DONE,
@@ -68,6 +69,7 @@ STATES: Mapping[str, Mapping[str, ReachedState]] = {
 LATER: Mapping[str, Mapping[str, ReachedState]] = {
     "gpu": {
         "appliance-engine-pair.service": RUNNING,
+        "appliance-models-verify-all.service": DONE,
         "appliance-trial-alerts.service": DONE,
         "appliance-trial-deadline.service": DONE,
         "appliance-trial-failed.service": DONE,

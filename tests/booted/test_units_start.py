@@ -156,19 +156,37 @@ def test_a_notice_of_an_agent_and_an_alert_reach_the_chat(site: Site) -> None:
     assert "appliance_notify_refused_total 0.0" in metrics
 
 
+def test_all_weights_are_hashed_each_month(site: Site) -> None:
+    host, unit = site["gpu"], "appliance-models-verify-all.service"
+    reaches(host, "appliance-models-verify.service", states.STAYS)
+    host.machine.start(unit)
+    reaches(host, unit, LATER["gpu"][unit])
+    assert "were hashed" in host.machine.journal(unit)
+
+
 def test_an_engine_does_not_start_with_other_weights(site: Site) -> None:
-    host, engine, verify = site["gpu"], "appliance-engine-pair.service", "appliance-models-verify.service"
+    """An engine of another model starts all the same."""
+    host, verify = site["gpu"], "appliance-models-verify.service"
+    engine, other = "appliance-engine-embed.service", "appliance-engine-pair.service"
     reaches(host, verify, states.STAYS)
-    host.machine.run("systemctl", "stop", engine, verify)
+    reaches(host, engine, states.RUNNING)
+    host.machine.run("systemctl", "stop", engine, other, verify)
     lock = host.machine.run("cat", "/etc/appliance/models.lock")
     host.machine.run("sed", "-i", "s/^.../000/", "/etc/appliance/models.lock")
     try:
-        host.machine.run("systemctl", "start", engine, check=False)
+        host.machine.run("systemctl", "start", "--no-block", engine, other)
+        refused = "model.safetensors: not verified in its present state"
+        wait_until(lambda: refused in host.machine.journal(engine), "the engine reports it", 200)
         assert state_of(host.machine, verify).result == "exit-code"
         assert "model.safetensors" in host.machine.journal(verify)
-        assert state_of(host.machine, engine).active == "inactive"
+        assert state_of(host.machine, engine).active != "active"
+        reaches(host, other, states.RUNNING)
     finally:
         host.machine.run("sh", "-c", f"printf %s '{lock}' > /etc/appliance/models.lock")
+        host.machine.run("systemctl", "stop", engine, other)
+        host.machine.run("systemctl", "reset-failed", engine, verify, check=False)
+        host.machine.run("systemctl", "start", engine)
+    reaches(host, engine, states.RUNNING)
 
 
 def request(client: BootedHost, host: BootedHost, *target: str, model: str) -> Any:

@@ -78,7 +78,7 @@ def judge_weights(facts: WeightFacts) -> Finding:
     if facts.boot_check == "failed":
         return fail(
             "the verification of the hashes at boot failed",
-            meaning="Engines do not start after a failed verification.",
+            meaning="The engines of its models do not start.",
             fix="journalctl -u appliance-models-verify; systemctl restart appliance-models-verify",
             subject="lock",
             cause="weights",

@@ -260,14 +260,87 @@ in
     };
     refuses = "store.sizeGiB = 120 leaves too little of the 128 GiB of RAM";
   };
-  "a tmpfs store" = {
+  "a tmpfs store larger than a third of the RAM" = {
     host = "gpu";
     module.appliance.models.store = {
       kind = "tmpfs";
-      sizeGiB = 64;
+      sizeGiB = 43;
     };
-    gives = c: lib.elem "size=64G" c.fileSystems."/var/lib/appliance-models".options;
-    is = true;
+    refuses = "set at most 42, or store.kind";
+  };
+  "a tmpfs store that nothing fills" = {
+    host = "gpu";
+    module.appliance.models.store = {
+      kind = "tmpfs";
+      sizeGiB = 40;
+    };
+    refuses = "RAM is empty at boot";
+  };
+  "a tmpfs store that is filled from itself" = {
+    host = "gpu";
+    module.appliance.models = {
+      lock = /etc/hostname;
+      store = {
+        kind = "tmpfs";
+        sizeGiB = 40;
+        warmFrom = "/var/lib/appliance-models";
+      };
+    };
+    refuses = "RAM is empty at boot";
+  };
+  "a tmpfs store" = {
+    host = "gpu";
+    module.appliance.models = {
+      lock = /etc/hostname;
+      store = {
+        kind = "tmpfs";
+        path = "/run/models";
+        sizeGiB = 40;
+        warmFrom = "/var/lib/appliance-models";
+      };
+    };
+    gives = c: [
+      (lib.elem "size=40G" c.fileSystems."/run/models".options)
+      (lib.hasInfix "--store /var/lib/appliance-models --to /run/models"
+        c.systemd.services.appliance-models-warm.serviceConfig.ExecStart
+      )
+      (lib.elem "appliance-models-warm.service" c.systemd.services.appliance-models-verify.after)
+    ];
+    is = [
+      true
+      true
+      true
+    ];
+  };
+  "a store on XFS over RAID0" = {
+    host = "gpu";
+    module.appliance.models.store.kind = "raid0";
+    gives =
+      c:
+      let
+        mount = c.fileSystems."/var/lib/appliance-models";
+      in
+      [
+        mount.fsType
+        mount.device
+        (lib.elem "nofail" mount.options)
+        c.boot.swraid.enable
+      ];
+    is = [
+      "xfs"
+      "/dev/md/models"
+      true
+      true
+    ];
+  };
+  "a store on a path that is not a device" = {
+    host = "gpu";
+    module.appliance.models.store = {
+      kind = "raid0";
+      device = "models";
+    };
+    forces = c: c.fileSystems;
+    errors = "is not of type `string matching the pattern /dev/.+'";
   };
 
   "cards on one NUMA node are not pinned" = {

@@ -477,8 +477,16 @@ in
   "a locked model is verified before its engine starts" = {
     host = "gpu";
     module.appliance.models.lock = /etc/hostname;
-    gives = c: c.systemd.services."appliance-engine-agents.0".requires;
-    is = [ "appliance-models-verify.service" ];
+    gives =
+      c:
+      let
+        unit = c.systemd.services."appliance-engine-agents.0";
+      in
+      unit.wants ++ [ (lib.hasInfix "--lock /etc/appliance/models.lock" unit.serviceConfig.ExecStart) ];
+    is = [
+      "appliance-models-verify.service"
+      true
+    ];
   };
   "the VPS runs no unit of ours" = {
     host = "vps";

@@ -1,0 +1,65 @@
+"""The start of an engine: only with files of its model that were verified in their present state."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from appliance.models import lock, verification
+from tests.conftest import a_site
+
+SOURCE, REVISION = "Qwen/Qwen3", "a" * 40
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    for name in ("Qwen3", "Other"):
+        folder = tmp_path / "store" / "hub" / f"models--Qwen--{name}" / "snapshots" / REVISION
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"w" * 5000)
+    lock.write(tmp_path / "models.lock", lock.make(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+def start(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Start the engine ``chat``; its program only proves that it ran."""
+    site = a_site(8000, 8100, tmp_path, models={"fake": {"source": SOURCE, "revision": REVISION}})
+    program = tmp_path / "engine"
+    program.write_text("#!/bin/sh\necho started\n")
+    program.chmod(0o755)
+    site["engines"]["chat"] |= {"kind": "llamacpp", "command": str(program)}
+    config = tmp_path / "site.json"
+    config.write_text(json.dumps(site))
+    argv = [sys.executable, "-m", "appliance", "engine", "exec", "chat", "--config", str(config)]
+    argv += ["--lock", str(tmp_path / "models.lock")]
+    return subprocess.run(
+        argv, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **environment}
+    )
+
+
+def test_an_engine_starts_with_verified_weights_only(store: Path, tmp_path: Path) -> None:
+    refused = start(tmp_path, HF_HOME=str(store))
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        f"error: {SOURCE}@{REVISION[:12]} model.safetensors: not verified in its present state; "
+        "run `appliance models verify`\n"
+    )
+    entries = lock.make(store)
+    # Damage of another model stops only that model.
+    next(one for one in entries if one.repository == "Qwen/Other").path(store).write_bytes(b"x" * 5000)
+    assert len(verification.verify(entries, store).differences) == 1
+    started = start(tmp_path, HF_HOME=str(store))
+    assert (started.returncode, started.stdout, started.stderr) == (0, "started\n", "")
+
+
+def test_a_lock_without_a_store_is_an_error(store: Path, tmp_path: Path) -> None:
+    refused = start(tmp_path, HF_HOME="")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: --lock: needs the store of the weights; set HF_HOME to its folder\n",
+    )
