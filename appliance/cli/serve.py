@@ -6,11 +6,16 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from appliance.cli._args import add_config
 from appliance.contract.load import load
 from appliance.contract.model import Model
 from appliance.errors import StoreError, UsageError
+from appliance.system import files
+
+if TYPE_CHECKING:
+    from appliance.engines.load_format import WeightsPlace
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +29,10 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         one.add_argument("name", metavar="NAME", help="engine, or engine.N for replica N")
         one.set_defaults(run=run)
         add_config(one)
+        if action == "argv":
+            one.add_argument(
+                "--why", action="store_true", help="print first why it has each choice that the site leaves open"
+            )
         if action == "exec":
             one.add_argument(
                 "--environment",
@@ -69,7 +78,12 @@ def _engine_argv(args: argparse.Namespace) -> int:
     from appliance.engines.cpu_dtype import read_cpuinfo
 
     site = load(args.config)
-    command = engine_argv.command(site, engine_argv.find(site, args.name), Path.cwd(), read_cpuinfo())
+    replica = engine_argv.find(site, args.name)
+    place = _place_of(site.models[replica.engine.model])
+    command = engine_argv.command(site, replica, Path.cwd(), read_cpuinfo(), place)
+    if args.why:
+        for reason in command.reasons:
+            print(f"# {reason}")
     for name, value in sorted(command.environment.items()):
         print(f"{name}={value}")
     for word in command.argv:
@@ -84,7 +98,8 @@ def _engine_exec(args: argparse.Namespace) -> int:
 
     site = load(args.config)
     replica = engine_argv.find(site, args.name)
-    command = engine_argv.command(site, replica, Path.cwd(), read_cpuinfo())
+    place = _place_of(site.models[replica.engine.model])
+    command = engine_argv.command(site, replica, Path.cwd(), read_cpuinfo(), place)
     if args.lock is not None:
         _require_verified(site.models[replica.engine.model], args.lock)
     if args.environment is not None:
@@ -97,6 +112,18 @@ def _engine_exec(args: argparse.Namespace) -> int:
     except OSError as error:
         message = f"engines.{args.name}.command: {command.argv[0]} cannot be run ({error.strerror})"
         raise UsageError(f"{message}; name the engine's Python or binary there") from None
+
+
+def _place_of(model: Model) -> WeightsPlace:
+    """Return where the weights of ``model`` are: its folder, or the store of HF_HOME."""
+    from appliance.engines.load_format import WeightsPlace, filesystem_of
+    from appliance.models.warm import is_warm
+
+    store = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    folder = Path(model.source).expanduser() if model.is_folder else store
+    mounts = (files.read(Path("/proc/self/mounts")) or b"").decode("utf-8", "replace")
+    warm = not model.is_folder and is_warm(store, model.source, model.revision)
+    return WeightsPlace(filesystem_of((Path.cwd() / folder).resolve(), mounts), warm)
 
 
 def _require_verified(model: Model, lock_file: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from appliance.contract.model import Engine, Model, Site
 from appliance.contract.rules import suggest
 from appliance.engines import cpu_dtype, embedder_command, llamacpp, mock_command, vllm
+from appliance.engines.load_format import LoaderChoice, WeightsPlace, choose_loader
 from appliance.engines.recipe import settle
 from appliance.errors import UsageError
 
@@ -20,6 +21,8 @@ class EngineCommand:
     argv: tuple[str, ...]
     environment: dict[str, str]
     notice: str = ""
+    reasons: tuple[str, ...] = ()
+    """Why each choice was made that the site leaves open, a line each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +88,14 @@ def mounted(command: EngineCommand, environment: Path) -> EngineCommand:
     return replace(command, argv=(str(program), *command.argv[1:]))
 
 
-def command(site: Site, replica: EngineReplica, base: Path, cpuinfo: str = "") -> EngineCommand:
+def command(
+    site: Site, replica: EngineReplica, base: Path, cpuinfo: str = "", place: WeightsPlace | None = None
+) -> EngineCommand:
     """Return the process of ``replica``. Relative model folders are below ``base``.
 
-    ``cpuinfo`` is the text of /proc/cpuinfo on the machine that runs the process, see :mod:`.cpu_dtype`. Raises
-    :class:`UsageError` for an engine of kind http.
+    ``cpuinfo`` is the text of /proc/cpuinfo on the machine that runs the process, see :mod:`.cpu_dtype`. ``place``
+    is where its weights are, see :mod:`.load_format`; unknown without it. Raises :class:`UsageError` for an engine
+    of kind http.
     """
     if not replica.engine.is_started:
         raise UsageError(
@@ -105,4 +111,12 @@ def command(site: Site, replica: EngineReplica, base: Path, cpuinfo: str = "") -
     if dtype := cpu_dtype.choose(replica.engine, cpuinfo):
         argv += ["--dtype", dtype]
         notice = f"engine {replica.name}: {cpu_dtype.NOTICE}"
-    return EngineCommand(tuple(argv), {**environment, **replica.engine.environment}, notice)
+    loader = choose_loader(replica.engine, place) if place is not None else LoaderChoice("the place is unknown")
+    for flag, value in loader.options.items():
+        argv += vllm.option_words(flag, value)
+    return EngineCommand(
+        argv=tuple(argv),
+        environment={**environment, **loader.environment, **replica.engine.environment},
+        notice=notice,
+        reasons=(f"loader: {loader.reason}",),
+    )
