@@ -343,6 +343,12 @@ class Engine(Section):
         examples=[{"enable-expert-parallel": True, "tool-call-parser": "hermes"}],
     )
     environment: dict[str, str] = Field(default={}, description="Environment variables for the engine.")
+    skip_recipes: tuple[str, ...] = Field(
+        default=(),
+        description="Default options for its model and cards that it must not get, by the names that "
+        "`appliance engine argv NAME --why` prints.",
+        examples=[["mtp"]],
+    )
 
     residency: Literal["always", "on-demand"] = Field(
         default="always",

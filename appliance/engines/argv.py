@@ -11,6 +11,7 @@ from appliance.contract.rules import suggest
 from appliance.engines import cpu_dtype, embedder_command, llamacpp, mock_command, vllm
 from appliance.engines.load_format import LoaderChoice, WeightsPlace, choose_loader
 from appliance.engines.recipe import settle
+from appliance.engines.tuning import computes_of, shipped_rules, tune
 from appliance.errors import UsageError
 
 
@@ -112,11 +113,12 @@ def command(
         argv += ["--dtype", dtype]
         notice = f"engine {replica.name}: {cpu_dtype.NOTICE}"
     loader = choose_loader(replica.engine, place) if place is not None else LoaderChoice("the place is unknown")
-    for flag, value in loader.options.items():
+    tuning = tune(replica.engine, model, computes_of(site, replica.engine), shipped_rules())
+    for flag, value in (loader.options | tuning.options).items():
         argv += vllm.option_words(flag, value)
     return EngineCommand(
         argv=tuple(argv),
-        environment={**environment, **loader.environment, **replica.engine.environment},
+        environment={**environment, **loader.environment, **tuning.environment, **replica.engine.environment},
         notice=notice,
-        reasons=(f"loader: {loader.reason}",),
+        reasons=(f"loader: {loader.reason}", *tuning.reasons),
     )
