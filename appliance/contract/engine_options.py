@@ -70,6 +70,23 @@ LLAMACPP_OURS = {
 }
 """Flags of llama.cpp that the appliance sets, and the key of the configuration for each."""
 
+LLAMACPP_REFUSED = {
+    "tools": "runs shell commands and edits files for whoever reaches the model",
+    "tools-runtime": "runs shell commands and edits files for whoever reaches the model",
+    "agent": "runs shell commands and edits files for whoever reaches the model",
+    "ui-mcp-proxy": "makes the engine a proxy to any address",
+    "webui-mcp-proxy": "makes the engine a proxy to any address",
+    "rpc": "gives other machines raw access to memory, without authentication",
+    "models-dir": "loads other models than that of the site",
+    "models-preset": "loads other models than that of the site",
+    "media-path": "opens local files to requests",
+    "path": "serves local files",
+}
+"""Flags of llama.cpp that give a shell, a proxy, files or memory to a request, with the reason of the refusal."""
+
+MCP = re.compile(r"mcp(-.*)?")
+"""Flags that connect the engine to MCP servers, which are programs that it starts."""
+
 MOCK_OPTIONS = (
     "itl-ms",
     "ttft-ms",
@@ -125,9 +142,17 @@ def check_vllm(engine: Engine) -> list[str]:
 
 def check_llamacpp(engine: Engine) -> list[str]:
     """Return certain errors of ``engine.options``; llama.cpp's binary is not pinned, so its flags are unknown."""
-    errors = []
+    errors = [
+        f"environment.{name} sets a flag of llama.cpp; write it as an option, which is checked"
+        for name in engine.environment
+        if name.startswith("LLAMA_ARG_")
+    ]
     for flag, value in engine.options.items():
-        if not re.fullmatch(r"[a-z][a-z0-9-]*", flag):
+        bare = flag.strip("-").removeprefix("no-")
+        if value is not False and (bare in LLAMACPP_REFUSED or MCP.fullmatch(bare)):
+            reason = LLAMACPP_REFUSED.get(bare, "starts programs that the model calls")
+            errors.append(f"{flag} {reason}; remove it, tools run at the client")
+        elif not re.fullmatch(r"[a-z][a-z0-9-]*", flag):
             errors.append(
                 f"{flag!r} is not a long flag; write it as in llama-server --help, without the leading dashes"
             )

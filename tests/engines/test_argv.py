@@ -161,6 +161,41 @@ def test_options_that_llamacpp_cannot_have_are_rejected() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "tools",
+        "tools-runtime",
+        "agent",
+        "ui-mcp-proxy",
+        "webui-mcp-proxy",
+        "mcp",
+        "mcp-servers-config",
+        "mcp-servers-json",
+    ]
+    + ["rpc", "models-dir", "models-preset", "media-path", "path"],
+)
+def test_options_that_give_a_shell_or_a_proxy_are_refused(flag: str) -> None:
+    engine = Engine(
+        kind="llamacpp", host="h", model="m", device="cpu", context=1, concurrency=1, port=1,
+        options={flag: "all"},
+    )  # fmt: skip
+    (error,) = engine_options.check_llamacpp(engine)
+    assert error.startswith(f"{flag} ")
+    assert error.endswith("; remove it, tools run at the client")
+    switched_off = engine.model_copy(update={"options": {flag: False}})
+    assert engine_options.check_llamacpp(switched_off) == []
+
+
+def test_llamacpps_own_variables_cannot_replace_options() -> None:
+    engine = Engine(
+        kind="llamacpp", host="h", model="m", device="cpu", context=1, concurrency=1, port=1,
+        environment={"LLAMA_ARG_TOOLS": "all", "GGML_NOTHING": "1"},
+    )  # fmt: skip
+    (error,) = engine_options.check_llamacpp(engine)
+    assert error.startswith("environment.LLAMA_ARG_TOOLS sets a flag of llama.cpp")
+
+
 def test_an_unknown_engine_is_an_error_that_suggests_a_name() -> None:
     with pytest.raises(UsageError, match=r"no engine is called 'agent'; did you mean 'agents.\d'\?"):
         argv.find(HYBRID, "agent")
