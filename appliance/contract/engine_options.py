@@ -71,9 +71,9 @@ LLAMACPP_OURS = {
 """Flags of llama.cpp that the appliance sets, and the key of the configuration for each."""
 
 LLAMACPP_REFUSED = {
-    "tools": "runs shell commands and edits files for whoever reaches the model",
-    "tools-runtime": "runs shell commands and edits files for whoever reaches the model",
-    "agent": "runs shell commands and edits files for whoever reaches the model",
+    "tools": "runs shell commands and edits files for each client",
+    "tools-runtime": "runs shell commands and edits files for each client",
+    "agent": "runs shell commands and edits files for each client",
     "ui-mcp-proxy": "makes the engine a proxy to any address",
     "webui-mcp-proxy": "makes the engine a proxy to any address",
     "rpc": "gives other machines raw access to memory, without authentication",

@@ -164,16 +164,9 @@ def test_options_that_llamacpp_cannot_have_are_rejected() -> None:
 @pytest.mark.parametrize(
     "flag",
     [
-        "tools",
-        "tools-runtime",
-        "agent",
-        "ui-mcp-proxy",
-        "webui-mcp-proxy",
-        "mcp",
-        "mcp-servers-config",
-        "mcp-servers-json",
-    ]
-    + ["rpc", "models-dir", "models-preset", "media-path", "path"],
+        *("tools", "tools-runtime", "agent", "ui-mcp-proxy", "webui-mcp-proxy", "mcp", "mcp-servers-config"),
+        *("mcp-servers-json", "rpc", "models-dir", "models-preset", "media-path", "path"),
+    ],
 )
 def test_options_that_give_a_shell_or_a_proxy_are_refused(flag: str) -> None:
     engine = Engine(

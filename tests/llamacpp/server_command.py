@@ -1,8 +1,8 @@
 """Runs llama.cpp's own C++ server with our command lines: the test package embeds it and has no command line.
 
 Each flag of :mod:`appliance.engines.llamacpp` becomes the server's parameter of the same meaning. An unknown flag
-ends the program, as in llama-server, so that a new flag of ours must be added here. The server reads the metadata of
-the file; ``--override-kv`` has no parameter in the package, so the file must have these values already.
+ends the program, as in llama-server, so that a new flag of ours must be added here. ``--override-kv`` has
+no parameter in the package, so the file must have these values already.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ TEMPLATE = (
     "{%- if tools %}<|im_start|>system\n"
     "{%- if messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}{% endif %}"
     "<tools>{%- for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>\n"
-    'Call one with <tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n'
+    'Call one with <tool_call>\n{"name": <name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n'
     "{%- elif messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n{% endif %}"
     "{%- for message in messages %}{% if not (loop.first and message.role == 'system') %}"
     "<|im_start|>{{ 'user' if message.role == 'tool' else message.role }}\n"
@@ -185,7 +185,8 @@ def _tensors(*, moe: bool, layers: int, size: int, scored: bool, generates: bool
     random = np.random.default_rng(SEED)
 
     def matrix(*shape: int) -> np.ndarray:
-        return (random.standard_normal(shape, dtype=np.float32) * shape[-1] ** -0.5).astype(np.float16)
+        values: np.ndarray = random.standard_normal(shape, dtype=np.float32) * shape[-1] ** -0.5
+        return values.astype(np.float16)
 
     def ones(length: int) -> np.ndarray:
         return np.ones(length, dtype=np.float32)
