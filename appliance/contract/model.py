@@ -261,6 +261,13 @@ class Model(Section):
         return self.source.startswith("package:")
 
 
+EXPERT_FLAGS = frozenset({"cpu-moe", "n-cpu-moe"})
+"""Flags of llama.cpp that keep experts in RAM: of all layers, or of the first ones."""
+
+RAM_CANARY_TIMEOUT_S = 120.0
+"""Timeout of a canary with experts in RAM: 300 to 400 prompt tokens a second, so 32k tokens take about 100 s."""
+
+
 class Engine(Section):
     """One engine: ``replicas`` copies of a model server, each over ``tensor_parallel`` cards."""
 
@@ -333,6 +340,13 @@ class Engine(Section):
     start_timeout_s: int = Field(
         default=600, ge=1, le=86400, description="Seconds from start to the first generated token."
     )
+    canary_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=3600,
+        description="Timeout of a canary request to it, in seconds; default: that of the gateway. With experts in "
+        "RAM, llama.cpp processes a long prompt for minutes, and the default is at least 120 s.",
+    )
     command: str | None = Field(
         default=None,
         description="Python of the engine's environment (vllm, embedder), or the llama-server binary (llamacpp).",
@@ -386,6 +400,18 @@ class Engine(Section):
     def on_cards(self) -> bool:
         """Whether it computes on cards of its host."""
         return self.device != "cpu"
+
+    @property
+    def experts_in_ram(self) -> bool:
+        """Whether it is a llama.cpp server on cards that keeps experts of some layers in RAM."""
+        on_card = self.kind == "llamacpp" and self.on_cards
+        return on_card and not EXPERT_FLAGS.isdisjoint(self.options)
+
+    def canary_within_s(self, gateway_s: float) -> float:
+        """Return the timeout of its canary in seconds; ``gateway_s`` is that of the gateway."""
+        if self.canary_timeout_s is not None:
+            return self.canary_timeout_s
+        return max(gateway_s, RAM_CANARY_TIMEOUT_S) if self.experts_in_ram else gateway_s
 
     @property
     def slots(self) -> int:
@@ -944,7 +970,7 @@ class LoadTest(Section):
 
 
 class Site(Section):
-    """A whole site. ``examples/`` has four of them."""
+    """A whole site. ``examples/`` has five of them."""
 
     version: Literal[1] = Field(description="Version of this contract.")
     hosts: dict[Name, Host] = Field(min_length=1, description="Machines by name.")

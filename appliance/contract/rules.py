@@ -330,6 +330,12 @@ def _weights(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
             what += f" do not fit the {host.memory_gib} GiB of {engine.host}"
             yield Violation(f"engines.{name}", what, "take a smaller model, fewer replicas or more RAM")
         return
+    if engine.experts_in_ram:
+        # The experts' share of the weights needs the catalog: the planner checks the card, see its `fit`.
+        if model.weights_gib > host.memory_gib:
+            what = f"{model.weights_gib:g} GiB of weights do not fit the {host.memory_gib} GiB of {engine.host}"
+            yield Violation(f"engines.{name}", what, "take a smaller quantisation or more RAM")
+        return
     for gpu in host.gpus:
         if gpu.index not in engine.gpus:
             continue

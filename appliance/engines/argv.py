@@ -108,6 +108,8 @@ def command(
     argv, environment = _BUILD[replica.engine.kind](replica.engine, settle(model), replica.index)
     if replica.engine.kind == "vllm":
         argv += vllm.media_options(site.gateway.media_domains)
+    if replica.engine.kind == "llamacpp":
+        argv += llamacpp.on_processor(replica.engine, cpuinfo)
     notice = ""
     if dtype := cpu_dtype.choose(replica.engine, cpuinfo):
         argv += ["--dtype", dtype]

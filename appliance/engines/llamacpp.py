@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from appliance.contract.model import Engine, Model
 from appliance.engines.recipe import recipe_of
 from appliance.engines.vllm import option_words
+
+LOAD_FLAGS = ("load-mode", "mlock", "mmap", "no-mmap", "direct-io")
+"""Flags with which a site chooses the way of loading by itself."""
+
+LOCKED_IN_RAM = {"LLAMA_ARG_MLOCK": "1", "LLAMA_ARG_LOAD_MODE": "mmap+mlock"}
+"""Mapped and locked weights. Builds before 10114 read the first variable, later ones the second."""
 
 END_TOKEN = 151643
 """The id of ``<|endoftext|>``, whose hidden state is the vector of Qwen3-Embedding of every size."""
@@ -36,9 +44,29 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
             environment["CUDA_VISIBLE_DEVICES"] = cards
         if "n-gpu-layers" not in engine.options:
             argv += ["--n-gpu-layers", "999"]
+    if engine.experts_in_ram and engine.options.keys().isdisjoint(LOAD_FLAGS):
+        environment |= LOCKED_IN_RAM
     for flag, value in engine.options.items():
         argv += option_words(flag, value)
     return argv, environment
+
+
+def on_processor(engine: Engine, cpuinfo: str) -> list[str]:
+    """Return the words that fit experts in RAM to the processor of ``cpuinfo``; none for another engine.
+
+    A thread for each physical core reads memory fastest. With two sockets, ``--numa distribute`` spreads the
+    threads, and the pages that each of them touches first, over the nodes.
+    """
+    if not engine.experts_in_ram:
+        return []
+    sockets = set(re.findall(r"^physical id\s*:\s*(\d+)", cpuinfo, re.MULTILINE))
+    cores = set(re.findall(r"^physical id\s*:\s*(\d+)(?:\n.+)*?\ncore id\s*:\s*(\d+)", cpuinfo, re.MULTILINE))
+    words = []
+    if cores and "threads" not in engine.options:
+        words += ["--threads", str(len(cores))]
+    if len(sockets) > 1 and "numa" not in engine.options:
+        words += ["--numa", "distribute"]
+    return words
 
 
 def _pooling(engine: Engine, model: Model) -> list[str]:

@@ -124,7 +124,7 @@ class HealthMonitor:
             status, answer = await replica.pool.probe(
                 request.path.encode(),
                 request.body,
-                self._timeout_s,
+                replica.canary_timeout_s or self._timeout_s,
                 method=request.method.encode(),
                 content_type=request.content_type.encode(),
             )

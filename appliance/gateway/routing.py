@@ -105,6 +105,8 @@ class Replica:
     """Whether its server is of kind http: its streams may have other line ends and spaces than vLLM's."""
     canary: CanaryRequest | None = None
     """The request that tests it; ``None`` for that of its task."""
+    canary_timeout_s: float | None = None
+    """Timeout of that request in seconds; ``None`` for that of the gateway."""
     resident: bool = True
     """Whether its engine is loaded; the swap controller changes it for on-demand engines."""
     drained: str | None = None
@@ -432,6 +434,7 @@ class Router:
                 served_name=replica.engine.served_name or "",
                 foreign=not replica.engine.is_started,
                 canary=canary_of(replica.engine, site.models[replica.engine.model].task),
+                canary_timeout_s=replica.engine.canary_within_s(gateway.canary_timeout_s),
                 breaker=Breaker(gateway.breaker_failures),
                 resident=replica.engine.residency == "always",
                 last_token=now,

@@ -241,7 +241,8 @@ class SwapController:
 
     async def _generates(self, engine: Managed) -> bool:
         try:
-            await self._await_tokens(engine, within_s=self.site.gateway.canary_timeout_s)
+            each = self.site.engines[engine.name].canary_within_s(self.site.gateway.canary_timeout_s)
+            await self._await_tokens(engine, within_s=each)
         except (RequestError, StartError):
             return False
         return True

@@ -17,7 +17,7 @@ from appliance.contract.card_memory import GIB, shortage
 from appliance.contract.model import Engine, Site
 from appliance.contract.rules import Violation
 from appliance.errors import UsageError
-from appliance.planner import host_ram, precision
+from appliance.planner import experts_in_ram, host_ram, precision
 from appliance.planner.from_site import card_of, model_of
 from appliance.planner.layout import Layout, check_shards
 from appliance.planner.memory import card_memory, weight_bytes
@@ -83,12 +83,14 @@ def _engine(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
     if engine.context > limit:
         what = f"{engine.context} tokens are more than the {limit} of {shape.name}"
         yield Violation(f"{place}.context", what, f"set it to {limit} or less")
+    elif engine.experts_in_ram and engine.host in site.hosts:
+        if found := experts_in_ram.card_violation(place, engine, shape, dtype, site.hosts[engine.host]):
+            yield found
     elif engine.kind == "vllm" and engine.device == "cuda" and engine.host in site.hosts:
         cards = _cards(site, engine)
         if cards:
             on_cards = _CardEngine(place=place, engine=engine, shape=shape, dtype=dtype, cards=cards)
-            found = _shard(on_cards) or _memory(on_cards)
-            if found is not None:
+            if found := _shard(on_cards) or _memory(on_cards):
                 yield found
 
 
@@ -189,12 +191,15 @@ def _ram(site: Site, host: str) -> Iterator[Violation]:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 per_card = engine.tensor_parallel if flag == "cpu-offload-gb" else 1
                 offload += float(value) * GIB * per_card
-        on_cpu = engine.device == "cpu" and engine.kind == "vllm"
+        on_cpu = engine.device == "cpu" and engine.kind in ("vllm", "llamacpp")
+        in_ram = weights + engine.kv_cache_gib * GIB if on_cpu else 0.0
+        if engine.experts_in_ram:
+            in_ram = experts_in_ram.bytes_in_ram(engine, shape, dtype)
         one = host_ram.EngineRam(
             cards=engine.tensor_parallel if engine.on_cards else 0,
             weights=weight_bytes(shape, dtype, Layout()),
-            sleeps=bool(engine.options.get("enable-sleep-mode")),
-            in_ram=weights + engine.kv_cache_gib * GIB if on_cpu else 0.0,
+            sleeps=engine.sleep,
+            in_ram=in_ram,
             offload=offload,
         )
         engines += [one] * engine.replicas

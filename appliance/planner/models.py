@@ -48,14 +48,22 @@ class ModelDemand:
     """Longest prompt plus response in tokens."""
 
 
+GGUF_FILE = re.compile(r"(.+)[-.](i?q\d_[a-z0-9_]+|q\d_\d)(?:-\d{5}-of-\d{5})?\.gguf", re.IGNORECASE)
+"""A GGUF file with its format in its name, whole or the first of several parts."""
+
+
 def parse_model(text: str, known: dict[str, Shape] | None = None) -> tuple[Shape, Precision]:
     """Return shape and precision of ``Qwen/Qwen3-30B-A3B``, ``Qwen/Qwen3-30B-A3B:fp8`` or a folder (``…-FP8``).
+
+    A GGUF file has its format in its name: ``…-Q4_K_M.gguf``.
 
     ``known`` are the models to search, the shipped ones if absent. Raises :class:`UsageError` for an unknown model
     or precision.
     """
     name, _, stated = text.partition(":")
     stated = stated.strip()
+    if file := GGUF_FILE.fullmatch(name):
+        return find_model(file[1], known), precision.parse(stated or file[2].upper())
     tail = name.rstrip("/").rsplit("/", 1)[-1]
     for suffix, dtype in SUFFIXES.items():
         if re.search(rf"[-_]{suffix}\b.*$", tail, re.IGNORECASE):

@@ -36,9 +36,9 @@ def errors_of(tmp_path: Path, edit: Edit) -> list[str]:
     return [line.removeprefix(f"{file}: ") for line in lines]
 
 
-def test_there_are_four_examples() -> None:
+def test_there_are_five_examples() -> None:
     names = [path.stem for path in EXAMPLES]
-    assert names == ["eight-cards-hybrid", "laptop", "one-card-swap", "one-card"]
+    assert names == ["eight-cards-hybrid", "laptop", "one-card-swap", "one-card", "planner-in-ram"]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

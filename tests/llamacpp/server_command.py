@@ -22,6 +22,11 @@ POOLING = {
     kind: getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{kind.upper()}")
     for kind in ("none", "mean", "cls", "last", "rank")
 }
+FLASH = {
+    "auto": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
 LOAD_MODES = {
     "none": xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_NONE,
     "mmap": xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_MMAP,
@@ -55,6 +60,7 @@ def parser() -> ArgumentParser:
     flags.add_argument("--n-gpu-layers", default="0")
     flags.add_argument("--override-kv", action="append", default=[])
     flags.add_argument("--load-mode", choices=LOAD_MODES, default=os.environ.get("LLAMA_ARG_LOAD_MODE"))
+    flags.add_argument("--flash-attn", choices=("on", "off", "auto"), default="auto")
     flags.add_argument("--numa", choices=("distribute", "isolate", "numactl"))
     for name in ("offline", "metrics", "jinja", "embedding", "reranking", "cpu-moe"):
         flags.add_argument(f"--{name}", action="store_true")
@@ -93,6 +99,7 @@ def parameters(args: Namespace) -> xllamacpp.CommonParams:
         params.pooling_type = POOLING[args.pooling]
     if args.load_mode:
         params.load_mode = LOAD_MODES[args.load_mode]
+    params.flash_attn_type = FLASH[args.flash_attn]
     if args.numa:
         params.numa = getattr(xllamacpp.ggml_numa_strategy, f"GGML_NUMA_STRATEGY_{args.numa.upper()}")
     if args.cpu_moe or args.n_cpu_moe:

@@ -96,7 +96,7 @@ def test_a_card_and_its_model_fit() -> None:
             "one vendor",
         ),
         (
-            {"options": {"enable-sleep-mode": True}, "ram": 48},
+            {"sleep": True, "residency": "on-demand", "ram": 48},
             "hosts.gpu.memory_gib",
             "pinned copies",
             "have",
