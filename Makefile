@@ -30,7 +30,7 @@ unexport PYTHONINSPECT PYTHONOPTIMIZE
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: up test test-operate test-operate-vllm test-kills test-chats-vllm test-clients test-boot test-install test-network network-table lint fmt lock lock-check lock-clients lock-engine
-.PHONY: verify-wheels prove-engine prove-cold-start options-doc calibrate bench clean
+.PHONY: verify-wheels prove-engine prove-cold-start options-doc docs calibrate bench clean
 
 PORTS = $(if $(PORT),--port='$(PORT)') $(if $(ENGINE_PORT),--engine-port='$(ENGINE_PORT)')
 
@@ -128,6 +128,12 @@ prove-cold-start:
 
 options-doc:
 	.venv/bin/python -m tools.options_doc
+
+# The manual in English and Russian, for the browser and for the printer; offline.
+docs:
+	@$(PYTHON) -m tools.bootstrap --tests --engine fake
+	.venv/bin/python -m tools.manual
+	.venv/bin/python -m tools.manual --site var/site
 
 bench:
 	@$(PYTHON) -m tools.bootstrap --tests --engine vllm

@@ -82,7 +82,7 @@ def write(*, upgrade: bool) -> int:
     files: dict[str, str] = {}
     for target, source, options in (
         (LOCKS / "lock.lock", LOCKS / "lock.in", ()),
-        (dev, project, (*up, "--extra", "dev")),
+        (dev, project, (*up, "--extra", "dev", "--extra", "docs")),
         (LOCKS / "loadtest.lock", project, (*up, "-c", str(dev))),
         (LOCKS / "appliance.lock", project, ("-c", str(dev))),
     ):

@@ -1,0 +1,193 @@
+"""The pages of the manual: twins of two languages, commands that exist, links that lead to a place."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from appliance import cli
+from tests.conftest import ROOT
+from tools.manual import drawings, generated, pages
+
+PAGES = [(language, name) for language in pages.LANGUAGES for name in pages.names(language)]
+TWIN = """\
+# T
+
+## One
+
+| a |
+|---|
+| 1 |
+| 2 |
+
+```console
+appliance doctor # look
+```
+
+![x](y.svg)
+"""
+OTHERS = ("README.md", "README.ru.md", "CONTRIBUTING.md", "SECURITY.md", "docs/releasing.md")
+
+
+def text(language: str, name: str) -> str:
+    return (pages.SOURCE / language / name).read_text(encoding="utf-8")
+
+
+def differences(first: str, second: str) -> list[str]:
+    """Return the parts of two twins that differ, by name."""
+    one, other = pages.structure(first), pages.structure(second)
+    parts = ("headings", "blocks", "rows", "images")
+    return [
+        f"{part}: {getattr(one, part)} != {getattr(other, part)}"
+        for part in parts
+        if getattr(one, part) != getattr(other, part)
+    ]
+
+
+def rejected(command: str) -> str:
+    """Return the reason for which the program rejects ``command``; an empty string if it accepts it."""
+    words = shlex.split(command.replace("…", "x"))[1:]
+    try:
+        cli.parse(words)
+    except SystemExit as end:
+        return "" if end.code in (0, None) else f"`{command}` is not a valid command"
+    return ""
+
+
+def anchors(file: Path) -> set[str]:
+    return pages.anchors(file.read_text(encoding="utf-8"))
+
+
+def dead_links(page: str, content: str) -> list[str]:
+    """Return the links of ``content``, a page at ``page``, whose file or heading does not exist."""
+    found = []
+    for link in pages.links(content):
+        if pages.is_external(link):
+            continue
+        path, fragment = pages.target(page, link)
+        file = ROOT / path
+        if not file.exists() or (
+            fragment and file.suffix == ".md" and fragment not in pages.anchors(file.read_text(encoding="utf-8"))
+        ):
+            found.append(link)
+    return found
+
+
+def test_both_languages_have_the_same_pages() -> None:
+    assert pages.names("en") == pages.names("ru")
+    chapters = [name[:2] for name in pages.names("en") if name[0].isdigit()]
+    assert chapters == [f"{number:02}" for number in range(1, 18)]
+
+
+@pytest.mark.parametrize("name", pages.names("en"))
+def test_the_russian_twin_has_each_heading_block_and_row(name: str) -> None:
+    assert differences(text("en", name), text("ru", name)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda page: page.replace("## One\n", "", 1), "headings"),
+        (lambda page: page.replace("| 2 |\n", ""), "rows"),
+        (lambda page: page.replace("doctor", "smoke"), "blocks"),
+        (lambda page: page.replace("![x](y.svg)", ""), "images"),
+    ],
+)
+def test_a_twin_that_lacks_a_part_is_detected(change: object, part: str) -> None:
+    page = (
+        "# T\n\n## One\n\n| a |\n|---|\n| 1 |\n| 2 |\n\n```console\nappliance doctor # look\n```\n\n![x](y.svg)\n"
+    )
+    assert callable(change)
+    assert [line.split(":")[0] for line in differences(page, change(page))] == [part]
+    assert differences(page, page.replace("# look", "# взгляд")) == []
+
+
+@pytest.mark.parametrize(("language", "name"), PAGES)
+def test_each_command_of_a_page_exists(language: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [reason for _, command in pages.commands(text(language, name)) if (reason := rejected(command))]
+    assert found == []
+
+
+@pytest.mark.parametrize("page", OTHERS)
+def test_each_command_of_the_other_pages_exists(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = pages.commands((ROOT / page).read_text(encoding="utf-8"))
+    assert [reason for _, command in commands if (reason := rejected(command))] == []
+
+
+@pytest.mark.parametrize(
+    "line", ["appliance docter", "$ sudo appliance doctor --onyl disk", "appliance-gateway users lst | head"]
+)
+def test_a_command_that_does_not_exist_is_detected(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ((number, command),) = pages.commands(f"text\n\n```console\n{line}   # comment\n```\n")
+    assert number == 4
+    assert rejected(command)
+
+
+def test_commands_are_read_from_continued_lines_and_wrappers() -> None:
+    block = "```console\n$ sudo appliance loadtest rag \\\n    --url https://x.example # go\n$ appliance-keys list > keys\noutput\n```\n"
+    found = [command for _, command in pages.commands(block)]
+    assert [" ".join(one.split()) for one in found] == [
+        "appliance loadtest rag --url https://x.example",
+        "appliance keys list",
+    ]
+
+
+@pytest.mark.parametrize(("language", "name"), PAGES)
+def test_each_link_of_a_page_leads_to_a_file_and_a_heading(language: str, name: str) -> None:
+    assert dead_links(f"docs/manual/{language}/{name}", text(language, name)) == []
+
+
+@pytest.mark.parametrize("page", OTHERS)
+def test_each_link_of_the_other_pages_leads_to_a_file_and_a_heading(page: str) -> None:
+    assert dead_links(page, (ROOT / page).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("link", "dead"),
+    [
+        ("01-hardware.md", False),
+        ("01-hardvare.md", True),
+        ("../../doctor.md#the-checks", False),
+        ("../../doctor.md#no-such-heading", True),
+        ("https://llm.example.org/x", False),
+    ],
+)
+def test_a_dead_link_is_detected(link: str, dead: bool) -> None:
+    assert bool(dead_links("docs/manual/en/index.md", f"See [it]({link}).")) is dead
+
+
+def test_the_generated_pages_and_drawings_are_current() -> None:
+    assert generated.stale() == [], "run `python -m tools.manual`"
+
+
+def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = pages.SOURCE / "en" / "ref-errors.md"
+    monkeypatch.setattr(generated, "files", lambda: {page: "other", pages.SOURCE / "en" / "ref-absent.md": ""})
+    assert generated.stale() == ["docs/manual/en/ref-errors.md", "docs/manual/en/ref-absent.md"]
+
+
+def test_each_drawing_is_on_a_page_of_each_language() -> None:
+    for language in pages.LANGUAGES:
+        shown = "".join(text(language, name) for name in pages.names(language))
+        assert [name for name in drawings.load() if f"../img/{name}-{language}.svg" not in shown] == []
+
+
+@pytest.mark.parametrize("language", pages.LANGUAGES)
+def test_the_texts_of_a_drawing_fit_their_boxes(language: str) -> None:
+    # 13 px of a sans-serif font: 7.6 px a letter at most on average, also for Cyrillic.
+    for name, picture in drawings.load().items():
+        for key, box in picture.boxes.items():
+            longest = max(map(len, box.texts[language].splitlines()))
+            assert longest * 7.6 <= drawings.BOX_WIDTH, f"{name}.{key}"
+
+
+def test_each_proof_that_the_first_evening_names_exists() -> None:
+    for language in pages.LANGUAGES:
+        named = re.findall(r"`(tests/[^`:]+\.py)(?:::(\w+))?`", text(language, "first-evening.md"))
+        assert named
+        for file, function in named:
+            source = (ROOT / file).read_text(encoding="utf-8")
+            assert not function or f"def {function}(" in source, f"{file}::{function}"

@@ -1,0 +1,1 @@
+"""The manual: its pages in two languages, the generated ones, its drawings, the site and the printable files."""
