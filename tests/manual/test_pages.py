@@ -29,6 +29,14 @@ appliance doctor # look
 
 ![x](y.svg)
 """
+BLOCK = """\
+```console
+$ sudo appliance loadtest rag \\
+    --url https://x.example # go
+$ appliance-keys list > keys
+output
+```
+"""
 OTHERS = ("README.md", "README.ru.md", "CONTRIBUTING.md", "SECURITY.md", "docs/releasing.md")
 
 
@@ -127,7 +135,7 @@ def test_a_command_that_does_not_exist_is_detected(line: str, capsys: pytest.Cap
 
 
 def test_commands_are_read_from_continued_lines_and_wrappers() -> None:
-    block = "```console\n$ sudo appliance loadtest rag \\\n    --url https://x.example # go\n$ appliance-keys list > keys\noutput\n```\n"
+    block = BLOCK
     found = [command for _, command in pages.commands(block)]
     assert [" ".join(one.split()) for one in found] == [
         "appliance loadtest rag --url https://x.example",

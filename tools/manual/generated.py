@@ -101,7 +101,8 @@ ENGLISH = Words(
     programs="Client programs",
     figures="Predicted figures",
     figures_lead="The planner's predictions for one card, rounded to two digits, each from "
-    "`appliance plan predict`. The interval holds 80 % of comparable public measurements. Your machine differs: measure it.",
+    "`appliance plan predict`. The interval holds 80 % of comparable public measurements. "
+    "Your machine differs: measure it.",
     batch="Batch and throughput",
     context="Context and latency",
     power="Power and speed",

@@ -1,6 +1,6 @@
 """The pages of the manual, their order, and where a link of a page leads.
 
-A page has the same file name in `docs/manual/en` and `docs/manual/ru`. Pages with the prefix ``ref-`` are generated.
+A page has the same file name in `docs/manual/en` and `docs/manual/ru`. The prefix ``ref-`` marks generated pages.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ h1{page-break-before:always;border-bottom:2px solid #345;padding-bottom:.2em}
 h1:first-of-type{page-break-before:avoid}
 pre{background:#f3f4f6;padding:.6rem;overflow-x:auto;white-space:pre-wrap;font-size:.85em}code{font-size:.9em}
 table{border-collapse:collapse;width:100%;font-size:.9em}
-td,th{border:1px solid #bbb;padding:.25rem .4rem;text-align:left;vertical-align:top;overflow-wrap:anywhere}svg{max-width:100%;height:auto}tr,pre,svg{page-break-inside:avoid}
+td,th{border:1px solid #bbb;padding:.25rem .4rem;text-align:left;
+vertical-align:top;overflow-wrap:anywhere}svg{max-width:100%;height:auto}tr,pre,svg{page-break-inside:avoid}
 nav ol{columns:2}@media print{body{font-size:10.5pt;max-width:none}a{color:inherit;text-decoration:none}}
 """
 
