@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from appliance import cli
+from appliance.cli import notify
+from appliance.doctor.runner import CHECKS
 from tests.conftest import ROOT
 from tools.manual import drawings, generated, pages
 
@@ -40,6 +44,17 @@ output
 OTHERS = ("README.md", "README.ru.md", "CONTRIBUTING.md", "SECURITY.md", "docs/releasing.md")
 
 
+SETTINGS = dict.fromkeys(("outbox", "host", "api", "chat", "token_file"), "x")
+
+
+@pytest.fixture(autouse=True)
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the commands the defaults that NixOS renders on a host."""
+    file = tmp_path / "notify.json"
+    file.write_text(json.dumps(SETTINGS))
+    monkeypatch.setattr(notify, "SETTINGS", file)
+
+
 def text(language: str, name: str) -> str:
     return (pages.SOURCE / language / name).read_text(encoding="utf-8")
 
@@ -62,7 +77,9 @@ def rejected(command: str) -> str:
         cli.parse(words)
     except SystemExit as end:
         return "" if end.code in (0, None) else f"`{command}` is not a valid command"
-    return ""
+    checks = {check.name for check in CHECKS}
+    named = [word for option, word in pairwise(words) if words[0] == "doctor" and option == "--only"]
+    return "".join(f"`{command}`: the check {name} does not exist" for name in named if name not in checks)
 
 
 def anchors(file: Path) -> set[str]:
@@ -93,6 +110,12 @@ def test_both_languages_have_the_same_pages() -> None:
 @pytest.mark.parametrize("name", pages.names("en"))
 def test_the_russian_twin_has_each_heading_block_and_row(name: str) -> None:
     assert differences(text("en", name), text("ru", name)) == []
+
+
+def test_the_russian_readme_has_each_heading_block_and_row() -> None:
+    english, russian = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.ru.md"))
+    assert differences(english, russian) == []
+    assert len(english.splitlines()) < 120
 
 
 @pytest.mark.parametrize(
@@ -126,7 +149,13 @@ def test_each_command_of_the_other_pages_exists(page: str, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    "line", ["appliance docter", "$ sudo appliance doctor --onyl disk", "appliance-gateway users lst | head"]
+    "line",
+    [
+        "appliance docter",
+        "$ sudo appliance doctor --onyl disk",
+        "appliance doctor --only disc",
+        "appliance-gateway users lst | head",
+    ],
 )
 def test_a_command_that_does_not_exist_is_detected(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     ((number, command),) = pages.commands(f"text\n\n```console\n{line}   # comment\n```\n")

@@ -20,9 +20,10 @@ MORE = ("*.md", "clients/*.md", "decisions/*.md", "img/*")
 """Files of `docs/` that the reference section has."""
 
 WORDS: Mapping[str, Mapping[str, str]] = {
-    "en": {"site": "The appliance", "chapters": "Chapters", "reference": "Reference", "pages": "More pages"},
-    "ru": {"site": "Appliance", "chapters": "Главы", "reference": "Справочник", "pages": "More pages"},
+    "en": {"chapters": "Chapters", "reference": "Reference", "pages": "More pages"},
+    "ru": {"chapters": "Главы", "reference": "Справочник", "pages": "More pages"},
 }
+CONFIGURATION = {"en": "mkdocs.yml", "ru": "mkdocs.ru.yml"}
 TWIN = {"en": ("ru", "Русский"), "ru": ("en", "English")}
 START = """<!doctype html><html lang="en"><meta charset="utf-8"><title>The appliance</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -50,22 +51,13 @@ def build_language(language: str, out: Path, work: Path) -> None:
 
     stage(language, work)
     config = load_config(
-        str(pages.ROOT / "mkdocs.yml"),
+        str(pages.ROOT / CONFIGURATION[language]),
         docs_dir=str(work),
         site_dir=str(out),
-        site_name=WORDS[language]["site"],
         nav=navigation(language),
         strict=True,
     )
-    config["theme"]["locale"] = config["theme"].locale = _locale(language)
-    config["plugins"]["search"].config["lang"] = [language]
     build_site(config)
-
-
-def _locale(language: str) -> Any:
-    from properdocs.localization import parse_locale  # noqa: PLC0415
-
-    return parse_locale(language)
 
 
 def navigation(language: str) -> list[Any]:
