@@ -44,11 +44,12 @@ output
 OTHERS = ("README.md", "README.ru.md", "CONTRIBUTING.md", "SECURITY.md", "docs/releasing.md")
 
 
+ENGINEERS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 SETTINGS = dict.fromkeys(("outbox", "host", "api", "chat", "token_file"), "x")
 
 
-@pytest.fixture(autouse=True)
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def on_a_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the commands the defaults that NixOS renders on a host."""
     file = tmp_path / "notify.json"
     file.write_text(json.dumps(SETTINGS))
@@ -136,12 +137,14 @@ def test_a_twin_that_lacks_a_part_is_detected(change: object, part: str) -> None
     assert differences(page, page.replace("# look", "# взгляд")) == []
 
 
+@pytest.mark.usefixtures("on_a_host")
 @pytest.mark.parametrize(("language", "name"), PAGES)
 def test_each_command_of_a_page_exists(language: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = [reason for _, command in pages.commands(text(language, name)) if (reason := rejected(command))]
     assert found == []
 
 
+@pytest.mark.usefixtures("on_a_host")
 @pytest.mark.parametrize("page", OTHERS)
 def test_each_command_of_the_other_pages_exists(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     commands = pages.commands((ROOT / page).read_text(encoding="utf-8"))
@@ -177,7 +180,7 @@ def test_each_link_of_a_page_leads_to_a_file_and_a_heading(language: str, name: 
     assert dead_links(f"docs/manual/{language}/{name}", text(language, name)) == []
 
 
-@pytest.mark.parametrize("page", OTHERS)
+@pytest.mark.parametrize("page", [*OTHERS, *ENGINEERS])
 def test_each_link_of_the_other_pages_leads_to_a_file_and_a_heading(page: str) -> None:
     assert dead_links(page, (ROOT / page).read_text(encoding="utf-8")) == []
 

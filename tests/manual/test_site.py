@@ -103,7 +103,7 @@ def test_links_to_files_outside_the_site_become_text() -> None:
     text = site.relinked("[bench](../benchmarks/run.py) [d](doctor.md#x)", "docs/gateway.md", "en")
     assert text == "bench (`benchmarks/run.py`) [d](doctor.md#x)"
     russian = site.relinked("[d](../../doctor.md#x)", "docs/manual/ru/index.md", "ru")
-    assert russian == "[d](../en/reference/doctor.html#x)"
+    assert russian == '<a href="../en/reference/doctor.html#x">d</a>'
 
 
 def test_a_dead_link_stops_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,8 @@ def main() -> int:
             print(f"{path} is stale: run `python -m tools.manual`", file=sys.stderr)
         return 1 if found else 0
     if args.site is not None:
+        # The builder logs the dead links that end it.
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
         with tempfile.TemporaryDirectory() as work:
             site.build(args.site.resolve(), Path(work))
         print(f"the manual is in {args.site}: index.html, and manual-en.html and manual-ru.html for the printer")

@@ -27,9 +27,9 @@ class Structure:
     images: int
 
 
-def names(language: str, source: Path = SOURCE) -> list[str]:
+def names(language: str) -> list[str]:
     """Return the file names of the pages in reading order."""
-    found = {path.name for path in (source / language).glob("*.md")}
+    found = {path.name for path in (SOURCE / language).glob("*.md")}
     chapters = sorted(name for name in found if name[0].isdigit())
     reference = sorted(name for name in found if name.startswith("ref-"))
     return [*(name for name in FIRST if name in found), *chapters, *reference]

@@ -112,6 +112,9 @@ def relinked(text: str, page: str, language: str) -> str:
         if place is None:
             return label if label.startswith("`") else f"{label} (`{path}`)"
         end = f"#{fragment}" if fragment else ""
+        if place.startswith("../"):
+            # A page of the other language's site, which this build does not have.
+            return f'<a href="{place}{end}">{label}</a>'
         return f"{mark}[{label}]({posixpath.relpath(place, posixpath.dirname(at) or '.')}{end})"
 
     parts = re.split(r"(```.*?```)", text, flags=re.DOTALL)
