@@ -133,8 +133,8 @@ def test_the_search_finds_a_chapter(
     page.on("request", lambda request: requests.append(request.url))
     page.goto(f"{address}/{language}/index.html")
     page.keyboard.press("s")
-    page.fill("#mkdocs-search-query", word)
-    page.wait_for_selector(f"#mkdocs-search-results a[href*='{expected}']")
+    page.fill("#properdocs-search-query", word)
+    page.wait_for_selector(f"#properdocs-search-results a[href*='{expected}']")
     assert [url for url in requests if not url.startswith(address)] == []
     page.close()
 

