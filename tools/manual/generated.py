@@ -12,7 +12,8 @@ import inspect
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,12 @@ class Words:
     tpot: str
     limit: str
     model: str
+    gateway: str
+    gateway_lead: str
+    proxy: str
+    rate: str
+    added: str
+    memory: str
 
 
 ENGLISH = Words(
@@ -112,6 +119,14 @@ ENGLISH = Words(
     tpot="ms per token",
     limit="limited by",
     model="model",
+    gateway="The gateway against other proxies",
+    gateway_lead="Measured by `make bench` on two cores with a mock engine; "
+    "[the page](../../../benchmarks/gateway/README.md) has the conditions. Medians over the rounds; "
+    "TTFT of 100 streams, of LiteLLM with 8 streams.",
+    proxy="proxy",
+    rate="plain requests/s on one core",
+    added="TTFT p50 / p99, ms",
+    memory="memory at that load, MB",
 )
 RUSSIAN = Words(
     commands="Команды",
@@ -155,6 +170,14 @@ RUSSIAN = Words(
     tpot="мс на токен",
     limit="чем ограничено",
     model="модель",
+    gateway="Шлюз и другие прокси",
+    gateway_lead="Измерено `make bench` на двух ядрах с движком-имитацией; условия — на "
+    "[странице бенчмарка](../../../benchmarks/gateway/README.md). Медианы по раундам; "
+    "TTFT при 100 стримах, у LiteLLM при 8.",
+    proxy="прокси",
+    rate="простых запросов/с на одном ядре",
+    added="TTFT p50 / p99, мс",
+    memory="память при этом, МБ",
 )
 WORDS: Mapping[str, Words] = {"en": ENGLISH, "ru": RUSSIAN}
 
@@ -408,8 +431,42 @@ def figures_page(words: Words, rows: Mapping[str, Sequence[tuple[str, ...]]]) ->
             "```",
             "",
             *_table((words.model, "--power", words.request_rate, words.interval, words.limit), rows["power"]),
+            "",
+            f"## {words.gateway}",
+            "",
+            words.gateway_lead,
+            "",
+            *_table((words.proxy, words.version, words.rate, words.added, words.memory), _proxies()),
         ]
     )
+
+
+def _proxies() -> list[tuple[str, ...]]:
+    """Return the rows of the benchmark of the gateway, from its last results."""
+    results = json.loads((pages.ROOT / "benchmarks/gateway/results.json").read_text())
+    return [
+        (
+            name,
+            subject["version"] or "-",
+            _median(subject, "plain", lambda run: run["requests_per_s"], 0),
+            f"{_median(subject, 'ttft', _p50, 1)} / {_median(subject, 'ttft', _p99, 1)}",
+            _median(subject, "plain", lambda run: run["pss_mb"], 0) if subject["version"] else "-",
+        )
+        for name, subject in results["subjects"].items()
+    ]
+
+
+def _p50(run: Mapping[str, Any]) -> float:
+    return float(run["ttft_ms"]["p50"])
+
+
+def _p99(run: Mapping[str, Any]) -> float:
+    return float(run["ttft_ms"]["p99"])
+
+
+def _median(subject: Mapping[str, Any], measure: str, value: Callable[[Any], float], digits: int) -> str:
+    runs = subject["measures"].get(measure)
+    return f"{statistics.median(map(value, runs)):,.{digits}f}" if runs else "-"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -64,12 +64,18 @@ def navigation(language: str) -> list[Any]:
     """Return the navigation of the site in the builder's form."""
     words, listed = WORDS[language], pages.names(language)
     entries: list[Any] = [name for name in listed if name in pages.FIRST]
-    entries.append({words["chapters"]: [name for name in listed if name[0].isdigit()]})
+    chapters = [name for name in listed if name[0].isdigit()]
+    entries.append({words["chapters"]: [{_numbered(language, name): name} for name in chapters]})
     entries.append({words["reference"]: [name for name in listed if name.startswith("ref-")]})
     if language == "en":
         more = [f"reference/{path.name}" for path in _more() if path.parent.name == "docs"]
         entries.append({words["pages"]: more})
     return [entry for entry in entries if not isinstance(entry, dict) or next(iter(entry.values()))]
+
+
+def _numbered(language: str, name: str) -> str:
+    text = (pages.SOURCE / language / name).read_text(encoding="utf-8")
+    return f"{int(name[:2])}. {pages.title(text)}"
 
 
 def _more() -> list[Path]:
