@@ -78,6 +78,10 @@ class ActingGateway:
         created = await self._request(link, "POST", "/v1/conversations", {"metadata": dict(metadata)})
         return str(created["id"])
 
+    async def conversation_metadata(self, link: PersonLink, conversation: str) -> dict[str, str]:
+        """Return the metadata of a conversation, its title among them."""
+        return dict((await self._request(link, "GET", f"/v1/conversations/{conversation}")).get("metadata") or {})
+
     @asynccontextmanager
     async def turn(self, link: PersonLink, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
         """Yield the events of a streamed response. The end of the block disconnects, so that the engine stops."""

@@ -27,7 +27,9 @@ from aiogram.exceptions import (
 from aiogram.methods import (
     AnswerCallbackQuery,
     AnswerPreCheckoutQuery,
+    CreateForumTopic,
     DeleteMessage,
+    EditForumTopic,
     EditMessageText,
     GetFile,
     GetMe,
@@ -41,6 +43,7 @@ from aiogram.methods import (
 )
 from aiogram.types import (
     BufferedInputFile,
+    ForumTopic,
     InlineKeyboardButton,
     InlineKeyboardMarkup,
     LabeledPrice,
@@ -76,7 +79,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Telegram accepted the call; ``message_id`` is that of a sent message, otherwise 0."""
+    """Telegram accepted the call; ``message_id`` is that of a sent message or a new topic, otherwise 0."""
 
     message_id: int = 0
 
@@ -225,6 +228,14 @@ class BotChannel:
         """Delete a message of the bot."""
         return await self._call(DeleteMessage(chat_id=place.chat_id, message_id=message_id))
 
+    async def create_topic(self, place: ChatPlace, name: str) -> CallOutcome:
+        """Create a topic in a private chat; ``name`` has 1 to 128 characters."""
+        return await self._call(CreateForumTopic(chat_id=place.chat_id, name=name))
+
+    async def rename_topic(self, place: ChatPlace, name: str) -> CallOutcome:
+        """Change the name of a topic. Its repetition has no further effect."""
+        return await self._call(EditForumTopic(chat_id=place.chat_id, message_thread_id=place.thread_id, name=name))
+
     async def acknowledge(self, query_id: str, text: str = "") -> CallOutcome:
         """End the wait of the app after a press on a button."""
         return await self._call(AnswerCallbackQuery(callback_query_id=query_id, text=text or None))
@@ -282,6 +293,8 @@ class BotChannel:
             return outcome_of(error)
         except (TimeoutError, ClientError) as error:
             return Unconfirmed(f"no response ({type(error).__name__})")
+        if isinstance(result, ForumTopic):
+            return Accepted(result.message_thread_id)
         return Accepted(getattr(result, "message_id", 0))
 
 

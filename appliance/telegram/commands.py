@@ -39,8 +39,7 @@ class ChatCommands:
     async def run(self, name: str, message: IncomingMessage, link: PersonLink, chat: ChatRecord) -> bool:
         """Run the command ``name``; return false if there is none with this name."""
         if name == "new":
-            self._service.turns.set_chat(chat.id, conversation_id=None, vector_store_id=None)
-            await self._note("new_chat", message.language)
+            await self._new(message, chat)
         elif name in ("help", "start"):
             await self._note("help", message.language)
         elif name == "usage":
@@ -76,6 +75,20 @@ class ChatCommands:
         reply = ReplyText()
         reply.fail(error)
         await self._service.delivery.note(self._place, failure(reply, language))
+
+    async def _new(self, message: IncomingMessage, chat: ChatRecord) -> None:
+        """Begin a conversation: in a new topic if the chat has topics, otherwise in the place of the old one."""
+        service = self._service
+        if self._place.private and service.topics.enabled:
+            name = text("topic", message.language)
+            place = await service.delivery.new_topic(self._place, name)
+            if place is not None:
+                made = service.turns.chat(place, message.person)
+                service.turns.set_chat(made.id, model=chat.model, topic_name=name)
+                await service.delivery.note(place, text("new_chat", message.language))
+                return
+        service.turns.set_chat(chat.id, conversation_id=None, vector_store_id=None)
+        await self._note("new_chat", message.language)
 
     async def _offer(self, what: str, language: str, link: PersonLink, chat: ChatRecord) -> None:
         offered = await self._service.gateway.models(link)

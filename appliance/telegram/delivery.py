@@ -1,7 +1,8 @@
 """Delivers messages: at Telegram's pace, each one at most once, and a response whole.
 
 A message that Telegram did not accept is sent again later. A message without a confirmation is not: the person gets
-a button that sends it again. The edit of a placeholder has no second effect, so the bot repeats it.
+a button that sends it again. The edit of a placeholder has no second effect, so the bot repeats it. A message for a
+deleted topic is sent to the place that replaces it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from appliance.telegram.metrics import BotMetrics
 from appliance.telegram.pacing import ChatPace
 from appliance.telegram.store.turns import MessagePart, TurnStore
 from appliance.telegram.texts import text
+from appliance.telegram.topics import ChatTopics, lost_topic
 from appliance.telegram.updates import ChatPlace
 
 LOG = logging.getLogger(__name__)
@@ -44,9 +46,12 @@ FILE_NAME = "response.md"
 class MessageDelivery:
     """Sends to all chats; one message at a time in each."""
 
-    def __init__(self, channel: BotChannel, turns: TurnStore, clock: BotClock, metrics: BotMetrics) -> None:
+    def __init__(
+        self, channel: BotChannel, turns: TurnStore, topics: ChatTopics, clock: BotClock, metrics: BotMetrics
+    ) -> None:
         self._channel = channel
         self._turns = turns
+        self._topics = topics
         self._clock = clock
         self._metrics = metrics
         self.pace = ChatPace()
@@ -59,16 +64,47 @@ class MessageDelivery:
         outcome: CallOutcome = NotAccepted("not tried")
         for attempt in range(NOTE_ATTEMPTS):
             outcome = await self.paced(
-                place, "send", lambda: self._channel.send(place, plain(words), buttons, reply_to)
+                place, "send", lambda there: self._channel.send(there, plain(words), buttons, reply_to)
             )
             if not await self._repeats(outcome, attempt):
                 break
         return outcome
 
-    async def paced(self, place: ChatPlace, kind: str, call: Callable[[], Awaitable[CallOutcome]]) -> CallOutcome:
+    async def paced(
+        self, place: ChatPlace, kind: str, call: Callable[[ChatPlace], Awaitable[CallOutcome]]
+    ) -> CallOutcome:
         """Make one call when the chat accepts a message; return its outcome."""
         async with self._turn_in(place):
-            return await self.at_once(place, kind, call)
+            return await self._in_topic(place, kind, call)
+
+    async def new_topic(self, place: ChatPlace, name: str) -> ChatPlace | None:
+        """Create a topic in a private chat and return its place; ``None`` without Telegram's confirmation."""
+        outcome: CallOutcome = NotAccepted("not tried")
+        for attempt in range(NOTE_ATTEMPTS):
+            async with self._turn_in(place):
+                outcome = await self.at_once(place, "topic", lambda: self._topics.create(place, name))
+            if not await self._repeats(outcome, attempt):
+                break
+        if not isinstance(outcome, Accepted):
+            LOG.warning("no topic for a new conversation: %s", type(outcome).__name__)
+            return None
+        return ChatPlace(place.chat_id, outcome.message_id, private=True)
+
+    async def _in_topic(
+        self, place: ChatPlace, kind: str, call: Callable[[ChatPlace], Awaitable[CallOutcome]]
+    ) -> CallOutcome:
+        """Make one call in the present place of a topic; another place replaces a deleted topic."""
+        there = self._topics.present(place)
+        outcome = await self.at_once(there, kind, lambda: call(there))
+        if not lost_topic(there, outcome):
+            return outcome
+        await self._free(place)
+        replaced = await self.at_once(place, "topic", lambda: self._topics.replace(there))
+        if self._topics.present(place) == there:
+            return replaced
+        await self._free(place)
+        there = self._topics.present(place)
+        return await self.at_once(there, kind, lambda: call(there))
 
     @asynccontextmanager
     async def _turn_in(self, place: ChatPlace) -> AsyncIterator[None]:
@@ -141,17 +177,17 @@ class MessageDelivery:
         if part.as_file:
             caption = text("as_file", language)
             await self._free(place)
-            return await self.at_once(
-                place, "file", lambda: self._channel.send_file(place, FILE_NAME, content.text, caption)
+            return await self._in_topic(
+                place, "file", lambda there: self._channel.send_file(there, FILE_NAME, content.text, caption)
             )
         first = reply_to if part.number == 0 else 0
         await self._free(place)
-        outcome = await self.at_once(place, "send", lambda: self._channel.send(place, content, (), first))
+        outcome = await self._in_topic(place, "send", lambda there: self._channel.send(there, content, (), first))
         if isinstance(outcome, Declined) and content.entities:
             # The text matters more than its format.
             bare = plain(content.text)
             await self._free(place)
-            outcome = await self.at_once(place, "send", lambda: self._channel.send(place, bare, (), first))
+            outcome = await self._in_topic(place, "send", lambda there: self._channel.send(there, bare, (), first))
         return outcome
 
     async def _replace(self, place: ChatPlace, message_id: int, content: FormattedText) -> CallOutcome:

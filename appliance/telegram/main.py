@@ -31,6 +31,7 @@ from appliance.telegram.store.database import BotDatabase
 from appliance.telegram.store.links import LinkStore
 from appliance.telegram.store.payments import PaymentStore, StarPayment
 from appliance.telegram.store.turns import TurnStore
+from appliance.telegram.topics import ChatTopics
 
 LOG = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class TelegramBotProcess:
         channel = open_channel(settings, base)
         self._database = BotDatabase(settings.data_path(base))
         turns = TurnStore(self._database)
+        topics = ChatTopics(channel, turns)
         clock = clock or SystemClock()
         self.service = BotService(
             settings=settings,
@@ -81,8 +83,9 @@ class TelegramBotProcess:
             gateway=ActingGateway(settings.acting_path(base)),
             links=LinkStore(self._database),
             turns=turns,
+            topics=topics,
             payments=PaymentStore(self._database),
-            delivery=MessageDelivery(channel, turns, clock, self.metrics),
+            delivery=MessageDelivery(channel, turns, topics, clock, self.metrics),
             clock=clock,
             metrics=self.metrics,
             drafts_stop=drafts_stop,
@@ -93,6 +96,7 @@ class TelegramBotProcess:
         """Serve until cancelled; raises :class:`StartError` if Telegram does not accept the token."""
         me = await self._me()
         self.service.links.set_bot_name(me.username or "")
+        self.service.topics.enabled = bool(me.has_topics_enabled)
         self.dispatcher.resume()
         on_start()
         failures = 0

@@ -32,7 +32,7 @@ class BotMetrics:
         )
 
     def count_call(self, kind: str, outcome: CallOutcome) -> None:
-        """Count a call of ``kind``: send, edit, draft, file or other."""
+        """Count a call of ``kind``: send, edit, draft, file, topic or other."""
         self.calls.labels(kind, _label(outcome)).inc()
 
     async def write_forever(self, file: Path) -> None:

@@ -67,8 +67,8 @@ class PlanShop:
         await service.delivery.paced(
             button.place,
             "invoice",
-            lambda: service.channel.invoice(
-                button.place,
+            lambda place: service.channel.invoice(
+                place,
                 title=offer.plan[:TITLE_LENGTH],
                 words=words[:WORDS_LENGTH],
                 payload=order.payload,

@@ -13,6 +13,7 @@ from appliance.telegram.metrics import BotMetrics
 from appliance.telegram.store.links import LinkStore
 from appliance.telegram.store.payments import PaymentStore
 from appliance.telegram.store.turns import TurnStore
+from appliance.telegram.topics import ChatTopics
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class BotService:
     gateway: ActingGateway
     links: LinkStore
     turns: TurnStore
+    topics: ChatTopics
     payments: PaymentStore
     delivery: MessageDelivery
     clock: BotClock

@@ -52,6 +52,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         ),
     ),
     "new_chat": ("A new conversation begins.", "Начат новый разговор."),
+    "topic": ("New chat", "Новый чат"),
     "choose_model": ("Model of this chat: {name}", "Модель этого чата: {name}"),
     "choose_role": ("Role of this chat: {name}", "Роль этого чата: {name}"),
     "no_roles": ("This site has no roles.", "Ролей нет."),

@@ -71,6 +71,7 @@ class TurnRunner:
             LOG.info("a turn failed: %s", reply.error_code)
         service.turns.end_turn(turn.id, [] if running.discard else self._messages(final), reply.tokens)
         await self._deliver(turn, language, display.placeholder)
+        await self._name_topic(turn, link)
 
     async def resume(self, turn: TurnRecord, link: PersonLink | None, language: str) -> None:
         """Finish a turn that a stop of the bot interrupted, with its stored response or a note."""
@@ -115,6 +116,23 @@ class TurnRunner:
         except RequestError as error:
             # The next message of the chat restores it.
             LOG.info("a replaced turn is not restored yet: %s", error.code)
+
+    async def _name_topic(self, turn: TurnRecord, link: PersonLink) -> None:
+        """Give the topic of a turn the title of its conversation."""
+        service, chat = self._service, self._service.turns.chat_of(turn.chat)
+        if not service.topics.enabled or not self._place.private or not chat.thread_id:
+            return
+        if chat.conversation_id is None:
+            return
+        try:
+            metadata = await service.gateway.conversation_metadata(link, chat.conversation_id)
+        except RequestError as error:
+            # The next turn names it.
+            LOG.info("a topic is not named yet: %s", error.code)
+            return
+        outcome = await service.topics.rename(chat.id, self._place, metadata)
+        if outcome is not None:
+            service.metrics.count_call("topic", outcome)
 
     async def _deliver(self, turn: TurnRecord, language: str, placeholder: int | None) -> None:
         reply_to = 0 if self._place.private else turn.message_id

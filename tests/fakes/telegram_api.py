@@ -134,6 +134,10 @@ class TelegramServer:
         self.file_sizes: dict[str, int] = {}
         self.chats: dict[int, str] = {}
         """Type of each chat that the bot may write to."""
+        self.threads: dict[tuple[int, int], str] = {}
+        """Names of the topics that exist, by chat and number."""
+        self.deleted: set[tuple[int, int]] = set()
+        """Topics that a person deleted, perhaps before the bot has read the last message in them."""
         self.url = ""
         self._updates: dict[int, dict[str, Any]] = {}
         self._next_update = 1000
@@ -162,6 +166,10 @@ class TelegramServer:
         """A person sends a message, or edits the message ``edit``; return its number."""
         chat = person if chat is None else chat
         self.chats.setdefault(chat, "private" if chat > 0 else "supergroup")
+        if thread:
+            assert chat < 0 or self.topics, "private chats have topics only if the bot has enabled them"
+            if (chat, thread) not in self.deleted:
+                self.threads.setdefault((chat, thread), "A person's topic")
         number = edit if edit is not None else self._number()
         message: dict[str, Any] = {
             "message_id": number,
@@ -174,7 +182,7 @@ class TelegramServer:
             message["caption" if content else "text"] = text
             message["caption_entities" if content else "entities"] = _entities_of(text)
         if thread:
-            message |= {"message_thread_id": thread, "is_topic_message": True}
+            message |= _topic(thread)
         if reply_to_bot:
             message["reply_to_message"] = {
                 "message_id": 1,
@@ -186,6 +194,11 @@ class TelegramServer:
             message["edit_date"] = int(self.clock.now())
         await self.put({"edited_message" if edit is not None else "message": message})
         return number
+
+    def delete_topic(self, thread: int, chat: int = 5) -> None:
+        """A person deletes a topic."""
+        del self.threads[chat, thread]
+        self.deleted.add((chat, thread))
 
     async def press(self, message: ShownMessage, label: str, *, person: int = 5) -> None:
         """A person presses a button."""
@@ -200,6 +213,7 @@ class TelegramServer:
                         "message_id": message.id,
                         "date": 1,
                         "chat": {"id": message.chat, "type": self.chats[message.chat]},
+                        **_topic(message.thread),
                     },
                 }
             }
@@ -335,6 +349,7 @@ class TelegramServer:
             raise TelegramRefusalError(400, f"Bad Request: {error.errors()[0]['loc']} is not valid") from None
         if "chat_id" in fields:
             self._check_chat(name, int(fields["chat_id"]))
+            self._check_topic(int(fields["chat_id"]), int(fields.get("message_thread_id") or 0))
         found: Any = getattr(self, "on_" + re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", name))(fields)
         return found
 
@@ -346,6 +361,10 @@ class TelegramServer:
             if left > 1e-6:
                 raise TelegramRefusalError(429, "Too Many Requests: retry later", math.ceil(left))
             self._last_call[chat] = self.clock.now()
+
+    def _check_topic(self, chat: int, thread: int) -> None:
+        if thread and (chat, thread) not in self.threads:
+            raise TelegramRefusalError(400, "Bad Request: message thread not found")
 
     def on_get_me(self, _fields: dict[str, Any]) -> Any:
         return {
@@ -452,9 +471,23 @@ class TelegramServer:
         return True
 
     def on_create_forum_topic(self, fields: dict[str, Any]) -> Any:
-        if not 1 <= len(str(fields["name"])) <= 128:
+        chat, name = int(fields["chat_id"]), str(fields["name"])
+        if self.chats[chat] == "private" and not self.topics:
+            raise TelegramRefusalError(400, "Bad Request: the chat is not a forum")
+        if not 1 <= len(name) <= 128 or not name.strip():
             raise TelegramRefusalError(400, "Bad Request: the name of a topic has 1 to 128 characters")
-        return {"message_thread_id": self._number(), "name": fields["name"], "icon_color": 0}
+        thread = self._number()
+        self.threads[chat, thread] = name
+        return {"message_thread_id": thread, "name": name, "icon_color": 0}
+
+    def on_edit_forum_topic(self, fields: dict[str, Any]) -> Any:
+        topic, name = (int(fields["chat_id"]), int(fields["message_thread_id"])), str(fields.get("name") or "")
+        if len(name) > 128:
+            raise TelegramRefusalError(400, "Bad Request: the name of a topic has at most 128 characters")
+        if name and self.threads[topic] == name:
+            raise TelegramRefusalError(400, "Bad Request: TOPIC_NOT_MODIFIED")
+        self.threads[topic] = name or self.threads[topic]
+        return True
 
     def on_get_file(self, fields: dict[str, Any]) -> Any:
         name = str(fields["file_id"])
@@ -515,6 +548,10 @@ class TelegramServer:
     def _number(self) -> int:
         number, self._next_message = self._next_message, self._next_message + 1
         return number
+
+
+def _topic(thread: int) -> dict[str, Any]:
+    return {"message_thread_id": thread, "is_topic_message": True} if thread else {}
 
 
 def _person(person: int, language: str) -> dict[str, Any]:

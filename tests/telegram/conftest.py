@@ -165,13 +165,15 @@ def make_bot(backend: BackendUnderTest, empty_database: Path, tmp_path: Path) ->
     """Return a function that makes a bot with a person linked to a user of its own."""
 
     @asynccontextmanager
-    async def make(*, drafts_stop: bool = True, linked: bool = True, **limits: Any) -> AsyncIterator[BotUnderTest]:
+    async def make(
+        *, drafts_stop: bool = True, linked: bool = True, topics: bool = False, **limits: Any
+    ) -> AsyncIterator[BotUnderTest]:
         clock = JumpingClock()
         user = f"u{tmp_path.name[:30]}"
         key = create_key(backend.service, user, **limits)
         (tmp_path / "token").write_text(CHAT_TOKEN)
         shutil.copytree(empty_database, tmp_path / "data")
-        async with telegram_server(clock) as api:
+        async with telegram_server(clock, topics=topics) as api:
             settings = Telegram(
                 data_dir="data",
                 token_file="token",

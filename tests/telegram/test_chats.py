@@ -41,14 +41,6 @@ async def test_new_begins_a_conversation_without_the_old_one(bot: BotUnderTest) 
     assert len(bot.backend.conversation(bot.key)) == 2
 
 
-async def test_each_topic_is_a_conversation(bot: BotUnderTest) -> None:
-    for thread in (11, 12, 11):
-        await bot.ask(f"In topic {thread}. {SHORT}", thread=thread)
-    listed = bot.backend.service.get("/v1/conversations", bot.key).json["data"]
-    assert sorted(one["metadata"]["title"][:11] for one in listed) == ["In topic 11", "In topic 12"]
-    assert [one.thread for one in bot.api.messages.values()] == [11, 12, 11]
-
-
 async def test_stop_ends_the_engine_and_keeps_the_text(bot: BotUnderTest) -> None:
     await bot.api.say("fake: tokens=3000 itl_ms=10")
     await bot.api.until(lambda: bot.api.visible_draft() is not None, "a draft")

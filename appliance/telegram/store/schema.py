@@ -20,7 +20,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """All migrations of this version, oldest first."""
 
 METADATA = MetaData()
@@ -77,9 +77,10 @@ CHATS = Table(
     Column("conversation_id", String(64)),
     Column("vector_store_id", String(64)),
     Column("model", String(127)),
+    Column("topic_name", String(128)),
     UniqueConstraint("chat_id", "thread_id", "person"),
 )
-"""The conversation of one person in one topic."""
+"""The conversation of one person in one topic. ``topic_name`` is the name that the bot gave to the topic."""
 
 TURNS = Table(
     "turns",

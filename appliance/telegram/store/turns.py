@@ -24,7 +24,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or
 
 from appliance.telegram.formatting import FormattedText, TextEntity
@@ -51,6 +51,7 @@ class ChatRecord:
     conversation_id: str | None
     vector_store_id: str | None
     model: str | None
+    topic_name: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ class TurnStore:
             return _chat(connection.execute(select(CHATS).where(CHATS.c.id == identifier)).one())
 
     def set_chat(self, identifier: int, **values: str | None) -> ChatRecord:
-        """Set columns of a chat: ``conversation_id``, ``vector_store_id``, ``model``."""
+        """Set columns of a chat: ``conversation_id``, ``vector_store_id``, ``model``, ``topic_name``."""
         with self._database.writing() as connection:
             connection.execute(update(CHATS).where(CHATS.c.id == identifier).values(values))
         return self.chat_of(identifier)
@@ -161,6 +162,16 @@ class TurnStore:
         nothing = {"conversation_id": None, "vector_store_id": None, "model": None}
         with self._database.writing() as connection:
             connection.execute(update(CHATS).where(CHATS.c.person == person).values(nothing))
+
+    def topic_name(self, place: ChatPlace) -> str | None:
+        """Return the name that the bot gave to a topic; ``None`` if it gave none."""
+        with self._database.reading() as connection:
+            return connection.execute(select(CHATS.c.topic_name).where(*_at(place))).scalar()
+
+    def move_topic(self, place: ChatPlace, thread_id: int) -> None:
+        """Move the chat in ``place``, whose topic does not exist any more, to the topic ``thread_id``."""
+        with self._database.writing() as connection:
+            connection.execute(update(CHATS).where(*_at(place)).values(thread_id=thread_id))
 
     # Turns.
 
@@ -323,6 +334,10 @@ class TurnStore:
 def _begin(connection: Connection, update_ids: tuple[int, ...]) -> bool:
     chosen = (UPDATES.c.id.in_(update_ids), UPDATES.c.payload.is_not(None))
     return connection.execute(update(UPDATES).where(*chosen).values(payload=None)).rowcount == len(update_ids)
+
+
+def _at(place: ChatPlace) -> tuple[ColumnElement[bool], ...]:
+    return CHATS.c.chat_id == place.chat_id, CHATS.c.thread_id == place.thread_id
 
 
 def _chat(row: Row[Any]) -> ChatRecord:
