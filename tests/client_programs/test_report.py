@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.client_programs.__main__ import NOT_RUN
-from tests.client_programs.install import HERE, requirements
+from tests.client_programs.install import HERE, requirements, without_missing
 from tests.client_programs.pages import ADDRESS, KEY, page_names
 from tests.client_programs.programs import PROGRAMS, ProgramOutput, judge, judge_wrong_key, prepare
 from tests.client_programs.report import ClientStep, failed, report_text
@@ -94,3 +94,17 @@ def test_versions_are_pinned_and_no_file_names_a_registry() -> None:
     assert json.loads(lock)["packages"][""]["dependencies"] == table["dependencies"]
     for name in ("aider", "langchain"):
         assert all(re.fullmatch(r"[a-z0-9.-]+==[\w.+!]+", line) for line in requirements(name)), name
+
+
+def test_the_lock_names_only_the_optional_packages_that_it_holds() -> None:
+    table: dict[str, Any] = {
+        "packages": {
+            "": {"dependencies": {"tool": "1.0.0"}},
+            "node_modules/tool": {"optionalDependencies": {"@tool/linux": "1.0.0", "@tool/darwin": "1.0.0"}},
+            "node_modules/tool/node_modules/@tool/linux": {"optional": True},
+        }
+    }
+    made = without_missing(table)["packages"]["node_modules/tool"]
+    assert made["optionalDependencies"] == {"@tool/linux": "1.0.0"}
+    stored = json.loads((HERE / "npm" / "package-lock.json").read_text(encoding="utf-8"))
+    assert without_missing(json.loads(json.dumps(stored))) == stored, "`npm ci` refuses a lock with other names"
