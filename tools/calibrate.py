@@ -32,11 +32,11 @@ from appliance.planner.workload import Workload, check_workload
 Vector = npt.NDArray[np.float64]
 
 STEP = 1e-4
-LOSS_SCALE = 0.25
+LOSS_SCALE = 0.1
 """Errors above this limit (in ln) count less: published conditions are often incomplete."""
-GROUP_POWER = 0.5
+GROUP_POWER = 0.6
 """A group of n rows has the weight n ** GROUP_POWER: repeated measurements of one set-up are not independent."""
-PRIOR_WEIGHT = 0.025
+PRIOR_WEIGHT = 0.04
 """Weight of the priors against the measurements. Much larger ones predict held-out sources a little better, and the
 newest software worse."""
 FOLDS = 8

@@ -17,6 +17,9 @@ from appliance.planner.workload import Workload
 LLAMACPP_HOST = 0.2
 """Host times of llama.cpp's server against vLLM's: C++, few sequences at a time. No measurement determines it."""
 
+OVERLAP = 2.0
+"""Host and card that overlap take the norm of both with exponent 1 + OVERLAP; without overlap it is their sum."""
+
 
 def power(base: float, exponent: float) -> float:
     """Return ``base`` to the ``exponent``, also of arrays. A switch as exponent applies a factor or not."""
@@ -33,6 +36,8 @@ class DecodeStep:
     floor: float
     communication: float
     host: float
+    overlapped: float = 1.0
+    """Whether the host prepares the next step while the card works; 0 or 1."""
 
     @property
     def card(self) -> float:
@@ -41,8 +46,10 @@ class DecodeStep:
 
     @property
     def total(self) -> float:
-        """The whole step: the host prepares the next one while the card works."""
-        return power((self.card + self.floor + self.communication) ** 2 + self.host**2, 0.5)
+        """The whole step: host and card overlap with asynchronous scheduling, else they follow each other."""
+        sharpness = 1.0 + OVERLAP * self.overlapped
+        device = self.card + self.floor + self.communication
+        return power(power(device, sharpness) + power(self.host, sharpness), 1.0 / sharpness)
 
 
 def distinct_experts(experts: int, per_token: int, tokens: float) -> float:
@@ -91,8 +98,7 @@ def memory_time(terms: PassTerms, k: Constants) -> float:
 
 def read_share(terms: PassTerms, k: Constants) -> float:
     """Return the expected share of the experts that the tokens of a pass choose."""
-    independent = 1.0 + (terms.tokens - 1.0) * k.routing_share
-    return 1.0 - power(math.e, terms.log_missed * independent)
+    return 1.0 - power(math.e, terms.log_missed * terms.tokens**k.routing_power)
 
 
 def compute_time(terms: PassTerms, k: Constants) -> float:
@@ -128,7 +134,7 @@ def kernel_factor(terms: PassTerms, k: Constants) -> float:
 def floor_time(terms: PassTerms, k: Constants) -> float:
     """Return the launch time of one pass over all layers in seconds."""
     each = terms.layers * k.layer_s + terms.moe_layers * k.expert_layer_s + terms.linear_layers * k.linear_layer_s
-    each = each + terms.stream_layers * k.stream_s
+    each = each + terms.stream_layers * k.stream_s + terms.layers * k.quantise_s * terms.quantises
     return (
         each
         * age_factor(terms, k.floor_age)
@@ -151,7 +157,7 @@ def host_time(terms: PassTerms, k: Constants) -> float:
     scale = (
         power(k.offline_factor, terms.offline)
         * power(LLAMACPP_HOST, terms.llamacpp)
-        * age_factor(terms, k.floor_age)
+        * age_factor(terms, k.host_age)
     )
     return scale * (k.step_s * terms.stages + k.sequence_s * terms.sequences)
 
@@ -171,6 +177,7 @@ def step_time(terms: PassTerms, k: Constants) -> DecodeStep:
         floor=floor_time(terms, k) * draft + cpu_time(terms, k),
         communication=communication_time(terms, k),
         host=host_time(terms, k),
+        overlapped=terms.overlapped,
     )
 
 

@@ -35,6 +35,9 @@ CPU_CHUNK_TOKENS = 2048
 USUAL_BANDWIDTH = 1792.0
 """GB/s to which the shares of the bandwidth refer: RTX PRO 6000 and RTX 5090."""
 
+ASYNCHRONOUS_YEARS = 10 / 12
+"""Age of vLLM 0.14 (January 2026), the first release that schedules asynchronously by default."""
+
 INDEX_BYTES = 1.0
 """Bytes per number that a lightning indexer caches."""
 
@@ -88,6 +91,8 @@ class PassTerms:
     w4a16: float
     gguf: float
     four_bit: float
+    quantises: float
+    """Whether the activations of every GEMM are quantised first (FP8 and FP4 units)."""
     quantised_kv: float
     fp8_experts: float
     shared_kv: float
@@ -98,6 +103,8 @@ class PassTerms:
     offline: float
     """Whether TensorRT-LLM runs without a server, in the configuration that is tuned for the load."""
     llamacpp: float
+    overlapped: float
+    """Whether the host prepares the next step while the card works (asynchronous scheduling)."""
     skewed: float
     no_p2p: float
     eager: float
@@ -222,6 +229,7 @@ def _terms(
         w4a16=float(units == "w4a16"),
         gguf=float(units == "gguf"),
         four_bit=float(units in {"w4a16", "fp4"} and reads_kv),
+        quantises=float(units in {"fp8", "fp4"}),
         quantised_kv=float(dtype.kv_bytes < 2 and workload.engine != "tensorrt-llm"),
         fp8_experts=float(units == "fp8" and dtype.units == "fp8" and reads_kv),
         shared_kv=float(workload.shared_prompt),
@@ -230,10 +238,23 @@ def _terms(
         sm8=float(0 < compute < 9),
         offline=float(workload.engine == "tensorrt-llm" and workload.mode == "offline"),
         llamacpp=float(workload.engine == "llamacpp"),
+        overlapped=float(overlaps(workload)),
         skewed=float((layout.ep or layout.attention_dp) and tp > 1),
         no_p2p=float(not (card.p2p if workload.p2p is None else workload.p2p) and card.link != "nvlink"),
         eager=float(workload.eager),
     )
+
+
+def overlaps(workload: Workload) -> bool:
+    """Return whether the engine prepares the next step while the card works.
+
+    SGLang since 0.4 does, but not with drafts; TensorRT-LLM's PyTorch engine does; vLLM since 0.14 does.
+    """
+    if workload.engine == "sglang":
+        return not workload.draft_tokens
+    if workload.engine == "vllm":
+        return workload.years_old <= ASYNCHRONOUS_YEARS + 1e-6
+    return workload.engine == "tensorrt-llm"
 
 
 def effective_units(workload: Workload) -> Units:

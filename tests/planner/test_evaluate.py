@@ -24,7 +24,7 @@ def test_every_row_is_predicted() -> None:
 def test_errors_rank_and_coverage_are_within_their_limits() -> None:
     summary = evaluate.summarise(RESULTS)
     assert summary.median is not None
-    assert summary.median <= 0.175
+    assert summary.median <= 0.15
     assert summary.p90 is not None
     assert summary.p90 <= 0.56
     assert summary.inside is not None
@@ -38,7 +38,7 @@ def test_the_owners_case_is_predicted_within_an_eighth() -> None:
     own = [result for result in RESULTS if "polygraph" in result.row["source"] and result.row["input_tokens"]]
     assert sorted(result.row["concurrency"] for result in own) == ["1", "16", "4", "8"]
     for result in own:
-        assert abs(result.error or 9.0) <= 0.15, result.row["concurrency"]
+        assert abs(result.error or 9.0) <= 0.13, result.row["concurrency"]
 
 
 @pytest.mark.parametrize(

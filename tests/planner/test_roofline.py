@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from appliance.planner import precision
 from appliance.planner.constants import Constants, calibrated
 from appliance.planner.roofline import distinct_experts, prefill_time, step_time
 from appliance.planner.terms import decode_terms, unit_speed
@@ -62,3 +64,33 @@ def test_a_lower_power_limit_slows_prompts_more_than_responses(workload: Build) 
     assert 1.2 < slower < 1.5
     assert decode_s(half, k, batch=1, context=1000) / decode_s(full, k, batch=1, context=1000) < slower
     assert unit_speed(workload(power_w=500.0)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "overlapped"),
+    [
+        ({"engine": "vllm", "years_old": 0.5}, True),
+        ({"engine": "vllm", "years_old": 1.0}, False),
+        ({"engine": "sglang", "years_old": 1.0}, True),
+        ({"engine": "sglang", "drafts": "mtp", "draft_tokens": 2, "accepted": None}, False),
+        ({"engine": "tensorrt-llm", "years_old": 1.0}, True),
+        ({"engine": "llamacpp"}, False),
+    ],
+)
+def test_the_host_overlaps_with_the_card_if_the_engine_schedules_asynchronously(
+    change: dict[str, object], overlapped: bool, workload: Build
+) -> None:
+    terms = decode_terms(workload(**change), batch=64.0, context=1000.0)
+    step = step_time(terms, calibrated())
+    device = step.card + step.floor + step.communication
+    together = device + step.host
+    assert max(device, step.host) <= step.total <= together * 1.000001
+    assert (step.total < 0.97 * together) == overlapped
+
+
+def test_only_units_that_quantise_activations_pay_for_it(workload: Build) -> None:
+    def floor(name: str) -> float:
+        run = dataclasses.replace(workload(), precision=precision.parse(name))
+        return step_time(decode_terms(run, batch=1.0, context=1000.0), calibrated()).floor
+
+    assert floor("fp8") == floor("nvfp4") > floor("bf16") == floor("awq-int4")
