@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from appliance.planner.engines_section import engines_section, replace_engines
 from appliance.planner.from_site import hardware_of, model_demands_of, planned_models
 from appliance.planner.hardware import MAX_MACHINES, HardwareSpec, parse_cards
 from appliance.planner.layout import MAX_DEGREE, Layout
-from appliance.planner.measured import read_measured
+from appliance.planner.load_report import ReportedLoad, read_load_report, row_of_site, row_of_workload
+from appliance.planner.measured import match_rows, read_measured
 from appliance.planner.models import DEFAULT_CONTEXT, EMBED_PROMPT, ModelDemand, parse_model, split_shares
 from appliance.planner.nearest import as_plain, nearest
 from appliance.planner.page import page
 from appliance.planner.plan_report import PlanReport, as_json, make_report
+from appliance.planner.row_parser import Row
 from appliance.planner.throughput import Prediction, predict
 from appliance.planner.workload import Workload
 from appliance.render.terminal import Console
@@ -185,8 +188,9 @@ def _add_measured(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--measured",
         type=Path,
-        metavar="CSV",
-        help="measurements of this machine, columns as in catalog/measurements.csv: they correct the predictions",
+        metavar="FILE",
+        help="measurements of this machine, which correct the predictions: a CSV with columns as in "
+        "catalog/measurements.csv, or a report of `appliance loadtest --json` (FILE.json)",
     )
 
 
@@ -235,7 +239,8 @@ def _plan(args: argparse.Namespace) -> int:
         )
     if args.measured is not None:
         names = {model.shape.name for model in wanted.models}
-        machines = _with_measured(args.measured, machines, names, known)
+        report = _load_row(args.measured, lambda load: row_of_site(load, _site_of_report(site)))
+        machines = _with_measured(args.measured, machines, names, known=known, report=report)
     found = make_report(machines, wanted, requests=args.simulate, seed=args.seed, pattern=args.automation)
     if args.json:
         _print_json(as_json(found))
@@ -248,11 +253,33 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
+def _site_of_report(site: Site | None) -> Site:
+    if site is None:
+        raise UsageError("a load test's report needs --config FILE: the site states the engine of its model")
+    return site
+
+
+def _load_row(path: Path, complete: Callable[[ReportedLoad], Row]) -> Row | None:
+    """Return the measurement of a load test's report, ``complete`` adding the conditions; None for a CSV."""
+    return complete(read_load_report(path)) if path.suffix.lower() == ".json" else None
+
+
 def _with_measured(
-    path: Path, machines: tuple[HardwareSpec, ...], models: set[str], known: dict[str, Shape]
+    path: Path,
+    machines: tuple[HardwareSpec, ...],
+    models: set[str],
+    *,
+    known: dict[str, Shape],
+    report: Row | None,
 ) -> tuple[HardwareSpec, ...]:
-    """Return the machines with their measurements; report the rows that are skipped."""
-    found = read_measured(path, machines, models, known)
+    """Return the machines with their measurements; report the rows that are skipped.
+
+    ``report`` is the measurement of a load test's report, None for a CSV.
+    """
+    if report is None:
+        found = read_measured(path, machines, models, known)
+    else:
+        found = match_rows([report], str(path), machines, models=models, known=known)
     for row in found.unused:
         sys.stderr.write(f"{path}: {row}\n")
     return tuple(found.on(machine) for machine in machines)
@@ -423,7 +450,9 @@ def _predict(args: argparse.Namespace) -> int:
         machine = HardwareSpec(
             name="gpu", cards=(workload.card,) * MAX_DEGREE, ram_gib=0.0, cpu=find_cpu("generic server")
         )
-        (machine,) = _with_measured(args.measured, (machine,), {shape.name}, known_models(args.catalog))
+        report = _load_row(args.measured, lambda load: row_of_workload(load, workload))
+        known = known_models(args.catalog)
+        (machine,) = _with_measured(args.measured, (machine,), {shape.name}, known=known, report=report)
         workload = dataclasses.replace(workload, measured=machine.measured)
     prediction = predict(workload)
     if args.cpu_experts == 0.0 and not prediction.memory.fits and args.engine != "llamacpp":

@@ -83,6 +83,9 @@ COLUMNS = (
 """Columns of a table of measurements. ``date`` is the month of the software, ``weight`` that of the row in the fit,
 ``origin`` the file and line of the published table."""
 
+PREFIX_HIT = "prefix_hit"
+"""Optional column: the share of the prompts in the prefix cache. No published measurement states it."""
+
 MODES: Mapping[str, Mode] = {
     "served": "served",
     "burst": "burst",
@@ -131,6 +134,7 @@ def parse_row(row: Row, known: dict[str, Shape] | None = None) -> Workload:
         drafts=drafts,
         draft_tokens=draft_tokens,
         accepted=accepted,
+        prefix_hit=number(row.get(PREFIX_HIT), PREFIX_HIT) or 0.0,
         cpu=cpu if expert_share or bytes_share else None,
         cpu_expert_share=expert_share,
         cpu_bytes_share=bytes_share,
