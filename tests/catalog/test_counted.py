@@ -1,0 +1,46 @@
+"""Weights of the catalog's models against those of their classes in transformers (benchmarks/planner/counts.py)."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from appliance.catalog.models import shipped_models
+
+FOLDER = Path(__file__).parent
+
+
+def names_and_counts(name: str) -> dict[str, int]:
+    """Return the counted weights by model."""
+    rows = csv.DictReader((FOLDER / name).read_text("utf-8").splitlines())
+    return {row["model"]: int(row.get("params") or 0) for row in rows}
+
+
+COUNTED = names_and_counts("counted_models.csv")
+INEXACT = {
+    "deepseek-ai/DeepSeek-V4-Flash": 0.006,
+    "deepseek-ai/DeepSeek-V4-Pro": 0.005,
+    "nvidia/Nemotron-3-Nano-30B-A3B": 0.0002,
+    "nvidia/Nemotron-3-Super-120B-A12B": 0.0002,
+    "zai-org/GLM-5.2": 0.001,
+}
+"""Models whose shape is approximate, with the largest relative difference."""
+
+
+@pytest.mark.parametrize("name", sorted(COUNTED.keys() - INEXACT.keys()))
+def test_a_model_has_the_weights_of_its_class(name: str) -> None:
+    assert shipped_models()[name].total_params == COUNTED[name]
+
+
+@pytest.mark.parametrize("name", sorted(INEXACT))
+def test_an_approximate_model_is_near_its_class(name: str) -> None:
+    ours = shipped_models()[name].total_params
+    assert ours != COUNTED[name], f"{name} is exact now: remove it from INEXACT"
+    assert ours == pytest.approx(COUNTED[name], rel=INEXACT[name])
+
+
+def test_at_least_45_models_are_exact() -> None:
+    published = names_and_counts("published_models.csv").keys()
+    assert len(published | (COUNTED.keys() - INEXACT.keys())) >= 45
