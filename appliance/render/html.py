@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -42,12 +43,17 @@ def render_page(template: Path, **values: object) -> str:
 
         render_page(Path(__file__).with_name("report.html.j2"), title="Report", rows=rows)
     """
-    environment = Environment(
-        loader=FileSystemLoader([template.parent, TEMPLATES]),
+    return _environment(template.parent).get_template(template.name).render(**values)
+
+
+@lru_cache(maxsize=64)
+def _environment(folder: Path) -> Environment:
+    """Return the environment of the templates in ``folder``; it keeps them compiled."""
+    return Environment(
+        loader=FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template.name).render(**values)
