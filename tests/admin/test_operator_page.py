@@ -21,7 +21,7 @@ from tests.admin.operated import (
     operated_site,
     secret_of,
 )
-from tests.conftest import a_site, chat, wait_until
+from tests.conftest import Response, a_site, chat, http, wait_until
 from tests.ports import free_port
 
 
@@ -142,6 +142,26 @@ def test_a_replica_is_drained_and_undrained(browser: OperatorBrowser) -> None:
     assert 'action="/models/undrain"' in page
     assert browser.post("/models/undrain", {"replica": replica}).status == 303
     assert 'action="/models/drain"' in browser.get("/models").text
+
+
+def test_the_api_drains_and_undrains_a_replica(operated: OperatedService) -> None:
+    def call(action: str, body: object, key: str | None = TOKEN) -> Response:
+        return http(f"{operated.url}/admin/models/{action}", body=body, key=key)
+
+    drained = call("drain", {"replica": "chat", "reason": "new fans"})
+    assert (drained.status, drained.json["draining"], drained.json["saved"]) == (200, "new fans", True)
+    undrained = call("undrain", {"replica": "chat"})
+    assert (undrained.status, undrained.json["draining"]) == (200, None)
+    for body, status in (
+        ({"replica": "other"}, 404),
+        ({"replica": "chat", "reason": "two\nlines"}, 400),
+        ({"replica": "chat", "reason": ""}, 400),
+        ({"replica": "chat", "more": 1}, 400),
+        ({}, 400),
+    ):
+        assert call("drain", body).status == status, body
+    assert call("drain", {"replica": "chat"}, None).status == 401
+    assert call("undrain", {"replica": "other"}).status == 404
 
 
 def test_the_overview_has_engines_and_alerts(browser: OperatorBrowser) -> None:
