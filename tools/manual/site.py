@@ -93,7 +93,8 @@ def stage(language: str, work: Path) -> None:
         source = f"docs/manual/{language}/{name}"
         text = relinked((pages.ROOT / source).read_text(encoding="utf-8"), source, language)
         twin = f'<a class="twin" lang="{other}" href="../{other}/{Path(name).with_suffix(".html")}">{label}</a>'
-        (work / name).write_text(f"{text.rstrip()}\n\n{twin}\n", encoding="utf-8")
+        head, _, rest = text.partition("\n")
+        (work / name).write_text(f"{head}\n\n{twin}\n{rest}", encoding="utf-8")
     if language == "en":
         for path in _more():
             place = work / "reference" / path.relative_to(pages.ROOT / "docs")
