@@ -45,6 +45,11 @@ OTHERS = ("README.md", "README.ru.md", "CONTRIBUTING.md", "SECURITY.md", "docs/r
 
 
 ENGINEERS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+TARGETS = {
+    name
+    for line in re.findall(r"^([a-z][a-z -]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for name in line.split()
+}
 SETTINGS = dict.fromkeys(("outbox", "host", "api", "chat", "token_file"), "x")
 
 
@@ -99,6 +104,24 @@ def dead_links(page: str, content: str) -> list[str]:
             fragment and file.suffix == ".md" and fragment not in pages.anchors(file.read_text(encoding="utf-8"))
         ):
             found.append(link)
+    return found
+
+
+def unknown_names(content: str) -> list[str]:
+    """Return the options of NixOS, targets of make and environments of ``content`` that do not exist."""
+    code = re.findall(r"```.*?```|`[^`\n]+`", content, re.DOTALL)
+    listed = set(re.findall(r"^#+ `(appliance\.[^`]+)`", (ROOT / "docs/options.md").read_text(), re.MULTILINE))
+    found = []
+    for span in code:
+        for option in re.findall(r"(?<![\w/.])appliance(?:\.[a-zA-Z0-9_]+)+", span):
+            settings = option.startswith("appliance.settings.")
+            if (
+                not settings
+                and not any(f"{one}.".startswith(f"{option}.") for one in listed)
+                and not any(re.match(re.escape(one).replace("<name>", r"\w+") + r"\b", option) for one in listed)
+            ):
+                found.append(option)
+        found += [f"make {name}" for name in re.findall(r"\bmake ([a-z][a-z-]+)", span) if name not in TARGETS]
     return found
 
 
@@ -173,6 +196,16 @@ def test_commands_are_read_from_continued_lines_and_wrappers() -> None:
         "appliance loadtest rag --url https://x.example",
         "appliance keys list",
     ]
+
+
+@pytest.mark.parametrize(("language", "name"), PAGES)
+def test_each_option_and_each_target_of_a_page_exists(language: str, name: str) -> None:
+    assert unknown_names(text(language, name)) == []
+
+
+def test_an_option_or_a_target_that_does_not_exist_is_detected() -> None:
+    page = "Set `appliance.gpuWatch.act` or `appliance.gpuWatch.acts`, then `make docs` or `make dogs`."
+    assert unknown_names(page) == ["appliance.gpuWatch.acts", "make dogs"]
 
 
 @pytest.mark.parametrize(("language", "name"), PAGES)
