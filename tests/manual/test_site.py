@@ -20,6 +20,7 @@ from tools.manual import pages, site
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WAIT_MS = 60_000
 """Milliseconds for a page, also on a busy machine."""
+pytestmark = pytest.mark.timeout(300)
 
 
 class QuietFiles(SimpleHTTPRequestHandler):
