@@ -1,8 +1,8 @@
 """Weights of published models: their config.json built by transformers on torch's meta device.
 
 Usage, with the Python of the engine's environment: ``python benchmarks/planner/counts.py FOLDER``. The folder has
-files like ``Qwen--Qwen3-8B_config.json``, for example those of aiconfigurator's repository. It writes a row for each
-model of the catalog that transformers builds without code of the model's own: tests/catalog/counted_models.csv.
+files like ``Qwen--Qwen3-8B_config.json``, for example those of aiconfigurator's repository. It writes
+tests/catalog/counted_models.csv, a row for each model that transformers builds without code of its own.
 """
 
 from __future__ import annotations
