@@ -13,7 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from appliance.catalog.shipped import MEASUREMENTS
-from appliance.planner import evaluate, throughput
+from appliance.planner import evaluate, row_parser, throughput
 from appliance.render import svg
 from appliance.render.svg import Scale
 from tools import calibrate
@@ -100,6 +100,34 @@ def scatter(data: list[calibrate.CalibrationSample], held: list[float]) -> str:
     return svg.drawing(size, size, parts, label=title, style=STYLE)
 
 
+def by_condition(data: list[calibrate.CalibrationSample]) -> list[str]:
+    """Return the rows of a Markdown table: errors with the source held out, by one condition at a time."""
+    held = calibrate.cross_validate(data, lambda sample: sample.source)
+    groups: dict[str, list[float]] = defaultdict(list)
+    for sample, error in zip(data, held, strict=True):
+        run = sample.workload
+        names = (
+            f"engine {run.engine}",
+            f"mode {run.mode}",
+            f"weights {run.precision.units}",
+            "experts" if run.shape.moe else "dense",
+            "several cards, NVLink" if run.layout.tp > 1 and run.card.link == "nvlink" else "",
+            "several cards, PCIe" if run.layout.tp > 1 and run.card.link != "nvlink" else "",
+            f"drafts {run.drafts}" if run.drafts else "",
+            "trusted (weight 1)" if row_parser.number(sample.row.get("weight"), "weight") == 1.0 else "doubtful",
+        )
+        for name in filter(None, names):
+            groups[name].append(float(error))
+    rows = []
+    for name, errors in sorted(groups.items()):
+        size = sorted(map(abs, errors))
+        median, p90, bias = (
+            evaluate.quantile(values, share) for values, share in ((size, 0.5), (size, 0.9), (sorted(errors), 0.5))
+        )
+        rows.append(f"| {name} | {len(errors)} | {median:.2f} | {p90:.2f} | {bias:+.2f} |")
+    return rows
+
+
 def main() -> None:
     rows = evaluate.read(MEASUREMENTS)
     data = calibrate.samples(rows)
@@ -117,6 +145,7 @@ def main() -> None:
     (ROOT / "docs" / "img" / "planner-scatter.svg").write_text(scatter(data, held), "utf-8")
     inside = sum(low <= -error <= high for sample, error in zip(data, held, strict=True)
                  for low, high in [throughput.interval(sample.workload)])  # fmt: skip
+    print("\n".join(by_condition(data)))
     print(f"inside the shipped 80 % interval, held out: {inside / len(data):.3f}")
 
 
