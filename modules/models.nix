@@ -21,6 +21,8 @@ let
   writesStore = hardened // {
     Type = "oneshot";
     ReadWritePaths = [ cfg.store.path ];
+    # Every engine reads the record and the weights as its own user.
+    UMask = "0022";
     # It reads hundreds of GiB at the speed of the disk.
     TimeoutStartSec = "2h";
   };

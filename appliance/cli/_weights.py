@@ -1,4 +1,4 @@
-"""The actions of ``appliance models`` on weights: fetch, list, verify, lock, gc, warm."""
+"""The actions of ``appliance models`` on weights: fetch, list, verify, lock, gc, warm, time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from appliance.cli._args import DEFAULT_CONFIG, add_json
 from appliance.cli._transfer import shown_transfer
 from appliance.contract.load import load
 from appliance.contract.model import Site
-from appliance.errors import StoreError, UsageError
+from appliance.engines.start_stages import start_stages
+from appliance.errors import StartError, StoreError, UsageError
 from appliance.models import gc, inventory, lock, verification, warm
 from appliance.models.hub import Hub, parse_model
 from appliance.models.offline import FolderSource
@@ -24,6 +25,7 @@ from appliance.models.pin import pin
 from appliance.models.progress import size_text
 from appliance.models.transfer import TransferResult, bring, bring_held, held
 from appliance.render.terminal import Console
+from appliance.system import files
 
 THREADS = 4
 """Files that are downloaded at once by default: one connection seldom fills a fast line."""
@@ -109,6 +111,16 @@ def add_weights(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     warm_parser.add_argument("--lock", type=Path, required=True, metavar="FILE", help="models.lock")
     warm_parser.add_argument("--to", type=Path, metavar="DIR", help="store on a tmpfs, which gets verified copies")
     warm_parser.set_defaults(run=_warm)
+    time_parser = actions.add_parser(
+        "time",
+        help="show the stages of the last start of a vLLM engine, from its log",
+        epilog="example: journalctl -u appliance-engine-chat -o cat | appliance models time --log -",
+    )
+    time_parser.add_argument(
+        "--log", required=True, metavar="FILE", help="log of the engine; - reads it from standard input"
+    )
+    add_json(time_parser)
+    time_parser.set_defaults(run=_time)
     for one in (fetch, verify, make, listing, gc_parser, warm_parser):
         _add_store(one)
 
@@ -232,4 +244,28 @@ def _warm(args: argparse.Namespace) -> int:
             warm.fill_page_cache(entries, args.store, watcher.advance, THREADS)
             done = f"{len(entries)} files, {size_text(size)}, are in the page cache"
     print(done)
+    return 0
+
+
+STAGES = {
+    "weights": "weights",
+    "compile": "compilation",
+    "graphs": "capture of CUDA graphs",
+    "init": "all after the weights",
+    "total": "until it serves",
+}
+"""Stages of a start by their names in JSON."""
+
+
+def _time(args: argparse.Namespace) -> int:
+    content = sys.stdin.buffer.read() if args.log == "-" else files.read(Path(args.log))
+    stages = start_stages((content or b"").decode("utf-8", "replace"))
+    if stages is None:
+        raise StartError(f"{args.log}: has no start of vLLM; name the log of an engine of kind vllm")
+    found = asdict(stages)
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for name, label in STAGES.items():
+        print(f"{label:<24} {'not in the log' if found[name] is None else f'{found[name]:g} s'}")
     return 0

@@ -66,6 +66,14 @@ def reaches(host: BootedHost, unit: str, state: ReachedState) -> None:
         pytest.fail(f"{unit}: {state_of(host.machine, unit)}, not {state}: {host.machine.journal(unit)}")
 
 
+def reports(host: BootedHost, unit: str, text: str) -> None:
+    """Wait until a unit logs ``text``; fail with its state and its messages if it does not."""
+    try:
+        wait_until(lambda: text in host.machine.journal(unit), f"{unit} reports {text}", 400)
+    except pytest.fail.Exception:
+        pytest.fail(f"{unit}: {state_of(host.machine, unit)}, without {text}: {host.machine.journal(unit)}")
+
+
 @pytest.mark.parametrize("name", STATES)
 def test_every_unit_of_ours_has_a_state_or_a_reason(name: str) -> None:
     rendered.require()
@@ -176,7 +184,7 @@ def test_an_engine_does_not_start_with_other_weights(site: Site) -> None:
     try:
         host.machine.run("systemctl", "start", "--no-block", engine, other)
         refused = "model.safetensors: not verified in its present state"
-        wait_until(lambda: refused in host.machine.journal(engine), "the engine reports it", 200)
+        reports(host, engine, refused)
         assert state_of(host.machine, verify).result == "exit-code"
         assert "model.safetensors" in host.machine.journal(verify)
         assert state_of(host.machine, engine).active != "active"
