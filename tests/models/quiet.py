@@ -8,6 +8,7 @@ class Quiet:
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.discarded: list[int] = []
 
     def begin(self, total: int, present: int) -> None:
         self.bytes += present
@@ -17,3 +18,5 @@ class Quiet:
 
     def advance(self, count: int) -> None:
         self.bytes += count
+        if count < 0:
+            self.discarded.append(-count)

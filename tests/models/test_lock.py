@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,10 +113,13 @@ def test_only_verified_files_of_the_lock_may_be_loaded(store: Path) -> None:
     extra.write_bytes(b"x")
     assert "is not in models.lock" in verified.unverified(entries, store, "Qwen/Qwen3-0.6B", REVISION)[0]
     extra.unlink()
-    # The same content in a new file: a copy of a disk, or a replacement.
-    weights = entries[0].path(store)
-    weights.unlink()
-    weights.write_bytes(b"weights")
+    # The same content in a new file, with the old time: a copy of a disk, or a replacement.
+    weights = entries[0].path(store).resolve()
+    status = weights.stat()
+    copy = weights.with_name("copy")
+    copy.write_bytes(b"weights")
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    copy.replace(weights)
     assert (
         "not verified in its present state" in verified.unverified(entries, store, "Qwen/Qwen3-0.6B", REVISION)[0]
     )
