@@ -46,6 +46,10 @@ GATEWAY_START_S = 30.0
 ASSISTANT_START_S = 60.0
 ASSISTANT_STOP_S = 40.0
 """Seconds that the assistant gets for running responses when it stops, and for its own end."""
+BOT_START_S = 120.0
+"""Seconds for which the start waits for the bot's first contact with Telegram, or for its first failure."""
+BOT_FILE = "telegram-token"
+"""The file in the data folder with the token of a Telegram bot; with it, `make up` also runs the bot."""
 LOCK = ".lock"
 """The file in the data folder that the service locks for as long as it runs."""
 SITE = "site.json"
@@ -315,6 +319,9 @@ async def _serve(
                 await _until_it_serves(
                     "assistant", url, "/v1/conversations", log, events.died, start_s=ASSISTANT_START_S, key=own_key
                 )
+        bot = (
+            await _start_bot(console, options, site, config, children, events) if _has_token(site, options) else ""
+        )
         async with _step(console, f"smoke test: {effort}"):
             report = await _smoke(site, url, key, model, folder)
     finally:
@@ -325,6 +332,8 @@ async def _serve(
         return report.exit_code
     embedders = [name for name, entry in site.models.items() if entry.task == "embed"]
     _invite(console, url, model, key=own_key, logs=logs, embedders=embedders, memory=_memory_roles(site))
+    _invite_bot(console, site, options, folder, bot)
+    console.print("Ctrl-C stops everything.")
     events.died.clear()
     try:
         await _watch(console, events, logs)
@@ -393,9 +402,11 @@ def write_site(
 ) -> tuple[Site, Path]:
     """Write the configuration that runs: the given one with the prepared model.
 
-    ``table`` is a valid site of one model, and of embedders, which do not change. The assistant's files and sockets
-    are in the data folder unless the table has paths. Returns the result with the file that the gateway reads. The
-    model gets its real name everywhere, so that no client takes a tiny random model, or a fake engine, for Qwen.
+    ``table`` is a valid site of one model, and of embedders, which do not change. The files and sockets of the
+    assistant and of the bot are in the data folder unless the table has paths. A token in the data folder adds
+    the bot. Returns the result with the file that the gateway reads.
+
+    The model gets its real name everywhere: no client takes a tiny random model, or a fake engine, for Qwen.
     Raises :class:`ConfigError` before anything is written.
     """
     table = json.loads(json.dumps(table))
@@ -418,7 +429,7 @@ def write_site(
     for role in table.get("roles", {}).values():
         if role.get("model") == old:
             role["model"] = new
-    if assistant := table.get("assistant"):
+    if (assistant := table.get("assistant")) is not None:
         for own_model in ("title_model", "extract_model"):
             if assistant.get(own_model) == old:
                 assistant[own_model] = new
@@ -426,6 +437,13 @@ def write_site(
         assistant.setdefault("data_dir", str(folder / "assistant"))
         assistant.setdefault("socket", str(folder / "assistant" / "assistant.sock"))
         assistant.setdefault("acting_socket", str(folder / "acting.sock"))
+        if "telegram" in table or (folder / BOT_FILE).is_file():
+            bot = table.setdefault("telegram", {})
+            if bot.get("model") == old:
+                bot["model"] = new
+            bot.setdefault("data_dir", str(folder / "telegram"))
+            bot.setdefault("token_file", str(folder / BOT_FILE))
+            bot.setdefault("acting_socket", str(folder / "telegram-acting.sock"))
     site = validate(str(data / SITE), table)
     text = json.dumps(table, indent=2)
     # Two files: people and other programs may edit the first one. A gateway that crashes must restart with the
@@ -542,7 +560,50 @@ def _invite(
             f".venv/bin/appliance memory add FILE --config {_shown(logs.parent / SITE)}",
             soft_wrap=True,
         )
-    console.print("Ctrl-C stops everything.")
+
+
+def _has_token(site: Site, options: Options) -> bool:
+    return site.telegram is not None and site.telegram.token_path(options.base).is_file()
+
+
+async def _start_bot(
+    console: Console, options: Options, site: Site, config: Path, children: ChildProcesses, events: Events
+) -> str:
+    """Start the Telegram bot and return the words for its state; raises :class:`StartError` if it ends.
+
+    The bot reads its token from the file; neither its command nor its environment has it.
+    """
+    log = site.data_path(options.base) / "log" / "telegram.log"
+    earlier = len(files.read(log) or b"")
+    argv = (sys.executable, "-m", "appliance", "telegram", "serve", "--config", str(config))
+    await children.start(ProcessSpec("telegram", argv, log))
+    async with _step(console, "starting the Telegram bot"):
+        deadline = time.monotonic() + BOT_START_S
+        while time.monotonic() < deadline:
+            if "telegram" in events.died:
+                reason = f"ended with code {events.died['telegram']}: {tail(log)}"
+                raise StartError(f"the Telegram bot {reason}; its log is {log}")
+            text = (files.read(log) or b"")[earlier:].decode("utf-8", "replace")
+            if found := re.search(r"the bot (\S+) receives messages", text):
+                return f"{found.group(1)} receives messages"
+            if "no updates from Telegram" in text:
+                break
+            await asyncio.sleep(POLL_S)
+    return f"no response from Telegram yet; the bot tries again, see {log}"
+
+
+def _invite_bot(console: Console, site: Site, options: Options, folder: Path, bot: str) -> None:
+    """Show the state of the bot and the command for a link, or the file for a token."""
+    if bot:
+        command = f".venv/bin/appliance telegram link me --config {_shown(folder / SITE)}"
+        console.print(f"Telegram: {bot}. `{command}` links you to it.", soft_wrap=True, markup=False)
+    elif site.assistant is not None:
+        path = folder / BOT_FILE if site.telegram is None else site.telegram.token_path(options.base)
+        console.print(
+            f"Telegram: write the token of a bot, which @BotFather shows, into {_shown(path)} and start again.",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _describe(replica: EngineReplica) -> str:

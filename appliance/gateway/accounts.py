@@ -1,9 +1,10 @@
 """Users, plans and budgets of a running gateway: read from the database in threads, counted in memory.
 
-No request waits for the database. The sums of usage records are read at the start. Several gateways may share a
-PostgreSQL, so with one the sums of today and yesterday are read again every :data:`REREAD_S` seconds. Requests that
-this gateway counted and the sums do not contain yet are added: none is lost, none counts twice. A budget
-can be exceeded by the running requests of other gateways: they are unknown until they end and the sums are read.
+No request waits for the database. The sums of usage records are read at the start and at each new day. Several
+gateways may share a PostgreSQL, so with one the sums of today and yesterday are read again every :data:`REREAD_S`
+seconds. Requests that this gateway counted and the sums do not contain yet are added: none is lost or counts twice.
+A budget can be exceeded by the running requests of other gateways: they are unknown until they end and the sums are
+read.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from appliance.errors import StoreError
 from appliance.gateway.budgets import Budgets, PeriodState
 from appliance.gateway.limits import Ledger
 from appliance.gateway.usage_writer import UsageWriter
-from appliance.store.calendar import DAY_S, day_of, month_of
+from appliance.store.calendar import day_of, month_of
 from appliance.store.models import Account, Key
-from appliance.store.usage import tokens_of_users
 from appliance.store.users import UserStore
 
 LOG = logging.getLogger(__name__)
@@ -33,6 +33,9 @@ REREAD_S = 10.0
 
 NOTICE_PERCENT = (80, 100)
 """Used shares of a budget that are recorded and logged, once per period."""
+
+NOTICE_KEPT_S = 6 * 3600.0
+"""Seconds for which a notice is in the metrics; the alert on it ends earlier."""
 
 MOST_USERS = 100
 """Users in the metric of budgets: those that used most of theirs."""
@@ -68,14 +71,20 @@ class GatewayAccounts:
         self._changes = -1
         self._next_end = float("-inf")
         self._reread_at = float("inf")
+        self._read_on = -1
+        """The day of the last read of the sums."""
         self._noticed: set[tuple[str, str, int]] = set()
         self._waiting: list[tuple[str, PeriodState, int]] = []
         """Notices to record; they stay here while the database fails."""
+        self._made_at: dict[tuple[str, str, int], float] = {}
+        """Times of the recorded notices of the last :data:`NOTICE_KEPT_S`."""
         self._unreadable = False
 
     async def open(self) -> None:
-        """Read all users, and the sums of this month and of the day before; raises :class:`StoreError`."""
+        """Read users, new notices, the sums of this month and of the day before; raises :class:`StoreError`."""
         self.take(await asyncio.to_thread(self.changes))
+        since = self._clock() - NOTICE_KEPT_S
+        self._made_at = await asyncio.to_thread(self._users.notices_since, since)
         await self._read_sums(month_of(day_of(self._clock())).first - 1)
 
     def changes(self) -> tuple[int, list[Account]] | None:
@@ -97,12 +106,16 @@ class GatewayAccounts:
         """Wait, then read other gateways' usage, and record the budgets that reached a share."""
         await asyncio.sleep(STEP_S)
         try:
-            if time.monotonic() >= self._reread_at:
+            if day_of(self._clock()) != self._read_on:
+                # It also stores the sums of the day that is closed now, so that the next start is short.
+                await self._read_sums(month_of(day_of(self._clock())).first - 1)
+            elif time.monotonic() >= self._reread_at:
                 await self._read_sums(day_of(self._clock()) - 1)
             self._waiting += self._new_notices()
             while self._waiting:
                 user, state, percent = self._waiting[0]
                 if await asyncio.to_thread(self._users.record_notice, user, state.key, percent):
+                    self._made_at[user, state.key, percent] = self._clock()
                     fields = {"user": user, "period": state.key, "percent": percent}
                     LOG.warning("a user reached a share of its budget", extra={"fields": fields})
                 self._waiting.pop(0)
@@ -159,14 +172,21 @@ class GatewayAccounts:
         largest = sorted(ratios.items(), key=lambda item: (-item[1], item[0]))[:MOST_USERS]
         return {(user,): ratio for user, ratio in largest}
 
+    def notice_times(self) -> dict[tuple[str, ...], float]:
+        """Return the time of each notice of the last :data:`NOTICE_KEPT_S`, by user, period and percent.
+
+        A notice is recorded once for each period and share, also if the gateway restarts.
+        """
+        since = self._clock() - NOTICE_KEPT_S
+        self._made_at = {notice: at for notice, at in self._made_at.items() if at > since}
+        return {(user, period, str(percent)): at for (user, period, percent), at in self._made_at.items()}
+
     async def _read_sums(self, first: int) -> None:
         """Read the sums of the days from ``first`` to tomorrow."""
         now = self._clock()
         days = range(first, day_of(now) + 2)
-        number, sums = await asyncio.to_thread(
-            self._usage.consistent,
-            lambda connection: {day: tokens_of_users(connection, day * DAY_S, (day + 1) * DAY_S) for day in days},
-        )
+        number, sums = await asyncio.to_thread(self._usage.days, days)
+        self._read_on = day_of(now)
         self.budgets.load(sums, number, now)
         if self._shared:
             self._reread_at = time.monotonic() + REREAD_S

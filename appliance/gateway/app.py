@@ -804,6 +804,12 @@ class GatewayApp:
                 self.accounts.used_ratios(),
                 ("user",),
             )
+            yield MetricSample(
+                "budget_notice_timestamp_seconds",
+                "When a user reached 80 or 100 percent of its budget of a period; only the last hours.",
+                self.accounts.notice_times(),
+                ("user", "period", "percent"),
+            )
         swaps = self.swap_controller
         if swaps is not None:
             yield MetricSample("swaps", "Models loaded on demand.", {(): swaps.swaps}, counter=True)

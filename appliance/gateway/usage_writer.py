@@ -19,6 +19,7 @@ from sqlalchemy.exc import DataError, SQLAlchemyError
 from appliance.store.database import open_database, refused
 from appliance.store.models import UsageRow
 from appliance.store.schema import USAGE
+from appliance.store.usage_days import forget_days, is_closed, store_days, tokens_of_days
 
 LOG = logging.getLogger(__name__)
 
@@ -118,6 +119,20 @@ class UsageWriter:
         except SQLAlchemyError as error:
             raise refused(error, self._engine) from error
 
+    def days(self, days: range) -> tuple[int, dict[int, dict[str, int]]]:
+        """Return the number of rows as :meth:`consistent` does, and the tokens of users by day.
+
+        Sums of closed days are stored, so that the next call does not compute them. Raises :class:`StoreError`.
+        """
+        number, (sums, computed) = self.consistent(lambda connection: tokens_of_days(connection, days))
+        now = self._clock()
+        closed = {day: sums[day] for day in computed if is_closed(day, now)}
+        try:
+            store_days(self._engine, closed)
+        except SQLAlchemyError as error:
+            raise refused(error, self._engine) from error
+        return number, sums
+
     def close(self) -> None:
         """Commit the waiting rows and stop; drop them if the database rejects them."""
         self._stop.set()
@@ -176,6 +191,7 @@ class UsageWriter:
                 connection.exec_driver_sql(self._statements[CHUNK], values)
             for row in rows[whole:]:
                 connection.exec_driver_sql(self._statements[1], VALUES(row))
+            forget_days(connection, (row.started_at for row in rows))
 
     def _prune(self) -> None:
         """Delete rows that are too old, once a day, by the wall clock that dates the rows.

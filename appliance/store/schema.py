@@ -16,10 +16,10 @@ from sqlalchemy import (
     false,
 )
 
-REVISION = "0004"
+REVISION = "0005"
 """The newest migration, which gives the tables below; a test compares both."""
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """All migrations of this version, oldest first."""
 
 METADATA = MetaData()
@@ -131,3 +131,12 @@ BUDGET_NOTICES = Table(
     Column("made_at", Double, nullable=False),
 )
 """Budgets that reached a share: ``period`` is ``YYYY-MM-DD`` or ``YYYY-MM``. Each is recorded once."""
+
+USAGE_DAYS = Table(
+    "usage_days",
+    METADATA,
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("user", String(63), primary_key=True),
+    Column("tokens", BigInteger, nullable=False),
+)
+"""Tokens of users in closed days, by days since the epoch. :mod:`~appliance.store.usage_days` fills it."""

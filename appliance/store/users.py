@@ -274,6 +274,12 @@ class UserStore:
                 found[user, period] = max(percent, found.get((user, period), 0))
         return found
 
+    def notices_since(self, since: float) -> dict[tuple[str, str, int], float]:
+        """Return the times of the notices made after ``since``, by user, period and percent."""
+        with self._reading() as connection:
+            rows = connection.execute(select(BUDGET_NOTICES).where(BUDGET_NOTICES.c.made_at > since))
+            return {(row.user, row.period, row.percent): float(row.made_at) for row in rows}
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()

@@ -99,6 +99,7 @@ class TelegramBotProcess:
         self.service.topics.enabled = bool(me.has_topics_enabled)
         self.dispatcher.resume()
         on_start()
+        LOG.info("the bot %s receives messages", me.username or me.id)
         failures = 0
         while True:
             try:

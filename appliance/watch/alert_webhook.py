@@ -31,9 +31,11 @@ READ_S = 10.0
 """Limit of each wait for a part of a request, in seconds."""
 IGNORED = frozenset({"Watchdog"})
 """Alerts that are not for people: the beat of the dead man's switch."""
+EVENTS = frozenset({"BudgetNearlyUsed", "BudgetUsed"})
+"""Alerts on an event, which ends by itself: their end is not reported."""
 SUBJECT_LABELS = (
     "agent", "card", "engine", "model", "pool", "repository", "step", "ups", "unit", "name", "mountpoint", "device",
-    "job",
+    "job", "user", "period",
 )  # fmt: skip
 """Labels that name the subject of an alert; ``instance`` does if it has none of them."""
 
@@ -65,9 +67,7 @@ def notices_of(body: bytes, now: float) -> list[tuple[str, Notice]]:
         group = msgspec.json.decode(body, type=AlertGroup)
     except msgspec.DecodeError as error:
         raise InvalidRequestError(f"not a request of Alertmanager: {error}") from None
-    found = [
-        (_tag(alert), _notice(alert, now)) for alert in group.alerts if alert.labels.get("alertname") not in IGNORED
-    ]
+    found = [(_tag(alert), _notice(alert, now)) for alert in group.alerts if _is_reported(alert)]
     if group.truncated_alerts and found:
         number = group.truncated_alerts
         text = f"{number} more alerts of this group were not passed on: see the list of Alertmanager"
@@ -76,6 +76,11 @@ def notices_of(body: bytes, now: float) -> list[tuple[str, Notice]]:
         more = Notice(kind=kind, subject="more", text=text, at=now, page=found[0][1].page)
         found.append((f"alert_{_digest(key)}", more))
     return found
+
+
+def _is_reported(alert: FiringAlert) -> bool:
+    name = alert.labels.get("alertname")
+    return name not in IGNORED and not (name in EVENTS and alert.status == "resolved")
 
 
 def _notice(alert: FiringAlert, now: float) -> Notice:

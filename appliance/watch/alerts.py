@@ -82,6 +82,11 @@ class Alert:
     inhibited_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+def _budget_series(percent: int) -> str:
+    """Return the series of a notice of the samples."""
+    return f'{NOTICE}{{user="ada", period="2026-11", percent="{percent}"}}'
+
+
 def grew(series: str, window: str, by: str = "") -> str:
     """Return an expression for the growth of a counter in ``window``, with the first event of new series.
 
@@ -114,7 +119,9 @@ MEDIA_ERRORS = (
 WEB_FAILED = 'appliance_assistant_web_searches_total{outcome="failed"}'
 WEB_SEARCHES = "appliance_assistant_web_searches_total"
 BOT_FAILED = 'appliance_telegram_calls_total{outcome=~"declined|not_accepted|unconfirmed"}'
-BUDGET = "max by (user) (appliance_gateway_budget_used_ratio)"
+NOTICE = "appliance_gateway_budget_notice_timestamp_seconds"
+BUDGET = f'time() - max by (user, period) ({NOTICE}{{{{percent="{{}}"}}}}) < 3600'
+"""Each notice of a budget for an hour: the gateway makes it once for each period and share."""
 DISKS = 'fstype!~"tmpfs|ramfs|devtmpfs|overlay|squashfs|iso9660|efivarfs|fuse.*"'
 ROOM = (
     f"min by (device) (node_filesystem_avail_bytes{{{DISKS}}} / node_filesystem_size_bytes{{{DISKS}}}"
@@ -624,38 +631,35 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         name="BudgetNearlyUsed",
         group="Users",
-        expr=f"{BUDGET} >= 0.8 < 1",
+        expr=BUDGET.format(80),
         for_s=0,
         severity="digest",
-        subject=("user",),
-        summary="{{ $labels.user }} has used {{ $value | humanizePercentage }} of a budget.",
+        subject=("user", "period"),
+        summary="{{ $labels.user }} has used 80 % of its budget of {{ $labels.period }}.",
         meaning="At 100 % the user gets status 429 until the day or the month ends.",
         fix="appliance users list",
-        firing=(
-            AlertSample(
-                {'appliance_gateway_budget_used_ratio{user="ada"}': "0.1x4 0.85x8"}, "2m", {"user": "ada"}, "85%"
-            ),
-        ),
+        firing=(AlertSample({_budget_series(80): "60x12"}, "2m", {"user": "ada", "period": "2026-11"}),),
         silent=(
-            AlertSample({'appliance_gateway_budget_used_ratio{user="ada"}': "0.79x12"}, "2m"),
-            AlertSample({'appliance_gateway_budget_used_ratio{user="ada"}': "1x12"}, "2m"),
+            AlertSample({_budget_series(80): "0x260"}, "65m"),
+            AlertSample({_budget_series(100): "60x12"}, "2m"),
         ),
         inhibited_by={"GatewayDown": ()},
     ),
     Alert(
         name="BudgetUsed",
         group="Users",
-        expr=f"{BUDGET} >= 1",
+        expr=BUDGET.format(100),
         for_s=0,
         severity="digest",
-        subject=("user",),
-        summary="{{ $labels.user }} has used a budget up.",
+        subject=("user", "period"),
+        summary="{{ $labels.user }} has used its budget of {{ $labels.period }} up.",
         meaning="The user gets status 429 until the day or the month ends, or until the plan changes.",
         fix="appliance users list",
-        firing=(
-            AlertSample({'appliance_gateway_budget_used_ratio{user="ada"}': "0.9x4 1.02x8"}, "2m", {"user": "ada"}),
+        firing=(AlertSample({_budget_series(100): "60x12"}, "2m", {"user": "ada", "period": "2026-11"}),),
+        silent=(
+            AlertSample({_budget_series(100): "0x260"}, "65m"),
+            AlertSample({_budget_series(80): "60x12"}, "2m"),
         ),
-        silent=(AlertSample({'appliance_gateway_budget_used_ratio{user="ada"}': "0.99x12"}, "2m"),),
         inhibited_by={"GatewayDown": ()},
     ),
     Alert(

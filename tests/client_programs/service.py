@@ -30,7 +30,7 @@ NAMES = (MODEL, EMBEDDER, "writer", ROLE)
 CONTEXT = 65536
 """Tokens. The tiny tokenizer splits an agent's own prompt of 25,000 characters into as many tokens."""
 
-ENGINE_START_S = 300.0
+ENGINE_START_S = 1200.0
 
 
 @dataclass

@@ -80,6 +80,8 @@ def test_embeddings_work_at_once_also_with_the_fake_engine(tmp_path: Path) -> No
             model="multilingual-embedder", input="Guten Tag", encoding_format="float"
         )
     assert {"fake", "multilingual-embedder"} <= names
+    assert up.output.count("Telegram") == 1
+    assert "write the token of a bot, which @BotFather shows, into" in up.output
     assert [len(row.embedding) for row in found.data] == [512, 512]
     assert found.data[0].embedding == pytest.approx(encoded.data[0].embedding, abs=1e-5)
 

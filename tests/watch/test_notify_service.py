@@ -145,6 +145,19 @@ def test_notices_of_agents_and_alerts_of_prometheus_arrive(
     }  # fmt: skip
 
 
+def test_the_end_of_an_event_is_not_a_message(
+    machine: NotifyingMachine, service: StartedProcess, api: BotApi
+) -> None:
+    labels = {"alertname": "BudgetUsed", "severity": "page", "user": "ada", "period": "2026-11"}
+    used, ended = alert(1, labels=labels), alert(1, labels=labels, status="resolved")
+    assert send(f"{service.url}/alerts", body=group(used)).status == 200
+    wait_until(lambda: len(api.delivered) == 1, "the alert")
+    assert "BudgetUsed, user ada, period 2026-11" in api.delivered[0]
+    assert send(f"{service.url}/alerts", body=group(ended, alert(2))).status == 200
+    wait_until(lambda: len(api.delivered) == 2, "the other alert")
+    assert "Budget" not in api.delivered[1]
+
+
 def test_a_request_that_alertmanager_does_not_send_is_rejected(
     machine: NotifyingMachine, service: StartedProcess, api: BotApi
 ) -> None:

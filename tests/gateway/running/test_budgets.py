@@ -226,6 +226,13 @@ def test_shares_are_recorded_once_and_are_in_the_metrics(site: RunningService) -
     wait_until(lambda: log.read_text().count('"user": "warned"') > 0, "the line of the log", 20)
     assert log.read_text().count('"user": "warned"') == 1
     assert 0.8 <= metric(site, 'budget_used_ratio{user="warned"}') < 1.0
+    labels = f',period="{month}",user="warned"}}'
+    wait_until(
+        lambda: f'percent="80"{labels}' in site.get("/metrics").body.decode(), "the notice in the metrics", 20
+    )
+    made_at = metric(site, f'budget_notice_timestamp_seconds{{percent="80"{labels}')
+    assert 0 <= time.time() - made_at < 120
+    assert f'percent="100"{labels}' not in site.get("/metrics").body.decode()
     assert 'user="ada"' not in site.get("/metrics").body.decode()
 
 

@@ -18,7 +18,7 @@ from tests.watch.observe.stack import Prometheus
 
 NAME = re.compile(r"(?<![\w:\"=~])((?:appliance|node|probe)_\w+|vllm:\w+|up)(?![\w(:])")
 OTHER = {
-    "appliance_gateway_budget_used_ratio": "a site with plans; tests/gateway has it",
+    "appliance_gateway_budget_notice_timestamp_seconds": "a site with plans; tests/gateway has it",
     "appliance_gateway_swap_failures_total": "a site with models on demand; tests/gateway/running has it",
     "probe_ssl_earliest_cert_expiry": "a probe of a certificate; loopback has none",
 }
