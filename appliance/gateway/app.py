@@ -435,7 +435,9 @@ class GatewayApp:
         if request.path in paths.MEDIA:
             self._serve_media(request, client, owner, background=background)
         elif key is None:
-            proxied = ProxiedRequest(self._context, owner, request, client, background_weight=background)
+            proxied = ProxiedRequest(
+                self._context, owner, request, client, background_weight=background, acting=acting
+            )
             client.listener = proxied
             proxied.begin(owner)
         else:

@@ -406,10 +406,12 @@ class ProxiedRequest:
         request: The request with its whole body.
         client: Receives the response.
         background_weight: Factor of the weight of background work; ``None`` for all other requests.
+        acting: Whether the assistant sent it for its user.
     """
 
     __slots__ = (
         "_accounting",
+        "_acting",
         "_answered",
         "_body",
         "_cap",
@@ -447,7 +449,9 @@ class ProxiedRequest:
         client: Responder,
         *,
         background_weight: float | None = None,
+        acting: bool = False,
     ) -> None:
+        self._acting = acting
         # The ticket, as the queue and the service use it.
         self.user = owner.user
         self.key_id = owner.id
@@ -550,7 +554,7 @@ class ProxiedRequest:
         row, context = self._row, self._context
         route = context.router.find(name, row.endpoint)
         row.name, row.model, row.stream = name, route.service.model, stream
-        if not context.accounts.allows(owner, name):
+        if not context.accounts.allows(owner, name) and not (self._acting and serves_memory(context.site, name)):
             message = f"This key may not use `{name[:80]}`; GET /v1/models lists the models that it may use"
             raise PermissionDeniedError(message, code="model_not_allowed", param="model")
         return route
@@ -991,3 +995,11 @@ class ProxiedRequest:
             self._log_crash(error)
         if self._service is not None and self._replica is not None:
             self._service.release(self._replica, self, now)
+
+
+def serves_memory(site: Site, name: str) -> bool:
+    """Return whether the model ``name`` makes the assistant's memory work.
+
+    The assistant uses it for the files and chats of every user, also of one whose plan or key does not list it.
+    """
+    return site.assistant is not None and name in (site.assistant.embedder, site.assistant.reranker)

@@ -24,6 +24,7 @@ from tests.conftest import Response, RunningService, chat, http, serving, start_
 from tests.gateway.running.conftest import create_key, metric, one_engine, running, waiting
 from tests.gateway.running.stand_in import StandIn, unix_request
 from tests.gateway.running.test_passing import begin_stream, do, last_data, until, with_assistant
+from tests.ports import free_port
 
 SHORT = "fake: tokens=1"
 CHAT = "/v1/chat/completions"
@@ -86,6 +87,29 @@ def test_an_unknown_key_or_another_user_is_rejected(
     response = unix_request(assistant.acting, CHAT, chat(SHORT), named)
     assert (response.status, response.json["error"]["code"]) == (status, code)
     assert service.stats()["requests"] == before
+
+
+def test_memory_has_its_embedder_also_if_the_plan_does_not_list_it(tmp_path: Path) -> None:
+    mock = start_mock(tmp_path / "embed.log", "--task", "embed", "--model", "embed")
+    embed = one_engine(8) | {"model": "embed", "port": mock.port}
+    try:
+        with with_assistant(
+            tmp_path,
+            assistant={"embedder": "embed"},
+            models={"fake": {"source": "./fake"}, "embed": {"source": "./embed", "task": "embed"}},
+            engines={"embed": embed, "chat": one_engine(8) | {"port": free_port()}},
+            plans={"chat": {"models": ["fake"]}},
+            default_plan="chat",
+        ) as (service, assistant):
+            body = {"model": "embed", "input": ["a file"]}
+            response = act(assistant, service.key, body, "/v1/embeddings")
+            assert response.status == 200, response.body
+            assert service.row(response)["model"] == "embed"
+            refused = service.post("/v1/embeddings", body)
+            assert (refused.status, refused.json["error"]["code"]) == (403, "model_not_allowed")
+            assert "embed" not in {card["id"] for card in service.get("/v1/models", service.key).json["data"]}
+    finally:
+        mock.stop()
 
 
 def test_the_key_of_a_client_is_not_a_credential_here(service: RunningService, assistant: StandIn) -> None:
