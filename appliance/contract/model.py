@@ -372,6 +372,13 @@ class Engine(Section):
         default=False,
         description="Put an on-demand vLLM to sleep (weights in RAM) instead of stopping it; it wakes in seconds.",
     )
+    priority: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Among on-demand engines with waiting requests, the highest priority is loaded first. A wait "
+        "longer than `gateway.swap.max_wait_s` precedes every priority.",
+    )
     asleep_share: float = Field(
         default=0.03,
         ge=0,
@@ -566,6 +573,30 @@ class Swap(Section):
         ge=0,
         le=86400,
         description="Seconds that running requests have to finish before their model is unloaded.",
+    )
+    default: ModelName | None = Field(
+        default=None,
+        description="On-demand model that is loaded at the start and whenever no request needs another one.",
+    )
+    return_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=86400,
+        description="Seconds without a request after which another model makes room for `default`.",
+    )
+    preload_absent_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=86400,
+        description="Seconds of absence after which a user's model is loaded early, if that disturbs no request. A "
+        "user appears by listing the models or opening the chat page. Default: requests alone load models.",
+    )
+    unload_idle_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=30 * 86400,
+        description="Seconds without a request after which a model other than `default` is unloaded; default: it "
+        "stays until another one needs its place.",
     )
 
 

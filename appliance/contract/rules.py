@@ -243,6 +243,14 @@ def _asleep(engines: list[Engine], awake: Engine) -> float:
     return sum(engine.asleep_share for engine in engines if engine is not awake and engine.sleep)
 
 
+SLEEP_KILLERS = {
+    "kv-offloading-size": "ends the engine after its first wake (vllm-project/vllm#45268)",
+    "kv-transfer-config": "keeps addresses of the KV cache, which sleep unmaps (vllm-project/vllm#45268)",
+    "cpu-offload-gb": "keeps weights outside the memory that sleep saves",
+}
+"""Flags of vLLM with which an engine that sleeps ends, or serves noise, with the reason."""
+
+
 def _residency(site: Site) -> Iterator[Violation]:
     for name, engine in site.engines.items():
         where = f"engines.{name}"
@@ -260,6 +268,18 @@ def _residency(site: Site) -> Iterator[Violation]:
             yield Violation(f"{where}.sleep", "vLLM can sleep on cards only", "remove it: it is stopped instead")
         if engine.sleep and engine.residency == "always":
             yield Violation(f"{where}.sleep", "an engine that is always loaded never sleeps", "remove it")
+        if engine.sleep and engine.kind == "vllm":
+            for flag, reason in SLEEP_KILLERS.items():
+                if flag in engine.options:
+                    yield Violation(f"{where}.options.{flag}", reason, "remove it, or remove sleep")
+            if engine.options.get("load-format") == "ipc_cache":
+                fix = "take another load-format, or remove sleep"
+                yield Violation(f"{where}.options.load-format", "ipc_cache excludes sleep", fix)
+    default = site.gateway.swap.default
+    swapped = [engine.model for engine in site.engines.values() if engine.residency == "on-demand"]
+    if default is not None and default not in swapped:
+        what = f"no on-demand engine serves {default!r}"
+        yield Violation("gateway.swap.default", what, suggest(default, sorted(set(swapped))))
 
 
 HTTP_KEYS = ("address", "served_name", "key_file", "health_path")

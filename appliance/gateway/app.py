@@ -39,6 +39,7 @@ from appliance.gateway.end_user import acting_caller, caller
 from appliance.gateway.engine_keys import read_engine_keys
 from appliance.gateway.health import HealthMonitor
 from appliance.gateway.idempotency import IdempotencyCache, RecordedResponse
+from appliance.gateway.last_models import LastModels
 from appliance.gateway.lifecycle import GatewayContext, ProxiedRequest, Running, error_outcome
 from appliance.gateway.limits import Bucket, Ledger
 from appliance.gateway.media_request import MediaRequest, check_media_head, reserve_form
@@ -164,6 +165,7 @@ class GatewayApp:
             running=self._running,
             clock=time.monotonic,
             suspect=self._health.suspect,
+            last_models=LastModels(site.gateway.swap.preload_absent_s or 0.0),
         )
         assistant = site.assistant
         self._assistant: AssistantRoute | None = None
@@ -399,6 +401,15 @@ class GatewayApp:
 
     # Inside.
 
+    def _appeared(self, user: str) -> None:
+        """Expect requests for the model that ``user`` used last, if the user was absent."""
+        swaps = self.swap_controller
+        if swaps is None or self._site.gateway.swap.preload_absent_s is None:
+            return
+        model = self._context.last_models.appeared(user, self._context.clock())
+        if model is not None:
+            swaps.expect(model)
+
     def _notice(self) -> None:
         if self.swap_controller is not None:
             self.swap_controller.notice()
@@ -598,7 +609,9 @@ class GatewayApp:
             return
         headers = request.headers
         if request.method in paths.READ:
-            respond_session(request, client, session_body(self._authenticate(request)))
+            key = self._authenticate(request)
+            self._appeared(key.user)
+            respond_session(request, client, session_body(key))
             return
         require_same_origin(request.method, headers)
         if request.method == "DELETE":
@@ -704,6 +717,7 @@ class GatewayApp:
         client.respond(200 if readiness.ready else 503, json.dumps(body).encode())
 
     def _list_models(self, path: str, key: Key, client: ClientResponder) -> None:
+        self._appeared(key.user)
         offered = {name: card for name, card in self._model_cards.items() if self.accounts.allows(key, name)}
         if path == "/v1/models":
             body: object = {"object": "list", "data": list(offered.values())}

@@ -80,6 +80,7 @@ from appliance.gateway.budgets import Reservation, TokenNeed
 from appliance.gateway.engine_error import EngineError, read_error
 from appliance.gateway.fair_queue import Ticket
 from appliance.gateway.hash_ring import chat_key
+from appliance.gateway.last_models import LastModels
 from appliance.gateway.limits import Allowance, Ledger
 from appliance.gateway.log import log_failure
 from appliance.gateway.metrics import Metrics
@@ -179,6 +180,7 @@ class GatewayContext:
     """A monotonic clock in seconds; the loop's own has the same zero and counts whole milliseconds."""
     suspect: Callable[[Replica], None]
     """Requests a canary token from a replica on which a request failed."""
+    last_models: LastModels
 
 
 class RequestAccounting:
@@ -317,6 +319,8 @@ class RequestAccounting:
             service.queue.charge(ticket, tokens - self.charged)
         context.metrics.count(row)
         context.usage.put(row)
+        if row.outcome == "ok" and self._service is not None:
+            context.last_models.used(self._account, self._service.model, context.clock())
         context.accounts.budgets.settle(
             self._account,
             row.prompt_tokens + row.completion_tokens,

@@ -23,14 +23,17 @@ from appliance.errors import (
     StartError,
 )
 from appliance.gateway.background import keep_going
+from appliance.gateway.greedy_check import greedy_request, greedy_text, served_names
 from appliance.gateway.health import HealthMonitor
 from appliance.gateway.routing import Replica, Router, Service
-from appliance.gateway.swap_policy import RETRY_S, EngineState, LoadEngine, Memory, State, decide
+from appliance.gateway.swap_policy import RETRY_S, EngineState, LoadEngine, Memory, State, UnloadEngine, decide
 
 LOG = logging.getLogger(__name__)
 
 POLL_S = 0.1
 """Seconds between two canaries of a loading engine."""
+
+CHAT_PATH = b"/v1/chat/completions"
 
 CONTROL_TIMEOUT_S = 120.0
 """Seconds that sleeping and waking may take: weights of 100 GB cross PCIe in about ten seconds."""
@@ -56,6 +59,10 @@ class Managed:
     """Whether its processes run, awake or asleep."""
     error: str = ""
     """The reason of its last failed load; empty after a successful one."""
+    greedy: tuple[str | None, ...] = ()
+    """Its texts without sampling after its last load, by replica and name; empty if it never sleeps."""
+    expected: bool = False
+    """Whether a user of it has appeared since it was unloaded."""
     begun_at: int = 0
     """Requests of its model that had begun when its batch was last reset."""
 
@@ -165,6 +172,14 @@ class SwapController:
         self._wanted = engine.name
         self.notice()
 
+    def expect(self, model: str) -> None:
+        """Load ``model`` as soon as that disturbs no request, because a user of it has appeared."""
+        for engine in self.engines.values():
+            if engine.service.model == model and engine.state in ("stopped", "asleep") and not engine.drained:
+                engine.expected = True
+                self.notice()
+                return
+
     def status(self) -> dict[str, object]:
         """Return the state of every on-demand engine, for JSON."""
         now = self.clock()
@@ -212,6 +227,8 @@ class SwapController:
             if step.name == self._wanted:
                 self._wanted = None
             await self._swap(self.engines[step.name], [self.engines[name] for name in step.victims])
+        elif isinstance(step, UnloadEngine):
+            await self._unload_idle(self.engines[step.name])
         else:
             await self._await_notice(1.0 if step.until is None else step.until - self.clock())
 
@@ -220,6 +237,15 @@ class SwapController:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(1.0, within_s))):
                 await self._event.wait()
+
+    async def _unload_idle(self, engine: Managed) -> None:
+        LOG.info("unloading %s, which is unused", engine.name)
+        await self._drain(engine)
+        try:
+            await self._unload(engine)
+        except (RequestError, StartError) as error:
+            self.failures += 1
+            await self._fail(engine, f"it could not be unloaded: {error}")
 
     async def _take_over_all(self) -> None:
         """Take over engines that an earlier gateway left running and that generate tokens; stop the others."""
@@ -235,6 +261,7 @@ class SwapController:
             return
         engine.started = True
         if all(alive) and await self._generates(engine):
+            engine.greedy = await self._greedy_texts(engine)
             self._open(engine)
         else:
             await self._stop(engine)
@@ -268,6 +295,9 @@ class SwapController:
                 in_flight=sum(replica.in_flight for replica in engine.replicas),
                 last_used=max(replica.last_used for replica in engine.replicas),
                 begun=engine.service.begun - engine.begun_at if self._others_wait(engine) else 0,
+                priority=self.site.engines[engine.name].priority,
+                default=engine.service.model == self.site.gateway.swap.default,
+                expected=engine.expected,
                 drained=engine.drained,
             )
             for engine in self.engines.values()
@@ -368,6 +398,40 @@ class SwapController:
         await self._stop(engine)
 
     async def _load(self, engine: Managed) -> None:
+        """Wake or start ``engine``; an engine that differs from itself after a wake is started anew."""
+        woken = engine.started
+        await self._begin(engine)
+        texts = await self._greedy_texts(engine)
+        if woken and engine.greedy and texts != engine.greedy:
+            LOG.error("%s generates other text after its wake than after its load; it is started anew", engine.name)
+            self.failures += 1
+            await self._stop(engine)
+            await self._begin(engine)
+            texts = await self._greedy_texts(engine)
+        engine.greedy = texts
+        self._open(engine)
+
+    async def _greedy_texts(self, engine: Managed) -> tuple[str | None, ...]:
+        """Return the texts of an engine that sleeps and generates, by replica and served name; else none."""
+        model = self.site.models[engine.service.model]
+        if not engine.sleeps or model.task != "generate":
+            return ()
+        texts: list[str | None] = []
+        for replica in engine.replicas:
+            if replica.drained is not None and not engine.drained:
+                continue
+            for name in served_names(engine.service.model, model):
+                try:
+                    reply = await replica.pool.probe(CHAT_PATH, greedy_request(name), CONTROL_TIMEOUT_S)
+                except RequestError as error:
+                    LOG.warning("%s returned no text for the comparison: %s", replica.name, error)
+                    texts.append(None)
+                else:
+                    texts.append(greedy_text(*reply))
+        return tuple(texts)
+
+    async def _begin(self, engine: Managed) -> None:
+        """Wake or start the replicas of ``engine``, and wait until each has generated a token."""
         self._set(engine, "loading")
         for replica in engine.replicas:
             try:
@@ -381,7 +445,6 @@ class SwapController:
                 LOG.warning("%s is drained and could not be loaded: %s", replica.name, error)
         engine.started = True
         await self._await_tokens(engine, engine.load_timeout_s)
-        self._open(engine)
 
     def _open(self, engine: Managed) -> None:
         self._set(engine, "ready")
@@ -389,6 +452,7 @@ class SwapController:
             # Requested while it was loading already: the request must not reload it after another engine's turn.
             self._wanted = None
         engine.error = ""
+        engine.expected = False
         engine.begun_at = engine.service.begun
         engine.service.blocked = None
         for replica in engine.replicas:

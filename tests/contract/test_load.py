@@ -86,6 +86,14 @@ def put(path: str, value: object) -> Edit:
     return edit
 
 
+def sleeping(options: dict[str, Any]) -> Edit:
+    def edit(site: dict[str, Any]) -> None:
+        site["engines"]["chat"] |= {"sleep": True, "residency": "on-demand", "options": options}
+        site.setdefault("gateway", {})["engine_control"] = "systemd"
+
+    return edit
+
+
 def two_on_one_card(site: dict[str, Any]) -> None:
     site["engines"]["second"] = site["engines"]["chat"] | {"port": 8300, "gpu_memory_utilization": 0.5}
 
@@ -208,6 +216,16 @@ INVALID: list[tuple[Edit, str]] = [
         "engines.chat.sleep: an engine that is always loaded never sleeps; remove it",
     ),
     (put("engines/embed/sleep", True), "engines.embed.sleep: "),
+    (
+        sleeping({"kv-offloading-size": 64}),
+        "engines.chat.options.kv-offloading-size: ends the engine after its first wake (vllm-project/vllm#45268); ",
+    ),
+    (sleeping({"cpu-offload-gb": 8}), "engines.chat.options.cpu-offload-gb: keeps weights outside the memory"),
+    (
+        sleeping({"load-format": "ipc_cache"}),
+        "engines.chat.options.load-format: ipc_cache excludes sleep; take another load-format, or remove sleep",
+    ),
+    (put("gateway/swap", {"default": "qwen3-30b"}), "gateway.swap.default: no on-demand engine serves 'qwen3-30b'"),
     (
         put("roles/coder", {"model": "qwen3-30b", "adapter": "sql"}),
         "roles.coder.adapter: qwen3-30b has no adapter 'sql'; known: none",

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from appliance.contract.model import Swap
-from appliance.gateway.swap_policy import RETRY_S, EngineState, LoadEngine, Wait, decide, fits, wait_ends
+from appliance.gateway.swap_policy import (
+    RETRY_S,
+    EngineState,
+    LoadEngine,
+    UnloadEngine,
+    Wait,
+    decide,
+    fits,
+    wait_ends,
+)
 
 RULES = Swap(max_wait_s=30, min_residency_s=20, batch=8)
 CARD = {"here/0": 1.0}
@@ -136,7 +145,9 @@ class SwapMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         shares = {"a": 0.9, "b": 0.5, "c": 0.4}
-        self.engines = {n: EngineState(n, "stopped", 0.0, {"here/0": s}) for n, s in shares.items()}
+        self.engines = {
+            n: EngineState(n, "stopped", 0.0, {"here/0": s}, priority=3 * (n == "c")) for n, s in shares.items()
+        }
         self.waits: dict[str, list[float]] = {name: [] for name in shares}
         self.waited = 0.0
         self.loads: list[tuple[float, str]] = []
@@ -162,6 +173,7 @@ class SwapMachine(RuleBasedStateMachine):
             if isinstance(step, LoadEngine):
                 self.act(step, fails)
                 continue
+            assert isinstance(step, Wait), "no time for unused engines is set"
             if step.until is None or step.until >= end:
                 break
             assert step.until > self.now, "time passes before the next decision"
@@ -211,3 +223,69 @@ class SwapMachine(RuleBasedStateMachine):
 
 TestMachine = SwapMachine.TestCase
 TestMachine.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+
+
+# Loads without a request, and unloads.
+
+LEISURE = Swap(max_wait_s=30, min_residency_s=20, batch=8, default="d", return_s=60, unload_idle_s=600)
+
+
+def default_engine(**more: object) -> EngineState:
+    return stopped("d", default=True, **more)
+
+
+@pytest.mark.parametrize(
+    ("engines", "now", "expected"),
+    [
+        ([default_engine(), stopped()], 0, LoadEngine("d")),  # At the start.
+        ([ready(last_used=100.0), default_engine()], 130, Wait(160.0)),  # Another model was used a moment ago.
+        ([ready(last_used=100.0), default_engine()], 160, LoadEngine("d", ("a",))),
+        ([ready(since=155.0, last_used=10.0), default_engine()], 200, Wait(215.0)),  # Just loaded, not yet used.
+        ([ready(last_used=100.0, in_flight=1), default_engine()], 900, Wait()),  # Used: no load without a request.
+        ([default_engine(state="failed", since=100.0)], 130, Wait(100 + RETRY_S)),
+        ([default_engine(drained=True)], 900, Wait()),
+        ([ready("d", default=True), stopped(waiting=1, oldest=50.0)], 60, LoadEngine("b", ("d",))),
+        ([ready("d", default=True)], 9000, Wait()),  # The default is never unloaded without a request.
+    ],
+)
+def test_the_site_returns_to_its_default_model(
+    engines: list[EngineState], now: float, expected: LoadEngine | Wait
+) -> None:
+    assert decide(engines, CARD, LEISURE, now) == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "now", "expected"),
+    [
+        ({"last_used": 100.0}, 699, Wait(700.0)),
+        ({"last_used": 100.0}, 700, UnloadEngine("a")),
+        ({"since": 400.0, "last_used": 100.0}, 700, Wait(1000.0)),
+        ({"last_used": 100.0, "in_flight": 1}, 5000, Wait()),
+        ({"last_used": 100.0, "waiting": 1}, 5000, Wait()),
+        ({"last_used": 100.0, "on_demand": False}, 5000, Wait()),
+    ],
+)
+def test_an_unused_model_is_unloaded(more: dict[str, Any], now: float, expected: UnloadEngine | Wait) -> None:
+    assert decide([ready(**more)], CARD, LEISURE, now) == expected
+    assert decide([ready(**more)], CARD, RULES, now) == Wait(), "no time is set"
+
+
+def test_the_model_of_a_user_that_appeared_is_loaded_if_that_disturbs_no_request() -> None:
+    expected = stopped(expected=True)
+    assert decide([expected], CARD, RULES, 5) == LoadEngine("b")
+    assert decide([ready(last_used=90.0), expected], CARD, RULES, 100) == LoadEngine("b", ("a",))
+    assert decide([ready(since=95.0), expected], CARD, RULES, 100) == Wait(115.0)
+    assert decide([ready(in_flight=1), expected], CARD, RULES, 100) == Wait()
+    assert decide([expected, default_engine()], CARD, LEISURE, 100) == LoadEngine("b")
+
+
+def test_requests_precede_loads_without_requests() -> None:
+    engines = [ready(since=90.0), stopped(waiting=1, oldest=95.0), stopped("c", expected=True), default_engine()]
+    assert decide(engines, CARD, LEISURE, 100) == Wait(110.0)
+    assert decide(engines, CARD, LEISURE, 110) == LoadEngine("b", ("a",))
+
+
+def test_the_highest_priority_is_first_until_another_wait_is_overdue() -> None:
+    engines = [stopped("low", waiting=1, oldest=0.0), stopped("high", waiting=1, oldest=9.0, priority=5)]
+    assert decide(engines, CARD, RULES, 10) == LoadEngine("high")
+    assert decide(engines, CARD, RULES, 30) == LoadEngine("low")
