@@ -73,7 +73,7 @@ in
         N8N_EDITOR_BASE_URL = cfg.publicUrl;
         N8N_PROXY_HOPS = 1;
       };
-      taskRunners.enable = true;
+      taskRunners.enable = cfg.runnersTokenFile != null;
     };
     # Its database and workflows. DynamicUser keeps them below /var/lib/private.
     appliance.backup.paths = lib.mkIf appliance.backup.enable (

@@ -115,6 +115,7 @@ class GpuQuery:
         self.fields = tuple(fields)
         self.timeout_s = timeout_s
         self._process: subprocess.Popen[str] | None = None
+        self._cancelled = False
 
     def rows(self) -> tuple[GpuRow, ...]:
         """Run the query and return a row per GPU; raises :class:`NvidiaSmiError`.
@@ -125,6 +126,7 @@ class GpuQuery:
         path = shutil.which(program)
         if path is None:
             raise NvidiaSmiError("nvidia-smi is not installed; it is part of the NVIDIA driver")
+        self._cancelled = False
         try:
             # In a process group of its own, so that programs which it starts end with it.
             process = subprocess.Popen(
@@ -134,6 +136,9 @@ class GpuQuery:
         except OSError as error:
             raise NvidiaSmiError(f"{path} cannot be started: {error.strerror or error}") from error
         self._process = process
+        if self._cancelled:
+            # By another thread, after the program began and before this one knew its process.
+            self.cancel()
         assert process.stdout is not None  # noqa: S101 - a pipe was requested
         with process.stdout:
             try:
@@ -153,6 +158,7 @@ class GpuQuery:
 
     def cancel(self) -> None:
         """Kill `nvidia-smi` if it runs, from any thread; :meth:`rows` then fails."""
+        self._cancelled = True
         process = self._process
         if process is not None and process.poll() is None:
             with contextlib.suppress(ProcessLookupError):

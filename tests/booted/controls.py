@@ -21,6 +21,7 @@ UNITS: Mapping[str, str] = {
     "alerts": "appliance-trial-alerts.service",
     "notify": "appliance-notify.service",
     "power": "appliance-gpu-power.service",
+    "models": "appliance-models-verify.service",
     "gpu-watch": "appliance-gpu-watch.service",
     "watch": "appliance-tunnel-watch-vps.service",
 }
@@ -28,6 +29,7 @@ UNITS: Mapping[str, str] = {
 SAME: Mapping[str, str] = {
     "appliance-engine-agents.0.service": "engine",
     "appliance-engine-agents.1.service": "engine",
+    "appliance-models-verify-all.service": "models",
     "appliance-trial-arrived.service": "trial",
     "appliance-trial-deadline.service": "trial",
     "appliance-trial-failed.service": "trial",
@@ -151,6 +153,9 @@ CONTROLS: Mapping[str, Mapping[str, SandboxControl]] = {
         "ProcSubset=all": SandboxControl(SET, ABSENT),
         "User=root": SandboxControl(SET, DENIED),
     },
+    "models": {
+        "ReadWritePaths=/var/lib/appliance-models": SandboxControl("write /var/lib/appliance-models", READ_ONLY),
+    },
     "gpu-watch": {
         "CapabilityBoundingSet=CAP_DAC_OVERRIDE": SandboxControl(
             "read /var/lib/appliance-gateway/private", "denied"
@@ -203,6 +208,8 @@ NOT_SHOWN: Mapping[tuple[str, str], str] = {
     + "the driver compares the users of the processes that share a card's memory",
     ("alerts", "User=root"): "each unit of the trial gives the folder of the record to its own user when it starts",
     ("gpu-watch", "CapabilityBoundingSet=CAP_SYSLOG"): "the kernel requires it only with kernel.dmesg_restrict = 1",
+    ("models", "UMask=0022"): "each engine that starts shows it: it reads the record as its own user",
+    ("models", "User=root"): "the folder of the weights belongs to root, who copies them there",
     ("smoke", "DeviceAllow=char-nvidia-uvm rw"): OTHER_MACHINE + "nvidia-smi may open it for some figures",
 }
 """Lines without a control, and the reason."""

@@ -82,6 +82,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedMachine]
         made.write(f"etc/systemd/system/{name}", with_command(host.text(UNITS[kind]), f"{PROBE} {step}"))
         names[LANES.get(kind, kind)].append(name)
     made.write("var/lib/appliance-notices/private", "")
+    made.write("var/lib/appliance-models/weights", "")
     made.boot()
     try:
         # After the boot: the journal of the machine must not read the log of this kernel.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +82,26 @@ def test_a_failure_and_a_hang_are_errors(program: Path) -> None:
     install(program, "sleep 60 & sleep 60")
     with pytest.raises(NvidiaSmiError, match=r"within 0\.2 s"):
         GpuQuery(FIELDS, timeout_s=0.2).rows()
+
+
+def test_a_query_is_cancelled_while_its_process_begins(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program runs, and the query does not have its process yet."""
+    install(program, "sleep 60")
+    query = GpuQuery(FIELDS, timeout_s=60)
+    begin = subprocess.Popen
+
+    def cancelled(*args: Any, **options: Any) -> subprocess.Popen[str]:
+        process: subprocess.Popen[str] = begin(*args, **options)
+        query.cancel()
+        return process
+
+    began = time.monotonic()
+    with monkeypatch.context() as patch, pytest.raises(NvidiaSmiError, match="exit code -9"):
+        patch.setattr(subprocess, "Popen", cancelled)
+        query.rows()
+    assert time.monotonic() - began < 30
+    install(program, "echo")
+    assert query.rows() == ()
 
 
 def test_another_thread_cancels_a_query(program: Path) -> None:

@@ -134,6 +134,6 @@ def test_a_lost_driver_on_battery_shuts_down_after_a_time(host: PowerHost) -> No
     host.nut.stop("driver")
     try:
         host.until(lambda: host.calls("upsmon") == ["upsmon -c fsd"], "upsmon is called")
-        assert "unreachable" in host.texts()[-1]["text"]
+        host.until(lambda: "unreachable" in host.texts()[-1]["text"], "the message has the reason")
     finally:
         host.nut.start_driver()
