@@ -209,7 +209,7 @@ NOT_SHOWN: Mapping[tuple[str, str], str] = {
     ("alerts", "User=root"): "each unit of the trial gives the folder of the record to its own user when it starts",
     ("gpu-watch", "CapabilityBoundingSet=CAP_SYSLOG"): "the kernel requires it only with kernel.dmesg_restrict = 1",
     ("models", "UMask=0022"): "each engine that starts shows it: it reads the record as its own user",
-    ("models", "User=root"): "the folder of the weights belongs to root, as do the files that it copies there",
+    ("models", "User=root"): "the folder of the weights belongs to root, as its files do",
     ("smoke", "DeviceAllow=char-nvidia-uvm rw"): OTHER_MACHINE + "nvidia-smi may open it for some figures",
 }
 """Lines without a control, and the reason."""

@@ -188,7 +188,7 @@ def test_an_engine_does_not_start_with_other_weights(site: Site) -> None:
         assert state_of(host.machine, verify).result == "exit-code"
         assert "model.safetensors" in host.machine.journal(verify)
         # systemd starts it again and again, and each start is active until the command has compared the files.
-        wait_until(lambda: state_of(host.machine, engine).active == "failed", f"{engine} reaches its limit of starts", 200)
+        wait_until(lambda: state_of(host.machine, engine).active == "failed", f"{engine} fails for good", 200)
         reaches(host, other, states.RUNNING)
     finally:
         host.machine.run("sh", "-c", f"printf %s '{lock}' > /etc/appliance/models.lock")
