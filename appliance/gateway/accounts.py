@@ -85,7 +85,7 @@ class GatewayAccounts:
         self.take(await asyncio.to_thread(self.changes))
         since = self._clock() - NOTICE_KEPT_S
         self._made_at = await asyncio.to_thread(self._users.notices_since, since)
-        await self._read_sums(month_of(day_of(self._clock())).first - 1)
+        await self._read_month()
 
     def changes(self) -> tuple[int, list[Account]] | None:
         """Read the users if they changed, in the caller's thread; raises :class:`StoreError`."""
@@ -108,7 +108,7 @@ class GatewayAccounts:
         try:
             if day_of(self._clock()) != self._read_on:
                 # It also stores the sums of the day that is closed now, so that the next start is short.
-                await self._read_sums(month_of(day_of(self._clock())).first - 1)
+                await self._read_month()
             elif time.monotonic() >= self._reread_at:
                 await self._read_sums(day_of(self._clock()) - 1)
             self._waiting += self._new_notices()
@@ -180,6 +180,10 @@ class GatewayAccounts:
         since = self._clock() - NOTICE_KEPT_S
         self._made_at = {notice: at for notice, at in self._made_at.items() if at > since}
         return {(user, period, str(percent)): at for (user, period, percent), at in self._made_at.items()}
+
+    async def _read_month(self) -> None:
+        """Read the sums of this month and of the day before it."""
+        await self._read_sums(month_of(day_of(self._clock())).first - 1)
 
     async def _read_sums(self, first: int) -> None:
         """Read the sums of the days from ``first`` to tomorrow."""

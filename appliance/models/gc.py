@@ -71,11 +71,7 @@ def remove(store: Path, entries: Sequence[Entry], named: Sequence[NamedModel]) -
             _remove(one.path)
         _remove_empty_models(store)
         record = verified.read(store)
-        left = {
-            f"{one.repository}@{one.revision}  {path.relative_to(one.folder).as_posix()}"
-            for one in snapshots(store)
-            for path in one.paths()
-        }
+        left = {one.key_of(path) for one in snapshots(store) for path in one.paths()}
         verified.write(store, {name: hashed for name, hashed in record.items() if name in left})
     return removals
 

@@ -46,6 +46,14 @@ class Snapshot:
         """Return its files and links, in a stable order."""
         return sorted(path for path in self.folder.rglob("*") if path.is_symlink() or path.is_file())
 
+    def name_of(self, path: Path) -> str:
+        """Return the name of a file of :meth:`paths` as a lock has it."""
+        return path.relative_to(self.folder).as_posix()
+
+    def key_of(self, path: Path) -> str:
+        """Return the name of a file of :meth:`paths` in the record of verified files."""
+        return verified.file_key(self.repository, self.revision, self.name_of(path))
+
 
 def snapshots(store: Path) -> list[Snapshot]:
     """Return the snapshots in ``store``, in a stable order; raises :class:`StoreError` if it cannot be read."""
@@ -76,11 +84,11 @@ def stored_models(store: Path, entries: Sequence[Entry]) -> list[StoredModel]:
 def _model(
     store: Path, record: verified.Record, name: tuple[str, str], found: Snapshot | None, locked: list[Entry]
 ) -> StoredModel:
-    paths = found.paths() if found is not None else []
+    files = {path: found.name_of(path) for path in found.paths()} if found is not None else {}
+    pins = {one.file: one.sha256 for one in locked}
     size = unverified = 0
-    for path in paths:
-        file = path.relative_to(found.folder).as_posix() if found is not None else ""
-        hashed = record.get(f"{name[0]}@{name[1]}  {file}")
+    for path, file in files.items():
+        hashed = record.get(verified.file_key(*name, file))
         try:
             state = verified.state_of(path)
         except OSError:
@@ -88,11 +96,10 @@ def _model(
             unverified += 1
             continue
         size += state.size
-        pinned = next((one.sha256 for one in locked if one.file == file), None)
-        if hashed is None or hashed.state != state or (locked and hashed.sha256 != pinned):
+        if hashed is None or hashed.state != state or (locked and hashed.sha256 != pins.get(file)):
             unverified += 1
     missing = sum(not one.path(store).exists() for one in locked)
-    return StoredModel(*name, len(paths), size, unverified, missing, locked=bool(locked))
+    return StoredModel(*name, len(files), size, unverified, missing, locked=bool(locked))
 
 
 def partial_bytes(store: Path) -> int:

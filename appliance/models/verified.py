@@ -48,9 +48,14 @@ Record = dict[str, HashedFile]
 """Hashed files by :func:`key`."""
 
 
+def file_key(repository: str, revision: str, file: str) -> str:
+    """Return the name of a file of a model in the record; ``file`` is its path below the model's snapshot."""
+    return f"{repository}@{revision}  {file}"
+
+
 def key(entry: Entry) -> str:
     """Return the name of the file of ``entry`` in the record."""
-    return f"{entry.repository}@{entry.revision}  {entry.file}"
+    return file_key(entry.repository, entry.revision, entry.file)
 
 
 def state_of(path: Path) -> FileState:
