@@ -178,7 +178,7 @@ def test_the_overview_has_engines_and_alerts(browser: OperatorBrowser) -> None:
         ("/users", {"name": "-x"}, 400, "name:"),
         ("/users", {"name": EVIL}, 400, "name:"),
         ("/users", {"name": "carl", "plan": "gold"}, 404, "does not exist"),
-        ("/users/change", {"name": "nobody", "do": "disable"}, 404, "nobody"),
+        ("/users/change", {"name": "unknown", "do": "disable"}, 404, "unknown"),
         ("/users/change", {"name": "grace", "do": "plan", "plan": "basic", "days": "-1"}, 400, "days: write"),
         ("/users/change", {"name": "ada", "do": "plan", "plan": "", "days": "7"}, 409, "needs a plan"),
         ("/users/change", {"name": "ada", "do": "remove"}, 400, "not an action"),

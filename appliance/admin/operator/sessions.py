@@ -22,7 +22,7 @@ IDLE_S, LONGEST_S = 1800.0, 12 * 3600.0
 """Seconds without a request, and seconds in all, after which a session ends."""
 
 MOST_SESSIONS = 32
-"""Open sessions; a further log-in ends the one that was idle for the longest time."""
+"""Open sessions; one more log-in ends the session with the longest idle time."""
 
 TRIES, WINDOW_S = 5, 60.0
 """Failed log-ins within so many seconds, after which further ones are rejected."""
