@@ -15,7 +15,6 @@ import pytest
 
 from appliance.store.keys import KeyStore
 from tests.clients.install import NODE, MissingError, install, node
-from tests.clients.python_sdks import AnthropicSdk, OpenAISdk
 from tests.clients.sdk import NodeSdk, NodeSdks, Sdk
 from tests.conftest import RunningService, StartedProcess, serving, start_mock, wait_until
 
@@ -130,6 +129,9 @@ class Sdks(dict[str, Sdk]):
     """SDKs by name; a test that needs a missing one is skipped."""
 
     def __init__(self, reason: str) -> None:
+        # Their import takes 4 s, so the processes that run other tests do without.
+        from tests.clients.python_sdks import AnthropicSdk, OpenAISdk
+
         super().__init__({"openai-py": OpenAISdk(), "anthropic-py": AnthropicSdk()})
         self._reason = reason
 

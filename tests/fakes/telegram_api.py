@@ -16,13 +16,16 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from aiogram import methods
 from aiohttp import web
 from pydantic import ValidationError
 
 from tests.fakes.jumping_clock import JumpingClock
+
+if TYPE_CHECKING:
+    from aiogram.methods import TelegramMethod
 
 BOT_ID = 777
 BOT_NAME = "appliance_test_bot"
@@ -30,22 +33,33 @@ CHAT_TOKEN = f"{BOT_ID}:fake-token_for-chats-only_0123456789"
 DRAFT_LIFE_S = 30.0
 MAX_DOWNLOAD = 20 * 2**20
 
-METHODS: dict[str, type[methods.TelegramMethod[Any]]] = {
-    "getMe": methods.GetMe,
-    "getUpdates": methods.GetUpdates,
-    "sendMessage": methods.SendMessage,
-    "sendMessageDraft": methods.SendMessageDraft,
-    "sendDocument": methods.SendDocument,
-    "editMessageText": methods.EditMessageText,
-    "deleteMessage": methods.DeleteMessage,
-    "answerCallbackQuery": methods.AnswerCallbackQuery,
-    "getFile": methods.GetFile,
-    "createForumTopic": methods.CreateForumTopic,
-    "editForumTopic": methods.EditForumTopic,
-    "sendInvoice": methods.SendInvoice,
-    "answerPreCheckoutQuery": methods.AnswerPreCheckoutQuery,
-    "refundStarPayment": methods.RefundStarPayment,
+METHODS = {
+    "getMe",
+    "getUpdates",
+    "sendMessage",
+    "sendMessageDraft",
+    "sendDocument",
+    "editMessageText",
+    "deleteMessage",
+    "answerCallbackQuery",
+    "getFile",
+    "createForumTopic",
+    "editForumTopic",
+    "sendInvoice",
+    "answerPreCheckoutQuery",
+    "refundStarPayment",
 }
+"""The methods of this Bot API."""
+
+
+@cache
+def method_model(name: str) -> type[TelegramMethod[Any]]:
+    """Return the parameters of the method ``name`` of :data:`METHODS`."""
+    # Its import takes 8 s, so the processes that run other tests do without.
+    from aiogram import methods
+
+    model: type[TelegramMethod[Any]] = getattr(methods, name[0].upper() + name[1:])
+    return model
 
 
 class TelegramRefusalError(Exception):
@@ -341,7 +355,7 @@ class TelegramServer:
         if name not in METHODS:
             raise TelegramRefusalError(404, "Not Found")
         try:
-            METHODS[name].model_validate(
+            method_model(name).model_validate(
                 {key: "attached" if isinstance(value, bytes) else value for key, value in fields.items()}
                 | ({"document": "attached"} if name == "sendDocument" else {})
             )

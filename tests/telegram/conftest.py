@@ -9,13 +9,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
 from appliance.contract.model import Telegram
 from appliance.errors import StartError
-from appliance.telegram.main import TelegramBotProcess
 from appliance.telegram.store.database import BotDatabase
 from tests.assistant.running import AssistantUnderTest, key_id, whole_service
 from tests.conftest import RunningService, StartedProcess, start_mock
@@ -23,6 +22,9 @@ from tests.fakes.jumping_clock import JumpingClock
 from tests.fakes.telegram_api import CHAT_TOKEN, TelegramServer, telegram_server
 from tests.gateway.running.conftest import create_key, one_engine
 from tests.gateway.running.test_http_engines import http_engine
+
+if TYPE_CHECKING:
+    from appliance.telegram.main import TelegramBotProcess
 
 PERSON = 5
 MAX_VOICE = 50_000
@@ -69,6 +71,9 @@ class BotUnderTest:
         return self.process
 
     async def start(self) -> None:
+        # The import of aiogram takes 8 s, so the processes that run other tests do without.
+        from appliance.telegram.main import TelegramBotProcess
+
         self.process = TelegramBotProcess(self.settings, self.base, clock=self.clock, drafts_stop=self.drafts_stop)
         started = asyncio.Event()
         self._task = asyncio.create_task(self.process.run(started.set))

@@ -13,7 +13,6 @@ from appliance.errors import UsageError
 from appliance.store.calendar import DAY_S
 from appliance.store.models import Account, PlanPayment
 from appliance.store.users import UserStore
-from appliance.telegram.refunds import refund_payment
 from appliance.telegram.store.database import BotDatabase
 from appliance.telegram.store.links import PersonLink
 from appliance.telegram.store.payments import PaymentStore, PlanOffer
@@ -155,6 +154,8 @@ async def test_a_payment_without_an_effect_is_reported_and_can_be_refunded(bot: 
     assert await bot.ask("/paysupport") == [
         "Contact for payments: @operator. Telegram's support cannot help with them."
     ]
+    from appliance.telegram.refunds import refund_payment
+
     service = bot.bot.service
     refunded = await refund_payment(service.payments, service.channel, service.gateway, charge)
     assert refunded.stars == 500
@@ -165,6 +166,8 @@ async def test_a_refund_returns_the_stars_and_the_days_once(bot: BotUnderTest) -
     charge = await pay(bot, await invoice(bot))
     await pay(bot, await invoice(bot))
     await bot.settled()
+    from appliance.telegram.refunds import refund_payment
+
     service = bot.bot.service
     for _ in range(2):
         await refund_payment(service.payments, service.channel, service.gateway, charge)

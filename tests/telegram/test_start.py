@@ -10,7 +10,6 @@ from sqlalchemy import inspect
 
 from appliance.cli import main
 from appliance.errors import ConfigError, StartError
-from appliance.telegram.main import TelegramBotProcess
 from appliance.telegram.store.database import BotDatabase
 from appliance.telegram.store.schema import METADATA
 from tests.telegram.conftest import BotUnderTest
@@ -33,6 +32,8 @@ def test_the_migrations_make_the_tables_of_the_schema(tmp_path: Path) -> None:
 
 
 async def test_a_text_that_is_not_a_token_is_a_configuration_error_without_it(bot: BotUnderTest) -> None:
+    from appliance.telegram.main import TelegramBotProcess
+
     await bot.stop()
     for content in ("secret", "12:ab cd"):
         (bot.base / "token").write_text(content)

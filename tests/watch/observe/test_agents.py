@@ -13,7 +13,6 @@ from appliance.assistant.context import AssistantContext
 from appliance.assistant.memory.metrics import MemoryMetrics
 from appliance.assistant.web.metrics import WebMetrics
 from appliance.contract.backup import DrillRecord, RunRecord
-from appliance.telegram.channel import Accepted
 from appliance.telegram.metrics import BotMetrics
 from appliance.watch import alerts, courier, metric_names, notify
 from appliance.watch.backup import report
@@ -79,6 +78,8 @@ class SharedMetrics:
 
 
 def of_telegram() -> CollectorRegistry:
+    from appliance.telegram.channel import Accepted
+
     made = BotMetrics()
     made.count_call("send", Accepted())
     return made.registry
