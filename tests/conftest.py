@@ -184,7 +184,7 @@ def start_mock(log: Path, *options: str, port: int | None = None) -> StartedProc
 
 
 def a_site(port: int, engine_port: int, data: Path, **more: Any) -> dict[str, Any]:
-    """A small site on mock engines: model ``fake``, role ``writer``."""
+    """A small site on mock engines: model ``fake``, role ``writer``; also ``more_engines`` and ``more_models``."""
     site: dict[str, Any] = {
         "version": 1,
         "hosts": {"here": {"memory_gib": 8}},
@@ -202,6 +202,8 @@ def a_site(port: int, engine_port: int, data: Path, **more: Any) -> dict[str, An
         },
         "gateway": {"port": port, "data_dir": str(data), "ready_cache_s": 0.2, "canary_interval_s": 600},
     }
+    for part in ("engines", "models"):
+        site[part] |= more.pop(f"more_{part}", {})
     site["gateway"] |= more.pop("gateway", {})
     return site | more
 

@@ -148,9 +148,9 @@ def judge(
     done = [f"{row['endpoint']} {row['status']} {row['outcome']}" for row in rows]
     if not served(rows, endpoint, stream=stream):
         return "failed", f"requests: {', '.join(done) or 'none'}; output: {output.text[-300:]}"
-    if not output.text:
-        return "failed", f"no output, exit code {output.code}"
     tokens = sum(row["completion_tokens"] for row in rows)
+    if not output.text:
+        return "failed", f"no output of {tokens} tokens, exit code {output.code}"
     detail = f"{len(rows)} requests of {endpoint}, {tokens} tokens"
     return "ok", detail if output.code == 0 else f"{detail}; exit code {output.code}: {output.text[-80:]}"
 

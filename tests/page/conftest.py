@@ -108,7 +108,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageUnderTest]:
         pytest.skip("NOT CHECKED: chromium is missing; apt-get install $(cat tests/nix/apt.txt)")
     expect.set_options(timeout=PATIENCE_MS)
     folder = tmp_path_factory.mktemp("page")
-    flags = [*(flag for flag in FLAGS if flag != "--headless"), f"--host-resolver-rules=MAP {DOMAIN} 127.0.0.1"]
+    flags = [
+        *(flag for flag in FLAGS if flag != "--headless"),
+        f"--host-resolver-rules=MAP {DOMAIN} 127.0.0.1",
+        "--use-fake-device-for-media-stream",
+    ]
     settings = {"max_file_bytes": MOST_FILE_BYTES}
     with (
         whole_service(folder, assistant=settings, roles=ROLES) as (service, assistant),

@@ -30,6 +30,7 @@ from appliance.assistant.turns.request import TurnRequest, read_include, read_tu
 from appliance.assistant.turns.running import EXPIRY_PAUSE_S, REPAIR_PAUSE_S, RunningTurns
 from appliance.assistant.turns.search_results import shown_item
 from appliance.assistant.turns.turn import ResponseTurn, TurnServices
+from appliance.assistant.turns.turn_prompt import count_prompt
 from appliance.assistant.turns.turn_queue import TurnQueue
 from appliance.errors import InvalidRequestError
 
@@ -107,10 +108,10 @@ def _add_creation(router: APIRouter, services: TurnServices, running: RunningTur
     @router.post("/input_tokens")
     async def input_tokens(request: Request, caller: Calling) -> Response:
         turn_request = read_turn(_allowed(await read_json(request, limit), _COUNTED), web=web)
-        history = await services.read_history(caller, turn_request)
+        stores = turn_request.search.store_ids if turn_request.search is not None else ()
+        history = await services.read_history(caller, turn_request, stores)
         model = services.fit.model_of(turn_request.model, history.metadata)
-        messages = services.fit.whole_prompt(turn_request, history, model).messages
-        count = await services.fit.count(model, messages, services.fit.functions(turn_request, model), caller)
+        count = await count_prompt(services.fit, services.memory, turn_request, history, model, caller)
         return _as_json({"object": "response.input_tokens", "input_tokens": count})
 
     @router.post("/compact")

@@ -19,7 +19,7 @@ from appliance.assistant.turns.file_search import FUNCTION
 from appliance.assistant.turns.history import ChatPrompt, build_prompt, split_rounds, without_oldest
 from appliance.assistant.turns.request import TurnRequest
 from appliance.assistant.turns.results_fit import without_oldest_results
-from appliance.assistant.web.tool import web_functions, web_tool_of
+from appliance.assistant.web.tool import NAMES, WebTool, web_functions, web_tool_of
 from appliance.contract.model import Site
 from appliance.errors import InvalidRequestError, RequestError
 
@@ -70,8 +70,18 @@ class PromptFit:
 
     def functions(self, request: TurnRequest, model: str) -> list[Mapping[str, Any]]:
         """Return all functions that the model sees: those of the client and of the hosted tools."""
-        web = web_functions(web_tool_of(request.web, self._site, model), self._site.search)
+        web = web_functions(self.web_tool(request, model), self._site.search)
         return [*request.functions, *([FUNCTION] if request.search is not None else []), *web]
+
+    def web_tool(self, request: TurnRequest, model: str) -> WebTool | None:
+        """Return the web search of a turn: that of the request, or that of the role.
+
+        A function of the client has precedence over the search of the role.
+        """
+        taken = {str(one["function"]["name"]) for one in request.functions}
+        if request.choice == "none" or (request.web is None and taken & NAMES):
+            return None
+        return web_tool_of(request.web, self._site, model)
 
     def whole_prompt(self, request: TurnRequest, history: TurnHistory, model: str) -> ChatPrompt:
         """Return the messages of a turn with its whole history, whether they fit or not."""

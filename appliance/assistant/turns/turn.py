@@ -33,13 +33,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from appliance.assistant import ids
 from appliance.assistant.caller import Caller
 from appliance.assistant.context import AssistantContext
-from appliance.assistant.memory.chat_context import chat_queries
 from appliance.assistant.memory.role_context import RoleMemory
 from appliance.assistant.memory.search import StoreSearch
 from appliance.assistant.store.responses import OwnInput, ResponseStore, TurnHistory
@@ -58,17 +57,15 @@ from appliance.assistant.turns.history import (
 from appliance.assistant.turns.prompt_fit import PromptFit
 from appliance.assistant.turns.request import SEARCH_NAME, TurnRequest
 from appliance.assistant.turns.search_results import search_text
+from appliance.assistant.turns.turn_prompt import turn_prompt
 from appliance.assistant.turns.turn_queue import TurnQueue
 from appliance.assistant.web.access import WebAccess
 from appliance.assistant.web.result_text import web_text
 from appliance.assistant.web.session import WebSession
-from appliance.assistant.web.tool import NAMES as WEB_NAMES
-from appliance.assistant.web.tool import web_tool_of
 from appliance.errors import (
     ApplianceError,
     EngineFailedError,
     InternalError,
-    InvalidRequestError,
     RequestError,
     StoreError,
 )
@@ -202,7 +199,7 @@ class ResponseTurn:
         self._web = self._web_session(history)
         if self._web is not None:
             self._events.hosted |= self._web.names
-        prompt = await self._prompt(history)
+        prompt = await turn_prompt(services.fit, services.memory, request, history, self._model, self.caller)
         self._events.sources |= prompt.sources
         if request.background:
             self._emit(self._events.started())
@@ -214,37 +211,12 @@ class ResponseTurn:
 
     def _web_session(self, history: TurnHistory) -> WebSession | None:
         """Return the web calls of this turn, if the request or the role has web search."""
-        context, request = self._services.context, self.request
-        tool = web_tool_of(request.web, context.site, self._model)
-        taken = {str(one["function"]["name"]) for one in request.functions}
-        if tool is None or request.choice == "none" or (request.web is None and taken & WEB_NAMES):
-            # A function of the client has precedence over the search of the role.
+        tool = self._services.fit.web_tool(self.request, self._model)
+        if tool is None:
             return None
-        session = WebSession(context.shared(WebAccess), tool, self.caller)
+        session = WebSession(self._services.context.shared(WebAccess), tool, self.caller)
         session.allow_items([*history.items, *history.own.items])
         return session
-
-    async def _prompt(self, history: TurnHistory) -> ChatPrompt:
-        """Return the prompt with the memory of the role, or without it if both do not fit in the context."""
-        request, services = self.request, self._services
-        if not services.memory.remembers(self._model):
-            return await services.fit.prompt(request, history, self._model, self.caller)
-        whole = services.fit.whole_prompt(request, history, self._model)
-        # Numbers of earlier searches are at most as many as their results.
-        before = sum(len(item.get("results") or ()) for item in (*history.items, *history.own.items))
-        found = await services.memory.retrieve(
-            self.caller, self._model, chat_queries(whole.messages), first=before + 1
-        )
-        if found.text:
-            texts = (request.instructions, found.text)
-            remembering = replace(request, instructions="\n\n".join(text for text in texts if text))
-            try:
-                prompt = await services.fit.prompt(remembering, history, self._model, self.caller)
-            except InvalidRequestError:
-                LOG.info("request %s: the memory does not fit in the context", self.caller.request_id)
-            else:
-                return replace(prompt, sources=prompt.sources | {one.number: one for one in found.cited})
-        return await services.fit.prompt(request, history, self._model, self.caller)
 
     async def _converse(self, prompt: ChatPrompt) -> TurnEnd:
         """Call the engine until its message needs no search of ours."""

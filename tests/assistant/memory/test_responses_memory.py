@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+from openai import NotFoundError
 from sqlalchemy import update
 
 from appliance.assistant.context import AssistantContext
@@ -21,6 +22,7 @@ from tests.assistant.memory.test_search_api import TEXTS, a_client, fill, served
 from tests.conftest import wait_until
 
 CHAT = "/v1/chat/completions"
+TOKENIZE = "/tokenize"
 FERRY = "User: When does the ferry to the island leave?\n\nAssistant: The ferry leaves at 7:40."
 
 
@@ -117,6 +119,41 @@ async def test_a_conversation_with_the_role_has_the_memory_and_stores_none_of_it
         assert TEXTS["file-tea"] in system_of(gateway)
         items = client.conversations.items.list(made.id).model_dump_json()
     assert TEXTS["file-tea"] not in items
+
+
+@pytest.mark.parametrize("model", ["writer", "plain"])
+async def test_the_counted_prompt_is_that_of_the_turn(
+    filled: AssistantContext, contexts: OpenContexts, gateway: GatewayStandIn, model: str
+) -> None:
+    gateway.responses[TOKENIZE] = lambda request: {"count": len(str(request.body["messages"]))}
+    asked: dict[str, Any] = {
+        "model": model,
+        "input": "How hot is the water for green tea?",
+        "instructions": "Be brief.",
+        "tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}],
+    }
+    with served(contexts()) as url, a_client(url) as client:
+        counted = client.responses.input_tokens.count(**asked).input_tokens
+        client.responses.create(**asked)
+    sent, tokenized = gateway.of(CHAT)[-1].body, gateway.of(TOKENIZE)[-1].body
+    assert (tokenized["messages"], tokenized["tools"]) == (sent["messages"], sent["tools"])
+    assert counted == len(str(sent["messages"]))
+    assert (TEXTS["file-tea"] in system_of(gateway)) == (model == "writer")
+
+
+async def test_a_count_without_the_memory_or_of_a_prompt_that_is_too_long_is_a_number(
+    filled: AssistantContext, contexts: OpenContexts, gateway: GatewayStandIn
+) -> None:
+    gateway.responses[TOKENIZE] = lambda request: {"count": len(str(request.body["messages"]))}
+    gateway.errors["/v1/embeddings"] = (503, "engine_unavailable")
+    with served(contexts()) as url, a_client(url) as client:
+        off = client.responses.input_tokens.count(model="writer", input="How hot is the water for green tea?")
+        assert off.input_tokens == len(str(gateway.of(TOKENIZE)[-1].body["messages"]))
+        long = client.responses.input_tokens.count(model="writer", input="tea " * 20_000)
+        assert long.input_tokens > 80_000
+        tools: Any = [{"type": "file_search", "vector_store_ids": ["vs_absent"]}]
+        with pytest.raises(NotFoundError):
+            client.responses.input_tokens.count(model="writer", input="tea", tools=tools)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
