@@ -118,6 +118,11 @@ MEDIA_ERRORS = (
 )
 WEB_FAILED = 'appliance_assistant_web_searches_total{outcome="failed"}'
 WEB_SEARCHES = "appliance_assistant_web_searches_total"
+SEARCHES = "appliance_assistant_searches_total"
+RERANK_FAILED = "appliance_assistant_rerank_failures_total"
+INDEX_FAILED = "appliance_assistant_vector_index_failures_total"
+GROWING_INDEX = "min(delta(appliance_assistant_vectors_waiting[10m])) < 0"
+"""The index gets passages: fewer wait than ten minutes ago."""
 BOT_FAILED = 'appliance_telegram_calls_total{outcome=~"declined|not_accepted|unconfirmed"}'
 NOTICE = "appliance_gateway_budget_notice_timestamp_seconds"
 BUDGET = f'time() - max by (user, period) ({NOTICE}{{{{percent="{{}}"}}}}) < 3600'
@@ -628,6 +633,61 @@ ALERTS: tuple[Alert, ...] = (
         inhibited_by={"AssistantDown": ()},
     ),
     # Users
+    Alert(
+        name="RerankerFails",
+        group="Assistant",
+        expr=f"{grew(RERANK_FAILED, '1h')} >= 3 and {grew(RERANK_FAILED, '1h')} > 0.2 * {grew(SEARCHES, '1h')}",
+        for_s=0,
+        severity="digest",
+        summary="The reranker failed in {{ $value | humanize }} searches within an hour, more than one in five.",
+        meaning="Searches of files and chats keep the order of words and vectors, which is less exact.",
+        fix="appliance doctor --only engines; journalctl -u appliance-assistant -n 100",
+        firing=(
+            AlertSample(
+                {
+                    RERANK_FAILED: "0x4 4x8",
+                    'appliance_assistant_searches_total{outcome="found"}': "0x4 6x8",
+                    'appliance_assistant_searches_total{outcome="abstained"}': "0x4 3x8",
+                },
+                "2m",
+                {},
+                "4",
+            ),
+        ),
+        silent=(
+            # Two failures, some among many, and failures of the past.
+            AlertSample({RERANK_FAILED: "0x4 2x8", SEARCHES: "0x4 2x8"}, "2m"),
+            AlertSample(
+                {RERANK_FAILED: "0x4 4x8", 'appliance_assistant_searches_total{outcome="found"}': "0x4 40x8"}, "2m"
+            ),
+            AlertSample({RERANK_FAILED: "9x260", SEARCHES: "9x260"}, "65m"),
+        ),
+        inhibited_by={"AssistantDown": ()},
+    ),
+    Alert(
+        name="VectorIndexFails",
+        group="Assistant",
+        expr=(
+            f"{grew(INDEX_FAILED, '10m')} >= 5"
+            f" or max(appliance_assistant_vectors_waiting) > 0 unless {GROWING_INDEX}"
+        ),
+        for_s=600,
+        severity="digest",
+        summary="The vector index fails, or does not get the passages of large stores.",
+        meaning="Searches of large stores return 503. Qdrant is down, full, or refuses its key.",
+        fix="appliance doctor --only assistant; journalctl -u qdrant -u appliance-assistant -n 100",
+        firing=(
+            AlertSample({INDEX_FAILED: "0x4 0+1x100"}, "25m", {}),
+            AlertSample({"appliance_assistant_vectors_waiting": "0x4 900x200"}, "45m", {}),
+        ),
+        silent=(
+            # A restart of Qdrant, a load whose rest shrinks, and failures of the past.
+            AlertSample({INDEX_FAILED: "0x4 0+1x6 7x80"}, "20m"),
+            AlertSample({"appliance_assistant_vectors_waiting": "0x4 90000-300x200"}, "45m"),
+            AlertSample({INDEX_FAILED: "40x260", "appliance_assistant_vectors_waiting": "0x260"}, "60m"),
+        ),
+        inhibited_by={"AssistantDown": ()},
+    ),
     Alert(
         name="BudgetNearlyUsed",
         group="Users",

@@ -192,6 +192,10 @@ METRICS: tuple[AgentMetric, ...] = (
         (({"outcome": "read"}, 20.0), ({"outcome": "failed"}, 3.0)),
     ),
     AgentMetric("appliance_assistant_embed_failures_total", "assistant", "Failed calls of the embedder.", _one(0)),
+    AgentMetric("appliance_assistant_rerank_failures_total", "assistant", "Failed calls of the reranker.", _one(0)),
+    AgentMetric(
+        "appliance_assistant_vector_index_failures_total", "assistant", "Failed passes over Qdrant.", _one(0)
+    ),
     AgentMetric(
         "appliance_telegram_last_poll_timestamp_seconds",
         "telegram",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from appliance.admin.operator.rejections import rejection_in
 from appliance.admin.operator.texts import TEXTS, language_of
+from appliance.errors import StoreError
 from appliance.notices.notice import Notice
 from appliance.notices.outbox import Outbox
 from tests.admin.operated import (
@@ -17,6 +20,7 @@ from tests.admin.operated import (
     TOKEN,
     OperatedService,
     OperatorBrowser,
+    PageResponse,
     admin_of,
     operated_site,
     secret_of,
@@ -172,9 +176,7 @@ def test_the_overview_has_engines_and_alerts(browser: OperatorBrowser) -> None:
     assert "engines up" in page
 
 
-@pytest.mark.parametrize(
-    ("path", "form", "status", "text"),
-    [
+INVALID_FORMS = [
         ("/users", {"name": "-x"}, 400, "name:"),
         ("/users", {"name": EVIL}, 400, "name:"),
         ("/users", {"name": "carl", "plan": "gold"}, 404, "does not exist"),
@@ -196,12 +198,77 @@ def test_the_overview_has_engines_and_alerts(browser: OperatorBrowser) -> None:
         ("/keys/revoke", {"id": "0" * 12}, 404, "key"),
         ("/models/drain", {"replica": "other"}, 404, "other"),
         ("/models/swap", {"model": "other"}, 404, "other"),
-    ],
-)  # fmt: skip
+]  # fmt: skip
+
+
+def alert_of(answer: PageResponse) -> str:
+    """Return the text of the refusal on a page."""
+    found = re.search(r'role="alert">(.*?)</p>', answer.text, re.DOTALL)
+    assert found, answer.text
+    return html.unescape(found[1]).removeprefix("The request was rejected: ").removeprefix("Запрос отклонён: ")
+
+
+@pytest.mark.parametrize(("path", "form", "status", "text"), INVALID_FORMS)
 def test_invalid_forms(browser: OperatorBrowser, path: str, form: dict[str, str], status: int, text: str) -> None:
     answer = browser.post(path, form)
-    assert (answer.status, text in answer.text) == (status, True), answer.text
+    assert (answer.status, text in alert_of(answer)) == (status, True), answer.text
     assert EVIL not in answer.text
+    russian = browser.post(path, form, Accept_Language="ru")
+    assert russian.status == status
+    assert re.search("[\u0430-\u044f]{2}", alert_of(russian)), "the refusal is in the language of the page"
+
+
+def field_of(answer: PageResponse, action: str, name: str) -> str:
+    """Return the value of the field ``name`` in the first form of ``action`` on a page."""
+    form = answer.text.partition(f'action="{action}">')[2].partition("</form>")[0]
+    found = re.search(rf'<input[^>]* name="{name}"[^>]* value="([^"]*)"', form) or re.search(
+        rf'<select name="{name}".*?<option selected>(.*?)</option>', form, re.DOTALL
+    )
+    return html.unescape(found[1]) if found else ""
+
+
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [
+        ("/users", {"name": "ada", "plan": "basic", "note": EVIL}),
+        ("/invites", {"plan": "basic", "days": "9" * 11, "valid_days": "12"}),
+        ("/keys", {"user": "bob/../x", "name": 'n8n "a"', "models": "writer", "tokens_per_minute": "9"}),
+    ],
+)  # fmt: skip
+def test_a_refused_form_keeps_its_fields(browser: OperatorBrowser, path: str, form: dict[str, str]) -> None:
+    answer = browser.post(path, form)
+    assert answer.status in (400, 409)
+    assert {name: field_of(answer, path, name) for name in form} == form
+    assert EVIL not in answer.text
+    page = "/keys" if path == "/keys" else "/users"
+    assert {field_of(browser.get(page), path, name) for name in form} <= {"", "30"}, "only the response has them"
+
+
+def test_a_refused_change_keeps_the_row_of_its_user_only(browser: OperatorBrowser) -> None:
+    for name in ("ida", "joe"):
+        assert browser.post("/users", {"name": name}).status == 200
+    answer = browser.post("/users/change", {"name": "joe", "do": "plan", "plan": "", "days": "77"})
+    assert answer.status == 409
+    assert answer.text.count('value="77"') == 1
+    assert 'value="77"' in answer.text.partition('name="name" value="joe"')[2].partition("</form>")[0]
+
+
+def test_a_form_of_another_site_fills_no_field_and_a_token_never_stays(operated: OperatedService) -> None:
+    browser = operated.log_in()
+    answer = browser.post("/users", {"name": "-chosen-by-mallory"}, Origin="https://evil.example")
+    assert (answer.status, "mallory" in answer.text) == (403, False)
+    stranger = OperatorBrowser(operated.process.port)
+    assert "guessed-token" not in stranger.post("/login", {"token": "guessed-token"}).text
+
+
+def test_an_error_of_the_store_is_in_the_language_of_the_page() -> None:
+    refusal = "/var/lib/appliance/appliance.sqlite: the database refuses (database or disk is full); free space"
+    assert rejection_in("en", refusal) == refusal
+    assert rejection_in("ru", refusal).startswith("/var/lib/appliance/appliance.sqlite: база данных отказала")
+    assert "database or disk is full" in rejection_in("ru", refusal)
+    unreadable = str(StoreError.unreadable(Path("/x"), OSError(13, "Permission denied")))
+    assert rejection_in("ru", unreadable) == "/x: нет доступа на чтение или запись (Permission denied)"
+    assert rejection_in("ru", "a message of a later version") == "a message of a later version"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typing import TypeAlias
 import pytest
 
 from appliance.cli import main
-from tests.telegram.conftest import CHAT_TOKEN, BotUnderTest
+from tests.fakes.telegram_api import CHAT_TOKEN
+from tests.telegram.conftest import BotUnderTest
 from tests.telegram.test_plans import days_left, invoice, pay
 
 

@@ -23,6 +23,8 @@ _ModelT = TypeVar("_ModelT", bound=BaseModel)
 async def read_form(request: Request) -> Form:
     """Return the fields of a form; several values of one name are joined by commas.
 
+    ``request.state.form`` gets them too, without control characters: a refused form keeps its fields.
+
     Raises :class:`RequestError` for a body that is not a form, is too large, or has control characters.
     """
     if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
@@ -36,10 +38,12 @@ async def read_form(request: Request) -> Form:
         fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS)
     except ValueError:
         raise InvalidRequestError("The form is not valid UTF-8, or has too many fields") from None
+    joined = {name: ",".join(values) for name, values in fields.items()}
+    request.state.form = {CONTROL.sub("", name): CONTROL.sub(" ", value) for name, value in joined.items()}
     for name, values in fields.items():
         if any(CONTROL.search(value) for value in (name, *values)):
             raise InvalidRequestError(f"{CONTROL.sub('', name)[:40]}: control characters are not allowed")
-    return {name: ",".join(values) for name, values in fields.items()}
+    return joined
 
 
 ReadForm = Annotated[Form, Depends(read_form)]

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from fastapi.routing import APIRoute
 from appliance.admin.fields import NewKey
 from appliance.admin.operator.alerts import AlertSource
 from appliance.admin.operator.forms import ReadForm, validated, whole_number
+from appliance.admin.operator.rejections import rejection_in
 from appliance.admin.operator.sessions import LONGEST_S, OperatorSessions
 from appliance.admin.operator.tables import (
     amount,
@@ -76,6 +77,8 @@ PERIODS = (7, 30, 90)
 MONTHS = 12
 """Months of bills that an operator may choose; the API has all."""
 FORM_PAGES = frozenset({"users", "keys", "models"})
+FILLED_FORMS = {"/users": "users", "/users/change": "users", "/invites": "users", "/keys": "keys"}
+"""The page of each form whose fields stay after a refusal. None of them has a secret."""
 USER = re.compile(USER_PATTERN)
 KEY_ID = re.compile(r"[0-9a-f]{12}")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -180,8 +183,8 @@ def operator_router(stores: OperatorStores, token: str) -> APIRouter:
 
     for path, page in (
         ("/", pages.overview),
-        ("/users", pages.users),
-        ("/keys", pages.keys),
+        ("/users", pages.users_page),
+        ("/keys", pages.keys_page),
         ("/plans", pages.plans),
         ("/models", pages.models),
     ):
@@ -256,7 +259,7 @@ class _Pages:
             here=template,
             moment=moment,
             amount=amount,
-            **values,
+            **({"rejection": "", "kept": {}, "refused": ""} | values),
         )
         return HTMLResponse(content)
 
@@ -269,13 +272,31 @@ class _Pages:
         return response
 
     def error(self, request: Request, error: ApplianceError) -> Response:
-        """Return a page with the message of ``error``, and a link to the page of the rejected form."""
+        """Return the page of the refused form with its fields and the message of ``error``.
+
+        Without a form, or if the page itself fails, it is a page with the message and a link back.
+        """
         inside = self._sessions.valid(request.cookies.get(COOKIE, ""))
-        page = request.url.path.split("/")[1]
-        back = f"/{page}" if page in FORM_PAGES else "/"
-        response = self.page(request, "error", message=str(error), inside=inside, back=back)
+        path = request.url.path
+        form: Mapping[str, str] = getattr(request.state, "form", {}) if path in FILLED_FORMS else {}
+        message = rejection_in(language_of(request.headers.get("accept-language", "")), str(error))
+        response = self._refused(request, message, form) if inside and form else None
+        if response is None:
+            page = path.split("/")[1]
+            back = f"/{page}" if page in FORM_PAGES else "/"
+            response = self.page(request, "error", message=message, inside=inside, back=back)
         response.status_code = _status_of(error)
         return response
+
+    def _refused(self, request: Request, message: str, form: Mapping[str, str]) -> Response | None:
+        """Return the page of a refused ``form`` with its fields; None if its data cannot be read."""
+        filled = {"rejection": message, "kept": form, "refused": request.url.path}
+        try:
+            if FILLED_FORMS[request.url.path] == "users":
+                return self.users(request, **filled)
+            return self.keys(request, **filled)
+        except StoreError:
+            return None
 
     # Pages.
 
@@ -298,18 +319,26 @@ class _Pages:
             alerts=self._alerts.read(),
         )
 
-    def users(self, request: Request) -> Response:
-        """Return the users with their plans and tokens."""
+    def users_page(self, request: Request) -> Response:
+        """Return the users with empty forms."""
+        return self.users(request)
+
+    def keys_page(self, request: Request) -> Response:
+        """Return the keys with an empty form."""
+        return self.keys(request)
+
+    def users(self, request: Request, **filled: object) -> Response:
+        """Return the users with their plans and tokens; ``filled`` is a refused form."""
         stores = self._stores
         shown = shown_users(stores.site, stores.usage, stores.users.all())
-        return self.page(request, "users", users=shown, plans=list(stores.site.plans))
+        return self.page(request, "users", users=shown, plans=list(stores.site.plans), **filled)
 
-    def keys(self, request: Request) -> Response:
-        """Return the keys."""
+    def keys(self, request: Request, **filled: object) -> Response:
+        """Return the keys; ``filled`` is a refused form."""
         stores, now = self._stores, time.time()
         keys = [(key, key.state(now)) for key in stores.keys.all()]
         names = sorted(stores.site.models.keys() | stores.site.roles.keys())
-        return self.page(request, "keys", keys=keys, names=names)
+        return self.page(request, "keys", keys=keys, names=names, **filled)
 
     def plans(self, request: Request) -> Response:
         """Return the plans of the site."""
