@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 PAGE = ROOT / "docs" / "features.md"
+_SOURCE = re.compile(r"^(\d+)\. ", re.MULTILINE)
 _NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
@@ -48,10 +49,34 @@ def test_each_feature_of_ours_has_a_test_that_exists() -> None:
     assert missing_tests(text, ROOT) == []
 
 
-def test_a_row_has_a_value_for_each_service() -> None:
-    for row in feature_rows(PAGE.read_text()):
+def unsourced(text: str) -> list[str]:
+    """Return the rows whose cells of other services are not a known value, or have no source in the list of ``text``."""
+    listed = set(_SOURCE.findall(text))
+    found = []
+    for row in feature_rows(text):
+        for cell in row[2:6]:
+            value, _, number = cell.partition(" ")
+            valid = number in listed if value in ("yes", "part") else not number and value in ("no", "?")
+            if not valid:
+                found.append(f"{row[0]}: {cell}")
+    return found
+
+
+def test_a_row_has_a_value_for_each_service_with_its_source() -> None:
+    text = PAGE.read_text()
+    for row in feature_rows(text):
         assert len(row) == 7, row
-        assert set(row[1:6]) <= {"yes", "part", "no", "?"}, row
+        assert row[1] in ("yes", "part", "no"), row
+    assert unsourced(text) == []
+    used = {cell.partition(" ")[2] for row in feature_rows(text) for cell in row[2:6]} - {""}
+    assert used == set(_SOURCE.findall(text)), "each source is used"
+
+
+def test_a_claim_without_a_source_is_found() -> None:
+    table = "| feature | here | a | b | c | d | test |\n|---|\n| x | no | {} | no | ? | no | |\n\n1. A page\n"
+    assert unsourced(table.format("yes 1")) == []
+    for cell in ("yes", "yes 2", "no 1", "maybe"):
+        assert unsourced(table.format(cell)) == [f"x: {cell}"]
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,16 @@ for (const link of document.querySelectorAll("[data-language]")) {
   link.addEventListener("click", () => localStorage.setItem("language", link.dataset.language));
 }
 
-// A link from another site arrives without the cookie (SameSite=Strict); this request has it.
-if (!field.value) {
+// A link from another site arrives without the cookie (SameSite=Strict); this request has it. Firefox's reload repeats
+// the navigation of the other site, again without the cookie, so this page navigates itself. If that has no session
+// either, a second attempt within PAUSE_MS would begin an endless row.
+const PAUSE_MS = 30_000;
+if (!field.value && Date.now() - Number(sessionStorage.getItem("entered")) > PAUSE_MS) {
   const session = await fetch("/session").catch(() => null);
-  if (session?.ok) location.reload();
+  if (session?.ok) {
+    sessionStorage.setItem("entered", String(Date.now()));
+    const query = new URLSearchParams(location.search);
+    query.set("entered", "");
+    location.replace(`/?${query}${location.hash}`);
+  }
 }
