@@ -50,7 +50,7 @@ def test_each_feature_of_ours_has_a_test_that_exists() -> None:
 
 
 def unsourced(text: str) -> list[str]:
-    """Return the rows whose cells of other services are not a known value, or have no source in the list of ``text``."""
+    """Return the rows whose cells of other services have no known value, or no source in the list of ``text``."""
     listed = set(_SOURCE.findall(text))
     found = []
     for row in feature_rows(text):
