@@ -23,8 +23,8 @@ WRONG_KEY = "sk-000000000000-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 REJECTION = re.compile(r"API key is not valid|unauthorized|authentication|401", re.IGNORECASE)
 """The output of a client whose key is not valid: the message of the gateway, or the client's own word for it."""
 
-TIMEOUT_S = 150.0
-"""Seconds of one run."""
+TIMEOUT_S = 400.0
+"""Seconds of one run. On two idle cores, qwen-code is still at its second request after 150."""
 USAGE_S = 10.0
 """Seconds within which a busy gateway writes the usage of a request."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -42,8 +42,11 @@ class TerminalProgram:
     """The endpoint of its usage; the assistant serves the responses of Codex and requests chats for them."""
     whole: tuple[str, ...] = ()
     """Further arguments with which the reply is not streamed; empty if the client always streams."""
-    wrong_key_s: float = 30.0
-    """Seconds of a run with an invalid key; some programs retry until they are stopped."""
+    wrong_key_s: float = 90.0
+    """Seconds of a run with an invalid key; some programs retry until they are stopped.
+
+    opencode needs 30 seconds for its start on a busy machine.
+    """
 
 
 PROGRAMS = (
