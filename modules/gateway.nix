@@ -6,13 +6,21 @@
   ...
 }:
 let
-  inherit (import ./lib.nix { inherit lib; }) credentials hardened secretPath;
+  inherit (import ./lib.nix { inherit lib; })
+    cardAccess
+    credentials
+    hardened
+    secretPath
+    ;
   inherit (config) appliance;
   cfg = appliance.gateway;
   listen = appliance.settings.gateway;
   dataDir = "/var/lib/appliance-gateway";
   own = appliance.network.wireguard;
   onDemand = lib.filterAttrs (_: e: e.residency == "on-demand") appliance.myEngines;
+  # It compares the free memory of the cards after a sleep with what the next engine takes.
+  readsCards =
+    appliance.gpu.enable && lib.any (e: e.sleep && e.device == "cuda") (lib.attrValues onDemand);
   others = lib.filterAttrs (_: e: e.kind == "http") appliance.myEngines;
   strangers = lib.attrNames (removeAttrs cfg.engineKeys (lib.attrNames others));
   engineKey = name: "engine-key-${name}";
@@ -118,8 +126,10 @@ in
       after = [ "network-online.target" ] ++ lib.optional own.enable "wireguard-wg0.service";
       wants = [ "network-online.target" ];
       restartTriggers = [ appliance.configFile ];
-      # systemctl, for on-demand engines.
-      path = lib.optional (onDemand != { }) pkgs.systemd;
+      # systemctl, for on-demand engines, and nvidia-smi.
+      path =
+        lib.optional (onDemand != { }) pkgs.systemd
+        ++ lib.optional readsCards config.hardware.nvidia.package;
       # The address of the tunnel may appear late; the unit retries without a limit.
       unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = hardened // {
@@ -155,6 +165,12 @@ in
         LoadCredential =
           credentials cfg.credentials
           ++ credentials (lib.mapAttrs' (name: lib.nameValuePair (engineKey name)) cfg.engineKeys);
+      }
+      // lib.optionalAttrs readsCards {
+        inherit (cardAccess) PrivateDevices;
+        DeviceAllow = [ "char-nvidia rw" ];
+        # nvidia-smi reads /proc/driver/nvidia.
+        ProcSubset = "all";
       };
     };
   };

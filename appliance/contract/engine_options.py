@@ -96,6 +96,7 @@ MOCK_OPTIONS = (
     "wake-delay-s",
     "capacity",
     "fail-sleep",
+    "fail-wake",
     "bad-wake",
 )
 """Flags of the mock engine."""

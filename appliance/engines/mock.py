@@ -186,6 +186,7 @@ class MockEngine:
     asleep: bool = False
     fail_sleep: bool = False
     bad_wake: bool = False
+    fail_wake: bool = False
     queue: deque[MockConnection] = field(default_factory=deque)
     held: deque[MockConnection] = field(default_factory=deque)
     releases: int = 0
@@ -688,7 +689,8 @@ class MockConnection(asyncio.Protocol):
             engine.asleep = path == b"/sleep"
             if engine.bad_wake and not engine.asleep:
                 engine.plan = replace(engine.plan, tokens=1)
-            self.send_json({}, 500 if engine.asleep and engine.fail_sleep else 200)
+            failed = engine.fail_sleep if engine.asleep else engine.fail_wake
+            self.send_json({}, 500 if failed else 200)
 
         self.loop.call_later(engine.wake_delay_s if path == b"/wake_up" else 0, done)
         return True
@@ -1050,6 +1052,7 @@ async def serve(args: argparse.Namespace) -> None:
     )
     engine.fail_sleep = bool(args.fail_sleep)
     engine.bad_wake = bool(args.bad_wake)
+    engine.fail_wake = bool(args.fail_wake)
     loading = asyncio.create_task(asyncio.sleep(args.load_delay_s))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -1083,6 +1086,7 @@ def main() -> int:
     parser.add_argument("--fail-load", type=int, default=0)
     parser.add_argument("--wake-delay-s", type=float, default=0.0)
     parser.add_argument("--fail-sleep", type=int, default=0, help="fall asleep and return an error all the same")
+    parser.add_argument("--fail-wake", type=int, default=0, help="wake and return an error, as without memory")
     parser.add_argument("--bad-wake", type=int, default=0, help="generate another text after a wake")
     parser.add_argument(
         "--capacity", type=int, default=0, help="sequences decoded at once; others wait in the engine's queue"

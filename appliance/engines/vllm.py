@@ -28,6 +28,13 @@ ENVIRONMENT = {
 own limit of parallel completions, 16384, would let one request fill the engine."""
 
 
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
+"""The variable with the settings of torch's allocators; ``PYTORCH_ALLOC_CONF`` takes precedence over it."""
+
+PINNED_EXACTLY = "pinned_max_round_threshold_mb:1"
+"""A setting of torch: pinned buffers have the size of their content. By default each is rounded up to a power of
+two. The copy of 61 GB of expert weights then takes 78 GB of RAM."""
+
 TRANSCRIBE_TOKENS = 4096
 """Tokens of a batch of an engine that transcribes. vLLM's own number is the context times the sequences at most,
 and it must be at least the 1500 tokens of Whisper's 30 s of audio."""
@@ -58,6 +65,7 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
         # Its control paths listen on loopback only, and the gateway forwards none of them.
         argv.append("--enable-sleep-mode")
         environment["VLLM_SERVER_DEV_MODE"] = "1"
+        environment[ALLOCATOR] = PINNED_EXACTLY
     if engine.device == "cpu":
         # VLLM_CPU_KVCACHE_SPACE accepts whole GiB only.
         argv += ["--kv-cache-memory-bytes", str(round(engine.kv_cache_gib * 2**30))]
@@ -69,6 +77,17 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     for flag, value in options.items():
         argv += option_words(flag, value)
     return argv, environment
+
+
+def pins_exactly(engine: Engine) -> bool:
+    """Return whether the pinned copy of an engine that sleeps has the size of its weights.
+
+    The variables of the engine replace ours, so a site can drop the setting.
+    """
+    for name in ("PYTORCH_ALLOC_CONF", ALLOCATOR):
+        if name in engine.environment:
+            return PINNED_EXACTLY in engine.environment[name].split(",")
+    return True
 
 
 def pooling_options(model: Model) -> dict[str, JsonValue]:

@@ -37,6 +37,7 @@ from appliance.gateway.cors import METHODS, BrowserOrigins
 from appliance.gateway.drains import DrainFile, Drains
 from appliance.gateway.end_user import acting_caller, caller
 from appliance.gateway.engine_keys import read_engine_keys
+from appliance.gateway.greedy_record import GreedyRecord
 from appliance.gateway.health import HealthMonitor
 from appliance.gateway.idempotency import IdempotencyCache, RecordedResponse
 from appliance.gateway.last_models import LastModels
@@ -188,7 +189,12 @@ class GatewayApp:
         self.swap_controller: SwapController | None = None
         if control is not None:
             self.swap_controller = SwapController(
-                site=site, router=self.router, control=control, health=self._health, clock=self._loop.time
+                site=site,
+                router=self.router,
+                control=control,
+                health=self._health,
+                clock=self._loop.time,
+                greedy_record=GreedyRecord(site.data_path(base)),
             )
             self.swap_controller.start()
         now = int(time.time())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,10 +24,13 @@ from appliance.errors import (
     StartError,
 )
 from appliance.gateway.background import keep_going
+from appliance.gateway.card_room import DriverMemory, FreeMemoryReader, room_shortage
 from appliance.gateway.greedy_check import greedy_request, greedy_text, served_names
+from appliance.gateway.greedy_record import GreedyRecord
 from appliance.gateway.health import HealthMonitor
 from appliance.gateway.routing import Replica, Router, Service
 from appliance.gateway.swap_policy import RETRY_S, EngineState, LoadEngine, Memory, State, UnloadEngine, decide
+from appliance.system.nvidia_smi import NvidiaSmiError
 
 LOG = logging.getLogger(__name__)
 
@@ -37,6 +41,9 @@ CHAT_PATH = b"/v1/chat/completions"
 
 CONTROL_TIMEOUT_S = 120.0
 """Seconds that sleeping and waking may take: weights of 100 GB cross PCIe in about ten seconds."""
+
+ROOM_WITHIN_S = 3.0
+"""Seconds within which the driver reports memory as free after a process has released it."""
 
 STOP_MARGIN_S = 15.0
 """Seconds after ``shutdown_timeout_s`` within which a stopping replica is killed (modules/engines.nix)."""
@@ -103,6 +110,8 @@ class SwapController:
     control: EngineControl
     health: HealthMonitor
     clock: Callable[[], float]
+    cards: FreeMemoryReader = field(default_factory=DriverMemory)
+    greedy_record: GreedyRecord = field(default_factory=lambda: GreedyRecord(None))
     engines: dict[str, Managed] = field(default_factory=dict)
     swaps: int = 0
     failures: int = 0
@@ -113,6 +122,8 @@ class SwapController:
     _event: asyncio.Event = field(default_factory=asyncio.Event)
     _task: asyncio.Task[None] | None = None
     _wanted: str | None = None
+    _unread: str = ""
+    """Why the memory of the cards could not be read last; empty if it could."""
 
     def __post_init__(self) -> None:
         mine = {replica.name: replica for replica in self.router.replicas}
@@ -248,7 +259,7 @@ class SwapController:
             await self._fail(engine, f"it could not be unloaded: {error}")
 
     async def _take_over_all(self) -> None:
-        """Take over engines that an earlier gateway left running and that generate tokens; stop the others."""
+        """Take over engines that an earlier gateway left, asleep or generating tokens; stop the others."""
         for engine in self.engines.values():
             try:
                 await self._take_over(engine)
@@ -260,11 +271,32 @@ class SwapController:
         if not any(alive):
             return
         engine.started = True
-        if all(alive) and await self._generates(engine):
-            engine.greedy = await self._greedy_texts(engine)
+        if all(alive) and engine.sleeps and await self._is_asleep(engine):
+            engine.greedy = self.greedy_record.get(engine.name)
+            self._set(engine, "asleep")
+        elif all(alive) and await self._generates(engine):
+            self._keep_greedy(engine, await self._greedy_texts(engine))
             self._open(engine)
         else:
             await self._stop(engine)
+
+    async def _is_asleep(self, engine: Managed) -> bool:
+        """Return whether every replica reports that it sleeps; one that is still loading does not respond."""
+        within_s = self.site.gateway.canary_timeout_s
+        for replica in engine.replicas:
+            try:
+                status, body = await replica.pool.probe(b"/is_sleeping", b"", within_s, method=b"GET")
+                asleep = status == 200 and json.loads(body)["is_sleeping"] is True
+            except (RequestError, ValueError, LookupError, TypeError):
+                return False
+            if not asleep:
+                return False
+        return True
+
+    def _keep_greedy(self, engine: Managed, texts: tuple[str | None, ...]) -> None:
+        engine.greedy = texts
+        if engine.sleeps:
+            self.greedy_record.put(engine.name, texts)
 
     async def _generates(self, engine: Managed) -> bool:
         try:
@@ -340,6 +372,7 @@ class SwapController:
         try:
             for victim in victims:
                 await self._unload(victim)
+            await self._make_room(target)
             await self._load(target)
         except (RequestError, StartError) as error:
             why = str(error)
@@ -397,6 +430,52 @@ class SwapController:
                 return
         await self._stop(engine)
 
+    async def _make_room(self, target: Managed) -> None:
+        """Compare the free memory of the cards with the need of ``target``, if it or an engine in its place sleeps.
+
+        Engines that keep too much of the cards in their sleep are stopped. Raises :class:`StartError` if ``target``
+        does not fit even then.
+        """
+        sleepers = [
+            engine
+            for engine in self.engines.values()
+            if engine is not target and engine.state == "asleep" and engine.awake.keys() & target.awake.keys()
+        ]
+        if self.site.engines[target.name].device != "cuda" or not (sleepers or target.started):
+            return
+        lacking = await self._lacking(target)
+        if lacking and sleepers:
+            LOG.error("%s: %s; %s sleeps and is stopped instead", target.name, lacking, _names(sleepers))
+            self.failures += 1
+            for engine in sleepers:
+                await self._stop(engine)
+            lacking = await self._lacking(target)
+        if lacking:
+            raise StartError(f"{lacking}; `nvidia-smi` shows the processes that hold the rest")
+
+    async def _lacking(self, target: Managed) -> str:
+        """Return why ``target`` does not fit its cards; empty if it fits, or if their memory cannot be read."""
+        held = target.asleep if target.started else {}
+        needed = {
+            index: target.awake[place] - held.get(place, 0.0)
+            for index in self.site.engines[target.name].gpus
+            for place in (f"{self.site.engines[target.name].host}/{index}",)
+        }
+        deadline = self.clock() + ROOM_WITHIN_S
+        while True:
+            try:
+                memory = await self.cards.read()
+            except NvidiaSmiError as error:
+                if str(error) != self._unread:
+                    LOG.warning("the memory of the cards is not compared after a sleep: %s", error)
+                self._unread = str(error)
+                return ""
+            self._unread = ""
+            lacking = room_shortage(needed, memory)
+            if not lacking or self.clock() >= deadline:
+                return lacking
+            await asyncio.sleep(POLL_S)
+
     async def _load(self, engine: Managed) -> None:
         """Wake or start ``engine``; an engine that differs from itself after a wake is started anew."""
         woken = engine.started
@@ -408,7 +487,7 @@ class SwapController:
             await self._stop(engine)
             await self._begin(engine)
             texts = await self._greedy_texts(engine)
-        engine.greedy = texts
+        self._keep_greedy(engine, texts)
         self._open(engine)
 
     async def _greedy_texts(self, engine: Managed) -> tuple[str | None, ...]:

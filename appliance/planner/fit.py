@@ -16,6 +16,7 @@ from appliance.catalog.shape import Shape
 from appliance.contract.card_memory import GIB, shortage
 from appliance.contract.model import Engine, Site
 from appliance.contract.rules import Violation
+from appliance.engines.vllm import pins_exactly
 from appliance.errors import UsageError
 from appliance.planner import experts_in_ram, host_ram, precision
 from appliance.planner.from_site import card_of, model_of
@@ -199,6 +200,7 @@ def _ram(site: Site, host: str) -> Iterator[Violation]:
             cards=engine.tensor_parallel if engine.on_cards else 0,
             weights=weight_bytes(shape, dtype, Layout()),
             sleeps=engine.sleep,
+            pins_exactly=pins_exactly(engine),
             in_ram=in_ram,
             offload=offload,
         )

@@ -63,6 +63,8 @@ def test_only_an_engine_that_sleeps_has_control_paths() -> None:
     assert "--enable-sleep-mode" in fast.argv
     assert fast.environment["VLLM_SERVER_DEV_MODE"] == "1"
     assert flag(fast.argv, "--host") == "127.0.0.1"
+    assert fast.environment["PYTORCH_CUDA_ALLOC_CONF"] == "pinned_max_round_threshold_mb:1"
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in command(HYBRID, "planner").environment
     assert "VLLM_SERVER_DEV_MODE" not in command(HYBRID, "planner").environment
     assert fast.environment["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
 

@@ -510,6 +510,36 @@ in
       control = "systemd";
     };
   };
+  "a gateway whose engines sleep reads the free memory of the cards" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents = {
+      residency = "on-demand";
+      sleep = true;
+    };
+    gives = c: {
+      inherit (service "appliance-gateway" c) DeviceAllow PrivateDevices ProcSubset;
+      program = lib.elem c.hardware.nvidia.package c.systemd.services.appliance-gateway.path;
+    };
+    is = {
+      DeviceAllow = [ "char-nvidia rw" ];
+      PrivateDevices = false;
+      ProcSubset = "all";
+      program = true;
+    };
+  };
+  "a gateway whose engines stop has no access to the cards" = {
+    host = "gpu";
+    module.appliance.settings.engines.agents.residency = "on-demand";
+    gives = c: {
+      inherit (service "appliance-gateway" c) PrivateDevices ProcSubset;
+      devices = (service "appliance-gateway" c) ? DeviceAllow;
+    };
+    is = {
+      PrivateDevices = true;
+      ProcSubset = "pid";
+      devices = false;
+    };
+  };
   "the gateway may manage only the units of engines" = {
     host = "gpu";
     module.appliance.settings.engines.agents.residency = "on-demand";
