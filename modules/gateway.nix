@@ -20,7 +20,7 @@ let
   onDemand = lib.filterAttrs (_: e: e.residency == "on-demand") appliance.myEngines;
   # It compares the free memory of the cards after a sleep with what the next engine takes.
   readsCards =
-    appliance.gpu.enable && lib.any (e: e.sleep && e.device == "cuda") (lib.attrValues onDemand);
+    appliance.gpu.enable && lib.any (e: (e.sleep or false) && e.device == "cuda") (lib.attrValues onDemand);
   others = lib.filterAttrs (_: e: e.kind == "http") appliance.myEngines;
   strangers = lib.attrNames (removeAttrs cfg.engineKeys (lib.attrNames others));
   engineKey = name: "engine-key-${name}";

@@ -11,6 +11,10 @@ let
   inherit (config) appliance;
   cfg = appliance.whisper;
   inherit (lib) mkOption types;
+  verifies =
+    appliance.models.lock != null
+    && cfg.model != null
+    && lib.hasPrefix "${appliance.models.store.path}/" cfg.model;
   served = lib.filterAttrs (
     _: e: e.kind == "http" && e.port == cfg.port && (e.address or null) == "127.0.0.1"
   ) appliance.myEngines;
@@ -74,7 +78,8 @@ in
       description = "Speech to text: whisper.cpp";
       wantedBy = [ "multi-user.target" ];
       after = [ "appliance-models-verify.service" ];
-      requires = lib.optional (appliance.models.lock != null) "appliance-models-verify.service";
+      # Not required: a damaged model stops its own server only, for each start compares its file with the record.
+      wants = lib.optional (appliance.models.lock != null) "appliance-models-verify.service";
       unitConfig = {
         RequiresMountsFor = [ appliance.models.store.path ];
         # A model that does not fit fails each time; a restart loop would hide it.
@@ -91,6 +96,19 @@ in
         // {
           Type = "exec";
           DynamicUser = true;
+          ExecStartPre = lib.mkIf verifies (
+            lib.escapeShellArgs [
+              (lib.getExe appliance.package)
+              "models"
+              "verify"
+              "--changed"
+              "--lock"
+              "/etc/appliance/models.lock"
+              "--store"
+              appliance.models.store.path
+              cfg.model
+            ]
+          );
           # With --convert, ffmpeg decodes what browsers and Telegram record (WebM, Ogg with Opus).
           ExecStart = lib.escapeShellArgs [
             (lib.getExe' cfg.package "whisper-server")
