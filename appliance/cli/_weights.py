@@ -18,7 +18,7 @@ from appliance.contract.load import load
 from appliance.contract.model import Site
 from appliance.engines.start_stages import start_stages
 from appliance.errors import StartError, StoreError, UsageError
-from appliance.models import gc, inventory, lock, verification, warm
+from appliance.models import gc, inventory, lock, verification, verified, warm
 from appliance.models.hub import Hub, parse_model
 from appliance.models.offline import FolderSource
 from appliance.models.pin import pin
@@ -74,6 +74,13 @@ def add_weights(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--changed",
         action="store_true",
         help="hash only files whose size, time or inode changed since they were verified",
+    )
+    verify.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="PATH",
+        help="files or folders of the store; default: all of the lock",
     )
     verify.set_defaults(run=_verify)
     make = actions.add_parser("lock", help="print the lock of the weights on disk")
@@ -144,9 +151,20 @@ def _fetch(args: argparse.Namespace) -> int:
             # One file at a time: a disk reads it in one piece.
             result = bring(entries, FolderSource(args.source), args.store, watcher)
         else:
+            entries = _of_the_hub(entries, args.store)
             result = bring(entries, Hub(), args.store, watcher, threads=args.threads)
     print(f"{len(entries)} files of {args.lock} are whole in {args.store}; {_counted(result)}")
     return 0
+
+
+def _of_the_hub(entries: list[lock.Entry], store: Path) -> list[lock.Entry]:
+    """Return the entries that a hub can have; raises :class:`StoreError` if another file is missing."""
+    for entry in entries:
+        if entry.is_local and not entry.path(store).exists():
+            raise StoreError(
+                f"{entry.path(store)}: is missing and in no repository; copy it there, or use --from with a store"
+            )
+    return [entry for entry in entries if not entry.is_local]
 
 
 def _fetch_model(args: argparse.Namespace) -> int:
@@ -173,15 +191,24 @@ def _counted(result: TransferResult) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    entries = lock.read(args.lock)
+    locked = lock.read(args.lock)
+    entries = list(dict.fromkeys(one for path in args.paths for one in _at(locked, args.store, path)))
+    entries = entries if args.paths else locked
     result = verification.verify(entries, args.store, changed_only=args.changed)
     for difference in result.differences:
         print(f"error: {difference}", file=sys.stderr)
-    if not result.recorded:
+    if result.hashed and not result.recorded:
         print(f"not recorded: this user cannot write {args.store}, so engines start as before", file=sys.stderr)
     if not result.differences:
         print(f"{len(entries)} files of {args.lock} are whole in {args.store}; {result.hashed} were hashed")
     return 1 if result.differences else 0
+
+
+def _at(entries: list[lock.Entry], store: Path, path: Path) -> list[lock.Entry]:
+    found = verified.at_path(entries, store, path)
+    if not found:
+        raise StoreError(f"{path}: models.lock has no file of it; `appliance models lock` prints that of the store")
+    return found
 
 
 def _lock(args: argparse.Namespace) -> int:

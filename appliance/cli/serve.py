@@ -130,12 +130,21 @@ def _require_verified(model: Model, lock_file: Path) -> None:
     """Raise :class:`StoreError` with the first file of ``model`` that was not verified in its present state."""
     from appliance.models import lock, verified
 
-    if model.is_folder or model.is_package:
-        return
-    store = os.environ.get("HF_HOME")
-    if not store:
+    home = os.environ.get("HF_HOME")
+    if not home and not model.is_folder and not model.is_package:
         raise UsageError("--lock: needs the store of the weights; set HF_HOME to its folder")
-    reasons = verified.unverified(lock.read(lock_file), Path(store), model.source, model.revision)
+    if not home:
+        return
+    store, entries = Path(home).absolute(), lock.read(lock_file)
+    reasons = []
+    if not model.is_folder and not model.is_package:
+        reasons = verified.unverified(entries, store, model.source, model.revision)
+    # Folders outside of the store are the operator's own.
+    sources = [*([model.source] if model.is_folder else []), *(one.source for one in model.adapters.values())]
+    for source in sources:
+        path = Path(source).expanduser().absolute()
+        if path.is_relative_to(store):
+            reasons += verified.unverified_path(entries, store, path)
     if reasons:
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise StoreError(f"{reasons[0]}{more}")

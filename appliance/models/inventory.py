@@ -85,6 +85,7 @@ def _model(
     store: Path, record: verified.Record, name: tuple[str, str], found: Snapshot | None, locked: list[Entry]
 ) -> StoredModel:
     files = {path: found.name_of(path) for path in found.paths()} if found is not None else {}
+    files |= {path: one.file for one in locked if one.is_local and (path := one.path(store)).exists()}
     pins = {one.file: one.sha256 for one in locked}
     size = unverified = 0
     for path, file in files.items():

@@ -1,7 +1,8 @@
 """``models.lock``: every weight file by repository, revision, name, size and SHA-256.
 
-The store is a model hub's cache folder (``HF_HOME``): ``hub/models--ORG--NAME/snapshots/REVISION/FILE``. An
-engine's unit starts only if the files of its model were verified, see :mod:`.verification`.
+The store is a model hub's cache folder (``HF_HOME``): ``hub/models--ORG--NAME/snapshots/REVISION/FILE``. Files that
+an operator has put into it outside of ``hub/`` are locked as those of the repository :data:`LOCAL`. An engine
+starts only if the files of its model were verified, see :mod:`.verification`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,17 @@ LINE = re.compile(
     r"(?P<sha256>[0-9a-f]{64})  (?P<size>\d{1,15})  "
     r"(?P<repository>[A-Za-z0-9._-]+/[A-Za-z0-9._-]+)@(?P<revision>[0-9a-f]{40})  (?P<file>\S+)"
 )
+LOCAL = "local/files"
+"""The repository of a lock for files of the store that are in no repository of the hub."""
+
+LOCAL_REVISION = "0" * 40
+
+WEIGHTS = (".gguf", ".safetensors", ".bin")
+"""Ends of the names of weights. Other files are locked only if their folder has weights."""
+
+NOT_WEIGHTS = frozenset({"hub", "partial", "verified", "warmed", "xet", "lost+found", "token", "stored_tokens"})
+"""Names in a store that hold no weights outside of the hub's folders: those of the hub's client, and our own."""
+
 HEADER = "# sha256  size in bytes  repository@revision  file; written by `appliance models lock`\n"
 
 
@@ -32,8 +44,15 @@ class Entry:
     size: int
     sha256: str
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the file is outside of the hub's folders."""
+        return self.repository == LOCAL
+
     def snapshot(self, store: Path) -> Path:
         """Return the folder of all files of the model at its revision in ``store``."""
+        if self.is_local:
+            return store
         folder = f"models--{self.repository.replace('/', '--')}"
         return store / "hub" / folder / "snapshots" / self.revision
 
@@ -98,8 +117,29 @@ def make(store: Path) -> list[Entry]:
                     sha256=digest(path),
                 )
             )
+    entries += _local_entries(store)
     if not entries:
         raise StoreError(f"{store}: holds no model; fetch one with `appliance models fetch`")
+    return entries
+
+
+def _local_entries(store: Path) -> list[Entry]:
+    """Return the weights of ``store`` outside of the hub's folders, with the other files of their folders."""
+    found = {}
+    for top in sorted(store.glob("*")):
+        if top.name not in NOT_WEIGHTS:
+            for path in [top, *sorted(top.rglob("*"))]:
+                file = path.relative_to(store)
+                if path.is_file() and not any(part.startswith(".") for part in file.parts):
+                    found[path] = file
+    folders = {path.parent for path in found if path.suffix in WEIGHTS} - {store}
+    entries = []
+    for path, file in found.items():
+        if path.suffix not in WEIGHTS and folders.isdisjoint(path.parents):
+            continue
+        if re.search(r"\s", str(file)):
+            raise StoreError(f"{path}: its name has a blank, which models.lock cannot hold; rename it")
+        entries.append(Entry(LOCAL, LOCAL_REVISION, file.as_posix(), path.stat().st_size, digest(path)))
     return entries
 
 

@@ -115,6 +115,37 @@ def unverified(entries: Iterable[Entry], store: Path, repository: str, revision:
     name = f"{repository}@{(revision or '?')[:12]}"
     if not own:
         return [f"{name}: models.lock has no file of it; `appliance models fetch` adds it"]
+    return _reasons(own, store, own[0].snapshot(store), name)
+
+
+def unverified_path(entries: Iterable[Entry], store: Path, path: Path) -> list[str]:
+    """Return one line for each reason not to load ``path``, a file or a folder of ``store``; else as above.
+
+    The name of one part of a GGUF selects all of its parts.
+    """
+    own = at_path(entries, store, path)
+    if not own:
+        return [f"{path}: models.lock has no file of it; `appliance models lock` prints the lock of the store"]
+    return _reasons(own, store, path if path.is_dir() else None, own[0].repository)
+
+
+PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+"""The end of the name of a GGUF in several parts."""
+
+
+def at_path(entries: Iterable[Entry], store: Path, path: Path) -> list[Entry]:
+    """Return the entries whose files are ``path``, parts of the same GGUF, or below the folder ``path``."""
+    whole = PART.sub(r"-of-\1.gguf", path.name)
+    return [
+        one
+        for one in entries
+        if (file := one.path(store)).is_relative_to(path)
+        or (file.parent == path.parent and PART.sub(r"-of-\1.gguf", file.name) == whole)
+    ]
+
+
+def _reasons(own: list[Entry], store: Path, folder: Path | None, name: str) -> list[str]:
+    """Return the reasons of the files ``own``, and of files in ``folder`` that are not among them."""
     record = read(store)
     reasons = []
     for entry in own:
@@ -122,9 +153,11 @@ def unverified(entries: Iterable[Entry], store: Path, repository: str, revision:
             reasons.append(f"{name} {entry.file}: is missing in {store}; `appliance models fetch` copies it")
         elif not is_unchanged(entry, store, record):
             reasons.append(f"{name} {entry.file}: not verified in its present state; run `appliance models verify`")
-    snapshot, locked = own[0].snapshot(store), {one.file for one in own}
-    for path in sorted(snapshot.rglob("*")):
-        file = path.relative_to(snapshot).as_posix()
-        if not path.is_dir() and file not in locked:
-            reasons.append(f"{name} {file}: is not in models.lock; remove {path}, or lock it")
-    return reasons
+    if folder is None:
+        return reasons
+    locked = {one.path(store) for one in own}
+    foreign = [path for path in sorted(folder.rglob("*")) if not path.is_dir() and path not in locked]
+    return reasons + [
+        f"{name} {path.relative_to(folder).as_posix()}: is not in models.lock; remove {path}, or lock it"
+        for path in foreign
+    ]

@@ -26,9 +26,10 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def start(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(tmp_path: Path, source: str = SOURCE, **environment: str) -> subprocess.CompletedProcess[str]:
     """Start the engine ``chat``; its program only proves that it ran."""
-    site = a_site(8000, 8100, tmp_path, models={"fake": {"source": SOURCE, "revision": REVISION}})
+    revision = {"revision": REVISION} if source == SOURCE else {}
+    site = a_site(8000, 8100, tmp_path, models={"fake": {"source": source} | revision})
     program = tmp_path / "engine"
     program.write_text("#!/bin/sh\necho started\n")
     program.chmod(0o755)
@@ -55,6 +56,19 @@ def test_an_engine_starts_with_verified_weights_only(store: Path, tmp_path: Path
     assert len(verification.verify(entries, store).differences) == 1
     started = start(tmp_path, HF_HOME=str(store))
     assert (started.returncode, started.stdout, started.stderr) == (0, "started\n", "")
+
+
+def test_a_file_of_the_store_starts_only_verified_and_one_outside_of_it_always(store: Path, tmp_path: Path) -> None:
+    for gguf in (store / "gguf" / "x.gguf", tmp_path / "own.gguf"):
+        gguf.parent.mkdir(exist_ok=True)
+        gguf.write_bytes(b"GGUF")
+    lock.write(tmp_path / "models.lock", lock.make(store))
+    refused = start(tmp_path, str(store / "gguf" / "x.gguf"), HF_HOME=str(store))
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert "local/files gguf/x.gguf: not verified in its present state" in refused.stderr
+    verification.verify(lock.make(store), store)
+    assert start(tmp_path, str(store / "gguf" / "x.gguf"), HF_HOME=str(store)).stdout == "started\n"
+    assert start(tmp_path, str(tmp_path / "own.gguf"), HF_HOME=str(store)).stdout == "started\n"
 
 
 def test_a_lock_without_a_store_is_an_error(store: Path, tmp_path: Path) -> None:

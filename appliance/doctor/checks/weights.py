@@ -103,7 +103,9 @@ def judge_folders(host: HostReader, models: dict[str, Model], base: Path) -> Ite
         folder = Path(model.source).expanduser()
         path = host.path(folder) if folder.is_absolute() else base / folder
         subject = f"model {name}"
-        if not path.is_dir():
+        if path.is_file() and path.suffix == ".gguf":
+            yield ok(model.source, subject=subject)
+        elif not path.is_dir():
             yield fail(
                 f"{model.source} does not exist",
                 meaning="Its engines cannot start.",
