@@ -117,6 +117,8 @@ let
       ProcSubset = "all";
       LimitMEMLOCK = "infinity"; # pinned host buffers
       LimitNOFILE = 65536; # one socket per stream, one file per shard
+      # Short of RAM, the kernel ends an engine, not the gateway.
+      OOMScoreAdjust = 500;
       # The folder is absent on a host whose engines need no weights, as with the mock.
       ReadOnlyPaths = [ "-${appliance.models.store.path}" ];
     }

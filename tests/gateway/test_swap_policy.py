@@ -289,3 +289,42 @@ def test_the_highest_priority_is_first_until_another_wait_is_overdue() -> None:
     engines = [stopped("low", waiting=1, oldest=0.0), stopped("high", waiting=1, oldest=9.0, priority=5)]
     assert decide(engines, CARD, RULES, 10) == LoadEngine("high")
     assert decide(engines, CARD, RULES, 30) == LoadEngine("low")
+
+
+# Two models whose requests alternate for ten minutes.
+
+
+def alternate(rules: Swap) -> tuple[int, float]:
+    """Send a request a second for ``a`` and ``b`` in turn; return the loads and the longest wait in seconds."""
+    engines = {name: stopped(name) for name in "ab"}
+    waits: dict[str, list[float]] = {"a": [], "b": []}
+    loads, longest = 0, 0.0
+    for second in range(600):
+        now, name, other = float(second), "ab"[second % 2], "ba"[second % 2]
+        if engines[name].state == "ready":
+            begun = engines[name].begun + (1 if waits[other] else 0)
+            engines[name] = replace(engines[name], last_used=now, begun=begun)
+        else:
+            waits[name].append(now)
+            engines[name] = replace(engines[name], waiting=len(waits[name]), oldest=waits[name][0])
+        step = decide([*engines.values()], CARD, rules, now)
+        if not isinstance(step, LoadEngine):
+            continue
+        loads += 1
+        for victim in step.victims:
+            engines[victim] = replace(engines[victim], state="stopped", since=now, begun=0)
+        longest = max(longest, now - waits[step.name][0])
+        waits[step.name].clear()
+        engines[step.name] = replace(engines[step.name], state="ready", since=now, waiting=0, oldest=None, begun=0)
+    return loads, longest
+
+
+def test_alternating_requests_swap_at_most_once_a_residency_and_wait_at_most_the_bound() -> None:
+    loads, longest = alternate(RULES)
+    assert 2 <= loads <= 600 / RULES.min_residency_s + 1
+    assert longest <= max(RULES.max_wait_s, RULES.min_residency_s) + 1
+
+
+def test_control_without_a_residency_and_a_batch_each_request_swaps() -> None:
+    loads, _ = alternate(Swap(max_wait_s=30, min_residency_s=0, batch=1))
+    assert loads > 200

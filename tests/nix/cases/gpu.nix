@@ -247,10 +247,21 @@ in
     gives = c: lib.elem "transparent_hugepage=madvise" c.boot.kernelParams;
     is = true;
   };
-  "pinned buffers are not limited" = {
+  "pinned buffers are not limited, and the kernel ends an engine before the gateway" = {
     host = "gpu";
-    gives = c: c.systemd.services."appliance-engine-agents.0".serviceConfig.LimitMEMLOCK;
-    is = "infinity";
+    gives =
+      c:
+      let
+        unit = c.systemd.services."appliance-engine-agents.0".serviceConfig;
+      in
+      [
+        unit.LimitMEMLOCK
+        (unit.OOMScoreAdjust > (c.systemd.services.appliance-gateway.serviceConfig.OOMScoreAdjust or 0))
+      ];
+    is = [
+      "infinity"
+      true
+    ];
   };
   "a tmpfs store that takes most of the RAM" = {
     host = "gpu";
