@@ -53,6 +53,7 @@ GROUPS: dict[str, tuple[CliCommand, ...]] = {
         CliCommand("plan", "plan", "choose what runs on which card, and predict its speed"),
         CliCommand("catalog", "plan", "list the cards and models of the planner, or add a model"),
         CliCommand("loadtest", "loadtest", "load a gateway and compare the results with SLOs"),
+        CliCommand("bench", "bench", "measure this host: throughput, latency, energy, swaps"),
     ),
     "Check and repair": (
         CliCommand("check", "check", "validate a configuration"),

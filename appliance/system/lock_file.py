@@ -84,6 +84,26 @@ def wait(path: Path, waiting: Callable[[Note], None]) -> Lock:
     return _lock(path, fcntl.LOCK_EX)
 
 
+def is_held(path: Path) -> bool:
+    """Return whether a living process holds the lock ``path``; a file that does not exist is not held.
+
+    Raises :class:`StoreError` if the file cannot be read.
+    """
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreError.unreadable(path, error) from None
+    try:
+        fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(number)
+    return False
+
+
 def share(path: Path) -> int | None:
     """Hold ``path`` together with other readers until this process ends; return its descriptor.
 

@@ -4,7 +4,10 @@ Each agent records its wish, watts by card, in a file of its own. The limit of a
 the site's limit and at least the card's floor. An agent that withdraws its wish raises no limit above the wishes of
 the others.
 
-No lock is necessary. An agent writes its wish, sets limits, and reads the wishes again. It ends when the limits
+A wish ends with its process if that process holds a lock for it (:class:`HeldWish`). So a killed benchmark leaves
+no low limit: the next look of an agent skips its wish.
+
+The agents need no lock. An agent writes its wish, sets limits, and reads the wishes again. It ends when the limits
 that it set are those of the wishes.
 """
 
@@ -16,13 +19,15 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import msgspec
 
 from appliance.catalog.cards import find_card
 from appliance.contract.model import Gpu
-from appliance.errors import StoreError, UsageError
-from appliance.system import files
+from appliance.errors import StartError, StoreError, UsageError
+from appliance.system import files, lock_file
 from appliance.system.bounded_child import BoundedChild, ChildResult
 
 LOG = logging.getLogger(__name__)
@@ -35,6 +40,9 @@ TIMEOUT_S = 5.0
 
 RETRY_S = 10.0
 """Seconds between two attempts to set a limit that the driver refused."""
+
+HOLDER = ".holder"
+"""Suffix of the file that a process locks while its wish is in effect."""
 
 AGENT = re.compile(r"[a-z][a-z0-9-]*")
 
@@ -89,10 +97,14 @@ def record_wish(folder: Path, agent: str, watts: Mapping[int, int]) -> None:
 def read_wishes(folder: Path) -> dict[str, dict[int, int]]:
     """Return the wishes in ``folder`` by agent.
 
-    Raises :class:`StoreError` if a file cannot be read or is damaged: a limit that is unknown is not raised.
+    The wish of a process that held it and has ended is absent. Raises :class:`StoreError` if a file cannot be read
+    or is damaged: a limit that is unknown is not raised.
     """
     wishes = {}
     for file in sorted(folder.glob("[!.]*.json")):
+        holder = file.with_suffix(HOLDER)
+        if holder.exists() and not lock_file.is_held(holder):
+            continue
         content = files.read(file)
         if content is None:
             continue
@@ -101,6 +113,51 @@ def read_wishes(folder: Path) -> dict[str, dict[int, int]]:
         except msgspec.DecodeError as error:
             raise StoreError(f"{file} is damaged ({error}); delete it, and restart its agent") from None
     return wishes
+
+
+class HeldWish:
+    """A wish that is in effect until this process withdraws it or ends, in any way.
+
+    It sets no limit: the agents of the host do, at their next look.
+
+    Example::
+
+        with HeldWish(FOLDER, "bench") as wish:
+            wish.set({0: 300})
+    """
+
+    def __init__(self, folder: Path, agent: str) -> None:
+        self._folder = folder
+        self._agent = agent
+        self._lock: lock_file.Lock | None = None
+
+    def __enter__(self) -> Self:
+        """Take the lock. Raises :class:`StartError` if another process has this wish, and :class:`StoreError`."""
+        files.make_folder(self._folder)
+        try:
+            self._lock = lock_file.take(self._folder / f"{self._agent}{HOLDER}")
+        except lock_file.HeldError as held:
+            raise StartError(
+                f"process {held.note.get('pid', '?')} limits the cards already; wait for its end"
+            ) from None
+        self._lock.note()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        """Withdraw the wish."""
+        if self._lock is not None:
+            # Released even if the disk is full: a wish without its lock is not in effect.
+            try:
+                self.set({})
+            finally:
+                self._lock.release()
+                self._lock = None
+
+    def set(self, watts: Mapping[int, int]) -> None:
+        """Replace the wish: ``watts`` by card. Raises :class:`StoreError`."""
+        record_wish(self._folder, self._agent, watts)
 
 
 def limit_command(card: int, watts: int) -> list[str]:
