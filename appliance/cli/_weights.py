@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from appliance.cli._args import DEFAULT_CONFIG, add_json
+from appliance.bench.cold_start import measure_start
+from appliance.cli._args import DEFAULT_CONFIG, add_config, add_json
 from appliance.cli._transfer import shown_transfer
 from appliance.contract.load import load
 from appliance.contract.model import Site
@@ -26,6 +27,7 @@ from appliance.models.progress import size_text
 from appliance.models.transfer import TransferResult, bring, bring_held, held
 from appliance.render.terminal import Console
 from appliance.system import files
+from appliance.system.stopping import Stopped, listening
 
 THREADS = 4
 """Files that are downloaded at once by default: one connection seldom fills a fast line."""
@@ -120,14 +122,17 @@ def add_weights(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     warm_parser.set_defaults(run=_warm)
     time_parser = actions.add_parser(
         "time",
-        help="show the stages of the last start of a vLLM engine, from its log",
+        help="measure a start of an engine by its stages, or read those of the last one from its log",
         epilog="example: journalctl -u appliance-engine-chat -o cat | appliance models time --log -",
     )
+    time_parser.add_argument("engine", nargs="?", metavar="NAME", help="start this engine, and measure it")
     time_parser.add_argument(
-        "--log", required=True, metavar="FILE", help="log of the engine; - reads it from standard input"
+        "--stop", action="store_true", help="stop it if it serves, and the model whose memory it needs"
     )
+    time_parser.add_argument("--log", metavar="FILE", help="log of an engine; - reads it from standard input")
     add_json(time_parser)
-    time_parser.set_defaults(run=_time)
+    add_config(time_parser)
+    time_parser.set_defaults(run=_time, long_run=True)
     for one in (fetch, verify, make, listing, gc_parser, warm_parser):
         _add_store(one)
 
@@ -285,6 +290,32 @@ STAGES = {
 
 
 def _time(args: argparse.Namespace) -> int:
+    if (args.engine is None) == (args.log is None):
+        raise UsageError("models time: name an engine, or its log with --log")
+    return _time_of_log(args) if args.engine is None else _time_of_start(args)
+
+
+def _time_of_start(args: argparse.Namespace) -> int:
+    with listening() as stop:
+        try:
+            found = measure_start(load(args.config), Path.cwd(), args.engine, stop_serving=args.stop, stop=stop)
+        except Stopped:
+            raise StartError(f"{stop.reason} ended the measurement before the first token") from None
+    stages = {} if found.stages is None else asdict(found.stages)
+    if args.json:
+        print(json.dumps(asdict(found), indent=2))
+        return 0
+    if found.unloaded is not None:
+        print(f"{'unload of another model':<24} {found.unloaded:.2f} s")
+    for name, label in STAGES.items():
+        if name != "total" and stages.get(name) is not None:
+            print(f"{label:<24} {stages[name]:g} s")
+    print(f"{STAGES['total']:<24} {'not seen' if found.serves is None else f'{found.serves:.2f} s'}")
+    print(f"{'until the first token':<24} {found.first_token:.2f} s")
+    return 0
+
+
+def _time_of_log(args: argparse.Namespace) -> int:
     content = sys.stdin.buffer.read() if args.log == "-" else files.read(Path(args.log))
     stages = start_stages((content or b"").decode("utf-8", "replace"))
     if stages is None:
