@@ -11,6 +11,7 @@
 # ENGINE_PYTHON=…  The Python 3.13 with which `make lock-engine` resolves.
 # WHEELS=…       A folder that keeps the wheels of `make verify-wheels`, for the next run and for `make prove-engine`.
 # NIX=… NIXPKGS=… WORK=…  For `make prove-engine`: the program nix, a whole nixpkgs, a folder with 16 GB of room.
+# CARD_PYTHON=…  For `make prove-gpu`: a Python with vLLM for CUDA. ARGS="--json FILE" keeps the report.
 # TORCH_INDEX=…  The address of torch's CPU build, if pip is not set up for it. pytorch.org shows it for "CPU".
 
 PYTHON ?= $(shell for one in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -30,7 +31,7 @@ unexport PYTHONINSPECT PYTHONOPTIMIZE
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: up test test-operate test-operate-vllm test-kills test-chats-vllm test-clients test-boot test-install test-network network-table lint fmt lock lock-check lock-clients lock-engine
-.PHONY: verify-wheels prove-engine prove-cold-start options-doc docs calibrate bench clean
+.PHONY: verify-wheels prove-engine prove-cold-start prove-gpu options-doc docs calibrate bench clean
 
 PORTS = $(if $(PORT),--port='$(PORT)') $(if $(ENGINE_PORT),--engine-port='$(ENGINE_PORT)')
 
@@ -125,6 +126,10 @@ prove-engine:
 prove-cold-start:
 	@$(PYTHON) -m tools.bootstrap --tests --engine vllm
 	.venv/bin/python -m tools.prove_cold_start $(ARGS)
+
+# Ten minutes on a machine with an NVIDIA card: CARD_PYTHON is a Python with vLLM for CUDA. No network.
+prove-gpu:
+	@$(PYTHON) -m tools.prove_gpu $(if $(CARD_PYTHON),--python '$(CARD_PYTHON)') $(ARGS)
 
 options-doc:
 	.venv/bin/python -m tools.options_doc

@@ -169,7 +169,7 @@ def test_a_killed_run_leaves_no_limit_and_the_next_one_continues(tmp_path: Path,
 
 
 def test_the_load_of_a_user_and_a_hot_card_stop_it(tmp_path: Path, card: PretendedCard) -> None:
-    grid = ("--batch", "1", "--input", "64", "--context", "", "--output", "16")
+    grid = ("--batch", "1", "--input", "64", "--context", "", "--output", "1000")
     with on_a_card(tmp_path) as service:
         bench = BenchCommand(service, tmp_path)
         card.heat(90)
@@ -178,8 +178,8 @@ def test_the_load_of_a_user_and_a_hot_card_stop_it(tmp_path: Path, card: Pretend
         assert bench.lines == 1
         card.heat(60)
 
-        # A cell that lasts longer than the test.
-        running = bench.start(*grid[:-1], "1000")
+        # Its responses of 20 s each last longer than the test.
+        running = bench.start(*grid)
         try:
             wait_until(lambda: "measuring" in bench.printed, "the cell begins", 90)
             with user_stream(service), user_stream(service), user_stream(service):

@@ -1,0 +1,1 @@
+"""``make prove-gpu``: ten minutes on a machine with an NVIDIA card, a report in JSON and a verdict."""
