@@ -19,6 +19,9 @@ AGENT = "bench"
 APPLY_S = 30.0
 """Seconds within which an agent applies a wish; it looks every second."""
 
+WITHDRAWN_S = 3.0
+"""Seconds for the agents to restore the limits of the site."""
+
 POLL_S = 0.2
 
 
@@ -50,7 +53,7 @@ class CardLimit:
         self._watts: int | None = None
 
     def set(self, watts: int | None, stop: Stop) -> None:
-        """Wait until each card has the limit ``watts``; None withdraws the wish, and does not wait.
+        """Wait until each card has the limit ``watts``; None withdraws the wish.
 
         Raises :class:`StartError` if no agent applies it.
         """
@@ -59,6 +62,8 @@ class CardLimit:
         self._watts = watts
         self._held.set({} if watts is None else dict.fromkeys(self._cards, watts))
         if watts is None:
+            # The limit of the site may equal that of the cell before, so that its change cannot be awaited.
+            stop.wait(WITHDRAWN_S)
             return
         until = time.monotonic() + self._apply_s
         while not self._applied(watts):

@@ -141,6 +141,8 @@ class HeldWish:
                 f"process {held.note.get('pid', '?')} limits the cards already; wait for its end"
             ) from None
         self._lock.note()
+        # A killed process has left its wish, which this lock would put into effect again.
+        self.set({})
         return self
 
     def __exit__(

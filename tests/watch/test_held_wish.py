@@ -58,6 +58,8 @@ def test_the_wish_of_a_killed_process_is_not_in_effect_any_more(driver: Path) ->
     assert read_wishes(folder) == {}
     assert agent.apply(30)
     assert limits(driver) == {0: 450}
+    with HeldWish(folder, "bench"):
+        assert read_wishes(folder) == {"bench": {}}
 
 
 def test_a_wish_is_withdrawn_at_the_end_and_can_be_held_again(tmp_path: Path) -> None:
