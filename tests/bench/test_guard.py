@@ -41,6 +41,7 @@ def test_a_hot_card_is_an_obstacle_until_it_is_cool() -> None:
     assert after(at(82.9)).reason == ""
     assert after(at(83.0)).reason == "a card has 83 °C, the limit is 83"
     assert after(at(85.0), at(75.0)).reason == "a card has 75 °C, the limit is 70"
+    assert after(at(85.0), at(75.0), at(75.0)).reason == "a card has 75 °C, the limit is 70"
     assert after(at(85.0), at(69.0), at(75.0)).reason == ""
     assert after(at(None)).reason == ""
 
