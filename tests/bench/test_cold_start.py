@@ -17,6 +17,8 @@ from tests.conftest import ROOT, RunningService, http, serving, wait_until
 from tests.engines.test_start_stages import COMPILED, CPU
 from tests.gateway.running.test_swap import ask, two_models
 
+pytestmark = pytest.mark.timeout(400)
+
 SYSTEMCTL = """#!/bin/sh
 echo "$@" >> {folder}/calls
 case "$1" in

@@ -26,6 +26,8 @@ from tests.bench.test_tables import CARD, NAME
 from tests.conftest import ROOT, RunningService, head, serving, start_mock, wait_until
 from tests.gateway.running.test_swap import two_models
 
+pytestmark = pytest.mark.timeout(400)
+
 NVIDIA_SMI = """#!/bin/sh
 case "$*" in
   "-i 0 -pl "*) echo "$4" > {folder}/limit ;;
