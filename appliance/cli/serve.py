@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from appliance.cli._args import add_config
 from appliance.contract.load import load
-from appliance.contract.model import Model
+from appliance.contract.model import Model, Site
 from appliance.errors import StoreError, UsageError
 from appliance.system import files
 
 if TYPE_CHECKING:
+    from appliance.engines.argv import EngineReplica
     from appliance.engines.load_format import WeightsPlace
 
 
@@ -28,6 +29,9 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         one = actions.add_parser(action, help=text)
         one.add_argument("name", metavar="NAME", help="engine, or engine.N for replica N")
         one.set_defaults(run=run)
+        one.add_argument(
+            "--rank", metavar="N", type=int, default=0, help="rank of this host in an engine over several hosts"
+        )
         add_config(one)
         if action == "argv":
             one.add_argument(
@@ -80,7 +84,7 @@ def _engine_argv(args: argparse.Namespace) -> int:
     site = load(args.config)
     replica = engine_argv.find(site, args.name)
     place = _place_of(site.models[replica.engine.model])
-    command = engine_argv.command(site, replica, Path.cwd(), read_cpuinfo(), place)
+    command = engine_argv.command(site, replica, Path.cwd(), read_cpuinfo(), place, args.rank)
     if args.why:
         for reason in command.reasons:
             print(f"# {reason}")
@@ -99,7 +103,7 @@ def _engine_exec(args: argparse.Namespace) -> int:
     site = load(args.config)
     replica = engine_argv.find(site, args.name)
     place = _place_of(site.models[replica.engine.model])
-    command = engine_argv.command(site, replica, Path.cwd(), read_cpuinfo(), place)
+    command = engine_argv.command(site, replica, Path.cwd(), read_cpuinfo(), place, args.rank)
     if args.lock is not None:
         _require_verified(site.models[replica.engine.model], args.lock)
     if args.environment is not None:
@@ -107,11 +111,39 @@ def _engine_exec(args: argparse.Namespace) -> int:
     kept = caches.prepare(Path(args.caches[0]), args.caches[1]) if args.caches else {}
     if command.notice:
         print(command.notice, file=sys.stderr, flush=True)
+    environment = {**os.environ, **kept, **command.environment}
+    if replica.engine.spans_hosts and replica.engine.distributed == "native":
+        return _run_rank(site, replica, args.rank, command.argv, environment)
     try:
-        os.execvpe(command.argv[0], command.argv, {**os.environ, **kept, **command.environment})
+        os.execvpe(command.argv[0], command.argv, environment)
     except OSError as error:
         message = f"engines.{args.name}.command: {command.argv[0]} cannot be run ({error.strerror})"
         raise UsageError(f"{message}; name the engine's Python or binary there") from None
+
+
+def _run_rank(
+    site: Site, replica: EngineReplica, rank: int, argv: tuple[str, ...], environment: dict[str, str]
+) -> int:
+    """Run one rank of an engine over several hosts, with the watcher that ends it together with the others."""
+    import asyncio
+
+    from appliance.contract.across_hosts import watch_port
+    from appliance.engines.rank_hello import RankHello, installed_version
+    from appliance.engines.rank_link import RankPlace
+    from appliance.engines.rank_process import RankProgram, run_rank
+    from appliance.engines.ranks import digest_of, links_of
+
+    engine = replica.engine
+    hello = RankHello(
+        engine=replica.name, rank=rank, version=installed_version(Path(argv[0])), config=digest_of(site, engine)
+    )
+    place = RankPlace(
+        hello=hello,
+        addresses=tuple(link.address for link in links_of(site, engine)),
+        hosts=engine.nodes,
+        port=watch_port(engine),
+    )
+    return asyncio.run(run_rank(place, RankProgram(argv, environment, engine.shutdown_timeout_s + 10.0)))
 
 
 def _place_of(model: Model) -> WeightsPlace:

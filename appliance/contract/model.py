@@ -176,6 +176,25 @@ class Ups(Section):
     )
 
 
+class HostLink(Section):
+    """The network of a host to the other hosts of an engine across hosts."""
+
+    address: str = Field(
+        description="IP address of this host on it: of a private network, best of a cable or VLAN of its own.",
+        examples=["10.88.0.1"],
+    )
+    interface: str = Field(
+        pattern=r"^[A-Za-z0-9_.@-]{1,15}$",
+        description="Network interface of this host with that address.",
+        examples=["enp65s0f0"],
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _a_private_address(cls, value: str) -> str:
+        return _listed_address(value)
+
+
 class Host(Section):
     """One machine."""
 
@@ -183,6 +202,9 @@ class Host(Section):
     gpus: tuple[Gpu, ...] = Field(default=(), description="Cards of the machine.")
     ups: Ups | None = Field(
         default=None, description="UPS of the machine; the power limits of its cards must fit it."
+    )
+    link: HostLink | None = Field(
+        default=None, description="Network to the other hosts of an engine with `nodes`; default: none."
     )
 
 
@@ -285,10 +307,35 @@ class Engine(Section):
     )
     gpus: tuple[int, ...] = Field(
         default=(),
-        description="Indices of cards, replica after replica: 2 replicas with 2 cards each need 4.",
+        description="Indices of cards, replica after replica: 2 replicas with 2 cards each need 4. With `nodes`, "
+        "node after node, each with the same number.",
     )
     replicas: int = Field(default=1, ge=1, le=64, description="Independent copies.")
-    tensor_parallel: int = Field(default=1, ge=1, le=64, description="Cards per replica.")
+    tensor_parallel: int = Field(
+        default=1, ge=1, le=64, description="Cards that compute each layer together, per replica."
+    )
+    pipeline_parallel: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Groups of layers, each on `tensor_parallel` cards of its own (vLLM on cards only). The right "
+        "value across hosts is the number of hosts.",
+    )
+    nodes: tuple[Name, ...] = Field(
+        default=(),
+        description="Hosts over which vLLM spans one model that exceeds the cards of one host; the first one is "
+        "`host` and serves it. Default: `host` alone.",
+        examples=[["gpu", "gpu2"]],
+    )
+    master_port: Port = Field(
+        default=29501,
+        description="Port on the first host of `nodes` at which its ranks meet; the next port connects the "
+        "watchers of the ranks.",
+    )
+    distributed: Literal["native", "ray"] = Field(
+        default="native",
+        description="How vLLM spans `nodes`: by processes of its own, or in a Ray cluster of yours.",
+    )
     context: int = Field(gt=0, le=16_777_216, description="Longest prompt plus response, in tokens.")
     concurrency: int = Field(
         gt=0,
@@ -426,13 +473,41 @@ class Engine(Section):
         return self.in_flight or self.concurrency
 
     @property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts that it computes on, in the order of its ranks."""
+        return self.nodes or (self.host,)
+
+    @property
+    def spans_hosts(self) -> bool:
+        """Whether one replica computes on several hosts."""
+        return bool(self.nodes)
+
+    @property
+    def cards_per_replica(self) -> int:
+        """Number of processes of one replica, each on a card of its own."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+    def rank_cards(self, rank: int) -> tuple[int, ...]:
+        """Indices of the cards on host number ``rank`` of ``nodes``."""
+        each = self.cards_per_replica // len(self.hosts)
+        return self.gpus[rank * each : (rank + 1) * each]
+
+    def cards_on(self, host: str) -> tuple[int, ...]:
+        """Indices of its cards on ``host``, of all replicas; empty for a host without a rank of it."""
+        if host not in self.hosts:
+            return ()
+        return self.rank_cards(self.nodes.index(host)) if self.nodes else self.gpus
+
+    @property
     def ports(self) -> range:
         """The loopback ports of its replicas, in order."""
         return range(self.port, self.port + self.replicas)
 
     def cards(self, replica: int) -> tuple[int, ...]:
-        """Indices of the cards of replica number ``replica``; empty on the CPU."""
-        return self.gpus[replica * self.tensor_parallel : (replica + 1) * self.tensor_parallel]
+        """Indices of the cards of replica number ``replica`` on ``host``; empty on the CPU."""
+        if self.nodes:
+            return self.rank_cards(0)
+        return self.gpus[replica * self.cards_per_replica : (replica + 1) * self.cards_per_replica]
 
 
 class Role(Section):

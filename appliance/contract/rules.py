@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from appliance.contract.across_hosts import across_hosts
 from appliance.contract.card_memory import GIB, MIB, WORKING_SPACE, shortage
 from appliance.contract.model import (
     MIN_POWER_LIMIT_W,
@@ -40,6 +41,7 @@ def violations(site: Site) -> list[Violation]:
     return [
         *_models(site),
         *_engines(site),
+        *(Violation(where, what, fix) for where, what, fix in across_hosts(site)),
         *_ports(site),
         *_card_memory(site),
         *_ups(site),
@@ -135,18 +137,21 @@ def _cards(where: str, engine: Engine, host_name: str, host: Host) -> Iterator[V
         )
     if engine.kind in ("embedder", "http") and engine.device != "cpu":
         return
+    if engine.spans_hosts:
+        # appliance.contract.across_hosts checks its cards, host by host.
+        return
     if engine.device == "cpu":
-        if engine.gpus or engine.tensor_parallel > 1:
+        if engine.gpus or engine.cards_per_replica > 1:
             yield Violation(where, "names cards though device is cpu", "remove gpus and tensor_parallel")
         return
     if engine.device == "vulkan" and engine.kind not in ("llamacpp", "mock"):
         what = f"{engine.kind} does not compute by Vulkan"
         yield Violation(f"{where}.device", what, 'set kind = "llamacpp", or another device')
-    wanted = engine.replicas * engine.tensor_parallel
+    wanted = engine.replicas * engine.cards_per_replica
     if len(engine.gpus) != wanted:
         yield Violation(
             f"{where}.gpus",
-            f"names {len(engine.gpus)} cards; {engine.replicas} replicas over {engine.tensor_parallel} "
+            f"names {len(engine.gpus)} cards; {engine.replicas} replicas over {engine.cards_per_replica} "
             f"cards each need {wanted}",
             f"list {wanted} indices" if engine.kind != "mock" else 'list them, or set device = "cpu"',
         )
@@ -187,9 +192,9 @@ def _ports(site: Site) -> Iterator[Violation]:
 
 def _card_memory(site: Site) -> Iterator[Violation]:
     for host_name, host in site.hosts.items():
-        engines = {n: e for n, e in site.engines.items() if e.host == host_name and e.on_cards}
+        engines = {n: e for n, e in site.engines.items() if host_name in e.hosts and e.on_cards}
         for gpu in host.gpus:
-            users = [(n, e) for n, e in engines.items() for card in e.gpus if card == gpu.index]
+            users = [(n, e) for n, e in engines.items() for card in e.cards_on(host_name) if card == gpu.index]
             total = sum(e.gpu_memory_utilization for _, e in users if e.residency == "always")
             # On-demand engines take turns: the largest one counts, and the memory that the others keep asleep.
             demand = [e for _, e in users if e.residency == "on-demand"]
@@ -356,11 +361,10 @@ def _weights(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
             what = f"{model.weights_gib:g} GiB of weights do not fit the {host.memory_gib} GiB of {engine.host}"
             yield Violation(f"engines.{name}", what, "take a smaller quantisation or more RAM")
         return
-    for gpu in host.gpus:
-        if gpu.index not in engine.gpus:
-            continue
+    used = {host: engine.cards_on(host) for host in engine.hosts if host in site.hosts}
+    for gpu in (gpu for host, cards in used.items() for gpu in site.hosts[host].gpus if gpu.index in cards):
         lacking = shortage(
-            weights=model.weights_gib / engine.tensor_parallel * GIB,
+            weights=model.weights_gib / engine.cards_per_replica * GIB,
             working_space=WORKING_SPACE,
             memory=gpu.memory_mib * MIB,
             utilization=engine.gpu_memory_utilization,

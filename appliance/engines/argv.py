@@ -8,7 +8,7 @@ from pathlib import Path
 
 from appliance.contract.model import Engine, Model, Site
 from appliance.contract.rules import suggest
-from appliance.engines import cpu_dtype, embedder_command, llamacpp, mock_command, vllm
+from appliance.engines import cpu_dtype, embedder_command, llamacpp, mock_command, ranks, vllm
 from appliance.engines.load_format import LoaderChoice, WeightsPlace, choose_loader
 from appliance.engines.recipe import settle
 from appliance.engines.tuning import computes_of, shipped_rules, tune
@@ -90,13 +90,19 @@ def mounted(command: EngineCommand, environment: Path) -> EngineCommand:
 
 
 def command(
-    site: Site, replica: EngineReplica, base: Path, cpuinfo: str = "", place: WeightsPlace | None = None
+    site: Site,
+    replica: EngineReplica,
+    base: Path,
+    cpuinfo: str = "",
+    place: WeightsPlace | None = None,
+    rank: int = 0,
 ) -> EngineCommand:
     """Return the process of ``replica``. Relative model folders are below ``base``.
 
     ``cpuinfo`` is the text of /proc/cpuinfo on the machine that runs the process, see :mod:`.cpu_dtype`. ``place``
-    is where its weights are, see :mod:`.load_format`; unknown without it. Raises :class:`UsageError` for an engine
-    of kind http.
+    is where its weights are, see :mod:`.load_format`; unknown without it. ``rank`` is its number among the
+    hosts of an engine that spans several, see :mod:`.ranks`. Raises :class:`UsageError` for an engine of kind http,
+    and for a rank that the engine does not have.
     """
     if not replica.engine.is_started:
         raise UsageError(
@@ -118,6 +124,10 @@ def command(
     tuning = tune(replica.engine, model, computes_of(site, replica.engine), shipped_rules())
     for flag, value in (loader.options | tuning.options).items():
         argv += vllm.option_words(flag, value)
+    if replica.engine.spans_hosts:
+        argv, environment = ranks.on_rank(site, replica.engine, rank, argv=argv, environment=environment)
+    elif rank:
+        raise UsageError(f"--rank {rank}: engine {replica.name} runs on one host; set its nodes, or omit --rank")
     return EngineCommand(
         argv=tuple(argv),
         environment={**environment, **loader.environment, **tuning.environment, **replica.engine.environment},

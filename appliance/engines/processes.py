@@ -200,7 +200,7 @@ async def _spawn(
                 stdout=output,
                 stderr=output,
                 env={**os.environ, **environment},
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
                 **own,
             )
         except OSError as error:
@@ -251,7 +251,7 @@ async def _end_group(process: asyncio.subprocess.Process, timeout_s: float) -> i
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Request a signal at the death of the parent; runs in the child, between fork(2) and execve(2)."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

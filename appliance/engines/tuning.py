@@ -78,12 +78,13 @@ def parse_rules(tables: Mapping[str, Mapping[str, Any]], flags: Collection[str])
 def computes_of(site: Site, engine: Engine) -> set[float]:
     """Return the compute capabilities of the cards of ``engine``; 0.0 for a card that the catalog lacks."""
     found = set()
-    for card in site.hosts[engine.host].gpus:
-        if card.index in engine.gpus:
-            try:
-                found.add(find_card(card.model).compute)
-            except UsageError:
-                found.add(0.0)
+    for host in engine.hosts:
+        for card in site.hosts[host].gpus:
+            if card.index in engine.cards_on(host):
+                try:
+                    found.add(find_card(card.model).compute)
+                except UsageError:
+                    found.add(0.0)
     return found
 
 
@@ -103,6 +104,9 @@ def tune(engine: Engine, model: Model, computes: Collection[float], rules: Seque
         if not rule.fits(engine, model, computes):
             continue
         line = f"{rule.name}: {rule.reason} ({rule.source})"
+        if engine.pipeline_parallel > 1 and "speculative-config" in rule.options:
+            reasons.append(f"{rule.name}: skipped, since pipeline_parallel excludes it (vllm-project/vllm#50098)")
+            continue
         if rule.name in engine.skip_recipes:
             reasons.append(f"{rule.name}: skipped by skip_recipes of the engine")
             continue

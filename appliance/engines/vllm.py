@@ -69,11 +69,15 @@ def build(engine: Engine, model: Model, replica: int) -> tuple[list[str], dict[s
     if engine.device == "cpu":
         # VLLM_CPU_KVCACHE_SPACE accepts whole GiB only.
         argv += ["--kv-cache-memory-bytes", str(round(engine.kv_cache_gib * 2**30))]
+        if engine.tensor_parallel > 1:
+            argv += ["--tensor-parallel-size", str(engine.tensor_parallel)]
     else:
         argv += ["--tensor-parallel-size", str(engine.tensor_parallel)]
         argv += ["--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}"]
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, engine.cards(replica)))
+        if engine.pipeline_parallel > 1:
+            argv += ["--pipeline-parallel-size", str(engine.pipeline_parallel)]
     for flag, value in options.items():
         argv += option_words(flag, value)
     return argv, environment

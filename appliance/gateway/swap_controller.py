@@ -619,7 +619,7 @@ def _memory(site: Site, name: str) -> tuple[Memory, Memory]:
     """Return the shares of its cards that an engine occupies awake and asleep; on the CPU, of its host's RAM."""
     engine = site.engines[name]
     if engine.on_cards:
-        places = [f"{engine.host}/{index}" for index in engine.gpus]
+        places = [f"{host}/{index}" for host in engine.hosts for index in engine.cards_on(host)]
         return dict.fromkeys(places, engine.gpu_memory_utilization), dict.fromkeys(places, engine.asleep_share)
     weights = site.models[engine.model].weights_gib or 0.0
     share = (weights + engine.kv_cache_gib) * engine.replicas / site.hosts[engine.host].memory_gib

@@ -53,7 +53,12 @@ def _known(site: Site, engine: Engine) -> tuple[Shape, Precision] | None:
 
 
 def _layout(engine: Engine) -> Layout:
-    return Layout(tp=engine.tensor_parallel, ep=bool(engine.options.get("enable-expert-parallel")))
+    return Layout(
+        tp=engine.tensor_parallel,
+        pp=engine.pipeline_parallel,
+        ep=bool(engine.options.get("enable-expert-parallel")),
+        hosts=len(engine.hosts),
+    )
 
 
 def _number(engine: Engine, flag: str) -> int | None:
@@ -144,7 +149,8 @@ def _memory(on_cards: _CardEngine) -> Violation | None:
 
 def _cards(site: Site, engine: Engine) -> tuple[tuple[int, Card], ...]:
     """Return the engine's cards with their indices; empty if the catalog does not have one of them."""
-    gpus = [gpu for gpu in site.hosts[engine.host].gpus if gpu.index in engine.gpus]
+    used = {host: engine.cards_on(host) for host in engine.hosts if host in site.hosts}
+    gpus = [gpu for host, cards in used.items() for gpu in site.hosts[host].gpus if gpu.index in cards]
     try:
         return tuple((gpu.index, card_of(gpu)) for gpu in gpus)
     except UsageError:
