@@ -36,8 +36,14 @@ let
   metrics = "/run/${user}-metrics";
   command = lib.getExe appliance.package;
   site = "--config /etc/appliance/appliance.json";
+  engines = lib.attrValues (appliance.settings.engines or { });
+  # Without hosts that only have ranks of an engine of another host: these run no gateway.
   gpuHosts = lib.attrNames (
-    lib.filterAttrs (_: host: (host.gpus or [ ]) != [ ]) (appliance.settings.hosts or { })
+    lib.filterAttrs (
+      name: host:
+      (host.gpus or [ ]) != [ ]
+      && (lib.any (e: e.host == name) engines || !(lib.any (e: lib.elem name e.nodes) engines))
+    ) (appliance.settings.hosts or { })
   );
   # A role enables the assistant with mkDefault, and the operator with a higher priority.
   chosen = options.appliance.assistant.enable.highestPrio < (lib.mkDefault true).priority;

@@ -57,9 +57,22 @@ let
       reserve_s.example = 300;
     }
   );
+  link = submodule (
+    schema.section "HostLink" {
+      address = { };
+      interface = { };
+    }
+  );
   host = submodule (
     schema.section "Host" {
       memory_gib.example = 128;
+      link = {
+        type = types.nullOr link;
+        example = {
+          address = "10.88.0.1";
+          interface = "enp65s0f0";
+        };
+      };
       ups = {
         type = types.nullOr ups;
         example = {
@@ -87,7 +100,7 @@ let
 
   program =
     engine:
-    if engine.host != cfg.host || !cfg.engines.enable then
+    if !(lib.elem cfg.host ([ engine.host ] ++ engine.nodes)) || !cfg.engines.enable then
       null
     else if engine.kind == "vllm" && engine.device == "cuda" then
       "${cfg.engines.cudaEnvironment}/bin/python"
@@ -112,6 +125,10 @@ let
         ];
         replicas.example = 2;
         tensor_parallel.example = 4;
+        pipeline_parallel.example = 2;
+        nodes = { };
+        master_port.example = 29511;
+        distributed.example = "ray";
         port.example = 8101;
         shutdown_timeout_s.example = 120;
         start_timeout_s.example = 1200;
@@ -224,6 +241,18 @@ in
       readOnly = true;
       default = lib.filterAttrs (_: e: e.host == cfg.host) cfg.settings.engines;
       description = "Engines of this machine.";
+    };
+    # Engines with a rank on this machine, in several hosts' company: the rank, and the links of all its hosts.
+    myRanks = mkOption {
+      type = types.raw;
+      internal = true;
+      readOnly = true;
+      default = lib.mapAttrs (_: engine: {
+        inherit engine;
+        rank = lib.lists.findFirstIndex (node: node == cfg.host) 0 engine.nodes;
+        links = map (node: cfg.settings.hosts.${node}.link or null) engine.nodes;
+      }) (lib.filterAttrs (_: e: lib.elem cfg.host e.nodes) cfg.settings.engines);
+      description = "Engines over several hosts that have a rank on this machine.";
     };
     configFile = mkOption {
       type = types.raw;

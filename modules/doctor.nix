@@ -109,6 +109,10 @@ let
         ++ opening (
           network.ssh.enable && (wg.enable || network.ssh.sources != [ ])
         ) "tcp" network.ssh.port "ssh";
+      ranks = lib.mapAttrsToList (_: rank: {
+        inherit (lib.elemAt rank.links rank.rank) interface;
+        port = rank.engine.master_port;
+      }) (lib.filterAttrs (_: rank: !(lib.elem null rank.links)) appliance.myRanks);
       extra_input = network.firewall.extraInput;
     };
     edge = part network.edge.enable {

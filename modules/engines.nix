@@ -10,6 +10,7 @@ let
   inherit (import ./lib.nix { inherit lib; })
     cardAccess
     cardsOf
+    cardsOfRank
     credentials
     environmentMount
     hardened
@@ -28,11 +29,31 @@ let
       name: engine:
       map (index: {
         inherit engine index;
+        rank = 0;
         engineName = name;
         name = if engine.replicas == 1 then name else "${name}.${toString index}";
       }) (lib.range 0 (engine.replicas - 1))
     ) (lib.filterAttrs (_: e: e.kind != "http") appliance.myEngines)
   );
+  # Ranks without an HTTP server, of engines whose first host is another one. A Ray node runs as a unit of the operator.
+  followers = lib.mapAttrsToList (name: part: {
+    inherit (part) engine rank;
+    index = 0;
+    engineName = name;
+    name = "${name}.rank${toString part.rank}";
+  }) (lib.filterAttrs (_: part: part.rank > 0 && part.engine.distributed == "native") appliance.myRanks);
+  # Engines with a process on this host.
+  present = appliance.myEngines // lib.mapAttrs (_: part: part.engine) appliance.myRanks;
+  # Addresses of all hosts of an engine, this one's too: a rank also connects to itself.
+  linkAddresses = engine: map (link: link.address) (lib.filter (link: link != null) (
+    map (node: appliance.settings.hosts.${node}.link or null) engine.nodes
+  ));
+  cardsHere =
+    replica:
+    if replica.engine.nodes == [ ] then
+      cardsOf replica.engine replica.index
+    else
+      cardsOfRank replica.engine replica.rank;
   ports = map (r: {
     port = r.engine.port + r.index;
     inherit (r) name;
@@ -49,21 +70,29 @@ let
       8
       16
     ])
-  ) appliance.myEngines;
+  ) present;
   # The locked wheels contain no CPU build of vLLM: that one is for `make up`, on machines without Nix.
   homeless = lib.filterAttrs (
     _: e: e.kind == "vllm" && e.device == "cpu" && e.command == null
-  ) appliance.myEngines;
+  ) present;
   # nixpkgs has no package of its weights.
   packaged = lib.filterAttrs (_: e: e.kind == "embedder") appliance.myEngines;
   # The unit mounts the folder of the environment.
   loose = lib.filterAttrs (
     _: e:
     e.kind == "vllm" && e.command != null && builtins.match "(/[^/: ]+)+/bin/[^/: ]+" "${e.command}" == null
-  ) appliance.myEngines;
+  ) present;
   absent = lib.filterAttrs (
-    _: e: e.device != "cpu" && !(lib.all (i: lib.any (g: g.index == i) appliance.thisHost.gpus) e.gpus)
-  ) appliance.myEngines;
+    name: e:
+    e.device != "cpu"
+    && !(lib.all (i: lib.any (g: g.index == i) appliance.thisHost.gpus) (
+      if e.nodes == [ ] then e.gpus else cardsOfRank e appliance.myRanks.${name}.rank
+    ))
+  ) present;
+  # Without the firewall, every machine of the network would reach the ranks.
+  exposed = lib.filterAttrs (_: _: !appliance.network.firewall.enable) appliance.myRanks;
+  # Its gateway would look on loopback for engines that another host serves.
+  rankOnly = lib.attrNames appliance.myRanks != [ ] && appliance.myEngines == { };
   names = attrs: lib.concatStringsSep ", " (lib.attrNames attrs);
 
   # Whether the engine runs in the environment of this flake, not in another environment of `command`.
@@ -105,14 +134,20 @@ let
         "AF_INET6"
         "AF_NETLINK"
       ];
-      IPAddressAllow = "localhost";
+      IPAddressAllow =
+        if replica.engine.nodes == [ ] then
+          "localhost"
+        else
+          [ "localhost" ] ++ linkAddresses replica.engine;
       # With @resources: workers set affinity and priorities, and bind memory to NUMA nodes (mbind).
       SystemCallFilter = [
         "@system-service"
         "~@privileged"
       ]
       # torch's symmetric memory opens the allocations of the other workers by their file descriptors.
-      ++ lib.optional (cuda && replica.engine.tensor_parallel > 1) "pidfd_getfd";
+      ++ lib.optional (
+        cuda && replica.engine.tensor_parallel * replica.engine.pipeline_parallel > 1
+      ) "pidfd_getfd";
       # The engine reads /proc/meminfo and /proc/cpuinfo to size its caches, /proc/driver/nvidia to find the cards.
       ProcSubset = "all";
       LimitMEMLOCK = "infinity"; # pinned host buffers
@@ -133,7 +168,7 @@ let
   numaPolicy =
     replica:
     let
-      nodes = numaNodes appliance.thisHost.gpus (cardsOf replica.engine replica.index);
+      nodes = numaNodes appliance.thisHost.gpus (cardsHere replica);
     in
     lib.optionalAttrs (appliance.numa.pin && lib.length nodes == 1) {
       # Preferred, not bound: a full node must slow an engine down, never kill it.
@@ -147,20 +182,27 @@ let
     lib.nameValuePair "appliance-engine-${replica.name}" {
       description = "Engine ${replica.name}: ${replica.engine.model}";
       # The gateway starts an on-demand engine when a client requests its model.
-      wantedBy = lib.optional (replica.engine.residency == "always") "multi-user.target";
-      after = [
+      # A rank on another host than the gateway waits for the first one, without memory of its cards.
+      wantedBy = lib.optional (
+        replica.engine.residency == "always" || replica.rank > 0
+      ) "multi-user.target";
+      after = lib.optional (replica.engine.nodes != [ ]) "network-online.target" ++ [
         "appliance-gpu-power.service"
         "nvidia-persistenced.service"
         "appliance-models-verify.service"
       ];
       # Not required: a damaged model stops its own engines only, for each start compares its files with the record.
-      wants = lib.optional (appliance.models.lock != null) "appliance-models-verify.service";
+      wants =
+        lib.optional (appliance.models.lock != null) "appliance-models-verify.service"
+        ++ lib.optional (replica.engine.nodes != [ ]) "network-online.target";
       unitConfig = {
         RequiresMountsFor = [ appliance.models.store.path ];
         # A model that does not fit fails each time; the smoke test reports it, a restart loop would hide it. The
         # starts that the gateway requests also count. An on-demand engine starts with every turn of its model, so it
         # has no limit here: the gateway limits its failures.
-        StartLimitIntervalSec = if replica.engine.residency == "on-demand" then 0 else "1h";
+        # The other ranks of an engine restart with its first one, which has the limit.
+        StartLimitIntervalSec =
+          if replica.engine.residency == "on-demand" || replica.rank > 0 then 0 else "1h";
         StartLimitBurst = 5;
       };
       path = [
@@ -198,7 +240,12 @@ let
           Type = "exec";
           # The first start compiles kernels; the caches keep them.
           ExecStart =
-            "${lib.getExe appliance.package} engine exec ${replica.name} --config /etc/appliance/appliance.json"
+            "${lib.getExe appliance.package} engine exec ${
+              if replica.rank == 0 then
+                replica.name
+              else
+                "${replica.engineName} --rank ${toString replica.rank}"
+            } --config /etc/appliance/appliance.json"
             + " --caches %C/appliance-engine-${replica.engineName} ${cachesVersion replica.engine}"
             + lib.optionalString (replica.engine.kind == "vllm") " --environment ${environmentMount}"
             + lib.optionalString (appliance.models.lock != null) " --lock /etc/appliance/models.lock";
@@ -289,11 +336,19 @@ in
         assertion = absent == { };
         message = "appliance.settings.engines.${names absent}: host ${appliance.host} does not have one of its cards: list the card under hosts.${appliance.host}.gpus, or correct gpus.";
       }
+      {
+        assertion = exposed == { };
+        message = "appliance.settings.engines.${names exposed}: its ranks accept commands without authentication, and appliance.network.firewall.enable is false: set it to true, which opens their ports to each other only.";
+      }
+      {
+        assertion = !(rankOnly && appliance.gateway.enable);
+        message = "appliance.host = \"${appliance.host}\" has ranks of ${names appliance.myRanks} and serves no engine: set appliance.gateway.enable, appliance.observe.enable and appliance.smoke.enable to false here, the first host of nodes serves it.";
+      }
     ];
     # The drivers of Vulkan, under /run/opengl-driver.
     hardware.graphics.enable = lib.mkIf (lib.any (
       r: r.engine.device == "vulkan"
     ) replicas) true;
-    systemd.services = lib.listToAttrs (map unit replicas);
+    systemd.services = lib.listToAttrs (map unit (replicas ++ followers));
   };
 }

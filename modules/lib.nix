@@ -29,7 +29,18 @@ in
     );
   # Indices of the cards of replica number `replica` of `engine`.
   cardsOf =
-    engine: replica: lib.sublist (replica * engine.tensor_parallel) engine.tensor_parallel engine.gpus;
+    engine: replica:
+    let
+      each = engine.tensor_parallel * engine.pipeline_parallel;
+    in
+    lib.sublist (replica * each) each engine.gpus;
+  # Indices of the cards of rank number `rank` of `engine`, which spans hosts.
+  cardsOfRank =
+    engine: rank:
+    let
+      each = engine.tensor_parallel * engine.pipeline_parallel / lib.length engine.nodes;
+    in
+    lib.sublist (rank * each) each engine.gpus;
 
   # Where a vLLM engine sees its Python environment. The keys of compiled kernels hold the paths of the files that they
   # come from, so each new store path would compile them anew.

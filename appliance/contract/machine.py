@@ -86,12 +86,22 @@ class Opening(Section):
     )
 
 
+class RankOpening(Section):
+    """Ports of an engine over several hosts, open to its other hosts: two fixed ones, and those of the kernel."""
+
+    interface: str = Field(description="The only interface on which they are open.")
+    port: Port = Field(description="`master_port` of the engine.")
+
+
 class Firewall(Section):
     """The nftables table."""
 
     family: Literal["inet"] = Field(default="inet", description="Address family of the table.")
     table: str = Field(default="appliance", description="Name of the table.")
     openings: tuple[Opening, ...] = Field(description="Open ports; all other packets are dropped.")
+    ranks: tuple[RankOpening, ...] = Field(
+        default=(), description="Ports of engines over several hosts, open to their other hosts only."
+    )
     extra_input: str = Field(
         default="", description="Further rules of the operator; the doctor does not report the ports in them."
     )

@@ -12,8 +12,8 @@ from appliance.contract.model import Engine, HostLink, Site
 from appliance.errors import UsageError
 
 EXECUTE_TIMEOUT_S = 30
-"""Seconds after which a step of a frozen rank times out. vLLM's own default of 300 would hold every request for five
-minutes."""
+"""Seconds after which a step of a frozen rank times out. vLLM's own default of 300 would hold every request for
+five minutes."""
 
 HEADLESS = (
     "from vllm.entrypoints.cli.serve import run_headless\n"

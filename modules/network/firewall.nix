@@ -2,6 +2,7 @@
 # look in two places for a drop.
 { config, lib, ... }:
 let
+  inherit (config) appliance;
   inherit (config.appliance)
     deadman
     gateway
@@ -20,6 +21,27 @@ let
     rule (network.ssh.enable && sources != [ ])
       "${family} saddr ${set sources} tcp dport ${toString network.ssh.port} ct state new limit rate 30/minute burst 20 packets accept";
   peerAddresses = map (p: p.address) (lib.attrValues wg.peers);
+  # Ranks of an engine meet at its master port, their watchers at the next one. Then vLLM, gloo and NCCL listen on ports
+  # that the kernel chooses.
+  ranks = lib.filterAttrs (_: part: !(lib.elem null part.links)) appliance.myRanks;
+  rankRule =
+    part:
+    let
+      own = lib.elemAt part.links part.rank;
+      others = lib.filter (link: link.address != own.address) part.links;
+      from =
+        family: links:
+        rule (links != [ ])
+          "iifname \"${own.interface}\" ${family} saddr ${set (map (link: link.address) links)} tcp dport ${
+            set [
+              (toString part.engine.master_port)
+              (toString (part.engine.master_port + 1))
+              "32768-60999"
+            ]
+          } accept";
+    in
+    from "ip" (lib.filter (link: !(isV6 link.address)) others)
+    + from "ip6" (lib.filter (link: isV6 link.address) others);
   held = toString network.edge.limits.perAddressTcpConnections;
   searchPorts = map toString [
     search.port
@@ -30,6 +52,11 @@ let
   # Units that listen on the network, or make it reachable.
   behind =
     lib.optional gateway.enable "appliance-gateway"
+    ++ lib.optionals appliance.engines.enable (
+      lib.mapAttrsToList (
+        name: part: "appliance-engine-${name}${lib.optionalString (part.rank > 0) ".rank${toString part.rank}"}"
+      ) (lib.filterAttrs (_: part: part.rank == 0 || part.engine.distributed == "native") ranks)
+    )
     ++ lib.optional grafana "grafana"
     ++ lib.optional wg.enable "wireguard-wg0"
     ++ lib.optional network.edge.enable "nginx"
@@ -93,6 +120,8 @@ in
           + rule (
             grafana && peerAddresses != [ ]
           ) "iifname \"wg0\" ip saddr ${set peerAddresses} tcp dport ${toString observe.grafana.port} accept"
+          # The ranks of an engine over several hosts accept pickles without authentication: from each other only.
+          + lib.concatMapStrings rankRule (lib.attrValues ranks)
           # nginx cannot count open connections without a request. An IPv6 client has a whole /64.
           + rule network.edge.enable "tcp dport { 80, 443 } ct state new add @edge4 { ip saddr ct count over ${held} } drop"
           + rule network.edge.enable "tcp dport { 80, 443 } ct state new add @edge6 { ip6 saddr & ffff:ffff:ffff:ffff:: ct count over ${held} } drop"

@@ -176,10 +176,26 @@ def judge_firewall(expected: Firewall, seen: Ruleset) -> Iterator[Finding]:
     yield _judge_openings(expected, seen)
 
 
+RANK_PORTS = range(32768, 61000)
+"""The kernel's range for listeners without a port of their own, as those of vLLM, gloo and NCCL."""
+
+
+def _of_a_rank(expected: Firewall, port: int, interface: str) -> bool:
+    """Return whether the site opens a TCP port on ``interface`` for an engine over several hosts."""
+    return any(
+        interface == one.interface and (port in RANK_PORTS or port in (one.port, one.port + 1))
+        for one in expected.ranks
+    )
+
+
 def _judge_openings(expected: Firewall, seen: Ruleset) -> Finding:
     wanted = {(opening.protocol, opening.port) for opening in expected.openings}
     own = {int(number) for number in re.findall(r"\b\d{1,5}\b", expected.extra_input)}
-    opened = {(protocol, port) for protocol, port, _ in seen.opened}
+    opened = {
+        (protocol, port)
+        for protocol, port, interface in seen.opened
+        if not (protocol == "tcp" and _of_a_rank(expected, port, interface))
+    }
     unexpected = sorted(o for o in opened - wanted - {DHCPV6_CLIENT} if o[1] not in own)
     missing = sorted(wanted - opened)
     wider = [

@@ -20,6 +20,7 @@ let
     ./search.nix
     ./telegram.nix
     ./side.nix
+    ./nodes.nix
   ];
   sets = map (file: import file { inherit lib; }) files;
   all = lib.foldl' (a: b: a // b) { } sets;
