@@ -30,7 +30,7 @@ unexport PYTHONINSPECT PYTHONOPTIMIZE
 # With it, each of the thousands of processes of the tests compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: up test test-operate test-operate-vllm test-kills test-chats-vllm test-clients test-boot test-install test-network network-table lint fmt lock lock-check lock-clients lock-engine
+.PHONY: up test test-operate test-operate-vllm test-kills test-chats-vllm test-nodes test-clients test-boot test-install test-network network-table lint fmt lock lock-check lock-clients lock-engine
 .PHONY: verify-wheels prove-engine prove-cold-start prove-gpu options-doc docs calibrate bench clean
 
 PORTS = $(if $(PORT),--port='$(PORT)') $(if $(ENGINE_PORT),--engine-port='$(ENGINE_PORT)')
@@ -64,6 +64,11 @@ test-kills:
 test-chats-vllm:
 	@$(PYTHON) -m tools.bootstrap --tests --engine vllm
 	@.venv/bin/python -m tests.vllm.many_chats $(ARGS)
+
+# One real vLLM over two hosts in network namespaces, and its failures: as root, with a whole nixpkgs (nix-real).
+test-nodes:
+	@$(PYTHON) -m tools.bootstrap --tests --engine vllm
+	@.venv/bin/python -m tests.nodes.failures $(ARGS)
 
 # Client programs with the settings of docs/clients, on real vLLM on the CPU; it installs them in the user's cache.
 test-clients:
