@@ -16,12 +16,15 @@ EXECUTE_TIMEOUT_S = 30
 five minutes."""
 
 HEADLESS = (
-    "from vllm.entrypoints.cli.serve import run_headless\n"
-    "from vllm.entrypoints.openai.cli_args import make_arg_parser\n"
+    "import sys\n"
+    "from vllm.entrypoints.cli.serve import ServeSubcommand\n"
     "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
-    "arguments = make_arg_parser(FlexibleArgumentParser()).parse_args()\n"
-    "arguments.api_server_count = 0\n"
-    "run_headless(arguments)\n"
+    "parser = FlexibleArgumentParser()\n"
+    "serve = ServeSubcommand()\n"
+    "serve.subparser_init(parser.add_subparsers())\n"
+    "arguments = parser.parse_args(['serve', *sys.argv[1:]])\n"
+    "serve.validate(arguments)\n"
+    "serve.cmd(arguments)\n"
 )
 """The program of a rank without an HTTP server. The module of the API server has no such mode, and the script
 ``vllm``, which has it, does not run with the CPU build."""

@@ -91,10 +91,8 @@ class HostOfTwo:
 
     def engine(self) -> list[int]:
         """Return the processes of vLLM."""
-        return [
-            pid for pid, line in self.processes().items()
-            if "VLLM::" in line or "run_headless" in line or "vllm.entrypoints" in line or "multiprocessing" in line
-        ]  # fmt: skip
+        signs = ("VLLM::", "ServeSubcommand", "vllm.entrypoints", "multiprocessing")
+        return [pid for pid, line in self.processes().items() if any(sign in line for sign in signs)]
 
     def workers(self) -> list[int]:
         """Return the processes that compute."""
