@@ -69,12 +69,17 @@ class CardMemory:
 def default_batched_tokens(card: Card) -> int:
     """Return vLLM's --max-num-batched-tokens for its API server, by the card's memory (0.32)."""
     gib = card.memory_bytes / GIB
-    return 16384 if gib >= 160 else 8192 if gib >= 70 else 2048
+    return 16384 if gib >= 160 else 8192 if _large_defaults(card) else 2048
 
 
 def default_sequences(card: Card) -> int:
     """Return vLLM's --max-num-seqs for its API server, by the card's memory (0.32)."""
-    return 1024 if card.memory_bytes / GIB >= 70 else 256
+    return 1024 if _large_defaults(card) else 256
+
+
+def _large_defaults(card: Card) -> bool:
+    """Return whether vLLM has its larger defaults on a card: from 70 GiB on, but not on an A100 (PR 17885)."""
+    return card.memory_bytes / GIB >= 70 and "A100" not in card.name
 
 
 def weight_bytes(shape: Shape, dtype: Precision, layout: Layout) -> float:

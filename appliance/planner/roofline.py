@@ -174,7 +174,7 @@ def step_time(terms: PassTerms, k: Constants) -> DecodeStep:
     return DecodeStep(
         memory=memory_time(terms, k) * draft,
         compute=compute_time(terms, k) * draft,
-        floor=floor_time(terms, k) * draft + cpu_time(terms, k),
+        floor=floor_time(terms, k) * (1.0 + k.acceptance_cost * terms.draft_layers) + cpu_time(terms, k),
         communication=communication_time(terms, k),
         host=host_time(terms, k),
         overlapped=terms.overlapped,

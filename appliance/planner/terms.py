@@ -38,6 +38,9 @@ USUAL_BANDWIDTH = 1792.0
 ASYNCHRONOUS_YEARS = 10 / 12
 """Age of vLLM 0.14 (January 2026), the first release that schedules asynchronously by default."""
 
+OVERLAPPED_DRAFTS_YEARS = 5 / 12
+"""Age of the first SGLang releases that schedule drafts asynchronously by default (spec v2, June 2026)."""
+
 INDEX_BYTES = 1.0
 """Bytes per number that a lightning indexer caches."""
 
@@ -80,6 +83,8 @@ class PassTerms:
     """ln of the card's bandwidth over :data:`USUAL_BANDWIDTH`."""
     drafts: float
     """Weights that a step's drafts read, the head and one layer for each, against those of the step."""
+    draft_layers: float
+    """Layers that a step's drafts launch, against those of the step."""
     stream_layers: float
     """Layers times further residual streams (hyper-connections)."""
     age: float
@@ -221,6 +226,7 @@ def _terms(
         cpu_layers=shape.moe_layers * min(1.0, workload.cpu_expert_share) if workload.cpu is not None else 0.0,
         log_bandwidth=math.log(card.memory_gb_s / USUAL_BANDWIDTH),
         drafts=_draft_share(workload),
+        draft_layers=float(_draft_passes(workload)) / shape.layers,
         stream_layers=float(shape.layers * (shape.streams - 1)),
         age=workload.years_old,
         bf16=float(units == "bf16"),
@@ -248,10 +254,10 @@ def _terms(
 def overlaps(workload: Workload) -> bool:
     """Return whether the engine prepares the next step while the card works.
 
-    SGLang since 0.4 does, but not with drafts; TensorRT-LLM's PyTorch engine does; vLLM since 0.14 does.
+    SGLang since 0.4 does, with drafts since 2026-06 (spec v2); TensorRT-LLM's PyTorch engine does; vLLM since 0.14 does.
     """
     if workload.engine == "sglang":
-        return not workload.draft_tokens
+        return not workload.draft_tokens or workload.years_old <= OVERLAPPED_DRAFTS_YEARS + 1e-6
     if workload.engine == "vllm":
         return workload.years_old <= ASYNCHRONOUS_YEARS + 1e-6
     return workload.engine == "tensorrt-llm"
@@ -273,9 +279,13 @@ def _draft_share(workload: Workload) -> float:
     if not workload.draft_tokens:
         return 0.0
     shape = workload.shape
-    passes = 1 if workload.drafts == "dflash" else workload.draft_tokens
     head = shape.vocab * shape.hidden / max(1, shape.active_params)
-    return passes * (1.0 / shape.layers + head)
+    return _draft_passes(workload) * (1.0 / shape.layers + head)
+
+
+def _draft_passes(workload: Workload) -> int:
+    """Return the passes of the drafting layer per step: DFlash drafts all tokens in one."""
+    return min(1, workload.draft_tokens) if workload.drafts == "dflash" else workload.draft_tokens
 
 
 def peak_flops(workload: Workload) -> float:

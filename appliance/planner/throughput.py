@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from math import ceil, exp, log
 
+from appliance.catalog.shape import Attention
 from appliance.planner.constants import Constants, calibrated, intervals
 from appliance.planner.learned import RunConditions, correct, log_tokens
 from appliance.planner.memory import CardMemory, card_memory, default_sequences
@@ -36,6 +37,16 @@ PARTS: tuple[tuple[str, ...], ...] = (
 )
 """Constants of each part of the roofline whose error a machine's measurements determine."""
 PART_STEP = 1.3
+
+SGLANG_STATE_RATIO = 0.9
+"""Memory of recurrent states over that of the KV cache (SGLang's --mamba-full-memory-ratio)."""
+SGLANG_STATES_PER_REQUEST = 5.0
+"""States that a running request reserves with the prefix cache and asynchronous scheduling: three, and two buffers.
+
+Source: MAMBA_CACHE_SIZE_MAX_RUNNING_REQUESTS_RATIO and MAMBA_CACHE_V2_ADDITIONAL_RATIO_OVERLAP of SGLang.
+"""
+SGLANG_DRAFT_SLOTS = 48.0
+"""Requests that SGLang runs at once with drafts, unless --max-running-requests is set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +125,7 @@ def loop_terms(workload: Workload, memory: CardMemory) -> LoopTerms:
     layout = workload.layout
     busy = min(float(layout.replicas), workload.concurrency)
     offered = max(1.0, workload.concurrency / layout.replicas)
-    slots = float(workload.max_sequences or default_sequences(workload.card))
-    if workload.engine == "tensorrt-llm":
-        slots = max(slots, 2048.0)
+    slots = default_slots(workload)
     running = max(1.0, min(offered, slots, kv_capacity(workload, memory)))
     context = workload.input + workload.output / 2.0
     waves, tail = 1.0, 0.0
@@ -152,6 +161,17 @@ def loop_terms(workload: Workload, memory: CardMemory) -> LoopTerms:
         decode_only=float(decode_only),
         prefill_only=float(prefill_only),
     )
+
+
+def default_slots(workload: Workload) -> float:
+    """Return the most requests that one replica runs at once: the stated limit, or the engine's default."""
+    if workload.max_sequences:
+        return float(workload.max_sequences)
+    if workload.engine == "sglang":
+        return SGLANG_DRAFT_SLOTS if workload.draft_tokens else 2048.0
+    if workload.engine == "tensorrt-llm":
+        return 2048.0
+    return float(default_sequences(workload.card))
 
 
 def loop_times(terms: LoopTerms, k: Constants) -> LoopTimes:
@@ -281,7 +301,22 @@ def kv_capacity(workload: Workload, memory: CardMemory) -> float:
     # TensorRT-LLM reserves the whole response; the others let the cache grow and preempt.
     grown = workload.output if workload.engine == "tensorrt-llm" else workload.output / 2.0
     average = workload.input + grown
+    if workload.engine == "sglang" and workload.shape.linear_layers:
+        return max(1.0, _pooled_sequences(workload, memory, average))
     return max(1.0, memory.sequences(average)) * (workload.layout.tp if workload.layout.attention_dp else 1)
+
+
+def _pooled_sequences(workload: Workload, memory: CardMemory, context: float) -> float:
+    """Return the requests of a replica under SGLang, which divides the free memory into states and KV cache.
+
+    The states have 0.9 parts, the KV cache one (--mamba-full-memory-ratio).
+    """
+    shape, tp = workload.shape, workload.layout.tp
+    free = max(0.0, memory.kv) / (1.0 + SGLANG_STATE_RATIO)
+    states = free * SGLANG_STATE_RATIO / (shape.state_bytes_per_sequence / tp) / SGLANG_STATES_PER_REQUEST
+    heads = shape.full.kv_heads if isinstance(shape.full, Attention) else 1
+    cached = shape.kv_bytes_of(context, workload.precision.kv_bytes) / min(tp, heads)
+    return min(states, free / cached) if cached else states
 
 
 def interval_class(workload: Workload) -> str:
