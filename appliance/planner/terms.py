@@ -26,9 +26,6 @@ ONE_SHOT_S = 20e-6
 NETWORK_LATENCY_S = 15e-6
 """One direction through a switched 25 to 100 Gbit/s network without kernel TCP (RoCE)."""
 
-CHUNK_TOKENS = 8192
-"""Tokens of one chunk of a prefill (--max-num-batched-tokens)."""
-
 CPU_CHUNK_TOKENS = 2048
 """Tokens of a prompt for which weights in RAM are read once."""
 

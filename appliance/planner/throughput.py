@@ -14,16 +14,18 @@ from math import ceil, exp, log
 from appliance.catalog.shape import Attention
 from appliance.planner.constants import Constants, calibrated, intervals
 from appliance.planner.learned import RunConditions, correct, log_tokens
-from appliance.planner.memory import CardMemory, card_memory, default_sequences
+from appliance.planner.memory import CardMemory, card_memory, default_batched_tokens, default_sequences
 from appliance.planner.roofline import (
     DecodeStep,
+    communication_time,
+    compute_time,
     first_token_seconds,
     larger,
     prefill_seconds,
     smaller,
     step_time,
 )
-from appliance.planner.terms import CHUNK_TOKENS, PassTerms, decode_terms, prefill_terms
+from appliance.planner.terms import PassTerms, decode_terms, prefill_terms
 from appliance.planner.workload import Workload, check_workload
 
 PARTS: tuple[tuple[str, ...], ...] = (
@@ -76,6 +78,8 @@ class LoopTerms:
     """Passes of a cycle that hold a part of a prompt."""
     mixed: float
     """Whether the engine decodes and prefills in one pass."""
+    staggered: float
+    """Whether requests begin at different times, so that prompts are spread over the decode steps."""
     waves: float
     """Time of the whole run over that of full waves: the last wave of even responses is not full."""
     tail: float
@@ -153,8 +157,10 @@ def loop_terms(workload: Workload, memory: CardMemory) -> LoopTerms:
         mtp=float(workload.drafts in {"mtp", "ngram"}),
         eagle=float(workload.drafts == "eagle"),
         dflash=float(workload.drafts == "dflash"),
-        prompt_passes=(running - 1.0) * workload.input * (1.0 - workload.prefix_hit) / CHUNK_TOKENS,
-        mixed=float(workload.engine != "llamacpp" and layout.pp == 1),
+        prompt_passes=(running - 1.0) * workload.input * (1.0 - workload.prefix_hit)
+        / default_batched_tokens(workload.card),
+        mixed=float(workload.engine not in {"llamacpp", "sglang"} and layout.pp == 1),
+        staggered=float(workload.engine in {"vllm", "tensorrt-llm"} and layout.pp == 1 and workload.uneven > 0 and workload.cpu is None and running > 1),
         waves=waves,
         tail=tail,
         served=float(not decode_only and not prefill_only),
@@ -190,7 +196,10 @@ def loop_times(terms: LoopTerms, k: Constants) -> LoopTimes:
     # A pass with a prompt in it also decodes one token of every running sequence.
     passes = smaller(terms.prompt_passes, terms.output / accepted)
     shared = k.mixed_share * passes * step.total * terms.mixed
-    cycle = decode - shared + larger(prefills, first)
+    together = terms.output / accepted * mixed_step(terms, k, steps=terms.output / accepted)
+    cycle = (decode - shared + larger(prefills, first)) * (1.0 - terms.staggered) + terms.staggered * larger(
+        together, decode
+    )
     alone = step_time(terms.alone, k).total / accepted
     cycle = cycle * terms.waves + k.drain * terms.tail * terms.output * alone
     rate = terms.busy * (
@@ -201,6 +210,20 @@ def loop_times(terms: LoopTerms, k: Constants) -> LoopTimes:
     return LoopTimes(
         rate=rate, step=step, accepted=accepted, prompt_s=prompt, first_s=first, decode_s=decode, cycle_s=cycle
     )
+
+
+def mixed_step(terms: LoopTerms, k: Constants, *, steps: float) -> float:
+    """Return the seconds of a step in which prompts join the decoding sequences, spread evenly over ``steps`` steps.
+
+    The prompts' multiplications overlap with reading the weights.
+    """
+    step = step_time(terms.decode, k)
+    each = terms.running / steps
+    return dataclasses.replace(
+        step,
+        compute=step.compute + each * compute_time(terms.prompt, k),
+        communication=step.communication + each * communication_time(terms.prompt, k),
+    ).total
 
 
 def predict(workload: Workload, k: Constants | None = None) -> Prediction:
