@@ -117,6 +117,9 @@ BAD_ROWS: tuple[tuple[str, str, str, str, float, str], ...] = (
 )
 """Parts of source, engine, model and card of rows that their neighbours contradict, with weight and reason."""
 
+INFERABLE = ("requests", "prefix_hit")
+"""Columns that ``inferred.toml`` may fill."""
+
 Raw = Mapping[str, str]
 
 
@@ -175,6 +178,7 @@ def normalise_row(row: Raw) -> dict[str, str]:
     found |= _speculation(notes, assumed)
     found |= _load(row, notes, engine, assumed)
     found |= _weight(row, text, assumed)
+    found |= _inferred(row, found)
     if not found["output_tok_s"] and found["mode"] != "prefill":
         found |= _output_of_total(found)
     found["assumed"] = "; ".join(assumed)
@@ -486,6 +490,23 @@ def doubts() -> tuple[tuple[str, float, str], ...]:
     """Return the patterns of doubtful notes with the weight and the reason of each."""
     table = tomllib.loads((PUBLISHED / "doubts.toml").read_text("utf-8"))["doubts"]
     return tuple((entry["pattern"], float(entry["weight"]), entry["reason"]) for entry in table)
+
+
+def _inferred(row: Raw, found: Raw) -> dict[str, str]:
+    """Return the conditions of a row that its other figures or its sister rows determine."""
+    columns: dict[str, str] = {}
+    for entry in inferences():
+        parts = {name: entry.get(name, "") for name in ("source", "engine", "model")}
+        stated = all(found.get(name, "") in {"", entry[name]} for name in ("mode", "requests") if name in entry)
+        if stated and all(part in (row.get(name) or "") for name, part in parts.items()):
+            columns |= {name: value for name, value in entry.items() if name in INFERABLE}
+    return columns
+
+
+@cache
+def inferences() -> tuple[dict[str, str], ...]:
+    """Return the entries of ``inferred.toml``."""
+    return tuple(tomllib.loads((PUBLISHED / "inferred.toml").read_text("utf-8"))["inferred"])
 
 
 def _output_of_total(found: Raw) -> dict[str, str]:

@@ -55,6 +55,7 @@ COLUMNS = (
     "output_tokens",
     "uneven",
     "shared_prompt",
+    "prefix_hit",
     "concurrency",
     "requests",
     "arrivals_s",
@@ -84,7 +85,7 @@ COLUMNS = (
 ``origin`` the file and line of the published table."""
 
 PREFIX_HIT = "prefix_hit"
-"""Optional column: the share of the prompts in the prefix cache. No published measurement states it."""
+"""Column of the share of the prompts in the prefix cache."""
 
 MODES: Mapping[str, Mode] = {
     "served": "served",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from math import ceil, exp, log
+from math import exp, log
 
 from appliance.catalog.shape import Attention
 from appliance.planner.constants import Constants, calibrated, intervals
@@ -80,8 +80,12 @@ class LoopTerms:
     """Whether the engine decodes and prefills in one pass."""
     staggered: float
     """Whether requests begin at different times, so that prompts are spread over the decode steps."""
-    waves: float
-    """Time of the whole run over that of full waves: the last wave of even responses is not full."""
+    full_waves: float
+    """Full waves of requests over all waves: the last wave of even responses is not full."""
+    part_waves: float
+    """Incomplete waves over all waves; all waves are the requests over those of a full wave."""
+    filled: float
+    """Requests of the incomplete wave over those of a full one."""
     tail: float
     """Uneven last responses per response of the run: each replica ends with a few that decode almost alone."""
     served: float
@@ -127,18 +131,19 @@ class Prediction:
 def loop_terms(workload: Workload, memory: CardMemory) -> LoopTerms:
     """Return the terms of the closed loop of ``workload`` on cards with the room of ``memory``."""
     layout = workload.layout
-    busy = min(float(layout.replicas), workload.concurrency)
-    offered = max(1.0, workload.concurrency / layout.replicas)
+    in_flight = min(workload.concurrency, workload.requests or workload.concurrency)
+    busy = min(float(layout.replicas), in_flight)
+    offered = max(1.0, in_flight / layout.replicas)
     slots = default_slots(workload)
     running = max(1.0, min(offered, slots, kv_capacity(workload, memory)))
     context = workload.input + workload.output / 2.0
-    waves, tail = 1.0, 0.0
+    full, part, filled, tail = 1.0, 0.0, 0.0, 0.0
     if workload.requests is not None:
         rounds = max(workload.requests / (running * busy), 1e-9)
         if workload.uneven:
             tail = workload.uneven * min(1.0, max(0.0, running * busy - 1.0) / workload.requests)
         elif rounds >= 1.0:
-            waves = ceil(rounds - 1e-6) / rounds
+            full, part, filled = _waves(rounds)
     stated = workload.accepted if workload.accepted is not None else 0.0
     decode_only = workload.mode == "decode"
     prefill_only = workload.mode == "prefill"
@@ -161,12 +166,24 @@ def loop_terms(workload: Workload, memory: CardMemory) -> LoopTerms:
         / default_batched_tokens(workload.card),
         mixed=float(workload.engine not in {"llamacpp", "sglang"} and layout.pp == 1),
         staggered=float(workload.engine in {"vllm", "tensorrt-llm"} and layout.pp == 1 and workload.uneven > 0 and workload.cpu is None and running > 1),
-        waves=waves,
+        full_waves=full,
+        part_waves=part,
+        filled=filled,
         tail=tail,
         served=float(not decode_only and not prefill_only),
         decode_only=float(decode_only),
         prefill_only=float(prefill_only),
     )
+
+
+def _waves(rounds: float) -> tuple[float, float, float]:
+    """Return full waves and incomplete waves, both over ``rounds``, and how full the incomplete one is.
+
+    A wave that misses less than a thousandth of its requests is full.
+    """
+    whole = float(int(rounds + 1e-3))
+    filled = max(0.0, rounds - whole)
+    return whole / rounds, float(filled > 1e-3) / rounds, filled
 
 
 def default_slots(workload: Workload) -> float:
@@ -201,7 +218,8 @@ def loop_times(terms: LoopTerms, k: Constants) -> LoopTimes:
         together, decode
     )
     alone = step_time(terms.alone, k).total / accepted
-    cycle = cycle * terms.waves + k.drain * terms.tail * terms.output * alone
+    last = terms.filled * cycle + (1.0 - terms.filled) * terms.output * alone
+    cycle = cycle * terms.full_waves + last * terms.part_waves + k.drain * terms.tail * terms.output * alone
     rate = terms.busy * (
         terms.served * terms.running * terms.output / cycle
         + terms.decode_only * terms.running / step.total * accepted
