@@ -251,7 +251,8 @@ def _terms(
 def overlaps(workload: Workload) -> bool:
     """Return whether the engine prepares the next step while the card works.
 
-    SGLang since 0.4 does, with drafts since 2026-06 (spec v2); TensorRT-LLM's PyTorch engine does; vLLM since 0.14 does.
+    SGLang since 0.4 does, with drafts since 2026-06 (spec v2). vLLM does since 0.14, TensorRT-LLM's PyTorch engine
+    always.
     """
     if workload.engine == "sglang":
         return not workload.draft_tokens or workload.years_old <= OVERLAPPED_DRAFTS_YEARS + 1e-6

@@ -162,10 +162,12 @@ def loop_terms(workload: Workload, memory: CardMemory) -> LoopTerms:
         mtp=float(workload.drafts in {"mtp", "ngram"}),
         eagle=float(workload.drafts == "eagle"),
         dflash=float(workload.drafts == "dflash"),
-        prompt_passes=(running - 1.0) * workload.input * (1.0 - workload.prefix_hit)
+        prompt_passes=(running - 1.0)
+        * workload.input
+        * (1.0 - workload.prefix_hit)
         / default_batched_tokens(workload.card),
         mixed=float(workload.engine not in {"llamacpp", "sglang"} and layout.pp == 1),
-        staggered=float(workload.engine in {"vllm", "tensorrt-llm"} and layout.pp == 1 and workload.uneven > 0 and workload.cpu is None and running > 1),
+        staggered=float(running > 1 and _staggers(workload)),
         full_waves=full,
         part_waves=part,
         filled=filled,
@@ -174,6 +176,12 @@ def loop_terms(workload: Workload, memory: CardMemory) -> LoopTerms:
         decode_only=float(decode_only),
         prefill_only=float(prefill_only),
     )
+
+
+def _staggers(workload: Workload) -> bool:
+    """Return whether unequal responses spread the prompts over the steps of an engine that mixes both."""
+    mixes = workload.engine in {"vllm", "tensorrt-llm"} and workload.layout.pp == 1
+    return mixes and workload.uneven > 0 and workload.cpu is None
 
 
 def _waves(rounds: float) -> tuple[float, float, float]:
@@ -231,7 +239,7 @@ def loop_times(terms: LoopTerms, k: Constants) -> LoopTimes:
 
 
 def mixed_step(terms: LoopTerms, k: Constants, *, steps: float) -> float:
-    """Return the seconds of a step in which prompts join the decoding sequences, spread evenly over ``steps`` steps.
+    """Return the seconds of a step in which prompts join the decoding batch, spread evenly over ``steps`` steps.
 
     The prompts' multiplications overlap with reading the weights.
     """

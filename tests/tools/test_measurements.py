@@ -106,3 +106,11 @@ def test_a_written_table_is_read_by_the_planner(tmp_path: Path) -> None:
     (result,) = evaluate.evaluate(evaluate.read(table))
     assert result.predicted is not None
     assert result.truth == 1000
+
+
+def test_sister_rows_state_the_requests_of_a_row() -> None:
+    sister = "https://github.com/cloudrift-ai/deplodock/x/Qwen3-Coder-Next-FP8/optimal_mcr_pro6000"
+    assert measurements.normalise_row({**RAW, "source": sister})["requests"] == "80"
+    assert measurements.normalise_row({**RAW, "source": sister, "notes": "32 prompts"})["requests"] == "32"
+    assert measurements.normalise_row({**RAW, "source": "https://example.com"})["requests"] == ""
+    assert all(entry["reason"] for entry in measurements.inferences())
