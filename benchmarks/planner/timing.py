@@ -69,9 +69,7 @@ def main() -> None:
     load = demand()
     print(f"one prediction: {best(lambda: predict(run), 200) * 1e3:.2f} ms")
     print(f"placement of five models on eight cards: {best(lambda: advise((machine,), load), 3):.2f} s")
-    print(
-        f"the whole report of this plan, with its simulation: {best(lambda: make_report((machine,), load), 3):.2f} s"
-    )
+    print(f"the same with simulated queues: {best(lambda: make_report((machine,), load), 3):.2f} s")
 
 
 if __name__ == "__main__":
