@@ -14,7 +14,7 @@ from appliance import cli
 from appliance.cli import notify
 from appliance.doctor.runner import CHECKS
 from tests.conftest import ROOT
-from tools.manual import drawings, generated, pages
+from tools.manual import drawings, generated, pages, tables
 
 PAGES = [(language, name) for language in pages.LANGUAGES for name in pages.names(language)]
 TWIN = """\
@@ -240,6 +240,27 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     page = pages.SOURCE / "en" / "ref-errors.md"
     monkeypatch.setattr(generated, "files", lambda: {page: "other", pages.SOURCE / "en" / "ref-absent.md": ""})
     assert generated.stale() == ["docs/manual/en/ref-errors.md", "docs/manual/en/ref-absent.md"]
+
+
+def test_a_stale_table_of_a_chapter_is_made_anew() -> None:
+    for language, word in (("en", "alert"), ("ru", "алерт")):
+        page = "# T\n\n<!-- table: urgent -->\n| old |\n<!-- end -->\n\nText.\n"
+        made = tables.filled(page, language)
+        assert f"| {word} |" in made
+        assert "| old |" not in made
+        assert made.endswith("<!-- end -->\n\nText.\n")
+        assert tables.filled(made, language) == made
+
+
+def test_a_table_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(KeyError, match="absent"):
+        tables.filled("<!-- table: absent -->\n<!-- end -->\n", "en")
+
+
+def test_each_table_is_on_a_page_of_each_language() -> None:
+    for language in pages.LANGUAGES:
+        shown = "".join(text(language, name) for name in pages.names(language))
+        assert [name for name in tables.TABLES if f"<!-- table: {name} -->" not in shown] == []
 
 
 def test_each_drawing_is_on_a_page_of_each_language() -> None:

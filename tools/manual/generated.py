@@ -7,9 +7,7 @@ are the same in both. Two pages of a language therefore have the same tables.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import inspect
-import io
 import json
 import re
 import statistics
@@ -22,10 +20,9 @@ from appliance import cli, errors
 from appliance.doctor.runner import CHECKS
 from appliance.errors import EngineReportedError, RequestError
 from appliance.watch import alerts
-from tools.manual import drawings, pages
+from tools.manual import drawings, pages, tables
+from tools.manual.predictions import CARD, MODELS, interval, predict, rounded
 
-MODELS = ("Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-32B")
-CARD = "RTX PRO 6000 Blackwell Workstation"
 BATCHES = (1, 8, 32, 64)
 CONTEXTS = (1024, 8192, 32768)
 WATTS = (250, 300, 350, 400, 450, 500, 600)
@@ -193,6 +190,10 @@ def files() -> dict[Path, str]:
         made[folder / "ref-errors.md"] = error_codes(words)
         made[folder / "ref-versions.md"] = versions(words)
         made[folder / "ref-figures.md"] = figures_page(words, figures)
+        for name in pages.names(language):
+            text = (folder / name).read_text(encoding="utf-8")
+            if tables.MARK.search(text):
+                made[folder / name] = tables.filled(text, language)
         for name, drawing in drawings.load().items():
             made[pages.SOURCE / "img" / f"{name}-{language}.svg"] = drawings.draw(drawing, language)
     return made
@@ -301,17 +302,13 @@ def checks(words: Words) -> str:
                     (
                         f"[{rule['alert']}](../../runbook.md#{rule['alert'].lower()})",
                         rule["labels"]["severity"],
-                        _plain(rule["annotations"]["summary"]),
+                        tables.plain(rule["annotations"]["summary"]),
                     )
                     for rule in rules
                 ],
             ),
         ]
     )
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"{{\s*\$labels\.(\w+)\s*}}", lambda match: match.group(1).upper(), text)
 
 
 def versions(words: Words) -> str:
@@ -364,37 +361,19 @@ def measure() -> dict[str, list[tuple[str, ...]]]:
     for model in MODELS:
         short = model.split("/")[1]
         for batch in BATCHES:
-            row = _predict(model, concurrency=batch)
-            found["batch"].append((short, str(batch), *_rate(row), _round(row["tpot_ms"]), row["limit"]))
+            row = predict(model, concurrency=batch)
+            found["batch"].append((short, str(batch), *_rate(row), rounded(row["tpot_ms"]), row["limit"]))
         for context in CONTEXTS:
-            row = _predict(model, concurrency=1, input=context, output=256)
-            found["context"].append((short, str(context), _round(row["ttft_ms"]), _round(row["tpot_ms"])))
+            row = predict(model, concurrency=1, input=context, output=256)
+            found["context"].append((short, str(context), rounded(row["ttft_ms"]), rounded(row["tpot_ms"])))
         for watts in WATTS:
-            row = _predict(model, concurrency=32, power=watts)
+            row = predict(model, concurrency=32, power=watts)
             found["power"].append((short, str(watts), *_rate(row), row["limit"]))
     return found
 
 
-def _predict(model: str, **options: float) -> dict[str, Any]:
-    argv = ["plan", "predict", "--card", CARD, "--model", model, "--json"]
-    for name, value in options.items():
-        argv += [f"--{name}", f"{value:g}"]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        code = cli.main(argv)
-    if code != 0:
-        raise errors.UsageError(f"`appliance {' '.join(argv)}` failed with exit code {code}")
-    row: dict[str, Any] = json.loads(out.getvalue())
-    return row
-
-
-def _rate(row: Mapping[str, float]) -> tuple[str, str]:
-    return _round(row["output_tok_s"]), f"{_round(row['low'])} – {_round(row['high'])}"
-
-
-def _round(value: float) -> str:
-    """Return ``value`` with two digits, so that a small change of the constants leaves the page as it is."""
-    return f"{float(f'{value:.2g}'):g}"
+def _rate(row: dict[str, Any]) -> tuple[str, str]:
+    return rounded(row["output_tok_s"]), interval(row)
 
 
 def figures_page(words: Words, rows: Mapping[str, Sequence[tuple[str, ...]]]) -> str:
@@ -470,10 +449,7 @@ def _median(subject: Mapping[str, Any], measure: str, value: Callable[[Any], flo
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(head), "|" + "---|" * len(head), *map(line, rows)]
+    return tables.markdown(head, rows).splitlines()
 
 
 def _ended(lines: Sequence[str]) -> str:
