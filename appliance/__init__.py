@@ -7,6 +7,6 @@ any is installed.
 from appliance.system import early as _early
 
 __all__ = ["__version__"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 del _early

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance import cli
+from appliance import cli, errors
 from appliance.cli import notify
 from appliance.doctor.runner import CHECKS
 from tests.conftest import ROOT
@@ -276,6 +277,55 @@ def test_the_texts_of_a_drawing_fit_their_boxes(language: str) -> None:
         for key, box in picture.boxes.items():
             longest = max(map(len, box.texts[language].splitlines()))
             assert longest * 7.6 <= drawings.BOX_WIDTH, f"{name}.{key}"
+
+
+def unproven(page: str) -> list[str]:
+    """Return the commands of ``page`` that no row of its table of proofs begins with, or whose row is empty."""
+    rows = [
+        (cells[0].strip("`"), cells[1:])
+        for line in page.splitlines()
+        if line.startswith("| `") and len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 3
+    ]
+    proven = tuple(command for command, cells in rows if any(cell != "-" for cell in cells))
+    shown = [
+        line.removeprefix("$ ").removeprefix("sudo ")
+        for _, language, lines in pages.code_blocks(page)
+        for line in lines
+        if language == "console" and line.startswith("$ ")
+    ]
+    return [command for command in shown if not command.startswith(proven)]
+
+
+def test_each_command_of_the_first_evening_has_a_proof_or_names_what_it_needs() -> None:
+    for language in pages.LANGUAGES:
+        assert unproven(text(language, "first-evening.md")) == []
+
+
+def test_a_command_without_a_proof_is_detected() -> None:
+    page = text("en", "first-evening.md")
+    assert unproven(page.replace("| `dd if=", "| `dt if=")) == [
+        "dd if=result/iso/YOUR.iso of=/dev/sdX bs=4M status=progress conv=fsync"
+    ]
+    assert unproven(page.replace("| - | your stick |", "| - | - |"))
+
+
+def codes_of_errors() -> set[str]:
+    """Return the codes of errors in the source of the gateway, the assistant and the admin API."""
+    found = {kind.code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")}
+    for file in (ROOT / "appliance").rglob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)) if "code=" in source else ():
+            if isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant):
+                found.add(node.value.value)
+    return {code for code in found if isinstance(code, str)}
+
+
+def test_each_error_code_is_on_the_page_of_symptoms_or_of_errors() -> None:
+    codes = codes_of_errors()
+    assert {"queue_full", "embedder_changed", "replica_not_found"} <= codes
+    for language in pages.LANGUAGES:
+        listed = text(language, "15-symptoms.md") + text(language, "ref-errors.md")
+        assert sorted(code for code in codes if f"`{code}`" not in listed) == []
 
 
 def test_each_proof_that_the_first_evening_names_exists() -> None:
