@@ -151,3 +151,12 @@ def test_a_page_fits_phone_and_desktop(browser: Browser, address: str, width: in
         twin.click()
         page.wait_for_url(f"**/{'en' if language == 'ru' else 'ru'}/{name}.html")
     page.close()
+
+
+@pytest.mark.parametrize("language", pages.LANGUAGES)
+def test_the_printable_file_fits_a_phone(browser: Browser, address: str, language: str) -> None:
+    page = browser.new_page(viewport={"width": 360, "height": 800})
+    page.set_default_timeout(WAIT_MS)
+    page.goto(f"{address}/manual-{language}.html")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.close()

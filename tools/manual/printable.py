@@ -17,7 +17,10 @@ pre{background:#f3f4f6;padding:.6rem;overflow-x:auto;white-space:pre-wrap;font-s
 table{border-collapse:collapse;width:100%;font-size:.9em}
 td,th{border:1px solid #bbb;padding:.25rem .4rem;text-align:left;
 vertical-align:top;overflow-wrap:anywhere}svg{max-width:100%;height:auto}tr,pre,svg{page-break-inside:avoid}
-nav ol{columns:2}@media print{body{font-size:10.5pt;max-width:none}a{color:inherit;text-decoration:none}}
+nav ol{columns:2}
+@media screen and (max-width:50rem){table{display:block;overflow-x:auto}nav ol{columns:1}
+code{overflow-wrap:anywhere}}
+@media print{body{font-size:10.5pt;max-width:none}a{color:inherit;text-decoration:none}}
 """
 
 
