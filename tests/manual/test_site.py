@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -98,7 +98,7 @@ def test_the_printable_file_is_whole_and_alone(built: Path, language: str) -> No
     assert text.count("<svg") == 5
     assert not re.search(r"\ssrc=|<link|<script", text)
     anchors = set(re.findall(r'\sid="([^"]+)"', text))
-    assert set(re.findall(r'href="#([^"]+)"', text)) <= anchors
+    assert {unquote(link) for link in re.findall(r'href="#([^"]+)"', text)} <= anchors
 
 
 def test_links_to_files_outside_the_site_become_text() -> None:
