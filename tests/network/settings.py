@@ -26,6 +26,7 @@ NOT_APPLIED: Mapping[str, str] = {
     r"Restart|RestartSec|StartLimit.*|KillMode|TimeoutStopSec": "the tests decide when a unit ends and starts",
     r"Conflicts|DefaultDependencies|RequiresMountsFor": "of the boot and the end of a whole machine",
     r"X-.*": "a live switch reads them",
+    r"OOMScoreAdjust": "the tests do not fill the memory of the machine",
     r"Description": "no effect",
 }
 """Settings without an effect here."""
