@@ -45,8 +45,9 @@ def test_a_row_of_little_weight_hardly_moves_the_fit() -> None:
 def test_intervals_hold_the_stated_share_of_their_errors() -> None:
     held = np.linspace(-1.0, 1.0, len(DATA))
     table = calibrate.interval_table(DATA, [held])
-    assert table["all"] == pytest.approx((-0.8, 0.8), abs=0.01)
-    assert calibrate.inside(DATA, held, {"all": table["all"]}) == pytest.approx(0.8, abs=0.01)
+    end = 0.8 * calibrate.CLUSTER_WIDTH
+    assert table["all"] == pytest.approx((-end, end), abs=0.01)
+    assert calibrate.inside(DATA, held, {"all": table["all"]}) == pytest.approx(end, abs=0.01)
 
 
 def test_the_shipped_constants_stay_near_their_priors() -> None:

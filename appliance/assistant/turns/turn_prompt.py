@@ -42,7 +42,7 @@ async def count_prompt(
     try:
         prompt = await turn_prompt(fit, memory, request, history, model, caller)
     except InvalidRequestError:
-        prompt = await turn_prompt(fit, memory, request, history, model, caller)
+        prompt = fit.whole_prompt(request, history, model)
     return await fit.count(model, prompt.messages, fit.functions(request, model), caller)
 
 
