@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -57,8 +58,8 @@ def test_a_second_load_without_a_session_is_the_last(site: PageUnderTest, elsewh
     loads = loads_of(page, site)
     page.goto(elsewhere)
     page.click("a")
+    page.wait_for_url(re.compile(r"[?&]entered="))
     expect(page.locator("#key")).to_be_visible()
-    page.wait_for_function("sessionStorage.getItem('entered') !== null")
     page.wait_for_load_state("networkidle")
     page.fill("#key", "sk-0")
     page.wait_for_load_state("networkidle")

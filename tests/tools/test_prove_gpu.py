@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import wait_until
 from tools.prove_gpu.__main__ import PARTS, main
 from tools.prove_gpu.verdict import FAILED, NOT_RUN, PROVEN, ProofOutcome, ProofPart, exit_code, part_of
 
@@ -103,7 +104,14 @@ def test_a_part_that_hangs_is_ended_with_its_children(machine: Pretended, tmp_pa
     assert report["parts"][0]["reason"] == "it did not end within 3 s"
     assert time.monotonic() - began < 60
     state = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+    def ended() -> bool:
+        try:
+            return state.read_text().split()[2] == "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    wait_until(ended, "the child of the part ends", 60)
 
 
 @pytest.mark.parametrize(
