@@ -72,6 +72,8 @@ def remove(store: Path, entries: Sequence[Entry], named: Sequence[NamedModel]) -
         _remove_empty_models(store)
         record = verified.read(store)
         left = {one.key_of(path) for one in snapshots(store) for path in one.paths()}
+        # Files outside of the hub's folders are not removed: without their records, their engines would not start.
+        left |= {verified.key(one) for one in entries if one.is_local}
         verified.write(store, {name: hashed for name, hashed in record.items() if name in left})
     return removals
 

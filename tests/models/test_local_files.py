@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import StoreError
-from appliance.models import lock, verification, verified
+from appliance.models import gc, lock, verification, verified
 from appliance.models.offline import FolderSource
 from appliance.models.transfer import bring
 from tests.models.quiet import Quiet
@@ -108,3 +108,11 @@ def test_local_files_are_imported_from_a_store_and_never_fetched_from_a_hub(stor
     assert "config.json: is missing and in no repository; copy it there" in refused.stderr
     listed = run("list", "--store", copy, "--lock", tmp_path / "models.lock")
     assert "1 files missing" in " ".join(listed.stdout.split())
+
+
+def test_the_removal_of_other_weights_leaves_the_records_of_local_ones(store: Path) -> None:
+    entries = [one for one in lock.make(store) if one.is_local]
+    verification.verify(lock.make(store), store)
+    assert gc.remove(store, entries, [])
+    assert verified.read(store).keys() == {verified.key(one) for one in entries}
+    assert verified.unverified_path(entries, store, store / "Qwen3-32B") == []
