@@ -10,7 +10,7 @@ from typing import Any
 
 from appliance.assistant.retrieval.fingerprint import EmbedderFingerprint
 from appliance.contract.model import Engine, Model, Site
-from appliance.contract.rules import suggest
+from appliance.contract.violation import suggest
 from appliance.engines.embedder_command import DISTRIBUTION
 from appliance.engines.golden_pairs import expected_dimensions
 from appliance.engines.recipe import query_prefix, recipe_of, settle

@@ -10,7 +10,7 @@ from typing import Literal
 from appliance.catalog.names import VENDOR_WORDS, normalise
 from appliance.catalog.shipped import read_table
 from appliance.contract.card_memory import MIB
-from appliance.contract.rules import suggest
+from appliance.contract.violation import suggest
 from appliance.errors import UsageError
 
 Vendor = Literal["nvidia", "amd", "intel"]

@@ -14,7 +14,7 @@ from typing import Any
 from appliance.catalog.names import normalise
 from appliance.catalog.shape import Attention, LinearAttention, Mla, Moe, Shape
 from appliance.catalog.shipped import read_table
-from appliance.contract.rules import suggest
+from appliance.contract.violation import suggest
 from appliance.errors import ConfigError, UsageError
 from appliance.system import text_file
 

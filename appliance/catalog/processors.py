@@ -7,7 +7,7 @@ from functools import cache
 
 from appliance.catalog.names import normalise
 from appliance.catalog.shipped import read_table
-from appliance.contract.rules import suggest
+from appliance.contract.violation import suggest
 from appliance.errors import UsageError
 
 

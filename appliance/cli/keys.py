@@ -16,7 +16,7 @@ from rich.table import Table
 from appliance.cli._args import add_config, add_json, duration
 from appliance.contract.load import load
 from appliance.contract.model import Site
-from appliance.contract.rules import suggest
+from appliance.contract.violation import suggest
 from appliance.errors import UsageError
 from appliance.render.terminal import Console
 from appliance.store.keys import KeyStore

@@ -17,7 +17,7 @@ from appliance.catalog.shape import Shape
 from appliance.cli._args import add_json
 from appliance.contract.load import load, parse, validate
 from appliance.contract.model import Site
-from appliance.contract.rules import suggest
+from appliance.contract.violation import suggest
 from appliance.errors import ConfigError, UsageError
 from appliance.planner import add_model, evaluate, precision, row_parser, terminal
 from appliance.planner.demand import Demand

@@ -1,18 +1,14 @@
 """Rules for an engine over several hosts (``nodes``).
 
-Pure: :func:`across_hosts` yields the place, the error and the fix of each violation;
-:func:`appliance.contract.rules.violations` includes them.
+Pure. :func:`appliance.contract.rules.violations` includes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 
 from appliance.contract.model import Engine, Site
-
-Finding = tuple[str, str, str]
-"""Place, error, fix."""
+from appliance.contract.violation import Violation, suggest
 
 RANK_FLAGS = ("distributed-executor-backend", "data-parallel-size", "data-parallel-backend")
 """Flags of vLLM that contradict ``nodes``."""
@@ -23,7 +19,7 @@ def watch_port(engine: Engine) -> int:
     return engine.master_port + 1
 
 
-def across_hosts(site: Site) -> Iterator[Finding]:
+def across_hosts(site: Site) -> Iterator[Violation]:
     """Yield the violations of all engines that span hosts, and of keys that only they may have."""
     for name, engine in site.engines.items():
         where = f"engines.{name}"
@@ -32,68 +28,80 @@ def across_hosts(site: Site) -> Iterator[Finding]:
             yield from _hosts(site, where, engine)
             yield from _cards(site, where, engine)
         elif engine.distributed != "native":
-            yield f"{where}.distributed", "concerns an engine over several hosts", "remove it, or set nodes"
+            yield Violation(
+                f"{where}.distributed", "concerns an engine over several hosts", "remove it, or set nodes"
+            )
         if engine.pipeline_parallel > 1 and engine.kind not in ("vllm", "mock"):
-            yield f"{where}.pipeline_parallel", f"{engine.kind} has no such layout", "remove it"
+            yield Violation(f"{where}.pipeline_parallel", f"{engine.kind} has no such layout", "remove it")
         if engine.pipeline_parallel > 1 and engine.device == "cpu":
             what = "vLLM on the CPU ends at its first request with it"
-            yield f"{where}.pipeline_parallel", what, "remove it, and raise tensor_parallel"
+            yield Violation(f"{where}.pipeline_parallel", what, "remove it, and raise tensor_parallel")
         if engine.pipeline_parallel > 1 and engine.options.get("speculative-config"):
             what = "is not possible with pipeline_parallel (vllm-project/vllm#50098)"
-            yield f"{where}.options.speculative-config", what, "remove it"
+            yield Violation(f"{where}.options.speculative-config", what, "remove it")
     yield from _ports(site)
 
 
-def _kind(where: str, engine: Engine) -> Iterator[Finding]:
+def _kind(where: str, engine: Engine) -> Iterator[Violation]:
     if engine.kind != "vllm":
-        yield f"{where}.nodes", f"{engine.kind} computes on one host", 'remove it, or set kind = "vllm"'
+        yield Violation(f"{where}.nodes", f"{engine.kind} computes on one host", 'remove it, or set kind = "vllm"')
     if engine.replicas > 1:
-        yield f"{where}.replicas", "is more than 1 though nodes is set", "remove it: write an engine for each copy"
+        yield Violation(
+            f"{where}.replicas", "is more than 1 though nodes is set", "remove it: write an engine for each copy"
+        )
     if engine.sleep:
-        yield f"{where}.sleep", "reaches the first host only", "remove it: the engine is stopped instead"
+        yield Violation(f"{where}.sleep", "reaches the first host only", "remove it: the engine is stopped instead")
     for flag in RANK_FLAGS:
         if flag in engine.options:
-            yield f"{where}.options.{flag}", "contradicts nodes", "remove it"
+            yield Violation(f"{where}.options.{flag}", "contradicts nodes", "remove it")
     if engine.distributed == "ray" and engine.command is None:
         what = "is ray, and the locked environment of vLLM does not contain Ray"
-        yield f"{where}.distributed", what, "set command to the Python of an environment with Ray, or remove it"
+        yield Violation(
+            f"{where}.distributed", what, "set command to the Python of an environment with Ray, or remove it"
+        )
 
 
-def _hosts(site: Site, where: str, engine: Engine) -> Iterator[Finding]:
+def _hosts(site: Site, where: str, engine: Engine) -> Iterator[Violation]:
     nodes = engine.nodes
     if len(nodes) == 1:
-        yield f"{where}.nodes", "names one host", "name two or more, or remove it"
+        yield Violation(f"{where}.nodes", "names one host", "name two or more, or remove it")
     for node in dict.fromkeys(nodes):
         if node not in site.hosts:
-            match = get_close_matches(node, list(site.hosts), n=1, cutoff=0.5)
-            fix = f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(site.hosts))}"
-            yield f"{where}.nodes", f"host {node!r} does not exist", fix
+            yield Violation(f"{where}.nodes", f"host {node!r} does not exist", suggest(node, list(site.hosts)))
         elif site.hosts[node].link is None:
             what = f"is missing, and {where} spans it"
-            yield f"hosts.{node}.link", what, 'add it, such as link = { address = "10.88.0.1", interface = "lan0" }'
+            yield Violation(
+                f"hosts.{node}.link", what, 'add it, such as link = { address = "10.88.0.1", interface = "lan0" }'
+            )
     for node in sorted({node for node in nodes if nodes.count(node) > 1}):
-        yield f"{where}.nodes", f"names {node} twice", "name each host once"
+        yield Violation(f"{where}.nodes", f"names {node} twice", "name each host once")
     if engine.host != nodes[0]:
-        yield f"{where}.host", f"is {engine.host}, and nodes begins with {nodes[0]}", f'set host = "{nodes[0]}"'
+        yield Violation(
+            f"{where}.host", f"is {engine.host}, and nodes begins with {nodes[0]}", f'set host = "{nodes[0]}"'
+        )
     links = [link for node in dict.fromkeys(nodes) if node in site.hosts and (link := site.hosts[node].link)]
     addresses = [link.address for link in links]
     for address in sorted({one for one in addresses if addresses.count(one) > 1}):
-        yield f"{where}.nodes", f"two of its hosts have the link address {address}", "give each host its own"
+        yield Violation(
+            f"{where}.nodes", f"two of its hosts have the link address {address}", "give each host its own"
+        )
 
 
-def _cards(site: Site, where: str, engine: Engine) -> Iterator[Finding]:
+def _cards(site: Site, where: str, engine: Engine) -> Iterator[Violation]:
     cards, hosts = engine.cards_per_replica, len(engine.nodes)
     if cards % hosts:
         what = f"tensor_parallel {engine.tensor_parallel} x pipeline_parallel {engine.pipeline_parallel} is {cards}"
-        yield where, f"{what}, which {hosts} hosts cannot share equally", f"make it a multiple of {hosts}"
+        yield Violation(
+            where, f"{what}, which {hosts} hosts cannot share equally", f"make it a multiple of {hosts}"
+        )
         return
     if engine.device == "cpu":
         if engine.gpus:
-            yield f"{where}.gpus", "names cards though device is cpu", "remove it"
+            yield Violation(f"{where}.gpus", "names cards though device is cpu", "remove it")
         return
     if len(engine.gpus) != cards:
         what = f"names {len(engine.gpus)} cards; tensor_parallel x pipeline_parallel over all nodes is {cards}"
-        yield f"{where}.gpus", what, f"list {cards // hosts} indices for each node"
+        yield Violation(f"{where}.gpus", what, f"list {cards // hosts} indices for each node")
         return
     for node in dict.fromkeys(engine.nodes):
         used = engine.cards_on(node)
@@ -101,12 +109,12 @@ def _cards(site: Site, where: str, engine: Engine) -> Iterator[Finding]:
         for index in used:
             if index not in have:
                 fix = f"it has: {', '.join(map(str, have)) or 'none'}"
-                yield f"{where}.gpus", f"host {node} has no card {index}", fix
+                yield Violation(f"{where}.gpus", f"host {node} has no card {index}", fix)
         if len(set(used)) != len(used):
-            yield f"{where}.gpus", f"names a card of {node} twice", "name each card once"
+            yield Violation(f"{where}.gpus", f"names a card of {node} twice", "name each card once")
 
 
-def _ports(site: Site) -> Iterator[Finding]:
+def _ports(site: Site) -> Iterator[Violation]:
     """The ports of the first host are its own: other engines and the gateway may not have them."""
     taken: dict[tuple[str, int], str] = {
         (engine.host, port): f"engines.{name}"
@@ -121,8 +129,10 @@ def _ports(site: Site) -> Iterator[Finding]:
             where = f"engines.{name}.master_port"
             other = "gateway" if port == site.gateway.port else taken.get((engine.host, port))
             if port > 65535:
-                yield where, f"the watchers would need port {port}", "set it to 65534 or lower"
+                yield Violation(where, f"the watchers would need port {port}", "set it to 65534 or lower")
             elif other is not None:
-                yield where, f"port {port} is already used by {other}", "choose two free ports, such as 29503"
+                yield Violation(
+                    where, f"port {port} is already used by {other}", "choose two free ports, such as 29503"
+                )
                 break
             taken[engine.host, port] = f"engines.{name}"

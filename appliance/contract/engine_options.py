@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 
 from appliance.contract.model import Engine, Site
-from appliance.contract.rules import suggest
+from appliance.contract.violation import suggest
 
 VLLM_OURS = {
     "model": "model",

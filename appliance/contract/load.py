@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from appliance.contract.engine_options import check_options
 from appliance.contract.model import Site, Tuning
-from appliance.contract.rules import suggest, violations
+from appliance.contract.rules import violations
+from appliance.contract.violation import suggest
 from appliance.errors import ConfigError
 from appliance.system import text_file
 

@@ -7,8 +7,6 @@ and fix. :mod:`appliance.contract.engine_options` checks an engine's own flags.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from difflib import get_close_matches
 
 from appliance.contract.across_hosts import across_hosts
 from appliance.contract.card_memory import GIB, MIB, WORKING_SPACE, shortage
@@ -22,18 +20,7 @@ from appliance.contract.model import (
     Site,
     UserPlan,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One violated rule: the key of the configuration, the error and the fix."""
-
-    where: str
-    what: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.fix}"
+from appliance.contract.violation import Violation, suggest
 
 
 def violations(site: Site) -> list[Violation]:
@@ -41,7 +28,7 @@ def violations(site: Site) -> list[Violation]:
     return [
         *_models(site),
         *_engines(site),
-        *(Violation(where, what, fix) for where, what, fix in across_hosts(site)),
+        *across_hosts(site),
         *_ports(site),
         *_card_memory(site),
         *_ups(site),
@@ -54,12 +41,6 @@ def violations(site: Site) -> list[Violation]:
         *_search(site),
         *_telegram(site),
     ]
-
-
-def suggest(name: str, known: list[str]) -> str:
-    """Return a hint: the name in ``known`` that is most similar to ``name``, or all of them."""
-    match = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(known)) or 'none'}"
 
 
 RECIPE_TASKS = {

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import ModuleType
 
-from appliance.contract.rules import suggest
+from appliance.contract.violation import suggest
 from appliance.doctor.check import Check
 from appliance.doctor.checks import (
     assistant,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance.contract.model import Engine, Model, Site
-from appliance.contract.rules import suggest
+from appliance.contract.violation import suggest
 from appliance.engines import cpu_dtype, embedder_command, llamacpp, mock_command, ranks, vllm
 from appliance.engines.load_format import LoaderChoice, WeightsPlace, choose_loader
 from appliance.engines.recipe import settle

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from appliance.catalog.cards import find_card
 from appliance.contract.engine_options import known_flags
 from appliance.contract.model import Engine, Model, Site
-from appliance.contract.rules import suggest
+from appliance.contract.violation import suggest
 from appliance.errors import ConfigError, UsageError
 
 

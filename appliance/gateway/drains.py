@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from appliance.contract.rules import suggest
+from appliance.contract.violation import suggest
 from appliance.errors import NotFoundError, StoreError
 from appliance.gateway.routing import Replica, Router
 from appliance.system import files

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from appliance.contract.model import Gateway, Role, Site
-from appliance.contract.rules import suggest
+from appliance.contract.violation import suggest
 from appliance.engines.argv import EngineReplica, replicas
 from appliance.engines.probe import CanaryRequest, canary_of
 from appliance.errors import (

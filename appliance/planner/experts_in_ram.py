@@ -11,7 +11,7 @@ from math import ceil
 from appliance.catalog.shape import Shape
 from appliance.contract.card_memory import GIB, MIB, WORKING_SPACE, budget
 from appliance.contract.model import Engine, Host
-from appliance.contract.rules import Violation
+from appliance.contract.violation import Violation
 from appliance.planner import precision
 from appliance.planner.precision import Precision
 

@@ -15,7 +15,7 @@ from appliance.catalog.cards import Card
 from appliance.catalog.shape import Shape
 from appliance.contract.card_memory import GIB, shortage
 from appliance.contract.model import Engine, Site
-from appliance.contract.rules import Violation
+from appliance.contract.violation import Violation
 from appliance.engines.vllm import pins_exactly
 from appliance.errors import UsageError
 from appliance.planner import experts_in_ram, host_ram, precision

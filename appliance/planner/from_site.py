@@ -13,7 +13,8 @@ from appliance.catalog.cards import Card, find_card
 from appliance.catalog.processors import Cpu, find_cpu
 from appliance.catalog.shape import Shape
 from appliance.contract.model import Gpu, Host, Model, Site
-from appliance.contract.rules import MEDIA_KINDS, suggest
+from appliance.contract.rules import MEDIA_KINDS
+from appliance.contract.violation import suggest
 from appliance.errors import UsageError
 from appliance.planner.hardware import HardwareSpec
 from appliance.planner.models import (

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Literal
 
 from appliance.catalog.shape import Shape
-from appliance.contract.rules import suggest
+from appliance.contract.violation import suggest
 from appliance.errors import UsageError
 
 Units = Literal["bf16", "fp8", "fp4", "w4a16", "gguf"]
