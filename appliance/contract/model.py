@@ -1108,6 +1108,16 @@ class Site(Section):
     smoke: Smoke = Field(default=Smoke(), description="The smoke test.")
     loadtest: LoadTest = Field(default=LoadTest(), description="The load tests.")
 
+    def gpus_of(self, engine: Engine) -> tuple[Gpu, ...]:
+        """Return the cards that ``engine`` computes on, host by host; an unknown host has none."""
+        return tuple(
+            gpu
+            for host in dict.fromkeys(engine.hosts)
+            if host in self.hosts
+            for gpu in self.hosts[host].gpus
+            if gpu.index in engine.cards_on(host)
+        )
+
     def data_path(self, base: Path) -> Path:
         """Return the folder of keys and usage; a relative one begins at ``base``."""
         return base / self.gateway.data_dir

@@ -342,8 +342,7 @@ def _weights(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
             what = f"{model.weights_gib:g} GiB of weights do not fit the {host.memory_gib} GiB of {engine.host}"
             yield Violation(f"engines.{name}", what, "take a smaller quantisation or more RAM")
         return
-    used = {host: engine.cards_on(host) for host in engine.hosts if host in site.hosts}
-    for gpu in (gpu for host, cards in used.items() for gpu in site.hosts[host].gpus if gpu.index in cards):
+    for gpu in site.gpus_of(engine):
         lacking = shortage(
             weights=model.weights_gib / engine.cards_per_replica * GIB,
             working_space=WORKING_SPACE,

@@ -78,13 +78,11 @@ def parse_rules(tables: Mapping[str, Mapping[str, Any]], flags: Collection[str])
 def computes_of(site: Site, engine: Engine) -> set[float]:
     """Return the compute capabilities of the cards of ``engine``; 0.0 for a card that the catalog lacks."""
     found = set()
-    for host in engine.hosts:
-        for card in site.hosts[host].gpus:
-            if card.index in engine.cards_on(host):
-                try:
-                    found.add(find_card(card.model).compute)
-                except UsageError:
-                    found.add(0.0)
+    for card in site.gpus_of(engine):
+        try:
+            found.add(find_card(card.model).compute)
+        except UsageError:
+            found.add(0.0)
     return found
 
 

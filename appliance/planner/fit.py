@@ -149,10 +149,8 @@ def _memory(on_cards: _CardEngine) -> Violation | None:
 
 def _cards(site: Site, engine: Engine) -> tuple[tuple[int, Card], ...]:
     """Return the engine's cards with their indices; empty if the catalog does not have one of them."""
-    used = {host: engine.cards_on(host) for host in engine.hosts if host in site.hosts}
-    gpus = [gpu for host, cards in used.items() for gpu in site.hosts[host].gpus if gpu.index in cards]
     try:
-        return tuple((gpu.index, card_of(gpu)) for gpu in gpus)
+        return tuple((gpu.index, card_of(gpu)) for gpu in site.gpus_of(engine))
     except UsageError:
         return ()
 

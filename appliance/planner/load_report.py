@@ -170,7 +170,7 @@ def row_of_site(load: ReportedLoad, site: Site) -> Row:
 def _engine_fields(site: Site, engine: Engine) -> dict[str, str]:
     """Return the columns of a measurement that the site determines."""
     shape, dtype = model_of(site.models[engine.model])
-    used = [gpu for gpu in site.hosts[engine.host].gpus if gpu.index in engine.gpus]
+    used = site.gpus_of(engine)
     limits = [gpu.power_limit_w for gpu in used if gpu.power_limit_w is not None]
     options: dict[str, Any] = dict(engine.options)
     return {
