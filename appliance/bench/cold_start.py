@@ -93,7 +93,8 @@ def _by_swap(site: Site, data: Path, replica: EngineReplica, *, stop_serving: bo
         with _FirstResponse(replica.url) as health:
             times = swap_to(data, model, stop=stop, timeout_s=timeout_s)
         unloaded = times["unload"] if before else None
-        return MeasuredStart(replica.name, unloaded, health.after, times["total"], log.stages())
+        first = times["total"]
+        return MeasuredStart(replica.name, unloaded, health.before(first), first, log.stages())
     finally:
         for one in before:
             if one not in loaded_models(data):
@@ -118,7 +119,7 @@ def _by_unit(data: Path, replica: EngineReplica, task: str, *, stop_serving: boo
             timeout_s = float(replica.engine.start_timeout_s)
             _wait(lambda: not probe_token(replica.url, replica.engine.model, task, PROBE_S), timeout_s, stop)
         first = time.monotonic() - began
-        return MeasuredStart(name, None, health.after, first, start_stages(_journal(unit, began_at)))
+        return MeasuredStart(name, None, health.before(first), first, start_stages(_journal(unit, began_at)))
     finally:
         if not was_drained:
             control_client.undrain(data, name)
@@ -142,8 +143,7 @@ class _FirstResponse:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self._began = time.monotonic()
-        self.after: float | None = None
-        """Seconds from the begin of the block; None without a response."""
+        self._after: float | None = None
 
     def __enter__(self) -> _FirstResponse:
         self._began = time.monotonic()
@@ -154,14 +154,25 @@ class _FirstResponse:
         self._ended.set()
         self._thread.join()
 
+    def before(self, first_token_s: float) -> float | None:
+        """Return the seconds from the begin of the block; None without a response.
+
+        A first token proves a response, so a later look counts as one at ``first_token_s``.
+        """
+        return None if self._after is None else min(self._after, first_token_s)
+
     def _loop(self) -> None:
-        while not self._ended.is_set():
+        while True:
+            # A look follows the end of the block: a fast start can be whole between two looks.
+            last = self._ended.is_set()
             try:
                 if send_request(self._url, "/health", direct=True, timeout_s=1.0).status == 200:
-                    self.after = time.monotonic() - self._began
+                    self._after = time.monotonic() - self._began
                     return
             except NO_RESPONSE:
                 pass
+            if last:
+                return
             self._ended.wait(POLL_S)
 
 
