@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.bench.swap_time import loaded_models, on_demand, swap_to
+from appliance.bench.swap_time import load_again, loaded_models, on_demand, swap_to
 from appliance.contract.model import Site
 from appliance.engines.argv import EngineReplica, find, unit_name
 from appliance.engines.probe import probe_token
@@ -96,9 +96,7 @@ def _by_swap(site: Site, data: Path, replica: EngineReplica, *, stop_serving: bo
         first = times["total"]
         return MeasuredStart(replica.name, unloaded, health.before(first), first, log.stages())
     finally:
-        for one in before:
-            if one not in loaded_models(data):
-                swap_to(data, one, stop=Stop(), timeout_s=timeout_s)
+        load_again(data, before, timeout_s=timeout_s)
 
 
 def _by_unit(data: Path, replica: EngineReplica, task: str, *, stop_serving: bool, stop: Stop) -> MeasuredStart:

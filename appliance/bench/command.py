@@ -16,7 +16,7 @@ from appliance.bench.host import BenchHost
 from appliance.bench.report import to_html, to_markdown
 from appliance.bench.results import BenchConditions, ResultFile
 from appliance.bench.run import BenchLimits, BenchParts, GridRun
-from appliance.bench.swap_time import loaded_models, swap_to
+from appliance.bench.swap_time import load_again, loaded_models, swap_to
 from appliance.bench.tables import compared, to_csv
 from appliance.contract.model import Engine, Site, Slo
 from appliance.errors import StartError, UsageError
@@ -34,6 +34,8 @@ from loadtests.tokenizer_probe import TokenizerUnavailableError, by_tokenizer, b
 
 RESULTS = "results.jsonl"
 REPORTS = ("bench.md", "bench.csv", "bench.html")
+RESTORE_S = 900.0
+"""Seconds for a load of the model that served before the swaps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,9 @@ def run_bench(options: BenchOptions) -> int:
     with listening() as stop, _only_run(options.out):
         results = ResultFile.open(options.out / RESULTS, conditions)
         try:
-            ended = _measure(replace(options, rules=rules), results, cells, host=host, cards=cards, stop=stop)
+            ended = _measure(
+                replace(options, rules=rules), engine, results, cells, host=host, cards=cards, stop=stop
+            )
         finally:
             write_reports(options.out, options.site)
     left = len([cell for cell in cells if cell not in results.done])
@@ -123,6 +127,7 @@ def write_reports(out: Path, site: Site) -> None:
 
 def _measure(
     options: BenchOptions,
+    engine: Engine,
     results: ResultFile,
     cells: Sequence[BenchCell],
     *,
@@ -133,7 +138,7 @@ def _measure(
     """Run the missing cells; return why the run ended early."""
     if all(cell in results.done for cell in cells):
         return ""
-    model, _, engine = measured_engine(options.site, results.conditions.model)
+    model = results.conditions.model
     url = f"http://{options.site.gateway.host}:{options.site.gateway.port}"
     target = Target(url, options.key, timeout_s=options.limits.cell_s)
     with wish(options.wishes) if options.grid.powers else nullcontext() as held:
@@ -154,7 +159,8 @@ def _measure(
         try:
             return GridRun(results, parts, rules=options.rules, limits=options.limits, stop=stop).run(cells)
         finally:
-            _restore(options.data, before, any(cell.kind == "swap" for cell in cells))
+            if any(cell.kind == "swap" for cell in cells):
+                load_again(options.data, before, timeout_s=RESTORE_S)
 
 
 class _Load:
@@ -208,19 +214,6 @@ def _swap(options: BenchOptions, model: str, stop: Stop) -> dict[str, float]:
             raise UsageError(f"{model} is loaded, and the site has no other on-demand model")
         swap_to(options.data, others[0], stop=stop, timeout_s=options.limits.cell_s)
     return swap_to(options.data, model, stop=stop, timeout_s=options.limits.cell_s)
-
-
-def _restore(data: Path, before: Sequence[str], swapped: bool) -> None:
-    """Load the models again that were loaded before the swaps."""
-    if not swapped:
-        return
-    for model in before:
-        if model not in loaded_models(data):
-            swap_to(data, model, stop=Stop(), timeout_s=RESTORE_S)
-
-
-RESTORE_S = 900.0
-"""Seconds for a load of the model that served before the swaps."""
 
 
 def _limit_w(host: BenchHost) -> float | None:

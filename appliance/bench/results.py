@@ -108,7 +108,7 @@ class ResultFile:
             _truncate(path, 0)
             found._write(msgspec.json.encode(conditions))
             return found
-        found = cls.read(path)
+        found = cls._parsed(path, whole)
         if found.conditions != conditions:
             before, now = msgspec.to_builtins(found.conditions), msgspec.to_builtins(conditions)
             name = next(name for name in now if before[name] != now[name])
@@ -126,6 +126,10 @@ class ResultFile:
         content = files.read(path)
         if content is None:
             raise StoreError(f"{path}: does not exist; run the benchmark first")
+        return cls._parsed(path, content)
+
+    @classmethod
+    def _parsed(cls, path: Path, content: bytes) -> ResultFile:
         conditions: BenchConditions | None = None
         results = []
         mark = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,10 @@ def swap_to(data: Path, model: str, *, stop: Stop, timeout_s: float) -> dict[str
             raise StartError(f"{model} was not loaded within {timeout_s:.0f} s; see the gateway's log")
         if stop.wait(POLL_S):
             raise Stopped(stop.reason)
+
+
+def load_again(data: Path, models: Iterable[str], *, timeout_s: float) -> None:
+    """Load each of ``models`` that is not loaded; no signal ends it. Raises :class:`StartError`."""
+    for model in models:
+        if model not in loaded_models(data):
+            swap_to(data, model, stop=Stop(), timeout_s=timeout_s)
