@@ -216,12 +216,13 @@ def loop_times(terms: LoopTerms, k: Constants) -> LoopTimes:
     accepted = terms.accepted + unstated * geometric
     prompt = prefill_seconds(terms.prompt, k)
     first = first_token_seconds(terms.alone, terms.prompt, terms.stages, k)
-    decode = terms.output / accepted * step.total
+    steps = terms.output / accepted
+    decode = steps * step.total
     prefills = terms.running * prompt
     # A pass with a prompt in it also decodes one token of every running sequence.
-    passes = smaller(terms.prompt_passes, terms.output / accepted)
+    passes = smaller(terms.prompt_passes, steps)
     shared = k.mixed_share * passes * step.total * terms.mixed
-    together = terms.output / accepted * mixed_step(terms, k, steps=terms.output / accepted)
+    together = steps * mixed_step(terms, k, step=step, steps=steps)
     cycle = (decode - shared + larger(prefills, first)) * (1.0 - terms.staggered) + terms.staggered * larger(
         together, decode
     )
@@ -238,12 +239,11 @@ def loop_times(terms: LoopTerms, k: Constants) -> LoopTimes:
     )
 
 
-def mixed_step(terms: LoopTerms, k: Constants, *, steps: float) -> float:
-    """Return the seconds of a step in which prompts join the decoding batch, spread evenly over ``steps`` steps.
+def mixed_step(terms: LoopTerms, k: Constants, *, step: DecodeStep, steps: float) -> float:
+    """Return the seconds of the decode ``step`` if prompts join its batch, spread evenly over ``steps`` steps.
 
     The prompts' multiplications overlap with reading the weights.
     """
-    step = step_time(terms.decode, k)
     each = terms.running / steps
     return dataclasses.replace(
         step,

@@ -76,7 +76,7 @@ class KeyStore:
         with self._reading() as connection:
             row = connection.execute(select(KEYS).where(KEYS.c.id == wanted)).first()
         if row is None:
-            raise UsageError("there is no key with that id; `appliance keys list` shows them")
+            raise UsageError("a key with that id does not exist; `appliance keys list` shows them")
         return _key(row)
 
     def all(self) -> list[Key]:

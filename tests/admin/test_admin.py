@@ -224,7 +224,7 @@ def test_the_command_line_makes_changes_and_lists_keys(admin: RunningAdmin) -> N
         (["create", "eve", "--weight", "5000"], "weight is 5000; it must be from 0.001 to 1000"),
         (["change", key_id, "--weight", "nan"], "weight is nan"),
         (["change", key_id], "nothing to change"),
-        (["change", "000000000000", "--name", "x"], "there is no key with that id"),
+        (["change", "000000000000", "--name", "x"], "a key with that id does not exist"),
     ):
         done = cli(admin.service, "keys", *words)
         assert done.returncode == 2

@@ -44,7 +44,7 @@ def test_users_have_plain_names(tmp_path: Path, user: str) -> None:
 def test_an_unknown_key_cannot_be_revoked(tmp_path: Path) -> None:
     with (
         contextlib.closing(KeyStore(tmp_path)) as store,
-        pytest.raises(UsageError, match="there is no key with that id"),
+        pytest.raises(UsageError, match="a key with that id does not exist"),
     ):
         store.revoke("000000000000")
 

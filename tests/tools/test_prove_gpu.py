@@ -119,7 +119,7 @@ def test_a_part_that_hangs_is_ended_with_its_children(machine: Pretended, tmp_pa
     [
         (lambda m: (m.folder / "nvidia-smi").unlink(), (), "nvidia-smi is not installed"),
         (lambda m: m.card(used=60000), (), "card 0 has 60000 MiB in use; stop the process that uses it"),
-        (lambda _: None, ("--card", "7"), "there is no card 7; nvidia-smi lists 0"),
+        (lambda _: None, ("--card", "7"), "card 7 does not exist; nvidia-smi lists 0"),
         (lambda m: (m.folder / "python-cuda").unlink(), (), "does not exist; name a Python with vLLM for CUDA"),
     ],
 )

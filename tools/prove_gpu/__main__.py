@@ -79,7 +79,7 @@ def _machine(card: int, python: Path) -> tuple[dict[str, Any], str]:
     except NvidiaSmiError as error:
         return facts, str(error)
     if card not in rows:
-        return facts, f"there is no card {card}; nvidia-smi lists {', '.join(map(str, rows)) or 'none'}"
+        return facts, f"card {card} does not exist; nvidia-smi lists {', '.join(map(str, rows)) or 'none'}"
     facts["card"] = {name: rows[card].text(name) for name in FIELDS}
     used = rows[card].number("memory.used") or 0.0
     if used > BUSY_MIB:

@@ -38,7 +38,7 @@ _RUSSIAN: tuple[tuple[str, str], ...] = (
         r"(?:days|plan_until) needs a plan; the default plan has no end",
         "срок нужен только вместе с тарифом: тариф по умолчанию бессрочный",
     ),
-    (r"there is no key with that id.*", "ключа с таким номером нет"),
+    (r"a key with that id does not exist.*", "ключа с таким номером нет"),
     (r"the code must expire after now.*", "код должен истекать после этого момента и до 10000 года"),
     (r"days is (?P<days>\S+); it must be from 1 to (?P<most>\d+).*", "дней должно быть от 1 до {most}"),
     (
