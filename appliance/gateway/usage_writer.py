@@ -128,7 +128,10 @@ class UsageWriter:
         now = self._clock()
         closed = {day: sums[day] for day in computed if is_closed(day, now)}
         try:
-            store_days(self._engine, closed)
+            with self._committing:
+                # Rows that were committed since the view would be missing from a stored sum for good.
+                if self._handled == number:
+                    store_days(self._engine, closed)
         except SQLAlchemyError as error:
             raise refused(error, self._engine) from error
         return number, sums

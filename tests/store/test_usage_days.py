@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, delete, select, update
+from sqlalchemy import Connection, Engine, delete, select, update
 
 from appliance.gateway.usage_writer import UsageWriter
 from appliance.store.calendar import DAY_S, day_of
 from appliance.store.database import open_database
 from appliance.store.models import UsageRow
 from appliance.store.schema import USAGE, USAGE_DAYS
+from appliance.store.usage_days import tokens_of_days
 from tests.conftest import wait_until
 
 TODAY = 20_000
@@ -71,6 +72,22 @@ def test_a_stored_day_is_not_computed_again(writer: UsageWriter, engine: Engine)
         connection.execute(update(USAGE).values(prompt_tokens=99))
     found = writer.days(DAYS)[1]
     assert (found[TODAY - 3], found[TODAY]) == ({"ada": 10}, {"ada": 99})
+
+
+def test_a_record_that_is_written_during_the_sum_is_in_the_next_one(
+    writer: UsageWriter, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def summed(connection: Connection, days: range) -> tuple[dict[int, dict[str, int]], set[int]]:
+        found = tokens_of_days(connection, days)
+        writer.put(usage_row(TODAY - 3, "ada", 10))
+        wait_until(lambda: writer.consistent(lambda _: None)[0] == 1, "the row is committed", 60)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr("appliance.gateway.usage_writer.tokens_of_days", summed)
+        assert writer.days(DAYS)[1][TODAY - 3] == {}
+    assert writer.days(DAYS)[1][TODAY - 3] == {"ada": 10}
+    assert TODAY - 3 in stored_days(engine)
 
 
 def test_a_late_record_counts(writer: UsageWriter, engine: Engine) -> None:
