@@ -88,7 +88,7 @@ def agent(config: Path, wishes: Path) -> Iterator[None]:
 @contextmanager
 def on_a_card(folder: Path) -> Iterator[RunningService]:
     """A gateway before an engine that the site calls vLLM on a card."""
-    engine = start_mock(folder / "vllm.log", "--model", "chat", "--tokens", "16", "--itl-ms", "20")
+    engine = start_mock(folder / "vllm.log", "--model", "chat", "--tokens", "16", "--itl-ms", "60")
     one = {"kind": "vllm", "host": "here", "model": "chat", "gpus": [0], "context": 4096, "concurrency": 16}
     gpus = [{"index": 0, "model": CARD, "memory_mib": 97887, "power_limit_w": 450}]
     site = {
@@ -165,7 +165,7 @@ def test_a_killed_run_leaves_no_limit_and_the_next_one_continues(tmp_path: Path,
     assert len(measured.points["here"]) == 2
     rows = (bench.out / "bench.csv").read_text().splitlines()
     assert len(rows) == 3
-    # A request takes 0.3 s, and a cell has 16 of them: the draw is sampled every two seconds.
+    # A request takes 1 s, and a cell has 16 of them: a sample of the draw every two seconds, three are necessary.
     assert float(rows[1].rsplit(",", 1)[1]) > 0
     assert "<figure>" in (bench.out / "bench.html").read_text()
 
