@@ -66,6 +66,7 @@ test-chats-vllm:
 	@.venv/bin/python -m tests.vllm.many_chats $(ARGS)
 
 # One real vLLM over two hosts in network namespaces, and its failures: as root, with a whole nixpkgs (nix-real).
+# docs/nodes.md has the command for a real Ray cluster.
 test-nodes:
 	@$(PYTHON) -m tools.bootstrap --tests --engine vllm
 	@.venv/bin/python -m tests.nodes.failures $(ARGS)

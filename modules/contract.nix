@@ -242,7 +242,9 @@ in
       default = lib.filterAttrs (_: e: e.host == cfg.host) cfg.settings.engines;
       description = "Engines of this machine.";
     };
-    # Engines with a rank on this machine, in several hosts' company: the rank, and the links of all its hosts.
+    # Engines over several hosts with a rank on this machine: the rank, the links of all hosts, the fixed ports. Ranks of
+    # vLLM meet at the master port, and their watchers at the next one. The nodes of a Ray cluster meet at its head.
+    # Beyond these, vLLM, gloo, NCCL and Ray listen on ports that the kernel chooses.
     myRanks = mkOption {
       type = types.raw;
       internal = true;
@@ -251,6 +253,14 @@ in
         inherit engine;
         rank = lib.lists.findFirstIndex (node: node == cfg.host) 0 engine.nodes;
         links = map (node: cfg.settings.hosts.${node}.link or null) engine.nodes;
+        ports =
+          if engine.distributed == "ray" then
+            [ 6379 ]
+          else
+            [
+              engine.master_port
+              (engine.master_port + 1)
+            ];
       }) (lib.filterAttrs (_: e: lib.elem cfg.host e.nodes) cfg.settings.engines);
       description = "Engines over several hosts that have a rank on this machine.";
     };

@@ -111,7 +111,7 @@ let
         ) "tcp" network.ssh.port "ssh";
       ranks = lib.mapAttrsToList (_: rank: {
         inherit (lib.elemAt rank.links rank.rank) interface;
-        port = rank.engine.master_port;
+        inherit (rank) ports;
       }) (lib.filterAttrs (_: rank: !(lib.elem null rank.links)) appliance.myRanks);
       extra_input = network.firewall.extraInput;
     };

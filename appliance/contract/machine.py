@@ -87,10 +87,10 @@ class Opening(Section):
 
 
 class RankOpening(Section):
-    """Ports of an engine over several hosts, open to its other hosts: two fixed ones, and those of the kernel."""
+    """Ports of an engine over several hosts, open to its other hosts: fixed ones, and those of the kernel."""
 
     interface: str = Field(description="The only interface on which they are open.")
-    port: Port = Field(description="`master_port` of the engine.")
+    ports: tuple[Port, ...] = Field(description="`master_port` and the next one, or the port of Ray's head.")
 
 
 class Firewall(Section):

@@ -21,8 +21,6 @@ let
     rule (network.ssh.enable && sources != [ ])
       "${family} saddr ${set sources} tcp dport ${toString network.ssh.port} ct state new limit rate 30/minute burst 20 packets accept";
   peerAddresses = map (p: p.address) (lib.attrValues wg.peers);
-  # Ranks of an engine meet at its master port, their watchers at the next one. Then vLLM, gloo and NCCL listen on ports
-  # that the kernel chooses.
   ranks = lib.filterAttrs (_: part: !(lib.elem null part.links)) appliance.myRanks;
   rankRule =
     part:
@@ -33,11 +31,7 @@ let
         family: links:
         rule (links != [ ])
           "iifname \"${own.interface}\" ${family} saddr ${set (map (link: link.address) links)} tcp dport ${
-            set [
-              (toString part.engine.master_port)
-              (toString (part.engine.master_port + 1))
-              "32768-60999"
-            ]
+            set (map toString part.ports ++ [ "32768-60999" ])
           } accept";
     in
     from "ip" (lib.filter (link: !(isV6 link.address)) others)

@@ -126,6 +126,15 @@ def unknown_names(content: str) -> list[str]:
     return found
 
 
+def unknown_programs(content: str) -> list[str]:
+    """Return the programs of ``python -m`` in ``content`` that the repository should have and lacks."""
+    own = re.findall(r"-m ((?:appliance|benchmarks|loadtests|tests|tools)(?:\.\w+)*)", content)
+    files = [(name, ROOT / name.replace(".", "/")) for name in own]
+    return [
+        name for name, file in files if not file.with_suffix(".py").exists() and not (file / "__main__.py").exists()
+    ]
+
+
 def test_both_languages_have_the_same_pages() -> None:
     assert pages.names("en") == pages.names("ru")
     chapters = [name[:2] for name in pages.names("en") if name[0].isdigit()]
@@ -202,6 +211,22 @@ def test_commands_are_read_from_continued_lines_and_wrappers() -> None:
 @pytest.mark.parametrize(("language", "name"), PAGES)
 def test_each_option_and_each_target_of_a_page_exists(language: str, name: str) -> None:
     assert unknown_names(text(language, name)) == []
+
+
+@pytest.mark.parametrize(
+    "page",
+    sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
+    ),
+)
+def test_each_program_of_a_page_exists(page: str) -> None:
+    assert unknown_programs((ROOT / page).read_text(encoding="utf-8")) == []
+
+
+def test_a_program_that_does_not_exist_is_detected() -> None:
+    page = "Run `python -m tools.manual`, `python -m tests.nodes.failures` and `python -m tests.nodes.no`."
+    assert unknown_programs(page) == ["tests.nodes.no"]
 
 
 def test_an_option_or_a_target_that_does_not_exist_is_detected() -> None:

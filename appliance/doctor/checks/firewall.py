@@ -182,10 +182,7 @@ RANK_PORTS = range(32768, 61000)
 
 def _of_a_rank(expected: Firewall, port: int, interface: str) -> bool:
     """Return whether the site opens a TCP port on ``interface`` for an engine over several hosts."""
-    return any(
-        interface == one.interface and (port in RANK_PORTS or port in (one.port, one.port + 1))
-        for one in expected.ranks
-    )
+    return any(interface == one.interface and (port in RANK_PORTS or port in one.ports) for one in expected.ranks)
 
 
 def _judge_openings(expected: Firewall, seen: Ruleset) -> Finding:

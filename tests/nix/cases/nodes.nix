@@ -117,7 +117,7 @@ in
     gives = c: lib.hasInfix "29501" (rules c);
     is = false;
   };
-  "a Ray node has no unit of ours" = {
+  "a Ray node has no unit of ours, and the hosts reach the port of its head" = {
     host = "gpu";
     module = {
       imports = [ second ];
@@ -126,8 +126,16 @@ in
         command = "/opt/vllm-ray/bin/python";
       };
     };
-    gives = units;
-    is = [ ];
+    gives = c: {
+      units = units c;
+      rule = lib.hasInfix ''iifname "lan1" ip saddr { 10.88.0.1 } tcp dport { 6379, 32768-60999 } accept'' (rules c);
+      master = lib.hasInfix "29501" (rules c);
+    };
+    is = {
+      units = [ ];
+      rule = true;
+      master = false;
+    };
   };
   "ranks without the firewall" = {
     host = "gpu";
