@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import RequestError, StartError
-from appliance.gateway.control_socket import SOCKET
 from appliance.system.http_request import NO_RESPONSE, send_to_socket
+
+SOCKET = "control.sock"
+"""Name of the socket in the gateway's data folder. It is here because a client must not import the gateway."""
 
 TIMEOUT_S = 10.0
 

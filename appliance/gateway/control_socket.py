@@ -34,9 +34,6 @@ from appliance.gateway.app import GatewayApp
 from appliance.gateway.late_response import LateResponses, decode_fields
 from appliance.http1.types import ClientResponder, Request
 
-SOCKET = "control.sock"
-"""Name of the socket in the gateway's data folder."""
-
 MAX_BODY = 4096
 """Largest body in bytes."""
 

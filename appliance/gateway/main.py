@@ -19,7 +19,8 @@ from appliance.errors import StartError
 from appliance.gateway import log
 from appliance.gateway.acting_socket import ActingSocket, allowed_users
 from appliance.gateway.app import GatewayApp
-from appliance.gateway.control_socket import SOCKET, Control
+from appliance.gateway.control_client import SOCKET
+from appliance.gateway.control_socket import Control
 from appliance.gateway.drains import NAME as DRAINED
 from appliance.gateway.drains import DrainFile
 from appliance.gateway.plan_sales import PlanSales
