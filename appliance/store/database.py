@@ -17,9 +17,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from appliance.errors import StoreError, existing, write_fix
-from appliance.store.schema import REVISIONS
+from appliance.store.revision import FILE, REVISIONS
 
-FILE = "appliance.sqlite"
 BUSY_MS = 5000
 CONNECT_S = 5
 ADVISORY_LOCK = 0x61_70_70_6C

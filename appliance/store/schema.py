@@ -16,12 +16,6 @@ from sqlalchemy import (
     false,
 )
 
-REVISION = "0005"
-"""The newest migration, which gives the tables below; a test compares both."""
-
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
-"""All migrations of this version, oldest first."""
-
 METADATA = MetaData()
 
 KEYS = Table(

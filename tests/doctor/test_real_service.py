@@ -16,9 +16,8 @@ import pytest
 from appliance.doctor.checks import database, disk, weights
 from appliance.doctor.checks.clock import read_clock
 from appliance.doctor.host import HostReader
-from appliance.store.database import FILE
 from appliance.store.keys import KeyStore
-from appliance.store.schema import REVISION
+from appliance.store.revision import FILE, REVISION
 from tests.conftest import ROOT, RunningService, serving
 
 

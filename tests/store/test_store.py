@@ -21,7 +21,8 @@ from appliance.gateway.usage_writer import CHUNK, COLUMNS, UsageWriter
 from appliance.store.database import open_database, upgrade
 from appliance.store.keys import KeyStore
 from appliance.store.models import UsageRow
-from appliance.store.schema import METADATA, REVISION, REVISIONS, USAGE
+from appliance.store.revision import REVISION, REVISIONS
+from appliance.store.schema import METADATA, USAGE
 from appliance.store.usage import UsageLine, UsageReader, as_csv
 from tests.conftest import http, serving, wait_until
 from tests.ports import free_port

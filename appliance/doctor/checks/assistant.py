@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from appliance.contract.model import Assistant, Site
 from appliance.doctor.check import NotApplicable, check, site_with_gateway
 from appliance.doctor.context import CheckContext
 from appliance.doctor.finding import Finding, fail, ok, unknown, warn
 from appliance.doctor.host import CannotLookError
-from appliance.system.unix_socket import address
+from appliance.system.http_request import NO_RESPONSE, send_to_socket
 
 STATE_S = 20.0
 STUCK_S = 3600.0
@@ -50,21 +48,12 @@ def read_socket(path: Path) -> SocketFacts:
 def read_assistant(path: Path) -> Mapping[str, Any] | str:
     """Return the state that the assistant at the socket ``path`` reports, or why there is none."""
     try:
-        with (
-            address(path) as name,
-            httpx.Client(
-                transport=httpx.HTTPTransport(uds=name),
-                base_url="http://assistant",
-                timeout=STATE_S,
-                trust_env=False,
-            ) as client,
-        ):
-            response = client.get("/state")
-            found: Any = response.json()
-    except (httpx.HTTPError, OSError, ValueError) as error:
+        response = send_to_socket(path, "/state", method="GET", timeout_s=STATE_S)
+        found: Any = response.json()
+    except (*NO_RESPONSE, ValueError) as error:
         return type(error).__name__
-    if response.status_code != 200 or not isinstance(found, dict):
-        return f"status {response.status_code}"
+    if response.status != 200 or not isinstance(found, dict):
+        return f"status {response.status}"
     return found
 
 

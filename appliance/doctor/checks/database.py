@@ -18,8 +18,7 @@ from appliance.doctor.check import (
 from appliance.doctor.context import CheckContext
 from appliance.doctor.finding import Finding, fail, ok, unknown, warn
 from appliance.doctor.host import CannotLookError
-from appliance.store.database import FILE
-from appliance.store.schema import REVISION, REVISIONS
+from appliance.store.revision import FILE, REVISION, REVISIONS
 
 QUICK_CHECK_S = 20.0
 

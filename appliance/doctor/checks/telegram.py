@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from appliance.contract.model import Telegram
 from appliance.doctor.check import NotApplicable, check, site_with_gateway
 from appliance.doctor.checks.assistant import SocketFacts, read_socket
@@ -31,6 +29,8 @@ class BotIdentity:
 
 def read_identity(token: str, api: str) -> BotIdentity:
     """Request the bot's own name; the result has no part of the token."""
+    import httpx
+
     try:
         # As the bot, it ignores the proxies of the environment.
         with httpx.Client(timeout=GET_ME_S, trust_env=False) as client:

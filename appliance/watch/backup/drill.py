@@ -24,7 +24,7 @@ from appliance.contract.backup import BackupPlan, DrillRecord, drill_record_file
 from appliance.contract.load import load
 from appliance.errors import ApplianceError, StartError, StoreError
 from appliance.store.copies import copy_sqlite
-from appliance.store.database import FILE
+from appliance.store.revision import FILE
 from appliance.system import files, text_file
 from appliance.system.http_request import NO_RESPONSE, HttpResponse, send_request
 from appliance.system.stopping import Stop

@@ -9,7 +9,8 @@ from pathlib import Path
 from appliance.contract.model import Site
 from appliance.errors import StoreError
 from appliance.store.copies import check_sqlite, copy_sqlite
-from appliance.store.database import FILE, open_database
+from appliance.store.database import open_database
+from appliance.store.revision import FILE
 from appliance.system import files
 from appliance.watch.backup.restic import Restic
 from appliance.watch.backup.stage import (

@@ -23,8 +23,9 @@ from appliance.contract.load import load
 from appliance.contract.model import Section, Site
 from appliance.errors import StoreError
 from appliance.store.copies import check_sqlite, copy_rows, copy_sqlite
-from appliance.store.database import FILE, open_database
+from appliance.store.database import open_database
 from appliance.store.keys import KeyStore
+from appliance.store.revision import FILE
 from appliance.store.schema import BUDGET_NOTICES, CHANGES, INVITES, KEYS, PAYMENTS, USAGE, USERS
 from appliance.store.usage import UsageReader
 from appliance.system import files, lock_file
