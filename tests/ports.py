@@ -8,6 +8,7 @@ import random
 import socket
 import tempfile
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 FIRST = 10_000
@@ -21,10 +22,10 @@ _TAKEN: set[int] = set()
 def free_port() -> int:
     """Return a port on which nothing listens and which this function returns to no other running process."""
     first_outgoing = int(RANGE.read_text().split()[0])
-    candidates = list(range(FIRST, first_outgoing if first_outgoing > FIRST + 1000 else 65_536))
+    candidates = range(FIRST, first_outgoing if first_outgoing > FIRST + 1000 else 65_536)
     # Two runs that begin at the same port would compete for each of them.
-    random.shuffle(candidates)
-    for port in candidates:
+    begin = random.randrange(len(candidates))
+    for port in chain(candidates[begin:], candidates[:begin]):
         if port not in _TAKEN and _reserved(port) and _unused(port):
             _TAKEN.add(port)
             return port
