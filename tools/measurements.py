@@ -53,7 +53,7 @@ RELEASES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("0.31", "2026-10"),
         ("0.32", "2026-11"),
         ("0.33", "2026-11"),
-        ("26.01", "2026-01"),
+        ("26.01", "2025-11"),
     ),
     "sglang": (
         ("0.5.2", "2025-09"),
@@ -74,7 +74,8 @@ RELEASES: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
     "tensorrt-llm": (("1.0", "2025-09"), ("1.1", "2025-11"), ("1.2", "2025-11")),
 }
-"""Month of a version's release by the start of the version; the longest start counts."""
+"""Month of a version's release by the start of the version; the longest start counts. NVIDIA's container 26.01 has
+vLLM 0.11.1 (its release notes)."""
 
 LLAMA_BUILDS = ((6000, "2025-07"), (7000, "2025-11"), (8000, "2026-02"), (9000, "2026-05"), (10300, "2026-08"))
 """First build of llama.cpp after which a month began."""
@@ -170,6 +171,7 @@ def normalise_row(row: Raw) -> dict[str, str]:
         "source": row.get("source") or "",
         "one_shot": "1" if re.search(r"one-?shot[\w -]* ON|b12x", text) else "",
         "eager": "1" if "enforce-eager" in notes else "",
+        "asynchronous": "1" if "--async-scheduling" in notes else "",
     }
     found |= _date(row, engine, notes, assumed)
     found |= _dtype(row, text, engine, assumed)
@@ -191,6 +193,8 @@ def _machine(text: str, words: str, assumed: list[str]) -> tuple[str, str]:
     if not parts:
         raise UsageError("gpu is empty")
     gpu = re.sub(r"^\s*\d+\s*[x*]\s*", "", parts[0])
+    if gpu == "A100 80GB" and "300 W limit = PCIe card" in words:
+        gpu = "A100 PCIe 80GB"
     if gpu.lower().startswith("any "):
         assumed.append(f"card not stated ({gpu})")
         gpu = "RTX 4060 Ti 16GB"
@@ -252,8 +256,8 @@ def _dtype(row: Raw, text: str, engine: str, assumed: list[str]) -> dict[str, st
     kv = re.search(r"\bkv[ _]?(fp8|bf16|int8|nvfp4|turboquant|q4_0|q8_0)", text, re.IGNORECASE)
     kinds = {"turboquant": "nvfp4", "q4_0": "nvfp4", "q8_0": "int8"}
     word = kv.group(1).lower() if kv else ""
-    if not kv and engine == "tensorrt-llm" and re.match(r"(?:fp8|nvfp4)", raw):
-        word = "fp8"  # NVIDIA's FP8 and NVFP4 checkpoints set kv_cache_quant_algo = FP8.
+    if not kv and "NVIDIA/TensorRT-LLM" in (row.get("source") or "") and re.match(r"(?:fp8|nvfp4)", raw):
+        word = "fp8"  # NVIDIA's FP8 and NVFP4 checkpoints set kv_cache_quant_algo = FP8, those of others do not.
     plain = re.sub(r"\bkv[ _].*$", "", re.sub(r"\([^)]*\)", "", raw)).strip(" ,;")
     lower = plain.lower()
     gguf = re.search(r"(?:gguf-)?(?:ud-)?((?:i?q\d|tq\d)\w*)$", lower)

@@ -187,4 +187,5 @@ def _engine_fields(site: Site, engine: Engine) -> dict[str, str]:
         "max_sequences": str(engine.concurrency),
         "power_limit_w": str(min(limits)) if limits else "",
         "eager": "1" if options.get("enforce-eager") else "",
+        "asynchronous": "1" if options.get("async-scheduling") else "",
     }

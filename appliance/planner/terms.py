@@ -257,7 +257,7 @@ def overlaps(workload: Workload) -> bool:
     if workload.engine == "sglang":
         return not workload.draft_tokens or workload.years_old <= OVERLAPPED_DRAFTS_YEARS + 1e-6
     if workload.engine == "vllm":
-        return workload.years_old <= ASYNCHRONOUS_YEARS + 1e-6
+        return workload.asynchronous or workload.years_old <= ASYNCHRONOUS_YEARS + 1e-6
     return workload.engine == "tensorrt-llm"
 
 

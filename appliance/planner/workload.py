@@ -70,6 +70,8 @@ class Workload:
     """Whether all requests share one long prompt."""
     eager: bool = False
     """Whether the engine runs without CUDA graphs."""
+    asynchronous: bool = False
+    """Whether asynchronous scheduling is switched on, in a release of vLLM that does not have it by default."""
     years_old: float = 0.0
     """Age of the engine's software in years, against :data:`~appliance.planner.row_parser.TODAY`."""
     utilization: float = 0.92

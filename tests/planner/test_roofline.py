@@ -71,6 +71,7 @@ def test_a_lower_power_limit_slows_prompts_more_than_responses(workload: Build) 
     [
         ({"engine": "vllm", "years_old": 0.5}, True),
         ({"engine": "vllm", "years_old": 1.0}, False),
+        ({"engine": "vllm", "years_old": 1.0, "asynchronous": True}, True),
         ({"engine": "sglang", "years_old": 1.0}, True),
         ({"engine": "sglang", "drafts": "mtp", "draft_tokens": 2, "accepted": None, "years_old": 0.5}, False),
         ({"engine": "sglang", "drafts": "mtp", "draft_tokens": 2, "accepted": None}, True),

@@ -55,6 +55,18 @@ RAW = {
         ({"notes": "run 2026-03-03", "engine_version": ""}, {"date": "2026-03"}),
         ({"engine_version": "(Sep 2025)"}, {"date": "2025-09"}),
         ({"engine_version": "0.11.0"}, {"date": "2025-10"}),
+        ({"engine_version": "26.01 container"}, {"date": "2025-11"}),
+        ({"notes": "ShareGPT 1000 prompts; --async-scheduling"}, {"asynchronous": "1"}),
+        (
+            {"gpu": "A100 80GB", "notes": "memory size not told (300 W limit = PCIe card)"},
+            {"gpu": "A100 PCIe 80GB"},
+        ),
+        ({"gpu": "A100 80GB", "notes": ""}, {"gpu": "A100 80GB"}),
+        (
+            {"dtype": "fp8", "engine": "TensorRT-LLM", "source": "https://github.com/NVIDIA/TensorRT-LLM"},
+            {"kv": "fp8"},
+        ),
+        ({"dtype": "fp8", "engine": "TensorRT-LLM", "source": "https://github.com/gpustack/gpustack"}, {"kv": ""}),
     ],
 )
 def test_text_becomes_columns(change: dict[str, str], columns: dict[str, str]) -> None:
