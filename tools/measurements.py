@@ -174,7 +174,7 @@ def normalise_row(row: Raw) -> dict[str, str]:
         "asynchronous": "1" if "--async-scheduling" in notes else "",
     }
     found |= _date(row, engine, notes, assumed)
-    found |= _dtype(row, text, engine, assumed)
+    found |= _dtype(row, text, assumed)
     found |= _layout(row, notes, engine)
     found |= _offload(text)
     found |= _speculation(notes, assumed)
@@ -250,7 +250,7 @@ def _date(row: Raw, engine: str, notes: str, assumed: list[str]) -> dict[str, st
     return {"date": next((date for part, date in FIRST_SEEN if part in model), "2025-09")}
 
 
-def _dtype(row: Raw, text: str, engine: str, assumed: list[str]) -> dict[str, str]:
+def _dtype(row: Raw, text: str, assumed: list[str]) -> dict[str, str]:
     """Return precision, type of the KV cache and size of the weights file."""
     raw = row.get("dtype") or ""
     kv = re.search(r"\bkv[ _]?(fp8|bf16|int8|nvfp4|turboquant|q4_0|q8_0)", text, re.IGNORECASE)
