@@ -74,7 +74,6 @@ def age_factor(terms: PassTerms, per_year: float) -> float:
 
 def memory_time(terms: PassTerms, k: Constants) -> float:
     """Return the seconds in which a pass reads weights and KV cache."""
-    skew = power(k.expert_parallel_skew, terms.skewed)
     share = (
         k.memory_share
         * power(k.quantised_memory_factor, terms.four_bit)
@@ -91,14 +90,15 @@ def memory_time(terms: PassTerms, k: Constants) -> float:
     kv_share = k.kv_memory_share * power(k.quantised_kv_factor, terms.quantised_kv)
     kv_share = kv_share / power(k.shared_kv_factor, terms.shared_kv)
     read = (
-        terms.dense_s / share + terms.experts_s * skew * read_share(terms, k) / expert_share + terms.kv_s / kv_share
+        terms.dense_s / share + terms.experts_s * read_share(terms, k) / expert_share + terms.kv_s / kv_share
     )
     return read * power(math.e, k.wide_memory_loss * terms.log_bandwidth)
 
 
 def read_share(terms: PassTerms, k: Constants) -> float:
-    """Return the expected share of the experts that the tokens of a pass choose."""
-    return 1.0 - power(math.e, terms.log_missed * terms.tokens**k.routing_power)
+    """Return the expected share of the experts that the tokens of a pass choose, on the busiest card."""
+    skew = power(k.expert_parallel_skew, terms.skewed)
+    return 1.0 - power(math.e, terms.log_missed * terms.tokens**k.routing_power * skew)
 
 
 def compute_time(terms: PassTerms, k: Constants) -> float:
