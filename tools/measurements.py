@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from appliance.catalog.shipped import MEASUREMENTS
 from appliance.errors import ApplianceError, UsageError
@@ -118,7 +119,7 @@ BAD_ROWS: tuple[tuple[str, str, str, str, float, str], ...] = (
 )
 """Parts of source, engine, model and card of rows that their neighbours contradict, with weight and reason."""
 
-INFERABLE = ("requests", "prefix_hit")
+INFERABLE = ("requests", "prefix_hit", "input_tokens", "output_tokens")
 """Columns that ``inferred.toml`` may fill."""
 
 Raw = Mapping[str, str]
@@ -502,13 +503,14 @@ def _inferred(row: Raw, found: Raw) -> dict[str, str]:
     for entry in inferences():
         parts = {name: entry.get(name, "") for name in ("source", "engine", "model")}
         stated = all(found.get(name, "") in {"", entry[name]} for name in ("mode", "requests") if name in entry)
-        if stated and all(part in (row.get(name) or "") for name, part in parts.items()):
+        run = all((row.get(name) or "") == value for name, value in entry.get("run", {}).items())
+        if run and stated and all(part in (row.get(name) or "") for name, part in parts.items()):
             columns |= {name: value for name, value in entry.items() if name in INFERABLE}
     return columns
 
 
 @cache
-def inferences() -> tuple[dict[str, str], ...]:
+def inferences() -> tuple[dict[str, Any], ...]:
     """Return the entries of ``inferred.toml``."""
     return tuple(tomllib.loads((PUBLISHED / "inferred.toml").read_text("utf-8"))["inferred"])
 

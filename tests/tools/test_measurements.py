@@ -126,3 +126,12 @@ def test_sister_rows_state_the_requests_of_a_row() -> None:
     assert measurements.normalise_row({**RAW, "source": sister, "notes": "32 prompts"})["requests"] == "32"
     assert measurements.normalise_row({**RAW, "source": "https://example.com"})["requests"] == ""
     assert all(entry["reason"] for entry in measurements.inferences())
+
+
+def test_a_page_states_the_requests_and_the_lengths_of_one_of_its_runs() -> None:
+    page = "https://github.com/gpustack/gpustack/blob/main/docs/performance-lab/qwen3.5-35b-a3b/h200.md"
+    run = {**RAW, "source": page, "model": "Qwen3.5-35B-A3B", "input_tokens": "32000", "concurrency": "100"}
+    assert measurements.normalise_row(run)["requests"] == "100"
+    assert measurements.normalise_row({**run, "concurrency": "8"})["requests"] == ""
+    chats = measurements.normalise_row({**run, "input_tokens": "", "output_tokens": "", "concurrency": "512"})
+    assert [chats[name] for name in ("requests", "input_tokens", "output_tokens")] == ["1000", "342", "281"]
