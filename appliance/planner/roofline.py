@@ -81,7 +81,7 @@ def memory_time(terms: PassTerms, k: Constants) -> float:
     )
     expert_share = (
         k.expert_memory_share
-        * power(k.tuned_factor, terms.offline)
+        * power(k.tuned_factor, terms.tuned)
         * power(k.quantised_expert_factor, terms.four_bit)
         * power(k.fp8_expert_factor, terms.fp8_experts)
         * power(k.llamacpp_expert_factor, terms.llamacpp)
@@ -89,9 +89,7 @@ def memory_time(terms: PassTerms, k: Constants) -> float:
     )
     kv_share = k.kv_memory_share * power(k.quantised_kv_factor, terms.quantised_kv)
     kv_share = kv_share / power(k.shared_kv_factor, terms.shared_kv)
-    read = (
-        terms.dense_s / share + terms.experts_s * read_share(terms, k) / expert_share + terms.kv_s / kv_share
-    )
+    read = terms.dense_s / share + terms.experts_s * read_share(terms, k) / expert_share + terms.kv_s / kv_share
     return read * power(math.e, k.wide_memory_loss * terms.log_bandwidth)
 
 
@@ -125,7 +123,7 @@ def kernel_factor(terms: PassTerms, k: Constants) -> float:
         power(k.sm120_share, terms.sm12)
         * power(k.sm100_share, terms.sm10)
         * power(k.sm80_share, terms.sm8)
-        * power(k.tuned_factor, terms.offline)
+        * power(k.tuned_factor, terms.tuned)
         * power(k.llamacpp_flops_factor, terms.llamacpp)
         / age_factor(terms, k.flops_age)
     )

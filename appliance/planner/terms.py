@@ -38,6 +38,9 @@ ASYNCHRONOUS_YEARS = 10 / 12
 OVERLAPPED_DRAFTS_YEARS = 5 / 12
 """Age of the first SGLang releases that schedule drafts asynchronously by default (spec v2, June 2026)."""
 
+LARGEST_GRAPH = 256.0
+"""Tokens of the largest CUDA graph with a fine grid; larger batches are padded by less than 7 %."""
+
 INDEX_BYTES = 1.0
 """Bytes per number that a lightning indexer caches."""
 
@@ -104,6 +107,8 @@ class PassTerms:
     sm8: float
     offline: float
     """Whether TensorRT-LLM runs without a server, in the configuration that is tuned for the load."""
+    tuned: float
+    """Whether its kernels are TensorRT-LLM's own: 4-bit weights on cards without FP4 units run on Triton's."""
     llamacpp: float
     overlapped: float
     """Whether the host prepares the next step while the card works (asynchronous scheduling)."""
@@ -133,13 +138,25 @@ def decode_terms(workload: Workload, *, batch: float, context: float) -> PassTer
     micro = max(1.0, batch / workload.layout.pp)
     return _terms(
         workload,
-        tokens=micro * (1 + workload.draft_tokens),
+        tokens=captured_tokens(workload, micro * (1 + workload.draft_tokens)),
         sequences=micro,
         context=context,
         stages=float(workload.layout.pp),
         host_sequences=batch,
         reads_kv=True,
     )
+
+
+def captured_tokens(workload: Workload, tokens: float) -> float:
+    """Return the tokens of a decode step with the padding to the next size of a captured CUDA graph.
+
+    vLLM, SGLang and TensorRT-LLM capture 1, 2, 4 and multiples of 8 up to 256, and pad a batch to the next one.
+    """
+    if workload.eager or workload.engine == "llamacpp" or tokens <= 1.0 or tokens > LARGEST_GRAPH:
+        return tokens
+    if tokens <= 4.0:
+        return 2.0 if tokens <= 2.0 else 4.0
+    return 8.0 * math.ceil(tokens / 8.0)
 
 
 def prefill_terms(workload: Workload, tokens: float) -> PassTerms:
@@ -240,6 +257,7 @@ def _terms(
         sm10=float(10 <= compute < 12),
         sm8=float(0 < compute < 9),
         offline=float(workload.engine == "tensorrt-llm" and workload.mode == "offline"),
+        tuned=float(workload.engine == "tensorrt-llm" and workload.mode == "offline" and units != "w4a16"),
         llamacpp=float(workload.engine == "llamacpp"),
         overlapped=float(overlaps(workload)),
         skewed=float((layout.ep or layout.attention_dp) and tp > 1),

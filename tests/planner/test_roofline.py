@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from appliance.planner import precision
 from appliance.planner.constants import Constants, calibrated
-from appliance.planner.roofline import distinct_experts, prefill_time, step_time
-from appliance.planner.terms import decode_terms, unit_speed
+from appliance.planner.roofline import distinct_experts, prefill_time, read_share, step_time
+from appliance.planner.terms import captured_tokens, decode_terms, unit_speed
 from appliance.planner.workload import Workload
 
 Build = Callable[..., Workload]
@@ -96,3 +96,30 @@ def test_only_units_that_quantise_activations_pay_for_it(workload: Build) -> Non
         return step_time(decode_terms(run, batch=1.0, context=1000.0), calibrated()).floor
 
     assert floor("fp8") == floor("nvfp4") > floor("bf16") == floor("awq-int4")
+
+
+@pytest.mark.parametrize(
+    ("change", "tokens", "padded"),
+    [
+        ({}, 1.0, 1.0),
+        ({}, 3.0, 4.0),
+        ({}, 8.0, 8.0),
+        ({}, 9.0, 16.0),
+        ({}, 20.0, 24.0),
+        ({}, 300.0, 300.0),
+        ({"eager": True}, 9.0, 9.0),
+        ({"engine": "llamacpp"}, 9.0, 9.0),
+    ],
+)
+def test_a_batch_is_padded_to_the_next_captured_graph(
+    change: dict[str, object], tokens: float, padded: float, workload: Build
+) -> None:
+    assert captured_tokens(workload(**change), tokens) == padded
+
+
+def test_the_experts_of_the_busiest_card_are_never_more_than_all(workload: Build) -> None:
+    skewed = dataclasses.replace(calibrated(), expert_parallel_skew=4.0)
+    terms = dataclasses.replace(decode_terms(workload(), batch=4.0, context=100.0), skewed=1.0)
+    assert read_share(terms, calibrated()) < read_share(terms, skewed) < 1.0
+    full = dataclasses.replace(terms, tokens=4096.0)
+    assert read_share(full, skewed) == pytest.approx(read_share(full, calibrated()))
