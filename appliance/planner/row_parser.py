@@ -33,6 +33,10 @@ USUAL_OUTPUT = 512.0
 OFFLINE_CONCURRENCY = 2048.0
 """Requests that TensorRT-LLM's offline benchmark keeps in flight (its default max batch size)."""
 
+USUAL_UTILIZATION = 0.92
+SGLANG_UTILIZATION = 0.88
+"""Share of the card's memory for weights and KV cache: SGLang keeps more for its graphs and prefill chunks."""
+
 COLUMNS = (
     "gpu",
     "gpu_count",
@@ -147,6 +151,7 @@ def parse_row(row: Row, known: dict[str, Shape] | None = None) -> Workload:
         eager=flag(row, "eager"),
         asynchronous=flag(row, "asynchronous"),
         years_old=years_old(row.get("date") or ""),
+        utilization=SGLANG_UTILIZATION if engine == "sglang" else USUAL_UTILIZATION,
         max_sequences=int(limit) if limit else None,
         assumed=tuple(assumed),
     )
