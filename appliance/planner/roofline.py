@@ -133,12 +133,13 @@ def floor_time(terms: PassTerms, k: Constants) -> float:
     """Return the launch time of one pass over all layers in seconds."""
     each = terms.layers * k.layer_s + terms.moe_layers * k.expert_layer_s + terms.linear_layers * k.linear_layer_s
     each = each + terms.stream_layers * k.stream_s + terms.layers * k.quantise_s * terms.quantises
-    return (
+    launches = (
         each
         * age_factor(terms, k.floor_age)
         * power(k.llamacpp_floor, terms.llamacpp)
         * power(k.eager_factor, terms.eager)
     )
+    return launches + terms.verified * k.verify_token_s
 
 
 def communication_time(terms: PassTerms, k: Constants) -> float:

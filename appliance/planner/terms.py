@@ -85,6 +85,8 @@ class PassTerms:
     """Weights that a step's drafts read, the head and one layer for each, against those of the step."""
     draft_layers: float
     """Layers that a step's drafts launch, against those of the step."""
+    verified: float
+    """Tokens of context times full attention layers that the verification of drafts reads tile after tile."""
     stream_layers: float
     """Layers times further residual streams (hyper-connections)."""
     age: float
@@ -241,6 +243,7 @@ def _terms(
         log_bandwidth=math.log(card.memory_gb_s / USUAL_BANDWIDTH),
         drafts=_draft_share(workload),
         draft_layers=float(_draft_passes(workload)) / shape.layers,
+        verified=shape.full_layers * attended(shape, context) if reads_kv and _verifies_unsplit(workload) else 0.0,
         stream_layers=float(shape.layers * (shape.streams - 1)),
         age=workload.years_old,
         bf16=float(units == "bf16"),
@@ -277,6 +280,18 @@ def overlaps(workload: Workload) -> bool:
     if workload.engine == "vllm":
         return workload.asynchronous or workload.years_old <= ASYNCHRONOUS_YEARS + 1e-6
     return workload.engine == "tensorrt-llm"
+
+
+def _verifies_unsplit(workload: Workload) -> bool:
+    """Return whether one thread block reads the whole context of a head when drafts are verified.
+
+    FlashAttention 2 splits a context over thread blocks for queries of one token only. Measured runs show it with
+    4-bit weights and 16-bit activations, on cards without FlashAttention 3 (compute capability 8 and 12).
+    """
+    compute = workload.card.compute
+    old = compute < 9 or compute >= 12
+    drafted = workload.engine == "vllm" and workload.draft_tokens > 0
+    return drafted and old and effective_units(workload) == "w4a16" and workload.precision.kv_bytes == 2.0
 
 
 def effective_units(workload: Workload) -> Units:
@@ -326,13 +341,18 @@ def read_kv_bytes(shape: Shape, context: float, kv_bytes: float) -> float:
     return shape.kv_bytes_of(float(top), kv_bytes) + index
 
 
+def attended(shape: Shape, context: float) -> float:
+    """Return the tokens of ``context`` that a full attention layer reads: an indexer selects some of them."""
+    return min(context, float(shape.full.index_top)) if shape.full.index_top else context
+
+
 def flops_per_token(shape: Shape, context: float) -> tuple[float, float, float]:
     """Return the dense weights, the routed weights and the attention's pairs x width of one token."""
     routed = shape.expert_params * (shape.moe.per_token / shape.moe.experts) if shape.moe else 0.0
     dense = float(shape.total_params - shape.embedding_params - shape.expert_params)
     if shape.tied:
         dense += shape.embedding_params
-    seen = min(context, float(shape.full.index_top)) if shape.full.index_top else context
+    seen = attended(shape, context)
     pairs = shape.full_layers * shape.full.core_dim() * seen
     if shape.sliding is not None:
         pairs += shape.sliding_layers * shape.sliding.core_dim() * min(context, shape.sliding.window or context)

@@ -123,3 +123,26 @@ def test_the_experts_of_the_busiest_card_are_never_more_than_all(workload: Build
     assert read_share(terms, calibrated()) < read_share(terms, skewed) < 1.0
     full = dataclasses.replace(terms, tokens=4096.0)
     assert read_share(full, skewed) == pytest.approx(read_share(full, calibrated()))
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "unsplit"),
+    [
+        ("Qwen/Qwen3-30B-A3B:awq-int4", {}, True),
+        ("Qwen/Qwen3-30B-A3B:awq-int4", {"drafts": "", "draft_tokens": 0, "accepted": 1.0}, False),
+        ("Qwen/Qwen3-30B-A3B:awq-int4", {"engine": "sglang"}, False),
+        ("Qwen/Qwen3-30B-A3B:awq-int4", {"card": "H100 SXM 80GB"}, False),
+        ("Qwen/Qwen3-30B-A3B:awq-int4 kv fp8", {}, False),
+        ("Qwen/Qwen3-30B-A3B:nvfp4", {}, False),
+    ],
+)
+def test_drafts_of_four_bit_weights_are_verified_tile_after_tile(
+    model: str, change: dict[str, object], unsplit: bool, workload: Build
+) -> None:
+    load = workload(model, **{"drafts": "mtp", "draft_tokens": 2, "accepted": None, **change})
+    short, long = (decode_terms(load, batch=1.0, context=context) for context in (1000.0, 3000.0))
+    assert long.verified == 3 * short.verified
+    assert (short.verified > 0) == unsplit
+    known = dataclasses.replace(calibrated(), verify_token_s=1e-7)
+    slower = step_time(short, known).total > step_time(dataclasses.replace(short, verified=0.0), known).total
+    assert slower == unsplit
