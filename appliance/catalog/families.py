@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from appliance.catalog.family import Experts, Family, Names
+from appliance.catalog.family import Experts, Family, MambaFields, Names
 
 NO_BIAS: Mapping[str, tuple[object, ...]] = {"attention_bias": (False, None), "mlp_bias": (False, None)}
 
@@ -107,6 +107,59 @@ OLMO2 = Family(bias="attention_bias:all", qk_norm="full")
 PHI = replace(OLD, norms=1, tied=False, head_bias="all", qk_norm="qk_layernorm:layer", names={})
 HUNYUAN = Family(bias="attention_bias:all", qk_norm="head", only={"use_cla": (False,), "use_qk_norm": (True,)})
 ERNIE = Family(bias="use_bias:all", mlp_bias="use_bias:all", tied=True)
+MAMBA_STEPS = (
+    "mamba_chunk_size",
+    "num_logits_to_keep",
+    "time_step_floor",
+    "time_step_limit",
+    "time_step_max",
+    "time_step_min",
+    "time_step_rank",
+)
+"""How a Mamba state advances, and how many tokens at once."""
+
+NEMOTRON_H = Family(
+    mamba=MambaFields(
+        layers="blocks",
+        heads="mamba_num_heads",
+        head_dim="mamba_head_dim",
+        state="ssm_state_size",
+        groups="n_groups",
+        conv="conv_kernel",
+        conv_bias="use_conv_bias",
+        in_bias="use_bias",
+        out_bias="use_bias",
+        expand="",
+        state_type="mamba_ssm_cache_dtype",
+    ),
+    names={"head_dim": ("head_dim", "attention_head_dim")},
+    norms=1,
+    gated=False,
+    experts=Experts(
+        count=("n_routed_experts",),
+        shared="moe_shared_expert_intermediate_size",
+        shared_is="width",
+        router_bias="all",
+        latent="moe_latent_size",
+    ),
+    only={
+        "attention_bias": (False,),
+        "mamba_proj_bias": (False,),
+        "mlp_bias": (False,),
+        "n_shared_experts": (1,),
+    },
+    harmless=(
+        *MAMBA_STEPS,
+        "chunk_size",
+        "expand",
+        "mamba_hidden_act",
+        "mlp_hidden_act",
+        "moe_shared_expert_overlap",
+        "rescale_prenorm_residual",
+        "residual_in_fp32",
+        "use_mamba_kernels",
+    ),
+)
 
 FAMILIES: Mapping[str, Family] = {
     "afmoe": Family(
@@ -133,6 +186,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
         only={"mlp_bias": (False,)},
     ),
+    "bamba": replace(LLAMA, mamba=MambaFields(layers="indices"), harmless=(*MAMBA_STEPS, "z_loss_coefficient")),
     "axk1": replace(DEEPSEEK_V3, extra="moe norm"),
     "biogpt": replace(OLD, positions=2),
     "bitnet": Family(bias="attention_bias:all", extra="sub norms"),
@@ -199,6 +253,26 @@ FAMILIES: Mapping[str, Family] = {
         extra="falcon",
         harmless=("alibi", "apply_residual_connection_post_layernorm"),
     ),
+    "falcon_h1": replace(
+        LLAMA,
+        mamba=MambaFields(
+            layers="parallel", out_bias="projectors_bias", width="mamba_d_ssm", norm="mamba_rms_norm:all"
+        ),
+        only={"mamba_use_mlp": (True,)},
+        harmless=(
+            *MAMBA_STEPS,
+            "attention_in_multiplier",
+            "attention_out_multiplier",
+            "key_multiplier",
+            "lm_head_multiplier",
+            "mamba_norm_before_gate",
+            "mlp_expansion_factor",
+            "mlp_multipliers",
+            "ssm_in_multiplier",
+            "ssm_multipliers",
+            "ssm_out_multiplier",
+        ),
+    ),
     "flex_olmo": replace(OLMO2, experts=replace(LOCAL_EXPERTS, count=("num_experts",))),
     "gemma": GEMMA,
     "gemma2": GEMMA2,
@@ -244,6 +318,18 @@ FAMILIES: Mapping[str, Family] = {
     "granite_swa": replace(GRANITE, sinks=True, window="every fourth", tied=True),
     "granitemoe": GRANITE_MOE,
     "granitemoe_swa": replace(GRANITE_SHARED, sinks=True, window="every fourth"),
+    "granitemoehybrid": replace(
+        GRANITE_SHARED,
+        mamba=MambaFields(layers="listed"),
+        experts=replace(
+            LOCAL_EXPERTS,
+            shared="shared_intermediate_size",
+            shared_is="width",
+            dense_width="shared_intermediate_size",
+        ),
+        only={"normalization_function": ("rmsnorm",), "position_embedding_type": ("nope", "rope", None)},
+        harmless=(*GRANITE_SHARED.harmless, *MAMBA_STEPS, "init_method"),
+    ),
     "granitemoeshared": GRANITE_SHARED,
     "helium": replace(LLAMA, bias="attention_bias:qkv", extra="square"),
     "hunyuan_v1_dense": HUNYUAN,
@@ -320,6 +406,7 @@ FAMILIES: Mapping[str, Family] = {
         harmless=("init_device", "learned_pos_emb", "verbose", "logit_scale"),
     ),
     "nanochat": Family(bias="attention_bias:all", gated=False, norms=0, final_norm=False),
+    "nemotron_h": NEMOTRON_H,
     "nemotron": Family(bias="attention_bias:all", gated=False, mlp_bias="mlp_bias:all", norm_bias="all"),
     "olmo": Family(bias="attention_bias:all", norms=0, final_norm=False),
     "olmo2": OLMO2,

@@ -28,8 +28,35 @@ class Experts:
     dense: tuple[str, ...] = ()
     """Fields that state which layers have a dense MLP instead; see ``hf_experts._sparse``."""
     dense_width: str = "intermediate_size"
+    """Field with the width of a dense MLP."""
     beside_dense: str = ""
     """Flag for experts in addition to a dense MLP in every layer; without the flag the model has no experts."""
+    latent: str = ""
+    """Field with the width to which a token is projected before the experts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MambaFields:
+    """How a family describes its Mamba-2 layers: the file's names of their sizes."""
+
+    layers: Literal["blocks", "listed", "indices", "parallel"]
+    """Which layers they are. ``blocks``: a pattern of attention, Mamba-2 and MLPs; ``listed``: ``layer_types``;
+    ``indices``: all except ``attn_layer_indices``; ``parallel``: all, each with attention as well."""
+    heads: str = "mamba_n_heads"
+    head_dim: str = "mamba_d_head"
+    state: str = "mamba_d_state"
+    groups: str = "mamba_n_groups"
+    conv: str = "mamba_d_conv"
+    conv_bias: str = "mamba_conv_bias"
+    in_bias: str = "mamba_proj_bias"
+    out_bias: str = "mamba_proj_bias"
+    width: str = ""
+    """Field with the channels of all heads."""
+    expand: str = "mamba_expand"
+    """Field with the channels as a multiple of the hidden size, if ``width`` does not state them."""
+    norm: str = "all"
+    state_type: str = ""
+    """Field with the type of the recurrent state; without it the state has the model's type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +71,8 @@ class Family:
     """A lightning indexer in every layer."""
     linear: bool = False
     """Gated DeltaNet in some layers."""
+    mamba: MambaFields | None = None
+    """Mamba-2 in some layers."""
     bias: str = "none"
     """Biases of attention: ``none``, ``qkv``, ``out``, ``all``."""
     qk_norm: str = "none"
@@ -106,15 +135,12 @@ SAME_AS: Mapping[str, str] = {
 """A ``model_type``, and the family whose text model is built in the same way."""
 
 REFUSED: Mapping[str, str] = {
-    "bamba": "Mamba layers",
     "blt": "a model of bytes with encoders of its own",
     "deepseek_v4": "compressed attention",
     "doge": "dynamic masks and cross-domain experts",
-    "falcon_h1": "Mamba layers",
     "falcon_mamba": "Mamba layers",
     "gemma3n": "embeddings per layer and layers that share a KV cache",
-    "granitemoehybrid": "Mamba layers",
-    "jamba": "Mamba layers",
+    "jamba": "Mamba-1 layers",
     "jetmoe": "experts in attention",
     "kimi_linear": "a linear attention of another kind",
     "lfm2": "convolution layers",
@@ -127,7 +153,6 @@ REFUSED: Mapping[str, str] = {
     "minimax": "lightning attention",
     "mllama": "cross-attention layers",
     "modernbert-decoder": "windows around a token",
-    "nemotron_h": "Mamba layers",
     "olmo_hybrid": "a linear attention of another kind",
     "recurrent_gemma": "recurrent layers",
     "rwkv": "recurrent layers",

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from appliance.catalog import hf_experts, quantised, rope
+from appliance.catalog import hf_experts, hf_mamba, quantised, rope
 from appliance.catalog.config_fields import BY_HAND, ConfigFields, check_outside, defaults, split
-from appliance.catalog.shape import Attention, LinearAttention, Mla, Shape
+from appliance.catalog.shape import Attention, LinearAttention, Mamba2, Mla, Shape
 from appliance.errors import ConfigError
 
 MPT_ATTENTION: Mapping[str, tuple[object, ...]] = {
@@ -45,21 +45,26 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
         raise ConfigError(f"{name}: config.json holds no JSON object; name the model's config.json")
     tables, path = split(name, config)
     fields = ConfigFields(name, tables[-1], kind=_kind(tables), path=path)
+    blocks = hf_mamba.blocks(fields)
     for key in ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"):
         # Only a nested table may rely on its class for the fields that every model has.
-        fields.positive(key, own=not path)
-    hidden, layers = fields.positive("hidden_size"), fields.positive("num_hidden_layers")
+        if blocks is None or key != "num_hidden_layers":
+            fields.positive(key, own=not path)
+    hidden = fields.positive("hidden_size")
+    layers = fields.positive("num_hidden_layers") if blocks is None else len(blocks)
     context = _context(fields)
     window = _window(fields)
-    kinds = _layer_kinds(fields, layers, window=window, context=context)
-    moe, dense_layers = hf_experts.moe(fields, layers)
+    kinds = _layer_kinds(fields, layers, window=window, context=context) if blocks is None else blocks
+    mlps = layers if blocks is None else blocks.count("mlp") + blocks.count("moe")
+    sparse = None if blocks is None else [kind == "moe" for kind in blocks if kind in {"mlp", "moe"}]
+    moe, dense_layers = hf_experts.moe(fields, mlps, sparse)
     full = _mla(fields) if fields.family.latent else _attention(fields, hidden, kinds)
     sliding = _attention(fields, hidden, kinds, window=window) if "sliding_attention" in kinds else None
     linear_layers = kinds.count("linear_attention")
     width = _dense_width(fields, hidden, needed=dense_layers > 0)
     found = quantised.native(name, tuple(tables), layers)
     fields.seen.update(("quantization_config", "compression_config"))
-    extra, once = _extra(fields, full, width=width, layers=layers, moe_layers=layers - dense_layers if moe else 0)
+    extra, once = _extra(fields, full, width=width, layers=layers, moe_layers=mlps - dense_layers if moe else 0)
     norms, norm_bias = _norms(fields)
     shape = Shape(
         name=name,
@@ -70,9 +75,12 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
         tied=_tied(fields, tables),
         full=full,
         sliding=sliding,
-        linear=_linear(fields) if linear_layers else None,
+        linear=_linear(fields, hidden) if linear_layers else None,
         sliding_layers=kinds.count("sliding_attention"),
         linear_layers=linear_layers,
+        linear_beside_full=fields.family.mamba is not None and fields.family.mamba.layers == "parallel",
+        mlp_only_layers=mlps if blocks is not None else 0,
+        attention_only_layers=layers - mlps,
         dense_width=width,
         moe=moe,
         dense_layers=dense_layers,
@@ -151,6 +159,8 @@ def _window(fields: ConfigFields) -> int | None:
 def _layer_kinds(fields: ConfigFields, layers: int, *, window: int | None, context: int) -> list[str]:
     """Return the kind of each layer: full, sliding or linear attention."""
     family = fields.family
+    if family.mamba is not None:
+        return hf_mamba.kinds(fields, layers, family.mamba)
     listed = fields.listed("layer_types", layers)
     late = fields.integer("max_window_layers", default=layers)
     if listed is not None:
@@ -288,7 +298,9 @@ def _mla(fields: ConfigFields) -> Mla:
     )
 
 
-def _linear(fields: ConfigFields) -> LinearAttention:
+def _linear(fields: ConfigFields, hidden: int) -> LinearAttention | Mamba2:
+    if fields.family.mamba is not None:
+        return hf_mamba.mixer(fields, fields.family.mamba, hidden)
     return LinearAttention(
         key_heads=fields.positive("linear_num_key_heads"),
         value_heads=fields.positive("linear_num_value_heads"),
@@ -302,14 +314,15 @@ def _dense_width(fields: ConfigFields, hidden: int, *, needed: bool) -> int:
     """Return the width of the dense MLP, 0 if no layer has one."""
     found = fields.family.experts
     extra = fields.family.extra
-    fields.seen.update(fields.spelled("intermediate_size"))
+    name = found.dense_width if found is not None else "intermediate_size"
+    fields.seen.update((*fields.spelled("intermediate_size"), name))
     if extra in {"mpt", "neox japanese"}:
         return hidden * fields.positive("expansion_ratio" if extra == "mpt" else "intermediate_multiple_size")
     if found is not None and not needed and not found.beside_dense:
         return 0
-    width = fields.integer("intermediate_size", default=0)
+    width = fields.integer(name, default=0)
     if not width and fields.family.gated:
-        raise fields.missing(fields.spelled("intermediate_size")[0])
+        raise fields.missing(fields.spelled(name)[0])
     # GPT-2 and its relatives do not state the usual width.
     return width or 4 * hidden
 

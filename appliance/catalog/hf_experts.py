@@ -16,8 +16,12 @@ def beside(fields: ConfigFields) -> bool:
     return found is not None and bool(found.beside_dense) and fields.flag(found.beside_dense)
 
 
-def moe(fields: ConfigFields, layers: int) -> tuple[Moe | None, int]:
-    """Return the experts of a layer, and the number of layers with a dense MLP and no experts."""
+def moe(fields: ConfigFields, layers: int, sparse: list[bool] | None = None) -> tuple[Moe | None, int]:
+    """Return the experts of a layer, and the number of layers with a dense MLP and no experts.
+
+    ``layers`` are those with an MLP. ``sparse`` states for each of them whether it has experts, if the pattern of
+    the layers does.
+    """
     found = fields.family.experts
     if found is None:
         if fields.table.get("num_experts"):
@@ -25,15 +29,16 @@ def moe(fields: ConfigFields, layers: int) -> tuple[Moe | None, int]:
             _per_token(fields, Experts(), fields.integer("num_experts"))
             fields.seen.discard("num_experts")
         return None, layers
-    present = fields.flag(found.beside_dense) if found.beside_dense else True
+    present = fields.flag(found.beside_dense) if found.beside_dense else sparse is None or any(sparse)
     experts = fields.integer(*found.count, default=0 if not present else None)
     if not present or not experts:
-        fields.seen.update((*found.count, *found.per_token, found.width, found.shared, *found.dense))
+        names = (found.width, found.shared, found.latent, *found.dense)
+        fields.seen.update((*found.count, *found.per_token, *names))
         return None, layers
     per_token = _per_token(fields, found, experts)
     width = fields.positive(found.width)
     shared = _shared(fields, found)
-    dense = layers - sum(_sparse(fields, found, layers))
+    dense = layers - sum(_sparse(fields, found, layers) if sparse is None else sparse)
     one = Moe(
         experts=experts,
         per_token=per_token,
@@ -42,6 +47,8 @@ def moe(fields: ConfigFields, layers: int) -> tuple[Moe | None, int]:
         shared_gate=found.shared_gate and shared > 0,
         router_bias=fields.option(found.router_bias) == "all",
         expert_bias=found.expert_bias,
+        gated=fields.family.gated,
+        latent=fields.integer(found.latent, default=0) if found.latent else 0,
     )
     return (one, dense) if dense < layers else (None, layers)
 
@@ -61,7 +68,7 @@ def _per_token(fields: ConfigFields, found: Experts, experts: int) -> int:
 def _shared(fields: ConfigFields, found: Experts) -> int:
     """Return the width or number of the shared experts; some files list it layer by layer."""
     if not found.shared:
-        return 0
+        return found.shared_usual
     name, value = fields.raw(found.shared)
     if not isinstance(value, list):
         return fields.integer(found.shared, default=found.shared_usual)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.catalog.names import normalise
-from appliance.catalog.shape import Attention, LinearAttention, Mla, Moe, Shape
+from appliance.catalog.shape import Attention, LinearAttention, Mamba2, Mla, Moe, Shape
 from appliance.catalog.shipped import read_table
 from appliance.contract.violation import suggest
 from appliance.errors import ConfigError, UsageError
@@ -23,6 +23,7 @@ PARTS: dict[str, type] = {
     "mla": Mla,
     "sliding": Attention,
     "linear": LinearAttention,
+    "mamba": Mamba2,
     "moe": Moe,
 }
 """Nested tables of a model, and the type of each."""
@@ -57,7 +58,8 @@ def read_model(name: str, table: dict[str, Any]) -> Shape:
     try:
         parts = {key: PARTS[key](**table[key]) for key in PARTS if key in table}
         full = parts.pop("mla", None) or parts.pop("attention")
-        return Shape(name=name, full=full, **parts, **fields)
+        linear = parts.pop("mamba", None) or parts.pop("linear", None)
+        return Shape(name=name, full=full, linear=linear, **parts, **fields)
     except (TypeError, KeyError) as error:
         raise ConfigError(f"catalog: model {name}: {error}; write it with `appliance catalog add-model`") from None
 
@@ -69,7 +71,8 @@ def dump_model(shape: Shape) -> str:
         value = getattr(shape, field.name)
         if field.name == "name" or value == field.default:
             continue
-        key = "mla" if isinstance(value, Mla) else "attention" if field.name == "full" else field.name
+        kinds = {Mla: "mla", Mamba2: "mamba"}
+        key = kinds.get(type(value), "attention" if field.name == "full" else field.name)
         lines.append(f"{key} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 

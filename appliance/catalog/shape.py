@@ -118,13 +118,72 @@ class LinearAttention:
         small = mixed * self.conv + 2 * self.value_heads + self.value_dim
         return inputs + small + value * hidden
 
-    def state_bytes(self) -> int:
-        """Return the bytes of recurrent state per sequence and layer."""
+    def state_bytes(self, tp: int = 1) -> float:
+        """Return the bytes of recurrent state per sequence and layer on one of ``tp`` cards."""
         key, value = self._widths()
-        return (
+        whole = (
             self.value_heads * self.key_dim * self.value_dim * SSM_STATE_BYTES
             + (2 * key + value) * (self.conv - 1) * CONV_STATE_BYTES
         )
+        return whole / tp
+
+    def sharded(self) -> tuple[int, ...]:
+        """Return the numbers of heads that tensor parallelism has to divide."""
+        return (self.value_heads,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mamba2:
+    """A Mamba-2 mixer: each head keeps ``head_dim`` x ``state`` numbers per sequence instead of a KV cache.
+
+    Groups of heads share the input and output maps of the state (B and C), as KV heads share keys and values.
+    """
+
+    heads: int
+    head_dim: int
+    state: int
+    groups: int
+    conv: int
+    conv_bias: bool = True
+    in_bias: bool = False
+    out_bias: bool = False
+    norm: bool = True
+    """Whether the gated output has a norm."""
+    state_bytes_each: int = CONV_STATE_BYTES
+    """Bytes per number of the state: 4 in fp32, else those of the model's 16-bit type."""
+
+    def params(self, hidden: int) -> int:
+        """Return the weights of one layer of a model with ``hidden`` dimensions."""
+        inner = self.heads * self.head_dim
+        mixed = inner + 2 * self.groups * self.state
+        inputs = inner + mixed + self.heads
+        count = hidden * inputs + mixed * self.conv + inner * hidden
+        count += (mixed if self.conv_bias else 0) + (inputs if self.in_bias else 0)
+        count += (hidden if self.out_bias else 0) + (inner if self.norm else 0)
+        # Bias of the time step, decay and skip of each head.
+        return count + 3 * self.heads
+
+    def state_bytes(self, tp: int = 1) -> float:
+        """Return the bytes of recurrent state per sequence and layer on one of ``tp`` cards.
+
+        Every card holds at least one group: vLLM adds groups until there is one a card
+        (``MambaStateShapeCalculator.mamba2_state_shape`` of its 0.32).
+        """
+        inner = self.heads * self.head_dim
+        groups = self.groups if self.groups % tp == 0 else tp
+        convolved = (inner + 2 * groups * self.state) * (self.conv - 1) * CONV_STATE_BYTES
+        return (inner * self.state * self.state_bytes_each + convolved) / tp
+
+    def scan_dim(self) -> float:
+        """Return the work of one token on the state, in the unit of :meth:`Attention.core_dim`.
+
+        A step multiplies and adds three times per number of the state: decay, input, output.
+        """
+        return 1.5 * self.heads * self.head_dim * self.state
+
+    def sharded(self) -> tuple[int, ...]:
+        """Return the numbers of heads and groups that tensor parallelism has to divide; one group is repeated."""
+        return (self.heads,) if self.groups == 1 else (self.heads, self.groups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,15 +197,22 @@ class Moe:
     shared_gate: bool = False
     router_bias: bool = False
     expert_bias: bool = False
+    gated: bool = True
+    """Whether an expert has a gate: three matrices, else two."""
+    latent: int = 0
+    """Width to which the token is projected before the experts and from which afterwards, 0 without projection."""
 
     def expert_params(self, hidden: int) -> int:
-        """Return the weights of one expert: gate, up and down."""
-        return 3 * hidden * self.width + (2 * self.width + hidden if self.expert_bias else 0)
+        """Return the weights of one expert: gate if it has one, up and down."""
+        matrices = 3 if self.gated else 2
+        bias = (matrices - 1) * self.width + hidden if self.expert_bias else 0
+        return matrices * (self.latent or hidden) * self.width + bias
 
     def common_params(self, hidden: int) -> int:
-        """Return the weights of one layer that every token passes: router and shared expert."""
+        """Return the weights of one layer that every token passes: router, projections and shared expert."""
         router = hidden * self.experts + (self.experts if self.router_bias else 0)
-        return router + 3 * hidden * self.shared + (hidden if self.shared_gate else 0)
+        shared = (3 if self.gated else 2) * hidden * self.shared + (hidden if self.shared_gate else 0)
+        return router + shared + 2 * hidden * self.latent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,9 +230,15 @@ class Shape:
     tied: bool
     full: Attention | Mla
     sliding: Attention | None = None
-    linear: LinearAttention | None = None
+    linear: LinearAttention | Mamba2 | None = None
     sliding_layers: int = 0
     linear_layers: int = 0
+    linear_beside_full: bool = False
+    """Whether every layer has softmax attention and linear attention in parallel (Falcon-H1)."""
+    mlp_only_layers: int = 0
+    """Layers with an MLP and no attention (Nemotron-H)."""
+    attention_only_layers: int = 0
+    """Layers with attention and no MLP (Nemotron-H)."""
     dense_width: int = 0
     moe: Moe | None = None
     dense_layers: int = 0
@@ -198,12 +270,22 @@ class Shape:
     @cached_property
     def full_layers(self) -> int:
         """Layers that attend to the whole context."""
-        return self.layers - self.sliding_layers - self.linear_layers
+        linear = 0 if self.linear_beside_full else self.linear_layers
+        return self.layers - self.sliding_layers - linear - self.mlp_only_layers
 
     @cached_property
     def moe_layers(self) -> int:
         """Layers with experts."""
-        return self.layers - self.dense_layers if self.moe else 0
+        return self.layers - self.attention_only_layers - self.dense_layers if self.moe else 0
+
+    @cached_property
+    def layer_pairs(self) -> float:
+        """Half of the model's blocks, each an attention or an MLP: ``layers``, if every layer has one of each.
+
+        Kernels are launched and cards synchronise block by block.
+        """
+        attention = self.layers - self.mlp_only_layers + (self.linear_layers if self.linear_beside_full else 0)
+        return (attention + self.layers - self.attention_only_layers) / 2
 
     @cached_property
     def embedding_params(self) -> int:
@@ -294,7 +376,7 @@ class Shape:
     @cached_property
     def state_bytes_per_sequence(self) -> int:
         """Bytes of the recurrent state of one sequence of any length."""
-        return self.linear_layers * self.linear.state_bytes() if self.linear else 0
+        return self.linear_layers * int(self.linear.state_bytes()) if self.linear else 0
 
     @cached_property
     def max_tp(self) -> int:
@@ -303,5 +385,5 @@ class Shape:
         if self.sliding is not None:
             sizes.append(self.sliding.heads)
         if self.linear is not None:
-            sizes.append(self.linear.value_heads)
+            sizes.extend(self.linear.sharded())
         return max(n for n in (1, 2, 4, 8, 16, 32, 64) if all(size % n == 0 for size in sizes))

@@ -88,8 +88,9 @@ def layout(
 
     if shape.linear is not None and shape.linear_layers:
         # Attention pages grow until one holds a layer's whole state; states are padded to it.
-        block *= ceil(shape.linear.state_bytes() / tp / full_page)
-        full_page = block * token_bytes(shape.full)
+        state = shape.linear.state_bytes(tp)
+        block *= ceil(state / full_page)
+        full_page = block * token_bytes(shape.full) if shape.full_layers or shape.sliding_layers else int(state)
         counts.append((stage(shape.linear_layers), Group(block, None, state=True)))
     sliding = shape.sliding
     slide_block = block

@@ -51,7 +51,7 @@ def check_shards(shape: Shape, layout: Layout, precision: Precision) -> None:
     if shape.sliding is not None:
         heads.append(shape.sliding.heads)
     if shape.linear is not None:
-        heads.append(shape.linear.value_heads)
+        heads.extend(shape.linear.sharded())
     if not layout.attention_dp and any(count % tp for count in heads):
         nearest = min(_sizes(heads), key=lambda size: abs(size - tp))
         raise UsageError(

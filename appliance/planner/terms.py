@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from appliance.catalog.shape import Attention, Mla, Shape
+from appliance.catalog.shape import Attention, Mamba2, Mla, Shape
 from appliance.planner import precision
 from appliance.planner.precision import Units
 from appliance.planner.workload import Workload
@@ -230,7 +230,7 @@ def _terms(
         gemm_s=stages * 2.0 * dense_flops * local / shards / pp / peak,
         attention_s=stages * 4.0 * pairs * local / shards / pp / bf16_peak,
         expert_gemm_s=stages * 2.0 * expert_flops * tokens / tp / pp / peak,
-        layers=float(shape.layers),
+        layers=shape.layer_pairs,
         moe_layers=float(shape.moe_layers),
         linear_layers=float(shape.linear_layers),
         nvlink_rounds=nvlink,
@@ -242,7 +242,7 @@ def _terms(
         cpu_layers=shape.moe_layers * min(1.0, workload.cpu_expert_share) if workload.cpu is not None else 0.0,
         log_bandwidth=math.log(card.memory_gb_s / USUAL_BANDWIDTH),
         drafts=_draft_share(workload),
-        draft_layers=float(_draft_passes(workload)) / shape.layers,
+        draft_layers=float(_draft_passes(workload)) / shape.layer_pairs,
         verified=shape.full_layers * attended(shape, context) if reads_kv and _verifies_unsplit(workload) else 0.0,
         stream_layers=float(shape.layers * (shape.streams - 1)),
         age=workload.years_old,
@@ -311,7 +311,7 @@ def _draft_share(workload: Workload) -> float:
         return 0.0
     shape = workload.shape
     head = shape.vocab * shape.hidden / max(1, shape.active_params)
-    return _draft_passes(workload) * (1.0 / shape.layers + head)
+    return _draft_passes(workload) * (1.0 / shape.layer_pairs + head)
 
 
 def _draft_passes(workload: Workload) -> int:
@@ -356,6 +356,9 @@ def flops_per_token(shape: Shape, context: float) -> tuple[float, float, float]:
     pairs = shape.full_layers * shape.full.core_dim() * seen
     if shape.sliding is not None:
         pairs += shape.sliding_layers * shape.sliding.core_dim() * min(context, shape.sliding.window or context)
+    if isinstance(shape.linear, Mamba2):
+        # The fitted constants contain the scan of Gated DeltaNet, which the measurements have.
+        pairs += shape.linear_layers * shape.linear.scan_dim()
     return dense, routed, pairs
 
 
@@ -373,7 +376,7 @@ def _collectives(workload: Workload, tokens: float) -> tuple[float, float, float
         extra = 2 * NETWORK_LATENCY_S
     activation = tokens * workload.shape.hidden * 2.0
     if tp > 1:
-        count = 2 * workload.shape.layers
+        count = 2 * workload.shape.layer_pairs
         # Latency grows with the ring; a switch of NVLink reaches all cards at once.
         rounds += count * (1.0 + (0.05 if nvlink else 0.25) * (tp - 2))
         fixed += count * extra

@@ -34,17 +34,22 @@ LAYERS = 8
 """Layers of each counted model: enough for every pattern of layers, few enough for short lists."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [3, 7]},
     "bloom": {"hidden_size": 1024, "seq_length": 2048},
     "gemma4_text": {"hidden_size_per_layer_input": 0},
     "glm4_moe": {"head_dim": 128},
     "gpt_neo": {"num_layers": LAYERS, "attention_types": [[["global", "local"], LAYERS // 2]]},
     "deepseek_v2": {"num_experts_per_tok": 6},
     "dots1": {"n_routed_experts": 16, "num_experts_per_tok": 4, "n_shared_experts": 2},
+    "granitemoehybrid": {
+        "num_hidden_layers": LAYERS,
+        "layer_types": [*["linear_attention"] * 3, "full_attention"] * 2,
+    },
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 8, "moe_topk": 2},
     "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
 }
-"""Values that a class needs in addition to its defaults to build a model."""
+"""Values that a class needs in addition to its defaults to build a model, or to have every kind of layer."""
 
 LAYER_FIELDS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 

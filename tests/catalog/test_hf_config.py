@@ -77,7 +77,7 @@ def test_a_missing_or_impossible_field_is_named(field: str, value: object) -> No
             "num_experts_per_tok = 9",
         ),
         ({"num_experts": 8, "moe_intermediate_size": 64}, "has no num_experts_per_tok"),
-        ({"model_type": "nemotron_h"}, "Mamba"),
+        ({"model_type": "jamba"}, "Mamba"),
         ({"hybrid_override_pattern": "M*"}, "Mamba"),
         ({"compress_ratios": [4]}, "compressed"),
     ],
