@@ -374,6 +374,19 @@ FAMILIES: Mapping[str, Family] = {
         ),
     ),
     "llama": LLAMA,
+    "llama4_text": Family(
+        bias="attention_bias:all",
+        chunked=True,
+        experts=Experts(
+            count=("num_local_experts",),
+            width="intermediate_size",
+            shared_usual=1,
+            dense=("moe_layers", "interleave_moe_layer_step"),
+            dense_width="intermediate_size_mlp",
+        ),
+        # Llama 4 normalises queries and keys without weights.
+        harmless=("attn_scale", "attn_temperature_tuning", "floor_scale", "use_qk_norm"),
+    ),
     "mellum": replace(
         QWEN3, experts=Experts(count=MOE_NAMES, dense=("mlp_layer_types",)), only={"norm_topk_prob": (True, False)}
     ),

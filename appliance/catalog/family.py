@@ -92,6 +92,8 @@ class Family:
     head_bias: str = "none"
     embedding_norm: bool = False
     tied: bool = False
+    chunked: bool = False
+    """Whether the layers other than the full ones attend in chunks; ``no_rope_layers`` states the full ones."""
     window: str = "whole"
     """Layers that slide when ``layer_types`` is absent. ``whole``: all, if there is a window. ``late``: from
     ``max_window_layers`` on. ``every fourth``: all except every fourth, from the first on. ``FIELD=N``: every Nth
@@ -118,6 +120,7 @@ SAME_AS: Mapping[str, str] = {
     "gemma4_unified": "gemma4_unified_text",
     "glm4v_moe_text": "glm4_moe",
     "kimi_k2": "deepseek_v3",
+    "llama4": "llama4_text",
     "paddleocr_vl_text": "ernie4_5",
     "qwen2_5_omni_text": "qwen2",
     "qwen2_5_vl": "qwen2_5_vl_text",
@@ -144,7 +147,6 @@ REFUSED: Mapping[str, str] = {
     "jetmoe": "experts in attention",
     "kimi_linear": "a linear attention of another kind",
     "lfm2": "convolution layers",
-    "llama4": "chunked attention",
     "longcat_flash": "two attentions per layer and experts of size zero",
     "mamba": "Mamba layers",
     "mimo_v2": "values narrower than keys and layers of unequal heads",

@@ -144,7 +144,9 @@ def _context(fields: ConfigFields) -> int:
 
 
 def _window(fields: ConfigFields) -> int | None:
-    """Return the sliding window in tokens, None if it is switched off."""
+    """Return the sliding window or the chunk in tokens, None if it is switched off."""
+    if fields.family.chunked:
+        return fields.integer("attention_chunk_size", default=0) or None
     window = fields.integer("sliding_window", default=0)
     used = fields.flag("use_sliding_window", default=True)
     if fields.table.get("layer_types") and fields.table.get("use_sliding_window") is None:
@@ -161,6 +163,8 @@ def _layer_kinds(fields: ConfigFields, layers: int, *, window: int | None, conte
     family = fields.family
     if family.mamba is not None:
         return hf_mamba.kinds(fields, layers, family.mamba)
+    if family.chunked:
+        return _chunked_kinds(fields, layers, chunked=window is not None and window < context)
     listed = fields.listed("layer_types", layers)
     late = fields.integer("max_window_layers", default=layers)
     if listed is not None:
@@ -192,6 +196,25 @@ def _layer_kinds(fields: ConfigFields, layers: int, *, window: int | None, conte
     if "gemma4" in fields.kind:
         kinds[-1] = "full_attention"
     return ["full_attention" if kind == "sliding_attention" and window is None else kind for kind in kinds]
+
+
+def _chunked_kinds(fields: ConfigFields, layers: int, *, chunked: bool) -> list[str]:
+    """Return the kinds of Llama 4: layers with rotary positions attend in chunks, those without to everything.
+
+    Chunked layers are full if ``chunked`` is not set.
+    """
+    rotary = fields.listed("no_rope_layers", layers)
+    if rotary is None:
+        period = fields.positive("no_rope_layer_interval", default=4)
+        rotary = [int((layer + 1) % period != 0) for layer in range(layers)]
+    fields.seen.add("no_rope_layer_interval")
+    if not all(one in (0, 1) for one in rotary):
+        raise fields.refused("no_rope_layers", rotary)
+    spelled = ["chunked_attention" if one else "full_attention" for one in rotary]
+    listed = fields.listed("layer_types", layers)
+    if listed is not None and listed != spelled:
+        raise fields.refused("layer_types", listed)
+    return ["sliding_attention" if one and chunked else "full_attention" for one in rotary]
 
 
 def _pattern(layers: int, period: int, other: str) -> list[str]:
@@ -238,6 +261,7 @@ def _attention(fields: ConfigFields, hidden: int, kinds: list[str], *, window: i
         kv_heads=kv_heads,
         head_dim=head_dim,
         window=window,
+        chunked=family.chunked and window is not None,
         bias=cast("Any", fields.option(family.bias)),
         qk_norm=cast("Any", norm),
         output_gate=fields.option(family.output_gate) == "full",

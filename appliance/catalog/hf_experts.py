@@ -100,7 +100,7 @@ def _sparse(fields: ConfigFields, found: Experts, layers: int) -> list[bool]:
         value = fields.raw(key)[1]
         if value is None:
             continue
-        if key in {"mlp_only_layers", "moe_layer_freq"} and isinstance(value, list):
+        if key == "moe_layers" or (key in {"mlp_only_layers", "moe_layer_freq"} and isinstance(value, list)):
             rule = _by_list(fields, key, value, layers=layers)
         else:
             rule = _by_number(key, fields.integer(key) if key != "moe_layer_end_index" else value, layers)
@@ -108,10 +108,12 @@ def _sparse(fields: ConfigFields, found: Experts, layers: int) -> list[bool]:
     return sparse
 
 
-def _by_list(fields: ConfigFields, key: str, value: list[Any], *, layers: int) -> list[bool]:
-    """Return for each layer whether it has experts, by a list of dense layers or of one flag per layer."""
-    if not all(isinstance(one, int) and not isinstance(one, bool) for one in value):
+def _by_list(fields: ConfigFields, key: str, value: object, *, layers: int) -> list[bool]:
+    """Return for each layer whether it has experts, by a list of dense or sparse layers or of a flag per layer."""
+    if not isinstance(value, list) or not all(isinstance(one, int) and not isinstance(one, bool) for one in value):
         raise fields.refused(key, value)
+    if key == "moe_layers":
+        return [layer in value for layer in range(layers)]
     if key == "mlp_only_layers":
         return [layer not in value for layer in range(layers)]
     return [one > 0 for one in fields.listed(key, layers) or []]
@@ -127,5 +129,5 @@ def _by_number(key: str, value: object, layers: int) -> list[bool]:
         return [number < 0 or layer <= number for layer in every]
     if key == "moe_layer_freq":
         return [layer % max(number, 1) == 0 for layer in every]
-    # decoder_sparse_step, moe_layer_interval
+    # decoder_sparse_step, interleave_moe_layer_step, moe_layer_interval
     return [number > 0 and (layer + 1) % number == 0 for layer in every]

@@ -24,6 +24,8 @@ class Attention:
     kv_heads: int
     head_dim: int
     window: int | None = None
+    chunked: bool = False
+    """Whether a token sees its own chunk of ``window`` tokens instead of the last ``window`` (Llama 4)."""
     bias: Literal["none", "qkv", "out", "all"] = "none"
     qk_norm: Literal["none", "head", "layer", "full"] = "none"
     """Weights of the norms of queries and keys: per head dimension (``layer``: with biases), or for all heads."""

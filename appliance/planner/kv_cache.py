@@ -1,9 +1,10 @@
 """The layout of vLLM's KV cache: groups of layers that share one pool of equal pages.
 
 Pure. vLLM reports "KV cache size: N tokens" at its start. N is the longest context, times the pool's pages, over
-the pages of one request of that context. Sliding layers need only their window, linear attention layers one state
-each; their pages are padded to one size. The rules are those of vLLM 0.32's v1/core/kv_cache_utils.py, and the
-results equal its reports (``tests/planner/test_kv_cache.py``).
+the pages of one request of that context. Sliding layers need only their window, chunked layers their chunk, linear
+attention layers one state each; their pages are padded to one size. The rules are those of vLLM 0.32's
+v1/core/kv_cache_utils.py and v1/kv_cache_interface.py, and the results equal its reports
+(``tests/planner/test_kv_cache.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from appliance.catalog.shape import Attention, Shape
+from appliance.catalog.shape import Attention, Mamba2, Shape
 
 GPU_BLOCK = 16
 CPU_BLOCK = 128
@@ -20,6 +21,9 @@ CPU_BLOCK = 128
 STATE_PAGES = 2
 """Recurrent states of a sequence: two while prefix caching keeps them aligned with blocks."""
 
+MAMBA2_STATE_PAGES = STATE_PAGES + 1
+"""Mamba-2 also exports the state at the last block boundary of a prefill (``MambaMixer2.get_kv_cache_spec``)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -27,14 +31,20 @@ class Group:
 
     block_tokens: int
     window: int | None
-    state: bool = False
+    state_pages: int = 0
+    """Pages of a recurrent state; 0 in a group of attention layers."""
+    chunked: bool = False
+    """Whether ``window`` is a chunk: a fixed part of the context instead of the last tokens."""
 
     def pages(self, context: int, batched_tokens: int) -> int:
         """Return the pages that one request of ``context`` tokens holds in this group."""
-        if self.state:
-            return STATE_PAGES
+        if self.state_pages:
+            return self.state_pages
         if self.window is None:
             return ceil(context / self.block_tokens)
+        if self.chunked:
+            # A chunk begins at a block, so that it needs no block more than it fills.
+            return ceil(min(self.window + batched_tokens, context) / self.block_tokens)
         return ceil(min(self.window - 1 + batched_tokens, context) / self.block_tokens) + 1
 
 
@@ -91,7 +101,8 @@ def layout(
         state = shape.linear.state_bytes(tp)
         block *= ceil(state / full_page)
         full_page = block * token_bytes(shape.full) if shape.full_layers or shape.sliding_layers else int(state)
-        counts.append((stage(shape.linear_layers), Group(block, None, state=True)))
+        pages = MAMBA2_STATE_PAGES if isinstance(shape.linear, Mamba2) else STATE_PAGES
+        counts.append((stage(shape.linear_layers), Group(block, None, state_pages=pages)))
     sliding = shape.sliding
     slide_block = block
     if sliding is not None and shape.sliding_layers:
@@ -99,7 +110,7 @@ def layout(
         page = max(block * slide, full_page)
         slide_block, block = page // slide, page // token_bytes(shape.full)
         full_page = page
-        counts.append((stage(shape.sliding_layers), Group(slide_block, sliding.window)))
+        counts.append((stage(shape.sliding_layers), Group(slide_block, sliding.window, chunked=sliding.chunked)))
     if shape.full_layers:
         counts.append((stage(shape.full_layers), Group(block, None)))
     fewest, most = min(count for count, _ in counts), max(count for count, _ in counts)

@@ -59,6 +59,9 @@ BUFFERS = ("e_score_correction_bias", "expert_bias", "layer_scalar")
 TEXT = ("language_model", "lm_head", "text_model", "model.layers.", "model.embed_tokens.", "model.norm.")
 """Parts of the names of a multimodal model's parameters that belong to its text model."""
 
+TOWER_NAMES = ("vision_model.", "model.vision_")
+"""Starts of names of a tower's parameters, whose layers may be called like those of a text model."""
+
 CONTEXT = (
     "max_position_embeddings",
     "max_seq_len",
@@ -126,7 +129,7 @@ def count(config: Any, auto: Any, text_only: bool) -> int:
         model = auto.from_config(config)
     total = 0
     for name, weight in [*model.named_parameters(), *model.named_buffers()]:
-        if text_only and not any(part in name for part in TEXT):
+        if text_only and (name.startswith(TOWER_NAMES) or not any(part in name for part in TEXT)):
             continue
         if isinstance(weight, torch.nn.Parameter) or name.endswith(BUFFERS):
             total += weight.numel()

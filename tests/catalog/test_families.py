@@ -266,6 +266,42 @@ def test_sliding_layers_of_a_file_without_layer_types(family: str, config: dict[
     assert hf_config.parse("m", {**base, **config}).sliding_layers == sliding
 
 
+LLAMA4 = TRUTH["llama4_text"]["config"]
+
+
+@pytest.mark.parametrize(
+    ("config", "chunked", "sparse"),
+    [
+        ({}, 6, 8),
+        ({"layer_types": None, "no_rope_layers": None}, 6, 8),
+        ({"layer_types": None, "no_rope_layers": None, "no_rope_layer_interval": 2}, 4, 8),
+        ({"layer_types": None, "no_rope_layers": [0] + [1] * 7}, 7, 8),
+        ({"attention_chunk_size": None}, 0, 8),
+        ({"attention_chunk_size": 131072}, 0, 8),
+        ({"moe_layers": None, "interleave_moe_layer_step": 2}, 6, 4),
+        ({"moe_layers": [1, 3], "interleave_moe_layer_step": None}, 6, 2),
+    ],
+)
+def test_chunks_and_experts_of_llama_4(config: dict[str, Any], chunked: int, sparse: int) -> None:
+    shape = hf_config.parse("m", {**LLAMA4, **config})
+    assert (shape.sliding_layers, shape.moe_layers) == (chunked, sparse)
+    if shape.sliding is not None:
+        assert (shape.sliding.window, shape.sliding.chunked) == (8192, True)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"no_rope_layers": [2] * 8}, "no_rope_layers = [2"),
+        ({"no_rope_layers": [1] * 7}, "no_rope_layers names 7 layers"),
+        ({"layer_types": ["full_attention"] * 8}, "layer_types"),
+        ({"moe_layers": 3}, "moe_layers = 3"),
+    ],
+)
+def test_a_contradiction_in_llama_4_is_named(config: dict[str, Any], words: str) -> None:
+    assert words in str(count({**LLAMA4, **config}))
+
+
 def test_every_name_has_a_family() -> None:
     assert all(chain(kind)[-1] in FAMILIES for kind in SAME_AS)
     assert not [
