@@ -56,6 +56,7 @@ GEMMA4 = replace(
     only={
         "num_kv_shared_layers": (0, None),
         "hidden_size_per_layer_input": (0, None),
+        "expert_intermediate_size": (None,),
         "use_double_wide_mlp": (False, None),
     },
     harmless=("vocab_size_per_layer_input",),
@@ -70,6 +71,7 @@ QWEN3_5 = replace(
     window="whole",
     only={
         "attn_output_gate": (True, None),
+        "output_gate_type": ("swish", None),
         "decoder_sparse_step": (1,),
         "mamba_ssm_dtype": ("float32",),
         "mlp_only_layers": ([], None),

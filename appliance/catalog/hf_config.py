@@ -7,6 +7,7 @@ state. A file with a field that is neither read nor harmless is rejected (:mod:`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from appliance.catalog import hf_experts, hf_mamba, quantised, rope
@@ -56,13 +57,15 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
     window = _window(fields)
     kinds = _layer_kinds(fields, layers, window=window, context=context) if blocks is None else blocks
     mlps = layers if blocks is None else blocks.count("mlp") + blocks.count("moe")
-    sparse = None if blocks is None else [kind == "moe" for kind in blocks if kind in {"mlp", "moe"}]
-    moe, dense_layers = hf_experts.moe(fields, mlps, sparse)
+    moe, sparse = hf_experts.moe(
+        fields, mlps, None if blocks is None else [kind == "moe" for kind in blocks if kind in {"mlp", "moe"}]
+    )
+    dense_layers = sparse.count(False)
     full = _mla(fields) if fields.family.latent else _attention(fields, hidden, kinds)
     sliding = _attention(fields, hidden, kinds, window=window) if "sliding_attention" in kinds else None
     linear_layers = kinds.count("linear_attention")
     width = _dense_width(fields, hidden, needed=dense_layers > 0)
-    found = quantised.native(name, tuple(tables), layers)
+    found = quantised.native(name, tuple(tables))
     fields.seen.update(("quantization_config", "compression_config"))
     extra, once = _extra(fields, full, width=width, layers=layers, moe_layers=mlps - dense_layers if moe else 0)
     norms, norm_bias = _norms(fields)
@@ -96,8 +99,7 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
     )
     fields.finish()
     check_outside(name, tables, path)
-    quantised.check_share(name, found, shape)
-    return shape
+    return replace(shape, native_bytes=quantised.part_bytes(name, found, shape, kinds, sparse))
 
 
 def _kind(tables: list[Mapping[str, Any]]) -> str:

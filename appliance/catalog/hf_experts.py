@@ -16,8 +16,8 @@ def beside(fields: ConfigFields) -> bool:
     return found is not None and bool(found.beside_dense) and fields.flag(found.beside_dense)
 
 
-def moe(fields: ConfigFields, layers: int, sparse: list[bool] | None = None) -> tuple[Moe | None, int]:
-    """Return the experts of a layer, and the number of layers with a dense MLP and no experts.
+def moe(fields: ConfigFields, layers: int, sparse: list[bool] | None = None) -> tuple[Moe | None, list[bool]]:
+    """Return the experts of a layer, and for each layer with an MLP whether it has experts.
 
     ``layers`` are those with an MLP. ``sparse`` states for each of them whether it has experts, if the pattern of
     the layers does.
@@ -28,17 +28,17 @@ def moe(fields: ConfigFields, layers: int, sparse: list[bool] | None = None) -> 
             # The family has no experts: the file contradicts itself.
             _per_token(fields, Experts(), fields.integer("num_experts"))
             fields.seen.discard("num_experts")
-        return None, layers
+        return None, [False] * layers
     present = fields.flag(found.beside_dense) if found.beside_dense else sparse is None or any(sparse)
     experts = fields.integer(*found.count, default=0 if not present else None)
     if not present or not experts:
         names = (found.width, found.shared, found.latent, *found.dense)
         fields.seen.update((*found.count, *found.per_token, *names))
-        return None, layers
+        return None, [False] * layers
     per_token = _per_token(fields, found, experts)
     width = fields.positive(found.width)
     shared = _shared(fields, found)
-    dense = layers - sum(_sparse(fields, found, layers) if sparse is None else sparse)
+    sparse = _sparse(fields, found, layers) if sparse is None else sparse
     one = Moe(
         experts=experts,
         per_token=per_token,
@@ -50,7 +50,7 @@ def moe(fields: ConfigFields, layers: int, sparse: list[bool] | None = None) -> 
         gated=fields.family.gated,
         latent=fields.integer(found.latent, default=0) if found.latent else 0,
     )
-    return (one, dense) if dense < layers else (None, layers)
+    return (one if any(sparse) else None), sparse
 
 
 def _per_token(fields: ConfigFields, found: Experts, experts: int) -> int:

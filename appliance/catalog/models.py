@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.catalog.names import normalise
-from appliance.catalog.shape import Attention, LinearAttention, Mamba2, Mla, Moe, Shape
+from appliance.catalog.shape import Attention, LinearAttention, Mamba2, Mla, Moe, PartBytes, Shape
 from appliance.catalog.shipped import read_table
 from appliance.contract.violation import suggest
 from appliance.errors import ConfigError, UsageError
@@ -25,6 +25,7 @@ PARTS: dict[str, type] = {
     "linear": LinearAttention,
     "mamba": Mamba2,
     "moe": Moe,
+    "native_bytes": PartBytes,
 }
 """Nested tables of a model, and the type of each."""
 

@@ -8,12 +8,28 @@ rejected.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.catalog.shape import Shape
+from appliance.catalog import checkpoint_modules
+from appliance.catalog.checkpoint_modules import EXPERT, PREFIX, Module
+from appliance.catalog.shape import LinearAttention, PartBytes, Shape
 from appliance.errors import ConfigError
+
+QUANTISED_BYTES: dict[str, float] = {
+    # 4 bits, and per group of 128 a 16-bit scale and a 4-bit zero.
+    "awq-int4": 0.52,
+    # 4 bits, and an 8-bit scale per 16 weights.
+    "nvfp4": 0.5625,
+    # The same weights, unpacked to 16 bits by Marlin.
+    "nvfp4-w4a16": 0.5625,
+    # 4 bits, and an 8-bit scale per 32 weights.
+    "mxfp4": 0.53125,
+    "fp8": 1.0,
+    "int8": 1.0,
+}
+"""Bytes per quantised weight, scales included."""
 
 DTYPES = {
     "bfloat16": "bf16",
@@ -76,11 +92,8 @@ SIXTEEN_BIT = re.compile(
 )
 """Modules that every precision here leaves at 16 bits, or that are too small to matter."""
 
-ATTENTION = re.compile(r"self_attn|attention|attn")
-LINEAR_ATTENTION = re.compile(r"linear_attn")
-
-SMALL_SHARE = 0.03
-"""Share of a model's weights that may stay at 16 bits and is ignored: the bytes grow by less than 8 %."""
+MIXED = "mixed_precision"
+"""ModelOpt's algorithm whose table ``quantized_layers`` states the algorithm of each module."""
 
 LISTS = ("ignore", "ignored_layers", "exclude_modules", "llm_int8_skip_modules", "modules_to_not_convert")
 """Lists of modules that stay at 16 bits."""
@@ -184,6 +197,7 @@ READ = frozenset(
         "quant_method",
         "w_bit",
         "q_group_size",
+        "quantized_layers",
         "weight_block_size",
         *LISTS,
         *OFF,
@@ -198,16 +212,17 @@ class Native:
     precision: str
     fp8_block: int = 0
     """Width of its FP8 blocks, 0 without blocks."""
-    attention_at_16_bits: str = ""
-    """Module of attention that stays at 16 bits although the precision counts it as quantised."""
+    entries: tuple[str, ...] = ()
+    """Modules that stay at 16 bits."""
+    mixed: Mapping[str, str] = field(default_factory=dict)
+    """Precision of each module, if the checkpoint has several."""
 
 
-def native(name: str, tables: tuple[Mapping[str, Any], ...], layers: int) -> Native:
+def native(name: str, tables: tuple[Mapping[str, Any], ...]) -> Native:
     """Return the precision of the checkpoint.
 
-    ``tables`` are the config.json and its nested text model, outermost first. ``layers`` is the number of layers of
-    the text model; layers beyond are multi-token prediction heads. Raises :class:`ConfigError` with the field that
-    is not understood.
+    ``tables`` are the config.json and its nested text model, outermost first. Raises :class:`ConfigError` with the
+    field that is not understood.
     """
     keys = ("quantization_config", "compression_config")
     quant = next((table[key] for key in keys for table in tables if table.get(key)), None)
@@ -215,23 +230,101 @@ def native(name: str, tables: tuple[Mapping[str, Any], ...], layers: int) -> Nat
         return Native(_unquantised(name, tables))
     if not isinstance(quant, Mapping):
         raise ConfigError(f"{name}: quantization_config is not a table; take the model's own config.json")
-    precision = _precision(name, quant)
-    attention = _fields(name, quant, precision=precision, layers=layers)
+    mixed = _mixed(name, quant)
+    precision = min(mixed.values(), key=lambda one: QUANTISED_BYTES[one]) if mixed else _precision(name, quant)
+    entries = _fields(name, quant)
     block = quant.get("weight_block_size")
     if block is None:
-        return Native(precision, 0, attention)
+        return Native(precision, 0, entries, mixed)
     if not isinstance(block, list) or not block or isinstance(block[0], bool) or not isinstance(block[0], int):
         raise ConfigError(f"{name}: weight_block_size = {block!r:.40} is not possible; nearest: [128, 128]")
-    return Native(precision, block[0], attention)
+    return Native(precision, block[0], entries, mixed)
 
 
-def check_share(name: str, found: Native, shape: Shape) -> None:
-    """Raise :class:`ConfigError` if attention stays at 16 bits, unless it is a small part of ``shape``."""
-    share = (shape.attention_params + shape.linear_params) / shape.total_params
-    if found.attention_at_16_bits and share > SMALL_SHARE:
-        raise _refused(
-            name, f"{found.attention_at_16_bits!r:.60} at 16 bits, and attention has {share:.0%} of the weights"
-        )
+def part_bytes(
+    name: str, found: Native, shape: Shape, kinds: Sequence[str], sparse: Sequence[bool]
+) -> PartBytes | None:
+    """Return the bytes per weight of each part of ``shape``, None if they follow from the precision.
+
+    ``kinds`` has the kind of each layer, ``sparse`` for each layer with an MLP whether it has experts. Raises
+    :class:`ConfigError` for a module of the checkpoint's lists that is not known.
+    """
+    if not found.entries and not found.mixed:
+        return None
+    modules = checkpoint_modules.modules(shape, kinds, sparse)
+    try:
+        covered, unknown = checkpoint_modules.listed(found.entries, modules)
+    except re.error as error:
+        raise _refused(name, f"a module's expression that is not valid ({error})") from None
+    for module in unknown:
+        if not _small(module, shape.layers):
+            raise _refused(name, f"{module!r:.60} among the modules at 16 bits")
+    head = 2.0
+    if found.mixed:
+        each, head = _mixed_bytes(name, found.mixed, shape, modules)
+    else:
+        each = [_usual_bytes(module, found.precision, shape) for module in modules]
+        if all(each[index] == 2.0 for index in covered):
+            return None
+    each = [2.0 if index in covered else size for index, size in enumerate(each)]
+    return checkpoint_modules.part_bytes(shape, modules, each, head)
+
+
+def _usual_bytes(module: Module, precision: str, shape: Shape) -> float:
+    """Return the bytes per weight that ``precision`` has in published checkpoints without a list of modules."""
+    if precision == "mxfp4" and module.part != "experts":
+        return 2.0
+    if module.part == "linear" and isinstance(shape.linear, LinearAttention) and precision in {"awq-int4", "nvfp4"}:
+        return 2.0
+    return QUANTISED_BYTES[precision]
+
+
+def _mixed(name: str, quant: Mapping[str, Any]) -> dict[str, str]:
+    """Return the precision of each module in ``quantized_layers``; empty if the checkpoint has only one."""
+    algorithm, table = str(quant.get("quant_algo")).lower(), quant.get("quantized_layers")
+    if str(quant.get("quant_method") or "modelopt").lower() not in BY_ALGORITHM or algorithm != MIXED:
+        if table:
+            raise _refused(name, "quantized_layers without quant_algo = 'MIXED_PRECISION'")
+        return {}
+    if not isinstance(table, Mapping) or not table:
+        raise _refused(name, f"quant_algo = {quant['quant_algo']!r:.40} without quantized_layers")
+    mixed: dict[str, str] = {}
+    for module, one in table.items():
+        found = ALGORITHMS.get(str(one.get("quant_algo")).lower()) if isinstance(one, Mapping) else None
+        if found is None:
+            raise _refused(name, f"quantized_layers.{module!s:.60} = {one!r:.60}")
+        mixed[str(module)] = found
+    return mixed
+
+
+def _mixed_bytes(
+    name: str, mixed: Mapping[str, str], shape: Shape, modules: Sequence[Module]
+) -> tuple[list[float], float]:
+    """Return the bytes per weight of ``modules`` and of the head; a module that ``mixed`` omits has 16 bits."""
+    experts: dict[str, set[str]] = {}
+    plain: dict[str, str] = {}
+    for module, precision in mixed.items():
+        key = checkpoint_modules.renamed(PREFIX.sub("", module))
+        first = EXPERT.sub("experts.0", key)
+        if plain.setdefault(first, precision) != precision:
+            raise _refused(name, f"experts of unequal precision ({module!s:.60})")
+        if EXPERT.search(key):
+            experts.setdefault(first, set()).add(key)
+    count = shape.moe.experts if shape.moe else 0
+    partial = next((first for first, keys in experts.items() if len(keys) != count), None)
+    if partial is not None:
+        raise _refused(name, f"quantized_layers with some experts of {partial!s:.60}")
+    used: set[str] = set()
+    sizes: list[float] = []
+    for one in modules:
+        paths = [alias.rsplit(".", cut)[0] for alias in one.names for cut in range(3)]
+        key = next((path for path in paths if path in plain), "")
+        used.add(key)
+        sizes.append(QUANTISED_BYTES[plain[key]] if key else 2.0)
+    for key in plain.keys() - used - {"lm_head"}:
+        if not _small(key, shape.layers):
+            raise _refused(name, f"quantized_layers.{key!s:.60}")
+    return sizes, QUANTISED_BYTES[plain["lm_head"]] if "lm_head" in plain else 2.0
 
 
 def _refused(name: str, what: str) -> ConfigError:
@@ -330,12 +423,12 @@ def _of_group(name: str, key: str, group: object, *, form: str) -> str:
     raise _refused(name, f"{key}.weights of {bits!r:.20} bits, type {kind!r:.20}, format {form!r:.40}")
 
 
-def _fields(name: str, quant: Mapping[str, Any], *, precision: str, layers: int) -> str:
-    """Return a module of attention that stays at 16 bits, empty without one.
+def _fields(name: str, quant: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the modules that stay at 16 bits.
 
     Raises :class:`ConfigError` for a field that may give some weights another width.
     """
-    attention = ""
+    entries: list[str] = []
     for key, value in quant.items():
         if key not in READ | HARMLESS:
             raise _refused(name, f"the field {key!r}")
@@ -344,25 +437,12 @@ def _fields(name: str, quant: Mapping[str, Any], *, precision: str, layers: int)
         if key in LISTS and value:
             if not isinstance(value, list):
                 raise _refused(name, f"{key} = {value!r:.40}")
-            for module in map(str, value):
-                kept = _kept(module, precision, layers)
-                if kept is None:
-                    raise _refused(name, f"{module!r:.60} in {key}")
-                attention = attention or kept
-    return attention
+            entries += map(str, value)
+    return tuple(dict.fromkeys(entries))
 
 
-def _kept(module: str, precision: str, layers: int) -> str | None:
-    """Return ``module`` if it is attention that the precision counts as quantised, None if it is another large one.
-
-    A module that the precision does not count as quantised, or that is small, gives an empty text.
-    """
+def _small(module: str, layers: int) -> bool:
+    """Return whether ``module`` has 16 bits in every precision, or is a part that is not counted."""
     plain = module.removeprefix("re:").replace("\\", "").rstrip("*.$")
     layer = re.search(r"layers\.(\d+)", plain)
-    if SIXTEEN_BIT.search(plain) or (layer and int(layer.group(1)) >= layers):
-        return ""
-    if LINEAR_ATTENTION.search(plain) and precision in {"awq-int4", "nvfp4"}:
-        return ""
-    if ATTENTION.search(plain):
-        return "" if precision == "mxfp4" else module
-    return None
+    return SIXTEEN_BIT.search(plain) is not None or (layer is not None and int(layer.group(1)) >= layers)

@@ -217,6 +217,19 @@ class Moe:
         return router + shared + 2 * hidden * self.latent
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartBytes:
+    """Bytes per weight of each part of a published checkpoint, scales included."""
+
+    attention: float
+    linear: float
+    dense: float
+    shared: float
+    """Shared experts and the projections around the routed ones."""
+    experts: float
+    head: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """All facts about a model that the planner uses. The ``…_layers`` count the layers of each kind.
@@ -261,6 +274,8 @@ class Shape:
     """Whether the model only embeds: it never computes logits."""
     native: str = "bf16"
     """Precision of the published checkpoint, by the names of :func:`appliance.planner.precision.parse`."""
+    native_bytes: PartBytes | None = None
+    """The published checkpoint's bytes by part, if some modules have another precision than ``native``."""
     checkpoint_bytes: int | None = None
     """Quoted size of the published checkpoint, if it holds more than the text model counted here."""
     fp8_block: int = 0

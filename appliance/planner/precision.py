@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-from appliance.catalog.shape import Shape
+from appliance.catalog.quantised import QUANTISED_BYTES
+from appliance.catalog.shape import PartBytes, Shape
 from appliance.contract.violation import suggest
 from appliance.errors import UsageError
 
@@ -50,20 +51,6 @@ GGUF_BITS: dict[str, float] = {
 }
 """Bits per weight of llama.cpp's formats over a whole file. Source: its quantize tool's table; IQ3_K from the
 106.8 GiB of a 235.1 B model."""
-
-QUANTISED_BYTES: dict[str, float] = {
-    # 4 bits, and per group of 128 a 16-bit scale and a 4-bit zero.
-    "awq-int4": 0.52,
-    # 4 bits, and an 8-bit scale per 16 weights.
-    "nvfp4": 0.5625,
-    # The same weights, unpacked to 16 bits by Marlin.
-    "nvfp4-w4a16": 0.5625,
-    # 4 bits, and an 8-bit scale per 32 weights.
-    "mxfp4": 0.53125,
-    "fp8": 1.0,
-    "int8": 1.0,
-}
-"""Bytes per quantised weight, scales included."""
 
 ALIASES = {
     "bfloat16": "bf16",
@@ -171,24 +158,40 @@ class WeightSizes:
         return self.dense + self.experts + self.embedding
 
 
+def _parts(precision: Precision) -> PartBytes:
+    return PartBytes(
+        attention=precision.attention_bytes,
+        linear=precision.linear_bytes,
+        dense=precision.mlp_bytes,
+        shared=precision.mlp_bytes,
+        experts=precision.expert_bytes,
+        head=precision.embedding_bytes,
+    )
+
+
 @lru_cache(maxsize=4096)
 def weights(shape: Shape, precision: Precision) -> WeightSizes:
-    """Return the bytes of ``shape``'s weights in ``precision``."""
-    dense = shape.attention_params * precision.attention_bytes
-    dense += shape.linear_params * precision.linear_bytes
-    dense += shape.dense_mlp_params * precision.mlp_bytes
+    """Return the bytes of ``shape``'s weights in ``precision``.
+
+    In the precision of the published checkpoint, each part has the bytes of that checkpoint.
+    """
+    own = shape.native_bytes
+    each = own if own is not None and parse(shape.native).name == precision.name else _parts(precision)
+    dense = shape.attention_params * each.attention
+    dense += shape.linear_params * each.linear
+    dense += shape.dense_mlp_params * each.dense
     router = shape.moe_layers * shape.hidden * shape.moe.experts if shape.moe else 0
-    dense += router * 2.0 + (shape.moe_common_params - router) * precision.mlp_bytes
+    dense += router * 2.0 + (shape.moe_common_params - router) * each.shared
     dense += shape.small_params * 2.0
     embedding = shape.embedding_params * precision.embedding_bytes
     if shape.tied:
         dense, embedding = dense + embedding, 0.0
     else:
-        dense += shape.head_params * precision.embedding_bytes
+        dense += shape.head_params * each.head
     bias = (
         shape.moe_layers * shape.moe.experts * (2 * shape.moe.width + shape.hidden)
         if (shape.moe and shape.moe.expert_bias)
         else 0
     )
-    experts = (shape.expert_params - bias) * precision.expert_bytes + bias * 2.0
+    experts = (shape.expert_params - bias) * each.experts + bias * 2.0
     return WeightSizes(dense=dense, experts=experts, embedding=embedding)

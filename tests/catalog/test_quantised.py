@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.catalog import hf_config, quantised
+from appliance.catalog.models import dump_model, known_models
 from appliance.catalog.shape import Shape
 from appliance.errors import ConfigError
 from appliance.planner import precision
@@ -109,8 +112,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"quant_method": "modelopt"}, "quant_algo = None"),
     ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "MIXED_PRECISION"),
     ({"quant_method": "fp8", "foo_bits": 4}, "'foo_bits'"),
-    ({"quant_method": "fp8", "ignored_layers": ["model.layers.0.mlp.down_proj"]}, "mlp.down_proj"),
-    ({"quant_method": "fp8", "ignored_layers": ["re:.*self_attn.*"]}, "self_attn"),
+    ({"quant_method": "fp8", "ignored_layers": ["model.layers.0.convolution"]}, "layers.0.convolution"),
+    ({"quant_method": "fp8", "ignored_layers": ["re:.*[.*"]}, "not valid"),
+    ({"quant_method": "fp8", "quantized_layers": {"lm_head": {"quant_algo": "FP8"}}}, "quantized_layers without"),
     ({"quant_method": "fp8", "ignored_layers": "all"}, "ignored_layers = 'all'"),
     ({"quant_method": "fp8", "weight_block_size": ["a"]}, "weight_block_size"),
     (packed(3), "3 bits"),
@@ -140,18 +144,124 @@ def test_groups_of_unequal_weights_are_refused() -> None:
         parse(table)
 
 
-def test_attention_at_16_bits_is_accepted_if_it_is_a_small_part() -> None:
-    table = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["model.layers.0.self_attn*"]}
-    assert parse(table, MOE).native == "nvfp4"
-    with pytest.raises(ConfigError, match=r"attention has \d+% of the weights"):
-        parse(table)
+def size(shape: Shape) -> float:
+    return precision.weights(shape, precision.parse(shape.native)).total
 
 
-def test_layers_of_a_prediction_head_are_ignored() -> None:
-    table = {"quant_method": "modelopt", "quant_algo": "NVFP4", "exclude_modules": ["model.layers.36*"]}
-    assert parse(table).native == "nvfp4"
-    with pytest.raises(ConfigError, match=r"layers\.35"):
-        parse({**table, "exclude_modules": ["model.layers.35*"]})
+ATTENTION = 2560 * 128 * (32 + 8 + 8 + 32)
+MLP = 3 * 2560 * 9728
+LISTS: list[tuple[list[str], int]] = [
+    (["lm_head", "model.norm", "model.layers.0.mlp.gate"], 0),
+    (["model.layers.0.mlp.down_proj"], MLP // 3),
+    (["model.layers.1.mlp"], MLP),
+    (["model.layers.1"], ATTENTION + MLP),
+    (["model.layers.1*"], 11 * (ATTENTION + MLP)),
+    (["model.layers.1.*"], ATTENTION + MLP),
+    (["re:.*self_attn.*"], 36 * ATTENTION),
+    (["model.layers.*.self_attn"], 36 * ATTENTION),
+    (["language_model.model.layers.3.self_attn*", "language_model.model.layers.3.self_attn.q_proj"], ATTENTION),
+    (["self_attn.o_proj", "*.o_proj"], 36 * 2560 * 128 * 32),
+    (["re:.*mlp\\.(gate|up|down)_proj.*"], 36 * MLP),
+    (["model.layers.36*", "mtp*"], 0),
+]
+
+
+@pytest.mark.parametrize(("entries", "weights"), LISTS, ids=[entries[0] for entries, _ in LISTS])
+@pytest.mark.parametrize(("method", "each"), [("fp8", 1.0), ("modelopt_fp4", 0.5625)])
+def test_a_module_of_a_list_has_16_bits(entries: list[str], weights: int, method: str, each: float) -> None:
+    plain, shape = parse({"quant_method": method}), parse({"quant_method": method, "ignore": entries})
+    # Without a list, norms count as quantised: 200 000 weights.
+    assert size(shape) - size(plain) == pytest.approx(weights * (2 - each), abs=500_000)
+    assert (shape.native_bytes is None) == (weights == 0)
+
+
+EXPERTS = 4 * 128 * 3 * 2560 * 1536
+
+
+@pytest.mark.parametrize(
+    ("entries", "weights"),
+    [
+        (["model.layers.2.mlp.experts"], EXPERTS // 4),
+        (["*.experts.*"], EXPERTS),
+        ([f"model.layers.0.mlp.experts.{number}.down_proj" for number in range(128)], EXPERTS // 12),
+        (["re:.*mlp\\.(gate|up|down)_proj.*", "lm_head"], None),
+        (["model.layers.0.mlp.experts.7.down_proj"], None),
+    ],
+)
+def test_experts_of_a_list_are_one_module(entries: list[str], weights: int | None) -> None:
+    table = {"quant_method": "fp8", "ignored_layers": entries}
+    if weights is None:
+        with pytest.raises(ConfigError, match="among the modules at 16 bits"):
+            parse(table, MOE)
+        return
+    assert size(parse(table, MOE)) - size(parse({"quant_method": "fp8"}, MOE)) == pytest.approx(
+        weights, abs=500_000
+    )
+
+
+def test_a_list_does_not_change_another_precision() -> None:
+    shape = parse({"quant_method": "fp8", "ignored_layers": ["re:.*self_attn.*"]})
+    for other in ("bf16", "awq-int4"):
+        assert precision.weights(shape, precision.parse(other)) == precision.weights(
+            parse({"quant_method": "fp8"}), precision.parse(other)
+        )
+
+
+def mixed(base: dict[str, Any], **more: Any) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for layer in range(base["num_hidden_layers"]):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            table[f"model.layers.{layer}.self_attn.{name}"] = {"quant_algo": "FP8"}
+        table[f"model.layers.{layer}.mlp.experts"] = {"quant_algo": "NVFP4", "group_size": 16}
+    quant = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": {**table, **more}}
+    return {**base, "quantization_config": quant}
+
+
+def test_modules_of_unequal_precision_have_their_own_bytes() -> None:
+    shape = hf_config.parse("m", mixed(MOE, lm_head={"quant_algo": "W4A16_NVFP4"}))
+    assert shape.native == "nvfp4"
+    assert shape.native_bytes is not None
+    assert shape.native_bytes.attention == pytest.approx(1, abs=1e-4)
+    assert (shape.native_bytes.experts, shape.native_bytes.head) == (0.5625, 0.5625)
+
+
+def test_each_expert_of_a_mixed_checkpoint_is_named() -> None:
+    config = mixed(MOE)
+    layers = config["quantization_config"]["quantized_layers"]
+    whole = hf_config.parse("m", config).native_bytes
+    for layer in range(4):
+        del layers[f"model.layers.{layer}.mlp.experts"]
+        for number in range(128):
+            for name in ("w1", "w2", "w3"):
+                layers[f"model.layers.{layer}.mlp.experts.{number}.{name}"] = {"quant_algo": "NVFP4"}
+    assert hf_config.parse("m", config).native_bytes == whole
+    layers["model.layers.0.mlp.experts.5.w1"] = {"quant_algo": "FP8"}
+    with pytest.raises(ConfigError, match="experts of unequal precision"):
+        hf_config.parse("m", config)
+    del layers["model.layers.0.mlp.experts.5.w1"]
+    with pytest.raises(ConfigError, match="some experts"):
+        hf_config.parse("m", config)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ({"model.layers.0.memory": {"quant_algo": "FP8"}}, "layers.0.memory"),
+        ({"model.layers.0.self_attn.q_proj": {"quant_algo": "W2"}}, "'W2'"),
+        ({"model.layers.0.self_attn.q_proj": "FP8"}, "q_proj = 'FP8'"),
+    ],
+)
+def test_a_mixed_module_that_is_not_understood_is_named(layers: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        hf_config.parse("m", mixed(MOE, **layers))
+    assert words in str(caught.value)
+
+
+def test_a_shape_with_bytes_by_part_is_read_again(tmp_path: Path) -> None:
+    shape = replace(parse({"quant_method": "fp8", "ignored_layers": ["re:.*self_attn.*"]}), name="some/model")
+    path = tmp_path / "models.toml"
+    path.write_text(dump_model(shape), "utf-8")
+    assert known_models(path)["some/model"] == shape
 
 
 @given(
