@@ -32,7 +32,7 @@ EXPERT_NAMES = ("experts.0", "experts")
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
+class LayerMatrix:
     """A matrix of a layer: its names in different families, its part of the model, its weights."""
 
     names: tuple[str, ...]
@@ -76,12 +76,12 @@ class Pattern:
         return EXPERT.sub("experts.0", self.text)
 
 
-def modules(shape: Shape, kinds: Sequence[str], sparse: Sequence[bool]) -> list[Module]:
+def modules(shape: Shape, kinds: Sequence[str], sparse: Sequence[bool]) -> list[LayerMatrix]:
     """Return the matrices of all layers of ``shape``.
 
     ``kinds`` has the kind of each layer, ``sparse`` for each layer with an MLP whether it has experts.
     """
-    found: list[Module] = []
+    found: list[LayerMatrix] = []
     mlps = iter(sparse)
     for layer, kind in enumerate(kinds):
         if kind not in {"mlp", "moe"}:
@@ -91,12 +91,12 @@ def modules(shape: Shape, kinds: Sequence[str], sparse: Sequence[bool]) -> list[
     return found
 
 
-def _attention(shape: Shape, layer: int, kind: str) -> list[Module]:
+def _attention(shape: Shape, layer: int, kind: str) -> list[LayerMatrix]:
     hidden = shape.hidden
-    found: list[Module] = []
+    found: list[LayerMatrix] = []
     if shape.linear is not None and (kind == "linear_attention" or shape.linear_beside_full):
         found += [
-            Module(_names(layer, LINEAR_NAMES, name), "linear", weights)
+            LayerMatrix(_names(layer, LINEAR_NAMES, name), "linear", weights)
             for name, weights in _linear_matrices(shape).items()
         ]
     if kind == "linear_attention" and not shape.linear_beside_full:
@@ -104,7 +104,8 @@ def _attention(shape: Shape, layer: int, kind: str) -> list[Module]:
     one = shape.sliding if kind == "sliding_attention" and shape.sliding is not None else shape.full
     matrices = _latent_matrices(one, hidden) if isinstance(one, Mla) else _softmax_matrices(one, hidden)
     return found + [
-        Module(_names(layer, ATTENTION_NAMES, name), "attention", weights) for name, weights in matrices.items()
+        LayerMatrix(_names(layer, ATTENTION_NAMES, name), "attention", weights)
+        for name, weights in matrices.items()
     ]
 
 
@@ -145,11 +146,11 @@ def _linear_matrices(shape: Shape) -> dict[str, int]:
     }
 
 
-def _mlp(shape: Shape, layer: int, *, sparse: bool) -> list[Module]:
-    hidden, found = shape.hidden, list[Module]()
+def _mlp(shape: Shape, layer: int, *, sparse: bool) -> list[LayerMatrix]:
+    hidden, found = shape.hidden, list[LayerMatrix]()
     if not sparse or shape.dense_beside_moe:
         found += [
-            Module(_names(layer, (*MLP_NAMES, "shared_mlp"), name), "dense", hidden * shape.dense_width)
+            LayerMatrix(_names(layer, (*MLP_NAMES, "shared_mlp"), name), "dense", hidden * shape.dense_width)
             for name in _matrices(shape.gated)
         ]
     moe = shape.moe
@@ -162,15 +163,15 @@ def _mlp(shape: Shape, layer: int, *, sparse: bool) -> list[Module]:
     width = moe.latent or hidden
     if moe.latent:
         found += [
-            Module(_names(layer, MLP_NAMES, name), "shared", hidden * moe.latent)
+            LayerMatrix(_names(layer, MLP_NAMES, name), "shared", hidden * moe.latent)
             for name in ("fc1_latent_proj", "fc2_latent_proj")
         ]
     for name in _matrices(moe.gated):
         experts = [f"layers.{layer}.{outer}{inner}.{name}" for outer in around for inner in EXPERT_NAMES]
-        found.append(Module(tuple(experts), "experts", moe.experts * width * moe.width))
+        found.append(LayerMatrix(tuple(experts), "experts", moe.experts * width * moe.width))
         if moe.shared:
             shared = [f"layers.{layer}.{outer}{inner}.{name}" for outer in (*around, "") for inner in SHARED_NAMES]
-            found.append(Module(tuple(shared), "shared", hidden * moe.shared))
+            found.append(LayerMatrix(tuple(shared), "shared", hidden * moe.shared))
     return found
 
 
@@ -192,7 +193,7 @@ def renamed(text: str) -> str:
     return f"{head}{dot}{SAME_NAMES.get(last, last)}"
 
 
-def listed(entries: Sequence[str], found: Sequence[Module]) -> tuple[set[int], list[str]]:
+def listed(entries: Sequence[str], found: Sequence[LayerMatrix]) -> tuple[set[int], list[str]]:
     """Return the indexes of the modules that ``entries`` cover, and the entries that cover none of them.
 
     Raises ``re.error`` for an entry with an expression that is not valid.
@@ -220,7 +221,7 @@ def listed(entries: Sequence[str], found: Sequence[Module]) -> tuple[set[int], l
     return covered, unknown
 
 
-def part_bytes(shape: Shape, found: Sequence[Module], each: Sequence[float], head: float) -> PartBytes:
+def part_bytes(shape: Shape, found: Sequence[LayerMatrix], each: Sequence[float], head: float) -> PartBytes:
     """Return the bytes per weight of each part of ``shape``, with ``each`` bytes per weight of ``found``.
 
     Weights outside the matrices (norms, biases, convolutions) have 16 bits. ``head`` are those of the output head.

@@ -173,6 +173,7 @@ REASONS: Mapping[str, tuple[str, ...]] = {
         "moe_capacity",
         "moe_gate",
         "moe_norm_min",
+        "moe_router_dtype",
         "moe_router_enable_expert_bias",
         "n_group",
         "norm_topk_prob",
@@ -183,6 +184,7 @@ REASONS: Mapping[str, tuple[str, ...]] = {
         "topk_method",
     ),
     "multi-token prediction heads, which are not counted": (
+        "index_share_for_mtp_iteration",
         "mtp_hybrid_override_pattern",
         "mtp_layers_block_type",
         "mtp_loss_scaling_factor",

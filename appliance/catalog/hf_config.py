@@ -81,6 +81,7 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
         linear=_linear(fields, hidden) if linear_layers else None,
         sliding_layers=kinds.count("sliding_attention"),
         linear_layers=linear_layers,
+        shared_index_layers=_shared_index_layers(fields, layers) if fields.family.indexer else 0,
         linear_beside_full=fields.family.mamba is not None and fields.family.mamba.layers == "parallel",
         mlp_only_layers=mlps if blocks is not None else 0,
         attention_only_layers=layers - mlps,
@@ -305,10 +306,6 @@ def _global_heads(
 
 def _mla(fields: ConfigFields) -> Mla:
     fields.seen.update(("qk_head_dim", "num_key_value_heads"))
-    if fields.family.indexer:
-        kinds = fields.listed("indexer_types", fields.positive("num_hidden_layers"))
-        if kinds is not None and any(kind != "full" for kind in kinds):
-            raise fields.refused("indexer_types", kinds)
     indexer = ("index_n_heads", "index_head_dim", "index_topk") if fields.family.indexer else ()
     sizes = [fields.positive(key) for key in indexer] or [0, 0, 0]
     return Mla(
@@ -322,6 +319,32 @@ def _mla(fields: ConfigFields) -> Mla:
         index_dim=sizes[1],
         index_top=sizes[2],
     )
+
+
+def _shared_index_layers(fields: ConfigFields, layers: int) -> int:
+    """Return the number of layers without an index, which use that of an earlier layer.
+
+    transformers reads ``indexer_types``, vLLM 0.32 the pattern or the frequency (deepseek_v32/attention.py); a file
+    has to give the same layers in each of its statements.
+    """
+    found: list[list[bool]] = []
+    kinds = fields.listed("indexer_types", layers)
+    if kinds is not None:
+        if any(kind not in ("full", "shared") for kind in kinds):
+            raise fields.refused("indexer_types", kinds)
+        found.append([kind == "shared" for kind in kinds])
+    name, pattern = fields.raw("index_topk_pattern", own=True)
+    every = fields.positive("index_topk_freq", default=1, own=True)
+    offset = fields.integer("index_skip_topk_offset", default=2, own=True)
+    if pattern is not None:
+        if not isinstance(pattern, str) or len(pattern) != layers or set(pattern) - set("FS"):
+            raise fields.refused(name, pattern)
+        found.append([letter == "S" for letter in pattern])
+    elif every > 1 or not found:
+        found.append([max(layer - offset + 1, 0) % every != 0 for layer in range(layers)])
+    if any(one != found[0] for one in found):
+        raise fields.refused("indexer_types", kinds)
+    return sum(found[0])
 
 
 def _linear(fields: ConfigFields, hidden: int) -> LinearAttention | Mamba2:

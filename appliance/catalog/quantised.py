@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.catalog import checkpoint_modules
-from appliance.catalog.checkpoint_modules import EXPERT, PREFIX, Module
+from appliance.catalog.checkpoint_modules import EXPERT, PREFIX, LayerMatrix
 from appliance.catalog.shape import LinearAttention, PartBytes, Shape
 from appliance.errors import ConfigError
 
@@ -270,7 +270,7 @@ def part_bytes(
     return checkpoint_modules.part_bytes(shape, modules, each, head)
 
 
-def _usual_bytes(module: Module, precision: str, shape: Shape) -> float:
+def _usual_bytes(module: LayerMatrix, precision: str, shape: Shape) -> float:
     """Return the bytes per weight that ``precision`` has in published checkpoints without a list of modules."""
     if precision == "mxfp4" and module.part != "experts":
         return 2.0
@@ -298,7 +298,7 @@ def _mixed(name: str, quant: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _mixed_bytes(
-    name: str, mixed: Mapping[str, str], shape: Shape, modules: Sequence[Module]
+    name: str, mixed: Mapping[str, str], shape: Shape, modules: Sequence[LayerMatrix]
 ) -> tuple[list[float], float]:
     """Return the bytes per weight of ``modules`` and of the head; a module that ``mixed`` omits has 16 bits."""
     experts: dict[str, set[str]] = {}

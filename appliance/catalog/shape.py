@@ -15,6 +15,12 @@ SSM_STATE_BYTES = 4
 CONV_STATE_BYTES = 2
 """The convolution's window is kept in the model's 16-bit type."""
 
+INDEX_BYTES = 1 + 4 / 128
+"""Bytes per number of a sparse attention's index: FP8, and an fp32 scale per 128 numbers.
+
+Source: ``Indexer`` of vLLM 0.32's deepseek_v2.py, whose cache of 128 numbers has 132 bytes.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
@@ -83,12 +89,15 @@ class Mla:
         query = hidden * self.q_rank + self.q_rank + self.q_rank * width if self.q_rank else hidden * width
         compress = hidden * (self.kv_rank + self.rope_dim) + self.kv_rank
         expand = self.kv_rank * self.heads * (self.nope_dim + self.v_dim)
-        index = 0
-        if self.index_heads:
-            # Lightning indexer: its queries from the compressed query, one key per token, one weight per head.
-            index = self.q_rank * self.index_heads * self.index_dim
-            index += hidden * self.index_dim + 2 * self.index_dim + hidden * self.index_heads
-        return query + compress + expand + self.heads * self.v_dim * hidden + index
+        return query + compress + expand + self.heads * self.v_dim * hidden + self.index_params(hidden)
+
+    def index_params(self, hidden: int) -> int:
+        """Return the weights of the lightning indexer of one layer, 0 without one."""
+        if not self.index_heads:
+            return 0
+        # Its queries from the compressed query, one key per token, one weight per head.
+        queries = self.q_rank * self.index_heads * self.index_dim
+        return queries + hidden * self.index_dim + 2 * self.index_dim + hidden * self.index_heads
 
     def kv_values(self) -> int:
         """Return the numbers cached per token and layer."""
@@ -250,6 +259,8 @@ class Shape:
     linear_layers: int = 0
     linear_beside_full: bool = False
     """Whether every layer has softmax attention and linear attention in parallel (Falcon-H1)."""
+    shared_index_layers: int = 0
+    """Layers of sparse attention that read the tokens which the index of an earlier layer chose (GLM-5.2)."""
     mlp_only_layers: int = 0
     """Layers with an MLP and no attention (Nemotron-H)."""
     attention_only_layers: int = 0
@@ -318,9 +329,16 @@ class Shape:
     def attention_params(self) -> int:
         """All softmax attention layers."""
         count = self.full_layers * self.full.params(self.hidden)
+        if isinstance(self.full, Mla):
+            count -= self.shared_index_layers * self.full.index_params(self.hidden)
         if self.sliding is not None:
             count += self.sliding_layers * self.sliding.params(self.hidden)
         return count
+
+    @cached_property
+    def index_bytes_per_token(self) -> float:
+        """Bytes of the index of sparse attention for one token, over all layers; 0 without one."""
+        return (self.full_layers - self.shared_index_layers) * self.full.index_dim * INDEX_BYTES
 
     @cached_property
     def linear_params(self) -> int:
@@ -378,7 +396,7 @@ class Shape:
         count = self.full_layers * self.full.kv_values()
         if self.sliding is not None:
             count += self.sliding_layers * self.sliding.kv_values()
-        return count * kv_bytes
+        return count * kv_bytes + self.index_bytes_per_token
 
     def kv_bytes_of(self, tokens: float, kv_bytes: float = 2.0) -> float:
         """Return the KV cache of one sequence of ``tokens`` tokens in bytes.
@@ -388,7 +406,7 @@ class Shape:
         count = self.full_layers * self.full.kv_values() * tokens
         if self.sliding is not None:
             count += self.sliding_layers * self.sliding.kv_values() * min(tokens, self.sliding.window or tokens)
-        return count * kv_bytes
+        return count * kv_bytes + self.index_bytes_per_token * tokens
 
     @cached_property
     def state_bytes_per_sequence(self) -> int:

@@ -116,4 +116,6 @@ def layout(
     fewest, most = min(count for count, _ in counts), max(count for count, _ in counts)
     size = most if most < fewest * 1.5 else fewest
     groups = tuple(group for count, group in counts for _ in range(ceil(count / size)))
-    return KvLayout(size * full_page, groups, batched_tokens)
+    # The index of sparse attention is in the same group as the attention that reads it.
+    index = ceil(block * shape.index_bytes_per_token / pp)
+    return KvLayout(size * full_page + index, groups, batched_tokens)

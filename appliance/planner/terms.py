@@ -41,9 +41,6 @@ OVERLAPPED_DRAFTS_YEARS = 5 / 12
 LARGEST_GRAPH = 256.0
 """Tokens of the largest CUDA graph with a fine grid; larger batches are padded by less than 7 %."""
 
-INDEX_BYTES = 1.0
-"""Bytes per number that a lightning indexer caches."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassTerms:
@@ -337,8 +334,8 @@ def read_kv_bytes(shape: Shape, context: float, kv_bytes: float) -> float:
     top = shape.full.index_top
     if not top or context <= top:
         return shape.kv_bytes_of(context, kv_bytes)
-    index = shape.full_layers * shape.full.index_dim * context * INDEX_BYTES
-    return shape.kv_bytes_of(float(top), kv_bytes) + index
+    # The index of the whole context is read to choose the tokens.
+    return shape.kv_bytes_of(float(top), kv_bytes) + shape.index_bytes_per_token * (context - top)
 
 
 def attended(shape: Shape, context: float) -> float:

@@ -24,7 +24,6 @@ INEXACT = {
     "deepseek-ai/DeepSeek-V4-Pro": 0.005,
     "nvidia/Nemotron-3-Nano-30B-A3B": 0.0002,
     "nvidia/Nemotron-3-Super-120B-A12B": 0.0002,
-    "zai-org/GLM-5.2": 0.001,
 }
 """Models whose shape is approximate, with the largest relative difference."""
 

@@ -18,6 +18,7 @@ from appliance.catalog import harmless_fields, hf_config
 from appliance.catalog.config_fields import chain
 from appliance.catalog.families import FAMILIES
 from appliance.catalog.family import REFUSED, SAME_AS
+from appliance.catalog.shape import Mla
 from appliance.errors import ConfigError
 
 TRUTH: dict[str, dict[str, Any]] = {
@@ -300,6 +301,46 @@ def test_chunks_and_experts_of_llama_4(config: dict[str, Any], chunked: int, spa
 )
 def test_a_contradiction_in_llama_4_is_named(config: dict[str, Any], words: str) -> None:
     assert words in str(count({**LLAMA4, **config}))
+
+
+GLM_DSA = {key: value for key, value in TRUTH["glm_moe_dsa"]["config"].items() if key != "indexer_types"}
+SHARED = ["full", "full", *["shared", "shared", "full"] * 30][: GLM_DSA["num_hidden_layers"]]
+
+
+@pytest.mark.parametrize(
+    ("config", "shared"),
+    [
+        ({}, 0),
+        ({"index_topk_freq": 1, "index_skip_topk_offset": 3}, 0),
+        ({"indexer_types": SHARED}, SHARED.count("shared")),
+        ({"index_topk_pattern": "".join(kind[0].upper() for kind in SHARED)}, SHARED.count("shared")),
+        ({"index_topk_freq": 3, "index_skip_topk_offset": 2}, SHARED.count("shared")),
+        ({"index_topk_freq": 3, "indexer_types": SHARED}, SHARED.count("shared")),
+    ],
+)
+def test_layers_that_share_an_index_have_none(config: dict[str, Any], shared: int) -> None:
+    shape = hf_config.parse("m", {**GLM_DSA, **config})
+    assert shape.shared_index_layers == shared
+    assert isinstance(shape.full, Mla)
+    each = shape.full.index_params(shape.hidden)
+    assert shape.total_params == hf_config.parse("m", GLM_DSA).total_params - shared * each
+    # vLLM caches 128 numbers of FP8 and an fp32 scale per token and index.
+    values = shape.layers * (512 + 64) * 2
+    assert shape.kv_bytes_per_token() == values + (shape.layers - shared) * 132
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"indexer_types": ["full"] * 3}, "indexer_types names 3 layers"),
+        ({"indexer_types": ["half"] * GLM_DSA["num_hidden_layers"]}, "indexer_types"),
+        ({"indexer_types": SHARED, "index_topk_freq": 4}, "indexer_types"),
+        ({"index_topk_pattern": "FS"}, "index_topk_pattern = 'FS'"),
+        ({"index_topk_freq": 0}, "index_topk_freq = 0"),
+    ],
+)
+def test_a_contradiction_about_indexes_is_named(config: dict[str, Any], words: str) -> None:
+    assert words in str(count({**GLM_DSA, **config}))
 
 
 def test_every_name_has_a_family() -> None:
