@@ -22,8 +22,6 @@ COUNTED = names_and_counts("counted_models.csv")
 INEXACT = {
     "deepseek-ai/DeepSeek-V4-Flash": 0.006,
     "deepseek-ai/DeepSeek-V4-Pro": 0.005,
-    "nvidia/Nemotron-3-Nano-30B-A3B": 0.0002,
-    "nvidia/Nemotron-3-Super-120B-A12B": 0.0002,
 }
 """Models whose shape is approximate, with the largest relative difference."""
 
