@@ -296,6 +296,7 @@ def _question(
         machines = hardware_of(site, cpu)
         if args.power is not None:
             machines = tuple(dataclasses.replace(machine, power_w=args.power) for machine in machines)
+        machines = tuple(dataclasses.replace(machine, link_gb_s=args.link) for machine in machines)
         models = model_demands_of(site, shares, prompt=args.prompt, response=args.answer, known=known)
         if args.context:
             models = tuple(

@@ -59,8 +59,8 @@ class Candidate:
 
     @property
     def writable(self) -> bool:
-        """Whether the site's contract can express it (it has tensor parallelism, but no pipelines)."""
-        return self.layout.pp == 1 and self.layout.hosts == 1 and self.kind != "vulkan"
+        """Whether :mod:`~appliance.planner.engines_section` writes it: not on Vulkan, which needs a GGUF file."""
+        return self.kind != "vulkan"
 
     @property
     def title(self) -> str:

@@ -12,35 +12,63 @@ from math import ceil
 
 from appliance.contract.model import Engine, Site
 from appliance.errors import UsageError
-from appliance.planner.placement import Placement, Plan
+from appliance.planner.placement import Place, Placement, Plan
 
 FIRST_PORT = 8101
+MASTER_PORT: int = Engine.model_fields["master_port"].default
 PORT_STEP = 10
-KEPT = ("command", "shutdown_timeout_s", "start_timeout_s", "gpu_memory_utilization")
+KEPT = (
+    "command",
+    "shutdown_timeout_s",
+    "start_timeout_s",
+    "canary_timeout_s",
+    "gpu_memory_utilization",
+    "skip_recipes",
+)
 MAX_CONCURRENCY = 256
 EMBED_CONCURRENCY = 8
 
 
 def engines_section(plan: Plan, site: Site) -> str:
-    """Return the ``[engines.*]`` tables of ``plan``; :class:`UsageError` if the contract cannot express it."""
+    """Return the ``[engines.*]`` tables of ``plan``; :class:`UsageError` for a plan with a card through Vulkan.
+
+    The replicas of a model on one host are one engine. Each copy over several hosts is an engine with ``nodes``.
+    """
     if not plan.writable:
-        raise UsageError(f"{plan.title} cannot be written: the contract has no pipelines; take another alternative")
+        raise UsageError(f"{plan.title} cannot be written: it uses a card through Vulkan; take another alternative")
     tables = []
     names: set[str] = set()
     ports: set[tuple[str, int]] = {(host, site.gateway.port) for host in site.hosts}
     for part in plan.parts:
-        by_machine: dict[str, list[tuple[int, ...]]] = {}
-        for machine, cards in part.places:
-            by_machine.setdefault(machine, []).append(cards)
         old_name, old = _old(site, part.candidate.model.name)
-        for machine, groups in by_machine.items():
+        for copies in _engines(part, old):
+            machine = copies[0][0][0]
             name = _free_name(old_name or _name(part.candidate.model.name), names)
             port = old.port if old is not None else FIRST_PORT
-            while any((machine, port + step) in ports for step in range(len(groups))):
+            while any((machine, port + step) in ports for step in range(len(copies))):
                 port += PORT_STEP
-            ports |= {(machine, port + step) for step in range(len(groups))}
-            tables.append(_table(name, machine, part, groups=groups, port=port, site=site, old=old))
+            ports |= {(machine, port + step) for step in range(len(copies))}
+            table = _table(name, part, copies=copies, port=port, site=site, old=old)
+            if len(copies[0]) > 1:
+                master = MASTER_PORT if old is None else old.master_port
+                while {(machine, master), (machine, master + 1)} & ports:
+                    master += 2
+                ports |= {(machine, master), (machine, master + 1)}
+                table += f"master_port = {master}\n" if master != MASTER_PORT else ""
+            tables.append(table)
     return "\n".join(tables)
+
+
+def _engines(part: Placement, old: Engine | None) -> list[list[Place]]:
+    """Return the places of each engine. The host of the ``old`` one stays the first of its nodes."""
+    on_one: dict[str, list[Place]] = {}
+    spanning = []
+    for place in part.places:
+        if len(place) == 1:
+            on_one.setdefault(place[0][0], []).append(place)
+        else:
+            spanning.append([tuple(sorted(place, key=lambda one: old is not None and one[0] != old.host))])
+    return [*on_one.values(), *spanning]
 
 
 def _old(site: Site, model: str) -> tuple[str | None, Engine | None]:
@@ -63,28 +91,30 @@ def _name(model: str) -> str:
 
 def _table(
     name: str,
-    machine: str,
     part: Placement,
     *,
-    groups: list[tuple[int, ...]],
+    copies: list[Place],
     port: int,
     site: Site,
     old: Engine | None,
 ) -> str:
-    candidate = part.candidate
-    gpus = sorted(host_gpu.index for host_gpu in site.hosts[machine].gpus)
+    candidate, nodes = part.candidate, [machine for machine, _ in copies[0]]
+    gpus = {machine: sorted(gpu.index for gpu in site.hosts[machine].gpus) for machine in nodes}
     lines = [f"[engines.{json.dumps(name)}]" if "." in name else f"[engines.{name}]"]
     if candidate.kind == "experts in RAM":
         lines.append('kind = "llamacpp"')
-    lines += [f"host = {json.dumps(machine)}", f"model = {json.dumps(candidate.model.name)}"]
+    lines += [*_hosts(nodes, old), f"model = {json.dumps(candidate.model.name)}"]
     if candidate.card is None:
         lines.append('device = "cpu"')
     else:
-        lines.append(f"gpus = {[gpus[index] for cards in groups for index in cards]}")
-    if len(groups) > 1:
-        lines.append(f"replicas = {len(groups)}")
+        used = [gpus[machine][index] for place in copies for machine, cards in place for index in cards]
+        lines.append(f"gpus = {used}")
+    if len(copies) > 1:
+        lines.append(f"replicas = {len(copies)}")
     if candidate.layout.tp > 1:
         lines.append(f"tensor_parallel = {candidate.layout.tp}")
+    if candidate.layout.pp > 1:
+        lines.append(f"pipeline_parallel = {candidate.layout.pp}")
     slots = max(1, min(MAX_CONCURRENCY, ceil(max(candidate.in_flight, part.load * 1.5))))
     if candidate.model.shape.pooling:
         slots = old.concurrency if old is not None else EMBED_CONCURRENCY
@@ -106,6 +136,15 @@ def _table(
         pairs = ", ".join(f"{key} = {json.dumps(value)}" for key, value in old.environment.items())
         lines.append(f"environment = {{ {pairs} }}")
     return "\n".join(lines) + "\n"
+
+
+def _hosts(nodes: list[str], old: Engine | None) -> list[str]:
+    lines = [f"host = {json.dumps(nodes[0])}"]
+    if len(nodes) > 1:
+        lines.append(f"nodes = {json.dumps(nodes)}")
+        if old is not None and old.distributed != "native":
+            lines.append(f"distributed = {json.dumps(old.distributed)}")
+    return lines
 
 
 def _kept(old: Engine | None, kind: str, cpu: bool) -> list[str]:

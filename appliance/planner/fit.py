@@ -186,23 +186,25 @@ def _ram(site: Site, host: str) -> Iterator[Violation]:
     engines: list[host_ram.EngineRam] = []
     for engine in site.engines.values():
         known = _known(site, engine)
-        if engine.host != host or known is None:
+        if host not in engine.hosts or known is None:
             continue
         shape, dtype = known
-        weights = precision.weights(shape, dtype).total
+        # Each host of an engine over several hosts has an equal part of its cards and weights.
+        share = 1 / len(engine.hosts)
+        cards = engine.cards_per_replica // len(engine.hosts)
+        weights = precision.weights(shape, dtype).total * share
         offload = 0.0
         for flag in ("kv-offloading-size", "cpu-offload-gb"):
             value = engine.options.get(flag)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                per_card = engine.tensor_parallel if flag == "cpu-offload-gb" else 1
-                offload += float(value) * GIB * per_card
+                offload += float(value) * GIB * (cards if flag == "cpu-offload-gb" else share)
         on_cpu = engine.device == "cpu" and engine.kind in ("vllm", "llamacpp")
         in_ram = weights + engine.kv_cache_gib * GIB if on_cpu else 0.0
         if engine.experts_in_ram:
             in_ram = experts_in_ram.bytes_in_ram(engine, shape, dtype)
         one = host_ram.EngineRam(
-            cards=engine.tensor_parallel if engine.on_cards else 0,
-            weights=weight_bytes(shape, dtype, Layout()),
+            cards=cards if engine.on_cards else 0,
+            weights=weight_bytes(shape, dtype, Layout()) * share,
             sleeps=engine.sleep,
             pins_exactly=pins_exactly(engine),
             in_ram=in_ram,

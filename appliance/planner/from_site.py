@@ -48,9 +48,10 @@ def model_of(model: Model, known: Mapping[str, Shape] | None = None) -> tuple[Sh
 
 
 def hardware_of(site: Site, cpu: Cpu | None = None) -> tuple[HardwareSpec, ...]:
-    """Return the hosts of ``site`` that run engines; all hosts if none does."""
+    """Return the hosts of ``site`` that run engines or have cards and a link; all hosts if there are none."""
     started = {engine.host for engine in site.engines.values() if engine.is_started}
-    busy = started & site.hosts.keys() or set(site.hosts)
+    linked = {name for name, host in site.hosts.items() if host.link is not None and host.gpus}
+    busy = (started | linked) & site.hosts.keys() or set(site.hosts)
     found = []
     for name, host in site.hosts.items():
         if name not in busy:

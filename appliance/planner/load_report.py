@@ -123,6 +123,8 @@ def _unfit(report: _Written) -> str:
 def row_of_workload(load: ReportedLoad, workload: Workload) -> Row:
     """Return the measurement of ``load`` under the conditions of ``workload``."""
     layout = workload.layout
+    if layout.hosts > 1:
+        raise UsageError("a measurement has no column for the link between hosts; remove --hosts")
     if workload.draft_tokens or workload.cpu is not None:
         raise UsageError("a load test's report does not state drafts or experts in RAM; give --measured a CSV")
     other = _catalog_name(load.model)
@@ -162,6 +164,10 @@ def row_of_site(load: ReportedLoad, site: Site) -> Row:
             "give --measured a CSV"
         )
     (engine,) = serving
+    if engine.spans_hosts:
+        raise UsageError(
+            f"the engine of {load.model!r} spans hosts, and a measurement has no column for their link"
+        )
     if engine.options.get("speculative-config"):
         raise UsageError(f"the engine of {load.model!r} drafts tokens; give --measured a CSV with their number")
     return {**load.fields(), **_engine_fields(site, engine)}
@@ -176,12 +182,13 @@ def _engine_fields(site: Site, engine: Engine) -> dict[str, str]:
     return {
         "host": engine.host,
         "gpu": card_of(used[0]).name,
-        "gpu_count": str(engine.tensor_parallel * engine.replicas),
+        "gpu_count": str(engine.cards_per_replica * engine.replicas),
         "model": shape.name,
         "dtype": dtype.name,
         "kv": "fp8" if str(options.get("kv-cache-dtype", "")).startswith("fp8") else "",
         "engine": engine.kind,
         "tp": str(engine.tensor_parallel),
+        "pp": str(engine.pipeline_parallel),
         "dp": str(engine.replicas),
         "ep": "1" if options.get("enable-expert-parallel") else "",
         "max_sequences": str(engine.concurrency),

@@ -14,6 +14,7 @@ from math import expm1
 from appliance.contract.card_memory import GIB
 from appliance.errors import UsageError
 from appliance.planner import host_ram
+from appliance.planner.across_hosts import hosts_advice, prefer_one_host
 from appliance.planner.candidates import Candidate, find_candidates, predict_at
 from appliance.planner.demand import Demand, check_demand
 from appliance.planner.hardware import HardwareSpec
@@ -26,13 +27,16 @@ MAX_CANDIDATES = 5
 """Candidates per model that are combined; the rest has both less speed and less capacity."""
 MAX_COMBINATIONS = 4000
 
+Place = tuple[tuple[str, tuple[int, ...]], ...]
+"""The cards of one unit: its machines in the order of its ranks, each with the positions of its cards there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """``replicas`` units of one candidate, each on its place: (machine, card indices)."""
+    """``replicas`` units of one candidate, each on its place."""
 
     candidate: Candidate
-    places: tuple[tuple[str, tuple[int, ...]], ...]
+    places: tuple[Place, ...]
     headroom: float
     """How many times its demand the model carries within the SLO."""
     load: float
@@ -111,7 +115,7 @@ def advise(machines: tuple[HardwareSpec, ...], demand: Demand) -> Advice:
     best = plans[0]
     return Advice(
         best=best,
-        reasons=tuple(_reasons(best, plans, demand)),
+        reasons=tuple(_reasons(best, plans, machines, demand)),
         alternatives=_alternatives(plans),
         plans_compared=len(plans),
     )
@@ -129,7 +133,7 @@ def enumerate_plans(machines: tuple[HardwareSpec, ...], demand: Demand) -> list[
                 for candidate in find_candidates(model, machine, demand, machines=equal)
                 if candidate not in found
             ]
-        lists.append(_prune(found))
+        lists.append(_prune(prefer_one_host(found)))
     plans = []
     loads: Loads = {}
     for chosen in itertools.islice(itertools.product(*lists), MAX_COMBINATIONS):
@@ -165,10 +169,10 @@ class _FreeResources:
         self.busy: set[str] = set()
         self.ram = {machine.name: host_ram.SYSTEM_GIB * GIB for machine in machines}
 
-    def place(self, candidate: Candidate) -> tuple[str, tuple[int, ...]] | None:
-        """Take cards for one unit on the machine with the fewest sufficient cards, and return its place.
+    def place(self, candidate: Candidate) -> Place | None:
+        """Take cards for one unit on the machines with the fewest sufficient cards, and return its place.
 
-        None if no machine has room.
+        None if too few machines have room.
         """
         need = candidate.layout.cards_per_replica // candidate.layout.hosts if candidate.card is not None else 0
         fits = []
@@ -190,7 +194,7 @@ class _FreeResources:
             self.ram[name] += candidate.ram_bytes / candidate.layout.hosts
             if candidate.kind == "experts in RAM":
                 self.busy.add(name)
-        return " + ".join(name for _, name, _ in taken), taken[0][2]
+        return tuple((name, cards) for _, name, cards in taken)
 
     @property
     def spare(self) -> int:
@@ -207,7 +211,7 @@ def _place(
 ) -> Plan | None:
     """Return the plan with one candidate per model, None if they do not fit; ``loads`` is the cache of results."""
     free = _FreeResources(machines)
-    places: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in chosen]
+    places: list[list[Place]] = [[] for _ in chosen]
     for index in sorted(range(len(chosen)), key=lambda index: -chosen[index].cards):
         place = free.place(chosen[index])
         if place is None:
@@ -309,7 +313,7 @@ def _merit(plan: Plan) -> tuple[float, ...]:
     )
 
 
-def _reasons(best: Plan, plans: list[Plan], demand: Demand) -> list[str]:
+def _reasons(best: Plan, plans: list[Plan], machines: tuple[HardwareSpec, ...], demand: Demand) -> list[str]:
     tight = min(best.parts, key=lambda part: part.headroom)
     carries = f"carries {best.headroom:.1f} times the demand within {demand.tpot_slo_s * 1e3:.0f} ms per token"
     found = [f"It {carries}; {tight.candidate.model.name} is the tightest, limited by {tight.candidate.limit}."]
@@ -350,6 +354,7 @@ def _reasons(best: Plan, plans: list[Plan], demand: Demand) -> list[str]:
         if best.resilient
         else "The loss of one card stops a model until the model is moved."
     )
+    found += hosts_advice([part.candidate for part in best.parts], machines)
     return found
 
 

@@ -142,7 +142,8 @@ def memory_bars(plan: Plan) -> list[dict[str, Any]]:
                 "kv": max(memory.kv, 0.0) / GIB,
                 "kv_tokens": memory.kv_tokens,
             }
-            for machine, cards in part.places
+            for place in part.places
+            for machine, cards in place
             for card in cards
         ]
     return bars
@@ -215,7 +216,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 else part.candidate.model.precision.name,
                 "layout": part.candidate.title,
                 "replicas": part.replicas,
-                "cards": [{"machine": machine, "cards": list(cards)} for machine, cards in part.places],
+                "cards": [
+                    {"machine": machine, "cards": list(cards)} for place in part.places for machine, cards in place
+                ],
                 "headroom": part.headroom,
                 "limit": part.candidate.limit,
                 "in_flight_per_replica": part.load,

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from appliance.contract.card_memory import GIB
-from appliance.planner.across_hosts import hosts_advice
 from appliance.planner.evaluate import RowResult, Summary, by_group, summarise
 from appliance.planner.nearest import FAR, NearRun
 from appliance.planner.plan_report import PlanReport, memory_bars
@@ -28,9 +27,6 @@ def show_plan(console: Console, report: PlanReport) -> None:
     console.print(f"for {demand.users} users, {demand.chats} chats on {cards}\n", highlight=False)
     for reason in report.advice.reasons:
         console.print(f"- {reason}", highlight=False)
-    on_cards = [part.candidate for part in best.parts if part.candidate.card is not None]
-    for line in hosts_advice([(one.model.name, one.layout) for one in on_cards], len(report.machines)):
-        console.print(f"- {line}", highlight=False)
     table = Table(title="Alternatives", title_justify="left")
     for name in ("topology", "best at", "headroom", "ms/token", "TTFT ms", "long chats", "spare"):
         table.add_column(name, justify="left" if name in {"topology", "best at"} else "right")

@@ -56,6 +56,19 @@ def test_an_example_fits(path: Path) -> None:
     assert fit(load.load(path)) == []
 
 
+def test_each_host_of_an_engine_needs_ram_for_its_part_of_the_offload() -> None:
+    one = build(options={"kv-offloading-size": 64}).model_dump(mode="json")
+    one["hosts"]["gpu"]["link"] = {"address": "10.88.0.1", "interface": "eno1"}
+    link = {"address": "10.88.0.2", "interface": "eno1"}
+    one["hosts"]["gpu2"] = {**one["hosts"]["gpu"], "link": link, "memory_gib": 64}
+    one["engines"]["chat"] |= {"nodes": ["gpu", "gpu2"], "pipeline_parallel": 2, "gpus": [0, 0]}
+    (found,) = fit(Site.model_validate_json(json.dumps(one)))
+    # 64 GiB for both, counted twice: 64 on each.
+    assert found.where == "hosts.gpu2.memory_gib"
+    one["hosts"]["gpu2"]["memory_gib"] = 96
+    assert fit(Site.model_validate_json(json.dumps(one))) == []
+
+
 def test_a_card_and_its_model_fit() -> None:
     assert fit(build()) == []
 

@@ -14,6 +14,7 @@ from appliance.cli import parse
 from appliance.contract.load import load
 from appliance.contract.model import Site
 from appliance.errors import ApplianceError, ConfigError, UsageError
+from appliance.planner.layout import Layout
 from appliance.planner.load_report import read_load_report, row_of_site, row_of_workload
 from appliance.planner.measured import match_rows
 from appliance.planner.row_parser import parse_row
@@ -121,6 +122,25 @@ def test_a_report_of_a_model_that_no_engine_on_cards_serves_is_refused(
     for name in ("qwen3-embed", "unknown"):
         with pytest.raises(UsageError, match=f"{name}.*is not served by exactly one engine on cards"):
             row_of_site(read_load_report(write(models=(name,))), site)
+
+
+def test_a_pipeline_counts_all_its_cards(write: Callable[..., Path], site: Site) -> None:
+    engine = site.engines["chat"].model_copy(update={"gpus": (0, 1), "pipeline_parallel": 2, "replicas": 1})
+    piped = site.model_copy(update={"engines": {"chat": engine}})
+    row = row_of_site(read_load_report(write()), piped)
+    assert (row["gpu_count"], row["pp"]) == ("2", "2")
+    workload = parse_row(row)
+    assert (workload.layout.tp, workload.layout.pp, workload.layout.cards) == (1, 2, 2)
+
+
+def test_a_report_of_an_engine_over_hosts_is_refused(
+    write: Callable[..., Path], site: Site, workload: Callable[..., Workload]
+) -> None:
+    spanning = site.engines["chat"].model_copy(update={"nodes": ("gpu", "gpu2")})
+    with pytest.raises(UsageError, match="spans hosts"):
+        row_of_site(read_load_report(write()), site.model_copy(update={"engines": {"chat": spanning}}))
+    with pytest.raises(UsageError, match="no column for the link"):
+        row_of_workload(read_load_report(write()), workload(layout=Layout(pp=2, hosts=2)))
 
 
 def test_a_report_of_another_model_is_refused(

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import UsageError
-from appliance.planner.placement import advise
+from appliance.planner.placement import advise, enumerate_plans
 from tests.planner.conftest import PRO, SERVER, MakeMachine, MakeModel, demand_for
 
 
@@ -48,14 +48,23 @@ def test_several_machines_hold_replicas(model_demand: MakeModel, machine: MakeMa
     many = tuple(machine(name=f"m{number}") for number in range(8))
     best = advise(many, demand_for(model_demand())).best
     assert best.parts[0].replicas == 8
-    assert {name for name, _ in best.parts[0].places} == {f"m{number}" for number in range(8)}
+    assert {name for place in best.parts[0].places for name, _ in place} == {f"m{number}" for number in range(8)}
 
 
 def test_a_model_too_large_for_one_machine_spans_two(model_demand: MakeModel, machine: MakeMachine) -> None:
     pair = tuple(machine(f"4x {SERVER}", 64, name=f"m{number}") for number in range(2))
-    best = advise(pair, demand_for(model_demand("Qwen/Qwen3-235B-A22B"), users=1, chats=1)).best
-    assert best.parts[0].candidate.layout.hosts == 2
-    assert not best.writable
+    advice = advise(pair, demand_for(model_demand("Qwen/Qwen3-235B-A22B"), users=1, chats=1))
+    (part,) = advice.best.parts
+    assert part.candidate.layout.hosts == 2
+    assert part.places == ((("m0", (0, 1, 2, 3)), ("m1", (0, 1, 2, 3))),)
+    assert any("438 GiB of weights" in reason and "nodes over 2 hosts" in reason for reason in advice.reasons)
+
+
+def test_no_engine_spans_machines_if_one_holds_the_model(model_demand: MakeModel, machine: MakeMachine) -> None:
+    pair = tuple(machine(name=f"m{number}") for number in range(2))
+    plans = enumerate_plans(pair, demand_for(model_demand()))
+    assert plans
+    assert {part.candidate.layout.hosts for plan in plans for part in plan.parts} == {1}
 
 
 def test_eight_cards_and_five_models_take_at_most_two_seconds(
@@ -85,6 +94,6 @@ def test_no_card_is_assigned_twice(
         best = advise((machine(f"{count}x {PRO}"),), demand_for(*models, chats=chats)).best
     except UsageError:
         return
-    used = [card for part in best.parts for _, indices in part.places for card in indices]
+    used = [card for part in best.parts for place in part.places for _, indices in place for card in indices]
     assert len(used) == len(set(used))
     assert len(used) + best.spare_cards == count
