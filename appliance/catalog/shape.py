@@ -129,12 +129,15 @@ class LinearAttention:
         small = mixed * self.conv + 2 * self.value_heads + self.value_dim
         return inputs + small + value * hidden
 
-    def state_bytes(self, tp: int = 1) -> float:
-        """Return the bytes of recurrent state per sequence and layer on one of ``tp`` cards."""
+    def state_bytes(self, tp: int = 1, drafts: int = 0) -> float:
+        """Return the bytes of recurrent state per sequence and layer on one of ``tp`` cards.
+
+        ``drafts`` are the draft tokens of a step.
+        """
         key, value = self._widths()
         whole = (
             self.value_heads * self.key_dim * self.value_dim * SSM_STATE_BYTES
-            + (2 * key + value) * (self.conv - 1) * CONV_STATE_BYTES
+            + (2 * key + value) * (self.conv - 1 + drafts) * CONV_STATE_BYTES
         )
         return whole / tp
 
@@ -174,15 +177,15 @@ class Mamba2:
         # Bias of the time step, decay and skip of each head.
         return count + 3 * self.heads
 
-    def state_bytes(self, tp: int = 1) -> float:
+    def state_bytes(self, tp: int = 1, drafts: int = 0) -> float:
         """Return the bytes of recurrent state per sequence and layer on one of ``tp`` cards.
 
-        Every card holds at least one group: vLLM adds groups until there is one a card
+        ``drafts`` are the draft tokens of a step. Every card holds at least one group: vLLM adds groups until there is one a card
         (``MambaStateShapeCalculator.mamba2_state_shape`` of its 0.32).
         """
         inner = self.heads * self.head_dim
         groups = self.groups if self.groups % tp == 0 else tp
-        convolved = (inner + 2 * groups * self.state) * (self.conv - 1) * CONV_STATE_BYTES
+        convolved = (inner + 2 * groups * self.state) * (self.conv - 1 + drafts) * CONV_STATE_BYTES
         return (inner * self.state * self.state_bytes_each + convolved) / tp
 
     def scan_dim(self) -> float:

@@ -5,6 +5,9 @@ wherever a site is loaded, also during the Nix build, and must not need the cata
 ``weights_gib`` of the site, its working space is :data:`WORKING_SPACE`. :mod:`appliance.planner.fit` applies it to
 models and cards of the catalog, in ``appliance check`` and in the doctor. It computes both sizes from the model's
 shape, and also requires room for the KV cache of one request.
+
+An MTP head is a part of the checkpoint, so ``weights_gib`` contains it. An EAGLE3 head is a model of its own, which
+only the planner counts, as it does the KV cache of both (:mod:`appliance.planner.drafts`).
 """
 
 from __future__ import annotations

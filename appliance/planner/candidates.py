@@ -16,6 +16,7 @@ from appliance.errors import UsageError
 from appliance.planner import host_ram, precision
 from appliance.planner.constants import calibrated
 from appliance.planner.demand import Demand
+from appliance.planner.drafts import NO_DRAFTS
 from appliance.planner.hardware import HardwareSpec
 from appliance.planner.layout import Layout, check_shards
 from appliance.planner.memory import CardMemory, card_memory
@@ -125,7 +126,14 @@ def _on_cards(
             continue
         sequences = 256
         memory = card_memory(
-            card, model.shape, model.precision, layout=layout, context=model.context, sequences=sequences
+            card,
+            model.shape,
+            model.precision,
+            layout=layout,
+            context=model.context,
+            sequences=sequences,
+            # vLLM has no drafts with a pipeline (vllm-project/vllm#50098).
+            drafts=model.drafts if layout.pp == 1 else NO_DRAFTS,
         )
         if not memory.fits or memory.layout.tokens(memory.kv, model.context) < model.context * MIN_CHATS:
             continue

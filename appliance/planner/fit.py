@@ -19,7 +19,8 @@ from appliance.contract.violation import Violation
 from appliance.engines.vllm import pins_exactly
 from appliance.errors import UsageError
 from appliance.planner import experts_in_ram, host_ram, precision
-from appliance.planner.from_site import card_of, model_of
+from appliance.planner.drafts import Drafts
+from appliance.planner.from_site import card_of, drafts_on, model_of
 from appliance.planner.layout import Layout, check_shards
 from appliance.planner.memory import card_memory, weight_bytes
 from appliance.planner.precision import Precision
@@ -77,6 +78,7 @@ class _CardEngine:
     dtype: Precision
     cards: tuple[tuple[int, Card], ...]
     """Its cards with their indices."""
+    drafts: Drafts
 
 
 def _engine(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
@@ -95,7 +97,13 @@ def _engine(site: Site, name: str, engine: Engine) -> Iterator[Violation]:
     elif engine.kind == "vllm" and engine.device == "cuda" and engine.host in site.hosts:
         cards = _cards(site, engine)
         if cards:
-            on_cards = _CardEngine(place=place, engine=engine, shape=shape, dtype=dtype, cards=cards)
+            try:
+                drafts = drafts_on(site, engine)
+            except UsageError as error:
+                what, _, fix = str(error).partition("; ")
+                yield Violation(f"{place}.skip_recipes", what.removeprefix("skip_recipes: "), fix)
+                return
+            on_cards = _CardEngine(place=place, engine=engine, shape=shape, dtype=dtype, cards=cards, drafts=drafts)
             if found := _shard(on_cards) or _memory(on_cards):
                 yield found
 
@@ -133,6 +141,7 @@ def _memory(on_cards: _CardEngine) -> Violation | None:
         sequences=engine.concurrency,
         batched_tokens=_number(engine, "max-num-batched-tokens"),
         graphs=not engine.options.get("enforce-eager"),
+        drafts=on_cards.drafts,
     )
     if memory.kv_tokens >= engine.context:
         return None
@@ -163,7 +172,13 @@ def _nearest(on_cards: _CardEngine, card: Card, tokens: int) -> str:
 
     def fits(dtype: Precision, layout: Layout) -> bool:
         memory = card_memory(
-            card, shape, dtype, layout=layout, context=engine.context, sequences=engine.concurrency
+            card,
+            shape,
+            dtype,
+            layout=layout,
+            context=engine.context,
+            sequences=engine.concurrency,
+            drafts=on_cards.drafts,
         )
         return memory.kv_tokens >= engine.context
 

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from appliance.catalog.cards import Card, find_card
 from appliance.catalog.processors import Cpu, find_cpu
 from appliance.catalog.shape import Shape
-from appliance.contract.model import Gpu, Host, Model, Site
+from appliance.contract.model import Engine, Gpu, Host, Model, Site
 from appliance.contract.rules import MEDIA_KINDS
 from appliance.contract.violation import suggest
+from appliance.engines.tuning import computes_of, shipped_rules, tune
 from appliance.errors import UsageError
+from appliance.planner.drafts import NO_DRAFTS, Drafts, drafts_of
 from appliance.planner.hardware import HardwareSpec
 from appliance.planner.models import (
     DEFAULT_CONTEXT,
@@ -45,6 +47,17 @@ def model_of(model: Model, known: Mapping[str, Shape] | None = None) -> tuple[Sh
     if model.task == "embed":
         shape = dataclasses.replace(shape, pooling=True)
     return shape, dtype
+
+
+def drafts_on(site: Site, engine: Engine) -> Drafts:
+    """Return the drafts of ``engine``: by its own options, else by the recipes of its model and cards.
+
+    Raises :class:`UsageError` if it skips a recipe that does not exist.
+    """
+    if engine.kind != "vllm":
+        return NO_DRAFTS
+    default = tune(engine, site.models[engine.model], computes_of(site, engine), shipped_rules())
+    return drafts_of({**default.options, **engine.options})
 
 
 def hardware_of(site: Site, cpu: Cpu | None = None) -> tuple[HardwareSpec, ...]:
@@ -118,7 +131,8 @@ def model_demands_of(
     found = []
     for name, model in planned.items():
         shape, dtype = model_of(model, known)
-        contexts = [engine.context for engine in site.engines.values() if engine.model == name]
+        serving = [engine for engine in site.engines.values() if engine.model == name]
+        contexts = [engine.context for engine in serving]
         limit = min(shape.max_context, model.max_context or shape.max_context)
         context = min(max(contexts, default=DEFAULT_CONTEXT), limit)
         embeds = model.task == "embed"
@@ -132,6 +146,11 @@ def model_demands_of(
                 prompt=tokens,
                 response=1.0 if embeds else min(response, context / 2),
                 context=context,
+                drafts=max((drafts_on(site, engine) for engine in serving), default=NO_DRAFTS, key=_most_tokens),
             )
         )
     return tuple(found)
+
+
+def _most_tokens(drafts: Drafts) -> int:
+    return drafts.tokens

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from appliance.catalog.shape import Attention, Mamba2, Shape
+from appliance.planner.drafts import NO_DRAFTS, Drafts
 
 GPU_BLOCK = 16
 CPU_BLOCK = 128
@@ -79,10 +80,13 @@ def layout(
     kv_bytes: float = 2.0,
     block: int = GPU_BLOCK,
     batched_tokens: int = 8192,
+    drafts: Drafts = NO_DRAFTS,
 ) -> KvLayout:
     """Return the groups of ``shape`` on one of ``tp`` x ``pp`` cards; a KV head is never cut, only repeated.
 
     ``kv_bytes`` are the bytes per number, ``block`` the tokens per page, ``batched_tokens`` the tokens of one step.
+    Each draft token of a step needs a further recurrent state. The layers of ``drafts`` count as the model's own,
+    on the last stage of a pipeline.
     """
 
     def token_bytes(attention: object) -> int:
@@ -98,11 +102,11 @@ def layout(
 
     if shape.linear is not None and shape.linear_layers:
         # Attention pages grow until one holds a layer's whole state; states are padded to it.
-        state = shape.linear.state_bytes(tp)
+        state = shape.linear.state_bytes(tp, drafts.tokens)
         block *= ceil(state / full_page)
         full_page = block * token_bytes(shape.full) if shape.full_layers or shape.sliding_layers else int(state)
         pages = MAMBA2_STATE_PAGES if isinstance(shape.linear, Mamba2) else STATE_PAGES
-        counts.append((stage(shape.linear_layers), Group(block, None, state_pages=pages)))
+        counts.append((stage(shape.linear_layers), Group(block, None, state_pages=pages + drafts.tokens)))
     sliding = shape.sliding
     slide_block = block
     if sliding is not None and shape.sliding_layers:
@@ -112,7 +116,7 @@ def layout(
         full_page = page
         counts.append((stage(shape.sliding_layers), Group(slide_block, sliding.window, chunked=sliding.chunked)))
     if shape.full_layers:
-        counts.append((stage(shape.full_layers), Group(block, None)))
+        counts.append((stage(shape.full_layers) + drafts.layers, Group(block, None)))
     fewest, most = min(count for count, _ in counts), max(count for count, _ in counts)
     size = most if most < fewest * 1.5 else fewest
     groups = tuple(group for count, group in counts for _ in range(ceil(count / size)))

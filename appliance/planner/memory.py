@@ -14,6 +14,7 @@ from appliance.catalog.cards import Card
 from appliance.catalog.shape import Shape
 from appliance.contract.card_memory import GIB, budget
 from appliance.planner import kv_cache, precision
+from appliance.planner.drafts import NO_DRAFTS, Drafts
 from appliance.planner.layout import SINGLE, Layout
 from appliance.planner.precision import Precision
 
@@ -82,14 +83,14 @@ def _large_defaults(card: Card) -> bool:
     return card.memory_bytes / GIB >= 70 and "A100" not in card.name
 
 
-def weight_bytes(shape: Shape, dtype: Precision, layout: Layout) -> float:
-    """Return the bytes of weights on the fullest card of a replica."""
+def weight_bytes(shape: Shape, dtype: Precision, layout: Layout, drafts: Drafts = NO_DRAFTS) -> float:
+    """Return the bytes of weights on the fullest card of a replica, those of its ``drafts`` included."""
     parts = precision.weights(shape, dtype)
+    extra = drafts.weight_bytes(shape, dtype)
     if shape.checkpoint_bytes is not None and dtype.name == shape.native:
-        # vLLM also loads the other parts of the checkpoint (vision tower, MTP head).
-        extra = max(0.0, shape.checkpoint_bytes - parts.total)
-    else:
-        extra = 0.0
+        # vLLM also loads the other parts of the checkpoint: a vision tower, and the MTP head only if it drafts.
+        rest = max(0.0, shape.checkpoint_bytes - parts.total)
+        extra = max(extra, rest) if drafts.kind == "mtp" else extra + rest
     layers = ceil(shape.layers / layout.pp) / shape.layers
     ends = parts.embedding + (shape.head_params * dtype.embedding_bytes)
     body = parts.dense - shape.head_params * dtype.embedding_bytes
@@ -124,19 +125,20 @@ def card_memory(
     sequences: int | None = None,
     batched_tokens: int | None = None,
     graphs: bool = True,
+    drafts: Drafts = NO_DRAFTS,
 ) -> CardMemory:
     """Return the memory of one card of a replica in bytes.
 
     ``context`` is the longest context in tokens, ``sequences`` is --max-num-seqs, ``batched_tokens`` is
-    --max-num-batched-tokens; ``graphs`` is False for --enforce-eager.
+    --max-num-batched-tokens; ``graphs`` is False for --enforce-eager, ``drafts`` its speculative decoding.
     """
     sequences = sequences or default_sequences(card)
     batched = batched_tokens or default_batched_tokens(card)
     context = context or shape.max_context
-    weights = weight_bytes(shape, dtype, layout)
+    weights = weight_bytes(shape, dtype, layout, drafts)
     activations = activation_bytes(shape, layout, batched_tokens=batched, sequences=sequences)
     fragments = FRAGMENT_SHARE * (weights + activations)
-    graph_bytes = GRAPH_BYTES_PER_LAYER * ceil(shape.layers / layout.pp) if graphs else 0.0
+    graph_bytes = GRAPH_BYTES_PER_LAYER * (ceil(shape.layers / layout.pp) + drafts.layers) if graphs else 0.0
     nccl = NCCL_BYTES * (1 + (layout.tp > 2)) if layout.cards_per_replica > 1 else 0.0
     available = budget(card.memory_bytes, utilization)
     kv = available - weights - activations - fragments - graph_bytes - nccl - CONTEXT_BYTES
@@ -146,6 +148,7 @@ def card_memory(
         pp=layout.pp,
         kv_bytes=dtype.kv_bytes,
         batched_tokens=batched,
+        drafts=drafts,
     )
     tokens = pages.tokens(max(kv, 0.0), context) * (layout.tp if layout.attention_dp else 1)
     return CardMemory(

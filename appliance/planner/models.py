@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from appliance.catalog.models import find_model
 from appliance.catalog.shape import Shape
 from appliance.planner import precision
+from appliance.planner.drafts import NO_DRAFTS, Drafts
 from appliance.planner.precision import Precision
 
 DEFAULT_PROMPT = 2000.0
@@ -46,6 +47,8 @@ class ModelDemand:
     response: float
     context: int
     """Longest prompt plus response in tokens."""
+    drafts: Drafts = NO_DRAFTS
+    """Speculative decoding, whose memory an engine on cards needs; its gain in speed is not planned."""
 
 
 GGUF_FILE = re.compile(r"(.+)[-.](i?q\d_[a-z0-9_]+|q\d_\d)(?:-\d{5}-of-\d{5})?\.gguf", re.IGNORECASE)

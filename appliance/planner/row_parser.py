@@ -19,10 +19,11 @@ from appliance.catalog.shape import Attention, Moe, Shape
 from appliance.contract.card_memory import GIB
 from appliance.errors import ApplianceError, UsageError
 from appliance.planner import precision
+from appliance.planner.drafts import DraftKind
 from appliance.planner.layout import Layout, check_shards
 from appliance.planner.memory import default_sequences
 from appliance.planner.precision import Precision
-from appliance.planner.workload import DraftKind, EngineKind, Mode, Workload
+from appliance.planner.workload import EngineKind, Mode, Workload
 
 TODAY = "2026-11"
 """Month to which the calibrated constants refer; software of a later month counts as new."""

@@ -13,6 +13,7 @@ from math import exp, log
 
 from appliance.catalog.shape import Attention
 from appliance.planner.constants import Constants, calibrated, intervals
+from appliance.planner.drafts import Drafts
 from appliance.planner.learned import RunConditions, correct, log_tokens
 from appliance.planner.memory import CardMemory, card_memory, default_batched_tokens, default_sequences
 from appliance.planner.roofline import (
@@ -337,6 +338,7 @@ def workload_memory(workload: Workload) -> CardMemory:
         layout=workload.layout,
         utilization=workload.utilization,
         sequences=workload.max_sequences,
+        drafts=Drafts(workload.drafts, workload.draft_tokens),
     )
 
 

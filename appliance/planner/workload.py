@@ -10,6 +10,7 @@ from appliance.catalog.processors import Cpu
 from appliance.catalog.shape import Shape
 from appliance.errors import UsageError
 from appliance.planner.bounds import check_range
+from appliance.planner.drafts import DraftKind
 from appliance.planner.layout import MAX_DEGREE, SINGLE, Layout, check_shards
 from appliance.planner.learned import MeasuredPoint
 from appliance.planner.precision import Precision
@@ -19,9 +20,6 @@ EngineKind = Literal["vllm", "sglang", "tensorrt-llm", "llamacpp"]
 Mode = Literal["served", "burst", "offline", "decode", "prefill"]
 """The rate that is predicted. ``served``: a closed loop. ``burst``: requests that arrive at once. ``offline``: an
 engine without a server under full load. ``decode``: decoding only. ``prefill``: prompts only."""
-
-DraftKind = Literal["", "mtp", "eagle", "dflash", "ngram"]
-"""Method of speculative decoding."""
 
 MAX_TOKENS = 16_777_216
 MAX_CONCURRENCY = 1_000_000
