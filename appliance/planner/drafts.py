@@ -2,7 +2,7 @@
 
 Pure. Of each method, vLLM 0.32 loads:
 
-| method | weights beside the model's | KV cache |
+| method | further weights | KV cache |
 |---|---|---|
 | MTP | a decoder layer with full attention, a projection of two vectors to one | a layer |
 | EAGLE3 | a dense decoder layer on two vectors, a projection of three, a head of 32,000 tokens | a layer |
@@ -57,11 +57,11 @@ class Drafts:
 
     @property
     def layers(self) -> int:
-        """Attention layers beside the model's, each with a KV cache."""
+        """Further attention layers, each with a KV cache."""
         return 1 if self.tokens and self.kind in ("mtp", "eagle") else 0
 
     def weight_bytes(self, shape: Shape, dtype: Precision) -> float:
-        """Return the bytes of weights beside those of ``shape``, whose MTP head is in ``dtype``."""
+        """Return the bytes of weights in addition to those of ``shape``, whose MTP head is in ``dtype``."""
         if not self.tokens:
             return 0.0
         return {"mtp": mtp_bytes, "eagle": eagle3_bytes}.get(self.kind, _no_bytes)(shape, dtype)

@@ -34,9 +34,9 @@ def test_text_vision_tower_and_mtp_head_are_the_whole_checkpoint_of_qwen38_27b()
     shape = MODELS["Qwen/Qwen3.8-27B"]
     assert shape.checkpoint_bytes is not None
     tower = shape.checkpoint_bytes - weights(shape, BF16).total - mtp_bytes(shape, BF16)
-    # 27 layers of 1152 wide attention (4 x 1152^2) and MLP (2 x 1152 x 4304) with biases and norms, patches of
-    # 2 x 16 x 16 pixels of 3 colours, 2304 positions, a merger from 4 x 1152 to the model's 5120.
+    # 27 layers: attention of width 1152, an MLP of width 4304, biases and norms.
     layer = 4 * 1152**2 + 2 * 1152 * 4304 + 4 * 1152 + 4304 + 1152 + 4 * 1152
+    # Patches of 2 x 16 x 16 pixels of 3 colours, 2304 positions, a merger from 4 x 1152 to the model's 5120.
     ends = 3 * 2 * 16 * 16 * 1152 + 1152 + 2304 * 1152 + 4608**2 + 4608 + 4608 * 5120 + 5120 + 2 * 1152
     assert tower / 2 == pytest.approx(27 * layer + ends, rel=2e-3)
 
