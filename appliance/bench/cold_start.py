@@ -53,30 +53,43 @@ class MeasuredStart:
     first_token: float
     stages: StartStages | None
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The known times by name; ``first_token`` is the whole start."""
+        known = {"unloaded": self.unloaded, "serves": self.serves, "first_token": self.first_token}
+        if self.stages is not None:
+            known |= {name: getattr(self.stages, name) for name in ("weights", "compile", "graphs", "init")}
+        return {name: value for name, value in known.items() if value is not None}
 
-def measure_start(site: Site, base: Path, name: str, *, stop_serving: bool, stop: Stop) -> MeasuredStart:
-    """Start the replica ``name`` and return its times; ``base`` is the folder of relative paths of ``site``.
+
+def startable(site: Site, name: str) -> EngineReplica:
+    """Return the replica ``name``; raises :class:`UsageError` if a start of it cannot be measured from here."""
+    replica = find(site, name)
+    if not replica.engine.is_started:
+        raise UsageError(f"engine {name} is of kind http: it runs by itself at {replica.url}")
+    if replica.engine.residency == "on-demand" and replica.engine.sleep:
+        raise UsageError(f"engine {name} sleeps between swaps; `appliance bench --swap` measures its wake")
+    if replica.engine.residency == "always" and site.gateway.engine_control == "child":
+        raise UsageError(
+            f"engine {name} is always resident and a child of another process; name its log with --log"
+        )
+    return replica
+
+
+def measure_start(site: Site, data: Path, name: str, *, stop_serving: bool, stop: Stop) -> MeasuredStart:
+    """Start the replica ``name`` and return its times; ``data`` is the data folder of the gateway.
 
     Raises :class:`UsageError` for an engine that cannot be started from here or that serves, :class:`StartError` if
     the start fails, :class:`Stopped`. Each end restores the models that were loaded and the drain.
     """
-    replica = find(site, name)
-    data = site.data_path(base)
-    if not replica.engine.is_started:
-        raise UsageError(f"engine {name} is of kind http: it runs by itself at {replica.url}")
+    replica = startable(site, name)
     if replica.engine.residency == "on-demand":
         return _by_swap(site, data, replica, stop_serving=stop_serving, stop=stop)
-    if site.gateway.engine_control == "child":
-        raise UsageError(
-            f"engine {name} is always resident and a child of another process; name its log with --log"
-        )
     return _by_unit(data, replica, site.models[replica.engine.model].task, stop_serving=stop_serving, stop=stop)
 
 
 def _by_swap(site: Site, data: Path, replica: EngineReplica, *, stop_serving: bool, stop: Stop) -> MeasuredStart:
     model, key = replica.engine.model, replica.name.partition(".")[0]
-    if replica.engine.sleep:
-        raise UsageError(f"engine {replica.name} sleeps between swaps; `appliance bench --swap` measures its wake")
     before = loaded_models(data)
     if before and not stop_serving:
         raise UsageError(f"{', '.join(before)} serves and would be unloaded; add --stop if that is acceptable")

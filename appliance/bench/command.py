@@ -7,9 +7,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+from msgspec import structs
+
 from appliance.bench.card_limit import CardLimit, check_powers, wish
+from appliance.bench.cold_start import DRAIN_S, SYSTEMCTL_S, measure_start, startable
 from appliance.bench.grid import BenchCell, BenchGrid, EngineBounds, cells_of
 from appliance.bench.guard import GuardRules
 from appliance.bench.host import BenchHost
@@ -17,7 +21,7 @@ from appliance.bench.report import to_html, to_markdown
 from appliance.bench.results import BenchConditions, ResultFile
 from appliance.bench.run import BenchLimits, BenchParts, GridRun
 from appliance.bench.swap_time import load_again, loaded_models, swap_to
-from appliance.bench.tables import compared, to_csv
+from appliance.bench.tables import compared, starts_csv, to_csv
 from appliance.contract.model import Engine, Site, Slo
 from appliance.errors import StartError, UsageError
 from appliance.system import files, lock_file
@@ -33,7 +37,7 @@ from loadtests.token_costs import TokenCosts
 from loadtests.tokenizer_probe import TokenizerUnavailableError, by_tokenizer, by_usage
 
 RESULTS = "results.jsonl"
-REPORTS = ("bench.md", "bench.csv", "bench.html")
+REPORTS = ("bench.md", "bench.csv", "starts.csv", "bench.html")
 RESTORE_S = 900.0
 """Seconds for a load of the model that served before the swaps."""
 
@@ -46,6 +50,8 @@ class BenchOptions:
     data: Path
     out: Path
     model: str
+    cold_start: bool = False
+    """Whether the engine of ``model`` is started anew, after all other cells."""
     key: str
     grid: BenchGrid
     share: float
@@ -81,7 +87,13 @@ def run_bench(options: BenchOptions) -> int:
     cards = tuple(card for replica in range(engine.replicas) for card in engine.cards(replica))
     host = BenchHost(options.data, cards, options.power_run)
     bounds = EngineBounds(engine.context, engine.concurrency * engine.replicas, options.share)
-    cells, skipped = cells_of(options.grid, bounds)
+    grid, limits = options.grid, options.limits
+    if options.cold_start:
+        startable(options.site, _first_replica(name, engine))
+        grid = structs.replace(grid, cold_starts=(model,))
+        # A drain, the stop and the start of a unit, and the load of the models of before.
+        limits = replace(limits, start_s=DRAIN_S + SYSTEMCTL_S + engine.start_timeout_s + RESTORE_S)
+    cells, skipped = cells_of(grid, bounds)
     if not cells:
         raise UsageError(f"no cell is left: {'; '.join(skipped) or 'the grid is empty'}")
     for line in skipped:
@@ -103,7 +115,13 @@ def run_bench(options: BenchOptions) -> int:
         results = ResultFile.open(options.out / RESULTS, conditions)
         try:
             ended = _measure(
-                replace(options, rules=rules), engine, results, cells, host=host, cards=cards, stop=stop
+                replace(options, grid=grid, rules=rules, limits=limits),
+                engine,
+                results,
+                cells,
+                host=host,
+                cards=cards,
+                stop=stop,
             )
         finally:
             write_reports(options.out, options.site)
@@ -122,6 +140,7 @@ def write_reports(out: Path, site: Site) -> None:
     cells = compared(found.results, site, found.conditions.model)
     files.replace(out / "bench.md", to_markdown(found.conditions, cells, found.results))
     files.replace(out / "bench.csv", to_csv(cells))
+    files.replace(out / "starts.csv", starts_csv(found.conditions, found.results))
     files.replace(out / "bench.html", to_html(found.conditions, cells, found.results))
 
 
@@ -144,13 +163,13 @@ def _measure(
     with wish(options.wishes) if options.grid.powers else nullcontext() as held:
         limit = CardLimit(host, cards, held) if held is not None else None
         before = loaded_models(options.data)
-        if any(cell.kind != "swap" for cell in cells):
+        if any(cell.is_load for cell in cells):
             preflight(target, [model])
-        costs = _costs(target, engine, model)
         parts = BenchParts(
             host=host,
-            load=_Load(options, target, model, costs),
+            load=_Load(options, target, model, engine),
             swap=lambda wanted, ended: _swap(options, wanted, ended),
+            start=lambda _, ended: _start(options, _first_replica(results.conditions.engine, engine), ended),
             limit=limit.set if limit is not None else _unlimited,
             limit_w=lambda: _limit_w(host),
             cards=cards,
@@ -159,18 +178,22 @@ def _measure(
         try:
             return GridRun(results, parts, rules=options.rules, limits=options.limits, stop=stop).run(cells)
         finally:
-            if any(cell.kind == "swap" for cell in cells):
+            if not all(cell.is_load for cell in cells):
                 load_again(options.data, before, timeout_s=RESTORE_S)
 
 
 class _Load:
     """Runs the load of a cell with the load test's own client."""
 
-    def __init__(self, options: BenchOptions, target: Target, model: str, costs: TokenCosts) -> None:
+    def __init__(self, options: BenchOptions, target: Target, model: str, engine: Engine) -> None:
         self._options = options
         self._target = target
         self._model = model
-        self._costs = costs
+        self._engine = engine
+
+    @cached_property
+    def _costs(self) -> TokenCosts:
+        return _costs(self._target, self._engine, self._model)
 
     def __call__(self, cell: BenchCell, folder: Path, stop: Stop) -> Report:
         words = max(1, cell.input - round(self._costs.overhead))
@@ -214,6 +237,16 @@ def _swap(options: BenchOptions, model: str, stop: Stop) -> dict[str, float]:
             raise UsageError(f"{model} is loaded, and the site has no other on-demand model")
         swap_to(options.data, others[0], stop=stop, timeout_s=options.limits.cell_s)
     return swap_to(options.data, model, stop=stop, timeout_s=options.limits.cell_s)
+
+
+def _start(options: BenchOptions, name: str, stop: Stop) -> dict[str, float]:
+    """Start the replica ``name`` anew; the models of before are loaded again."""
+    return measure_start(options.site, options.data, name, stop_serving=True, stop=stop).seconds
+
+
+def _first_replica(name: str, engine: Engine) -> str:
+    """Return the name of the first replica of the engine ``name``, which is measured for all of them."""
+    return name if engine.replicas == 1 else f"{name}.0"
 
 
 def _limit_w(host: BenchHost) -> float | None:

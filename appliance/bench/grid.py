@@ -16,8 +16,9 @@ MIN_REQUESTS = 16
 MIN_ROUNDS = 3
 """Requests of each user of a cell, at least."""
 
-CellKind = Literal["load", "context", "swap"]
-"""``load``: a closed loop of ``batch`` users. ``context``: one user with a long prompt. ``swap``: to ``model``."""
+CellKind = Literal["load", "context", "swap", "cold"]
+"""``load``: a closed loop of ``batch`` users. ``context``: one user with a long prompt. ``swap``: to ``model``.
+``cold``: a start of the engine of ``model``."""
 
 
 class BenchCell(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -29,15 +30,22 @@ class BenchCell(msgspec.Struct, frozen=True, omit_defaults=True):
     power_w: int | None = None
     """None for the limit that the host has."""
     model: str = ""
-    """The model that a swap loads."""
+    """The model that a swap loads, or whose engine starts."""
 
     @property
     def name(self) -> str:
         """The name in messages and in the file of results."""
         if self.kind == "swap":
             return f"swap to {self.model}"
+        if self.kind == "cold":
+            return f"cold start of {self.model}"
         limit = "" if self.power_w is None else f", {self.power_w} W"
         return f"{self.kind}: {self.batch} x {self.input} tokens{limit}"
+
+    @property
+    def is_load(self) -> bool:
+        """Whether it sends requests; the other kinds take the model away from users."""
+        return self.kind in ("load", "context")
 
     @property
     def rounds(self) -> int:
@@ -69,6 +77,8 @@ class BenchGrid(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of each response."""
     swaps: tuple[str, ...] = ()
     """Models of which each is loaded in turn."""
+    cold_starts: tuple[str, ...] = ()
+    """Models of which each engine is started anew."""
 
 
 def cells_of(grid: BenchGrid, bounds: EngineBounds) -> tuple[list[BenchCell], list[str]]:
@@ -93,6 +103,7 @@ def cells_of(grid: BenchGrid, bounds: EngineBounds) -> tuple[list[BenchCell], li
     ]
     cells += [BenchCell("context", input=tokens) for tokens in contexts]
     cells += [BenchCell("swap", model=model) for model in grid.swaps]
+    cells += [BenchCell("cold", model=model) for model in grid.cold_starts]
     return cells, skipped
 
 

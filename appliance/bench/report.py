@@ -30,6 +30,8 @@ LOAD_HEADS = (
 )
 CONTEXT_HEADS = ("input", "TTFT ms", "TPOT ms", "tok/s", "predicted", "interval")
 SWAP_HEADS = ("model", "unload s", "load and first token s")
+COLD_HEADS = ("model", "unload of another s", "weights s", "compile s", "graphs s", "health s", "first token s")
+COLD_STAGES = ("unloaded", "weights", "compile", "graphs", "serves", "first_token")
 MISSING = "-"
 
 
@@ -46,11 +48,17 @@ def tables_of(cells: Sequence[ComparedCell], results: Sequence[CellResult]) -> d
         for one in results
         if one.cell.kind == "swap" and one.outcome == "measured"
     ]
+    colds = [
+        (one.cell.model, *(_number(one.figures.stages.get(stage), 2) for stage in COLD_STAGES))
+        for one in results
+        if one.cell.kind == "cold" and one.outcome == "measured"
+    ]
     failed = [(one.cell.name, one.reason) for one in results if one.outcome == "failed"]
     found = {
         "Throughput": HtmlTable(LOAD_HEADS, loads),
         "Context and latency": HtmlTable(CONTEXT_HEADS, contexts),
         "Swaps": HtmlTable(SWAP_HEADS, swaps),
+        "Cold starts": HtmlTable(COLD_HEADS, colds),
         "Failed cells": HtmlTable(("cell", "reason"), failed, left=2),
     }
     return {title: table for title, table in found.items() if table.rows}

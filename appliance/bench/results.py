@@ -64,7 +64,7 @@ class BenchFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     users_load: int = 0
     """The most requests of others that ran in the meantime."""
     stages: dict[str, float] = msgspec.field(default_factory=dict)
-    """Seconds of the stages of a swap."""
+    """Seconds of the stages of a swap or a cold start."""
 
 
 class CellResult(msgspec.Struct, frozen=True, kw_only=True):

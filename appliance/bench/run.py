@@ -8,10 +8,14 @@
 | measuring | an obstacle | stop the load; wait, and measure the cell again, ``ATTEMPTS`` times at most |
 | measuring | the cell exceeds ``cell_s`` | append a failure; wait |
 | any | a signal, or the limit of the run | stop the load and end; a later run continues |
+
+A swap and a cold start take a model away. For them every request of a user is an obstacle, whatever the rules
+allow. A cold start may last ``start_s`` instead of ``cell_s``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import threading
 import time
@@ -47,22 +51,30 @@ class BenchLimits:
 
     run_s: float = 3600.0
     cell_s: float = 180.0
+    start_s: float = 900.0
+    """Limit of a cold start."""
     wait_s: float = 600.0
     quiet_s: float = 10.0
     look_s: float = 1.0
+
+    def of(self, cell: BenchCell) -> float:
+        """Return the limit of ``cell``."""
+        return self.start_s if cell.kind == "cold" else self.cell_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchParts:
     """The effects of a run.
 
-    ``load`` runs the load of a cell, ``swap`` loads a model and returns the seconds of its stages, ``limit`` sets
-    the power limit of the cell, ``limit_w`` reads it. ``report`` prints a line.
+    ``load`` runs the load of a cell. ``swap`` loads a model, ``start`` starts the engine of a model anew; both
+    return the seconds of the stages. ``limit`` sets the power limit of the cell, ``limit_w`` reads it. ``report``
+    prints a line.
     """
 
     host: LookingHost
     load: Callable[[BenchCell, Path, Stop], Report]
     swap: Callable[[str, Stop], dict[str, float]]
+    start: Callable[[str, Stop], dict[str, float]]
     limit: Callable[[int | None, Stop], None]
     limit_w: Callable[[], float | None]
     cards: Sequence[int] = ()
@@ -100,10 +112,11 @@ class GridRun:
         attempts: dict[BenchCell, int] = {}
         while left:
             cell = left[0]
-            reason = self._wait()
+            rules = self._rules if cell.is_load else dataclasses.replace(self._rules, users=0)
+            reason = self._wait(rules)
             if reason:
                 return reason
-            result = self._measured(cell)
+            result = self._measured(cell, rules)
             if result is not None:
                 self._results.append(result)
                 self._parts.report(_line(result, len(left) - 1))
@@ -116,7 +129,7 @@ class GridRun:
                 return f"{cell.name} was stopped {ATTEMPTS} times: {self._guard.reason}"
         return ""
 
-    def _wait(self) -> str:
+    def _wait(self, rules: GuardRules) -> str:
         """Wait for a calm host; return why the run ends, empty if the host is calm."""
         limits = self._limits
         until = time.monotonic() + limits.wait_s
@@ -127,7 +140,7 @@ class GridRun:
                 return f"{self._stop.reason} ended the run"
             if time.monotonic() >= self._deadline:
                 return f"the limit of {limits.run_s:.0f} s is reached"
-            self._guard = watch(self._guard, self._parts.host.look(0), self._rules)
+            self._guard = watch(self._guard, self._parts.host.look(0), rules)
             now = time.monotonic()
             if not self._guard.reason and not self._guard.loud:
                 calm_since = now if calm_since is None else calm_since
@@ -142,7 +155,7 @@ class GridRun:
                     return self._guard.reason or "users send requests"
             self._stop.wait(limits.look_s)
 
-    def _measured(self, cell: BenchCell) -> CellResult | None:
+    def _measured(self, cell: BenchCell, rules: GuardRules) -> CellResult | None:
         """Return the result of ``cell``; None if it was stopped."""
         parts = self._parts
         parts.limit(cell.power_w, self._stop)
@@ -150,14 +163,15 @@ class GridRun:
             return None
         parts.report(f"measuring {cell.name}")
         guarded, cell_stop = _Guarded(), Stop()
-        thread = threading.Thread(target=self._watch_cell, args=(cell, guarded, cell_stop), daemon=True)
+        thread = threading.Thread(target=self._watch_cell, args=(cell, rules, guarded, cell_stop), daemon=True)
         thread.start()
         report: Report | None = None
         stages: dict[str, float] = {}
         failure = ""
         try:
-            if cell.kind == "swap":
-                stages = parts.swap(cell.model, cell_stop)
+            if not cell.is_load:
+                effect = parts.swap if cell.kind == "swap" else parts.start
+                stages = effect(cell.model, cell_stop)
             else:
                 with tempfile.TemporaryDirectory(prefix="appliance-bench-") as folder:
                     report = parts.load(cell, Path(folder), cell_stop)
@@ -171,7 +185,7 @@ class GridRun:
             guarded.done.set()
             thread.join()
         if guarded.slow:
-            failure = f"{SLOW} {self._limits.cell_s:.0f} s"
+            failure = f"{SLOW} {self._limits.of(cell):.0f} s"
         elif cell_stop.requested:
             return None
         if failure:
@@ -193,15 +207,15 @@ class GridRun:
         )
         return CellResult(cell=cell, outcome="measured", at=time.time(), figures=figures, notes=notes)
 
-    def _watch_cell(self, cell: BenchCell, guarded: _Guarded, cell_stop: Stop) -> None:
+    def _watch_cell(self, cell: BenchCell, rules: GuardRules, guarded: _Guarded, cell_stop: Stop) -> None:
         """Look once a second until the cell is done; stop it for an obstacle, a signal or a limit of time."""
-        ours = 0 if cell.kind == "swap" else cell.batch
-        ends = time.monotonic() + self._limits.cell_s
+        ours = cell.batch if cell.is_load else 0
+        ends = time.monotonic() + self._limits.of(cell)
         while not guarded.done.is_set():
             look = self._parts.host.look(ours)
             if guarded.done.is_set():
                 return
-            self._guard = watch(self._guard, look, self._rules)
+            self._guard = watch(self._guard, look, rules)
             guarded.others = max(guarded.others, look.others)
             now = time.monotonic()
             if self._stop.requested:
@@ -233,7 +247,7 @@ def _line(result: CellResult, left: int) -> str:
     figures = result.figures
     if result.outcome == "failed":
         shown = f"failed: {result.reason}"
-    elif result.cell.kind == "swap":
+    elif not result.cell.is_load:
         shown = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in figures.stages.items())
     else:
         shown = f"{figures.rate or 0.0:.1f} tok/s, TTFT {figures.ttft_ms or 0.0:.0f} ms"

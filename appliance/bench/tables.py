@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from appliance.bench.results import CellResult
+from appliance.bench.results import BenchConditions, CellResult
 from appliance.contract.model import Site
 from appliance.errors import UsageError
 from appliance.planner.evaluate import RowResult, evaluate
@@ -19,6 +19,10 @@ JOULES = "joules_per_token"
 """Our own column: the planner ignores it."""
 
 BENCH_COLUMNS = (*COLUMNS, PREFIX_HIT, HOST, JOULES)
+
+STAGES = ("unload", "load", "total", "unloaded", "weights", "compile", "graphs", "init", "serves", "first_token")
+"""Stages of a swap, then those of a cold start."""
+START_COLUMNS = ("kind", "model", "host", "cards", "driver", *(f"{stage}_s" for stage in STAGES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ def compared(results: Sequence[CellResult], site: Site, model: str) -> list[Comp
     """Return the measured loads of ``results``, each with its row and its prediction."""
     found = []
     for result in results:
-        if result.cell.kind == "swap" or result.outcome != "measured":
+        if not result.cell.is_load or result.outcome != "measured":
             continue
         row, reason = row_of(result, site, model)
         prediction = evaluate([row])[0] if row is not None else None
@@ -80,6 +84,20 @@ def to_csv(cells: Sequence[ComparedCell]) -> str:
     writer = csv.DictWriter(text, BENCH_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(cell.row for cell in cells if cell.row is not None)
+    return text.getvalue()
+
+
+def starts_csv(conditions: BenchConditions, results: Sequence[CellResult]) -> str:
+    """Return the measured swaps and cold starts as CSV, in seconds."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, START_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        if result.cell.is_load or result.outcome != "measured":
+            continue
+        stages = {f"{name}_s": f"{seconds:.3f}" for name, seconds in result.figures.stages.items()}
+        where = {"host": conditions.host, "cards": conditions.cards, "driver": conditions.driver}
+        writer.writerow({"kind": result.cell.kind, "model": result.cell.model, **where, **stages})
     return text.getvalue()
 
 

@@ -298,7 +298,9 @@ def _time(args: argparse.Namespace) -> int:
 def _time_of_start(args: argparse.Namespace) -> int:
     with listening() as stop:
         try:
-            found = measure_start(load(args.config), Path.cwd(), args.engine, stop_serving=args.stop, stop=stop)
+            site = load(args.config)
+            data = site.data_path(Path.cwd())
+            found = measure_start(site, data, args.engine, stop_serving=args.stop, stop=stop)
         except Stopped:
             raise StartError(f"{stop.reason} ended the measurement before the first token") from None
     stages = {} if found.stages is None else asdict(found.stages)

@@ -1,4 +1,4 @@
-"""``appliance bench``: tables of throughput, latency, energy and swaps of this host."""
+"""``appliance bench``: tables of throughput, latency, energy, swaps and cold starts of this host."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from appliance.cli._args import add_config, api_key, duration
 from appliance.errors import UsageError
 
 DESCRIPTION = """\
-Measures a serving host: a grid of batches, prompts and power limits, latencies by context, swaps.
+Measures a serving host: a grid of batches, prompts and power limits, latencies by context, swaps, a cold start.
 It measures while users send nothing, and stops itself for them, for a hot card and on battery. The same command
 continues a run that ended early. The results of a folder are appended to results.jsonl; bench.md, bench.csv (for
-`appliance plan --measured`) and bench.html are written at each end.
+`appliance plan --measured`), starts.csv and bench.html are written at each end.
 Exit code 0: every cell has a result; 1: some are left; 2: invalid input.
 The key is read from APPLIANCE_API_KEY."""
 
@@ -40,6 +40,10 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     grid.add_argument("--output", type=int, default=128, metavar="N", help="tokens of a response (%(default)s)")
     grid.add_argument("--swap", action="store_true", help="also load each on-demand model in turn")
+    grid.add_argument(
+        "--cold-start", action="store_true",
+        help="also restart the engine of --model while users are quiet, and time its start by stages",
+    )  # fmt: skip
     safe = parser.add_argument_group("a serving machine")
     safe.add_argument(
         "--share", type=float, metavar="S",
@@ -107,6 +111,7 @@ def _run(args: argparse.Namespace) -> int:
         data=site.data_path(Path.cwd()),
         out=args.out,
         model=args.model,
+        cold_start=args.cold_start,
         key=key,
         grid=grid,
         share=1.0 if args.share is None else args.share,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from appliance import cli
 from appliance.gateway import control_client
+from tests.bench.test_whole_runs import BenchCommand
 from tests.conftest import ROOT, RunningService, http, serving, wait_until
 from tests.engines.test_start_stages import COMPILED, CPU
 from tests.gateway.running.test_swap import ask, two_models
@@ -122,6 +124,48 @@ def test_a_unit_that_does_not_start_is_an_error_and_its_drain_ends(
     assert measure(unit, "chat", "--stop") == 1
     assert "the engine was not ready within 1 s" in capsys.readouterr().err
     assert control_client.status(unit.data)["engines"]["chat"]["draining"] is None
+
+
+GRID = ("--batch", "", "--input", "", "--context", "", "--cold-start")
+
+
+def test_a_benchmark_has_the_cold_start_of_a_resident_engine(unit: RunningService, tmp_path: Path) -> None:
+    wait_until(lambda: http(f"{unit.url}/ready").status == 200, "the gateway serves", 30)
+    bench = BenchCommand(unit, tmp_path)
+    assert bench.run(*GRID) == 0, bench.printed
+    calls = (tmp_path / "systemd/calls").read_text().splitlines()
+    assert calls == ["stop appliance-engine-chat.service", "start --no-block appliance-engine-chat.service"]
+    assert control_client.status(unit.data)["engines"]["chat"]["draining"] is None
+    (row,) = csv.DictReader((bench.out / "starts.csv").read_text().splitlines())
+    assert (row["kind"], row["model"], row["weights_s"], row["compile_s"]) == ("cold", "fake", "4.250", "41.200")
+    assert float(row["first_token_s"]) > 0
+    assert "| fake | - | 4.25 | 41.20 |" in (bench.out / "bench.md").read_text()
+    assert "Cold starts" in (bench.out / "bench.html").read_text()
+    # A second run has nothing to measure.
+    assert bench.run(*GRID) == 0
+    assert (tmp_path / "systemd/calls").read_text().splitlines() == calls
+    wait_until(lambda: http(f"{unit.url}/ready").status == 200, "the gateway serves again", 30)
+
+
+def test_a_benchmark_of_an_on_demand_engine_restores_the_model_of_before(tmp_path: Path) -> None:
+    with two_models(tmp_path / "swap") as service:
+        assert ask(service, "b").status == 200
+        bench = BenchCommand(service, tmp_path)
+        assert bench.run(*GRID, "--model", "a") == 0, bench.printed
+        assert ready(service) == ["b"]
+        assert "cold start of a: unloaded" in bench.printed
+
+
+def test_a_start_that_cannot_be_measured_is_refused_before_anything_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with two_models(tmp_path / "swap", first={"sleep": True}) as service:
+        assert ask(service, "a").status == 200
+        monkeypatch.setenv("APPLIANCE_API_KEY", service.key)
+        words = ["bench", "--config", str(service.config), "--out", str(tmp_path / "out"), *GRID, "--model", "a"]
+        assert cli.main(words) == 2
+        assert "engine ea sleeps between swaps; `appliance bench --swap`" in capsys.readouterr().err
+        assert ready(service) == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -13,9 +14,10 @@ from appliance.bench.guard import GuardLook, GuardRules
 from appliance.bench.results import ResultFile
 from appliance.bench.run import ATTEMPTS, BenchLimits, BenchParts, GridRun
 from appliance.errors import StartError, StoreError
-from appliance.system.stopping import Stop
+from appliance.system.stopping import Stop, Stopped
 from loadtests.report import Report, Tokens
 from tests.bench.test_results import CONDITIONS
+from tests.conftest import wait_until
 
 CELLS = [BenchCell("load", batch=batch, input=100) for batch in (1, 2, 4)]
 QUICK = BenchLimits(run_s=60, cell_s=60, wait_s=30, quiet_s=0, look_s=0.01)
@@ -61,6 +63,8 @@ class Bench:
         self.set: list[int | None] = []
         self.load: Callable[[BenchCell, Stop], Report] = lambda _cell, _stop: a_report()
         self.swap: Callable[[str, Stop], dict[str, float]] = lambda _model, _stop: {"unload": 1.0, "load": 2.0}
+        self.start: Callable[[str, Stop], dict[str, float]] = lambda _model, _stop: {"first_token": 30.0}
+        self.rules = GuardRules()
 
     def run(self, cells: list[BenchCell] | None = None) -> str:
         def load(cell: BenchCell, folder: Path, stop: Stop) -> Report:
@@ -72,13 +76,13 @@ class Bench:
             host=self.host,
             load=load,
             swap=self.swap,
+            start=self.start,
             limit=lambda watts, _stop: self.set.append(watts),
             limit_w=lambda: 450.0,
             report=self.lines.append,
         )
         results = ResultFile.open(self.path, CONDITIONS)
-        rules = GuardRules()
-        return GridRun(results, parts, rules=rules, limits=self.limits, stop=self.stop).run(cells or CELLS)
+        return GridRun(results, parts, rules=self.rules, limits=self.limits, stop=self.stop).run(cells or CELLS)
 
     @property
     def outcomes(self) -> list[tuple[int, str, str]]:
@@ -213,6 +217,51 @@ def test_a_swap_that_fails_is_a_failed_cell(bench: Bench) -> None:
     found = ResultFile.read(bench.path).results
     assert found[0].figures.stages == {"unload": 0.5, "load": 3.0}
     assert (found[1].outcome, found[1].reason) == ("failed", "b was not loaded: out of memory")
+
+
+def test_a_cold_start_has_its_stages_and_a_limit_of_its_own(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, BenchLimits(run_s=60, cell_s=0, start_s=60, wait_s=60, quiet_s=0, look_s=0.01))
+    looks: list[int] = []
+
+    def start(_model: str, stop: Stop) -> dict[str, float]:
+        # Longer than a cell of a load may take: a few looks of the guard.
+        first = bench.host.looks
+        wait_until(lambda: bench.host.looks > first + 3, "the guard looks", 30)
+        looks.append(bench.host.looks - first)
+        assert not stop.requested
+        return {"weights": 4.0, "first_token": 30.0}
+
+    bench.start = start
+    assert bench.run([BenchCell("cold", model="a")]) == ""
+    (found,) = ResultFile.read(bench.path).results
+    assert (found.outcome, found.figures.stages) == ("measured", {"weights": 4.0, "first_token": 30.0})
+    assert bench.lines[-1] == "cold start of a: weights 4.00 s, first_token 30.00 s; 0 left"
+    assert looks
+
+
+@pytest.mark.parametrize("kind", ["cold", "swap"])
+def test_every_request_of_a_user_stops_a_cell_that_takes_a_model_away(
+    bench: Bench, kind: Literal["cold", "swap"]
+) -> None:
+    """Loads leave 8 sequences to users here; a cell without a load leaves none."""
+    bench.rules = GuardRules(users=8)
+    calls: list[str] = []
+
+    def start(model: str, stop: Stop) -> dict[str, float]:
+        calls.append(model)
+        if len(calls) == 1:
+            bench.host.now = GuardLook(minute=0, others=1)
+            assert stop.wait(30)
+            bench.host.now = GuardLook(minute=0)
+            raise Stopped(stop.reason)
+        return {"first_token": 1.0}
+
+    bench.start = bench.swap = start
+    assert bench.run([BenchCell(kind, model="a")]) == ""
+    assert calls == ["a", "a"]
+    assert [outcome for _, outcome, _ in bench.outcomes] == ["measured"]
+    bench.host.now = GuardLook(minute=0, others=1)
+    assert bench.run(CELLS[:1]) == ""
 
 
 def test_a_result_that_cannot_be_written_ends_the_run(bench: Bench) -> None:
