@@ -57,6 +57,10 @@ class StoreError(ApplianceError):
         return cls(f"{path} cannot be read ({error.strerror or error}); {write_fix(path, error.errno)}")
 
 
+class FileAccessError(StoreError):
+    """A file that this user may not read; the process that needs it may run as another one."""
+
+
 class InterruptedTransferError(StoreError):
     """A transfer of weights was interrupted; a retry resumes it."""
 

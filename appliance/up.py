@@ -26,6 +26,8 @@ from appliance.contract.model import Site
 from appliance.engines import golden_pairs
 from appliance.engines.argv import EngineReplica, command, started_replicas
 from appliance.engines.cpu_dtype import read_cpuinfo
+from appliance.engines.gguf_examination import require_loadable
+from appliance.engines.load_format import weights_store
 from appliance.engines.probe import probe_token
 from appliance.engines.processes import ChildProcesses, ProcessSpec
 from appliance.errors import ConfigError, StartError
@@ -277,6 +279,7 @@ async def _serve(
         # Its command is built once, from the site in memory: after a crash the same engine starts again, even if
         # the file has changed.
         built = command(site, replica, options.base, read_cpuinfo())
+        require_loadable(site, replica, options.base, weights_store())
         if built.notice:
             console.print(built.notice, style="yellow", markup=False, soft_wrap=True)
         unit = ProcessSpec(

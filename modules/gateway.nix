@@ -130,6 +130,8 @@ in
       path =
         lib.optional (onDemand != { }) pkgs.systemd
         ++ lib.optional readsCards config.hardware.nvidia.package;
+      # It reads the header of a GGUF before a swap.
+      environment.HF_HOME = appliance.models.store.path;
       # The address of the tunnel may appear late; the unit retries without a limit.
       unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = hardened // {

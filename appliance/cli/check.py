@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from appliance.contract.load import load
 from appliance.contract.model import Site
-from appliance.engines.argv import replicas
-from appliance.errors import ConfigError
+from appliance.engines.argv import replicas, started_replicas
+from appliance.engines.gguf_examination import require_loadable
+from appliance.engines.load_format import weights_store
+from appliance.errors import ConfigError, FileAccessError, StartError, StoreError, existing
 from appliance.planner.fit import fit
 
 
@@ -29,9 +32,25 @@ def _check(args: argparse.Namespace) -> int:
     site = load(args.file)
     if unfit := fit(site):
         raise ConfigError("\n".join(f"{args.file}: {violation}" for violation in unfit))
+    _examine_weights(site, args.file)
     count = len(replicas(site))
     print(f"{args.file}: ok; {len(site.models)} models, {count} engine replicas, {len(site.roles)} roles")
     return 0
+
+
+def _examine_weights(site: Site, file: Path) -> None:
+    """Examine the GGUF files that this machine has; the engines may be on another one."""
+    for replica in started_replicas(site):
+        model = site.models[replica.engine.model]
+        path = Path.cwd() / Path(model.source).expanduser()
+        if model.is_folder and existing(path) != path:
+            continue
+        try:
+            require_loadable(site, replica, Path.cwd(), weights_store())
+        except FileAccessError as error:
+            print(f"{file}: not examined: {error}", file=sys.stderr)
+        except (StartError, StoreError) as error:
+            raise ConfigError(f"{file}: {error}") from None
 
 
 def _schema(_: argparse.Namespace) -> int:

@@ -99,11 +99,14 @@ def _engine_exec(args: argparse.Namespace) -> int:
     from appliance.engines import argv as engine_argv
     from appliance.engines import caches
     from appliance.engines.cpu_dtype import read_cpuinfo
+    from appliance.engines.gguf_examination import require_loadable
+    from appliance.engines.load_format import weights_store
 
     site = load(args.config)
     replica = engine_argv.find(site, args.name)
     place = _place_of(site.models[replica.engine.model])
     command = engine_argv.command(site, replica, Path.cwd(), read_cpuinfo(), place, args.rank)
+    require_loadable(site, replica, Path.cwd(), weights_store())
     if args.lock is not None:
         _require_verified(site.models[replica.engine.model], args.lock)
     if args.environment is not None:
@@ -148,10 +151,10 @@ def _run_rank(
 
 def _place_of(model: Model) -> WeightsPlace:
     """Return where the weights of ``model`` are: its folder, or the store of HF_HOME."""
-    from appliance.engines.load_format import WeightsPlace, filesystem_of
+    from appliance.engines.load_format import WeightsPlace, filesystem_of, weights_store
     from appliance.models.warm import is_warm
 
-    store = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    store = weights_store()
     folder = Path(model.source).expanduser() if model.is_folder else store
     mounts = (files.read(Path("/proc/self/mounts")) or b"").decode("utf-8", "replace")
     warm = not model.is_folder and is_warm(store, model.source, model.revision)

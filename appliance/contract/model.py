@@ -404,6 +404,12 @@ class Engine(Section):
         examples=[{"enable-expert-parallel": True, "tool-call-parser": "hermes"}],
     )
     environment: dict[str, str] = Field(default={}, description="Environment variables for the engine.")
+    gguf_architectures: tuple[Annotated[str, Field(pattern=r"^[!-~]{1,64}$")], ...] = Field(
+        default=(),
+        description="Architectures of GGUF files that its llama.cpp loads and the shipped list lacks, for a "
+        "`command` of a newer build. An engine of another architecture does not start.",
+        examples=[["qwen5moe"]],
+    )
     skip_recipes: tuple[str, ...] = Field(
         default=(),
         description="Default options for its model and cards that it must not get, by the names that "

@@ -10,14 +10,19 @@ from typing import Protocol
 from appliance.contract.model import Site
 from appliance.engines.argv import command, find, unit_name
 from appliance.engines.cpu_dtype import read_cpuinfo
+from appliance.engines.gguf_examination import require_loadable
+from appliance.engines.load_format import weights_store
 from appliance.engines.processes import ChildProcesses, ProcessSpec
-from appliance.errors import StartError, StoreError
+from appliance.errors import FileAccessError, StartError, StoreError
 
 LOG = logging.getLogger(__name__)
 
 
 class EngineControl(Protocol):
     """Starts and stops replicas by name; the swap controller calls it in the gateway's event loop."""
+
+    async def examine(self, replica: str) -> None:
+        """Read the files that it would load; raises :class:`StartError` if its server cannot load them."""
 
     async def start(self, replica: str) -> None:
         """Begin to start it; raises :class:`StartError` if that is impossible."""
@@ -42,8 +47,17 @@ class ChildControl:
         self._processes = ChildProcesses()
         self._started: set[str] = set()
 
+    async def examine(self, replica: str) -> None:
+        """Read its files as this user, which is that of its process."""
+        one = find(self._site, replica)
+        try:
+            await asyncio.to_thread(require_loadable, self._site, one, self._base, weights_store())
+        except StoreError as error:
+            raise StartError(str(error)) from error
+
     async def start(self, replica: str) -> None:
         """Run the command of ``appliance engine exec`` as a child."""
+        await self.examine(replica)
         one = find(self._site, replica)
         built = command(self._site, one, self._base, read_cpuinfo())
         if built.notice:
@@ -85,8 +99,20 @@ class ChildControl:
 class SystemdControl:
     """Replicas as units ``appliance-engine-NAME.service``; polkit lets the gateway's user manage exactly those."""
 
-    def __init__(self, systemctl: str = "systemctl") -> None:
+    def __init__(self, site: Site, systemctl: str = "systemctl") -> None:
+        self._site = site
         self._systemctl = systemctl
+
+    async def examine(self, replica: str) -> None:
+        """Read its files as the gateway's user; a file that only its unit can read is examined by the unit."""
+        one = find(self._site, replica)
+        try:
+            # A unit without a working directory runs in the root folder.
+            await asyncio.to_thread(require_loadable, self._site, one, Path("/"), weights_store())
+        except FileAccessError as error:
+            LOG.warning("%s: its weights are examined when its unit starts: %s", replica, error)
+        except StoreError as error:
+            raise StartError(str(error)) from error
 
     async def start(self, replica: str) -> None:
         """Start its unit, without waiting for its model."""

@@ -16,6 +16,7 @@ The rules, first match:
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,6 +55,11 @@ class LoaderChoice:
     reason: str
     options: dict[str, JsonValue] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+
+
+def weights_store() -> Path:
+    """Return the cache folder of the model hub: HF_HOME, or the hub's own default."""
+    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
 
 
 def choose_loader(engine: Engine, place: WeightsPlace) -> LoaderChoice:

@@ -94,7 +94,7 @@ def _engine_control(site: Site, base: Path) -> EngineControl | None:
     if all(engine.residency == "always" for engine in site.engines.values()):
         return None
     if site.gateway.engine_control == "systemd":
-        return SystemdControl()
+        return SystemdControl(site)
     return ChildControl(site, base, site.data_path(base) / "log")
 
 

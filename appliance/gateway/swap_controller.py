@@ -344,6 +344,11 @@ class SwapController:
 
     async def _swap(self, target: Managed, victims: list[Managed]) -> None:
         began = self.clock()
+        if reason := await self._refusal(target):
+            self.failures += 1
+            await self._fail(target, reason)
+            self.last_result = SwapResult(target.name, (), ok=False, seconds=0.0, error=reason, ended=self.clock())
+            return
         LOG.info("loading %s%s", target.name, f", unloading {_names(victims)}" if victims else "")
         within_s = sum(self._leaves_within_s(victim) for victim in victims) + self._loads_within_s(target)
         with target.service.swapping(self.clock, within_s):
@@ -364,6 +369,17 @@ class SwapController:
         self.swaps += 1
         self.last_swap_s = now - began
         LOG.info("%s is loaded after %.1f s", target.name, self.last_swap_s)
+
+    async def _refusal(self, target: Managed) -> str:
+        """Return why the server of ``target`` cannot load its files, before any engine is unloaded; else empty."""
+        if target.started:
+            return ""
+        try:
+            for replica in target.replicas:
+                await self.control.examine(replica.name)
+        except StartError as error:
+            return str(error)
+        return ""
 
     async def _replace(self, target: Managed, victims: list[Managed]) -> bool:
         """Drain and unload ``victims``, then load ``target``; return whether that succeeded."""

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from appliance.contract.load import load
 from appliance.engines.lifecycle import SystemdControl
 from appliance.errors import StartError
+from tests.conftest import ROOT
+
+SITE = load(ROOT / "examples" / "one-card.toml")
 
 SCRIPT = """#!/bin/sh
 cd "$(dirname "$0")"
@@ -34,7 +38,7 @@ def systemctl(tmp_path: Path) -> Path:
 
 
 async def test_a_unit_is_started_without_waiting_for_its_model(systemctl: Path) -> None:
-    control = SystemdControl(str(systemctl))
+    control = SystemdControl(SITE, str(systemctl))
     unit = systemctl.parent / "appliance-engine-chat.1.service"
     assert not await control.alive("chat.1")
     await control.start("chat.1")
@@ -59,9 +63,9 @@ async def test_a_unit_is_started_without_waiting_for_its_model(systemctl: Path) 
 async def test_an_error_of_systemctl_names_the_unit_and_its_log(systemctl: Path, tmp_path: Path) -> None:
     (tmp_path / "refuse").touch()
     with pytest.raises(StartError, match=r"Access denied.*journalctl -u appliance-engine-chat\.service"):
-        await SystemdControl(str(systemctl)).start("chat")
+        await SystemdControl(SITE, str(systemctl)).start("chat")
 
 
 async def test_a_machine_without_systemd_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="is this a systemd host"):
-        await SystemdControl(str(tmp_path / "nothing")).start("chat")
+        await SystemdControl(SITE, str(tmp_path / "nothing")).start("chat")

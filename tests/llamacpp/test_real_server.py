@@ -7,11 +7,16 @@ import math
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from appliance.gateway import control_client
 from tests.conftest import RunningService, http, start, wait_until
+from tests.gateway.running.test_swap import state
 from tests.llamacpp.conftest import QWEN3_TOKENS, real_engine, real_service, request_chat
 from tests.llamacpp.server_command import program
 from tests.llamacpp.tiny_gguf import write_tiny
@@ -173,20 +178,71 @@ def running(service: RunningService) -> bool:
     return b'requests_in_flight{engine="chat"} 1.0' in service.get("/metrics").body
 
 
-@pytest.mark.parametrize("damage", ["architecture", "truncated", "text"])
-def test_a_file_that_cannot_be_loaded_leaves_the_served_model_serving(tmp_path: Path, damage: str) -> None:
-    good, bad = write_tiny(tmp_path / "good.gguf"), tmp_path / "bad.gguf"
-    if damage == "architecture":
-        write_tiny(bad, architecture="nonsuch")
-    else:
-        bad.write_bytes(good.read_bytes()[:100_000] if damage == "truncated" else b"not a model\n" * 100)
-    command = program(tmp_path)
-    models = {name: {"source": str(path), "weights_gib": 6} for name, path in (("good", good), ("bad", bad))}
-    engines = {name: real_engine(name, command) for name in models}
-    swap = {"max_wait_s": 0.2, "min_residency_s": 0}
-    with real_service(tmp_path / "gateway", models, engines, {"swap": swap}) as service:
+def test_a_file_that_fails_in_the_load_leaves_the_served_model_serving(tmp_path: Path) -> None:
+    """The last tensor is incomplete, which the header does not show."""
+    with good_and_bad(tmp_path) as (service, bad):
+        bad.write_bytes(write_tiny(bad).read_bytes()[:-100])
         assert request_chat(service, "good").status == 200
         failed = request_chat(service, "bad")
         assert failed.status == 503
         assert "bad could not be loaded: bad ended while it was loading" in failed.json["error"]["message"]
         assert request_chat(service, "good").status == 200
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (
+            "architecture",
+            "has the architecture 'nonsuch', which llama.cpp b",
+        ),
+        ("truncated", "fetch it again"),
+        ("text", "is not a GGUF file, it begins with b'not '"),
+        ("missing", "does not exist; fetch the model"),
+    ],
+)
+def test_a_foreign_file_is_refused_before_the_served_model_is_stopped(
+    tmp_path: Path, damage: str, reason: str
+) -> None:
+    with good_and_bad(tmp_path) as (service, bad):
+        good = write_tiny(bad)
+        if damage == "architecture":
+            write_tiny(bad, architecture="nonsuch")
+        elif damage == "missing":
+            bad.unlink()
+        else:
+            bad.write_bytes(good.read_bytes()[:100_000] if damage == "truncated" else b"not a model\n" * 100)
+        assert request_chat(service, "good").status == 200
+        server = descendants(service.gateway.process.pid)
+        refused = request_chat(service, "bad")
+        assert refused.status == 503
+        message = refused.json["error"]["message"]
+        assert message.startswith(f"bad could not be loaded: {bad}: ")
+        assert reason in message
+        assert descendants(service.gateway.process.pid) == server, "the served model was not stopped"
+        assert request_chat(service, "good").status == 200
+        last = control_client.status(service.data)["last_swap"]
+        assert (last["ok"], last["unloaded"]) == (False, [])
+        assert state(service, "bad") == "failed"
+
+
+def test_an_architecture_that_the_site_adds_reaches_the_server(tmp_path: Path) -> None:
+    """The control: the same file is loaded, and the server itself rejects it."""
+    with good_and_bad(tmp_path, gguf_architectures=["nonsuch"]) as (service, bad):
+        write_tiny(bad, architecture="nonsuch")
+        assert request_chat(service, "good").status == 200
+        failed = request_chat(service, "bad")
+        assert "bad ended while it was loading" in failed.json["error"]["message"]
+        assert request_chat(service, "good").status == 200
+
+
+@contextmanager
+def good_and_bad(folder: Path, **bad: Any) -> Iterator[tuple[RunningService, Path]]:
+    """Two models that take turns in the RAM, and the file of the second, which the test writes."""
+    files = {"good": write_tiny(folder / "good.gguf"), "bad": folder / "bad.gguf"}
+    command = program(folder)
+    models = {name: {"source": str(path), "weights_gib": 6} for name, path in files.items()}
+    engines = {"good": real_engine("good", command), "bad": real_engine("bad", command, **bad)}
+    swap = {"max_wait_s": 0.2, "min_residency_s": 0}
+    with real_service(folder / "gateway", models, engines, {"swap": swap}) as service:
+        yield service, files["bad"]
