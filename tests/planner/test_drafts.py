@@ -66,7 +66,7 @@ def test_each_draft_of_a_hybrid_model_needs_a_further_state() -> None:
     shape = MODELS["Qwen/Qwen3.8-27B"]
     card = find_card(PRO)
     found = [card_memory(card, shape, BF16, drafts=Drafts("ngram", tokens)) for tokens in (0, 1, 3)]
-    states = [sum(group.states for group in memory.layout.groups) for memory in found]
+    states = [sum(group.state_pages for group in memory.layout.groups) for memory in found]
     # Three groups of linear layers, each with two states and one for each draft.
     assert states == [6, 9, 15]
 
