@@ -27,6 +27,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from appliance.store.keys import KeyStore
 from tests.ports import free_port
+from tests.preloaded import ChildProcess, start_program
 from tests.smalldisk import SmallDisk, mounted
 
 # A busy machine stops a process for seconds, which is not a property of the code.
@@ -137,7 +138,7 @@ class StartedProcess:
     """A child with a port and a log."""
 
     port: int
-    process: subprocess.Popen[bytes]
+    process: ChildProcess
     log: Path
 
     @property
@@ -158,9 +159,7 @@ class StartedProcess:
 def start(argv: list[str], port: int, log: Path, **environment: str) -> StartedProcess:
     """Start ``argv`` and wait until it listens on ``port``."""
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            argv, stdout=output, stderr=output, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        )
+        process = start_program(argv, output, {**os.environ, "PYTHONPATH": str(ROOT), **environment})
     started = StartedProcess(port, process, log)
 
     def listening() -> bool:

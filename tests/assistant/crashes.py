@@ -139,7 +139,7 @@ def crash(folder: Path, victims: Sequence[str], kills: int, seed: int) -> Crashe
     moments = random.Random(seed)
     # The engine is the last one: a kill of it ends the count of its calls.
     order = [victim for victim in VICTIMS if victim in victims for _ in range(kills)]
-    with whole_service(folder, forked=True) as (service, assistant):
+    with whole_service(folder) as (service, assistant):
         crashed = CrashedService(service, assistant)
         for victim in order:
             stop = threading.Event()

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from appliance.assistant.caller import KEY_HEADER, USER_HEADER
 from appliance.system.unix_socket import address
 from tests.conftest import ROOT, START_S, RunningService, StartedProcess, http, serving, wait_until
 from tests.gateway.running.conftest import create_key
+from tests.preloaded import ChildProcess, start_program
 
 ROLES = {"poet": {"model": "fake", "system_prompt": "Rhyme."}}
 
@@ -41,9 +41,11 @@ class AssistantUnderTest:
     folder: Path
     config: Path
     engine: StartedProcess
-    process: subprocess.Popen[bytes] | None = None
+    process: ChildProcess | None = None
     key_ids: dict[str, str] = field(default_factory=dict)
     """The id of a key by user."""
+    defect: str = ""
+    """A defect of :mod:`tests.assistant.sabotage` for the next start."""
 
     @property
     def socket(self) -> Path:
@@ -93,16 +95,12 @@ class AssistantUnderTest:
     def start(self) -> None:
         """Start the process and wait until it accepts requests."""
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "appliance", "assistant", "--config", str(self.config)],
-                cwd=ROOT,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
+            words = ["tests.assistant.sabotage", self.defect] if self.defect else ["appliance", "assistant"]
+            argv = [sys.executable, "-m", *words, "--config", str(self.config)]
+            self.process = start_program(argv, output, {**os.environ, "PYTHONPATH": str(ROOT)})
         self.wait_ready(self.process)
 
-    def wait_ready(self, process: subprocess.Popen[bytes]) -> None:
+    def wait_ready(self, process: ChildProcess) -> None:
         """Wait until the assistant accepts requests; ``process`` must not end."""
 
         def ready() -> bool:
@@ -131,60 +129,16 @@ class AssistantUnderTest:
         return self.process.wait(timeout=60)
 
 
-@dataclass
-class ForkedAssistant(AssistantUnderTest):
-    """An assistant that is forked from a process with all its modules."""
-
-    child: int = 0
-    defect: str = ""
-    """A defect of :mod:`tests.assistant.sabotage` for the next start."""
-
-    def start(self) -> None:
-        if self.process is None:
-            with self.log.open("ab") as output:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "tests.assistant.forking", str(self.config)],
-                    cwd=ROOT,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=output,
-                    env={**os.environ, "PYTHONPATH": str(ROOT)},
-                )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"start {self.defect}\n".encode())
-        self.process.stdin.flush()
-        self.child = int(self.process.stdout.readline())
-        self.wait_ready(self.process)
-
-    def kill(self) -> None:
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> int:
-        self._end(signal.SIGTERM)
-        assert self.process is not None
-        self.process.communicate(timeout=60)
-        return self.process.returncode
-
-    def _end(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        os.kill(self.child, number)
-        assert self.process.stdout.readline() == b"ended\n"
-
-
 @contextmanager
-def assistant_running(
-    folder: Path, *engine_options: str, forked: bool = False, **site: Any
-) -> Iterator[AssistantUnderTest]:
+def assistant_running(folder: Path, *engine_options: str, **site: Any) -> Iterator[AssistantUnderTest]:
     """Run an assistant behind a gateway and a mock engine. Its clients connect to its socket."""
-    with whole_service(folder, *engine_options, forked=forked, **site) as (_, assistant):
+    with whole_service(folder, *engine_options, **site) as (_, assistant):
         yield assistant
 
 
 @contextmanager
 def whole_service(
-    folder: Path, *engine_options: str, forked: bool = False, **site: Any
+    folder: Path, *engine_options: str, **site: Any
 ) -> Iterator[tuple[RunningService, AssistantUnderTest]]:
     """Run a mock engine, a gateway and an assistant, with keys of ``ada`` and ``bob``."""
     sections = {"data_dir": "data", "socket": "assistant.sock", "acting_socket": "acting.sock"}
@@ -192,18 +146,16 @@ def whole_service(
     settings |= site.pop("assistant", {})
     with (
         serving(folder, *engine_options, assistant=settings, **({"roles": ROLES} | site)) as service,
-        assistant_process(folder, service.config, service.engine, forked=forked) as assistant,
+        assistant_process(folder, service.config, service.engine) as assistant,
     ):
         assistant.key_ids |= {"ada": key_id(service.key), "bob": key_id(create_key(service, "bob"))}
         yield service, assistant
 
 
 @contextmanager
-def assistant_process(
-    folder: Path, config: Path, engine: StartedProcess, *, forked: bool = False
-) -> Iterator[AssistantUnderTest]:
+def assistant_process(folder: Path, config: Path, engine: StartedProcess) -> Iterator[AssistantUnderTest]:
     """Run an assistant; its log must have no traceback at the end."""
-    running = (ForkedAssistant if forked else AssistantUnderTest)(folder, config, engine)
+    running = AssistantUnderTest(folder, config, engine)
     try:
         running.start()
         yield running

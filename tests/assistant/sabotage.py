@@ -1,11 +1,12 @@
 """Defects for controls: each one removes a line of defence, so that the test of that line must fail.
 
-A defect is a function that changes the modules of the process in which it runs. Only a process that ends with the
-control calls one.
+A defect is a function that changes the modules of the process in which it runs.
+``python -m tests.assistant.sabotage DEFECT …`` is ``appliance assistant …`` with one.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from appliance.assistant.store.schema import RESPONSES
 from appliance.assistant.turns.prompt_fit import PromptFit
 from appliance.assistant.turns.turn import ResponseTurn, TurnEnd
 from appliance.assistant.turns.turn_queue import TurnQueue
+from appliance.cli import main as appliance
 
 
 def _replace(owner: Any, name: str, value: Any) -> None:
@@ -93,3 +95,13 @@ DEFECTS: dict[str, Callable[[], None]] = {
         shared_responses,
     )
 }
+
+
+def main() -> int:
+    """Run the assistant with a defect."""
+    DEFECTS[sys.argv[1]]()
+    return appliance(["assistant", *sys.argv[2:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,7 +13,7 @@ from appliance.assistant.store.database import Database
 from appliance.assistant.turns.buffer import EventBuffer
 from tests.assistant import test_crashes
 from tests.assistant.api import test_responses, test_responses_through_the_gateway
-from tests.assistant.running import AssistantUnderTest, ForkedAssistant, whole_service
+from tests.assistant.running import AssistantUnderTest, whole_service
 from tests.assistant.store import test_conversations
 from tests.assistant.turns import test_buffer
 from tests.conftest import RunningService, wait_until
@@ -26,7 +26,7 @@ SHORT_S = 3.0
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningService, AssistantUnderTest]]:
     users = {"bob": {"requests_per_minute": 3}}
-    with whole_service(tmp_path_factory.mktemp("controls"), "--context", "4096", forked=True, users=users) as one:
+    with whole_service(tmp_path_factory.mktemp("controls"), "--context", "4096", users=users) as one:
         yield one
 
 
@@ -76,7 +76,6 @@ def test_the_test_of_a_line_fails_without_it(
     both: tuple[RunningService, AssistantUnderTest], monkeypatch: pytest.MonkeyPatch, defect: str
 ) -> None:
     service, assistant = both
-    assert isinstance(assistant, ForkedAssistant)
     for module in (test_responses, test_crashes, test_responses_through_the_gateway):
         monkeypatch.setattr(module, "wait_until", briefly)
     assistant.kill()

@@ -23,7 +23,7 @@ from tests.conftest import wait_until
 
 
 def test_a_kill_leaves_failed_responses_and_no_half_items(tmp_path: Path) -> None:
-    with assistant_running(tmp_path, forked=True) as assistant, assistant.client() as client:
+    with assistant_running(tmp_path) as assistant, assistant.client() as client:
         check_a_kill(assistant, client)
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 from typing import Any
 
-from appliance.cli import main
+from appliance.cli import main as appliance
 from appliance.gateway import (
     app,
     auth,
@@ -88,6 +88,11 @@ def make_part_fail(name: str) -> None:
     setattr(owner, attribute, staticmethod(run) if static else run)
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Run the gateway with the part of the command line."""
     make_part_fail(sys.argv[1])
-    sys.exit(main(sys.argv[2:]))
+    return appliance(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

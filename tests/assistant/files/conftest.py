@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from appliance.contract.model import Site
 from tests.assistant.gateway_stand_in import GatewayStandIn, serve_stand_in
 from tests.assistant.memory.conftest import memory_site
 from tests.conftest import ROOT, wait_until
+from tests.preloaded import ChildProcess, start_program
 
 KEYS = {"ada": "a" * 12, "bob": "b" * 12}
 LONG_S = 60.0
@@ -40,7 +40,7 @@ class FilesAssistant:
 
     folder: Path
     gateway: GatewayStandIn
-    process: subprocess.Popen[bytes] | None
+    process: ChildProcess | None
     address: Path
     config: Path
     clients: dict[str, openai.OpenAI] = field(default_factory=dict)
@@ -78,13 +78,8 @@ class FilesAssistant:
 
     def start(self) -> None:
         with (self.folder / "assistant.log").open("ab") as output:
-            self.process = process = subprocess.Popen(
-                [sys.executable, "-m", "appliance", "assistant", "--config", str(self.config)],
-                stdout=output,
-                stderr=output,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
+            argv = [sys.executable, "-m", "appliance", "assistant", "--config", str(self.config)]
+            self.process = process = start_program(argv, output, {**os.environ, "PYTHONPATH": str(ROOT)})
 
         def ready() -> bool:
             if process.poll() is not None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,9 @@ def test_signals_until_the_end_leave_the_exit_code(tmp_path: Path, number: signa
 
         def ended() -> bool:
             # Few pauses: one of the moments after the loop's end lasts microseconds.
-            for _ in range(1000):
-                os.kill(process.pid, number)
+            with suppress(ProcessLookupError):
+                for _ in range(1000):
+                    os.kill(process.pid, number)
             return process.poll() is not None
 
         wait_until(ended, "the end", 30)
