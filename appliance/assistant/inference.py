@@ -15,6 +15,7 @@ import httpx
 
 from appliance.assistant.caller import Caller
 from appliance.errors import EngineFailedError, EngineReportedError, EngineUnavailableError, RequestError
+from appliance.system.unix_socket import without_authorities
 
 CONNECT_S = 5.0
 READ_S = 900.0
@@ -31,6 +32,7 @@ class InferenceClient:
         self._client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(
                 uds=str(socket),
+                verify=without_authorities(),
                 limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=100),
             ),
             base_url="http://gateway",

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from appliance.errors import EngineFailedError, EngineReportedError, EngineUnavailableError, RequestError
+from appliance.system.unix_socket import without_authorities
 from appliance.telegram.store.links import PersonLink
 from appliance.telegram.store.payments import PlanOffer, StarPayment
 
@@ -53,7 +54,9 @@ class ActingGateway:
     def __init__(self, socket: Path) -> None:
         self._client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(
-                uds=str(socket), limits=httpx.Limits(max_connections=MAX_CONNECTIONS)
+                uds=str(socket),
+                verify=without_authorities(),
+                limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
             ),
             base_url="http://gateway",
             timeout=httpx.Timeout(READ_S, connect=CONNECT_S, pool=None),

@@ -21,7 +21,7 @@ import httpx2 as httpx
 from openai import OpenAI
 
 from appliance.assistant.caller import KEY_HEADER, USER_HEADER
-from appliance.system.unix_socket import address
+from appliance.system.unix_socket import address, without_authorities
 from tests.conftest import ROOT, START_S, RunningService, StartedProcess, http, serving, wait_until
 from tests.gateway.running.conftest import create_key
 from tests.preloaded import ChildProcess, start_program
@@ -72,7 +72,7 @@ class AssistantUnderTest:
     def http(self, user: str = "ada") -> httpx.Client:
         """Return a plain client."""
         return httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(self.socket)),
+            transport=httpx.HTTPTransport(uds=str(self.socket), verify=without_authorities()),
             base_url="http://assistant/v1",
             headers=self.headers(user),
             timeout=60,
@@ -108,7 +108,7 @@ class AssistantUnderTest:
             with socket.socket(socket.AF_UNIX) as probe, address(self.socket) as name:
                 if probe.connect_ex(name) != 0:
                     return False
-            transport = httpx.HTTPTransport(uds=str(self.socket))
+            transport = httpx.HTTPTransport(uds=str(self.socket), verify=without_authorities())
             with suppress(httpx.HTTPError), httpx.Client(transport=transport) as client:
                 return client.get("http://assistant/health").status_code == 200
             return False

@@ -221,3 +221,5 @@ def test_nothing_else_opens_an_address_by_the_environment() -> None:
         assert (clients > 0) == (name not in named), name
         assert text.count("trust_env=False") == clients, name
         assert name not in sockets or text.count("uds=") == clients, name
+        # The default loads all certificate authorities, for connections without TLS.
+        assert name not in sockets or text.count("verify=without_authorities()") == clients, name

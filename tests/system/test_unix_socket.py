@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from pathlib import Path
 
 import pytest
 
-from appliance.system.unix_socket import LONGEST, address
+from appliance.system.unix_socket import LONGEST, address, without_authorities
 
 
 def descriptors() -> int:
@@ -37,3 +38,10 @@ def test_a_socket_at_a_path_of_any_length(tmp_path: Path, length: int) -> None:
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), address(tmp_path / ("x" * 150) / "s"):
         pass
+
+
+def test_a_client_without_authorities_trusts_no_server() -> None:
+    context = without_authorities()
+    assert context.get_ca_certs() == []
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname

@@ -20,6 +20,7 @@ import openai
 import pytest
 
 from appliance.contract.model import Site
+from appliance.system.unix_socket import without_authorities
 from tests.assistant.gateway_stand_in import GatewayStandIn, serve_stand_in
 from tests.assistant.memory.conftest import memory_site
 from tests.conftest import ROOT, wait_until
@@ -56,7 +57,7 @@ class FilesAssistant:
     def client(self, user: str = "ada") -> openai.OpenAI:
         """Return the client of ``user``, which :func:`files_assistant` closes."""
         if user not in self.clients:
-            transport = httpx2.HTTPTransport(uds=str(self.address))
+            transport = httpx2.HTTPTransport(uds=str(self.address), verify=without_authorities())
             self.clients[user] = openai.OpenAI(
                 base_url="http://assistant/v1",
                 api_key="unused",
@@ -70,7 +71,7 @@ class FilesAssistant:
     def http(self, user: str = "ada") -> httpx.Client:
         """Return a plain client, for requests that the SDK does not send."""
         return httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(self.address)),
+            transport=httpx.HTTPTransport(uds=str(self.address), verify=without_authorities()),
             base_url="http://assistant",
             headers=caller_headers(user),
             timeout=LONG_S,
