@@ -60,6 +60,16 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(folder)
 
 
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gateway's data folder with one key, to be copied: the migrations of a new one take longer than a check."""
+    folder = tmp_path_factory.mktemp("keys") / "appliance-gateway"
+    store = KeyStore(folder)
+    store.create("ada")
+    store.close()
+    return folder
+
+
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Scripts in place of programs: each prints a file in the same folder."""
@@ -97,7 +107,7 @@ UPSC = "battery.charge: 100\nbattery.runtime: 900\nups.load: 40\nups.status: OL 
 
 
 @pytest.fixture
-def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
+def gpu(tmp_path: Path, programs: Path, keys: Path) -> Iterator[FakeHost]:
     """A healthy GPU host with one card and one engine."""
     with (
         serving_ready({"chat": "ready"}) as port,
@@ -208,9 +218,7 @@ def gpu(tmp_path: Path, programs: Path) -> Iterator[FakeHost]:
             ["sha256sum", root / weights.lstrip("/")], capture_output=True, text=True, check=True
         ).stdout.split()[0]
         host.write(lock, f"{digest}  7  Qwen/Q@{'a' * 40}  model.safetensors\n")
-        store = KeyStore(root / "var/lib/appliance-gateway")
-        store.create("ada")
-        store.close()
+        shutil.copytree(keys, root / "var/lib/appliance-gateway")
         host.process(700, "VLLM::EngineCore", "appliance-engine-chat.service")
         host.process(800, "appliance", "appliance-gateway.service")
         host.sockets += [("tcp", "127.0.0.1", engine_port, 700), ("tcp", "127.0.0.1", port, 800)]

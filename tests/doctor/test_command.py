@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 
 import pytest
 
 from appliance.doctor.finding import EXIT_CODES, Level
 from appliance.doctor.runner import CHECKS, examine
 from appliance.errors import UsageError
-from tests.conftest import ROOT
-from tests.doctor.command import ARGV, doctor
+from tests.doctor.command import doctor, run_doctor
 from tests.doctor.fakehost import FakeHost
 
 
@@ -84,14 +82,12 @@ def test_a_site_of_several_hosts(gpu: FakeHost) -> None:
     gpu.site["engines"]["chat"]["host"] = "alpha"
     site = gpu.root.parent / "appliance.json"
     site.write_text(json.dumps(gpu.site))
-    argv = [*ARGV, "--config", str(site), "--list"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
+    argv = ["--config", str(site), "--list"]
+    done = run_doctor(argv)
     assert (done.returncode, "not one of the site's hosts (alpha, beta)" in done.stderr) == (2, True)
     listed = {}
     for name in ("alpha", "beta"):
-        done = subprocess.run(
-            [*argv, "--host", name], capture_output=True, text=True, check=False, timeout=60, cwd=ROOT
-        )
+        done = run_doctor([*argv, "--host", name])
         listed[name] = re.search(r"^cards .*not applicable", done.stdout, re.MULTILINE) is None
     assert listed == {"alpha": True, "beta": False}
 
