@@ -10,7 +10,8 @@ import pytest
 from appliance.doctor.finding import EXIT_CODES, Level
 from appliance.doctor.runner import CHECKS, examine
 from appliance.errors import UsageError
-from tests.doctor.command import doctor, run_doctor
+from tests.command_line import run_command
+from tests.doctor.command import doctor
 from tests.doctor.fakehost import FakeHost
 
 
@@ -82,12 +83,12 @@ def test_a_site_of_several_hosts(gpu: FakeHost) -> None:
     gpu.site["engines"]["chat"]["host"] = "alpha"
     site = gpu.root.parent / "appliance.json"
     site.write_text(json.dumps(gpu.site))
-    argv = ["--config", str(site), "--list"]
-    done = run_doctor(argv)
+    argv = ["doctor", "--config", site, "--list"]
+    done = run_command(*argv)
     assert (done.returncode, "not one of the site's hosts (alpha, beta)" in done.stderr) == (2, True)
     listed = {}
     for name in ("alpha", "beta"):
-        done = run_doctor([*argv, "--host", name])
+        done = run_command(*argv, "--host", name)
         listed[name] = re.search(r"^cards .*not applicable", done.stdout, re.MULTILINE) is None
     assert listed == {"alpha": True, "beta": False}
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from appliance.errors import StoreError
 from appliance.models import gc, lock, verification, verified
 from appliance.system import lock_file
+from tests.command_line import run_command
 from tests.conftest import a_site
 
 KEPT, OLD = "a" * 40, "b" * 40
@@ -99,13 +98,12 @@ def test_the_command_shows_first_and_keeps_the_models_of_the_site(
     lock.write(file, entries)
     models = {"fake": {"source": "Qwen/Qwen3", "revision": OLD}}
     site.write_text(json.dumps(a_site(8000, 8100, tmp_path, models=models)))
-    argv = [sys.executable, "-m", "appliance", "models", "gc", "--store", str(store), "--lock", str(file)]
-    argv += ["--config", str(site)]
-    shown = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    argv = ["models", "gc", "--store", store, "--lock", file, "--config", site]
+    shown = run_command(*argv)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "--delete removes them" in shown.stdout
     assert OLD not in shown.stdout
     assert len(lock.make(store)) == 5
-    assert subprocess.run([*argv, "--delete"], capture_output=True, check=False, timeout=60).returncode == 0
+    assert run_command(*argv, "--delete").returncode == 0
     assert {one.revision for one in lock.make(store) if one.repository == "Qwen/Qwen3"} == {KEPT, OLD}
     assert not (store / "hub" / "models--Other--Model").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from appliance.errors import StoreError
 from appliance.models import gc, lock, verification, verified
 from appliance.models.offline import FolderSource
 from appliance.models.transfer import bring
+from tests.command_line import run_command
 from tests.models.quiet import Quiet
 
 
@@ -34,8 +34,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "appliance", "models", *map(str, words)]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    return run_command("models", *words)
 
 
 def local(store: Path) -> list[lock.Entry]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from appliance.errors import ConfigError, StoreError
 from appliance.models import lock, verification, verified
+from tests.command_line import run_command
 
 REVISION = "a" * 40
 
@@ -30,8 +30,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "appliance", "models", *map(str, words)]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
+    return run_command("models", *words)
 
 
 def test_locked_files_are_verified(store: Path, tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from appliance.errors import StoreError, UsageError
 from appliance.models import lock, verified, warm
+from tests.command_line import run_command
 
 REVISION = "a" * 40
 GB = 10**9
@@ -32,8 +32,7 @@ def lock_of(store: Path, tmp_path: Path) -> Path:
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "appliance", "models", "warm", *map(str, words)]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    return run_command("models", "warm", *words)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from appliance.store.schema import USAGE
 from appliance.system.stopping import Stop
 from appliance.watch.backup.restic import RepositoryAccess, Restic, open_access
 from appliance.watch.backup.run import back_up
-from tests.conftest import ROOT, a_site
+from tests.command_line import run_command
+from tests.conftest import a_site
 from tests.ports import free_port
 
 PASSWORD = "correct-horse-battery-staple"
@@ -73,10 +74,8 @@ class BackedUpMachine:
         return [sys.executable, "-m", "appliance", "backup", action, *map(str, arguments)]
 
     def run(self, action: str, *arguments: str | Path, code: int = 0) -> str:
-        """Run ``appliance backup`` and return its output."""
-        done = subprocess.run(
-            self.argv(action, *arguments), cwd=ROOT, capture_output=True, text=True, check=False, timeout=100
-        )
+        """Run ``appliance backup`` in this process and return its output."""
+        done = run_command("backup", action, *arguments)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
