@@ -3,7 +3,7 @@
 FILE is appliance/engines/llamacpp_architectures.txt. The package of the tests embeds llama.cpp. Each text among the
 constants of its binary is tried, and each end of one. Linkers merge a text into a longer one with the same end.
 The trial is a file whose header names the text as its architecture, and has nothing else. The loader reports an
-unknown architecture, or that it misses another key of the header. All 49,000 trials take ten minutes.
+unknown architecture, or that it misses another key of the header. All 49,000 trials take half an hour.
 """
 
 from __future__ import annotations
