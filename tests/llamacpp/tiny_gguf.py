@@ -28,11 +28,26 @@ MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TOOL_MARKERS = ("<tool_call>", "</tool_call>")
 TOOL_CALL = 256
 """The token that begins a call of a tool."""
+TOOL_END = 257
+LINE_FEED, SPACE, BRACE = 10, 32, 125
+"""Tokens of bytes. A line feed ends the prompt of a response."""
+END = -1
+"""The last token, which ends a response."""
+
+HABITS = {
+    LINE_FEED: {TOOL_CALL: 100, TOOL_END: 50, LINE_FEED: -100, SPACE: -100},
+    TOOL_CALL: {LINE_FEED: 100},
+    BRACE: {BRACE: 100, LINE_FEED: 50},
+    TOOL_END: {END: 100},
+    SPACE: {SPACE: -100, LINE_FEED: -100},
+}
+"""Weights of a caller's next token by the last one. The negative ones end white space, of which JSON has any amount."""
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 """Types of tokens in GGUF."""
 
 Meta = int | float | bool | str | list[str] | list[int]
-Variant = Literal["chat", "moe", "embed", "rerank"]
+Variant = Literal["chat", "moe", "embed", "rerank", "caller"]
+"""A caller writes one call of a tool, as far as the server's grammar has a choice; see :data:`HABITS`."""
 
 TEMPLATE = (
     "{%- if tools %}<|im_start|>system\n"
@@ -175,13 +190,31 @@ def write_tiny(
             f"{name}.pooling_type": 4,
         }
     tensors = _tensors(
-        moe=moe, layers=layers, size=size, scored=variant == "rerank", generates=variant in ("chat", "moe")
+        moe=moe,
+        layers=layers,
+        size=size,
+        scored=variant == "rerank",
+        generates=variant in ("chat", "moe", "caller"),
+        calls=variant == "caller",
     )
     write_gguf(path, metadata, tensors)
     return path
 
 
-def _tensors(*, moe: bool, layers: int, size: int, scored: bool, generates: bool) -> list[Tensor]:
+def _learn_habits(embedding: np.ndarray, output: np.ndarray) -> None:
+    """Give each last token of :data:`HABITS` a dimension of its own, in which only its next tokens have weights."""
+    followers = sorted({token for weights in HABITS.values() for token in weights})
+    output[followers] = 0
+    for weights in (embedding, output):
+        weights[:, : len(HABITS)] = 0
+    for dimension, (last, habits) in enumerate(HABITS.items()):
+        embedding[last] = 0
+        embedding[last, dimension] = 1
+        for token, weight in habits.items():
+            output[token, dimension] = weight
+
+
+def _tensors(*, moe: bool, layers: int, size: int, scored: bool, generates: bool, calls: bool) -> list[Tensor]:
     random = np.random.default_rng(SEED)
 
     def matrix(*shape: int) -> np.ndarray:
@@ -196,7 +229,10 @@ def _tensors(*, moe: bool, layers: int, size: int, scored: bool, generates: bool
         # Tokens that are not printable ASCII are muted, so that each response is valid text.
         printable = np.zeros((size, 1), dtype=np.float16)
         printable[32:127] = 20.0
-        tensors.append(Tensor("output.weight", matrix(size, HIDDEN) * printable))
+        output = matrix(size, HIDDEN) * printable
+        if calls:
+            _learn_habits(tensors[0].values, output)
+        tensors.append(Tensor("output.weight", output))
     if scored:
         tensors.append(Tensor("cls.output.weight", matrix(2, HIDDEN)))
     for layer in range(layers):
@@ -225,5 +261,8 @@ def _tensors(*, moe: bool, layers: int, size: int, scored: bool, generates: bool
                 "ffn_up": matrix(FEED_FORWARD, HIDDEN),
                 "ffn_down": matrix(HIDDEN, FEED_FORWARD),
             }
+        if calls:
+            # Without its layers, the next token depends on the last one only.
+            parts |= {name: parts[name] * np.float16(0) for name in ("attn_output", "ffn_down")}
         tensors += [Tensor(f"{block}{part}.weight", values) for part, values in parts.items()]
     return tensors
