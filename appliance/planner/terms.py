@@ -297,6 +297,9 @@ def effective_units(workload: Workload) -> Units:
     if dtype.name == "mxfp4" and 10 <= card.compute < 12:
         # Blackwell data centre cards multiply MXFP4 experts with FP8 activations.
         return "fp8"
+    if dtype.name == "int8" and card.compute >= 8:
+        # Units for 8-bit integers are older than those for FP8 and twice as fast as bf16.
+        return "fp8"
     if (dtype.units == "fp4" and card.fp4_tflops <= 0) or (dtype.units == "fp8" and card.fp8_tflops <= 0):
         return "w4a16"
     return dtype.units
@@ -321,7 +324,7 @@ def peak_flops(workload: Workload) -> float:
     card = workload.card
     tflops = {
         "bf16": card.bf16_tflops,
-        "fp8": card.fp8_tflops or card.bf16_tflops,
+        "fp8": card.fp8_tflops or 2.0 * card.bf16_tflops,
         "fp4": card.fp4_tflops or card.bf16_tflops,
         "w4a16": card.bf16_tflops,
         "gguf": card.bf16_tflops,

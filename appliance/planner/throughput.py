@@ -48,6 +48,10 @@ SGLANG_STATES_PER_REQUEST = 5.0
 
 Source: MAMBA_CACHE_SIZE_MAX_RUNNING_REQUESTS_RATIO and MAMBA_CACHE_V2_ADDITIONAL_RATIO_OVERLAP of SGLang.
 """
+OLD_SGLANG_STATES_PER_REQUEST = 3.0
+"""The same before the two buffers."""
+BUFFERED_STATES_YEARS = 5.5 / 12
+"""Age of the releases before the two buffers."""
 SGLANG_DRAFT_SLOTS = 48.0
 """Requests that SGLang runs at once with drafts, unless --max-running-requests is set."""
 
@@ -364,7 +368,8 @@ def _pooled_sequences(workload: Workload, memory: CardMemory, context: float) ->
     """
     shape, tp = workload.shape, workload.layout.tp
     free = max(0.0, memory.kv) / (1.0 + SGLANG_STATE_RATIO)
-    states = free * SGLANG_STATE_RATIO / (shape.state_bytes_per_sequence / tp) / SGLANG_STATES_PER_REQUEST
+    each = OLD_SGLANG_STATES_PER_REQUEST if workload.years_old > BUFFERED_STATES_YEARS else SGLANG_STATES_PER_REQUEST
+    states = free * SGLANG_STATE_RATIO / (shape.state_bytes_per_sequence / tp) / each
     heads = shape.full.kv_heads if isinstance(shape.full, Attention) else 1
     cached = shape.kv_bytes_of(context, workload.precision.kv_bytes) / min(tp, heads)
     return min(states, free / cached) if cached else states
