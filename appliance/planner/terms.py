@@ -7,6 +7,7 @@ with arrays of thousands. Switches are 0 or 1 and become exponents: ``factor ** 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from appliance.catalog.shape import Attention, Mamba2, Mla, Shape
@@ -224,7 +225,7 @@ def _terms(
         kv_s=stages * kv / kv_shards / rate,
         experts_s=stages * on_card_experts / pp / tp / rate,
         log_missed=missed,
-        gemm_s=stages * 2.0 * dense_flops * local / shards / pp / peak,
+        gemm_s=stages * 2.0 * dense_flops * local / shards / pp / peak / _integer_speed(workload),
         attention_s=stages * 4.0 * pairs * local / shards / pp / bf16_peak,
         expert_gemm_s=stages * 2.0 * expert_flops * tokens / tp / pp / peak,
         layers=shape.layer_pairs,
@@ -330,6 +331,15 @@ def peak_flops(workload: Workload) -> float:
         "gguf": card.bf16_tflops,
     }[effective_units(workload)]
     return tflops * 1e12 * unit_speed(workload)
+
+
+def _integer_speed(workload: Workload) -> float:
+    """Return the speed of llama.cpp's dense GEMMs over 8-bit integers, against other cards, at equal bf16 peak.
+
+    GeForce cards accumulate bf16 products in 32 bits at half the rate; their integer units have the full one.
+    """
+    halved = re.match(r"RTX [2345]0[5-9]0\b", workload.card.name)
+    return 2.0 if halved and effective_units(workload) == "gguf" else 1.0
 
 
 def read_kv_bytes(shape: Shape, context: float, kv_bytes: float) -> float:

@@ -368,7 +368,9 @@ def _pooled_sequences(workload: Workload, memory: CardMemory, context: float) ->
     """
     shape, tp = workload.shape, workload.layout.tp
     free = max(0.0, memory.kv) / (1.0 + SGLANG_STATE_RATIO)
-    each = OLD_SGLANG_STATES_PER_REQUEST if workload.years_old > BUFFERED_STATES_YEARS else SGLANG_STATES_PER_REQUEST
+    each = (
+        OLD_SGLANG_STATES_PER_REQUEST if workload.years_old > BUFFERED_STATES_YEARS else SGLANG_STATES_PER_REQUEST
+    )
     states = free * SGLANG_STATE_RATIO / (shape.state_bytes_per_sequence / tp) / each
     heads = shape.full.kv_heads if isinstance(shape.full, Attention) else 1
     cached = shape.kv_bytes_of(context, workload.precision.kv_bytes) / min(tp, heads)

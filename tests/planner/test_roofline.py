@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from appliance.planner import precision
 from appliance.planner.constants import Constants, calibrated
 from appliance.planner.roofline import distinct_experts, prefill_time, read_share, step_time
-from appliance.planner.terms import captured_tokens, decode_terms, unit_speed
+from appliance.planner.terms import captured_tokens, decode_terms, prefill_terms, unit_speed
 from appliance.planner.workload import Workload
 
 Build = Callable[..., Workload]
@@ -146,3 +146,20 @@ def test_drafts_of_four_bit_weights_are_verified_tile_after_tile(
     known = dataclasses.replace(calibrated(), verify_token_s=1e-7)
     slower = step_time(short, known).total > step_time(dataclasses.replace(short, verified=0.0), known).total
     assert slower == unsplit
+
+
+def test_integer_units_of_geforce_cards_serve_llamacpps_prompts(workload: Build) -> None:
+    def dense(card: str, **change: object) -> float:
+        load = workload("Qwen/Qwen3-32B:Q4_K_M", card, engine="llamacpp", **change)
+        return prefill_terms(load, 512.0).gemm_s * load.card.bf16_tflops
+
+    assert dense("RTX 3090") == pytest.approx(dense("RTX A6000") / 2)
+    assert dense("RTX 5090") == pytest.approx(dense("RTX 3090"))
+
+
+def test_int8_weights_use_the_integer_units_of_older_cards(workload: Build) -> None:
+    int8, awq = (
+        prefill_terms(workload(f"Qwen/Qwen3-8B:{name}", "RTX 3090"), 4096.0) for name in ("int8", "awq-int4")
+    )
+    assert (int8.fp8, int8.w4a16) == (1.0, 0.0)
+    assert int8.gemm_s == pytest.approx(awq.gemm_s / 2)
