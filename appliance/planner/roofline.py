@@ -89,8 +89,9 @@ def memory_time(terms: PassTerms, k: Constants) -> float:
     )
     kv_share = k.kv_memory_share * power(k.quantised_kv_factor, terms.quantised_kv)
     kv_share = kv_share / power(k.shared_kv_factor, terms.shared_kv)
-    read = terms.dense_s / share + terms.experts_s * read_share(terms, k) / expert_share + terms.kv_s / kv_share
-    return read * power(math.e, k.wide_memory_loss * terms.log_bandwidth)
+    wide = power(math.e, k.wide_memory_loss * terms.log_bandwidth)
+    experts = terms.experts_s * read_share(terms, k) / expert_share * power(wide, terms.w4a16)
+    return (terms.dense_s / share + experts + terms.kv_s / kv_share) * wide
 
 
 def read_share(terms: PassTerms, k: Constants) -> float:
