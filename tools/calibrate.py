@@ -307,11 +307,24 @@ def coverage(data: Sequence[CalibrationSample], held: Vector) -> float:
 
 def rank(data: Sequence[CalibrationSample], error: Vector) -> float:
     """Return the mean rank correlation within a (model, card) group of at least three rows."""
-    results = [
-        evaluate.RowResult(row=sample.row, line=0, truth=sample.truth, predicted=sample.truth * exp(float(one)))
-        for sample, one in zip(data, error, strict=True)
-    ]
-    ranks = [one for group in evaluate.by_group(results).values() if (one := evaluate.spearman(group)) is not None]
+    return _mean_rank(data, error, lambda sample: sample.group, noise=0.0)
+
+
+def rank_beyond_noise(data: Sequence[CalibrationSample], error: Vector) -> float:
+    """Return the mean rank correlation in (source, model, card) groups; rates within the repeat noise are ties."""
+    return _mean_rank(data, error, lambda sample: (sample.source, sample.group), noise=evaluate.REPEAT_NOISE)
+
+
+def _mean_rank(
+    data: Sequence[CalibrationSample], error: Vector, key: Callable[[CalibrationSample], Hashable], *, noise: float
+) -> float:
+    groups: dict[Hashable, list[evaluate.RowResult]] = defaultdict(list)
+    for sample, one in zip(data, error, strict=True):
+        predicted = sample.truth * exp(float(one))
+        groups[key(sample)].append(
+            evaluate.RowResult(row=sample.row, line=0, truth=sample.truth, predicted=predicted)
+        )
+    ranks = [one for group in groups.values() if (one := evaluate.spearman(group, noise)) is not None]
     return sum(ranks) / len(ranks)
 
 
@@ -369,7 +382,7 @@ def calibrate(data: Sequence[CalibrationSample]) -> PlannerCalibration:
         size = np.abs(error)
         lines.append(
             f"| {name} | {len(size)} | {np.median(size):.3f} | {np.quantile(size, 0.9):.3f} "
-            f"| {inside(part, error, table):.2f} | {rank(part, error):.2f} |"
+            f"| {inside(part, error, table):.2f} | {rank(part, error):.2f} | {rank_beyond_noise(part, error):.2f} |"
         )
     lines.append(f"inside the interval of the other sources: {coverage(data, by_source):.2f}")
     return PlannerCalibration(k, table, {"source": by_source, "group": by_group, "time": in_time}, lines)

@@ -14,6 +14,9 @@ from appliance.planner import row_parser
 from appliance.planner.constants import Constants
 from appliance.planner.throughput import interval, predict
 
+REPEAT_NOISE = 0.02
+"""Difference (in ln) below which two rates of a group have no order: the median over repeated runs in the table."""
+
 REQUIRED = ("gpu", "model", "output_tok_s")
 """Columns that every file of measurements has."""
 
@@ -146,33 +149,40 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def spearman(results: Sequence[RowResult]) -> float | None:
+def spearman(results: Sequence[RowResult], noise: float = 0.0) -> float | None:
     """Return the rank correlation of measured and predicted values.
 
+    Values within ``noise`` (a difference of logarithms) of each other are ties, measured and predicted ones alike.
     None for fewer than three rows, or if all measured values are equal.
     """
     truths = [result.truth or 0.0 for result in results]
     guesses = [result.predicted or 0.0 for result in results]
-    if len(results) < 3 or len(set(truths)) < 2:
+    if len(results) < 3:
         return None
-    if len(set(guesses)) < 2:
+    x, y = _ranks(truths, noise), _ranks(guesses, noise)
+    if len(set(x)) < 2:
+        return None
+    if len(set(y)) < 2:
         return 0.0
-    x, y = _ranks(truths), _ranks(guesses)
     mean = (len(x) - 1) / 2.0
     covariance = sum((a - mean) * (b - mean) for a, b in zip(x, y, strict=True))
     spread = (sum((a - mean) ** 2 for a in x) * sum((b - mean) ** 2 for b in y)) ** 0.5
     return float(covariance / spread)
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Return ranks from 0; ties share their mean. Values within a millionth of each other are ties."""
+def _ranks(values: Sequence[float], noise: float) -> list[float]:
+    """Return ranks from 0; ties share their mean.
+
+    Ties are within ``noise`` of the least of them in the logarithm, and never less than a millionth.
+    """
+    reach = exp(max(noise, 1e-6))
     order = sorted(range(len(values)), key=lambda index: values[index])
     ranks = [0.0] * len(values)
     start = 0
     while start < len(order):
         end = start
         first = values[order[start]]
-        while end + 1 < len(order) and values[order[end + 1]] <= first * (1 + 1e-6):
+        while end + 1 < len(order) and values[order[end + 1]] <= first * reach:
             end += 1
         for place in range(start, end + 1):
             ranks[order[place]] = (start + end) / 2.0

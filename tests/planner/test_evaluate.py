@@ -84,3 +84,9 @@ def test_rank_correlation_of_small_examples() -> None:
     assert evaluate.spearman([result(1, 30), result(2, 20), result(3, 10)]) == pytest.approx(-1)
     assert evaluate.spearman([result(1, 5), result(2, 5), result(3, 5)]) == 0
     assert evaluate.spearman([result(1, 1), result(2, 2)]) is None
+    swapped = [result(100, 102.5), result(101.5, 101), result(200, 200)]
+    assert evaluate.spearman(swapped) == pytest.approx(0.5)
+    assert evaluate.spearman(swapped, evaluate.REPEAT_NOISE) == pytest.approx(1)
+    assert evaluate.spearman([result(100, 1), result(101, 2), result(102, 3)], evaluate.REPEAT_NOISE) is None
+    far = [result(100, 120), result(102, 100), result(200, 200)]
+    assert evaluate.spearman(far, evaluate.REPEAT_NOISE) == pytest.approx(3**0.5 / 2)

@@ -20,6 +20,22 @@ def test_held_out_errors_are_within_their_limits() -> None:
     assert np.quantile(size, 0.9) <= 0.85
 
 
+def test_the_repeat_noise_is_the_median_spread_of_runs_with_equal_conditions() -> None:
+    runs: dict[object, list[float]] = {}
+    for sample in DATA:
+        runs.setdefault((sample.source, sample.workload), []).append(np.log(sample.truth))
+    spreads = [max(rates) - min(rates) for rates in runs.values() if len(rates) > 1]
+    assert len(spreads) >= 10
+    assert np.median(spreads) == pytest.approx(evaluate.REPEAT_NOISE, abs=0.005)
+
+
+def test_ranks_beyond_the_noise_ignore_swaps_within_it() -> None:
+    part = [sample for sample in DATA if sample.source == "tomyimkc/polygraph"]
+    assert calibrate.rank_beyond_noise(part, np.zeros(len(part))) == pytest.approx(1)
+    worst = np.array([-2 * np.log(sample.truth) for sample in part])
+    assert calibrate.rank_beyond_noise(part, worst) < 0
+
+
 def test_no_source_is_in_two_folds() -> None:
     keys = [sample.source for sample in DATA]
     dealt = calibrate.folds(keys, 5)
