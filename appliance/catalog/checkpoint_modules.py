@@ -111,11 +111,15 @@ def _attention(shape: Shape, layer: int, kind: str) -> list[LayerMatrix]:
 
 def _softmax_matrices(one: Attention, hidden: int) -> dict[str, int]:
     query, key = one.heads * one.head_dim, one.kv_heads * one.head_dim
+    wide = one.value_dim or one.head_dim
+    index = one.index_dim if one.index_heads else 0
     return {
         "q_proj": hidden * query * (2 if one.output_gate else 1),
         "k_proj": hidden * key,
-        "v_proj": 0 if one.value_is_key else hidden * key,
-        "o_proj": query * hidden,
+        "v_proj": 0 if one.value_is_key else hidden * one.kv_heads * wide,
+        "o_proj": one.heads * wide * hidden,
+        "index_q_proj": hidden * one.index_heads * index,
+        "index_k_proj": hidden * index,
     }
 
 

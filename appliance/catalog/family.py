@@ -79,7 +79,15 @@ class Family:
     """Norms of queries and keys, as in :class:`~appliance.catalog.shape.Attention`."""
     output_gate: str = "none"
     """A gate on attention's output: ``none``, ``full`` (as wide as the queries), ``head`` (one per head)."""
-    sinks: bool = False
+    sinks: Literal["none", "all", "sliding"] = "none"
+    sliding_fields: Names = field(default_factory=dict)
+    """The file's names of an ordinary field for the sliding layers only."""
+    sliding_kv_heads: int = 1
+    """KV heads of a sliding layer for each of a full one, if the file does not state them."""
+    layer_pattern: bool = False
+    """Whether the file lists its layers, as ``layer_types`` or in ``hybrid_layer_pattern``."""
+    block_index: bool = False
+    """An index that chooses blocks of tokens, in the layers of kind ``minimax_m3_sparse``."""
     gated: bool = True
     """Whether the MLP has a gate in addition to its up projection."""
     mlp_bias: str = "none"
@@ -121,6 +129,8 @@ SAME_AS: Mapping[str, str] = {
     "glm4v_moe_text": "glm4_moe",
     "kimi_k2": "deepseek_v3",
     "llama4": "llama4_text",
+    "minimax_m3": "minimax_m3_vl_text",
+    "minimax_m3_vl": "minimax_m3_vl_text",
     "paddleocr_vl_text": "ernie4_5",
     "qwen2_5_omni_text": "qwen2",
     "qwen2_5_vl": "qwen2_5_vl_text",
@@ -149,10 +159,9 @@ REFUSED: Mapping[str, str] = {
     "lfm2": "convolution layers",
     "longcat_flash": "two attentions per layer and experts of size zero",
     "mamba": "Mamba layers",
-    "mimo_v2": "values narrower than keys and layers of unequal heads",
     "minicpm3": "latent attention that the engine caches head by head",
-    "minimax_m3": "an attention index",
     "minimax": "lightning attention",
+    "mimo_v2_omni": "audio layers",
     "mllama": "cross-attention layers",
     "modernbert-decoder": "windows around a token",
     "olmo_hybrid": "a linear attention of another kind",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from appliance.catalog import hf_experts, hf_mamba, quantised, rope
+from appliance.catalog import hf_experts, hf_index, hf_mamba, quantised, rope
 from appliance.catalog.config_fields import BY_HAND, ConfigFields, check_outside, defaults, split
 from appliance.catalog.shape import Attention, LinearAttention, Mamba2, Mla, Shape
 from appliance.errors import ConfigError
@@ -63,11 +63,15 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
     dense_layers = sparse.count(False)
     full = _mla(fields) if fields.family.latent else _attention(fields, hidden, kinds)
     sliding = _attention(fields, hidden, kinds, window=window) if "sliding_attention" in kinds else None
+    if fields.family.block_index and isinstance(full, Attention):
+        full, sliding, kinds = hf_index.split(fields, full, kinds)
     linear_layers = kinds.count("linear_attention")
     width = _dense_width(fields, hidden, needed=dense_layers > 0)
     found = quantised.native(name, tuple(tables))
     fields.seen.update(("quantization_config", "compression_config"))
     extra, once = _extra(fields, full, width=width, layers=layers, moe_layers=mlps - dense_layers if moe else 0)
+    if sliding is not None and fields.option(fields.family.output_gate) == "head":
+        once += hidden * (sliding.heads - full.heads) * kinds.count("sliding_attention")
     norms, norm_bias = _norms(fields)
     shape = Shape(
         name=name,
@@ -164,11 +168,10 @@ def _window(fields: ConfigFields) -> int | None:
 def _layer_kinds(fields: ConfigFields, layers: int, *, window: int | None, context: int) -> list[str]:
     """Return the kind of each layer: full, sliding or linear attention."""
     family = fields.family
-    if family.mamba is not None:
-        return hf_mamba.kinds(fields, layers, family.mamba)
-    if family.chunked:
-        return _chunked_kinds(fields, layers, chunked=window is not None and window < context)
-    listed = fields.listed("layer_types", layers)
+    listed = _own_kinds(fields, layers, chunked=window is not None and window < context)
+    if listed is not None:
+        return listed
+    listed = _listed_kinds(fields, layers)
     late = fields.integer("max_window_layers", default=layers)
     if listed is not None:
         known = {"full_attention", "sliding_attention"}
@@ -199,6 +202,34 @@ def _layer_kinds(fields: ConfigFields, layers: int, *, window: int | None, conte
     if "gemma4" in fields.kind:
         kinds[-1] = "full_attention"
     return ["full_attention" if kind == "sliding_attention" and window is None else kind for kind in kinds]
+
+
+def _own_kinds(fields: ConfigFields, layers: int, *, chunked: bool) -> list[str] | None:
+    """Return the kinds of a family with its own description of layers, None for any other."""
+    family = fields.family
+    if family.mamba is not None:
+        return hf_mamba.kinds(fields, layers, family.mamba)
+    if family.block_index:
+        return hf_index.kinds(fields, layers)
+    if family.chunked:
+        return _chunked_kinds(fields, layers, chunked=chunked)
+    return None
+
+
+def _listed_kinds(fields: ConfigFields, layers: int) -> list[Any] | None:
+    """Return the kinds that the file lists by name, or by 1 for a sliding layer (MiMo-V2-Flash)."""
+    listed = fields.listed("layer_types", layers)
+    if not fields.family.layer_pattern:
+        return listed
+    pattern = fields.listed("hybrid_layer_pattern", layers)
+    if pattern is None and listed is None:
+        raise fields.missing("hybrid_layer_pattern")
+    if pattern is None:
+        return listed
+    spelled = ["sliding_attention" if one == 1 else "full_attention" for one in pattern]
+    if not all(one in (0, 1) for one in pattern) or listed not in (None, spelled):
+        raise fields.refused("hybrid_layer_pattern", pattern)
+    return spelled
 
 
 def _chunked_kinds(fields: ConfigFields, layers: int, *, chunked: bool) -> list[str]:
@@ -239,8 +270,11 @@ def _period(fields: ConfigFields) -> int:
 def _attention(fields: ConfigFields, hidden: int, kinds: list[str], *, window: int | None = None) -> Attention:
     """Return the softmax attention of the sliding layers with ``window``, else of the full ones."""
     family = fields.family
-    heads = fields.positive("num_attention_heads")
+    sliding = window is not None
+    heads = _of_kind(fields, "num_attention_heads", fields.positive("num_attention_heads"), sliding=sliding)
     kv_heads = fields.integer("num_key_value_heads", default=heads)
+    several = kv_heads * (family.sliding_kv_heads if sliding else 1)
+    kv_heads = _of_kind(fields, "num_key_value_heads", several, sliding=sliding)
     if family.extra in {"falcon", "multi query"}:
         kv_heads = _old_kv_heads(fields, heads, kv_heads)
     key, stated = fields.raw("head_dim")
@@ -248,7 +282,10 @@ def _attention(fields: ConfigFields, hidden: int, kinds: list[str], *, window: i
         raise ConfigError(
             f"{fields.name}: hidden_size {hidden} is not a multiple of {heads} heads and {key} is missing"
         )
-    head_dim = fields.positive("head_dim", default=hidden // heads)
+    head_dim = _of_kind(fields, "head_dim", fields.positive("head_dim", default=hidden // heads), sliding=sliding)
+    value_dim = 0
+    if "v_head_dim" in family.sliding_fields:
+        value_dim = _of_kind(fields, "v_head_dim", fields.positive("v_head_dim"), sliding=sliding)
     value_is_key = False
     if "gemma4" in fields.kind and window is None:
         value_is_key = fields.flag("attention_k_eq_v")
@@ -268,9 +305,19 @@ def _attention(fields: ConfigFields, hidden: int, kinds: list[str], *, window: i
         bias=cast("Any", fields.option(family.bias)),
         qk_norm=cast("Any", norm),
         output_gate=fields.option(family.output_gate) == "full",
-        sinks=family.sinks,
+        sinks=family.sinks == "all" or (sliding and family.sinks == "sliding"),
         value_is_key=value_is_key,
+        value_dim=0 if value_dim == head_dim else value_dim,
     )
+
+
+def _of_kind(fields: ConfigFields, key: str, usual: int, *, sliding: bool) -> int:
+    """Return ``usual``, or the size that the file states for the sliding layers only."""
+    names = fields.family.sliding_fields.get(key)
+    if names is None:
+        return usual
+    fields.seen.update(names)
+    return fields.positive(*names, default=usual, own=True) if sliding else usual
 
 
 def _old_kv_heads(fields: ConfigFields, heads: int, stated: int) -> int:
@@ -435,12 +482,24 @@ def _check_shape(fields: ConfigFields, full: Attention | Mla, layers: int) -> No
             heads = fields.listed("num_attention_heads_per_layer", layers)
             if heads is not None and set(map(str, heads)) != {str(full.heads)}:
                 raise fields.refused("num_attention_heads_per_layer", heads)
+        case "heads of a kind":
+            _heads_of_layers(fields, layers)
         case "square" if isinstance(full, Attention) and full.heads * full.head_dim != hidden:
             raise fields.refused("head_dim", full.head_dim)
         case "opt" if fields.integer("word_embed_proj_dim", default=hidden) != hidden:
             raise fields.refused("word_embed_proj_dim", fields.table["word_embed_proj_dim"])
         case "mpt":
             _mpt_attention(fields)
+
+
+def _heads_of_layers(fields: ConfigFields, layers: int) -> None:
+    """Check the heads that transformers 5 lists for each sliding layer of Step 3.7."""
+    table = fields.raw("per_layer_config", own=True)[1] or {}
+    kinds = fields.listed("layer_types", layers) or []
+    heads = {"num_attention_heads": fields.table.get("num_sliding_attention_heads")}
+    expected = {str(layer): heads for layer, kind in enumerate(kinds) if kind == "sliding_attention"}
+    if table and (not isinstance(table, Mapping) or {str(key): one for key, one in table.items()} != expected):
+        raise fields.refused("per_layer_config", table)
 
 
 def _mpt_attention(fields: ConfigFields) -> None:

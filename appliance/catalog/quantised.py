@@ -88,7 +88,7 @@ GROUPS = frozenset({-1, 0, 32, 64, 128, 256, 512, 1024})
 
 SIXTEEN_BIT = re.compile(
     r"lm_head|head$|embed|norm|router|gate(?:\.wg)?\$?$|shared_expert_gate|vis(?:ion|ual)|audio|merger|projector"
-    r"|mtp|eh_proj|conv1d|in_proj_(?:a|b|ba)\b|indexer|e_score|rotary|layers\.\d+\.self_attn\.rotary"
+    r"|patch_merge|mtp|eh_proj|conv1d|in_proj_(?:a|b|ba)\b|indexer|e_score|rotary|layers\.\d+\.self_attn\.rotary"
 )
 """Modules that every precision here leaves at 16 bits, or that are too small to matter."""
 

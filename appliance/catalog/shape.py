@@ -38,16 +38,25 @@ class Attention:
     output_gate: bool = False
     sinks: bool = False
     value_is_key: bool = False
+    value_dim: int = 0
+    """Width of a value's head, 0 if it is that of a key."""
+    index_heads: int = 0
+    """Heads of the queries that choose the tokens; 0 if their weights are not counted."""
     index_top: int = 0
     """Tokens that sparse attention reads per step, 0 if it reads all of them."""
     index_dim: int = 0
     """Numbers per token that the selection of those tokens reads."""
+    index_bytes_each: float = INDEX_BYTES
 
     def params(self, hidden: int) -> int:
         """Return the weights of one layer of a model with ``hidden`` dimensions."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        values = 0 if self.value_is_key else key
-        count = hidden * (query * (2 if self.output_gate else 1) + key + values) + query * hidden
+        wide = self.value_dim or self.head_dim
+        values = 0 if self.value_is_key else self.kv_heads * wide
+        count = hidden * (query * (2 if self.output_gate else 1) + key + values) + self.heads * wide * hidden
+        if self.index_heads:
+            # Queries and one key per token, and a norm of each.
+            count += hidden * (self.index_heads + 1) * self.index_dim + 2 * self.index_dim
         if self.bias in {"qkv", "all"}:
             count += query + key + values
         if self.bias in {"out", "all"}:
@@ -62,11 +71,11 @@ class Attention:
 
     def kv_values(self) -> int:
         """Return the numbers cached per token and layer. Engines store K and V apart even if they are the same."""
-        return 2 * self.kv_heads * self.head_dim
+        return self.kv_heads * (self.head_dim + (self.value_dim or self.head_dim))
 
     def core_dim(self) -> int:
-        """Return the width of the score and value products: FLOPs per token pair are 4 x this."""
-        return self.heads * self.head_dim
+        """Return the mean width of the score and value products: FLOPs per token pair are 4 x this."""
+        return self.heads * (self.head_dim + (self.value_dim or self.head_dim)) // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +91,7 @@ class Mla:
     index_heads: int = 0
     index_dim: int = 0
     index_top: int = 0
+    index_bytes_each: float = INDEX_BYTES
 
     def params(self, hidden: int) -> int:
         """Return the weights of one layer of a model with ``hidden`` dimensions."""
@@ -257,6 +267,7 @@ class Shape:
     tied: bool
     full: Attention | Mla
     sliding: Attention | None = None
+    """The other kind of layers, with a window; in a model with sparse attention those that read everything."""
     linear: LinearAttention | Mamba2 | None = None
     sliding_layers: int = 0
     linear_layers: int = 0
@@ -341,7 +352,7 @@ class Shape:
     @cached_property
     def index_bytes_per_token(self) -> float:
         """Bytes of the index of sparse attention for one token, over all layers; 0 without one."""
-        return (self.full_layers - self.shared_index_layers) * self.full.index_dim * INDEX_BYTES
+        return (self.full_layers - self.shared_index_layers) * self.full.index_dim * self.full.index_bytes_each
 
     @cached_property
     def linear_params(self) -> int:

@@ -91,7 +91,7 @@ def layout(
 
     def token_bytes(attention: object) -> int:
         if isinstance(attention, Attention):
-            return int(2 * max(1, attention.kv_heads // tp) * attention.head_dim * kv_bytes)
+            return int(max(1, attention.kv_heads // tp) * attention.kv_values() // attention.kv_heads * kv_bytes)
         return int(shape.full.kv_values() * kv_bytes)
 
     full_page = block * token_bytes(shape.full)
@@ -109,14 +109,17 @@ def layout(
         counts.append((stage(shape.linear_layers), Group(block, None, state_pages=pages + drafts.tokens)))
     sliding = shape.sliding
     slide_block = block
-    if sliding is not None and shape.sliding_layers:
+    full_layers = shape.full_layers
+    if sliding is not None and sliding.window is None:
+        full_layers += shape.sliding_layers
+    elif sliding is not None and shape.sliding_layers:
         slide = token_bytes(sliding)
         page = max(block * slide, full_page)
         slide_block, block = page // slide, page // token_bytes(shape.full)
         full_page = page
         counts.append((stage(shape.sliding_layers), Group(slide_block, sliding.window, chunked=sliding.chunked)))
-    if shape.full_layers:
-        counts.append((stage(shape.full_layers) + drafts.layers, Group(block, None)))
+    if full_layers:
+        counts.append((stage(full_layers) + drafts.layers, Group(block, None)))
     fewest, most = min(count for count, _ in counts), max(count for count, _ in counts)
     size = most if most < fewest * 1.5 else fewest
     groups = tuple(group for count, group in counts for _ in range(ceil(count / size)))

@@ -138,7 +138,7 @@ def card_memory(
     weights = weight_bytes(shape, dtype, layout, drafts)
     activations = activation_bytes(shape, layout, batched_tokens=batched, sequences=sequences)
     fragments = FRAGMENT_SHARE * (weights + activations)
-    graph_bytes = GRAPH_BYTES_PER_LAYER * (ceil(shape.layers / layout.pp) + drafts.layers) if graphs else 0.0
+    graph_bytes = GRAPH_BYTES_PER_LAYER * (ceil(shape.layer_pairs / layout.pp) + drafts.layers) if graphs else 0.0
     nccl = NCCL_BYTES * (1 + (layout.tp > 2)) if layout.cards_per_replica > 1 else 0.0
     available = budget(card.memory_bytes, utilization)
     kv = available - weights - activations - fragments - graph_bytes - nccl - CONTEXT_BYTES

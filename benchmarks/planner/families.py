@@ -47,6 +47,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 8, "moe_topk": 2},
+    "minimax_m3_vl_text": {
+        "num_hidden_layers": LAYERS,
+        "layer_types": [*["full_attention"] * 3, *["minimax_m3_sparse"] * 5],
+        "mlp_layer_types": [*["dense"] * 3, *["sparse"] * 5],
+    },
+    "step3p7": {
+        "text_config": {
+            "num_hidden_layers": LAYERS,
+            "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 2,
+            "num_sliding_attention_heads": 96,
+            "sliding_window": 512,
+        }
+    },
     "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
 }
 """Values that a class needs in addition to its defaults to build a model, or to have every kind of layer."""

@@ -18,7 +18,7 @@ from appliance.catalog import harmless_fields, hf_config
 from appliance.catalog.config_fields import chain
 from appliance.catalog.families import FAMILIES
 from appliance.catalog.family import REFUSED, SAME_AS
-from appliance.catalog.shape import Mla
+from appliance.catalog.shape import Attention, Mla
 from appliance.errors import ConfigError
 
 TRUTH: dict[str, dict[str, Any]] = {
@@ -341,6 +341,98 @@ def test_layers_that_share_an_index_have_none(config: dict[str, Any], shared: in
 )
 def test_a_contradiction_about_indexes_is_named(config: dict[str, Any], words: str) -> None:
     assert words in str(count({**GLM_DSA, **config}))
+
+
+MIMO = TRUTH["mimo_v2_flash"]["config"]
+PATTERN = [0, 1, 1, 1, 1, 0, 1, 1]
+
+
+def test_sliding_layers_may_have_heads_of_their_own() -> None:
+    shape = hf_config.parse("m", MIMO)
+    stated = {
+        "swa_num_attention_heads": 64,
+        "swa_num_key_value_heads": 8,
+        "swa_head_dim": 192,
+        "swa_v_head_dim": 128,
+        "hybrid_layer_pattern": PATTERN,
+    }
+    assert hf_config.parse("m", {**MIMO, **stated}) == shape
+    assert hf_config.parse("m", {**MIMO, **stated, "layer_types": None}) == shape
+    assert isinstance(shape.full, Attention)
+    assert shape.sliding is not None
+    assert (shape.full.kv_values(), shape.sliding.kv_values()) == (4 * (192 + 128), 8 * (192 + 128))
+    assert (shape.full.sinks, shape.sliding.sinks) == (False, True)
+    narrow = hf_config.parse("m", {**MIMO, "swa_num_key_value_heads": 4})
+    assert shape.total_params - narrow.total_params == 6 * 4 * (192 + 128) * 4096
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"layer_types": None}, "has no hybrid_layer_pattern"),
+        ({"hybrid_layer_pattern": [1] * 8}, "hybrid_layer_pattern"),
+        ({"hybrid_layer_pattern": [2] * 8, "layer_types": None}, "hybrid_layer_pattern = [2"),
+        ({"attention_chunk_size": 64}, "contradict each other"),
+        ({"add_full_attention_sink_bias": True}, "add_full_attention_sink_bias"),
+        ({"swa_num_key_value_heads": 5}, "does not divide 64 heads"),
+        ({"n_shared_experts": 1}, "n_shared_experts"),
+    ],
+)
+def test_a_contradiction_about_kinds_of_layers_is_named(config: dict[str, Any], words: str) -> None:
+    assert words in str(count({**MIMO, **config}))
+
+
+STEP = TRUTH["step3p7"]["config"]
+
+
+def test_gates_per_head_follow_the_heads_of_each_kind() -> None:
+    text = STEP["text_config"]
+    assert count(STEP) == TRUTH["step3p7"]["params"]
+    other = {**text, "per_layer_config": {"0": {"num_attention_heads": 32}}}
+    assert "per_layer_config" in str(count({**STEP, "text_config": other}))
+
+
+M3 = TRUTH["minimax_m3_vl_text"]["config"]
+OLDER = {
+    "use_sparse_attention": True,
+    "sparse_attention_freq": [0, 0, 0, 1, 1, 1, 1, 1],
+    "sparse_num_index_heads": 4,
+    "sparse_index_dim": 128,
+    "sparse_block_size": 128,
+    "sparse_topk_blocks": 16,
+    "sparse_score_type": "max",
+}
+
+
+def test_layers_with_an_index_read_the_blocks_that_it_chooses() -> None:
+    shape = hf_config.parse("m", M3)
+    older = {key: value for key, value in M3.items() if key != "layer_types" and not key.startswith("index_")}
+    assert hf_config.parse("m", {**older, "sparse_attention_config": OLDER}) == shape
+    assert (shape.full_layers, shape.sliding_layers) == (5, 3)
+    assert shape.full.index_top == 2048
+    # vLLM keeps 128 numbers of 16 bits per token and index.
+    assert shape.kv_bytes_per_token() == 8 * 2 * 4 * 128 * 2 + 5 * 256
+    plain = hf_config.parse("m", {**M3, "layer_types": ["full_attention"] * 8})
+    assert shape.total_params - plain.total_params == 5 * (6144 * 5 * 128 + 2 * 128)
+    assert plain.index_bytes_per_token == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"layer_types": ["sliding_attention"] * 8}, "layer_types = 'sliding_attention'"),
+        (
+            {"layer_types": None, "sparse_attention_config": {**OLDER, "sparse_attention_freq": [1]}},
+            "attention_freq",
+        ),
+        ({"sparse_attention_config": {**OLDER, "sparse_score_type": "mean"}}, "sparse_score_type = 'mean'"),
+        ({"sparse_attention_config": {**OLDER, "sparse_memory": 8}}, "sparse_memory = 8"),
+        ({"index_topk_blocks": 0}, "index_topk_blocks = 0"),
+        ({"moe_intermediate_size": 1536}, "contradict each other"),
+    ],
+)
+def test_an_index_that_is_not_understood_is_named(config: dict[str, Any], words: str) -> None:
+    assert words in str(count({**M3, **config}))
 
 
 def test_every_name_has_a_family() -> None:

@@ -25,8 +25,8 @@ def test_tokens_equal_the_report_of_vllm(report: dict[str, Any]) -> None:
     assert layout.tokens(report["kv_gib"] * 2**30, report["context"]) == report["tokens"]
 
 
-def test_at_least_six_shapes_are_recorded() -> None:
-    assert len(REPORTED) >= 6
+def test_eleven_shapes_are_recorded() -> None:
+    assert len(REPORTED) == 11
     assert not any("error" in report for report in REPORTED)
 
 
