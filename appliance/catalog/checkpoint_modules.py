@@ -86,7 +86,7 @@ def modules(shape: Shape, kinds: Sequence[str], sparse: Sequence[bool]) -> list[
     for layer, kind in enumerate(kinds):
         if kind not in {"mlp", "moe"}:
             found += _attention(shape, layer, kind)
-        if kind in {"mlp", "moe"} or not shape.mlp_only_layers:
+        if kind in {"mlp", "moe"} or not shape.attention_only_layers:
             found += _mlp(shape, layer, sparse=next(mlps))
     return found
 

@@ -463,6 +463,10 @@ FAMILIES: Mapping[str, Family] = {
         harmless=("init_device", "learned_pos_emb", "verbose", "logit_scale"),
     ),
     "nanochat": Family(bias="attention_bias:all", gated=False, norms=0, final_norm=False),
+    "nemotron-nas": Family(
+        uneven=True,
+        only={"attention_bias": (False,), "intermediate_size": (None,), "mlp_bias": (False,)},
+    ),
     "nemotron_h": NEMOTRON_H,
     "nemotron": Family(bias="attention_bias:all", gated=False, mlp_bias="mlp_bias:all", norm_bias="all"),
     "olmo": Family(bias="attention_bias:all", norms=0, final_norm=False),

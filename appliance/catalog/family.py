@@ -84,6 +84,8 @@ class Family:
     """The file's names of an ordinary field for the sliding layers only."""
     sliding_kv_heads: int = 1
     """KV heads of a sliding layer for each of a full one, if the file does not state them."""
+    uneven: bool = False
+    """Whether the file describes each layer by itself, in ``block_configs``."""
     layer_pattern: bool = False
     """Whether the file lists its layers, as ``layer_types`` or in ``hybrid_layer_pattern``."""
     block_index: bool = False

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from appliance.catalog import hf_experts, hf_index, hf_mamba, quantised, rope
+from appliance.catalog import hf_blocks, hf_experts, hf_index, hf_mamba, quantised, rope
 from appliance.catalog.config_fields import BY_HAND, ConfigFields, check_outside, defaults, split
 from appliance.catalog.shape import Attention, LinearAttention, Mamba2, Mla, Shape
 from appliance.errors import ConfigError
@@ -55,7 +55,11 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
     layers = fields.positive("num_hidden_layers") if blocks is None else len(blocks)
     context = _context(fields)
     window = _window(fields)
-    kinds = _layer_kinds(fields, layers, window=window, context=context) if blocks is None else blocks
+    uneven = hf_blocks.read(fields, layers, hidden) if fields.family.uneven else None
+    if uneven is not None:
+        kinds = uneven.kinds
+    else:
+        kinds = _layer_kinds(fields, layers, window=window, context=context) if blocks is None else blocks
     mlps = layers if blocks is None else blocks.count("mlp") + blocks.count("moe")
     moe, sparse = hf_experts.moe(
         fields, mlps, None if blocks is None else [kind == "moe" for kind in blocks if kind in {"mlp", "moe"}]
@@ -66,12 +70,18 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
     if fields.family.block_index and isinstance(full, Attention):
         full, sliding, kinds = hf_index.split(fields, full, kinds)
     linear_layers = kinds.count("linear_attention")
-    width = _dense_width(fields, hidden, needed=dense_layers > 0)
+    width = (
+        _dense_width(fields, hidden, needed=dense_layers > 0) if uneven is None else sum(uneven.widths) // layers
+    )
     found = quantised.native(name, tuple(tables))
     fields.seen.update(("quantization_config", "compression_config"))
     extra, once = _extra(fields, full, width=width, layers=layers, moe_layers=mlps - dense_layers if moe else 0)
     if sliding is not None and fields.option(fields.family.output_gate) == "head":
         once += hidden * (sliding.heads - full.heads) * kinds.count("sliding_attention")
+    if uneven is not None and isinstance(full, Attention):
+        full = replace(full, kv_heads=full.heads // uneven.heads_per_kv_head)
+        # The mean width times the layers lacks the rest of the division; a layer without attention has one norm.
+        once += 3 * hidden * (sum(uneven.widths) % layers) - hidden * kinds.count("mlp")
     norms, norm_bias = _norms(fields)
     shape = Shape(
         name=name,
@@ -87,7 +97,7 @@ def parse(name: str, config: Mapping[str, Any], source: str = "", pooling: bool 
         linear_layers=linear_layers,
         shared_index_layers=_shared_index_layers(fields, layers) if fields.family.indexer else 0,
         linear_beside_full=fields.family.mamba is not None and fields.family.mamba.layers == "parallel",
-        mlp_only_layers=mlps if blocks is not None else 0,
+        mlp_only_layers=kinds.count("mlp") + kinds.count("moe"),
         attention_only_layers=layers - mlps,
         dense_width=width,
         moe=moe,

@@ -72,8 +72,8 @@ def dump_model(shape: Shape) -> str:
         value = getattr(shape, field.name)
         if field.name == "name" or value == field.default:
             continue
-        kinds = {Mla: "mla", Mamba2: "mamba"}
-        key = kinds.get(type(value), "attention" if field.name == "full" else field.name)
+        key = "attention" if field.name == "full" else field.name
+        key = "mla" if isinstance(value, Mla) else "mamba" if isinstance(value, Mamba2) else key
         lines.append(f"{key} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 

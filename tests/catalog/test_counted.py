@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from appliance.catalog import hf_config
 from appliance.catalog.models import shipped_models
 
 FOLDER = Path(__file__).parent
@@ -38,6 +41,15 @@ def test_an_approximate_model_is_near_its_class(name: str) -> None:
     assert ours == pytest.approx(COUNTED[name], rel=INEXACT[name])
 
 
+NEW = json.loads((FOLDER / "counted_configs.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("entry", NEW, ids=[entry["model"] for entry in NEW])
+def test_a_published_config_of_a_new_family_has_the_weights_of_its_class(entry: dict[str, Any]) -> None:
+    assert hf_config.parse(entry["model"], entry["config"]).total_params == entry["params"]
+
+
 def test_at_least_45_models_are_exact() -> None:
     published = names_and_counts("published_models.csv").keys()
-    assert len(published | (COUNTED.keys() - INEXACT.keys())) >= 45
+    assert len(published | (COUNTED.keys() - INEXACT.keys())) >= 50
+    assert len(NEW) >= 8
