@@ -2,9 +2,9 @@
 
 Usage, with the Python of the engine's environment: ``python benchmarks/planner/counts.py FOLDER``. The folder has
 files like ``Qwen--Qwen3-8B_config.json``, for example those of aiconfigurator's repository. It writes
-tests/catalog/counted_models.csv, a row for each model that transformers builds without code of its own. It also
-writes tests/catalog/counted_configs.json: the config.json and the weights of models of new families that the catalog
-does not have.
+tests/catalog/counted_models.csv, a row for each model that transformers builds without code of its own. It
+also writes tests/catalog/counted_configs.json: configs and weights of models of new families that the catalog does
+not have.
 """
 
 from __future__ import annotations
