@@ -1,7 +1,7 @@
 """Reads the Mamba-2 layers of a config.json: which layers they are, and their sizes.
 
-The families differ in the spelling and in the pattern. Granite and Bamba have an MLP in every layer, Falcon-H1 has
-attention and Mamba-2 side by side in every layer, and a layer of Nemotron-H is either attention, Mamba-2 or an MLP.
+The families differ in the spelling and in the pattern. Granite and Bamba have an MLP in every layer. Falcon-H1 has
+attention and Mamba-2 in parallel in every layer. A layer of Nemotron-H is either attention, Mamba-2 or an MLP.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def test_granite_without_experts_has_its_shared_mlp() -> None:
     assert dense.total_params == experts.total_params - experts.expert_params - 8 * 4096 * 8
 
 
-def test_attention_beside_mamba_counts_in_every_layer() -> None:
+def test_attention_in_parallel_with_mamba_counts_in_every_layer() -> None:
     shape = hf_config.parse("m", FALCON)
     assert (shape.linear_layers, shape.full_layers) == (8, 8)
     assert shape.layer_pairs == 12
