@@ -14,7 +14,7 @@ from fnmatch import translate
 from functools import cached_property
 from typing import Literal
 
-from appliance.catalog.shape import Attention, Mamba2, Mla, PartBytes, Shape
+from appliance.catalog.shape import Attention, DeltaAttention, Mamba2, Mla, PartBytes, Shape
 
 Part = Literal["attention", "linear", "dense", "shared", "experts"]
 
@@ -24,7 +24,7 @@ PREFIX = re.compile(r"^(?:language_model\.)?(?:(?:model|backbone)\.)?(?:language
 EXPERT = re.compile(r"\bexperts\.\d+")
 
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "mixer")
-LINEAR_NAMES = ("linear_attn", "mamba", "mixer")
+LINEAR_NAMES = ("linear_attn", "mamba", "mixer", "self_attn")
 MLP_NAMES = ("mlp", "ffn", "feed_forward", "block_sparse_moe", "moe", "mixer")
 SHARED_NAMES = ("shared_expert", "shared_experts", "shared_mlp")
 EXPERT_NAMES = ("experts.0", "experts")
@@ -142,6 +142,9 @@ def _linear_matrices(shape: Shape) -> dict[str, int]:
         return {"in_proj": hidden * inputs, "out_proj": inner * hidden}
     if linear is None:
         return {}
+    if isinstance(linear, DeltaAttention):
+        width = linear.heads * linear.head_dim
+        return dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), hidden * width)
     key, value = linear.key_heads * linear.key_dim, linear.value_heads * linear.value_dim
     return {
         "in_proj_qkv": hidden * (2 * key + value),

@@ -356,6 +356,14 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "hyperclovax": replace(LLAMA, extra="post norms"),
     "jais2": replace(OLD, bias="attention_bias:all", mlp_bias="mlp_bias:all", tied=False),
+    "kimi_linear": replace(
+        DEEPSEEK_V2,
+        delta=True,
+        names={"num_experts_per_tok": ("num_experts_per_tok", "num_experts_per_token")},
+        experts=replace(LISTED_EXPERTS, shared="num_shared_experts", shared_usual=1),
+        only={**NO_BIAS, "mla_use_nope": (True, None), "moe_router_activation_func": ("sigmoid", None)},
+        harmless=("head_dim", "moe_renormalize", "num_expert_group", "use_grouped_topk"),
+    ),
     "laguna": Family(
         bias="attention_bias:all",
         qk_norm="head",

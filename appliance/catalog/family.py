@@ -71,6 +71,8 @@ class Family:
     """A lightning indexer in every layer."""
     linear: bool = False
     """Gated DeltaNet in some layers."""
+    delta: bool = False
+    """Kimi Delta Attention in some layers."""
     mamba: MambaFields | None = None
     """Mamba-2 in some layers."""
     bias: str = "none"
@@ -157,7 +159,6 @@ REFUSED: Mapping[str, str] = {
     "gemma3n": "embeddings per layer and layers that share a KV cache",
     "jamba": "Mamba-1 layers",
     "jetmoe": "experts in attention",
-    "kimi_linear": "a linear attention of another kind",
     "lfm2": "convolution layers",
     "longcat_flash": "two attentions per layer and experts of size zero",
     "mamba": "Mamba layers",

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from appliance.catalog import hf_blocks, hf_experts, hf_index, hf_mamba, quantised, rope
+from appliance.catalog import hf_blocks, hf_delta, hf_experts, hf_index, hf_mamba, quantised, rope
 from appliance.catalog.config_fields import BY_HAND, ConfigFields, check_outside, defaults, split
-from appliance.catalog.shape import Attention, LinearAttention, Mamba2, Mla, Shape
+from appliance.catalog.shape import Attention, DeltaAttention, LinearAttention, Mamba2, Mla, Shape
 from appliance.errors import ConfigError
 
 MPT_ATTENTION: Mapping[str, tuple[object, ...]] = {
@@ -219,6 +219,8 @@ def _own_kinds(fields: ConfigFields, layers: int, *, chunked: bool) -> list[str]
     family = fields.family
     if family.mamba is not None:
         return hf_mamba.kinds(fields, layers, family.mamba)
+    if family.delta:
+        return hf_delta.kinds(fields, layers)
     if family.block_index:
         return hf_index.kinds(fields, layers)
     if family.chunked:
@@ -404,7 +406,9 @@ def _shared_index_layers(fields: ConfigFields, layers: int) -> int:
     return sum(found[0])
 
 
-def _linear(fields: ConfigFields, hidden: int) -> LinearAttention | Mamba2:
+def _linear(fields: ConfigFields, hidden: int) -> LinearAttention | DeltaAttention | Mamba2:
+    if fields.family.delta:
+        return hf_delta.sizes(fields)
     if fields.family.mamba is not None:
         return hf_mamba.mixer(fields, fields.family.mamba, hidden)
     return LinearAttention(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.catalog.names import normalise
-from appliance.catalog.shape import Attention, LinearAttention, Mamba2, Mla, Moe, PartBytes, Shape
+from appliance.catalog.shape import Attention, DeltaAttention, LinearAttention, Mamba2, Mla, Moe, PartBytes, Shape
 from appliance.catalog.shipped import read_table
 from appliance.contract.violation import suggest
 from appliance.errors import ConfigError, UsageError
@@ -23,6 +23,7 @@ PARTS: dict[str, type] = {
     "mla": Mla,
     "sliding": Attention,
     "linear": LinearAttention,
+    "delta": DeltaAttention,
     "mamba": Mamba2,
     "moe": Moe,
     "native_bytes": PartBytes,
@@ -59,7 +60,7 @@ def read_model(name: str, table: dict[str, Any]) -> Shape:
     try:
         parts = {key: PARTS[key](**table[key]) for key in PARTS if key in table}
         full = parts.pop("mla", None) or parts.pop("attention")
-        linear = parts.pop("mamba", None) or parts.pop("linear", None)
+        linear = parts.pop("mamba", None) or parts.pop("delta", None) or parts.pop("linear", None)
         return Shape(name=name, full=full, linear=linear, **parts, **fields)
     except (TypeError, KeyError) as error:
         raise ConfigError(f"catalog: model {name}: {error}; write it with `appliance catalog add-model`") from None
@@ -73,7 +74,7 @@ def dump_model(shape: Shape) -> str:
         if field.name == "name" or value == field.default:
             continue
         key = "attention" if field.name == "full" else field.name
-        key = "mla" if isinstance(value, Mla) else "mamba" if isinstance(value, Mamba2) else key
+        key = next((name for name in ("mla", "mamba", "delta") if isinstance(value, PARTS[name])), key)
         lines.append(f"{key} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 

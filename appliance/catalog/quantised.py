@@ -14,7 +14,7 @@ from typing import Any
 
 from appliance.catalog import checkpoint_modules
 from appliance.catalog.checkpoint_modules import EXPERT, PREFIX, LayerMatrix
-from appliance.catalog.shape import LinearAttention, PartBytes, Shape
+from appliance.catalog.shape import Mamba2, PartBytes, Shape
 from appliance.errors import ConfigError
 
 QUANTISED_BYTES: dict[str, float] = {
@@ -274,7 +274,7 @@ def _usual_bytes(module: LayerMatrix, precision: str, shape: Shape) -> float:
     """Return the bytes per weight that ``precision`` has in published checkpoints without a list of modules."""
     if precision == "mxfp4" and module.part != "experts":
         return 2.0
-    if module.part == "linear" and isinstance(shape.linear, LinearAttention) and precision in {"awq-int4", "nvfp4"}:
+    if module.part == "linear" and not isinstance(shape.linear, Mamba2) and precision in {"awq-int4", "nvfp4"}:
         return 2.0
     return QUANTISED_BYTES[precision]
 

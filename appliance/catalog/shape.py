@@ -157,6 +157,37 @@ class LinearAttention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaAttention:
+    """Kimi Delta Attention: a state per head like Gated DeltaNet, with a forget gate per channel."""
+
+    heads: int
+    head_dim: int
+    conv: int
+
+    def params(self, hidden: int) -> int:
+        """Return the weights of one layer of a model with ``hidden`` dimensions."""
+        width = self.heads * self.head_dim
+        projections = 4 * hidden * width + 3 * width * self.conv
+        # Forget gate and output gate have a low rank; each head has a rate and a decay, each channel a bias.
+        gates = 2 * (hidden * self.head_dim + self.head_dim * width)
+        return projections + gates + hidden * self.heads + width + self.heads + self.head_dim
+
+    def state_bytes(self, tp: int = 1, drafts: int = 0) -> float:
+        """Return the bytes of recurrent state per sequence and layer on one of ``tp`` cards.
+
+        ``drafts`` are the draft tokens of a step.
+        Source: ``MambaStateShapeCalculator.kda_state_shape`` of vLLM 0.32; the recurrent state is in fp32.
+        """
+        width = self.heads * self.head_dim
+        convolved = 3 * width * (self.conv - 1 + drafts) * CONV_STATE_BYTES
+        return (width * self.head_dim * SSM_STATE_BYTES + convolved) / tp
+
+    def sharded(self) -> tuple[int, ...]:
+        """Return the numbers of heads that tensor parallelism has to divide."""
+        return (self.heads,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mamba2:
     """A Mamba-2 mixer: each head keeps ``head_dim`` x ``state`` numbers per sequence instead of a KV cache.
 
@@ -190,8 +221,8 @@ class Mamba2:
     def state_bytes(self, tp: int = 1, drafts: int = 0) -> float:
         """Return the bytes of recurrent state per sequence and layer on one of ``tp`` cards.
 
-        ``drafts`` are the draft tokens of a step. Every card holds at least one group: vLLM adds groups until there is one a card
-        (``MambaStateShapeCalculator.mamba2_state_shape`` of its 0.32).
+        ``drafts`` are the draft tokens of a step. Every card holds at least one group: vLLM adds groups until there
+        is one a card (``MambaStateShapeCalculator.mamba2_state_shape`` of its 0.32).
         """
         inner = self.heads * self.head_dim
         groups = self.groups if self.groups % tp == 0 else tp
@@ -268,7 +299,7 @@ class Shape:
     full: Attention | Mla
     sliding: Attention | None = None
     """The other kind of layers, with a window; in a model with sparse attention those that read everything."""
-    linear: LinearAttention | Mamba2 | None = None
+    linear: LinearAttention | DeltaAttention | Mamba2 | None = None
     sliding_layers: int = 0
     linear_layers: int = 0
     linear_beside_full: bool = False

@@ -12,12 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from appliance.catalog.shape import Attention, Mamba2, Shape
+from appliance.catalog.shape import Attention, Mamba2, Mla, Shape
 from appliance.planner.drafts import NO_DRAFTS, Drafts
 
 GPU_BLOCK = 16
 CPU_BLOCK = 128
 """Tokens per page without --block-size."""
+
+LATENT_BLOCK = 128
+"""Least tokens per page of latent attention next to recurrent layers.
+
+Source: ``Platform.update_block_size_for_backend`` of vLLM 0.32.
+"""
 
 STATE_PAGES = 2
 """Recurrent states of a sequence: two while prefix caching keeps them aligned with blocks."""
@@ -94,6 +100,8 @@ def layout(
             return int(max(1, attention.kv_heads // tp) * attention.kv_values() // attention.kv_heads * kv_bytes)
         return int(shape.full.kv_values() * kv_bytes)
 
+    if shape.linear_layers and isinstance(shape.full, Mla):
+        block = max(block, LATENT_BLOCK)
     full_page = block * token_bytes(shape.full)
     counts: list[tuple[int, Group]] = []
 

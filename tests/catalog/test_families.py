@@ -20,6 +20,7 @@ from appliance.catalog.families import FAMILIES
 from appliance.catalog.family import REFUSED, SAME_AS
 from appliance.catalog.shape import Attention, Mla
 from appliance.errors import ConfigError
+from appliance.planner import kv_cache
 
 TRUTH: dict[str, dict[str, Any]] = {
     family: entry
@@ -290,6 +291,11 @@ def test_chunks_and_experts_of_llama_4(config: dict[str, Any], chunked: int, spa
         assert (shape.sliding.window, shape.sliding.chunked) == (8192, True)
 
 
+def test_every_fourth_layer_of_llama_4_is_full_from_the_fourth_on() -> None:
+    few = {"num_hidden_layers": 6, "layer_types": None, "no_rope_layers": None, "moe_layers": None}
+    assert hf_config.parse("m", {**LLAMA4, **few}).full_layers == 1
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -433,6 +439,43 @@ def test_layers_with_an_index_read_the_blocks_that_it_chooses() -> None:
 )
 def test_an_index_that_is_not_understood_is_named(config: dict[str, Any], words: str) -> None:
     assert words in str(count({**M3, **config}))
+
+
+KIMI = TRUTH["kimi_linear"]["config"]
+KIMI_OLDER = {
+    "layer_types": None,
+    "linear_attn_config": {
+        "full_attn_layers": [5],
+        "kda_layers": [1, 2, 3, 4, 6, 7, 8],
+        "head_dim": 128,
+        "num_heads": 32,
+        "short_conv_kernel_size": 4,
+    },
+}
+
+
+def test_kimi_delta_attention_has_a_state_of_fixed_size() -> None:
+    shape = hf_config.parse("m", KIMI)
+    assert hf_config.parse("m", {**KIMI, **KIMI_OLDER}) == shape
+    assert hf_config.parse("m", {**KIMI, "layer_types": None}) == shape
+    assert (shape.linear_layers, shape.full_layers) == (7, 1)
+    assert shape.state_bytes_per_sequence == 7 * (32 * 128 * 128 * 4 + 3 * 32 * 128 * 3 * 2)
+    # Latent attention next to recurrent layers has pages of at least 128 tokens in vLLM.
+    page = 128 * (512 + 64) * 2
+    assert kv_cache.layout(shape).page_bytes == -(-(shape.state_bytes_per_sequence // 7) // page) * page
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"kda_layers": [1, 2]}, "full_attn_layers"),
+        ({"full_attn_layers": [1], "kda_layers": [1, 2, 3, 4, 5, 6, 7, 8]}, "full_attn_layers = [1]"),
+        ({"num_heads": 0}, "linear_num_heads = 0"),
+        ({"use_full_rank_gate": True}, "linear_attn_config.use_full_rank_gate = True"),
+    ],
+)
+def test_a_delta_attention_that_is_not_understood_is_named(table: dict[str, Any], words: str) -> None:
+    assert words in str(count({**KIMI, "layer_types": None, "linear_attn_config": table}))
 
 
 def test_every_name_has_a_family() -> None:
