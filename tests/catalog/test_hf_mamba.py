@@ -73,6 +73,61 @@ def test_attention_in_parallel_with_mamba_counts_in_every_layer() -> None:
     assert shape.kv_bytes_per_token() == 8 * 2 * 8 * 128 * 2
 
 
+GRANITE_SMALL = {
+    **GRANITE,
+    "num_hidden_layers": 40,
+    "layer_types": [
+        *["mamba"] * 5,
+        *["attention", *["mamba"] * 9] * 3,
+        "attention",
+        *["mamba"] * 4,
+    ],
+    "num_key_value_heads": 8,
+    "intermediate_size": 768,
+    "shared_intermediate_size": 1536,
+    "num_local_experts": 72,
+    "num_experts_per_tok": 10,
+    "mamba_d_state": 128,
+    "vocab_size": 100352,
+    "tie_word_embeddings": True,
+    "position_embedding_type": "nope",
+    "normalization_function": "rmsnorm",
+    "init_method": "mup",
+}
+BAMBA_9B = {
+    **BAMBA,
+    "num_hidden_layers": 32,
+    "attn_layer_indices": [9, 18, 27],
+    "mamba_d_state": 128,
+    "vocab_size": 128256,
+}
+FALCON_7B = {
+    **FALCON,
+    "num_hidden_layers": 44,
+    "hidden_size": 3072,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "intermediate_size": 12288,
+    "vocab_size": 130049,
+    "mamba_n_heads": 24,
+    "mamba_d_head": 128,
+    "mamba_d_ssm": 3072,
+    "mamba_rms_norm": True,
+    "mamba_use_mlp": True,
+    "attn_layer_indices": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "billions"),
+    [(GRANITE_SMALL, 32.2), (BAMBA_9B, 9.78), (FALCON_7B, 7.59)],
+    ids=["granite-4.0-h-small", "Bamba-9B", "Falcon-H1-7B"],
+)
+def test_published_models_have_the_rounded_count_of_their_cards(config: dict[str, Any], billions: float) -> None:
+    assert hf_config.parse("m", config).total_params / 1e9 == pytest.approx(billions, abs=0.01)
+
+
 def test_a_width_of_a_head_may_follow_from_the_channels() -> None:
     assert hf_config.parse("m", {**BAMBA, "mamba_d_head": "auto"}) == hf_config.parse("m", BAMBA)
 
