@@ -95,6 +95,15 @@ def watch_config(
         for replica in started_replicas(site)
         if replica.engine.host == host
     }
+    # Units of further ranks: with Ray, the nodes of its cluster are units of the operator.
+    own |= {
+        f"{name}.rank{rank}": WatchedReplica(
+            engine.rank_cards(rank) if engine.device == "cuda" else (), engine.start_timeout_s / pace, is_rank=True
+        )
+        for name, engine in site.engines.items()
+        for rank, node in enumerate(engine.nodes)
+        if rank > 0 and node == host and engine.distributed == "native"
+    }
     defaults = Timing()
     timing = Timing(**{name: getattr(defaults, name) / pace for name in Timing.__dataclass_fields__})
     return WatchConfig(

@@ -24,7 +24,7 @@ Errors, by card. "needs" is the larger recovery of all its errors: a reset (its 
 | drained | the same, needs a reboot, and one is allowed now | rebooting |
 | drained | the same, no reboot left, a cold cycle is armed and left | cold cycle |
 | drained | the same, nothing left | degraded |
-| restarted | its engines are up for a minute | none |
+| restarted | its engines are up for a minute; a rank of another host's engine counts as up | none |
 | restarted | an error, or its engines do not start in time | drained, needs a reboot |
 | rebooting, cold cycle | a new boot | proving |
 | rebooting, cold cycle | the machine still runs after 15 min | degraded |
@@ -463,7 +463,7 @@ class _Work:
 
     def _restarted(self, index: int, fault: CardFault) -> None:
         timing, passed = self.config.timing, self.seen.now - fault.stage_at
-        if self.seen.replicas is None:
+        if self.seen.replicas is None and not self._only_ranks(index):
             return
         if self.seen.on_battery:
             self._stage(index, fault, FaultStage.RESTARTED)
@@ -603,7 +603,14 @@ class _Work:
         return [n for n in self._replicas_of(index) if known is None or n not in known or known[n].loaded]
 
     def _up(self, index: int) -> bool:
-        return self.seen.replicas is not None and all(view.up or not view.loaded for view in self._views(index))
+        if self.seen.replicas is None:
+            return self._only_ranks(index)
+        return all(view.up or not view.loaded for view in self._views(index))
+
+    def _only_ranks(self, index: int) -> bool:
+        """Return whether the gateway of another host has the state of all that uses a card."""
+        found = [self.config.replicas[name] for name in self._replicas_of(index)]
+        return bool(found) and all(replica.is_rank for replica in found)
 
     def _listed(self, index: int) -> bool:
         return self.cards[index].missing_looks == 0 and not self.seen.driver_hangs

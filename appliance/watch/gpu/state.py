@@ -198,6 +198,8 @@ class WatchedReplica:
 
     cards: tuple[int, ...]
     start_timeout_s: float = 600.0
+    is_rank: bool = False
+    """Whether it is a further rank of an engine that another host serves: no gateway of this host has its state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import pytest
 from appliance.cli import main
 from appliance.cli.gpu_watch import watch_config
 from appliance.contract.load import load
+from appliance.engines.argv import unit_name
 from appliance.watch.card_power import PowerRange
 from appliance.watch.gpu.state import WatchedReplica
 from tests.conftest import a_site, wait_until
@@ -83,6 +84,27 @@ def test_invalid_command_lines(
     config = [] if "--config" in words else ["--config", str(machine.config)]
     assert main(["gpu-watch", *words, *config]) == 2
     assert error in capsys.readouterr().err
+
+
+def test_a_host_with_a_rank_watches_its_cards_and_its_unit(tmp_path: Path) -> None:
+    file = tmp_path / "site.json"
+    link = {"interface": "eno1"}
+    hosts = {
+        "here": HOSTS["here"] | {"link": link | {"address": "10.88.0.1"}},
+        "there": HOSTS["here"] | {"link": link | {"address": "10.88.0.2"}},
+    }
+    one = engine(0, 9000) | {"kind": "vllm", "nodes": ["here", "there"], "pipeline_parallel": 2, "gpus": [0, 1]}
+    file.write_text(json.dumps(a_site(8000, 9000, tmp_path, hosts=hosts, engines={"wide": one})))
+    site = load(file)
+    found = {
+        host: watch_config(site, host, act=True, fans=False, cold_cycle=False).replicas
+        for host in ("here", "there")
+    }
+    assert found == {
+        "here": {"wide": WatchedReplica((0,), 600)},
+        "there": {"wide.rank1": WatchedReplica((1,), 600, is_rank=True)},
+    }
+    assert unit_name("wide.rank1") == "appliance-engine-wide.rank1.service"
 
 
 def test_the_site_gives_cards_ranges_and_replicas(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from appliance.watch.gpu.state import (
     ReplicaView,
     RestartEngine,
     Rung,
+    WatchedReplica,
 )
 from tests.watch.gpu.scenes import CONFIG, DOWN, HUNG, UP, Scene, reading, verdict, xid
 
@@ -206,6 +208,34 @@ def test_an_engine_over_two_cards_restarts_once() -> None:
     scene.see(after=6)
     assert scene.taken().count(RestartEngine("wide")) >= 1
     assert scene.targets.drains.keys() == {"wide"}
+
+
+RANKS = replace(CONFIG, replicas={"wide.rank1": WatchedReplica((0, 1), is_rank=True)})
+
+
+@pytest.mark.parametrize("views", [None, {"other": UP}])
+def test_a_rank_of_another_hosts_engine_restarts_and_its_card_recovers(
+    views: Mapping[str, ReplicaView] | None,
+) -> None:
+    """The host of a rank has no gateway, or one that does not know the engine."""
+    scene = Scene(config=RANKS, views=views)
+    scene.see(xid(119))
+    assert "It serves wide.rank1." in scene.reports[0].text
+    scene.watch(30)
+    assert scene.taken() == [RestartEngine("wide.rank1")]
+    assert scene.reported() == [LOST]
+    scene.watch(120)
+    assert scene.reported() == [WORKS]
+    assert scene.taken() == []
+
+
+def test_a_rank_whose_restarts_do_not_help_needs_a_reboot() -> None:
+    scene = Scene(config=RANKS, views=None)
+    scene.see(xid(119))
+    scene.watch(30)
+    scene.see(xid(119))
+    scene.watch(60)
+    assert [type(one) for one in scene.taken()] == [RestartEngine, RebootMachine]
 
 
 def test_an_engine_that_is_not_loaded_is_not_started() -> None:
