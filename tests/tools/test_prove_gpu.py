@@ -25,18 +25,18 @@ class Pretended:
         self.report = folder / "report.json"
 
     def card(self, used: int = 4) -> None:
-        self._program("nvidia-smi", f"echo '{SMI.format(used=used)}'")
+        self.program("nvidia-smi", f"echo '{SMI.format(used=used)}'")
 
     def engine(self, cases: str = "") -> None:
         """Write the Python; ``cases`` precede the one in which each part passes."""
-        self._program("python-cuda", f"case \"$1\" in\n{cases}\n*) echo 'noise'; echo '{PASSED}' ;;\nesac")
+        self.program("python-cuda", f"case \"$1\" in\n{cases}\n*) echo 'noise'; echo '{PASSED}' ;;\nesac")
 
     def run(self, *options: str) -> tuple[int, dict[str, Any]]:
         python = str(self.folder / "python-cuda")
         code = main(["--python", python, "--disk", str(self.folder), "--json", str(self.report), *options])
         return code, json.loads(self.report.read_text())
 
-    def _program(self, name: str, text: str) -> None:
+    def program(self, name: str, text: str) -> None:
         (self.folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (self.folder / name).chmod(0o755)
 
@@ -64,6 +64,21 @@ def test_all_parts_passed_is_proven(machine: Pretended, capsys: pytest.CaptureFi
     assert report["machine"]["card"]["name"] == "NVIDIA RTX PRO 6000"
     assert [part["figures"] for part in report["parts"]] == [{"GB_per_s": 52.5}] * len(PARTS)
     assert json.loads(capsys.readouterr().out) == report
+
+
+def test_a_part_has_the_chosen_card_its_time_and_no_network(machine: Pretended) -> None:
+    machine.program("nvidia-smi", f"echo '{SMI.format(used=4)}'; echo '1{SMI.format(used=4)[1:]}'")
+    machine.program("python-cuda", f"env > {machine.folder}/environment; echo '{PASSED}'")
+    code, _ = machine.run("--only", "copies", "--card", "1")
+    assert code == PROVEN
+    lines = (machine.folder / "environment").read_text().splitlines()
+    names = {name: value for name, _, value in (line.partition("=") for line in lines)}
+    # Without the order of the bus, CUDA numbers the cards by their speed, and nvidia-smi by their slots.
+    assert (names["CUDA_VISIBLE_DEVICES"], names["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")
+    assert 0 < float(names["PROVE_GPU_SECONDS"]) < dict(PARTS)["copies"]
+    assert names["HF_HUB_OFFLINE"] == "1"
+    assert Path(names["PYTHONPATH"], "appliance").is_dir()
+    assert Path(names["PROVE_GPU_TINY"]).is_file()
 
 
 def test_one_failed_part_is_a_failure_and_the_others_run(machine: Pretended) -> None:
