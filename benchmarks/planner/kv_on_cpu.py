@@ -1,4 +1,4 @@
-"""The KV cache that vLLM on the CPU reports, for eleven shapes of models with dummy weights.
+"""The KV cache that vLLM on the CPU reports, for thirteen shapes with dummy weights, two of them with drafts.
 
 Run it with the Python of the CPU engine's environment: ``python benchmarks/planner/kv_on_cpu.py OUT.json``. Each
 shape is small enough for 3 GB of memory but has the layer kinds, heads and windows of its family.
@@ -212,6 +212,25 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
+SHAPES["experts, EAGLE3 drafts"] = SHAPES["experts"]
+SHAPES["hybrid linear attention, MTP drafts"] = {**SHAPES["hybrid linear attention"], "num_nextn_predict_layers": 1}
+
+DRAFTS: dict[str, dict[str, Any]] = {
+    "experts, EAGLE3 drafts": {"method": "eagle3", "num_speculative_tokens": 3},
+    "hybrid linear attention, MTP drafts": {"method": "mtp", "num_speculative_tokens": 3},
+}
+EAGLE3_HEAD: dict[str, Any] = {
+    **COMMON,
+    "architectures": ["LlamaForCausalLMEagle3"],
+    "model_type": "llama",
+    "num_hidden_layers": 1,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "intermediate_size": 512,
+    "draft_vocab_size": 512,
+}
+
 
 def report(name: str, shape: dict[str, Any]) -> dict[str, Any]:
     """Return the engine's report for one shape."""
@@ -220,6 +239,11 @@ def report(name: str, shape: dict[str, Any]) -> dict[str, Any]:
     config = {**COMMON, **shape}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config))
+        drafts = dict(DRAFTS.get(name, {}))
+        if drafts.get("method") == "eagle3":
+            drafts["model"] = str(Path(folder, "head"))
+            Path(drafts["model"]).mkdir()
+            Path(drafts["model"], "config.json").write_text(json.dumps(EAGLE3_HEAD))
         llm = LLM(
             model=folder,
             skip_tokenizer_init=True,
@@ -228,6 +252,9 @@ def report(name: str, shape: dict[str, Any]) -> dict[str, Any]:
             enforce_eager=True,
             kv_cache_memory_bytes=KV_GIB * 2**30,
             max_num_seqs=16,
+            speculative_config=drafts or None,
+            # As config.json of Qwen3.5 states; with drafts, vLLM on the CPU does not choose it by itself.
+            mamba_ssm_cache_dtype="float32",
         )
         engine = llm.llm_engine.vllm_config
         cache = engine.cache_config
@@ -243,6 +270,7 @@ def report(name: str, shape: dict[str, Any]) -> dict[str, Any]:
             "mamba_cache_mode": str(getattr(cache, "mamba_cache_mode", "")),
             "kv_gib": KV_GIB,
             "context": CONTEXT,
+            "drafts": DRAFTS.get(name),
         }
 
 

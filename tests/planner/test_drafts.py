@@ -69,6 +69,8 @@ def test_each_draft_of_a_hybrid_model_needs_a_further_state() -> None:
     states = [sum(group.state_pages for group in memory.layout.groups) for memory in found]
     # Three groups of linear layers, each with two states and one for each draft.
     assert states == [6, 9, 15]
+    # The window of the convolution holds the drafts too, so a page that holds a state has 16 tokens more.
+    assert [memory.layout.groups[-1].block_tokens for memory in found] == [784, 800, 800]
 
 
 @pytest.mark.parametrize(

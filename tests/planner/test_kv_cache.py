@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from appliance.catalog import hf_config
 from appliance.catalog.models import shipped_models
 from appliance.planner import kv_cache
+from appliance.planner.drafts import drafts_of
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "planner" / "kv_on_cpu.json"
 REPORTED: list[dict[str, Any]] = json.loads(FILE.read_text("utf-8"))["results"]
@@ -21,12 +22,16 @@ REPORTED: list[dict[str, Any]] = json.loads(FILE.read_text("utf-8"))["results"]
 @pytest.mark.parametrize("report", REPORTED, ids=[report["name"] for report in REPORTED])
 def test_tokens_equal_the_report_of_vllm(report: dict[str, Any]) -> None:
     shape = hf_config.parse(report["name"], report["config"])
-    layout = kv_cache.layout(shape, block=kv_cache.CPU_BLOCK, batched_tokens=report["batched_tokens"])
+    drafts = drafts_of({"speculative-config": report.get("drafts")})
+    layout = kv_cache.layout(
+        shape, block=kv_cache.CPU_BLOCK, batched_tokens=report["batched_tokens"], drafts=drafts
+    )
     assert layout.tokens(report["kv_gib"] * 2**30, report["context"]) == report["tokens"]
 
 
-def test_eleven_shapes_are_recorded() -> None:
-    assert len(REPORTED) == 11
+def test_shapes_with_and_without_drafts_are_recorded() -> None:
+    assert len(REPORTED) == 13
+    assert {report["drafts"]["method"] for report in REPORTED if report.get("drafts")} == {"eagle3", "mtp"}
     assert not any("error" in report for report in REPORTED)
 
 
