@@ -92,6 +92,9 @@ SIXTEEN_BIT = re.compile(
 )
 """Modules that every precision here leaves at 16 bits, or that are too small to matter."""
 
+EVERY = ("Linear",)
+"""Targets of a group of compressed-tensors with every linear layer."""
+
 MIXED = "mixed_precision"
 """ModelOpt's algorithm whose table ``quantized_layers`` states the algorithm of each module."""
 
@@ -216,6 +219,8 @@ class Native:
     """Modules that stay at 16 bits."""
     mixed: Mapping[str, str] = field(default_factory=dict)
     """Precision of each module, if the checkpoint has several."""
+    groups: tuple[tuple[tuple[str, ...], str], ...] = ()
+    """Names of modules and their precision, if a group does not have every linear layer."""
 
 
 def native(name: str, tables: tuple[Mapping[str, Any], ...]) -> Native:
@@ -233,12 +238,15 @@ def native(name: str, tables: tuple[Mapping[str, Any], ...]) -> Native:
     mixed = _mixed(name, quant)
     precision = min(mixed.values(), key=lambda one: QUANTISED_BYTES[one]) if mixed else _precision(name, quant)
     entries = _fields(name, quant)
+    groups = _compressed(name, quant) if quant.get("quant_method") == "compressed-tensors" else ()
+    if all(targets == EVERY for targets, _ in groups):
+        groups = ()
     block = quant.get("weight_block_size")
     if block is None:
-        return Native(precision, 0, entries, mixed)
+        return Native(precision, 0, entries, mixed, groups)
     if not isinstance(block, list) or not block or isinstance(block[0], bool) or not isinstance(block[0], int):
         raise ConfigError(f"{name}: weight_block_size = {block!r:.40} is not possible; nearest: [128, 128]")
-    return Native(precision, block[0], entries, mixed)
+    return Native(precision, block[0], entries, mixed, groups)
 
 
 def part_bytes(
@@ -249,25 +257,35 @@ def part_bytes(
     ``kinds`` has the kind of each layer, ``sparse`` for each layer with an MLP whether it has experts. Raises
     :class:`ConfigError` for a module of the checkpoint's lists that is not known.
     """
-    if not found.entries and not found.mixed:
+    if not found.entries and not found.mixed and not found.groups:
         return None
     modules = checkpoint_modules.modules(shape, kinds, sparse)
-    try:
-        covered, unknown = checkpoint_modules.listed(found.entries, modules)
-    except re.error as error:
-        raise _refused(name, f"a module's expression that is not valid ({error})") from None
+    for text in (*found.entries, *(target for targets, _ in found.groups for target in targets)):
+        _check_expression(name, text)
+    covered, unknown = checkpoint_modules.listed(found.entries, modules)
     for module in unknown:
         if not _small(module, shape.layers):
             raise _refused(name, f"{module!r:.60} among the modules at 16 bits")
     head = 2.0
     if found.mixed:
         each, head = _mixed_bytes(name, found.mixed, shape, modules)
+    elif found.groups:
+        each = _group_bytes(name, found.groups, shape, modules)
     else:
         each = [_usual_bytes(module, found.precision, shape) for module in modules]
         if all(each[index] == 2.0 for index in covered):
             return None
     each = [2.0 if index in covered else size for index, size in enumerate(each)]
     return checkpoint_modules.part_bytes(shape, modules, each, head)
+
+
+def _check_expression(name: str, text: str) -> None:
+    """Raise :class:`ConfigError` for an entry with a regular expression that is not valid."""
+    if text.startswith("re:"):
+        try:
+            re.compile(text.removeprefix("re:"))
+        except re.error as error:
+            raise _refused(name, f"a module's expression that is not valid ({error})") from None
 
 
 def _usual_bytes(module: LayerMatrix, precision: str, shape: Shape) -> float:
@@ -277,6 +295,25 @@ def _usual_bytes(module: LayerMatrix, precision: str, shape: Shape) -> float:
     if module.part == "linear" and not isinstance(shape.linear, Mamba2) and precision in {"awq-int4", "nvfp4"}:
         return 2.0
     return QUANTISED_BYTES[precision]
+
+
+def _group_bytes(
+    name: str, groups: Sequence[tuple[tuple[str, ...], str]], shape: Shape, modules: Sequence[LayerMatrix]
+) -> list[float]:
+    """Return the bytes per weight of ``modules``: of the first group that names it, else 2."""
+    each = [2.0] * len(modules)
+    free = set(range(len(modules)))
+    for targets, precision in groups:
+        covered, unknown = set(free), list[str]()
+        if targets != EVERY:
+            covered, unknown = checkpoint_modules.listed(targets, modules)
+        for target in unknown:
+            if not _small(target, shape.layers):
+                raise _refused(name, f"config_groups for {target!r:.60}")
+        for index in covered & free:
+            each[index] = QUANTISED_BYTES[precision]
+        free -= covered
+    return each
 
 
 def _mixed(name: str, quant: Mapping[str, Any]) -> dict[str, str]:
@@ -363,7 +400,7 @@ def _precision(name: str, quant: Mapping[str, Any]) -> str:
             raise _refused(name, "bitsandbytes without one of load_in_4bit and load_in_8bit")
         return BITS[4 if four else 8]
     if method == "compressed-tensors":
-        return _compressed(name, quant)
+        return min((precision for _, precision in _compressed(name, quant)), key=QUANTISED_BYTES.__getitem__)
     if method in PLAIN:
         return PLAIN[method]
     raise _refused(name, f"quant_method = {quant.get('quant_method')!r:.40}")
@@ -389,28 +426,35 @@ def _group(name: str, size: object) -> None:
         raise _refused(name, f"group_size = {size!r:.40}")
 
 
-def _compressed(name: str, quant: Mapping[str, Any]) -> str:
-    """Return the precision of all groups of a compressed-tensors table; they have to agree."""
+def _compressed(name: str, quant: Mapping[str, Any]) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """Return the targets and the precision of each group of a compressed-tensors table."""
     form = str(quant.get("format", ""))
     groups = quant.get("config_groups")
     if not groups:
         if form in FORMATS:
-            return FORMATS[form]
+            return ((EVERY, FORMATS[form]),)
         raise _refused(name, f"format = {form!r:.40} without config_groups")
     if not isinstance(groups, Mapping):
         raise _refused(name, f"config_groups = {groups!r:.40}")
-    found = {_of_group(name, f"config_groups.{key}", group, form=form) for key, group in groups.items()}
-    if len(found) > 1:
-        raise _refused(name, f"config_groups of unequal weights ({', '.join(sorted(found))})")
-    return found.pop()
+    found = [_of_group(name, f"config_groups.{key}", group, form=form) for key, group in groups.items()]
+    general = {precision for targets, precision in found if targets == EVERY}
+    if len(general) > 1:
+        raise _refused(name, f"config_groups of unequal weights ({', '.join(sorted(general))})")
+    # A group that names modules precedes one for every linear layer (``find_matched_target`` of vLLM 0.32).
+    return tuple(sorted(found, key=lambda group: group[0] == EVERY))
 
 
-def _of_group(name: str, key: str, group: object, *, form: str) -> str:
+def _of_group(name: str, key: str, group: object, *, form: str) -> tuple[tuple[str, ...], str]:
+    targets = group.get("targets", list(EVERY)) if isinstance(group, Mapping) else None
+    if not isinstance(targets, list) or not targets or not all(isinstance(one, str) for one in targets):
+        raise _refused(name, f"{key}.targets = {targets!r:.60}")
+    return tuple(targets), _group_precision(name, key, group, form=form)
+
+
+def _group_precision(name: str, key: str, group: object, *, form: str) -> str:
     weights = group.get("weights") if isinstance(group, Mapping) else None
     if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
         raise _refused(name, f"{key} without weights")
-    if group.get("targets", ["Linear"]) != ["Linear"]:
-        raise _refused(name, f"{key}.targets = {group['targets']!r:.60}")
     form = str(group.get("format") or form)
     bits, kind = weights.get("num_bits"), str(weights.get("type", "int"))
     if kind == "int" and form in {"pack-quantized", "int-quantized", ""} and bits in tuple(BITS):

@@ -139,9 +139,43 @@ def test_groups_of_unequal_weights_are_refused() -> None:
     table["config_groups"]["group_1"] = packed(8)["config_groups"]["group_0"]
     with pytest.raises(ConfigError, match="unequal weights"):
         parse(table)
-    table["config_groups"]["group_1"] = {**packed(4)["config_groups"]["group_0"], "targets": ["re:.*mlp.*"]}
-    with pytest.raises(ConfigError, match="targets"):
+
+
+GROUP4, GROUP8 = (packed(bits)["config_groups"]["group_0"] for bits in (4, 8))
+
+
+@pytest.mark.parametrize(
+    ("groups", "attention", "mlp"),
+    [
+        ([{**GROUP8, "targets": ["re:.*self_attn.*"]}, {**GROUP4, "targets": ["re:.*mlp.*"]}], 1.0, 0.52),
+        ([{**GROUP4, "targets": ["Linear"]}, {**GROUP8, "targets": ["re:.*self_attn.*"]}], 1.0, 0.52),
+        ([{**GROUP4, "targets": ["re:.*mlp.*"]}], 2.0, 0.52),
+        ([{**GROUP4, "targets": ["re:.*(gate|up|down|q|k|v|o)_proj$"]}], 0.52, 0.52),
+    ],
+)
+def test_a_group_has_the_modules_that_it_names(groups: list[Any], attention: float, mlp: float) -> None:
+    table = {**packed(4), "config_groups": {str(number): group for number, group in enumerate(groups)}}
+    shape = parse(table)
+    assert shape.native == "awq-int4"
+    assert shape.native_bytes is not None
+    assert shape.native_bytes.attention == pytest.approx(attention, abs=1e-3)
+    assert shape.native_bytes.dense == pytest.approx(mlp, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (["re:.*memory.*"], "re:.*memory.*"),
+        ("Linear", "targets = 'Linear'"),
+        (["re:["], "not valid"),
+        ([], "targets"),
+    ],
+)
+def test_a_target_that_is_not_understood_is_named(targets: object, words: str) -> None:
+    table = {**packed(4), "config_groups": {"group_0": {**GROUP4, "targets": targets}}}
+    with pytest.raises(ConfigError) as caught:
         parse(table)
+    assert words in str(caught.value)
 
 
 def size(shape: Shape) -> float:
