@@ -31,6 +31,8 @@ class TuningRule:
     compute: float | None = None
     cards: int = 1
     without: tuple[str, ...] = ()
+    given: Mapping[str, str] = field(default_factory=dict)
+    adapters: bool = False
     options: Mapping[str, JsonValue] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -43,6 +45,8 @@ class TuningRule:
             and (self.compute is None or set(computes) == {self.compute})
             and engine.tensor_parallel >= self.cards
             and not any(flag in engine.options for flag in self.without)
+            and all(re.match(value, str(engine.options.get(flag, ""))) for flag, value in self.given.items())
+            and (bool(model.adapters) or not self.adapters)
         )
 
 
@@ -66,7 +70,7 @@ def parse_rules(tables: Mapping[str, Mapping[str, Any]], flags: Collection[str])
     """Return the rules of ``tables``; raises :class:`ConfigError` for a flag that ``flags`` of vLLM lacks."""
     rules = []
     for name, table in tables.items():
-        for flag in table.get("options", {}):
+        for flag in (*table.get("options", {}), *table.get("given", {})):
             if flag not in flags:
                 raise ConfigError(
                     f"recipes.toml: {name}: the pinned vLLM has no flag {flag}; {suggest(flag, sorted(flags))}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,13 @@ HOPPER = 9.0
 
 
 def tuned(source: str, computes: set[float], **changes: Any) -> EngineTuning:
+    adapters = changes.pop("adapters", {})
     engine = SITE.engines["chat"].model_copy(update={"options": {}, **changes})
-    return tune(engine, Model(source=source, revision="a" * 40), computes, shipped_rules())
+    model = Model.model_validate({"source": source, "revision": "a" * 40, "adapters": adapters})
+    return tune(engine, model, computes, shipped_rules())
+
+
+LORA = {"sql": {"source": "/models/sql-lora"}}
 
 
 def names(tuning: EngineTuning) -> list[str]:
@@ -41,6 +48,29 @@ def names(tuning: EngineTuning) -> list[str]:
         ("Qwen/Qwen3-32B", {WORKSTATION}, {"tensor_parallel": 2}, ["all-reduce-sm120"]),
         ("Qwen/Qwen3-32B", {WORKSTATION, HOPPER}, {"tensor_parallel": 2}, []),
         ("Qwen/Qwen3-32B", set(), {}, []),
+        ("Qwen/Qwen3-32B", {WORKSTATION}, {"options": {"kv-cache-dtype": "fp8"}}, ["fp8-kv-sm120"]),
+        ("Qwen/Qwen3-32B", {WORKSTATION}, {"options": {"kv-cache-dtype": "fp8_e4m3"}}, ["fp8-kv-sm120"]),
+        ("Qwen/Qwen3-32B", {WORKSTATION}, {"options": {"kv-cache-dtype": "bfloat16"}}, []),
+        ("Qwen/Qwen3-32B", {WORKSTATION}, {"options": {"kv-cache-dtype": "int8_per_token_head"}}, []),
+        ("Qwen/Qwen3-32B", {HOPPER}, {"options": {"kv-cache-dtype": "fp8"}}, []),
+        (
+            "Qwen/Qwen3-235B-A22B",
+            {WORKSTATION},
+            {"tensor_parallel": 8},
+            ["all-reduce-sm120", "nccl-channels-sm120"],
+        ),
+        ("Qwen/Qwen3-235B-A22B", {WORKSTATION}, {"tensor_parallel": 4}, ["all-reduce-sm120"]),
+        ("Qwen/Qwen3-235B-A22B", {HOPPER}, {"tensor_parallel": 8}, []),
+        ("Qwen/Qwen3-30B-A3B", {WORKSTATION}, {"adapters": LORA}, ["no-speculation-30b", "lora-moe-sm120"]),
+        (
+            "Qwen/Qwen3-30B-A3B-FP8",
+            {WORKSTATION},
+            {"adapters": LORA},
+            ["no-speculation-30b", "fp8-moe-sm120"],
+        ),
+        ("nvidia/Qwen3-235B-A22B-NVFP4", {WORKSTATION}, {"adapters": LORA}, []),
+        ("Qwen/Qwen3-32B", {WORKSTATION}, {"adapters": LORA}, []),
+        ("Qwen/Qwen3-30B-A3B", {HOPPER}, {"adapters": LORA}, ["no-speculation-30b"]),
         ("Qwen/Qwen3.6-35B-A3B", {WORKSTATION}, {"device": "cpu"}, []),
         ("Qwen/Qwen3.6-35B-A3B", {WORKSTATION}, {"kind": "llamacpp"}, []),
     ],
@@ -61,6 +91,45 @@ def test_the_engine_replaces_and_skips_rules() -> None:
     skipped = tuned("Qwen/Qwen3.6-35B-A3B", {WORKSTATION}, skip_recipes=("mtp",))
     assert skipped.options == {}
     assert skipped.reasons[0] == "mtp: skipped by skip_recipes of the engine"
+
+
+def test_the_rules_of_sm120_give_their_option_and_the_engine_replaces_it() -> None:
+    fp8 = {"kv-cache-dtype": "fp8"}
+    kv = tuned("Qwen/Qwen3-32B", {WORKSTATION}, options=fp8)
+    assert kv.options == {"attention-backend": "FLASHINFER"}
+    own = tuned("Qwen/Qwen3-32B", {WORKSTATION}, options=fp8 | {"attention-backend": "TRITON_ATTN"})
+    assert own.options == {}
+    assert own.reasons[0].endswith("; replaced by the engine's attention-backend")
+    lora = tuned("Qwen/Qwen3-235B-A22B", {WORKSTATION}, adapters=LORA)
+    assert lora.options == {"moe-backend": "triton"}
+    assert (
+        tuned("Qwen/Qwen3-235B-A22B", {WORKSTATION}, adapters=LORA, skip_recipes=("lora-moe-sm120",)).options == {}
+    )
+    nccl = tuned("Qwen/Qwen3-32B", {WORKSTATION}, tensor_parallel=8)
+    assert nccl.environment == {"NCCL_MIN_NCHANNELS": "8"}
+    mine = tuned("Qwen/Qwen3-32B", {WORKSTATION}, tensor_parallel=8, environment={"NCCL_MIN_NCHANNELS": "16"})
+    assert mine.environment == {}
+    assert mine.reasons[-1].endswith("; replaced by the engine's NCCL_MIN_NCHANNELS")
+
+
+def test_why_prints_the_rule_with_its_source(tmp_path: Path) -> None:
+    text = (ROOT / "examples" / "one-card.toml").read_text()
+    engine = "[engines.chat.options]\n"
+    assert engine in text
+    path = tmp_path / "site.toml"
+    path.write_text(text.replace(engine, f'{engine}kv-cache-dtype = "fp8"\n'))
+    command = [sys.executable, "-m", "appliance", "engine", "argv", "chat", "--why", "--config", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    lines = done.stdout.splitlines()
+    why = next(line for line in lines if line.startswith("# fp8-kv-sm120: "))
+    assert "hikarioyama" in why
+    assert lines[lines.index("--attention-backend") + 1] == "FLASHINFER"
+
+
+def test_a_condition_with_a_flag_that_vllm_lacks_is_one_line() -> None:
+    tables = {"kv": {"given": {"kv-cache-typ": "fp8"}, "reason": "r", "source": "s"}}
+    with pytest.raises(ConfigError, match=r"the pinned vLLM has no flag kv-cache-typ; .*kv-cache-dtype"):
+        parse_rules(tables, known_flags())
 
 
 def test_an_unknown_recipe_is_one_line() -> None:

@@ -41,7 +41,7 @@ HABITS = {
     TOOL_END: {END: 100},
     SPACE: {SPACE: -100, LINE_FEED: -100},
 }
-"""Weights of a caller's next token by the last one. The negative ones end white space, of which JSON has any amount."""
+"""Weights of a caller's next token by the last one. The negative ones end white space, which has no limit."""
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 """Types of tokens in GGUF."""
 
