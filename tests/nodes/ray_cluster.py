@@ -1,8 +1,8 @@
 """A real Ray cluster over two hosts in namespaces, and an engine of ours in it.
 
 As root: ``python -m tests.nodes.ray_cluster --python FILE``. FILE is the Python of an environment with Ray and with
-vLLM for the CPU. The locked one does not contain Ray. vLLM for the CPU joins the cluster and then refuses to compute
-in it, so the engine ends there. Two tasks of Ray compute one sum over both hosts in its place. Both hosts have the
+vLLM for the CPU. The locked one does not contain Ray. vLLM for the CPU joins the cluster and refuses to compute in
+it, so the engine ends there. Two tasks of Ray compute one sum over both hosts in its place. Both hosts have the
 firewall of the rendered NixOS hosts.
 """
 
