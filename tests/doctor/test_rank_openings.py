@@ -13,7 +13,8 @@ from appliance.doctor.finding import Finding
 from tests.doctor.fakehost import accepts, nft_json
 
 EXPECTED = Firewall(
-    openings=(Opening(protocol="tcp", port=22, by="ssh"),), ranks=(RankOpening(interface="lan0", port=29501),)
+    openings=(Opening(protocol="tcp", port=22, by="ssh"),),
+    ranks=(RankOpening(interface="lan0", ports=(29501, 29502)),),
 )
 
 
@@ -37,6 +38,12 @@ RENDERED = {"set": [29501, 29502, {"range": [32768, 60999]}]}
 def test_the_ports_of_the_ranks_are_expected_on_their_interface() -> None:
     found = judged(on("lan0", "tcp", RENDERED))
     assert (found.level, found.seen) == ("ok", "exactly 22/tcp")
+
+
+def test_the_nodes_of_a_ray_cluster_have_one_fixed_port() -> None:
+    ray = EXPECTED.model_copy(update={"ranks": (RankOpening(interface="lan0", ports=(6379,)),)})
+    assert judged(on("lan0", "tcp", {"set": [6379, {"range": [32768, 60999]}]}), expected=ray).level == "ok"
+    assert judged(on("lan0", "tcp", 6380), expected=ray).level == "fail"
 
 
 @pytest.mark.parametrize(
