@@ -460,6 +460,8 @@ def test_kimi_delta_attention_has_a_state_of_fixed_size() -> None:
     assert hf_config.parse("m", {**KIMI, "layer_types": None}) == shape
     assert (shape.linear_layers, shape.full_layers) == (7, 1)
     assert shape.state_bytes_per_sequence == 7 * (32 * 128 * 128 * 4 + 3 * 32 * 128 * 3 * 2)
+    last = {"full_attn_layers": [4, 8], "kda_layers": [1, 2, 3, 5, 6, 7]}
+    assert hf_config.parse("m", {**KIMI, "layer_types": None, "linear_attn_config": last}).full_layers == 2
     # Latent attention next to recurrent layers has pages of at least 128 tokens in vLLM.
     page = 128 * (512 + 64) * 2
     assert kv_cache.layout(shape).page_bytes == -(-(shape.state_bytes_per_sequence // 7) // page) * page
