@@ -195,16 +195,17 @@ def test_the_load_of_a_user_and_a_hot_card_stop_it(tmp_path: Path, card: Pretend
 
 def test_swaps_are_measured_and_the_model_of_before_serves_again(tmp_path: Path) -> None:
     with two_models(tmp_path / "swap", first={"sleep": True}, sleep=True) as service:
-        control_client.swap(service.data, "b")
+        # Not the model of the last cell.
+        control_client.swap(service.data, "a")
 
         def states() -> dict[str, str]:
             return {one["model"]: one["state"] for one in control_client.status(service.data)["on_demand"].values()}
 
-        wait_until(lambda: states()["b"] == "ready", "b is loaded", 60)
+        wait_until(lambda: states()["a"] == "ready", "a is loaded", 60)
         bench = BenchCommand(service, tmp_path)
         grid = ("--batch", "", "--input", "", "--context", "", "--model", "a", "--swap")
         assert bench.run(*grid) == 0, bench.printed
-        assert states()["b"] == "ready"
+        assert states()["a"] == "ready"
     text = (bench.out / "bench.md").read_text()
     assert "## Swaps" in text
     found = [
