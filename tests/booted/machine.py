@@ -28,6 +28,8 @@ PYTHON = "/opt/python"
 """Folder of the Python that runs the tests."""
 NIX = "/opt/nix"
 """Folder of Nix, as nix-check keeps it."""
+PACKAGES = "/opt/packages"
+"""Folder of the packages of that Python, which may be outside the repository."""
 ENGINE = "/opt/engine"
 """Folder of the packages of a real engine, if the repository has it."""
 ENGINE_PACKAGES = next((checker.ROOT / ".venv-engine").glob("lib/python*/site-packages"), None)
@@ -119,6 +121,7 @@ class BootedMachine:
             "--cgroup",
         ]
         binds = {checker.CACHE / "nix": NIX, Path(sys.base_prefix): PYTHON, checker.ROOT: SOURCE}
+        binds[Path(sysconfig.get_path("purelib")).resolve()] = PACKAGES
         if ENGINE_PACKAGES is not None:
             binds[ENGINE_PACKAGES.resolve()] = ENGINE
         argv = ["sh", "-c", enter, "sh", *namespaces, "bash", BOOT, self.folder, debian.ROOT.folder]
@@ -236,8 +239,7 @@ def python_program(arguments: str = "", *folders: str) -> str:
 
 def appliance_program() -> str:
     """Return our program on the machine."""
-    packages = Path(sysconfig.get_path("purelib")).resolve().relative_to(checker.ROOT)
-    return python_program("-m appliance", SOURCE, f"{SOURCE}/{packages}")
+    return python_program("-m appliance", SOURCE, PACKAGES)
 
 
 def require() -> None:
