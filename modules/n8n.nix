@@ -1,6 +1,11 @@
 # n8n with its secrets: workflows that call the gateway. It listens on loopback; `ssh -L` or a proxy of the owner
 # reaches it. nixpkgs' module has the units; this one sets what is easy to miss.
-{ config, lib, ... }:
+{
+  config,
+  lib,
+  options,
+  ...
+}:
 let
   inherit (import ./lib.nix { inherit lib; }) secretPath;
   inherit (config) appliance;
@@ -51,15 +56,31 @@ in
         message = "services.n8n.environment.N8N_LISTEN_ADDRESS = \"${config.services.n8n.environment.N8N_LISTEN_ADDRESS}\": leave it at 127.0.0.1, or the network reaches n8n without the proxy.";
       }
       {
+        assertion = config.services.n8n.environment.N8N_RUNNERS_BROKER_LISTEN_ADDRESS == "127.0.0.1";
+        message = "services.n8n.environment.N8N_RUNNERS_BROKER_LISTEN_ADDRESS = \"${config.services.n8n.environment.N8N_RUNNERS_BROKER_LISTEN_ADDRESS}\": leave it at 127.0.0.1, or the network reaches the broker of the task runners.";
+      }
+      {
         assertion = !config.services.n8n.openFirewall;
         message = "services.n8n.openFirewall is on: n8n listens on loopback only; turn it off.";
       }
     ];
+    # n8n and the launcher of its runners have a licence that nixpkgs counts as unfree. A flake that gives a `pkgs` of its
+    # own configures it itself; NixOS refuses both.
+    nixpkgs.config = lib.mkIf (!options.nixpkgs.pkgs.isDefined) {
+      allowUnfreePredicate =
+        package:
+        lib.elem (lib.getName package) [
+          "n8n"
+          "n8n-task-runner-launcher"
+        ];
+    };
     services.n8n = {
       enable = true;
       environment = {
         N8N_PORT = cfg.port;
         N8N_LISTEN_ADDRESS = lib.mkDefault "127.0.0.1";
+        # It gives code to the runners, and takes their results.
+        N8N_RUNNERS_BROKER_LISTEN_ADDRESS = lib.mkDefault "127.0.0.1";
         N8N_ENCRYPTION_KEY_FILE = lib.mkIf (cfg.encryptionKeyFile != null) cfg.encryptionKeyFile;
         N8N_RUNNERS_AUTH_TOKEN_FILE = cfg.runnersTokenFile;
         # Executions older than two weeks would fill the disk.

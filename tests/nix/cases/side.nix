@@ -93,12 +93,14 @@ in
     host = "side";
     gives = c: [
       (n8n c).N8N_LISTEN_ADDRESS
+      (n8n c).N8N_RUNNERS_BROKER_LISTEN_ADDRESS
       (n8n c).N8N_ENCRYPTION_KEY_FILE
       (n8n c).N8N_RUNNERS_AUTH_TOKEN_FILE
       c.services.n8n.taskRunners.enable
       ((n8n c) ? WEBHOOK_URL)
     ];
     is = [
+      "127.0.0.1"
       "127.0.0.1"
       "/run/secrets/n8n-encryption-key"
       "/run/secrets/n8n-runners-token"
@@ -211,6 +213,11 @@ in
     host = "side";
     module.services.n8n.environment.N8N_LISTEN_ADDRESS = "0.0.0.0";
     refuses = "leave it at 127.0.0.1";
+  };
+  "the broker of the task runners on every address" = {
+    host = "side";
+    module.services.n8n.environment.N8N_RUNNERS_BROKER_LISTEN_ADDRESS = "0.0.0.0";
+    refuses = "or the network reaches the broker of the task runners";
   };
   "a key of n8n in the store" = {
     host = "side";
