@@ -352,13 +352,6 @@ class Constants:
         meaning="time of a draft against that of reading one layer and the output head",
         source="MTP: one layer and the head per draft, and sampling",
     )
-    verify_token_s: float = _constant(
-        2e-8,
-        spread=0.40,
-        unit="s",
-        meaning="latency per token of context and layer if the attention of drafts does not split the context",
-        source="a tile of 64 tokens waits for two reads of 0.7 us",
-    )
     mtp_acceptance: float = _constant(
         0.75,
         spread=0.15,

@@ -50,7 +50,7 @@ def public_groups() -> list[list[MeasuredPoint]]:
     return groups
 
 
-def test_three_points_halve_the_error_of_the_others(public_groups: list[list[MeasuredPoint]]) -> None:
+def test_three_points_reduce_the_error_of_the_others(public_groups: list[list[MeasuredPoint]]) -> None:
     before, after = [], []
     for group in public_groups:
         given = tuple(group[:3])
@@ -60,9 +60,9 @@ def test_three_points_halve_the_error_of_the_others(public_groups: list[list[Mea
     assert len(public_groups) > 60
     before.sort()
     after.sort()
-    assert evaluate.quantile(after, 0.5) <= 0.08
-    assert evaluate.quantile(before, 0.5) > 0.1
-    assert evaluate.quantile(after, 0.9) < evaluate.quantile(before, 0.9)
+    assert evaluate.quantile(after, 0.5) <= 0.075
+    assert evaluate.quantile(after, 0.5) < 0.8 * evaluate.quantile(before, 0.5)
+    assert evaluate.quantile(after, 0.9) < 0.7 * evaluate.quantile(before, 0.9)
 
 
 def test_a_measured_run_is_predicted_as_measured(workload: MakeWorkload) -> None:
