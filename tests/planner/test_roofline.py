@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.planner import precision
 from appliance.planner.constants import Constants, calibrated
-from appliance.planner.roofline import VERIFY_TOKEN_S, distinct_experts, prefill_time, read_share, step_time
+from appliance.planner.roofline import VERIFY_TOKEN_S, distinct_experts, floor_time, prefill_time, read_share, step_time
 from appliance.planner.terms import captured_tokens, decode_terms, prefill_terms, unit_speed
 from appliance.planner.workload import Workload
 
@@ -143,8 +143,8 @@ def test_drafts_of_four_bit_weights_are_verified_tile_after_tile(
     short, long = (decode_terms(load, batch=1.0, context=context) for context in (1000.0, 3000.0))
     assert long.verified == 3 * short.verified
     assert (short.verified > 0) == unsplit
-    split = step_time(dataclasses.replace(short, verified=0.0), calibrated())
-    each = (step_time(short, calibrated()).floor - split.floor) / 1000.0 / load.shape.full_layers
+    split = floor_time(dataclasses.replace(short, verified=0.0), calibrated())
+    each = (floor_time(short, calibrated()) - split) / 1000.0 / load.shape.full_layers
     assert each == pytest.approx(VERIFY_TOKEN_S * unsplit)
 
 
