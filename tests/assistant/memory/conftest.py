@@ -55,13 +55,16 @@ def memory_site(tmp_path: Path, *, embedder: bool = True, reranker: bool = False
 class OpenContexts:
     """Contexts that a test opened; each is closed at its end."""
 
-    def __init__(self, gateway: GatewayStandIn, folder: Path, url: str | None) -> None:
+    def __init__(self, gateway: GatewayStandIn, folder: Path, migrated: Path, url: str | None) -> None:
         self._gateway, self._folder, self._url = gateway, folder, url
+        self._migrated = migrated
         self.open: list[AssistantContext] = []
 
     def __call__(self, site: Site | None = None, **options: Any) -> AssistantContext:
         site = site or memory_site(self._folder, **options)
         assert site.assistant is not None
+        if self._url is None and not (self._folder / "assistant").exists():
+            shutil.copytree(self._migrated, self._folder / "assistant")
         context = AssistantContext(
             site=site,
             settings=site.assistant,
@@ -75,13 +78,13 @@ class OpenContexts:
 
 @pytest.fixture
 def database_url() -> str | None:
-    """The URL of the database; a module that overrides it with ``url`` runs on SQLite and on PostgreSQL."""
+    """The URL of the database. A module that overrides it with ``migrated_url`` runs on both kinds."""
     return None
 
 
 @pytest.fixture
-async def contexts(gateway: GatewayStandIn, tmp_path: Path, database_url: str | None) -> Any:
-    found = OpenContexts(gateway, tmp_path, database_url)
+async def contexts(gateway: GatewayStandIn, tmp_path: Path, migrated_folder: Path, database_url: str | None) -> Any:
+    found = OpenContexts(gateway, tmp_path, migrated_folder, database_url)
     yield found
     for context in found.open:
         await context.inference.close()

@@ -428,7 +428,7 @@ async def test_another_key_is_reported_once_and_never_logged(
 
 
 def test_the_command_makes_the_points_again(
-    gateway: GatewayStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gateway: GatewayStandIn, tmp_path: Path, migrated_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "site.json"
 
@@ -439,7 +439,7 @@ def test_the_command_makes_the_points_again(
 
     with qdrant_stand_in() as server:
         site = memory_site(tmp_path, acting_socket=str(gateway.path), **options(tmp_path, server))
-        context = OpenContexts(gateway, tmp_path, None)(site)
+        context = OpenContexts(gateway, tmp_path, migrated_folder, None)(site)
 
         async def prepare() -> None:
             await fill(context, "vs_1", TEXTS)

@@ -25,9 +25,9 @@ TEXTS = {f"file-{number}": f"Note {number} about the harbour" for number in rang
 
 
 @pytest.fixture
-def database_url(url: str | None) -> str | None:
+def database_url(migrated_url: str | None) -> str | None:
     """SQLite and PostgreSQL."""
-    return url
+    return migrated_url
 
 
 def summary(context: AssistantContext) -> StoreSummary:

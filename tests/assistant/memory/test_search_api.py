@@ -45,9 +45,9 @@ TEXTS = {
 
 
 @pytest.fixture
-def database_url(url: str | None) -> str | None:
+def database_url(migrated_url: str | None) -> str | None:
     """SQLite and PostgreSQL."""
-    return url
+    return migrated_url
 
 
 async def fill(

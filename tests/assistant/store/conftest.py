@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from appliance.assistant.store.database import Database
 
 
 @pytest.fixture
-def database(tmp_path: Path, url: str | None) -> Iterator[Database]:
-    """An empty database of each kind."""
-    opened = Database(tmp_path, url)
+def database(tmp_path: Path, migrated_folder: Path, migrated_url: str | None) -> Iterator[Database]:
+    """A database of each kind, without a row."""
+    if migrated_url is None:
+        shutil.copytree(migrated_folder, tmp_path, dirs_exist_ok=True)
+    opened = Database(tmp_path, migrated_url)
     yield opened
     opened.close()

@@ -295,14 +295,14 @@ def test_items_of_a_response_of_another_conversation_stay(database: Database) ->
     assert rows(database) == {}
 
 
-def test_two_turns_at_once_lose_nothing(database: Database, tmp_path: Path, url: str | None) -> None:
+def test_two_turns_at_once_lose_nothing(database: Database, tmp_path: Path, migrated_url: str | None) -> None:
     """Two processes append to one conversation: two databases, each with its own lock."""
     store = ConversationStore(database)
     made = store.create("ada", key_id=KEY, now=1.0)
     failures: list[BaseException] = []
 
     def turns(name: str) -> None:
-        second = Database(tmp_path, url)
+        second = Database(tmp_path, migrated_url)
         try:
             mine = ConversationStore(second)
             for number in range(10):
