@@ -8,7 +8,6 @@ from __future__ import annotations
 import subprocess
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import StringIO
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,7 @@ from appliance.cli import main
 from tests.conftest import ROOT
 
 
-def run_command(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_command(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``appliance`` with these words and additional variables in the repository; return code and output."""
     argv = [str(word) for word in words]
     out, err = StringIO(), StringIO()

@@ -19,6 +19,7 @@ import pytest
 from appliance.notices.notice import Notice
 from appliance.notices.outbox import Outbox
 from appliance.watch.delivery import REPEATED
+from tests.command_line import run_command
 from tests.conftest import ROOT, StartedProcess, start, wait_until
 from tests.conftest import http as send
 from tests.fakes.bot_api import CHAT, TOKEN, BotApi, bot_api
@@ -58,14 +59,7 @@ class NotifyingMachine:
         return start(argv, self.port, self.log)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "appliance", "notify", *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        return run_command("notify", *arguments)
 
     def status(self) -> dict[str, Any]:
         file = self.folder / "status.json"

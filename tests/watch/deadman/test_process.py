@@ -23,6 +23,7 @@ from appliance.cli import main
 from appliance.notices.notice import Notice
 from appliance.watch.deadman import state_file
 from appliance.watch.deadman.policy import SwitchLimits, started
+from tests.command_line import run_command
 from tests.conftest import ROOT, Response, StartedProcess, http, start, wait_until
 from tests.fakes.bot_api import CHAT, TOKEN, bot_api
 from tests.ports import free_port
@@ -109,8 +110,9 @@ class Switch:
         return http(self.process.url + path, body=body)
 
     def announce(self, *arguments: str) -> str:
-        argv = [sys.executable, "-m", "appliance", "deadman", "announce", "--url", self.process.url, *arguments]
-        return subprocess.run(argv, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+        done = run_command("deadman", "announce", "--url", self.process.url, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def looks(self, count: int) -> None:
         """Wait for further looks of the switch."""

@@ -15,6 +15,7 @@ import msgspec
 from appliance.notices.notice import Notice
 from appliance.watch.gpu.card_reader import FIELDS
 from tests.conftest import ROOT, wait_until
+from tests.preloaded import ChildProcess, start_program
 
 NVIDIA_SMI = """#!/bin/sh
 if [ "$3" = -pl ]; then
@@ -48,7 +49,7 @@ class WatchedMachine:
     """First part of the addresses of its cards, so that other tests log nothing about them."""
     pace: float = 20.0
     any_facility: bool = True
-    process: subprocess.Popen[bytes] | None = None
+    process: ChildProcess | None = None
     boot: int = 0
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -105,10 +106,8 @@ class WatchedMachine:
             words.append("--any-facility")
         environment = {**os.environ, "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         with (self.folder / "watch.log").open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "appliance", *words], stdout=output, stderr=output,
-                env={**environment, **self.environment},
-            )  # fmt: skip
+            argv = [sys.executable, "-m", "appliance", *words]
+            self.process = start_program(argv, output, {**environment, **self.environment})
         count = self.log.count("watching cards")
         wait_until(lambda: self.log.count("watching cards") > count or not self.alive(), "the watchdog", 60)
         assert self.alive(), self.log

@@ -20,6 +20,7 @@ import pytest
 
 from appliance.gateway import control_client
 from tests.conftest import MOCK_ENGINE, ROOT, RunningService, http, wait_until
+from tests.preloaded import ChildProcess, start_program
 from tests.watch.power.nut import NAME, Nut
 
 FAST = {
@@ -81,7 +82,7 @@ class PowerHost:
     nut: Nut
     service: RunningService
     engine_pid: Path
-    agent: subprocess.Popen[bytes] | None = None
+    agent: ChildProcess | None = None
     changes: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -117,9 +118,7 @@ class PowerHost:
         ]
         path = os.pathsep.join([str(self.folder / "bin"), os.environ["PATH"]])
         with (self.folder / "agent.log").open("ab") as log:
-            self.agent = subprocess.Popen(
-                argv, stdout=log, stderr=log, cwd=ROOT, env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
-            )
+            self.agent = start_program(argv, log, {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)})
         self.until(lambda: self.public().get("at", 0.0) > before, "the agent looks")
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
