@@ -114,7 +114,10 @@ def test_only_units_that_quantise_activations_pay_for_it(workload: Build) -> Non
 def test_a_batch_is_padded_to_the_next_captured_graph(
     change: dict[str, object], tokens: float, padded: float, workload: Build
 ) -> None:
-    assert captured_tokens(workload(**change), tokens) == padded
+    load = workload(**change)
+    assert captured_tokens(load, tokens) == padded
+    step = decode_terms(load, batch=tokens, context=100.0)
+    assert (step.tokens, step.sequences) == (padded, tokens)
 
 
 def test_the_experts_of_the_busiest_card_are_never_more_than_all(workload: Build) -> None:
