@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from appliance.planner import precision
 from appliance.planner.constants import Constants, calibrated
-from appliance.planner.roofline import VERIFY_TOKEN_S, distinct_experts, floor_time, prefill_time, read_share, step_time
+from appliance.planner.roofline import (
+    VERIFY_TOKEN_S,
+    distinct_experts,
+    floor_time,
+    prefill_time,
+    read_share,
+    step_time,
+)
 from appliance.planner.terms import captured_tokens, decode_terms, prefill_terms, unit_speed
 from appliance.planner.workload import Workload
 
