@@ -181,12 +181,21 @@ def _close_all() -> None:
         _forking.popitem()[1].close()
 
 
+def _read_early(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that have their effect before the first line of a program."""
+    return {name: value for name, value in environment.items() if name.startswith(("LD_", "MALLOC_", "PYTHON"))}
+
+
 def start_program(
     argv: Sequence[str], output: IO[bytes], environment: Mapping[str, str], cwd: Path = ROOT
 ) -> ChildProcess:
-    """Start ``argv`` with its output in ``output``; by fork if it is a program of :data:`MODULES`."""
+    """Start ``argv`` with its output in ``output``.
+
+    A program of :data:`MODULES` is forked, unless ``environment`` has variables for the loader or for Python.
+    """
     program = " ".join(argv[2:4] if argv[2:3] == ["appliance"] else argv[2:3])
-    if argv[:2] != [sys.executable, "-m"] or program not in MODULES:
+    own = _read_early(environment) == _read_early({**os.environ, "PYTHONPATH": str(ROOT)})
+    if argv[:2] != [sys.executable, "-m"] or program not in MODULES or not own:
         return subprocess.Popen(argv, stdout=output, stderr=output, cwd=cwd, env=dict(environment))
     with _forking_lock:
         if program not in _forking:

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MOCK_ENGINE, http, start_mock
+from tests.conftest import MOCK_ENGINE, ROOT, http, start_mock, wait_until
 from tests.preloaded import ChildProcess, start_program
 
 RUN_S = 100.0
 
 
-def run(log: Path, *words: str, cwd: Path) -> ChildProcess:
+def run(log: Path, *words: str, cwd: Path, **environment: str) -> ChildProcess:
     with log.open("wb") as output:
-        return start_program([sys.executable, "-m", *words], output, dict(os.environ), cwd)
+        own = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        return start_program([sys.executable, "-m", *words], output, own, cwd)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGKILL, -9)])
@@ -69,3 +70,15 @@ def test_the_program_has_no_descriptor_of_another(tmp_path: Path) -> None:
     finally:
         first.stop()
         second.stop()
+
+
+@pytest.mark.parametrize("name", ["LD_BIND_NOW", "MALLOC_ARENA_MAX", "PYTHONHASHSEED"])
+def test_a_variable_that_is_read_before_the_program_has_its_effect(tmp_path: Path, name: str) -> None:
+    process = run(tmp_path / "log", *MOCK_ENGINE[2:], cwd=ROOT, **{name: "1"})
+    try:
+        wait_until(lambda: b"tokens come by the clock" in (tmp_path / "log").read_bytes(), "the start", RUN_S)
+        # The kernel shows the variables of the last execve.
+        assert f"{name}=1".encode() in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+    finally:
+        process.terminate()
+    assert process.wait(RUN_S) == 0
