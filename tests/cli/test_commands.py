@@ -88,3 +88,15 @@ def test_version_and_help_import_no_large_package(words: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "[]\n")
+
+
+def test_commands_of_operation_do_not_import_the_gateway() -> None:
+    """Units start them, some each minute; the gateway's modules and SQLAlchemy would double the start."""
+    heavy = ("sqlalchemy", "httpx", "fastapi", "appliance.gateway.app")
+    code = (
+        "import sys; from importlib import import_module; "
+        "[import_module(f'appliance.cli.{name}') for name in ('doctor', 'gpu_watch', 'models', 'power')]; "
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
