@@ -122,41 +122,62 @@ def public_runs() -> tuple[PublicRun, ...]:
     return tuple(found)
 
 
+FIGURES: tuple[tuple[float, str, Callable[[Workload], float]], ...] = (
+    (0.5, "requests at once per replica", lambda run: run.concurrency / run.layout.replicas),
+    (0.2, "tokens in", lambda run: run.input + 64.0),
+    (0.15, "tokens out", lambda run: run.output + 16.0),
+    (0.6, "cards per shard", lambda run: float(run.layout.tp)),
+    (0.6, "pipeline stages", lambda run: float(run.layout.pp)),
+    (0.2, "replicas", lambda run: float(run.layout.replicas)),
+    (0.4, "W per card", lambda run: (run.power_w or run.card.tdp_w) / run.card.tdp_w),
+)
+"""Figures of a run, each with the distance of a factor e between two runs."""
+
+
 def _total(a: Workload, b: Workload) -> float:
-    return sum(size for size, _ in _parts(a, b))
+    return sum(_distances(a, b))
 
 
 def _parts(mine: Workload, other: Workload) -> list[tuple[float, str]]:
     """Return the distance of each condition, with its description if it differs."""
-    found = [
-        (_models(mine.shape, other.shape), other.shape.name.rsplit("/", 1)[-1]),
-        (_cards(mine, other), other.card.name),
-        (_precisions(mine, other), other.precision.name),
-        (OTHER_ENGINE * (mine.engine != other.engine), other.engine),
-        (OTHER_MODE * (mine.mode != other.mode), f"mode {other.mode}"),
-        (OTHER_DRAFTS * (_drafts(mine) != _drafts(other)), _drafts(other)),
-        (0.3 * abs(mine.years_old - other.years_old), f"software {other.years_old * 12:.0f} months old"),
+    sizes = _distances(mine, other)
+    return [(size, text if size > 0.0 else "") for size, text in zip(sizes, _descriptions(other), strict=True)]
+
+
+def _distances(mine: Workload, other: Workload) -> list[float]:
+    """Return the distance of each condition, in the order of :func:`_descriptions`."""
+    return [
+        _models(mine.shape, other.shape),
+        _cards(mine, other),
+        _precisions(mine, other),
+        OTHER_ENGINE * (mine.engine != other.engine),
+        OTHER_MODE * (mine.mode != other.mode),
+        OTHER_DRAFTS * (_drafts(mine) != _drafts(other)),
+        0.3 * abs(mine.years_old - other.years_old),
+        *(weight * abs(log(figure(mine) / figure(other))) for weight, _, figure in FIGURES),
+        2.0 * abs(_in_ram(mine) - _in_ram(other)),
     ]
-    figures: tuple[tuple[float, str, Callable[[Workload], float]], ...] = (
-        (0.5, "requests at once per replica", lambda run: run.concurrency / run.layout.replicas),
-        (0.2, "tokens in", lambda run: run.input + 64.0),
-        (0.15, "tokens out", lambda run: run.output + 16.0),
-        (0.6, "cards per shard", lambda run: float(run.layout.tp)),
-        (0.6, "pipeline stages", lambda run: float(run.layout.pp)),
-        (0.2, "replicas", lambda run: float(run.layout.replicas)),
-        (0.4, "W per card", lambda run: (run.power_w or run.card.tdp_w) / run.card.tdp_w),
-    )
-    for weight, words, figure in figures:
-        size = weight * abs(log(figure(mine) / figure(other)))
-        shown = {
-            "tokens in": other.input,
-            "tokens out": other.output,
-            "W per card": other.power_w or other.card.tdp_w,
-        }.get(words, figure(other))
-        found.append((size, f"{shown:g} {words}"))
-    away = abs(mine.cpu_expert_share + mine.cpu_bytes_share - other.cpu_expert_share - other.cpu_bytes_share)
-    found.append((2.0 * away, f"{other.cpu_expert_share + other.cpu_bytes_share:.0%} in RAM"))
-    return [(size, text if size > 0.0 else "") for size, text in found]
+
+
+def _descriptions(run: Workload) -> list[str]:
+    """Return the description of each condition of ``run``."""
+    shown = {"tokens in": run.input, "tokens out": run.output, "W per card": run.power_w or run.card.tdp_w}
+    return [
+        run.shape.name.rsplit("/", 1)[-1],
+        run.card.name,
+        run.precision.name,
+        run.engine,
+        f"mode {run.mode}",
+        _drafts(run),
+        f"software {run.years_old * 12:.0f} months old",
+        *(f"{shown.get(words, figure(run)):g} {words}" for _, words, figure in FIGURES),
+        f"{_in_ram(run):.0%} in RAM",
+    ]
+
+
+def _in_ram(run: Workload) -> float:
+    """Return the share of the weights in RAM, of the experts or of all."""
+    return run.cpu_expert_share + run.cpu_bytes_share
 
 
 def _models(mine: Shape, other: Shape) -> float:

@@ -136,7 +136,10 @@ def enumerate_plans(machines: tuple[HardwareSpec, ...], demand: Demand) -> list[
         lists.append(_prune(prefer_one_host(found)))
     plans = []
     loads: Loads = {}
+    cards = sum(len(machine.cards) for machine in machines)
     for chosen in itertools.islice(itertools.product(*lists), MAX_COMBINATIONS):
+        if sum(candidate.cards for candidate in chosen) > cards:
+            continue
         plan = _place(chosen, machines, demand, loads=loads)
         if plan is not None:
             plans.append(plan)

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from heapq import heapify, heappop, heappush
-from math import log
+from itertools import takewhile
+from math import inf, log
+from operator import ge
 from random import Random
 from typing import Literal
 
 from appliance.errors import UsageError
-
-ARRIVE, PREFILLED, FINISHED = 0, 1, 2
 
 MAX_REQUESTS = 10_000_000
 
@@ -32,6 +33,12 @@ MAX_CHATS_TRIED = 20_000
 
 CHECKED_EVERY = 512
 """Events between two checks whether a trial has failed."""
+
+PROBED = (1.1, 0.95, 0.85, 0.5)
+"""Shares of the capacity at which the search for the breaking point begins, until a trial holds.
+
+In 17 plans the SLO held up to 0.87 to 1.02 of the capacity, if it held at all.
+"""
 
 MAX_PER_TRIAL = 6 * MAX_CHATS_TRIED
 """Most requests of one trial of the breaking point, for any number of chats."""
@@ -99,13 +106,15 @@ class _Replica:
     """The state of one replica."""
 
     running: int = 0
+    """Requests in a slot: those whose prompt is prefilled or waits for it, and those that decode."""
     clock: float = 0.0
     at: float = 0.0
     prefill_until: float = 0.0
-    version: int = 0
     waiting: deque[_Request] = field(default_factory=deque)
+    prefills: deque[tuple[float, int, float, float]] = field(default_factory=deque)
+    """Prompts in their order: end of the prefill, chat, arrival, tokens of the response."""
     ends: list[tuple[float, int, float, float, float]] = field(default_factory=list)
-    """Heap of running requests: end on the token clock, chat, arrival, start of decoding, tokens."""
+    """Heap of decoding requests: end on the token clock, chat, arrival, start of decoding, tokens."""
 
 
 def simulate(
@@ -128,30 +137,33 @@ def simulate(
     if load.chats < 1 and (load.rate <= 0 or load.pattern == "none"):
         raise UsageError("no load given; set --chats or an automation rate")
     run = Simulation(engine, load, requests, seed=seed, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s)
-    while run.events and run.done < requests:
-        run.step()
+    while not run.complete:
+        run.advance(CHECKED_EVERY)
     return run.outcome()
 
 
 class Simulation:
     """The state of one simulation.
 
-    Events are (time, order, kind, target, arrival or version, response). ``order`` decides ties, so that a run
-    repeats exactly. ``target`` is the number of a chat, of a replica, or of both.
+    Two kinds of events follow each other: the arrivals, a heap, and the next event of each replica in ``due``. The
+    latter is the end of a prefill or of a response. A replica computes it anew whenever its batch changes.
     """
 
     __slots__ = (
+        "arrivals",
         "closed",
+        "done",
+        "due",
         "engine",
-        "events",
         "good",
+        "in_flight",
         "load",
         "longest",
         "missed",
         "now",
-        "order",
         "random",
         "replicas",
+        "scales",
         "slo",
         "table",
         "total",
@@ -176,24 +188,30 @@ class Simulation:
         table = engine.tpot_s
         self.table = table + (table[-1],) * max(0, engine.slots + 1 - len(table))
         self.random = Random(seed).random  # noqa: S311
+        self.scales = (max(load.prompt - 1.0, 0.01), max(load.response - 1.0, 0.01))
         self.replicas = [_Replica() for _ in range(engine.replicas)]
-        self.events: list[tuple[float, int, int, int, float, float]] = []
+        self.due = [inf] * engine.replicas
+        self.in_flight = [0] * engine.replicas
+        """Requests of each replica, the waiting ones included."""
         self.ttfts, self.tpots = array("d"), array("d")
         # The last place counts the requests of automations.
         self.good, self.total = [0] * (load.chats + 1), [0] * (load.chats + 1)
-        self.now, self.order, self.waiting, self.longest = 0.0, 0, 0, 0
-        self.wanted, self.missed, self.closed = wanted, 0, False
-        for chat in range(load.chats):
-            self.order += 1
-            self.events.append((self._exponential(load.think_s), self.order, ARRIVE, chat, 0.0, 0.0))
-        heapify(self.events)
+        self.now, self.waiting, self.longest = 0.0, 0, 0
+        self.wanted, self.done, self.missed, self.closed = wanted, 0, 0, False
+        self.arrivals = [(self._exponential(load.think_s), chat) for chat in range(load.chats)]
         if load.pattern != "none" and load.rate > 0:
-            self._push(self._exponential(1.0 / load.rate), ARRIVE, load.chats)
+            self.arrivals.append((self._exponential(1.0 / load.rate), load.chats))
+        heapify(self.arrivals)
 
     @property
-    def done(self) -> int:
-        """Finished requests."""
-        return len(self.ttfts)
+    def complete(self) -> bool:
+        """Whether the wanted requests have finished."""
+        return self.done >= self.wanted
+
+    @property
+    def requests_inside(self) -> float:
+        """Share of the finished requests within the SLO."""
+        return (self.done - self.missed) / max(1, self.done)
 
     def will_miss(self, allowed: int) -> bool:
         """Return whether more than ``allowed`` of the wanted requests have missed the SLO or will miss it.
@@ -209,71 +227,74 @@ class Simulation:
         overdue = self.now - self.slo[0]
         return all(len(one.waiting) >= each and one.waiting[each - 1][0] < overdue for one in self.replicas)
 
-    def step(self) -> None:
-        """Process the next event."""
-        self.now, _, kind, target, extra, response = heappop(self.events)
-        if kind == FINISHED:
-            if extra == self.replicas[target].version:
-                self._finish(target)
-            # Otherwise the batch has changed, and the heap has a newer entry.
-        elif kind == PREFILLED:
-            index, chat = divmod(target, self.load.chats + 1)
-            replica = self.replicas[index]
-            self._advance(replica)
-            heappush(replica.ends, (replica.clock + response, chat, extra, self.now, response))
+    def advance(self, events: int) -> None:
+        """Process at most ``events`` events, until the wanted requests have finished."""
+        arrivals, due, replicas, table = self.arrivals, self.due, self.replicas, self.table
+        for _ in range(events):
+            if self.done >= self.wanted:
+                return
+            soonest = min(due)
+            if arrivals and arrivals[0][0] < soonest:
+                self.now, chat = heappop(arrivals)
+                if chat == self.load.chats:
+                    self._automation()
+                else:
+                    self._arrive(chat)
+                continue
+            self.now = soonest
+            index = due.index(soonest)
+            replica = replicas[index]
+            replica.clock += (soonest - replica.at) / table[replica.running]
+            replica.at = soonest
+            if replica.prefills and replica.prefills[0][0] == soonest:
+                _, chat, arrival, response = replica.prefills.popleft()
+                heappush(replica.ends, (replica.clock + response, chat, arrival, soonest, response))
+            else:
+                self._finish(index, replica)
             self._schedule(index, replica)
-        elif target == self.load.chats:
-            self._automation()
-        else:
-            self._arrive(target)
-
-    def _push(self, time: float, kind: int, target: int, *, extra: float = 0.0, response: float = 0.0) -> None:
-        self.order += 1
-        heappush(self.events, (time, self.order, kind, target, extra, response))
 
     def _exponential(self, mean: float) -> float:
         return -mean * log(1.0 - self.random())
 
-    def _advance(self, replica: _Replica) -> None:
-        if replica.running:
-            replica.clock += (self.now - replica.at) / self.table[replica.running]
-        replica.at = self.now
-
     def _schedule(self, index: int, replica: _Replica) -> None:
-        replica.version += 1
+        """Set the next event of ``replica``: the end of a prefill, or of a response if the batch stays."""
+        due = replica.prefills[0][0] if replica.prefills else inf
         if replica.ends:
-            left = max(0.0, replica.ends[0][0] - replica.clock) * self.table[replica.running]
-            self._push(self.now + left, FINISHED, index, extra=float(replica.version))
+            left = replica.ends[0][0] - replica.clock
+            end = self.now + left * self.table[replica.running] if left > 0.0 else self.now
+            due = min(due, end)
+        self.due[index] = due
 
-    def _start(self, index: int, replica: _Replica, request: _Request) -> None:
+    def _start(self, replica: _Replica, request: _Request) -> None:
         arrival, chat, prompt, response = request
         replica.running += 1
-        begin = max(self.now, replica.prefill_until)
+        begin = max(replica.prefill_until, self.now)
         replica.prefill_until = begin + prompt * self.engine.prefill_s_per_token
-        target = index * (self.load.chats + 1) + chat
-        begin_decode = replica.prefill_until + self.engine.first_s
-        self._push(begin_decode, PREFILLED, target, extra=arrival, response=response)
+        # Prompts of one replica end in their order, because each follows the one before.
+        replica.prefills.append((replica.prefill_until + self.engine.first_s, chat, arrival, response))
 
     def _arrive(self, chat: int) -> None:
-        prompt = 1.0 + self._exponential(max(self.load.prompt - 1.0, 0.01))
-        response = 1.0 + self._exponential(max(self.load.response - 1.0, 0.01))
-        index, replica = min(enumerate(self.replicas), key=lambda one: one[1].running + len(one[1].waiting))
-        if replica.running < self.engine.slots:
-            self._advance(replica)
-            self._start(index, replica, (self.now, chat, prompt, response))
+        prompt_scale, response_scale = self.scales
+        prompt = 1.0 - prompt_scale * log(1.0 - self.random())
+        response = 1.0 - response_scale * log(1.0 - self.random())
+        fewest = min(self.in_flight)
+        index = self.in_flight.index(fewest)
+        replica = self.replicas[index]
+        self.in_flight[index] += 1
+        if fewest < self.engine.slots:
+            if replica.running:
+                replica.clock += (self.now - replica.at) / self.table[replica.running]
+            replica.at = self.now
+            self._start(replica, (self.now, chat, prompt, response))
             self._schedule(index, replica)
         else:
             replica.waiting.append((self.now, chat, prompt, response))
             self.waiting += 1
             self.longest = max(self.longest, self.waiting)
-            if self.waiting >= self.wanted and not self.closed:
-                self._close()
-
-    def _close(self) -> None:
-        """Stop arrivals: all wanted requests have arrived."""
-        self.closed = True
-        self.events = [event for event in self.events if event[2] != ARRIVE]
-        heapify(self.events)
+            if self.waiting >= self.wanted:
+                # All wanted requests have arrived.
+                self.closed = True
+                self.arrivals.clear()
 
     def _automation(self) -> None:
         load = self.load
@@ -284,26 +305,26 @@ class Simulation:
             return
         # n8n runs on a timer; the other patterns are random.
         gap = size / load.rate
-        self._push(self.now + (gap if load.pattern == "n8n" else self._exponential(gap)), ARRIVE, load.chats)
+        heappush(self.arrivals, (self.now + (gap if load.pattern == "n8n" else self._exponential(gap)), load.chats))
 
-    def _finish(self, index: int) -> None:
-        replica = self.replicas[index]
-        self._advance(replica)
+    def _finish(self, index: int, replica: _Replica) -> None:
         _, chat, arrival, begun, length = heappop(replica.ends)
         replica.running -= 1
+        self.in_flight[index] -= 1
         ttft, tpot = begun - arrival, (self.now - begun) / length
         self.ttfts.append(ttft)
         self.tpots.append(tpot)
+        self.done += 1
         self.total[chat] += 1
-        inside = ttft <= self.slo[0] and tpot <= self.slo[1]
-        self.good[chat] += inside
-        self.missed += not inside
+        if ttft <= self.slo[0] and tpot <= self.slo[1]:
+            self.good[chat] += 1
+        else:
+            self.missed += 1
         if replica.waiting:
             self.waiting -= 1
-            self._start(index, replica, replica.waiting.popleft())
-        self._schedule(index, replica)
+            self._start(replica, replica.waiting.popleft())
         if chat < self.load.chats and not self.closed:
-            self._push(self.now + self._exponential(self.load.think_s), ARRIVE, chat)
+            heappush(self.arrivals, (self.now - self.load.think_s * log(1.0 - self.random()), chat))
 
     def outcome(self) -> SimulationOutcome:
         """Return the results so far. A chat without a response is not inside."""
@@ -320,7 +341,7 @@ class Simulation:
             users=users,
             chats_inside=sum(inside),
             users_inside=users_inside,
-            requests_inside=sum(self.good) / max(1, sum(self.total)),
+            requests_inside=self.requests_inside,
             longest_queue=self.longest,
         )
 
@@ -338,30 +359,62 @@ def breaking_point(
 
     Each trial simulates six requests per chat, at most :data:`MAX_PER_TRIAL`. The rate of arrivals is that of the
     steady state from the start, so that large populations need no further round. A trial ends once enough requests
-    have missed the SLO, or have waited longer than it.
+    have missed the SLO, or have waited longer than it. If a population holds, smaller ones hold as well. So the
+    first trials are near the capacity and decide on most others.
     """
+    good, bad = 0, MAX_CHATS_TRIED * 2
 
     def holds(chats: int) -> bool:
         wanted = max(requests, min(6 * chats, MAX_PER_TRIAL))
         slo = {"ttft_slo_s": ttft_slo_s, "tpot_slo_s": tpot_slo_s}
         run = Simulation(engine, replace(load, chats=chats), wanted, seed=seed, **slo)
         allowed = int(0.05 * wanted)
-        while run.events and run.done < wanted:
-            for _ in range(CHECKED_EVERY):
-                if not run.events or run.done >= wanted:
-                    break
-                run.step()
+        while not run.complete:
+            run.advance(CHECKED_EVERY)
             if run.will_miss(allowed):
                 return False
-        return run.outcome().requests_inside >= 0.95
+        return run.requests_inside >= 0.95
 
-    low, high = 0, max(8, load.chats)
+    def tried(chats: int) -> bool:
+        nonlocal good, bad
+        if good < chats < bad:
+            good, bad = (chats, bad) if holds(chats) else (good, chats)
+        return chats <= good
+
+    capacity = chats_at_capacity(engine, load, tpot_slo_s)
+    for share in PROBED:
+        # A number that the search itself would try, so that its result stays the same.
+        if tried(_largest(partial(ge, share * capacity), first=load.chats)):
+            break
+    return _largest(tried, first=load.chats)
+
+
+def _largest(holds: Callable[[int], bool], *, first: int) -> int:
+    """Return the largest number for which ``holds`` is true, to within a twentieth, by doubling and halving."""
+    low, high = 0, max(8, first)
     while high < MAX_CHATS_TRIED and holds(high):
         low, high = high, high * 2
     while high - low > max(1, low // 20):
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low
+
+
+def chats_at_capacity(engine: SimulatedEngine, load: OfferedLoad, tpot_slo_s: float) -> float:
+    """Return the chats that keep every replica as full as the SLO permits, if no queue ever formed; 0 if none do.
+
+    Little's law: with n requests running, n / (seconds of one) end per second. A chat sends one in each cycle of
+    thinking and waiting for the response.
+    """
+    table = engine.tpot_s[1 : engine.slots + 1]
+    running = sum(1 for _ in takewhile(lambda tpot: tpot <= tpot_slo_s, table))
+    if not running:
+        return 0.0
+    prefill = load.prompt * engine.prefill_s_per_token
+    seconds = prefill + engine.first_s + load.response * table[running - 1]
+    rate = min(running / seconds, 1.0 / prefill if prefill > 0 else inf) * engine.replicas
+    automated = load.rate if load.pattern != "none" else 0.0
+    return max(0.0, rate - automated) * (load.think_s + seconds)
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import UsageError
-from appliance.planner.simulation import OfferedLoad, SimulatedEngine, Simulation, breaking_point, simulate
+from appliance.planner import simulation
+from appliance.planner.simulation import (
+    OfferedLoad,
+    SimulatedEngine,
+    Simulation,
+    breaking_point,
+    chats_at_capacity,
+    simulate,
+)
 
 
 def engine(slots: int = 64, replicas: int = 2, tpot: float = 0.01, slope: float = 5e-4) -> SimulatedEngine:
@@ -77,6 +85,26 @@ def test_the_breaking_point_separates_loads_within_the_slo_from_others() -> None
     assert simulate(small, OfferedLoad(chats=int(chats * 1.3)), 6000).requests_inside < 0.95
 
 
+def test_the_trials_near_the_capacity_do_not_change_the_breaking_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    automated = OfferedLoad(chats=50, pattern="n8n", rate=0.5)
+    cases = [(engine(slots, replicas), load) for slots, replicas in ((2, 1), (16, 1), (48, 3)) for load in
+             (OfferedLoad(), OfferedLoad(chats=3, think_s=10.0), automated)]  # fmt: skip
+    found = [breaking_point(one, load, requests=800) for one, load in cases]
+    assert len(set(found)) > 6
+    monkeypatch.setattr(simulation, "PROBED", ())
+    assert found == [breaking_point(one, load, requests=800) for one, load in cases]
+
+
+def test_the_capacity_follows_littles_law() -> None:
+    # 16 requests of 400 tokens at 18 ms, with 20 ms before the first and 40 ms of prefill: 7.26 s each.
+    load = OfferedLoad(think_s=60.0)
+    chats = chats_at_capacity(engine(slots=16, replicas=2), load, 0.1)
+    assert chats == pytest.approx(2 * 16 / 7.26 * (60.0 + 7.26))
+    # Within 13 ms per token only six of them run.
+    assert chats_at_capacity(engine(slots=16, replicas=2), load, 0.0131) == pytest.approx(2 * 6 / 5.26 * 65.26)
+    assert chats_at_capacity(engine(), load, 0.001) == 0.0
+
+
 def test_an_overloaded_engine_has_no_chat_within_the_slo() -> None:
     outcome = simulate(engine(slots=2, replicas=1), OfferedLoad(chats=400), 5000)
     assert outcome.chats_inside == 0
@@ -107,8 +135,8 @@ def test_a_million_chats_take_few_events() -> None:
     crowd = OfferedLoad(chats=1_000_000, pattern="n8n", rate=3000.0)
     run = Simulation(engine(), crowd, 5000)
     steps = 0
-    while run.events and run.done < 5000:
-        run.step()
+    while not run.complete:
+        run.advance(1)
         steps += 1
     assert run.done == 5000
     assert steps < 40_000
@@ -116,14 +144,14 @@ def test_a_million_chats_take_few_events() -> None:
     failed = Simulation(engine(), crowd, 120_000)
     steps = 0
     while not failed.will_miss(6000):
-        failed.step()
+        failed.advance(1)
         steps += 1
     assert steps < 60_000
 
 
 def test_a_trial_within_the_slo_does_not_fail() -> None:
     run = Simulation(engine(), OfferedLoad(chats=4), 2000, ttft_slo_s=60.0, tpot_slo_s=10.0)
-    while run.events and run.done < 2000:
-        run.step()
+    while not run.complete:
+        run.advance(1)
         assert not run.will_miss(100)
     assert run.outcome().requests_inside == 1.0
