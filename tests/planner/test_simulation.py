@@ -71,6 +71,12 @@ def test_more_chats_never_wait_less(chats: int, seed: int) -> None:
     assert few.users_inside <= 100
 
 
+def test_a_response_ends_in_time_while_other_prompts_are_prefilled() -> None:
+    slow_prompts = SimulatedEngine(replicas=2, slots=8, tpot_s=(0.01,) * 9, prefill_s_per_token=1e-3, first_s=1.0)
+    outcome = simulate(slow_prompts, OfferedLoad(chats=30, think_s=5.0), 500)
+    assert outcome.tpot == pytest.approx((0.01, 0.01, 0.01))
+
+
 def test_batches_wait_longer_than_a_stream_of_the_same_rate() -> None:
     stream = simulate(engine(), OfferedLoad(pattern="poisson", rate=2.0), 20_000)
     for pattern in ("bursts", "n8n"):
