@@ -58,7 +58,7 @@ RAW = {
         ({"engine_version": "26.01 container"}, {"date": "2025-11"}),
         ({"notes": "ShareGPT 1000 prompts; --async-scheduling"}, {"asynchronous": "1"}),
         (
-            {"gpu": "A100 80GB", "notes": "memory size not told (300 W limit = PCIe card)"},
+            {"gpu": "A100 80GB", "notes": "300 W limit = PCIe card"},
             {"gpu": "A100 PCIe 80GB"},
         ),
         ({"gpu": "A100 80GB", "notes": ""}, {"gpu": "A100 80GB"}),
