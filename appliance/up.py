@@ -23,7 +23,6 @@ from rich.console import Console
 
 from appliance.contract.load import parse, read, validate
 from appliance.contract.model import Site
-from appliance.engines import golden_pairs
 from appliance.engines.argv import EngineReplica, command, started_replicas
 from appliance.engines.cpu_dtype import read_cpuinfo
 from appliance.engines.gguf_examination import require_loadable
@@ -31,13 +30,13 @@ from appliance.engines.load_format import weights_store
 from appliance.engines.probe import probe_token
 from appliance.engines.processes import ChildProcesses, ProcessSpec
 from appliance.errors import ConfigError, StartError
-from appliance.gateway.main import bind
 from appliance.models.prepare import Prepared, prepare
 from appliance.render.terminal import long_run_console
 from appliance.smoketest.load import default_model, run_load, show
 from appliance.store.keys import KeyStore
 from appliance.system import files, lock_file, text_file
 from appliance.system.http_request import NO_RESPONSE, send_request
+from appliance.system.listener import bind
 from appliance.system.lock_file import IN_USE
 from appliance.system.stopping import Stop, stop_signals
 from loadtests.report import Report
@@ -349,6 +348,9 @@ async def _until_it_works(console: Console, site: Site, replica: EngineReplica, 
     """Wait for the first token of ``replica``, then for its self-test; raises :class:`StartError` if it fails."""
     async with _step(console, f"starting {_describe(replica)} on 127.0.0.1:{replica.port}"):
         await first_token(site, replica, log, events.died)
+        # Imported late: it needs numpy, which an error before the start of an engine need not wait for.
+        from appliance.engines import golden_pairs  # noqa: PLC0415
+
         reason = await asyncio.to_thread(golden_pairs.check, replica.url, replica.engine, site)
     if reason:
         raise StartError(f"engine {replica.name}: {reason}; its log is {log}")

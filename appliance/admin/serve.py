@@ -11,8 +11,8 @@ import uvicorn
 from appliance.admin.app import make_app
 from appliance.contract.model import Site
 from appliance.errors import UsageError
-from appliance.gateway.main import bind
 from appliance.system import text_file
+from appliance.system.listener import bind
 
 CREDENTIAL = "admin-token"
 VARIABLE = "APPLIANCE_ADMIN_TOKEN_FILE"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import signal
@@ -15,7 +14,6 @@ import uvloop
 
 from appliance.contract.model import Site
 from appliance.engines.lifecycle import ChildControl, EngineControl, SystemdControl
-from appliance.errors import StartError
 from appliance.gateway import log
 from appliance.gateway.acting_socket import ActingSocket, allowed_users
 from appliance.gateway.app import GatewayApp
@@ -29,6 +27,7 @@ from appliance.http1.server import Server
 from appliance.http1.types import Timeouts
 from appliance.store.keys import KeyStore
 from appliance.store.users import UserStore
+from appliance.system.listener import bind
 from appliance.system.unix_socket import address
 
 BACKLOG = 2048
@@ -38,30 +37,6 @@ FLUSH_S = 2.0
 """Seconds after the drain's deadline within which clients must read the ends of their streams."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-def bind(host: str, port: int, alternative: str = "another gateway.port in the configuration") -> socket.socket:
-    """Return a socket bound to ``host`` and ``port``.
-
-    Raises :class:`StartError` with the cause and ``alternative``, the place of another port.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OverflowError:
-        listener.close()
-        raise StartError(f"{port} is not a valid port; use a number from 1 to 65535") from None
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            message = f"port {port} on {host} is used by another program"
-            raise StartError(f"{message}; use {alternative}") from None
-        if error.errno == errno.EACCES:
-            raise StartError(f"port {port} on {host} needs root; use {alternative}") from None
-        raise StartError(f"cannot listen on {host} port {port} ({error.strerror}); check gateway.host") from None
-    return listener
 
 
 def serve(site: Site, base: Path) -> int:
