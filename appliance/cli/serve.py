@@ -106,9 +106,9 @@ def _engine_exec(args: argparse.Namespace) -> int:
     replica = engine_argv.find(site, args.name)
     place = _place_of(site.models[replica.engine.model])
     command = engine_argv.command(site, replica, Path.cwd(), read_cpuinfo(), place, args.rank)
-    require_loadable(site, replica, Path.cwd(), weights_store())
     if args.lock is not None:
         _require_verified(site.models[replica.engine.model], args.lock)
+    require_loadable(site, replica, Path.cwd(), weights_store())
     if args.environment is not None:
         command = engine_argv.mounted(command, args.environment)
     kept = caches.prepare(Path(args.caches[0]), args.caches[1]) if args.caches else {}

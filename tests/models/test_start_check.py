@@ -12,6 +12,7 @@ import pytest
 
 from appliance.models import lock, verification
 from tests.conftest import a_site
+from tests.llamacpp.tiny_gguf import write_gguf
 
 SOURCE, REVISION = "Qwen/Qwen3", "a" * 40
 
@@ -61,7 +62,7 @@ def test_an_engine_starts_with_verified_weights_only(store: Path, tmp_path: Path
 def test_a_file_of_the_store_starts_only_verified_and_one_outside_of_it_always(store: Path, tmp_path: Path) -> None:
     for gguf in (store / "gguf" / "x.gguf", tmp_path / "own.gguf"):
         gguf.parent.mkdir(exist_ok=True)
-        gguf.write_bytes(b"GGUF")
+        write_gguf(gguf, {"general.architecture": "qwen3"}, [])
     lock.write(tmp_path / "models.lock", lock.make(store))
     refused = start(tmp_path, str(store / "gguf" / "x.gguf"), HF_HOME=str(store))
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
@@ -69,6 +70,28 @@ def test_a_file_of_the_store_starts_only_verified_and_one_outside_of_it_always(s
     verification.verify(lock.make(store), store)
     assert start(tmp_path, str(store / "gguf" / "x.gguf"), HF_HOME=str(store)).stdout == "started\n"
     assert start(tmp_path, str(tmp_path / "own.gguf"), HF_HOME=str(store)).stdout == "started\n"
+
+
+def test_a_damaged_file_of_the_store_is_reported_as_not_verified(store: Path, tmp_path: Path) -> None:
+    gguf = store / "gguf" / "x.gguf"
+    gguf.parent.mkdir()
+    write_gguf(gguf, {"general.architecture": "qwen3"}, [])
+    lock.write(tmp_path / "models.lock", lock.make(store))
+    verification.verify(lock.make(store), store)
+    gguf.write_bytes(b"GGUF")
+    refused = start(tmp_path, str(gguf), HF_HOME=str(store))
+    assert "local/files gguf/x.gguf: not verified in its present state" in refused.stderr
+
+
+def test_a_verified_file_of_an_unknown_architecture_does_not_start(store: Path, tmp_path: Path) -> None:
+    gguf = store / "gguf" / "x.gguf"
+    gguf.parent.mkdir()
+    write_gguf(gguf, {"general.architecture": "foreign"}, [])
+    lock.write(tmp_path / "models.lock", lock.make(store))
+    verification.verify(lock.make(store), store)
+    refused = start(tmp_path, str(gguf), HF_HOME=str(store))
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "has the architecture 'foreign'" in refused.stderr
 
 
 def test_a_lock_without_a_store_is_an_error(store: Path, tmp_path: Path) -> None:

@@ -197,7 +197,6 @@ def test_nothing_else_opens_an_address_by_the_environment() -> None:
     # name errors, or read URLs.
     sockets = {
         "appliance/assistant/inference.py",
-        "appliance/doctor/checks/assistant.py",
         "appliance/telegram/acting.py",
     }
     direct = {

@@ -12,7 +12,9 @@ import pytest
 from tests.conftest import ROOT
 from tests.up_process import ENGINE_PYTHON
 
-pytestmark = pytest.mark.vllm
+# The contexts take 26 s of CPU. Four workers and their servers share two cores, so that it takes up to two minutes.
+RUN_S = 300
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(RUN_S + 20)]
 
 SAMPLE = ["gpt2", "gemma3_text", "ernie4_5_moe", "qwen3_5_text", "falcon", "llava"]
 
@@ -24,7 +26,7 @@ def run(script: str, *sample: str) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=110,
+        timeout=RUN_S,
     )
     output: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return output
