@@ -7,7 +7,7 @@ nothing. So fields of future families are rejected as well, not guessed.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -202,6 +202,26 @@ class ConfigFields:
                 f"{self.name}: {self.path_of(key)} names {count} layers, num_hidden_layers is {length}; "
                 "make them agree"
             )
+        return value
+
+    def inner(
+        self, path: str, table: object, read: Collection[str], only: Mapping[str, tuple[object, ...]]
+    ) -> Mapping[str, Any]:
+        """Return the inner ``table`` at ``path``.
+
+        Raises :class:`ConfigError` unless each of its fields is in ``read`` or has a value in ``only``.
+        """
+        if not isinstance(table, Mapping):
+            raise self.refused(path, table)
+        for key, value in table.items():
+            if key not in read and value not in only.get(key, ()):
+                raise self.refused(f"{path}.{key}", value)
+        return table
+
+    def size(self, path: str, value: object) -> int:
+        """Return a size that an inner table states; raises :class:`ConfigError` unless it is a possible one."""
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 16:
+            raise self.refused(path, value)
         return value
 
     def refused(self, key: str, value: object) -> ConfigError:

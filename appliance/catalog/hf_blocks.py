@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from appliance.catalog.config_fields import ConfigFields
 
@@ -52,8 +51,8 @@ def read(fields: ConfigFields, layers: int, hidden: int) -> LayerWidths:
         path = f"block_configs[{layer}]"
         if not isinstance(block, Mapping) or block.keys() != {"attention", "ffn"}:
             raise fields.refused(path, block)
-        attention = _part(fields, f"{path}.attention", block["attention"], ATTENTION, ("n_heads_in_group", "no_op"))
-        ffn = _part(fields, f"{path}.ffn", block["ffn"], FFN, ("ffn_mult",))
+        attention = fields.inner(f"{path}.attention", block["attention"], ("n_heads_in_group", "no_op"), ATTENTION)
+        ffn = fields.inner(f"{path}.ffn", block["ffn"], ("ffn_mult",), FFN)
         group, empty, factor = attention.get("n_heads_in_group"), attention.get("no_op"), ffn.get("ffn_mult")
         if empty not in (True, False, None):
             raise fields.refused(f"{path}.attention.no_op", empty)
@@ -71,15 +70,3 @@ def read(fields: ConfigFields, layers: int, hidden: int) -> LayerWidths:
     if heads % group:
         raise fields.refused("block_configs[].attention.n_heads_in_group", group)
     return LayerWidths(kinds, widths, group)
-
-
-def _part(
-    fields: ConfigFields, path: str, table: object, only: Mapping[str, tuple[object, ...]], read: tuple[str, ...]
-) -> Mapping[str, Any]:
-    """Return a layer's ``table`` if all its fields are in ``read`` or have a value in ``only``."""
-    if not isinstance(table, Mapping):
-        raise fields.refused(path, table)
-    for key, value in table.items():
-        if key not in read and value not in only.get(key, ()):
-            raise fields.refused(f"{path}.{key}", value)
-    return table

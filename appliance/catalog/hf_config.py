@@ -517,9 +517,4 @@ def _heads_of_layers(fields: ConfigFields, layers: int) -> None:
 
 
 def _mpt_attention(fields: ConfigFields) -> None:
-    table = fields.raw("attn_config")[1] or {}
-    if not isinstance(table, Mapping):
-        raise fields.refused("attn_config", table)
-    for key, value in table.items():
-        if key not in MPT_HARMLESS and value not in MPT_ATTENTION.get(key, ()):
-            raise fields.refused(f"attn_config.{key}", value)
+    fields.inner("attn_config", fields.raw("attn_config")[1] or {}, MPT_HARMLESS, MPT_ATTENTION)

@@ -23,12 +23,7 @@ KINDS = ("full_attention", "linear_attention")
 def _older(fields: ConfigFields) -> Mapping[str, Any]:
     """Return ``linear_attn_config``; :class:`ConfigError` for a field in it that is not understood."""
     table = fields.raw("linear_attn_config", own=True)[1] or {}
-    if not isinstance(table, Mapping):
-        raise fields.refused("linear_attn_config", table)
-    unknown = next((key for key in table if key not in OLDER and key not in LISTS), None)
-    if unknown is not None:
-        raise fields.refused(f"linear_attn_config.{unknown}", table[unknown])
-    return table
+    return fields.inner("linear_attn_config", table, (*OLDER, *LISTS), {})
 
 
 def kinds(fields: ConfigFields, layers: int) -> list[str]:
@@ -58,10 +53,7 @@ def sizes(fields: ConfigFields) -> DeltaAttention:
     found: dict[str, int] = {}
     for older, key in OLDER.items():
         name, assumed = fields.raw(key)
-        value = table.get(older, assumed)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 16:
-            raise fields.refused(name, value)
-        found[older] = value
+        found[older] = fields.size(name, table.get(older, assumed))
     return DeltaAttention(
         heads=found["num_heads"], head_dim=found["head_dim"], conv=found["short_conv_kernel_size"]
     )

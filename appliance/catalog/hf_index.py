@@ -23,6 +23,8 @@ SPARSE = "minimax_m3_sparse"
 HARMLESS = frozenset({"sparse_disable_index_value", "sparse_init_block", "sparse_local_block"})
 """Fields of ``sparse_attention_config`` about blocks that are always read and about the index's values."""
 
+READ = frozenset({*HARMLESS, *NAMES.values(), "sparse_attention_freq"})
+
 ONLY: Mapping[str, tuple[object, ...]] = {"sparse_score_type": ("max",), "use_sparse_attention": (True,)}
 
 CACHE_BYTES = 2.0
@@ -32,13 +34,7 @@ CACHE_BYTES = 2.0
 def _older(fields: ConfigFields) -> Mapping[str, Any]:
     """Return ``sparse_attention_config``; :class:`ConfigError` for a field in it that is not understood."""
     table = fields.raw("sparse_attention_config", own=True)[1] or {}
-    if not isinstance(table, Mapping):
-        raise fields.refused("sparse_attention_config", table)
-    for key, value in table.items():
-        if key in HARMLESS or key in NAMES.values() or key == "sparse_attention_freq" or value in ONLY.get(key, ()):
-            continue
-        raise fields.refused(f"sparse_attention_config.{key}", value)
-    return table
+    return fields.inner("sparse_attention_config", table, READ, ONLY)
 
 
 def kinds(fields: ConfigFields, layers: int) -> list[str]:
@@ -66,12 +62,10 @@ def split(
     attention without its index.
     """
     table = _older(fields)
-    sizes: dict[str, int] = {}
-    for key, older in NAMES.items():
-        value = fields.raw(key)[1] if table.get(older) is None else table[older]
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 16:
-            raise fields.refused(key, value)
-        sizes[key] = value
+    sizes = {
+        key: fields.size(key, fields.raw(key)[1] if table.get(older) is None else table[older])
+        for key, older in NAMES.items()
+    }
     if "indexed_attention" not in kinds:
         return plain, None, kinds
     sparse = replace(
