@@ -236,9 +236,10 @@ def native(name: str, tables: tuple[Mapping[str, Any], ...]) -> Native:
     if not isinstance(quant, Mapping):
         raise ConfigError(f"{name}: quantization_config is not a table; take the model's own config.json")
     mixed = _mixed(name, quant)
-    precision = min(mixed.values(), key=lambda one: QUANTISED_BYTES[one]) if mixed else _precision(name, quant)
+    groups = _compressed(name, quant) if _method(quant) == "compressed-tensors" else ()
+    several = [*mixed.values(), *(precision for _, precision in groups)]
+    precision = min(several, key=QUANTISED_BYTES.__getitem__) if several else _precision(name, quant)
     entries = _fields(name, quant)
-    groups = _compressed(name, quant) if quant.get("quant_method") == "compressed-tensors" else ()
     if all(targets == EVERY for targets, _ in groups):
         groups = ()
     block = quant.get("weight_block_size")
@@ -319,7 +320,7 @@ def _group_bytes(
 def _mixed(name: str, quant: Mapping[str, Any]) -> dict[str, str]:
     """Return the precision of each module in ``quantized_layers``; empty if the checkpoint has only one."""
     algorithm, table = str(quant.get("quant_algo")).lower(), quant.get("quantized_layers")
-    if str(quant.get("quant_method") or "modelopt").lower() not in BY_ALGORITHM or algorithm != MIXED:
+    if _method(quant) not in BY_ALGORITHM or algorithm != MIXED:
         if table:
             raise _refused(name, "quantized_layers without quant_algo = 'MIXED_PRECISION'")
         return {}
@@ -383,9 +384,13 @@ def _unquantised(name: str, tables: tuple[Mapping[str, Any], ...]) -> str:
     return precision
 
 
+def _method(quant: Mapping[str, Any]) -> str:
+    """Return the method of a table; ModelOpt's own files name only an algorithm."""
+    return str(quant.get("quant_method") or ("modelopt" if quant.get("quant_algo") else "")).lower()
+
+
 def _precision(name: str, quant: Mapping[str, Any]) -> str:
-    # ModelOpt's own files name only an algorithm.
-    method = str(quant.get("quant_method") or ("modelopt" if quant.get("quant_algo") else "")).lower()
+    method = _method(quant)
     if method in BY_BITS:
         return _by_bits(name, quant)
     if method in BY_ALGORITHM:
@@ -399,8 +404,6 @@ def _precision(name: str, quant: Mapping[str, Any]) -> str:
         if four == eight:
             raise _refused(name, "bitsandbytes without one of load_in_4bit and load_in_8bit")
         return BITS[4 if four else 8]
-    if method == "compressed-tensors":
-        return min((precision for _, precision in _compressed(name, quant)), key=QUANTISED_BYTES.__getitem__)
     if method in PLAIN:
         return PLAIN[method]
     raise _refused(name, f"quant_method = {quant.get('quant_method')!r:.40}")
