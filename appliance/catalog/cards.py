@@ -15,6 +15,9 @@ from appliance.errors import UsageError
 
 Vendor = Literal["nvidia", "amd", "intel"]
 
+GEFORCE = re.compile(r"RTX [2345]0[5-9]0\b")
+"""Names of GeForce cards from RTX 20 on; other cards of NVIDIA have other numbers."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
@@ -45,6 +48,11 @@ class Card:
     def memory_bytes(self) -> float:
         """Memory that the driver shows."""
         return self.memory_mib * MIB
+
+    @property
+    def halves_bf16(self) -> bool:
+        """Whether its units accumulate products of bf16 in 32 bits at half their rate, as GeForce cards do."""
+        return GEFORCE.match(self.name) is not None
 
 
 @cache

@@ -7,7 +7,6 @@ with arrays of thousands. Switches are 0 or 1 and become exponents: ``factor ** 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 from appliance.catalog.shape import Attention, Mamba2, Mla, Shape
@@ -336,10 +335,9 @@ def peak_flops(workload: Workload) -> float:
 def _integer_speed(workload: Workload) -> float:
     """Return the speed of llama.cpp's dense GEMMs over 8-bit integers, against other cards, at equal bf16 peak.
 
-    GeForce cards accumulate bf16 products in 32 bits at half the rate; their integer units have the full one.
+    The integer units of all cards have their full rate.
     """
-    halved = re.match(r"RTX [2345]0[5-9]0\b", workload.card.name)
-    return 2.0 if halved and effective_units(workload) == "gguf" else 1.0
+    return 2.0 if workload.card.halves_bf16 and effective_units(workload) == "gguf" else 1.0
 
 
 def read_kv_bytes(shape: Shape, context: float, kv_bytes: float) -> float:
