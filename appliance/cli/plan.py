@@ -15,6 +15,7 @@ from appliance.catalog.models import dump_model, known_models, shipped_models
 from appliance.catalog.processors import cpus, find_cpu
 from appliance.catalog.shape import Shape
 from appliance.cli._args import add_json
+from appliance.contract.card_memory import USUAL_UTILIZATION
 from appliance.contract.load import load, parse, validate
 from appliance.contract.model import Site
 from appliance.contract.violation import suggest
@@ -150,7 +151,11 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-p2p", action="store_true", help="cards cannot read each other's memory")
     parser.add_argument("--power", type=float, metavar="W", help="power limit per card; default: none")
     parser.add_argument(
-        "--utilization", type=float, default=0.92, metavar="SHARE", help="gpu-memory-utilization (%(default)s)"
+        "--utilization",
+        type=float,
+        default=USUAL_UTILIZATION,
+        metavar="SHARE",
+        help="gpu-memory-utilization (%(default)s)",
     )
     parser.add_argument("--kv", metavar="TYPE", help="type of the KV cache: auto, fp8")
     parser.add_argument(

@@ -20,6 +20,10 @@ WORKING_SPACE = 3.5 * GIB
 aiconfigurator's "other_mem" for the RTX PRO 6000 Blackwell Server Edition."""
 
 
+USUAL_UTILIZATION = 0.92
+"""Share of a card's memory that an engine may use, unless the site or a measurement states another one."""
+
+
 def budget(memory: float, utilization: float) -> float:
     """Return the bytes that an engine may use on a card with ``memory`` bytes."""
     return memory * utilization

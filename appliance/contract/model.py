@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator
 
+from appliance.contract.card_memory import USUAL_UTILIZATION
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 """A name: letters, digits, dot, dash, underscore; no slash, because names become parts of paths and unit names."""
 
@@ -376,7 +378,7 @@ class Engine(Section):
         examples=["/health"],
     )
     gpu_memory_utilization: float = Field(
-        default=0.92, gt=0, le=1, description="Share of the memory of each card that one replica uses."
+        default=USUAL_UTILIZATION, gt=0, le=1, description="Share of the memory of each card that one replica uses."
     )
     kv_cache_gib: float = Field(
         default=1.0, gt=0, le=4096, description="RAM for the KV cache in GiB, with `device = cpu` only."

@@ -12,7 +12,7 @@ from math import ceil
 
 from appliance.catalog.cards import Card
 from appliance.catalog.shape import Shape
-from appliance.contract.card_memory import GIB, budget
+from appliance.contract.card_memory import GIB, USUAL_UTILIZATION, budget
 from appliance.planner import kv_cache, precision
 from appliance.planner.drafts import NO_DRAFTS, Drafts
 from appliance.planner.layout import SINGLE, Layout
@@ -120,7 +120,7 @@ def card_memory(
     dtype: Precision,
     *,
     layout: Layout = SINGLE,
-    utilization: float = 0.92,
+    utilization: float = USUAL_UTILIZATION,
     context: int | None = None,
     sequences: int | None = None,
     batched_tokens: int | None = None,

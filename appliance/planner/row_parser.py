@@ -16,7 +16,7 @@ from appliance.catalog.models import find_model, shipped_models
 from appliance.catalog.names import normalise
 from appliance.catalog.processors import Cpu, find_cpu
 from appliance.catalog.shape import Attention, Moe, Shape
-from appliance.contract.card_memory import GIB
+from appliance.contract.card_memory import GIB, USUAL_UTILIZATION
 from appliance.errors import ApplianceError, UsageError
 from appliance.planner import precision
 from appliance.planner.drafts import DraftKind
@@ -34,7 +34,6 @@ USUAL_OUTPUT = 512.0
 OFFLINE_CONCURRENCY = 2048.0
 """Requests that TensorRT-LLM's offline benchmark keeps in flight (its default max batch size)."""
 
-USUAL_UTILIZATION = 0.92
 SGLANG_UTILIZATION = 0.88
 """Share of the card's memory for weights and KV cache: SGLang keeps more for its graphs and prefill chunks."""
 

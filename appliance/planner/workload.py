@@ -8,6 +8,7 @@ from typing import Literal
 from appliance.catalog.cards import Card
 from appliance.catalog.processors import Cpu
 from appliance.catalog.shape import Shape
+from appliance.contract.card_memory import USUAL_UTILIZATION
 from appliance.errors import UsageError
 from appliance.planner.bounds import check_range
 from appliance.planner.drafts import DraftKind
@@ -72,7 +73,7 @@ class Workload:
     """Whether asynchronous scheduling is switched on, in a release of vLLM that does not have it by default."""
     years_old: float = 0.0
     """Age of the engine's software in years, against :data:`~appliance.planner.row_parser.TODAY`."""
-    utilization: float = 0.92
+    utilization: float = USUAL_UTILIZATION
     max_sequences: int | None = None
     assumed: tuple[str, ...] = ()
     """Conditions that the input did not state, each with the assumption used instead."""
