@@ -149,6 +149,16 @@ class BootedMachine:
         assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def cable(self, device: str, own: str, space: str, far: str) -> None:
+        """Make ``device`` with the address ``own``, and at its other end the namespace ``space`` with ``far``."""
+        self.run("ip", "netns", "add", space)
+        self.run("ip", "link", "add", device, "type", "veth", "peer", "name", "far", "netns", space)
+        self.run("ip", "address", "add", own, "dev", device)
+        self.run("ip", "link", "set", device, "up")
+        self.run("ip", "-n", space, "address", "add", far, "dev", "far")
+        for end in ("lo", "far"):
+            self.run("ip", "-n", space, "link", "set", end, "up")
+
     def start(self, unit: str) -> None:
         """Start a unit; fail with its messages if it does not start."""
         try:

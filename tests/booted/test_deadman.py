@@ -99,12 +99,7 @@ def machine(texts: RenderedHost, tmp_path_factory: pytest.TempPathFactory) -> It
     made.boot()
     try:
         # Home at the other end of a cable, in place of the tunnel: the kernel of this machine has no WireGuard.
-        made.run("ip", "netns", "add", "home")
-        made.run("ip", "link", "add", "wg0", "type", "veth", "peer", "name", "far", "netns", "home")
-        made.run("ip", "address", "add", "10.77.0.2/24", "dev", "wg0")
-        made.run("ip", "link", "set", "wg0", "up")
-        made.run("ip", "-n", "home", "address", "add", "10.77.0.1/24", "dev", "far")
-        made.run("ip", "-n", "home", "link", "set", "far", "up")
+        made.cable("wg0", "10.77.0.2/24", "home", "10.77.0.1/24")
         made.run("ip", "route", "add", "default", "via", "10.77.0.1")
         # The probes share the folder of the unit: one after another, before the units themselves.
         units = " ".join(name for lane in lanes.values() for name in lane)

@@ -74,13 +74,7 @@ def machine(texts: RenderedHost, tmp_path_factory: pytest.TempPathFactory) -> It
             ("home", "wg0", "10.77.0.2/24", "10.77.0.1/24"),
             ("web", "eth0", "203.0.113.5/24", "203.0.113.1/24"),
         ):
-            made.run("ip", "netns", "add", space)
-            made.run("ip", "link", "add", device, "type", "veth", "peer", "name", "far", "netns", space)
-            made.run("ip", "address", "add", own, "dev", device)
-            made.run("ip", "link", "set", device, "up")
-            made.run("ip", "-n", space, "address", "add", far, "dev", "far")
-            for end in ("lo", "far"):
-                made.run("ip", "-n", space, "link", "set", end, "up")
+            made.cable(device, own, space, far)
         for address in (PUBLIC_WEB, PRIVATE_WEB):
             made.run("ip", "-n", "web", "address", "add", f"{address}/32", "dev", "lo")
         made.run("ip", "route", "add", "default", "via", "203.0.113.1")

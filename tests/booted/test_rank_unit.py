@@ -60,13 +60,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedHost]:
     made.install([UNIT, "nftables.service"])
     machine.boot()
     try:
-        machine.run("ip", "netns", "add", "peer")
-        machine.run("ip", "link", "add", "lan0", "type", "veth", "peer", "name", "far", "netns", "peer")
-        machine.run("ip", "address", "add", "10.88.0.2/24", "dev", "lan0")
-        machine.run("ip", "link", "set", "lan0", "up")
-        machine.run("ip", "-n", "peer", "address", "add", "10.88.0.1/24", "dev", "far")
-        machine.run("ip", "-n", "peer", "link", "set", "far", "up")
-        machine.run("ip", "-n", "peer", "link", "set", "lo", "up")
+        machine.cable("lan0", "10.88.0.2/24", "peer", "10.88.0.1/24")
         yield made
     finally:
         machine.stop()

@@ -89,12 +89,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedMachine]
         made.run("mknod", "-m", "600", "/dev/kmsg", "c", "1", "11")
         made.run("chown", "-R", "appliance-gateway:", "/var/lib/appliance-gateway")
         made.run("chmod", "-R", "go=", "/var/lib/appliance-gateway")
-        made.run("ip", "netns", "add", "peer")
-        made.run("ip", "link", "add", "wg0", "type", "veth", "peer", "name", "far", "netns", "peer")
-        made.run("ip", "address", "add", "10.77.0.1/24", "dev", "wg0")
-        made.run("ip", "link", "set", "wg0", "up")
-        made.run("ip", "-n", "peer", "address", "add", "10.77.0.2/24", "dev", "far")
-        made.run("ip", "-n", "peer", "link", "set", "far", "up")
+        made.cable("wg0", "10.77.0.1/24", "peer", "10.77.0.2/24")
         made.run("ip", "route", "add", "default", "via", "10.77.0.2")
         # Units that share a folder start one after another.
         lanes = [
