@@ -44,6 +44,16 @@ def start(tmp_path: Path, source: str = SOURCE, **environment: str) -> subproces
     )
 
 
+def verified_gguf(store: Path, tmp_path: Path, architecture: str) -> Path:
+    """Return a GGUF of the store that is locked and verified."""
+    gguf = store / "gguf" / "x.gguf"
+    gguf.parent.mkdir()
+    write_gguf(gguf, {"general.architecture": architecture}, [])
+    lock.write(tmp_path / "models.lock", lock.make(store))
+    verification.verify(lock.make(store), store)
+    return gguf
+
+
 def test_an_engine_starts_with_verified_weights_only(store: Path, tmp_path: Path) -> None:
     refused = start(tmp_path, HF_HOME=str(store))
     assert (refused.returncode, refused.stdout) == (1, "")
@@ -73,22 +83,14 @@ def test_a_file_of_the_store_starts_only_verified_and_one_outside_of_it_always(s
 
 
 def test_a_damaged_file_of_the_store_is_reported_as_not_verified(store: Path, tmp_path: Path) -> None:
-    gguf = store / "gguf" / "x.gguf"
-    gguf.parent.mkdir()
-    write_gguf(gguf, {"general.architecture": "qwen3"}, [])
-    lock.write(tmp_path / "models.lock", lock.make(store))
-    verification.verify(lock.make(store), store)
+    gguf = verified_gguf(store, tmp_path, "qwen3")
     gguf.write_bytes(b"GGUF")
     refused = start(tmp_path, str(gguf), HF_HOME=str(store))
     assert "local/files gguf/x.gguf: not verified in its present state" in refused.stderr
 
 
 def test_a_verified_file_of_an_unknown_architecture_does_not_start(store: Path, tmp_path: Path) -> None:
-    gguf = store / "gguf" / "x.gguf"
-    gguf.parent.mkdir()
-    write_gguf(gguf, {"general.architecture": "foreign"}, [])
-    lock.write(tmp_path / "models.lock", lock.make(store))
-    verification.verify(lock.make(store), store)
+    gguf = verified_gguf(store, tmp_path, "foreign")
     refused = start(tmp_path, str(gguf), HF_HOME=str(store))
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "has the architecture 'foreign'" in refused.stderr

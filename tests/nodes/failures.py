@@ -37,12 +37,49 @@ class RankFailureRow:
     passed: bool
 
 
+class RankFailureTable:
+    """The rows of a run, printed as they come."""
+
+    def __init__(self) -> None:
+        self.rows: list[RankFailureRow] = []
+
+    def row(self, failure: str, expected: str, seen: str, passed: bool) -> None:
+        """Record one row."""
+        self.rows.append(RankFailureRow(failure, expected, seen, passed))
+        print(f"{'pass' if passed else 'FAIL'} | {failure} | {expected} | {seen}", flush=True)
+
+    def run(self, work: Callable[[Path], None], into: Path | None) -> int:
+        """Run ``work`` in a folder of its own, write the table ``into`` a file, and return the exit code.
+
+        An error shows the end of each log in the folder.
+        """
+        with tempfile.TemporaryDirectory(prefix="appliance-nodes-") as name:
+            folder = Path(name)
+            try:
+                work(folder)
+            except BaseException:
+                for log in sorted(folder.glob("*.log")):
+                    print(f"--- {log.name}\n{log.read_text(errors='replace')[-6000:]}", flush=True)
+                raise
+            finally:
+                if into is not None:
+                    into.write_text(self.markdown())
+        return 0 if all(row.passed for row in self.rows) else 1
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        lines = ["| failure | expected | seen |", "|---|---|---|"]
+        return (
+            "\n".join([*lines, *(f"| {row.failure} | {row.expected} | {row.seen} |" for row in self.rows)]) + "\n"
+        )
+
+
 class TwoHosts:
     """Both hosts and the stranger, with one engine."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, table: RankFailureTable) -> None:
         self.folder = folder
-        self.rows: list[RankFailureRow] = []
+        self.row = table.row
         model = folder / "model"
         maker = str(ROOT / "appliance/models/tiny_qwen3.py")
         subprocess.run([str(ENGINE_PYTHON), maker, str(model)], check=True, capture_output=True)
@@ -54,11 +91,6 @@ class TwoHosts:
         (old / "bin").mkdir()
         (old / "bin/python").symlink_to(ENGINE_PYTHON)
         self.other_site.write_text(json.dumps(site_of_two(old / "bin/python", model, PORT)))
-
-    def row(self, failure: str, expected: str, seen: str, passed: bool) -> None:
-        """Record one row."""
-        self.rows.append(RankFailureRow(failure, expected, seen, passed))
-        print(f"{'pass' if passed else 'FAIL'} | {failure} | {expected} | {seen}", flush=True)
 
 
 def seconds_until(condition: Callable[[], bool], what: str, limit_s: float) -> float:
@@ -202,30 +234,13 @@ def cut_cable(both: TwoHosts, leader: HostOfTwo, other: HostOfTwo, switch: objec
              f"they ended after {took:.1f} s; {again}", idle and took <= LIMIT_S["cut"])  # fmt: skip
 
 
-def report(rows: list[RankFailureRow]) -> str:
-    """Return the table in Markdown."""
-    lines = ["| failure | expected | seen |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {row.failure} | {row.expected} | {row.seen} |" for row in rows)]) + "\n"
-
-
 def main() -> int:
     """Run the failures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the table to FILE")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="appliance-nodes-") as folder:
-        both = TwoHosts(Path(folder))
-        try:
-            table_of_failures(both)
-        except BaseException:
-            for name in ("gpu", "gpu2"):
-                log = Path(folder) / f"{name}-rank.log"
-                print(f"--- {name}\n{log.read_text()[-6000:] if log.exists() else ''}", flush=True)
-            raise
-        finally:
-            if args.report is not None:
-                args.report.write_text(report(both.rows))
-    return 0 if all(row.passed for row in both.rows) else 1
+    table = RankFailureTable()
+    return table.run(lambda folder: table_of_failures(TwoHosts(folder, table)), args.report)
 
 
 if __name__ == "__main__":

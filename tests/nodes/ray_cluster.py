@@ -12,14 +12,13 @@ import argparse
 import json
 import secrets
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from appliance.engines.ranks import RAY_PORT
 from tests.conftest import ROOT, wait_until
 from tests.network.machine import NetworkMachine
-from tests.nodes.failures import RankFailureRow, connects, listening, report
+from tests.nodes.failures import RankFailureTable, connects, listening
 from tests.nodes.rules import rules_of
 from tests.nodes.site_of_two import ADDRESSES, HostOfTwo, machines, site_of_two
 
@@ -94,18 +93,6 @@ class RayHost:
         return self.machine.log("ray").read_text(errors="replace")
 
 
-class RayTable:
-    """The rows of a run."""
-
-    def __init__(self) -> None:
-        self.rows: list[RankFailureRow] = []
-
-    def row(self, failure: str, expected: str, seen: str, passed: bool) -> None:
-        """Record one row."""
-        self.rows.append(RankFailureRow(failure, expected, seen, passed))
-        print(f"{'pass' if passed else 'FAIL'} | {failure} | {expected} | {seen}", flush=True)
-
-
 def site_of_ray(python: Path, model: Path, token_path: str) -> dict[str, Any]:
     """Return the site of the engine in the cluster."""
     site = site_of_two(python, model, PORT, distributed="ray")
@@ -113,7 +100,7 @@ def site_of_ray(python: Path, model: Path, token_path: str) -> dict[str, Any]:
     return site
 
 
-def run(folder: Path, python: Path, table: RayTable) -> None:
+def run(folder: Path, python: Path, table: RankFailureTable) -> None:
     """Make the cluster and record what is seen."""
     model = folder / "model"
     maker = str(ROOT / "appliance/models/tiny_qwen3.py")
@@ -173,18 +160,8 @@ def main() -> int:
     parser.add_argument("--python", type=Path, required=True, metavar="FILE", help="a Python with vLLM and Ray")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the table to FILE")
     args = parser.parse_args()
-    table = RayTable()
-    with tempfile.TemporaryDirectory(prefix="appliance-ray-") as folder:
-        try:
-            run(Path(folder), args.python, table)
-        except BaseException:
-            for log in sorted(Path(folder).glob("*.log")):
-                print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}", flush=True)
-            raise
-        finally:
-            if args.report is not None:
-                args.report.write_text(report(table.rows))
-    return 0 if all(row.passed for row in table.rows) else 1
+    table = RankFailureTable()
+    return table.run(lambda folder: run(folder, args.python, table), args.report)
 
 
 if __name__ == "__main__":
